@@ -1,0 +1,64 @@
+//! `/k/{key}`: one entry.
+
+use super::CONTENT_TYPE_MAX;
+use super::problem::{Manner, Problem};
+use crate::http::{Body, Head, Reply};
+use crate::ops::Answer;
+use crate::plugins::Verb;
+use crate::store::DEFAULT_CONTENT_TYPE;
+
+/// The methods an entry has.
+pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
+
+/// The media type of a request's body.
+pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+    let Some(value) = head.headers.get("content-type") else { return Ok(DEFAULT_CONTENT_TYPE) };
+    if value.len() > CONTENT_TYPE_MAX {
+        let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
+        return Err(Problem::new(400, fact));
+    }
+    // It is given back as it is, so it must be something that may be sent.
+    match str::from_utf8(value) {
+        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
+        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
+        _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
+    }
+}
+
+/// The reply to an operation on an entry.
+pub(super) fn reply(answer: Answer, verb: Verb, manner: Manner) -> Reply {
+    let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
+    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+    match answer {
+        Answer::Found(entry) => {
+            let (name, revision) = etag(entry.revision());
+            let mut reply = Reply::new(200, &b""[..])
+                .with_header("Content-Type", entry.content_type().to_owned())
+                .with_header(name, revision)
+                .with_header("X-Content-Type-Options", "nosniff");
+            reply.body = Body::Shared(Box::new(entry));
+            reply
+        }
+        Answer::Written(revision) => {
+            let (name, revision) = etag(revision);
+            ok().with_header(name, revision)
+        }
+        Answer::Removed => ok(),
+        Answer::Absent => Problem::new(404, "Not Found").reply(manner),
+        Answer::Refused(refusal) => {
+            let mut reply = Problem::new(refusal.status, refusal.message).by(refusal.plugin).reply(manner);
+            for (name, value) in refusal.headers {
+                // A plugin may say what its own text is.
+                if name.eq_ignore_ascii_case("content-type") {
+                    reply.headers.retain(|(other, _)| other != "Content-Type");
+                }
+                reply = reply.with_header(name, value);
+            }
+            reply
+        }
+        Answer::Failed(error) => {
+            tracing::error!(verb = verb.method(), "a write was not kept: {error}");
+            Problem::new(503, format!("Not kept: {error}")).reply(manner)
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! From path and method to an operation, and from its answer to a reply. The only place with status codes of its own.
+
+mod entry;
+mod problem;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use percent_encoding::percent_decode_str;
+
+use crate::http::{BodyFault, Head, Method, Reply, Responder, Service};
+use crate::ops::{Ops, Request};
+use crate::plugins::{Origin, Verb};
+
+use problem::{Manner, Problem};
+
+/// The longest key, in bytes.
+pub const KEY_MAX: usize = 1024;
+/// The longest media type, in bytes.
+const CONTENT_TYPE_MAX: usize = 255;
+
+/// The HTTP interface of a store.
+pub struct Api {
+    ops: Arc<Ops>,
+    value_max: u64,
+}
+
+/// A request that has a route.
+pub struct Admitted {
+    head: Head,
+    verb: Verb,
+    key: String,
+    query: String,
+    content_type: String,
+    arrived: u64,
+}
+
+impl Api {
+    /// The interface, with the longest value that is accepted, in bytes.
+    pub fn new(ops: Arc<Ops>, value_max: u64) -> Self {
+        Self { ops, value_max }
+    }
+}
+
+/// Where a request goes.
+enum Route<'a> {
+    Entry { key: &'a str },
+    Nowhere,
+}
+
+fn route(path: &str) -> Route<'_> {
+    match path.strip_prefix("/k/") {
+        Some(key) => Route::Entry { key },
+        None => Route::Nowhere,
+    }
+}
+
+/// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
+fn path_and_query(target: &str) -> (&str, &str) {
+    let local = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
+        _ => target,
+    };
+    local.split_once('?').unwrap_or((local, ""))
+}
+
+/// A key as it stands in a path, decoded once.
+fn decode_key(encoded: &str) -> Result<String, Problem> {
+    let bytes = encoded.as_bytes();
+    for (at, _) in encoded.match_indices('%') {
+        if !bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+            return Err(Problem::new(
+                400,
+                format!("Key is not percent-encoded correctly at byte {at}; write % as %25"),
+            ));
+        }
+    }
+    let key = percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {} of it", error.valid_up_to())))?;
+    if key.is_empty() {
+        return Err(Problem::new(400, "Key cannot be empty"));
+    }
+    if key.len() > KEY_MAX {
+        return Err(Problem::new(414, format!("Key too long: {} bytes, {KEY_MAX} is the most", key.len())));
+    }
+    Ok(key.into_owned())
+}
+
+impl Service for Api {
+    type Admitted = Admitted;
+
+    fn admit(&self, head: Head) -> Result<Admitted, Reply> {
+        let arrived = self.ops.revision();
+        let (path, query) = path_and_query(&head.target);
+        let manner = Manner::of(&head);
+        let Route::Entry { key } = route(path) else {
+            return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner));
+        };
+        let verb = match head.method {
+            Method::Get | Method::Head => Verb::Get,
+            Method::Post => Verb::Post,
+            Method::Put => Verb::Put,
+            Method::Delete => Verb::Delete,
+            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", entry::ALLOW)),
+            Method::Other => {
+                return Err(Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", entry::ALLOW));
+            }
+        };
+        let key = decode_key(key).map_err(|problem| problem.reply(manner))?;
+        let content_type = entry::content_type(&head).map_err(|problem| problem.reply(manner))?.to_owned();
+        let query = query.to_owned();
+        Ok(Admitted { head, verb, key, query, content_type, arrived })
+    }
+
+    fn body_max(&self) -> u64 {
+        self.value_max
+    }
+
+    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
+        let problem = match fault {
+            BodyFault::Encoded => Problem::new(411, "Transfer-Encoding is not accepted; send Content-Length"),
+            BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
+            BodyFault::TooLarge { declared } => Problem::new(
+                413,
+                format!("Value too large: {declared} bytes, {} is the most (--max-value)", self.value_max),
+            ),
+            BodyFault::CutOff { came, declared } => {
+                Problem::new(400, format!("Body cut off: {came} of {declared} bytes came; nothing was written"))
+            }
+        };
+        problem.reply(Manner::of(&admitted.head))
+    }
+
+    fn serve(&self, admitted: Admitted, body: Vec<u8>, responder: Responder) {
+        let Admitted { head, verb, key, query, content_type, arrived } = admitted;
+        let manner = Manner::of(&head);
+        if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
+            return responder.reply(Problem::new(400, "No content provided").reply(manner));
+        }
+        let request = Request { verb, key, value: body, content_type, query, arrived, origin: Box::new(head) };
+        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, verb, manner)));
+    }
+}
+
+impl Origin for Head {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name)
+    }
+
+    fn header_at(&self, index: usize) -> Option<(&str, &[u8])> {
+        self.headers.at(index)
+    }
+
+    fn client(&self) -> &str {
+        self.client_text()
+    }
+}
+
+/// One line: what would break it is a space.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect::<String>().into()
+    } else {
+        text.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_decoded_once_and_keeps_its_slashes() {
+        assert_eq!(decode_key("a%2Fb").ok().as_deref(), Some("a/b"));
+        assert_eq!(decode_key("a/b").ok().as_deref(), Some("a/b"));
+        assert_eq!(decode_key("100%2525").ok().as_deref(), Some("100%25"));
+        assert_eq!(decode_key("a+b%20c").ok().as_deref(), Some("a+b c"));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_one_is_refused_with_its_status() {
+        let long = "k".repeat(KEY_MAX + 1);
+        for (key, status) in
+            [("%", 400), ("a%2", 400), ("%zz", 400), ("%+1", 400), ("%ff", 400), ("", 400), (long.as_str(), 414)]
+        {
+            assert_eq!(decode_key(key).err().map(|problem| problem.status()), Some(status), "{key}");
+        }
+        assert!(decode_key(&"k".repeat(KEY_MAX)).is_ok());
+    }
+
+    #[test]
+    fn an_absolute_url_is_as_good_as_a_path() {
+        assert_eq!(path_and_query("/k/a?b=1?2"), ("/k/a", "b=1?2"));
+        assert_eq!(path_and_query("http://127.0.0.1:3110/k/a?b"), ("/k/a", "b"));
+        assert_eq!(path_and_query("/k/http://a"), ("/k/http://a", ""));
+        assert_eq!(path_and_query("http://a"), ("/", ""));
+    }
+}

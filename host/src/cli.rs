@@ -1,0 +1,204 @@
+//! The command line.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, File, LogFormat, Options};
+use crate::plugins::{self, Plugin};
+use crate::serve;
+
+/// A small key-value server that is extended by native plugins
+#[derive(Parser)]
+#[command(name = "vkog", version, args_conflicts_with_subcommands = true, after_help = EXAMPLE)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+const EXAMPLE: &str = "\
+Every option is also an environment variable (VKOG_FILE) and a line of the --config file (file = \"...\").
+
+Example:
+  vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
+  curl -d hello http://127.0.0.1:3110/k/greeting";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a store; this is what vkog does without a command
+    Serve(ServeArgs),
+    /// Look at plugin libraries
+    #[command(subcommand)]
+    Plugins(PluginsCommand),
+}
+
+#[derive(clap::Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    options: Options,
+
+    /// A TOML file with the same options, and a table for each plugin ([plugins.bytes])
+    #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum PluginsCommand {
+    /// Say what libraries are, which hooks they have, and whether this host would load them
+    Check {
+        /// The libraries
+        #[arg(required = true, value_name = "LIBRARY")]
+        libraries: Vec<PathBuf>,
+
+        /// A TOML file with the plugins' settings
+        #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
+        config: Option<PathBuf>,
+    },
+}
+
+/// What the program was asked to do.
+pub struct Invocation(Cli);
+
+/// Why it was not done.
+pub struct Failure {
+    lines: Vec<String>,
+    usage: bool,
+}
+
+impl Failure {
+    /// One line for everything that is wrong, without the program's name.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// The exit status: 2 for a wrong command line, else 1.
+    pub fn status(&self) -> u8 {
+        if self.usage { 2 } else { 1 }
+    }
+
+    /// Something other than the command line is wrong.
+    pub fn new(lines: impl IntoIterator<Item = impl ToString>) -> Self {
+        Self { lines: lines.into_iter().map(|line| line.to_string()).collect(), usage: false }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new([error])
+    }
+}
+
+/// Reads the command line and the environment. Help and version are printed here and end the program.
+///
+/// # Errors
+///
+/// A wrong command line.
+pub fn parse() -> Result<Invocation, Failure> {
+    Cli::try_parse().map(Invocation).map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        Failure { lines: vec![in_one_line(&error)], usage: true }
+    })
+}
+
+/// clap's report without its usage and its line breaks: what is wrong, its tips, and where there is more to read.
+fn in_one_line(error: &clap::Error) -> String {
+    let report = error.to_string();
+    let told = report.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<&str> = told.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let fact = told.join(" ").replacen("error: ", "", 1).replace(" tip: ", "; ");
+    format!("{fact}; see vkog --help")
+}
+
+/// Does what the program was asked to.
+///
+/// # Errors
+///
+/// It could not be done.
+pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
+    match cli.command {
+        None => serve_with(cli.serve),
+        Some(Command::Serve(args)) => serve_with(args),
+        Some(Command::Plugins(PluginsCommand::Check { libraries, config })) => check(&libraries, config),
+    }
+}
+
+fn serve_with(args: ServeArgs) -> Result<ExitCode, Failure> {
+    let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let config = Config::new(args.options, file)?;
+    start_log(config.log_format);
+    serve::serve(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(format: Option<LogFormat>) {
+    let terminal = std::io::stderr().is_terminal();
+    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(terminal).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+fn check(libraries: &[PathBuf], config: Option<PathBuf>) -> Result<ExitCode, Failure> {
+    let config = Config::new(
+        Options { no_plugins: true, ..Options::default() },
+        config.as_deref().map(File::read).transpose()?.unwrap_or_default(),
+    )?;
+    start_log(Some(LogFormat::Text));
+    let loaded = plugins::load(libraries, &config.plugins, config.max_size);
+    let mut out = std::io::stdout().lock();
+    for (path, result) in libraries.iter().zip(&loaded) {
+        let path = path.display();
+        let told = match result {
+            Ok(plugin) => writeln!(out, "{path}: {}; this host loads it", describe(plugin)),
+            Err(error) => writeln!(out, "{path}: cannot be loaded: {} [{}]", error.fault, error.fault.code()),
+        };
+        // Whoever reads may have read enough.
+        if told.is_err() {
+            break;
+        }
+    }
+    Ok(if loaded.iter().all(Result::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What a plugin is, in one line.
+pub fn describe(plugin: &Plugin) -> String {
+    format!(
+        "{} {}, vkog-plugin-api {}, stage {}, hooks {}",
+        plugin.name(),
+        plugin.version(),
+        plugin.api_version(),
+        plugin.stage_name(),
+        plugin.hook_names().collect::<Vec<_>>().join(" ")
+    )
+}
+
+/// The definition of the command line, for completions and the man page.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_option_is_told_in_one_line() {
+        let error = Cli::try_parse_from(["vkog", "--max-sise", "5"]).err().expect("there is no such option");
+        let told = "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog --help";
+        assert_eq!(in_one_line(&error), told);
+    }
+}

@@ -1,0 +1,271 @@
+//! Flags, environment and file become one checked configuration: a flag beats the environment, which beats the file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::plugins::Settings;
+
+/// A number of bytes: `268435456`, `256MiB`, `256MB`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<bytesize::ByteSize>() {
+            Ok(size) => Ok(Self(size.as_u64())),
+            Err(_) => Err("not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB".to_owned()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a number of bytes, or a text such as \"256MiB\"")]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// `host:port`
+    Tcp(String),
+    /// `unix:PATH`
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(Self::Unix(path.into())) };
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
+            _ => Err("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH".to_owned()),
+        }
+    }
+}
+
+/// How a log line is written.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
+/// What can be set; the same names as flags, as environment variables and as lines of the file. None is unset.
+#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Options {
+    /// The store [default: local.vkog]
+    #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true)]
+    pub file: Option<PathBuf>,
+
+    /// How much the bytes plugin lets the store hold [default: 128MiB]
+    #[arg(short = 's', long, value_name = "SIZE", env = "VKOG_MAX_SIZE", hide_env = true)]
+    pub max_size: Option<Size>,
+
+    /// Load every plugin library in it [default: plugins beside the program]
+    #[arg(long, value_name = "DIR", env = "VKOG_PLUGIN_DIR", hide_env = true)]
+    pub plugin_dir: Option<PathBuf>,
+
+    /// Be a plain map, whatever --plugin-dir says
+    #[arg(long, env = "VKOG_NO_PLUGINS", hide_env = true)]
+    pub no_plugins: bool,
+
+    /// host:port, port 0 picks one; unix:PATH [default: 127.0.0.1:3110]
+    #[arg(long, value_name = "ADDR", env = "VKOG_LISTEN", hide_env = true)]
+    #[serde(deserialize_with = "from_text")]
+    pub listen: Option<Listen>,
+
+    /// The largest single value [default: the max size]
+    #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
+    pub max_value: Option<Size>,
+
+    /// How the log is written [default: text on a terminal, else json]
+    #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
+    pub log_format: Option<LogFormat>,
+}
+
+fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// A configuration file.
+#[derive(Debug, Default)]
+pub struct File {
+    options: Options,
+    plugins: Settings,
+}
+
+/// A configuration that holds together.
+#[derive(Debug)]
+pub struct Config {
+    /// The store's file.
+    pub file: PathBuf,
+    /// How much the store may hold, in bytes.
+    pub max_size: u64,
+    /// Where the plugins are; none for a plain map.
+    pub plugin_dir: Option<PathBuf>,
+    /// Where to listen.
+    pub listen: Listen,
+    /// The largest single value, in bytes.
+    pub max_value: u64,
+    /// How a log line is written; none goes by the terminal.
+    pub log_format: Option<LogFormat>,
+    /// The plugins' tables.
+    pub plugins: Settings,
+}
+
+/// What is wrong with a configuration: the subject, the fact and the way out.
+#[derive(Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl File {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, is no TOML, or has a key that there is not.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError(format!("cannot read {shown}: {error}; give the path of a TOML file")))?;
+        Self::parse(&text).map_err(|fact| ConfigError(format!("cannot use {shown}: {fact}")))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let place = |error: toml::de::Error| {
+            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let message = error.message().replace('\n', " ");
+            line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
+        };
+        let mut table: toml::Table = toml::from_str(text).map_err(place)?;
+        let plugins = match table.remove("plugins") {
+            None => BTreeMap::new(),
+            Some(plugins) => plugins.try_into().map_err(|error: toml::de::Error| {
+                format!("plugins: {}; write a table [plugins.NAME] for each plugin", error.message())
+            })?,
+        };
+        let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
+        Ok(Self { options, plugins })
+    }
+
+    /// The plugins' tables.
+    pub fn into_plugins(self) -> Settings {
+        self.plugins
+    }
+}
+
+impl Config {
+    /// What was given on the command line and in the environment, with the file's values where it says nothing.
+    ///
+    /// # Errors
+    ///
+    /// Values that contradict each other.
+    pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
+        let File { options: written, plugins } = file;
+        let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
+        let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
+        let plugin_dir = match given.plugin_dir.or(written.plugin_dir) {
+            _ if no_plugins => None,
+            Some(folder) if folder.is_dir() => Some(folder),
+            Some(folder) => {
+                let shown = folder.display();
+                return Err(ConfigError(format!(
+                    "cannot use --plugin-dir {shown}: it is not a folder; make it, or start with --no-plugins"
+                )));
+            }
+            None => beside_the_program(),
+        };
+        Ok(Self {
+            file: given.file.or(written.file).unwrap_or_else(|| "local.vkog".into()),
+            max_size,
+            plugin_dir,
+            listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
+            max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
+            log_format: given.log_format.or(written.log_format),
+            plugins,
+        })
+    }
+}
+
+/// The folder `plugins` beside the executable, where there is one.
+fn beside_the_program() -> Option<PathBuf> {
+    let folder = std::env::current_exe().ok()?.parent()?.join("plugins");
+    folder.is_dir().then_some(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in
+            [("268435456", 268_435_456), ("256MiB", 268_435_456), ("256MB", 256_000_000), ("1 GiB", 1 << 30)]
+        {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "much", "-1", "12 apples"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_hosts_with_ports_or_sockets() {
+        assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp("127.0.0.1:0".to_owned())));
+        assert_eq!("[::1]:3110".parse(), Ok(Listen::Tcp("[::1]:3110".to_owned())));
+        assert_eq!("unix:/run/vkog".parse(), Ok(Listen::Unix("/run/vkog".into())));
+        for text in ["3110", ":3110", "localhost", "localhost:port", "unix:"] {
+            assert!(text.parse::<Listen>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let file =
+            File::parse("max-size = \"1MiB\"\nfile = \"a\"\nlisten = \"127.0.0.1:1\"\nmax-value = 7").expect("valid");
+        let given = Options { max_size: Some(Size(5)), ..Options::default() };
+        let config = Config::new(given, file).expect("consistent");
+        assert_eq!((config.max_size, config.file, config.max_value), (5, PathBuf::from("a"), 7));
+        assert_eq!(config.listen, Listen::Tcp("127.0.0.1:1".to_owned()));
+    }
+
+    #[test]
+    fn a_key_that_there_is_not_is_named_with_those_there_are() {
+        let error = File::parse("max_size = 5").expect_err("it is max-size");
+        assert!(error.contains("max_size") && error.contains("max-size"), "{error}");
+        let error = File::parse("[plugins]\nbytes = 5").expect_err("a plugin has a table");
+        assert!(error.contains("[plugins.NAME]"), "{error}");
+        let error = File::parse("a = 1\nb = = 2").expect_err("not TOML");
+        assert!(error.starts_with("line 2"), "{error}");
+    }
+}

@@ -1,0 +1,262 @@
+//! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
+
+pub mod tiny;
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+
+/// A request's method.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// GET
+    Get,
+    /// HEAD
+    Head,
+    /// POST
+    Post,
+    /// PUT
+    Put,
+    /// DELETE
+    Delete,
+    /// OPTIONS
+    Options,
+    /// Any other.
+    Other,
+}
+
+/// The header fields of a request, one after the other in one buffer.
+#[derive(Debug, Default)]
+pub struct Headers {
+    text: Vec<u8>,
+    /// Where each name and each value ends.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Headers {
+    /// Adds a field.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        self.text.extend_from_slice(name.as_bytes());
+        let name_end = self.text.len();
+        self.text.extend_from_slice(value);
+        self.ends.push((name_end, self.text.len()));
+    }
+
+    /// The field at this position.
+    pub fn at(&self, index: usize) -> Option<(&str, &[u8])> {
+        let &(name_end, end) = self.ends.get(index)?;
+        let start = if index == 0 { 0 } else { self.ends[index - 1].1 };
+        Some((str::from_utf8(&self.text[start..name_end]).unwrap_or_default(), &self.text[name_end..end]))
+    }
+
+    /// All fields, in the order they came.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        (0..).map_while(|index| self.at(index))
+    }
+
+    /// All values of a field, whatever the case of its name.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The first value of a field, whatever the case of its name.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+}
+
+/// All of a request but its body.
+#[derive(Debug)]
+pub struct Head {
+    /// The method.
+    pub method: Method,
+    /// The target as it was sent: path and query, or an absolute URL.
+    pub target: String,
+    /// The header fields.
+    pub headers: Headers,
+    /// The client; none on a Unix socket.
+    pub client: Option<SocketAddr>,
+    /// The same as text, made when it is first asked for.
+    client_text: OnceLock<String>,
+}
+
+impl Head {
+    /// A request's head.
+    pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
+        Self { method, target, headers, client, client_text: OnceLock::new() }
+    }
+
+    /// The client as `ip:port`; empty on a Unix socket.
+    pub fn client_text(&self) -> &str {
+        self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
+    }
+
+    /// How long the body is, by the rules of RFC 9112, section 6.3, made stricter: whatever two readers could read
+    /// differently is refused.
+    ///
+    /// # Errors
+    ///
+    /// The framing is not one this program accepts.
+    pub fn body_len(&self) -> Result<u64, BodyFault> {
+        if self.headers.get("transfer-encoding").is_some() {
+            return Err(BodyFault::Encoded);
+        }
+        let mut lengths = self.headers.all("content-length");
+        let Some(length) = lengths.next() else { return Ok(0) };
+        if lengths.next().is_some() || length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+            return Err(BodyFault::BadLength);
+        }
+        // More digits than a number has room for are a body too large for anybody.
+        Ok(str::from_utf8(length).ok().and_then(|length| length.parse().ok()).unwrap_or(u64::MAX))
+    }
+}
+
+/// What is wrong with a body.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum BodyFault {
+    /// It comes with Transfer-Encoding.
+    Encoded,
+    /// Content-Length is no number, or there are two.
+    BadLength,
+    /// It is longer than is read.
+    TooLarge {
+        /// How long it says it is, in bytes.
+        declared: u64,
+    },
+    /// It ended early.
+    CutOff {
+        /// How much came, in bytes.
+        came: u64,
+        /// How much was declared.
+        declared: u64,
+    },
+}
+
+/// The body of a reply.
+pub enum Body {
+    /// Bytes made for this reply.
+    Bytes(Cow<'static, [u8]>),
+    /// Bytes that somebody else holds as well.
+    Shared(Box<dyn AsRef<[u8]> + Send>),
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Shared(bytes) => (**bytes).as_ref(),
+        }
+    }
+}
+
+/// What a client gets.
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The header fields, without those of the framing.
+    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    /// The body. To a HEAD it is not sent, but its length is.
+    pub body: Body,
+}
+
+impl Reply {
+    /// A reply without header fields.
+    pub fn new(status: u16, body: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self { status, headers: Vec::new(), body: Body::Bytes(body.into()) }
+    }
+
+    /// The same with a field more.
+    pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// Answers one request, once, from any thread. Dropped without an answer it answers 500: a client never waits for
+/// a request that was lost to a panic.
+pub struct Responder(Option<Box<dyn FnOnce(Reply) + Send>>);
+
+impl Responder {
+    /// A responder that hands the reply to a function.
+    pub fn new(send: impl FnOnce(Reply) + Send + 'static) -> Self {
+        Self(Some(Box::new(send)))
+    }
+
+    /// Answers.
+    pub fn reply(mut self, reply: Reply) {
+        if let Some(send) = self.0.take() {
+            send(reply);
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if let Some(send) = self.0.take() {
+            send(Reply::new(500, &b"Internal error; the log says more\n"[..]));
+        }
+    }
+}
+
+/// What an engine serves.
+pub trait Service: Send + Sync + 'static {
+    /// A request whose head was accepted.
+    type Admitted: Send;
+
+    /// Looks at a request's head, before its body is read.
+    ///
+    /// # Errors
+    ///
+    /// The reply to a request whose body need not be read.
+    fn admit(&self, head: Head) -> Result<Self::Admitted, Reply>;
+
+    /// The longest body that is read, in bytes.
+    fn body_max(&self) -> u64;
+
+    /// The reply to a request whose body is not accepted.
+    fn refuse_body(&self, admitted: Self::Admitted, fault: BodyFault) -> Reply;
+
+    /// Does what a request asks for.
+    fn serve(&self, admitted: Self::Admitted, body: Vec<u8>, responder: Responder);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(fields: &[(&str, &str)]) -> Head {
+        let mut headers = Headers::default();
+        fields.iter().for_each(|(name, value)| headers.push(name, value.as_bytes()));
+        Head::new(Method::Put, "/k/a".to_owned(), headers, None)
+    }
+
+    #[test]
+    fn fields_are_found_whatever_their_case_and_in_order() {
+        let head = head(&[("Accept", "a"), ("X-Two", "1"), ("x-two", "2")]);
+        assert_eq!(head.headers.get("ACCEPT"), Some(&b"a"[..]));
+        assert_eq!(head.headers.all("X-TWO").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(head.headers.at(1), Some(("X-Two", &b"1"[..])));
+        assert_eq!(head.headers.at(3), None);
+    }
+
+    #[test]
+    fn a_body_that_two_readers_could_read_differently_is_refused() {
+        assert_eq!(head(&[]).body_len(), Ok(0));
+        assert_eq!(head(&[("Content-Length", "12")]).body_len(), Ok(12));
+        assert_eq!(head(&[("Content-Length", "99999999999999999999999")]).body_len(), Ok(u64::MAX));
+        for bad in ["-1", "+1", "", "1 2", "1,1", "0x10", "one"] {
+            assert_eq!(head(&[("Content-Length", bad)]).body_len(), Err(BodyFault::BadLength), "{bad}");
+        }
+        let twice = [("Content-Length", "1"), ("content-length", "1")];
+        assert_eq!(head(&twice).body_len(), Err(BodyFault::BadLength));
+        let both = [("Content-Length", "1"), ("Transfer-Encoding", "chunked")];
+        assert_eq!(head(&both).body_len(), Err(BodyFault::Encoded));
+    }
+
+    #[test]
+    fn a_responder_that_is_lost_answers_500() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        drop(Responder::new(move |reply| sender.send(reply.status).unwrap_or_default()));
+        assert_eq!(receiver.recv(), Ok(500));
+    }
+}

@@ -1,0 +1,296 @@
+//! The tiny_http engine: synchronous, a few workers and a thread for each connection.
+//!
+//! Workers are as many as cores; nothing that may have to wait for a client runs on one of them. tiny_http reads a body of
+//! at most 1,024 bytes before it hands the request over; longer ones are read, and refusals of them answered, on a
+//! thread of their own.
+
+use std::convert::Infallible;
+use std::io::{self, Cursor, Read};
+use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+use tiny_http::{Listener, Server};
+
+use super::{BodyFault, Head, Headers, Method, Reply, Responder, Service};
+
+/// What tiny_http has read before it hands a request over, in bytes.
+const BUFFERED_BODY_MAX: u64 = 1024;
+/// tiny_http swallows a body that nobody read, in a buffer as long as the body says it is; beyond this length, in bytes,
+/// the request is answered and its connection abandoned instead.
+const SWALLOWED_BODY_MAX: u64 = 1 << 30;
+/// How long a thread that reads bodies waits for the next one.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A running engine.
+pub struct Tiny {
+    stop: Arc<dyn Fn() + Send + Sync>,
+    workers: Arc<Mutex<Vec<thread::JoinHandle<()>>>>,
+    /// Disconnected when the last request is answered.
+    drained: Receiver<Infallible>,
+}
+
+/// What the workers share.
+struct Engine<S: Service> {
+    service: Arc<S>,
+    listener: Bound,
+    servers: Mutex<Vec<Arc<Server>>>,
+    workers: Arc<Mutex<Vec<thread::JoinHandle<()>>>>,
+    bodies: BodyThreads,
+    stopping: AtomicBool,
+    /// Every request under way holds a clone.
+    under_way: Mutex<Option<Sender<Infallible>>>,
+}
+
+/// A listening socket.
+pub enum Bound {
+    /// `host:port`
+    Tcp(TcpListener),
+    /// `unix:PATH`
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Bound {
+    fn another(&self) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Tcp(listener) => listener.try_clone()?.into(),
+            #[cfg(unix)]
+            Self::Unix(listener) => listener.try_clone()?.into(),
+        })
+    }
+}
+
+impl Tiny {
+    /// Serves on a listening socket until [`stop`](Self::stop).
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be listened on.
+    pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
+        if let Bound::Tcp(listener) = &listener {
+            // Accepted connections inherit it. tiny_http writes an answer of over 1 KiB in two pieces, and without this
+            // the second waits for the client's delayed acknowledgement of the first: 44 ms.
+            socket2::SockRef::from(listener).set_tcp_nodelay(true)?;
+        }
+        let (under_way, drained) = bounded(0);
+        let workers = Arc::new(Mutex::new(Vec::new()));
+        let engine = Arc::new(Engine {
+            service,
+            listener,
+            servers: Mutex::default(),
+            workers: Arc::clone(&workers),
+            bodies: BodyThreads::new(),
+            stopping: AtomicBool::new(false),
+            under_way: Mutex::new(Some(under_way)),
+        });
+        engine.listen()?;
+        let stop = Arc::new(move || engine.stop());
+        Ok(Self { stop, workers, drained })
+    }
+
+    /// Takes no further request, waits for those under way, and says whether all of them were answered in time.
+    pub fn stop(self, patience: Duration) -> bool {
+        (self.stop)();
+        let workers = std::mem::take(&mut *self.workers.lock());
+        for worker in workers {
+            let _ = worker.join();
+        }
+        drop(self.stop);
+        self.drained.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+impl<S: Service> Engine<S> {
+    /// Starts a server on the socket, and workers for it.
+    fn listen(self: &Arc<Self>) -> io::Result<()> {
+        let server = Server::from_listener(self.listener.another()?, None).map_err(io::Error::other)?;
+        let server = Arc::new(server);
+        self.servers.lock().push(Arc::clone(&server));
+        let workers = thread::available_parallelism().map_or(2, usize::from);
+        for _ in 0..workers {
+            let (engine, server) = (Arc::clone(self), Arc::clone(&server));
+            let worker = thread::Builder::new().name("http".to_owned()).spawn(move || engine.work(&server))?;
+            self.workers.lock().push(worker);
+        }
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // One call wakes one worker.
+        let workers = self.workers.lock().len();
+        for server in &*self.servers.lock() {
+            (0..workers).for_each(|_| server.unblock());
+        }
+        self.under_way.lock().take();
+    }
+
+    fn work(self: &Arc<Self>, server: &Arc<Server>) {
+        loop {
+            match server.recv() {
+                Ok(request) => {
+                    // The request is lost to a panic, its client gets 500 from the responder; the worker goes on.
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.take(request)));
+                }
+                Err(_) if self.stopping.load(Ordering::SeqCst) => return,
+                Err(error) => self.listen_again(&error),
+            }
+        }
+    }
+
+    /// An error to accept a connection ends tiny_http's own loop for good, though it is often over in a moment (too many
+    /// open files). The old server goes on to serve the connections it has.
+    fn listen_again(self: &Arc<Self>, error: &io::Error) {
+        tracing::warn!("cannot accept connections: {error}; trying again");
+        thread::sleep(Duration::from_millis(100));
+        if let Err(error) = self.listen() {
+            tracing::error!("cannot listen again: {error}; no further connection is accepted");
+        }
+    }
+
+    fn take(self: &Arc<Self>, request: tiny_http::Request) {
+        // None once the engine stops: nothing new is begun.
+        let Some(under_way) = self.under_way.lock().clone() else {
+            return send(request, Reply::new(503, &b"Stopping\n"[..]), 0);
+        };
+        let head = head(&request);
+        let length = head.body_len();
+        let buffered =
+            matches!(length, Ok(length) if length <= BUFFERED_BODY_MAX) && head.headers.get("expect").is_none();
+        let handle = {
+            let engine = Arc::clone(self);
+            move || engine.handle(request, head, length, under_way)
+        };
+        if buffered { handle() } else { self.bodies.run(handle) }
+    }
+
+    fn handle(
+        &self,
+        mut request: tiny_http::Request,
+        head: Head,
+        length: Result<u64, BodyFault>,
+        under_way: Sender<Infallible>,
+    ) {
+        let declared = length.unwrap_or(0);
+        let admitted = match self.service.admit(head) {
+            Ok(admitted) => admitted,
+            Err(reply) => return send(request, reply, declared),
+        };
+        let body = length.and_then(|declared| read_body(&mut request, declared, self.service.body_max()));
+        match body {
+            Err(fault) => {
+                let reply = self.service.refuse_body(admitted, fault);
+                let unread = match fault {
+                    BodyFault::CutOff { came, declared } => declared - came,
+                    _ => declared,
+                };
+                send(request, reply, unread);
+            }
+            Ok(body) => {
+                let responder = Responder::new(move |reply| {
+                    send(request, reply, 0);
+                    drop(under_way);
+                });
+                self.service.serve(admitted, body, responder);
+            }
+        }
+    }
+}
+
+fn head(request: &tiny_http::Request) -> Head {
+    let method = match request.method() {
+        tiny_http::Method::Get => Method::Get,
+        tiny_http::Method::Head => Method::Head,
+        tiny_http::Method::Post => Method::Post,
+        tiny_http::Method::Put => Method::Put,
+        tiny_http::Method::Delete => Method::Delete,
+        tiny_http::Method::Options => Method::Options,
+        _ => Method::Other,
+    };
+    let mut headers = Headers::default();
+    for header in request.headers() {
+        headers.push(header.field.as_str().as_str(), header.value.as_str().trim().as_bytes());
+    }
+    Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied())
+}
+
+/// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
+fn read_body(request: &mut tiny_http::Request, declared: u64, max: u64) -> Result<Vec<u8>, BodyFault> {
+    if declared > max {
+        return Err(BodyFault::TooLarge { declared });
+    }
+    let mut body = Vec::with_capacity(declared.min(64 * 1024) as usize);
+    // A failure to read is a client that left; tiny_http ends a body that was cut off as if it were whole.
+    let _ = request.as_reader().take(declared).read_to_end(&mut body);
+    let came = body.len() as u64;
+    if came < declared { Err(BodyFault::CutOff { came, declared }) } else { Ok(body) }
+}
+
+/// Sends a reply. `unread` is how much of the request's body may still come.
+fn send(request: tiny_http::Request, reply: Reply, unread: u64) {
+    let field = |name: &str, value: &str| tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()).ok();
+    let mut headers = Vec::with_capacity(reply.headers.len() + 1);
+    headers.extend(field("Server", "vkog"));
+    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value)));
+    let length = reply.body.as_ref().len();
+    let response = tiny_http::Response::new(
+        tiny_http::StatusCode(reply.status),
+        headers,
+        Cursor::new(reply.body),
+        Some(length),
+        None,
+    )
+    .with_chunked_threshold(usize::MAX);
+    if unread > SWALLOWED_BODY_MAX {
+        // Dropping the reader would ask for memory of this length, and end the process where there is not so much. What
+        // is forgotten here is a thread and two descriptors, as long as the process runs.
+        std::mem::forget(request.upgrade("none", response));
+    } else if let Err(error) = request.respond(response) {
+        tracing::debug!("an answer was not sent: {error}");
+    }
+}
+
+/// Threads for whatever waits for a client: one more whenever all are busy. There are never more than tiny_http has
+/// for its connections.
+struct BodyThreads {
+    hand_over: Sender<Job>,
+    take: Receiver<Job>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl BodyThreads {
+    fn new() -> Self {
+        // Without a queue: a job is handed over only to a thread that waits for one.
+        let (hand_over, take) = bounded(0);
+        Self { hand_over, take }
+    }
+
+    fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(job);
+        let job = match self.hand_over.try_send(job) {
+            Ok(()) => return,
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+        };
+        let take = self.take.clone();
+        let spawned = thread::Builder::new().name("http-body".to_owned()).spawn(move || {
+            let mut job = job;
+            loop {
+                let _ = catch_unwind(AssertUnwindSafe(job));
+                match take.recv_timeout(IDLE) {
+                    Ok(next) => job = next,
+                    Err(_) => return,
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!("no thread to read a body with: {error}");
+        }
+    }
+}

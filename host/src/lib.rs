@@ -1,0 +1,11 @@
+//! The VKOG key-value server. A library for its own program, tests and benchmarks only: nothing of it is promised to
+//! others. Plugins are written against `vkog-plugin-api`.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod ops;
+pub mod plugins;
+pub mod serve;
+pub mod store;

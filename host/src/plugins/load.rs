@@ -1,0 +1,269 @@
+//! From a file to a plugin. Every check that can be made is made before code of the library runs, in this order: the
+//! file's own tables, the header of abi_stable, the version and the layout of the types at the boundary, the table of
+//! hooks. What is checked is what is opened: the file is read once, and a private copy is what the linker gets.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use abi_stable::StableAbi;
+use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
+use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
+use abi_stable::std_types::{RErr, ROk, RSome};
+use vkog_plugin_api::Stage;
+use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, PluginModuleRef, RawFailure, RawHost, RawInstance};
+
+use super::call::{HOST_API, Identity};
+use super::error::{LoadError, LoadFault};
+use super::preflight;
+
+/// The tables of the configuration, by plugin name.
+pub type Settings = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+
+/// A library whose checks were passed and whose module is known; nothing is created yet.
+pub struct Library {
+    path: PathBuf,
+    module: PluginModuleRef,
+    /// The version of vkog-plugin-api it was built with.
+    api_version: String,
+}
+
+/// A plugin that was created. Dropping it destroys the plugin; its library stays open until the process ends, because
+/// abi_stable keeps references into it.
+pub struct Plugin {
+    library: Library,
+    instance: RawInstance,
+}
+
+/// The libraries in a folder, in the order of their names.
+///
+/// # Errors
+///
+/// The folder cannot be read.
+pub fn libraries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Loads libraries and creates their plugins. All are tried, whatever becomes of the others.
+pub fn load(paths: &[PathBuf], settings: &Settings, max_size: u64) -> Vec<Result<Plugin, LoadError>> {
+    let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut load_one = |path: &PathBuf| {
+        let library = Library::open(path)?;
+        let name = library.name().to_owned();
+        if let Some(first) = names.get(&name) {
+            return Err(LoadFault::DuplicateName { name, first: first.clone() });
+        }
+        names.insert(name.clone(), path.clone());
+        library.create(settings.get(&name), max_size)
+    };
+    paths.iter().map(|path| load_one(path).map_err(|fault| LoadError { path: path.clone(), fault })).collect()
+}
+
+impl Library {
+    /// Opens and checks a library.
+    fn open(path: &Path) -> Result<Self, LoadFault> {
+        let data = std::fs::read(path).map_err(LoadFault::Unreadable)?;
+        preflight::check(&data)?;
+        let header = open_copy(&data)?;
+        let (module, api_version) = root_module(header)?;
+        let library = Self { path: path.to_owned(), module, api_version };
+        if !module.unwinds() {
+            return Err(LoadFault::PanicAbort { name: library.name().to_owned() });
+        }
+        let unknown = |entry: &&HookEntry| entry.id as usize >= HOOK_NAMES.len();
+        for entry in module.hooks().iter().filter(unknown) {
+            if entry.flags & HookEntry::REQUIRED != 0 {
+                let (name, theirs) = (library.name().to_owned(), library.api_version.clone());
+                return Err(LoadFault::MissingHook { name, id: entry.id, theirs });
+            }
+            tracing::warn!(plugin = library.name(), hook = entry.id, "a hook that this host does not know is left out");
+        }
+        Ok(library)
+    }
+
+    /// Creates the plugin with its table of the configuration.
+    fn create(
+        self,
+        settings: Option<&serde_json::Map<String, serde_json::Value>>,
+        max_size: u64,
+    ) -> Result<Plugin, LoadFault> {
+        let name = self.name().to_owned();
+        let settings =
+            settings.map_or_else(|| "{}".to_owned(), |table| serde_json::Value::Object(table.clone()).to_string());
+        // Leaked, so that a thread the plugin forgot to end may still log.
+        let identity: &'static Identity = Box::leak(Box::new(Identity { name: name.clone(), max_size }));
+        let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
+        // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
+        match unsafe { self.module.create()(host, settings.as_str().into()) } {
+            ROk(instance) => Ok(Plugin { library: self, instance }),
+            RErr(RawFailure { kind, message, .. }) => {
+                let said = message.replace('\n', " ");
+                Err(match kind {
+                    RawFailure::SETTINGS => LoadFault::BadSettings { name, said },
+                    RawFailure::PANIC => LoadFault::CreatePanicked { name, said },
+                    _ => LoadFault::CreateFailed { name, said },
+                })
+            }
+        }
+    }
+
+    /// The plugin's name.
+    pub fn name(&self) -> &str {
+        self.module.name().as_str()
+    }
+}
+
+/// Has the dynamic linker open a private copy, and finds abi_stable's header in it. A copy with a name of its own,
+/// because the linker hands out the old library for a path it knows, and because a library that is overwritten in place
+/// while it is mapped crashes the process.
+fn open_copy(data: &[u8]) -> Result<&'static LibHeader, LoadFault> {
+    let mut copy = tempfile::Builder::new()
+        .prefix("vkog-plugin-")
+        .suffix(std::env::consts::DLL_SUFFIX)
+        .tempfile()
+        .map_err(LoadFault::Unreadable)?;
+    io::Write::write_all(&mut copy, data).map_err(LoadFault::Unreadable)?;
+    // An open handle would keep Windows from loading the file. On Unix the copy is removed when `path` is dropped.
+    let path = copy.into_temp_path();
+    // SAFETY: the preflight found a plugin in it. Its initialisers run, as those of any library do; that plugins are
+    // native code of the operator's choice is what the README says of them.
+    let library = unsafe { open_now(&path) }.map_err(LoadFault::NotLoadable)?;
+    // SAFETY: the symbol is a static of this type in every abi_stable library; its first bytes are a magic number, which
+    // `upgrade` checks.
+    let header: AbiHeaderRef = unsafe {
+        match library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) {
+            Ok(symbol) => *symbol,
+            Err(_) => return Err(LoadFault::NoPlugin),
+        }
+    };
+    // abi_stable keeps references into a library's types: it is never closed.
+    std::mem::forget(library);
+    header.upgrade().map_err(|error| LoadFault::OtherAbi(one_line(&error)))
+}
+
+/// # Safety
+///
+/// As for any library: its initialisers run.
+#[cfg(unix)]
+unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    // At once, so that a missing symbol is an error now and not a crash at the first call.
+    // SAFETY: the caller's promise.
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map(Into::into)
+}
+
+/// # Safety
+///
+/// As for any library: its initialisers run.
+#[cfg(not(unix))]
+unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    // SAFETY: the caller's promise.
+    unsafe { libloading::Library::new(path) }
+}
+
+/// Checks the version and the layout of a library's types, and only then lets it make its module.
+fn root_module(header: &'static LibHeader) -> Result<(PluginModuleRef, String), LoadFault> {
+    let ours = PluginModuleRef::VERSION_STRINGS.version.to_string();
+    let theirs = header.version_strings().version.to_string();
+    if theirs.split('.').next() != ours.split('.').next() {
+        return Err(LoadFault::OtherMajor { theirs, ours });
+    }
+    let Some(their_layout) = header.layout() else {
+        return Err(LoadFault::OtherLayout("it carries no description of them".to_owned()));
+    };
+    let our_layout = <PluginModuleRef as StableAbi>::LAYOUT;
+    // abi_stable lets only the library's prefix types be longer than the loader's. An older plugin in a newer host is as
+    // safe, since no field beyond those it has is read; so the check is made in both directions.
+    if check_layout_compatibility(our_layout, their_layout).is_err()
+        && let Err(error) = check_layout_compatibility(their_layout, our_layout)
+    {
+        return Err(LoadFault::OtherLayout(one_line(&error)));
+    }
+    // SAFETY: the layout was checked just now.
+    let module = unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() };
+    match module {
+        Ok(module) => Ok((module, theirs)),
+        Err(LibraryError::IncompatibleVersionNumber { .. }) => Err(LoadFault::OtherMajor { theirs, ours }),
+        Err(error) => Err(LoadFault::CreatePanicked { name: "?".to_owned(), said: one_line(&error) }),
+    }
+}
+
+/// abi_stable's errors are reports of up to hundreds of lines; those that say what is wrong begin with `Error:`.
+fn one_line(error: &dyn std::fmt::Display) -> String {
+    let report = error.to_string();
+    let telling = report.lines().find_map(|line| line.trim().strip_prefix("Error:").map(str::trim));
+    let line = telling.or_else(|| report.lines().map(str::trim).find(|line| !line.is_empty())).unwrap_or("unknown");
+    line.chars().take(200).collect()
+}
+
+impl Plugin {
+    /// The name, which is also that of its table in the configuration.
+    pub fn name(&self) -> &str {
+        self.library.name()
+    }
+
+    /// The version of the plugin.
+    pub fn version(&self) -> &str {
+        self.library.module.version().as_str()
+    }
+
+    /// The version of vkog-plugin-api it was built with.
+    pub fn api_version(&self) -> &str {
+        &self.library.api_version
+    }
+
+    /// The file it came from.
+    pub fn path(&self) -> &Path {
+        &self.library.path
+    }
+
+    /// Where in the chain it stands, as a number: a later version of the interface may know more stages.
+    pub fn stage(&self) -> u32 {
+        self.library.module.stage()
+    }
+
+    /// The name of that stage.
+    pub fn stage_name(&self) -> &'static str {
+        const NAMES: [(Stage, &str); 5] = [
+            (Stage::Access, "access"),
+            (Stage::Transform, "transform"),
+            (Stage::Policy, "policy"),
+            (Stage::Accounting, "accounting"),
+            (Stage::Observe, "observe"),
+        ];
+        NAMES.iter().find(|(stage, _)| *stage as u32 == self.stage()).map_or("unknown", |(_, name)| name)
+    }
+
+    /// The names of the hooks it has.
+    pub fn hook_names(&self) -> impl Iterator<Item = &'static str> {
+        self.hooks().map(|(id, _)| HOOK_NAMES[id])
+    }
+
+    /// The hooks it has that this host knows.
+    pub(super) fn hooks(&self) -> impl Iterator<Item = (usize, HookFn)> {
+        let known = |entry: &&HookEntry| (entry.id as usize) < HOOK_NAMES.len();
+        self.library.module.hooks().as_slice().iter().filter(known).map(|entry| (entry.id as usize, entry.hook))
+    }
+
+    pub(super) fn instance(&self) -> RawInstance {
+        self.instance
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        // SAFETY: `create` of the same module made the instance, and a `Plugin` is dropped once, when no call borrows it.
+        if let RSome(said) = unsafe { self.library.module.destroy()(self.instance) } {
+            let plugin = self.name();
+            tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {said}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What can be known of a library before the dynamic linker sees it. glibc kills the process with SIGBUS over a library
+//! that is cut off, and calls one for another processor missing; so the file's own tables are read first.
+
+use object::read::NameOrOrdinal;
+use object::read::elf::{ElfFile32, ElfFile64, FileHeader, ProgramHeader, SectionHeader};
+use object::{Architecture, BinaryFormat, Endianness, Object, ObjectKind};
+use vkog_plugin_api::abi::ROOT_SYMBOL;
+
+use super::error::LoadFault;
+
+/// Checks that `data` is a whole shared library for this processor and system that exports a plugin.
+pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
+    let file = match object::FileKind::parse(data) {
+        Ok(kind) => kind,
+        Err(_) => return Err(LoadFault::NotALibrary { found: beginning(data) }),
+    };
+    match file {
+        object::FileKind::Elf32 => check_elf(ElfFile32::<Endianness>::parse(data).ok(), data)?,
+        object::FileKind::Elf64 => check_elf(ElfFile64::<Endianness>::parse(data).ok(), data)?,
+        _ => {}
+    }
+    let Ok(file) = object::File::parse(data) else {
+        return Err(LoadFault::CutOff { missing: "tables", len: data.len() as u64 });
+    };
+    check_target(&file)?;
+    if file.kind() != ObjectKind::Dynamic {
+        return Err(LoadFault::NotALibrary { found: format!("the header of {:?} code", file.kind()).to_lowercase() });
+    }
+    let symbols_cut_off = |_| LoadFault::CutOff { missing: "symbols", len: data.len() as u64 };
+    for export in file.exports().map_err(symbols_cut_off)? {
+        if let NameOrOrdinal::Name(name) = export.map_err(symbols_cut_off)?.name() {
+            // Mach-O puts an underscore before every symbol.
+            if name == ROOT_SYMBOL.as_bytes() || name.strip_prefix(b"_") == Some(ROOT_SYMBOL.as_bytes()) {
+                return Ok(());
+            }
+        }
+    }
+    Err(LoadFault::NoPlugin)
+}
+
+fn check_target(file: &object::File<'_>) -> Result<(), LoadFault> {
+    let (format, architecture) = (host_format(), host_architecture());
+    if file.format() == format && file.architecture() == architecture {
+        return Ok(());
+    }
+    let name = |format: BinaryFormat, architecture: Architecture| format!("{architecture:?} ({format:?})");
+    Err(LoadFault::WrongArchitecture {
+        theirs: name(file.format(), file.architecture()),
+        ours: name(format, architecture),
+    })
+}
+
+fn host_format() -> BinaryFormat {
+    if cfg!(windows) {
+        BinaryFormat::Pe
+    } else if cfg!(target_vendor = "apple") {
+        BinaryFormat::MachO
+    } else {
+        BinaryFormat::Elf
+    }
+}
+
+fn host_architecture() -> Architecture {
+    match std::env::consts::ARCH {
+        "x86_64" if cfg!(target_pointer_width = "32") => Architecture::X86_64_X32,
+        "x86_64" => Architecture::X86_64,
+        "x86" => Architecture::I386,
+        "aarch64" => Architecture::Aarch64,
+        "arm" => Architecture::Arm,
+        "riscv64" => Architecture::Riscv64,
+        "powerpc64" => Architecture::PowerPc64,
+        "s390x" => Architecture::S390x,
+        "loongarch64" => Architecture::LoongArch64,
+        _ => Architecture::Unknown,
+    }
+}
+
+/// Every segment that would be mapped and the whole table of sections have to lie inside the file. The linker itself
+/// does without the sections, but they are written last, so a copy that stopped early misses them first.
+fn check_elf<'data, Elf: FileHeader<Endian = Endianness>>(
+    file: Option<object::read::elf::ElfFile<'data, Elf>>,
+    data: &'data [u8],
+) -> Result<(), LoadFault> {
+    let len = data.len() as u64;
+    let cut_off = |missing| LoadFault::CutOff { missing, len };
+    let Some(file) = file else { return Err(cut_off("header or tables")) };
+    let (header, endian) = (file.elf_header(), file.endian());
+    let beyond = |offset: u64, size: u64| offset.checked_add(size).is_none_or(|end| end > len);
+    for segment in header.program_headers(endian, data).map_err(|_| cut_off("program headers"))? {
+        if segment.p_type(endian) == object::elf::PT_LOAD
+            && beyond(segment.p_offset(endian).into(), segment.p_filesz(endian).into())
+        {
+            return Err(cut_off("loadable segments"));
+        }
+    }
+    for section in header.section_headers(endian, data).map_err(|_| cut_off("section headers"))? {
+        if section.sh_type(endian) != object::elf::SHT_NOBITS
+            && beyond(section.sh_offset(endian).into(), section.sh_size(endian).into())
+        {
+            return Err(cut_off("sections"));
+        }
+    }
+    Ok(())
+}
+
+fn beginning(data: &[u8]) -> String {
+    if data.is_empty() {
+        return "nothing: it is empty".to_owned();
+    }
+    format!("\"{}\"", data[..data.len().min(16)].escape_ascii())
+}

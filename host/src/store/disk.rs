@@ -1,0 +1,122 @@
+//! The files of the store, as far as it needs them. Tests put a simulated disk in their place that loses, reorders and
+//! tears what was not synced.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// A folder's worth of files.
+pub trait Disk: Send + Sync + 'static {
+    /// Opens a file to read and write; `None` where there is none.
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>>;
+    /// Makes an empty file in the place of whatever is there.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Puts a file in the place of another, in one step.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file, if it is there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes what was created, renamed and removed beside this path last through a power cut.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+}
+
+/// An open file. Nothing has a position: every read and write says where.
+pub trait File: Send + Sync {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills the buffer from this offset on, or fails.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes all of the data.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Cuts the file off, or fills it up with zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes what was written last through a power cut.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// The disk of this machine.
+pub struct LocalDisk;
+
+impl Disk for LocalDisk {
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>> {
+        match fs::File::options().read(true).write(true).open(path) {
+            Ok(file) if file.metadata()?.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(file) => Ok(Some(Box::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    #[cfg(unix)]
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        fs::File::open(folder)?.sync_all()
+    }
+
+    /// Windows has no such call: NTFS keeps its own journal of names.
+    #[cfg(not(unix))]
+    fn sync_folder(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl File for fs::File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    #[cfg(unix)]
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    #[cfg(unix)]
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, data, offset)
+    }
+
+    #[cfg(windows)]
+    fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match std::os::windows::fs::FileExt::seek_read(self, buffer, offset)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => (buffer, offset) = (&mut buffer[read..], offset + read as u64),
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(windows)]
+    fn write_at(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = std::os::windows::fs::FileExt::seek_write(self, data, offset)?;
+            (data, offset) = (&data[written..], offset + written as u64);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        fs::File::set_len(self, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}

@@ -1,0 +1,142 @@
+//! The map in memory: entries under their keys, in shards with a lock each.
+
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
+use hashbrown::hash_table;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::hash::BuildHasher;
+
+use super::entry::Entry;
+
+/// So many that a writer rarely meets another, that a snapshot holds each lock for well under a millisecond, and that
+/// one shard's growth is no pause: at ten million entries a shard has ten thousand.
+pub(super) const SHARDS: usize = 1024;
+
+/// Entries under their keys.
+pub(super) struct Map {
+    shards: Box<[RwLock<Shard>]>,
+    hasher: FixedState,
+    seed: u64,
+}
+
+/// A part of the map, and what its lock protects.
+#[derive(Default)]
+pub(super) struct Shard {
+    table: HashTable<Entry>,
+    size: u64,
+}
+
+/// A key with its hash, computed once.
+#[derive(Copy, Clone)]
+pub(super) struct Hashed<'a> {
+    pub(super) key: &'a [u8],
+    hash: u64,
+}
+
+impl Map {
+    /// An empty map. A store keeps its seed, so that what one shard wrote to a file one shard reads from it; clients
+    /// never learn it, so that they cannot make keys collide.
+    pub(super) fn new(seed: u64) -> Self {
+        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
+        Self { shards, hasher: FixedState::with_seed(seed), seed }
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(super) fn hash<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
+        Hashed { key, hash: self.hasher.hash_one(key) }
+    }
+
+    /// Which shard a key is in: by bits that the shard's own table does not go by.
+    pub(super) fn shard_of(&self, hashed: Hashed<'_>) -> usize {
+        (hashed.hash >> 32) as usize % SHARDS
+    }
+
+    pub(super) fn read(&self, shard: usize) -> RwLockReadGuard<'_, Shard> {
+        self.shards[shard].read()
+    }
+
+    pub(super) fn write(&self, shard: usize) -> RwLockWriteGuard<'_, Shard> {
+        self.shards[shard].write()
+    }
+
+    /// Makes room in a shard for so many entries.
+    pub(super) fn reserve(&self, shard: &mut Shard, entries: usize) {
+        shard.table.reserve(entries, |entry| self.hasher.hash_one(entry.key_bytes()));
+    }
+
+    /// Puts an entry into its shard, and gives back the one it replaces.
+    pub(super) fn insert(&self, shard: &mut Shard, hashed: Hashed<'_>, entry: Entry) -> Option<Entry> {
+        shard.size += entry.size();
+        let rehash = |entry: &Entry| self.hasher.hash_one(entry.key_bytes());
+        match shard.table.entry(hashed.hash, |other| other.key_bytes() == hashed.key, rehash) {
+            hash_table::Entry::Occupied(mut occupied) => {
+                let before = std::mem::replace(occupied.get_mut(), entry);
+                shard.size -= before.size();
+                Some(before)
+            }
+            hash_table::Entry::Vacant(vacant) => {
+                vacant.insert(entry);
+                None
+            }
+        }
+    }
+
+    /// How many entries there are, and the sum of their sizes.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        self.shards
+            .iter()
+            .map(|shard| shard.read())
+            .fold((0, 0), |(entries, size), shard| (entries + shard.table.len() as u64, size + shard.size))
+    }
+}
+
+impl Shard {
+    pub(super) fn get(&self, hashed: Hashed<'_>) -> Option<&Entry> {
+        self.table.find(hashed.hash, |entry| entry.key_bytes() == hashed.key)
+    }
+
+    pub(super) fn remove(&mut self, hashed: Hashed<'_>) -> Option<Entry> {
+        let found = self.table.find_entry(hashed.hash, |entry| entry.key_bytes() == hashed.key).ok()?;
+        let (entry, _) = found.remove();
+        self.size -= entry.size();
+        Some(entry)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.table.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Draft;
+
+    #[test]
+    fn the_map_agrees_with_the_standard_one_and_counts_its_bytes() {
+        let map = Map::new(1);
+        let mut model = std::collections::HashMap::new();
+        for step in 0..20_000_u64 {
+            let key = format!("key-{}", step * 7919 % 997);
+            let hashed = map.hash(key.as_bytes());
+            let mut shard = map.write(map.shard_of(hashed));
+            if step % 3 == 0 {
+                assert_eq!(shard.remove(hashed).map(|entry| entry.revision()), model.remove(&key));
+            } else {
+                let draft = Draft { value: key.as_bytes(), content_type: "text/plain", details: Vec::new() };
+                let entry = Entry::new(&key, &draft, step, &mut Vec::new());
+                let before = map.insert(&mut shard, hashed, entry);
+                assert_eq!(before.map(|entry| entry.revision()), model.insert(key.clone(), step));
+            }
+        }
+        for (key, revision) in &model {
+            let hashed = map.hash(key.as_bytes());
+            assert_eq!(map.read(map.shard_of(hashed)).get(hashed).map(Entry::revision), Some(*revision));
+        }
+        let size = model.keys().map(|key| 2 * key.len() as u64).sum();
+        assert_eq!(map.totals(), (model.len() as u64, size));
+    }
+}
