@@ -1,0 +1,90 @@
+//! Lets only JSON in. Owns what counts as JSON (RFC 8259); does not look at keys, media types or what is stored.
+
+#![forbid(unsafe_code)]
+
+use serde_json::Error;
+use vkog_plugin_api::serde::de::IgnoredAny;
+use vkog_plugin_api::*;
+
+struct JsonOnly;
+
+impl Plugin for JsonOnly {
+    type Settings = NoSettings;
+
+    fn create(_host: Host, _settings: NoSettings) -> Result<Self, CreateError> {
+        Ok(JsonOnly)
+    }
+}
+
+impl BeforePost for JsonOnly {
+    fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
+        check(post.value())
+    }
+}
+
+impl BeforePut for JsonOnly {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        check(put.value())
+    }
+}
+
+export_plugin!(JsonOnly);
+
+fn check(value: &[u8]) -> Verdict {
+    // Apart and first: a parser that keeps nothing does not look into strings.
+    let text = str::from_utf8(value).map_err(|error| {
+        let (line, column) = position(&value[..error.valid_up_to()]);
+        not_json(&format!("invalid UTF-8 at line {line} column {column}"))
+    })?;
+    // Nothing is kept of the value, so that a check costs no memory and no depth is too deep.
+    serde_json::from_str(text).map(|IgnoredAny| ()).map_err(|error: Error| not_json(&error.to_string()))
+}
+
+fn not_json(why: &str) -> Refusal {
+    Refusal::new(422, format!("Value is not JSON: {why}"))
+}
+
+/// Line and column, from 1 and in bytes as serde_json counts them, of what follows this text.
+fn position(text: &[u8]) -> (usize, usize) {
+    let line = text.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = text.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(value: &[u8]) -> String {
+        let refusal = check(value).expect_err("this is no JSON");
+        assert_eq!(refusal.status(), 422);
+        refusal.message().to_owned()
+    }
+
+    #[test]
+    fn every_kind_of_json_value_is_let_in() {
+        for value in ["{\"a\": [1, -2.5e3, true, null]}", "\"photo\"", "0", " [] \n", "\"\u{e4}\\u00e4\""] {
+            assert_eq!(check(value.as_bytes()), Ok(()), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused_with_line_and_column() {
+        assert_eq!(refusal(b"{\n  \"a\": b\n}"), "Value is not JSON: expected value at line 2 column 8");
+        assert_eq!(refusal(b"[1,"), "Value is not JSON: EOF while parsing a value at line 1 column 3");
+        assert_eq!(refusal(b"{} {}"), "Value is not JSON: trailing characters at line 1 column 4");
+    }
+
+    #[test]
+    fn bytes_that_are_no_utf_8_are_refused_inside_strings_too() {
+        assert_eq!(refusal(b"{\n\"a\": \"\xff\"}"), "Value is not JSON: invalid UTF-8 at line 2 column 7");
+        assert_eq!(refusal(b"\x89PNG"), "Value is not JSON: invalid UTF-8 at line 1 column 1");
+    }
+
+    #[test]
+    fn a_million_brackets_are_checked_without_running_out_of_stack() {
+        let depth = 1_000_000;
+        let value = [vec![b'['; depth], vec![b']'; depth]].concat();
+        assert_eq!(check(&value), Ok(()));
+    }
+}

@@ -1,0 +1,133 @@
+//! How many bytes are held of how many that may be, exact under any number of threads. Knows neither entries nor hooks.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The bytes held and the limit they keep to.
+pub(crate) struct Ledger {
+    limit: u64,
+    // Relaxed throughout: this one number is the whole truth, and no other memory is published by it.
+    held: AtomicU64,
+}
+
+/// A reservation that did not fit, and what would have.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full {
+    pub(crate) free: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, held: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Sets what is held before anybody has reserved. It may be over the limit: what is stored stays stored.
+    pub(crate) fn open(&self, held: u64) {
+        self.held.store(held, Relaxed);
+    }
+
+    /// Takes bytes, all or none.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<(), Full> {
+        // A ledger opened over its limit refuses growth, not a write that grows nothing.
+        if bytes == 0 {
+            return Ok(());
+        }
+        // Adding first and looking afterwards would pass the limit for an instant, and refuse others who fit.
+        let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        match self.held.fetch_update(Relaxed, Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(held) => Err(Full { free: self.limit.saturating_sub(held) }),
+        }
+    }
+
+    /// Gives back bytes that were reserved or opened with.
+    pub(crate) fn release(&self, bytes: u64) {
+        let held = self.held.fetch_sub(bytes, Relaxed);
+        debug_assert!(held >= bytes, "{bytes} bytes were released, {held} were held");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn held(ledger: &Ledger) -> u64 {
+        ledger.held.load(Relaxed)
+    }
+
+    #[test]
+    fn the_last_free_byte_can_be_reserved_and_the_next_cannot() {
+        let ledger = Ledger::new(10);
+        assert_eq!(ledger.reserve(7), Ok(()));
+        assert_eq!(ledger.reserve(4), Err(Full { free: 3 }));
+        assert_eq!(ledger.reserve(3), Ok(()));
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(held(&ledger), 10);
+    }
+
+    #[test]
+    fn a_refused_reservation_takes_nothing_however_large() {
+        let ledger = Ledger::new(u64::MAX);
+        assert_eq!(ledger.reserve(1), Ok(()));
+        assert_eq!(ledger.reserve(u64::MAX), Err(Full { free: u64::MAX - 1 }));
+        assert_eq!(held(&ledger), 1);
+    }
+
+    #[test]
+    fn a_ledger_opened_over_its_limit_refuses_growth_until_there_is_room() {
+        let ledger = Ledger::new(10);
+        ledger.open(12);
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(ledger.reserve(0), Ok(()), "nothing grows");
+        ledger.release(3);
+        assert_eq!(ledger.reserve(1), Ok(()));
+        assert_eq!(held(&ledger), 10);
+    }
+
+    #[test]
+    fn racing_threads_never_pass_the_limit_and_the_end_is_exact() {
+        const LIMIT: u64 = 100;
+        let ledger = Ledger::new(LIMIT);
+        // What the threads own by their own count: never more than what the ledger says, so never more than the limit.
+        let owned = AtomicU64::new(0);
+        let run = |thread: u64| {
+            let mut kept = 0;
+            for round in 0..50_000 {
+                let bytes = (round * 7 + thread) % 40 + 1;
+                if ledger.reserve(bytes).is_ok() {
+                    let sum = owned.fetch_add(bytes, Relaxed) + bytes;
+                    assert!(sum <= LIMIT, "{sum} of {LIMIT} bytes are owned");
+                    kept += bytes;
+                }
+                if kept > 0 && round % 3 != 0 {
+                    owned.fetch_sub(kept, Relaxed);
+                    ledger.release(kept);
+                    kept = 0;
+                }
+            }
+            kept
+        };
+        let kept: u64 = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || run(thread))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no assertion failed")).sum()
+        });
+        assert_eq!(held(&ledger), kept);
+    }
+
+    #[test]
+    fn racing_threads_together_reserve_all_there_is() {
+        const LIMIT: u64 = 100_000;
+        let ledger = Ledger::new(LIMIT);
+        let run = || (0..).take_while(|_: &u64| ledger.reserve(1).is_ok()).count() as u64;
+        let reserved: u64 = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("it counts")).sum()
+        });
+        assert_eq!((reserved, held(&ledger)), (LIMIT, LIMIT));
+    }
+}

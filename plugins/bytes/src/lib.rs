@@ -1,0 +1,132 @@
+//! The memory limit. Owns the moments at which bytes are reserved and released; knows no other plugin, and leaves the
+//! counting to `ledger`.
+//!
+//! A write reserves its growth in the guard. What it shrinks by is released after it is kept: released earlier,
+//! somebody else could fill the room of a value that is still there.
+
+#![forbid(unsafe_code)]
+
+mod ledger;
+
+use vkog_plugin_api::serde::Deserialize;
+use vkog_plugin_api::*;
+
+use ledger::{Full, Ledger};
+
+#[derive(Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde")]
+struct Settings {
+    /// In place of the host's `--max-size`.
+    max_size: Option<u64>,
+}
+
+struct Bytes {
+    host: Host,
+    ledger: Ledger,
+}
+
+impl Plugin for Bytes {
+    type Settings = Settings;
+    const STAGE: Stage = Stage::Accounting;
+
+    fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
+        Ok(Bytes { host, ledger: Ledger::new(settings.max_size.unwrap_or_else(|| host.max_size())) })
+    }
+}
+
+/// What an entry counts for.
+fn size(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
+}
+
+/// What the key counts for before and after a write.
+fn sizes(write: &Request<'_>, entry: Option<Entry<'_>>) -> (u64, u64) {
+    let before = entry.map_or(0, |entry| size(write.key(), entry.value()));
+    (before, size(write.key(), write.value()))
+}
+
+fn growth(write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+    let (before, after) = sizes(write, entry);
+    after.saturating_sub(before)
+}
+
+fn shrinkage(write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+    let (before, after) = sizes(write, entry);
+    before.saturating_sub(after)
+}
+
+impl Bytes {
+    fn reserve<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
+        let needs = growth(write, write.entry());
+        self.ledger.reserve(needs).map_err(|Full { free }| {
+            let (key, limit) = (write.key(), self.ledger.limit());
+            // The key is escaped: it may hold a line break, and a message is one line.
+            Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))
+        })
+    }
+}
+
+impl Start for Bytes {
+    fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
+        let mut held = 0;
+        stored.for_each(|key, entry| held += size(key, entry.value()));
+        self.ledger.open(held);
+        let limit = self.ledger.limit();
+        if held > limit {
+            let line =
+                format!("the store holds {held} bytes and may hold {limit}: growth is refused until there is room");
+            self.host.log(Level::Warn, &line);
+        }
+        Ok(())
+    }
+}
+
+impl GuardPost for Bytes {
+    fn guard_post(&self, post: &mut Guard<'_, Post>) -> Verdict {
+        self.reserve(post)
+    }
+}
+
+impl GuardPut for Bytes {
+    fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
+        self.reserve(put)
+    }
+}
+
+impl UndoPost for Bytes {
+    fn undo_post(&self, post: &Undo<'_, Post>) {
+        self.ledger.release(growth(post, post.entry()));
+    }
+}
+
+impl UndoPut for Bytes {
+    fn undo_put(&self, put: &Undo<'_, Put>) {
+        self.ledger.release(growth(put, put.entry()));
+    }
+}
+
+impl AfterPost for Bytes {
+    fn after_post(&self, post: &After<'_, Post>) {
+        self.ledger.release(shrinkage(post, post.entry_before()));
+    }
+}
+
+impl AfterPut for Bytes {
+    fn after_put(&self, put: &After<'_, Put>) {
+        self.ledger.release(shrinkage(put, put.entry_before()));
+    }
+}
+
+impl AfterDelete for Bytes {
+    fn after_delete(&self, delete: &After<'_, Delete>) {
+        if let Some(entry) = delete.entry_before() {
+            self.ledger.release(size(delete.key(), entry.value()));
+        }
+    }
+}
+
+// With one of them missing the count would drift.
+export_plugin!(
+    Bytes,
+    required: [start, guard_post, guard_put, undo_post, undo_put, after_post, after_put, after_delete]
+);
