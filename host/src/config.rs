@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::plugins::Settings;
+use crate::store::Fsync;
 
 /// A number of bytes: `268435456`, `256MiB`, `256MB`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +98,12 @@ pub struct Options {
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
 
+    /// When a write is on disk: before its answer, at most so long after it, or when the system pleases
+    /// [default: always]
+    #[arg(long, value_name = "always|DURATION|never", env = "VKOG_FSYNC", hide_env = true, value_parser = fsync)]
+    #[serde(deserialize_with = "fsync_from_text")]
+    pub fsync: Option<Fsync>,
+
     /// The largest single value [default: the max size]
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
@@ -104,6 +111,21 @@ pub struct Options {
     /// How the log is written [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
+}
+
+fn fsync(text: &str) -> Result<Fsync, String> {
+    match text {
+        "always" => Ok(Fsync::Always),
+        "never" => Ok(Fsync::Never),
+        _ => match humantime::parse_duration(text) {
+            Ok(interval) if !interval.is_zero() => Ok(Fsync::Every(interval)),
+            _ => Err("write always, never, or a duration such as 100ms or 1s".to_owned()),
+        },
+    }
+}
+
+fn fsync_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fsync>, D::Error> {
+    fsync(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -128,6 +150,8 @@ pub struct Config {
     pub plugin_dir: Option<PathBuf>,
     /// Where to listen.
     pub listen: Listen,
+    /// When a write is on disk.
+    pub fsync: Fsync,
     /// The largest single value, in bytes.
     pub max_value: u64,
     /// How a log line is written; none goes by the terminal.
@@ -210,6 +234,7 @@ impl Config {
             max_size,
             plugin_dir,
             listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
+            fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
             log_format: given.log_format.or(written.log_format),
             plugins,

@@ -9,3 +9,4 @@ pub mod ops;
 pub mod plugins;
 pub mod serve;
 pub mod store;
+pub mod threads;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::bounded;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::api::Api;
@@ -14,12 +14,10 @@ use crate::config::{Config, Listen};
 use crate::http::tiny::{Bound, Tiny};
 use crate::ops::Ops;
 use crate::plugins::{self, Chain};
-use crate::store::{LocalDisk, Store};
+use crate::store::{LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the file is written where there is something new.
-const SAVE_EVERY: Duration = Duration::from_secs(5);
 
 /// Serves until a signal asks to stop.
 ///
@@ -37,9 +35,12 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     });
 
     let chain = Chain::new(load_plugins(&config)?);
-    let store = Store::open(LocalDisk, &config.file, &|_, _| {}).map_err(|error| Failure::new([error]))?;
+    let failure = |error| Failure::new([error]);
+    let _lock = Lock::take(&config.file).map_err(failure)?;
+    let options = Options { fsync: config.fsync, ..Options::default() };
+    let store = Store::open(LocalDisk, &config.file, options, &|_, _| {}).map_err(failure)?;
     let (entries, size) = store.totals();
-    tracing::info!(entries, bytes = size, "opened {}", config.file.display());
+    tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
     let ops = Arc::new(Ops::new(store, chain).map_err(|error| Failure::new([error]))?);
 
     let (listener, address) = listen(&config.listen)?;
@@ -48,17 +49,7 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
-    let signal = loop {
-        match stopped.recv_timeout(SAVE_EVERY) {
-            Ok(signal) => break Some(signal),
-            Err(RecvTimeoutError::Disconnected) => break None,
-            Err(RecvTimeoutError::Timeout) => {
-                if let Err(error) = ops.store().save() {
-                    tracing::error!("{error}");
-                }
-            }
-        }
-    };
+    let signal = stopped.recv().ok();
     tracing::info!(signal, "stopping");
     if !engine.stop(PATIENCE) {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
@@ -66,7 +57,7 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     if let Listen::Unix(path) = &config.listen {
         let _ = std::fs::remove_file(path);
     }
-    ops.store().save().map_err(|error| Failure::new([error]))?;
+    ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -98,8 +98,10 @@ pub struct RawCall<'a> {
     pub verb: Verb,
     /// Zero.
     pub flags: u32,
+    /// The revision of what was done (`after_*`), else 0.
+    pub revision: u64,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
     /// What the host needs to serve the functions of [`HostApi`] that take a call.
     pub cx: *mut (),
 }

@@ -305,6 +305,11 @@ impl<'a, O: Operation> After<'a, O> {
         self.call.before.map(|raw| Entry { raw })
     }
 
+    /// The revision of what was done: of the write or the removal, or of the entry that was read.
+    pub fn revision(&self) -> u64 {
+        self.call.revision
+    }
+
     /// The entry as it is; none after a delete.
     pub fn entry_after(&self) -> Option<Entry<'a>> {
         self.call.after.map(|raw| Entry { raw })

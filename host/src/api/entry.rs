@@ -4,8 +4,7 @@ use super::CONTENT_TYPE_MAX;
 use super::problem::{Manner, Problem};
 use crate::http::{Body, Head, Reply};
 use crate::ops::Answer;
-use crate::plugins::Verb;
-use crate::store::DEFAULT_CONTENT_TYPE;
+use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The methods an entry has.
 pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
@@ -26,7 +25,7 @@ pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
 }
 
 /// The reply to an operation on an entry.
-pub(super) fn reply(answer: Answer, verb: Verb, manner: Manner) -> Reply {
+pub(super) fn reply(answer: Answer, manner: Manner) -> Reply {
     let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
@@ -57,8 +56,8 @@ pub(super) fn reply(answer: Answer, verb: Verb, manner: Manner) -> Reply {
             reply
         }
         Answer::Failed(error) => {
-            tracing::error!(verb = verb.method(), "a write was not kept: {error}");
-            Problem::new(503, format!("Not kept: {error}")).reply(manner)
+            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
+            Problem::new(status, format!("Not kept: {error}")).reply(manner)
         }
     }
 }

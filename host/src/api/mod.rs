@@ -139,7 +139,7 @@ impl Service for Api {
             return responder.reply(Problem::new(400, "No content provided").reply(manner));
         }
         let request = Request { verb, key, value: body, content_type, query, arrived, origin: Box::new(head) };
-        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, verb, manner)));
+        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, manner)));
     }
 }
 

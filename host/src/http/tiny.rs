@@ -13,19 +13,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
 
 use super::{BodyFault, Head, Headers, Method, Reply, Responder, Service};
+use crate::threads::Threads;
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
 /// tiny_http swallows a body that nobody read, in a buffer as long as the body says it is; beyond this length, in bytes,
 /// the request is answered and its connection abandoned instead.
 const SWALLOWED_BODY_MAX: u64 = 1 << 30;
-/// How long a thread that reads bodies waits for the next one.
-const IDLE: Duration = Duration::from_secs(5);
 
 /// A running engine.
 pub struct Tiny {
@@ -41,7 +40,7 @@ struct Engine<S: Service> {
     listener: Bound,
     servers: Mutex<Vec<Arc<Server>>>,
     workers: Arc<Mutex<Vec<thread::JoinHandle<()>>>>,
-    bodies: BodyThreads,
+    bodies: Threads,
     stopping: AtomicBool,
     /// Every request under way holds a clone.
     under_way: Mutex<Option<Sender<Infallible>>>,
@@ -85,7 +84,7 @@ impl Tiny {
             listener,
             servers: Mutex::default(),
             workers: Arc::clone(&workers),
-            bodies: BodyThreads::new(),
+            bodies: Threads::new("http-body"),
             stopping: AtomicBool::new(false),
             under_way: Mutex::new(Some(under_way)),
         });
@@ -253,44 +252,5 @@ fn send(request: tiny_http::Request, reply: Reply, unread: u64) {
         std::mem::forget(request.upgrade("none", response));
     } else if let Err(error) = request.respond(response) {
         tracing::debug!("an answer was not sent: {error}");
-    }
-}
-
-/// Threads for whatever waits for a client: one more whenever all are busy. There are never more than tiny_http has
-/// for its connections.
-struct BodyThreads {
-    hand_over: Sender<Job>,
-    take: Receiver<Job>,
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-impl BodyThreads {
-    fn new() -> Self {
-        // Without a queue: a job is handed over only to a thread that waits for one.
-        let (hand_over, take) = bounded(0);
-        Self { hand_over, take }
-    }
-
-    fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let job: Job = Box::new(job);
-        let job = match self.hand_over.try_send(job) {
-            Ok(()) => return,
-            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
-        };
-        let take = self.take.clone();
-        let spawned = thread::Builder::new().name("http-body".to_owned()).spawn(move || {
-            let mut job = job;
-            loop {
-                let _ = catch_unwind(AssertUnwindSafe(job));
-                match take.recv_timeout(IDLE) {
-                    Ok(next) => job = next,
-                    Err(_) => return,
-                }
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::error!("no thread to read a body with: {error}");
-        }
     }
 }

@@ -15,8 +15,10 @@ pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(A
             }
         }
     }
+    // The decision is made now, the rest when it is kept: both need the request.
+    let request = Arc::new(request);
     let subject = request.subject();
-    let update = ops.store.update(&request.key, |current| {
+    let decide = |current: Option<&_>| {
         if request.verb == Verb::Delete && current.is_none() {
             return Decision::Keep(Answer::Absent);
         }
@@ -29,15 +31,23 @@ pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(A
                 details: passed.details,
             }),
         }
+    };
+    let (ops, asked) = (Arc::clone(ops), Arc::clone(&request));
+    let store = Arc::clone(&ops);
+    store.store.update(&request.key, decide, move |update| {
+        let subject = asked.subject();
+        finish(match update {
+            Update::Stayed(answer) => answer,
+            Update::Closed(error) => Answer::Failed(error),
+            Update::Undone { error, before } => {
+                ops.chain.undo(&subject, before.as_ref().map(seen));
+                Answer::Failed(error)
+            }
+            Update::Done(change) => {
+                let (before, after) = (change.before.as_ref().map(seen), change.after.as_ref().map(seen));
+                ops.chain.after(&subject, change.revision, before, after);
+                if change.after.is_some() { Answer::Written(change.revision) } else { Answer::Removed }
+            }
+        });
     });
-    match update {
-        Update::Kept(answer) => finish(answer),
-        Update::Done(change) => {
-            ops.chain.after(&subject, change.before.as_ref().map(seen), change.after.as_ref().map(seen));
-            finish(match change.after {
-                Some(_) => Answer::Written(change.revision),
-                None => Answer::Removed,
-            });
-        }
-    }
 }

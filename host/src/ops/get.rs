@@ -1,27 +1,47 @@
 //! Read: before, lock, guard, after.
 
+use std::sync::Arc;
+
 use super::{Answer, Ops, Request, seen};
 
-pub(super) fn get(ops: &Ops, request: &Request) -> Answer {
+pub(super) fn get(ops: &Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
+    match ops.chain.before(&request.subject()) {
+        Err(refusal) => finish(Answer::Refused(refusal)),
+        Ok(prepared) if prepared.hidden => finish(Answer::Absent),
+        Ok(_) => look(Arc::clone(ops), request, finish),
+    }
+}
+
+fn look(ops: Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
     let subject = request.subject();
-    match ops.chain.before(&subject) {
-        Err(refusal) => return Answer::Refused(refusal),
-        Ok(prepared) if prepared.hidden => return Answer::Absent,
-        Ok(_) => {}
-    }
-    let read = ops.store.read(&request.key, |entry| {
-        if ops.chain.is_unguarded(request.verb) {
-            return Ok(Some(entry.clone()));
+    let (answer, what) = ops.store.read(&request.key, |entry| {
+        let Some(entry) = entry else { return Answer::Absent };
+        if !ops.chain.is_unguarded(request.verb) {
+            match ops.chain.guard(&subject, Some(seen(entry))) {
+                Err(refusal) => return Answer::Refused(refusal),
+                Ok(passed) if passed.hidden => return Answer::Absent,
+                Ok(_) => {}
+            }
         }
-        let passed = ops.chain.guard(&subject, Some(seen(entry)))?;
-        Ok((!passed.hidden).then(|| entry.clone()))
+        Answer::Found(entry.clone())
     });
-    match read {
-        None | Some(Ok(None)) => Answer::Absent,
-        Some(Err(refusal)) => Answer::Refused(refusal),
-        Some(Ok(Some(entry))) => {
-            ops.chain.after(&subject, Some(seen(&entry)), Some(seen(&entry)));
-            Answer::Found(entry)
+    let store = Arc::clone(&ops);
+    store.store.when_kept(what, move |kept| {
+        let subject = request.subject();
+        let found = if let Answer::Found(entry) = &answer { Some(seen(entry)) } else { None };
+        match (kept, found) {
+            (Ok(()), None) => finish(answer),
+            (Ok(()), Some(entry)) => {
+                ops.chain.after(&subject, entry.revision, Some(entry), Some(entry));
+                finish(answer);
+            }
+            // What was read is not there any more: the read is made again.
+            (Err(_), found) => {
+                if found.is_some() {
+                    ops.chain.undo(&subject, found);
+                }
+                look(ops, request, finish);
+            }
         }
-    }
+    });
 }

@@ -72,7 +72,7 @@ impl Ops {
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
         match request.verb {
-            Verb::Get => finish(get::get(self, &request)),
+            Verb::Get => get::get(self, request, finish),
             Verb::Post | Verb::Put | Verb::Delete => change::change(self, request, finish),
         }
     }

@@ -85,6 +85,7 @@ pub(super) fn call<'a>(
     plugin: &'a str,
     subject: &Subject<'a>,
     entries: [Option<Seen<'a>>; 2],
+    revision: u64,
     scan: Option<Scan<'a>>,
 ) -> (Outcome, Said<'a>) {
     let mut said =
@@ -100,7 +101,8 @@ pub(super) fn call<'a>(
         arrived: subject.arrived,
         verb: subject.verb,
         flags: 0,
-        reserved: [0; 2],
+        revision,
+        reserved: 0,
         cx: (&raw mut said).cast(),
     };
     // SAFETY: load.rs checked the layout of the module this function came from, the instance is that module's and not

@@ -99,7 +99,7 @@ impl Chain {
             Subject { verb: Verb::Get, key: "", value: &[], content_type: "", query: "", arrived: 0, origin: &Nowhere };
         for link in &self.links[START] {
             let plugin = &self.plugins[link.plugin];
-            let (outcome, said) = call(link.hook, link.instance, plugin.name(), &subject, [None, None], Some(scan));
+            let (outcome, said) = call(link.hook, link.instance, plugin.name(), &subject, [None, None], 0, Some(scan));
             if outcome.kind != Outcome::GO_ON {
                 let (name, said) = (plugin.name().to_owned(), said.message.unwrap_or_default());
                 let fault = if outcome.kind == Outcome::PANICKED {
@@ -124,7 +124,7 @@ impl Chain {
         for link in &self.links[id] {
             let subject = Subject { value: prepared.value.as_deref().unwrap_or(subject.value), ..*subject };
             let plugin = self.plugins[link.plugin].name();
-            let (outcome, said) = call(link.hook, link.instance, plugin, &subject, [None, None], None);
+            let (outcome, said) = call(link.hook, link.instance, plugin, &subject, [None, None], 0, None);
             if outcome.kind != Outcome::GO_ON {
                 return Err(refusal(id, outcome, said, plugin));
             }
@@ -146,7 +146,7 @@ impl Chain {
         let mut details = Vec::new();
         for (position, link) in self.links[id].iter().enumerate() {
             let plugin = self.plugins[link.plugin].name();
-            let (outcome, said) = call(link.hook, link.instance, plugin, subject, [entry, None], None);
+            let (outcome, said) = call(link.hook, link.instance, plugin, subject, [entry, None], 0, None);
             if outcome.kind != Outcome::GO_ON {
                 self.undo_before(position, subject, entry);
                 return Err(refusal(id, outcome, said, plugin));
@@ -180,23 +180,23 @@ impl Chain {
         let id = UNDO + subject.verb as usize;
         for link in &self.links[id] {
             if passed.iter().any(|guard| guard.plugin == link.plugin) {
-                self.tell(id, link, subject, [entry, None]);
+                self.tell(id, link, subject, [entry, None], 0);
             }
         }
     }
 
-    /// Tells the after-hooks that an operation is done.
-    pub fn after(&self, subject: &Subject<'_>, before: Option<Seen<'_>>, after: Option<Seen<'_>>) {
+    /// Tells the after-hooks that an operation is done, and which revision it has.
+    pub fn after(&self, subject: &Subject<'_>, revision: u64, before: Option<Seen<'_>>, after: Option<Seen<'_>>) {
         let id = AFTER + subject.verb as usize;
         for link in &self.links[id] {
-            self.tell(id, link, subject, [before, after]);
+            self.tell(id, link, subject, [before, after], revision);
         }
     }
 
     /// Calls a hook that cannot refuse. That it failed changes nothing for the client.
-    fn tell(&self, id: usize, link: &Link, subject: &Subject<'_>, entries: [Option<Seen<'_>>; 2]) {
+    fn tell(&self, id: usize, link: &Link, subject: &Subject<'_>, entries: [Option<Seen<'_>>; 2], revision: u64) {
         let plugin = self.plugins[link.plugin].name();
-        let (outcome, said) = call(link.hook, link.instance, plugin, subject, entries, None);
+        let (outcome, said) = call(link.hook, link.instance, plugin, subject, entries, revision, None);
         if outcome.kind != Outcome::GO_ON {
             log_failure(plugin, id, &said.message.unwrap_or_default());
         }

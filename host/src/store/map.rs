@@ -24,6 +24,8 @@ pub(super) struct Map {
 pub(super) struct Shard {
     table: HashTable<Entry>,
     size: u64,
+    /// The revision of the last removal: a key that is absent may be so since then.
+    last_removal: u64,
 }
 
 /// A key with its hash, computed once.
@@ -98,11 +100,24 @@ impl Shard {
         self.table.find(hashed.hash, |entry| entry.key_bytes() == hashed.key)
     }
 
-    pub(super) fn remove(&mut self, hashed: Hashed<'_>) -> Option<Entry> {
+    /// What a look at this key sees: the entry, and the revision to which that is true.
+    pub(super) fn see(&self, hashed: Hashed<'_>) -> (Option<&Entry>, u64) {
+        let entry = self.get(hashed);
+        (entry, entry.map_or(self.last_removal, Entry::revision))
+    }
+
+    /// Takes an entry out, as of a revision.
+    pub(super) fn remove(&mut self, hashed: Hashed<'_>, revision: u64) -> Option<Entry> {
         let found = self.table.find_entry(hashed.hash, |entry| entry.key_bytes() == hashed.key).ok()?;
         let (entry, _) = found.remove();
         self.size -= entry.size();
+        self.last_removal = self.last_removal.max(revision);
         Some(entry)
+    }
+
+    /// Removals after this revision were taken back.
+    pub(super) fn forget_removals_after(&mut self, kept: u64) {
+        self.last_removal = self.last_removal.min(kept);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
@@ -124,7 +139,7 @@ mod tests {
             let hashed = map.hash(key.as_bytes());
             let mut shard = map.write(map.shard_of(hashed));
             if step % 3 == 0 {
-                assert_eq!(shard.remove(hashed).map(|entry| entry.revision()), model.remove(&key));
+                assert_eq!(shard.remove(hashed, step).map(|entry| entry.revision()), model.remove(&key));
             } else {
                 let draft = Draft { value: key.as_bytes(), content_type: "text/plain", details: Vec::new() };
                 let entry = Entry::new(&key, &draft, step, &mut Vec::new());

@@ -1,63 +1,51 @@
-//! The store: a map in memory, and the file it is kept in. Has never heard of HTTP or plugins.
+//! The store: a map in memory, and the files it is kept in. Has never heard of HTTP or plugins.
 
+mod commit;
 mod disk;
 mod entry;
+mod error;
+mod lock;
+mod log;
 mod map;
+mod paths;
+mod recover;
 mod snapshot;
 
 use std::cell::RefCell;
-use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
+pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+pub use error::StoreError;
+pub use lock::Lock;
 pub use snapshot::Progress;
 
+use commit::{Commit, Pending};
+use log::Head;
 use map::{Map, SHARDS};
+use paths::Paths;
+use recover::{Recovered, Tail};
 
-/// Why a store cannot be opened or written.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The file cannot be read as a store.
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, and where.
-        fact: String,
-    },
-    /// The file cannot be written.
-    Unwritable {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
+/// How a store keeps what it holds.
+#[derive(Copy, Clone, Debug)]
+pub struct Options {
+    /// When a write is on disk.
+    pub fsync: Fsync,
+    /// A log shorter than this is never reason for a snapshot, in bytes.
+    pub log_min: u64,
 }
 
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable { path, fact } => {
-                write!(f, "cannot read {}: {fact}; the file is untouched, move it aside to start empty", path.display())
-            }
-            Self::Unwritable { path, source } => {
-                write!(f, "cannot write {}: {source}; make room, or let this user write to its folder", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for StoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { .. } => None,
-            Self::Unwritable { source, .. } => Some(source),
-        }
+impl Default for Options {
+    fn default() -> Self {
+        Self { fsync: Fsync::Always, log_min: 64 << 20 }
     }
 }
 
@@ -73,10 +61,19 @@ pub enum Decision<'a, R> {
 
 /// What became of it.
 pub enum Update<R> {
-    /// It was written or removed.
+    /// It was written or removed, and that is kept as far as [`Fsync`] promises.
     Done(Change),
     /// It stayed.
-    Kept(R),
+    Stayed(R),
+    /// It stayed, because nothing can be written; no decision to change it was made.
+    Closed(Arc<StoreError>),
+    /// It was to change, and that could not be kept: it is as it was.
+    Undone {
+        /// Why.
+        error: Arc<StoreError>,
+        /// The entry that the decision saw.
+        before: Option<Entry>,
+    },
 }
 
 /// A change of one entry.
@@ -90,116 +87,336 @@ pub struct Change {
     pub revision: u64,
 }
 
-/// Entries under their keys, and the file they are kept in.
+/// Entries under their keys, and the files they are kept in.
 pub struct Store {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Dropped to end the threads.
+    stop: Mutex<Option<Sender<()>>>,
+}
+
+/// What the store's threads share.
+struct Shared {
     map: Map,
+    commit: Commit,
     disk: Box<dyn Disk>,
-    path: PathBuf,
+    paths: Paths,
     store: u64,
-    generation: AtomicU64,
-    revision: AtomicU64,
-    /// The revision that the file has.
-    saved: Mutex<u64>,
+    options: Options,
+    snapshots: Mutex<Snapshots>,
+    /// Asks for a snapshot.
+    wanted: Sender<()>,
+}
+
+/// What a snapshot starts from. Its lock is held while one is written.
+struct Snapshots {
+    /// The generation of the log that is written to now.
+    generation: u64,
+    /// That log is FILE.log.next: the snapshot it follows is not in place yet.
+    unfinished: bool,
+    /// The length of the last one, in bytes.
+    len: u64,
 }
 
 impl Store {
-    /// Reads the file into memory; where there is none, the store is empty.
+    /// Reads the files into memory; where there are none, the store is empty.
     ///
     /// # Errors
     ///
-    /// The file is no store, or damaged. It is not changed.
-    pub fn open(disk: impl Disk, path: &Path, progress: Progress<'_>) -> Result<Self, StoreError> {
-        let unreadable = |fact: String| StoreError::Unreadable { path: path.to_owned(), fact };
-        let file = disk.open(path).map_err(|error| unreadable(error.to_string()))?;
-        let (map, meta) = match file {
-            Some(file) => {
-                snapshot::read(&*file, random(), progress).map_err(|damage| unreadable(damage.to_string()))?
-            }
-            None => (Map::new(random()), snapshot::Meta::default()),
-        };
-        Ok(Self {
+    /// A file is damaged, or does not belong to the others. Nothing is changed then.
+    pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
+        let paths = Paths::of(path);
+        let Recovered { map, revision, store, log, unfinished, snapshot_len, notes } =
+            recover::recover(&disk, &paths, progress)?;
+        for note in notes {
+            tracing::warn!("{note}");
+        }
+        let snapshots = Snapshots { generation: log.head.generation, unfinished, len: snapshot_len };
+        let log_path = if unfinished { &paths.next } else { &paths.log };
+        let (wanted, asked) = bounded(1);
+        let shared = Arc::new(Shared {
+            commit: Commit::new(options.fsync, log_path.clone(), log, revision),
             map,
             disk: Box::new(disk),
-            path: path.to_owned(),
-            store: if meta.store == 0 { random() } else { meta.store },
-            generation: AtomicU64::new(meta.generation),
-            revision: AtomicU64::new(meta.revision),
-            saved: Mutex::new(meta.revision),
-        })
+            paths,
+            store,
+            options,
+            snapshots: Mutex::new(snapshots),
+            wanted,
+        });
+        if unfinished {
+            shared.want_snapshot();
+        }
+        let (stop, stopped) = bounded(0);
+        let store = Self { shared, threads: Mutex::default(), stop: Mutex::new(Some(stop)) };
+        store.spawn("snapshot", {
+            let stopped = stopped.clone();
+            move |shared| shared.write_snapshots(&asked, &stopped)
+        });
+        match options.fsync {
+            Fsync::Always => store.spawn("commit", |shared| shared.commit.commit(&shared.map)),
+            Fsync::Every(interval) => store.spawn("sync", move |shared| shared.sync_every(interval, &stopped)),
+            Fsync::Never => {}
+        }
+        Ok(store)
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) {
+        let shared = Arc::clone(&self.shared);
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
+        self.threads.lock().push(spawned.expect("a thread for the store"));
     }
 
     /// The last revision that was given.
     pub fn revision(&self) -> u64 {
-        self.revision.load(Ordering::Acquire)
+        self.shared.commit.given()
     }
 
     /// How many entries there are, and the sum of their sizes.
     pub fn totals(&self) -> (u64, u64) {
-        self.map.totals()
+        self.shared.map.totals()
     }
 
-    /// Looks at an entry under its lock.
-    pub fn read<R>(&self, key: &str, look: impl FnOnce(&Entry) -> R) -> Option<R> {
-        let hashed = self.map.hash(key.as_bytes());
-        self.map.read(self.map.shard_of(hashed)).get(hashed).map(look)
+    /// The length of the log, in bytes.
+    pub fn log_len(&self) -> u64 {
+        self.shared.commit.len()
     }
 
-    /// Decides under an entry's lock what becomes of it, and does that in the same step.
-    pub fn update<'a, R>(&self, key: &str, mut decide: impl FnMut(Option<&Entry>) -> Decision<'a, R>) -> Update<R> {
+    /// Why nothing can be written, if so.
+    pub fn closed(&self) -> Option<Arc<StoreError>> {
+        self.shared.commit.closed()
+    }
+
+    /// Looks at an entry under its lock. What was seen may be told on when [`when_kept`](Self::when_kept) says so.
+    pub fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Seen) {
+        let Shared { map, commit, .. } = &*self.shared;
+        let undone = commit.undone();
+        let hashed = map.hash(key.as_bytes());
+        let shard = map.read(map.shard_of(hashed));
+        let (entry, revision) = shard.see(hashed);
+        (look(entry), Seen { revision, undone })
+    }
+
+    /// Calls a function when what was seen is kept, or was taken back, so that a crash never takes back what somebody
+    /// was told: at once, or later on another thread.
+    pub fn when_kept(&self, seen: Seen, then: impl FnOnce(Result<(), TakenBack>) + Send + 'static) {
+        self.shared.commit.when_kept(seen, then);
+    }
+
+    /// Decides under an entry's lock what becomes of it, and does that in the same step. `finish` is called once, when the
+    /// change is kept, or when it is known that there is none: on this thread, or later on another.
+    pub fn update<'a, R: Send + 'static>(
+        &self,
+        key: &str,
+        mut decide: impl FnMut(Option<&Entry>) -> Decision<'a, R>,
+        finish: impl FnOnce(Update<R>) + Send + 'static,
+    ) {
         thread_local! {
             static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        let hashed = self.map.hash(key.as_bytes());
-        let mut shard = self.map.write(self.map.shard_of(hashed));
-        match decide(shard.get(hashed)) {
-            Decision::Keep(reason) => Update::Kept(reason),
-            Decision::Remove => {
-                let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
-                Update::Done(Change { before: shard.remove(hashed), after: None, revision })
+        let Shared { map, commit, .. } = &*self.shared;
+        if let Some(error) = commit.closed() {
+            return finish(Update::Closed(error));
+        }
+        let undone = commit.undone();
+        let hashed = map.hash(key.as_bytes());
+        let mut shard = map.write(map.shard_of(hashed));
+        let (current, revision) = shard.see(hashed);
+        let before = current.cloned();
+        let mut after = match decide(current) {
+            Decision::Keep(reason) => {
+                drop(shard);
+                let shared = Arc::clone(&self.shared);
+                return commit.when_kept(Seen { revision, undone }, move |kept| {
+                    finish(match kept {
+                        Ok(()) => Update::Stayed(reason),
+                        // The reason was true of what has been taken back.
+                        Err(TakenBack) => Update::Closed(shared.why_taken_back()),
+                    });
+                });
             }
-            Decision::Write(draft) => {
-                let mut entry = SCRATCH.with_borrow_mut(|scratch| Entry::new(key, &draft, 0, scratch));
-                let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
+            Decision::Remove => None,
+            Decision::Write(draft) => Some(SCRATCH.with_borrow_mut(|scratch| Entry::new(key, &draft, 0, scratch))),
+        };
+        let mut finish = Some(finish);
+        let pushed = commit.push(|revision| {
+            if let Some(entry) = &mut after {
                 entry.set_revision(revision);
-                let before = self.map.insert(&mut shard, hashed, entry.clone());
-                Update::Done(Change { before, after: Some(entry), revision })
             }
+            let finish = finish.take();
+            Pending {
+                change: Change { before: before.clone(), after: after.clone(), revision },
+                finish: Box::new(move |change, kept| {
+                    let Some(finish) = finish else { return };
+                    finish(match kept {
+                        Ok(()) => Update::Done(change),
+                        Err(error) => Update::Undone { error, before: change.before },
+                    });
+                }),
+            }
+        });
+        match (pushed, after) {
+            (Ok(()), Some(entry)) => drop(map.insert(&mut shard, hashed, entry)),
+            (Ok(()), None) => drop(shard.remove(hashed, self.revision())),
+            (Err(error), _) => {
+                drop(shard);
+                if let Some(finish) = finish {
+                    finish(Update::Undone { error, before });
+                }
+                return;
+            }
+        }
+        drop(shard);
+        commit.pushed(map);
+        if self.log_len() > self.shared.log_max() {
+            self.shared.want_snapshot();
         }
     }
 
     /// Gives every entry to a function, in no order.
     pub fn for_each(&self, mut each: impl FnMut(&Entry)) {
         for shard in 0..SHARDS {
-            self.map.read(shard).iter().for_each(&mut each);
+            self.shared.map.read(shard).iter().for_each(&mut each);
         }
     }
 
-    /// Writes the file if there is anything new: beside it, synced, then in its place.
+    /// Writes a snapshot now, beside the traffic.
     ///
     /// # Errors
     ///
-    /// The file could not be written; the one before is still there.
-    pub fn save(&self) -> Result<(), StoreError> {
-        let mut saved = self.saved.lock();
-        let revision = self.revision();
-        if *saved == revision {
-            return Ok(());
+    /// It could not be written. Nothing is lost: the one before is in place, and the log has what came after.
+    pub fn snapshot(&self) -> Result<(), Arc<StoreError>> {
+        self.shared.snapshot()
+    }
+
+    /// Writes what is not in the snapshot yet. Nothing may be read or written any more.
+    ///
+    /// # Errors
+    ///
+    /// The snapshot could not be written. Nothing is lost, unless writing had failed before.
+    pub fn close(&self) -> Result<(), Arc<StoreError>> {
+        self.end_threads();
+        let has_news = self.shared.commit.len() > Head::LEN || self.shared.snapshots.lock().unfinished;
+        if has_news { self.shared.snapshot() } else { Ok(()) }
+    }
+
+    fn end_threads(&self) {
+        self.stop.lock().take();
+        self.shared.commit.stop();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            let _ = thread.join();
         }
-        let mut beside = self.path.clone().into_os_string();
-        beside.push(".tmp");
-        let beside = PathBuf::from(beside);
-        let generation = self.generation.load(Ordering::Relaxed) + 1;
-        let write = || {
-            let file = self.disk.create(&beside)?;
-            snapshot::write(&self.map, &*file, generation, self.store, || self.revision())?;
-            file.sync()?;
-            self.disk.rename(&beside, &self.path)?;
-            self.disk.sync_folder(&self.path)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.end_threads();
+    }
+}
+
+impl Shared {
+    /// A log longer than this is reason for a snapshot, in bytes.
+    fn log_max(&self) -> u64 {
+        // While one is written, the log it started is none.
+        self.snapshots.try_lock().map_or(u64::MAX, |snapshots| snapshots.len.max(self.options.log_min))
+    }
+
+    fn want_snapshot(&self) {
+        let _ = self.wanted.try_send(());
+    }
+
+    /// The thread that writes snapshots when they are wanted.
+    fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
+        loop {
+            crossbeam_channel::select! {
+                recv(stopped) -> _ => return,
+                recv(wanted) -> _ => {}
+            }
+            if let Err(error) = self.snapshot() {
+                tracing::error!("no snapshot: {error}");
+                // Whatever was in the way, it is not asked for again at every write.
+                if stopped.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Disconnected) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn sync_every(&self, interval: Duration, stopped: &Receiver<()>) {
+        while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+            self.commit.sync(&self.map);
+        }
+        self.commit.sync(&self.map);
+    }
+
+    fn snapshot(&self) -> Result<(), Arc<StoreError>> {
+        let mut snapshots = self.snapshots.lock();
+        if let Some(error) = self.commit.closed() {
+            return Err(error);
+        }
+        let Paths { file, log, next, new } = &self.paths;
+        let unwritable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Arc::new(StoreError::Unwritable { path, source })
         };
-        write().map_err(|source| StoreError::Unwritable { path: self.path.clone(), source })?;
-        self.generation.store(generation, Ordering::Relaxed);
-        *saved = revision;
+        if !snapshots.unfinished {
+            let head = Head {
+                generation: snapshots.generation + 1,
+                store: self.store,
+                base: 0,
+                salt: random() as u32,
+            };
+            let begin = || {
+                let file = self.disk.create(next)?;
+                let at = log::begin(&*file, &head)?;
+                self.disk.sync_folder(next)?;
+                Ok(Tail::new(file, head, at))
+            };
+            let tail = begin().map_err(unwritable(next))?;
+            self.commit.switch(&self.map, next.clone(), tail)?;
+            snapshots.generation += 1;
+            snapshots.unfinished = true;
+        }
+        // All that is in the old log is in the map by now.
+        let undone = self.commit.undone();
+        let mut revision = 0;
+        let mut write = || {
+            let file = self.disk.create(new)?;
+            let len = snapshot::write(&self.map, &*file, snapshots.generation, self.store, || {
+                revision = self.commit.given();
+                revision
+            })?;
+            file.sync()?;
+            Ok(len)
+        };
+        let len = write().map_err(unwritable(new))?;
+        // What is in the snapshot and not yet in the new log may still be taken back, and then it must not be found here.
+        self.wait_until_kept(Seen { revision, undone })?;
+        self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(unwritable(file))?;
+        self.disk.rename(next, log).and_then(|()| self.disk.sync_folder(log)).map_err(unwritable(log))?;
+        self.commit.renamed(log.clone());
+        snapshots.unfinished = false;
+        snapshots.len = len;
         Ok(())
+    }
+
+    fn wait_until_kept(&self, seen: Seen) -> Result<(), Arc<StoreError>> {
+        let (tell, told) = bounded(1);
+        self.commit.pushed(&self.map);
+        self.commit.when_kept(seen, move |kept| {
+            let _ = tell.send(kept);
+        });
+        match told.recv() {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(self.why_taken_back()),
+        }
+    }
+
+    /// Only a full disk heals, so it is that if nothing is in the way any more.
+    fn why_taken_back(&self) -> Arc<StoreError> {
+        let full = || Arc::new(StoreError::Full { path: self.paths.log.clone() });
+        self.commit.closed().unwrap_or_else(full)
     }
 }
 

@@ -1,0 +1,383 @@
+//! Group commit: who changed the map queues a record; the log gets whatever has gathered in one write and one sync, and
+//! then all of them are kept. Where that fails, the map goes back to what is kept.
+//!
+//! Locks are taken in this order: a shard, the queue; or the writer, a shard, the queue. Nobody waits for the disk with
+//! a shard or the queue locked.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Change;
+use super::disk::File;
+use super::error::StoreError;
+use super::log;
+use super::map::Map;
+use super::recover::Tail;
+use crate::threads::Threads;
+
+/// When a write is on disk.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before its answer.
+    Always,
+    /// At most this long after it, and the time of one sync.
+    Every(Duration),
+    /// When the system pleases.
+    Never,
+}
+
+/// A change that was made in the map and is not kept yet.
+pub(super) struct Pending {
+    pub(super) change: Change,
+    /// Is told when it is kept, or that it was taken back.
+    pub(super) finish: Box<dyn FnOnce(Change, Result<(), Arc<StoreError>>) + Send>,
+}
+
+/// A reader of something that is not kept yet: is told when it is, or that it was taken back.
+type Reader = Box<dyn FnOnce(Result<(), TakenBack>) + Send>;
+
+/// What was read is not there any more.
+pub struct TakenBack;
+
+/// What a look at an entry saw: if it is not kept yet, whoever tells it on has to wait.
+#[derive(Copy, Clone, Debug)]
+pub struct Seen {
+    /// The revision of the entry, or of the last removal that may have made it absent.
+    pub(super) revision: u64,
+    /// [`Commit::undone`] before the look.
+    pub(super) undone: u64,
+}
+
+/// The end of the log, and all that waits for it.
+pub(super) struct Commit {
+    fsync: Fsync,
+    queue: Mutex<Queue>,
+    /// Something was queued, or the committer has to stop.
+    queued: Condvar,
+    writer: Mutex<Writer>,
+    /// The last revision that was given.
+    given: AtomicU64,
+    /// All changes up to this revision that were not taken back are kept, as far as `fsync` promises.
+    kept: AtomicU64,
+    /// How often changes were taken back.
+    undone: AtomicU64,
+    /// The length of the log, in bytes.
+    len: AtomicU64,
+    /// Those that answer.
+    answers: Threads,
+}
+
+#[derive(Default)]
+struct Queue {
+    pending: Vec<Pending>,
+    readers: Vec<(u64, Reader)>,
+    /// Why nothing can be queued: for the moment, or for good.
+    closed: Option<Arc<StoreError>>,
+    stop: bool,
+}
+
+struct Writer {
+    file: Arc<dyn File>,
+    path: PathBuf,
+    salt: u32,
+    /// Where the next record goes.
+    at: u64,
+    /// How much of the log is known to be on disk.
+    synced: u64,
+    /// How much of it the last mark says is on disk.
+    marked: u64,
+    buffer: Vec<u8>,
+}
+
+/// A buffer larger than this is given back after use, in bytes.
+const BUFFER_KEPT: usize = 1 << 20;
+
+impl Commit {
+    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64) -> Self {
+        let writer = Writer::new(path, tail);
+        Self {
+            fsync,
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            given: AtomicU64::new(revision),
+            kept: AtomicU64::new(revision),
+            undone: AtomicU64::new(0),
+            len: AtomicU64::new(writer.at),
+            writer: Mutex::new(writer),
+            answers: Threads::new("answer"),
+        }
+    }
+
+    pub(super) fn given(&self) -> u64 {
+        self.given.load(Ordering::Acquire)
+    }
+
+    pub(super) fn undone(&self) -> u64 {
+        self.undone.load(Ordering::Acquire)
+    }
+
+    /// The length of the log, in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing can be written, if so.
+    pub(super) fn closed(&self) -> Option<Arc<StoreError>> {
+        self.queue.lock().closed.clone()
+    }
+
+    /// Queues a change, whose shard the caller has locked, and gives it its revision.
+    ///
+    /// # Errors
+    ///
+    /// Nothing can be written; the caller leaves the map as it is.
+    pub(super) fn push(&self, change: impl FnOnce(u64) -> Pending) -> Result<(), Arc<StoreError>> {
+        let mut queue = self.queue.lock();
+        if let Some(error) = &queue.closed {
+            return Err(Arc::clone(error));
+        }
+        let revision = self.given.load(Ordering::Relaxed) + 1;
+        self.given.store(revision, Ordering::Release);
+        queue.pending.push(change(revision));
+        let wake = queue.pending.len() == 1 && self.fsync == Fsync::Always;
+        drop(queue);
+        if wake {
+            self.queued.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Has what was queued written. To the system's memory that is quick, and whoever comes first does it for all that
+    /// have queued; to the disk the committer does it.
+    pub(super) fn pushed(&self, map: &Map) {
+        if self.fsync != Fsync::Always {
+            self.write_queued(map).into_iter().for_each(|finish| finish());
+        }
+    }
+
+    /// Calls a function when what was seen is kept, or was taken back: at once, or later on another thread.
+    pub(super) fn when_kept(&self, seen: Seen, then: impl FnOnce(Result<(), TakenBack>) + Send + 'static) {
+        if seen.revision <= self.kept.load(Ordering::Acquire) && seen.undone == self.undone() {
+            return then(Ok(()));
+        }
+        let mut queue = self.queue.lock();
+        if seen.undone == self.undone() {
+            if seen.revision <= self.kept.load(Ordering::Acquire) {
+                drop(queue);
+                return then(Ok(()));
+            }
+            if queue.closed.is_none() {
+                return queue.readers.push((seen.revision, Box::new(then)));
+            }
+        }
+        drop(queue);
+        // Whoever takes changes back holds the writer until it is done.
+        drop(self.writer.lock());
+        then(Err(TakenBack));
+    }
+
+    /// The committer of [`Fsync::Always`]: runs until [`stop`](Self::stop).
+    pub(super) fn commit(&self, map: &Map) {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.pending.is_empty() && !queue.stop {
+                self.queued.wait(&mut queue);
+            }
+            if queue.pending.is_empty() {
+                return;
+            }
+            drop(queue);
+            let finished = self.write_queued(map);
+            self.hand_over(finished);
+        }
+    }
+
+    /// Syncs what was written without, for [`Fsync::Every`]. Writes go on meanwhile.
+    pub(super) fn sync(&self, map: &Map) {
+        let writer = self.writer.lock();
+        if writer.synced == writer.at {
+            return;
+        }
+        let (file, at) = (Arc::clone(&writer.file), writer.at);
+        drop(writer);
+        let result = file.sync();
+        let mut writer = self.writer.lock();
+        // The log may have been switched meanwhile; then the old one was synced there.
+        if Arc::ptr_eq(&file, &writer.file) {
+            match result {
+                Ok(()) => writer.synced = at.max(writer.synced),
+                Err(error) => self.fail(map, &mut writer, Vec::new(), &error, true),
+            }
+        }
+    }
+
+    /// Ends the committer when the queue is empty.
+    pub(super) fn stop(&self) {
+        self.queue.lock().stop = true;
+        self.queued.notify_all();
+    }
+
+    /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
+    fn write_queued(&self, map: &Map) -> Vec<Finish> {
+        let mut writer = self.writer.lock();
+        let pending = std::mem::take(&mut self.queue.lock().pending);
+        let Some(last) = pending.last().map(|pending| pending.change.revision) else { return Vec::new() };
+        if let Err((error, synced)) = writer.append(&pending, self.fsync == Fsync::Always) {
+            self.fail(map, &mut writer, pending, &error, synced);
+            return Vec::new();
+        }
+        self.len.store(writer.at, Ordering::Relaxed);
+        self.kept.store(last, Ordering::Release);
+        drop(writer);
+        let readers: Vec<Reader> = {
+            let mut queue = self.queue.lock();
+            queue.readers.extract_if(.., |(revision, _)| *revision <= last).map(|(_, reader)| reader).collect()
+        };
+        let readers = readers.into_iter().map(|reader| Box::new(|| reader(Ok(()))) as Finish);
+        pending.into_iter().map(|Pending { change, finish }| Box::new(|| finish(change, Ok(()))) as Finish).chain(readers).collect()
+    }
+
+    /// Hands those who have to be told to a few threads: a client that does not read, or a slow plugin, delays nobody's
+    /// commit.
+    fn hand_over(&self, finished: Vec<Finish>) {
+        const SHARE: usize = 16;
+        let mut finished = finished.into_iter();
+        loop {
+            let share: Vec<Finish> = finished.by_ref().take(SHARE).collect();
+            if share.is_empty() {
+                return;
+            }
+            self.answers.run(move || share.into_iter().for_each(|finish| finish()));
+        }
+    }
+
+    /// Takes back what is not kept: in the map, and in the log as far as it got there.
+    ///
+    /// A full disk is over when there is room. Anything else is final, a failed sync above all: the system may have
+    /// thrown away what it could not write, and a later sync that succeeds would prove nothing.
+    fn fail(&self, map: &Map, writer: &mut Writer, mut pending: Vec<Pending>, error: &io::Error, in_sync: bool) {
+        let path = writer.path.clone();
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
+        let error = if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
+        tracing::error!("{error}");
+        let error = Arc::new(error);
+        let readers = {
+            let mut queue = self.queue.lock();
+            // From here on nothing changes in the map but what is taken back.
+            queue.closed = Some(Arc::clone(&error));
+            pending.append(&mut queue.pending);
+            std::mem::take(&mut queue.readers)
+        };
+        let kept = self.kept.load(Ordering::Acquire);
+        for pending in pending.iter().rev() {
+            take_back(map, &pending.change, kept);
+        }
+        // A record that reached the disk in part, or whole, would be found there after the next start.
+        let cut = writer.file.set_len(writer.at);
+        let healed = is_full && cut.and_then(|()| writer.file.sync()).is_ok();
+        let mut queue = self.queue.lock();
+        self.undone.fetch_add(1, Ordering::AcqRel);
+        if healed {
+            writer.synced = writer.at;
+            queue.closed = None;
+        }
+        drop(queue);
+        let readers = readers.into_iter().map(|(_, reader)| Box::new(|| reader(Err(TakenBack))) as Finish);
+        let told = pending.into_iter().map(|Pending { change, finish }| {
+            let error = Arc::clone(&error);
+            Box::new(move || finish(change, Err(error))) as Finish
+        });
+        self.hand_over(told.chain(readers).collect());
+    }
+
+    /// Goes on with another log. What is in the old one is on disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The old log could not be synced; nothing can be written any more.
+    pub(super) fn switch(&self, map: &Map, path: PathBuf, tail: Tail) -> Result<(), Arc<StoreError>> {
+        // Most of the work, while writes go on.
+        self.sync(map);
+        let mut writer = self.writer.lock();
+        if writer.synced < writer.at
+            && let Err(error) = writer.file.sync()
+        {
+            self.fail(map, &mut writer, Vec::new(), &error, true);
+        }
+        if let Some(error) = self.closed() {
+            return Err(error);
+        }
+        *writer = Writer::new(path, tail);
+        self.len.store(writer.at, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The log has another name now.
+    pub(super) fn renamed(&self, path: PathBuf) {
+        self.writer.lock().path = path;
+    }
+}
+
+/// Tells somebody.
+type Finish = Box<dyn FnOnce() + Send>;
+
+/// Puts back the entry from before a change.
+fn take_back(map: &Map, change: &Change, kept: u64) {
+    let Some(entry) = change.before.as_ref().or(change.after.as_ref()) else { return };
+    let hashed = map.hash(entry.key_bytes());
+    let mut shard = map.write(map.shard_of(hashed));
+    match &change.before {
+        Some(before) => drop(map.insert(&mut shard, hashed, before.clone())),
+        None => drop(shard.remove(hashed, kept)),
+    }
+    shard.forget_removals_after(kept);
+}
+
+impl Writer {
+    fn new(path: PathBuf, tail: Tail) -> Self {
+        Self {
+            file: tail.file.into(),
+            path,
+            salt: tail.head.salt,
+            at: tail.at,
+            synced: tail.at,
+            marked: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Appends records. The error says whether it was the sync that failed.
+    fn append(&mut self, pending: &[Pending], sync: bool) -> Result<(), (io::Error, bool)> {
+        self.buffer.clear();
+        if self.synced > self.marked {
+            log::put_mark(&mut self.buffer, self.salt, self.synced);
+        }
+        for Pending { change, .. } in pending {
+            match (&change.after, &change.before) {
+                (Some(entry), _) => log::put_write(&mut self.buffer, self.salt, entry),
+                (None, Some(before)) => {
+                    log::put_remove(&mut self.buffer, self.salt, change.revision, before.key_bytes());
+                }
+                (None, None) => {}
+            }
+        }
+        self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
+        if sync {
+            self.file.sync().map_err(|error| (error, true))?;
+        }
+        self.marked = self.synced;
+        self.at += self.buffer.len() as u64;
+        if sync {
+            self.synced = self.at;
+        }
+        if self.buffer.capacity() > BUFFER_KEPT {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,96 @@
+//! Why a store cannot be opened or written.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a store cannot be opened or written.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file cannot be read as what it should be. It was not changed.
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        fact: String,
+    },
+    /// A file does not belong to the one beside it. Neither was changed.
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fact: String,
+    },
+    /// A file cannot be written.
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The disk is full. What was asked for was not done; it can be asked for again when there is room.
+    Full {
+        /// The file that could not grow.
+        path: PathBuf,
+    },
+    /// Writing failed once, and what is on the disk is not known any more. The store can only be read.
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        said: String,
+    },
+    /// Another process has the store.
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// That process's id, where it could be read.
+        pid: String,
+    },
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, fact } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "cannot read {path}: {fact}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or \
+                     move it aside to start empty"
+                )
+            }
+            Self::Mismatch { path, fact } => write!(
+                f,
+                "cannot use {}: {fact}; nothing was changed, put back the file it belongs to, or see `vkog repair`",
+                path.display()
+            ),
+            Self::Unwritable { path, source } => {
+                write!(f, "cannot write {}: {source}; make room, or let this user write to its folder", path.display())
+            }
+            Self::Full { path } => {
+                write!(f, "no room to write {}; make room on its disk, and try again", path.display())
+            }
+            Self::Failed { path, said } => write!(
+                f,
+                "{} can only be read since a write failed ({said}); check the disk, then start again",
+                path.display()
+            ),
+            Self::Locked { path, pid } => write!(
+                f,
+                "{} is in use by process {pid}; stop that process, or choose another file with -f",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unwritable { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! From the files to the store as it was. Never guesses: what contradicts itself is an error, and then nothing on disk is
+//! changed.
+
+use std::path::Path;
+
+use super::disk::{Disk, File};
+use super::entry::Entry;
+use super::error::StoreError;
+use super::log::{self, Head, Next, Reader, Record, Start};
+use super::map::Map;
+use super::paths::Paths;
+use super::snapshot::{self, Damage, Progress};
+use super::random;
+
+/// What the files hold.
+pub(super) struct Recovered {
+    pub(super) map: Map,
+    /// The last revision that was given.
+    pub(super) revision: u64,
+    /// The store's random number.
+    pub(super) store: u64,
+    /// The log to go on with.
+    pub(super) log: Tail,
+    /// The log belongs to a snapshot that was not finished: it is FILE.log.next, and FILE.log is still needed.
+    pub(super) unfinished: bool,
+    /// The length of the snapshot, in bytes.
+    pub(super) snapshot_len: u64,
+    /// What was found out that somebody should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// The end of a log.
+pub(super) struct Tail {
+    pub(super) file: Box<dyn File>,
+    pub(super) head: Head,
+    /// Where the next record goes.
+    pub(super) at: u64,
+    /// How many bytes behind that were never promised to anybody.
+    torn: u64,
+}
+
+/// What the files hold, as far as it can be told without changing one.
+pub(super) struct Findings {
+    pub(super) map: Map,
+    pub(super) revision: u64,
+    pub(super) snapshot_len: u64,
+    store: u64,
+    generation: u64,
+    base: u64,
+    log: Option<Tail>,
+    next: Option<Tail>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Reads the files and changes nothing.
+pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) -> Result<Findings, StoreError> {
+    let snapshot = open(disk, &paths.file)?;
+    let (map, meta) = match &snapshot {
+        Some(file) => snapshot::read(&**file, random(), progress).map_err(|damage| unreadable(&paths.file, &damage))?,
+        None => (Map::new(random()), snapshot::Meta::default()),
+    };
+    let snapshot_len = match &snapshot {
+        Some(file) => file.len().map_err(|error| unreadable(&paths.file, &error.into()))?,
+        None => 0,
+    };
+    let mut findings = Findings {
+        map,
+        revision: meta.revision,
+        snapshot_len,
+        store: meta.store,
+        generation: meta.generation,
+        base: if meta.generation == 0 { snapshot_len } else { 0 },
+        log: None,
+        next: None,
+        notes: Vec::new(),
+    };
+    let log = Head::find(disk, &paths.log)?;
+    let next = Head::find(disk, &paths.next)?;
+    let generation = |log: &Option<(Box<dyn File>, Head)>| log.as_ref().map(|(_, head)| head.generation);
+    match (generation(&log), generation(&next)) {
+        (None, None) => {}
+        (Some(log), None) if log == meta.generation => {}
+        (Some(log), Some(next)) if log == meta.generation && next == log + 1 => {}
+        // The snapshot was finished, the old log not yet replaced.
+        (log, Some(next)) if next == meta.generation && log.is_none_or(|log| log + 1 == next) => {}
+        (log, next) => {
+            let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
+            let found = found.unwrap_or_default();
+            let fact = format!(
+                "it continues generation {found} of the store, {} is generation {}",
+                paths.file.display(),
+                meta.generation
+            );
+            return Err(StoreError::Mismatch { path: path.clone(), fact });
+        }
+    }
+    if let Some((file, head)) = log
+        && head.generation == meta.generation
+    {
+        findings.log = Some(findings.replay(&paths.log, file, head)?);
+    }
+    if let Some((file, head)) = next {
+        let before = findings.revision;
+        let tail = findings.replay(&paths.next, file, head)?;
+        // The old log was synced before the first record went into the new one.
+        if let Some(Tail { torn: 1.., at, .. }) = findings.log
+            && findings.revision > before
+        {
+            return Err(unreadable(&paths.log, &Damage::At(at, "a damaged record (the log goes on)".to_owned())));
+        }
+        findings.next = Some(tail);
+    }
+    Ok(findings)
+}
+
+/// Reads the files and makes them ready to be written.
+pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) -> Result<Recovered, StoreError> {
+    let findings = examine(disk, paths, progress)?;
+    let Findings { map, revision, snapshot_len, store, generation, base, log, next, notes } = findings;
+    let changed = |path: &Path, result: std::io::Result<()>| {
+        result.map_err(|source| StoreError::Unwritable { path: path.to_owned(), source })
+    };
+    changed(&paths.new, disk.remove(&paths.new))?;
+    let unfinished = log.is_some() && next.is_some();
+    for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
+        let Some(tail) = tail else { continue };
+        if tail.torn > 0 {
+            changed(path, tail.file.set_len(tail.at))?;
+        }
+        // What was read may have been in the system's memory only.
+        changed(path, tail.file.sync())?;
+    }
+    let log = match (log, next) {
+        (Some(_), Some(next)) => next,
+        (Some(log), None) => {
+            changed(&paths.next, disk.remove(&paths.next))?;
+            log
+        }
+        (None, Some(next)) => {
+            changed(&paths.log, disk.rename(&paths.next, &paths.log))?;
+            next
+        }
+        (None, None) => {
+            changed(&paths.next, disk.remove(&paths.next))?;
+            let store = if store == 0 { random() } else { store };
+            let head = Head { generation, store, base, salt: random() as u32 };
+            let begin = || {
+                let file = disk.create(&paths.log)?;
+                let at = log::begin(&*file, &head)?;
+                Ok(Tail::new(file, head, at))
+            };
+            begin().map_err(|source| StoreError::Unwritable { path: paths.log.clone(), source })?
+        }
+    };
+    changed(&paths.log, disk.sync_folder(&paths.log))?;
+    Ok(Recovered { map, revision, store: log.head.store, log, unfinished, snapshot_len, notes })
+}
+
+impl Tail {
+    /// A log that was just begun.
+    pub(super) fn new(file: Box<dyn File>, head: Head, at: u64) -> Self {
+        Self { file, head, at, torn: 0 }
+    }
+}
+
+impl Head {
+    /// A log's file and head, where there is one that was ever used.
+    fn find(disk: &dyn Disk, path: &Path) -> Result<Option<(Box<dyn File>, Self)>, StoreError> {
+        let Some(file) = open(disk, path)? else { return Ok(None) };
+        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
+            Start::Log(reader) => reader.head,
+            Start::Unborn => return Ok(None),
+        };
+        Ok(Some((file, head)))
+    }
+}
+
+impl Findings {
+    /// Brings the map to where a log ends.
+    fn replay(&mut self, path: &Path, file: Box<dyn File>, head: Head) -> Result<Tail, StoreError> {
+        if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
+            let fact = "it continues another store's file".to_owned();
+            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+        }
+        self.store = head.store;
+        let (at, torn) = self.apply(&*file).map_err(|damage| unreadable(path, &damage))?;
+        if torn > 0 {
+            self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
+        }
+        Ok(Tail { file, head, at, torn })
+    }
+
+    fn apply(&mut self, file: &dyn File) -> Result<(u64, u64), Damage> {
+        let Start::Log(mut reader) = Reader::open(file)? else { return Ok((0, 0)) };
+        let mut scratch = Vec::new();
+        let mut last = 0;
+        loop {
+            let at = reader.at;
+            let revision = match reader.next()? {
+                Next::End { torn } => return Ok((at, torn)),
+                Next::Mark { .. } => continue,
+                Next::Change(record) => {
+                    let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
+                    let hashed = self.map.hash(key.as_bytes());
+                    let mut shard = self.map.write(self.map.shard_of(hashed));
+                    // A snapshot that was written beside the traffic may be ahead of the log's first records.
+                    if shard.get(hashed).is_none_or(|entry| entry.revision() < revision) {
+                        if let Record::Write { draft, .. } = &record {
+                            let entry = Entry::new(key, draft, revision, &mut scratch);
+                            self.map.insert(&mut shard, hashed, entry);
+                        } else {
+                            shard.remove(hashed, 0);
+                        }
+                    }
+                    revision
+                }
+            };
+            if revision <= last {
+                return Err(Damage::At(at, format!("revision {revision} after revision {last}")));
+            }
+            last = revision;
+            self.revision = self.revision.max(revision);
+        }
+    }
+}
+
+fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
+    disk.open(path).map_err(|error| unreadable(path, &error.into()))
+}
+
+fn unreadable(path: &Path, damage: &Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+}
