@@ -239,7 +239,11 @@ impl Commit {
             queue.readers.extract_if(.., |(revision, _)| *revision <= last).map(|(_, reader)| reader).collect()
         };
         let readers = readers.into_iter().map(|reader| Box::new(|| reader(Ok(()))) as Finish);
-        pending.into_iter().map(|Pending { change, finish }| Box::new(|| finish(change, Ok(()))) as Finish).chain(readers).collect()
+        pending
+            .into_iter()
+            .map(|Pending { change, finish }| Box::new(|| finish(change, Ok(()))) as Finish)
+            .chain(readers)
+            .collect()
     }
 
     /// Hands those who have to be told to a few threads: a client that does not read, or a slow plugin, delays nobody's
@@ -263,7 +267,8 @@ impl Commit {
     fn fail(&self, map: &Map, writer: &mut Writer, mut pending: Vec<Pending>, error: &io::Error, in_sync: bool) {
         let path = writer.path.clone();
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
-        let error = if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
+        let error =
+            if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
         tracing::error!("{error}");
         let error = Arc::new(error);
         let readers = {

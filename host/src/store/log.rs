@@ -185,9 +185,13 @@ pub(super) enum Start<'a> {
 pub(super) enum Next<'a> {
     Change(Record<'a>),
     /// When this was written, the log up to that offset was on disk.
-    Mark { synced: u64 },
+    Mark {
+        synced: u64,
+    },
     /// The log ends here; behind it are so many bytes that were never promised to anybody.
-    End { torn: u64 },
+    End {
+        torn: u64,
+    },
 }
 
 const WINDOW: usize = 1 << 20;
@@ -210,9 +214,7 @@ impl<'a> Reader<'a> {
                 reader.at = Head::LEN;
                 Ok(Start::Log(reader))
             }
-            Some(Err(format)) => {
-                Err(Damage::At(0, format!("its format is {format}, this program reads {FORMAT};")))
-            }
+            Some(Err(format)) => Err(Damage::At(0, format!("its format is {format}, this program reads {FORMAT};"))),
             None => Err(Damage::At(0, "its head is damaged".to_owned())),
         }
     }

@@ -361,12 +361,7 @@ impl Shared {
             move |source| Arc::new(StoreError::Unwritable { path, source })
         };
         if !snapshots.unfinished {
-            let head = Head {
-                generation: snapshots.generation + 1,
-                store: self.store,
-                base: 0,
-                salt: random() as u32,
-            };
+            let head = Head { generation: snapshots.generation + 1, store: self.store, base: 0, salt: random() as u32 };
             let begin = || {
                 let file = self.disk.create(next)?;
                 let at = log::begin(&*file, &head)?;

@@ -25,6 +25,11 @@ pub(super) struct Paths {
 
 impl Paths {
     pub(super) fn of(file: &Path) -> Self {
-        Self { file: file.to_owned(), log: beside(file, "log"), next: beside(file, "log.next"), new: beside(file, "new") }
+        Self {
+            file: file.to_owned(),
+            log: beside(file, "log"),
+            next: beside(file, "log.next"),
+            new: beside(file, "new"),
+        }
     }
 }

@@ -9,8 +9,8 @@ use super::error::StoreError;
 use super::log::{self, Head, Next, Reader, Record, Start};
 use super::map::Map;
 use super::paths::Paths;
-use super::snapshot::{self, Damage, Progress};
 use super::random;
+use super::snapshot::{self, Damage, Progress};
 
 /// What the files hold.
 pub(super) struct Recovered {

@@ -5,7 +5,7 @@
 //! | `VKOG` | what this program needs to know first: format, generation, revision, where the chunks are, checksums |
 //! | `KVSize` | the sum of `len(key) + len(value)`, as the Go program counted |
 //! | `KV` | key → value; text as *str*, other bytes as *bin* |
-//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the entries' revisions, and for those that have them media type and details |
+//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the entries' revisions, and rows of place, media type and details for those that have them |
 //!
 //! All numbers before `KV` have a fixed width, because they are known only when all else is written. A file of the Go
 //! program has `KV` and `KVSize` only, and every value is a *str*.
@@ -261,8 +261,8 @@ impl Chunk {
         put_bytes(&mut self.bytes, entry.value());
         put!(write_uint(&mut self.revisions, entry.revision()));
         if entry.content_type() != DEFAULT_CONTENT_TYPE || !entry.details().is_empty() {
+            put!(write_array_len(&mut self.extras, 3));
             put!(write_uint(&mut self.extras, self.entries.into()));
-            put!(write_array_len(&mut self.extras, 2));
             put!(write_str(&mut self.extras, entry.content_type()));
             put!(write_bin(&mut self.extras, entry.details()));
             self.extra_entries += 1;
@@ -280,7 +280,7 @@ impl Chunk {
         put!(write_uint(directory, crc32c::crc32c(&self.bytes).into()));
         put!(write_array_len(directory, self.entries));
         directory.append(&mut self.revisions);
-        put!(write_map_len(directory, self.extra_entries));
+        put!(write_array_len(directory, self.extra_entries));
         directory.append(&mut self.extras);
         (self.entries, self.extra_entries) = (0, 0);
         self.bytes.clear();
@@ -315,7 +315,7 @@ fn rows<'a>(meta: &Meta, head: u64, mut rest: &'a [u8]) -> Option<Vec<Row<'a>>> 
         }
         let revisions = &start[..start.len() - rest.len()];
         let start = *rest;
-        for _ in 0..rmp::decode::read_map_len(rest).ok()? {
+        for _ in 0..rmp::decode::read_array_len(rest).ok()? {
             take_extra(rest)?;
         }
         let extras = &start[..start.len() - rest.len()];
@@ -327,8 +327,8 @@ fn rows<'a>(meta: &Meta, head: u64, mut rest: &'a [u8]) -> Option<Vec<Row<'a>>> 
 
 /// An entry's place in its piece, its media type and details.
 fn take_extra<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a str, &'a [u8])> {
+    rmp::decode::read_array_len(rest).ok().filter(|columns| *columns == 3)?;
     let place = rmp::decode::read_int(rest).ok()?;
-    rmp::decode::read_array_len(rest).ok().filter(|columns| *columns == 2)?;
     let content_type = str::from_utf8(take_bytes(rest)?).ok()?;
     Some((place, content_type, take_bytes(rest)?))
 }
@@ -436,7 +436,7 @@ impl Loader<'_> {
         }
         let senseless = || Damage::At(row.at, "a chunk makes no sense".to_owned());
         let (mut revisions, mut extras) = (row.revisions, row.extras);
-        let mut extras_left = rmp::decode::read_map_len(&mut extras).map_err(|_| senseless())?;
+        let mut extras_left = rmp::decode::read_array_len(&mut extras).map_err(|_| senseless())?;
         let mut extra = None;
         let mut rest = self.bytes.as_slice();
         let mut held: Option<(usize, parking_lot::RwLockWriteGuard<'_, Shard>)> = None;
