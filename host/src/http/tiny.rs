@@ -5,11 +5,12 @@
 //! thread of their own.
 
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Cursor, Read};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ struct Engine<S: Service> {
     servers: Mutex<Vec<Arc<Server>>>,
     workers: Arc<Mutex<Vec<thread::JoinHandle<()>>>>,
     bodies: Threads,
+    newcomers: Newcomers,
     stopping: AtomicBool,
     /// Every request under way holds a clone.
     under_way: Mutex<Option<Sender<Infallible>>>,
@@ -62,6 +64,70 @@ impl Bound {
             #[cfg(unix)]
             Self::Unix(listener) => listener.try_clone()?.into(),
         })
+    }
+
+    /// Connects and hangs up.
+    fn nudge(&self) {
+        let connected = match self {
+            Self::Tcp(listener) => listener.local_addr().and_then(|mut address| {
+                if address.ip().is_unspecified() {
+                    address.set_ip(if address.is_ipv4() {
+                        Ipv4Addr::LOCALHOST.into()
+                    } else {
+                        Ipv6Addr::LOCALHOST.into()
+                    });
+                }
+                TcpStream::connect_timeout(&address, Duration::from_millis(100)).map(drop)
+            }),
+            #[cfg(unix)]
+            Self::Unix(listener) => listener.local_addr().and_then(|address| {
+                address.as_pathname().map_or(Ok(()), |path| std::os::unix::net::UnixStream::connect(path).map(drop))
+            }),
+        };
+        if let Err(error) = connected {
+            tracing::debug!("no nudge: {error}");
+        }
+    }
+}
+
+/// Sees to it that no connection is left waiting.
+///
+/// tiny_http hands a new connection to a thread that waits, counting as waiting one that it has just woken; of many
+/// connections that come at once some are so left in a queue until another connection ends. A connection that hangs up
+/// at once is what gets them out: there being no thread that waits, it gets a new one, and that thread goes on with the
+/// queue. So for every connection that is seen for the first time there is one such nudge; a connection that a nudge
+/// frees is itself seen for the first time, so that they go on until the queue is empty.
+struct Newcomers {
+    /// The clients seen last, each at the place that its hash gives it.
+    seen: Box<[AtomicU64]>,
+    nudge: Sender<()>,
+    nudges: Receiver<()>,
+}
+
+/// Nudges wait this long, so that many come to few.
+const NUDGE_EVERY: Duration = Duration::from_millis(2);
+/// The most nudges that are made at a time.
+const NUDGES_MAX: usize = 16;
+
+impl Newcomers {
+    fn new() -> Self {
+        let (nudge, nudges) = bounded(NUDGES_MAX);
+        Self { seen: (0..1 << 12).map(|_| AtomicU64::new(0)).collect(), nudge, nudges }
+    }
+
+    fn note(&self, client: Option<&SocketAddr>) {
+        // A Unix socket's clients have no address: each request may be a new one's.
+        if let Some(client) = client {
+            let mut hasher = DefaultHasher::new();
+            client.hash(&mut hasher);
+            let hash = hasher.finish();
+            let place = &self.seen[hash as usize % self.seen.len()];
+            if place.load(Ordering::Relaxed) == hash {
+                return;
+            }
+            place.store(hash, Ordering::Relaxed);
+        }
+        let _ = self.nudge.try_send(());
     }
 }
 
@@ -85,10 +151,21 @@ impl Tiny {
             servers: Mutex::default(),
             workers: Arc::clone(&workers),
             bodies: Threads::new("http-body"),
+            newcomers: Newcomers::new(),
             stopping: AtomicBool::new(false),
             under_way: Mutex::new(Some(under_way)),
         });
         engine.listen()?;
+        let (weak, nudges) = (Arc::downgrade(&engine), engine.newcomers.nudges.clone());
+        thread::Builder::new().name("http-nudge".to_owned()).spawn(move || {
+            while nudges.recv().is_ok() {
+                thread::sleep(NUDGE_EVERY);
+                let Some(engine) = weak.upgrade() else { return };
+                for _ in 0..1 + nudges.try_iter().count() {
+                    engine.listener.nudge();
+                }
+            }
+        })?;
         let stop = Arc::new(move || engine.stop());
         Ok(Self { stop, workers, drained })
     }
@@ -158,6 +235,7 @@ impl<S: Service> Engine<S> {
         let Some(under_way) = self.under_way.lock().clone() else {
             return send(request, Reply::new(503, &b"Stopping\n"[..]), 0);
         };
+        self.newcomers.note(request.remote_addr());
         let head = head(&request);
         let length = head.body_len();
         let buffered =

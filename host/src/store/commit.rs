@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -78,6 +78,8 @@ struct Queue {
     readers: Vec<(u64, Reader)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
+    /// How many changes the committer waits for, if it does.
+    expected: usize,
     stop: bool,
 }
 
@@ -144,7 +146,8 @@ impl Commit {
         let revision = self.given.load(Ordering::Relaxed) + 1;
         self.given.store(revision, Ordering::Release);
         queue.pending.push(change(revision));
-        let wake = queue.pending.len() == 1 && self.fsync == Fsync::Always;
+        let count = queue.pending.len();
+        let wake = self.fsync == Fsync::Always && (count == 1 || count == queue.expected);
         drop(queue);
         if wake {
             self.queued.notify_one();
@@ -156,7 +159,7 @@ impl Commit {
     /// have queued; to the disk the committer does it.
     pub(super) fn pushed(&self, map: &Map) {
         if self.fsync != Fsync::Always {
-            self.write_queued(map).into_iter().for_each(|finish| finish());
+            self.write_queued(map).into_iter().for_each(Finish::tell);
         }
     }
 
@@ -182,7 +185,12 @@ impl Commit {
     }
 
     /// The committer of [`Fsync::Always`]: runs until [`stop`](Self::stop).
+    ///
+    /// Those who were answered last are likely to write again at once. Where there are several, the committer waits for
+    /// them, at most as long as the last commit took: a sync costs the same for one as for all.
     pub(super) fn commit(&self, map: &Map) {
+        const PATIENCE_MAX: Duration = Duration::from_micros(500);
+        let mut patience = Duration::ZERO;
         loop {
             let mut queue = self.queue.lock();
             while queue.pending.is_empty() && !queue.stop {
@@ -191,8 +199,16 @@ impl Commit {
             if queue.pending.is_empty() {
                 return;
             }
+            if queue.pending.len() < queue.expected {
+                self.queued.wait_for(&mut queue, patience);
+            }
             drop(queue);
+            let began = Instant::now();
             let finished = self.write_queued(map);
+            patience = began.elapsed().min(PATIENCE_MAX);
+            let mut queue = self.queue.lock();
+            queue.expected = finished.len() + queue.pending.len();
+            drop(queue);
             self.hand_over(finished);
         }
     }
@@ -238,12 +254,8 @@ impl Commit {
             let mut queue = self.queue.lock();
             queue.readers.extract_if(.., |(revision, _)| *revision <= last).map(|(_, reader)| reader).collect()
         };
-        let readers = readers.into_iter().map(|reader| Box::new(|| reader(Ok(()))) as Finish);
-        pending
-            .into_iter()
-            .map(|Pending { change, finish }| Box::new(|| finish(change, Ok(()))) as Finish)
-            .chain(readers)
-            .collect()
+        let readers = readers.into_iter().map(|reader| Finish::Read(reader, Ok(())));
+        pending.into_iter().map(|pending| Finish::Change(pending, Ok(()))).chain(readers).collect()
     }
 
     /// Hands those who have to be told to a few threads: a client that does not read, or a slow plugin, delays nobody's
@@ -256,7 +268,7 @@ impl Commit {
             if share.is_empty() {
                 return;
             }
-            self.answers.run(move || share.into_iter().for_each(|finish| finish()));
+            self.answers.run(move || share.into_iter().for_each(Finish::tell));
         }
     }
 
@@ -292,12 +304,9 @@ impl Commit {
             queue.closed = None;
         }
         drop(queue);
-        let readers = readers.into_iter().map(|(_, reader)| Box::new(|| reader(Err(TakenBack))) as Finish);
-        let told = pending.into_iter().map(|Pending { change, finish }| {
-            let error = Arc::clone(&error);
-            Box::new(move || finish(change, Err(error))) as Finish
-        });
-        self.hand_over(told.chain(readers).collect());
+        let readers = readers.into_iter().map(|(_, reader)| Finish::Read(reader, Err(TakenBack)));
+        let changes = pending.into_iter().map(|pending| Finish::Change(pending, Err(Arc::clone(&error))));
+        self.hand_over(changes.chain(readers).collect());
     }
 
     /// Goes on with another log. What is in the old one is on disk when this returns.
@@ -328,8 +337,20 @@ impl Commit {
     }
 }
 
-/// Tells somebody.
-type Finish = Box<dyn FnOnce() + Send>;
+/// Somebody who has to be told, and what.
+enum Finish {
+    Change(Pending, Result<(), Arc<StoreError>>),
+    Read(Reader, Result<(), TakenBack>),
+}
+
+impl Finish {
+    fn tell(self) {
+        match self {
+            Self::Change(Pending { change, finish }, kept) => finish(change, kept),
+            Self::Read(reader, kept) => reader(kept),
+        }
+    }
+}
 
 /// Puts back the entry from before a change.
 fn take_back(map: &Map, change: &Change, kept: u64) {
