@@ -3,7 +3,7 @@
 use super::CONTENT_TYPE_MAX;
 use super::problem::{Manner, Problem};
 use crate::http::{Body, Head, Reply};
-use crate::ops::Answer;
+use crate::ops::{Answer, Conditions, Revisions, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The methods an entry has.
@@ -24,8 +24,30 @@ pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
     }
 }
 
-/// The reply to an operation on an entry.
-pub(super) fn reply(answer: Answer, manner: Manner) -> Reply {
+/// The conditions of a request.
+pub(super) fn conditions(head: &Head) -> Conditions {
+    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
+    Conditions { one_of: revisions(head, "if-match", false), none_of: revisions(head, "if-none-match", true) }
+}
+
+fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
+    let mut named: Option<Vec<u64>> = None;
+    for value in head.headers.all(name) {
+        let named = named.get_or_insert_default();
+        for tag in value.split(|byte| *byte == b',').filter_map(|tag| str::from_utf8(tag).ok()).map(str::trim) {
+            if tag == "*" {
+                return Some(Revisions::Any);
+            }
+            let tag = tag.strip_prefix("W/").filter(|_| weak).unwrap_or(tag);
+            // A tag that is none of ours names no revision.
+            named.extend(tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')?.parse::<u64>().ok()));
+        }
+    }
+    named.map(Revisions::These)
+}
+
+/// The reply to an operation on an entry. `reads` is whether it only reads.
+pub(super) fn reply(answer: Answer, reads: bool, manner: Manner) -> Reply {
     let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
@@ -43,6 +65,11 @@ pub(super) fn reply(answer: Answer, manner: Manner) -> Reply {
             ok().with_header(name, revision)
         }
         Answer::Removed => ok(),
+        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => {
+            let (name, revision) = etag(revision);
+            Reply::new(304, &b""[..]).with_header(name, revision)
+        }
+        Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected").reply(manner),
         Answer::Absent => Problem::new(404, "Not Found").reply(manner),
         Answer::Refused(refusal) => {
             let mut reply = Problem::new(refusal.status, refusal.message).by(refusal.plugin).reply(manner);

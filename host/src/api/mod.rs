@@ -138,8 +138,10 @@ impl Service for Api {
         if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
             return responder.reply(Problem::new(400, "No content provided").reply(manner));
         }
-        let request = Request { verb, key, value: body, content_type, query, arrived, origin: Box::new(head) };
-        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, manner)));
+        let conditions = entry::conditions(&head);
+        let request =
+            Request { verb, key, value: body, content_type, query, conditions, arrived, origin: Box::new(head) };
+        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, verb == Verb::Get, manner)));
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Answer, Ops, Request, seen};
 use crate::plugins::Verb;
-use crate::store::{Decision, Draft, Update};
+use crate::store::{Decision, Draft, Entry, Update};
 
 pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
     match ops.chain.before(&request.subject()) {
@@ -18,7 +18,10 @@ pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(A
     // The decision is made now, the rest when it is kept: both need the request.
     let request = Arc::new(request);
     let subject = request.subject();
-    let decide = |current: Option<&_>| {
+    let decide = |current: Option<&Entry>| {
+        if let Err(unmet) = request.conditions.check(current.map(Entry::revision)) {
+            return Decision::Keep(Answer::Unexpected(unmet));
+        }
         if request.verb == Verb::Delete && current.is_none() {
             return Decision::Keep(Answer::Absent);
         }

@@ -16,6 +16,9 @@ fn look(ops: Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 's
     let subject = request.subject();
     let (answer, what) = ops.store.read(&request.key, |entry| {
         let Some(entry) = entry else { return Answer::Absent };
+        if let Err(unmet) = request.conditions.check(Some(entry.revision())) {
+            return Answer::Unexpected(unmet);
+        }
         if !ops.chain.is_unguarded(request.verb) {
             match ops.chain.guard(&subject, Some(seen(entry))) {
                 Err(refusal) => return Answer::Refused(refusal),

@@ -1,9 +1,12 @@
 //! The operations on one entry: the request's way through the chain and the store. Knows no status and no socket.
 
 mod change;
+mod condition;
 mod get;
 
 use std::sync::Arc;
+
+pub use condition::{Conditions, Revisions, Unmet};
 
 use crate::plugins::{Chain, LoadError, Origin, Refusal, Seen, Subject, Verb};
 use crate::store::{Entry, Store, StoreError};
@@ -26,6 +29,8 @@ pub struct Request {
     pub content_type: String,
     /// The query, not decoded.
     pub query: String,
+    /// What has to be true of the entry.
+    pub conditions: Conditions,
     /// [`Ops::revision`] when the request arrived.
     pub arrived: u64,
     /// Headers and client.
@@ -42,6 +47,8 @@ pub enum Answer {
     Removed,
     /// The key is absent.
     Absent,
+    /// The entry is not as the request's conditions want it.
+    Unexpected(Unmet),
     /// A plugin refused it, or failed.
     Refused(Refusal),
     /// The store cannot be written.
