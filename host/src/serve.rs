@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use crossbeam_channel::{Receiver, bounded};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::api::Api;
 use crate::cli::{Failure, describe};
@@ -26,13 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The store, a plugin or the address cannot be used, or the store could not be written at the end.
 pub fn serve(config: Config) -> Result<(), Failure> {
     // Before anything is opened: a signal during a long start stops it as cleanly.
-    let (stop, stopped) = bounded(1);
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(|error| Failure::new([error]))?;
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            let _ = stop.try_send(signal);
-        }
-    });
+    let signals = signals().map_err(|error| Failure::new([error]))?;
 
     let chain = Chain::new(load_plugins(&config)?);
     let failure = |error| Failure::new([error]);
@@ -49,8 +43,13 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
-    let signal = stopped.recv().ok();
-    tracing::info!(signal, "stopping");
+    while let Ok(Signal::Snapshot) = signals.recv() {
+        match ops.store().snapshot() {
+            Ok(()) => tracing::info!("wrote {}", config.file.display()),
+            Err(error) => tracing::error!("no snapshot: {error}"),
+        }
+    }
+    tracing::info!("stopping");
     if !engine.stop(PATIENCE) {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
     }
@@ -60,6 +59,24 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What a signal asks for.
+enum Signal {
+    Stop,
+    Snapshot,
+}
+
+/// The signals that come from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot.
+fn signals() -> std::io::Result<Receiver<Signal>> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    let (send, receive) = bounded(16);
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            let _ = send.try_send(if signal == SIGUSR1 { Signal::Snapshot } else { Signal::Stop });
+        }
+    });
+    Ok(receive)
 }
 
 /// Loads every library of the plugin folder, or says of each that cannot be loaded why.

@@ -1,5 +1,6 @@
-//! What takes more than one cargo command: `cargo xtask serve | floors`.
+//! What takes more than one cargo command: `cargo xtask serve | floors | bench`.
 
+mod bench;
 mod build;
 mod floors;
 mod serve;
@@ -8,16 +9,19 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
-cargo xtask floors            hold who may import whom";
+cargo xtask floors            hold who may import whom
+cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let done = match arguments.next().as_deref() {
-        Some("serve") => serve::serve(arguments.collect()),
-        Some("floors") => floors::check(),
-        Some("--help" | "help") => {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["serve", ..] => serve::serve(&arguments[1..]),
+        ["floors"] => floors::check(),
+        ["bench", "store"] => bench::store::run(),
+        ["--help" | "help"] => {
             println!("{USAGE}");
             Ok(())
         }

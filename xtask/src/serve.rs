@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::Result;
 use crate::build::{self, PLUGINS};
 
-pub(crate) fn serve(options: Vec<String>) -> Result<()> {
+pub(crate) fn serve(options: &[String]) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let packages: Vec<&str> = PLUGINS.into_iter().chain(["vkog"]).collect();
     let mut program = None;

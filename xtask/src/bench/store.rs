@@ -1,0 +1,247 @@
+//! `cargo xtask bench store`: durable writes, start, snapshot and memory beside Redis, and how all of that grows.
+
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::peers::{Load, Peer, redis_benchmark, wrk};
+use super::{Table, median};
+use crate::Result;
+use crate::build;
+
+/// What wrk sends: requests for keys of 16 bytes at random, values of 64, made before the clock starts.
+fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
+    let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
+    let script = format!(
+        r#"
+local requests, at = {{}}, 0
+function init()
+  math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
+  for i = 1, 20000 do
+    requests[i] = wrk.format("{method}", string.format("/k/key:%012d", math.random(0, {keys} - 1)), nil, {body})
+  end
+end
+function request()
+  at = at % 20000 + 1
+  return requests[at]
+end
+"#
+    );
+    let path = folder.join(format!("{method}-{keys}.lua"));
+    fs::write(&path, script)?;
+    Ok(path)
+}
+
+const ROUNDS: usize = 5;
+const CLIENTS: u32 = 64;
+
+pub(crate) fn run() -> Result<()> {
+    let program = build::release(&["vkog"])?.into_iter().next().ok_or("cargo built no vkog")?.file;
+    // Below the target folder: on a disk, not in memory as a temporary folder may be.
+    let folder = program.parent().ok_or("no folder")?.join("bench");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    let mut table = Table::default();
+    println!("{}\n", machine());
+    writes(&program, &folder, &mut table)?;
+    million(&program, &folder, &mut table)?;
+    growth(&program, &folder, &mut table)?;
+    fs::remove_dir_all(&folder)?;
+    table.print();
+    Ok(())
+}
+
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    let memory = read("/proc/meminfo");
+    let memory = memory.lines().next().unwrap_or("").trim_start_matches("MemTotal:").trim().to_owned();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{cores} cores ({}), {memory} of memory, Linux {}",
+        model.unwrap_or("unknown"),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
+
+/// Both with every write synced before its answer, driven in turn.
+fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
+    let script = script(folder, "PUT", 1_000_000)?;
+    let (redis, _) = Peer::redis(folder, &["--appendonly", "yes", "--appendfsync", "always"])?;
+    for fsync in ["always", "100ms", "never"] {
+        let store = folder.join(format!("{fsync}.vkog"));
+        let (vkog, _) = Peer::vkog(program, &store, &["--fsync", fsync])?;
+        let url = format!("http://127.0.0.1:{}", vkog.port);
+        let (mut ours, mut latencies, mut theirs, mut ratios) = (vec![], vec![], vec![], vec![]);
+        for _ in 0..ROUNDS {
+            let load = wrk(&url, CLIENTS, 4, &script)?;
+            let set = redis_benchmark(redis.port, CLIENTS, 200_000)?;
+            ratios.push(load.per_second / set);
+            ours.push(load.per_second);
+            latencies.push(load.p99);
+            theirs.push(set);
+        }
+        vkog.stop()?;
+        table.row(
+            &format!("PUT, --fsync {fsync}, {CLIENTS} clients; Redis appendfsync always"),
+            format!("{:.0}/s, p99 {:.1} ms", median(ours), median(latencies)),
+            format!("{:.0}/s", median(theirs)),
+            format!("{:.2}", median(ratios)),
+            if fsync == "always" { "≥ 0.8" } else { "" },
+        );
+    }
+    Ok(())
+}
+
+/// A store of so many entries as a file, made without a server.
+fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
+    let mut import = std::process::Command::new(program)
+        .args(["import", "--file"])
+        .arg(file)
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let mut input = BufWriter::new(import.stdin.take().ok_or("no standard input")?);
+    let value = "v".repeat(64);
+    for number in 0..entries {
+        writeln!(input, "{{\"key\":\"key:{number:012}\",\"value\":\"{value}\"}}")?;
+    }
+    drop(input);
+    if import.wait()?.success() { Ok(()) } else { Err("vkog import failed".into()) }
+}
+
+/// One million entries: 16-byte keys, 64-byte values.
+fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
+    const ENTRIES: u64 = 1_000_000;
+    let file = folder.join("million.vkog");
+    make_store(program, &file, ENTRIES)?;
+    let redis_folder = folder.join("redis");
+    fs::create_dir_all(&redis_folder)?;
+    let (redis, _) = Peer::redis(&redis_folder, &["--enable-debug-command", "yes"])?;
+    // `DEBUG POPULATE` makes keys `key:0` …; their values are filled up to 64 bytes.
+    redis.command(&["DEBUG", "POPULATE", &ENTRIES.to_string(), "key:000000", "64"])?;
+    redis.command(&["SAVE"])?;
+    redis.stop()?;
+
+    let (mut start, mut save, mut memory) = ((vec![], vec![]), (vec![], vec![]), (vec![], vec![]));
+    for _ in 0..ROUNDS {
+        let (redis, loaded) = Peer::redis(&redis_folder, &[])?;
+        start.1.push(loaded.as_secs_f64());
+        memory.1.push(redis.resident()?);
+        let began = Instant::now();
+        redis.command(&["SAVE"])?;
+        save.1.push(began.elapsed().as_secs_f64());
+        redis.stop()?;
+
+        let (vkog, loaded) = Peer::vkog(program, &file, &[])?;
+        start.0.push(loaded.as_secs_f64());
+        memory.0.push(vkog.resident()?);
+        // One write, so that there is something to save; the stop writes the snapshot.
+        put(vkog.port)?;
+        save.0.push(vkog.stop()?.as_secs_f64());
+    }
+    let (ours, theirs) = (median(start.0), median(start.1));
+    table.row(
+        "start with 1,000,000 entries",
+        seconds(ours),
+        seconds(theirs),
+        format!("{:.2} × as fast", theirs / ours),
+        "≥ 2.5",
+    );
+    let (ours, theirs) = (median(save.0), median(save.1));
+    table.row(
+        "snapshot of them; Redis SAVE",
+        seconds(ours),
+        seconds(theirs),
+        format!("{:.2} × as fast", theirs / ours),
+        "≥ 2",
+    );
+    let (ours, theirs) = (median(memory.0), median(memory.1));
+    table.row("resident memory with them", megabytes(ours), megabytes(theirs), format!("{:.2}", ours / theirs), "< 1");
+
+    let (without, with) = reads_beside_snapshots(program, &file, &script(folder, "GET", ENTRIES)?)?;
+    table.row(
+        "p99 of GET, 16 clients: without a snapshot, while snapshots are written",
+        format!("{:.2} ms, {:.2} ms", without.p99, with.p99),
+        String::new(),
+        format!("{:.2}", with.p99 / without.p99),
+        "≤ 2",
+    );
+    Ok(())
+}
+
+/// Reads without a snapshot, and reads while one after the other is written.
+fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<(Load, Load)> {
+    let (vkog, _) = Peer::vkog(program, file, &[])?;
+    let url = format!("http://127.0.0.1:{}", vkog.port);
+    let (mut without, mut with) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        without.push(wrk(&url, 16, 2, script)?);
+        let end = Instant::now() + Duration::from_secs(2);
+        let (port, id) = (vkog.port, vkog.id());
+        let snapshots = std::thread::spawn(move || -> std::io::Result<()> {
+            while Instant::now() < end {
+                put(port)?;
+                // SIGUSR1 asks for a snapshot.
+                std::process::Command::new("kill").args(["-USR1", &id.to_string()]).status()?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        with.push(wrk(&url, 16, 2, script)?);
+        snapshots.join().map_err(|_| "the thread that asks for snapshots failed")??;
+    }
+    vkog.stop()?;
+    let middle = |loads: Vec<Load>| Load {
+        per_second: median(loads.iter().map(|load| load.per_second).collect()),
+        p99: median(loads.iter().map(|load| load.p99).collect()),
+    };
+    Ok((middle(without), middle(with)))
+}
+
+fn put(port: u16) -> std::io::Result<()> {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(b"PUT /k/bench HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")?;
+    stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+/// What an entry costs in a small store and in a large one.
+fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
+    let mut empty = None;
+    for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {
+        let file = folder.join(format!("{entries}.vkog"));
+        make_store(program, &file, entries)?;
+        let (vkog, start) = Peer::vkog(program, &file, &[])?;
+        let memory = vkog.resident()?;
+        let (start_empty, memory_empty) = *empty.get_or_insert((start, memory));
+        if entries > 0 {
+            let url = format!("http://127.0.0.1:{}", vkog.port);
+            let load = wrk(&url, 16, 2, &script(folder, "GET", entries)?)?;
+            table.row(
+                &format!("{entries} entries: start, memory, GET"),
+                format!("{}, {}, {:.0}/s", seconds(start.as_secs_f64()), megabytes(memory), load.per_second),
+                String::new(),
+                format!(
+                    "{:.0} ns and {:.0} bytes an entry",
+                    (start.as_secs_f64() - start_empty.as_secs_f64()).max(0.0) * 1e9 / entries as f64,
+                    (memory - memory_empty) * 1e6 / entries as f64
+                ),
+                "flat",
+            );
+        }
+        vkog.stop()?;
+        fs::remove_file(&file)?;
+    }
+    Ok(())
+}
+
+fn seconds(value: f64) -> String {
+    format!("{value:.3} s")
+}
+
+fn megabytes(value: f64) -> String {
+    format!("{value:.0} MB")
+}
