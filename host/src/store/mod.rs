@@ -126,8 +126,13 @@ impl Store {
     /// A file is damaged, or does not belong to the others. Nothing is changed then.
     pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
-        let Recovered { map, revision, store, log, unfinished, snapshot_len, notes } =
-            recover::recover(&disk, &paths, progress)?;
+        let recovered = recover::recover(&disk, &paths, progress)?;
+        Ok(Self::start(disk, paths, options, recovered))
+    }
+
+    /// Goes on from what was recovered.
+    fn start(disk: impl Disk, paths: Paths, options: Options, recovered: Recovered) -> Self {
+        let Recovered { map, revision, store, log, unfinished, snapshot_len, notes } = recovered;
         for note in notes {
             tracing::warn!("{note}");
         }
@@ -158,7 +163,7 @@ impl Store {
             Fsync::Every(interval) => store.spawn("sync", move |shared| shared.sync_every(interval, &stopped)),
             Fsync::Never => {}
         }
-        Ok(store)
+        store
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) {

@@ -36,7 +36,7 @@ pub(super) struct Tail {
     /// Where the next record goes.
     pub(super) at: u64,
     /// How many bytes behind that were never promised to anybody.
-    torn: u64,
+    pub(super) torn: u64,
 }
 
 /// What the files hold, as far as it can be told without changing one.
@@ -45,10 +45,10 @@ pub(super) struct Findings {
     pub(super) revision: u64,
     pub(super) snapshot_len: u64,
     store: u64,
-    generation: u64,
+    pub(super) generation: u64,
     base: u64,
-    log: Option<Tail>,
-    next: Option<Tail>,
+    pub(super) log: Option<Tail>,
+    pub(super) next: Option<Tail>,
     pub(super) notes: Vec<String>,
 }
 

@@ -300,29 +300,34 @@ struct Row<'a> {
 
 /// The rows of a directory whose checksum was right.
 fn rows<'a>(meta: &Meta, head: u64, mut rest: &'a [u8]) -> Option<Vec<Row<'a>>> {
-    let rest = &mut rest;
     let mut at = head;
     let mut rows = Vec::new();
     for _ in 0..meta.chunks {
-        rmp::decode::read_array_len(rest).ok().filter(|columns| *columns == 5)?;
-        let length = rmp::decode::read_int(rest).ok()?;
-        let entries = rmp::decode::read_int(rest).ok()?;
-        let crc = rmp::decode::read_int(rest).ok()?;
-        rmp::decode::read_array_len(rest).ok().filter(|revisions| *revisions == entries)?;
-        let start = *rest;
-        for _ in 0..entries {
-            rmp::decode::read_int::<u64, _>(rest).ok()?;
-        }
-        let revisions = &start[..start.len() - rest.len()];
-        let start = *rest;
-        for _ in 0..rmp::decode::read_array_len(rest).ok()? {
-            take_extra(rest)?;
-        }
-        let extras = &start[..start.len() - rest.len()];
-        rows.push(Row { at, length, entries, crc, revisions, extras });
-        at += length;
+        let row = take_row(&mut rest, at)?;
+        at += row.length;
+        rows.push(row);
     }
     rest.is_empty().then_some(rows)
+}
+
+/// The row of the piece at an offset.
+fn take_row<'a>(rest: &mut &'a [u8], at: u64) -> Option<Row<'a>> {
+    rmp::decode::read_array_len(rest).ok().filter(|columns| *columns == 5)?;
+    let length = rmp::decode::read_int(rest).ok()?;
+    let entries = rmp::decode::read_int(rest).ok()?;
+    let crc = rmp::decode::read_int(rest).ok()?;
+    rmp::decode::read_array_len(rest).ok().filter(|revisions| *revisions == entries)?;
+    let start = *rest;
+    for _ in 0..entries {
+        rmp::decode::read_int::<u64, _>(rest).ok()?;
+    }
+    let revisions = &start[..start.len() - rest.len()];
+    let start = *rest;
+    for _ in 0..rmp::decode::read_array_len(rest).ok()? {
+        take_extra(rest)?;
+    }
+    let extras = &start[..start.len() - rest.len()];
+    Some(Row { at, length, entries, crc, revisions, extras })
 }
 
 /// An entry's place in its piece, its media type and details.
