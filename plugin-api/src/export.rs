@@ -129,7 +129,7 @@ pub const fn plugin_name(package: &'static str) -> &'static str {
         }
         at += 1;
     }
-    match str::from_utf8(bytes.split_at(PREFIX.len()).1) {
+    match core::str::from_utf8(bytes.split_at(PREFIX.len()).1) {
         Ok(name) => name,
         Err(_) => package,
     }
