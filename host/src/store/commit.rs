@@ -31,11 +31,14 @@ pub enum Fsync {
     Never,
 }
 
+/// Whether a change is kept, or why it was taken back.
+type Kept = Result<(), Arc<StoreError>>;
+
 /// A change that was made in the map and is not kept yet.
 pub(super) struct Pending {
     pub(super) change: Change,
     /// Is told when it is kept, or that it was taken back.
-    pub(super) finish: Box<dyn FnOnce(Change, Result<(), Arc<StoreError>>) + Send>,
+    pub(super) finish: Box<dyn FnOnce(Change, Kept) + Send>,
 }
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
@@ -339,7 +342,7 @@ impl Commit {
 
 /// Somebody who has to be told, and what.
 enum Finish {
-    Change(Pending, Result<(), Arc<StoreError>>),
+    Change(Pending, Kept),
     Read(Reader, Result<(), TakenBack>),
 }
 

@@ -76,7 +76,7 @@ pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
     };
     let log = Head::find(disk, &paths.log)?;
     let next = Head::find(disk, &paths.next)?;
-    let generation = |log: &Option<(Box<dyn File>, Head)>| log.as_ref().map(|(_, head)| head.generation);
+    let generation = |log: &Option<Found>| log.as_ref().map(|(_, head)| head.generation);
     match (generation(&log), generation(&next)) {
         (None, None) => {}
         (Some(log), None) if log == meta.generation => {}
@@ -163,9 +163,12 @@ impl Tail {
     }
 }
 
+/// A log's file and head.
+type Found = (Box<dyn File>, Head);
+
 impl Head {
     /// A log's file and head, where there is one that was ever used.
-    fn find(disk: &dyn Disk, path: &Path) -> Result<Option<(Box<dyn File>, Self)>, StoreError> {
+    fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
         let Some(file) = open(disk, path)? else { return Ok(None) };
         let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
             Start::Log(reader) => reader.head,
