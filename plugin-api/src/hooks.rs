@@ -96,7 +96,7 @@ impl IntoVerdict for Result<(), String> {
 ///
 /// # Safety
 ///
-/// `instance` is what [`create`](crate::export::create) made for this plugin, not destroyed yet.
+/// `instance` is what `create` of export.rs made for this plugin, not destroyed yet.
 unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoVerdict>(
     instance: *const (),
     call: &'a RawCall<'a>,
