@@ -27,6 +27,9 @@ const BUFFERED_BODY_MAX: u64 = 1024;
 /// the request is answered and its connection abandoned instead.
 const SWALLOWED_BODY_MAX: u64 = 1 << 30;
 
+/// How often a worker looks for a request before it goes to sleep.
+const LOOKS: usize = 16;
+
 /// A running engine.
 pub struct Tiny {
     stop: Arc<dyn Fn() + Send + Sync>,
@@ -209,7 +212,7 @@ impl<S: Service> Engine<S> {
 
     fn work(self: &Arc<Self>, server: &Arc<Server>) {
         loop {
-            match server.recv() {
+            match self.next(server) {
                 Ok(request) => {
                     // The request is lost to a panic, its client gets 500 from the responder; the worker goes on.
                     let _ = catch_unwind(AssertUnwindSafe(|| self.take(request)));
@@ -218,6 +221,21 @@ impl<S: Service> Engine<S> {
                 Err(error) => self.listen_again(&error),
             }
         }
+    }
+
+    /// The next request. Under load there is one in a moment: to look again after letting others run costs less than to
+    /// be put to sleep and woken up.
+    fn next(&self, server: &Server) -> io::Result<tiny_http::Request> {
+        for _ in 0..LOOKS {
+            match server.try_recv() {
+                Ok(Some(request)) => return Ok(request),
+                Err(error) => return Err(error),
+                // What wakes a worker at a stop looks like nothing here.
+                Ok(None) if self.stopping.load(Ordering::SeqCst) => return Err(io::ErrorKind::Interrupted.into()),
+                Ok(None) => thread::yield_now(),
+            }
+        }
+        server.recv()
     }
 
     /// An error to accept a connection ends tiny_http's own loop for good, though it is often over in a moment (too many

@@ -1,0 +1,85 @@
+#![forbid(unsafe_code)]
+//! Panics in the place that its settings name: `create`, `drop`, or one of the hooks.
+
+use vkog_plugin_api::serde::Deserialize;
+use vkog_plugin_api::*;
+
+#[derive(Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde")]
+struct Settings {
+    /// The place; nowhere if it is not set.
+    #[serde(default, rename = "where")]
+    place: String,
+}
+
+struct Panics {
+    place: String,
+}
+
+impl Panics {
+    fn reach(&self, place: &str) {
+        // The text names no place: what the host says of it is the host's own knowledge.
+        assert!(self.place != place, "on purpose");
+    }
+}
+
+impl Plugin for Panics {
+    type Settings = Settings;
+    // Behind whatever reserves something, so that there is something to be undone.
+    const STAGE: Stage = Stage::Observe;
+
+    fn create(_host: Host, settings: Settings) -> Result<Self, CreateError> {
+        let plugin = Panics { place: settings.place };
+        if plugin.place == "create" {
+            // Without a drop, which is a place of its own.
+            std::mem::ManuallyDrop::new(plugin).reach("create");
+            unreachable!("it panics there");
+        }
+        Ok(plugin)
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        self.reach("drop");
+    }
+}
+
+impl Start for Panics {
+    fn start(&self, _stored: &Stored<'_>) -> Result<(), String> {
+        self.reach("start");
+        Ok(())
+    }
+}
+
+macro_rules! reach {
+    ($($hook:ident $method:ident: $view:ty => $result:ty, $value:expr;)*) => {$(
+        impl $hook for Panics {
+            fn $method(&self, _: $view) -> $result {
+                self.reach(stringify!($method));
+                $value
+            }
+        }
+    )*};
+}
+
+reach! {
+    BeforeGet before_get: &mut Before<'_, Get> => Verdict, Ok(());
+    BeforePost before_post: &mut Before<'_, Post> => Verdict, Ok(());
+    BeforePut before_put: &mut Before<'_, Put> => Verdict, Ok(());
+    BeforeDelete before_delete: &mut Before<'_, Delete> => Verdict, Ok(());
+    GuardGet guard_get: &mut Guard<'_, Get> => Verdict, Ok(());
+    GuardPost guard_post: &mut Guard<'_, Post> => Verdict, Ok(());
+    GuardPut guard_put: &mut Guard<'_, Put> => Verdict, Ok(());
+    GuardDelete guard_delete: &mut Guard<'_, Delete> => Verdict, Ok(());
+    AfterGet after_get: &After<'_, Get> => (), ();
+    AfterPost after_post: &After<'_, Post> => (), ();
+    AfterPut after_put: &After<'_, Put> => (), ();
+    AfterDelete after_delete: &After<'_, Delete> => (), ();
+    UndoGet undo_get: &Undo<'_, Get> => (), ();
+    UndoPost undo_post: &Undo<'_, Post> => (), ();
+    UndoPut undo_put: &Undo<'_, Put> => (), ();
+    UndoDelete undo_delete: &Undo<'_, Delete> => (), ();
+}
+
+export_plugin!(Panics);

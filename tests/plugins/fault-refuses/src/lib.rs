@@ -1,0 +1,80 @@
+#![forbid(unsafe_code)]
+//! Refuses in the place that its settings name: `create`, `start`, or one of the `before` and `guard` hooks.
+
+use vkog_plugin_api::serde::Deserialize;
+use vkog_plugin_api::*;
+
+#[derive(Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde")]
+struct Settings {
+    /// The place; nowhere if it is not set.
+    #[serde(default, rename = "where")]
+    place: String,
+    /// The status of the refusal.
+    #[serde(default = "forbidden")]
+    status: u16,
+    /// Refuses only what is about a value that begins like this.
+    #[serde(default)]
+    value: String,
+}
+
+fn forbidden() -> u16 {
+    403
+}
+
+struct Refuses {
+    settings: Settings,
+}
+
+impl Refuses {
+    fn verdict(&self, place: &str, value: &[u8]) -> Verdict {
+        if self.settings.place == place && value.starts_with(self.settings.value.as_bytes()) {
+            return Err(
+                Refusal::new(self.settings.status, "refused on purpose").with_header("X-Purpose", place.to_owned())
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Plugin for Refuses {
+    type Settings = Settings;
+    // The last of all: by its stage, and among those of the stage by its name.
+    const STAGE: Stage = Stage::Observe;
+
+    fn create(_host: Host, settings: Settings) -> Result<Self, CreateError> {
+        if settings.place == "create" {
+            return Err("refused on purpose".into());
+        }
+        Ok(Refuses { settings })
+    }
+}
+
+impl Start for Refuses {
+    fn start(&self, _stored: &Stored<'_>) -> Result<(), String> {
+        if self.settings.place == "start" { Err("refused on purpose".to_owned()) } else { Ok(()) }
+    }
+}
+
+macro_rules! refuse {
+    ($($hook:ident $method:ident: $view:ty;)*) => {$(
+        impl $hook for Refuses {
+            fn $method(&self, call: $view) -> Verdict {
+                self.verdict(stringify!($method), call.value())
+            }
+        }
+    )*};
+}
+
+refuse! {
+    BeforeGet before_get: &mut Before<'_, Get>;
+    BeforePost before_post: &mut Before<'_, Post>;
+    BeforePut before_put: &mut Before<'_, Put>;
+    BeforeDelete before_delete: &mut Before<'_, Delete>;
+    GuardGet guard_get: &mut Guard<'_, Get>;
+    GuardPost guard_post: &mut Guard<'_, Post>;
+    GuardPut guard_put: &mut Guard<'_, Put>;
+    GuardDelete guard_delete: &mut Guard<'_, Delete>;
+}
+
+export_plugin!(Refuses);

@@ -1,0 +1,111 @@
+//! The program and the plugin libraries, built once for each test process, so that `cargo test` is enough.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+/// What a build made.
+pub struct Artefacts {
+    programs: BTreeMap<String, PathBuf>,
+    libraries: BTreeMap<String, PathBuf>,
+}
+
+impl Artefacts {
+    /// The program.
+    #[track_caller]
+    pub fn vkog(&self) -> &Path {
+        self.programs.get("vkog").expect("the workspace has a program named vkog")
+    }
+
+    /// The shared library of a package.
+    #[track_caller]
+    pub fn library(&self, package: &str) -> PathBuf {
+        let library = self.libraries.get(&package.replace('-', "_"));
+        library.unwrap_or_else(|| panic!("no package {package} makes a shared library")).clone()
+    }
+}
+
+/// The root of the workspace. Cargo tells a test that it runs where its crate is; a copy may have been built elsewhere.
+pub fn workspace() -> &'static Path {
+    static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&tests).parent().expect("the tests are a folder of the workspace").to_owned()
+    });
+    &WORKSPACE
+}
+
+/// The target folder that this test was built into, and the name of its profile. A test runs from
+/// `TARGET/PROFILE/deps/NAME`.
+fn built_here() -> (PathBuf, String) {
+    let test = std::env::current_exe().expect("a test knows where it is");
+    let profile = test.ancestors().nth(2).expect("a test is in TARGET/PROFILE/deps");
+    let target = profile.parent().expect("a profile is a folder of the target folder");
+    let name = profile.file_name().expect("a profile has a name").to_string_lossy();
+    (target.to_owned(), if name == "debug" { "dev".to_owned() } else { name.into_owned() })
+}
+
+/// The target folder that this test was built into.
+pub fn target_folder() -> PathBuf {
+    built_here().0
+}
+
+/// The cargo that runs the tests.
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
+}
+
+/// Runs a command that [`built_by_cargo`] began. What cargo says comes back as the error of a build that failed.
+///
+/// # Errors
+///
+/// Cargo failed.
+pub fn build(command: &mut Command) -> Result<Artefacts, String> {
+    let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?} failed\n{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let mut artefacts = Artefacts { programs: BTreeMap::new(), libraries: BTreeMap::new() };
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        if message["reason"] != "compiler-artifact" {
+            continue;
+        }
+        let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        let kinds = message["target"]["kind"].as_array().cloned().unwrap_or_default();
+        if kinds.iter().any(|kind| kind == "cdylib") {
+            let files = message["filenames"].as_array().cloned().unwrap_or_default();
+            let library =
+                files.iter().filter_map(Value::as_str).map(PathBuf::from).find(|file| {
+                    file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
+                });
+            if let Some(library) = library {
+                artefacts.libraries.insert(name.replace('-', "_"), library);
+            }
+        } else if let Some(program) = message["executable"].as_str() {
+            artefacts.programs.insert(name, PathBuf::from(program));
+        }
+    }
+    Ok(artefacts)
+}
+
+/// A `cargo SUBCOMMAND` that builds for tests: in a folder, into a target folder.
+pub fn built_by_cargo(subcommand: &str, folder: &Path, target: &Path) -> Command {
+    let mut command = cargo();
+    command.arg(subcommand).arg("--message-format=json-render-diagnostics");
+    command.arg("--target-dir").arg(target).current_dir(folder);
+    command
+}
+
+/// The workspace's program and libraries. The same selection and profile as those of `cargo test` at the root, so that
+/// next to nothing is left to build.
+#[track_caller]
+pub fn artefacts() -> &'static Artefacts {
+    static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
+        let (target, profile) = built_here();
+        build(built_by_cargo("build", workspace(), &target).args(["--workspace", "--profile", &profile]))
+    });
+    ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}

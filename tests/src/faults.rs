@@ -1,0 +1,302 @@
+//! Libraries that are wrong on purpose and that the workspace cannot hold: cut off, for another machine, built against
+//! another version of vkog-plugin-api, built with another panic strategy.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use crate::artefacts::{build, built_by_cargo, target_folder, workspace};
+
+/// A small whole plugin. `HOOK` and `EXPORT` are filled in.
+const PLUGIN: &str = r#"#![forbid(unsafe_code)]
+//! A plugin that a test builds.
+use vkog_plugin_api::*;
+
+struct Small;
+
+impl Plugin for Small {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Small)
+    }
+}
+
+impl BeforePost for Small {
+    fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
+        if post.value().len() > 16 {
+            return Err(Refusal::new(413, "values are at most 16 bytes here"));
+        }
+        Ok(())
+    }
+}
+HOOK
+export_plugin!(SmallEXPORT);
+"#;
+
+/// Implements the hook that version 1.1.0 is made to have.
+const SWEEP: &str = "
+impl Sweep for Small {
+    fn sweep(&self, _post: &After<'_, Post>) {}
+}
+";
+
+/// The plugins that are built against changed copies of vkog-plugin-api.
+pub struct Faults {
+    /// Against 2.0.0.
+    pub other_major: PathBuf,
+    /// Against 1.0.1, in which a type that crosses the boundary has changed.
+    pub other_layout: PathBuf,
+    /// Against 1.1.0, which has one hook and one host function more, both at the end; the hook is required.
+    pub new_hook_required: PathBuf,
+    /// The same, but the hook is not required.
+    pub new_hook_optional: PathBuf,
+    /// Against the true one, with `panic = "abort"`.
+    pub aborts: PathBuf,
+}
+
+/// Builds them, once for each process; what a run before this one built is used again.
+#[track_caller]
+pub fn faults() -> &'static Faults {
+    static FAULTS: LazyLock<Result<Faults, String>> = LazyLock::new(make);
+    FAULTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn make() -> Result<Faults, String> {
+    let folder = faults_folder();
+    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.0.0""#, r#"version = "2.0.0""#)]);
+    copy_api(
+        &folder.join("api-1.0.1"),
+        &[
+            ("Cargo.toml", r#"version = "1.0.0""#, r#"version = "1.0.1""#),
+            (
+                "src/abi.rs",
+                "pub reserved: u64,\n    /// What the host needs",
+                "pub reserved: i64,\n    /// What the host needs",
+            ),
+        ],
+    );
+    copy_api(
+        &folder.join("api-1.1.0"),
+        &[
+            ("Cargo.toml", r#"version = "1.0.0""#, r#"version = "1.1.0""#),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 17]", "pub const HOOK_NAMES: [&str; 18]"),
+            ("src/abi.rs", "    \"start\",\n];", "    \"start\",\n    \"sweep\",\n];"),
+            (
+                "src/abi.rs",
+                "    pub scan: unsafe extern \"C\" fn(*mut (), *mut (), ScanFn),\n",
+                "    pub scan: unsafe extern \"C\" fn(*mut (), *mut (), ScanFn),\n    /// The time.\n    \
+                 pub now_ms: unsafe extern \"C\" fn(*const ()) -> u64,\n",
+            ),
+            (
+                "src/hooks.rs",
+                "start(stored: Stored<'_>) -> Result<(), String>;\n}",
+                "start(stored: Stored<'_>) -> Result<(), String>;\n\n    /// Tidies up.\n    \
+                 17 SWEEP Sweep: Plugin, sweep(post: After<'_, Post>) -> ();\n}",
+            ),
+            ("src/lib.rs", "Plugin, Start, ", "Plugin, Start, Sweep, "),
+        ],
+    );
+    let true_api = workspace().join("plugin-api");
+    let members = [
+        ("fault-other-major", folder.join("api-2.0.0"), "", ""),
+        ("fault-other-layout", folder.join("api-1.0.1"), "", ""),
+        ("fault-new-hook-required", folder.join("api-1.1.0"), SWEEP, ", required: [sweep]"),
+        ("fault-new-hook-optional", folder.join("api-1.1.0"), SWEEP, ""),
+        ("fault-aborts", true_api, "", ""),
+    ];
+    for (name, api, hook, export) in &members {
+        plugin_crate(&folder.join(name), name, api, hook, export, "");
+    }
+    let names: Vec<_> = members.iter().map(|(name, ..)| format!("\"{name}\"")).collect();
+    let manifest = format!(
+        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.0.1\", \"api-1.1.0\"]\n",
+        names.join(", ")
+    );
+    write(&folder.join("Cargo.toml"), &manifest);
+    copy_lock(&folder);
+
+    let target = target_folder();
+    let mut cargo = built_by_cargo("build", &folder, &target);
+    let built = build(cargo.args(["--offline", "--workspace", "--exclude", "fault-aborts"]))?;
+    let mut cargo = built_by_cargo("rustc", &folder, &target);
+    // Only this crate: what it links may unwind, what it does itself may not, and that is what it declares.
+    let aborting = build(cargo.args(["--offline", "-p", "fault-aborts", "--lib", "--", "-C", "panic=abort"]))?;
+    Ok(Faults {
+        other_major: built.library("fault-other-major"),
+        other_layout: built.library("fault-other-layout"),
+        new_hook_required: built.library("fault-new-hook-required"),
+        new_hook_optional: built.library("fault-new-hook-optional"),
+        aborts: aborting.library("fault-aborts"),
+    })
+}
+
+/// Where the crates are written: always at the same place, so that cargo knows what it has built already.
+fn faults_folder() -> PathBuf {
+    target_folder().join("fault-builds")
+}
+
+/// Writes a small plugin's crate, whose manifest begins with `workspace`.
+fn plugin_crate(folder: &Path, name: &str, api: &Path, hook: &str, export: &str, workspace: &str) {
+    let manifest = format!(
+        "{workspace}[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n\
+         [dependencies]\nvkog-plugin-api = {{ path = {api:?} }}\n"
+    );
+    write(&folder.join("Cargo.toml"), &manifest);
+    write(&folder.join("src/lib.rs"), &PLUGIN.replace("HOOK", hook).replace("EXPORT", export));
+}
+
+/// Writes the crate of a small good plugin that belongs to no workspace, and gives its folder.
+pub fn small_plugin(name: &str) -> PathBuf {
+    let folder = faults_folder().join(name);
+    plugin_crate(&folder, name, &workspace().join("plugin-api"), "", "", "[workspace]\n\n");
+    copy_lock(&folder);
+    folder
+}
+
+/// Builds a plugin of which a document shows the manifest and the source, and gives its library. A path to plugin-api in
+/// the manifest becomes the true one.
+#[track_caller]
+pub fn written_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
+    let folder = faults_folder().join(name);
+    let path = |line: &str| match line.strip_prefix("vkog-plugin-api = ") {
+        Some(_) => format!("vkog-plugin-api = {{ path = {:?} }}\n", workspace().join("plugin-api")),
+        None => format!("{line}\n"),
+    };
+    let manifest: String = manifest.lines().map(path).collect();
+    write(&folder.join("Cargo.toml"), &format!("[workspace]\n\n{manifest}"));
+    write(&folder.join("src/lib.rs"), source);
+    copy_lock(&folder);
+    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
+    built.unwrap_or_else(|error| panic!("{error}")).library(name)
+}
+
+/// Copies a crate of the workspace to a place where no workspace is around it, under another name, with what it inherits
+/// written out and a path to plugin-api.
+#[track_caller]
+pub fn copy_out(from: &str, to: &Path, package: &str) {
+    let root = std::fs::read_to_string(workspace().join("Cargo.toml")).expect("the workspace has a manifest");
+    let manifest = std::fs::read_to_string(workspace().join(from).join("Cargo.toml")).expect("a crate has a manifest");
+    let mut own = String::from("[workspace]\n\n");
+    for line in manifest.replace("[lints]\nworkspace = true\n", "").lines() {
+        match line.strip_suffix(".workspace = true") {
+            Some("vkog-plugin-api") => {
+                own.push_str(&format!("vkog-plugin-api = {{ path = {:?} }}", workspace().join("plugin-api")));
+            }
+            Some(name) => {
+                let inherited = root.lines().find(|line| line.starts_with(&format!("{name} = ")));
+                own.push_str(inherited.unwrap_or_else(|| panic!("{from} inherits {name}, which the workspace lacks")));
+            }
+            None if line.starts_with("name = ") => own.push_str(&format!("name = {package:?}")),
+            None => own.push_str(line),
+        }
+        own.push('\n');
+    }
+    write(&to.join("Cargo.toml"), &own);
+    copy_sources(&workspace().join(from).join("src"), &to.join("src"));
+    copy_lock(to);
+}
+
+/// Copies vkog-plugin-api with changes: in a file, a text that has to be there exactly once becomes another.
+fn copy_api(to: &Path, changes: &[(&str, &str, &str)]) {
+    let api = workspace().join("plugin-api");
+    let mut files = files_in(&api.join("src"));
+    files.push(api.join("Cargo.toml"));
+    for file in files {
+        let name = file.strip_prefix(&api).expect("it is in there").to_str().expect("our names are text");
+        let mut text = std::fs::read_to_string(&file).expect("our sources are text");
+        for (_, old, new) in changes.iter().filter(|(changed, ..)| *changed == name) {
+            assert_eq!(text.matches(old).count(), 1, "{name} of plugin-api has {old:?} once");
+            text = text.replace(old, new);
+        }
+        write(&to.join(name), &text);
+    }
+}
+
+fn copy_sources(from: &Path, to: &Path) {
+    for file in files_in(from) {
+        let text = std::fs::read_to_string(&file).expect("our sources are text");
+        write(&to.join(file.strip_prefix(from).expect("it is in there")), &text);
+    }
+}
+
+/// What the workspace's dependencies are locked to, so that nothing has to be looked up.
+fn copy_lock(to: &Path) {
+    let lock = std::fs::read_to_string(workspace().join("Cargo.lock")).expect("the workspace is locked");
+    write(&to.join("Cargo.lock"), &lock);
+}
+
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display())) {
+        let path = entry.expect("a folder can be read to its end").path();
+        if path.is_dir() { files.extend(files_in(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// Writes a file, unless it is like that already: cargo builds again what has been written again. In one step, because
+/// another process may be reading it.
+fn write(file: &Path, text: &str) {
+    if std::fs::read_to_string(file).is_ok_and(|there| there == text) {
+        return;
+    }
+    let folder = file.parent().expect("a file is in a folder");
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| tempfile::NamedTempFile::new_in(folder))
+        .and_then(|temporary| std::fs::write(temporary.path(), text).map(|()| temporary))
+        .and_then(|temporary| temporary.persist(file).map_err(|error| error.error));
+    written.unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+}
+
+/// Changes to a good library that make it a bad one, by the names of the files.
+pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
+    let library = std::fs::read(good).unwrap_or_else(|error| panic!("cannot read {}: {error}", good.display()));
+    let mut other_machine = library.clone();
+    // e_machine of an ELF header: AArch64.
+    other_machine[18..20].copy_from_slice(&183_u16.to_le_bytes());
+    let upto = |percent: usize| library[..library.len() * percent / 100].to_vec();
+    let files = [
+        ("text", b"this is not a library\n".to_vec()),
+        ("empty", Vec::new()),
+        ("cut-10", upto(10)),
+        ("cut-50", upto(50)),
+        ("cut-90", upto(90)),
+        // The table of sections is the last thing in the file.
+        ("cut-last-byte", library[..library.len() - 1].to_vec()),
+        ("aarch64", other_machine),
+        ("bits-32", elf_32()),
+        ("needs-more", needs_what_is_nowhere(&library)),
+    ];
+    files
+        .into_iter()
+        .map(|(name, data)| {
+            let path = folder.join(format!("lib{name}{}", std::env::consts::DLL_SUFFIX));
+            std::fs::write(&path, data).expect("a library can be written");
+            (name, path)
+        })
+        .collect()
+}
+
+/// A 32-bit shared library for x86 with nothing in it: the header alone.
+fn elf_32() -> Vec<u8> {
+    let mut header = vec![0; 52];
+    header[..7].copy_from_slice(b"\x7fELF\x01\x01\x01");
+    let mut put = |at: usize, value: u16| header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    put(16, 3); // e_type: shared object
+    put(18, 3); // e_machine: 80386
+    put(20, 1); // e_version
+    put(40, 52); // e_ehsize
+    put(42, 32); // e_phentsize
+    put(46, 40); // e_shentsize
+    header
+}
+
+/// The same library, depending on another one that no system has.
+fn needs_what_is_nowhere(library: &[u8]) -> Vec<u8> {
+    let (name, nowhere) = (b"libgcc_s.so.1\0", b"libgone_.so.1\0");
+    let at = library.windows(name.len()).position(|window| window == name).expect("a plugin unwinds with libgcc_s");
+    let mut changed = library.to_vec();
+    changed[at..at + nowhere.len()].copy_from_slice(nowhere);
+    changed
+}

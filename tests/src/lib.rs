@@ -1,0 +1,31 @@
+//! The harness of the black-box tests: builds the program and the plugins once, starts servers, speaks HTTP with them,
+//! and makes libraries that are wrong on purpose. It imports nothing of the host.
+//!
+//! Every wait has a deadline ([`DEADLINE`]), every server a folder and a port of its own, and whatever fails prints the
+//! request, the reply and the server's log.
+
+mod artefacts;
+mod client;
+mod faults;
+mod gate;
+mod process;
+mod server;
+mod wire;
+
+use std::time::Duration;
+
+pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, workspace};
+pub use client::{Client, Reply, Request, encode};
+pub use faults::{Faults, copy_out, damaged, faults, small_plugin, written_plugin};
+pub use gate::Gate;
+pub use process::{Exit, Running};
+pub use server::{Server, Setup, bytes, conflict};
+pub use wire::Wire;
+
+/// How long anything may take that should take moments. Long, because it only ends what hangs.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The bytes of a value that differs in every byte from its neighbours, so that no part can be mistaken for another.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at.wrapping_mul(31) >> 3) as u8 ^ at as u8).collect()
+}

@@ -1,0 +1,170 @@
+//! A child process whose output is collected while it runs, and which is gone when its owner is.
+
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::DEADLINE;
+
+/// What a process wrote to one of its streams, so far.
+#[derive(Clone, Default)]
+pub struct Output {
+    shared: Arc<(Mutex<Written>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Written {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Output {
+    fn collect(mut stream: impl Read + Send + 'static) -> Self {
+        let output = Self::default();
+        let shared = Arc::clone(&output.shared);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let read = stream.read(&mut buffer).unwrap_or(0);
+                let (written, changed) = &*shared;
+                let mut written = written.lock().expect("no holder of this lock panics");
+                written.bytes.extend_from_slice(&buffer[..read]);
+                written.ended = read == 0;
+                changed.notify_all();
+                if read == 0 {
+                    return;
+                }
+            }
+        });
+        output
+    }
+
+    /// What was written so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shared.0.lock().expect("no holder of this lock panics").bytes).into_owned()
+    }
+
+    /// Waits until `wanted` holds for what was written, or the stream has ended, or the deadline has passed. Says whether
+    /// it holds.
+    pub fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        self.wait(|written| wanted(&String::from_utf8_lossy(&written.bytes)))
+    }
+
+    fn wait_for_end(&self) -> bool {
+        self.wait(|written| written.ended)
+    }
+
+    fn wait(&self, holds: impl Fn(&Written) -> bool) -> bool {
+        let deadline = Instant::now() + DEADLINE;
+        let (written, changed) = &*self.shared;
+        let mut written = written.lock().expect("no holder of this lock panics");
+        loop {
+            if holds(&written) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if written.ended || left.is_zero() {
+                return false;
+            }
+            written = changed.wait_timeout(written, left).expect("no holder of this lock panics").0;
+        }
+    }
+}
+
+/// A child process. It is killed when it is dropped.
+pub struct Running {
+    child: Child,
+    what: String,
+    /// Standard output.
+    pub stdout: Output,
+    /// Standard error.
+    pub stderr: Output,
+}
+
+impl Running {
+    /// Starts a command, without anything on its standard input.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        let what = format!("{command:?}");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
+        let stdout = Output::collect(child.stdout.take().expect("it is piped"));
+        let stderr = Output::collect(child.stderr.take().expect("it is piped"));
+        Self { child, what, stdout, stderr }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by its name. The shell has `kill` built in wherever there is one.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status();
+        assert!(status.expect("sh runs").success(), "cannot send {name} to {}", self.what);
+    }
+
+    /// Waits for the process to end by itself.
+    #[track_caller]
+    pub fn wait(mut self) -> Exit {
+        let deadline = Instant::now() + DEADLINE;
+        let ended = self.stdout.wait_for_end() && self.stderr.wait_for_end();
+        // Its streams are closed, so it is all but gone; std has no wait with a deadline.
+        let status = loop {
+            match self.child.try_wait().expect("a child can be waited for") {
+                Some(status) => break status,
+                None if !ended || Instant::now() > deadline => {
+                    panic!("{} is still running\n{}", self.what, self.stderr.text())
+                }
+                None => std::thread::park_timeout(Duration::from_millis(1)),
+            }
+        };
+        Exit { what: self.what.clone(), status, stdout: self.stdout.text(), stderr: self.stderr.text() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Neither can fail for a child of ours but by its being gone already, and that is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A process that ended.
+pub struct Exit {
+    what: String,
+    /// How.
+    pub status: ExitStatus,
+    /// All of its standard output.
+    pub stdout: String,
+    /// All of its standard error.
+    pub stderr: String,
+}
+
+impl Exit {
+    /// Asserts the exit status.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "the exit status of {self}");
+        self
+    }
+
+    /// Asserts that standard error is exactly one line, `vkog: …`, and gives it.
+    #[track_caller]
+    pub fn one_error(&self) -> &str {
+        let mut lines = self.stderr.lines();
+        let line = lines.next().unwrap_or_default();
+        assert!(line.starts_with("vkog: ") && lines.next().is_none(), "one line `vkog: …` on standard error of {self}");
+        line
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { what, status, stdout, stderr } = self;
+        write!(f, "{what}\n--- {status}\n--- standard output\n{stdout}\n--- standard error\n{stderr}")
+    }
+}

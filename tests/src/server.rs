@@ -1,0 +1,268 @@
+//! A server of one's own: a free port, a temporary folder, the plugins that a test names.
+
+use std::ffi::OsString;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use crate::artefacts::artefacts;
+use crate::client::Client;
+use crate::process::{Exit, Running};
+use crate::wire::Wire;
+
+/// The bytes plugin.
+pub fn bytes() -> PathBuf {
+    artefacts().library("vkog-bytes")
+}
+
+/// The conflict plugin.
+pub fn conflict() -> PathBuf {
+    artefacts().library("vkog-conflict")
+}
+
+/// How a server is to be started. It can be started more than once, one after the other, with the same store.
+#[derive(Clone)]
+pub struct Setup {
+    folder: Arc<TempDir>,
+    plugins: Vec<(PathBuf, OsString)>,
+    config: Option<String>,
+    store: Option<PathBuf>,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Setup {
+    /// A plain map: no plugin, no configuration, a new folder.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("vkog-test-").tempdir().expect("a temporary folder can be made");
+        Self {
+            folder: Arc::new(folder),
+            plugins: Vec::new(),
+            config: None,
+            store: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// With one plugin more: a copy of the library goes into the plugin folder.
+    pub fn load(self, library: impl AsRef<Path>) -> Self {
+        let name = library.as_ref().file_name().expect("a library has a name").to_owned();
+        self.load_as(library, name)
+    }
+
+    /// With one plugin more, under another file name.
+    pub fn load_as(mut self, library: impl AsRef<Path>, name: impl Into<OsString>) -> Self {
+        self.plugins.push((library.as_ref().to_owned(), name.into()));
+        self
+    }
+
+    /// With a configuration file.
+    pub fn config(mut self, text: impl Into<String>) -> Self {
+        self.config = Some(text.into());
+        self
+    }
+
+    /// With another store than `store.vkog` in the folder.
+    pub fn store(mut self, file: impl Into<PathBuf>) -> Self {
+        self.store = Some(file.into());
+        self
+    }
+
+    /// With further arguments.
+    pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// With an environment variable.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The temporary folder, in which the server also runs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The file of the store.
+    pub fn store_file(&self) -> PathBuf {
+        self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
+    }
+
+    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside.
+    pub fn vkog(&self) -> Command {
+        let mut command = Command::new(artefacts().vkog());
+        command.current_dir(self.folder());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
+                command.env_remove(name);
+            }
+        }
+        command.env("RUST_BACKTRACE", "0").envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// A fresh folder with copies of the plugins.
+    pub fn plugin_folder(&self) -> PathBuf {
+        let folder =
+            tempfile::Builder::new().prefix("plugins-").tempdir_in(self.folder()).expect("a folder can be made");
+        for (library, name) in &self.plugins {
+            let copy = folder.path().join(name);
+            std::fs::copy(library, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
+        }
+        folder.keep()
+    }
+
+    /// The command that serves.
+    fn serving(&self) -> Command {
+        let mut command = self.vkog();
+        command.args(["--listen", "127.0.0.1:0", "--file"]).arg(self.store_file());
+        if self.plugins.is_empty() {
+            command.arg("--no-plugins");
+        } else {
+            command.arg("--plugin-dir").arg(self.plugin_folder());
+        }
+        if let Some(text) = &self.config {
+            let file = self.folder().join("vkog.toml");
+            std::fs::write(&file, text).expect("the configuration can be written");
+            command.arg("--config").arg(file);
+        }
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Starts the server and waits until it listens.
+    #[track_caller]
+    pub fn start(&self) -> Server {
+        Server::serve(self, &mut self.serving())
+    }
+
+    /// Starts the server with nothing but these arguments.
+    #[track_caller]
+    pub fn start_with<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Server {
+        Server::serve(self, self.vkog().args(arguments.into_iter().map(Into::into)))
+    }
+
+    /// Starts the server, which is expected to end by itself.
+    #[track_caller]
+    pub fn fail(&self) -> Exit {
+        Running::start(&mut self.serving()).wait()
+    }
+
+    /// Runs `vkog` with these arguments until it ends.
+    #[track_caller]
+    pub fn run<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Exit {
+        Running::start(self.vkog().args(arguments.into_iter().map(Into::into))).wait()
+    }
+}
+
+/// A server that listens. Requests go through its [`Client`], to which it dereferences. It is killed when it is dropped.
+pub struct Server {
+    process: Running,
+    address: String,
+    client: Client,
+    /// Keeps the folder.
+    _setup: Setup,
+}
+
+impl Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Server {
+    #[track_caller]
+    fn serve(setup: &Setup, command: &mut Command) -> Self {
+        let process = Running::start(command);
+        if !process.stdout.wait_for(|text| text.contains('\n')) {
+            panic!("{command:?} does not listen\n--- standard error\n{}", process.stderr.text());
+        }
+        let line = process.stdout.text();
+        let address = line.strip_prefix("listening on http://").and_then(|rest| rest.strip_suffix('\n'));
+        let address = address.unwrap_or_else(|| panic!("{command:?} says {line:?}")).to_owned();
+        let client = Client::new(&format!("http://{address}"), &process.stderr);
+        Self { process, address, client, _setup: setup.clone() }
+    }
+
+    /// `ip:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Another client, with connections of its own.
+    pub fn client(&self) -> Client {
+        Client::new(&format!("http://{}", self.address), &self.process.stderr)
+    }
+
+    /// A connection for bytes as they are.
+    #[track_caller]
+    pub fn wire(&self) -> Wire {
+        Wire::connect(&self.address, &self.process.stderr)
+    }
+
+    /// Connections that the server is known to serve: each has had an answer.
+    #[track_caller]
+    pub fn wires(&self, count: usize) -> Vec<Wire> {
+        let served = || {
+            let mut wire = self.wire();
+            wire.request("OPTIONS", "/k/any", b"");
+            wire
+        };
+        std::iter::repeat_with(served).take(count).collect()
+    }
+
+    /// What the server logged so far.
+    pub fn log(&self) -> String {
+        self.process.stderr.text()
+    }
+
+    /// Waits for a line of the log that contains all of the words.
+    #[track_caller]
+    pub fn logs(&self, words: &[&str]) {
+        let found = |log: &str| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(self.process.stderr.wait_for(found), "no line with {words:?} in the log:\n{}", self.log());
+    }
+
+    /// Asserts that no line of the log contains all of the words so far.
+    #[track_caller]
+    pub fn logs_no(&self, words: &[&str]) {
+        let found = |line: &str| words.iter().all(|word| line.contains(word));
+        assert!(!self.log().lines().any(found), "a line with {words:?} in the log:\n{}", self.log());
+    }
+
+    /// Asks the server to stop as a service manager does, and waits until it is gone. It may have said no more on standard
+    /// output than where it listens.
+    #[track_caller]
+    pub fn stop(self) -> Exit {
+        self.stop_with("TERM")
+    }
+
+    /// The same by another signal.
+    #[track_caller]
+    pub fn stop_with(self, signal: &str) -> Exit {
+        let Self { process, address, .. } = self;
+        process.signal(signal);
+        let exit = process.wait();
+        assert_eq!(exit.stdout, format!("listening on http://{address}\n"), "standard output of {exit}");
+        exit
+    }
+}

@@ -1,0 +1,160 @@
+//! HTTP byte by byte, for what no client library would send, and for knowing that it is one connection.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use crate::DEADLINE;
+use crate::client::Reply;
+use crate::process::Output;
+
+/// One connection.
+pub struct Wire {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+    log: Output,
+    last: String,
+}
+
+impl Wire {
+    #[track_caller]
+    pub(crate) fn connect(address: &str, log: &Output) -> Self {
+        let connected = TcpStream::connect(address).and_then(|stream| {
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.set_write_timeout(Some(DEADLINE))?;
+            stream.set_nodelay(true)?;
+            let reader = BufReader::new(stream.try_clone()?);
+            Ok((stream, reader))
+        });
+        let (stream, reader) = connected
+            .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}\n--- server log\n{}", log.text()));
+        Self { stream, reader, log: log.clone(), last: String::new() }
+    }
+
+    /// Waits less long for each reply than [`DEADLINE`].
+    pub fn patience(self, patience: Duration) -> Self {
+        self.stream.set_read_timeout(Some(patience)).expect("an open connection has a timeout");
+        self
+    }
+
+    /// Sends bytes as they are.
+    #[track_caller]
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        let bytes = bytes.as_ref();
+        self.last = bytes[..bytes.len().min(1000)].escape_ascii().to_string();
+        if let Err(error) = self.try_send(bytes) {
+            panic!("cannot send {}: {error}\n--- server log\n{}", self.last, self.log.text());
+        }
+        self
+    }
+
+    /// Sends bytes as they are; the server may have closed the connection.
+    ///
+    /// # Errors
+    ///
+    /// It has.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Sends one request with its body, and reads the reply.
+    #[track_caller]
+    pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Reply {
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: vkog\r\n{length}\r\n").into_bytes();
+        bytes.extend_from_slice(body);
+        self.send(bytes).reply()
+    }
+
+    /// Says that nothing more will be sent; what is still to come can be read.
+    pub fn finish(&mut self) -> &mut Self {
+        // It fails where the server has ended the connection already.
+        let _ = self.stream.shutdown(Shutdown::Write);
+        self
+    }
+
+    /// Reads one reply.
+    #[track_caller]
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply()
+            .unwrap_or_else(|error| panic!("{} got no reply: {error}\n--- server log\n{}", self.last, self.log.text()))
+    }
+
+    /// Reads one reply, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed, or nothing came before the deadline.
+    pub fn try_reply(&mut self) -> io::Result<Reply> {
+        let status_line = self.line()?;
+        let status = status_line
+            .strip_prefix("HTTP/1.")
+            .and_then(|rest| rest.get(2..5))
+            .and_then(|digits| digits.parse::<u16>().ok())
+            .ok_or_else(|| io::Error::other(format!("no status line: {status_line:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other(format!("no header: {line:?}")))?;
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+        let mut reply = Reply { request: self.last.clone(), status, headers, body: Vec::new(), log: self.log.clone() };
+        let headless = self.last.starts_with("HEAD ") || status == 204 || status == 304 || status < 200;
+        if headless {
+            return Ok(reply);
+        }
+        if reply.header("Transfer-Encoding").is_some() {
+            reply.body = self.chunks()?;
+        } else {
+            let length = reply.header("Content-Length").and_then(|text| text.parse().ok());
+            let length: usize = length.ok_or_else(|| io::Error::other(format!("no length of the body: {reply}")))?;
+            reply.body = self.exactly(length)?;
+        }
+        Ok(reply)
+    }
+
+    /// Reads until the server closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// It did not before the deadline.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            // A reset is how a connection ends on which something was left unread.
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+            _ => Ok(rest),
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line)?;
+        match line.strip_suffix("\r\n") {
+            Some(line) => Ok(line.to_owned()),
+            None => Err(io::Error::other(format!("the connection ended after {line:?}"))),
+        }
+    }
+
+    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body)?;
+        Ok(body)
+    }
+
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.line()?;
+            let size = usize::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("no size: {line:?}")))?;
+            body.extend(self.exactly(size)?);
+            self.line()?;
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The command line: what is wrong is one line `vkog: …` and an exit status, help fits a screen, a flag beats the
+//! environment, which beats the file.
+//!
+//! Provoked by running the program; which limit is in force is told by what the bytes plugin refuses.
+
+use std::net::TcpListener;
+
+use vkog_tests::{Exit, Server, Setup, artefacts, bytes, conflict};
+
+#[test]
+fn a_wrong_option_is_one_line_and_exit_status_2() {
+    let setup = Setup::new();
+    let wrong: [&[&str]; 10] = [
+        &["--max-sise", "5"],
+        &["--max-size", "much"],
+        &["--max-size", "-5"],
+        &["-s"],
+        &["--listen", "nowhere"],
+        &["--listen", "127.0.0.1:99999"],
+        &["--log-format", "xml"],
+        &["fly"],
+        &["plugins", "check"],
+        &["plugins", "fly"],
+    ];
+    for arguments in wrong {
+        let exit = setup.run(arguments.iter().copied()).expect(2);
+        exit.one_error();
+        assert_eq!(exit.stdout, "", "standard output of {exit}");
+    }
+    let exit = setup.run(["--max-sise", "5"]).expect(2);
+    assert!(exit.one_error().contains("--max-sise") && exit.one_error().contains("--max-size"), "{exit}");
+    let exit = setup.run(["--max-size", "much"]).expect(2);
+    assert!(exit.one_error().contains("much") && exit.one_error().contains("MiB"), "{exit}");
+}
+
+#[test]
+fn a_plugin_folder_that_is_not_there_is_one_line_and_exit_status_1() {
+    let setup = Setup::new();
+    for listed in [setup.folder().join("none"), setup.store_file()] {
+        std::fs::write(setup.store_file(), "").expect("a file can be written");
+        let exit = setup.run(["--plugin-dir".into(), listed.clone().into_os_string()]).expect(1);
+        assert!(exit.one_error().contains(&listed.display().to_string()), "{exit}");
+        assert_eq!(exit.stdout, "", "standard output of {exit}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_one_line_and_exit_status_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it listens").to_string();
+    let setup = Setup::new();
+    let exit = setup.run(["--no-plugins", "--file", "store.vkog", "--listen", &address]).expect(1);
+    let told: Vec<_> = exit.stderr.lines().filter(|line| line.starts_with("vkog: ")).collect();
+    assert!(told.len() == 1 && told[0].contains(&address), "one line with the address in {exit}");
+    assert_eq!(exit.stdout, "", "standard output of {exit}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_one_line_with_the_file_and_the_place() {
+    let setup = Setup::new();
+    let told = |text: &str, words: &[&str]| {
+        let exit: Exit = setup.clone().config(text).fail().expect(1);
+        for word in words {
+            assert!(exit.one_error().contains(word), "{word} in {exit}");
+        }
+    };
+    told("max-size = = 5\n", &["vkog.toml", "line 1"]);
+    told("max-sise = 5\n", &["vkog.toml", "max-sise", "max-size"]);
+    told("max-size = \"much\"\n", &["vkog.toml", "MiB"]);
+    told("[plugins]\nbytes = 5\n", &["vkog.toml", "plugins"]);
+    let exit = setup.run(["--config", "missing.toml"]).expect(1);
+    assert!(exit.one_error().contains("missing.toml"), "{exit}");
+}
+
+#[test]
+fn help_fits_a_screen_and_shows_an_example() {
+    let setup = Setup::new();
+    for arguments in [&["--help"][..], &["-h"], &["help"]] {
+        let exit = setup.run(arguments.iter().copied()).expect(0);
+        let count = exit.stdout.lines().count();
+        assert!((20..=40).contains(&count), "{count} lines of {exit}");
+        assert!(exit.stdout.lines().all(|line| line.chars().count() <= 100), "a line over 100 columns of {exit}");
+        for word in [
+            "--file",
+            "--max-size",
+            "--plugin-dir",
+            "--no-plugins",
+            "--listen",
+            "--max-value",
+            "--config",
+            "--log-format",
+        ] {
+            assert!(exit.stdout.contains(word), "{word} in {exit}");
+        }
+        let example = exit.stdout.split("Example").nth(1).unwrap_or_default();
+        assert!(example.contains("vkog --plugin-dir"), "an example in {exit}");
+        assert_eq!(exit.stderr, "", "standard error of {exit}");
+    }
+    let exit = setup.run(["--version"]).expect(0);
+    assert_eq!(exit.stdout, "vkog 0.1.0\n");
+}
+
+/// The limit that the bytes plugin holds to.
+fn limit(server: &Server) -> String {
+    let refusal = server.post("k", vec![b'x'; 200_000]).expect(413).has("Vkog-Plugin", "bytes").text();
+    let (_, rest) = refusal.split_once(" of ").unwrap_or_else(|| panic!("no limit in {refusal}"));
+    rest.split(' ').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file() {
+    let file = Setup::new().load(bytes()).config("max-size = \"1KiB\"\nmax-value = 1000000\n");
+    assert_eq!(limit(&file.start()), "1024");
+    let environment = file.env("VKOG_MAX_SIZE", "2KiB");
+    assert_eq!(limit(&environment.start()), "2048");
+    for flag in ["-s", "--max-size"] {
+        assert_eq!(limit(&environment.clone().args([flag, "3KiB"]).start()), "3072");
+    }
+    // And a plugin's own setting is nearer to it than the host's.
+    let own = file_with_own_limit();
+    assert_eq!(limit(&own.start()), "512");
+}
+
+fn file_with_own_limit() -> Setup {
+    Setup::new().load(bytes()).config("max-value = 1000000\n[plugins.bytes]\nmax_size = 512\n")
+}
+
+#[test]
+fn every_option_can_be_an_environment_variable_or_a_line_of_the_file() {
+    let setup = Setup::new().load(bytes());
+    let folder = setup.plugin_folder();
+    let variables = setup
+        .clone()
+        .env("VKOG_FILE", "other.vkog")
+        .env("VKOG_LISTEN", "127.0.0.1:0")
+        .env("VKOG_PLUGIN_DIR", folder.clone())
+        .env("VKOG_MAX_SIZE", "100")
+        .env("VKOG_MAX_VALUE", "300000")
+        .env("VKOG_LOG_FORMAT", "text");
+    let config = format!(
+        "file = \"other.vkog\"\nlisten = \"127.0.0.1:0\"\nplugin-dir = {folder:?}\nmax-size = 100\nmax-value = \"300kB\"\n\
+         log-format = \"text\"\n"
+    );
+    std::fs::write(setup.folder().join("all.toml"), config).expect("the configuration can be written");
+    let ways: [&dyn Fn() -> Server; 3] =
+        [&|| variables.start_with::<&str>([]), &|| setup.start_with(["--config", "all.toml"]), &|| {
+            setup.clone().env("VKOG_CONFIG", "all.toml").start_with(["serve"])
+        }];
+    for (number, start) in ways.into_iter().enumerate() {
+        let server = start();
+        assert_eq!(limit(&server), "100");
+        server.post("k", vec![b'x'; 300_001]).expect(413).says("300001");
+        assert!(!server.log().trim_start().starts_with('{'), "JSON in the log:\n{}", server.log());
+        server.put("k", number.to_string()).expect(200);
+        server.stop().expect(0);
+        let stored = setup.clone().store(setup.folder().join("other.vkog")).start();
+        stored.get("k").expect(200).is(number.to_string());
+        stored.stop().expect(0);
+    }
+    Setup::new().env("VKOG_NO_PLUGINS", "true").start_with(["--listen", "127.0.0.1:0"]).put("k", "v").expect(200);
+}
+
+#[test]
+fn sizes_are_read_as_people_write_them() {
+    for (written, bytes_meant) in
+        [("2000", "2000"), ("2KiB", "2048"), ("2KB", "2000"), ("2kB", "2000"), ("0.125MiB", "131072")]
+    {
+        let server = Setup::new().load(bytes()).args(["-s", written, "--max-value", "1MiB"]).start();
+        assert_eq!(limit(&server), bytes_meant, "{written}");
+    }
+}
+
+#[test]
+fn the_log_is_json_where_no_terminal_reads_it_and_text_where_that_is_asked_for() {
+    let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("fault-panics"));
+    let setup = setup.config("[plugins.fault-panics]\nwhere = \"before_get\"\n");
+    let server = setup.start();
+    server.get("k").expect(500);
+    server.logs(&["fault-panics", "before_get"]);
+    let exit = server.stop().expect(0);
+    for line in exit.stderr.lines() {
+        let value: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?} is not JSON, {error}, in {exit}"));
+        assert!(value.is_object(), "{line:?} in {exit}");
+    }
+    let exit = setup.clone().args(["--log-format", "text"]).start().stop().expect(0);
+    assert!(exit.stderr.lines().count() > 0 && !exit.stderr.lines().any(|line| line.starts_with('{')), "{exit}");
+    assert!(!exit.stderr.contains('\x1b'), "colours where no terminal is, in {exit}");
+}
+
+#[test]
+fn sigterm_and_sigint_stop_the_server_cleanly_with_requests_finished_and_the_store_written() {
+    for signal in ["TERM", "INT"] {
+        let setup = Setup::new().load(bytes()).load(conflict());
+        let server = setup.start();
+        server.post("k", "v").expect(200);
+        // Its connection stays open and idle; it must not hold up the stop.
+        let mut idle = server.wire();
+        idle.request("GET", "/k/k", b"").expect(200);
+        server.stop_with(signal).expect(0);
+        setup.start().get("k").expect(200).is("v");
+    }
+}

@@ -1,0 +1,237 @@
+//! What the READMEs show is what happens: every fenced `console` session is run and its output compared.
+//!
+//! Of a session, the line that starts `vkog` becomes a server with the same options on a port of its own; each `curl` runs in
+//! a shell with that server's address in the place of the default one; `cat` and `cut` run in the server's folder. A line
+//! `...` of the expected output stands for any lines. A `toml` block before the session is its `vkog.toml`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, workspace, written_plugin};
+
+/// What is shown of how to come to a server, and not run here: it would build and serve for real.
+const NOT_RUN: [&str; 8] =
+    ["cargo xtask serve", "cargo build", "cargo test", "cargo new", "cargo add", "cp ", "git clone ", "cd "];
+const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
+
+/// One command of a session and the lines it should print.
+struct Step {
+    command: String,
+    expected: Vec<String>,
+}
+
+struct Session {
+    /// Where it begins, for messages.
+    place: String,
+    /// The `toml` block before it.
+    config: Option<String>,
+    steps: Vec<Step>,
+}
+
+/// The sessions of a document.
+fn sessions(document: &Path) -> Vec<Session> {
+    let text =
+        std::fs::read_to_string(document).unwrap_or_else(|error| panic!("cannot read {}: {error}", document.display()));
+    let mut sessions = Vec::new();
+    let mut config = None;
+    let mut lines = text.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        let Some(language) = line.strip_prefix("```") else { continue };
+        let block: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
+        match language {
+            // A manifest is no configuration.
+            "toml" if !block.iter().any(|line| ["[package]", "[lib]", "[dependencies]"].contains(line)) => {
+                config = Some(block.join("\n"));
+            }
+            "console" => {
+                let place = format!("{}:{}", document.display(), number + 1);
+                sessions.push(Session { steps: steps(&block, &place), place, config: config.clone() });
+            }
+            _ => {}
+        }
+    }
+    sessions
+}
+
+fn steps(block: &[&str], place: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut continued = false;
+    for line in block {
+        if continued {
+            let step = steps.last_mut().expect("what is continued has begun");
+            step.command.push_str(&format!("\n{line}"));
+        } else if let Some(command) = line.strip_prefix("$ ") {
+            steps.push(Step { command: command.to_owned(), expected: Vec::new() });
+        } else {
+            let step = steps.last_mut().unwrap_or_else(|| panic!("{place}: output before the first command"));
+            step.expected.push((*line).to_owned());
+            continue;
+        }
+        continued = line.ends_with('\\');
+    }
+    steps
+}
+
+/// Whether the output is as expected, where a line `...` stands for any lines.
+fn matches(expected: &[String], output: &[&str]) -> bool {
+    match expected.split_first() {
+        None => output.is_empty(),
+        Some((line, rest)) if line == "..." => (0..=output.len()).any(|skip| matches(rest, &output[skip..])),
+        Some((line, rest)) => output.first().is_some_and(|first| first == line) && matches(rest, &output[1..]),
+    }
+}
+
+/// The server that a line such as `vkog --plugin-dir ./plugins -s 16 &` starts.
+fn serve(setup: &Setup, session: &Session, command: &str) -> Server {
+    let line = command.trim_end_matches('&').trim();
+    let mut arguments = vec!["--listen".to_owned(), "127.0.0.1:0".to_owned()];
+    let mut words = line.split_whitespace().skip(1);
+    while let Some(word) = words.next() {
+        arguments.push(word.to_owned());
+        match word {
+            "--plugin-dir" => {
+                words.next();
+                arguments.push(setup.plugin_folder().display().to_string());
+            }
+            "--config" => {
+                let file = words.next().unwrap_or_else(|| panic!("{}: no file in {command}", session.place));
+                let config = session.config.as_ref();
+                let config = config.unwrap_or_else(|| panic!("{}: no toml block before it", session.place));
+                std::fs::write(setup.folder().join(file), config).expect("the configuration can be written");
+                arguments.push(file.to_owned());
+            }
+            _ => {}
+        }
+    }
+    setup.start_with(arguments)
+}
+
+fn run(session: &Session, setup: &Setup) {
+    let mut server = None;
+    for step in &session.steps {
+        let program = step.command.split_whitespace().next().unwrap_or_default();
+        match program {
+            "vkog" | "./vkog" => {
+                let started = serve(setup, session, &step.command);
+                let line = format!("listening on http://{DEFAULT_ADDRESS}");
+                let shown: Vec<_> = step.expected.iter().filter(|line| *line != "...").collect();
+                assert!(shown.is_empty() || shown == [&line], "{}: the server prints {line:?}", session.place);
+                server = Some(started);
+            }
+            "curl" | "cat" | "cut" => {
+                // A document that starts its server by a command that is not run here.
+                let server = server.get_or_insert_with(|| setup.start());
+                let command = step.command.replace(DEFAULT_ADDRESS, server.address());
+                let deadline = Instant::now() + Duration::from_secs(10);
+                loop {
+                    let shell = Running::start(Command::new("sh").arg("-c").arg(&command).current_dir(setup.folder()));
+                    let exit = shell.wait();
+                    let output: Vec<&str> = exit.stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
+                    if matches(&step.expected, &output) {
+                        break;
+                    }
+                    // A file may be written a moment after the answer.
+                    let again = program != "curl" && Instant::now() < deadline;
+                    assert!(again, "{}: not {:?}\n{exit}\n{}", session.place, step.expected, server.log());
+                }
+            }
+            _ => {
+                let known = NOT_RUN.iter().any(|start| step.command.starts_with(start));
+                assert!(known, "{}: {} is neither run nor known", session.place, step.command);
+            }
+        }
+    }
+}
+
+/// The folders in a folder of the workspace.
+fn folders(of: &str) -> Vec<PathBuf> {
+    let read = std::fs::read_dir(workspace().join(of)).expect("the folder is there");
+    let mut folders: Vec<_> =
+        read.flatten().map(|entry| entry.path()).filter(|path| path.join("Cargo.toml").is_file()).collect();
+    folders.sort();
+    folders
+}
+
+/// Runs all sessions of a document, with these plugins.
+#[track_caller]
+fn run_all(document: &Path, plugins: &[PathBuf]) {
+    let sessions = sessions(document);
+    assert!(!sessions.is_empty(), "{} shows no session", document.display());
+    for session in &sessions {
+        let asks = session.steps.iter().any(|step| step.command.starts_with("curl"));
+        let setup = plugins.iter().fold(Setup::new(), Setup::load);
+        run(session, &setup);
+        eprintln!(
+            "{}: {} commands, {}",
+            session.place,
+            session.steps.len(),
+            if asks { "run" } else { "none of them asks" }
+        );
+    }
+    let asks = |step: &Step| step.command.starts_with("curl");
+    assert!(sessions.iter().flat_map(|session| &session.steps).any(asks), "{}: no session asks", document.display());
+}
+
+#[test]
+fn the_sessions_of_the_readme_happen_as_they_are_shown() {
+    run_all(&workspace().join("README.md"), &[bytes(), conflict()]);
+}
+
+#[test]
+fn the_session_of_every_plugin_happens_as_it_is_shown() {
+    for folder in folders("plugins").into_iter().chain(folders("examples")) {
+        let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
+        run_all(&folder.join("README.md"), &[artefacts().library(&format!("vkog-{name}"))]);
+    }
+}
+
+/// The fenced blocks of a document in this language, in their order.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let path = workspace().join(document);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {document}: {error}"));
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(found) = line.strip_prefix("```") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            if found == language {
+                blocks.push(block.join("\n"));
+            }
+        }
+    }
+    blocks
+}
+
+#[test]
+fn the_whole_plugin_of_the_readme_is_whole() {
+    let source = &blocks("README.md", "rust")[0];
+    let manifest = "[package]\nname = \"readme-plugin\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
+                    [dependencies]\nvkog-plugin-api = \"1\"\n";
+    let server = Setup::new().load(written_plugin("readme-plugin", manifest, source)).start();
+    server.put("k", [b'x'; 4096]).expect(200);
+    server.put("k", [b'x'; 4097]).expect(413).has("Vkog-Plugin", "readme-plugin");
+}
+
+#[test]
+fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
+    const GUIDE: &str = "docs/plugin-authoring.md";
+    let library = written_plugin("short", &blocks(GUIDE, "toml")[0], &blocks(GUIDE, "rust")[0]);
+    let setup = Setup::new().load(&library);
+    let shown = blocks(GUIDE, "");
+    let block = shown.iter().find(|block| block.starts_with("$ curl")).expect("the guide ends with a request");
+    let lines: Vec<&str> = block.lines().collect();
+    let session = Session { place: GUIDE.to_owned(), config: None, steps: steps(&lines, GUIDE) };
+    run(&session, &setup);
+    let refused = setup.start().put("a", "much too long").expect(413).has("Vkog-Plugin", "short");
+    assert!(session.steps[0].expected.contains(&refused.text().trim_end().to_owned()), "{refused}");
+}
+
+#[test]
+fn three_dots_stand_for_any_lines_and_everything_else_for_itself() {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let expected = lines("a\n...\nd");
+    assert!(matches(&expected, &["a", "d"]) && matches(&expected, &["a", "b", "c", "d"]));
+    assert!(!matches(&expected, &["a", "b"]) && !matches(&expected, &["d"]) && !matches(&expected, &["a", "d", "e"]));
+    assert!(matches(&lines("..."), &[]) && !matches(&[], &["a"]) && !matches(&lines("a"), &[]));
+}

@@ -1,0 +1,169 @@
+//! The three example plugins do over the wire what their READMEs say.
+//!
+//! Provoked by loading the built libraries like anybody's.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vkog_tests::{DEADLINE, Setup, artefacts, bytes, conflict};
+
+#[test]
+fn json_only_refuses_what_is_not_json_with_422_and_where_it_is_not() {
+    let server = Setup::new().load(artefacts().library("vkog-json-only")).start();
+    for value in ["{\"name\": \"Ada\"}", "[1, 2.5, null]", "\"text\"", "7"] {
+        server.post("k", value).expect(200);
+        server.put("k", value).expect(200);
+        server.get("k").expect(200).is(value);
+    }
+    for value in ["{\"name\": Ada}", "{", "text", "1 2", "\u{feff}1"] {
+        for reply in [server.post("k", value), server.put("k", value), server.post("new", value)] {
+            reply.refused(422, "Value is not JSON: ").has("Vkog-Plugin", "json-only").says("line 1 column ");
+        }
+    }
+    server.put("k", b"\"\xff\"").refused(422, "Value is not JSON: ");
+    server.get("k").expect(200).is("7");
+    server.get("new").expect(404);
+}
+
+#[test]
+fn json_only_refuses_before_anything_is_reserved() {
+    let plugins = artefacts();
+    let setup = Setup::new().load(bytes()).load(conflict()).load(plugins.library("vkog-json-only"));
+    let server = setup.args(["-s", "100", "--max-value", "1MiB"]).start();
+    for _ in 0..10 {
+        server.post("k", "no JSON, and twenty bytes").refused(422, "Value is not JSON: ");
+    }
+    server.post("k", format!("\"{}\"", "x".repeat(97))).expect(200);
+}
+
+#[test]
+fn bearer_asks_for_the_token_and_lets_in_who_has_it() {
+    let config = "[plugins.bearer]\ntoken = \"s3cret\"\nrealm = \"the shop\"\n";
+    let server = Setup::new().load(artefacts().library("vkog-bearer")).load(conflict()).config(config).start();
+    let ask = |method: &str, token: &str| {
+        let request = server.key(method, "k");
+        let request = if token.is_empty() { request } else { request.header("Authorization", token) };
+        if method == "POST" || method == "PUT" { request.body(method).send() } else { request.send() }
+    };
+    for method in ["GET", "POST", "PUT", "DELETE"] {
+        for token in ["", "s3cret", "Bearer", "Bearer wrong", "Bearer s3cret2", "Bearer S3CRET", "Basic s3cret"] {
+            let reply = ask(method, token).refused(401, "");
+            reply.has("Vkog-Plugin", "bearer").has("WWW-Authenticate", "Bearer realm=\"the shop\"");
+        }
+    }
+    ask("HEAD", "").expect(401).has("WWW-Authenticate", "Bearer realm=\"the shop\"");
+    ask("POST", "Bearer s3cret").expect(200);
+    ask("GET", "bearer s3cret").expect(200).is("POST");
+    ask("HEAD", "Bearer s3cret").expect(200);
+    ask("PUT", "Bearer s3cret").expect(200);
+    ask("DELETE", "Bearer s3cret").expect(200);
+    ask("GET", "Bearer s3cret").expect(404);
+    assert!(!server.log().contains("s3cret"), "the token is in the log:\n{}", server.log());
+}
+
+#[test]
+fn bearer_does_not_start_without_a_token() {
+    let setup = Setup::new().load(artefacts().library("vkog-bearer"));
+    let exit = setup.fail().expect(1);
+    assert!(exit.one_error().contains("token") && exit.one_error().ends_with("[bad-settings]"), "{exit}");
+    let exit = setup.config("[plugins.bearer]\ntoken = \"\"\n").fail().expect(1);
+    assert!(exit.one_error().contains("token is empty") && exit.one_error().ends_with("[create-failed]"), "{exit}");
+}
+
+/// The lines of an audit file.
+fn lines(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).expect("the audit file is there");
+    assert!(text.ends_with('\n'), "the last line is cut off: {text}");
+    let value = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("no JSON, {error}: {line}"));
+    text.lines().map(value).collect()
+}
+
+#[test]
+fn after_a_clean_stop_audit_has_a_line_for_every_change_and_for_nothing_else() {
+    let setup = Setup::new().load(artefacts().library("vkog-audit")).load(conflict());
+    let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
+    let server = setup.start();
+    server.post("a \"key\"\n", "12345").expect(200);
+    server.put("a \"key\"\n", "123").expect(200);
+    server.get("a \"key\"\n").expect(200);
+    server.post("a \"key\"\n", "12345").expect(409);
+    server.put("absent", "1").expect(404);
+    server.delete("absent").expect(404);
+    server.delete("a \"key\"\n").expect(200);
+    server.stop().expect(0);
+    let lines = lines(&setup.folder().join("audit.jsonl"));
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| json!([line["method"], line["key"], line["before"], line["after"], line["value_bytes"]]))
+        .collect();
+    let key = "a \"key\"\n";
+    let expected = [json!(["POST", key, null, 1, 5]), json!(["PUT", key, 1, 2, 3]), json!(["DELETE", key, 2, null, 0])];
+    assert_eq!(told, expected);
+    for line in &lines {
+        assert!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{line}");
+        assert!(line["time_ms"].as_u64().is_some_and(|time| time > 1_500_000_000_000), "{line}");
+    }
+}
+
+#[test]
+fn audit_misses_nothing_of_many_clients_and_a_second_start_appends() {
+    const CLIENTS: usize = 8;
+    const ROUNDS: usize = 100;
+
+    let setup = Setup::new().load(artefacts().library("vkog-audit")).load(bytes());
+    let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
+    for start in 1..=2 {
+        let server = setup.start();
+        thread::scope(|scope| {
+            for (client, mut wire) in server.wires(CLIENTS).into_iter().enumerate() {
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        wire.request("PUT", &format!("/k/{start}/{client}/{round}"), b"v").expect(200);
+                    }
+                });
+            }
+        });
+        server.stop().expect(0);
+        let lines = lines(&setup.folder().join("audit.jsonl"));
+        assert_eq!(lines.len(), start * CLIENTS * ROUNDS);
+        let keys: std::collections::BTreeSet<_> = lines.iter().map(|line| line["key"].to_string()).collect();
+        assert_eq!(keys.len(), lines.len(), "a key comes twice");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn at_a_stop_audit_waits_until_a_slow_file_has_taken_every_line() {
+    const CHANGES: usize = 2000;
+
+    // A pipe holds less than these lines; the rest is with the plugin until somebody reads.
+    let setup = Setup::new().load(artefacts().library("vkog-audit")).args(["--fsync", "never"]);
+    let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
+    let pipe = setup.folder().join("audit.jsonl");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success(), "no pipe could be made");
+    let (go, wait) = mpsc::channel::<()>();
+    let reader = thread::spawn(move || {
+        let mut file = std::fs::File::open(pipe).expect("the pipe can be opened");
+        wait.recv().expect("the test says when to read");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut file, &mut text).expect("the pipe can be read");
+        text.lines().count()
+    });
+    let server = setup.start();
+    let mut wire = server.wire();
+    for number in 0..CHANGES {
+        wire.request("PUT", &format!("/k/{number}"), b"v").expect(200);
+    }
+    let (told, stopped) = mpsc::channel();
+    let stopping = thread::spawn(move || told.send(server.stop()));
+    let early = stopped.recv_timeout(Duration::from_millis(500));
+    assert!(early.is_err(), "the server stops without waiting for the plugin's file");
+    go.send(()).expect("the reader waits");
+    assert_eq!(reader.join().expect("the pipe is read to its end"), CHANGES);
+    stopped.recv_timeout(DEADLINE).expect("the server stops").expect(0);
+    stopping.join().expect("it has told").expect("somebody was told");
+}

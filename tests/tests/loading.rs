@@ -1,0 +1,261 @@
+//! Every way in which a library can be wrong has a code and a sentence of its own, `vkog plugins check` and the start agree
+//! on it, and all bad libraries are reported, not only the first.
+//!
+//! Provoked with libraries that are cut off, patched, or built against changed copies of vkog-plugin-api.
+
+use std::path::{Path, PathBuf};
+
+use vkog_tests::{Exit, Setup, artefacts, bytes, conflict, damaged, faults};
+
+/// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
+/// start, also where there are good plugins beside it.
+#[track_caller]
+fn refused(library: &Path, config: Option<&str>, code: &str, words: &[&str]) {
+    let mut setup = Setup::new().load(bytes()).load(library);
+    let mut check = vec!["plugins".into(), "check".into(), library.as_os_str().to_owned()];
+    if let Some(config) = config {
+        setup = setup.config(config);
+        let file = setup.folder().join("check.toml");
+        std::fs::write(&file, config).expect("the configuration can be written");
+        check.extend(["--config".into(), file.into()]);
+    }
+    let exit = setup.run(check).expect(1);
+    one_line(&exit.stdout, &format!("{}: cannot be loaded: ", library.display()), code, words, &exit);
+    let exit = setup.fail().expect(1);
+    let vkog: Vec<_> = exit.stderr.lines().filter(|line| line.starts_with("vkog: ")).collect();
+    let name = library.file_name().expect("a library has a name").to_string_lossy();
+    assert!(vkog.len() == 1 && vkog[0].contains(&format!("{name}: ")), "one line that names {name} in {exit}");
+    one_line(vkog[0], "vkog: cannot load ", code, words, &exit);
+    assert_eq!(exit.stdout, "", "standard output of {exit}");
+}
+
+#[track_caller]
+fn one_line(output: &str, start: &str, code: &str, words: &[&str], exit: &Exit) {
+    assert_eq!(output.lines().count(), 1, "lines of {exit}");
+    let line = output.trim_end();
+    assert!(line.starts_with(start), "{start:?} at the beginning of {exit}");
+    assert!(line.ends_with(&format!("[{code}]")), "[{code}] at the end of {exit}");
+    for word in words {
+        assert!(line.contains(word), "{word:?} in {exit}");
+    }
+    // The fact, and the way out.
+    assert!(line.contains("; "), "a way out in {exit}");
+}
+
+/// A library that was damaged in this way.
+fn damage(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let library = damaged(&conflict(), folder.path())[name].clone();
+    (folder, library)
+}
+
+#[test]
+fn a_text_file_is_not_a_library() {
+    let (_folder, library) = damage("text");
+    refused(&library, None, "not-a-library", &["this is not a", "cdylib"]);
+}
+
+#[test]
+fn an_empty_file_is_not_a_library() {
+    let (_folder, library) = damage("empty");
+    refused(&library, None, "not-a-library", &["empty"]);
+}
+
+#[test]
+fn a_library_that_is_cut_off_anywhere_is_told_so() {
+    for name in ["cut-10", "cut-50", "cut-90", "cut-last-byte"] {
+        let (_folder, library) = damage(name);
+        let size = std::fs::metadata(&library).expect("it was just written").len().to_string();
+        refused(&library, None, "cut-off", &["cut off", &size]);
+    }
+}
+
+#[test]
+fn a_library_for_another_processor_is_told_both() {
+    let (_folder, library) = damage("aarch64");
+    refused(&library, None, "wrong-architecture", &["Aarch64", "X86_64"]);
+    let (_folder, library) = damage("bits-32");
+    refused(&library, None, "wrong-architecture", &["I386", "X86_64"]);
+}
+
+#[test]
+fn a_library_that_needs_another_one_that_is_not_there_is_told_which() {
+    let (_folder, library) = damage("needs-more");
+    refused(&library, None, "not-loadable", &["libgone_.so.1"]);
+}
+
+#[test]
+fn a_library_without_a_plugin_is_told_what_is_missing() {
+    refused(&artefacts().library("fault-no-plugin"), None, "no-plugin", &["export_plugin!"]);
+}
+
+#[test]
+fn a_plugin_of_another_major_version_is_told_both_versions() {
+    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.0.0"]);
+}
+
+#[test]
+fn a_plugin_whose_types_are_laid_out_differently_is_refused() {
+    refused(&faults().other_layout, None, "other-layout", &[]);
+}
+
+#[test]
+fn a_plugin_whose_panics_would_abort_is_refused() {
+    refused(&faults().aborts, None, "panic-abort", &["fault-aborts", "abort"]);
+}
+
+#[test]
+fn a_plugin_that_requires_a_hook_of_a_newer_version_is_refused_by_the_hook() {
+    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "17", "1.1.0"]);
+}
+
+#[test]
+fn a_plugin_of_a_newer_version_loads_where_what_is_new_is_not_required() {
+    let setup = Setup::new().load(bytes()).load(&faults().new_hook_optional);
+    let check =
+        setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
+    assert!(check.stdout.ends_with("; this host loads it\n"), "{check}");
+    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.1.0"), "{check}");
+    let server = setup.start();
+    server.post("k", "small").expect(200);
+    server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", "fault-new-hook-optional");
+}
+
+#[test]
+fn an_unknown_setting_is_told_with_those_that_there_are() {
+    let library = artefacts().library("fault-refuses");
+    let config = "[plugins.fault-refuses]\nwhere = \"guard_put\"\nwehre = \"guard_put\"\n";
+    refused(&library, Some(config), "bad-settings", &["fault-refuses", "wehre", "known keys: where, status, value"]);
+}
+
+#[test]
+fn a_setting_of_a_wrong_type_is_told_with_the_right_one() {
+    let library = artefacts().library("fault-refuses");
+    let config = "[plugins.fault-refuses]\nstatus = \"many\"\n";
+    refused(&library, Some(config), "bad-settings", &["fault-refuses", "many", "u16"]);
+}
+
+#[test]
+fn a_plugin_that_cannot_be_created_or_started_says_why() {
+    let library = artefacts().library("fault-refuses");
+    let config = "[plugins.fault-refuses]\nwhere = \"create\"\n";
+    refused(&library, Some(config), "create-failed", &["fault-refuses", "refused on purpose"]);
+    // `check` creates plugins and starts none, so only the start can tell.
+    let setup = Setup::new().load(&library).config("[plugins.fault-refuses]\nwhere = \"start\"\n");
+    let exit = setup.fail().expect(1);
+    let told = |line: &&str| line.starts_with("vkog: ") && line.ends_with("[start-failed]");
+    let line = exit.stderr.lines().find(told).unwrap_or_else(|| panic!("no [start-failed] in {exit}"));
+    assert!(line.contains("fault-refuses") && line.contains("refused on purpose"), "{exit}");
+}
+
+#[test]
+fn a_plugin_that_panics_while_it_is_created_is_refused() {
+    let config = "[plugins.fault-panics]\nwhere = \"create\"\n";
+    let library = artefacts().library("fault-panics");
+    let setup = Setup::new().load(&library).config(config);
+    let exit = setup.fail().expect(1);
+    assert!(exit.stderr.contains("[create-panicked]"), "{exit}");
+}
+
+#[test]
+fn of_two_libraries_with_the_same_plugin_the_second_is_refused_and_told_the_first() {
+    let setup = Setup::new().load_as(bytes(), "liba.so").load_as(bytes(), "libb.so");
+    let exit = setup.fail().expect(1);
+    let line = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
+    let told = line.contains("libb.so: ") && line.contains("liba.so") && line.ends_with("[duplicate-name]");
+    assert!(told && line.contains("\"bytes\""), "one line that names both in {exit}");
+    let folder = setup.plugin_folder();
+    let both =
+        ["plugins".into(), "check".into(), folder.join("liba.so").into(), folder.join("libb.so").into_os_string()];
+    let exit = setup.run(both).expect(1);
+    let lines: Vec<_> = exit.stdout.lines().collect();
+    assert!(lines.len() == 2 && lines[0].ends_with("; this host loads it"), "{exit}");
+    assert!(lines[1].contains("liba.so") && lines[1].ends_with("[duplicate-name]"), "{exit}");
+}
+
+#[test]
+fn a_library_that_is_a_folder_or_leads_nowhere_is_unreadable() {
+    let setup = Setup::new();
+    let missing = setup.folder().join("libmissing.so");
+    let folder = setup.folder().join("libfolder.so");
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    for library in [missing, folder] {
+        let exit = setup.run(["plugins".into(), "check".into(), library.clone().into_os_string()]).expect(1);
+        one_line(&exit.stdout, &format!("{}: cannot be loaded: ", library.display()), "unreadable", &[], &exit);
+    }
+}
+
+#[test]
+fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let damaged = damaged(&conflict(), folder.path());
+    let faults = faults();
+    let bad = [
+        (artefacts().library("fault-no-plugin"), "no-plugin"),
+        (artefacts().library("fault-refuses"), "bad-settings"),
+        (artefacts().library("fault-panics"), "create-panicked"),
+        (damaged["text"].clone(), "not-a-library"),
+        (damaged["cut-50"].clone(), "cut-off"),
+        (damaged["aarch64"].clone(), "wrong-architecture"),
+        (damaged["needs-more"].clone(), "not-loadable"),
+        (faults.other_major.clone(), "other-major"),
+        (faults.other_layout.clone(), "other-layout"),
+        (faults.aborts.clone(), "panic-abort"),
+        (faults.new_hook_required.clone(), "missing-hook"),
+    ];
+    let config = "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n";
+    let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), "libvkog_bytes_again.so");
+    for (library, _) in &bad {
+        setup = setup.load(library);
+    }
+    let exit = setup.fail().expect(1);
+    let lines: Vec<_> = exit.stderr.lines().filter(|line| line.starts_with("vkog: cannot load ")).collect();
+    assert_eq!(lines.len(), bad.len() + 1, "a line for each bad library in {exit}");
+    let reported = |name: &str, code: &str| {
+        let found =
+            lines.iter().filter(|line| line.contains(&format!("{name}: ")) && line.ends_with(&format!("[{code}]")));
+        assert_eq!(found.count(), 1, "one line with {name} and [{code}] in {exit}");
+    };
+    for (library, code) in &bad {
+        reported(&library.file_name().expect("a library has a name").to_string_lossy(), code);
+    }
+    reported("libvkog_bytes_again.so", "duplicate-name");
+}
+
+#[test]
+fn check_tells_of_a_good_library_its_name_version_and_hooks() {
+    let setup = Setup::new();
+    let libraries = [bytes().into_os_string(), conflict().into_os_string(), artefacts().library("fault-panics").into()];
+    let exit = setup.run(["plugins".into(), "check".into()].into_iter().chain(libraries)).expect(0);
+    let lines: Vec<_> = exit.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "a line for each in {exit}");
+    for (line, (library, plugin)) in lines.iter().zip([
+        (bytes(), "bytes 0.1.0"),
+        (conflict(), "conflict 0.1.0"),
+        (artefacts().library("fault-panics"), "fault-panics 0.1.0"),
+    ]) {
+        assert!(line.starts_with(&format!("{}: {plugin}", library.display())), "{plugin} in {exit}");
+        assert!(line.contains("guard_post") && line.ends_with("; this host loads it"), "{exit}");
+    }
+    for hook in ["before_get", "after_delete", "undo_put", "start"] {
+        assert!(lines[2].contains(hook), "{hook} in {exit}");
+    }
+    assert!(!lines[1].contains("before_get"), "a hook that conflict has not in {exit}");
+}
+
+#[test]
+fn whatever_else_lies_in_the_plugin_folder_is_left_alone() {
+    let setup = Setup::new();
+    let folder = setup.plugin_folder();
+    std::fs::copy(bytes(), folder.join("libvkog_bytes.so")).expect("a library can be copied");
+    for name in ["README.md", "libvkog_bytes.so.bak", "libvkog_bytes.d"] {
+        std::fs::write(folder.join(name), "not a library").expect("a file can be written");
+    }
+    let server = setup.start_with(
+        ["--listen", "127.0.0.1:0", "-s", "10", "--max-value", "100", "--plugin-dir"]
+            .into_iter()
+            .map(Into::into)
+            .chain([folder.into_os_string()]),
+    );
+    server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
+}
