@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, File, LogFormat, Options};
+use crate::commands::{self, export};
+use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::plugins::{self, Plugin};
 use crate::serve;
 
@@ -32,6 +33,40 @@ Example:
 enum Command {
     /// Serve a store; this is what vkog does without a command
     Serve(ServeArgs),
+    /// Say what a store holds, and whether it is whole; changes nothing
+    Check {
+        /// The store
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Salvage what is whole in a damaged store; the damaged files are kept beside it
+    Repair {
+        /// The store
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Write all entries to a new file, or to standard output
+    Export {
+        #[command(flatten)]
+        store: StoreArg,
+
+        /// JSON, an entry a line, or the MessagePack map that the Go program writes
+        #[arg(long, value_name = "json|msgpack", default_value = "json", hide_possible_values = true)]
+        format: export::Format,
+
+        /// The new file; - is standard output
+        #[arg(value_name = "OUTPUT")]
+        output: Option<PathBuf>,
+    },
+    /// Add the entries of an export, all or none; no plugin is asked
+    Import {
+        #[command(flatten)]
+        store: StoreArg,
+
+        /// The export, in either format; - is standard input
+        #[arg(value_name = "INPUT")]
+        input: Option<PathBuf>,
+    },
     /// Look at plugin libraries
     #[command(subcommand)]
     Plugins(PluginsCommand),
@@ -45,6 +80,13 @@ struct ServeArgs {
     /// A TOML file with the same options, and a table for each plugin ([plugins.bytes])
     #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct StoreArg {
+    /// The store
+    #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true, default_value = DEFAULT_FILE)]
+    file: PathBuf,
 }
 
 #[derive(Subcommand)]
@@ -126,6 +168,14 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         None => serve_with(cli.serve),
         Some(Command::Serve(args)) => serve_with(args),
         Some(Command::Plugins(PluginsCommand::Check { libraries, config })) => check(&libraries, config),
+        Some(Command::Check { file }) => commands::check::check(&file),
+        Some(Command::Repair { file }) => commands::repair::repair(&file),
+        Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
+        Some(Command::Import { store, input }) => {
+            // What recovery has to say goes to the log.
+            start_log(Some(LogFormat::Text));
+            commands::import::import(&store.file, input.as_deref())
+        }
     }
 }
 

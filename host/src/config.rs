@@ -10,6 +10,9 @@ use serde::{Deserialize, Deserializer};
 use crate::plugins::Settings;
 use crate::store::Fsync;
 
+/// The store, where none is named.
+pub const DEFAULT_FILE: &str = "local.vkog";
+
 /// A number of bytes: `268435456`, `256MiB`, `256MB`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -230,7 +233,7 @@ impl Config {
             None => beside_the_program(),
         };
         Ok(Self {
-            file: given.file.or(written.file).unwrap_or_else(|| "local.vkog".into()),
+            file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugin_dir,
             listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),

@@ -3,10 +3,12 @@
 
 pub mod api;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod http;
 pub mod ops;
 pub mod plugins;
+pub mod progress;
 pub mod serve;
 pub mod store;
 pub mod threads;

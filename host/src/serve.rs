@@ -14,6 +14,7 @@ use crate::config::{Config, Listen};
 use crate::http::tiny::{Bound, Tiny};
 use crate::ops::Ops;
 use crate::plugins::{self, Chain};
+use crate::progress::Bar;
 use crate::store::{LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
@@ -32,7 +33,9 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     let failure = |error| Failure::new([error]);
     let _lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, ..Options::default() };
-    let store = Store::open(LocalDisk, &config.file, options, &|_, _| {}).map_err(failure)?;
+    let bar = Bar::new(format!("loading {}", config.file.display()));
+    let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    drop(bar);
     let (entries, size) = store.totals();
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
     let ops = Arc::new(Ops::new(store, chain).map_err(|error| Failure::new([error]))?);

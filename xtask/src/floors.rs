@@ -15,8 +15,11 @@ const MODULES: &[(&str, &[&str])] = &[
     // `Verb` and `Origin` are the plugins' words, the default media type is the store's.
     ("api", &["http", "ops", "plugins", "store"]),
     ("config", &["plugins", "store"]),
-    ("serve", &["api", "cli", "config", "http", "ops", "plugins", "store"]),
-    ("cli", &["config", "plugins", "serve", "store"]),
+    ("progress", &[]),
+    ("serve", &["api", "cli", "config", "http", "ops", "plugins", "progress", "store"]),
+    // The limits of a key are the interface's.
+    ("commands", &["api", "cli", "progress", "store"]),
+    ("cli", &["commands", "config", "plugins", "serve", "store"]),
 ];
 
 /// Packages that may depend on no other package of the workspace than these.

@@ -17,7 +17,7 @@ use problem::{Manner, Problem};
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 1024;
 /// The longest media type, in bytes.
-const CONTENT_TYPE_MAX: usize = 255;
+pub const CONTENT_TYPE_MAX: usize = 255;
 
 /// The HTTP interface of a store.
 pub struct Api {

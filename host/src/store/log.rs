@@ -17,6 +17,8 @@
 //! page by page. So the first record that is not whole ends the log — unless a mark further on proves that the place had
 //! been on disk: then it was damaged later, and nothing is guessed.
 
+pub(super) mod salvage;
+
 use std::io;
 
 use rmp::encode;

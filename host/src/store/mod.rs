@@ -4,11 +4,14 @@ mod commit;
 mod disk;
 mod entry;
 mod error;
+mod import;
+mod inspect;
 mod lock;
 mod log;
 mod map;
 mod paths;
 mod recover;
+mod repair;
 mod snapshot;
 
 use std::cell::RefCell;
@@ -25,7 +28,10 @@ pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
 pub use error::StoreError;
+pub use import::{Added, Import};
+pub use inspect::{Contents, LogContents, exists};
 pub use lock::Lock;
+pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
 use commit::{Commit, Pending};

@@ -10,6 +10,8 @@
 //! All numbers before `KV` have a fixed width, because they are known only when all else is written. A file of the Go
 //! program has `KV` and `KVSize` only, and every value is a *str*.
 
+pub(super) mod salvage;
+
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -1,0 +1,257 @@
+//! `vkog import`: entries from JSON lines or from a MessagePack map, all of them or none.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::ExitCode;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+use super::{count, entries, failure, say};
+use crate::api::{CONTENT_TYPE_MAX, KEY_MAX};
+use crate::cli::Failure;
+use crate::progress::Bar;
+use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock};
+
+/// An entry as a line of JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(borrow)]
+    value: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    value_base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    content_type: Option<Cow<'a, str>>,
+    /// Whatever it was, the entry gets the store's next one.
+    #[serde(rename = "revision")]
+    _revision: Option<u64>,
+    #[serde(borrow)]
+    details_base64: Option<Cow<'a, str>>,
+}
+
+/// What is read, and how much of it there is, where that is known.
+struct Input {
+    name: String,
+    reader: Box<dyn BufRead>,
+    len: u64,
+}
+
+/// Adds all entries of a file, or of standard input, to a store, which is made where there is none. No plugin is asked.
+///
+/// # Errors
+///
+/// The input is wrong somewhere, the store cannot be read or written, or another process has it. Nothing is changed then.
+pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
+    let _lock = Lock::take(path).map_err(failure)?;
+    let input = Input::open(input)?;
+    let name = input.name.clone();
+    let import = input
+        .read()
+        .map_err(|fact| failure(format!("cannot import {name}: {fact}; nothing was changed, mend it and try again")))?;
+    let shown = path.display();
+    if import.is_empty() {
+        say(&format!("{shown}: there is no entry in {name}; nothing was changed"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bar = Bar::new(format!("importing into {shown}"));
+    let added = import.run(LocalDisk, path, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    drop(bar);
+    say(&format!(
+        "{shown}: imported {}, {} of them new; {} now, revision {}",
+        count(added.new + added.overwritten, "key", "keys"),
+        added.new,
+        entries(added.entries),
+        added.revision
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Input {
+    fn open(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path.filter(|path| *path != "-") else {
+            let reader = Box::new(BufReader::with_capacity(1 << 20, io::stdin()));
+            return Ok(Self { name: "standard input".to_owned(), reader, len: 0 });
+        };
+        let shown = path.display();
+        let file = File::open(path)
+            .map_err(|error| failure(format!("cannot read {shown}: {error}; give the path of an export")))?;
+        let len = file.metadata().map_or(0, |it| it.len());
+        Ok(Self { name: shown.to_string(), reader: Box::new(BufReader::with_capacity(1 << 20, file)), len })
+    }
+
+    /// Reads all of it, or says what is wrong and where.
+    fn read(self) -> Result<Import, String> {
+        let Self { name, mut reader, len } = self;
+        let bar = Bar::new(format!("reading {name}"));
+        let first = reader.fill_buf().map_err(|error| error.to_string())?.first().copied();
+        match first {
+            // A map, as MessagePack begins one.
+            Some(0x80..=0x8f | 0xde | 0xdf) => {
+                let mut data = Vec::new();
+                reader.read_to_end(&mut data).map_err(|error| error.to_string())?;
+                from_msgpack(&data, &bar)
+            }
+            _ => from_lines(reader, len, &bar),
+        }
+    }
+}
+
+fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, String> {
+    let mut import = Import::default();
+    let mut line = Vec::new();
+    let mut done = 0;
+    for number in 1_u64.. {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line).map_err(|error| format!("line {number}: {error}"))?;
+        if read == 0 {
+            break;
+        }
+        done += read as u64;
+        // A mark of the encoding, as some editors write it.
+        let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
+        if !text.trim_ascii().is_empty() {
+            add_line(&mut import, text).map_err(|fact| format!("line {number}: {fact}"))?;
+        }
+        bar.tell(done, len);
+    }
+    Ok(import)
+}
+
+fn add_line(import: &mut Import, text: &[u8]) -> Result<(), String> {
+    let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
+        let fact = error.to_string();
+        // The line is known better here.
+        fact.rsplit_once(" at line ").map_or(fact.clone(), |(fact, _)| format!("{fact} at column {}", error.column()))
+    })?;
+    check_key(&line.key)?;
+    let decode =
+        |name: &str, text: &str| STANDARD.decode(text).map_err(|error| format!("{name} is not base64: {error}"));
+    let value = match (&line.value, &line.value_base64) {
+        (Some(value), None) => Cow::Borrowed(value.as_bytes()),
+        (None, Some(text)) => Cow::Owned(decode("value_base64", text)?),
+        (None, None) => return Err("there is neither value nor value_base64".to_owned()),
+        (Some(_), Some(_)) => return Err("there is both value and value_base64".to_owned()),
+    };
+    let content_type = match line.content_type.as_deref() {
+        None | Some("") => DEFAULT_CONTENT_TYPE,
+        Some(text) if text.len() > CONTENT_TYPE_MAX => {
+            return Err(format!("content_type has {} bytes, {CONTENT_TYPE_MAX} is the most", text.len()));
+        }
+        Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+            return Err("content_type must be ASCII text".to_owned());
+        }
+        Some(text) => text,
+    };
+    let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
+    import.push(&line.key, &Draft { value: &value, content_type, details });
+    Ok(())
+}
+
+/// The limits of a key are those it has over HTTP.
+fn check_key(key: &str) -> Result<(), String> {
+    match key.len() {
+        0 => Err("the key is empty".to_owned()),
+        1..=KEY_MAX => Ok(()),
+        len => Err(format!("the key has {len} bytes, {KEY_MAX} is the most")),
+    }
+}
+
+fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, String> {
+    let mut import = Import::default();
+    let mut rest = data;
+    let at = |rest: &[u8], fact: &str| format!("byte {}: {fact}", data.len() - rest.len());
+    let no_map = |rest: &[u8]| at(rest, "not a MessagePack map");
+    for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(data))? {
+        let start = rest;
+        match take_bytes(&mut rest) {
+            Some(b"KV") => {
+                let start = rest;
+                for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(start))? {
+                    let start = rest;
+                    let key = take_bytes(&mut rest).and_then(|key| str::from_utf8(key).ok());
+                    let key = key.ok_or_else(|| at(start, "a key that is no text"))?;
+                    check_key(key).map_err(|fact| at(start, &fact))?;
+                    let start = rest;
+                    let value =
+                        take_bytes(&mut rest).ok_or_else(|| at(start, "a value that is neither text nor bytes"))?;
+                    import.push(key, &Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
+                    bar.tell((data.len() - rest.len()) as u64, data.len() as u64);
+                }
+            }
+            // It is counted anew.
+            Some(b"KVSize") => {
+                rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| at(start, "KVSize is no number"))?;
+            }
+            // Its media types are beside the values, and are not read here.
+            Some(b"VKOG") => {
+                return Err("it is a store, not an export; export it first with `vkog export -f`".to_owned());
+            }
+            _ => return Err(at(start, "not KV, and not KVSize")),
+        }
+    }
+    if rest.is_empty() { Ok(import) } else { Err(at(rest, "more bytes than the map has")) }
+}
+
+/// A string or a byte string.
+fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let mut after = *rest;
+    let length = rmp::decode::read_str_len(&mut after).ok().or_else(|| {
+        after = *rest;
+        rmp::decode::read_bin_len(&mut after).ok()
+    })?;
+    let (bytes, after) = after.split_at_checked(length as usize)?;
+    *rest = after;
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Result<usize, String> {
+        from_lines(text.as_bytes(), 0, &Bar::new("")).map(|import| import.len())
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_by_its_number_and_what_is_wrong() {
+        let good = r#"{"key":"a","value":"1"}"#;
+        assert_eq!(lines(&format!("\u{feff}{good}\r\n\n{good}")), Ok(2));
+        for (bad, fact) in [
+            ("{", "EOF"),
+            ("[]", "invalid"),
+            (r#"{"key":"a"}"#, "neither"),
+            (r#"{"value":"a"}"#, "missing field `key`"),
+            (r#"{"key":"a","value":"1","value_base64":"MQ=="}"#, "both"),
+            (r#"{"key":"a","value_base64":"!"}"#, "not base64"),
+            (r#"{"key":"a","value":1}"#, "invalid type"),
+            (r#"{"key":"a","value":"1","vlaue":"2"}"#, "unknown field"),
+            (r#"{"key":"","value":"1"}"#, "empty"),
+            (r#"{"key":"a","value":"1","content_type":"a\nb"}"#, "ASCII"),
+        ] {
+            let error = lines(&format!("{good}\n{good}\n{bad}\n")).expect_err(bad);
+            assert!(error.starts_with("line 3: ") && error.contains(fact) && !error.contains("at line"), "{error}");
+        }
+        let long = format!(r#"{{"key":"{}","value":"1"}}"#, "k".repeat(KEY_MAX + 1));
+        assert_eq!(lines(&long), Err("line 1: the key has 1025 bytes, 1024 is the most".to_owned()));
+    }
+
+    #[test]
+    fn a_map_is_read_whole_or_not_at_all() {
+        let bar = Bar::new("");
+        let read = |data: &[u8]| from_msgpack(data, &bar).map(|import| import.len());
+        let map = b"\x82\xa2KV\x82\xa1a\xa11\xa1b\xc4\x01\xff\xa6KVSize\x04";
+        assert_eq!(read(map), Ok(2));
+        for end in 0..map.len() {
+            assert!(read(&map[..end]).is_err(), "cut off at {end}");
+        }
+        assert_eq!(read(b"\x81\xa2KV\x81\xa0\xa11"), Err("byte 5: the key is empty".to_owned()));
+        assert!(read(b"\x81\xa4VKOG\x80").is_err_and(|fact| fact.contains("vkog export")));
+        assert_eq!(read(b"\x81\xa2KV\x80\x00"), Err("byte 5: more bytes than the map has".to_owned()));
+    }
+}

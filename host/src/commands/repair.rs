@@ -1,0 +1,95 @@
+//! `vkog repair`: a store that opens again, from what is whole in damaged files.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{bytes, count, entries, failure, hold, say};
+use crate::cli::Failure;
+use crate::progress::Bar;
+use crate::store::{self, Lost, Origin, Salvaged, StoreError};
+
+/// Repairs a store, where there is something to repair.
+///
+/// # Errors
+///
+/// Nothing could be salvaged or written, or another process has the store.
+pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
+    let _lock = hold(path)?;
+    let shown = path.display();
+    let bar = Bar::new(format!("repairing {shown}"));
+    let repaired = store::repair(path, &|done, total| bar.tell(done, total));
+    drop(bar);
+    let Some(repaired) = repaired.map_err(|error| failure(way_out(&error)))? else {
+        say(&format!("{shown}: whole; nothing was changed"));
+        return Ok(ExitCode::SUCCESS);
+    };
+    repaired.files.iter().flat_map(lines).for_each(|line| say(&line));
+    let (number, size) = repaired.totals;
+    let kept: Vec<String> = repaired.kept.iter().map(|kept| kept.to.display().to_string()).collect();
+    say(&format!(
+        "{shown}: repaired; {} of {}, revision {}; what was there before is in {}",
+        entries(number),
+        bytes(size),
+        repaired.revision,
+        kept.join(", ")
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What came from a file, and what did not.
+fn lines(file: &Salvaged) -> Vec<String> {
+    let shown = file.path.display();
+    let mut lines = Vec::new();
+    let lost: u64 = file.lost.iter().map(|lost| lost.bytes).sum();
+    let lost = if lost == 0 { "nothing lost".to_owned() } else { format!("{} lost", bytes(lost)) };
+    match file.origin {
+        Origin::Snapshot { chunks, entries: whole, unverified, directory_is_damaged } => {
+            let chunks = count(chunks, "whole chunk", "whole chunks");
+            lines.push(format!("{shown}: {} from {chunks}, {lost}", entries(whole)));
+            if unverified > 0 {
+                lines.push(format!(
+                    "{shown}: {} more that no checksum proves; look at their values",
+                    entries(unverified)
+                ));
+            }
+            if directory_is_damaged {
+                lines.push(format!(
+                    "{shown}: its directory cannot be trusted; revisions are new, media types and details may be missing or wrong"
+                ));
+            }
+        }
+        Origin::GoFile { entries: number } => lines.push(format!(
+            "{shown}: {}, {lost}; the Go program writes no checksums, look at their values",
+            entries(number)
+        )),
+        Origin::Nothing => lines.push(format!("{shown}: nothing in it is a store's")),
+        Origin::Log { records, gap } => {
+            lines.push(format!("{shown}: {}, {lost}", count(records, "whole record", "whole records")));
+            if gap {
+                lines.push(format!("{shown}: it continues a later snapshot; what came between is missing"));
+            }
+        }
+        Origin::Foreign => lines.push(format!("{shown}: it continues another store's file; nothing was taken from it")),
+        Origin::Superseded => lines.push(format!("{shown}: it is older than the snapshot; nothing in it was needed")),
+    }
+    lines.extend(file.lost.iter().map(|lost| format!("{shown}: {}", hole(lost))));
+    lines
+}
+
+fn hole(lost: &Lost) -> String {
+    let what = match (lost.entries, lost.is_tail) {
+        (Some(number), _) => format!(" with {}", entries(number)),
+        (None, true) => ", the end; unfinished records, as a crash leaves them, look the same".to_owned(),
+        (None, false) => String::new(),
+    };
+    format!("lost {} at byte {}{what}", bytes(lost.bytes), lost.at)
+}
+
+fn way_out(error: &StoreError) -> String {
+    match error {
+        StoreError::Unreadable { path, fact } => {
+            format!("cannot repair {}: {fact}; nothing was changed, put back a copy, or move it aside", path.display())
+        }
+        _ => error.to_string(),
+    }
+}

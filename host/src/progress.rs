@@ -1,0 +1,84 @@
+//! A bar on standard error for whatever takes over a second, where that is a terminal.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Work that takes less is not worth a bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+const REDRAW_EVERY: Duration = Duration::from_millis(100);
+
+/// A bar. It is there until it is dropped, and leaves nothing behind.
+pub struct Bar {
+    state: Arc<State>,
+    /// Dropped to end the thread that draws.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Bar {
+    /// A bar for something that begins now, as it is called in the middle of a line: "loading local.vkog".
+    pub fn new(what: impl Into<String>) -> Self {
+        let mut bar = Self { state: Arc::default(), stop: None, thread: None };
+        if std::io::stderr().is_terminal() {
+            let (stop, stopped) = bounded(0);
+            let (state, what) = (Arc::clone(&bar.state), what.into());
+            bar.thread =
+                thread::Builder::new().name("progress".to_owned()).spawn(move || draw(&state, what, &stopped)).ok();
+            bar.stop = Some(stop);
+        }
+        bar
+    }
+
+    /// How much is done, of how much: 0 where that is not known. Costs next to nothing, from any thread.
+    pub fn tell(&self, done: u64, total: u64) {
+        self.state.done.store(done, Ordering::Relaxed);
+        self.state.total.store(total, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn draw(state: &State, what: String, stopped: &Receiver<()>) {
+    if stopped.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
+        return;
+    }
+    let style = |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let known = style("{msg} [{bar:30}] {percent}%, {eta} left").progress_chars("=> ");
+    let unknown = style("{msg} {spinner} {elapsed}");
+    let bar = ProgressBar::no_length().with_message(what).with_elapsed(PATIENCE);
+    let mut shown = None;
+    loop {
+        let (done, total) = (state.done.load(Ordering::Relaxed), state.total.load(Ordering::Relaxed));
+        if shown != Some(total > 0) {
+            shown = Some(total > 0);
+            bar.set_style(if total > 0 { known.clone() } else { unknown.clone() });
+        }
+        if total > 0 {
+            bar.set_length(total);
+            bar.set_position(done.min(total));
+        }
+        bar.tick();
+        if stopped.recv_timeout(REDRAW_EVERY) != Err(RecvTimeoutError::Timeout) {
+            return bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! What is whole in a damaged snapshot.
+//!
+//! A piece of `KV` whose checksum is right is whole, whatever else is damaged. Where the checksums themselves are lost, an
+//! entry counts that reads as one, and is told apart: nothing proves that its value is what was written. Revisions are
+//! believed only under a right checksum; an entry without one has revision 0, and gets a new one from the caller.
+
+use super::super::disk::File;
+use super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+use super::super::map::{Map, SHARDS};
+use super::{Damage, FORMAT, Loader, Meta, Progress, Row, take_bytes, take_row};
+
+/// A piece of a file that could not be read as what it was.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Hole {
+    pub(in crate::store) at: u64,
+    pub(in crate::store) bytes: u64,
+    /// How many entries were in it, where that is known.
+    pub(in crate::store) entries: Option<u64>,
+}
+
+/// Who wrote a file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Kind {
+    Own,
+    Go,
+    /// There is nothing in it that a store has.
+    Unknown,
+}
+
+/// What is whole in a snapshot.
+pub(in crate::store) struct Found {
+    pub(in crate::store) map: Map,
+    pub(in crate::store) kind: Kind,
+    /// The head, where it is whole.
+    pub(in crate::store) meta: Option<Meta>,
+    /// The greatest revision that is known to have been given, or may have been.
+    pub(in crate::store) revision: u64,
+    /// How many pieces are whole, and how many entries came from them.
+    pub(in crate::store) chunks: u64,
+    pub(in crate::store) whole: u64,
+    /// How many entries came from elsewhere.
+    pub(in crate::store) unverified: u64,
+    /// Media types, details and revisions are not under a right checksum.
+    pub(in crate::store) directory_is_damaged: bool,
+    pub(in crate::store) holes: Vec<Hole>,
+}
+
+/// A revision beyond this was never given by counting: it comes from damaged bytes.
+const REVISION_MAX: u64 = 1 << 53;
+/// The name of the directory.
+const HEADING: &[u8] = b"\xa6Chunks";
+
+/// Reads what is whole. `seed` is for a map whose file has none.
+pub(in crate::store) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<Found, Damage> {
+    let head_len = Meta::default().encode().len();
+    let mut head = vec![0; head_len.min(file.len()? as usize)];
+    file.read_at(0, &mut head)?;
+    let mut found = Found {
+        map: Map::new(seed),
+        kind: Kind::Unknown,
+        meta: None,
+        revision: 0,
+        chunks: 0,
+        whole: 0,
+        unverified: 0,
+        directory_is_damaged: false,
+        holes: Vec::new(),
+    };
+    if is_own(&head) {
+        found.kind = Kind::Own;
+        match Meta::decode(file) {
+            Ok(Some(meta)) => found.meta = Some(meta),
+            Err(damage @ Damage::At(..)) if is_of_another_format(&head) => return Err(damage),
+            Err(Damage::Io(error)) => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(meta) = found.meta {
+            found.map = Map::new(meta.seed);
+            found.revision = meta.revision;
+        }
+        found.salvage_own(file, head_len as u64, progress)?;
+    } else {
+        found.salvage_go(file)?;
+    }
+    Ok(found)
+}
+
+/// Whether a head is one of this program's: it begins, or goes on, as theirs do.
+fn is_own(head: &[u8]) -> bool {
+    let own = Meta::default().encode();
+    [0..6, 7..14].into_iter().any(|part| head.get(part.clone()).is_some_and(|bytes| bytes == &own[part]))
+}
+
+/// Whether a head was written in another format, and is not damaged where it says so.
+fn is_of_another_format(head: &[u8]) -> bool {
+    // The number follows the name, which is at the same place in every format.
+    let Some(mut number) = head.get(14..23) else { return false };
+    let Ok(format) = rmp::decode::read_u64(&mut number) else { return false };
+    if format <= FORMAT || format > u8::MAX.into() {
+        return false;
+    }
+    // With this format's number in its place it is this format's head if the checksum says so. The checksum is the number
+    // before `KVSize`, its number, `KV` and the head of its map.
+    let mut own = head.to_vec();
+    own[22] = FORMAT as u8;
+    let crc_at = own.len().saturating_sub(7 + 9 + 3 + 5 + 9);
+    let mut crc = &own[crc_at..];
+    !rmp::decode::read_u64(&mut crc).is_ok_and(|crc| crc == u64::from(crc32c::crc32c(&own[..crc_at])))
+}
+
+impl Found {
+    fn salvage_own(&mut self, file: &dyn File, head_len: u64, progress: Progress<'_>) -> Result<(), Damage> {
+        let len = file.len()?;
+        let mut all = Vec::new();
+        let mut directory = Vec::new();
+        let mut trusted = false;
+        if let Some(meta) = self.meta
+            && meta.end <= len
+        {
+            directory.resize((meta.end - meta.chunks_at) as usize, 0);
+            file.read_at(meta.chunks_at, &mut directory)?;
+            trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
+        }
+        self.directory_is_damaged = !trusted;
+        // Only what can be told without the directory needs more than a piece at a time.
+        if !trusted {
+            all.resize(len as usize, 0);
+            file.read_at(0, &mut all)?;
+        }
+        let (pieces_end, count, mut rest) = match self.meta {
+            Some(meta) if trusted => (meta.chunks_at, meta.chunks, directory.as_slice()),
+            Some(meta) => {
+                let at = meta.chunks_at.min(len);
+                (at, meta.chunks, &all[at as usize..])
+            }
+            None => find_directory(&all, head_len).unwrap_or((len, 0, &[])),
+        };
+        let pieces = &all[..(pieces_end as usize).min(all.len())];
+        let mut loader = Loader { map: &self.map, room: 0, scratch: Vec::new(), bytes: Vec::new() };
+        let mut at = head_len;
+        let mut read = 0;
+        while read < count {
+            let Some(row) = take_row(&mut rest, at) else { break };
+            let (length, entries) = (row.length, row.entries);
+            // Revision 0 for all, where theirs cannot be believed.
+            let zeros = if trusted { Vec::new() } else { vec![0; entries as usize] };
+            let revisions = if trusted { row.revisions } else { &zeros };
+            if !trusted {
+                self.revision = self.revision.max(greatest(row.revisions));
+            }
+            read += 1;
+            let fits = length <= pieces_end.saturating_sub(at);
+            if fits && loader.load(file, &Row { revisions, ..row }).is_ok() {
+                self.chunks += 1;
+                self.whole += u64::from(entries);
+                at += length;
+            } else if let Some(end) = take_piece(pieces, at as usize, entries, &self.map) {
+                self.unverified += u64::from(entries);
+                at = end as u64;
+            } else if fits {
+                self.holes.push(Hole { at, bytes: length, entries: Some(entries.into()) });
+                at += length;
+            } else {
+                break;
+            }
+            progress(at, pieces_end);
+        }
+        // What no row speaks of.
+        if !trusted && at < pieces_end {
+            let scan = scan(pieces, at as usize, u64::MAX, &self.map);
+            self.unverified += scan.taken;
+            self.holes.extend(scan.holes);
+            if scan.end < pieces.len() {
+                self.holes.push(Hole { at: scan.end as u64, bytes: (pieces.len() - scan.end) as u64, entries: None });
+            }
+        }
+        Ok(())
+    }
+
+    /// A file of the Go program: nothing in it has a checksum.
+    fn salvage_go(&mut self, file: &dyn File) -> Result<(), Damage> {
+        const NAME: &[u8] = b"\xa2KV";
+        // `KV` is the first key or the second.
+        const NEAR: usize = 32;
+        let mut all = vec![0; file.len()? as usize];
+        file.read_at(0, &mut all)?;
+        let near = &all[..all.len().min(NEAR)];
+        let Some(at) = near.windows(NAME.len()).position(|name| name == NAME) else { return Ok(()) };
+        let mut rest = &all[at + NAME.len()..];
+        let Ok(count) = rmp::decode::read_map_len(&mut rest) else { return Ok(()) };
+        self.kind = Kind::Go;
+        let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map);
+        self.unverified = scan.taken;
+        self.holes = scan.holes;
+        let lost = u64::from(count) - scan.read;
+        if lost > 0 {
+            self.holes.push(Hole { at: scan.end as u64, bytes: (all.len() - scan.end) as u64, entries: Some(lost) });
+        }
+        Ok(())
+    }
+}
+
+/// Gives every entry that has no revision a new one, and takes from it a media type that cannot have been written.
+pub(in crate::store) fn give_revisions(map: &Map, revision: &mut u64) {
+    let mut scratch = Vec::new();
+    for index in 0..SHARDS {
+        let mut shard = map.write(index);
+        let without: Vec<Entry> = shard.iter().filter(|entry| entry.revision() == 0).cloned().collect();
+        for entry in without {
+            *revision += 1;
+            let content_type = Some(entry.content_type()).filter(|content_type| may_be_sent(content_type));
+            let draft = Draft {
+                value: entry.value(),
+                content_type: content_type.unwrap_or(DEFAULT_CONTENT_TYPE),
+                details: entry.details().to_vec(),
+            };
+            let again = Entry::new(entry.key(), &draft, *revision, &mut scratch);
+            map.insert(&mut shard, map.hash(entry.key_bytes()), again);
+        }
+    }
+}
+
+/// Whether a media type may be sent as it is.
+fn may_be_sent(content_type: &str) -> bool {
+    content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// The greatest revision in a row that can have been given.
+fn greatest(mut revisions: &[u8]) -> u64 {
+    std::iter::from_fn(|| rmp::decode::read_int(&mut revisions).ok())
+        .filter(|revision| *revision < REVISION_MAX)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Looks for the directory where no head says where it is: where `KV` ends, how many rows there are, and the rows. What
+/// passes for one has rows to the end of the file, and their lengths are those of the pieces before it.
+fn find_directory(all: &[u8], head_len: u64) -> Option<(u64, u64, &[u8])> {
+    let mut end = all.len();
+    while let Some(at) = all[..end].windows(HEADING.len()).rposition(|name| name == HEADING) {
+        end = at + HEADING.len() - 1;
+        let mut rest = &all[at + HEADING.len()..];
+        let Ok(count) = rmp::decode::read_array_len(&mut rest) else { continue };
+        let directory = rest;
+        let mut pieces_end = head_len;
+        let mut rows = 0;
+        while rows < count
+            && let Some(row) = take_row(&mut rest, pieces_end)
+        {
+            pieces_end = pieces_end.saturating_add(row.length);
+            rows += 1;
+        }
+        if rows == count && rest.is_empty() && pieces_end == at as u64 {
+            return Some((pieces_end, count.into(), directory));
+        }
+    }
+    None
+}
+
+/// A key and a value at an offset, and where they end.
+fn pair(data: &[u8], at: usize) -> Option<(&[u8], &[u8], usize)> {
+    let mut rest = data.get(at..)?;
+    let key = take_bytes(&mut rest)?;
+    let value = take_bytes(&mut rest)?;
+    Some((key, value, data.len() - rest.len()))
+}
+
+/// A key as it can have been written.
+fn key(bytes: &[u8]) -> Option<&str> {
+    str::from_utf8(bytes).ok().filter(|key| key.len() <= u16::MAX.into())
+}
+
+/// Takes a piece's entries, all of them or none. Returns where the piece ends.
+fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize> {
+    let mut end = at;
+    for _ in 0..entries {
+        let (bytes, _, next) = pair(pieces, end)?;
+        key(bytes)?;
+        end = next;
+    }
+    scan(pieces, at, entries.into(), map);
+    Some(end)
+}
+
+/// What came of reading entries as far as they read as such.
+struct Scan {
+    /// How many were read.
+    read: u64,
+    /// How many of them were taken.
+    taken: u64,
+    /// Where the reading ended.
+    end: usize,
+    /// Those that were read and cannot be what was written.
+    holes: Vec<Hole>,
+}
+
+fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
+    let mut scan = Scan { read: 0, taken: 0, end: at, holes: Vec::new() };
+    let mut scratch = Vec::new();
+    while scan.read < most
+        && let Some((bytes, value, next)) = pair(data, scan.end)
+    {
+        match key(bytes) {
+            Some(key) => {
+                let hashed = map.hash(bytes);
+                let mut shard = map.write(map.shard_of(hashed));
+                // What has a right checksum is better.
+                if shard.get(hashed).is_none() {
+                    let draft = Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+                    map.insert(&mut shard, hashed, Entry::new(key, &draft, 0, &mut scratch));
+                }
+                scan.taken += 1;
+            }
+            None => {
+                scan.holes.push(Hole { at: scan.end as u64, bytes: (next - scan.end) as u64, entries: Some(1) });
+            }
+        }
+        scan.read += 1;
+        scan.end = next;
+    }
+    scan
+}
