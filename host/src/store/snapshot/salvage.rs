@@ -117,7 +117,7 @@ impl Found {
         if let Some(meta) = self.meta
             && meta.end <= len
         {
-            directory.resize((meta.end - meta.chunks_at) as usize, 0);
+            directory.resize(meta.end.saturating_sub(meta.chunks_at) as usize, 0);
             file.read_at(meta.chunks_at, &mut directory)?;
             trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
         }
@@ -130,8 +130,9 @@ impl Found {
         let (pieces_end, count, mut rest) = match self.meta {
             Some(meta) if trusted => (meta.chunks_at, meta.chunks, directory.as_slice()),
             Some(meta) => {
-                let at = meta.chunks_at.min(len);
-                (at, meta.chunks, &all[at as usize..])
+                let heading_len = super::heading(meta.chunks as u32).len() as u64;
+                let pieces_end = meta.chunks_at.saturating_sub(heading_len);
+                (pieces_end.min(len), meta.chunks, &all[meta.chunks_at.min(len) as usize..])
             }
             None => find_directory(&all, head_len).unwrap_or((len, 0, &[])),
         };
@@ -145,7 +146,7 @@ impl Found {
             // Revision 0 for all, where theirs cannot be believed.
             let zeros = if trusted { Vec::new() } else { vec![0; entries as usize] };
             let revisions = if trusted { row.revisions } else { &zeros };
-            if !trusted {
+            if self.meta.is_none() {
                 self.revision = self.revision.max(greatest(row.revisions));
             }
             read += 1;
@@ -319,4 +320,139 @@ fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
         scan.end = next;
     }
     scan
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use super::*;
+
+    const ENTRIES: u64 = 60;
+
+    fn value(revision: u64) -> &'static [u8] {
+        static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| (0..30_000_u64).map(|at| (at * at >> 3) as u8).collect());
+        &PATTERN[revision as usize..][..20_000]
+    }
+
+    fn content_type(revision: u64) -> &'static str {
+        if revision % 3 == 0 { "image/png" } else { DEFAULT_CONTENT_TYPE }
+    }
+
+    /// A snapshot of several pieces.
+    fn snapshot() -> (Vec<u8>, Meta) {
+        let map = Map::new(5);
+        for revision in 1..=ENTRIES {
+            let (key, value) = (format!("key-{revision}"), value(revision));
+            let draft = Draft { value, content_type: content_type(revision), details: vec![0x80] };
+            let hashed = map.hash(key.as_bytes());
+            map.insert(
+                &mut map.write(map.shard_of(hashed)),
+                hashed,
+                Entry::new(&key, &draft, revision, &mut Vec::new()),
+            );
+        }
+        let file = tempfile::tempfile().expect("a temporary file can be made");
+        let len = super::super::write(&map, &file, 3, 7, || 1000).expect("it can be written");
+        let mut bytes = vec![0; len as usize];
+        File::read_at(&file, 0, &mut bytes).expect("it can be read");
+        let meta = Meta::decode(&file).ok().flatten().expect("it is whole");
+        (bytes, meta)
+    }
+
+    fn salvaged(bytes: &[u8]) -> Found {
+        let file = tempfile::tempfile().expect("a temporary file can be made");
+        File::write_at(&file, 0, bytes).expect("it can be written");
+        salvage(&file, 1, &|_, _| {}).unwrap_or_else(|damage| panic!("{damage}"))
+    }
+
+    /// How many entries there are, each with the value that was written; with `all`, everything else too.
+    fn right(found: &Found, all: bool) -> u64 {
+        let mut entries = 0;
+        for shard in 0..SHARDS {
+            for entry in found.map.read(shard).iter() {
+                let revision = entry.key()["key-".len()..].parse().expect("a key of ours");
+                assert!(entry.value() == value(revision), "the value of {}", entry.key());
+                if all {
+                    let rest = (entry.revision(), entry.content_type(), entry.details());
+                    assert_eq!(rest, (revision, content_type(revision), &[0x80][..]));
+                }
+                entries += 1;
+            }
+        }
+        entries
+    }
+
+    fn flip(bytes: &mut [u8], bit: usize) {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_piece_costs_that_piece() {
+        let (mut bytes, meta) = snapshot();
+        let head = meta.encode().len();
+        assert!(meta.chunks >= 4, "{} pieces", meta.chunks);
+        for bit in (8 * head..8 * meta.chunks_at as usize - 200).step_by(999_983) {
+            flip(&mut bytes, bit);
+            let found = salvaged(&bytes);
+            let [hole] = found.holes[..] else { panic!("not one hole: {:?}", found.holes) };
+            assert!((hole.at..hole.at + hole.bytes).contains(&(bit as u64 / 8)), "{hole:?} has not bit {bit}");
+            assert_eq!(found.chunks, meta.chunks - 1);
+            assert_eq!(right(&found, true), ENTRIES - hole.entries.expect("the directory says it"));
+            assert_eq!((found.revision, found.unverified), (1000, 0));
+            flip(&mut bytes, bit);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_head_costs_no_entry_and_no_checksum() {
+        let (mut bytes, meta) = snapshot();
+        for bit in (0..8 * meta.encode().len()).step_by(13) {
+            flip(&mut bytes, bit);
+            let found = salvaged(&bytes);
+            assert_eq!((found.whole, right(&found, false)), (ENTRIES, ENTRIES), "bit {bit}");
+            // The size alone is not under the checksum, nor needed.
+            let revision = if found.meta.is_some() { 1000 } else { ENTRIES };
+            assert!(found.revision == revision && found.holes.is_empty(), "bit {bit}");
+            flip(&mut bytes, bit);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_directory_costs_no_entry() {
+        let (mut bytes, meta) = snapshot();
+        for bit in (8 * meta.chunks_at as usize..8 * bytes.len()).step_by(29) {
+            flip(&mut bytes, bit);
+            let found = salvaged(&bytes);
+            assert_eq!((right(&found, false), found.whole + found.unverified), (ENTRIES, ENTRIES), "bit {bit}");
+            assert!(found.directory_is_damaged && found.holes.is_empty(), "bit {bit}: {:?}", found.holes);
+            assert_eq!(found.revision, 1000, "bit {bit}");
+            flip(&mut bytes, bit);
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_file_that_was_cut_off_is_told_apart() {
+        let (bytes, meta) = snapshot();
+        let found = salvaged(&bytes[..bytes.len() / 2]);
+        let entries = right(&found, false);
+        assert!(entries > ENTRIES / 3 && found.unverified == entries && found.whole == 0, "{entries} entries");
+        assert_eq!(found.holes.len(), 1);
+        let mut revision = found.revision;
+        give_revisions(&found.map, &mut revision);
+        assert_eq!(revision, 1000 + entries);
+        let found = salvaged(&bytes[..meta.chunks_at as usize]);
+        assert_eq!(right(&found, false), ENTRIES);
+    }
+
+    #[test]
+    fn another_format_is_left_alone() {
+        let (mut bytes, _) = snapshot();
+        bytes[22] = 2;
+        // Its checksum is its own.
+        bytes[100] ^= 1;
+        let file = tempfile::tempfile().expect("a temporary file can be made");
+        File::write_at(&file, 0, &bytes).expect("it can be written");
+        assert!(salvage(&file, 1, &|_, _| {}).is_err());
+    }
 }
