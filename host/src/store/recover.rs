@@ -97,11 +97,11 @@ pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
     if let Some((file, head)) = log
         && head.generation == meta.generation
     {
-        findings.log = Some(findings.replay(&paths.log, file, head)?);
+        findings.log = Some(findings.replay(&paths.log, file, head, progress)?);
     }
     if let Some((file, head)) = next {
         let before = findings.revision;
-        let tail = findings.replay(&paths.next, file, head)?;
+        let tail = findings.replay(&paths.next, file, head, progress)?;
         // The old log was synced before the first record went into the new one.
         if let Some(Tail { torn: 1.., at, .. }) = findings.log
             && findings.revision > before
@@ -180,25 +180,33 @@ impl Head {
 
 impl Findings {
     /// Brings the map to where a log ends.
-    fn replay(&mut self, path: &Path, file: Box<dyn File>, head: Head) -> Result<Tail, StoreError> {
+    fn replay(
+        &mut self,
+        path: &Path,
+        file: Box<dyn File>,
+        head: Head,
+        progress: Progress<'_>,
+    ) -> Result<Tail, StoreError> {
         if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
             let fact = "it continues another store's file".to_owned();
             return Err(StoreError::Mismatch { path: path.to_owned(), fact });
         }
         self.store = head.store;
-        let (at, torn) = self.apply(&*file).map_err(|damage| unreadable(path, &damage))?;
+        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
         Ok(Tail { file, head, at, torn })
     }
 
-    fn apply(&mut self, file: &dyn File) -> Result<(u64, u64), Damage> {
+    fn apply(&mut self, file: &dyn File, progress: Progress<'_>) -> Result<(u64, u64), Damage> {
+        let len = file.len()?;
         let Start::Log(mut reader) = Reader::open(file)? else { return Ok((0, 0)) };
         let mut scratch = Vec::new();
         let mut last = 0;
         loop {
             let at = reader.at;
+            progress(at, len);
             let revision = match reader.next()? {
                 Next::End { torn } => return Ok((at, torn)),
                 Next::Mark { .. } => continue,

@@ -344,7 +344,7 @@ fn take_extra<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a str, &'a [u8])> {
 pub(super) fn read(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<(Map, Meta), Damage> {
     match Meta::decode(file)? {
         Some(meta) => Ok((read_own(file, &meta, progress)?, meta)),
-        None => read_go(file, seed),
+        None => read_go(file, seed, progress),
     }
 }
 
@@ -484,7 +484,7 @@ impl Loader<'_> {
 }
 
 /// Reads a file of the Go program: `KV` and `KVSize`, nothing else.
-fn read_go(file: &dyn File, seed: u64) -> Result<(Map, Meta), Damage> {
+fn read_go(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<(Map, Meta), Damage> {
     let mut data = vec![0; file.len()? as usize];
     file.read_at(0, &mut data)?;
     let mut rest = data.as_slice();
@@ -511,6 +511,7 @@ fn read_go(file: &dyn File, seed: u64) -> Result<(Map, Meta), Damage> {
                     let entry = Entry::new(key, &draft, meta.revision, &mut scratch);
                     let hashed = map.hash(key.as_bytes());
                     map.insert(&mut map.write(map.shard_of(hashed)), hashed, entry);
+                    progress(at(rest), data.len() as u64);
                 }
             }
             Some(b"KVSize") => {

@@ -331,12 +331,13 @@ mod tests {
     const ENTRIES: u64 = 60;
 
     fn value(revision: u64) -> &'static [u8] {
-        static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| (0..30_000_u64).map(|at| (at * at >> 3) as u8).collect());
+        static PATTERN: LazyLock<Vec<u8>> =
+            LazyLock::new(|| (0..30_000_u64).map(|at| ((at * at) >> 3) as u8).collect());
         &PATTERN[revision as usize..][..20_000]
     }
 
     fn content_type(revision: u64) -> &'static str {
-        if revision % 3 == 0 { "image/png" } else { DEFAULT_CONTENT_TYPE }
+        if revision.is_multiple_of(3) { "image/png" } else { DEFAULT_CONTENT_TYPE }
     }
 
     /// A snapshot of several pieces.
