@@ -1,8 +1,8 @@
 //! Group commit: who changed the map queues a record; the log gets whatever has gathered in one write and one sync, and
 //! then all of them are kept. Where that fails, the map goes back to what is kept.
 //!
-//! Locks are taken in this order: a shard, the queue; or the writer, a shard, the queue. Nobody waits for the disk with
-//! a shard or the queue locked.
+//! Locks are taken in this order: a shard, the queue; or the right to sync, the writer, a shard, the queue. Nobody waits
+//! for the disk with a shard or the queue locked.
 
 use std::io;
 use std::path::PathBuf;
@@ -62,6 +62,9 @@ pub(super) struct Commit {
     queue: Mutex<Queue>,
     /// Something was queued, or the committer has to stop.
     queued: Condvar,
+    /// The right to sync beside the writes. The system reports an error once: who syncs after another one has to know of
+    /// it before a sync that succeeds says anything.
+    syncing: Mutex<()>,
     writer: Mutex<Writer>,
     /// The last revision that was given.
     given: AtomicU64,
@@ -109,6 +112,7 @@ impl Commit {
             fsync,
             queue: Mutex::default(),
             queued: Condvar::new(),
+            syncing: Mutex::default(),
             given: AtomicU64::new(revision),
             kept: AtomicU64::new(revision),
             undone: AtomicU64::new(0),
@@ -216,22 +220,35 @@ impl Commit {
         }
     }
 
-    /// Syncs what was written without, for [`Fsync::Every`]. Writes go on meanwhile.
-    pub(super) fn sync(&self, map: &Map) {
+    /// Syncs what was written without. Writes go on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// It failed, now or before; nothing can be written any more.
+    pub(super) fn sync(&self, map: &Map) -> Result<(), Arc<StoreError>> {
+        let _alone = self.syncing.lock();
+        self.sync_alone(map)
+    }
+
+    fn sync_alone(&self, map: &Map) -> Result<(), Arc<StoreError>> {
         let writer = self.writer.lock();
+        // With the writer locked, nothing is closed for the moment only.
+        if let Some(error) = self.closed() {
+            return Err(error);
+        }
         if writer.synced == writer.at {
-            return;
+            return Ok(());
         }
         let (file, at) = (Arc::clone(&writer.file), writer.at);
         drop(writer);
         let result = file.sync();
         let mut writer = self.writer.lock();
-        // The log may have been switched meanwhile; then the old one was synced there.
-        if Arc::ptr_eq(&file, &writer.file) {
-            match result {
-                Ok(()) => writer.synced = at.max(writer.synced),
-                Err(error) => self.fail(map, &mut writer, Vec::new(), &error, true),
+        match result {
+            Ok(()) => {
+                writer.synced = at.max(writer.synced);
+                Ok(())
             }
+            Err(error) => Err(self.fail(map, &mut writer, Vec::new(), &error, true)),
         }
     }
 
@@ -279,13 +296,20 @@ impl Commit {
     ///
     /// A full disk is over when there is room. Anything else is final, a failed sync above all: the system may have
     /// thrown away what it could not write, and a later sync that succeeds would prove nothing.
-    fn fail(&self, map: &Map, writer: &mut Writer, mut pending: Vec<Pending>, error: &io::Error, in_sync: bool) {
+    fn fail(
+        &self,
+        map: &Map,
+        writer: &mut Writer,
+        mut pending: Vec<Pending>,
+        error: &io::Error,
+        in_sync: bool,
+    ) -> Arc<StoreError> {
         let path = writer.path.clone();
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
         let error =
             if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
         tracing::error!("{error}");
-        let error = Arc::new(error);
+        let mut error = Arc::new(error);
         let readers = {
             let mut queue = self.queue.lock();
             // From here on nothing changes in the map but what is taken back.
@@ -298,18 +322,30 @@ impl Commit {
             take_back(map, &pending.change, kept);
         }
         // A record that reached the disk in part, or whole, would be found there after the next start.
-        let cut = writer.file.set_len(writer.at);
-        let healed = is_full && cut.and_then(|()| writer.file.sync()).is_ok();
+        let cut = writer.file.set_len(writer.at).and_then(|()| writer.file.sync());
         let mut queue = self.queue.lock();
-        self.undone.fetch_add(1, Ordering::AcqRel);
-        if healed {
-            writer.synced = writer.at;
-            queue.closed = None;
+        match cut {
+            Ok(()) if is_full => {
+                writer.synced = writer.at;
+                queue.closed = None;
+            }
+            Err(cut) if is_full => {
+                let path = writer.path.clone();
+                error = Arc::new(StoreError::Failed { path, said: format!("no room, and then {cut}") });
+                tracing::error!("{error}");
+                queue.closed = Some(Arc::clone(&error));
+            }
+            _ => {}
         }
+        self.undone.fetch_add(1, Ordering::AcqRel);
+        // After the line above: whoever saw what was taken back must not find it kept. All that was given is now one or
+        // the other, and nobody is to wait for it.
+        self.kept.store(self.given(), Ordering::Release);
         drop(queue);
         let readers = readers.into_iter().map(|(_, reader)| Finish::Read(reader, Err(TakenBack)));
         let changes = pending.into_iter().map(|pending| Finish::Change(pending, Err(Arc::clone(&error))));
         self.hand_over(changes.chain(readers).collect());
+        error
     }
 
     /// Goes on with another log. What is in the old one is on disk when this returns.
@@ -318,16 +354,17 @@ impl Commit {
     ///
     /// The old log could not be synced; nothing can be written any more.
     pub(super) fn switch(&self, map: &Map, path: PathBuf, tail: Tail) -> Result<(), Arc<StoreError>> {
+        let _alone = self.syncing.lock();
         // Most of the work, while writes go on.
-        self.sync(map);
+        self.sync_alone(map)?;
         let mut writer = self.writer.lock();
+        if let Some(error) = self.closed() {
+            return Err(error);
+        }
         if writer.synced < writer.at
             && let Err(error) = writer.file.sync()
         {
-            self.fail(map, &mut writer, Vec::new(), &error, true);
-        }
-        if let Some(error) = self.closed() {
-            return Err(error);
+            return Err(self.fail(map, &mut writer, Vec::new(), &error, true));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);

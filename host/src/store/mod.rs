@@ -16,6 +16,7 @@ mod snapshot;
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -120,6 +121,8 @@ struct Snapshots {
     generation: u64,
     /// That log is FILE.log.next: the snapshot it follows is not in place yet.
     unfinished: bool,
+    /// It is FILE.log already, but a power cut might undo that.
+    renamed: bool,
     /// The length of the last one, in bytes.
     len: u64,
 }
@@ -142,7 +145,7 @@ impl Store {
         for note in notes {
             tracing::warn!("{note}");
         }
-        let snapshots = Snapshots { generation: log.head.generation, unfinished, len: snapshot_len };
+        let snapshots = Snapshots { generation: log.head.generation, unfinished, renamed: false, len: snapshot_len };
         let log_path = if unfinished { &paths.next } else { &paths.log };
         let (wanted, asked) = bounded(1);
         let shared = Arc::new(Shared {
@@ -355,10 +358,11 @@ impl Shared {
     }
 
     fn sync_every(&self, interval: Duration, stopped: &Receiver<()>) {
+        // An error closes the store, which says so to whoever writes.
         while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-            self.commit.sync(&self.map);
+            let _ = self.commit.sync(&self.map);
         }
-        self.commit.sync(&self.map);
+        let _ = self.commit.sync(&self.map);
     }
 
     fn snapshot(&self) -> Result<(), Arc<StoreError>> {
@@ -366,11 +370,7 @@ impl Shared {
         if let Some(error) = self.commit.closed() {
             return Err(error);
         }
-        let Paths { file, log, next, new } = &self.paths;
-        let unwritable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Arc::new(StoreError::Unwritable { path, source })
-        };
+        let Paths { log, next, .. } = &self.paths;
         if !snapshots.unfinished {
             let head = Head { generation: snapshots.generation + 1, store: self.store, base: 0, salt: random() as u32 };
             let begin = || {
@@ -384,12 +384,31 @@ impl Shared {
             snapshots.generation += 1;
             snapshots.unfinished = true;
         }
+        let written = self.write_snapshot(snapshots.generation);
+        if written.is_err() {
+            // The log may need the room.
+            let _ = self.disk.remove(&self.paths.new);
+        }
+        snapshots.len = written?;
+        if !snapshots.renamed {
+            self.disk.rename(next, log).map_err(unwritable(log))?;
+            self.commit.renamed(log.clone());
+            snapshots.renamed = true;
+        }
+        self.disk.sync_folder(log).map_err(unwritable(log))?;
+        (snapshots.unfinished, snapshots.renamed) = (false, false);
+        Ok(())
+    }
+
+    /// Puts a snapshot in the place of FILE. Returns its length.
+    fn write_snapshot(&self, generation: u64) -> Result<u64, Arc<StoreError>> {
+        let Paths { file, new, .. } = &self.paths;
         // All that is in the old log is in the map by now.
         let undone = self.commit.undone();
         let mut revision = 0;
         let mut write = || {
             let file = self.disk.create(new)?;
-            let len = snapshot::write(&self.map, &*file, snapshots.generation, self.store, || {
+            let len = snapshot::write(&self.map, &*file, generation, self.store, || {
                 revision = self.commit.given();
                 revision
             })?;
@@ -399,12 +418,10 @@ impl Shared {
         let len = write().map_err(unwritable(new))?;
         // What is in the snapshot and not yet in the new log may still be taken back, and then it must not be found here.
         self.wait_until_kept(Seen { revision, undone })?;
+        // Nor may a power cut take from the log what is in the snapshot: what is left was never there at one time.
+        self.commit.sync(&self.map)?;
         self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(unwritable(file))?;
-        self.disk.rename(next, log).and_then(|()| self.disk.sync_folder(log)).map_err(unwritable(log))?;
-        self.commit.renamed(log.clone());
-        snapshots.unfinished = false;
-        snapshots.len = len;
-        Ok(())
+        Ok(len)
     }
 
     fn wait_until_kept(&self, seen: Seen) -> Result<(), Arc<StoreError>> {
@@ -424,6 +441,11 @@ impl Shared {
         let full = || Arc::new(StoreError::Full { path: self.paths.log.clone() });
         self.commit.closed().unwrap_or_else(full)
     }
+}
+
+fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Arc<StoreError> {
+    let path = path.to_owned();
+    move |source| Arc::new(StoreError::Unwritable { path, source })
 }
 
 /// A number nobody can guess: the standard library's hash keys come from the system's generator.
