@@ -1,6 +1,7 @@
 //! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
 
 pub mod tiny;
+mod turns;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -4,9 +4,10 @@
 //! at most 1,024 bytes before it hands the request over; longer ones are read, and refusals of them answered, on a
 //! thread of their own.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
 
+use super::turns::{Turn, Turns};
 use super::{BodyFault, Head, Headers, Method, Reply, Responder, Service};
 use crate::threads::Threads;
 
@@ -42,13 +44,21 @@ pub struct Tiny {
 struct Engine<S: Service> {
     service: Arc<S>,
     listener: Bound,
-    servers: Mutex<Vec<Arc<Server>>>,
+    queues: Mutex<Vec<Arc<Queue>>>,
     workers: Arc<Mutex<Vec<thread::JoinHandle<()>>>>,
-    bodies: Threads,
+    threads: Threads,
+    turns: Turns<tiny_http::Request>,
     newcomers: Newcomers,
     stopping: AtomicBool,
     /// Every request under way holds a clone.
     under_way: Mutex<Option<Sender<Infallible>>>,
+}
+
+/// The requests of a server.
+struct Queue {
+    server: Server,
+    /// Held from taking a request to knowing whose turn it is: two requests of a connection keep their order.
+    taking: Mutex<()>,
 }
 
 /// A listening socket.
@@ -151,9 +161,10 @@ impl Tiny {
         let engine = Arc::new(Engine {
             service,
             listener,
-            servers: Mutex::default(),
+            queues: Mutex::default(),
             workers: Arc::clone(&workers),
-            bodies: Threads::new("http-body"),
+            threads: Threads::new("http-wait"),
+            turns: Turns::new(),
             newcomers: Newcomers::new(),
             stopping: AtomicBool::new(false),
             under_way: Mutex::new(Some(under_way)),
@@ -189,12 +200,12 @@ impl<S: Service> Engine<S> {
     /// Starts a server on the socket, and workers for it.
     fn listen(self: &Arc<Self>) -> io::Result<()> {
         let server = Server::from_listener(self.listener.another()?, None).map_err(io::Error::other)?;
-        let server = Arc::new(server);
-        self.servers.lock().push(Arc::clone(&server));
+        let queue = Arc::new(Queue { server, taking: Mutex::new(()) });
+        self.queues.lock().push(Arc::clone(&queue));
         let workers = thread::available_parallelism().map_or(2, usize::from);
         for _ in 0..workers {
-            let (engine, server) = (Arc::clone(self), Arc::clone(&server));
-            let worker = thread::Builder::new().name("http".to_owned()).spawn(move || engine.work(&server))?;
+            let (engine, queue) = (Arc::clone(self), Arc::clone(&queue));
+            let worker = thread::Builder::new().name("http".to_owned()).spawn(move || engine.work(&queue))?;
             self.workers.lock().push(worker);
         }
         Ok(())
@@ -204,18 +215,21 @@ impl<S: Service> Engine<S> {
         self.stopping.store(true, Ordering::SeqCst);
         // One call wakes one worker.
         let workers = self.workers.lock().len();
-        for server in &*self.servers.lock() {
-            (0..workers).for_each(|_| server.unblock());
+        for queue in &*self.queues.lock() {
+            (0..workers).for_each(|_| queue.server.unblock());
         }
         self.under_way.lock().take();
     }
 
-    fn work(self: &Arc<Self>, server: &Arc<Server>) {
+    fn work(self: &Arc<Self>, queue: &Queue) {
         loop {
-            match self.next(server) {
-                Ok(request) => {
+            let taking = queue.taking.lock();
+            let turn = self.next(&queue.server).map(|request| self.turn_of(request));
+            drop(taking);
+            match turn {
+                Ok(turn) => {
                     // The request is lost to a panic, its client gets 500 from the responder; the worker goes on.
-                    let _ = catch_unwind(AssertUnwindSafe(|| self.take(request)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.take(turn)));
                 }
                 Err(_) if self.stopping.load(Ordering::SeqCst) => return,
                 Err(error) => self.listen_again(&error),
@@ -248,54 +262,122 @@ impl<S: Service> Engine<S> {
         }
     }
 
-    fn take(self: &Arc<Self>, request: tiny_http::Request) {
+    fn turn_of(&self, request: tiny_http::Request) -> Turn<tiny_http::Request> {
+        match request.remote_addr().copied() {
+            Some(client) => self.turns.come(client, request),
+            // A Unix socket's clients have no address; what they send ahead is done in any order.
+            None => Turn::Now(request),
+        }
+    }
+
+    fn take(self: &Arc<Self>, turn: Turn<tiny_http::Request>) {
+        match turn {
+            Turn::Now(request) => {
+                self.newcomers.note(request.remote_addr());
+                self.begin(request);
+            }
+            Turn::Later => {}
+            Turn::Never(request) => distrusted(request),
+        }
+    }
+
+    /// A request whose turn it is.
+    fn begin(self: &Arc<Self>, request: tiny_http::Request) {
         // None once the engine stops: nothing new is begun.
         let Some(under_way) = self.under_way.lock().clone() else {
-            return send(request, Reply::new(503, &b"Stopping\n"[..]), 0);
+            return send(request, Reply::new(503, &b"Stopping\n"[..]), Rest::None);
         };
-        self.newcomers.note(request.remote_addr());
         let head = head(&request);
         let length = head.body_len();
         let buffered =
             matches!(length, Ok(length) if length <= BUFFERED_BODY_MAX) && head.headers.get("expect").is_none();
-        let handle = {
-            let engine = Arc::clone(self);
-            move || engine.handle(request, head, length, under_way)
-        };
-        if buffered { handle() } else { self.bodies.run(handle) }
+        let turn = TurnTaken { engine: Arc::clone(self), client: head.client, _under_way: under_way };
+        let handle = move || turn.engine.clone().handle(request, head, length, turn);
+        if buffered { handle() } else { self.threads.run(handle) }
     }
 
     fn handle(
-        &self,
+        self: Arc<Self>,
         mut request: tiny_http::Request,
         head: Head,
         length: Result<u64, BodyFault>,
-        under_way: Sender<Infallible>,
+        turn: TurnTaken<S>,
     ) {
-        let declared = length.unwrap_or(0);
-        let admitted = match self.service.admit(head) {
-            Ok(admitted) => admitted,
-            Err(reply) => return send(request, reply, declared),
+        let admitted = self.service.admit(head);
+        let declared = match length {
+            Ok(declared) => declared,
+            Err(fault) => {
+                let reply = admitted.map_or_else(|reply| reply, |admitted| self.service.refuse_body(admitted, fault));
+                // First its own answer: those that wait for their turn are answered after it.
+                send(request, reply, Rest::Unknown);
+                return turn.distrust();
+            }
         };
-        let body = length.and_then(|declared| read_body(&mut request, declared, self.service.body_max()));
-        match body {
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(reply) => return send(request, reply, Rest::Unread(declared)),
+        };
+        match read_body(&mut request, declared, self.service.body_max()) {
             Err(fault) => {
                 let reply = self.service.refuse_body(admitted, fault);
                 let unread = match fault {
                     BodyFault::CutOff { came, declared } => declared - came,
                     _ => declared,
                 };
-                send(request, reply, unread);
+                send(request, reply, Rest::Unread(unread));
             }
             Ok(body) => {
                 let responder = Responder::new(move |reply| {
-                    send(request, reply, 0);
-                    drop(under_way);
+                    if turn.client.is_some() {
+                        send(request, reply, Rest::None);
+                        drop(turn);
+                    } else {
+                        // Perhaps not before its turn: it may have to wait for one that this thread would answer next.
+                        let engine = Arc::clone(&turn.engine);
+                        engine.threads.run(move || {
+                            send(request, reply, Rest::None);
+                            drop(turn);
+                        });
+                    }
                 });
                 self.service.serve(admitted, body, responder);
             }
         }
     }
+}
+
+/// A connection's turn. When it is dropped the next request of the connection has it.
+struct TurnTaken<S: Service> {
+    engine: Arc<Engine<S>>,
+    client: Option<SocketAddr>,
+    _under_way: Sender<Infallible>,
+}
+
+impl<S: Service> TurnTaken<S> {
+    /// Takes no further request of this connection.
+    fn distrust(&self) {
+        if let Some(client) = self.client {
+            self.engine.turns.distrust(client).into_iter().for_each(distrusted);
+        }
+    }
+}
+
+impl<S: Service> Drop for TurnTaken<S> {
+    fn drop(&mut self) {
+        let Some(next) = self.client.and_then(|client| self.engine.turns.answered(client)) else { return };
+        let engine = Arc::clone(&self.engine);
+        // On another thread: of many requests sent ahead each would be begun deeper in the stack of the one before.
+        self.engine.threads.run(move || engine.begin(next));
+    }
+}
+
+/// Answers what may be a part of a body and no request.
+fn distrusted(request: tiny_http::Request) {
+    send(
+        request,
+        Reply::new(400, &b"Connection closed: an earlier request described its body badly\n"[..]),
+        Rest::Unknown,
+    );
 }
 
 fn head(request: &tiny_http::Request) -> Head {
@@ -327,26 +409,43 @@ fn read_body(request: &mut tiny_http::Request, declared: u64, max: u64) -> Resul
     if came < declared { Err(BodyFault::CutOff { came, declared }) } else { Ok(body) }
 }
 
-/// Sends a reply. `unread` is how much of the request's body may still come.
-fn send(request: tiny_http::Request, reply: Reply, unread: u64) {
+/// What of a request's body may still come.
+enum Rest {
+    None,
+    /// So many bytes.
+    Unread(u64),
+    /// Nobody can say.
+    Unknown,
+}
+
+/// Sends a reply.
+fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
     let field = |name: &str, value: &str| tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()).ok();
-    let mut headers = Vec::with_capacity(reply.headers.len() + 1);
-    headers.extend(field("Server", "vkog"));
-    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value)));
     let length = reply.body.as_ref().len();
-    let response = tiny_http::Response::new(
-        tiny_http::StatusCode(reply.status),
-        headers,
-        Cursor::new(reply.body),
-        Some(length),
-        None,
-    )
-    .with_chunked_threshold(usize::MAX);
-    if unread > SWALLOWED_BODY_MAX {
+    // tiny_http has its own mind about Connection and, in an answer that ends a connection, about Content-Length. It
+    // does not look into a field's value.
+    let server = match rest {
+        Rest::None | Rest::Unread(..=SWALLOWED_BODY_MAX) => Cow::Borrowed("vkog"),
+        Rest::Unknown => "vkog\r\nConnection: close".into(),
+        Rest::Unread(_) => format!("vkog\r\nConnection: close\r\nContent-Length: {length}").into(),
+    };
+    let mut headers = Vec::with_capacity(reply.headers.len() + 1);
+    headers.extend(field("Server", &server));
+    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value)));
+    let status = tiny_http::StatusCode(reply.status);
+    if matches!(rest, Rest::Unread(unread) if unread > SWALLOWED_BODY_MAX) {
+        let response = tiny_http::Response::new(status, headers, io::empty(), Some(length), None);
+        let mut stream = request.upgrade("none", response);
+        // The client may have left.
+        let _ = stream.write_all(reply.body.as_ref()).and_then(|()| stream.flush());
         // Dropping the reader would ask for memory of this length, and end the process where there is not so much. What
         // is forgotten here is a thread and two descriptors, as long as the process runs.
-        std::mem::forget(request.upgrade("none", response));
-    } else if let Err(error) = request.respond(response) {
+        std::mem::forget(stream);
+        return;
+    }
+    let response = tiny_http::Response::new(status, headers, Cursor::new(reply.body), Some(length), None)
+        .with_chunked_threshold(usize::MAX);
+    if let Err(error) = request.respond(response) {
         tracing::debug!("an answer was not sent: {error}");
     }
 }

@@ -151,7 +151,9 @@ impl fmt::Display for LoadFault {
                 write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
             }
             Self::NotLoadable(error) => {
-                let said = error.to_string().replace('\n', " ");
+                // What the linker said is the error's source.
+                let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+                let said = said.replace('\n', " ");
                 write!(f, "the system does not load it: {said}; install what it needs, or build it on this system")
             }
             Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
