@@ -1,6 +1,7 @@
 //! What the tests do with a store: open it, write and wait, look at all of it.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -147,8 +148,8 @@ pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R +
             result
         });
         if told.recv_timeout(DEADLINE) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-            // Leaving this scope would wait for what hangs.
-            eprintln!("{what} hangs");
+            // Leaving this scope would wait for what hangs, and what is printed is lost with the process.
+            let _ = writeln!(io::stderr(), "{what} hangs");
             std::process::abort();
         }
         running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

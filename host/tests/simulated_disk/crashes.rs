@@ -6,6 +6,8 @@
 //! random of what a real disk might be left with. A store has to open on each and agree with what the clients were told,
 //! and open on it a second time and hold the same. Opening is cut off at every step in turn, and from one image of each
 //! run the clients go on to the next power cut.
+//!
+//! `VKOG_CRASH_SEEDS=100` in the environment looks further than a run of all tests has time for.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;

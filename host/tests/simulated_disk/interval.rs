@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use vkog::store::{Fsync, Options};
 
-use crate::client::{Answer, Content, DEADLINE, change, contents, open, put, snapshot, start, within_the_deadline};
+use crate::client::{
+    ALWAYS, Answer, Content, DEADLINE, change, contents, open, put, snapshot, start, within_the_deadline,
+};
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
@@ -182,5 +184,38 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     for _ in 0..50 {
         let image = disk.after_power_cut(&mut random);
         check_prefix(&image, &history, 0).unwrap_or_else(|fact| panic!("{fact}\n{image:?}"));
+    }
+}
+
+#[test]
+fn what_a_kill_left_in_the_systems_memory_lasts_from_the_next_start_on() {
+    for unfinished in [false, true] {
+        let disk = SimulatedDisk::empty();
+        let mut random = Random::new(1);
+        let store = open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX }).expect("a store");
+        put(&store, "a", "before the kill");
+        if unfinished {
+            disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);
+            within_the_deadline("a snapshot", || store.snapshot()).expect_err("the rename fails");
+            // The next start would finish it at once; this test is about what comes before that.
+            disk.fault(Call::Create, ".new", Fault::Fails(ErrorKind::Other), u32::MAX);
+        }
+        put(&store, "b", "before the kill");
+        drop(store);
+        let store = open(&disk, ALWAYS).expect("a store");
+        let history = History::from(&store, 0);
+        let content = history.content(&mut random);
+        let note = history.attempt("c", Some(&content));
+        // Its record is on the way to the disk, and with it the mark that vouches for all before it.
+        disk.crash_at(disk.steps() + 2);
+        let answer = change(&store, "c", Some(&content));
+        assert!(disk.crashed(), "{answer:?}");
+        note(&answer);
+        for _ in 0..50 {
+            let image = disk.after_power_cut(&mut random);
+            let store = open(&SimulatedDisk::of(&image), ALWAYS).unwrap_or_else(|error| panic!("{error}\n{image:?}"));
+            let checked = history.check(&contents(&store), store.revision());
+            checked.unwrap_or_else(|fact| panic!("{fact}\n{image:?}"));
+        }
     }
 }
