@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, unbounded};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::api::Api;
@@ -46,7 +46,8 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
-    while let Ok(Signal::Snapshot) = signals.recv() {
+    // However often a snapshot was asked for meanwhile, one will do; to stop comes first.
+    while signals.recv() == Ok(Signal::Snapshot) && !signals.try_iter().any(|signal| signal == Signal::Stop) {
         match ops.store().snapshot() {
             Ok(()) => tracing::info!("wrote {}", config.file.display()),
             Err(error) => tracing::error!("no snapshot: {error}"),
@@ -65,6 +66,7 @@ pub fn serve(config: Config) -> Result<(), Failure> {
 }
 
 /// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Signal {
     Stop,
     Snapshot,
@@ -73,10 +75,10 @@ enum Signal {
 /// The signals that come from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot.
 fn signals() -> std::io::Result<Receiver<Signal>> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
-    let (send, receive) = bounded(16);
+    let (send, receive) = unbounded();
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            let _ = send.try_send(if signal == SIGUSR1 { Signal::Snapshot } else { Signal::Stop });
+            let _ = send.send(if signal == SIGUSR1 { Signal::Snapshot } else { Signal::Stop });
         }
     });
     Ok(receive)

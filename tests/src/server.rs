@@ -249,6 +249,11 @@ impl Server {
         assert!(!self.log().lines().any(found), "a line with {words:?} in the log:\n{}", self.log());
     }
 
+    /// Sends the server a signal, by its name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// Asks the server to stop as a service manager does, and waits until it is gone. It may have said no more on standard
     /// output than where it listens.
     #[track_caller]

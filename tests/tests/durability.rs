@@ -185,6 +185,18 @@ fn a_second_host_on_the_same_store_is_refused_with_the_first_ones_id() {
 }
 
 #[test]
+fn a_stop_is_heard_however_many_snapshots_were_asked_for() {
+    let setup = Setup::new();
+    let server = setup.start();
+    for number in 0..100 {
+        server.put(&format!("k{number}"), vec![b'v'; 100_000]).expect(200);
+        server.signal("USR1");
+    }
+    server.stop().expect(0);
+    setup.start().get("k99").expect(200).is(vec![b'v'; 100_000]);
+}
+
+#[test]
 fn a_stop_leaves_one_whole_file_and_an_empty_log() {
     let setup = Setup::new();
     let server = setup.start();
