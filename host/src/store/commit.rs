@@ -196,7 +196,7 @@ impl Commit {
     /// Those who were answered last are likely to write again at once. Where there are several, the committer waits for
     /// them, at most as long as the last commit took: a sync costs the same for one as for all.
     pub(super) fn commit(&self, map: &Map) {
-        const PATIENCE_MAX: Duration = Duration::from_micros(500);
+        const PATIENCE_MAX: Duration = Duration::from_millis(2);
         let mut patience = Duration::ZERO;
         loop {
             let mut queue = self.queue.lock();
@@ -212,7 +212,7 @@ impl Commit {
             drop(queue);
             let began = Instant::now();
             let finished = self.write_queued(map);
-            patience = began.elapsed().min(PATIENCE_MAX);
+            patience = (began.elapsed() * 3).min(PATIENCE_MAX);
             let mut queue = self.queue.lock();
             queue.expected = finished.len() + queue.pending.len();
             drop(queue);
@@ -281,7 +281,7 @@ impl Commit {
     /// Hands those who have to be told to a few threads: a client that does not read, or a slow plugin, delays nobody's
     /// commit.
     fn hand_over(&self, finished: Vec<Finish>) {
-        const SHARE: usize = 16;
+        const SHARE: usize = 32;
         let mut finished = finished.into_iter();
         loop {
             let share: Vec<Finish> = finished.by_ref().take(SHARE).collect();

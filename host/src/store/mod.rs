@@ -300,7 +300,16 @@ impl Store {
     ///
     /// It could not be written. Nothing is lost: the one before is in place, and the log has what came after.
     pub fn snapshot(&self) -> Result<(), Arc<StoreError>> {
-        self.shared.snapshot()
+        let shared = &self.shared;
+        let written = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    give_way();
+                    shared.snapshot()
+                })
+                .join()
+        });
+        written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Writes what is not in the snapshot yet. Nothing may be read or written any more.
@@ -342,6 +351,7 @@ impl Shared {
 
     /// The thread that writes snapshots when they are wanted.
     fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
+        give_way();
         loop {
             crossbeam_channel::select! {
                 recv(stopped) -> _ => return,
@@ -446,6 +456,15 @@ impl Shared {
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Arc<StoreError> {
     let path = path.to_owned();
     move |source| Arc::new(StoreError::Unwritable { path, source })
+}
+
+/// Lets this thread run when no other has to: a snapshot may take its time, requests may not. Linux alone has priorities
+/// of single threads; elsewhere the system shares as it likes.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!("a snapshot runs beside requests as one of them: {error}");
+    }
 }
 
 /// A number nobody can guess: the standard library's hash keys come from the system's generator.

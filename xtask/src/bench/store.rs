@@ -33,7 +33,7 @@ end
     Ok(path)
 }
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const CLIENTS: u32 = 64;
 
 pub(crate) fn run() -> Result<()> {
@@ -69,14 +69,15 @@ fn machine() -> String {
 /// Both with every write synced before its answer, driven in turn.
 fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let script = script(folder, "PUT", 1_000_000)?;
-    let (redis, _) = Peer::redis(folder, &["--appendonly", "yes", "--appendfsync", "always"])?;
+    let (redis, _) =
+        Peer::redis(folder, &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"])?;
     for fsync in ["always", "100ms", "never"] {
         let store = folder.join(format!("{fsync}.vkog"));
         let (vkog, _) = Peer::vkog(program, &store, &["--fsync", fsync])?;
         let url = format!("http://127.0.0.1:{}", vkog.port);
         let (mut ours, mut latencies, mut theirs, mut ratios) = (vec![], vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
-            let load = wrk(&url, CLIENTS, 4, &script)?;
+            let load = wrk(&url, CLIENTS, 3, &script)?;
             let set = redis_benchmark(redis.port, CLIENTS, 200_000)?;
             ratios.push(load.per_second / set);
             ours.push(load.per_second);
@@ -101,6 +102,7 @@ fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
         .args(["import", "--file"])
         .arg(file)
         .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()?;
     let mut input = BufWriter::new(import.stdin.take().ok_or("no standard input")?);
@@ -213,7 +215,9 @@ fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let mut empty = None;
     for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {
         let file = folder.join(format!("{entries}.vkog"));
-        make_store(program, &file, entries)?;
+        if entries > 0 {
+            make_store(program, &file, entries)?;
+        }
         let (vkog, start) = Peer::vkog(program, &file, &[])?;
         let memory = vkog.resident()?;
         let (start_empty, memory_empty) = *empty.get_or_insert((start, memory));
@@ -233,7 +237,7 @@ fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
             );
         }
         vkog.stop()?;
-        fs::remove_file(&file)?;
+        let _ = fs::remove_file(&file);
     }
     Ok(())
 }
