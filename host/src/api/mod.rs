@@ -1,6 +1,7 @@
 //! From path and method to an operation, and from its answer to a reply. The only place with status codes of its own.
 
 mod entry;
+mod health;
 mod problem;
 
 use std::borrow::Cow;
@@ -45,13 +46,17 @@ impl Api {
 /// Where a request goes.
 enum Route<'a> {
     Entry { key: &'a str },
+    Live,
+    Ready,
     Nowhere,
 }
 
 fn route(path: &str) -> Route<'_> {
-    match path.strip_prefix("/k/") {
-        Some(key) => Route::Entry { key },
-        None => Route::Nowhere,
+    match (path.strip_prefix("/k/"), path) {
+        (Some(key), _) => Route::Entry { key },
+        (None, "/livez") => Route::Live,
+        (None, "/readyz") => Route::Ready,
+        (None, _) => Route::Nowhere,
     }
 }
 
@@ -94,8 +99,11 @@ impl Service for Api {
         let arrived = self.ops.revision();
         let (path, query) = path_and_query(&head.target);
         let manner = Manner::of(&head);
-        let Route::Entry { key } = route(path) else {
-            return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner));
+        let key = match route(path) {
+            Route::Entry { key } => key,
+            Route::Live => return Err(health::live(head.method, manner)),
+            Route::Ready => return Err(health::ready(&self.ops, head.method, manner)),
+            Route::Nowhere => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner)),
         };
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
