@@ -56,6 +56,10 @@ impl Default for Options {
     }
 }
 
+/// How long a snapshot beside the traffic rests after each chunk, which takes about as long: it may take its time, requests
+/// may not.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What becomes of an entry that is locked.
 pub enum Decision<'a, R> {
     /// It is written.
@@ -305,7 +309,7 @@ impl Store {
             scope
                 .spawn(|| {
                     give_way();
-                    shared.snapshot()
+                    shared.snapshot(PAUSE)
                 })
                 .join()
         });
@@ -320,7 +324,7 @@ impl Store {
     pub fn close(&self) -> Result<(), Arc<StoreError>> {
         self.end_threads();
         let has_news = self.shared.commit.len() > Head::LEN || self.shared.snapshots.lock().unfinished;
-        if has_news { self.shared.snapshot() } else { Ok(()) }
+        if has_news { self.shared.snapshot(Duration::ZERO) } else { Ok(()) }
     }
 
     fn end_threads(&self) {
@@ -357,7 +361,7 @@ impl Shared {
                 recv(stopped) -> _ => return,
                 recv(wanted) -> _ => {}
             }
-            if let Err(error) = self.snapshot() {
+            if let Err(error) = self.snapshot(PAUSE) {
                 tracing::error!("no snapshot: {error}");
                 // Whatever was in the way, it is not asked for again at every write.
                 if stopped.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Disconnected) {
@@ -375,7 +379,7 @@ impl Shared {
         let _ = self.commit.sync(&self.map);
     }
 
-    fn snapshot(&self) -> Result<(), Arc<StoreError>> {
+    fn snapshot(&self, pause: Duration) -> Result<(), Arc<StoreError>> {
         let mut snapshots = self.snapshots.lock();
         if let Some(error) = self.commit.closed() {
             return Err(error);
@@ -394,7 +398,7 @@ impl Shared {
             snapshots.generation += 1;
             snapshots.unfinished = true;
         }
-        let written = self.write_snapshot(snapshots.generation);
+        let written = self.write_snapshot(snapshots.generation, pause);
         if written.is_err() {
             // The log may need the room.
             let _ = self.disk.remove(&self.paths.new);
@@ -411,17 +415,18 @@ impl Shared {
     }
 
     /// Puts a snapshot in the place of FILE. Returns its length.
-    fn write_snapshot(&self, generation: u64) -> Result<u64, Arc<StoreError>> {
+    fn write_snapshot(&self, generation: u64, pause: Duration) -> Result<u64, Arc<StoreError>> {
         let Paths { file, new, .. } = &self.paths;
         // All that is in the old log is in the map by now.
         let undone = self.commit.undone();
         let mut revision = 0;
         let mut write = || {
             let file = self.disk.create(new)?;
-            let len = snapshot::write(&self.map, &*file, generation, self.store, || {
+            let last = || {
                 revision = self.commit.given();
                 revision
-            })?;
+            };
+            let len = snapshot::write(&self.map, &*file, generation, self.store, last, pause)?;
             file.sync()?;
             Ok(len)
         };

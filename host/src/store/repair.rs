@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
@@ -248,7 +249,7 @@ impl Salvage {
         };
         let write = || {
             let file = LocalDisk.create(&paths.new)?;
-            snapshot::write(&self.map, &*file, generation, store, || self.revision)?;
+            snapshot::write(&self.map, &*file, generation, store, || self.revision, Duration::ZERO)?;
             file.sync()
         };
         if let Err(error) = write() {

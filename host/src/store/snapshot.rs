@@ -15,6 +15,7 @@ pub(super) mod salvage;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rmp::Marker;
@@ -196,13 +197,14 @@ impl Meta {
 /// Writes the map to an empty file, while others read and write the map: a shard's entries are shared under its lock, and
 /// encoded and written without it. Returns the bytes written. What was written is not synced.
 ///
-/// `revision` is asked last: no entry in the file has a greater one.
+/// `revision` is asked last: no entry in the file has a greater one. `pause` is how long to rest after each chunk.
 pub(super) fn write(
     map: &Map,
     file: &dyn File,
     generation: u64,
     store: u64,
     revision: impl FnOnce() -> u64,
+    pause: Duration,
 ) -> io::Result<u64> {
     let mut meta = Meta { generation, store, seed: map.seed(), ..Meta::default() };
     let mut at = meta.encode().len() as u64;
@@ -218,6 +220,7 @@ pub(super) fn write(
             if chunk.bytes.len() >= CHUNK_BYTES {
                 at += chunk.close(file, at, &mut directory)?;
                 meta.chunks += 1;
+                std::thread::sleep(pause);
             }
         }
     }

@@ -325,6 +325,7 @@ fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
+    use std::time::Duration;
 
     use super::*;
 
@@ -354,7 +355,7 @@ mod tests {
             );
         }
         let file = tempfile::tempfile().expect("a temporary file can be made");
-        let len = super::super::write(&map, &file, 3, 7, || 1000).expect("it can be written");
+        let len = super::super::write(&map, &file, 3, 7, || 1000, Duration::ZERO).expect("it can be written");
         let mut bytes = vec![0; len as usize];
         File::read_at(&file, 0, &mut bytes).expect("it can be read");
         let meta = Meta::decode(&file).ok().flatten().expect("it is whole");
