@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::commands::{self, export};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
@@ -231,18 +231,15 @@ pub fn describe(plugin: &Plugin) -> String {
     )
 }
 
-/// The definition of the command line, for completions and the man page.
-pub fn definition() -> clap::Command {
-    Cli::command()
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn the_definition_holds_together() {
-        definition().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]

@@ -98,12 +98,12 @@ impl Service for Api {
     fn admit(&self, head: Head) -> Result<Admitted, Reply> {
         let arrived = self.ops.revision();
         let (path, query) = path_and_query(&head.target);
-        let manner = Manner::of(&head);
+        let manner = || Manner::of(&head);
         let key = match route(path) {
             Route::Entry { key } => key,
-            Route::Live => return Err(health::live(head.method, manner)),
-            Route::Ready => return Err(health::ready(&self.ops, head.method, manner)),
-            Route::Nowhere => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner)),
+            Route::Live => return Err(health::live(head.method, manner())),
+            Route::Ready => return Err(health::ready(&self.ops, head.method, manner())),
+            Route::Nowhere => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
         };
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
@@ -112,11 +112,11 @@ impl Service for Api {
             Method::Delete => Verb::Delete,
             Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", entry::ALLOW)),
             Method::Other => {
-                return Err(Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", entry::ALLOW));
+                return Err(Problem::new(405, "Method not allowed").reply(manner()).with_header("Allow", entry::ALLOW));
             }
         };
-        let key = decode_key(key).map_err(|problem| problem.reply(manner))?;
-        let content_type = entry::content_type(&head).map_err(|problem| problem.reply(manner))?.to_owned();
+        let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
+        let content_type = entry::content_type(&head).map_err(|problem| problem.reply(manner()))?.to_owned();
         let query = query.to_owned();
         Ok(Admitted { head, verb, key, query, content_type, arrived })
     }

@@ -194,7 +194,7 @@ impl Commit {
     /// The committer of [`Fsync::Always`]: runs until [`stop`](Self::stop).
     ///
     /// Those who were answered last are likely to write again at once. Where there are several, the committer waits for
-    /// them, at most as long as the last commit took: a sync costs the same for one as for all.
+    /// them, at most three times as long as the last commit took: a sync costs the same for one as for all.
     pub(super) fn commit(&self, map: &Map) {
         const PATIENCE_MAX: Duration = Duration::from_millis(2);
         let mut patience = Duration::ZERO;
