@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::plugins::Settings;
+use crate::plugins::{Settings, Table};
 use crate::store::Fsync;
 
 /// The store, where none is named.
@@ -195,12 +195,17 @@ impl File {
             line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
         };
         let mut table: toml::Table = toml::from_str(text).map_err(place)?;
-        let plugins = match table.remove("plugins") {
+        let tables: BTreeMap<String, serde_json::Map<_, _>> = match table.remove("plugins") {
             None => BTreeMap::new(),
             Some(plugins) => plugins.try_into().map_err(|error: toml::de::Error| {
                 format!("plugins: {}; write a table [plugins.NAME] for each plugin", error.message())
             })?,
         };
+        let mut plugins = Settings::new();
+        for (name, table) in tables {
+            let table = Table::new(table).map_err(|fact| format!("[plugins.{name}] {fact}"))?;
+            plugins.insert(name, table);
+        }
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
         Ok(Self { options, plugins })
     }

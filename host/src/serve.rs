@@ -98,7 +98,8 @@ fn load_plugins(config: &Config) -> Result<Vec<plugins::Plugin>, Failure> {
                 tracing::info!("loaded {}: {}", plugin.path().display(), describe(&plugin));
                 loaded.push(plugin);
             }
-            Err(error) => failed.push(error),
+            Err(error) if plugins::is_required(&config.plugins, &error) => failed.push(error),
+            Err(error) => tracing::warn!("{error}; started without it, because it is not required"),
         }
     }
     if !failed.is_empty() {

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
+use crate::server::only_ours;
+
 /// What a build made.
 pub struct Artefacts {
     programs: BTreeMap<String, PathBuf>,
@@ -82,6 +84,8 @@ pub fn build(command: &mut Command) -> Result<Artefacts, String> {
                     file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
                 });
             if let Some(library) = library {
+                only_ours(&library);
+                only_ours(library.parent().expect("a library is in a folder"));
                 artefacts.libraries.insert(name.replace('-', "_"), library);
             }
         } else if let Some(program) = message["executable"].as_str() {

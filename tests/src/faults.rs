@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use crate::artefacts::{build, built_by_cargo, target_folder, workspace};
+use crate::server::only_ours;
 
 /// A small whole plugin. `HOOK` and `EXPORT` are filled in.
 const PLUGIN: &str = r#"#![forbid(unsafe_code)]
@@ -268,11 +269,13 @@ pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
         ("bits-32", elf_32()),
         ("needs-more", needs_what_is_nowhere(&library)),
     ];
+    only_ours(folder);
     files
         .into_iter()
         .map(|(name, data)| {
             let path = folder.join(format!("lib{name}{}", std::env::consts::DLL_SUFFIX));
             std::fs::write(&path, data).expect("a library can be written");
+            only_ours(&path);
             (name, path)
         })
         .collect()

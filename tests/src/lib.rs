@@ -19,7 +19,7 @@ pub use client::{Client, Reply, Request, encode};
 pub use faults::{Faults, copy_out, damaged, faults, small_plugin, written_plugin};
 pub use gate::Gate;
 pub use process::{Exit, Running};
-pub use server::{Server, Setup, bytes, conflict};
+pub use server::{Server, Setup, bytes, conflict, only_ours};
 pub use wire::Wire;
 
 /// How long anything may take that should take moments. Long, because it only ends what hangs.

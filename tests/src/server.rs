@@ -23,6 +23,20 @@ pub fn conflict() -> PathBuf {
     artefacts().library("vkog-conflict")
 }
 
+/// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002, and
+/// the host would refuse it.
+pub fn only_ours(path: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let metadata = std::fs::metadata(path).expect("it was just made");
+        let mode = metadata.permissions().mode() & !0o022;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+}
+
 /// How a server is to be started. It can be started more than once, one after the other, with the same store.
 #[derive(Clone)]
 pub struct Setup {
@@ -44,6 +58,7 @@ impl Setup {
     /// A plain map: no plugin, no configuration, a new folder.
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("vkog-test-").tempdir().expect("a temporary folder can be made");
+        only_ours(folder.path());
         Self {
             folder: Arc::new(folder),
             plugins: Vec::new(),
@@ -120,7 +135,9 @@ impl Setup {
         for (library, name) in &self.plugins {
             let copy = folder.path().join(name);
             std::fs::copy(library, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
+            only_ours(&copy);
         }
+        only_ours(folder.path());
         folder.keep()
     }
 

@@ -174,14 +174,14 @@ fn of_two_libraries_with_the_same_plugin_the_second_is_refused_and_told_the_firs
 }
 
 #[test]
-fn a_library_that_is_a_folder_or_leads_nowhere_is_unreadable() {
+fn a_library_that_is_a_folder_or_leads_nowhere_is_told_so() {
     let setup = Setup::new();
     let missing = setup.folder().join("libmissing.so");
     let folder = setup.folder().join("libfolder.so");
     std::fs::create_dir(&folder).expect("a folder can be made");
-    for library in [missing, folder] {
+    for (library, code) in [(missing, "unreadable"), (folder, "not-a-file")] {
         let exit = setup.run(["plugins".into(), "check".into(), library.clone().into_os_string()]).expect(1);
-        one_line(&exit.stdout, &format!("{}: cannot be loaded: ", library.display()), "unreadable", &[], &exit);
+        one_line(&exit.stdout, &format!("{}: cannot be loaded: ", library.display()), code, &[], &exit);
     }
 }
 

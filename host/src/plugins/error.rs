@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::trust::Sha256;
+
 /// Why a library is not a plugin of this host.
 #[derive(Debug)]
 pub struct LoadError {
@@ -13,12 +15,81 @@ pub struct LoadError {
     pub fault: LoadFault,
 }
 
+/// Which part of a library's place it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The library itself.
+    Library,
+    /// The folder it is in.
+    Folder,
+    /// A folder around that one.
+    Ancestor,
+}
+
 /// What is wrong with a library. [`code`](Self::code) names the variant for scripts.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LoadFault {
-    /// The file, or a private copy of it, could not be read or written.
+    /// The file, or a folder on the way to it, could not be read.
     Unreadable(io::Error),
+    /// It is a folder, a pipe, a device.
+    NotAFile {
+        /// Which of them.
+        found: &'static str,
+    },
+    /// It is a symbolic link to another folder.
+    SymlinkOut {
+        /// What it leads to.
+        to: PathBuf,
+    },
+    /// Others than the operator can write it, or put something in its place.
+    Writable {
+        /// What they can write.
+        path: PathBuf,
+        /// What that is of the library.
+        part: Part,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It belongs neither to the user of the host nor to root.
+    WrongOwner {
+        /// What belongs to somebody else.
+        path: PathBuf,
+        /// What that is of the library.
+        part: Part,
+        /// The owner's number.
+        owner: u32,
+        /// The number of the user of the host.
+        user: u32,
+    },
+    /// It is not the library that the configuration pins.
+    WrongSha256 {
+        /// The plugin's name.
+        name: String,
+        /// The hash in the configuration.
+        pinned: Sha256,
+        /// The hash of the library.
+        found: Sha256,
+    },
+    /// It has the dynamic linker look for other libraries where anybody may put them.
+    SearchPath {
+        /// The entry of its dynamic section.
+        entry: &'static str,
+        /// What that says.
+        says: String,
+    },
+    /// The private copy of it could not be made.
+    NoCopy {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Nothing may be run from where private copies are made.
+    NoExec {
+        /// Where that is.
+        folder: PathBuf,
+    },
     /// It is not a shared library of any system.
     NotALibrary {
         /// How it begins.
@@ -112,10 +183,38 @@ pub enum LoadFault {
 }
 
 impl LoadFault {
+    /// The name of the plugin, where the library has told it or the configuration stands for it.
+    pub fn plugin(&self) -> Option<&str> {
+        match self {
+            Self::WrongSha256 { name, .. }
+            | Self::PanicAbort { name }
+            | Self::MissingHook { name, .. }
+            | Self::DuplicateName { name, .. }
+            | Self::BadSettings { name, .. }
+            | Self::CreateFailed { name, .. }
+            | Self::CreatePanicked { name, .. }
+            | Self::StartFailed { name, .. }
+            | Self::StartPanicked { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// A word that stays the same in every version, for scripts and tests.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
+            Self::NotAFile { .. } => "not-a-file",
+            Self::SymlinkOut { .. } => "symlink-out",
+            Self::Writable { part: Part::Library, mode, .. } if mode & 0o002 != 0 => "world-writable",
+            Self::Writable { part: Part::Library, .. } => "group-writable",
+            Self::Writable { part: Part::Folder, .. } => "folder-writable",
+            Self::Writable { part: Part::Ancestor, .. } => "parent-writable",
+            Self::WrongOwner { part: Part::Library, .. } => "wrong-owner",
+            Self::WrongOwner { .. } => "folder-owner",
+            Self::WrongSha256 { .. } => "wrong-sha256",
+            Self::SearchPath { .. } => "search-path",
+            Self::NoCopy { .. } => "no-copy",
+            Self::NoExec { .. } => "no-exec",
             Self::NotALibrary { .. } => "not-a-library",
             Self::CutOff { .. } => "cut-off",
             Self::WrongArchitecture { .. } => "wrong-architecture",
@@ -140,6 +239,58 @@ impl fmt::Display for LoadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(error) => write!(f, "{error}; check that it exists and that this user may read it"),
+            Self::NotAFile { found } => write!(f, "it is {found} and not a file; put the library itself there"),
+            Self::SymlinkOut { to } => write!(
+                f,
+                "it is a link out of its folder, to {}; put a copy of that there, or name that folder",
+                to.display()
+            ),
+            Self::Writable { path, part, mode } => {
+                let (path, who) = (path.display(), if mode & 0o002 == 0 { "its group" } else { "everybody" });
+                match part {
+                    Part::Library => write!(
+                        f,
+                        "{who} can write it (mode {mode:04o}); make sure that it is yours still, then chmod go-w {path}"
+                    ),
+                    Part::Folder => write!(
+                        f,
+                        "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then chmod go-w {path}"
+                    ),
+                    Part::Ancestor => write!(
+                        f,
+                        "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w {path}, or use another folder"
+                    ),
+                }
+            }
+            Self::WrongOwner { path, part, owner, user } => {
+                let what = if *part == Part::Library { "it" } else { "its folder" };
+                write!(
+                    f,
+                    "{what} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; make \
+                     sure what it is, then chown {user} {}",
+                    path.display()
+                )
+            }
+            Self::WrongSha256 { name, pinned, found } => write!(
+                f,
+                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it is \
+                 the one you mean"
+            ),
+            Self::SearchPath { entry, says } => write!(
+                f,
+                "its {entry} is \"{says}\", which leads the linker to where anybody may put a library; link it without, or \
+                 with an absolute path"
+            ),
+            Self::NoCopy { folder, error } => write!(
+                f,
+                "no private copy of it can be made in {}: {error}; make room there, or set TMPDIR to another folder",
+                folder.display()
+            ),
+            Self::NoExec { folder } => write!(
+                f,
+                "{}, where the private copy of it is made, is mounted noexec; set TMPDIR to a folder that is not",
+                folder.display()
+            ),
             Self::NotALibrary { found } => write!(
                 f,
                 "it is not a shared library, it begins with {found}; build the plugin with crate-type = [\"cdylib\"]"

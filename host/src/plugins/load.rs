@@ -1,6 +1,6 @@
-//! From a file to a plugin. Every check that can be made is made before code of the library runs, in this order: the
-//! file's own tables, the header of abi_stable, the version and the layout of the types at the boundary, the table of
-//! hooks. What is checked is what is opened: the file is read once, and a private copy is what the linker gets.
+//! From a file to a plugin. Every check that can be made is made before code of the library runs, in this order: who can
+//! write the file, its hash, its own tables, the header of abi_stable, the version and the layout of the types at the
+//! boundary, the table of hooks.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,13 +16,13 @@ use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, PluginModuleRef, RawFa
 use super::call::{HOST_API, Identity};
 use super::error::{LoadError, LoadFault};
 use super::preflight;
-
-/// The tables of the configuration, by plugin name.
-pub type Settings = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+use super::terms::{self, Settings, Table, Terms};
+use super::trust::{Image, Sha256};
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
 pub struct Library {
     path: PathBuf,
+    sha256: Sha256,
     module: PluginModuleRef,
     /// The version of vkog-plugin-api it was built with.
     api_version: String,
@@ -32,6 +32,7 @@ pub struct Library {
 /// abi_stable keeps references into it.
 pub struct Plugin {
     library: Library,
+    terms: Terms,
     instance: RawInstance,
 }
 
@@ -56,25 +57,27 @@ pub fn libraries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn load(paths: &[PathBuf], settings: &Settings, max_size: u64) -> Vec<Result<Plugin, LoadError>> {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut load_one = |path: &PathBuf| {
-        let library = Library::open(path)?;
+        let library = Library::open(path, settings)?;
         let name = library.name().to_owned();
         if let Some(first) = names.get(&name) {
             return Err(LoadFault::DuplicateName { name, first: first.clone() });
         }
         names.insert(name.clone(), path.clone());
-        library.create(settings.get(&name), max_size)
+        library.create(settings.get(&name).cloned().unwrap_or_default(), max_size)
     };
     paths.iter().map(|path| load_one(path).map_err(|fault| LoadError { path: path.clone(), fault })).collect()
 }
 
 impl Library {
     /// Opens and checks a library.
-    fn open(path: &Path) -> Result<Self, LoadFault> {
-        let data = std::fs::read(path).map_err(LoadFault::Unreadable)?;
-        preflight::check(&data)?;
-        let header = open_copy(&data)?;
+    fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
+        let image = Image::read(path)?;
+        terms::check_file_name(settings, path, image.sha256())?;
+        preflight::check(image.bytes())?;
+        let header = open_copy(&image)?;
         let (module, api_version) = root_module(header)?;
-        let library = Self { path: path.to_owned(), module, api_version };
+        let library = Self { path: path.to_owned(), sha256: image.sha256(), module, api_version };
+        terms::check_name(settings, library.name(), library.sha256)?;
         if !module.unwinds() {
             return Err(LoadFault::PanicAbort { name: library.name().to_owned() });
         }
@@ -90,20 +93,16 @@ impl Library {
     }
 
     /// Creates the plugin with its table of the configuration.
-    fn create(
-        self,
-        settings: Option<&serde_json::Map<String, serde_json::Value>>,
-        max_size: u64,
-    ) -> Result<Plugin, LoadFault> {
+    fn create(self, table: Table, max_size: u64) -> Result<Plugin, LoadFault> {
         let name = self.name().to_owned();
-        let settings =
-            settings.map_or_else(|| "{}".to_owned(), |table| serde_json::Value::Object(table.clone()).to_string());
+        let Table { terms, settings } = table;
+        let settings = serde_json::Value::Object(settings).to_string();
         // Leaked, so that a thread the plugin forgot to end may still log.
         let identity: &'static Identity = Box::leak(Box::new(Identity { name: name.clone(), max_size }));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
         match unsafe { self.module.create()(host, settings.as_str().into()) } {
-            ROk(instance) => Ok(Plugin { library: self, instance }),
+            ROk(instance) => Ok(Plugin { library: self, terms, instance }),
             RErr(RawFailure { kind, message, .. }) => {
                 let said = message.replace('\n', " ");
                 Err(match kind {
@@ -121,21 +120,12 @@ impl Library {
     }
 }
 
-/// Has the dynamic linker open a private copy, and finds abi_stable's header in it. A copy with a name of its own,
-/// because the linker hands out the old library for a path it knows, and because a library that is overwritten in place
-/// while it is mapped crashes the process.
-fn open_copy(data: &[u8]) -> Result<&'static LibHeader, LoadFault> {
-    let mut copy = tempfile::Builder::new()
-        .prefix("vkog-plugin-")
-        .suffix(std::env::consts::DLL_SUFFIX)
-        .tempfile()
-        .map_err(LoadFault::Unreadable)?;
-    io::Write::write_all(&mut copy, data).map_err(LoadFault::Unreadable)?;
-    // An open handle would keep Windows from loading the file. On Unix the copy is removed when `path` is dropped.
-    let path = copy.into_temp_path();
+/// Has the dynamic linker open a private copy, and finds abi_stable's header in it.
+fn open_copy(image: &Image) -> Result<&'static LibHeader, LoadFault> {
+    let copy = image.copy()?;
     // SAFETY: the preflight found a plugin in it. Its initialisers run, as those of any library do; that plugins are
     // native code of the operator's choice is what the README says of them.
-    let library = unsafe { open_now(&path) }.map_err(LoadFault::NotLoadable)?;
+    let library = unsafe { open_now(copy.path()) }.map_err(|error| copy.refused(error))?;
     // SAFETY: the symbol is a static of this type in every abi_stable library; its first bytes are a magic number, which
     // `upgrade` checks.
     let header: AbiHeaderRef = unsafe {
@@ -223,6 +213,16 @@ impl Plugin {
     /// The file it came from.
     pub fn path(&self) -> &Path {
         &self.library.path
+    }
+
+    /// The hash of that file as it was when it was opened.
+    pub fn sha256(&self) -> Sha256 {
+        self.library.sha256
+    }
+
+    /// What the configuration says of it to the host.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// Where in the chain it stands, as a number: a later version of the interface may know more stages.

@@ -1,8 +1,9 @@
 //! What can be known of a library before the dynamic linker sees it. glibc kills the process with SIGBUS over a library
 //! that is cut off, and calls one for another processor missing; so the file's own tables are read first.
 
-use object::read::NameOrOrdinal;
-use object::read::elf::{ElfFile32, ElfFile64, FileHeader, ProgramHeader, SectionHeader};
+use object::elf;
+use object::read::elf::{Dyn, ElfFile32, ElfFile64, FileHeader, ProgramHeader, SectionHeader};
+use object::read::{NameOrOrdinal, StringTable};
 use object::{Architecture, BinaryFormat, Endianness, Object, ObjectKind};
 use vkog_plugin_api::abi::ROOT_SYMBOL;
 
@@ -87,20 +88,62 @@ fn check_elf<'data, Elf: FileHeader<Endian = Endianness>>(
     let (header, endian) = (file.elf_header(), file.endian());
     let beyond = |offset: u64, size: u64| offset.checked_add(size).is_none_or(|end| end > len);
     for segment in header.program_headers(endian, data).map_err(|_| cut_off("program headers"))? {
-        if segment.p_type(endian) == object::elf::PT_LOAD
+        if segment.p_type(endian) == elf::PT_LOAD
             && beyond(segment.p_offset(endian).into(), segment.p_filesz(endian).into())
         {
             return Err(cut_off("loadable segments"));
         }
     }
     for section in header.section_headers(endian, data).map_err(|_| cut_off("section headers"))? {
-        if section.sh_type(endian) != object::elf::SHT_NOBITS
+        if section.sh_type(endian) != elf::SHT_NOBITS
             && beyond(section.sh_offset(endian).into(), section.sh_size(endian).into())
         {
             return Err(cut_off("sections"));
         }
     }
-    Ok(())
+    check_dynamic(header, endian, data).unwrap_or_else(|()| Err(cut_off("dynamic section")))
+}
+
+/// The linker takes what a library needs from where that library says, before any of its code is known. Read as the linker
+/// reads it, by the segments. An absolute path is the builder's decision; whatever hangs on the current directory or on
+/// where the library lies is not, since it is the private copy that lies somewhere.
+fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
+    header: &Elf,
+    endian: Endianness,
+    data: &[u8],
+) -> Result<Result<(), LoadFault>, ()> {
+    let segments = header.program_headers(endian, data).map_err(|_| ())?;
+    for segment in segments {
+        let Some(dynamic) = segment.dynamic(endian, data).map_err(|_| ())? else { continue };
+        let value = |tag| dynamic.iter().find(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian));
+        let Some((address, size)) = value(elf::DT_STRTAB).zip(value(elf::DT_STRSZ)) else { continue };
+        let mut loaded = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
+        let strings =
+            loaded.find_map(|segment| segment.data_range(endian, data, address, size).ok().flatten()).ok_or(())?;
+        let strings = StringTable::new(strings, 0, size);
+        for entry in dynamic.iter().take_while(|entry| entry.tag(endian) != elf::DT_NULL) {
+            let name = match entry.tag(endian) {
+                elf::DT_RPATH => "RPATH",
+                elf::DT_RUNPATH => "RUNPATH",
+                elf::DT_NEEDED | elf::DT_AUXILIARY | elf::DT_FILTER => "NEEDED",
+                _ => continue,
+            };
+            let says = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or(())?;
+            let says = String::from_utf8_lossy(says);
+            // A bare name is looked up where the system keeps its libraries.
+            let bare = name == "NEEDED" && !says.contains(['/', '$']);
+            if !bare && is_astray(&says) {
+                return Ok(Err(LoadFault::SearchPath { entry: name, says: says.into_owned() }));
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Whether a list of folders, or one path, has one that is not the same from everywhere. Nothing between two colons is the
+/// current directory.
+fn is_astray(paths: &str) -> bool {
+    paths.split(':').any(|path| !path.starts_with('/') || path.contains('$'))
 }
 
 fn beginning(data: &[u8]) -> String {

@@ -1,0 +1,297 @@
+//! Whose code a library is: nobody but the operator and root may have been able to write it. What is checked is what is
+//! opened: a library is read once, and its bytes, not its path, are judged, hashed, copied and mapped.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+use sha2::Digest;
+use tempfile::TempDir;
+
+use super::error::{LoadFault, Part};
+
+/// The SHA-256 of a library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sha256([u8; 32]);
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Sha256 {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "not a SHA-256; write the 64 hexadecimal digits that sha256sum prints";
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(WANTED);
+        }
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| WANTED)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a library file held when it was read, whatever becomes of the file.
+pub(super) struct Image {
+    origin: PathBuf,
+    bytes: Vec<u8>,
+    sha256: Sha256,
+}
+
+/// An image as a file that only this process's user can reach, for the linker. It is gone when this is dropped, and what is
+/// mapped stays mapped; but Windows keeps a file that is mapped.
+pub(super) struct PrivateCopy {
+    folder: TempDir,
+    path: PathBuf,
+}
+
+impl Image {
+    /// Reads a library that can be trusted. A path without a folder is one in the current directory, and no path is ever
+    /// searched for.
+    pub(super) fn read(path: &Path) -> Result<Self, LoadFault> {
+        Self::of(path, open(path)?)
+    }
+
+    fn of(path: &Path, mut file: File) -> Result<Self, LoadFault> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
+        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        Ok(Self { origin: path.to_owned(), bytes, sha256 })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn sha256(&self) -> Sha256 {
+        self.sha256
+    }
+
+    /// Writes it to a file with a name of its own, because the linker hands out the old library for a path it knows, and
+    /// because a library that is written over while it is mapped crashes the process. The name, which debuggers and
+    /// profilers show, is that of the plugin and the beginning of the hash.
+    pub(super) fn copy(&self) -> Result<PrivateCopy, LoadFault> {
+        let base = std::env::temp_dir();
+        let failed = |error| LoadFault::NoCopy { folder: base.clone(), error };
+        // From the root, since the linker searches for a name without a folder.
+        let folder = base.canonicalize().and_then(|base| system::private_folder(&base)).map_err(failed)?;
+        // Whoever may rename the folder may put another one in its place.
+        ancestors(folder.path())?;
+        let name = self.origin.file_stem().unwrap_or_default().to_string_lossy();
+        let name = name.strip_prefix(std::env::consts::DLL_PREFIX).unwrap_or(&name);
+        let name: String = name.chars().take(40).collect();
+        let hash = self.sha256.to_string();
+        let path = folder.path().join(format!("{name}-{}{}", &hash[..12], std::env::consts::DLL_SUFFIX));
+        let mut file = File::create_new(&path).map_err(failed)?;
+        file.write_all(&self.bytes).map_err(failed)?;
+        Ok(PrivateCopy { folder, path })
+    }
+}
+
+impl PrivateCopy {
+    /// Where it is, from the root.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why the linker refused it: what it said, or that nothing may be run from where the copy is.
+    pub(super) fn refused(&self, error: libloading::Error) -> LoadFault {
+        if system::noexec(self.folder.path()) {
+            let base = self.folder.path().parent().unwrap_or(self.folder.path());
+            return LoadFault::NoExec { folder: base.to_owned() };
+        }
+        LoadFault::NotLoadable(error)
+    }
+}
+
+/// Opens a library after its folder was checked; then what was opened is checked, not what may lie there now.
+fn open(path: &Path) -> Result<File, LoadFault> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.canonicalize().map_err(LoadFault::Unreadable)?;
+    let real = path.canonicalize().map_err(LoadFault::Unreadable)?;
+    let within = real.parent().unwrap_or(&real);
+    if !within.starts_with(&folder) {
+        return Err(LoadFault::SymlinkOut { to: real });
+    }
+    for folder in within.ancestors().take_while(|inner| inner.starts_with(&folder)) {
+        system::check(folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Folder)?;
+    }
+    ancestors(&folder)?;
+    // Looked at before it is opened, too: to open a device can do something, and a socket cannot be opened at all.
+    regular(&real.metadata().map_err(LoadFault::Unreadable)?)?;
+    let file = system::open(&real).map_err(LoadFault::Unreadable)?;
+    let metadata = file.metadata().map_err(LoadFault::Unreadable)?;
+    regular(&metadata)?;
+    system::check(&real, &metadata, Part::Library)?;
+    Ok(file)
+}
+
+fn regular(metadata: &Metadata) -> Result<(), LoadFault> {
+    if metadata.is_file() { Ok(()) } else { Err(LoadFault::NotAFile { found: system::kind(metadata) }) }
+}
+
+/// Checks every folder around one that was checked. It is enough that not everybody can rename what is in them: whoever
+/// else can has nothing to put there that belongs to the operator or to root.
+fn ancestors(folder: &Path) -> Result<(), LoadFault> {
+    for folder in folder.ancestors().skip(1) {
+        system::check(folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Ancestor)?;
+    }
+    Ok(())
+}
+
+/// What differs between systems. Windows keeps owners and rights elsewhere, and they are not looked at there.
+#[cfg(unix)]
+mod system {
+    use std::fs::{File, Metadata, OpenOptions, Permissions};
+    use std::io;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+    use std::path::Path;
+
+    use rustix::fs::{OFlags, StatVfsMountFlags};
+    use tempfile::TempDir;
+
+    use super::super::error::{LoadFault, Part};
+
+    const GROUP_OR_OTHERS: u32 = 0o022;
+    const OTHERS: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+
+    pub(super) fn check(path: &Path, metadata: &Metadata, part: Part) -> Result<(), LoadFault> {
+        let (mode, owner, user) = (metadata.mode() & 0o7777, metadata.uid(), rustix::process::geteuid().as_raw());
+        let exposed = match part {
+            Part::Ancestor => mode & OTHERS != 0 && mode & STICKY == 0,
+            Part::Folder | Part::Library => mode & GROUP_OR_OTHERS != 0,
+        };
+        if part != Part::Ancestor && owner != 0 && owner != user {
+            return Err(LoadFault::WrongOwner { path: path.to_owned(), part, owner, user });
+        }
+        if exposed {
+            return Err(LoadFault::Writable { path: path.to_owned(), part, mode });
+        }
+        Ok(())
+    }
+
+    /// Follows no link, since the path was resolved, and waits for nobody at the other end of a pipe.
+    pub(super) fn open(path: &Path) -> io::Result<File> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
+    }
+
+    pub(super) fn kind(metadata: &Metadata) -> &'static str {
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            "a folder"
+        } else if kind.is_fifo() {
+            "a pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device"
+        }
+    }
+
+    pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
+        tempfile::Builder::new().prefix("vkog-plugin-").permissions(Permissions::from_mode(0o700)).tempdir_in(base)
+    }
+
+    pub(super) fn noexec(folder: &Path) -> bool {
+        rustix::fs::statvfs(folder).is_ok_and(|about| about.f_flag.contains(StatVfsMountFlags::NOEXEC))
+    }
+}
+
+#[cfg(not(unix))]
+mod system {
+    use std::fs::{File, Metadata};
+    use std::io;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::super::error::{LoadFault, Part};
+
+    pub(super) fn check(_: &Path, _: &Metadata, _: Part) -> Result<(), LoadFault> {
+        Ok(())
+    }
+
+    pub(super) fn open(path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
+    pub(super) fn kind(metadata: &Metadata) -> &'static str {
+        if metadata.is_dir() { "a folder" } else { "a device" }
+    }
+
+    /// A user's temporary folder is that user's alone.
+    pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
+        tempfile::Builder::new().prefix("vkog-plugin-").tempdir_in(base)
+    }
+
+    pub(super) fn noexec(_: &Path) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> TempDir {
+        system::private_folder(&std::env::temp_dir().canonicalize().expect("there is one"))
+            .expect("a folder can be made")
+    }
+
+    #[test]
+    fn a_library_exchanged_after_it_was_checked_is_not_what_is_opened() {
+        let folder = folder();
+        let (library, other) = (folder.path().join("libvkog_x.so"), folder.path().join("other"));
+        std::fs::write(&library, "checked").expect("a file can be written");
+        std::fs::write(&other, "exchanged").expect("a file can be written");
+        let file = open(&library).expect("it can be trusted");
+        std::fs::rename(&other, &library).expect("it can be replaced");
+        let image = Image::of(&library, file).expect("it can be read");
+        assert_eq!(image.bytes(), b"checked");
+
+        std::fs::write(&library, "exchanged again").expect("a file can be written");
+        let copy = image.copy().expect("a copy can be made");
+        let copied = std::fs::read(copy.path()).expect("the copy is there");
+        assert_eq!(
+            (copied.as_slice(), Sha256(sha2::Sha256::digest(&copied).into())),
+            (&b"checked"[..], image.sha256())
+        );
+    }
+
+    #[test]
+    fn a_copy_is_named_after_its_plugin_and_content_and_gone_when_it_is_dropped() {
+        let folder = folder();
+        let library = folder.path().join("libvkog_x.so");
+        std::fs::write(&library, "abc").expect("a file can be written");
+        let image = Image::read(&library).expect("it can be trusted");
+        let (one, two) = (image.copy().expect("one"), image.copy().expect("two at once"));
+        let name = format!("vkog_x-ba7816bf8f01{}", std::env::consts::DLL_SUFFIX);
+        assert!(one.path().is_absolute() && one.path().ends_with(&name), "{}", one.path().display());
+        assert_ne!(one.path(), two.path());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let around = one.path().parent().expect("it is in a folder").to_owned();
+            let mode = std::fs::metadata(&around).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700);
+            drop(one);
+            assert!(!around.exists());
+        }
+    }
+}
