@@ -13,7 +13,7 @@ use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, R
 use crate::abi::{HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
 use crate::hooks::Plugin;
 use crate::host::{Host, Level};
-use crate::settings;
+use crate::settings::FromTable;
 
 pub use crate::hooks::NoHooks;
 pub use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult as ModuleResult};
@@ -67,7 +67,7 @@ unsafe extern "C" fn create<P: Plugin>(host: RawHost, settings: RStr<'_>) -> RRe
     let host = Host::new(host);
     let created = caught(|| {
         forward_panics(host);
-        let settings = settings::read(settings.as_str()).map_err(|error| (RawFailure::SETTINGS, error))?;
+        let settings = P::Settings::from_table(settings.as_str()).map_err(|error| (RawFailure::SETTINGS, error))?;
         P::create(host, settings).map_err(|error| (RawFailure::CREATE, error.to_string()))
     });
     match created {
@@ -119,7 +119,7 @@ pub fn load(make: fn() -> PluginModuleRef) -> RootModuleResult {
 }
 
 /// The name of a plugin: that of its crate, without a leading `vkog-`.
-pub const fn plugin_name(package: &'static str) -> &'static str {
+pub const fn plugin_name(package: &str) -> &str {
     const PREFIX: &[u8] = b"vkog-";
     let bytes = package.as_bytes();
     let mut at = 0;
@@ -147,21 +147,25 @@ pub const fn is_empty(hooks: &[Option<HookEntry>]) -> bool {
     true
 }
 
-/// The same table, with the named hooks marked as required.
-pub const fn require<const N: usize>(mut hooks: [Option<HookEntry>; N], names: &[&str]) -> [Option<HookEntry>; N] {
+/// The same table, with the named hooks marked as required. Beside each name is the error of a table without it: constant
+/// code can join no texts.
+pub const fn require<const N: usize>(
+    mut hooks: [Option<HookEntry>; N],
+    required: &[(&str, &str)],
+) -> [Option<HookEntry>; N] {
     let mut index = 0;
-    while index < names.len() {
+    while index < required.len() {
+        let (name, error) = required[index];
         let mut id = 0;
-        while !same(crate::abi::HOOK_NAMES[id], names[index]) {
+        while id < N && !same(crate::abi::HOOK_NAMES[id], name) {
             id += 1;
-            assert!(
-                id < N,
-                "export_plugin!: a required hook is not a hook; write its name as in `required: [guard_put]`"
-            );
+        }
+        if id == N {
+            panic!("{}", error);
         }
         match &mut hooks[id] {
             Some(entry) => entry.flags |= HookEntry::REQUIRED,
-            None => panic!("export_plugin!: a required hook is not implemented; implement its trait or leave it out"),
+            None => panic!("{}", error),
         }
         index += 1;
     }
@@ -204,7 +208,13 @@ macro_rules! export_plugin {
     ($plugin:ty $(, required: [$($hook:ident),+ $(,)?])? $(,)?) => {
         const _: () = {
             const HOOKS: [::core::option::Option<$crate::abi::HookEntry>; $crate::abi::HOOK_NAMES.len()] =
-                $crate::export::require($crate::__hooks!($plugin), &[$($(stringify!($hook)),+)?]);
+                $crate::export::require($crate::__hooks!($plugin), &[$($((
+                    stringify!($hook),
+                    concat!(
+                        "`", stringify!($hook), "` is required, but this plugin implements no hook of that name: implement \
+                         its trait, or correct the name (`required: [guard_put]`), or leave it out"
+                    ),
+                )),+)?]);
             assert!(
                 !$crate::export::is_empty(&HOOKS),
                 "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut"

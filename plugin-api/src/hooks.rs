@@ -4,7 +4,7 @@ use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};
 use crate::call::{After, Before, Delete, Get, Guard, Post, Put, Refusal, Request, Stored, Undo, Verdict, View};
 use crate::export::{Instance, Probe, caught};
 use crate::host::Host;
-use crate::settings::CreateError;
+use crate::settings::{CreateError, FromTable};
 
 /// A plugin: what is created once when the host starts and dropped when it stops.
 ///
@@ -55,7 +55,7 @@ use crate::settings::CreateError;
 pub trait Plugin: Send + Sync + Sized + 'static {
     /// The plugin's table of the configuration, `[plugins.NAME]`. A key that this type does not have is refused, and the
     /// known ones are listed. [`NoSettings`](crate::NoSettings) for a plugin that takes none.
-    type Settings: serde::de::DeserializeOwned;
+    type Settings: FromTable;
 
     /// Where in the chain the plugin stands.
     const STAGE: Stage = Stage::Policy;
@@ -119,6 +119,9 @@ macro_rules! hooks {
     ) -> $result:ty;)*) => {
         $(
             $(#[$doc])*
+            #[diagnostic::on_unimplemented(
+                note = "an undo hook gives back what the guard of the same operation took: implement that guard as well"
+            )]
             pub trait $hook: $super {
                 #[doc = concat!("See [`", stringify!($hook), "`].")]
                 fn $method(&self, $arg: hooks!(@reference $view $(, $mutable)?)) -> $result;

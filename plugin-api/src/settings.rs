@@ -23,9 +23,28 @@ pub type CreateError = Box<dyn std::error::Error + Send + Sync>;
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}
 
+/// What can be the settings of a plugin: whatever serde can read without borrowing. A trait of its own for the sake of
+/// what the compiler says where it is missing, which must not send authors for a serde of their own.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be read from a plugin's table of the configuration",
+    note = "derive it: `#[derive(vkog_plugin_api::serde::Deserialize)]` with `#[serde(crate = \"vkog_plugin_api::serde\")]`"
+)]
+pub trait FromTable: Sized {
+    #[doc(hidden)]
+    fn from_table(json: &str) -> Result<Self, String>;
+}
+
+// Neither a supertrait nor serde's `DeserializeOwned`: with one of them between, the compiler would explain that one.
+#[diagnostic::do_not_recommend]
+impl<T: for<'de> Deserialize<'de>> FromTable for T {
+    fn from_table(json: &str) -> Result<Self, String> {
+        read(json)
+    }
+}
+
 /// Reads settings from a JSON object. A key that the type does not have is an error that lists those it has, without
 /// the author having to ask for it.
-pub(crate) fn read<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+fn read<T: DeserializeOwned>(json: &str) -> Result<T, String> {
     let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     T::deserialize(Strict(value)).map_err(|error| error.to_string())
 }

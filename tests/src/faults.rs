@@ -155,10 +155,29 @@ pub fn small_plugin(name: &str) -> PathBuf {
     folder
 }
 
-/// Builds a plugin of which a document shows the manifest and the source, and gives its library. A path to plugin-api in
-/// the manifest becomes the true one.
+/// Builds a plugin of which a document shows the manifest and the source, and gives its library.
 #[track_caller]
 pub fn written_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
+    let folder = write_plugin(name, manifest, source);
+    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
+    built.unwrap_or_else(|error| panic!("{error}")).library(name)
+}
+
+/// What the compiler says of a plugin that it must not accept.
+#[track_caller]
+pub fn rejected_plugin(name: &str, source: &str) -> String {
+    let manifest = format!(
+        "[package]\nname = {name:?}\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\nvkog-plugin-api = \"1\"\n"
+    );
+    let folder = write_plugin(name, &manifest, source);
+    match build(built_by_cargo("check", &folder, &target_folder()).arg("--offline")) {
+        Ok(_) => panic!("the compiler accepts\n{source}"),
+        Err(said) => said,
+    }
+}
+
+/// Writes the crate of a plugin, where a path to plugin-api in the manifest becomes the true one, and gives its folder.
+fn write_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
     let folder = faults_folder().join(name);
     let path = |line: &str| match line.strip_prefix("vkog-plugin-api = ") {
         Some(_) => format!("vkog-plugin-api = {{ path = {:?} }}\n", workspace().join("plugin-api")),
@@ -168,8 +187,7 @@ pub fn written_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
     write(&folder.join("Cargo.toml"), &format!("[workspace]\n\n{manifest}"));
     write(&folder.join("src/lib.rs"), source);
     copy_lock(&folder);
-    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
-    built.unwrap_or_else(|error| panic!("{error}")).library(name)
+    folder
 }
 
 /// Copies a crate of the workspace to a place where no workspace is around it, under another name, with what it inherits
