@@ -1,14 +1,15 @@
 //! The command line.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
 use crate::commands::{self, export};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
-use crate::plugins::{self, Plugin};
+use crate::plugins::{self, Plugin, Port};
 use crate::serve;
 
 /// A small key-value server that is extended by native plugins
@@ -180,11 +181,15 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
 }
 
 fn serve_with(args: ServeArgs) -> Result<ExitCode, Failure> {
-    let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-    let config = Config::new(args.options, file)?;
+    let configured = move || configured(args.options.clone(), args.config.as_deref());
+    let config = configured()?;
     start_log(config.log_format);
-    serve::serve(config)?;
+    serve::serve(config, configured)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn configured(options: Options, file: Option<&Path>) -> Result<Config, ConfigError> {
+    Config::new(options, file.map(File::read).transpose()?.unwrap_or_default())
 }
 
 fn start_log(format: Option<LogFormat>) {
@@ -198,12 +203,10 @@ fn start_log(format: Option<LogFormat>) {
 }
 
 fn check(libraries: &[PathBuf], config: Option<PathBuf>) -> Result<ExitCode, Failure> {
-    let config = Config::new(
-        Options { no_plugins: true, ..Options::default() },
-        config.as_deref().map(File::read).transpose()?.unwrap_or_default(),
-    )?;
+    let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
     start_log(Some(LogFormat::Text));
-    let loaded = plugins::load(libraries, &config.plugins, config.max_size);
+    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+    let loaded = plugins::load(libraries, &config.plugins.settings, &port);
     let mut out = std::io::stdout().lock();
     for (path, result) in libraries.iter().zip(&loaded) {
         let path = path.display();

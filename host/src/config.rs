@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::plugins::{Settings, Table};
+use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
 /// The store, where none is named.
@@ -139,7 +139,19 @@ fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: 
 #[derive(Debug, Default)]
 pub struct File {
     options: Options,
-    plugins: Settings,
+    settings: Settings,
+    order: Vec<String>,
+    admin: Admin,
+}
+
+/// The table `[admin]`: who may change the host while it runs. Without a token nobody may.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// What has to be sent as `Authorization: Bearer`.
+    pub token: Option<String>,
+    /// Whether it may come from another machine.
+    pub remote: bool,
 }
 
 /// A configuration that holds together.
@@ -149,8 +161,10 @@ pub struct Config {
     pub file: PathBuf,
     /// How much the store may hold, in bytes.
     pub max_size: u64,
-    /// Where the plugins are; none for a plain map.
-    pub plugin_dir: Option<PathBuf>,
+    /// Where the plugins are, and what is said of them.
+    pub plugins: Source,
+    /// Who may change the host while it runs.
+    pub admin: Admin,
     /// Where to listen.
     pub listen: Listen,
     /// When a write is on disk.
@@ -159,8 +173,6 @@ pub struct Config {
     pub max_value: u64,
     /// How a log line is written; none goes by the terminal.
     pub log_format: Option<LogFormat>,
-    /// The plugins' tables.
-    pub plugins: Settings,
 }
 
 /// What is wrong with a configuration: the subject, the fact and the way out.
@@ -195,24 +207,29 @@ impl File {
             line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
         };
         let mut table: toml::Table = toml::from_str(text).map_err(place)?;
-        let tables: BTreeMap<String, serde_json::Map<_, _>> = match table.remove("plugins") {
-            None => BTreeMap::new(),
-            Some(plugins) => plugins.try_into().map_err(|error: toml::de::Error| {
-                format!("plugins: {}; write a table [plugins.NAME] for each plugin", error.message())
-            })?,
+        let wrong = |key: &str, error: toml::de::Error, way_out: &str| {
+            format!("{key}: {}; {way_out}", error.message().replace('\n', " "))
         };
-        let mut plugins = Settings::new();
+        let mut order = Vec::new();
+        let mut tables = BTreeMap::<String, serde_json::Map<_, _>>::new();
+        if let Some(plugins) = table.remove("plugins") {
+            let way_out = "write a table [plugins.NAME] for each plugin";
+            let mut plugins: toml::Table = plugins.try_into().map_err(|error| wrong("plugins", error, way_out))?;
+            if let Some(names) = plugins.remove("order") {
+                let way_out = "write the names of plugins, order = [\"conflict\", \"bytes\"]";
+                order = names.try_into().map_err(|error| wrong("plugins.order", error, way_out))?;
+            }
+            tables = plugins.try_into().map_err(|error| wrong("plugins", error, way_out))?;
+        }
+        let mut settings = Settings::new();
         for (name, table) in tables {
             let table = Table::new(table).map_err(|fact| format!("[plugins.{name}] {fact}"))?;
-            plugins.insert(name, table);
+            settings.insert(name, table);
         }
+        let admin = table.remove("admin").map(toml::Value::try_into).transpose();
+        let admin = admin.map_err(|error| wrong("admin", error, "write token = \"...\" in it"))?.unwrap_or_default();
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
-        Ok(Self { options, plugins })
-    }
-
-    /// The plugins' tables.
-    pub fn into_plugins(self) -> Settings {
-        self.plugins
+        Ok(Self { options, settings, order, admin })
     }
 }
 
@@ -223,10 +240,10 @@ impl Config {
     ///
     /// Values that contradict each other.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
-        let File { options: written, plugins } = file;
+        let File { options: written, settings, order, admin } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
-        let plugin_dir = match given.plugin_dir.or(written.plugin_dir) {
+        let folder = match given.plugin_dir.or(written.plugin_dir) {
             _ if no_plugins => None,
             Some(folder) if folder.is_dir() => Some(folder),
             Some(folder) => {
@@ -240,12 +257,12 @@ impl Config {
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
-            plugin_dir,
+            plugins: Source { folder, settings, order },
+            admin,
             listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
             log_format: given.log_format.or(written.log_format),
-            plugins,
         })
     }
 }
@@ -298,6 +315,10 @@ mod tests {
         assert!(error.contains("max_size") && error.contains("max-size"), "{error}");
         let error = File::parse("[plugins]\nbytes = 5").expect_err("a plugin has a table");
         assert!(error.contains("[plugins.NAME]"), "{error}");
+        let error = File::parse("[plugins]\norder = 5").expect_err("an order is of names");
+        assert!(error.starts_with("plugins.order: ") && error.contains("order = [\"conflict\""), "{error}");
+        let error = File::parse("[admin]\ntokn = \"a\"").expect_err("it is token");
+        assert!(error.starts_with("admin: ") && error.contains("tokn"), "{error}");
         let error = File::parse("a = 1\nb = = 2").expect_err("not TOML");
         assert!(error.starts_with("line 2"), "{error}");
     }

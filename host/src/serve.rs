@@ -2,34 +2,39 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::api::Api;
+use crate::api::{Api, Reload};
 use crate::cli::{Failure, describe};
-use crate::config::{Config, Listen};
+use crate::config::{Config, ConfigError, Listen};
 use crate::http::tiny::{Bound, Tiny};
 use crate::ops::Ops;
-use crate::plugins::{self, Chain};
+use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
 use crate::progress::Bar;
 use crate::store::{LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Serves until a signal asks to stop.
+/// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
 ///
 /// # Errors
 ///
 /// The store, a plugin or the address cannot be used, or the store could not be written at the end.
-pub fn serve(config: Config) -> Result<(), Failure> {
+pub fn serve(
+    config: Config,
+    configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+) -> Result<(), Failure> {
     // Before anything is opened: a signal during a long start stops it as cleanly.
     let signals = signals().map_err(|error| Failure::new([error]))?;
 
-    let chain = Chain::new(load_plugins(&config)?);
+    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+    let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let failure = |error| Failure::new([error]);
     let _lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, ..Options::default() };
@@ -38,19 +43,35 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     drop(bar);
     let (entries, size) = store.totals();
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
-    let ops = Arc::new(Ops::new(store, chain).map_err(|error| Failure::new([error]))?);
+    let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
     let (listener, address) = listen(&config.listen)?;
-    let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value));
+    let reload: Arc<Reload> = Arc::new({
+        let ops = Arc::clone(&ops);
+        move || reload(&ops, &configured)
+    });
+    let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, config.admin, Arc::clone(&reload)));
     let engine = Tiny::start(listener, service).map_err(|error| Failure::new([error]))?;
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
-    // However often a snapshot was asked for meanwhile, one will do; to stop comes first.
-    while signals.recv() == Ok(Signal::Snapshot) && !signals.try_iter().any(|signal| signal == Signal::Stop) {
-        match ops.store().snapshot() {
-            Ok(()) => tracing::info!("wrote {}", config.file.display()),
-            Err(error) => tracing::error!("no snapshot: {error}"),
+    ops.plugins().serve();
+    while let Ok(first) = signals.recv() {
+        // However often the same was asked for meanwhile, once will do; to stop comes first.
+        let asked: Vec<Signal> = std::iter::once(first).chain(signals.try_iter()).collect();
+        if asked.contains(&Signal::Stop) {
+            break;
+        }
+        if asked.contains(&Signal::Reload)
+            && let Err(error) = reload()
+        {
+            tracing::error!("nothing was reloaded: {error}");
+        }
+        if asked.contains(&Signal::Snapshot) {
+            match ops.store().snapshot() {
+                Ok(()) => tracing::info!("wrote {}", config.file.display()),
+                Err(error) => tracing::error!("no snapshot: {error}"),
+            }
         }
     }
     tracing::info!("stopping");
@@ -60,6 +81,7 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     if let Listen::Unix(path) = &config.listen {
         let _ = std::fs::remove_file(path);
     }
+    ops.plugins().stop();
     ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
@@ -70,43 +92,74 @@ pub fn serve(config: Config) -> Result<(), Failure> {
 enum Signal {
     Stop,
     Snapshot,
+    Reload,
 }
 
-/// The signals that come from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot.
+/// The signals that come from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot, SIGHUP to reload.
 fn signals() -> std::io::Result<Receiver<Signal>> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
     let (send, receive) = unbounded();
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            let _ = send.send(if signal == SIGUSR1 { Signal::Snapshot } else { Signal::Stop });
+            let _ = send.send(match signal {
+                SIGUSR1 => Signal::Snapshot,
+                SIGHUP => Signal::Reload,
+                _ => Signal::Stop,
+            });
         }
     });
     Ok(receive)
 }
 
-/// Loads every library of the plugin folder, or says of each that cannot be loaded why.
-fn load_plugins(config: &Config) -> Result<Vec<plugins::Plugin>, Failure> {
-    let Some(folder) = &config.plugin_dir else { return Ok(Vec::new()) };
-    let libraries = plugins::libraries(folder).map_err(|error| {
-        Failure::new([format!("cannot read {}: {error}; let this user read the plugin folder", folder.display())])
+/// Reads the configuration once more and takes in what has changed of the plugins.
+fn reload(ops: &Ops, configured: &impl Fn() -> Result<Config, ConfigError>) -> Result<Vec<Taken>, String> {
+    let source = configured().map_err(|error| error.to_string())?.plugins;
+    let taken = ops.reload(&source).map_err(|error| match &source.folder {
+        Some(folder) => unreadable(folder, &error),
+        None => error.to_string(),
     })?;
+    for Taken { path, name, outcome } in &taken {
+        let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
+        match outcome {
+            Outcome::Kept => tracing::debug!("{name} ({path}) has not changed"),
+            Outcome::Loaded => tracing::info!("loaded {name} ({path})"),
+            Outcome::Reloaded => tracing::info!("reloaded {name} ({path})"),
+            Outcome::Reconfigured => tracing::info!("{name} ({path}) took in its new settings"),
+            Outcome::Removed => tracing::info!("removed {name} ({path})"),
+            Outcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
+        }
+    }
+    Ok(taken)
+}
+
+fn unreadable(folder: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}; let this user read the plugin folder", folder.display())
+}
+
+/// Loads every library of the plugin folder, or says of each that cannot be loaded why.
+fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin>, Failure> {
+    let Some(folder) = &source.folder else { return Ok(Vec::new()) };
+    let libraries = plugins::libraries(folder).map_err(|error| Failure::new([unreadable(folder, &error)]))?;
     let mut loaded = Vec::new();
     let mut failed = Vec::new();
-    for result in plugins::load(&libraries, &config.plugins, config.max_size) {
+    for result in plugins::load(&libraries, &source.settings, port) {
         match result {
             Ok(plugin) => {
                 tracing::info!("loaded {}: {}", plugin.path().display(), describe(&plugin));
                 loaded.push(plugin);
             }
-            Err(error) if plugins::is_required(&config.plugins, &error) => failed.push(error),
+            Err(error) if plugins::is_required(&source.settings, &error) => failed.push(error),
             Err(error) => tracing::warn!("{error}; started without it, because it is not required"),
         }
     }
     if !failed.is_empty() {
         return Err(Failure::new(failed));
     }
-    for name in config.plugins.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
+    for name in source.settings.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
         tracing::warn!("[plugins.{name}] is in the configuration, and no such plugin is in {}", folder.display());
+    }
+    for name in plugins::unknown_in_order(&source.order, &loaded) {
+        tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
     }
     Ok(loaded)
 }

@@ -1,7 +1,7 @@
 //! The types that cross the boundary between the host and a plugin, and nothing else: `repr(C)`, borrowed in, small and
 //! plain out. Authors never see this layer.
 //!
-//! The three prefix types ([`PluginModule`], [`HostApi`]) may grow at the end in a minor version; everything else here is
+//! The two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end in a minor version; everything else here is
 //! frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` holds the sizes and offsets as numbers.
 
 use abi_stable::StableAbi;
@@ -82,7 +82,8 @@ pub struct RawEntry<'a> {
 pub struct RawCall<'a> {
     /// The key, decoded.
     pub key: RStr<'a>,
-    /// The body of the request as the plugins before this one left it.
+    /// The body of the request as the plugins before this one left it; the new settings as a JSON object
+    /// (`settings_changed`).
     pub value: RSlice<'a, u8>,
     /// The media type of the body.
     pub content_type: RStr<'a>,
@@ -114,7 +115,7 @@ pub struct Outcome {
     pub kind: u16,
     /// The HTTP status of a refusal.
     pub status: u16,
-    /// Bits: [`Outcome::HIDE`].
+    /// Bits: [`Outcome::HIDE`]. Of a `tick`: how long until the next one, in milliseconds.
     pub bits: u32,
 }
 
@@ -160,7 +161,7 @@ impl HookEntry {
 }
 
 /// The hooks of this version, at the index of their id. New ones go at the end.
-pub const HOOK_NAMES: [&str; 17] = [
+pub const HOOK_NAMES: [&str; 19] = [
     "before_get",
     "before_post",
     "before_put",
@@ -178,6 +179,8 @@ pub const HOOK_NAMES: [&str; 17] = [
     "undo_put",
     "undo_delete",
     "start",
+    "tick",
+    "settings_changed",
 ];
 
 /// One header of a request.
@@ -198,6 +201,73 @@ pub struct ScanFn {
     pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>),
 }
 
+/// What a plugin asks of the store, through the chain.
+#[repr(C)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct RawAsk<'a> {
+    /// The key.
+    pub key: RStr<'a>,
+    /// The value to be written; empty for get and delete.
+    pub value: RSlice<'a, u8>,
+    /// Its media type; empty for the default.
+    pub content_type: RStr<'a>,
+    /// What the hooks see as the request's query.
+    pub query: RStr<'a>,
+    /// What they see as its headers.
+    pub headers: RSlice<'a, RawHeader<'a>>,
+    /// What is asked for.
+    pub verb: Verb,
+    /// Bits: [`RawAsk::IF_REVISION`].
+    pub flags: u32,
+    /// The revision that the entry has to have, with [`RawAsk::IF_REVISION`].
+    pub revision: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+impl RawAsk<'_> {
+    /// Bit of [`flags`](Self::flags): it is to be done only if the entry has this revision.
+    pub const IF_REVISION: u32 = 1;
+}
+
+/// What became of a [`RawAsk`].
+#[repr(C)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct RawAnswer<'a> {
+    /// The entry that a get found.
+    pub entry: Option<&'a RawEntry<'a>>,
+    /// Why it was not done; empty where it was.
+    pub message: RStr<'a>,
+    /// The plugin that refused it; empty where none did.
+    pub plugin: RStr<'a>,
+    /// The revision of what was written.
+    pub revision: u64,
+    /// The HTTP status that a client would have got.
+    pub status: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// A function that is called with the answer, once, before [`HostApi::ask`](HostApi) returns. Its first argument is what
+/// that was given.
+#[repr(transparent)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct AnswerFn {
+    /// The function; it never unwinds.
+    pub answer: for<'a> unsafe extern "C" fn(*mut (), &'a RawAnswer<'a>),
+}
+
+/// A function that is called with entries until it says `false`. Its first argument is what
+/// [`HostApi::for_each`](HostApi) was given.
+#[repr(transparent)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct EachFn {
+    /// The function; it never unwinds.
+    pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>) -> bool,
+}
+
 /// What a plugin may ask of its host. New functions go at the end.
 ///
 /// `cx` of the functions that take a `*const ()` is [`RawHost::cx`]; of those that take a `*mut ()`, [`RawCall::cx`] of
@@ -212,7 +282,7 @@ pub struct HostApi {
     pub max_size: unsafe extern "C" fn(*const ()) -> u64,
     /// Sets the message of a refusal, or what a panic said.
     pub message: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
-    /// Adds a header to a refusal.
+    /// Adds a header to a refusal, and, in `after_*`, to the answer (since 1.1).
     pub refusal_header: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, RStr<'a>),
     /// Replaces the value that will be written (`before_post`, `before_put`).
     pub replace_value: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>),
@@ -227,6 +297,20 @@ pub struct HostApi {
     /// Calls a function with every entry of the store (`start`).
     #[sabi(last_prefix_field)]
     pub scan: unsafe extern "C" fn(*mut (), *mut (), ScanFn),
+
+    // Since 1.1:
+    /// Does what a plugin asks for, and calls the function with the answer.
+    pub ask: for<'a> unsafe extern "C" fn(*const (), &'a RawAsk<'a>, *mut (), AnswerFn),
+    /// Calls a function with every entry whose key begins so and that a get of this plugin would find. Returns the status
+    /// of the refusal that ended it, or 0.
+    pub for_each: for<'a> unsafe extern "C" fn(*const (), RStr<'a>, *mut (), EachFn) -> u32,
+    /// The host's clock: milliseconds since 1970 in UTC.
+    pub now: unsafe extern "C" fn(*const ()) -> u64,
+    /// The number of a metric of this name and help text, 0 a counter, 1 a gauge; null where the name cannot be one. It
+    /// is only ever accessed atomically, and valid until the process ends.
+    pub metric: for<'a> unsafe extern "C" fn(*const (), u32, RStr<'a>, RStr<'a>) -> *const u64,
+    /// The plugin that asked for what the call is about; empty where a client did.
+    pub asker: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
 }
 
 /// The host as a plugin holds it.

@@ -1,10 +1,12 @@
 //! What a hook is given: the request, the entries that belong to it, and what the phase allows to do with them.
 //! Each view is one type per phase, with the operation as its parameter, so that what a phase forbids does not compile.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use abi_stable::std_types::RStr;
 
@@ -87,7 +89,7 @@ impl Write for Put {}
 /// An entry of the store, borrowed for the call.
 #[derive(Copy, Clone)]
 pub struct Entry<'a> {
-    raw: &'a RawEntry<'a>,
+    pub(crate) raw: &'a RawEntry<'a>,
 }
 
 impl<'a> Entry<'a> {
@@ -181,9 +183,33 @@ impl<'a> Request<'a> {
         unsafe { self.api.client()(self.call.cx) }.as_str()
     }
 
+    /// The plugin that asks, where it is not a client: through [`Host`](crate::Host), perhaps this one itself. An operator
+    /// trusts the plugins that are loaded, so that one that asks clients for a token need not ask another plugin.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn check(delete: &Before<'_, Delete>) -> Verdict {
+    ///     if delete.asker().is_some() || delete.header("x-token") == Some(b"s3cret") {
+    ///         return Ok(());
+    ///     }
+    ///     Err(Refusal::new(401, "a token is needed"))
+    /// }
+    /// ```
+    pub fn asker(&self) -> Option<&'a str> {
+        // SAFETY: as in `header`.
+        let asker = self.api.asker().map(|asker| unsafe { asker(self.call.cx) }.as_str());
+        asker.filter(|asker| !asker.is_empty())
+    }
+
     /// The revision the store had reached when the request arrived. An entry with a greater one was written since.
     pub fn arrived(&self) -> u64 {
         self.call.arrived
+    }
+}
+
+impl<'a> View<'a> for Request<'a> {
+    fn new(request: Request<'a>) -> Self {
+        request
     }
 }
 
@@ -305,6 +331,21 @@ impl<'a, O: Operation> After<'a, O> {
         self.call.before.map(|raw| Entry { raw })
     }
 
+    /// Adds a header to the answer. The host drops one that HTTP does not allow, and says so in its log.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn tell_the_size(get: &After<'_, Get>) {
+    ///     if let Some(entry) = get.entry_after() {
+    ///         get.add_header("X-Size", &entry.value().len().to_string());
+    ///     }
+    /// }
+    /// ```
+    pub fn add_header(&self, name: &str, value: &str) {
+        // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it.
+        unsafe { self.api.refusal_header()(self.call.cx, name.into(), value.into()) }
+    }
+
     /// The revision of what was done: of the write or the removal, or of the entry that was read.
     pub fn revision(&self) -> u64 {
         self.call.revision
@@ -339,29 +380,51 @@ impl Stored<'_> {
     /// }
     /// ```
     pub fn for_each<F: FnMut(&str, Entry<'_>)>(&self, mut each: F) {
-        /// What [`shim`] is handed: the function, and what it panicked with, for which there is no way back through
-        /// the host's frames.
-        struct Visit<'f, F> {
-            each: &'f mut F,
-            panic: Option<Box<dyn std::any::Any + Send>>,
-        }
-
-        unsafe extern "C" fn shim<F: FnMut(&str, Entry<'_>)>(visit: *mut (), key: RStr<'_>, entry: &RawEntry<'_>) {
+        unsafe extern "C" fn shim<F: FnMut(&str, Entry<'_>)>(visit: *mut (), key: RStr<'_>, raw: &RawEntry<'_>) {
             // SAFETY: `for_each` below passes this pointer together with this function, and waits for the scan.
             let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
-            if visit.panic.is_none() {
-                let call = std::panic::AssertUnwindSafe(|| (visit.each)(key.as_str(), Entry { raw: entry }));
-                visit.panic = std::panic::catch_unwind(call).err();
-            }
+            visit.run(|each| each(key.as_str(), Entry { raw }));
         }
 
-        let mut visit = Visit { each: &mut each, panic: None };
+        let mut visit = Visit::new(&mut each);
         // SAFETY: `cx` belongs to the call, which has not returned, and the host calls the function only until `scan` does.
         unsafe {
             self.request.api.scan()(self.request.call.cx, (&raw mut visit).cast(), ScanFn { each: shim::<F> });
         }
-        if let Some(panic) = visit.panic {
-            std::panic::resume_unwind(panic);
+        visit.finish();
+    }
+}
+
+/// A plugin's function that the host calls with entries, and what it panicked with, for which there is no way back through
+/// the host's frames.
+pub(crate) struct Visit<'f, F> {
+    each: &'f mut F,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+impl<'f, F> Visit<'f, F> {
+    pub(crate) fn new(each: &'f mut F) -> Self {
+        Self { each, panic: None }
+    }
+
+    /// Calls the function, unless it panicked before.
+    pub(crate) fn run<R>(&mut self, call: impl FnOnce(&mut F) -> R) -> Option<R> {
+        if self.panic.is_some() {
+            return None;
+        }
+        match catch_unwind(AssertUnwindSafe(|| call(self.each))) {
+            Ok(result) => Some(result),
+            Err(panic) => {
+                self.panic = Some(panic);
+                None
+            }
+        }
+    }
+
+    /// Goes on with the panic, now that the host's frames are gone.
+    pub(crate) fn finish(self) {
+        if let Some(panic) = self.panic {
+            resume_unwind(panic);
         }
     }
 }

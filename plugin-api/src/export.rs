@@ -22,6 +22,12 @@ pub use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult as Mo
 /// else the `None` of [`NoHooks`].
 pub struct Probe<P>(PhantomData<P>);
 
+/// A type that [`export_plugin!`](crate::export_plugin) made a plugin library of.
+pub trait Exported: Plugin {
+    /// What the library exports.
+    fn module() -> PluginModuleRef;
+}
+
 /// What [`RawInstance::ptr`] points to.
 pub(crate) struct Instance<P> {
     pub(crate) plugin: P,
@@ -220,13 +226,15 @@ macro_rules! export_plugin {
                 "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut"
             );
 
-            fn module() -> $crate::abi::PluginModuleRef {
-                const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
-                $crate::export::module::<$plugin>(NAME, env!("CARGO_PKG_VERSION"), cfg!(panic = "unwind"), &HOOKS)
+            impl $crate::export::Exported for $plugin {
+                fn module() -> $crate::abi::PluginModuleRef {
+                    const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
+                    $crate::export::module::<$plugin>(NAME, env!("CARGO_PKG_VERSION"), cfg!(panic = "unwind"), &HOOKS)
+                }
             }
 
             extern "C" fn load() -> $crate::export::ModuleResult {
-                $crate::export::load(module)
+                $crate::export::load(<$plugin as $crate::export::Exported>::module)
             }
 
             $crate::__root!(load);

@@ -1,5 +1,7 @@
 //! One trait for each hook, and for each of them the function that the host calls.
 
+use std::time::Duration;
+
 use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};
 use crate::call::{After, Before, Delete, Get, Guard, Post, Put, Refusal, Request, Stored, Undo, Verdict, View};
 use crate::export::{Instance, Probe, caught};
@@ -70,25 +72,31 @@ pub trait Plugin: Send + Sync + Sized + 'static {
 }
 
 /// What a hook may return. A refusal has to be possible by type, or impossible by type.
-trait IntoVerdict {
-    fn into_verdict(self) -> Verdict;
+trait IntoOutcome {
+    fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome;
 }
 
-impl IntoVerdict for Verdict {
-    fn into_verdict(self) -> Verdict {
-        self
+impl IntoOutcome for Verdict {
+    fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome {
+        request.answer(self, bits)
     }
 }
 
-impl IntoVerdict for () {
-    fn into_verdict(self) -> Verdict {
-        Ok(())
+impl IntoOutcome for () {
+    fn into_outcome(self, _request: &Request<'_>, bits: u32) -> Outcome {
+        Outcome::go_on(bits)
     }
 }
 
-impl IntoVerdict for Result<(), String> {
-    fn into_verdict(self) -> Verdict {
-        self.map_err(|message| Refusal::new(500, message))
+impl IntoOutcome for Result<(), String> {
+    fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome {
+        request.answer(self.map_err(|message| Refusal::new(500, message)), bits)
+    }
+}
+
+impl IntoOutcome for Duration {
+    fn into_outcome(self, _request: &Request<'_>, _bits: u32) -> Outcome {
+        Outcome::go_on(u32::try_from(self.as_millis()).unwrap_or(u32::MAX))
     }
 }
 
@@ -97,7 +105,7 @@ impl IntoVerdict for Result<(), String> {
 /// # Safety
 ///
 /// `instance` is what `create` of export.rs made for this plugin, not destroyed yet.
-unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoVerdict>(
+unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoOutcome>(
     instance: *const (),
     call: &'a RawCall<'a>,
     hook: impl FnOnce(&P, &mut V) -> R,
@@ -107,8 +115,7 @@ unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoVerdict>(
     let request = Request::new(call, instance.host.api());
     let answered = caught(|| {
         let mut view = V::new(request);
-        let verdict = hook(&instance.plugin, &mut view).into_verdict();
-        request.answer(verdict, view.bits())
+        hook(&instance.plugin, &mut view).into_outcome(&request, view.bits())
     });
     answered.unwrap_or_else(|said| request.panicked(&said))
 }
@@ -116,7 +123,7 @@ unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoVerdict>(
 macro_rules! hooks {
     ($($(#[$doc:meta])* $id:literal $constant:ident $hook:ident: $super:ident, $method:ident(
         $arg:ident: $view:ty $(, $mutable:ident)?
-    ) -> $result:ty;)*) => {
+    ) -> $result:ty;)* and $($other:ident)*) => {
         $(
             $(#[$doc])*
             #[diagnostic::on_unimplemented(
@@ -144,6 +151,7 @@ macro_rules! hooks {
         #[doc(hidden)]
         pub trait NoHooks {
             $(const $constant: Option<HookEntry> = None;)*
+            $(const $other: Option<HookEntry> = None;)*
         }
 
         /// The hooks of a type, by their ids; `None` where the trait is not implemented.
@@ -153,7 +161,7 @@ macro_rules! hooks {
             ($plugin:ty) => {{
                 #[allow(unused_imports)]
                 use $crate::export::{NoHooks as _, Probe};
-                [$(Probe::<$plugin>::$constant),*]
+                [$(Probe::<$plugin>::$constant,)* $(Probe::<$plugin>::$other),*]
             }};
         }
     };
@@ -268,4 +276,85 @@ hooks! {
     /// }
     /// ```
     16 START Start: Plugin, start(stored: Stored<'_>) -> Result<(), String>;
+
+    and TICK SETTINGS_CHANGED
+}
+
+/// Work of the plugin's own, beside the requests. Called for the first time when the host serves, and then whenever the
+/// time that the last call gave has passed; never twice at a time, on a thread of the host, with no lock held. What it
+/// does to the store goes through [`Host`]. Not called any more once the plugin is being dropped.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// # use std::time::Duration;
+/// # struct Mine { host: Host }
+/// # impl Plugin for Mine { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) } }
+/// impl Tick for Mine {
+///     fn tick(&self) -> Duration {
+///         if let Err(refusal) = self.host.delete("scratch") {
+///             self.host.log(Level::Warn, refusal.message());
+///         }
+///         Duration::from_secs(60)
+///     }
+/// }
+/// ```
+pub trait Tick: Plugin {
+    /// See [`Tick`]. Returns how long to wait until the next call, at most 49 days. After a panic that is a second.
+    fn tick(&self) -> Duration;
+}
+
+impl<P: Tick> Probe<P> {
+    #[doc(hidden)]
+    pub const TICK: Option<HookEntry> = {
+        unsafe extern "C" fn tick<P: Tick>(instance: *const (), call: &RawCall<'_>) -> Outcome {
+            // SAFETY: as in `hooks!`.
+            unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.tick()) }
+        }
+        Some(HookEntry { id: 17, flags: 0, hook: HookFn { call: tick::<P> } })
+    };
+}
+
+/// The plugin's table of the configuration has changed, and the host was asked to take that in. Without this hook the host
+/// makes a new instance of the plugin in place of this one.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// # use std::sync::atomic::{AtomicU64, Ordering};
+/// # #[derive(serde::Deserialize)]
+/// # #[serde(crate = "vkog_plugin_api::serde")]
+/// # struct Settings { limit: u64 }
+/// # struct Mine { limit: AtomicU64 }
+/// # impl Plugin for Mine { type Settings = Settings; fn create(_: Host, s: Settings) -> Result<Self, CreateError> { Ok(Mine { limit: s.limit.into() }) } }
+/// impl SettingsChanged for Mine {
+///     fn settings_changed(&self, settings: Settings) -> Result<(), String> {
+///         if settings.limit == 0 {
+///             return Err("limit is 0; give 1 or more".into());
+///         }
+///         self.limit.store(settings.limit, Ordering::Relaxed);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait SettingsChanged: Plugin {
+    /// See [`SettingsChanged`]. Called beside the other hooks, with no lock held.
+    ///
+    /// # Errors
+    ///
+    /// The plugin keeps the settings it has; whoever asked for the change is told why.
+    fn settings_changed(&self, settings: Self::Settings) -> Result<(), String>;
+}
+
+impl<P: SettingsChanged> Probe<P> {
+    #[doc(hidden)]
+    pub const SETTINGS_CHANGED: Option<HookEntry> = {
+        unsafe extern "C" fn settings_changed<P: SettingsChanged>(instance: *const (), call: &RawCall<'_>) -> Outcome {
+            let change = |plugin: &P, request: &mut Request<'_>| {
+                let json = std::str::from_utf8(request.value()).map_err(|error| error.to_string())?;
+                plugin.settings_changed(P::Settings::from_table(json)?)
+            };
+            // SAFETY: as in `hooks!`.
+            unsafe { enter(instance, call, change) }
+        }
+        Some(HookEntry { id: 18, flags: 0, hook: HookFn { call: settings_changed::<P> } })
+    };
 }

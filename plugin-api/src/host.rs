@@ -32,6 +32,10 @@ impl Host {
         Self { raw }
     }
 
+    pub(crate) fn cx(&self) -> *const () {
+        self.raw.cx
+    }
+
     pub(crate) fn api(&self) -> crate::abi::HostApiRef {
         self.raw.api
     }

@@ -48,22 +48,28 @@
 //! threads when it is dropped.
 
 pub mod abi;
+mod ask;
 mod call;
+#[cfg(feature = "chain")]
+pub mod chain;
 #[doc(hidden)]
 pub mod export;
 mod hooks;
 mod host;
+mod metrics;
 mod settings;
 
 pub use abi::{Stage, Verb};
+pub use ask::{Answer, Ask, Found};
 pub use call::{
     After, Before, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Stored, Undo, Verdict, Write,
 };
 pub use hooks::{
     AfterDelete, AfterGet, AfterPost, AfterPut, BeforeDelete, BeforeGet, BeforePost, BeforePut, GuardDelete, GuardGet,
-    GuardPost, GuardPut, Plugin, Start, UndoDelete, UndoGet, UndoPost, UndoPut,
+    GuardPost, GuardPut, Plugin, SettingsChanged, Start, Tick, UndoDelete, UndoGet, UndoPost, UndoPut,
 };
 pub use host::{Host, Level};
+pub use metrics::{Counter, Gauge};
 pub use settings::{CreateError, NoSettings};
 
 pub use serde;

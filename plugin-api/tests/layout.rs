@@ -27,8 +27,15 @@ fn the_types_that_cross_have_these_sizes_and_offsets() {
     layout!(RawFailure: 40, 8, kind at 0, reserved at 4, message at 8);
     layout!(PluginModule: 72, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
         hooks at 56);
-    layout!(HostApi: 80, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
-        set_details at 40, header at 48, header_at at 56, client at 64, scan at 72);
+    layout!(RawAsk<'static>: 112, 8, key at 0, value at 16, content_type at 32, query at 48, headers at 64, verb at 80,
+        flags at 84, revision at 88, reserved at 96);
+    layout!(RawAnswer<'static>: 72, 8, entry at 0, message at 8, plugin at 24, revision at 40, status at 48, flags at 52,
+        reserved at 56);
+    layout!(AnswerFn: 8, 8);
+    layout!(EachFn: 8, 8);
+    layout!(HostApi: 120, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+        set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
+        now at 96, metric at 104, asker at 112);
 }
 
 #[test]
@@ -40,6 +47,7 @@ fn verbs_stages_and_hooks_keep_their_numbers() {
     assert_eq!(
         HOOK_NAMES.join(" "),
         "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
-         after_post after_put after_delete undo_get undo_post undo_put undo_delete start"
+         after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
+         settings_changed"
     );
 }

@@ -35,20 +35,41 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the hook that version 1.1.0 is made to have.
+/// Implements the hook that version 1.2.0 is made to have.
 const SWEEP: &str = "
 impl Sweep for Small {
-    fn sweep(&self, _post: &After<'_, Post>) {}
+    fn sweep(&self) {}
 }
 ";
+
+/// That hook, in place of the end of `hooks!`.
+const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED SWEEP
+}
+
+/// Tidies up.
+pub trait Sweep: Plugin {
+    /// Tidies up.
+    fn sweep(&self);
+}
+
+impl<P: Sweep> Probe<P> {
+    #[doc(hidden)]
+    pub const SWEEP: Option<HookEntry> = {
+        unsafe extern \"C\" fn sweep<P: Sweep>(instance: *const (), call: &RawCall<'_>) -> Outcome {
+            // SAFETY: as in `hooks!`.
+            unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.sweep()) }
+        }
+        Some(HookEntry { id: 19, flags: 0, hook: HookFn { call: sweep::<P> } })
+    };
+}";
 
 /// The plugins that are built against changed copies of vkog-plugin-api.
 pub struct Faults {
     /// Against 2.0.0.
     pub other_major: PathBuf,
-    /// Against 1.0.1, in which a type that crosses the boundary has changed.
+    /// Against 1.1.1, in which a type that crosses the boundary has changed.
     pub other_layout: PathBuf,
-    /// Against 1.1.0, which has one hook and one host function more, both at the end; the hook is required.
+    /// Against 1.2.0, which has one hook and one host function more, both at the end; the hook is required.
     pub new_hook_required: PathBuf,
     /// The same, but the hook is not required.
     pub new_hook_optional: PathBuf,
@@ -65,11 +86,11 @@ pub fn faults() -> &'static Faults {
 
 fn make() -> Result<Faults, String> {
     let folder = faults_folder();
-    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.0.0""#, r#"version = "2.0.0""#)]);
+    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.1.0""#, r#"version = "2.0.0""#)]);
     copy_api(
-        &folder.join("api-1.0.1"),
+        &folder.join("api-1.1.1"),
         &[
-            ("Cargo.toml", r#"version = "1.0.0""#, r#"version = "1.0.1""#),
+            ("Cargo.toml", r#"version = "1.1.0""#, r#"version = "1.1.1""#),
             (
                 "src/abi.rs",
                 "pub reserved: u64,\n    /// What the host needs",
@@ -78,32 +99,27 @@ fn make() -> Result<Faults, String> {
         ],
     );
     copy_api(
-        &folder.join("api-1.1.0"),
+        &folder.join("api-1.2.0"),
         &[
-            ("Cargo.toml", r#"version = "1.0.0""#, r#"version = "1.1.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 17]", "pub const HOOK_NAMES: [&str; 18]"),
-            ("src/abi.rs", "    \"start\",\n];", "    \"start\",\n    \"sweep\",\n];"),
+            ("Cargo.toml", r#"version = "1.1.0""#, r#"version = "1.2.0""#),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 19]", "pub const HOOK_NAMES: [&str; 20]"),
+            ("src/abi.rs", "    \"settings_changed\",\n];", "    \"settings_changed\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
-                "    pub scan: unsafe extern \"C\" fn(*mut (), *mut (), ScanFn),\n",
-                "    pub scan: unsafe extern \"C\" fn(*mut (), *mut (), ScanFn),\n    /// The time.\n    \
-                 pub now_ms: unsafe extern \"C\" fn(*const ()) -> u64,\n",
+                "    pub asker: unsafe extern \"C\" fn(*mut ()) -> RStr<'static>,\n",
+                "    pub asker: unsafe extern \"C\" fn(*mut ()) -> RStr<'static>,\n    /// The weather.\n    \
+                 pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
-            (
-                "src/hooks.rs",
-                "start(stored: Stored<'_>) -> Result<(), String>;\n}",
-                "start(stored: Stored<'_>) -> Result<(), String>;\n\n    /// Tidies up.\n    \
-                 17 SWEEP Sweep: Plugin, sweep(post: After<'_, Post>) -> ();\n}",
-            ),
-            ("src/lib.rs", "Plugin, Start, ", "Plugin, Start, Sweep, "),
+            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED\n}", SWEEP_HOOK),
+            ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );
     let true_api = workspace().join("plugin-api");
     let members = [
         ("fault-other-major", folder.join("api-2.0.0"), "", ""),
-        ("fault-other-layout", folder.join("api-1.0.1"), "", ""),
-        ("fault-new-hook-required", folder.join("api-1.1.0"), SWEEP, ", required: [sweep]"),
-        ("fault-new-hook-optional", folder.join("api-1.1.0"), SWEEP, ""),
+        ("fault-other-layout", folder.join("api-1.1.1"), "", ""),
+        ("fault-new-hook-required", folder.join("api-1.2.0"), SWEEP, ", required: [sweep]"),
+        ("fault-new-hook-optional", folder.join("api-1.2.0"), SWEEP, ""),
         ("fault-aborts", true_api, "", ""),
     ];
     for (name, api, hook, export) in &members {
@@ -111,7 +127,7 @@ fn make() -> Result<Faults, String> {
     }
     let names: Vec<_> = members.iter().map(|(name, ..)| format!("\"{name}\"")).collect();
     let manifest = format!(
-        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.0.1\", \"api-1.1.0\"]\n",
+        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.1.1\", \"api-1.2.0\"]\n",
         names.join(", ")
     );
     write(&folder.join("Cargo.toml"), &manifest);

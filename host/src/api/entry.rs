@@ -1,9 +1,8 @@
 //! `/k/{key}`: one entry.
 
-use super::CONTENT_TYPE_MAX;
 use super::problem::{Manner, Problem};
 use crate::http::{Body, Head, Reply};
-use crate::ops::{Answer, Conditions, Revisions, Unmet};
+use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The methods an entry has.
@@ -46,8 +45,14 @@ fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
     named.map(Revisions::These)
 }
 
-/// The reply to an operation on an entry. `reads` is whether it only reads.
-pub(super) fn reply(answer: Answer, reads: bool, manner: Manner) -> Reply {
+/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads.
+pub(super) fn reply(answer: Answer, added: Added, reads: bool, manner: Manner) -> Reply {
+    let mut reply = bare(answer, reads, manner);
+    reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
+    reply
+}
+
+fn bare(answer: Answer, reads: bool, manner: Manner) -> Reply {
     let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
@@ -64,7 +69,7 @@ pub(super) fn reply(answer: Answer, reads: bool, manner: Manner) -> Reply {
             let (name, revision) = etag(revision);
             ok().with_header(name, revision)
         }
-        Answer::Removed => ok(),
+        Answer::Removed(_) => ok(),
         Answer::Unexpected(Unmet::NoneOf(revision)) if reads => {
             let (name, revision) = etag(revision);
             Reply::new(304, &b""[..]).with_header(name, revision)

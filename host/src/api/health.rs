@@ -1,32 +1,33 @@
-//! `/livez` and `/readyz`: whether the process lives, and whether the store is loaded and can be written.
+//! `/livez` and `/readyz`: whether the process lives, and whether the store can be written and all plugins work.
 
 use super::problem::{Manner, Problem};
+use super::read_only;
 use crate::http::{Method, Reply};
 use crate::ops::Ops;
-
-/// The methods these paths have.
-pub(super) const ALLOW: &str = "GET, HEAD, OPTIONS";
+use crate::plugins::OnFailure;
 
 /// The process answers, so it lives.
 pub(super) fn live(method: Method, manner: Manner) -> Reply {
     read_only(method, manner).unwrap_or_else(ok)
 }
 
-/// A server listens only when its store is loaded; what may be missing is that the store can be written.
+/// A server listens only when its store is loaded; what may be missing is that the store can be written, and that a plugin
+/// is in quarantine.
 pub(super) fn ready(ops: &Ops, method: Method, manner: Manner) -> Reply {
-    read_only(method, manner).unwrap_or_else(|| match ops.store().closed() {
-        None => ok(),
-        Some(error) => Problem::new(503, format!("Not ready: {error}")).reply(manner),
+    read_only(method, manner).unwrap_or_else(|| {
+        if let Some(error) = ops.store().closed() {
+            return Problem::new(503, format!("Not ready: {error}")).reply(manner);
+        }
+        let chain = ops.plugins().chain();
+        let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
+        match quarantined.find(|member| member.conduct().on_failure == OnFailure::Refuse) {
+            Some(member) => {
+                let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
+                Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(manner)
+            }
+            None => ok(),
+        }
     })
-}
-
-/// The reply to a method that does not read, if it is one.
-fn read_only(method: Method, manner: Manner) -> Option<Reply> {
-    match method {
-        Method::Get | Method::Head => None,
-        Method::Options => Some(Reply::new(204, &b""[..]).with_header("Allow", ALLOW)),
-        _ => Some(Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", ALLOW)),
-    }
 }
 
 fn ok() -> Reply {

@@ -2,6 +2,7 @@
 
 mod entry;
 mod health;
+mod plugins;
 mod problem;
 
 use std::borrow::Cow;
@@ -9,54 +10,82 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
+use crate::config::Admin;
 use crate::http::{BodyFault, Head, Method, Reply, Responder, Service};
-use crate::ops::{Ops, Request};
-use crate::plugins::{Origin, Verb};
+use crate::ops::{KEY_MAX, Ops, Request};
+use crate::plugins::{Origin, Taken, Verb};
+use crate::threads::Threads;
 
 use problem::{Manner, Problem};
-
-/// The longest key, in bytes.
-pub const KEY_MAX: usize = 1024;
-/// The longest media type, in bytes.
-pub const CONTENT_TYPE_MAX: usize = 255;
 
 /// The HTTP interface of a store.
 pub struct Api {
     ops: Arc<Ops>,
     value_max: u64,
+    admin: Admin,
+    reload: Arc<Reload>,
+    /// For what takes longer than an operation.
+    threads: Threads,
 }
+
+/// Takes in what has changed of the plugins, or says why nothing could be.
+pub type Reload = dyn Fn() -> Result<Vec<Taken>, String> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {
     head: Head,
-    verb: Verb,
-    key: String,
-    query: String,
-    content_type: String,
-    arrived: u64,
+    target: Target,
+}
+
+/// What a request is for.
+enum Target {
+    /// An operation on an entry.
+    Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    /// A reload of the plugins.
+    Reload,
 }
 
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
-    pub fn new(ops: Arc<Ops>, value_max: u64) -> Self {
-        Self { ops, value_max }
+    pub fn new(ops: Arc<Ops>, value_max: u64, admin: Admin, reload: Arc<Reload>) -> Self {
+        Self { ops, value_max, admin, reload, threads: Threads::new("admin") }
+    }
+
+    /// What a request for an entry is.
+    fn entry(&self, head: &Head, key: &str, query: &str) -> Result<Target, Reply> {
+        let arrived = self.ops.revision();
+        let manner = || Manner::of(head);
+        let verb = match head.method {
+            Method::Get | Method::Head => Verb::Get,
+            Method::Post => Verb::Post,
+            Method::Put => Verb::Put,
+            Method::Delete => Verb::Delete,
+            Method::Options => return Err(options(entry::ALLOW)),
+            Method::Other => return Err(not_allowed(entry::ALLOW, manner())),
+        };
+        let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
+        let content_type = entry::content_type(head).map_err(|problem| problem.reply(manner()))?.to_owned();
+        Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
 }
 
-/// Where a request goes.
-enum Route<'a> {
-    Entry { key: &'a str },
-    Live,
-    Ready,
-    Nowhere,
+/// The answer to OPTIONS.
+fn options(allow: &'static str) -> Reply {
+    Reply::new(204, &b""[..]).with_header("Allow", allow)
 }
 
-fn route(path: &str) -> Route<'_> {
-    match (path.strip_prefix("/k/"), path) {
-        (Some(key), _) => Route::Entry { key },
-        (None, "/livez") => Route::Live,
-        (None, "/readyz") => Route::Ready,
-        (None, _) => Route::Nowhere,
+/// The answer to a method that a path does not have.
+fn not_allowed(allow: &'static str, manner: Manner) -> Reply {
+    Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", allow)
+}
+
+/// The reply to a method that does not read, if it is one.
+fn read_only(method: Method, manner: Manner) -> Option<Reply> {
+    const ALLOW: &str = "GET, HEAD, OPTIONS";
+    match method {
+        Method::Get | Method::Head => None,
+        Method::Options => Some(options(ALLOW)),
+        _ => Some(not_allowed(ALLOW, manner)),
     }
 }
 
@@ -96,29 +125,17 @@ impl Service for Api {
     type Admitted = Admitted;
 
     fn admit(&self, head: Head) -> Result<Admitted, Reply> {
-        let arrived = self.ops.revision();
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(&head);
-        let key = match route(path) {
-            Route::Entry { key } => key,
-            Route::Live => return Err(health::live(head.method, manner())),
-            Route::Ready => return Err(health::ready(&self.ops, head.method, manner())),
-            Route::Nowhere => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
+        let target = match (path.strip_prefix("/k/"), path) {
+            (Some(key), _) => self.entry(&head, key, query)?,
+            (None, "/plugins/reload") => plugins::admit_reload(&self.admin, &head, manner())?,
+            (None, "/plugins") => return Err(plugins::list(&self.ops, head.method, manner())),
+            (None, "/livez") => return Err(health::live(head.method, manner())),
+            (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
+            (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
         };
-        let verb = match head.method {
-            Method::Get | Method::Head => Verb::Get,
-            Method::Post => Verb::Post,
-            Method::Put => Verb::Put,
-            Method::Delete => Verb::Delete,
-            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", entry::ALLOW)),
-            Method::Other => {
-                return Err(Problem::new(405, "Method not allowed").reply(manner()).with_header("Allow", entry::ALLOW));
-            }
-        };
-        let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
-        let content_type = entry::content_type(&head).map_err(|problem| problem.reply(manner()))?.to_owned();
-        let query = query.to_owned();
-        Ok(Admitted { head, verb, key, query, content_type, arrived })
+        Ok(Admitted { head, target })
     }
 
     fn body_max(&self) -> u64 {
@@ -140,16 +157,26 @@ impl Service for Api {
         problem.reply(Manner::of(&admitted.head))
     }
 
-    fn serve(&self, admitted: Admitted, body: Vec<u8>, responder: Responder) {
-        let Admitted { head, verb, key, query, content_type, arrived } = admitted;
+    fn serve(&self, Admitted { head, target }: Admitted, body: Vec<u8>, responder: Responder) {
         let manner = Manner::of(&head);
-        if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-            return responder.reply(Problem::new(400, "No content provided").reply(manner));
+        match target {
+            Target::Entry { verb, key, query, content_type, arrived } => {
+                if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
+                    return responder.reply(Problem::new(400, "No content provided").reply(manner));
+                }
+                let conditions = entry::conditions(&head);
+                let origin = Box::new(head);
+                let request =
+                    Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
+                self.ops.run(request, move |answer, added| {
+                    responder.reply(entry::reply(answer, added, verb == Verb::Get, manner));
+                });
+            }
+            Target::Reload => {
+                let reload = Arc::clone(&self.reload);
+                self.threads.run(move || responder.reply(plugins::reloaded(reload(), manner)));
+            }
         }
-        let conditions = entry::conditions(&head);
-        let request =
-            Request { verb, key, value: body, content_type, query, conditions, arrived, origin: Box::new(head) };
-        self.ops.run(request, move |answer| responder.reply(entry::reply(answer, verb == Verb::Get, manner)));
     }
 }
 

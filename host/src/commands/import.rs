@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::{count, entries, failure, say};
-use crate::api::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::cli::Failure;
+use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::progress::Bar;
 use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock};
 

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Ops, Request, seen};
-use crate::plugins::Verb;
+use super::{Added, Answer, Ops, Request, seen};
+use crate::plugins::{Chain, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
 
-pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
-    match ops.chain.before(&request.subject()) {
-        Err(refusal) => return finish(Answer::Refused(refusal)),
+pub(super) fn change(
+    ops: &Ops,
+    chain: Arc<Chain>,
+    mut request: Request,
+    finish: impl FnOnce(Answer, Added) + Send + 'static,
+) {
+    match chain.before(&request.subject()) {
+        Err(refusal) => return finish(Answer::Refused(refusal), Vec::new()),
         Ok(prepared) => {
             if let Some(value) = prepared.value {
                 request.value = value;
@@ -25,7 +30,7 @@ pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(A
         if request.verb == Verb::Delete && current.is_none() {
             return Decision::Keep(Answer::Absent);
         }
-        match ops.chain.guard(&subject, current.map(seen)) {
+        match chain.guard(&subject, current.map(seen)) {
             Err(refusal) => Decision::Keep(Answer::Refused(refusal)),
             Ok(_) if request.verb == Verb::Delete => Decision::Remove,
             Ok(passed) => Decision::Write(Draft {
@@ -35,22 +40,22 @@ pub(super) fn change(ops: &Arc<Ops>, mut request: Request, finish: impl FnOnce(A
             }),
         }
     };
-    let (ops, asked) = (Arc::clone(ops), Arc::clone(&request));
-    let store = Arc::clone(&ops);
-    store.store.update(&request.key, decide, move |update| {
+    let (links, asked) = (Arc::clone(&chain), Arc::clone(&request));
+    ops.store.update(&request.key, decide, move |update| {
         let subject = asked.subject();
-        finish(match update {
-            Update::Stayed(answer) => answer,
-            Update::Closed(error) => Answer::Failed(error),
+        match update {
+            Update::Stayed(answer) => finish(answer, Vec::new()),
+            Update::Closed(error) => finish(Answer::Failed(error), Vec::new()),
             Update::Undone { error, before } => {
-                ops.chain.undo(&subject, before.as_ref().map(seen));
-                Answer::Failed(error)
+                links.undo(&subject, before.as_ref().map(seen));
+                finish(Answer::Failed(error), Vec::new());
             }
             Update::Done(change) => {
                 let (before, after) = (change.before.as_ref().map(seen), change.after.as_ref().map(seen));
-                ops.chain.after(&subject, change.revision, before, after);
-                if change.after.is_some() { Answer::Written(change.revision) } else { Answer::Removed }
+                let headers = links.after(&subject, change.revision, before, after);
+                let done = if change.after.is_some() { Answer::Written } else { Answer::Removed };
+                finish(done(change.revision), headers);
             }
-        });
+        }
     });
 }

@@ -2,25 +2,31 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Ops, Request, seen};
+use super::{Added, Answer, Ops, Request, seen};
+use crate::plugins::Chain;
 
-pub(super) fn get(ops: &Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
-    match ops.chain.before(&request.subject()) {
-        Err(refusal) => finish(Answer::Refused(refusal)),
-        Ok(prepared) if prepared.hidden => finish(Answer::Absent),
-        Ok(_) => look(Arc::clone(ops), request, finish),
+pub(super) fn get(
+    ops: Arc<Ops>,
+    chain: Arc<Chain>,
+    request: Request,
+    finish: impl FnOnce(Answer, Added) + Send + 'static,
+) {
+    match chain.before(&request.subject()) {
+        Err(refusal) => finish(Answer::Refused(refusal), Vec::new()),
+        Ok(prepared) if prepared.hidden => finish(Answer::Absent, Vec::new()),
+        Ok(_) => look(ops, chain, request, finish),
     }
 }
 
-fn look(ops: Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
+fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
     let subject = request.subject();
     let (answer, what) = ops.store.read(&request.key, |entry| {
         let Some(entry) = entry else { return Answer::Absent };
         if let Err(unmet) = request.conditions.check(Some(entry.revision())) {
             return Answer::Unexpected(unmet);
         }
-        if !ops.chain.is_unguarded(request.verb) {
-            match ops.chain.guard(&subject, Some(seen(entry))) {
+        if !chain.is_unguarded(request.verb) {
+            match chain.guard(&subject, Some(seen(entry))) {
                 Err(refusal) => return Answer::Refused(refusal),
                 Ok(passed) if passed.hidden => return Answer::Absent,
                 Ok(_) => {}
@@ -33,17 +39,17 @@ fn look(ops: Arc<Ops>, request: Request, finish: impl FnOnce(Answer) + Send + 's
         let subject = request.subject();
         let found = if let Answer::Found(entry) = &answer { Some(seen(entry)) } else { None };
         match (kept, found) {
-            (Ok(()), None) => finish(answer),
+            (Ok(()), None) => finish(answer, Vec::new()),
             (Ok(()), Some(entry)) => {
-                ops.chain.after(&subject, entry.revision, Some(entry), Some(entry));
-                finish(answer);
+                let headers = chain.after(&subject, entry.revision, Some(entry), Some(entry));
+                finish(answer, headers);
             }
             // What was read is not there any more: the read is made again.
             (Err(_), found) => {
                 if found.is_some() {
-                    ops.chain.undo(&subject, found);
+                    chain.undo(&subject, found);
                 }
-                look(ops, request, finish);
+                look(ops, chain, request, finish);
             }
         }
     });

@@ -1,5 +1,6 @@
 //! The operations on one entry: the request's way through the chain and the store. Knows no status and no socket.
 
+mod ask;
 mod change;
 mod condition;
 mod get;
@@ -8,13 +9,18 @@ use std::sync::Arc;
 
 pub use condition::{Conditions, Revisions, Unmet};
 
-use crate::plugins::{Chain, LoadError, Origin, Refusal, Seen, Subject, Verb};
+use crate::plugins::{Chain, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};
+
+/// The longest key, in bytes.
+pub const KEY_MAX: usize = 1024;
+/// The longest media type, in bytes.
+pub const CONTENT_TYPE_MAX: usize = 255;
 
 /// The store and the plugins around it.
 pub struct Ops {
     store: Store,
-    chain: Chain,
+    plugins: Registry,
 }
 
 /// What a client asked for.
@@ -33,6 +39,8 @@ pub struct Request {
     pub conditions: Conditions,
     /// [`Ops::revision`] when the request arrived.
     pub arrived: u64,
+    /// How deep in plugins' hooks it is asked: 0 for a client's.
+    pub depth: u32,
     /// Headers and client.
     pub origin: Box<dyn Origin>,
 }
@@ -43,8 +51,8 @@ pub enum Answer {
     Found(Entry),
     /// A create or update was done, with this revision.
     Written(u64),
-    /// A removal was done.
-    Removed,
+    /// A removal was done, with this revision.
+    Removed(u64),
     /// The key is absent.
     Absent,
     /// The entry is not as the request's conditions want it.
@@ -55,15 +63,21 @@ pub enum Answer {
     Failed(Arc<StoreError>),
 }
 
+/// Header fields that plugins add to an answer.
+pub type Added = Vec<(String, String)>;
+
 impl Ops {
     /// Puts the plugins around the store, and tells them what it holds.
     ///
     /// # Errors
     ///
     /// A plugin that does not start.
-    pub fn new(store: Store, chain: Chain) -> Result<Self, LoadError> {
-        chain.start(&|each| store.for_each(|entry| each(entry.key(), seen(entry))))?;
-        Ok(Self { store, chain })
+    pub fn new(store: Store, plugins: Registry) -> Result<Arc<Self>, LoadError> {
+        let ops = Arc::new(Self { store, plugins });
+        ops.plugins.start(&ops.scan())?;
+        let services: Arc<dyn Services> = Arc::<Self>::clone(&ops);
+        ops.plugins.port().open(Arc::downgrade(&services));
+        Ok(ops)
     }
 
     /// The last revision that was given.
@@ -76,11 +90,39 @@ impl Ops {
         &self.store
     }
 
+    /// The plugins, for what concerns all of them.
+    pub fn plugins(&self) -> &Registry {
+        &self.plugins
+    }
+
+    /// Takes in what has changed of the plugins: [`Registry::reload`].
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read. Nothing has changed then.
+    pub fn reload(&self, source: &Source) -> std::io::Result<Vec<Taken>> {
+        self.plugins.reload(source, &self.scan())
+    }
+
+    /// Gives every entry to a function.
+    fn scan(&self) -> impl Fn(&mut dyn FnMut(&str, Seen<'_>)) {
+        |each| self.store.for_each(|entry| each(entry.key(), seen(entry)))
+    }
+
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
-    pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer) + Send + 'static) {
+    pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+        self.run_in(self.plugins.chain(), request, finish);
+    }
+
+    fn run_in(
+        self: &Arc<Self>,
+        chain: Arc<Chain>,
+        request: Request,
+        finish: impl FnOnce(Answer, Added) + Send + 'static,
+    ) {
         match request.verb {
-            Verb::Get => get::get(self, request, finish),
-            Verb::Post | Verb::Put | Verb::Delete => change::change(self, request, finish),
+            Verb::Get => get::get(Arc::clone(self), chain, request, finish),
+            Verb::Post | Verb::Put | Verb::Delete => change::change(self, chain, request, finish),
         }
     }
 }
@@ -94,6 +136,7 @@ impl Request {
             content_type: &self.content_type,
             query: &self.query,
             arrived: self.arrived,
+            depth: self.depth,
             origin: &*self.origin,
         }
     }

@@ -5,18 +5,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
-use abi_stable::std_types::{RErr, ROk, RSome};
 use vkog_plugin_api::Stage;
-use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, PluginModuleRef, RawFailure, RawHost, RawInstance};
+use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
+use vkog_plugin_api::chain::{Failed, Member, Port};
 
-use super::call::{HOST_API, Identity};
 use super::error::{LoadError, LoadFault};
 use super::preflight;
-use super::terms::{self, Settings, Table, Terms};
+use super::terms::{self, Settings, Table};
 use super::trust::{Image, Sha256};
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
@@ -28,12 +28,12 @@ pub struct Library {
     api_version: String,
 }
 
-/// A plugin that was created. Dropping it destroys the plugin; its library stays open until the process ends, because
-/// abi_stable keeps references into it.
+/// A plugin that was created. When it and the chains it is in are dropped the plugin is destroyed; its library stays open
+/// until the process ends, because abi_stable keeps references into it.
 pub struct Plugin {
     library: Library,
-    terms: Terms,
-    instance: RawInstance,
+    table: Table,
+    member: Arc<Member>,
 }
 
 /// The libraries in a folder, in the order of their names.
@@ -54,7 +54,7 @@ pub fn libraries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Loads libraries and creates their plugins. All are tried, whatever becomes of the others.
-pub fn load(paths: &[PathBuf], settings: &Settings, max_size: u64) -> Vec<Result<Plugin, LoadError>> {
+pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<Port>) -> Vec<Result<Plugin, LoadError>> {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut load_one = |path: &PathBuf| {
         let library = Library::open(path, settings)?;
@@ -63,18 +63,22 @@ pub fn load(paths: &[PathBuf], settings: &Settings, max_size: u64) -> Vec<Result
             return Err(LoadFault::DuplicateName { name, first: first.clone() });
         }
         names.insert(name.clone(), path.clone());
-        library.create(settings.get(&name).cloned().unwrap_or_default(), max_size)
+        library.create(settings.get(&name).cloned().unwrap_or_default(), port)
     };
     paths.iter().map(|path| load_one(path).map_err(|fault| LoadError { path: path.clone(), fault })).collect()
 }
 
 impl Library {
     /// Opens and checks a library.
-    fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
-        let image = Image::read(path)?;
+    pub(super) fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
+        Self::open_image(path, &Image::read(path)?, settings)
+    }
+
+    /// Checks what was read of a library, and opens that.
+    pub(super) fn open_image(path: &Path, image: &Image, settings: &Settings) -> Result<Self, LoadFault> {
         terms::check_file_name(settings, path, image.sha256())?;
         preflight::check(image.bytes())?;
-        let header = open_copy(&image)?;
+        let header = open_copy(image)?;
         let (module, api_version) = root_module(header)?;
         let library = Self { path: path.to_owned(), sha256: image.sha256(), module, api_version };
         terms::check_name(settings, library.name(), library.sha256)?;
@@ -93,24 +97,14 @@ impl Library {
     }
 
     /// Creates the plugin with its table of the configuration.
-    fn create(self, table: Table, max_size: u64) -> Result<Plugin, LoadFault> {
-        let name = self.name().to_owned();
-        let Table { terms, settings } = table;
-        let settings = serde_json::Value::Object(settings).to_string();
-        // Leaked, so that a thread the plugin forgot to end may still log.
-        let identity: &'static Identity = Box::leak(Box::new(Identity { name: name.clone(), max_size }));
-        let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
+    pub(super) fn create(self, table: Table, port: &Arc<Port>) -> Result<Plugin, LoadFault> {
+        let name = || self.name().to_owned();
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
-        match unsafe { self.module.create()(host, settings.as_str().into()) } {
-            ROk(instance) => Ok(Plugin { library: self, terms, instance }),
-            RErr(RawFailure { kind, message, .. }) => {
-                let said = message.replace('\n', " ");
-                Err(match kind {
-                    RawFailure::SETTINGS => LoadFault::BadSettings { name, said },
-                    RawFailure::PANIC => LoadFault::CreatePanicked { name, said },
-                    _ => LoadFault::CreateFailed { name, said },
-                })
-            }
+        match unsafe { Member::create(self.module, &table.settings_json(), port, table.terms.conduct) } {
+            Ok(member) => Ok(Plugin { library: self, table, member: Arc::new(member) }),
+            Err(Failed::Settings(said)) => Err(LoadFault::BadSettings { name: name(), said }),
+            Err(Failed::Error(said)) => Err(LoadFault::CreateFailed { name: name(), said }),
+            Err(Failed::Panicked(said)) => Err(LoadFault::CreatePanicked { name: name(), said }),
         }
     }
 
@@ -220,9 +214,29 @@ impl Plugin {
         self.library.sha256
     }
 
-    /// What the configuration says of it to the host.
-    pub fn terms(&self) -> &Terms {
-        &self.terms
+    /// What the configuration says of it.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Sets what the configuration says of it, now that the plugin knows.
+    pub(super) fn set_table(&mut self, table: Table) {
+        self.table = table;
+    }
+
+    /// As the chain has it.
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// What is wrong with it, given why it did not start.
+    pub(super) fn start_fault(&self, failed: Failed) -> LoadError {
+        let name = self.name().to_owned();
+        let fault = match failed {
+            Failed::Panicked(said) => LoadFault::StartPanicked { name, said },
+            Failed::Error(said) | Failed::Settings(said) => LoadFault::StartFailed { name, said },
+        };
+        LoadError { path: self.path().to_owned(), fault }
     }
 
     /// Where in the chain it stands, as a number: a later version of the interface may know more stages.
@@ -244,26 +258,18 @@ impl Plugin {
 
     /// The names of the hooks it has.
     pub fn hook_names(&self) -> impl Iterator<Item = &'static str> {
-        self.hooks().map(|(id, _)| HOOK_NAMES[id])
+        self.known_hooks().map(|entry| HOOK_NAMES[entry.id as usize])
+    }
+
+    /// The names of those that it is worthless without.
+    pub fn required_hook_names(&self) -> impl Iterator<Item = &'static str> {
+        let required = self.known_hooks().filter(|entry| entry.flags & HookEntry::REQUIRED != 0);
+        required.map(|entry| HOOK_NAMES[entry.id as usize])
     }
 
     /// The hooks it has that this host knows.
-    pub(super) fn hooks(&self) -> impl Iterator<Item = (usize, HookFn)> {
+    fn known_hooks(&self) -> impl Iterator<Item = &HookEntry> {
         let known = |entry: &&HookEntry| (entry.id as usize) < HOOK_NAMES.len();
-        self.library.module.hooks().as_slice().iter().filter(known).map(|entry| (entry.id as usize, entry.hook))
-    }
-
-    pub(super) fn instance(&self) -> RawInstance {
-        self.instance
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        // SAFETY: `create` of the same module made the instance, and a `Plugin` is dropped once, when no call borrows it.
-        if let RSome(said) = unsafe { self.library.module.destroy()(self.instance) } {
-            let plugin = self.name();
-            tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {said}");
-        }
+        self.library.module.hooks().as_slice().iter().filter(known)
     }
 }

@@ -1,18 +1,17 @@
-//! Plugins: opened, checked, ordered, called. Knows nothing of HTTP or of the store; the only unsafe code of the host.
+//! Plugins: opened, checked, taken in and exchanged. Knows nothing of HTTP or of the store; the only unsafe code of the
+//! host. How they are ordered and called is in `vkog_plugin_api::chain`, so that a plugin's own tests run in the same chain.
 
-mod call;
-mod chain;
-mod details;
 mod error;
 mod load;
 mod preflight;
+mod registry;
 mod terms;
 mod trust;
 
-pub use call::{Origin, Seen, Subject};
-pub use chain::{Chain, Refusal};
 pub use error::{LoadError, LoadFault, Part};
 pub use load::{Library, Plugin, libraries, load};
-pub use terms::{OnFailure, Settings, Table, Terms, is_required};
+pub use registry::{Outcome, Registry, Source, Taken, unknown_in_order};
+pub use terms::{Settings, Table, Terms, is_required};
 pub use trust::Sha256;
 pub use vkog_plugin_api::Verb;
+pub use vkog_plugin_api::chain::*;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use vkog_plugin_api::chain::Conduct;
 
 use super::error::{LoadError, LoadFault};
 use super::trust::Sha256;
@@ -14,7 +15,7 @@ use super::trust::Sha256;
 pub type Settings = BTreeMap<String, Table>;
 
 /// A plugin's table of the configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
     /// What is the host's.
     pub terms: Terms,
@@ -29,26 +30,13 @@ pub struct Terms {
     pub required: bool,
     /// What its library has to be, to the byte.
     pub sha256: Option<Sha256>,
-    /// What becomes of a request when the plugin is in quarantine.
-    pub on_failure: OnFailure,
-    /// How long a hook may take before it is said to be slow.
-    pub budget: Option<Duration>,
-}
-
-/// What becomes of a request that a plugin in quarantine would have been asked about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnFailure {
-    /// It is refused.
-    #[default]
-    Refuse,
-    /// It goes on without the plugin.
-    Skip,
+    /// How it is treated.
+    pub conduct: Conduct,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { required: true, sha256: None, on_failure: OnFailure::Refuse, budget: None }
+        Self { required: true, sha256: None, conduct: Conduct::default() }
     }
 }
 
@@ -62,10 +50,17 @@ impl Table {
         let terms = Terms {
             required: take(&mut settings, "required")?.unwrap_or(true),
             sha256: take(&mut settings, "sha256")?,
-            on_failure: take(&mut settings, "on_failure")?.unwrap_or_default(),
-            budget: take::<Budget>(&mut settings, "budget")?.map(|budget| budget.0),
+            conduct: Conduct {
+                on_failure: take(&mut settings, "on_failure")?.unwrap_or_default(),
+                budget: take::<Budget>(&mut settings, "budget")?.map(|budget| budget.0),
+            },
         };
         Ok(Self { terms, settings })
+    }
+
+    /// The plugin's part, as it is handed over.
+    pub(super) fn settings_json(&self) -> String {
+        serde_json::Value::Object(self.settings.clone()).to_string()
     }
 }
 
@@ -133,6 +128,8 @@ fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
+    use vkog_plugin_api::chain::OnFailure;
+
     use super::*;
 
     fn table(text: &str) -> Result<Table, String> {
@@ -150,8 +147,8 @@ mod tests {
         let pinned = terms.sha256.map(|sha256| sha256.to_string());
         let budget = Some(Duration::from_millis(50));
         assert_eq!(
-            (terms.required, pinned, terms.on_failure, terms.budget),
-            (false, Some(pin), OnFailure::Skip, budget)
+            (terms.required, pinned, terms.conduct),
+            (false, Some(pin), Conduct { on_failure: OnFailure::Skip, budget })
         );
         assert_eq!(table("limit = 5").expect("valid").terms, Terms::default());
     }
@@ -162,7 +159,7 @@ mod tests {
             ("required = \"no\"", ["required: ", "boolean"]),
             ("sha256 = \"abc\"", ["sha256: ", "64 hexadecimal digits"]),
             ("sha256 = \"é23456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"", ["sha256: ", "64 hex"]),
-            ("on_failure = \"ignore\"", ["on_failure: ", "`refuse` or `skip`"]),
+            ("on_failure = \"ignore\"", ["on_failure: ", "`refuse`, `skip`, `keep`"]),
             ("budget = \"0s\"", ["budget: ", "50ms"]),
             ("budget = 5", ["budget: ", "string"]),
         ] {

@@ -298,6 +298,15 @@ impl Store {
         }
     }
 
+    /// The entries whose key begins so, in no order. Each shard is looked at when it is its turn, and no lock is held
+    /// between two entries.
+    pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
+        (0..SHARDS).flat_map(move |shard| {
+            let shard = self.shared.map.read(shard);
+            shard.iter().filter(|entry| entry.key().starts_with(prefix)).cloned().collect::<Vec<_>>()
+        })
+    }
+
     /// Writes a snapshot now, beside the traffic.
     ///
     /// # Errors

@@ -14,9 +14,10 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog::api::Api;
+use vkog::config::Admin;
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
-use vkog::plugins::Chain;
+use vkog::plugins::{Port, Registry, system_clock};
 use vkog::store::{Fsync, Options, Store, StoreError};
 
 use crate::client::{
@@ -88,8 +89,9 @@ fn after_a_failed_sync_nothing_is_acknowledged_and_reads_see_what_was_before() {
 #[test]
 fn a_host_whose_store_cannot_be_written_says_that_it_is_not_ready() {
     let (disk, store) = new_store(Fsync::Always);
-    let ops = Arc::new(Ops::new(store, Chain::new(Vec::new())).expect("no plugin to fail"));
-    let api = Api::new(Arc::clone(&ops), 1000);
+    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
+    let ops = Ops::new(store, plugins).expect("no plugin to fail");
+    let api = Api::new(Arc::clone(&ops), 1000, Admin::default(), Arc::new(|| Ok(Vec::new())));
     let ask = |path: &str| {
         let head = Head::new(Method::Get, path.to_owned(), Headers::default(), None);
         let reply = api.admit(head).err().expect("the reply needs no body");

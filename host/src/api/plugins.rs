@@ -1,0 +1,231 @@
+//! `/plugins`: what is loaded and how it behaves; and `/plugins/reload`, for those who may.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::problem::{Manner, Problem};
+use super::{Target, not_allowed, one_line, options, read_only};
+use crate::config::Admin;
+use crate::http::{Head, Method, Reply};
+use crate::ops::Ops;
+use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
+
+/// Everything that is loaded, in the order of the chain.
+pub(super) fn list(ops: &Ops, method: Method, manner: Manner) -> Reply {
+    read_only(method, manner).unwrap_or_else(|| {
+        json(&ops.plugins().look(|plugins, chain, order| {
+            let port = ops.plugins().port();
+            let listed = chain.members().iter().filter_map(|member| {
+                let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
+                let metrics = port.metrics(member.name()).into_iter();
+                let metrics = metrics.map(|(name, metric)| (name, metric.value())).collect();
+                Some(Listed::new(plugin, chain, order, metrics))
+            });
+            Plugins { plugins: listed.collect() }
+        }))
+    })
+}
+
+#[derive(Serialize)]
+struct Plugins {
+    plugins: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    version: String,
+    api_version: String,
+    path: String,
+    sha256: String,
+    stage: &'static str,
+    /// Why it stands where it stands.
+    ordered_by: &'static str,
+    settings: Map<String, Value>,
+    on_failure: OnFailure,
+    budget_ns: Option<u64>,
+    quarantined: bool,
+    hooks: Vec<Hook>,
+    metrics: BTreeMap<String, i64>,
+}
+
+#[derive(Serialize)]
+struct Hook {
+    hook: &'static str,
+    calls: u64,
+    refusals: u64,
+    panics: u64,
+    overruns: u64,
+    time: Time,
+}
+
+/// How long the calls took of which the time was taken.
+#[derive(Serialize)]
+struct Time {
+    measured: u64,
+    p50_ns: Option<u64>,
+    p90_ns: Option<u64>,
+    p99_ns: Option<u64>,
+    max_ns: Option<u64>,
+}
+
+impl Listed {
+    fn new(plugin: &Plugin, chain: &Chain, order: &[String], metrics: BTreeMap<String, i64>) -> Self {
+        let (member, conduct) = (plugin.member(), plugin.member().conduct());
+        Self {
+            name: plugin.name().to_owned(),
+            version: plugin.version().to_owned(),
+            api_version: plugin.api_version().to_owned(),
+            path: plugin.path().display().to_string(),
+            sha256: plugin.sha256().to_string(),
+            stage: plugin.stage_name(),
+            ordered_by: if order.iter().any(|name| name == plugin.name()) { "plugins.order" } else { "stage" },
+            settings: hide_secrets(&plugin.table().settings),
+            on_failure: conduct.on_failure,
+            budget_ns: conduct.budget.map(nanoseconds),
+            quarantined: member.is_quarantined(),
+            hooks: chain.stats(member).map(|(hook, calls, stats)| Hook::new(hook, calls, stats)).collect(),
+            metrics,
+        }
+    }
+}
+
+impl Hook {
+    fn new(hook: &'static str, calls: u64, stats: &HookStats) -> Self {
+        let quantile = |part| stats.times().quantile(part).map(nanoseconds);
+        let time = Time {
+            measured: stats.times().count(),
+            p50_ns: quantile(0.5),
+            p90_ns: quantile(0.9),
+            p99_ns: quantile(0.99),
+            max_ns: quantile(1.0),
+        };
+        Self { hook, calls, refusals: stats.refusals(), panics: stats.panics(), overruns: stats.overruns(), time }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The same settings without what is called like a secret, however deep.
+fn hide_secrets(settings: &Map<String, Value>) -> Map<String, Value> {
+    const SECRET: [&str; 6] = ["token", "secret", "password", "passphrase", "credential", "key"];
+    let hide = |(name, value): (&String, &Value)| {
+        let lower = name.to_lowercase();
+        let value = match value {
+            _ if SECRET.iter().any(|secret| lower.contains(secret)) => Value::from("(hidden)"),
+            Value::Object(inner) => hide_secrets(inner).into(),
+            Value::Array(items) => items.iter().map(hide_in_item).collect(),
+            other => other.clone(),
+        };
+        (name.clone(), value)
+    };
+    settings.iter().map(hide).collect()
+}
+
+fn hide_in_item(item: &Value) -> Value {
+    match item {
+        Value::Object(inner) => hide_secrets(inner).into(),
+        Value::Array(items) => items.iter().map(hide_in_item).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Whether somebody may have the plugins reloaded: with the token, from this machine, unless the configuration says more.
+pub(super) fn admit_reload(admin: &Admin, head: &Head, manner: Manner) -> Result<Target, Reply> {
+    const ALLOW: &str = "POST, OPTIONS";
+    match head.method {
+        Method::Post => {}
+        Method::Options => return Err(options(ALLOW)),
+        _ => return Err(not_allowed(ALLOW, manner)),
+    }
+    let refuse = |status, fact| Problem::new(status, fact).reply(manner);
+    let Some(token) = &admin.token else {
+        return Err(refuse(403, "Administration is off; set token in [admin] of the configuration"));
+    };
+    if !admin.remote && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
+        return Err(refuse(403, "Administration is for this machine alone; set remote = true in [admin]"));
+    }
+    let sent = head.headers.get("authorization").and_then(bearer);
+    // Hashes are compared, so that how long it takes says nothing of the token.
+    if sent.is_none_or(|sent| Sha256::digest(sent) != Sha256::digest(token)) {
+        let refusal = refuse(401, "Send the token of [admin] in the header Authorization: Bearer TOKEN");
+        return Err(refusal.with_header("WWW-Authenticate", "Bearer realm=\"vkog\""));
+    }
+    Ok(Target::Reload)
+}
+
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+#[derive(Serialize)]
+struct Reloaded {
+    plugins: Vec<TakenIn>,
+}
+
+#[derive(Serialize)]
+struct TakenIn {
+    name: Option<String>,
+    path: String,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// What a reload did. 409 if one of the plugins could not be taken in: the others were.
+pub(super) fn reloaded(taken: Result<Vec<Taken>, String>, manner: Manner) -> Reply {
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(error) => return Problem::new(409, format!("Nothing was reloaded: {error}")).reply(manner),
+    };
+    let failed = taken.iter().any(|taken| matches!(taken.outcome, Outcome::Failed(_)));
+    let plugins = taken.into_iter().map(|Taken { path, name, outcome }| {
+        let (outcome, error) = match outcome {
+            Outcome::Kept => ("kept", None),
+            Outcome::Loaded => ("loaded", None),
+            Outcome::Reloaded => ("reloaded", None),
+            Outcome::Reconfigured => ("reconfigured", None),
+            Outcome::Removed => ("removed", None),
+            Outcome::Failed(error) => ("failed", Some(error)),
+        };
+        let code = error.as_ref().map(|error| error.fault.code());
+        let error = error.map(|error| one_line(&error.fault.to_string()).into_owned());
+        TakenIn { name, path: path.display().to_string(), outcome, code, error }
+    });
+    let mut reply = json(&Reloaded { plugins: plugins.collect() });
+    reply.status = if failed { 409 } else { 200 };
+    reply
+}
+
+fn json(value: &impl Serialize) -> Reply {
+    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
+    body.push(b'\n');
+    Reply::new(200, body).with_header("Content-Type", "application/json").with_header("Cache-Control", "no-store")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_called_like_a_secret_is_hidden_however_deep() {
+        let settings = serde_json::json!({
+            "limit": 5, "token": "s3cret", "peers": [{ "host": "a", "api_key": "s3cret" }], "tls": { "Password": "s3cret" },
+        });
+        let Value::Object(settings) = settings else { unreachable!() };
+        let shown = Value::Object(hide_secrets(&settings)).to_string();
+        assert!(
+            !shown.contains("s3cret") && shown.contains("\"limit\":5") && shown.contains("\"host\":\"a\""),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! What plugins ask of the store: the way of a client's request, in the chain of whoever asks.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+
+use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
+use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
+use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
+
+/// The plugin that asks, and what its request carries.
+struct Asker {
+    plugin: &'static str,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Origin for Asker {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        let mut fields = self.headers.iter();
+        fields.find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice())
+    }
+
+    fn header_at(&self, index: usize) -> Option<(&str, &[u8])> {
+        self.headers.get(index).map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    fn client(&self) -> &str {
+        ""
+    }
+
+    fn asker(&self) -> &str {
+        self.plugin
+    }
+}
+
+impl Services for Ops {
+    fn ask(self: Arc<Self>, asked: &Asked<'_>, answer: &mut dyn FnMut(Answered<'_>)) {
+        let request = match request(&self, asked) {
+            Ok(request) => request,
+            Err((status, message)) => return answer(Answered::Refused(Cow::Owned(by_host(status, message)))),
+        };
+        let (tell, told) = bounded(1);
+        let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.chain());
+        self.run_in(chain, request, move |answer, _: Added| {
+            let _ = tell.send(answer);
+        });
+        // Nobody answers only if what should have panicked, and that was logged.
+        answer(match told.recv() {
+            Err(_) => Answered::Refused(Cow::Owned(by_host(500, "the host failed; its log says more".to_owned()))),
+            Ok(Answer::Found(entry)) => return answer(Answered::Found(seen(&entry))),
+            Ok(Answer::Written(revision) | Answer::Removed(revision)) => Answered::Done(revision),
+            Ok(Answer::Absent) => Answered::Absent,
+            Ok(Answer::Unexpected(_)) => {
+                let message = "the entry does not have the revision that was named".to_owned();
+                Answered::Refused(Cow::Owned(by_host(412, message)))
+            }
+            Ok(Answer::Refused(refusal)) => Answered::Refused(Cow::Owned(refusal)),
+            Ok(Answer::Failed(error)) => {
+                let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
+                Answered::Refused(Cow::Owned(by_host(status, format!("Not kept: {error}"))))
+            }
+        });
+    }
+
+    fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool) {
+        for entry in self.store.with_prefix(prefix) {
+            let asked = Asked {
+                verb: Verb::Get,
+                key: entry.key(),
+                value: &[],
+                content_type: "",
+                query: "",
+                headers: Vec::new(),
+                if_revision: None,
+                from: from.clone(),
+            };
+            let mut goes_on = true;
+            Arc::clone(&self).ask(&asked, &mut |answered| {
+                if let Answered::Found(seen) = answered {
+                    goes_on = each(entry.key(), seen);
+                }
+            });
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn quarantined(&self) {
+        self.plugins.quarantine();
+    }
+}
+
+/// What was asked, as a request; or the status and the message with which it is refused.
+fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
+    let (key_len, type_len) = (asked.key.len(), asked.content_type.len());
+    if key_len == 0 {
+        return Err((400, "Key cannot be empty".to_owned()));
+    }
+    if key_len > KEY_MAX {
+        return Err((414, format!("Key too long: {key_len} bytes, {KEY_MAX} is the most")));
+    }
+    if type_len > CONTENT_TYPE_MAX || !asked.content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err((400, format!("A media type is ASCII text of at most {CONTENT_TYPE_MAX} bytes")));
+    }
+    if asked.value.is_empty() && matches!(asked.verb, Verb::Post | Verb::Put) {
+        return Err((400, "No content provided".to_owned()));
+    }
+    let content_type = if asked.content_type.is_empty() { DEFAULT_CONTENT_TYPE } else { asked.content_type };
+    let headers = asked.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
+    Ok(Request {
+        verb: asked.verb,
+        key: asked.key.to_owned(),
+        value: asked.value.to_vec(),
+        content_type: content_type.to_owned(),
+        query: asked.query.to_owned(),
+        conditions: Conditions {
+            one_of: asked.if_revision.map(|revision| Revisions::These(vec![revision])),
+            none_of: None,
+        },
+        arrived: ops.revision(),
+        depth: asked.from.depth,
+        origin: Box::new(Asker { plugin: asked.from.plugin, headers }),
+    })
+}
+
+fn by_host(status: u16, message: String) -> Refusal {
+    Refusal { plugin: String::new(), status, message, headers: Vec::new() }
+}

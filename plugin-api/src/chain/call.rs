@@ -1,0 +1,115 @@
+//! One call of a hook: what is lent to the plugin, and what it says.
+
+use super::details;
+use super::member::Member;
+use crate::abi::{HookFn, Outcome, RawCall, RawEntry, Verb};
+
+/// Where a request came from: what a plugin rarely asks for, and so is looked up only when it does.
+pub trait Origin: Send + Sync {
+    /// The first header of this name, whatever its case.
+    fn header(&self, name: &str) -> Option<&[u8]>;
+    /// The header at this position.
+    fn header_at(&self, index: usize) -> Option<(&str, &[u8])>;
+    /// The client's address; empty on a Unix socket.
+    fn client(&self) -> &str;
+    /// The plugin that asks; empty where a client does.
+    fn asker(&self) -> &str {
+        ""
+    }
+}
+
+/// What a hook is called about.
+#[derive(Copy, Clone)]
+pub struct Subject<'a> {
+    /// What is asked for.
+    pub verb: Verb,
+    /// The key.
+    pub key: &'a str,
+    /// The value to be written; empty for get and delete.
+    pub value: &'a [u8],
+    /// The media type of that value.
+    pub content_type: &'a str,
+    /// The request's query.
+    pub query: &'a str,
+    /// The revision the store had reached when the request arrived.
+    pub arrived: u64,
+    /// How deep plugins have asked: 0 for what a client asks.
+    pub depth: u32,
+    /// Headers and client.
+    pub origin: &'a dyn Origin,
+}
+
+/// An entry as hooks see it.
+#[derive(Copy, Clone)]
+pub struct Seen<'a> {
+    /// The value.
+    pub value: &'a [u8],
+    /// Its media type.
+    pub content_type: &'a str,
+    /// The details of all plugins, as [`super::Chain::guard`] gave them.
+    pub details: &'a [u8],
+    /// The revision.
+    pub revision: u64,
+}
+
+impl<'a> Seen<'a> {
+    pub(super) fn raw(&self, plugin: &str) -> RawEntry<'a> {
+        RawEntry {
+            value: self.value.into(),
+            content_type: self.content_type.into(),
+            details: if self.details.is_empty() { &[] } else { details::find(self.details, plugin) }.into(),
+            revision: self.revision,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// Gives every entry of the store to a function.
+pub type Scan<'a> = &'a dyn Fn(&mut dyn FnMut(&str, Seen<'_>));
+
+/// What a plugin said during a call, beside its verdict. [`RawCall::cx`] points to it.
+pub(super) struct Said<'a> {
+    pub(super) plugin: &'static str,
+    pub(super) origin: &'a dyn Origin,
+    pub(super) scan: Option<Scan<'a>>,
+    pub(super) message: Option<String>,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) value: Option<Vec<u8>>,
+    pub(super) details: Option<Vec<u8>>,
+}
+
+impl<'a> Said<'a> {
+    pub(super) fn nothing(origin: &'a dyn Origin) -> Self {
+        Self { plugin: "", origin, scan: None, message: None, headers: Vec::new(), value: None, details: None }
+    }
+}
+
+/// Calls one hook. The entries are those before and after the operation, as far as they are known in this phase.
+pub(super) fn call(
+    hook: HookFn,
+    member: &Member,
+    subject: &Subject<'_>,
+    entries: [Option<Seen<'_>>; 2],
+    revision: u64,
+    said: &mut Said<'_>,
+) -> Outcome {
+    said.plugin = member.name();
+    let [before, after] = entries.map(|entry| entry.map(|seen| seen.raw(said.plugin)));
+    let raw = RawCall {
+        key: subject.key.into(),
+        value: subject.value.into(),
+        content_type: subject.content_type.into(),
+        query: subject.query.into(),
+        before: before.as_ref(),
+        after: after.as_ref(),
+        arrived: subject.arrived,
+        verb: subject.verb,
+        flags: 0,
+        revision,
+        reserved: 0,
+        cx: std::ptr::from_mut(said).cast(),
+    };
+    // SAFETY: whoever created the member checked the layout of the module this function came from; the instance is that
+    // module's and not destroyed, since the member is borrowed; and a library stays open until the process ends.
+    unsafe { (hook.call)(member.instance().ptr, &raw) }
+}

@@ -1,0 +1,404 @@
+//! Ordered plugins and how they are asked: what a host is made of, and what [`testing`](crate::testing) runs a plugin in.
+//! For each hook the chain holds only the plugins that have it. Knows nothing of HTTP, of libraries or of the store.
+
+mod call;
+mod details;
+mod member;
+mod port;
+mod stats;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::abi::{HOOK_NAMES, HookFn, Outcome, Verb};
+
+pub use call::{Origin, Scan, Seen, Subject};
+pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
+pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
+pub use stats::{Histogram, HookStats};
+
+use call::{Said, call};
+use details::DETAILS_MAX;
+use port::{Entered, Scope};
+
+const BEFORE: usize = 0;
+const GUARD: usize = 4;
+const AFTER: usize = 8;
+const UNDO: usize = 12;
+const START: usize = 16;
+const TICK: usize = 17;
+const SETTINGS_CHANGED: usize = 18;
+
+/// So many runs of a hook's list are timed at first, then one in [`TIMED_EVERY`]: to read the clock costs more than to
+/// call a plugin.
+const TIMED_FIRST: u64 = 256;
+/// See [`TIMED_FIRST`].
+const TIMED_EVERY: u64 = 64;
+
+/// Why an operation is not done: what a plugin said, or that it failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The plugin's name; empty where the host itself refuses.
+    pub plugin: String,
+    /// The HTTP status, 400 to 599.
+    pub status: u16,
+    /// One line.
+    pub message: String,
+    /// Further headers of the answer.
+    pub headers: Vec<(String, String)>,
+}
+
+/// What the before-hooks made of a request.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// The value to write instead of the request's.
+    pub value: Option<Vec<u8>>,
+    /// The entry counts as absent (get).
+    pub hidden: bool,
+}
+
+/// What the guards made of an operation that they let pass.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// The details of the entry to be written, for [`Seen::details`].
+    pub details: Vec<u8>,
+    /// The entry counts as absent (get).
+    pub hidden: bool,
+}
+
+/// A member's place in one hook's list.
+struct Link {
+    /// Its place in the chain.
+    member: usize,
+    /// None where the plugin is in quarantine and what it would be asked is refused.
+    hook: Option<HookFn>,
+    stats: Arc<HookStats>,
+}
+
+/// Those who have a hook, in the order in which they are called.
+#[derive(Default)]
+struct List {
+    links: Vec<Link>,
+    /// How often it was gone through: each link was called so often, but for what its statistics take away.
+    runs: AtomicU64,
+    /// Somebody has a budget: every run is timed.
+    always_timed: bool,
+}
+
+/// Plugins in their order. It never changes: another order, or other plugins, are another chain, and what is under way
+/// ends in the one it began in.
+pub struct Chain {
+    members: Vec<Arc<Member>>,
+    /// By hook id.
+    lists: [List; HOOK_NAMES.len()],
+}
+
+impl Chain {
+    /// Orders plugins: those that are named in `order` come first, in that order; the others follow by stage, then by name.
+    pub fn new(mut members: Vec<Arc<Member>>, order: &[String]) -> Self {
+        let rank = |member: &Member| order.iter().position(|name| name == member.name()).unwrap_or(order.len());
+        members.sort_by_key(|member| (rank(member), member.stage(), member.name()));
+        let mut lists: [List; HOOK_NAMES.len()] = std::array::from_fn(|_| List::default());
+        for (index, member) in members.iter().enumerate() {
+            let quarantined = member.is_quarantined();
+            for (id, list) in lists.iter_mut().enumerate().take(START) {
+                let Some((hook, stats)) = member.hook(id) else { continue };
+                if quarantined && (id >= AFTER || member.conduct().on_failure == OnFailure::Skip) {
+                    continue;
+                }
+                let link = Link { member: index, hook: (!quarantined).then_some(*hook), stats: Arc::clone(stats) };
+                list.always_timed |= member.conduct().budget.is_some();
+                // `after` and `undo` run from the last plugin to the first.
+                if id >= AFTER { list.links.insert(0, link) } else { list.links.push(link) }
+            }
+        }
+        Self { members, lists }
+    }
+
+    /// The plugins in the order in which their before-hooks and guards run.
+    pub fn members(&self) -> &[Arc<Member>] {
+        &self.members
+    }
+
+    /// The hooks of a plugin of this chain, how often each was called, and how it behaved.
+    pub fn stats<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = (&'static str, u64, &'a HookStats)> + 'a {
+        (0..HOOK_NAMES.len()).filter_map(move |id| {
+            let (_, stats) = member.hook(id)?;
+            let listed = |link: &Link| Arc::ptr_eq(&link.stats, stats) && link.hook.is_some();
+            let runs = if counts_runs(id) && self.lists[id].links.iter().any(listed) {
+                self.lists[id].runs.load(Relaxed)
+            } else {
+                0
+            };
+            Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
+        })
+    }
+
+    /// Whether no plugin has a guard for this verb, so that none has to be asked under a lock.
+    pub fn is_unguarded(&self, verb: Verb) -> bool {
+        self.lists[GUARD + verb as usize].links.is_empty()
+    }
+
+    /// Asks the before-hooks. No lock may be held.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal.
+    pub fn before(self: &Arc<Self>, subject: &Subject<'_>) -> Result<Prepared, Refusal> {
+        let mut prepared = Prepared::default();
+        let Some(mut round) = Round::begin(self, BEFORE + subject.verb as usize, subject, false) else {
+            return Ok(prepared);
+        };
+        for (position, link) in round.list.links.iter().enumerate() {
+            let subject = Subject { value: prepared.value.as_deref().unwrap_or(subject.value), ..*subject };
+            let outcome = round.ask(link, &subject, [None, None], 0);
+            if outcome.kind != Outcome::GO_ON {
+                return Err(round.refused(position, outcome));
+            }
+            prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
+            if let Some(value) = round.said.value.take() {
+                prepared.value = Some(value);
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Asks the guards; `entry` is locked. Where one refuses, hides or fails, those before it are undone.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal.
+    pub fn guard(self: &Arc<Self>, subject: &Subject<'_>, entry: Option<Seen<'_>>) -> Result<Passed, Refusal> {
+        let id = GUARD + subject.verb as usize;
+        let mut details = Vec::new();
+        let Some(mut round) = Round::begin(self, id, subject, true) else { return Ok(Passed::default()) };
+        for (position, link) in round.list.links.iter().enumerate() {
+            let outcome = round.ask(link, subject, [entry, None], 0);
+            if outcome.kind != Outcome::GO_ON {
+                self.undo_before(position, subject, entry);
+                return Err(round.refused(position, outcome));
+            }
+            if outcome.bits & Outcome::HIDE != 0 {
+                self.undo_before(position, subject, entry);
+                round.stopped(position);
+                return Ok(Passed { details: Vec::new(), hidden: true });
+            }
+            if let Some(own) = round.said.details.take().filter(|own| !own.is_empty()) {
+                let plugin = self.name(link);
+                if own.len() > DETAILS_MAX {
+                    self.undo_before(position + 1, subject, entry);
+                    round.stopped(position);
+                    let message =
+                        format!("plugin \"{plugin}\" set {} bytes of details; {DETAILS_MAX} is the most", own.len());
+                    tracing::error!(plugin, hook = HOOK_NAMES[id], "{message}");
+                    return Err(Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() });
+                }
+                details.push((plugin, own));
+            }
+        }
+        Ok(Passed { details: details::join(&details), hidden: false })
+    }
+
+    /// Undoes all guards of an operation: they had passed, and it will not happen.
+    pub fn undo(self: &Arc<Self>, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
+        self.undo_before(self.lists[GUARD + subject.verb as usize].links.len(), subject, entry);
+    }
+
+    /// Undoes the guards at positions below `end`, the last first.
+    fn undo_before(self: &Arc<Self>, end: usize, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
+        let passed = &self.lists[GUARD + subject.verb as usize].links[..end];
+        let Some(mut round) = Round::begin(self, UNDO + subject.verb as usize, subject, true) else { return };
+        for link in &round.list.links {
+            if passed.iter().any(|guard| guard.member == link.member) {
+                link.stats.calls.fetch_add(1, Relaxed);
+                round.ask(link, subject, [entry, None], 0);
+            }
+        }
+    }
+
+    /// Tells the after-hooks that an operation is done, and which revision it has. Returns the headers that they add to the
+    /// answer.
+    pub fn after(
+        self: &Arc<Self>,
+        subject: &Subject<'_>,
+        revision: u64,
+        before: Option<Seen<'_>>,
+        after: Option<Seen<'_>>,
+    ) -> Vec<(String, String)> {
+        let id = AFTER + subject.verb as usize;
+        let Some(mut round) = Round::begin(self, id, subject, false) else { return Vec::new() };
+        for link in &round.list.links {
+            // That it failed changes nothing for the client.
+            round.ask(link, subject, [before, after], revision);
+        }
+        let mut headers = round.said.headers;
+        headers.retain(|header| may_be_sent(header, "after", id));
+        headers
+    }
+
+    fn name(&self, link: &Link) -> &'static str {
+        self.members[link.member].name()
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        // The counts go on in the next chain.
+        for (_, list) in self.lists.iter().enumerate().filter(|(id, _)| counts_runs(*id)) {
+            for link in list.links.iter().filter(|link| link.hook.is_some()) {
+                link.stats.calls.fetch_add(list.runs.load(Relaxed), Relaxed);
+            }
+        }
+    }
+}
+
+/// Whether each run of this hook's list calls everybody in it, but for those behind one that refuses.
+fn counts_runs(id: usize) -> bool {
+    id < UNDO
+}
+
+/// Going once through a list.
+struct Round<'a> {
+    chain: &'a Chain,
+    list: &'a List,
+    id: usize,
+    said: Said<'a>,
+    /// When the last call ended, if this round is timed.
+    clock: Option<Instant>,
+    _scope: Entered,
+}
+
+impl<'a> Round<'a> {
+    /// None where nobody is to be asked.
+    fn begin(chain: &'a Arc<Chain>, id: usize, subject: &Subject<'a>, locked: bool) -> Option<Self> {
+        let list = &chain.lists[id];
+        if list.links.is_empty() {
+            return None;
+        }
+        let run = list.runs.fetch_add(1, Relaxed);
+        let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
+        let scope = Scope { depth: subject.depth, locked, chain: Arc::as_ptr(chain) };
+        let said = Said::nothing(subject.origin);
+        Some(Self { chain, list, id, said, clock: timed.then(Instant::now), _scope: scope.enter() })
+    }
+
+    fn ask(&mut self, link: &'a Link, subject: &Subject<'_>, entries: [Option<Seen<'_>>; 2], revision: u64) -> Outcome {
+        let member = &*self.chain.members[link.member];
+        let Some(hook) = link.hook else {
+            let name = member.name();
+            self.said.plugin = name;
+            self.said.message = Some(format!("plugin \"{name}\" is in quarantine after it failed again and again"));
+            return Outcome { kind: Outcome::REFUSED, status: 503, bits: 0 };
+        };
+        let outcome = call(hook, member, subject, entries, revision, &mut self.said);
+        if let Some(begun) = self.clock {
+            let now = Instant::now();
+            self.clock = Some(now);
+            link.note(self.id, member, now - begun);
+        }
+        if outcome.kind == Outcome::PANICKED {
+            let said = self.said.message.take().unwrap_or_default();
+            member.panicked(self.id, &link.stats, &said);
+        } else if outcome.kind != Outcome::GO_ON {
+            link.stats.refusals.fetch_add(1, Relaxed);
+        }
+        outcome
+    }
+
+    /// Those behind this position are not asked.
+    fn stopped(&self, position: usize) {
+        for link in self.list.links[position + 1..].iter().filter(|link| link.hook.is_some()) {
+            link.stats.calls.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// What the client is told of what the plugin at this position said.
+    fn refused(self, position: usize, outcome: Outcome) -> Refusal {
+        self.stopped(position);
+        let (id, plugin) = (self.id, self.said.plugin);
+        if outcome.kind == Outcome::PANICKED {
+            // What a panic says is for the log: it may tell a client what is not its business.
+            let message = format!("plugin \"{plugin}\" failed in {}; nothing was changed", HOOK_NAMES[id]);
+            return Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() };
+        }
+        let mut status = outcome.status;
+        if !(400..=599).contains(&status) {
+            tracing::warn!(
+                plugin,
+                hook = HOOK_NAMES[id],
+                status,
+                "refused with a status that is no error; 500 is sent"
+            );
+            status = 500;
+        }
+        let mut headers = self.said.headers;
+        headers.retain(|header| may_be_sent(header, plugin, id));
+        Refusal { plugin: plugin.to_owned(), status, message: self.said.message.unwrap_or_default(), headers }
+    }
+}
+
+impl Link {
+    fn note(&self, id: usize, member: &Member, time: Duration) {
+        self.stats.times.record(time);
+        let Some(budget) = member.conduct().budget.filter(|budget| time > *budget) else { return };
+        self.stats.overruns.fetch_add(1, Relaxed);
+        let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
+        tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
+    }
+}
+
+fn log_failure(plugin: &str, id: usize, said: &str) {
+    let hook = HOOK_NAMES[id];
+    tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {said}");
+}
+
+/// Whether a header of a plugin's is well-formed (RFC 9110, section 5) and leaves the framing to the host.
+fn may_be_sent((name, value): &(String, String), plugin: &str, id: usize) -> bool {
+    const FRAMING: [&str; 6] =
+        ["connection", "content-length", "transfer-encoding", "trailer", "upgrade", "vkog-plugin"];
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let sent = !name.is_empty()
+        && name.bytes().all(token)
+        && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t')
+        && !FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing));
+    if !sent {
+        tracing::warn!(plugin, hook = HOOK_NAMES[id], name, "a header that cannot be sent was dropped");
+    }
+    sent
+}
+
+/// The origin of what nobody asked for.
+struct Nowhere;
+
+static NOWHERE: Nowhere = Nowhere;
+
+impl Origin for Nowhere {
+    fn header(&self, _name: &str) -> Option<&[u8]> {
+        None
+    }
+
+    fn header_at(&self, _index: usize) -> Option<(&str, &[u8])> {
+        None
+    }
+
+    fn client(&self) -> &str {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_would_break_the_answer_is_not_sent() {
+        let may_be_sent = |name: &str, value: &str| may_be_sent(&(name.to_owned(), value.to_owned()), "mine", 0);
+        assert!(may_be_sent("WWW-Authenticate", "Bearer realm=\"vkog\""));
+        assert!(!may_be_sent("X-Two\r\nLines", "1"));
+        assert!(!may_be_sent("X-Split", "1\r\nSet-Cookie: a"));
+        assert!(!may_be_sent("", "1"));
+        assert!(!may_be_sent("content-LENGTH", "0"));
+        assert!(!may_be_sent("Vkog-Plugin", "somebody else"));
+    }
+}
