@@ -78,6 +78,13 @@ pub enum LoadFault {
         /// What that says.
         says: String,
     },
+    /// It needs a library that the dynamic linker would look for in the current directory.
+    LibraryPath {
+        /// That library.
+        needed: String,
+        /// What LD_LIBRARY_PATH is.
+        folders: String,
+    },
     /// The private copy of it could not be made.
     NoCopy {
         /// Where.
@@ -213,6 +220,7 @@ impl LoadFault {
             Self::WrongOwner { .. } => "folder-owner",
             Self::WrongSha256 { .. } => "wrong-sha256",
             Self::SearchPath { .. } => "search-path",
+            Self::LibraryPath { .. } => "library-path",
             Self::NoCopy { .. } => "no-copy",
             Self::NoExec { .. } => "no-exec",
             Self::NotALibrary { .. } => "not-a-library",
@@ -280,6 +288,11 @@ impl fmt::Display for LoadFault {
                 f,
                 "its {entry} is \"{says}\", which leads the linker to where anybody may put a library; link it without, or \
                  with an absolute path"
+            ),
+            Self::LibraryPath { needed, folders } => write!(
+                f,
+                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current directory; \
+                 leave only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
             ),
             Self::NoCopy { folder, error } => write!(
                 f,

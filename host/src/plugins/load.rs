@@ -144,6 +144,23 @@ unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map(Into::into)
 }
 
+/// Whether the process has a library of this name already, so that none would be looked for.
+pub(super) fn is_loaded(name: &str) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use libloading::os::unix::{Library, RTLD_LAZY};
+        // Of glibc and musl; libloading has no name for it.
+        const RTLD_NOLOAD: std::ffi::c_int = 4;
+        // SAFETY: nothing is loaded, so that no initialiser runs.
+        unsafe { Library::open(Some(name), RTLD_LAZY | RTLD_NOLOAD) }.is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = name;
+        false
+    }
+}
+
 /// # Safety
 ///
 /// As for any library: its initialisers run.

@@ -8,6 +8,7 @@ use object::{Architecture, BinaryFormat, Endianness, Object, ObjectKind};
 use vkog_plugin_api::abi::ROOT_SYMBOL;
 
 use super::error::LoadFault;
+use super::load::is_loaded;
 
 /// Checks that `data` is a whole shared library for this processor and system that exports a plugin.
 pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
@@ -130,9 +131,14 @@ fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
             };
             let says = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or(())?;
             let says = String::from_utf8_lossy(says);
-            // A bare name is looked up where the system keeps its libraries.
-            let bare = name == "NEEDED" && !says.contains(['/', '$']);
-            if !bare && is_astray(&says) {
+            // A bare name is looked up where the system keeps its libraries, but first in LD_LIBRARY_PATH. An absolute folder
+            // there is the operator's decision, like that for the host's own libraries.
+            if name == "NEEDED" && !says.contains(['/', '$']) {
+                let folders = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+                if !folders.is_empty() && is_astray(&folders) && !is_loaded(&says) {
+                    return Ok(Err(LoadFault::LibraryPath { needed: says.into_owned(), folders }));
+                }
+            } else if is_astray(&says) {
                 return Ok(Err(LoadFault::SearchPath { entry: name, says: says.into_owned() }));
             }
         }

@@ -1,0 +1,421 @@
+//! A library that somebody else can have written, or that has the linker take code from elsewhere, is refused before any of
+//! its code runs, by `vkog plugins check` and at the start, each time with a code of its own; what is opened is what was
+//! checked.
+//!
+//! Provoked with permissions, owners, links, pipes and pins, and with a library whose initialiser leaves a mark.
+#![cfg(unix)]
+
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use sha2::{Digest, Sha256};
+use vkog_tests::{
+    Exit, Running, Setup, build, built_by_cargo, bytes, damaged, only_ours, small_plugin, target_folder, written_plugin,
+};
+
+/// A folder with the bytes plugin in it.
+struct Place {
+    setup: Setup,
+    folder: PathBuf,
+    library: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with(&bytes(), "libvkog_bytes.so")
+    }
+
+    fn with(library: &Path, name: &str) -> Self {
+        let setup = Setup::new().load_as(library, name);
+        let folder = setup.plugin_folder();
+        let library = folder.join(name);
+        Self { setup, folder, library }
+    }
+
+    fn config(self, text: &str) -> Self {
+        let file = self.setup.folder().join("trust.toml");
+        std::fs::write(&file, text).expect("the configuration can be written");
+        self.env("VKOG_CONFIG", file)
+    }
+
+    fn env(mut self, name: &str, value: impl Into<std::ffi::OsString>) -> Self {
+        self.setup = self.setup.env(name, value);
+        self
+    }
+
+    /// With an initialiser that would write this file.
+    fn marked(self) -> (Self, PathBuf) {
+        let mark = self.setup.folder().join("mark");
+        (self.env("MARK", &mark), mark)
+    }
+
+    fn check(&self) -> Exit {
+        self.setup.run(["plugins".as_ref(), "check".as_ref(), self.library.as_os_str()])
+    }
+
+    fn serving(&self) -> Vec<std::ffi::OsString> {
+        vec!["--listen".into(), "127.0.0.1:0".into(), "--plugin-dir".into(), self.folder.clone().into()]
+    }
+
+    /// Asserts that both the check and the start refuse it, with this code and all of these words.
+    #[track_caller]
+    fn refused(&self, code: &str, words: &[&str]) {
+        let check = self.check().expect(1);
+        let start = self.setup.run(self.serving()).expect(1);
+        for line in [check.stdout.trim_end(), start.one_error()] {
+            assert!(line.ends_with(&format!("[{code}]")) && line.lines().count() == 1, "[{code}] of {check}\n{start}");
+            assert!(words.iter().chain(&["; "]).all(|word| line.contains(word)), "{words:?} in {line}");
+        }
+        println!("{}", start.one_error());
+    }
+
+    #[track_caller]
+    fn loads(&self) {
+        let check = self.check().expect(0);
+        assert!(check.stdout.ends_with("; this host loads it\n"), "{check}");
+        self.setup.start_with(self.serving()).post("k", "v").expect(200);
+    }
+}
+
+#[track_caller]
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+}
+
+fn sha256(path: &Path) -> String {
+    let read = std::fs::read(path).expect("a library can be read");
+    Sha256::digest(read).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A good plugin named `marks`, whose initialiser writes the file that the environment variable `MARK` names.
+fn marks() -> &'static Path {
+    static MARKS: LazyLock<PathBuf> = LazyLock::new(|| {
+        let manifest = "[package]\nname = \"marks\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\n\
+                        crate-type = [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = { path = \"\" }\n";
+        let source = r#"//! A plugin whose initialiser leaves a mark.
+use vkog_plugin_api::*;
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static MARK: extern "C" fn() = mark;
+
+extern "C" fn mark() {
+    if let Some(file) = std::env::var_os("MARK") {
+        let _ = std::fs::write(file, "code ran");
+    }
+}
+
+struct Marks;
+
+impl Plugin for Marks {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Marks)
+    }
+}
+
+impl AfterGet for Marks {
+    fn after_get(&self, _: &After<'_, Get>) {}
+}
+
+export_plugin!(Marks);
+"#;
+        written_plugin("marks", manifest, source)
+    });
+    &MARKS
+}
+
+/// A small good plugin, linked with a run path.
+fn with_run_path(name: &str, path: &str) -> PathBuf {
+    let folder = small_plugin(name);
+    let mut cargo = built_by_cargo("rustc", &folder, &target_folder());
+    let link = format!("link-arg=-Wl,--enable-new-dtags,-rpath,{path}");
+    let built = build(cargo.args(["--offline", "--lib", "--", "-C", &link]));
+    built.unwrap_or_else(|error| panic!("{error}")).library(name)
+}
+
+#[test]
+fn a_library_that_the_group_or_everybody_can_write_is_refused() {
+    let place = Place::new();
+    chmod(&place.library, 0o664);
+    place.refused("group-writable", &["its group", "0664", "chmod go-w"]);
+    chmod(&place.library, 0o646);
+    place.refused("world-writable", &["everybody", "0646", "chmod go-w"]);
+    chmod(&place.library, 0o444);
+    place.loads();
+}
+
+#[test]
+fn a_folder_that_others_can_put_libraries_into_is_refused_sticky_or_not() {
+    let place = Place::new();
+    for (mode, who) in [(0o775, "its group"), (0o777, "everybody"), (0o1777, "everybody")] {
+        chmod(&place.folder, mode);
+        place.refused("folder-writable", &[who, &format!("{mode:04o}"), "chmod go-w"]);
+    }
+    chmod(&place.folder, 0o755);
+    place.loads();
+}
+
+#[test]
+fn a_folder_around_it_that_everybody_can_rename_in_is_refused_unless_it_is_sticky() {
+    let place = Place::new();
+    let around = place.folder.parent().expect("it is in the folder of the test");
+    chmod(around, 0o777);
+    place.refused("parent-writable", &["everybody", "0777", "chmod o-w"]);
+    chmod(around, 0o1777);
+    place.loads();
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_refused() {
+    const SOMEBODY: u32 = 54321;
+    let place = Place::new();
+    if chown(&place.library, Some(SOMEBODY), None).is_err() {
+        eprintln!("skipped: only root can give a file away");
+        return;
+    }
+    place.refused("wrong-owner", &["54321", "chown"]);
+    chown(&place.library, Some(0), None).expect("root takes it back");
+    chown(&place.folder, Some(SOMEBODY), None).expect("root can give a folder away");
+    place.refused("folder-owner", &["54321", "chown"]);
+    chown(&place.folder, Some(0), None).expect("root takes it back");
+    place.loads();
+}
+
+#[test]
+fn a_link_out_of_the_folder_is_refused_and_one_within_is_followed() {
+    let place = Place::new();
+    let outside = place.setup.folder().join("outside.so");
+    std::fs::rename(&place.library, &outside).expect("a library can be moved");
+    symlink(&outside, &place.library).expect("a link can be made");
+    place.refused("symlink-out", &["outside.so"]);
+    std::fs::remove_file(&place.library).expect("a link can be removed");
+    std::fs::rename(&outside, place.folder.join("bytes-1")).expect("a library can be moved");
+    symlink("bytes-1", &place.library).expect("a link can be made");
+    place.loads();
+    chmod(&place.folder.join("bytes-1"), 0o666);
+    place.refused("world-writable", &["bytes-1"]);
+}
+
+#[test]
+fn a_link_to_a_subfolder_that_others_can_write_is_refused() {
+    let place = Place::new();
+    let within = place.folder.join("within");
+    std::fs::create_dir(&within).expect("a folder can be made");
+    std::fs::rename(&place.library, within.join("bytes-1")).expect("a library can be moved");
+    symlink("within/bytes-1", &place.library).expect("a link can be made");
+    chmod(&within, 0o775);
+    place.refused("folder-writable", &["within"]);
+    chmod(&within, 0o755);
+    place.loads();
+}
+
+#[test]
+fn a_pipe_a_socket_a_device_and_a_folder_are_refused_and_nobody_waits() {
+    let place = Place::new();
+    let again = || std::fs::remove_file(&place.library).expect("it can be removed");
+    again();
+    let mkfifo = Command::new("mkfifo").arg(&place.library).status().expect("mkfifo runs");
+    assert!(mkfifo.success());
+    place.refused("not-a-file", &["a pipe"]);
+    again();
+    let _socket = std::os::unix::net::UnixListener::bind(&place.library).expect("a socket can be made");
+    place.refused("not-a-file", &["a socket"]);
+    again();
+    std::fs::create_dir(&place.library).expect("a folder can be made");
+    place.refused("not-a-file", &["a folder"]);
+}
+
+#[test]
+fn a_library_that_is_not_the_pinned_one_is_refused_and_none_of_its_code_runs() {
+    let (place, mark) = Place::with(marks(), "libmarks.so").marked();
+    place.loads();
+    assert!(mark.exists(), "an initialiser that leaves a mark");
+
+    // It is called after the pinned plugin, and takes its place before anybody can ask for its name.
+    let pinned = sha256(&bytes());
+    let config = format!("[plugins.bytes]\nsha256 = \"{pinned}\"\n");
+    for name in ["libvkog_bytes.so", "libbytes.so", "vkog-bytes.so"] {
+        let (place, mark) = Place::with(marks(), name).config(&config).marked();
+        place.refused("wrong-sha256", &["[plugins.bytes]", &pinned, &sha256(marks())]);
+        assert!(!mark.exists(), "code of {name} ran");
+    }
+    // The right one loads, however it is written.
+    Place::new().config(&config).loads();
+    Place::new().config(&config.replace(&pinned, &pinned.to_uppercase())).loads();
+}
+
+#[test]
+fn a_library_that_claims_a_pinned_name_under_another_file_name_is_refused() {
+    let pinned = sha256(&bytes());
+    let place = Place::with(marks(), "libinnocent.so").config(&format!("[plugins.marks]\nsha256 = \"{pinned}\"\n"));
+    place.refused("wrong-sha256", &["[plugins.marks]", &pinned]);
+}
+
+#[test]
+fn a_pin_that_is_none_is_told_when_the_configuration_is_read() {
+    let place = Place::new().config("[plugins.bytes]\nsha256 = \"abc\"\n");
+    let exit = place.check().expect(1);
+    let line = exit.one_error();
+    let words = ["[plugins.bytes] sha256: ", "64 hexadecimal digits", "sha256sum"];
+    assert!(words.iter().all(|word| line.contains(word)), "{line}");
+}
+
+#[test]
+fn a_library_that_looks_for_others_where_anybody_may_put_them_is_refused() {
+    let place = Place::with(&with_run_path("run-path-here", "/opt/lib:."), "libx.so");
+    place.refused("search-path", &["RUNPATH", "/opt/lib:."]);
+    let place = Place::with(&with_run_path("run-path-origin", "$ORIGIN/../lib"), "libx.so");
+    place.refused("search-path", &["RUNPATH", "$ORIGIN/../lib"]);
+    Place::with(&with_run_path("run-path-absolute", "/opt/lib"), "libx.so").loads();
+
+    let place = Place::new();
+    let mut library = std::fs::read(bytes()).expect("a library can be read");
+    let (name, relative) = (b"libgcc_s.so.1\0", b"./gcc__s.so.1\0");
+    let at = library.windows(name.len()).position(|window| window == name).expect("a plugin unwinds with libgcc_s");
+    library[at..at + name.len()].copy_from_slice(relative);
+    std::fs::write(&place.library, library).expect("a library can be written");
+    place.refused("search-path", &["NEEDED", "./gcc__s.so.1"]);
+}
+
+#[test]
+fn what_a_library_needs_is_not_taken_from_the_current_directory() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let needs = &damaged(&bytes(), folder.path())["needs-more"];
+    for path in ["", ":/opt/lib", "/opt/lib:", "/opt//lib::/lib", ".", "lib:/opt/lib"] {
+        let (place, mark) = Place::with(needs, "libx.so").env("LD_LIBRARY_PATH", path).marked();
+        std::fs::copy(marks(), place.setup.folder().join("libgone_.so.1")).expect("a library can be copied");
+        if path.is_empty() {
+            place.refused("not-loadable", &["libgone_.so.1"]);
+        } else {
+            place.refused("library-path", &["libgone_.so.1", path]);
+        }
+        assert!(!mark.exists(), "code from the current directory ran with LD_LIBRARY_PATH={path}");
+    }
+    // What the process has already is not looked for.
+    Place::new().env("LD_LIBRARY_PATH", ":").loads();
+}
+
+#[test]
+fn a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for() {
+    let (place, mark) = Place::with(marks(), "libmarks.so").marked();
+    let folder = place.folder.clone();
+    let place = place.env("LD_LIBRARY_PATH", folder);
+    let bare = ["plugins", "check", "libmarks.so"];
+    let exit = place.setup.run(bare).expect(1);
+    assert!(exit.stdout.starts_with("libmarks.so: ") && exit.stdout.ends_with("[unreadable]\n"), "{exit}");
+    print!("{}", exit.stdout);
+    assert!(!mark.exists(), "the linker searched for a bare name");
+
+    let here = place.setup.folder().join("libmarks.so");
+    std::fs::copy(marks(), &here).expect("a library can be copied");
+    only_ours(&here);
+    place.setup.run(bare).expect(0);
+    chmod(place.setup.folder(), 0o777);
+    let exit = place.setup.run(bare).expect(1);
+    assert!(exit.stdout.ends_with("[folder-writable]\n"), "{exit}");
+}
+
+#[test]
+fn a_library_in_the_current_directory_does_not_stand_in_for_one_of_the_folder() {
+    let (place, mark) = Place::new().marked();
+    std::fs::copy(marks(), place.setup.folder().join("libvkog_bytes.so")).expect("a library can be copied");
+    let place = place.env("LD_LIBRARY_PATH", ".");
+    // The folder as a path from the current directory, too.
+    let folder = place.folder.file_name().expect("a folder has a name").to_owned();
+    let arguments = ["--listen", "127.0.0.1:0", "-s", "10", "--max-value", "100", "--plugin-dir"].map(Into::into);
+    let server = place.setup.start_with(arguments.into_iter().chain([folder]));
+    server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
+    assert!(!mark.exists(), "code from the current directory ran");
+}
+
+#[test]
+fn a_library_written_over_or_replaced_while_it_is_served_changes_nothing() {
+    let place = Place::new();
+    let opened = sha256(&place.library);
+    let mut arguments = place.serving();
+    arguments.extend(["-s", "10", "--max-value", "100"].map(Into::into));
+    let server = place.setup.start_with(arguments);
+    server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
+    // In place: what is mapped of this file would be gone.
+    std::fs::write(&place.library, "no library any more").expect("it is ours");
+    server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
+    let other = place.folder.join("other");
+    std::fs::copy(marks(), &other).expect("a library can be copied");
+    std::fs::rename(&other, &place.library).expect("a library can be replaced");
+    server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
+    // A profiler sees which library it is, and the content it had when it was opened.
+    #[cfg(target_os = "linux")]
+    {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
+        let name = format!("/vkog_bytes-{}.so", &opened[..12]);
+        assert!(maps.contains(&name) && !maps.contains("libvkog_bytes.so"), "{name} alone in {maps}");
+    }
+}
+
+#[test]
+fn no_copy_is_left_behind() {
+    let place = Place::new();
+    let temporary = place.setup.folder().join("temporary");
+    std::fs::create_dir(&temporary).expect("a folder can be made");
+    only_ours(&temporary);
+    let place = place.env("TMPDIR", &temporary);
+    let server = place.setup.start_with(place.serving());
+    server.post("k", "v").expect(200);
+    let left = || std::fs::read_dir(&temporary).expect("it can be read").count();
+    assert_eq!(left(), 0);
+
+    // Nobody may be able to put another copy there.
+    chmod(&temporary, 0o777);
+    place.refused("parent-writable", &["/temporary", "0777"]);
+    assert_eq!(left(), 0);
+    std::fs::remove_dir(&temporary).expect("it is empty");
+    place.refused("no-copy", &["/temporary", "TMPDIR"]);
+}
+
+#[test]
+fn a_temporary_folder_that_nothing_may_be_run_from_is_told_so() {
+    let place = Place::new();
+    let temporary = place.setup.folder().join("noexec");
+    std::fs::create_dir(&temporary).expect("a folder can be made");
+    // In a mount namespace of its own, so that nothing has to be cleared away.
+    let script = "mount -t tmpfs -o noexec,mode=755 tmpfs \"$TMPDIR\" || exit 77; exec \"$@\"";
+    let program = place.setup.vkog().get_program().to_owned();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(program).args(["plugins", "check"]).arg(&place.library);
+    let exit = Running::start(command.env("TMPDIR", &temporary)).wait();
+    if exit.stdout.is_empty() {
+        eprintln!("skipped: nothing can be mounted here");
+        return;
+    }
+    let exit = exit.expect(1);
+    let told = exit.stdout.contains("/noexec, ") && exit.stdout.contains("set TMPDIR");
+    assert!(told && exit.stdout.ends_with("[no-exec]\n"), "{exit}");
+    print!("{}", exit.stdout);
+}
+
+#[test]
+fn a_host_starts_without_a_plugin_that_is_not_required() {
+    for config in ["[plugins.bytes]\nrequired = false\n", "[plugins.bytes]\nrequired = true\n"] {
+        let place = Place::new().config(config);
+        chmod(&place.library, 0o666);
+        if config.contains("true") {
+            place.refused("world-writable", &[]);
+            continue;
+        }
+        let server = place.setup.start_with(place.serving());
+        server.logs(&["WARN", "libvkog_bytes.so", "[world-writable]", "started without it"]);
+        server.post("k", "v").expect(200);
+        drop(server);
+        // That it is not required is not the plugin's to know.
+        chmod(&place.library, 0o644);
+        place.loads();
+    }
+    // A plugin that says its name before it fails goes by that, whatever its file is called.
+    let place = Place::with(&bytes(), "libany.so").config("[plugins.bytes]\nrequired = false\nwrong = 1\n");
+    let server = place.setup.start_with(place.serving());
+    server.logs(&["WARN", "[bad-settings]", "started without it"]);
+}
