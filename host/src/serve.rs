@@ -156,7 +156,10 @@ fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin
         return Err(Failure::new(failed));
     }
     for name in source.settings.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
-        tracing::warn!("[plugins.{name}] is in the configuration, and no such plugin was loaded from {}", folder.display());
+        tracing::warn!(
+            "[plugins.{name}] is in the configuration, and no such plugin was loaded from {}",
+            folder.display()
+        );
     }
     for name in plugins::unknown_in_order(&source.order, &loaded) {
         tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());

@@ -23,8 +23,8 @@ pub fn conflict() -> PathBuf {
     artefacts().library("vkog-conflict")
 }
 
-/// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002, and
-/// the host would refuse it.
+/// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002,
+/// and the host would refuse it.
 pub fn only_ours(path: &Path) {
     #[cfg(unix)]
     {

@@ -1,5 +1,6 @@
 //! `cargo xtask serve`: from a fresh clone to a running server.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::Result;
@@ -14,16 +15,31 @@ pub(crate) fn serve(options: &[String]) -> Result<()> {
             program = Some(artifact.file);
         } else if let Some(name) = artifact.file.file_name() {
             // Beside, then renamed: a library that a running host has mapped is never written over.
-            let target = std::path::Path::new("plugins").join(name);
+            let target = Path::new("plugins").join(name);
             let beside = target.with_extension("new");
             std::fs::copy(&artifact.file, &beside)?;
+            only_ours(&beside)?;
             std::fs::rename(&beside, &target)?;
         }
     }
+    only_ours("plugins".as_ref())?;
     let program = program.ok_or("cargo built no program for package vkog")?;
     let mut vkog = Command::new(program);
     vkog.args(["--plugin-dir", "./plugins"]).args(options);
     become_it(&mut vkog)
+}
+
+/// Lets nobody but its owner write a library or a folder, whatever the umask: the server would refuse it.
+#[cfg(unix)]
+fn only_ours(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path)?.permissions().mode() & !0o022;
+    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?)
+}
+
+#[cfg(not(unix))]
+fn only_ours(_: &Path) -> Result<()> {
+    Ok(())
 }
 
 /// The server takes this process's place, so that signals reach it.

@@ -262,11 +262,13 @@ impl fmt::Display for LoadFault {
                     ),
                     Part::Folder => write!(
                         f,
-                        "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then chmod go-w {path}"
+                        "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then \
+                         chmod go-w {path}"
                     ),
                     Part::Ancestor => write!(
                         f,
-                        "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w {path}, or use another folder"
+                        "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w \
+                         {path}, or use another folder"
                     ),
                 }
             }
@@ -274,25 +276,25 @@ impl fmt::Display for LoadFault {
                 let what = if *part == Part::Library { "it" } else { "its folder" };
                 write!(
                     f,
-                    "{what} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; make \
-                     sure what it is, then chown {user} {}",
+                    "{what} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; \
+                     make sure what it is, then chown {user} {}",
                     path.display()
                 )
             }
             Self::WrongSha256 { name, pinned, found } => write!(
                 f,
-                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it is \
-                 the one you mean"
+                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it \
+                 is the one you mean"
             ),
             Self::SearchPath { entry, says } => write!(
                 f,
-                "its {entry} is \"{says}\", which leads the linker to where anybody may put a library; link it without, or \
-                 with an absolute path"
+                "its {entry} is \"{says}\", which leads the linker to where anybody may put a library; link it without, \
+                 or with an absolute path"
             ),
             Self::LibraryPath { needed, folders } => write!(
                 f,
-                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current directory; \
-                 leave only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
+                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current \
+                 directory; leave only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
             ),
             Self::NoCopy { folder, error } => write!(
                 f,

@@ -102,54 +102,60 @@ fn check_elf<'data, Elf: FileHeader<Endian = Endianness>>(
             return Err(cut_off("sections"));
         }
     }
-    check_dynamic(header, endian, data).unwrap_or_else(|()| Err(cut_off("dynamic section")))
+    check_dynamic(header, endian, data)
 }
 
-/// The linker takes what a library needs from where that library says, before any of its code is known. Read as the linker
-/// reads it, by the segments. An absolute path is the builder's decision; whatever hangs on the current directory or on
-/// where the library lies is not, since it is the private copy that lies somewhere.
+/// The linker takes what a library needs from where that library says, before any of its code is known. Read as the
+/// linker reads it, by the segments. An absolute path is the builder's decision; whatever hangs on the current directory
+/// or on where the library lies is not, since it is the private copy that lies somewhere.
 fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
     header: &Elf,
     endian: Endianness,
     data: &[u8],
-) -> Result<Result<(), LoadFault>, ()> {
-    let segments = header.program_headers(endian, data).map_err(|_| ())?;
+) -> Result<(), LoadFault> {
+    let cut_off = || LoadFault::CutOff { missing: "dynamic section", len: data.len() as u64 };
+    let segments = header.program_headers(endian, data).map_err(|_| cut_off())?;
     for segment in segments {
-        let Some(dynamic) = segment.dynamic(endian, data).map_err(|_| ())? else { continue };
-        let value = |tag| dynamic.iter().find(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian));
+        let Some(dynamic) = segment.dynamic(endian, data).map_err(|_| cut_off())? else { continue };
+        let end = dynamic.iter().position(|entry| entry.tag(endian) == elf::DT_NULL).unwrap_or(dynamic.len());
+        let entries = &dynamic[..end];
+        // Of two, the linker keeps the last.
+        let value = |tag| entries.iter().rfind(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian));
         let Some((address, size)) = value(elf::DT_STRTAB).zip(value(elf::DT_STRSZ)) else { continue };
         let mut loaded = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
-        let strings =
-            loaded.find_map(|segment| segment.data_range(endian, data, address, size).ok().flatten()).ok_or(())?;
+        let strings = loaded
+            .find_map(|segment| segment.data_range(endian, data, address, size).ok().flatten())
+            .ok_or_else(cut_off)?;
         let strings = StringTable::new(strings, 0, size);
-        for entry in dynamic.iter().take_while(|entry| entry.tag(endian) != elf::DT_NULL) {
+        for entry in entries {
             let name = match entry.tag(endian) {
                 elf::DT_RPATH => "RPATH",
                 elf::DT_RUNPATH => "RUNPATH",
                 elf::DT_NEEDED | elf::DT_AUXILIARY | elf::DT_FILTER => "NEEDED",
                 _ => continue,
             };
-            let says = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or(())?;
+            let says = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or_else(cut_off)?;
             let says = String::from_utf8_lossy(says);
-            // A bare name is looked up where the system keeps its libraries, but first in LD_LIBRARY_PATH. An absolute folder
-            // there is the operator's decision, like that for the host's own libraries.
+            // A bare name is looked up where the system keeps its libraries, but first in LD_LIBRARY_PATH. An absolute
+            // folder there is the operator's decision, like that for the host's own libraries.
             if name == "NEEDED" && !says.contains(['/', '$']) {
-                let folders = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+                let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+                let folders = folders.to_string_lossy();
                 if !folders.is_empty() && is_astray(&folders) && !is_loaded(&says) {
-                    return Ok(Err(LoadFault::LibraryPath { needed: says.into_owned(), folders }));
+                    return Err(LoadFault::LibraryPath { needed: says.into_owned(), folders: folders.into_owned() });
                 }
             } else if is_astray(&says) {
-                return Ok(Err(LoadFault::SearchPath { entry: name, says: says.into_owned() }));
+                return Err(LoadFault::SearchPath { entry: name, says: says.into_owned() });
             }
         }
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
-/// Whether a list of folders, or one path, has one that is not the same from everywhere. Nothing between two colons is the
-/// current directory.
+/// Whether a list of folders, or one path, has one that is not the same from everywhere. Nothing between two separators
+/// is the current directory; beside the colon, glibc takes a semicolon, and musl the end of a line.
 fn is_astray(paths: &str) -> bool {
-    paths.split(':').any(|path| !path.starts_with('/') || path.contains('$'))
+    paths.split([':', ';', '\n']).any(|path| !path.starts_with('/') || path.contains('$'))
 }
 
 fn beginning(data: &[u8]) -> String {

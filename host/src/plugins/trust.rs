@@ -52,8 +52,8 @@ pub(super) struct Image {
     sha256: Sha256,
 }
 
-/// An image as a file that only this process's user can reach, for the linker. It is gone when this is dropped, and what is
-/// mapped stays mapped; but Windows keeps a file that is mapped.
+/// An image as a file that only this process's user can reach, for the linker. It is gone when this is dropped, and what
+/// is mapped stays mapped; but Windows keeps a file that is mapped.
 pub(super) struct PrivateCopy {
     folder: TempDir,
     path: PathBuf,
