@@ -6,6 +6,7 @@
 #![cfg(unix)]
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -183,6 +184,17 @@ fn what_belongs_to_somebody_else_is_refused() {
     place.refused("folder-owner", &["54321", "chown"]);
     chown(&place.folder, Some(0), None).expect("root takes it back");
     place.loads();
+
+    // A host that is not root's takes what is its user's or root's, and nothing of a third's.
+    chmod(place.setup.folder(), 0o755);
+    chmod(&place.folder, 0o755);
+    for (owner, code) in [(0, None), (SOMEBODY, None), (SOMEBODY + 1, Some("[wrong-owner]\n"))] {
+        chown(&place.library, Some(owner), None).expect("root can give a file away");
+        let mut command = place.setup.vkog();
+        command.uid(SOMEBODY).gid(SOMEBODY).args(["plugins", "check"]).arg(&place.library);
+        let exit = Running::start(&mut command).wait().expect(i32::from(code.is_some()));
+        assert!(exit.stdout.ends_with(code.unwrap_or("; this host loads it\n")), "of {owner}: {exit}");
+    }
 }
 
 #[test]
