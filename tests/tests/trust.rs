@@ -188,11 +188,21 @@ fn what_belongs_to_somebody_else_is_refused() {
     // A host that is not root's takes what is its user's or root's, and nothing of a third's.
     chmod(place.setup.folder(), 0o755);
     chmod(&place.folder, 0o755);
+    let as_somebody = || {
+        let mut command = place.setup.vkog();
+        command.uid(SOMEBODY).gid(SOMEBODY);
+        command
+    };
+    if as_somebody().arg("--version").output().is_err() {
+        eprintln!("skipped in part: nobody but root may run what was built here");
+        return;
+    }
     for (owner, code) in [(0, None), (SOMEBODY, None), (SOMEBODY + 1, Some("[wrong-owner]\n"))] {
         chown(&place.library, Some(owner), None).expect("root can give a file away");
-        let mut command = place.setup.vkog();
-        command.uid(SOMEBODY).gid(SOMEBODY).args(["plugins", "check"]).arg(&place.library);
-        let exit = Running::start(&mut command).wait().expect(i32::from(code.is_some()));
+        let mut command = as_somebody();
+        let exit = Running::start(command.args(["plugins", "check"]).arg(&place.library))
+            .wait()
+            .expect(i32::from(code.is_some()));
         assert!(exit.stdout.ends_with(code.unwrap_or("; this host loads it\n")), "of {owner}: {exit}");
     }
 }
