@@ -435,10 +435,16 @@ impl<'a> Request<'a> {
     }
 
     /// Hands a verdict to the host.
+    #[inline]
     pub(crate) fn answer(&self, verdict: Verdict, bits: u32) -> Outcome {
-        let Err(refusal) = verdict else {
-            return Outcome::go_on(bits);
-        };
+        match verdict {
+            Ok(()) => Outcome::go_on(bits),
+            Err(refusal) => self.refuse(&refusal),
+        }
+    }
+
+    #[cold]
+    fn refuse(&self, refusal: &Refusal) -> Outcome {
         // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it.
         unsafe {
             self.api.message()(self.call.cx, refusal.message.as_ref().into());

@@ -35,15 +35,19 @@ pub(crate) struct Instance<P> {
 }
 
 /// Runs a plugin's code. A panic becomes what it said.
+#[inline]
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
-        let said = said(payload.as_ref());
-        // The payload's own drop may panic as well; what that leaves behind is forgotten.
-        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(second);
-        }
-        said
-    })
+    catch_unwind(AssertUnwindSafe(run)).map_err(last_words)
+}
+
+#[cold]
+fn last_words(payload: Box<dyn Any + Send>) -> String {
+    let said = said(payload.as_ref());
+    // The payload's own drop may panic as well; what that leaves behind is forgotten.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+    said
 }
 
 fn said(payload: &(dyn Any + Send)) -> String {

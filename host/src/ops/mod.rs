@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub use condition::{Conditions, Revisions, Unmet};
 
-use crate::plugins::{Chain, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
+use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};
 
 /// The longest key, in bytes.
@@ -105,7 +105,7 @@ impl Ops {
     }
 
     /// Gives every entry to a function.
-    fn scan(&self) -> impl Fn(&mut dyn FnMut(&str, Seen<'_>)) {
+    fn scan(&self) -> impl Fn(&mut Each<'_>) {
         |each| self.store.for_each(|entry| each(entry.key(), seen(entry)))
     }
 

@@ -1,8 +1,9 @@
 //! One call of a hook: what is lent to the plugin, and what it says.
 
+use abi_stable::std_types::RSlice;
+
 use super::details;
-use super::member::Member;
-use crate::abi::{HookFn, Outcome, RawCall, RawEntry, Verb};
+use crate::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 /// Where a request came from: what a plugin rarely asks for, and so is looked up only when it does.
 pub trait Origin: Send + Sync {
@@ -54,18 +55,26 @@ pub struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     pub(super) fn raw(&self, plugin: &str) -> RawEntry<'a> {
+        RawEntry { details: details::find(self.details, plugin).into(), ..self.raw_without_details() }
+    }
+
+    #[inline(always)]
+    pub(super) fn raw_without_details(&self) -> RawEntry<'a> {
         RawEntry {
             value: self.value.into(),
             content_type: self.content_type.into(),
-            details: if self.details.is_empty() { &[] } else { details::find(self.details, plugin) }.into(),
+            details: RSlice::EMPTY,
             revision: self.revision,
             reserved: [0; 2],
         }
     }
 }
 
+/// A function that is called with the key of an entry and the entry.
+pub type Each<'a> = dyn FnMut(&str, Seen<'_>) + 'a;
+
 /// Gives every entry of the store to a function.
-pub type Scan<'a> = &'a dyn Fn(&mut dyn FnMut(&str, Seen<'_>));
+pub type Scan<'a> = &'a dyn Fn(&mut Each<'_>);
 
 /// What a plugin said during a call, beside its verdict. [`RawCall::cx`] points to it.
 pub(super) struct Said<'a> {
@@ -79,37 +88,44 @@ pub(super) struct Said<'a> {
 }
 
 impl<'a> Said<'a> {
+    #[inline(always)]
     pub(super) fn nothing(origin: &'a dyn Origin) -> Self {
         Self { plugin: "", origin, scan: None, message: None, headers: Vec::new(), value: None, details: None }
     }
 }
 
-/// Calls one hook. The entries are those before and after the operation, as far as they are known in this phase.
-pub(super) fn call(
-    hook: HookFn,
-    member: &Member,
-    subject: &Subject<'_>,
-    entries: [Option<Seen<'_>>; 2],
+/// A call that is about this, without a [`RawCall::cx`].
+#[inline(always)]
+pub(super) fn about<'a>(
+    subject: &Subject<'a>,
+    [before, after]: [Option<&'a RawEntry<'a>>; 2],
     revision: u64,
-    said: &mut Said<'_>,
-) -> Outcome {
-    said.plugin = member.name();
-    let [before, after] = entries.map(|entry| entry.map(|seen| seen.raw(said.plugin)));
-    let raw = RawCall {
+) -> RawCall<'a> {
+    RawCall {
         key: subject.key.into(),
         value: subject.value.into(),
         content_type: subject.content_type.into(),
         query: subject.query.into(),
-        before: before.as_ref(),
-        after: after.as_ref(),
+        before,
+        after,
         arrived: subject.arrived,
         verb: subject.verb,
         flags: 0,
         revision,
         reserved: 0,
-        cx: std::ptr::from_mut(said).cast(),
-    };
-    // SAFETY: whoever created the member checked the layout of the module this function came from; the instance is that
-    // module's and not destroyed, since the member is borrowed; and a library stays open until the process ends.
-    unsafe { (hook.call)(member.instance().ptr, &raw) }
+        cx: std::ptr::null_mut(),
+    }
+}
+
+/// Calls a hook. What the plugin says beside its verdict is in `said` then.
+///
+/// # Safety
+///
+/// The instance is that of the module this function came from, and not destroyed; the module's layout was checked, and what
+/// it is part of is loaded.
+#[inline(always)]
+pub(super) unsafe fn call(hook: HookFn, instance: RawInstance, raw: &mut RawCall<'_>, said: &mut Said<'_>) -> Outcome {
+    raw.cx = std::ptr::from_mut(said).cast();
+    // SAFETY: the caller's promise.
+    unsafe { (hook.call)(instance.ptr, raw) }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
 
-use super::call::{Said, Scan, Subject, call};
-use super::port::{HOST_API, Identity, Port, Scope};
+use super::call::{Said, Scan, Subject, about, call};
+use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
 use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure};
 use crate::abi::{HOOK_NAMES, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
@@ -182,10 +182,12 @@ impl Member {
             depth: 0,
             origin: &NOWHERE,
         };
-        let _scope = Scope { depth: 0, locked: false, chain: std::ptr::null() }.enter();
-        let mut said = Said { scan, ..Said::nothing(&NOWHERE) };
+        let _scope = Scope { depth: 0, lock: Lock::Free, chain: std::ptr::null() }.enter();
+        let mut said = Said { plugin: self.name(), scan, ..Said::nothing(&NOWHERE) };
+        let mut raw = about(&subject, [None, None], 0);
         let begun = Instant::now();
-        let outcome = call(*hook, self, &subject, [None, None], 0, &mut said);
+        // SAFETY: `create` was promised that the module is sound; the instance is dropped with the member.
+        let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
         let message = said.message.unwrap_or_default();

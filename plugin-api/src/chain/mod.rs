@@ -5,22 +5,24 @@ mod call;
 mod details;
 mod member;
 mod port;
+mod runs;
 mod stats;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
-use crate::abi::{HOOK_NAMES, HookFn, Outcome, Verb};
+use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
-pub use call::{Origin, Scan, Seen, Subject};
+pub use call::{Each, Origin, Scan, Seen, Subject};
 pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
 pub use stats::{Histogram, HookStats};
 
-use call::{Said, call};
+use call::{Said, about, call};
 use details::DETAILS_MAX;
-use port::{Entered, Scope};
+use port::{Entered, Lock, Scope};
+use runs::Runs;
 
 const BEFORE: usize = 0;
 const GUARD: usize = 4;
@@ -30,8 +32,8 @@ const START: usize = 16;
 const TICK: usize = 17;
 const SETTINGS_CHANGED: usize = 18;
 
-/// So many runs of a hook's list are timed at first, then one in [`TIMED_EVERY`]: to read the clock costs more than to
-/// call a plugin.
+/// So many runs of a hook's list are timed at first on each thread, then one in [`TIMED_EVERY`]: to read the clock costs
+/// more than to call a plugin.
 const TIMED_FIRST: u64 = 256;
 /// See [`TIMED_FIRST`].
 const TIMED_EVERY: u64 = 64;
@@ -69,8 +71,10 @@ pub struct Passed {
 
 /// A member's place in one hook's list.
 struct Link {
-    /// Its place in the chain.
+    /// Its place in the chain, which keeps the instance alive.
     member: usize,
+    instance: RawInstance,
+    name: &'static str,
     /// None where the plugin is in quarantine and what it would be asked is refused.
     hook: Option<HookFn>,
     stats: Arc<HookStats>,
@@ -80,11 +84,14 @@ struct Link {
 #[derive(Default)]
 struct List {
     links: Vec<Link>,
-    /// How often it was gone through: each link was called so often, but for what its statistics take away.
-    runs: AtomicU64,
     /// Somebody has a budget: every run is timed.
     always_timed: bool,
 }
+
+// SAFETY: a link's instance is a member's, which may be sent and shared.
+unsafe impl Send for Link {}
+// SAFETY: as above.
+unsafe impl Sync for Link {}
 
 /// Plugins in their order. It never changes: another order, or other plugins, are another chain, and what is under way
 /// ends in the one it began in.
@@ -92,6 +99,8 @@ pub struct Chain {
     members: Vec<Arc<Member>>,
     /// By hook id.
     lists: [List; HOOK_NAMES.len()],
+    /// How often each was gone through: each link was called so often, but for what its statistics take away.
+    runs: Runs,
 }
 
 impl Chain {
@@ -107,13 +116,19 @@ impl Chain {
                 if quarantined && (id >= AFTER || member.conduct().on_failure == OnFailure::Skip) {
                     continue;
                 }
-                let link = Link { member: index, hook: (!quarantined).then_some(*hook), stats: Arc::clone(stats) };
+                let link = Link {
+                    member: index,
+                    instance: member.instance(),
+                    name: member.name(),
+                    hook: (!quarantined).then_some(*hook),
+                    stats: Arc::clone(stats),
+                };
                 list.always_timed |= member.conduct().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
                 if id >= AFTER { list.links.insert(0, link) } else { list.links.push(link) }
             }
         }
-        Self { members, lists }
+        Self { members, lists, runs: Runs::default() }
     }
 
     /// The plugins in the order in which their before-hooks and guards run.
@@ -126,11 +141,7 @@ impl Chain {
         (0..HOOK_NAMES.len()).filter_map(move |id| {
             let (_, stats) = member.hook(id)?;
             let listed = |link: &Link| Arc::ptr_eq(&link.stats, stats) && link.hook.is_some();
-            let runs = if counts_runs(id) && self.lists[id].links.iter().any(listed) {
-                self.lists[id].runs.load(Relaxed)
-            } else {
-                0
-            };
+            let runs = if counts_runs(id) && self.lists[id].links.iter().any(listed) { self.runs.sum(id) } else { 0 };
             Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
         })
     }
@@ -146,19 +157,22 @@ impl Chain {
     ///
     /// The first refusal.
     pub fn before(self: &Arc<Self>, subject: &Subject<'_>) -> Result<Prepared, Refusal> {
+        let id = BEFORE + subject.verb as usize;
         let mut prepared = Prepared::default();
-        let Some(mut round) = Round::begin(self, BEFORE + subject.verb as usize, subject, false) else {
+        if self.lists[id].links.is_empty() {
             return Ok(prepared);
-        };
+        }
+        let mut round = Round::begin(self, id, subject, Lock::Free);
+        let mut raw = about(subject, [None, None], 0);
         for (position, link) in round.list.links.iter().enumerate() {
-            let subject = Subject { value: prepared.value.as_deref().unwrap_or(subject.value), ..*subject };
-            let outcome = round.ask(link, &subject, [None, None], 0);
+            let outcome = round.ask(link, &mut raw);
             if outcome.kind != Outcome::GO_ON {
                 return Err(round.refused(position, outcome));
             }
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
             if let Some(value) = round.said.value.take() {
-                prepared.value = Some(value);
+                let value = prepared.value.insert(value);
+                raw = about(&Subject { value, ..*subject }, [None, None], 0);
             }
         }
         Ok(prepared)
@@ -171,10 +185,15 @@ impl Chain {
     /// The first refusal.
     pub fn guard(self: &Arc<Self>, subject: &Subject<'_>, entry: Option<Seen<'_>>) -> Result<Passed, Refusal> {
         let id = GUARD + subject.verb as usize;
+        if self.lists[id].links.is_empty() {
+            return Ok(Passed::default());
+        }
         let mut details = Vec::new();
-        let Some(mut round) = Round::begin(self, id, subject, true) else { return Ok(Passed::default()) };
+        let mut round = Round::begin(self, id, subject, Lock::Held);
+        let entries = Entries::new(&entry, &None);
+        let mut raw = about(subject, entries.raw(), 0);
         for (position, link) in round.list.links.iter().enumerate() {
-            let outcome = round.ask(link, subject, [entry, None], 0);
+            let outcome = round.ask_with_details(link, &mut raw, &entries);
             if outcome.kind != Outcome::GO_ON {
                 self.undo_before(position, subject, entry);
                 return Err(round.refused(position, outcome));
@@ -185,7 +204,7 @@ impl Chain {
                 return Ok(Passed { details: Vec::new(), hidden: true });
             }
             if let Some(own) = round.said.details.take().filter(|own| !own.is_empty()) {
-                let plugin = self.name(link);
+                let plugin = link.name;
                 if own.len() > DETAILS_MAX {
                     self.undo_before(position + 1, subject, entry);
                     round.stopped(position);
@@ -197,6 +216,9 @@ impl Chain {
                 details.push((plugin, own));
             }
         }
+        if details.is_empty() {
+            return Ok(Passed::default());
+        }
         Ok(Passed { details: details::join(&details), hidden: false })
     }
 
@@ -207,12 +229,17 @@ impl Chain {
 
     /// Undoes the guards at positions below `end`, the last first.
     fn undo_before(self: &Arc<Self>, end: usize, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
-        let passed = &self.lists[GUARD + subject.verb as usize].links[..end];
-        let Some(mut round) = Round::begin(self, UNDO + subject.verb as usize, subject, true) else { return };
+        let (id, passed) = (UNDO + subject.verb as usize, &self.lists[GUARD + subject.verb as usize].links[..end]);
+        if self.lists[id].links.is_empty() || passed.is_empty() {
+            return;
+        }
+        let mut round = Round::begin(self, id, subject, Lock::Held);
+        let entries = Entries::new(&entry, &None);
+        let mut raw = about(subject, entries.raw(), 0);
         for link in &round.list.links {
             if passed.iter().any(|guard| guard.member == link.member) {
                 link.stats.calls.fetch_add(1, Relaxed);
-                round.ask(link, subject, [entry, None], 0);
+                round.ask_with_details(link, &mut raw, &entries);
             }
         }
     }
@@ -227,27 +254,28 @@ impl Chain {
         after: Option<Seen<'_>>,
     ) -> Vec<(String, String)> {
         let id = AFTER + subject.verb as usize;
-        let Some(mut round) = Round::begin(self, id, subject, false) else { return Vec::new() };
+        if self.lists[id].links.is_empty() {
+            return Vec::new();
+        }
+        let mut round = Round::begin(self, id, subject, Lock::Free);
+        let entries = Entries::new(&before, &after);
+        let mut raw = about(subject, entries.raw(), revision);
         for link in &round.list.links {
             // That it failed changes nothing for the client.
-            round.ask(link, subject, [before, after], revision);
+            round.ask_with_details(link, &mut raw, &entries);
         }
         let mut headers = round.said.headers;
         headers.retain(|header| may_be_sent(header, "after", id));
         headers
-    }
-
-    fn name(&self, link: &Link) -> &'static str {
-        self.members[link.member].name()
     }
 }
 
 impl Drop for Chain {
     fn drop(&mut self) {
         // The counts go on in the next chain.
-        for (_, list) in self.lists.iter().enumerate().filter(|(id, _)| counts_runs(*id)) {
+        for (id, list) in self.lists.iter().enumerate().filter(|(id, _)| counts_runs(*id)) {
             for link in list.links.iter().filter(|link| link.hook.is_some()) {
-                link.stats.calls.fetch_add(list.runs.load(Relaxed), Relaxed);
+                link.stats.calls.fetch_add(self.runs.sum(id), Relaxed);
             }
         }
     }
@@ -270,40 +298,55 @@ struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    /// None where nobody is to be asked.
-    fn begin(chain: &'a Arc<Chain>, id: usize, subject: &Subject<'a>, locked: bool) -> Option<Self> {
+    #[inline(always)]
+    fn begin(chain: &'a Arc<Chain>, id: usize, subject: &Subject<'a>, lock: Lock) -> Self {
         let list = &chain.lists[id];
-        if list.links.is_empty() {
-            return None;
-        }
-        let run = list.runs.fetch_add(1, Relaxed);
+        let run = chain.runs.count(id);
         let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
-        let scope = Scope { depth: subject.depth, locked, chain: Arc::as_ptr(chain) };
-        let said = Said::nothing(subject.origin);
-        Some(Self { chain, list, id, said, clock: timed.then(Instant::now), _scope: scope.enter() })
+        let scope = Scope { depth: subject.depth, lock, chain: Arc::as_ptr(chain) };
+        let (entered, clock) = (scope.enter(), timed.then(Instant::now));
+        // Last, so that it is made where it stays: to move it costs as much as a call.
+        Self { chain, list, id, clock, _scope: entered, said: Said::nothing(subject.origin) }
     }
 
-    fn ask(&mut self, link: &'a Link, subject: &Subject<'_>, entries: [Option<Seen<'_>>; 2], revision: u64) -> Outcome {
-        let member = &*self.chain.members[link.member];
+    /// Asks with entries that have the plugin's own details, where any plugin has some.
+    #[inline(always)]
+    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: &Entries<'_>) -> Outcome {
+        if !entries.have_details {
+            return self.ask(link, raw);
+        }
+        let (before, after) =
+            (entries.before.map(|seen| seen.raw(link.name)), entries.after.map(|seen| seen.raw(link.name)));
+        self.ask(link, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, link: &'a Link, raw: &mut RawCall<'_>) -> Outcome {
+        self.said.plugin = link.name;
         let Some(hook) = link.hook else {
-            let name = member.name();
-            self.said.plugin = name;
-            self.said.message = Some(format!("plugin \"{name}\" is in quarantine after it failed again and again"));
+            self.said.message =
+                Some(format!("plugin \"{}\" is in quarantine after it failed again and again", link.name));
             return Outcome { kind: Outcome::REFUSED, status: 503, bits: 0 };
         };
-        let outcome = call(hook, member, subject, entries, revision, &mut self.said);
+        // SAFETY: whoever created the member promised that its module is sound; the chain keeps the instance alive.
+        let outcome = unsafe { call(hook, link.instance, raw, &mut self.said) };
         if let Some(begun) = self.clock {
-            let now = Instant::now();
-            self.clock = Some(now);
-            link.note(self.id, member, now - begun);
+            self.clock = Some(link.note(self.id, &self.chain.members[link.member], begun));
         }
-        if outcome.kind == Outcome::PANICKED {
-            let said = self.said.message.take().unwrap_or_default();
-            member.panicked(self.id, &link.stats, &said);
-        } else if outcome.kind != Outcome::GO_ON {
-            link.stats.refusals.fetch_add(1, Relaxed);
+        if outcome.kind != Outcome::GO_ON {
+            self.went_wrong(link, outcome);
         }
         outcome
+    }
+
+    #[cold]
+    fn went_wrong(&mut self, link: &Link, outcome: Outcome) {
+        if outcome.kind == Outcome::PANICKED {
+            let said = self.said.message.take().unwrap_or_default();
+            self.chain.members[link.member].panicked(self.id, &link.stats, &said);
+        } else {
+            link.stats.refusals.fetch_add(1, Relaxed);
+        }
     }
 
     /// Those behind this position are not asked.
@@ -339,12 +382,41 @@ impl<'a> Round<'a> {
 }
 
 impl Link {
-    fn note(&self, id: usize, member: &Member, time: Duration) {
+    /// Notes how long a call took that began then. Returns when it ended.
+    #[cold]
+    fn note(&self, id: usize, member: &Member, begun: Instant) -> Instant {
+        let ended = Instant::now();
+        let time = ended - begun;
         self.stats.times.record(time);
-        let Some(budget) = member.conduct().budget.filter(|budget| time > *budget) else { return };
-        self.stats.overruns.fetch_add(1, Relaxed);
-        let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
-        tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
+        if let Some(budget) = member.conduct().budget.filter(|budget| time > *budget) {
+            self.stats.overruns.fetch_add(1, Relaxed);
+            let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
+            tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
+        }
+        ended
+    }
+}
+
+/// The entries before and after an operation, as far as they are known, as they cross the boundary.
+struct Entries<'a> {
+    before: &'a Option<Seen<'a>>,
+    after: &'a Option<Seen<'a>>,
+    /// For a plugin that has no details in them.
+    raw: (Option<RawEntry<'a>>, Option<RawEntry<'a>>),
+    have_details: bool,
+}
+
+impl<'a> Entries<'a> {
+    #[inline(always)]
+    fn new(before: &'a Option<Seen<'a>>, after: &'a Option<Seen<'a>>) -> Self {
+        let has_details = |seen: &Option<Seen<'_>>| seen.as_ref().is_some_and(|seen| !seen.details.is_empty());
+        let raw = (before.as_ref().map(Seen::raw_without_details), after.as_ref().map(Seen::raw_without_details));
+        Self { before, after, raw, have_details: has_details(before) || has_details(after) }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> [Option<&RawEntry<'_>>; 2] {
+        [self.raw.0.as_ref(), self.raw.1.as_ref()]
     }
 }
 

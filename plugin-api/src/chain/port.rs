@@ -100,7 +100,7 @@ pub struct Metric {
 impl Metric {
     /// Its value; a gauge's is signed.
     pub fn value(&self) -> i64 {
-        self.number.load(Relaxed).cast_signed()
+        self.number.load(Relaxed) as i64
     }
 }
 
@@ -136,19 +136,26 @@ pub(super) struct Identity {
     pub(super) gone: AtomicBool,
 }
 
+/// Whether an entry is locked. As wide as its neighbour in [`Scope`]: then that is copied in whole words.
+#[repr(u32)]
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub(super) enum Lock {
+    Free,
+    Held,
+}
+
 /// Where a thread is while it runs hooks.
 #[derive(Copy, Clone)]
 pub(super) struct Scope {
     /// How deep plugins have asked: 0 for what a client asked.
     pub(super) depth: u32,
-    /// An entry is locked.
-    pub(super) locked: bool,
+    pub(super) lock: Lock,
     /// The chain, as `Arc::as_ptr` gives it; null outside of one.
     pub(super) chain: *const Chain,
 }
 
 thread_local! {
-    static SCOPE: Cell<Scope> = const { Cell::new(Scope { depth: 0, locked: false, chain: std::ptr::null() }) };
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope { depth: 0, lock: Lock::Free, chain: std::ptr::null() }) };
 }
 
 /// The scope before, which comes back when this is dropped.
@@ -171,7 +178,7 @@ fn asking(identity: &'static Identity) -> Result<(Arc<dyn Services>, Asking), Re
     let scope = SCOPE.get();
     let refuse =
         |message: &str| Refusal { plugin: String::new(), status: 508, message: message.into(), headers: vec![] };
-    if scope.locked {
+    if scope.lock == Lock::Held {
         return Err(refuse("nothing can be asked of the store in guard and undo hooks: an entry is locked"));
     }
     if scope.depth >= DEPTH_MAX {
