@@ -1,20 +1,28 @@
 //! The command line.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::commands::{self, export};
+use crate::commands::plugins::new::CrateName;
+use crate::commands::{self, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
-use crate::plugins::{self, Plugin, Port};
+use crate::plugins::Plugin;
 use crate::serve;
 
 /// A small key-value server that is extended by native plugins
 #[derive(Parser)]
-#[command(name = "vkog", version, args_conflicts_with_subcommands = true, after_help = EXAMPLE)]
+#[command(
+    name = "vkog",
+    version,
+    args_conflicts_with_subcommands = true,
+    // `--help` says the same, and the help has to fit a screen.
+    disable_help_subcommand = true,
+    after_help = EXAMPLE
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -24,7 +32,7 @@ struct Cli {
 }
 
 const EXAMPLE: &str = "\
-Every option is also an environment variable (VKOG_FILE) and a line of the --config file (file = \"...\").
+Every option is also a variable (VKOG_FILE) and a line of the --config file (file = \"...\").
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
@@ -68,9 +76,17 @@ enum Command {
         #[arg(value_name = "INPUT")]
         input: Option<PathBuf>,
     },
-    /// Look at plugin libraries
+    /// Make a plugin, or say what plugin libraries are
     #[command(subcommand)]
     Plugins(PluginsCommand),
+    /// Print what completes vkog in a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
 }
 
 #[derive(clap::Args)]
@@ -92,6 +108,20 @@ struct StoreArg {
 
 #[derive(Subcommand)]
 enum PluginsCommand {
+    /// Make the crate of a small plugin that builds, tests and loads
+    New {
+        /// The crate's name, and the plugin's
+        #[arg(value_name = "NAME")]
+        name: CrateName,
+
+        /// Make it in this folder [default: the current one]
+        #[arg(long, value_name = "DIR")]
+        path: Option<PathBuf>,
+
+        /// Depend on this vkog-plugin-api instead of a copy of the one that this host has
+        #[arg(long, value_name = "PATH")]
+        api: Option<PathBuf>,
+    },
     /// Say what libraries are, which hooks they have, and whether this host would load them
     Check {
         /// The libraries
@@ -101,6 +131,10 @@ enum PluginsCommand {
         /// A TOML file with the plugins' settings
         #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
         config: Option<PathBuf>,
+
+        /// Say it in one JSON document
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -168,7 +202,16 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
     match cli.command {
         None => serve_with(cli.serve),
         Some(Command::Serve(args)) => serve_with(args),
-        Some(Command::Plugins(PluginsCommand::Check { libraries, config })) => check(&libraries, config),
+        Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
+            commands::plugins::new::new(&name, path.as_deref(), api.as_deref())
+        }
+        Some(Command::Plugins(PluginsCommand::Check { libraries, config, json })) => {
+            let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
+            start_log(Some(LogFormat::Text));
+            Ok(commands::plugins::check::check(&libraries, &config, json))
+        }
+        Some(Command::Completions { shell }) => Ok(shell::completions(Cli::command(), shell)),
+        Some(Command::Man) => shell::man(Cli::command()),
         Some(Command::Check { file }) => commands::check::check(&file),
         Some(Command::Repair { file }) => commands::repair::repair(&file),
         Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
@@ -202,26 +245,6 @@ fn start_log(format: Option<LogFormat>) {
     }
 }
 
-fn check(libraries: &[PathBuf], config: Option<PathBuf>) -> Result<ExitCode, Failure> {
-    let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
-    start_log(Some(LogFormat::Text));
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
-    let loaded = plugins::load(libraries, &config.plugins.settings, &port);
-    let mut out = std::io::stdout().lock();
-    for (path, result) in libraries.iter().zip(&loaded) {
-        let path = path.display();
-        let told = match result {
-            Ok(plugin) => writeln!(out, "{path}: {}; this host loads it", describe(plugin)),
-            Err(error) => writeln!(out, "{path}: cannot be loaded: {} [{}]", error.fault, error.fault.code()),
-        };
-        // Whoever reads may have read enough.
-        if told.is_err() {
-            break;
-        }
-    }
-    Ok(if loaded.iter().all(Result::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
 /// What a plugin is, in one line.
 pub fn describe(plugin: &Plugin) -> String {
     format!(
@@ -236,8 +259,6 @@ pub fn describe(plugin: &Plugin) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

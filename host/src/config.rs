@@ -84,11 +84,11 @@ pub struct Options {
     #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true)]
     pub file: Option<PathBuf>,
 
-    /// How much the bytes plugin lets the store hold [default: 128MiB]
+    /// What the bytes plugin lets the store hold [default: 128MiB]
     #[arg(short = 's', long, value_name = "SIZE", env = "VKOG_MAX_SIZE", hide_env = true)]
     pub max_size: Option<Size>,
 
-    /// Load every plugin library in it [default: plugins beside the program]
+    /// Load every plugin in it [default: plugins beside the program]
     #[arg(long, value_name = "DIR", env = "VKOG_PLUGIN_DIR", hide_env = true)]
     pub plugin_dir: Option<PathBuf>,
 
@@ -96,7 +96,7 @@ pub struct Options {
     #[arg(long, env = "VKOG_NO_PLUGINS", hide_env = true)]
     pub no_plugins: bool,
 
-    /// host:port, port 0 picks one; unix:PATH [default: 127.0.0.1:3110]
+    /// host:port (0 picks one) or unix:PATH [default: 127.0.0.1:3110]
     #[arg(long, value_name = "ADDR", env = "VKOG_LISTEN", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
@@ -111,7 +111,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
-    /// How the log is written [default: text on a terminal, else json]
+    /// How to log [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
 }

@@ -1,6 +1,6 @@
 //! A server of one's own: a free port, a temporary folder, the plugins that a test names.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -117,7 +117,21 @@ impl Setup {
 
     /// `vkog` with no argument yet: in the folder, with no variable of ours from outside.
     pub fn vkog(&self) -> Command {
-        let mut command = Command::new(artefacts().vkog());
+        self.command(artefacts().vkog())
+    }
+
+    /// A line for a shell that finds `vkog`, in the folder.
+    pub fn shell(&self, line: &str) -> Command {
+        let programs = artefacts().vkog().parent().expect("a program is in a folder");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&path));
+        let mut command = self.command("sh");
+        command.args(["-c", line]).env("PATH", std::env::join_paths(path).expect("no folder of ours has a colon"));
+        command
+    }
+
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
@@ -169,6 +183,12 @@ impl Setup {
     #[track_caller]
     pub fn start_with<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Server {
         Server::serve(self, self.vkog().args(arguments.into_iter().map(Into::into)))
+    }
+
+    /// Starts the server by a command of one's own.
+    #[track_caller]
+    pub fn start_by(&self, command: &mut Command) -> Server {
+        Server::serve(self, command)
     }
 
     /// Starts the server, which is expected to end by itself.

@@ -1,10 +1,12 @@
-//! A plugin author needs nothing but a path to plugin-api: a crate builds outside the workspace, with whatever compiler, and
-//! what comes out loads.
+//! A plugin author needs nothing but the sources of plugin-api: a crate builds outside the workspace, with whatever
+//! compiler, and what comes out loads.
 //!
-//! Provoked by copying an example to a temporary folder, and by building a small plugin with every compiler that the
-//! environment variable `VKOG_COMPILERS` names: paths to rustc, with colons between them.
+//! Provoked by copying an example to a temporary folder, by having `vkog plugins new` make crates, and by building a small
+//! plugin with every compiler that the environment variable `VKOG_COMPILERS` names: paths to rustc, with colons between them.
 
-use vkog_tests::{Setup, build, built_by_cargo, bytes, conflict, copy_out, small_plugin, target_folder};
+use std::path::Path;
+
+use vkog_tests::{Setup, build, built_by_cargo, bytes, conflict, copy_out, small_plugin, target_folder, workspace};
 
 #[test]
 fn a_plugin_copied_out_of_the_tree_builds_and_loads() {
@@ -41,4 +43,40 @@ fn a_plugin_built_by_another_compiler_loads() {
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", &names[0]);
+}
+
+#[test]
+fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
+    let setup = Setup::new();
+    let new = |arguments: &[&str]| setup.run(["plugins", "new"].iter().chain(arguments));
+    std::fs::create_dir(setup.folder().join("elsewhere")).expect("a folder can be made");
+    let made = new(&["vkog-shorter", "--path", "elsewhere"]).expect(0);
+    let folder = setup.folder().join("elsewhere").join("vkog-shorter");
+    assert!(made.stdout.contains("elsewhere") && made.stdout.contains("vkog_shorter"), "{made}");
+    let written = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a crate has a manifest");
+    assert!(written.contains("\"vendor/vkog-plugin-api\""), "{written}");
+
+    std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
+    let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);
+    assert!(exit.one_error().contains("it is there already; "), "{exit}");
+    assert_eq!(std::fs::read_to_string(folder.join("Cargo.toml")).expect("it is still there"), "mine");
+    let exit = new(&["shorter", "--path", "nowhere"]).expect(1);
+    assert!(exit.one_error().contains("nowhere") && exit.one_error().contains("--path"), "{exit}");
+}
+
+#[test]
+fn a_new_crate_can_depend_on_a_clone_of_the_interface() {
+    let setup = Setup::new();
+    let api = workspace().join("plugin-api");
+    let new = |name: &str, api: &Path| {
+        setup.run(["plugins".as_ref(), "new".as_ref(), name.as_ref(), "--api".as_ref(), api.as_os_str()])
+    };
+    new("beside-a-clone", &api).expect(0);
+    let folder = setup.folder().join("beside-a-clone");
+    assert!(!folder.join("vendor").exists(), "a copy nobody asked for");
+    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
+    built.unwrap_or_else(|error| panic!("{error}")).library("beside-a-clone");
+    let exit = new("beside-nothing", &workspace().join("host")).expect(1);
+    assert!(exit.one_error().contains("--api") && exit.one_error().contains("another"), "{exit}");
+    assert!(!setup.folder().join("beside-nothing").exists(), "something was made");
 }

@@ -10,7 +10,7 @@ use vkog_tests::{Exit, Server, Setup, artefacts, bytes, conflict};
 #[test]
 fn a_wrong_option_is_one_line_and_exit_status_2() {
     let setup = Setup::new();
-    let wrong: [&[&str]; 10] = [
+    let wrong: [&[&str]; 13] = [
         &["--max-sise", "5"],
         &["--max-size", "much"],
         &["--max-size", "-5"],
@@ -21,6 +21,9 @@ fn a_wrong_option_is_one_line_and_exit_status_2() {
         &["fly"],
         &["plugins", "check"],
         &["plugins", "fly"],
+        &["plugins", "new"],
+        &["plugins", "new", "9lives"],
+        &["plugins", "new", "../elsewhere"],
     ];
     for arguments in wrong {
         let exit = setup.run(arguments.iter().copied()).expect(2);
@@ -75,8 +78,8 @@ fn a_configuration_that_cannot_be_used_is_one_line_with_the_file_and_the_place()
 #[test]
 fn help_fits_a_screen_and_shows_an_example() {
     let setup = Setup::new();
-    for arguments in [&["--help"][..], &["-h"], &["help"]] {
-        let exit = setup.run(arguments.iter().copied()).expect(0);
+    for arguments in ["--help", "-h"] {
+        let exit = setup.run([arguments]).expect(0);
         let count = exit.stdout.lines().count();
         assert!((20..=40).contains(&count), "{count} lines of {exit}");
         assert!(exit.stdout.lines().all(|line| line.chars().count() <= 100), "a line over 100 columns of {exit}");
@@ -98,6 +101,21 @@ fn help_fits_a_screen_and_shows_an_example() {
     }
     let exit = setup.run(["--version"]).expect(0);
     assert_eq!(exit.stdout, "vkog 0.1.0\n");
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_command_and_option() {
+    let setup = Setup::new();
+    for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
+        let exit = setup.run(arguments.iter().copied()).expect(0);
+        // The manual page guards its hyphens.
+        let told = exit.stdout.replace('\\', "");
+        for word in ["max-size", "plugin-dir", "repair", "plugins", "completions"] {
+            assert!(told.contains(word), "{word} in {exit}");
+        }
+    }
+    let exit = setup.run(["completions", "ksh"]).expect(2);
+    assert!(exit.one_error().contains("zsh"), "{exit}");
 }
 
 /// The limit that the bytes plugin holds to.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, workspace, written_plugin};
+use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, target_folder, workspace, written_plugin};
 
 /// What is shown of how to come to a server, and not run here: it would build and serve for real.
 const NOT_RUN: [&str; 8] =
@@ -122,25 +122,30 @@ fn run(session: &Session, setup: &Setup) {
             "curl" | "cat" | "cut" => {
                 // A document that starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());
-                let command = step.command.replace(DEFAULT_ADDRESS, server.address());
-                let deadline = Instant::now() + Duration::from_secs(10);
-                loop {
-                    let shell = Running::start(Command::new("sh").arg("-c").arg(&command).current_dir(setup.folder()));
-                    let exit = shell.wait();
-                    let output: Vec<&str> = exit.stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
-                    if matches(&step.expected, &output) {
-                        break;
-                    }
-                    // A file may be written a moment after the answer.
-                    let again = program != "curl" && Instant::now() < deadline;
-                    assert!(again, "{}: not {:?}\n{exit}\n{}", session.place, step.expected, server.log());
-                }
+                ask(session, step, server, setup.folder());
             }
             _ => {
                 let known = NOT_RUN.iter().any(|start| step.command.starts_with(start));
                 assert!(known, "{}: {} is neither run nor known", session.place, step.command);
             }
         }
+    }
+}
+
+/// Runs a command that asks a server, or looks at what it wrote into its folder.
+#[track_caller]
+fn ask(session: &Session, step: &Step, server: &Server, folder: &Path) {
+    let command = step.command.replace(DEFAULT_ADDRESS, server.address());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let exit = Running::start(Command::new("sh").arg("-c").arg(&command).current_dir(folder)).wait();
+        let output: Vec<&str> = exit.stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
+        if matches(&step.expected, &output) {
+            break;
+        }
+        // A file may be written a moment after the answer.
+        let again = !command.starts_with("curl") && Instant::now() < deadline;
+        assert!(again, "{}: not {:?}\n{exit}\n{}", session.place, step.expected, server.log());
     }
 }
 
@@ -216,15 +221,45 @@ fn the_whole_plugin_of_the_readme_is_whole() {
 #[test]
 fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
     const GUIDE: &str = "docs/plugin-authoring.md";
-    let library = written_plugin("short", &blocks(GUIDE, "toml")[0], &blocks(GUIDE, "rust")[0]);
-    let setup = Setup::new().load(&library);
-    let shown = blocks(GUIDE, "");
-    let block = shown.iter().find(|block| block.starts_with("$ curl")).expect("the guide ends with a request");
-    let lines: Vec<&str> = block.lines().collect();
-    let session = Session { place: GUIDE.to_owned(), config: None, steps: steps(&lines, GUIDE) };
-    run(&session, &setup);
-    let refused = setup.start().put("a", "much too long").expect(413).has("Vkog-Plugin", "short");
-    assert!(session.steps[0].expected.contains(&refused.text().trim_end().to_owned()), "{refused}");
+    let sessions = sessions(&workspace().join(GUIDE));
+    let [making, asking, ..] = &sessions[..] else { panic!("{GUIDE} makes a plugin, then asks") };
+    assert_eq!(making.steps.len(), 4, "four commands in {}", making.place);
+    let setup = Setup::new().env("VKOG_LISTEN", "127.0.0.1:0");
+    let mut folder = setup.folder().to_owned();
+    let (last, steps) = making.steps.split_last().expect("there are four");
+    for Step { command, expected } in steps {
+        let mut shell = setup.shell(&format!("umask 022; {command}"));
+        // What is built goes where the guide says. What is only needed on the way there is kept for the next time.
+        shell.current_dir(&folder).env_remove("CARGO_TARGET_DIR");
+        shell.env("CARGO_BUILD_BUILD_DIR", target_folder().join("authoring")).env("CARGO_NET_OFFLINE", "true");
+        // Without a deadline, as every build.
+        let output = shell.output().unwrap_or_else(|error| panic!("cannot run {command}: {error}"));
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let happened = output.status.success() && matches(expected, &stdout.lines().collect::<Vec<_>>());
+        assert!(happened, "{}: {command}: not {expected:?} but {stdout}\n{stderr}", making.place);
+        if let Some((_, inside)) = command.split_once(" && cd ") {
+            folder.push(inside);
+        }
+    }
+    let source = std::fs::read_to_string(folder.join("src/lib.rs")).expect("a crate has a source");
+    let shown = &blocks(GUIDE, "rust")[0];
+    assert_eq!(source.split("\n\n#[cfg(test)]").next(), Some(shown.as_str()), "the source that the guide shows");
+    let own = shown.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//")).count();
+    assert!(own <= 25, "{own} lines of a plugin's own");
+
+    let server = setup.start_by(setup.shell(&format!("exec {}", last.command)).current_dir(&folder));
+    // And what the crate says of itself.
+    let readme = &self::sessions(&folder.join("README.md"))[0];
+    let asked: Vec<_> = [asking, readme]
+        .into_iter()
+        .flat_map(|session| session.steps.iter().map(move |step| (session, step)))
+        .filter(|(_, step)| step.command.starts_with("curl"))
+        .collect();
+    assert_eq!(asked.len(), 2, "a request in the guide and one in the README");
+    asked.iter().for_each(|(session, step)| ask(session, step, &server, &folder));
+    let refusal = server.put("a", "much too long").expect(413).has("Vkog-Plugin", "short");
+    assert!(asking.steps[0].expected.contains(&refusal.text().trim_end().to_owned()), "{refusal}");
+    server.put("a", "short").expect(200);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //!
 //! Provoked with libraries that are cut off, patched, or built against changed copies of vkog-plugin-api.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use vkog_tests::{Exit, Setup, artefacts, bytes, conflict, damaged, faults};
 
 /// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
@@ -241,6 +243,30 @@ fn check_tells_of_a_good_library_its_name_version_and_hooks() {
         assert!(lines[2].contains(hook), "{hook} in {exit}");
     }
     assert!(!lines[1].contains("before_get"), "a hook that conflict has not in {exit}");
+}
+
+#[test]
+fn check_tells_programs_in_one_json_document_what_it_tells_people() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let bad = damaged(&conflict(), folder.path())["text"].clone();
+    let check = |libraries: &[&Path], status| {
+        let arguments = ["plugins", "check", "--json"].into_iter().map(OsString::from);
+        let exit = Setup::new().run(arguments.chain(libraries.iter().map(|path| path.into()))).expect(status);
+        let document: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|error| panic!("{error} in {exit}"));
+        document["plugins"].clone()
+    };
+    let good = json!({
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.1.0",
+        "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
+        "required_hooks": ["guard_post", "guard_put", "guard_delete"],
+    });
+    assert_eq!(check(&[&conflict()], 0), json!([good]));
+    let told = check(&[&bad, &conflict()], 1);
+    let message = told[0]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("this is not a") && message.contains("cdylib"), "{told}");
+    assert_eq!(told, json!([{ "path": bad, "ok": false, "code": "not-a-library", "message": message }, good]));
+    let quiet = check(&[&artefacts().library("fault-panics")], 0);
+    assert_eq!(quiet[0]["required_hooks"], json!([]));
 }
 
 #[test]

@@ -19,7 +19,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("progress", &[]),
     ("serve", &["api", "cli", "config", "http", "ops", "plugins", "progress", "store"]),
     // The limits of a key are the operations'.
-    ("commands", &["cli", "ops", "progress", "store"]),
+    ("commands", &["cli", "config", "ops", "plugins", "progress", "store"]),
     ("cli", &["commands", "config", "plugins", "serve", "store"]),
 ];
 

@@ -1,9 +1,11 @@
-//! What is done with a store that is not being served.
+//! What is done with a store, or with plugins, that are not being served.
 
 pub mod check;
 pub mod export;
 pub mod import;
+pub mod plugins;
 pub mod repair;
+pub mod shell;
 
 use std::path::Path;
 

@@ -1,0 +1,203 @@
+//! `vkog plugins new`: the crate of a small plugin that builds, tests and loads.
+//!
+//! The sources of vkog-plugin-api are in this program, and a copy goes into the crate: the interface is on no registry, and
+//! whoever has only the program has no other place to take it from. So a new crate builds wherever it is made, against
+//! exactly the version that this host loads, and stays buildable when the host is replaced.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use include_dir::{Dir, include_dir};
+
+use super::super::{failure, say};
+use crate::cli::Failure;
+
+static API_SOURCES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../plugin-api/src");
+const API_MANIFEST: &str = include_str!("../../../../plugin-api/Cargo.toml");
+const LICENSE: &str = include_str!("../../../../LICENSE");
+
+const MANIFEST: &str = include_str!("template/Cargo.toml.in");
+const SOURCE: &str = include_str!("template/lib.rs");
+const README: &str = include_str!("template/README.md");
+
+/// Where the copy goes, in the crate.
+const VENDORED: &str = "vendor/vkog-plugin-api";
+
+/// Names that the language, the compiler, cargo's target folder or the new crate itself have a use for.
+#[rustfmt::skip]
+const TAKEN: [&str; 64] = [
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
+    "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
+    "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true",
+    "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+    "alloc", "core", "proc_macro", "std", "test",
+    "build", "deps", "examples", "incremental",
+    "abi_stable", "serde", "serde_json", "vkog_plugin_api",
+];
+
+/// The name of a crate that can be a plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrateName(String);
+
+impl CrateName {
+    /// What `export_plugin!` makes of it: the name of the plugin.
+    fn plugin(&self) -> &str {
+        vkog_plugin_api::export::plugin_name(&self.0)
+    }
+
+    /// The file that cargo builds.
+    fn library(&self) -> String {
+        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        format!("{prefix}{}{suffix}", self.0.replace('-', "_"))
+    }
+}
+
+impl FromStr for CrateName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |fact: &str| Err(format!("{fact}; take a name such as short-values"));
+        if !text.starts_with(|first: char| first.is_ascii_lowercase()) {
+            return wrong("a plugin's name begins with a small letter");
+        }
+        let fits = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-' || char == '_';
+        if let Some(char) = text.chars().find(|char| !fits(*char)) {
+            return wrong(&format!("a plugin's name has small letters, digits, - and _, and no {char:?}"));
+        }
+        if text.len() > 64 {
+            return wrong(&format!("a plugin's name has at most 64 characters, and this has {}", text.len()));
+        }
+        let name = Self(text.to_owned());
+        if name.plugin().is_empty() {
+            return wrong("no name is left without the leading vkog-");
+        }
+        if TAKEN.contains(&text.replace('-', "_").as_str()) {
+            return wrong("Rust or cargo has another use for this name");
+        }
+        Ok(name)
+    }
+}
+
+/// Makes the crate `name` in a folder, with its own copy of vkog-plugin-api, or with a path to one, and says how to go on.
+///
+/// # Errors
+///
+/// The folder is there already or cannot be written, or the path is not one of vkog-plugin-api.
+pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Result<ExitCode, Failure> {
+    let api = api.map(own_api).transpose()?;
+    let folder = parent.map_or_else(|| PathBuf::from(&name.0), |parent| parent.join(&name.0));
+    let shown = folder.display();
+    // Not `create_dir_all`: that a folder was made here is what allows to remove it again.
+    fs::create_dir(&folder).map_err(|error| {
+        failure(match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                format!("cannot make {shown}: it is there already; take another name, or another folder with --path")
+            }
+            _ => format!("cannot make {shown}: {error}; give a folder that is there and can be written with --path"),
+        })
+    })?;
+    if let Err(error) = fill(&folder, name, api.as_deref()) {
+        // What remains is told of by what stopped the writing.
+        let _ = fs::remove_dir_all(&folder);
+        return Err(failure(format!("cannot write {shown}: {error}; nothing of it was kept, make room and try again")));
+    }
+    let target = Path::new("target").join("release");
+    say(&format!(
+        "made {shown}: a plugin that refuses long values, as src/lib.rs says; go on with
+  cd {shown}
+  cargo build --release
+  vkog plugins check {}
+  vkog --plugin-dir {}",
+        target.join(name.library()).display(),
+        target.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The path of a vkog-plugin-api, so that it holds from within the new crate.
+fn own_api(path: &Path) -> Result<PathBuf, Failure> {
+    let shown = path.display();
+    let wrong = |fact: String| {
+        failure(format!("cannot use --api {shown}: {fact}; give the folder plugin-api of a clone of VKOG"))
+    };
+    let manifest = fs::read_to_string(path.join("Cargo.toml"))
+        .map_err(|error| wrong(format!("it has no Cargo.toml that can be read ({error})")))?;
+    if !manifest.lines().any(|line| line == "name = \"vkog-plugin-api\"") {
+        return Err(wrong("its crate is another one".to_owned()));
+    }
+    path.canonicalize().map_err(|error| wrong(error.to_string()))
+}
+
+fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
+    let (is, path) = match api {
+        Some(path) => ("Not a copy: what changes there changes here.".to_owned(), path.display().to_string()),
+        None => (
+            format!(
+                "A copy from vkog {}, which loads what is built with it; no registry has it.",
+                env!("CARGO_PKG_VERSION")
+            ),
+            VENDORED.to_owned(),
+        ),
+    };
+    // A JSON string is a TOML string.
+    let path = serde_json::Value::from(path).to_string();
+    let manifest = MANIFEST.replace("CRATE", &name.0).replace("API_IS", &is).replace("API_PATH", &path);
+    let named = |text: &str| text.replace("PLUGIN", name.plugin()).replace("LIBRARY", &name.library());
+    fs::create_dir(folder.join("src"))?;
+    fs::write(folder.join("Cargo.toml"), manifest)?;
+    fs::write(folder.join("src/lib.rs"), named(SOURCE))?;
+    fs::write(folder.join("README.md"), named(README))?;
+    fs::write(folder.join(".gitignore"), "/target\n")?;
+    if api.is_none() {
+        let vendored = folder.join(VENDORED);
+        fs::create_dir_all(vendored.join("src"))?;
+        API_SOURCES.extract(vendored.join("src"))?;
+        fs::write(vendored.join("Cargo.toml"), API_MANIFEST)?;
+        fs::write(vendored.join("LICENSE"), LICENSE)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_crates() {
+        for text in ["short", "json-only", "rate_limit2", "vkog-short", "x"] {
+            assert_eq!(text.parse(), Ok(CrateName(text.to_owned())), "{text}");
+        }
+        let long = "x".repeat(65);
+        for text in [
+            "",
+            "9lives",
+            "-short",
+            "../short",
+            "Short",
+            "gr\u{fc}n",
+            "a b",
+            "a.b",
+            "vkog-",
+            "fn",
+            "std",
+            "proc-macro",
+            "test",
+            "deps",
+            "vkog-plugin-api",
+            &long,
+        ] {
+            let error = text.parse::<CrateName>().expect_err(text);
+            assert!(error.contains("; take a name such as "), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_plugin_and_its_library_are_named_as_they_will_be_built() {
+        let name: CrateName = "vkog-json-only".parse().expect("it is one");
+        assert_eq!(name.plugin(), "json-only");
+        assert!(name.library().contains("vkog_json_only."), "{}", name.library());
+    }
+}
