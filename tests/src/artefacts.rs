@@ -22,6 +22,12 @@ impl Artefacts {
         self.programs.get("vkog").expect("the workspace has a program named vkog")
     }
 
+    /// A program.
+    #[track_caller]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.get(name).unwrap_or_else(|| panic!("nothing makes a program named {name}")).clone()
+    }
+
     /// The shared library of a package.
     #[track_caller]
     pub fn library(&self, package: &str) -> PathBuf {

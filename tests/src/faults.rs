@@ -248,7 +248,7 @@ fn copy_api(to: &Path, changes: &[(&str, &str, &str)]) {
     }
 }
 
-fn copy_sources(from: &Path, to: &Path) {
+pub(crate) fn copy_sources(from: &Path, to: &Path) {
     for file in files_in(from) {
         let text = std::fs::read_to_string(&file).expect("our sources are text");
         write(&to.join(file.strip_prefix(from).expect("it is in there")), &text);
@@ -256,7 +256,7 @@ fn copy_sources(from: &Path, to: &Path) {
 }
 
 /// What the workspace's dependencies are locked to, so that nothing has to be looked up.
-fn copy_lock(to: &Path) {
+pub(crate) fn copy_lock(to: &Path) {
     let lock = std::fs::read_to_string(workspace().join("Cargo.lock")).expect("the workspace is locked");
     write(&to.join("Cargo.lock"), &lock);
 }

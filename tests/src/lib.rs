@@ -7,6 +7,7 @@
 mod artefacts;
 mod client;
 mod faults;
+mod frozen;
 mod gate;
 mod process;
 mod server;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, workspace};
 pub use client::{Client, Reply, Request, encode};
 pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugin, written_plugin};
+pub use frozen::{Frozen, frozen};
 pub use gate::Gate;
 pub use process::{Exit, Running};
 pub use server::{Server, Setup, bytes, conflict, only_ours};
