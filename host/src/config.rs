@@ -66,6 +66,18 @@ impl FromStr for Listen {
     }
 }
 
+/// What speaks HTTP.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Http {
+    /// tiny_http where only this machine reaches the address, else hyper.
+    Auto,
+    /// tiny_http.
+    Tiny,
+    /// hyper.
+    Hyper,
+}
+
 /// How a log line is written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -100,6 +112,10 @@ pub struct Options {
     #[arg(long, value_name = "ADDR", env = "VKOG_LISTEN", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
+
+    /// The engine; auto is tiny on loopback, else hyper [default: auto]
+    #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
+    pub http: Option<Http>,
 
     /// When a write is on disk: before its answer, at most so long after it, or when the system pleases
     /// [default: always]
@@ -167,6 +183,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where to listen.
     pub listen: Listen,
+    /// What speaks HTTP.
+    pub http: Http,
     /// When a write is on disk.
     pub fsync: Fsync,
     /// The largest single value, in bytes.
@@ -260,6 +278,7 @@ impl Config {
             plugins: Source { folder, settings, order },
             admin,
             listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
+            http: given.http.or(written.http).unwrap_or(Http::Auto),
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
             log_format: given.log_format.or(written.log_format),

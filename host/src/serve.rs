@@ -11,8 +11,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::api::{Api, Reload};
 use crate::cli::{Failure, describe};
-use crate::config::{Config, ConfigError, Listen};
-use crate::http::tiny::{Bound, Tiny};
+use crate::config::{Config, ConfigError, Http, Listen};
+use crate::http::{Bound, Engine};
 use crate::ops::Ops;
 use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
 use crate::progress::Bar;
@@ -51,7 +51,20 @@ pub fn serve(
         move || reload(&ops, &configured)
     });
     let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, config.admin, Arc::clone(&reload)));
-    let engine = Tiny::start(listener, service).map_err(|error| Failure::new([error]))?;
+    let engine = match config.http {
+        Http::Auto if listener.is_local() => Engine::tiny(listener, service),
+        Http::Tiny => {
+            if !listener.is_local() {
+                tracing::warn!(
+                    "--http tiny on {address}, which others reach: a request with a huge Content-Length can end the \
+                     process, and each that says HTTP/2.0 leaks a thread; use --http hyper"
+                );
+            }
+            Engine::tiny(listener, service)
+        }
+        Http::Auto | Http::Hyper => Engine::hyper(listener, service),
+    };
+    let engine = engine.map_err(|error| Failure::new([error]))?;
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 

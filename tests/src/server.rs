@@ -13,6 +13,9 @@ use crate::client::Client;
 use crate::process::{Exit, Running};
 use crate::wire::Wire;
 
+/// The variable by which a run of the tests chooses what speaks HTTP: `VKOG_HTTP=hyper cargo test -p vkog-tests`.
+pub const ENGINE: &str = "VKOG_HTTP";
+
 /// The bytes plugin.
 pub fn bytes() -> PathBuf {
     artefacts().library("vkog-bytes")
@@ -115,7 +118,7 @@ impl Setup {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
     }
 
-    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside.
+    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but [`ENGINE`].
     pub fn vkog(&self) -> Command {
         self.command(artefacts().vkog())
     }
@@ -137,6 +140,9 @@ impl Setup {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
                 command.env_remove(name);
             }
+        }
+        if let Some(engine) = std::env::var_os(ENGINE) {
+            command.env(ENGINE, engine);
         }
         command.env("RUST_BACKTRACE", "0").envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

@@ -1,11 +1,73 @@
 //! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
 
-pub mod tiny;
+mod hyper;
+mod tiny;
 mod turns;
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use self::hyper::Hyper;
+use self::tiny::Tiny;
+
+/// A listening socket.
+pub enum Bound {
+    /// `host:port`
+    Tcp(TcpListener),
+    /// `unix:PATH`
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Bound {
+    /// Whether only this machine reaches it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+            #[cfg(unix)]
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+/// A running engine.
+pub enum Engine {
+    /// On tiny_http.
+    Tiny(Tiny),
+    /// On hyper.
+    Hyper(Hyper),
+}
+
+impl Engine {
+    /// Serves on a listening socket with tiny_http, until [`stop`](Self::stop).
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be listened on.
+    pub fn tiny<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
+        Tiny::start(listener, service).map(Self::Tiny)
+    }
+
+    /// The same with hyper.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be listened on.
+    pub fn hyper<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
+        Hyper::start(listener, service).map(Self::Hyper)
+    }
+
+    /// Takes no further request, waits for those under way, and says whether all of them were answered in time.
+    pub fn stop(self, patience: Duration) -> bool {
+        match self {
+            Self::Tiny(engine) => engine.stop(patience),
+            Self::Hyper(engine) => engine.stop(patience),
+        }
+    }
+}
 
 /// A request's method.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -35,6 +97,11 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// No field yet, and room for as many with so many bytes.
+    pub fn with_capacity(bytes: usize, fields: usize) -> Self {
+        Self { text: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
+    }
+
     /// Adds a field.
     pub fn push(&mut self, name: &str, value: &[u8]) {
         self.text.extend_from_slice(name.as_bytes());
@@ -166,6 +233,11 @@ impl Reply {
         Self { status, headers: Vec::new(), body: Body::Bytes(body.into()) }
     }
 
+    /// The reply to a request that was lost to a panic.
+    pub fn internal_error() -> Self {
+        Self::new(500, &b"Internal error; the log says more\n"[..])
+    }
+
     /// The same with a field more.
     pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -194,7 +266,7 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if let Some(send) = self.0.take() {
-            send(Reply::new(500, &b"Internal error; the log says more\n"[..]));
+            send(Reply::internal_error());
         }
     }
 }

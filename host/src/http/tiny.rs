@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Cursor, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
 
 use super::turns::{Turn, Turns};
-use super::{BodyFault, Head, Headers, Method, Reply, Responder, Service};
+use super::{BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service};
 use crate::threads::Threads;
 
 /// What tiny_http has read before it hands a request over, in bytes.
@@ -59,15 +59,6 @@ struct Queue {
     server: Server,
     /// Held from taking a request to knowing whose turn it is: two requests of a connection keep their order.
     taking: Mutex<()>,
-}
-
-/// A listening socket.
-pub enum Bound {
-    /// `host:port`
-    Tcp(TcpListener),
-    /// `unix:PATH`
-    #[cfg(unix)]
-    Unix(std::os::unix::net::UnixListener),
 }
 
 impl Bound {

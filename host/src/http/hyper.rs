@@ -1,0 +1,678 @@
+//! The hyper engine: asynchronous, a loop on a thread for each core, each with its share of the connections.
+//!
+//! A connection stays with its loop. What a request asks for is done on the loop's thread; where its answer comes later,
+//! from another thread, the loop is woken once for all answers that have gathered.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Buf;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+#[cfg(unix)]
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::{self, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service};
+
+/// How long a client may take to send a request's head, or be silent between two requests.
+const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may send nothing of a body that it owes, or read nothing of an answer.
+const STALL_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest head, in bytes. Its fields are at most 100, which is hyper's own limit.
+const HEAD_MAX: usize = 64 << 10;
+/// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
+/// can be kept.
+const SWALLOWED_BODY_MAX: u64 = 64 << 10;
+const AT_ONCE: Duration = Duration::from_millis(100);
+/// How long what a client still sends is read after the answer that ends its connection: a connection that is closed
+/// with something unread is reset, and the client may lose the answer.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Connections at the most, whatever the system allows.
+const CONNECTIONS_MAX: usize = 1 << 15;
+/// Descriptors that are left for the store and the plugins.
+const SPARE_DESCRIPTORS: usize = 64;
+/// How many connections over the limit are told so at a time; further ones are just closed.
+const REFUSALS_MAX: usize = 32;
+
+/// A running engine.
+pub struct Hyper {
+    stopping: watch::Sender<bool>,
+    loops: Vec<Loop>,
+    /// Disconnected when the last connection is closed.
+    drained: Receiver<Infallible>,
+}
+
+/// A loop and its thread.
+struct Loop {
+    shared: Arc<Shared>,
+    handle: Handle,
+    thread: thread::JoinHandle<()>,
+}
+
+/// What a loop shares with those that bring it connections and answers.
+#[derive(Default)]
+struct Shared {
+    connections: AtomicUsize,
+    post: Mutex<Post>,
+}
+
+/// What others want of a loop.
+#[derive(Default)]
+struct Post {
+    /// The loop itself.
+    waker: Option<Waker>,
+    /// Connections whose answer has come.
+    answered: Vec<Waker>,
+    ended: bool,
+}
+
+impl Shared {
+    /// Has a connection's task go on. Many of these wake the loop once.
+    fn wake(&self, connection: Waker) {
+        let mut post = self.post.lock();
+        post.answered.push(connection);
+        let waker = if post.answered.len() == 1 { post.waker.clone() } else { None };
+        drop(post);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn end(&self) {
+        let mut post = self.post.lock();
+        post.ended = true;
+        let waker = post.waker.take();
+        drop(post);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Runs as long as the loop does.
+    fn deliver(&self, context: &Context<'_>, answered: &mut Vec<Waker>) -> Poll<()> {
+        let mut post = self.post.lock();
+        if post.ended {
+            return Poll::Ready(());
+        }
+        if !post.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            post.waker = Some(context.waker().clone());
+        }
+        std::mem::swap(&mut post.answered, answered);
+        drop(post);
+        answered.drain(..).for_each(Waker::wake);
+        Poll::Pending
+    }
+}
+
+/// What all loops share.
+struct Engine<S: Service> {
+    service: Arc<S>,
+    builder: http1::Builder,
+    stopping: watch::Receiver<bool>,
+    connections_max: usize,
+}
+
+/// A listening socket of either kind.
+enum Listener {
+    Tcp(TcpListener),
+    #[cfg(unix)]
+    Unix(UnixListener),
+}
+
+/// A connection of either kind, of no loop yet.
+enum Stream {
+    Tcp(std::net::TcpStream, SocketAddr),
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Hyper {
+    /// Serves on a listening socket until [`stop`](Self::stop).
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be listened on, or there is no thread for it.
+    pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
+        let (stopping, stopped) = watch::channel(false);
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_header_size(HEAD_MAX);
+        let connections_max = connections_max();
+        let engine = Arc::new(Engine { service, builder, stopping: stopped, connections_max });
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
+        let (under_way, drained) = bounded(0);
+        let places: Vec<_> = loops.iter().map(|each| (Arc::clone(&each.shared), each.handle.clone())).collect();
+        let _entered = places[0].1.enter();
+        let listener = match listener {
+            Bound::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Listener::Tcp(TcpListener::from_std(listener)?)
+            }
+            #[cfg(unix)]
+            Bound::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Listener::Unix(UnixListener::from_std(listener)?)
+            }
+        };
+        places[0].1.clone().spawn(engine.accept(listener, places, under_way));
+        Ok(Self { stopping, loops, drained })
+    }
+
+    /// Takes no further request, waits for those under way, and says whether all of them were answered in time.
+    pub fn stop(self, patience: Duration) -> bool {
+        self.stopping.send_replace(true);
+        let drained = self.drained.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
+        for Loop { shared, thread, .. } in self.loops {
+            shared.end();
+            // One that is still busy may be so for ever.
+            if drained {
+                let _ = thread.join();
+            }
+        }
+        drained
+    }
+}
+
+/// How many connections there may be: as many as the system has descriptors for, which it is asked for as many as it gives.
+fn connections_max() -> usize {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let wanted = (2 * CONNECTIONS_MAX) as u64;
+        let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+        let mut limit = current.unwrap_or(u64::MAX);
+        if limit < raised {
+            match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+                Ok(()) => limit = raised,
+                Err(error) => tracing::warn!("no more than {limit} descriptors: {error}"),
+            }
+        }
+        usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(SPARE_DESCRIPTORS).clamp(1, CONNECTIONS_MAX)
+    }
+    #[cfg(not(unix))]
+    {
+        CONNECTIONS_MAX
+    }
+}
+
+impl Loop {
+    fn start() -> io::Result<Self> {
+        let runtime: Runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let shared = Arc::new(Shared::default());
+        let (handle, ours) = (runtime.handle().clone(), Arc::clone(&shared));
+        let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
+            let mut answered = Vec::new();
+            runtime.block_on(std::future::poll_fn(|context| ours.deliver(context, &mut answered)));
+        })?;
+        Ok(Self { shared, handle, thread })
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream.into_std()?, client)
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => Stream::Unix(listener.accept().await?.0.into_std()?),
+        })
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<S: Service> Engine<S> {
+    /// Accepts connections until the engine stops. Each goes to the loop that has the fewest.
+    async fn accept(
+        self: Arc<Self>,
+        listener: Listener,
+        loops: Vec<(Arc<Shared>, Handle)>,
+        under_way: Sender<Infallible>,
+    ) {
+        let mut stopping = self.stopping.clone();
+        let refused = Arc::new(Shared::default());
+        loop {
+            let stream = tokio::select! {
+                stream = listener.accept() => stream,
+                () = stopped(&mut stopping) => return,
+            };
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // Mostly a lack of descriptors, which is over when a connection ends.
+                    tracing::warn!("cannot accept connections: {error}; trying again");
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let count = |shared: &Shared| shared.connections.load(Ordering::Relaxed);
+            let total: usize = loops.iter().map(|(shared, _)| count(shared)).sum();
+            if total >= self.connections_max {
+                if count(&refused) < REFUSALS_MAX {
+                    loops[0].1.spawn(refuse(stream, Counted::new(&refused)));
+                }
+                continue;
+            }
+            let Some((shared, handle)) = loops.iter().min_by_key(|(shared, _)| count(shared)) else { return };
+            let counted = Counted::new(shared);
+            handle.spawn(Arc::clone(&self).open(stream, counted, under_way.clone()));
+        }
+    }
+
+    async fn open(self: Arc<Self>, stream: Stream, counted: Counted, under_way: Sender<Infallible>) {
+        match stream {
+            Stream::Tcp(stream, client) => {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    self.talk(stream, Some(client), &counted.0).await;
+                }
+            }
+            #[cfg(unix)]
+            Stream::Unix(stream) => {
+                if let Ok(stream) = UnixStream::from_std(stream) {
+                    self.talk(stream, None, &counted.0).await;
+                }
+            }
+        }
+        drop(under_way);
+    }
+
+    /// Serves a connection to its end.
+    async fn talk<I>(self: Arc<Self>, stream: I, client: Option<SocketAddr>, shared: &Arc<Shared>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut stopping = self.stopping.clone();
+        let builder = self.builder.clone();
+        let connection =
+            Arc::new(Connection { engine: self, client, shared: Arc::clone(shared), lingers: AtomicBool::new(false) });
+        let io = TokioIo::new(Guarded { stream, lingers: Arc::clone(&connection), stalled: None, lingering: None });
+        let service = service_fn(move |request| Arc::clone(&connection).answer(request));
+        let mut talk = pin!(builder.serve_connection(io, service));
+        let result = tokio::select! {
+            biased;
+            result = &mut talk => result,
+            () = stopped(&mut stopping) => {
+                talk.as_mut().graceful_shutdown();
+                talk.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!("a connection ended: {error}");
+        }
+    }
+}
+
+/// Waits until the engine stops.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Tells a client that there are too many.
+async fn refuse(stream: Stream, _counted: Counted) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nServer: vkog\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        Connection: close\r\nContent-Length: 21\r\n\r\nToo many connections\n";
+    async fn tell<I: AsyncRead + AsyncWrite + Unpin>(mut stream: I) -> io::Result<()> {
+        stream.write_all(ANSWER).await?;
+        stream.shutdown().await?;
+        let mut rest = [0; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok(())
+    }
+    let told = async {
+        match stream {
+            Stream::Tcp(stream, _) => tell(TcpStream::from_std(stream)?).await,
+            #[cfg(unix)]
+            Stream::Unix(stream) => tell(UnixStream::from_std(stream)?).await,
+        }
+    };
+    // The client may have left, or stay for ever.
+    let _ = timeout(LINGER, told).await;
+}
+
+/// A connection.
+struct Connection<S: Service> {
+    engine: Arc<Engine<S>>,
+    client: Option<SocketAddr>,
+    /// Its loop.
+    shared: Arc<Shared>,
+    /// Whether the client may still be sending when the last answer is sent.
+    lingers: AtomicBool,
+}
+
+impl<S: Service> Connection<S> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Payload>, Infallible> {
+        let (parts, body) = request.into_parts();
+        let service = &self.engine.service;
+        let head = head(&parts, self.client);
+        let length = head.body_len();
+        let expects = head.headers.get("expect").is_some();
+        let admitted = guarded(|| service.admit(head));
+        let declared = match length {
+            Ok(declared) => declared,
+            Err(fault) => {
+                let reply = admitted.map_or_else(|reply| reply, |admitted| service.refuse_body(admitted, fault));
+                return Ok(self.last(reply));
+            }
+        };
+        let admitted = match admitted {
+            Ok(admitted) if declared <= service.body_max() => admitted,
+            refused => {
+                let reply = refused.map_or_else(
+                    |reply| reply,
+                    |admitted| service.refuse_body(admitted, BodyFault::TooLarge { declared }),
+                );
+                let swallowed = declared == 0
+                    || !expects
+                        && declared <= SWALLOWED_BODY_MAX
+                        && matches!(timeout(AT_ONCE, read(body, declared, |_| {})).await, Ok(Ok(())));
+                return Ok(if swallowed { response(reply) } else { self.last(reply) });
+            }
+        };
+        let mut bytes = Vec::new();
+        if declared > 0 {
+            // Memory grows with what arrives, not with what was declared.
+            bytes.reserve(declared.min(64 << 10) as usize);
+            if let Err(fault) = read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
+                return Ok(self.last(service.refuse_body(admitted, fault)));
+            }
+        }
+        let slot = Arc::new(Slot { answer: Mutex::default(), shared: Arc::clone(&self.shared) });
+        let filled = Arc::clone(&slot);
+        let responder = Responder::new(move |reply| filled.fill(reply));
+        // The place from which operations that may block would go to threads of their own. A panic leaves no answer but
+        // the responder's own.
+        let _ = catch_unwind(AssertUnwindSafe(|| service.serve(admitted, bytes, responder)));
+        Ok(response(Answer(slot).await))
+    }
+
+    /// The answer that ends the connection.
+    fn last(&self, reply: Reply) -> Response<Payload> {
+        self.lingers.store(true, Ordering::Relaxed);
+        let mut response = response(reply);
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+}
+
+/// A panic comes to 500.
+fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
+    catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
+}
+
+/// Reads a body of exactly this length, piece by piece.
+async fn read(mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
+    let mut came = 0;
+    while came < declared {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+        let Ok(Some(Ok(frame))) = timeout(STALL_PATIENCE, frame).await else {
+            return Err(BodyFault::CutOff { came, declared });
+        };
+        if let Some(piece) = frame.data_ref() {
+            came += piece.len() as u64;
+            take(piece);
+        }
+    }
+    Ok(())
+}
+
+fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head {
+    let method = match parts.method {
+        hyper::Method::GET => Method::Get,
+        hyper::Method::HEAD => Method::Head,
+        hyper::Method::POST => Method::Post,
+        hyper::Method::PUT => Method::Put,
+        hyper::Method::DELETE => Method::Delete,
+        hyper::Method::OPTIONS => Method::Options,
+        _ => Method::Other,
+    };
+    let length = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let mut headers = Headers::with_capacity(length, parts.headers.len());
+    for (name, value) in &parts.headers {
+        headers.push(name.as_str(), value.as_bytes());
+    }
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    Head::new(method, target.to_owned(), headers, client)
+}
+
+fn response(reply: Reply) -> Response<Payload> {
+    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 3);
+    headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+    for (name, value) in reply.headers {
+        // A field that may not be sent is left out.
+        if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
+            headers.append(name, value);
+        }
+    }
+    let mut response = Response::new(Payload(Some(reply.body)));
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.headers_mut() = headers;
+    response
+}
+
+fn field_name(name: &str) -> Option<HeaderName> {
+    // Those of nearly every answer need not be parsed.
+    match name {
+        "Content-Type" => Some(header::CONTENT_TYPE),
+        "ETag" => Some(header::ETAG),
+        "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
+        _ => HeaderName::from_bytes(name.as_bytes()).ok(),
+    }
+}
+
+fn field_value(value: Cow<'static, str>) -> Option<HeaderValue> {
+    match value {
+        Cow::Borrowed(value) => Some(HeaderValue::from_static(value)),
+        Cow::Owned(value) => HeaderValue::try_from(value).ok(),
+    }
+}
+
+/// Where an answer is put, from any thread.
+struct Slot {
+    answer: Mutex<Awaited>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+enum Awaited {
+    #[default]
+    Nothing,
+    /// The connection waits.
+    By(Waker),
+    Come(Reply),
+}
+
+impl Slot {
+    fn fill(&self, reply: Reply) {
+        let before = std::mem::replace(&mut *self.answer.lock(), Awaited::Come(reply));
+        if let Awaited::By(waker) = before {
+            self.shared.wake(waker);
+        }
+    }
+}
+
+/// Waits for an answer.
+struct Answer(Arc<Slot>);
+
+impl Future for Answer {
+    type Output = Reply;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
+        let mut answer = self.0.answer.lock();
+        match std::mem::take(&mut *answer) {
+            Awaited::Come(reply) => Poll::Ready(reply),
+            Awaited::By(waker) if waker.will_wake(context.waker()) => {
+                *answer = Awaited::By(waker);
+                Poll::Pending
+            }
+            _ => {
+                *answer = Awaited::By(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// The body of a response, in one piece.
+struct Payload(Option<Body>);
+
+impl http_body::Body for Payload {
+    type Data = Piece;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|body| Ok(Frame::data(Piece { body, at: 0 }))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|body| body.as_ref().is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |body| body.as_ref().len() as u64))
+    }
+}
+
+/// What of a body is still to be sent.
+struct Piece {
+    body: Body,
+    at: usize,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.body.as_ref().len() - self.at
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.body.as_ref()[self.at..]
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.remaining(), "more was sent than there is");
+        self.at += count;
+    }
+}
+
+/// A stream whose client must read what it is sent, and that is closed only when nothing of an answer can be lost by it.
+struct Guarded<I, L> {
+    stream: I,
+    lingers: L,
+    stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+/// Says whether a stream is to linger.
+trait Lingers: Unpin {
+    fn lingers(&self) -> bool;
+}
+
+impl<S: Service> Lingers for Arc<Connection<S>> {
+    fn lingers(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed)
+    }
+}
+
+impl<I, L> Guarded<I, L> {
+    /// Ends a write that makes no progress for too long.
+    fn watch<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_PATIENCE)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<I: AsyncRead + Unpin, L: Unpin> AsyncRead for Guarded<I, L> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin, L: Lingers> AsyncWrite for Guarded<I, L> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, data);
+        self.watch(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        self.watch(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            if !self.lingers.lingers() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let this = &mut *self;
+        let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut rest = [0; 4096];
+        while lingering.as_mut().poll(context).is_pending() {
+            let mut rest = ReadBuf::new(&mut rest);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut rest))?;
+            if rest.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
