@@ -113,7 +113,7 @@ pub struct Options {
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
 
-    /// The engine; auto is tiny on loopback, else hyper [default: auto]
+    /// auto is tiny on loopback, elsewhere hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
 

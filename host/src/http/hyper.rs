@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::thread;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,11 +35,12 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service};
+use crate::threads::Home;
 
-/// How long a client may take to send a request's head, or be silent between two requests.
-const HEAD_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a client may send nothing of a body that it owes, or read nothing of an answer.
-const STALL_PATIENCE: Duration = Duration::from_secs(30);
+/// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
+/// so many rounds. hyper's own timer would be set anew for each request, which costs a call of the system.
+const ROUND: Duration = Duration::from_secs(10);
+const ROUNDS_MAX: u32 = 3;
 /// The longest head, in bytes. Its fields are at most 100, which is hyper's own limit.
 const HEAD_MAX: usize = 64 << 10;
 /// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
@@ -72,59 +73,11 @@ struct Loop {
     thread: thread::JoinHandle<()>,
 }
 
-/// What a loop shares with those that bring it connections and answers.
+/// What a loop shares with those that bring it connections.
 #[derive(Default)]
 struct Shared {
     connections: AtomicUsize,
-    post: Mutex<Post>,
-}
-
-/// What others want of a loop.
-#[derive(Default)]
-struct Post {
-    /// The loop itself.
-    waker: Option<Waker>,
-    /// Connections whose answer has come.
-    answered: Vec<Waker>,
-    ended: bool,
-}
-
-impl Shared {
-    /// Has a connection's task go on. Many of these wake the loop once.
-    fn wake(&self, connection: Waker) {
-        let mut post = self.post.lock();
-        post.answered.push(connection);
-        let waker = if post.answered.len() == 1 { post.waker.clone() } else { None };
-        drop(post);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn end(&self) {
-        let mut post = self.post.lock();
-        post.ended = true;
-        let waker = post.waker.take();
-        drop(post);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Runs as long as the loop does.
-    fn deliver(&self, context: &Context<'_>, answered: &mut Vec<Waker>) -> Poll<()> {
-        let mut post = self.post.lock();
-        if post.ended {
-            return Poll::Ready(());
-        }
-        if !post.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            post.waker = Some(context.waker().clone());
-        }
-        std::mem::swap(&mut post.answered, answered);
-        drop(post);
-        answered.drain(..).for_each(Waker::wake);
-        Poll::Pending
-    }
+    home: Arc<Home>,
 }
 
 /// What all loops share.
@@ -158,7 +111,7 @@ impl Hyper {
     pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_header_size(HEAD_MAX);
+        builder.header_read_timeout(None).max_header_size(HEAD_MAX);
         let connections_max = connections_max();
         let engine = Arc::new(Engine { service, builder, stopping: stopped, connections_max });
         let cores = thread::available_parallelism().map_or(2, usize::from);
@@ -186,7 +139,7 @@ impl Hyper {
         self.stopping.send_replace(true);
         let drained = self.drained.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
         for Loop { shared, thread, .. } in self.loops {
-            shared.end();
+            shared.home.end();
             // One that is still busy may be so for ever.
             if drained {
                 let _ = thread.join();
@@ -225,8 +178,8 @@ impl Loop {
         let shared = Arc::new(Shared::default());
         let (handle, ours) = (runtime.handle().clone(), Arc::clone(&shared));
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
-            let mut answered = Vec::new();
-            runtime.block_on(std::future::poll_fn(|context| ours.deliver(context, &mut answered)));
+            ours.home.settle();
+            runtime.block_on(std::future::poll_fn(|context| ours.home.poll(context)));
         })?;
         Ok(Self { shared, handle, thread })
     }
@@ -300,17 +253,17 @@ impl<S: Service> Engine<S> {
         }
     }
 
-    async fn open(self: Arc<Self>, stream: Stream, counted: Counted, under_way: Sender<Infallible>) {
+    async fn open(self: Arc<Self>, stream: Stream, _counted: Counted, under_way: Sender<Infallible>) {
         match stream {
             Stream::Tcp(stream, client) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    self.talk(stream, Some(client), &counted.0).await;
+                    self.talk(stream, Some(client)).await;
                 }
             }
             #[cfg(unix)]
             Stream::Unix(stream) => {
                 if let Ok(stream) = UnixStream::from_std(stream) {
-                    self.talk(stream, None, &counted.0).await;
+                    self.talk(stream, None).await;
                 }
             }
         }
@@ -318,23 +271,34 @@ impl<S: Service> Engine<S> {
     }
 
     /// Serves a connection to its end.
-    async fn talk<I>(self: Arc<Self>, stream: I, client: Option<SocketAddr>, shared: &Arc<Shared>)
+    async fn talk<I>(self: Arc<Self>, stream: I, client: Option<SocketAddr>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut stopping = self.stopping.clone();
         let builder = self.builder.clone();
-        let connection =
-            Arc::new(Connection { engine: self, client, shared: Arc::clone(shared), lingers: AtomicBool::new(false) });
-        let io = TokioIo::new(Guarded { stream, lingers: Arc::clone(&connection), stalled: None, lingering: None });
+        let connection = Arc::new(Connection {
+            engine: self,
+            client,
+            progress: AtomicU32::new(0),
+            serves: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
+        });
+        let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
+        let overdue = Arc::clone(&connection).overdue();
         let service = service_fn(move |request| Arc::clone(&connection).answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
+        let mut overdue = pin!(overdue);
         let result = tokio::select! {
             biased;
             result = &mut talk => result,
+            () = &mut overdue => return,
             () = stopped(&mut stopping) => {
                 talk.as_mut().graceful_shutdown();
-                talk.await
+                tokio::select! {
+                    result = talk => result,
+                    () = overdue => return,
+                }
             }
         };
         if let Err(error) = result {
@@ -375,14 +339,34 @@ async fn refuse(stream: Stream, _counted: Counted) {
 struct Connection<S: Service> {
     engine: Arc<Engine<S>>,
     client: Option<SocketAddr>,
-    /// Its loop.
-    shared: Arc<Shared>,
+    /// Grows with every head, every piece of a body and every piece of an answer.
+    progress: AtomicU32,
+    /// Whether a request is under way that has come whole: the client waits, and not the other way round.
+    serves: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
 }
 
 impl<S: Service> Connection<S> {
+    fn progresses(&self) {
+        // Only the connection's own task counts.
+        self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Waits until the client has kept the server waiting for too long.
+    async fn overdue(self: Arc<Self>) {
+        let (mut rounds, mut seen) = (0, 0);
+        while rounds < ROUNDS_MAX {
+            sleep(ROUND).await;
+            let progress = self.progress.load(Ordering::Relaxed);
+            let moves = progress != seen || self.serves.load(Ordering::Relaxed);
+            rounds = if moves { 0 } else { rounds + 1 };
+            seen = progress;
+        }
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Payload>, Infallible> {
+        self.progresses();
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
         let head = head(&parts, self.client);
@@ -406,7 +390,7 @@ impl<S: Service> Connection<S> {
                 let swallowed = declared == 0
                     || !expects
                         && declared <= SWALLOWED_BODY_MAX
-                        && matches!(timeout(AT_ONCE, read(body, declared, |_| {})).await, Ok(Ok(())));
+                        && matches!(timeout(AT_ONCE, self.read(body, declared, |_| {})).await, Ok(Ok(())));
                 return Ok(if swallowed { response(reply) } else { self.last(reply) });
             }
         };
@@ -414,17 +398,35 @@ impl<S: Service> Connection<S> {
         if declared > 0 {
             // Memory grows with what arrives, not with what was declared.
             bytes.reserve(declared.min(64 << 10) as usize);
-            if let Err(fault) = read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
+            if let Err(fault) = self.read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
                 return Ok(self.last(service.refuse_body(admitted, fault)));
             }
         }
-        let slot = Arc::new(Slot { answer: Mutex::default(), shared: Arc::clone(&self.shared) });
+        let slot = Arc::new(Slot::default());
         let filled = Arc::clone(&slot);
         let responder = Responder::new(move |reply| filled.fill(reply));
         // The place from which operations that may block would go to threads of their own. A panic leaves no answer but
         // the responder's own.
         let _ = catch_unwind(AssertUnwindSafe(|| service.serve(admitted, bytes, responder)));
-        Ok(response(Answer(slot).await))
+        self.serves.store(true, Ordering::Relaxed);
+        let reply = Answer(slot).await;
+        self.serves.store(false, Ordering::Relaxed);
+        Ok(response(reply))
+    }
+
+    /// Reads a body of exactly this length, piece by piece.
+    async fn read(&self, mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
+        let mut came = 0;
+        while came < declared {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            let Some(Ok(frame)) = frame else { return Err(BodyFault::CutOff { came, declared }) };
+            if let Some(piece) = frame.data_ref() {
+                came += piece.len() as u64;
+                take(piece);
+                self.progresses();
+            }
+        }
+        Ok(())
     }
 
     /// The answer that ends the connection.
@@ -439,22 +441,6 @@ impl<S: Service> Connection<S> {
 /// A panic comes to 500.
 fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
-}
-
-/// Reads a body of exactly this length, piece by piece.
-async fn read(mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
-    let mut came = 0;
-    while came < declared {
-        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context));
-        let Ok(Some(Ok(frame))) = timeout(STALL_PATIENCE, frame).await else {
-            return Err(BodyFault::CutOff { came, declared });
-        };
-        if let Some(piece) = frame.data_ref() {
-            came += piece.len() as u64;
-            take(piece);
-        }
-    }
-    Ok(())
 }
 
 fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head {
@@ -509,9 +495,9 @@ fn field_value(value: Cow<'static, str>) -> Option<HeaderValue> {
 }
 
 /// Where an answer is put, from any thread.
+#[derive(Default)]
 struct Slot {
     answer: Mutex<Awaited>,
-    shared: Arc<Shared>,
 }
 
 #[derive(Default)]
@@ -527,7 +513,7 @@ impl Slot {
     fn fill(&self, reply: Reply) {
         let before = std::mem::replace(&mut *self.answer.lock(), Awaited::Come(reply));
         if let Awaited::By(waker) = before {
-            self.shared.wake(waker);
+            waker.wake();
         }
     }
 }
@@ -595,48 +581,32 @@ impl Buf for Piece {
     }
 }
 
-/// A stream whose client must read what it is sent, and that is closed only when nothing of an answer can be lost by it.
-struct Guarded<I, L> {
+/// A stream that tells its connection of its progress, and is closed only when nothing of an answer can be lost by it.
+struct Watched<I, S: Service> {
     stream: I,
-    lingers: L,
-    stalled: Option<Pin<Box<Sleep>>>,
+    connection: Arc<Connection<S>>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-/// Says whether a stream is to linger.
-trait Lingers: Unpin {
-    fn lingers(&self) -> bool;
-}
-
-impl<S: Service> Lingers for Arc<Connection<S>> {
-    fn lingers(&self) -> bool {
-        self.lingers.load(Ordering::Relaxed)
-    }
-}
-
-impl<I, L> Guarded<I, L> {
-    /// Ends a write that makes no progress for too long.
-    fn watch<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+impl<I, S: Service> Watched<I, S> {
+    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
-            return written;
+            self.connection.progresses();
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_PATIENCE)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        written
     }
 }
 
-impl<I: AsyncRead + Unpin, L: Unpin> AsyncRead for Guarded<I, L> {
+impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, into)
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, L: Lingers> AsyncWrite for Guarded<I, L> {
+impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, data);
-        self.watch(written, context)
+        self.note(written)
     }
 
     fn poll_write_vectored(
@@ -645,7 +615,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, L: Lingers> AsyncWrite for Guarded<I, L>
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, data);
-        self.watch(written, context)
+        self.note(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -657,13 +627,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin, L: Lingers> AsyncWrite for Guarded<I, L>
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lingering.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
-            if !self.lingers.lingers() {
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            if !this.connection.lingers.load(Ordering::Relaxed) {
                 return Poll::Ready(Ok(()));
             }
         }
-        let this = &mut *self;
         let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
         let mut rest = [0; 4096];
         while lingering.as_mut().poll(context).is_pending() {

@@ -18,7 +18,7 @@ use super::error::StoreError;
 use super::log;
 use super::map::Map;
 use super::recover::Tail;
-use crate::threads::Threads;
+use crate::threads::{Home, Threads};
 
 /// When a write is on disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) struct Pending {
     pub(super) change: Change,
     /// Is told when it is kept, or that it was taken back.
     pub(super) finish: Box<dyn FnOnce(Change, Kept) + Send>,
+    /// Where.
+    pub(super) home: Option<Arc<Home>>,
 }
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
@@ -81,7 +83,7 @@ pub(super) struct Commit {
 #[derive(Default)]
 struct Queue {
     pending: Vec<Pending>,
-    readers: Vec<(u64, Reader)>,
+    readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
     /// How many changes the committer waits for, if it does.
@@ -182,7 +184,7 @@ impl Commit {
                 return then(Ok(()));
             }
             if queue.closed.is_none() {
-                return queue.readers.push((seen.revision, Box::new(then)));
+                return queue.readers.push((seen.revision, Box::new(then), Home::here()));
             }
         }
         drop(queue);
@@ -270,25 +272,35 @@ impl Commit {
         self.len.store(writer.at, Ordering::Relaxed);
         self.kept.store(last, Ordering::Release);
         drop(writer);
-        let readers: Vec<Reader> = {
-            let mut queue = self.queue.lock();
-            queue.readers.extract_if(.., |(revision, _)| *revision <= last).map(|(_, reader)| reader).collect()
-        };
-        let readers = readers.into_iter().map(|reader| Finish::Read(reader, Ok(())));
+        let readers: Vec<_> = self.queue.lock().readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
+        let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Ok(()), home));
         pending.into_iter().map(|pending| Finish::Change(pending, Ok(()))).chain(readers).collect()
     }
 
-    /// Hands those who have to be told to a few threads: a client that does not read, or a slow plugin, delays nobody's
-    /// commit.
+    /// Has those who have to be told be told at home, or by a few threads: a client that does not read, or a slow plugin,
+    /// delays nobody's commit.
     fn hand_over(&self, finished: Vec<Finish>) {
         const SHARE: usize = 32;
-        let mut finished = finished.into_iter();
-        loop {
-            let share: Vec<Finish> = finished.by_ref().take(SHARE).collect();
-            if share.is_empty() {
-                return;
+        // There are few homes: as many as cores.
+        let mut homes: Vec<(Option<Arc<Home>>, Vec<Finish>)> = Vec::new();
+        for mut finish in finished {
+            let home = finish.home();
+            let same = |(other, share): &(Option<Arc<Home>>, Vec<Finish>)| match (other, &home) {
+                (Some(other), Some(home)) => Arc::ptr_eq(other, home),
+                (None, None) => share.len() < SHARE,
+                _ => false,
+            };
+            match homes.iter_mut().rfind(|each| same(each)) {
+                Some((_, share)) => share.push(finish),
+                None => homes.push((home, vec![finish])),
             }
-            self.answers.run(move || share.into_iter().for_each(Finish::tell));
+        }
+        for (home, share) in homes {
+            let job = Box::new(move || share.into_iter().for_each(Finish::tell));
+            match home {
+                None => self.answers.run(job),
+                Some(home) => home.post(job).into_iter().for_each(|job| self.answers.run(job)),
+            }
         }
     }
 
@@ -342,7 +354,7 @@ impl Commit {
         // the other, and nobody is to wait for it.
         self.kept.store(self.given(), Ordering::Release);
         drop(queue);
-        let readers = readers.into_iter().map(|(_, reader)| Finish::Read(reader, Err(TakenBack)));
+        let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Err(TakenBack), home));
         let changes = pending.into_iter().map(|pending| Finish::Change(pending, Err(Arc::clone(&error))));
         self.hand_over(changes.chain(readers).collect());
         error
@@ -380,14 +392,21 @@ impl Commit {
 /// Somebody who has to be told, and what.
 enum Finish {
     Change(Pending, Kept),
-    Read(Reader, Result<(), TakenBack>),
+    Read(Reader, Result<(), TakenBack>, Option<Arc<Home>>),
 }
 
 impl Finish {
+    /// Where it is to be told.
+    fn home(&mut self) -> Option<Arc<Home>> {
+        match self {
+            Self::Change(Pending { home, .. }, _) | Self::Read(_, _, home) => home.take(),
+        }
+    }
+
     fn tell(self) {
         match self {
-            Self::Change(Pending { change, finish }, kept) => finish(change, kept),
-            Self::Read(reader, kept) => reader(kept),
+            Self::Change(Pending { change, finish, .. }, kept) => finish(change, kept),
+            Self::Read(reader, kept, _) => reader(kept),
         }
     }
 }

@@ -35,6 +35,7 @@ pub use lock::Lock;
 pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
+use crate::threads::Home;
 use commit::{Commit, Pending};
 use log::Head;
 use map::{Map, SHARDS};
@@ -271,6 +272,7 @@ impl Store {
                         Err(error) => Update::Undone { error, before: change.before },
                     });
                 }),
+                home: Home::here(),
             }
         });
         match (pushed, after) {
