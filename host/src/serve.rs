@@ -51,19 +51,16 @@ pub fn serve(
         move || reload(&ops, &configured)
     });
     let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, config.admin, Arc::clone(&reload)));
-    let engine = match config.http {
-        Http::Auto if listener.is_local() => Engine::tiny(listener, service),
-        Http::Tiny => {
-            if !listener.is_local() {
-                tracing::warn!(
-                    "--http tiny on {address}, which others reach: a request with a huge Content-Length can end the \
-                     process, and each that says HTTP/2.0 leaks a thread; use --http hyper"
-                );
-            }
-            Engine::tiny(listener, service)
-        }
-        Http::Auto | Http::Hyper => Engine::hyper(listener, service),
-    };
+    let local = listener.is_local();
+    if config.http == Http::Tiny && !local {
+        tracing::warn!(
+            "--http tiny on {address}, which others reach: a request with a huge Content-Length can end the process, and \
+             each that says HTTP/2.0 leaks a thread; use --http hyper"
+        );
+    }
+    let tiny = config.http == Http::Tiny || config.http == Http::Auto && local;
+    tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
+    let engine = if tiny { Engine::tiny(listener, service) } else { Engine::hyper(listener, service) };
     let engine = engine.map_err(|error| Failure::new([error]))?;
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");

@@ -14,7 +14,7 @@ use crate::process::{Exit, Running};
 use crate::wire::Wire;
 
 /// The variable by which a run of the tests chooses what speaks HTTP: `VKOG_HTTP=hyper cargo test -p vkog-tests`.
-pub const ENGINE: &str = "VKOG_HTTP";
+const ENGINE: &str = "VKOG_HTTP";
 
 /// The bytes plugin.
 pub fn bytes() -> PathBuf {
@@ -49,6 +49,7 @@ pub struct Setup {
     store: Option<PathBuf>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    descriptors: Option<u32>,
 }
 
 impl Default for Setup {
@@ -69,6 +70,7 @@ impl Setup {
             store: None,
             arguments: Vec::new(),
             environment: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -108,6 +110,12 @@ impl Setup {
         self
     }
 
+    /// With so few descriptors at the most.
+    pub fn descriptors(mut self, count: u32) -> Self {
+        self.descriptors = Some(count);
+        self
+    }
+
     /// The temporary folder, in which the server also runs.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -120,7 +128,10 @@ impl Setup {
 
     /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but [`ENGINE`].
     pub fn vkog(&self) -> Command {
-        self.command(artefacts().vkog())
+        let Some(count) = self.descriptors else { return self.command(artefacts().vkog()) };
+        let mut shell = self.command("sh");
+        shell.args(["-c", &format!("ulimit -n {count} && exec \"$0\" \"$@\"")]).arg(artefacts().vkog());
+        shell
     }
 
     /// A line for a shell that finds `vkog`, in the folder.

@@ -277,13 +277,7 @@ impl<S: Service> Engine<S> {
     {
         let mut stopping = self.stopping.clone();
         let builder = self.builder.clone();
-        let connection = Arc::new(Connection {
-            engine: self,
-            client,
-            progress: AtomicU32::new(0),
-            serves: AtomicBool::new(false),
-            lingers: AtomicBool::new(false),
-        });
+        let connection = Arc::new(Connection::new(self, client));
         let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
         let overdue = Arc::clone(&connection).overdue();
         let service = service_fn(move |request| Arc::clone(&connection).answer(request));
@@ -348,6 +342,11 @@ struct Connection<S: Service> {
 }
 
 impl<S: Service> Connection<S> {
+    fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
+        let (serves, lingers) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { engine, client, progress: AtomicU32::new(0), serves, lingers }
+    }
+
     fn progresses(&self) {
         // Only the connection's own task counts.
         self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -644,5 +643,55 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Service for Nobody {
+        type Admitted = ();
+
+        fn admit(&self, _: Head) -> Result<(), Reply> {
+            Ok(())
+        }
+
+        fn body_max(&self) -> u64 {
+            0
+        }
+
+        fn refuse_body(&self, (): (), _: BodyFault) -> Reply {
+            Reply::internal_error()
+        }
+
+        fn serve(&self, (): (), _: Vec<u8>, _: Responder) {}
+    }
+
+    /// Whether a connection is given up within a minute in which this happens every second.
+    async fn is_given_up(each_second: impl Fn(&Connection<Nobody>)) -> bool {
+        let (_stop, stopping) = watch::channel(false);
+        let builder = http1::Builder::new();
+        let engine = Arc::new(Engine { service: Arc::new(Nobody), builder, stopping, connections_max: 1 });
+        let connection = Arc::new(Connection::new(engine, None));
+        let seconds = async {
+            for _ in 0..60 {
+                sleep(Duration::from_secs(1)).await;
+                each_second(&connection);
+            }
+        };
+        tokio::select! {
+            () = Arc::clone(&connection).overdue() => true,
+            () = seconds => false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_keeps_the_server_waiting_is_given_up_and_one_that_waits_itself_is_not() {
+        assert!(is_given_up(|_| {}).await);
+        assert!(!is_given_up(Connection::progresses).await);
+        assert!(!is_given_up(|connection| connection.serves.store(true, Ordering::Relaxed)).await);
     }
 }
