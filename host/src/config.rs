@@ -321,11 +321,12 @@ mod tests {
     #[test]
     fn a_flag_beats_the_file() {
         let file =
-            File::parse("max-size = \"1MiB\"\nfile = \"a\"\nlisten = \"127.0.0.1:1\"\nmax-value = 7").expect("valid");
+            File::parse("max-size = \"1MiB\"\nfile = \"a\"\nlisten = \"127.0.0.1:1\"\nmax-value = 7\nhttp = \"hyper\"")
+                .expect("valid");
         let given = Options { max_size: Some(Size(5)), ..Options::default() };
         let config = Config::new(given, file).expect("consistent");
         assert_eq!((config.max_size, config.file, config.max_value), (5, PathBuf::from("a"), 7));
-        assert_eq!(config.listen, Listen::Tcp("127.0.0.1:1".to_owned()));
+        assert_eq!((config.listen, config.http), (Listen::Tcp("127.0.0.1:1".to_owned()), Http::Hyper));
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub fn serve(
     let local = listener.is_local();
     if config.http == Http::Tiny && !local {
         tracing::warn!(
-            "--http tiny on {address}, which others reach: a request with a huge Content-Length can end the process, and \
-             each that says HTTP/2.0 leaks a thread; use --http hyper"
+            "--http tiny on {address}, which others reach: a request that declares HTTP/2.0, or a body of over 1 GiB, leaks a \
+             thread and two descriptors, and there are no timeouts; use --http hyper"
         );
     }
     let tiny = config.http == Http::Tiny || config.http == Http::Auto && local;

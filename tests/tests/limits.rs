@@ -121,7 +121,7 @@ fn the_engine_goes_by_the_address_and_tiny_where_others_reach_it_is_warned_of() 
         ("127.0.0.1:0", "auto", "with tiny"),
         ("0.0.0.0:0", "auto", "with hyper"),
         ("127.0.0.1:0", "hyper", "with hyper"),
-        ("0.0.0.0:0", "tiny", "HTTP/2.0 leaks a thread"),
+        ("0.0.0.0:0", "tiny", "use --http hyper"),
     ] {
         let setup = Setup::new();
         let server = setup.start_with(["--no-plugins", "--listen", listen, "--http", engine]);

@@ -54,6 +54,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Connections at the most, whatever the system allows.
 const CONNECTIONS_MAX: usize = 1 << 15;
 /// Descriptors that are left for the store and the plugins.
+#[cfg(unix)]
 const SPARE_DESCRIPTORS: usize = 64;
 /// How many connections over the limit are told so at a time; further ones are just closed.
 const REFUSALS_MAX: usize = 32;
@@ -190,7 +191,8 @@ impl Listener {
         Ok(match self {
             Self::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // It fails where the client has left already, as the next read will tell.
+                let _ = stream.set_nodelay(true);
                 Stream::Tcp(stream.into_std()?, client)
             }
             #[cfg(unix)]
@@ -232,6 +234,8 @@ impl<S: Service> Engine<S> {
             };
             let stream = match stream {
                 Ok(stream) => stream,
+                // The client left before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     // Mostly a lack of descriptors, which is over when a connection ends.
                     tracing::warn!("cannot accept connections: {error}; trying again");

@@ -71,9 +71,16 @@ fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let script = script(folder, "PUT", 1_000_000)?;
     let (redis, _) =
         Peer::redis(folder, &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"])?;
-    for fsync in ["always", "100ms", "never"] {
-        let store = folder.join(format!("{fsync}.vkog"));
-        let (vkog, _) = Peer::vkog(program, &store, &["--fsync", fsync])?;
+    for (http, fsync) in [
+        ("hyper", "always"),
+        ("tiny", "always"),
+        ("hyper", "100ms"),
+        ("tiny", "100ms"),
+        ("hyper", "never"),
+        ("tiny", "never"),
+    ] {
+        let store = folder.join(format!("{http}-{fsync}.vkog"));
+        let (vkog, _) = Peer::vkog(program, &store, &["--http", http, "--fsync", fsync])?;
         let url = format!("http://127.0.0.1:{}", vkog.port);
         let (mut ours, mut latencies, mut theirs, mut ratios) = (vec![], vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
@@ -86,13 +93,39 @@ fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         }
         vkog.stop()?;
         table.row(
-            &format!("PUT, --fsync {fsync}, {CLIENTS} clients; Redis appendfsync always"),
+            &format!("PUT, --http {http} --fsync {fsync}, {CLIENTS} clients; Redis appendfsync always"),
             format!("{:.0}/s, p99 {:.1} ms", median(ours), median(latencies)),
             format!("{:.0}/s", median(theirs)),
             format!("{:.2}", median(ratios)),
-            if fsync == "always" { "≥ 0.8" } else { "" },
+            if (http, fsync) == ("hyper", "always") { "≥ 0.8" } else { "" },
         );
     }
+    Ok(())
+}
+
+/// Reads of one million entries by both engines, driven in turn.
+fn engines(program: &Path, folder: &Path, file: &Path, table: &mut Table) -> Result<()> {
+    let script = script(folder, "GET", 1_000_000)?;
+    let (mut rates, mut ratios) = ([vec![], vec![]], vec![]);
+    for _ in 0..ROUNDS {
+        let mut loads = vec![];
+        for (http, rates) in ["hyper", "tiny"].iter().zip(&mut rates) {
+            let (vkog, _) = Peer::vkog(program, file, &["--http", http])?;
+            let load = wrk(&format!("http://127.0.0.1:{}", vkog.port), CLIENTS, 3, &script)?;
+            vkog.stop()?;
+            rates.push(load.per_second);
+            loads.push(load.per_second);
+        }
+        ratios.push(loads[0] / loads[1]);
+    }
+    let [hyper, tiny] = rates.map(median);
+    table.row(
+        &format!("GET, {CLIENTS} clients: --http hyper, --http tiny"),
+        format!("{hyper:.0}/s, {tiny:.0}/s"),
+        String::new(),
+        format!("{:.2}", median(ratios)),
+        "",
+    );
     Ok(())
 }
 
@@ -127,6 +160,7 @@ fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     redis.command(&["SAVE"])?;
     redis.stop()?;
 
+    engines(program, folder, &file, table)?;
     let (mut start, mut save, mut memory) = ((vec![], vec![]), (vec![], vec![]), (vec![], vec![]));
     for _ in 0..ROUNDS {
         let (redis, loaded) = Peer::redis(&redis_folder, &[])?;
