@@ -41,6 +41,12 @@ impl Home {
         HERE.with_borrow(Clone::clone)
     }
 
+    /// Until what is returned is dropped this thread is no home: what begins on it is done elsewhere, so that it may wait
+    /// for that.
+    pub fn away() -> Away {
+        Away(HERE.take())
+    }
+
     /// Makes this thread the home.
     pub fn settle(self: &Arc<Self>) {
         HERE.set(Some(Arc::clone(self)));
@@ -92,6 +98,15 @@ impl Home {
                 let _ = catch_unwind(AssertUnwindSafe(job));
             }
         }
+    }
+}
+
+/// See [`Home::away`].
+pub struct Away(Option<Arc<Home>>);
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        HERE.set(self.0.take());
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Admitted {
 enum Target {
     /// An operation on an entry.
     Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    /// What is loaded.
+    Plugins,
     /// A reload of the plugins.
     Reload,
 }
@@ -130,7 +132,7 @@ impl Service for Api {
         let target = match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(&head, key, query)?,
             (None, "/plugins/reload") => plugins::admit_reload(&self.admin, &head, manner())?,
-            (None, "/plugins") => return Err(plugins::list(&self.ops, head.method, manner())),
+            (None, "/plugins") => read_only(head.method, manner()).map_or(Ok(Target::Plugins), Err)?,
             (None, "/livez") => return Err(health::live(head.method, manner())),
             (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
             (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
@@ -171,6 +173,11 @@ impl Service for Api {
                 self.ops.run(request, move |answer, added| {
                     responder.reply(entry::reply(answer, added, verb == Verb::Get, manner));
                 });
+            }
+            // It waits while plugins are exchanged, which the thread of an engine must not do.
+            Target::Plugins => {
+                let ops = Arc::clone(&self.ops);
+                self.threads.run(move || responder.reply(plugins::list(&ops)));
             }
             Target::Reload => {
                 let reload = Arc::clone(&self.reload);

@@ -8,26 +8,24 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::problem::{Manner, Problem};
-use super::{Target, not_allowed, one_line, options, read_only};
+use super::{Target, not_allowed, one_line, options};
 use crate::config::Admin;
 use crate::http::{Head, Method, Reply};
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
 
 /// Everything that is loaded, in the order of the chain.
-pub(super) fn list(ops: &Ops, method: Method, manner: Manner) -> Reply {
-    read_only(method, manner).unwrap_or_else(|| {
-        json(&ops.plugins().look(|plugins, chain, order| {
-            let port = ops.plugins().port();
-            let listed = chain.members().iter().filter_map(|member| {
-                let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
-                let metrics = port.metrics(member.name()).into_iter();
-                let metrics = metrics.map(|(name, metric)| (name, metric.value())).collect();
-                Some(Listed::new(plugin, chain, order, metrics))
-            });
-            Plugins { plugins: listed.collect() }
-        }))
-    })
+pub(super) fn list(ops: &Ops) -> Reply {
+    json(&ops.plugins().look(|plugins, chain, order| {
+        let port = ops.plugins().port();
+        let listed = chain.members().iter().filter_map(|member| {
+            let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
+            let metrics = port.metrics(member.name()).into_iter();
+            let metrics = metrics.map(|(name, metric)| (name, metric.value())).collect();
+            Some(Listed::new(plugin, chain, order, metrics))
+        });
+        Plugins { plugins: listed.collect() }
+    }))
 }
 
 #[derive(Serialize)]

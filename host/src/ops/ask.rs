@@ -8,6 +8,7 @@ use crossbeam_channel::bounded;
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
 use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
+use crate::threads::Home;
 
 /// The plugin that asks, and what its request carries.
 struct Asker {
@@ -40,6 +41,8 @@ impl Services for Ops {
             Ok(request) => request,
             Err((status, message)) => return answer(Answered::Refused(Cow::Owned(by_host(status, message)))),
         };
+        // This thread waits here, so that it must not be the one to be told.
+        let _away = Home::away();
         let (tell, told) = bounded(1);
         let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.chain());
         self.run_in(chain, request, move |answer, _: Added| {
