@@ -2,6 +2,7 @@
 
 mod entry;
 mod health;
+mod metrics;
 mod plugins;
 mod problem;
 
@@ -133,6 +134,9 @@ impl Service for Api {
             (Some(key), _) => self.entry(&head, key, query)?,
             (None, "/plugins/reload") => plugins::admit_reload(&self.admin, &head, manner())?,
             (None, "/plugins") => read_only(head.method, manner()).map_or(Ok(Target::Plugins), Err)?,
+            (None, "/metrics") => {
+                return Err(read_only(head.method, manner()).unwrap_or_else(|| metrics::text(&self.ops)));
+            }
             (None, "/livez") => return Err(health::live(head.method, manner())),
             (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
             (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),

@@ -1,0 +1,143 @@
+//! `/metrics`: the state of the store and the behaviour of the plugins, as Prometheus reads it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::http::Reply;
+use crate::ops::Ops;
+use crate::plugins::{Chain, Histogram, HookStats, Member, Metric};
+
+/// The upper bounds of the histograms' buckets.
+const BUCKETS: [Duration; 8] = [
+    Duration::from_nanos(100),
+    Duration::from_micros(1),
+    Duration::from_micros(10),
+    Duration::from_micros(100),
+    Duration::from_millis(1),
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+];
+
+/// Everything that is counted, as text.
+pub(super) fn text(ops: &Arc<Ops>) -> Reply {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Numbers(Arc::clone(ops))));
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = encode(&mut text, &registry);
+    Reply::new(200, text.into_bytes())
+        .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+}
+
+/// What is looked up when somebody asks, and counted nowhere else.
+struct Numbers(Arc<Ops>);
+
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Numbers")
+    }
+}
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (entries, size) = self.0.store().totals();
+        let writable = u64::from(self.0.store().closed().is_none());
+        for (name, help, value) in [
+            ("vkog_entries", "Entries in the store", entries),
+            ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
+            ("vkog_log_bytes", "The length of the log", self.0.store().log_len()),
+            ("vkog_writable", "Whether the store can be written", writable),
+        ] {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        let revision = self.0.revision();
+        encoder
+            .encode_descriptor("vkog_revision", "The last revision that was given", None, MetricType::Gauge)?
+            .encode_gauge(&revision)?;
+        let chain = self.0.plugins().chain();
+        hooks(&mut encoder, &chain)?;
+        let mut quarantined = encoder.encode_descriptor(
+            "vkog_plugin_quarantined",
+            "Whether the plugin panicked so often that it is not called any more",
+            None,
+            MetricType::Gauge,
+        )?;
+        for member in chain.members() {
+            let value = u64::from(member.is_quarantined());
+            quarantined.encode_family(&[("plugin", member.name())])?.encode_gauge(&value)?;
+        }
+        for member in chain.members() {
+            for (name, metric) in self.0.plugins().port().metrics(member.name()) {
+                own(&mut encoder, member, &name, &metric)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number of one hook.
+type Number = fn(u64, &HookStats) -> u64;
+
+fn hooks(encoder: &mut DescriptorEncoder<'_>, chain: &Chain) -> fmt::Result {
+    let each = |then: &mut dyn FnMut(&[(&str, &str); 2], u64, &HookStats) -> fmt::Result| {
+        chain.members().iter().try_for_each(|member| {
+            chain
+                .stats(member)
+                .try_for_each(|(hook, calls, stats)| then(&[("plugin", member.name()), ("hook", hook)], calls, stats))
+        })
+    };
+    let counters: [(&str, &str, Number); 4] = [
+        ("vkog_plugin_calls", "Calls of the plugin's hook", |calls, _| calls),
+        ("vkog_plugin_refusals", "Calls that refused", |_, stats| stats.refusals()),
+        ("vkog_plugin_panics", "Calls that panicked", |_, stats| stats.panics()),
+        ("vkog_plugin_overruns", "Calls that took longer than the plugin's budget", |_, stats| stats.overruns()),
+    ];
+    for (name, help, number) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        each(&mut |labels, calls, stats| counter(family.encode_family(labels)?, number(calls, stats)))?;
+    }
+    let help = "How long calls took: of the first, then of one in 64; of all where there is a budget";
+    let mut family =
+        encoder.encode_descriptor("vkog_plugin_call", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    each(&mut |labels, _, stats| histogram(family.encode_family(labels)?, stats.times()))
+}
+
+fn counter(mut encoder: MetricEncoder<'_>, value: u64) -> fmt::Result {
+    encoder.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)
+}
+
+fn histogram(mut encoder: MetricEncoder<'_>, times: &Histogram) -> fmt::Result {
+    let mut below = 0;
+    let mut buckets = Vec::with_capacity(BUCKETS.len() + 1);
+    for bound in BUCKETS {
+        let at_most = times.at_most(bound);
+        buckets.push((bound.as_secs_f64(), at_most.saturating_sub(below)));
+        below = at_most;
+    }
+    let count = times.count().max(below);
+    buckets.push((f64::INFINITY, count - below));
+    encoder.encode_histogram::<[(&str, &str); 0]>(times.total().as_secs_f64(), count, &buckets, None)
+}
+
+/// A number that a plugin publishes.
+fn own(encoder: &mut DescriptorEncoder<'_>, member: &Member, name: &str, metric: &Metric) -> fmt::Result {
+    let letter = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '_' };
+    let plugin: String = member.name().chars().map(letter).collect();
+    // The format adds what a counter's name ends in.
+    let name = if metric.is_gauge { name } else { name.strip_suffix("_total").unwrap_or(name) };
+    let name = format!("vkog_plugin_{plugin}_{name}");
+    let help = metric.help.strip_suffix('.').unwrap_or(&metric.help);
+    if metric.is_gauge {
+        encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&metric.value())
+    } else {
+        counter(encoder.encode_descriptor(&name, help, None, MetricType::Counter)?, metric.value() as u64)
+    }
+}

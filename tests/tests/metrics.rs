@@ -1,0 +1,52 @@
+//! `/metrics`: what is counted agrees with what was done, and every line is one that Prometheus reads.
+
+use vkog_tests::{Server, Setup, bytes, conflict};
+
+/// The value of a number, by its name with labels.
+fn number(server: &Server, name: &str) -> f64 {
+    let reply = server.path("GET", "/metrics").send().expect(200);
+    let text = reply.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
+}
+
+#[test]
+fn what_is_counted_is_what_was_done() {
+    let server = Setup::new().load(bytes()).load(conflict()).start();
+    server.post("a", "12345").expect(200);
+    server.post("b", "12345").expect(200);
+    server.post("b", "12345").expect(409);
+    server.delete("a").expect(200);
+    for (name, value) in [
+        ("vkog_entries", 1.0),
+        ("vkog_entry_bytes", 6.0),
+        ("vkog_writable", 1.0),
+        ("vkog_revision", 3.0),
+        ("vkog_plugin_calls_total{plugin=\"conflict\",hook=\"guard_post\"}", 3.0),
+        ("vkog_plugin_refusals_total{plugin=\"conflict\",hook=\"guard_post\"}", 1.0),
+        // Behind the one that refused.
+        ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"after_delete\"}", 1.0),
+        ("vkog_plugin_call_seconds_count{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_call_seconds_bucket{le=\"+Inf\",plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_quarantined{plugin=\"bytes\"}", 0.0),
+    ] {
+        assert_eq!(number(&server, name), value, "{name}");
+    }
+    assert!(number(&server, "vkog_log_bytes") > 0.0);
+}
+
+#[test]
+fn every_line_is_a_number_with_a_name_or_says_what_one_is() {
+    let server = Setup::new().load(bytes()).start();
+    server.post("a", "1").expect(200);
+    let reply = server.path("GET", "/metrics").send().expect(200);
+    assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
+    let text = reply.text();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with("# ")) {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        assert!(name.starts_with("vkog_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+    server.path("POST", "/metrics").body("1").send().expect(405).has("Allow", "GET, HEAD, OPTIONS");
+}
