@@ -245,7 +245,14 @@ impl File {
             settings.insert(name, table);
         }
         let admin = table.remove("admin").map(toml::Value::try_into).transpose();
-        let admin = admin.map_err(|error| wrong("admin", error, "write token = \"...\" in it"))?.unwrap_or_default();
+        let admin: Admin =
+            admin.map_err(|error| wrong("admin", error, "write token = \"...\" in it"))?.unwrap_or_default();
+        let is_sent = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !admin.token.as_ref().is_none_or(is_sent) {
+            return Err(
+                "admin.token: no header can carry it; write ASCII letters, digits and signs, without spaces".into()
+            );
+        }
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
         Ok(Self { options, settings, order, admin })
     }
@@ -339,6 +346,10 @@ mod tests {
         assert!(error.starts_with("plugins.order: ") && error.contains("order = [\"conflict\""), "{error}");
         let error = File::parse("[admin]\ntokn = \"a\"").expect_err("it is token");
         assert!(error.starts_with("admin: ") && error.contains("tokn"), "{error}");
+        for token in ["", "two words", "\u{e9}"] {
+            let error = File::parse(&format!("[admin]\ntoken = {token:?}")).expect_err("nobody could send it");
+            assert!(error.starts_with("admin.token: ") && error.contains("ASCII"), "{error}");
+        }
         let error = File::parse("a = 1\nb = = 2").expect_err("not TOML");
         assert!(error.starts_with("line 2"), "{error}");
     }

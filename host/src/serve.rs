@@ -85,13 +85,15 @@ pub fn serve(
         }
     }
     tracing::info!("stopping");
-    if !engine.stop(PATIENCE) {
+    let drained = engine.stop(PATIENCE);
+    if !drained {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
     }
     if let Listen::Unix(path) = &config.listen {
         let _ = std::fs::remove_file(path);
     }
-    ops.plugins().stop();
+    // Before the store is closed: a thread of a plugin that asks it would wait for ever.
+    ops.plugins().stop(if drained { PATIENCE } else { Duration::ZERO });
     ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
@@ -139,6 +141,7 @@ fn reload(ops: &Ops, configured: &impl Fn() -> Result<Config, ConfigError>) -> R
             Outcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
         }
     }
+    ops.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
     Ok(taken)
 }
 
@@ -165,16 +168,22 @@ fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin
     if !failed.is_empty() {
         return Err(Failure::new(failed));
     }
+    tell_unknown(source, &loaded);
+    Ok(loaded)
+}
+
+/// Logs which names of the configuration are of no plugin.
+fn tell_unknown(source: &Source, loaded: &[plugins::Plugin]) {
+    let Some(folder) = &source.folder else { return };
     for name in source.settings.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
         tracing::warn!(
             "[plugins.{name}] is in the configuration, and no such plugin was loaded from {}",
             folder.display()
         );
     }
-    for name in plugins::unknown_in_order(&source.order, &loaded) {
+    for name in plugins::unknown_in_order(&source.order, loaded) {
         tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
     }
-    Ok(loaded)
 }
 
 fn listen(listen: &Listen) -> Result<(Bound, String), Failure> {

@@ -125,7 +125,7 @@ impl Host {
     /// hooks included, which see [`Request::asker`](crate::Request::asker).
     ///
     /// From any thread, and from `before_*`, `after_*`, `tick` and `settings_changed`; hooks that are called so in turn may
-    /// ask again, eight deep. In `guard_*` and `undo_*`, where an entry is locked, and before the store is loaded
+    /// ask again, eight deep. In `guard_*` and `undo_*`, where an entry is locked, and before `start` has returned
     /// everything is refused.
     ///
     /// # Errors

@@ -299,7 +299,7 @@ hooks! {
 /// }
 /// ```
 pub trait Tick: Plugin {
-    /// See [`Tick`]. Returns how long to wait until the next call, at most 49 days. After a panic that is a second.
+    /// See [`Tick`]. Returns how long to wait until the next call, a millisecond to 49 days. After a panic that is a second.
     fn tick(&self) -> Duration;
 }
 

@@ -4,7 +4,9 @@
 //! Every wait has a deadline ([`DEADLINE`]), every server a folder and a port of its own, and whatever fails prints the
 //! request, the reply and the server's log.
 
+mod admin;
 mod artefacts;
+mod beside;
 mod client;
 mod faults;
 mod frozen;
@@ -15,7 +17,9 @@ mod wire;
 
 use std::time::Duration;
 
+pub use admin::{TOKEN, administered, put_in_place};
 pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, workspace};
+pub use beside::beside;
 pub use client::{Client, Reply, Request, encode};
 pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen};

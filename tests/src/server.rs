@@ -121,6 +121,11 @@ impl Setup {
         self.folder.path()
     }
 
+    /// Writes the configuration file, also while a server runs.
+    pub fn write_config(&self, text: &str) {
+        std::fs::write(self.folder().join("vkog.toml"), text).expect("the configuration can be written");
+    }
+
     /// The file of the store.
     pub fn store_file(&self) -> PathBuf {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
@@ -182,9 +187,8 @@ impl Setup {
             command.arg("--plugin-dir").arg(self.plugin_folder());
         }
         if let Some(text) = &self.config {
-            let file = self.folder().join("vkog.toml");
-            std::fs::write(&file, text).expect("the configuration can be written");
-            command.arg("--config").arg(file);
+            self.write_config(text);
+            command.arg("--config").arg(self.folder().join("vkog.toml"));
         }
         command.args(&self.arguments);
         command

@@ -73,6 +73,12 @@ impl Wire {
         self
     }
 
+    /// Waits until a reply comes, and reads its first line only.
+    #[track_caller]
+    pub fn begin_reply(&mut self) -> String {
+        self.line().unwrap_or_else(|error| panic!("{} got no reply: {error}", self.last))
+    }
+
     /// Reads one reply.
     #[track_caller]
     pub fn reply(&mut self) -> Reply {

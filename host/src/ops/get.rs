@@ -42,6 +42,8 @@ fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(
             (Ok(()), None) => finish(answer, Vec::new()),
             (Ok(()), Some(entry)) => {
                 let headers = chain.after(&subject, entry.revision, Some(entry), Some(entry));
+                // A client may take its time to read, and nobody who exchanges plugins is to wait for that.
+                drop(chain);
                 finish(answer, headers);
             }
             // What was read is not there any more: the read is made again.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use super::load::{Library, Plugin, libraries};
 use super::terms::{Settings, Table};
 use super::trust::Image;
 
-/// How long requests under way may take to end before a plugin that counts what the store holds can be exchanged.
+/// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
+/// that was replaced is destroyed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where plugins come from, and what is said of them.
@@ -61,8 +63,10 @@ pub enum Outcome {
 pub struct Registry {
     chain: RwLock<Arc<Chain>>,
     port: Arc<Port>,
-    /// Locked while plugins are exchanged. Taken before `chain`.
+    /// Locked while plugins are exchanged, by [`with_loaded`](Self::with_loaded). Taken before `chain`.
     loaded: Mutex<Loaded>,
+    /// A plugin came into quarantine, and the chain does not know of it yet.
+    stale: AtomicBool,
 }
 
 struct Loaded {
@@ -75,8 +79,25 @@ struct Loaded {
 impl Registry {
     /// The first plugins.
     pub fn new(plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
-        let chain = RwLock::new(chain(&plugins, &order));
-        Self { chain, port, loaded: Mutex::new(Loaded { plugins, order, tickers: Vec::new(), serving: false }) }
+        Self::with(chain(&plugins, &order), plugins, order, port)
+    }
+
+    /// Plugins that are part of the program, in place of libraries: for tests of the chain. They cannot be exchanged.
+    pub fn linked(chain: Chain, port: Arc<Port>) -> Self {
+        Self::with(Arc::new(chain), Vec::new(), Vec::new(), port)
+    }
+
+    fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
+        let chain = RwLock::new(chain);
+        let loaded = Mutex::new(Loaded { plugins, order, tickers: Vec::new(), serving: false });
+        Self { chain, port, loaded, stale: AtomicBool::new(false) }
+    }
+
+    /// Does something while no plugin is exchanged, or exchanges them.
+    fn with_loaded<R>(&self, run: impl FnOnce(&mut Loaded) -> R) -> R {
+        let result = run(&mut self.loaded.lock());
+        self.renew();
+        result
     }
 
     /// The chain for a request that begins now. While plugins are exchanged this may wait.
@@ -91,9 +112,7 @@ impl Registry {
 
     /// Looks at what is loaded, and in which chain. No plugin is exchanged meanwhile.
     pub fn look<R>(&self, look: impl FnOnce(&[Plugin], &Chain, &[String]) -> R) -> R {
-        let loaded = self.loaded.lock();
-        let chain = self.chain();
-        look(&loaded.plugins, &chain, &loaded.order)
+        self.with_loaded(|loaded| look(&loaded.plugins, &self.chain(), &loaded.order))
     }
 
     /// Tells the plugins what the store holds, before anything is served.
@@ -102,35 +121,59 @@ impl Registry {
     ///
     /// The first plugin that refuses to start.
     pub fn start(&self, scan: Scan<'_>) -> Result<(), LoadError> {
-        let loaded = self.loaded.lock();
-        for member in self.chain().members() {
-            let plugin = loaded.plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
-            member.start(scan).map_err(|failed| match plugin {
-                Some(plugin) => plugin.start_fault(failed),
-                None => unreachable!("a chain is made of what is loaded"),
-            })?;
-        }
-        Ok(())
+        self.with_loaded(|loaded| {
+            self.chain().members().iter().try_for_each(|member| {
+                let plugin = loaded.plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
+                member.start(scan).map_err(|failed| match plugin {
+                    Some(plugin) => plugin.start_fault(failed),
+                    None => unreachable!("what is linked refuses nothing: {failed:?}"),
+                })
+            })
+        })
     }
 
     /// From now on requests are served: plugins begin to tick.
     pub fn serve(&self) {
-        let mut loaded = self.loaded.lock();
-        loaded.serving = true;
-        loaded.tick();
+        self.with_loaded(|loaded| {
+            loaded.serving = true;
+            loaded.tick();
+        });
     }
 
-    /// No plugin ticks any more.
-    pub fn stop(&self) {
-        let mut loaded = self.loaded.lock();
-        loaded.serving = false;
-        loaded.tickers.clear();
+    /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way may take
+    /// so long to end; what is still under way then keeps its plugins.
+    pub fn stop(&self, patience: Duration) {
+        self.with_loaded(|loaded| {
+            loaded.serving = false;
+            loaded.tickers.clear();
+            self.port.close();
+            wait_until(patience, || Arc::strong_count(&self.chain.read()) == 1);
+            let plugins = std::mem::take(&mut loaded.plugins);
+            *self.chain.write() = chain(&[], &[]);
+            // Not with the chain locked: a plugin may wait for a thread of its own that asks.
+            drop(plugins);
+        });
     }
 
-    /// Makes the chain anew after a plugin came into quarantine. If plugins are being exchanged, that does it.
+    /// Makes the chain anew after a plugin came into quarantine.
     pub fn quarantine(&self) {
-        if let Some(loaded) = self.loaded.try_lock() {
-            *self.chain.write() = chain(&loaded.plugins, &loaded.order);
+        self.stale.store(true, SeqCst);
+        self.renew();
+    }
+
+    /// Makes the chain anew if it is stale. Waits for nobody, because hooks come here, and whoever exchanges plugins may
+    /// wait for those: who has the lock comes here when it is free.
+    fn renew(&self) {
+        loop {
+            // Either the other sees that it is stale, or this one that the lock is free.
+            fence(SeqCst);
+            if !self.stale.load(SeqCst) {
+                return;
+            }
+            let Some(loaded) = self.loaded.try_lock() else { return };
+            if self.stale.swap(false, SeqCst) {
+                *self.chain.write() = chain(&loaded.plugins, &loaded.order);
+            }
         }
     }
 
@@ -140,28 +183,46 @@ impl Registry {
     ///
     /// A plugin that counts what the store holds (it has a `start` hook) is exchanged while nothing is under way: requests
     /// wait as long. For any other, requests under way end in the old one, and those that begin when this has returned
-    /// find the new one.
+    /// find the new one. By then the old one is destroyed, unless something is under way in it for very long.
     ///
     /// # Errors
     ///
     /// The folder cannot be read. Nothing has changed then.
     pub fn reload(&self, source: &Source, scan: Scan<'_>) -> std::io::Result<Vec<Taken>> {
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
-        let mut loaded = self.loaded.lock();
+        let (taken, retired) = self.with_loaded(|loaded| self.exchange(loaded, &paths, source, scan));
+        if let Some((chain, plugins)) = retired {
+            wait_until(PATIENCE, || Arc::strong_count(&chain) == 1);
+            drop((chain, plugins));
+        }
+        Ok(taken)
+    }
+
+    /// Returns what happened, and the chain and the plugins that others have replaced.
+    fn exchange(
+        &self,
+        loaded: &mut Loaded,
+        paths: &[PathBuf],
+        source: &Source,
+        scan: Scan<'_>,
+    ) -> (Vec<Taken>, Option<(Arc<Chain>, Vec<Plugin>)>) {
         let mut exchange = Exchange { old: std::mem::take(&mut loaded.plugins), next: Vec::new(), taken: Vec::new() };
-        for path in &paths {
+        // First those that are gone: another library may have one's name now, or the same one another place.
+        let is_gone = |plugin: &mut Plugin| !paths.iter().any(|path| path == plugin.path());
+        let mut gone = exchange.old.extract_if(.., is_gone).collect::<Vec<_>>();
+        for path in paths {
             exchange.take(path, &source.settings, &self.port);
         }
         let Exchange { mut old, mut next, mut taken } = exchange;
-        let removed = old.extract_if(.., |plugin| !paths.iter().any(|path| path == plugin.path())).collect::<Vec<_>>();
-        for plugin in &removed {
-            taken.push(Taken::new(plugin.path(), Some(plugin.name()), Outcome::Removed));
+        for plugin in &gone {
+            let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
+            taken.push(Taken { path, name, outcome: Outcome::Removed });
         }
-        let mut gone = removed;
-        {
+        let replaced = {
             let mut current = self.chain.write();
             let counts = next.iter().any(|candidate| candidate.is_fresh && candidate.plugin.member().has("start"));
-            let quiet = !counts || wait_until_alone(&current);
+            // Nobody can enter it, and so it comes to an end.
+            let quiet = !counts || wait_until(PATIENCE, || Arc::strong_count(&current) == 1);
             for candidate in next.iter_mut().filter(|candidate| candidate.is_fresh) {
                 let member = candidate.plugin.member();
                 let started = if quiet || !member.has("start") { member.start(scan) } else { Err(not_quiet()) };
@@ -187,16 +248,10 @@ impl Registry {
             // What is left goes on, because what was to take its place could not.
             loaded.plugins.append(&mut old);
             loaded.order.clone_from(&source.order);
-            *current = chain(&loaded.plugins, &loaded.order);
-        }
+            std::mem::replace(&mut *current, chain(&loaded.plugins, &loaded.order))
+        };
         loaded.tick();
-        drop(gone);
-        drop(loaded);
-        // Whoever came into quarantine meanwhile had to leave it at that.
-        if self.chain().members().iter().any(|member| member.is_quarantined()) {
-            self.quarantine();
-        }
-        Ok(taken)
+        (taken, (!gone.is_empty()).then_some((replaced, gone)))
     }
 }
 
@@ -208,11 +263,11 @@ fn not_quiet() -> Failed {
     Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
 }
 
-/// Waits until nothing is under way in a chain that nobody can enter.
-fn wait_until_alone(chain: &Arc<Chain>) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until something holds, and says whether it does.
+fn wait_until(patience: Duration, holds: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     // Looked at again and again: to be told would cost every request, and this is once in a long while.
-    while Arc::strong_count(chain) > 1 {
+    while !holds() {
         if Instant::now() > deadline {
             return false;
         }
@@ -235,12 +290,6 @@ struct Candidate {
     is_fresh: bool,
     /// It did not start.
     failed: bool,
-}
-
-impl Taken {
-    fn new(path: &Path, name: Option<&str>, outcome: Outcome) -> Self {
-        Self { path: path.to_owned(), name: name.map(str::to_owned), outcome }
-    }
 }
 
 impl Exchange {

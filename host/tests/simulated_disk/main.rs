@@ -9,3 +9,4 @@ mod failures;
 mod history;
 mod interval;
 mod random;
+mod refusals;

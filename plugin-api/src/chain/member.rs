@@ -85,7 +85,7 @@ impl Member {
         conduct: Conduct,
     ) -> Result<Self, Failed> {
         let name = module.name().to_string();
-        let identity = Identity { name, port: Arc::clone(port), gone: AtomicBool::new(false) };
+        let identity = Identity { name, port: Arc::clone(port), may_ask: AtomicBool::new(false) };
         let identity: &'static Identity = Box::leak(Box::new(identity));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the caller's promise.
@@ -106,6 +106,7 @@ impl Member {
                 *place = Some((entry.hook, Arc::default()));
             }
         }
+        identity.may_ask.store(hooks[START].is_none(), Relaxed);
         let (panics, quarantined) = (Mutex::default(), AtomicBool::new(false));
         Ok(Self { module, instance, identity, conduct, hooks, panics, quarantined })
     }
@@ -149,7 +150,9 @@ impl Member {
     ///
     /// What it said.
     pub fn start(&self, scan: Scan<'_>) -> Result<(), Failed> {
-        self.call(START, &[], Some(scan)).map(drop)
+        self.call(START, &[], Some(scan))?;
+        self.identity.may_ask.store(true, Relaxed);
+        Ok(())
     }
 
     /// Tells it its new settings, a JSON object. `None` if it has no hook for that.
@@ -164,7 +167,8 @@ impl Member {
             return None;
         }
         Some(match self.call(TICK, &[], None) {
-            Ok(outcome) => Duration::from_millis(outcome.bits.into()),
+            // None at all would have it ask for the processor as often as it gets it.
+            Ok(outcome) => Duration::from_millis(outcome.bits.max(1).into()),
             Err(_) => Duration::from_secs(1),
         })
     }
@@ -236,7 +240,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.identity.gone.store(true, Relaxed);
+        self.identity.may_ask.store(false, Relaxed);
         // SAFETY: `create` of the same module made the instance, and a member is dropped once, when no call borrows it.
         if let RSome(said) = unsafe { self.module.destroy()(self.instance) } {
             let plugin = self.name();

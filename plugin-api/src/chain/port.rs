@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -77,7 +77,7 @@ pub trait Services: Send + Sync {
 pub struct Port {
     max_size: u64,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
-    services: OnceLock<Weak<dyn Services>>,
+    services: RwLock<Option<Weak<dyn Services>>>,
     metrics: Mutex<BTreeMap<(&'static str, String), Metric>>,
 }
 
@@ -107,12 +107,17 @@ impl Metric {
 impl Port {
     /// Nothing can be asked yet. The clock gives milliseconds since 1970.
     pub fn new(max_size: u64, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { max_size, clock: Box::new(clock), services: OnceLock::new(), metrics: Mutex::default() }
+        Self { max_size, clock: Box::new(clock), services: RwLock::default(), metrics: Mutex::default() }
     }
 
-    /// From now on plugins may ask. Once.
+    /// From now on plugins may ask.
     pub fn open(&self, services: Weak<dyn Services>) {
-        let _ = self.services.set(services);
+        *self.services.write().unwrap_or_else(PoisonError::into_inner) = Some(services);
+    }
+
+    /// From now on they may not.
+    pub fn close(&self) {
+        *self.services.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The numbers that a plugin publishes, by name.
@@ -123,7 +128,7 @@ impl Port {
     }
 
     pub(super) fn services(&self) -> Option<Arc<dyn Services>> {
-        self.services.get().and_then(Weak::upgrade)
+        self.services.read().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
     }
 }
 
@@ -132,8 +137,8 @@ impl Port {
 pub(super) struct Identity {
     pub(super) name: String,
     pub(super) port: Arc<Port>,
-    /// The plugin is destroyed: what is left of it is not served any more.
-    pub(super) gone: AtomicBool,
+    /// It has started and is not destroyed. Before and after it may wait for whoever waits for it: who exchanges plugins.
+    pub(super) may_ask: AtomicBool,
 }
 
 /// Whether an entry is locked. As wide as its neighbour in [`Scope`]: then that is copied in whole words.
@@ -184,8 +189,8 @@ fn asking(identity: &'static Identity) -> Result<(Arc<dyn Services>, Asking), Re
     if scope.depth >= DEPTH_MAX {
         return Err(refuse(&format!("plugins ask each other more than {DEPTH_MAX} deep")));
     }
-    if identity.gone.load(Relaxed) {
-        return Err(refuse("this plugin is not loaded any more"));
+    if !identity.may_ask.load(Relaxed) {
+        return Err(refuse("this plugin has not started yet, or is not loaded any more"));
     }
     let services = identity.port.services().ok_or_else(|| refuse("the store is not served yet, or not any more"))?;
     let chain = (!scope.chain.is_null()).then(|| {

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! Panics in the place that its settings name: `create`, `drop`, or one of the hooks.
+//! Panics in the place that its settings name: `create`, `drop`, or one of the hooks; and in the hook that a request names in
+//! its query, `panic=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
@@ -55,7 +56,9 @@ impl Start for Panics {
 macro_rules! reach {
     ($($hook:ident $method:ident: $view:ty => $result:ty, $value:expr;)*) => {$(
         impl $hook for Panics {
-            fn $method(&self, _: $view) -> $result {
+            fn $method(&self, call: $view) -> $result {
+                let named = call.query().split('&').find_map(|part| part.strip_prefix("panic="));
+                assert!(named != Some(stringify!($method)), "on purpose");
                 self.reach(stringify!($method));
                 $value
             }

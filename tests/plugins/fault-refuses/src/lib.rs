@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! Refuses in the place that its settings name: `create`, `start`, or one of the `before` and `guard` hooks.
+//! Refuses in the place that its settings name: `create`, `start`, or one of the `before` and `guard` hooks; and in the hook
+//! that a request names in its query, `refuse=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
@@ -60,6 +61,9 @@ macro_rules! refuse {
     ($($hook:ident $method:ident: $view:ty;)*) => {$(
         impl $hook for Refuses {
             fn $method(&self, call: $view) -> Verdict {
+                if call.query().split('&').any(|part| part.strip_prefix("refuse=") == Some(stringify!($method))) {
+                    return Err(Refusal::new(self.settings.status, "refused on purpose"));
+                }
                 self.verdict(stringify!($method), call.value())
             }
         }

@@ -1,5 +1,6 @@
 //! Logs every call of a hook with all that it is shown, as one line of JSON, and does what the request's query asks for:
-//! `replace`, `hide-before`, `hide-guard`, `details`, each followed by the plugin's name if only one is to do it.
+//! `replace`, `hide-before`, `hide-guard`, `details`, each followed by the plugin's name if only one is to do it. A key with
+//! `hidden` in it is always hidden.
 
 use serde_json::{Value, json};
 use vkog_plugin_api::*;
@@ -39,6 +40,7 @@ impl Witness {
             "header": request.header("X-WITNESS").map(text),
             "headers": request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("x-witness")).count(),
             "client": request.client(),
+            "asker": request.asker(),
             "arrived": request.arrived(),
             "entries": entries,
         });
@@ -64,7 +66,7 @@ impl Start for Witness {
 impl BeforeGet for Witness {
     fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
         self.tell("before_get", get, Value::Null);
-        if self.asked(get, "hide-before") {
+        if self.asked(get, "hide-before") || get.key().contains("hidden") {
             get.hide();
         }
         Ok(())

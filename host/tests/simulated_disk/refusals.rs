@@ -1,0 +1,246 @@
+//! A write that a plugin refuses, that a plugin fails in, or that the disk refuses leaves no trace: the map and the files are
+//! as they were, the guards that had passed are undone in the exact reverse of their order, and no after-hook runs.
+//!
+//! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that runs full at random. Each notes
+//! its calls; what they have to be follows from what was made to happen.
+
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
+use vkog::ops::{Answer, Conditions, Ops, Request};
+use vkog::plugins::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
+use vkog_plugin_api::export::module;
+use vkog_plugin_api::{
+    After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
+    CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
+    Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
+};
+
+use crate::client::{ALWAYS, DEADLINE, close, contents, open};
+use crate::disk::{Call, Fault, SimulatedDisk};
+use crate::random::Random;
+
+const PLUGINS: usize = 5;
+/// So many writes that fail.
+const FAILURES: usize = 10_000;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Before,
+    Guard,
+    After,
+    Undo,
+}
+
+/// What a plugin does instead of letting an operation pass.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Act {
+    Refuse,
+    Panic,
+}
+
+/// What the plugins do, and what they were asked.
+#[derive(Default)]
+struct Play {
+    acts: Vec<(usize, Phase, Act)>,
+    called: Vec<(usize, Phase)>,
+}
+
+static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
+
+fn called(plugin: usize, phase: Phase) -> Verdict {
+    let mut play = PLAY.lock();
+    play.called.push((plugin, phase));
+    let act = play.acts.iter().find(|act| (act.0, act.1) == (plugin, phase)).map(|act| act.2);
+    drop(play);
+    match act {
+        Some(Act::Panic) => panic!("on purpose"),
+        Some(Act::Refuse) => Err(Refusal::new(403, "on purpose")),
+        None => Ok(()),
+    }
+}
+
+struct Actor<const N: usize>;
+
+impl<const N: usize> Plugin for Actor<N> {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Self)
+    }
+}
+
+macro_rules! act {
+    ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident, $undo:ident $undo_hook:ident,
+       $after:ident $after_hook:ident;)*) => {$(
+        impl<const N: usize> $before for Actor<N> {
+            fn $before_hook(&self, _: &mut Before<'_, $operation>) -> Verdict {
+                called(N, Phase::Before)
+            }
+        }
+        impl<const N: usize> $guard for Actor<N> {
+            fn $guard_hook(&self, _: &mut Guard<'_, $operation>) -> Verdict {
+                called(N, Phase::Guard)
+            }
+        }
+        impl<const N: usize> $undo for Actor<N> {
+            fn $undo_hook(&self, _: &Undo<'_, $operation>) {
+                let _ = called(N, Phase::Undo);
+            }
+        }
+        impl<const N: usize> $after for Actor<N> {
+            fn $after_hook(&self, _: &After<'_, $operation>) {
+                let _ = called(N, Phase::After);
+            }
+        }
+    )*};
+}
+
+act! {
+    Get: BeforeGet before_get, GuardGet guard_get, UndoGet undo_get, AfterGet after_get;
+    Post: BeforePost before_post, GuardPost guard_post, UndoPost undo_post, AfterPost after_post;
+    Put: BeforePut before_put, GuardPut guard_put, UndoPut undo_put, AfterPut after_put;
+    Delete: BeforeDelete before_delete, GuardDelete guard_delete, UndoDelete undo_delete, AfterDelete after_delete;
+}
+
+fn member<const N: usize>(port: &Arc<Port>) -> Arc<Member> {
+    const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
+    let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
+    // Five panics would be over in a moment.
+    let conduct = Conduct { on_failure: OnFailure::Keep, ..Conduct::default() };
+    // SAFETY: the module is of this program, made by the same vkog-plugin-api.
+    Arc::new(unsafe { Member::create(module, "{}", port, conduct) }.expect("it is created"))
+}
+
+struct Nobody;
+
+impl Origin for Nobody {
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+
+    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
+        None
+    }
+
+    fn client(&self) -> &str {
+        ""
+    }
+}
+
+fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
+    let request = Request {
+        verb,
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+        content_type: "text/plain".to_owned(),
+        query: String::new(),
+        conditions: Conditions::default(),
+        arrived: ops.revision(),
+        depth: 0,
+        origin: Box::new(Nobody),
+    };
+    let (tell, told) = bounded(1);
+    ops.run(request, move |answer, _| {
+        let _ = tell.send(answer);
+    });
+    told.recv_timeout(DEADLINE).expect("every request is answered")
+}
+
+/// Which calls these acts have to lead to, and which plugin and act end the operation before the store is asked.
+fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Vec<(usize, Phase)>, Option<(usize, Act)>) {
+    let mut calls = Vec::new();
+    let phases: &[Phase] = if guarded { &[Phase::Before, Phase::Guard] } else { &[Phase::Before] };
+    for phase in phases {
+        for plugin in 0..PLUGINS {
+            calls.push((plugin, *phase));
+            let Some(act) = acts.iter().find(|act| (act.0, act.1) == (plugin, *phase)) else { continue };
+            if *phase == Phase::Guard {
+                calls.extend((0..plugin).rev().map(|passed| (passed, Phase::Undo)));
+            }
+            return (calls, Some((plugin, act.2)));
+        }
+    }
+    if guarded {
+        let last = if kept { Phase::After } else { Phase::Undo };
+        calls.extend((0..PLUGINS).rev().map(|plugin| (plugin, last)));
+    }
+    (calls, None)
+}
+
+#[test]
+fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
+    let disk = SimulatedDisk::empty();
+    let store = open(&disk, ALWAYS).expect("a store");
+    let port = Arc::new(Port::new(1000, system_clock));
+    let members =
+        vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
+    // What panics on purpose says nothing: there are thousands.
+    drop(std::panic::take_hook());
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if info.payload().downcast_ref::<&str>() != Some(&"on purpose") {
+            print(info);
+        }
+    }));
+    let ops = Ops::new(store, Registry::linked(Chain::new(members, &[]), port)).expect("nobody refuses to start");
+
+    let mut random = Random::new(7);
+    let (mut refused, mut panicked, mut full, mut done) = (0, 0, 0, 0);
+    while refused + panicked + full < FAILURES {
+        let verb = [Verb::Get, Verb::Post, Verb::Put, Verb::Delete][random.below(4)];
+        let key = format!("key-{}", random.below(6));
+        let acts: Vec<_> = (0..random.below(4))
+            .map(|_| {
+                let phase = [Phase::Before, Phase::Guard, Phase::Guard, Phase::Undo, Phase::After][random.below(5)];
+                (random.below(PLUGINS), phase, if random.percent(50) { Act::Refuse } else { Act::Panic })
+            })
+            .collect();
+        let fails = random.percent(20);
+        let there = contents(ops.store()).contains_key(&key);
+        let writes = matches!(verb, Verb::Post | Verb::Put) || verb == Verb::Delete && there;
+        let (calls, stopped) = expected(&acts, there || writes, !(fails && writes));
+
+        let (before, files) = (contents(ops.store()), disk.now().0);
+        *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
+        if fails && writes && stopped.is_none() {
+            let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
+            disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
+        }
+        let value = format!("value {}", random.below(1_000_000));
+        let answer = ask(&ops, verb, &key, &value);
+        let what = || format!("{verb:?} {key} with {acts:?}, a disk that fails: {fails}");
+        assert_eq!(PLAY.lock().called, calls, "{}", what());
+        match (stopped, &answer) {
+            (Some((plugin, act)), Answer::Refused(refusal)) => {
+                let status = if act == Act::Panic { 500 } else { 403 };
+                assert_eq!((refusal.plugin.as_str(), refusal.status), (format!("actor-{plugin}").as_str(), status));
+                *(if act == Act::Panic { &mut panicked } else { &mut refused }) += 1;
+            }
+            (None, Answer::Failed(_)) if fails && writes => full += 1,
+            (None, Answer::Written(_)) if !fails && matches!(verb, Verb::Post | Verb::Put) => {
+                assert_eq!(contents(ops.store())[&key].1.value, value.as_bytes(), "{}", what());
+                done += 1;
+                continue;
+            }
+            (None, Answer::Removed(_)) if !fails && writes => {
+                assert!(!contents(ops.store()).contains_key(&key), "{}", what());
+                done += 1;
+                continue;
+            }
+            (None, Answer::Found(_)) if there => {}
+            (None, Answer::Absent) if !there => {}
+            _ => panic!("another answer to {}", what()),
+        }
+        assert_eq!(contents(ops.store()), before, "the map after {}", what());
+        assert_eq!(disk.now().0, files, "the files after {}", what());
+    }
+    println!("{refused} refusals, {panicked} panics, {full} times no room, {done} writes between");
+    assert!(refused.min(panicked).min(full).min(done) > 500, "{refused} {panicked} {full} {done}");
+    let held = contents(ops.store());
+    drop(ops);
+    let store = open(&disk, ALWAYS).expect("a store");
+    assert_eq!(contents(&store), held, "memory and disk");
+    close(store);
+}

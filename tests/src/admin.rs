@@ -1,0 +1,91 @@
+//! The plugins of a server that runs: what `/plugins` says of them, and how their libraries and settings are exchanged.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::client::Reply;
+use crate::server::{Server, only_ours};
+
+/// The token of `[admin]` in the configurations of the tests.
+pub const TOKEN: &str = "s3cret";
+
+/// A configuration in which [`TOKEN`] is the administrator's.
+pub fn administered(config: &str) -> String {
+    format!("[admin]\ntoken = {TOKEN:?}\n{config}")
+}
+
+impl Server {
+    /// All plugins, in the order of the chain.
+    #[track_caller]
+    pub fn plugins(&self) -> Vec<Value> {
+        let reply = self.path("GET", "/plugins").send().expect(200);
+        let all: Value = serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply}"));
+        all["plugins"].as_array().unwrap_or_else(|| panic!("no plugins in {reply}")).clone()
+    }
+
+    /// One of them.
+    #[track_caller]
+    pub fn plugin(&self, name: &str) -> Value {
+        let found = self.plugins().into_iter().find(|plugin| plugin["name"] == name);
+        found.unwrap_or_else(|| panic!("no plugin {name}\n{}", self.log()))
+    }
+
+    /// A number of one of its hooks: `calls`, `refusals`, `panics` or `overruns`.
+    #[track_caller]
+    pub fn count(&self, plugin: &str, hook: &str, what: &str) -> u64 {
+        let plugin = self.plugin(plugin);
+        let hooks = plugin["hooks"].as_array().expect("a list of hooks");
+        let found = hooks.iter().find(|found| found["hook"] == hook);
+        found.and_then(|hook| hook[what].as_u64()).unwrap_or_else(|| panic!("no {what} of {hook} in {plugin}"))
+    }
+
+    /// Asks for a reload with the token.
+    #[track_caller]
+    pub fn reload(&self) -> Reply {
+        self.reload_as(Some(&format!("Bearer {TOKEN}")))
+    }
+
+    /// Asks for a reload with this `Authorization`.
+    #[track_caller]
+    pub fn reload_as(&self, authorization: Option<&str>) -> Reply {
+        // With a body, because the client library sends one that it knows nothing of in chunks.
+        let request = self.path("POST", "/plugins/reload").body("");
+        match authorization {
+            Some(authorization) => request.header("Authorization", authorization).send(),
+            None => request.send(),
+        }
+    }
+
+    /// What a reload did with a plugin, by its name or the file name of its library: the outcome, or the code of the error.
+    #[track_caller]
+    pub fn reloaded(&self, plugin: &str) -> String {
+        let reply = self.reload();
+        let all: Value = serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply}"));
+        let all = all["plugins"].as_array().unwrap_or_else(|| panic!("no plugins in {reply}"));
+        let failed = all.iter().any(|taken| taken["outcome"] == "failed");
+        assert_eq!(reply.status, if failed { 409 } else { 200 }, "the status of {reply}");
+        let is_it = |taken: &&Value| {
+            let path = Path::new(taken["path"].as_str().unwrap_or_default());
+            taken["name"] == plugin || path.file_name().is_some_and(|name| name == plugin)
+        };
+        let taken = all.iter().find(is_it).unwrap_or_else(|| panic!("no {plugin} in {reply}"));
+        let told = if taken["outcome"] == "failed" { &taken["code"] } else { &taken["outcome"] };
+        told.as_str().unwrap_or_else(|| panic!("no outcome in {reply}")).to_owned()
+    }
+
+    /// The library of a plugin that is loaded.
+    #[track_caller]
+    pub fn library_of(&self, plugin: &str) -> PathBuf {
+        self.plugin(plugin)["path"].as_str().expect("a path").into()
+    }
+}
+
+/// Puts a copy of a library in the place of another, or beside it, in one step.
+pub fn put_in_place(library: &Path, place: &Path) {
+    let folder = place.parent().expect("a library is in a folder");
+    let copy = folder.join("copy.tmp");
+    std::fs::copy(library, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
+    only_ours(&copy);
+    std::fs::rename(&copy, place).unwrap_or_else(|error| panic!("cannot rename to {}: {error}", place.display()));
+}

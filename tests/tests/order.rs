@@ -1,0 +1,62 @@
+//! The order of plugins is what the configuration says, else that of their stages and names; `/plugins` shows it, and why.
+
+use vkog_tests::{Server, Setup, administered, artefacts, bytes, conflict};
+
+fn setup() -> Setup {
+    Setup::new().load(bytes()).load(conflict()).load(artefacts().library("drill")).args([
+        "-s",
+        "10",
+        "--max-value",
+        "1MiB",
+    ])
+}
+
+/// The plugins in their order, and why each stands where it does.
+fn order(server: &Server) -> Vec<String> {
+    let text = |plugin: &serde_json::Value| {
+        format!("{} {}", plugin["name"].as_str().unwrap_or_default(), plugin["ordered_by"].as_str().unwrap_or_default())
+    };
+    server.plugins().iter().map(text).collect()
+}
+
+/// Who refuses a create that both conflict and bytes have a reason to refuse.
+fn first_to_refuse(server: &Server) -> String {
+    let reply = server.post("k", [b'x'; 100]);
+    reply.header("Vkog-Plugin").unwrap_or_else(|| panic!("not refused by a plugin: {reply}")).to_owned()
+}
+
+#[test]
+fn where_nothing_is_said_stages_and_names_order_plugins() {
+    let server = setup().start();
+    server.post("k", "v").expect(200);
+    assert_eq!(order(&server), ["drill stage", "conflict stage", "bytes stage"]);
+    assert_eq!(first_to_refuse(&server), "conflict");
+}
+
+#[test]
+fn the_configured_order_comes_first_and_a_reload_changes_it() {
+    let setup = setup().config(administered("[plugins]\norder = [\"bytes\", \"nobody\", \"conflict\"]\n"));
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    assert_eq!(order(&server), ["bytes plugins.order", "conflict plugins.order", "drill stage"]);
+    assert_eq!(first_to_refuse(&server), "bytes");
+    server.logs(&["WARN", "plugins.order names nobody, and no such plugin is in "]);
+
+    setup
+        .write_config(&administered("[plugins]\norder = [\"conflict\", \"somebody\"]\n[plugins.anybody]\nlimit = 1\n"));
+    server.reload().expect(200);
+    assert_eq!(order(&server), ["conflict plugins.order", "drill stage", "bytes stage"]);
+    assert_eq!(first_to_refuse(&server), "conflict");
+    server.logs(&["WARN", "plugins.order names somebody, and no such plugin is in "]);
+    server.logs(&["WARN", "[plugins.anybody] is in the configuration, and no such plugin"]);
+}
+
+#[test]
+fn an_order_that_is_none_stops_the_start() {
+    for wrong in ["5", "\"bytes\"", "[1, 2]", "{ bytes = 1 }"] {
+        let exit = setup().config(format!("[plugins]\norder = {wrong}\n")).fail();
+        assert_ne!(exit.status.code(), Some(0), "{exit}");
+        let line = exit.one_error();
+        assert!(line.contains("plugins.order: ") && line.contains("order = [\"conflict\", \"bytes\"]"), "{exit}");
+    }
+}
