@@ -60,11 +60,19 @@ fn said(payload: &(dyn Any + Send)) -> String {
     }
 }
 
+/// Says once where this library's panics go.
+static PANICS: Once = Once::new();
+
+/// Leaves panics to who has them printed now: a test that runs the plugin in its own program.
+#[cfg(feature = "testing")]
+pub(crate) fn leave_panics() {
+    PANICS.call_once(|| {});
+}
+
 /// Sends what panics in this library say to the host's log. A plugin has a panic hook of its own, because it has a
 /// standard library of its own, and that would print to the host's standard error past its log.
 fn forward_panics(host: Host) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    PANICS.call_once(|| {
         std::panic::set_hook(Box::new(move |info| {
             let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
             host.log(Level::Error, &format!("panicked{place}: {}", said(info.payload())));

@@ -115,7 +115,9 @@ pub fn built_by_cargo(subcommand: &str, folder: &Path, target: &Path) -> Command
 pub fn artefacts() -> &'static Artefacts {
     static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
         let (target, profile) = built_here();
-        build(built_by_cargo("build", workspace(), &target).args(["--workspace", "--profile", &profile]))
+        // The plugins' own tests have that feature, and with it all is built that depends on plugin-api.
+        let features = ["--features", "vkog-plugin-api/testing"];
+        build(built_by_cargo("build", workspace(), &target).args(["--workspace", "--profile", &profile]).args(features))
     });
     ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }

@@ -53,7 +53,19 @@ fn position(text: &[u8]) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use vkog_plugin_api::testing::Setup;
+
     use super::*;
+
+    #[test]
+    fn what_is_not_json_is_neither_created_nor_written_over_what_is() {
+        let bench = Setup::new().load::<JsonOnly>().start();
+        bench.post("a", "{\"a\": 1}").expect(200);
+        bench.post("b", "{a}").refused(422, "Value is not JSON: ").has("Vkog-Plugin", "json-only");
+        bench.put("a", "{a}").refused(422, "Value is not JSON: ");
+        bench.get("a").is("{\"a\": 1}");
+        bench.get("b").expect(404);
+    }
 
     fn refusal(value: &[u8]) -> String {
         let refusal = check(value).expect_err("this is no JSON");

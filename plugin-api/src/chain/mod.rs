@@ -1,4 +1,4 @@
-//! Ordered plugins and how they are asked: what a host is made of, and what [`testing`](crate::testing) runs a plugin in.
+//! Ordered plugins and how they are asked: what a host is made of, and what `testing` runs a plugin in.
 //! For each hook the chain holds only the plugins that have it. Knows nothing of HTTP, of libraries or of the store.
 
 mod call;

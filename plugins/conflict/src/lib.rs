@@ -82,24 +82,67 @@ export_plugin!(Conflict, required: [guard_post, guard_put, guard_delete]);
 
 #[cfg(test)]
 mod tests {
+    use vkog_plugin_api::testing::{Setup, plugin};
+
     use super::*;
 
     #[test]
+    fn post_only_creates_and_put_only_updates() {
+        let bench = Setup::new().load::<Conflict>().start();
+        bench.put("a", "1").refused(404, "Key does not exist").has("Vkog-Plugin", "conflict");
+        bench.post("a", "1").expect(200);
+        bench.post("a", "2").refused(409, "Key already exists");
+        bench.put("a", "3").expect(200);
+        bench.get("a").is("3");
+        bench.request(Verb::Put, "b").header("If-None-Match", "*").body("1").send().expect(200);
+        bench.delete("a").expect(200);
+        bench.post("a", "4").expect(200);
+    }
+
+    /// Writes the key itself while a client's request for it is under way.
+    struct Faster(Host);
+
+    impl Plugin for Faster {
+        type Settings = NoSettings;
+
+        fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+            Ok(Faster(host))
+        }
+    }
+
+    impl BeforePut for Faster {
+        fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+            if put.asker().is_none() { self.0.put(put.key(), b"faster").map(drop) } else { Ok(()) }
+        }
+    }
+
+    impl BeforeDelete for Faster {
+        fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
+            self.0.put(delete.key(), b"faster").map(drop)
+        }
+    }
+
+    #[test]
     fn an_entry_written_since_the_request_arrived_is_refused_with_409_where_that_is_set() {
-        let refusal = Overlap::Refuse.check(Some(8), 7).expect_err("8 is newer than 7");
-        assert_eq!(refusal.status(), 409);
-        assert!(refusal.message().contains("read it again"), "{}", refusal.message());
-        assert_eq!(Overlap::Allow.check(Some(8), 7), Ok(()));
+        let setup = Setup::new().load_other(plugin!(Faster, "faster")).load::<Conflict>();
+        let bench = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
+        bench.post("a", "1").expect(200);
+        bench.put("a", "slow").refused(409, "Entry changed while the request was under way: read it again");
+        bench.delete("a").refused(409, "Entry changed");
+        bench.get("a").is("faster");
+
+        let bench = setup.start();
+        bench.post("a", "1").expect(200);
+        bench.put("a", "slow").expect(200);
+        bench.delete("a").expect(200);
     }
 
     #[test]
     fn an_entry_as_old_as_the_request_and_an_absent_key_do_not_overlap() {
-        assert_eq!(Overlap::Refuse.check(Some(7), 7), Ok(()));
-        assert_eq!(Overlap::Refuse.check(None, 7), Ok(()));
-    }
-
-    #[test]
-    fn overlap_is_allowed_by_default() {
-        assert!(matches!(Overlap::default(), Overlap::Allow));
+        let bench = Setup::new().load::<Conflict>().settings("{\"overlap\": \"refuse\"}").start();
+        bench.post("a", "1").expect(200);
+        bench.put("a", "2").expect(200);
+        bench.delete("a").expect(200);
+        bench.post("a", "3").expect(200);
     }
 }
