@@ -25,7 +25,7 @@ pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugi
 pub use frozen::{Frozen, frozen};
 pub use gate::Gate;
 pub use process::{Exit, Running};
-pub use server::{Server, Setup, bytes, conflict, only_ours};
+pub use server::{Server, Setup, bytes, conflict, only_ours, ttl};
 pub use wire::Wire;
 
 /// How long anything may take that should take moments. Long, because it only ends what hangs.

@@ -26,6 +26,11 @@ pub fn conflict() -> PathBuf {
     artefacts().library("vkog-conflict")
 }
 
+/// The ttl plugin.
+pub fn ttl() -> PathBuf {
+    artefacts().library("vkog-ttl")
+}
+
 /// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002,
 /// and the host would refuse it.
 pub fn only_ours(path: &Path) {

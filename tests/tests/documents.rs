@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, target_folder, workspace, written_plugin};
+use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, target_folder, ttl, workspace, written_plugin};
 
 /// What is shown of how to come to a server, and not run here: it would build and serve for real.
 const NOT_RUN: [&str; 8] =
@@ -180,7 +180,7 @@ fn run_all(document: &Path, plugins: &[PathBuf]) {
 
 #[test]
 fn the_sessions_of_the_readme_happen_as_they_are_shown() {
-    run_all(&workspace().join("README.md"), &[bytes(), conflict()]);
+    run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
 #[test]

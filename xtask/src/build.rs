@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::Result;
 
 /// The plugins that come with the program.
-pub(crate) const PLUGINS: [&str; 2] = ["vkog-bytes", "vkog-conflict"];
+pub(crate) const PLUGINS: [&str; 3] = ["vkog-bytes", "vkog-conflict", "vkog-ttl"];
 
 /// What one package was built into.
 pub(crate) struct Artifact {

@@ -1,0 +1,222 @@
+//! Which key expires when, as far as hooks have told. Knows neither the host nor a clock.
+//!
+//! After-hooks of one key come in any order. So that an old one cannot bring back what a newer one has taken away, a key is
+//! remembered from the guard of a write until its after-hook, with the newest revision that was told of; with nothing under
+//! way and nothing to expire it is forgotten.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What is known of a key. Times are in milliseconds since 1970.
+#[derive(Default)]
+struct Slot {
+    revision: u64,
+    expiry: Option<u64>,
+    /// When it is to be removed: at its expiry, or later where that was refused.
+    due: u64,
+    /// Writes whose guard has passed, and that are neither done nor undone.
+    under_way: u32,
+}
+
+/// An entry to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) key: Arc<str>,
+    pub(crate) revision: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Index {
+    slots: HashMap<Arc<str>, Slot>,
+    /// The keys that expire, the first first.
+    due: BTreeSet<(u64, Arc<str>)>,
+    /// The time at which it was last asked what is due.
+    asked: u64,
+}
+
+impl Index {
+    /// How many entries expire.
+    pub(crate) fn len(&self) -> usize {
+        self.due.len()
+    }
+
+    /// The guard of a write has passed: [`done`](Self::done) or [`undone`](Self::undone) follows.
+    pub(crate) fn begun(&mut self, key: &str) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.under_way += 1;
+        } else {
+            self.slots.insert(key.into(), Slot { under_way: 1, ..Slot::default() });
+        }
+    }
+
+    /// A write is done; this is what it left.
+    pub(crate) fn done(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
+        self.ended(key);
+        self.learn(key, revision, expiry);
+    }
+
+    /// A write will not happen.
+    pub(crate) fn undone(&mut self, key: &str) {
+        self.ended(key);
+        self.forget_if_idle(key);
+    }
+
+    /// An entry that was there before anything was under way.
+    pub(crate) fn found(&mut self, key: &str, revision: u64, expiry: u64) {
+        self.slots.entry(key.into()).or_default();
+        self.learn(key, revision, Some(expiry));
+    }
+
+    /// What a look into the store has shown of a key that is known here. One that is not known is left alone: it may have
+    /// been removed since the look.
+    pub(crate) fn learn(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
+        let Some((known, slot)) = self.slots.get_key_value(key) else { return };
+        if revision > slot.revision {
+            let known = Arc::clone(known);
+            self.set(&known, revision, expiry, expiry);
+        }
+        self.forget_if_idle(key);
+    }
+
+    /// The store holds this key no more, nor this revision.
+    pub(crate) fn gone(&mut self, due: &Due) {
+        if self.slots.get(&due.key).is_some_and(|slot| slot.revision == due.revision) {
+            self.set(&due.key, due.revision, None, None);
+            self.forget_if_idle(&due.key);
+        }
+    }
+
+    /// It could not be removed: once more at that time.
+    pub(crate) fn postpone(&mut self, due: &Due, until: u64) {
+        let Some(slot) = self.slots.get(&due.key) else { return };
+        if slot.revision == due.revision && slot.expiry.is_some() {
+            self.set(&due.key, due.revision, slot.expiry, Some(until));
+        }
+    }
+
+    /// The entry of this key, if it has expired.
+    pub(crate) fn expired(&self, key: &str, now: u64) -> Option<Due> {
+        let (key, slot) = self.slots.get_key_value(key)?;
+        let expired = slot.expiry.is_some_and(|expiry| expiry <= now);
+        expired.then(|| Due { key: Arc::clone(key), revision: slot.revision })
+    }
+
+    /// The first entries that are to be removed by now, at most so many.
+    pub(crate) fn due(&mut self, now: u64, most: usize) -> Vec<Due> {
+        if now < self.asked {
+            // The clock was set back: what was put off until a time it has already shown would wait for that again.
+            let slots = self.slots.iter_mut();
+            self.due = slots.filter_map(|(key, slot)| Some((slot.be_due_again()?, Arc::clone(key)))).collect();
+        }
+        self.asked = now;
+        let due = self.due.iter().take_while(|(due, _)| *due <= now).take(most);
+        due.map(|(_, key)| Due { key: Arc::clone(key), revision: self.slots[key].revision }).collect()
+    }
+
+    /// When the next entry is to be removed.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    fn set(&mut self, key: &Arc<str>, revision: u64, expiry: Option<u64>, due: Option<u64>) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        if slot.expiry.is_some() {
+            self.due.remove(&(slot.due, Arc::clone(key)));
+        }
+        (slot.revision, slot.expiry, slot.due) = (revision, expiry, due.unwrap_or(0));
+        if let Some(due) = due {
+            self.due.insert((due, Arc::clone(key)));
+        }
+    }
+
+    fn ended(&mut self, key: &str) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.under_way = slot.under_way.saturating_sub(1);
+        }
+    }
+
+    fn forget_if_idle(&mut self, key: &str) {
+        if self.slots.get(key).is_some_and(|slot| slot.under_way == 0 && slot.expiry.is_none()) {
+            self.slots.remove(key);
+        }
+    }
+}
+
+impl Slot {
+    fn be_due_again(&mut self) -> Option<u64> {
+        self.due = self.expiry?;
+        self.expiry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(index: &mut Index, now: u64) -> Vec<(String, u64)> {
+        index.due(now, 10).iter().map(|due| (due.key.to_string(), due.revision)).collect()
+    }
+
+    #[test]
+    fn what_is_told_late_does_not_bring_back_what_was_taken_away_and_nothing_is_left() {
+        let mut index = Index::default();
+        for _ in 0..3 {
+            index.begun("a");
+        }
+        index.done("a", 3, None);
+        index.done("a", 2, Some(50));
+        assert_eq!(index.expired("a", 100), None);
+        index.done("a", 1, Some(20));
+        assert_eq!((due(&mut index, 100), index.len(), index.slots.len()), (vec![], 0, 0));
+    }
+
+    #[test]
+    fn the_newest_revision_decides_when_a_key_expires() {
+        let mut index = Index::default();
+        index.begun("a");
+        index.begun("a");
+        index.done("a", 2, Some(50));
+        index.done("a", 1, Some(20));
+        assert_eq!(due(&mut index, 49), []);
+        assert_eq!(due(&mut index, 50), [("a".to_owned(), 2)]);
+        assert_eq!(index.len(), 1);
+    }
+
+    #[test]
+    fn a_write_that_is_undone_leaves_a_key_as_it_was() {
+        let mut index = Index::default();
+        index.begun("new");
+        index.undone("new");
+        assert!(index.slots.is_empty());
+        index.found("old", 1, 20);
+        index.begun("old");
+        index.undone("old");
+        assert_eq!(due(&mut index, 20), [("old".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_due_later_and_at_once_when_the_clock_was_set_back() {
+        let mut index = Index::default();
+        index.found("a", 1, 20);
+        let found = index.due(30, 1).remove(0);
+        index.postpone(&found, 60);
+        assert_eq!((due(&mut index, 59), index.next()), (vec![], Some(60)));
+        assert_eq!(due(&mut index, 60).len(), 1);
+        index.postpone(&found, 90);
+        assert_eq!(due(&mut index, 25).len(), 1);
+        assert_eq!(due(&mut index, 10), []);
+        assert_eq!(index.next(), Some(20));
+    }
+
+    #[test]
+    fn what_is_said_of_another_revision_changes_nothing() {
+        let mut index = Index::default();
+        index.found("a", 7, 20);
+        let old = Due { key: "a".into(), revision: 6 };
+        index.gone(&old);
+        index.postpone(&old, 90);
+        assert_eq!(due(&mut index, 20), [("a".to_owned(), 7)]);
+        index.gone(&Due { key: "a".into(), revision: 7 });
+        assert!(index.slots.is_empty() && index.due.is_empty());
+    }
+}

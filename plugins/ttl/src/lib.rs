@@ -1,0 +1,352 @@
+//! Entries that expire. Owns until when an entry lives, and that it is absent from then on; that time is kept in the
+//! entry's details, so that it outlives the plugin. The removal goes through the chain like anybody's.
+//!
+//! An entry lives while the host's clock shows less than its expiry. A read is judged when it reads, under the entry's
+//! lock. A write or removal is judged when it comes in: what has expired by then is removed first, so that all plugins find
+//! the key absent. If the entry expires after that and before the write, nobody can make the others see it so any more: the
+//! write is refused, and sent again it finds the key absent.
+
+#![forbid(unsafe_code)]
+
+mod index;
+mod period;
+
+use std::panic::resume_unwind;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use vkog_plugin_api::serde::Deserialize;
+use vkog_plugin_api::*;
+
+use index::{Due, Index};
+use period::{ACCEPTED, Period};
+
+/// The plugin's name, as it sees itself ask.
+const NAME: &str = "ttl";
+/// The header of requests and of answers.
+const HEADER: &str = "Vkog-TTL";
+/// So many entries are removed in one go, so that the plugin can be stopped in between.
+const BATCH: usize = 1024;
+/// So many threads remove: those who wait for the disk at the same time share one sync.
+const REMOVERS: usize = 16;
+/// The longest pause between two looks: the clock may be set, and an entry written that lives no longer.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long an entry is left alone whose removal was refused, in milliseconds.
+const RETRY: u64 = 10_000;
+/// So often an entry is looked at that changes whenever it is to be removed.
+const TRIES: usize = 8;
+
+#[derive(Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde")]
+struct Settings {
+    /// For entries that are created without one.
+    #[serde(default)]
+    default: Option<Period>,
+    /// The longest that may be asked for.
+    #[serde(default)]
+    max: Option<Period>,
+}
+
+struct Ttl {
+    host: Host,
+    default: Option<Period>,
+    max: Option<Period>,
+    index: Mutex<Index>,
+    expired: Counter,
+    entries: Gauge,
+}
+
+impl Plugin for Ttl {
+    type Settings = Settings;
+    const STAGE: Stage = Stage::Policy;
+
+    fn create(host: Host, Settings { default, max }: Settings) -> Result<Self, CreateError> {
+        if let (Some(default), Some(max)) = (default, max) {
+            if default > max {
+                return Err(format!("default is {default} and max is {max}; give a default of at most max").into());
+            }
+        }
+        Ok(Ttl {
+            host,
+            default: default.or(max),
+            max,
+            index: Mutex::default(),
+            expired: host.counter("expired_total", "Entries that were removed because they had expired."),
+            entries: host.gauge("entries", "Entries that will expire."),
+        })
+    }
+}
+
+/// What a request wants of the entry that it writes.
+enum Wish {
+    /// It says nothing.
+    Nothing,
+    Never,
+    For(Period),
+}
+
+/// The expiry in an entry's details, in milliseconds since 1970.
+fn expiry(details: &[u8]) -> Option<u64> {
+    details.try_into().ok().map(u64::from_be_bytes)
+}
+
+impl Ttl {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic under it is caught by the host; what the index holds is checked against the store wherever it is used.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host's clock, in milliseconds since 1970.
+    fn now(&self) -> u64 {
+        let since = self.host.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What the header or the query says.
+    fn wish(&self, request: &Request<'_>) -> Result<Wish, Refusal> {
+        let headers = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(HEADER)).map(|(_, value)| value);
+        let query = request.query().split('&').filter_map(|pair| pair.strip_prefix("ttl=")).map(str::as_bytes);
+        let mut said = headers.chain(query);
+        let Some(text) = said.next() else { return Ok(Wish::Nothing) };
+        if said.next().is_some() {
+            return Err(Refusal::new(400, format!("The time to live is given twice: give one {HEADER}, or one ttl=")));
+        }
+        let text = String::from_utf8_lossy(text);
+        let period = Period::parse(&text);
+        if period.is_none() && text != "none" {
+            return Err(Refusal::new(400, format!("No time to live: {text:?}; give {ACCEPTED}, or none")));
+        }
+        match (period, self.max) {
+            (None, Some(max)) => Err(Refusal::new(400, format!("Every entry expires here: give at most {max}"))),
+            (Some(period), Some(max)) if period > max => {
+                Err(Refusal::new(400, format!("Time to live too long: {period}, {max} is the most")))
+            }
+            (None, None) => Ok(Wish::Never),
+            (Some(period), _) => Ok(Wish::For(period)),
+        }
+    }
+
+    /// Removes an entry if it has expired. Whatever the index says, the store decides.
+    fn remove(&self, due: Due) -> Verdict {
+        let mut expected = due.revision;
+        for tried in 1.. {
+            match self.host.ask(&Ask::delete(&due.key).if_revision(expected)) {
+                Ok(Answer::Done(_)) => {
+                    self.expired.add(1);
+                    return Ok(());
+                }
+                Ok(_) => break,
+                Err(refusal) if refusal.status() != 412 || tried == TRIES => return Err(refusal),
+                Err(_) => {}
+            }
+            // It was written since, or removed.
+            let Some(found) = self.host.get(&due.key)? else { break };
+            let until = expiry(&found.details);
+            if until.is_none_or(|until| until > self.now()) {
+                self.index().learn(&due.key, found.revision, until);
+                return Ok(());
+            }
+            expected = found.revision;
+        }
+        self.index().gone(&due);
+        Ok(())
+    }
+
+    /// Has the key be absent if its entry has expired, before anybody is asked what becomes of a request for it.
+    fn clear(&self, request: &Request<'_>) -> Verdict {
+        if request.asker() == Some(NAME) {
+            return Ok(());
+        }
+        let due = self.index().expired(request.key(), self.now());
+        due.map_or(Ok(()), |due| self.remove(due))
+    }
+
+    /// Until when the entry is to live that is written now, as its details.
+    fn guard<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
+        let now = self.now();
+        let held = write.entry().and_then(|entry| expiry(entry.details()));
+        if held.is_some_and(|held| held <= now) {
+            return Err(Refusal::new(409, "Entry expired while the request was under way: send it again"));
+        }
+        let after = |period: Period| now.saturating_add(period.millis);
+        let until = match self.wish(write)? {
+            Wish::For(period) => Some(after(period)),
+            Wish::Never => None,
+            Wish::Nothing if write.entry().is_some() => held,
+            Wish::Nothing => self.default.map(after),
+        };
+        if let Some(until) = until {
+            write.set_details(&until.to_be_bytes());
+        }
+        self.index().begun(write.key());
+        Ok(())
+    }
+
+    fn done<O: Operation>(&self, after: &After<'_, O>) {
+        let until = after.entry_after().and_then(|entry| expiry(entry.details()));
+        let mut index = self.index();
+        index.done(after.key(), after.revision(), until);
+        self.entries.set(i64::try_from(index.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Start for Ttl {
+    fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
+        let mut index = self.index();
+        stored.for_each(|key, entry| {
+            if let Some(until) = expiry(entry.details()) {
+                index.found(key, entry.revision(), until);
+            }
+        });
+        self.entries.set(i64::try_from(index.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+}
+
+impl BeforeGet for Ttl {
+    fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
+        // Only where the request has a condition: the host checks that before it asks a guard.
+        let conditional = get.header("if-none-match").or_else(|| get.header("if-match")).is_some();
+        if conditional && get.asker() != Some(NAME) && self.index().expired(get.key(), self.now()).is_some() {
+            let found = self.host.get(get.key())?;
+            let until = found.and_then(|found| expiry(&found.details));
+            if until.is_some_and(|until| until <= self.now()) {
+                get.hide();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GuardGet for Ttl {
+    fn guard_get(&self, get: &mut Guard<'_, Get>) -> Verdict {
+        let until = get.entry().and_then(|entry| expiry(entry.details()));
+        if until.is_some_and(|until| until <= self.now()) && get.asker() != Some(NAME) {
+            get.hide();
+        }
+        Ok(())
+    }
+}
+
+impl AfterGet for Ttl {
+    fn after_get(&self, get: &After<'_, Get>) {
+        if let Some(until) = get.entry_after().and_then(|entry| expiry(entry.details())) {
+            let left = until.saturating_sub(self.now()).div_ceil(1000);
+            get.add_header(HEADER, &left.to_string());
+        }
+    }
+}
+
+impl BeforePost for Ttl {
+    fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
+        self.wish(post)?;
+        self.clear(post)
+    }
+}
+
+impl BeforePut for Ttl {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        self.wish(put)?;
+        self.clear(put)
+    }
+}
+
+impl BeforeDelete for Ttl {
+    fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
+        self.clear(delete)
+    }
+}
+
+impl GuardPost for Ttl {
+    fn guard_post(&self, post: &mut Guard<'_, Post>) -> Verdict {
+        self.guard(post)
+    }
+}
+
+impl GuardPut for Ttl {
+    fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
+        self.guard(put)
+    }
+}
+
+impl GuardDelete for Ttl {
+    fn guard_delete(&self, delete: &mut Guard<'_, Delete>) -> Verdict {
+        self.index().begun(delete.key());
+        Ok(())
+    }
+}
+
+impl UndoPost for Ttl {
+    fn undo_post(&self, post: &Undo<'_, Post>) {
+        self.index().undone(post.key());
+    }
+}
+
+impl UndoPut for Ttl {
+    fn undo_put(&self, put: &Undo<'_, Put>) {
+        self.index().undone(put.key());
+    }
+}
+
+impl UndoDelete for Ttl {
+    fn undo_delete(&self, delete: &Undo<'_, Delete>) {
+        self.index().undone(delete.key());
+    }
+}
+
+impl AfterPost for Ttl {
+    fn after_post(&self, post: &After<'_, Post>) {
+        self.done(post);
+    }
+}
+
+impl AfterPut for Ttl {
+    fn after_put(&self, put: &After<'_, Put>) {
+        self.done(put);
+    }
+}
+
+impl AfterDelete for Ttl {
+    fn after_delete(&self, delete: &After<'_, Delete>) {
+        self.done(delete);
+    }
+}
+
+impl Tick for Ttl {
+    fn tick(&self) -> Duration {
+        let due = self.index().due(self.now(), BATCH);
+        let remove = |due: &Due| {
+            let refusal = self.remove(due.clone()).err()?;
+            self.index().postpone(due, self.now().saturating_add(RETRY));
+            Some((due.key.clone(), refusal))
+        };
+        let share = due.len().div_ceil(REMOVERS).max(1);
+        let refused: Vec<_> = thread::scope(|scope| {
+            let removers: Vec<_> = (due.chunks(share))
+                .map(|share| scope.spawn(move || share.iter().filter_map(remove).collect::<Vec<_>>()))
+                .collect();
+            let ended = removers.into_iter().map(|remover| remover.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            ended.flatten().collect()
+        });
+        if let Some((key, refusal)) = refused.first() {
+            let (count, why) = (refused.len(), refusal.message());
+            let line = format!("{count} expired entries cannot be removed now, {key:?} first of them: {why}");
+            self.host.log(Level::Warn, &line);
+        }
+        let next = self.index().next();
+        next.map_or(LOOK, |next| Duration::from_millis(next.saturating_sub(self.now())).min(LOOK))
+    }
+}
+
+// With one of them missing, entries would be served that have expired, or stay for ever.
+export_plugin!(
+    Ttl,
+    required: [
+        start, tick, before_get, before_post, before_put, before_delete, guard_get, guard_post, guard_put, guard_delete,
+        undo_post, undo_put, undo_delete, after_get, after_post, after_put, after_delete
+    ]
+);
+
+#[cfg(test)]
+mod tests;
