@@ -83,11 +83,14 @@ impl Collector for Numbers {
     }
 }
 
+/// A function that is called with the labels of each hook, how often it was called, and how it behaved.
+type EachHook<'a> = dyn FnMut(&[(&str, &str); 2], u64, &HookStats) -> fmt::Result + 'a;
+
 /// A number of one hook.
 type Number = fn(u64, &HookStats) -> u64;
 
 fn hooks(encoder: &mut DescriptorEncoder<'_>, chain: &Chain) -> fmt::Result {
-    let each = |then: &mut dyn FnMut(&[(&str, &str); 2], u64, &HookStats) -> fmt::Result| {
+    let each = |then: &mut EachHook<'_>| {
         chain.members().iter().try_for_each(|member| {
             chain
                 .stats(member)

@@ -44,7 +44,7 @@ impl Services for Ops {
         // This thread waits here, so that it must not be the one to be told.
         let _away = Home::away();
         let (tell, told) = bounded(1);
-        let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.chain());
+        let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
         self.run_in(chain, request, move |answer, _: Added| {
             let _ = tell.send(answer);
         });

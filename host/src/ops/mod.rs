@@ -111,7 +111,8 @@ impl Ops {
 
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
-        self.run_in(self.plugins.chain(), request, finish);
+        let ops = Arc::clone(self);
+        self.plugins.when_open(move |chain| ops.run_in(chain, request, finish));
     }
 
     fn run_in(

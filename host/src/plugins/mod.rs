@@ -2,6 +2,7 @@
 //! host. How they are ordered and called is in `vkog_plugin_api::chain`, so that a plugin's own tests run in the same chain.
 
 mod error;
+mod gate;
 mod load;
 mod preflight;
 mod registry;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use vkog_plugin_api::chain::{Chain, Failed, Member, Port, Scan};
 
 use super::error::{LoadError, LoadFault};
+use super::gate::{Gate, wait_until};
 use super::load::{Library, Plugin, libraries};
 use super::terms::{Settings, Table};
 use super::trust::Image;
@@ -61,9 +62,9 @@ pub enum Outcome {
 
 /// The plugins of a host.
 pub struct Registry {
-    chain: RwLock<Arc<Chain>>,
+    gate: Gate,
     port: Arc<Port>,
-    /// Locked while plugins are exchanged, by [`with_loaded`](Self::with_loaded). Taken before `chain`.
+    /// Locked while plugins are exchanged, by [`with_loaded`](Self::with_loaded).
     loaded: Mutex<Loaded>,
     /// A plugin came into quarantine, and the chain does not know of it yet.
     stale: AtomicBool,
@@ -88,9 +89,8 @@ impl Registry {
     }
 
     fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
-        let chain = RwLock::new(chain);
         let loaded = Mutex::new(Loaded { plugins, order, tickers: Vec::new(), serving: false });
-        Self { chain, port, loaded, stale: AtomicBool::new(false) }
+        Self { gate: Gate::new(chain), port, loaded, stale: AtomicBool::new(false) }
     }
 
     /// Does something while no plugin is exchanged, or exchanges them.
@@ -100,9 +100,20 @@ impl Registry {
         result
     }
 
-    /// The chain for a request that begins now. While plugins are exchanged this may wait.
+    /// The chain of the moment, to look at it.
     pub fn chain(&self) -> Arc<Chain> {
-        Arc::clone(&self.chain.read())
+        self.gate.chain()
+    }
+
+    /// Begins a request in the chain: now, or on another thread, when plugins have been exchanged.
+    pub fn when_open(&self, then: impl FnOnce(Arc<Chain>) + Send + 'static) {
+        self.gate.when_open(then);
+    }
+
+    /// The chain for a request that begins now. Waits while plugins are exchanged, and so is not for a thread that others
+    /// wait for.
+    pub fn wait_for_chain(&self) -> Arc<Chain> {
+        self.gate.wait_for_chain()
     }
 
     /// What the plugins reach of their host.
@@ -147,11 +158,9 @@ impl Registry {
             loaded.serving = false;
             loaded.tickers.clear();
             self.port.close();
-            wait_until(patience, || Arc::strong_count(&self.chain.read()) == 1);
-            let plugins = std::mem::take(&mut loaded.plugins);
-            *self.chain.write() = chain(&[], &[]);
-            // Not with the chain locked: a plugin may wait for a thread of its own that asks.
-            drop(plugins);
+            self.gate.wait_until_alone(patience);
+            drop(self.gate.open(chain(&[], &[])));
+            loaded.plugins.clear();
         });
     }
 
@@ -172,7 +181,7 @@ impl Registry {
             }
             let Some(loaded) = self.loaded.try_lock() else { return };
             if self.stale.swap(false, SeqCst) {
-                *self.chain.write() = chain(&loaded.plugins, &loaded.order);
+                drop(self.gate.open(chain(&loaded.plugins, &loaded.order)));
             }
         }
     }
@@ -191,21 +200,20 @@ impl Registry {
     pub fn reload(&self, source: &Source, scan: Scan<'_>) -> std::io::Result<Vec<Taken>> {
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
         let (taken, retired) = self.with_loaded(|loaded| self.exchange(loaded, &paths, source, scan));
-        if let Some((chain, plugins)) = retired {
-            wait_until(PATIENCE, || Arc::strong_count(&chain) == 1);
-            drop((chain, plugins));
+        if !retired.plugins.is_empty() {
+            wait_until(PATIENCE, || Arc::strong_count(&retired.chain) == 1);
         }
         Ok(taken)
     }
 
-    /// Returns what happened, and the chain and the plugins that others have replaced.
+    /// Returns what happened, and what was replaced.
     fn exchange(
         &self,
         loaded: &mut Loaded,
         paths: &[PathBuf],
         source: &Source,
         scan: Scan<'_>,
-    ) -> (Vec<Taken>, Option<(Arc<Chain>, Vec<Plugin>)>) {
+    ) -> (Vec<Taken>, Retired) {
         let mut exchange = Exchange { old: std::mem::take(&mut loaded.plugins), next: Vec::new(), taken: Vec::new() };
         // First those that are gone: another library may have one's name now, or the same one another place.
         let is_gone = |plugin: &mut Plugin| !paths.iter().any(|path| path == plugin.path());
@@ -218,40 +226,36 @@ impl Registry {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
             taken.push(Taken { path, name, outcome: Outcome::Removed });
         }
-        let replaced = {
-            let mut current = self.chain.write();
-            let counts = next.iter().any(|candidate| candidate.is_fresh && candidate.plugin.member().has("start"));
-            // Nobody can enter it, and so it comes to an end.
-            let quiet = !counts || wait_until(PATIENCE, || Arc::strong_count(&current) == 1);
-            for candidate in next.iter_mut().filter(|candidate| candidate.is_fresh) {
-                let member = candidate.plugin.member();
-                let started = if quiet || !member.has("start") { member.start(scan) } else { Err(not_quiet()) };
-                let Err(failed) = started else { continue };
-                let error = candidate.plugin.start_fault(failed);
-                let report = taken.iter_mut().find(|report| report.path == candidate.plugin.path());
-                if let Some(report) = report {
-                    report.outcome = Outcome::Failed(error);
-                }
-                candidate.failed = true;
+        let counts = next.iter().any(|candidate| candidate.is_fresh && candidate.plugin.member().has("start"));
+        let quiet = !counts || self.gate.close(PATIENCE);
+        for candidate in next.iter_mut().filter(|candidate| candidate.is_fresh) {
+            let member = candidate.plugin.member();
+            let started = if quiet || !member.has("start") { member.start(scan) } else { Err(not_quiet()) };
+            let Err(failed) = started else { continue };
+            let error = candidate.plugin.start_fault(failed);
+            let report = taken.iter_mut().find(|report| report.path == candidate.plugin.path());
+            if let Some(report) = report {
+                report.outcome = Outcome::Failed(error);
             }
-            for candidate in next {
-                let replaced = old.iter().position(|plugin| plugin.path() == candidate.plugin.path());
-                match (candidate.failed, replaced) {
-                    (false, Some(position)) => {
-                        gone.push(old.swap_remove(position));
-                        loaded.plugins.push(candidate.plugin);
-                    }
-                    (false, None) => loaded.plugins.push(candidate.plugin),
-                    (true, _) => gone.push(candidate.plugin),
+            candidate.failed = true;
+        }
+        for candidate in next {
+            let replaced = old.iter().position(|plugin| plugin.path() == candidate.plugin.path());
+            match (candidate.failed, replaced) {
+                (false, Some(position)) => {
+                    gone.push(old.swap_remove(position));
+                    loaded.plugins.push(candidate.plugin);
                 }
+                (false, None) => loaded.plugins.push(candidate.plugin),
+                (true, _) => gone.push(candidate.plugin),
             }
-            // What is left goes on, because what was to take its place could not.
-            loaded.plugins.append(&mut old);
-            loaded.order.clone_from(&source.order);
-            std::mem::replace(&mut *current, chain(&loaded.plugins, &loaded.order))
-        };
+        }
+        // What is left goes on, because what was to take its place could not.
+        loaded.plugins.append(&mut old);
+        loaded.order.clone_from(&source.order);
+        let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
         loaded.tick();
-        (taken, (!gone.is_empty()).then_some((replaced, gone)))
+        (taken, Retired { chain, plugins: gone })
     }
 }
 
@@ -263,17 +267,10 @@ fn not_quiet() -> Failed {
     Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
 }
 
-/// Waits until something holds, and says whether it does.
-fn wait_until(patience: Duration, holds: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    // Looked at again and again: to be told would cost every request, and this is once in a long while.
-    while !holds() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    true
+/// The chain and the plugins in whose place others are now.
+struct Retired {
+    chain: Arc<Chain>,
+    plugins: Vec<Plugin>,
 }
 
 /// What is loaded while others are to take its place.
