@@ -65,6 +65,26 @@ fn bearer_asks_for_the_token_and_lets_in_who_has_it() {
 }
 
 #[test]
+fn bearer_lets_pass_what_other_plugins_ask_and_no_client_who_names_one() {
+    let config = "[plugins.bearer]\ntoken = \"s3cret\"\n";
+    let plugins = artefacts();
+    let server =
+        Setup::new().load(plugins.library("vkog-bearer")).load(plugins.library("drill")).config(config).start();
+    let ask = |token: &str, asked: &str| {
+        let request = server.path("PUT", &format!("/k/k?ask={asked}:other")).header("Authorization", token);
+        request.header("Vkog-Plugin", "drill").body("v").send()
+    };
+    for asked in ["post", "put", "get", "delete"] {
+        ask("Bearer wrong", &format!("before_put:{asked}")).expect(401).has("Vkog-Plugin", "bearer");
+        ask("Bearer s3cret", &format!("before_put:{asked}")).expect(200);
+    }
+    server.logs_no(&["before_put: refused"]);
+    ask("Bearer s3cret", "after_put:post").expect(200).has("X-Asked", "done");
+    ask("Bearer s3cret", "after_put:get").expect(200).has("X-Asked", "found asked");
+    server.get("other").expect(401);
+}
+
+#[test]
 fn bearer_does_not_start_without_a_token() {
     let setup = Setup::new().load(artefacts().library("vkog-bearer"));
     let exit = setup.fail().expect(1);

@@ -1,5 +1,5 @@
-//! Asks for a bearer token (RFC 6750) before anything is read or written. Owns the comparison and the challenge; knows
-//! one token, not who holds it, nor what its holder may do.
+//! Asks clients for a bearer token (RFC 6750) before anything is read or written; other plugins need none. Owns the
+//! comparison and the challenge; knows one token, not who holds it, nor what its holder may do.
 
 #![forbid(unsafe_code)]
 
@@ -50,6 +50,11 @@ impl Bearer {
         Ok(Bearer { token, challenge: format!("Bearer realm=\"{realm}\"") })
     }
 
+    fn admit(&self, request: &Request<'_>) -> Verdict {
+        // What another plugin asks for the operator has asked for, by loading it.
+        if request.asker().is_some() { Ok(()) } else { self.check(request.header("authorization")) }
+    }
+
     fn check(&self, authorization: Option<&[u8]>) -> Verdict {
         if authorization.and_then(credentials).is_some_and(|sent| same(sent, self.token.as_bytes())) {
             return Ok(());
@@ -75,25 +80,25 @@ fn same(sent: &[u8], token: &[u8]) -> bool {
 
 impl BeforeGet for Bearer {
     fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
-        self.check(get.header("authorization"))
+        self.admit(get)
     }
 }
 
 impl BeforePost for Bearer {
     fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
-        self.check(post.header("authorization"))
+        self.admit(post)
     }
 }
 
 impl BeforePut for Bearer {
     fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
-        self.check(put.header("authorization"))
+        self.admit(put)
     }
 }
 
 impl BeforeDelete for Bearer {
     fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
-        self.check(delete.header("authorization"))
+        self.admit(delete)
     }
 }
 
