@@ -4,7 +4,7 @@
 //! Provoked with a plugin that asks in the hook that a request names, in its ticks and on a thread of its own, while it is
 //! reloaded and when the server stops.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vkog_tests::{DEADLINE, Server, Setup, administered, artefacts, beside, bytes, conflict, pattern};
@@ -167,6 +167,7 @@ fn ticks_are_over_when_the_plugin_is_dropped_by_a_reload_and_at_a_stop() {
         server.logs(&[&format!("{} ticked", round - 1)]);
         setup.write_config(&administered(&config(&round.to_string(), 10 + round)));
         assert_eq!(server.reloaded("drill"), "reloaded");
+        server.logs(&[&format!("{} is dropped", round - 1)]);
     }
     server.logs(&["5 ticked"]);
     let exit = server.stop().expect(0);
@@ -176,6 +177,37 @@ fn ticks_are_over_when_the_plugin_is_dropped_by_a_reload_and_at_a_stop() {
         let after = &said[dropped.unwrap_or_else(|| panic!("{round} is not dropped: {exit}"))..];
         assert!(!after.contains(&format!("{round} ticked")), "{round} ticks after it was dropped: {exit}");
     }
+}
+
+#[test]
+fn a_tick_that_takes_its_time_is_waited_for_by_the_reload_alone() {
+    let config = |label: &str| {
+        format!("[plugins.drill]\nlabel = {label:?}\ntick_ms = 1\ntick_takes_ms = 3000\nbudget = \"1{label}s\"\n")
+    };
+    let setup = setup(&config("1"));
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    server.logs(&["1 ticked"]);
+    // The next has begun, or will in a moment.
+    let deadline = Instant::now() + DEADLINE;
+    while server.plugin("drill")["metrics"]["ticks_total"].as_u64() < Some(2) {
+        assert!(Instant::now() < deadline, "it does not tick:\n{}", server.log());
+    }
+    setup.write_config(&administered(&config("2")));
+    let looks = server.wires(3).into_iter().map(|mut wire| {
+        move || {
+            let began = Instant::now();
+            wire.request("GET", "/plugins", b"").expect(200);
+            wire.request("GET", "/k/k", b"").expect(200);
+            assert!(began.elapsed() < Duration::from_millis(1500), "to look takes {:?}", began.elapsed());
+        }
+    });
+    let began = Instant::now();
+    beside(looks, || assert_eq!(server.reloaded("drill"), "reloaded"));
+    assert!(began.elapsed() > Duration::from_secs(2), "no tick was under way: {:?}", began.elapsed());
+    let said = said(&server.log());
+    let at = |line: &str| said.iter().rposition(|said| said == line);
+    assert!(at("1 ticked") < at("1 is dropped"), "{said:?}");
 }
 
 #[test]

@@ -259,6 +259,13 @@ fn libraries_come_and_go_and_move() {
     std::fs::remove_file(&moved).expect("a library can be removed");
     assert_eq!(server.reloaded("conflict"), "removed");
     server.post("k", "v").expect(200);
+    // Another plugin in the place of one that was there is called by its own name.
+    let place = server.library_of("versioned");
+    put_in_place(&conflict(), &place);
+    assert_eq!(server.reloaded("conflict"), "reloaded");
+    server.post("k", "v").expect(409);
+    put_in_place(&old(), &place);
+    assert_eq!(server.reloaded("versioned"), "reloaded");
     let names: Vec<_> = server.plugins().iter().map(|plugin| plugin["name"].to_string()).collect();
     assert_eq!(names, ["\"versioned\""]);
 }

@@ -70,6 +70,13 @@ pub struct Registry {
     stale: AtomicBool,
 }
 
+/// What others have replaced, and may still be under way.
+struct Retired {
+    tickers: Vec<Ticker>,
+    chain: Arc<Chain>,
+    plugins: Vec<Plugin>,
+}
+
 struct Loaded {
     plugins: Vec<Plugin>,
     order: Vec<String>,
@@ -200,13 +207,18 @@ impl Registry {
     pub fn reload(&self, source: &Source, scan: Scan<'_>) -> std::io::Result<Vec<Taken>> {
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
         let (taken, retired) = self.with_loaded(|loaded| self.exchange(loaded, &paths, source, scan));
-        if !retired.plugins.is_empty() {
-            wait_until(PATIENCE, || Arc::strong_count(&retired.chain) == 1);
+        // Not with the plugins locked: a tick may take its time, and who looks at them is not to wait for that.
+        let Retired { tickers, chain, plugins } = retired;
+        drop(tickers);
+        self.with_loaded(Loaded::tick);
+        if !plugins.is_empty() {
+            wait_until(PATIENCE, || Arc::strong_count(&chain) == 1);
         }
+        drop((chain, plugins));
         Ok(taken)
     }
 
-    /// Returns what happened, and what was replaced.
+    /// Returns what happened, and what others have replaced.
     fn exchange(
         &self,
         loaded: &mut Loaded,
@@ -254,8 +266,7 @@ impl Registry {
         loaded.plugins.append(&mut old);
         loaded.order.clone_from(&source.order);
         let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
-        loaded.tick();
-        (taken, Retired { chain, plugins: gone })
+        (taken, Retired { tickers: loaded.idle_tickers(), chain, plugins: gone })
     }
 }
 
@@ -265,12 +276,6 @@ fn chain(plugins: &[Plugin], order: &[String]) -> Arc<Chain> {
 
 fn not_quiet() -> Failed {
     Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
-}
-
-/// The chain and the plugins in whose place others are now.
-struct Retired {
-    chain: Arc<Chain>,
-    plugins: Vec<Plugin>,
 }
 
 /// What is loaded while others are to take its place.
@@ -302,8 +307,11 @@ impl Exchange {
             let plugin = self.old.remove(position);
             self.next.push(Candidate { plugin, is_fresh: false, failed: false });
         }
-        let name = name.or_else(|| Some(self.next.last()?.plugin.name().to_owned()));
-        let name = if matches!(outcome, Outcome::Failed(_)) && position.is_none() { None } else { name };
+        let name = match (&outcome, self.next.last()) {
+            (Outcome::Failed(_), _) | (_, None) => name,
+            // It may be another than the one that was there.
+            (_, Some(taken)) => Some(taken.plugin.name().to_owned()),
+        };
         self.taken.push(Taken { path: path.to_owned(), name, outcome });
     }
 
@@ -363,13 +371,19 @@ struct Ticker {
 }
 
 impl Loaded {
-    /// Has all plugins tick that are loaded, and no others.
+    /// Takes out the tickers of plugins that are not loaded any more.
+    fn idle_tickers(&mut self) -> Vec<Ticker> {
+        let Self { plugins, tickers, .. } = self;
+        let is_idle = |ticker: &mut Ticker| !plugins.iter().any(|plugin| Arc::ptr_eq(plugin.member(), &ticker.member));
+        tickers.extract_if(.., is_idle).collect()
+    }
+
+    /// Has all plugins tick that are loaded.
     fn tick(&mut self) {
         if !self.serving {
             return;
         }
         let Self { plugins, tickers, .. } = self;
-        tickers.retain(|ticker| plugins.iter().any(|plugin| Arc::ptr_eq(plugin.member(), &ticker.member)));
         for plugin in plugins.iter().filter(|plugin| plugin.member().has("tick")) {
             if !tickers.iter().any(|ticker| Arc::ptr_eq(&ticker.member, plugin.member())) {
                 tickers.push(Ticker::new(Arc::clone(plugin.member())));

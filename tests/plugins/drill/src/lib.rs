@@ -26,6 +26,9 @@ struct Settings {
     /// How long it waits between two ticks; where it is not set it ticks once and does nothing.
     #[serde(default)]
     tick_ms: Option<u64>,
+    /// How long a tick takes.
+    #[serde(default)]
+    tick_takes_ms: u64,
     /// A tick removes what is under this prefix.
     #[serde(default)]
     sweep: Option<String>,
@@ -157,9 +160,10 @@ impl Start for Drill {
 
 impl Tick for Drill {
     fn tick(&self) -> Duration {
-        let Settings { label, tick_ms, sweep, .. } = self.settings();
+        let Settings { label, tick_ms, tick_takes_ms, sweep, .. } = self.settings();
         let Some(pause) = tick_ms else { return Duration::from_secs(3600) };
         self.ticks.add(1);
+        thread::sleep(Duration::from_millis(tick_takes_ms));
         let mut keys = Vec::new();
         if let Some(prefix) = &sweep {
             let listed = self.host.for_each(prefix, |key, _| {
