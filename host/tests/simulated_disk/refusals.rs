@@ -40,11 +40,14 @@ enum Act {
     Panic,
 }
 
+/// Which plugins were asked, in order.
+type Calls = Vec<(usize, Phase)>;
+
 /// What the plugins do, and what they were asked.
 #[derive(Default)]
 struct Play {
     acts: Vec<(usize, Phase, Act)>,
-    called: Vec<(usize, Phase)>,
+    called: Calls,
 }
 
 static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
@@ -149,7 +152,7 @@ fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
 }
 
 /// Which calls these acts have to lead to, and which plugin and act end the operation before the store is asked.
-fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Vec<(usize, Phase)>, Option<(usize, Act)>) {
+fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, Option<(usize, Act)>) {
     let mut calls = Vec::new();
     let phases: &[Phase] = if guarded { &[Phase::Before, Phase::Guard] } else { &[Phase::Before] };
     for phase in phases {
