@@ -180,6 +180,20 @@ fn ticks_are_over_when_the_plugin_is_dropped_by_a_reload_and_at_a_stop() {
 }
 
 #[test]
+fn a_plugin_that_would_tick_without_a_pause_ticks_every_millisecond_at_most() {
+    let server = setup("[plugins.drill]\ntick_ms = 0\n").start();
+    let ticks = || server.plugin("drill")["metrics"]["ticks_total"].as_u64().expect("a counter");
+    let (began, before) = (Instant::now(), ticks());
+    let mut ticked = 0;
+    while ticked < 50 {
+        ticked = ticks() - before;
+        // What is counted while it is read is one more.
+        let most = began.elapsed().as_millis() + 2;
+        assert!(u128::from(ticked) <= most, "{ticked} ticks in {most} ms");
+    }
+}
+
+#[test]
 fn a_tick_that_takes_its_time_is_waited_for_by_the_reload_alone() {
     let config = |label: &str| {
         format!("[plugins.drill]\nlabel = {label:?}\ntick_ms = 1\ntick_takes_ms = 3000\nbudget = \"1{label}s\"\n")
