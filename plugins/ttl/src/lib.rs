@@ -62,10 +62,10 @@ impl Plugin for Ttl {
     const STAGE: Stage = Stage::Policy;
 
     fn create(host: Host, Settings { default, max }: Settings) -> Result<Self, CreateError> {
-        if let (Some(default), Some(max)) = (default, max) {
-            if default > max {
-                return Err(format!("default is {default} and max is {max}; give a default of at most max").into());
-            }
+        if let (Some(default), Some(max)) = (default, max)
+            && default > max
+        {
+            return Err(format!("default is {default} and max is {max}; give a default of at most max").into());
         }
         Ok(Ttl {
             host,

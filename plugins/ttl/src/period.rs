@@ -30,7 +30,7 @@ impl Period {
 
 impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = UNITS.iter().find(|(_, unit)| self.millis % unit == 0);
+        let whole = UNITS.iter().find(|(_, unit)| self.millis.is_multiple_of(*unit));
         let (name, unit) = whole.unwrap_or(&("s", 1000));
         write!(f, "{}{name}", self.millis / unit)
     }

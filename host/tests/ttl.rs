@@ -1,0 +1,374 @@
+//! Entries that expire, with the bytes plugin counting beside, as the libraries that a server loads, over a store on disk,
+//! by a clock that the test sets: none is served late, none is removed early, and the count of bytes is exact whenever it
+//! is looked at. Provoked by 20,000 random expiries, a clock that jumps both ways, clients that write while entries are
+//! removed, and by killing the process in the middle.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use vkog::ops::{Added, Answer, Conditions, Ops, Request};
+use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
+use vkog::store::{Fsync, LocalDisk, Options, Store};
+
+const ENTRIES: u64 = 20_000;
+/// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
+const LIMIT: u64 = 2 << 20;
+/// 1 January 2026, in milliseconds since 1970.
+const BEGIN: u64 = 1_767_225_600_000;
+
+/// The plugins' libraries, built as `cargo test` at the root builds them, in a folder that only we can write.
+static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(|| {
+    let test = std::env::current_exe().expect("a test knows where it is");
+    let built = test.ancestors().nth(2).expect("a test is in TARGET/PROFILE/deps");
+    let (target, profile) = (built.parent().expect("as above"), built.file_name().expect("as above"));
+    let profile = if profile == "debug" { "dev".as_ref() } else { profile };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--workspace", "--features", "vkog-plugin-api/testing", "--profile"]).arg(profile);
+    cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    assert!(cargo.status().expect("cargo runs").success(), "{cargo:?} failed");
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let copy = |plugin: &str| {
+        let name = format!("{}{plugin}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let copy = folder.path().join(&name);
+        std::fs::copy(built.join(&name), &copy).expect("it was just built");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o700)).expect("it is ours");
+        }
+        copy
+    };
+    let libraries = ["vkog_bytes", "vkog_ttl"].map(copy).to_vec();
+    (folder, libraries)
+});
+
+/// A host without a socket.
+#[derive(Clone)]
+struct Host {
+    ops: Arc<Ops>,
+    clock: Arc<AtomicU64>,
+}
+
+struct Client;
+
+impl Origin for Client {
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+
+    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
+        None
+    }
+
+    fn client(&self) -> &str {
+        ""
+    }
+}
+
+impl Host {
+    fn open(folder: &Path, fsync: Fsync, now: u64) -> Self {
+        let clock = Arc::new(AtomicU64::new(now));
+        let shown = Arc::clone(&clock);
+        let port = Arc::new(Port::new(LIMIT, move || shown.load(SeqCst)));
+        let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
+        let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
+        let options = Options { fsync, ..Options::default() };
+        let store = Store::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
+        let ops = Ops::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
+        Self { ops, clock }
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.load(SeqCst)
+    }
+
+    fn begin(
+        &self,
+        verb: Verb,
+        key: &str,
+        value: &[u8],
+        query: &str,
+        then: impl FnOnce(Answer, Added) + Send + 'static,
+    ) {
+        let request = Request {
+            verb,
+            key: key.to_owned(),
+            value: value.to_vec(),
+            content_type: "text/plain".to_owned(),
+            query: query.to_owned(),
+            conditions: Conditions::default(),
+            arrived: self.ops.revision(),
+            depth: 0,
+            origin: Box::new(Client),
+        };
+        self.ops.run(request, then);
+    }
+
+    fn run(&self, verb: Verb, key: &str, value: &[u8], query: &str) -> (Answer, Added) {
+        let (tell, told) = channel();
+        self.begin(verb, key, value, query, move |answer, added| drop(tell.send((answer, added))));
+        told.recv().expect("every request is answered")
+    }
+
+    /// The seconds that a read says are left; none if the entry is absent.
+    fn left(&self, key: &str) -> Option<u64> {
+        match self.run(Verb::Get, key, b"", "") {
+            (Answer::Found(_), added) => {
+                let (_, left) = added.iter().find(|(name, _)| name == "Vkog-TTL").expect("every entry here expires");
+                Some(left.parse().expect("a number"))
+            }
+            (Answer::Absent, _) => None,
+            _ => panic!("{key} is neither found nor absent"),
+        }
+    }
+
+    /// Has the plugin remove what is due now.
+    fn tick(&self) {
+        let chain = self.ops.plugins().chain();
+        let ttl = chain.members().iter().find(|member| member.name() == "ttl").expect("it is loaded");
+        while ttl.tick().expect("it is not in quarantine") == Duration::ZERO {}
+    }
+
+    /// What is stored, by the store itself.
+    fn stored(&self) -> HashMap<String, u64> {
+        let mut stored = HashMap::new();
+        self.ops.store().for_each(|entry| {
+            let bytes = entry.key().len() + entry.value().len();
+            stored.insert(entry.key().to_owned(), bytes as u64);
+        });
+        stored
+    }
+
+    /// That the bytes plugin counts what is stored, to the byte. It says so when it refuses.
+    #[track_caller]
+    fn check_bytes(&self) {
+        static PROBE: [u8; LIMIT as usize] = [b'x'; LIMIT as usize];
+        let free = LIMIT - self.stored().values().sum::<u64>();
+        let (Answer::Refused(refusal), _) = self.run(Verb::Post, "probe", &PROBE, "") else { panic!("that fits?") };
+        let expected = format!("needs {} bytes, {free} of {LIMIT} are free", LIMIT + 5);
+        assert!(refusal.message.contains(&expected), "not {expected:?}: {}", refusal.message);
+    }
+}
+
+/// Numbers that look random (xorshift), the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// The seconds that the entry of a number is to live, and its value.
+fn entry(number: u64) -> (u64, Vec<u8>) {
+    let mut random = Random((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    random.below(100);
+    (random.below(3600) + 1, vec![b'v'; random.below(60) as usize + 1])
+}
+
+/// Writes entries, all at once, and gives the expiry of each that is kept.
+fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
+    let (tell, told) = channel();
+    for number in numbers.clone() {
+        let (seconds, value) = entry(number);
+        let tell = tell.clone();
+        host.begin(Verb::Post, &number.to_string(), &value, &format!("ttl={seconds}"), move |answer, _| {
+            assert!(matches!(answer, Answer::Written(_)), "it fits");
+            let _ = tell.send(number);
+        });
+    }
+    drop(tell);
+    let now = host.now();
+    let expiries: HashMap<_, _> =
+        told.iter().map(|number| (number.to_string(), now + entry(number).0 * 1000)).collect();
+    assert_eq!(expiries.len() as u64, numbers.end - numbers.start, "all are answered");
+    expiries
+}
+
+/// That a read of these keys finds those, and only those, that live.
+#[track_caller]
+fn check_reads<'a>(host: &Host, keys: impl IntoIterator<Item = &'a String>, expiries: &HashMap<String, u64>) {
+    let now = host.now();
+    for key in keys {
+        let expected = expiries.get(key).filter(|until| **until > now).map(|until| (until - now).div_ceil(1000));
+        assert_eq!(host.left(key), expected, "{key} at {now}, expiry {:?}", expiries.get(key));
+    }
+}
+
+/// That the store holds these entries and no others.
+#[track_caller]
+fn check_stored(host: &Host, expiries: &HashMap<String, u64>) {
+    let stored = host.stored();
+    let early = expiries.keys().find(|key| !stored.contains_key(*key));
+    assert_eq!(early, None, "it was removed early; it is {}", host.now());
+    assert_eq!(stored.len(), expiries.len(), "something was not removed; it is {}", host.now());
+}
+
+#[test]
+fn of_20000_entries_with_a_clock_that_jumps_none_is_served_late_none_is_removed_early_and_bytes_stays_exact() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let host = Host::open(folder.path(), Fsync::Never, BEGIN);
+    let mut expiries = fill(&host, 0..ENTRIES);
+    let keys: Vec<String> = expiries.keys().cloned().collect();
+    let mut random = Random(7);
+    let mut removed = 0;
+    for round in 0..60 {
+        let jump = random.below(300_000);
+        host.clock.store(if round % 4 == 3 { host.now() - jump } else { host.now() + jump }, SeqCst);
+        check_reads(&host, (0..100).map(|_| &keys[random.below(ENTRIES) as usize]), &expiries);
+        // Between two ticks the clock may show a time and take it back: what has not been removed then lives on.
+        if round % 3 != 0 {
+            host.tick();
+            let now = host.now();
+            expiries.retain(|_, until| *until > now);
+            removed = keys.len() - expiries.len();
+            check_stored(&host, &expiries);
+        }
+        host.check_bytes();
+    }
+    assert!(removed > 10_000, "{removed} were removed on the way");
+    host.clock.fetch_add(4_000_000, SeqCst);
+    host.tick();
+    check_stored(&host, &HashMap::new());
+    host.check_bytes();
+}
+
+#[test]
+fn clients_that_write_while_entries_expire_lose_nothing_that_lives_and_bytes_stays_exact() {
+    const CLIENTS: u64 = 4;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let host = Host::open(folder.path(), Fsync::Never, BEGIN);
+    let is_over = AtomicBool::new(false);
+    // Each client has keys of its own, and so knows between which times each expires, if it is there at all.
+    let client = |number: u64| {
+        let mut random = Random(number + 11);
+        let mut own: HashMap<String, (u64, u64)> = HashMap::new();
+        for _ in 0..3000 {
+            let key = format!("{number}/{}", random.below(200));
+            let seconds = random.below(4) + 1;
+            let value = vec![b'v'; random.below(100) as usize + 1];
+            let before = host.now();
+            let known = own.get(&key).copied();
+            match random.below(4) {
+                0 => {
+                    let (answer, _) = host.run(Verb::Delete, &key, b"", "");
+                    let was_there = matches!(answer, Answer::Removed(_));
+                    assert!(was_there || known.is_none_or(|(first, _)| first <= host.now()), "{key} was gone early");
+                    assert!(!was_there || known.is_some_and(|(_, last)| last > before), "{key} was there late");
+                    own.remove(&key);
+                }
+                1 => {
+                    let is_there = host.left(&key).is_some();
+                    assert!(is_there || known.is_none_or(|(first, _)| first <= host.now()), "{key} was gone early");
+                    assert!(!is_there || known.is_some_and(|(_, last)| last > before), "{key} was there late");
+                }
+                _ => match host.run(Verb::Put, &key, &value, &format!("ttl={seconds}")) {
+                    (Answer::Written(_), _) => {
+                        own.insert(key, (before + seconds * 1000, host.now() + seconds * 1000));
+                    }
+                    (Answer::Refused(refusal), _) => assert_eq!(refusal.status, 409, "{}", refusal.message),
+                    _ => panic!("a write is done or refused"),
+                },
+            }
+        }
+        own
+    };
+    let own: Vec<_> = std::thread::scope(|scope| {
+        let ticking = scope.spawn(|| {
+            while !is_over.load(SeqCst) {
+                host.clock.fetch_add(7, SeqCst);
+                host.tick();
+            }
+        });
+        let clients: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(move || client(number))).collect();
+        let own = clients.into_iter().flat_map(|client| client.join().expect("no assertion failed")).collect();
+        is_over.store(true, SeqCst);
+        ticking.join().expect("it ticks");
+        own
+    });
+    host.tick();
+    let now = host.now();
+    for (key, (first, last)) in own {
+        let is_there = host.left(&key).is_some();
+        assert!(is_there || first <= now, "{key} was gone early");
+        assert!(!is_there || last > now, "{key} was there late");
+    }
+    host.check_bytes();
+    host.clock.fetch_add(10_000, SeqCst);
+    host.tick();
+    check_stored(&host, &HashMap::new());
+    host.check_bytes();
+}
+
+/// What the process does that is going to be killed, where this variable names its folder.
+const FOLDER: &str = "VKOG_TEST_TTL_FOLDER";
+
+/// Not a test by itself: the process that is killed. It writes entries and says of each that it is kept, and what it is,
+/// while the clock goes on and what expires is removed.
+#[test]
+fn the_process_that_is_killed() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let host = Host::open(Path::new(&folder), Fsync::Always, BEGIN);
+    let mut said = std::io::stdout().lock();
+    for step in 0..ENTRIES / 500 {
+        for (key, until) in fill(&host, step * 500..(step + 1) * 500) {
+            writeln!(said, "kept {key} {until}").expect("somebody listens");
+        }
+        host.clock.fetch_add(60_000, SeqCst);
+        writeln!(said, "time {}", host.now()).expect("somebody listens");
+        host.tick();
+    }
+    writeln!(said, "over 0 0").expect("somebody listens");
+}
+
+#[test]
+fn after_a_kill_every_entry_has_its_expiry_and_bytes_counts_what_is_there() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut child = Command::new(std::env::current_exe().expect("a test knows where it is"));
+    child.args(["--exact", "the_process_that_is_killed", "--nocapture"]).env(FOLDER, folder.path());
+    let mut child = child.stdout(Stdio::piped()).spawn().expect("this program runs");
+    let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+    let (mut expiries, mut time) = (HashMap::new(), BEGIN);
+    for line in lines {
+        let line = line.expect("it writes lines");
+        match *line.split(' ').collect::<Vec<_>>() {
+            ["kept", key, until] => drop(expiries.insert(key.to_owned(), until.parse::<u64>().expect("a number"))),
+            ["time", now] => time = now.parse().expect("a number"),
+            ["over", ..] => panic!("it was not killed in time"),
+            _ => {}
+        }
+        if expiries.len() == ENTRIES as usize / 2 {
+            child.kill().expect("it runs");
+        }
+    }
+    child.wait().expect("it was killed");
+    assert!(expiries.len() >= ENTRIES as usize / 2, "it ended by itself after {} entries", expiries.len());
+
+    let host = Host::open(folder.path(), Fsync::Always, time);
+    host.check_bytes();
+    // What was written and not yet said to be kept is there or not; if it is, it expires like the others.
+    let unsaid: HashMap<_, _> = (host.stored().into_keys().filter(|key| !expiries.contains_key(key)))
+        .map(|key| (key.clone(), host.now() + host.left(&key).expect("it lives") * 1000))
+        .collect();
+    expiries.extend(unsaid);
+    check_reads(&host, expiries.keys(), &expiries);
+    host.tick();
+    expiries.retain(|_, until| *until > time);
+    check_stored(&host, &expiries);
+    host.check_bytes();
+    host.clock.fetch_add(1_800_000, SeqCst);
+    host.tick();
+    expiries.retain(|_, until| *until > host.now());
+    check_reads(&host, expiries.keys(), &expiries);
+    check_stored(&host, &expiries);
+    host.check_bytes();
+}
