@@ -290,10 +290,10 @@ fn clients_that_write_while_entries_expire_lose_nothing_that_lives_and_bytes_sta
             }
         });
         let clients: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(move || client(number))).collect();
-        let own = clients.into_iter().flat_map(|client| client.join().expect("no assertion failed")).collect();
+        let ended: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         is_over.store(true, SeqCst);
         ticking.join().expect("it ticks");
-        own
+        ended.into_iter().flat_map(|own| own.expect("no assertion failed")).collect()
     });
     host.tick();
     let now = host.now();
