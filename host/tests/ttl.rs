@@ -10,7 +10,6 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
 use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
@@ -128,11 +127,17 @@ impl Host {
         }
     }
 
-    /// Has the plugin remove what is due now.
+    /// Has the plugin remove what is due now. It does so in batches.
     fn tick(&self) {
         let chain = self.ops.plugins().chain();
         let ttl = chain.members().iter().find(|member| member.name() == "ttl").expect("it is loaded");
-        while ttl.tick().expect("it is not in quarantine") == Duration::ZERO {}
+        loop {
+            let (before, _) = self.ops.store().totals();
+            ttl.tick().expect("it is not in quarantine");
+            if self.ops.store().totals().0 == before {
+                return;
+            }
+        }
     }
 
     /// What is stored, by the store itself.
