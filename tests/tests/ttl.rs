@@ -74,13 +74,13 @@ fn an_expiry_is_kept_over_a_restart_and_over_a_kill() {
     server.stop();
     let server = setup.start();
     gone(&server, "short");
-    assert!((3500..3600).contains(&left(&server.get("long"))));
+    assert!((3500..=3600).contains(&left(&server.get("long"))));
     write(&server, "POST", "short", "1s");
     write(&server, "PUT", "long", "2h");
     drop(server);
     let server = setup.start();
     gone(&server, "short");
-    assert!((7100..7200).contains(&left(&server.get("long"))));
+    assert!((7100..=7200).contains(&left(&server.get("long"))));
 }
 
 #[test]
