@@ -10,6 +10,9 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
 cargo xtask floors            hold who may import whom
+cargo xtask bench http [PART…]
+                              requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
+                              parts are reads, writes, durable, plugins
 cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -20,6 +23,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["floors"] => floors::check(),
+        ["bench", "http", parts @ ..] => bench::http::run(parts),
         ["bench", "store"] => bench::store::run(),
         ["--help" | "help"] => {
             println!("{USAGE}");

@@ -1,5 +1,6 @@
 //! Benchmarks: this program and its peers, in turn, on this machine, in one run.
 
+pub(crate) mod http;
 pub(crate) mod peers;
 pub(crate) mod store;
 
@@ -20,8 +21,8 @@ impl Table {
         self.0.push([what.to_owned(), ours, theirs, ratio, goal.to_owned()]);
     }
 
-    pub(crate) fn print(&self) {
-        println!("| what | vkog | Redis | ratio | goal |\n|---|---|---|---|---|");
+    pub(crate) fn print(&self, peer: &str) {
+        println!("| what | vkog | {peer} | ratio | goal |\n|---|---|---|---|---|");
         for row in &self.0 {
             println!("| {} |", row.join(" | "));
         }

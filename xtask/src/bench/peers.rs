@@ -17,17 +17,38 @@ pub(crate) struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // nginx ends its workers only when it is asked to end.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Peer {
-    /// Starts vkog on a store. Returns how long it took until it served.
+    /// Starts vkog on a store, without plugins. Returns how long it took until it served.
     pub(crate) fn vkog(program: &Path, store: &Path, options: &[&str]) -> Result<(Self, Duration)> {
+        Self::vkog_with(program, store, None, options)
+    }
+
+    /// Starts vkog on a store, with the plugins of a folder. Returns how long it took until it served.
+    pub(crate) fn vkog_with(
+        program: &Path,
+        store: &Path,
+        plugins: Option<&Path>,
+        options: &[&str],
+    ) -> Result<(Self, Duration)> {
         let began = Instant::now();
-        let mut child = Command::new(program)
-            .args(["--no-plugins", "--listen", "127.0.0.1:0", "--max-size", "64GiB", "--file"])
+        let mut command = Command::new(program);
+        match plugins {
+            Some(folder) => command.arg("--plugin-dir").arg(folder),
+            None => command.arg("--no-plugins"),
+        };
+        let mut child = command
+            .args(["--listen", "127.0.0.1:0", "--max-size", "64GiB", "--file"])
             .arg(store)
             .args(options)
             .stdout(Stdio::piped())
@@ -43,7 +64,7 @@ impl Peer {
 
     /// Starts redis-server on a folder. Returns how long it took until it had loaded what is there.
     pub(crate) fn redis(folder: &Path, options: &[&str]) -> Result<(Self, Duration)> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let began = Instant::now();
         let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string(), "--dir"])
@@ -62,6 +83,62 @@ impl Peer {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err("redis-server does not answer".into())
+    }
+
+    /// Starts nginx, which answers every request with these bytes: as fast as this machine speaks HTTP. None where it is not
+    /// installed.
+    pub(crate) fn nginx(folder: &Path, body: &str) -> Result<Option<Self>> {
+        let port = free_port()?;
+        let shown = folder.display();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let configuration = format!(
+            "daemon off; worker_processes {cores}; pid {shown}/nginx.pid; error_log {shown}/nginx.log;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {shown}; proxy_temp_path {shown};\n\
+             fastcgi_temp_path {shown}; uwsgi_temp_path {shown}; scgi_temp_path {shown};\n\
+             server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{body}\"; }} }} }}\n"
+        );
+        let file = folder.join("nginx.conf");
+        fs::write(&file, configuration)?;
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(file).arg("-e").arg(folder.join("nginx.log"));
+        Self::http("nginx", command, port)
+    }
+
+    /// Starts Webdis before a Redis. None where it is not installed.
+    pub(crate) fn webdis(folder: &Path, redis: &Self) -> Result<Option<Self>> {
+        let port = free_port()?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let configuration = format!(
+            "{{\"redis_host\": \"127.0.0.1\", \"redis_port\": {}, \"http_host\": \"127.0.0.1\", \"http_port\": {port}, \
+             \"threads\": {cores}, \"pool_size\": 32, \"daemonize\": false, \"verbosity\": 0, \"logfile\": {:?}}}\n",
+            redis.port,
+            folder.join("webdis.log")
+        );
+        let file = folder.join("webdis.json");
+        fs::write(&file, configuration)?;
+        let mut command = Command::new("webdis");
+        command.arg(file);
+        Self::http("webdis", command, port)
+    }
+
+    /// Starts a program and waits until it accepts connections.
+    fn http(name: &str, mut command: Command, port: u16) -> Result<Option<Self>> {
+        let child = match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("{name} is left out: {error}; install Debian's {name}");
+                return Ok(None);
+            }
+        };
+        let (peer, began) = (Self { child, port }, Instant::now());
+        while began.elapsed() < Duration::from_secs(10) {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(Some(peer));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(format!("{name} does not answer").into())
     }
 
     /// Sends one command to Redis and reads the first piece of the answer.
@@ -95,6 +172,10 @@ impl Peer {
         self.child.wait()?;
         Ok(began.elapsed())
     }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// What wrk measured.

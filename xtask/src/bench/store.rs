@@ -10,8 +10,13 @@ use super::{Table, median};
 use crate::Result;
 use crate::build;
 
-/// What wrk sends: requests for keys of 16 bytes at random, values of 64, made before the clock starts.
+/// What wrk sends to vkog.
 fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
+    requests(folder, method, "/k/", keys)
+}
+
+/// What wrk sends: requests for keys of 16 bytes at random, values of 64, made before the clock starts.
+pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Result<PathBuf> {
     let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
     let script = format!(
         r#"
@@ -19,7 +24,7 @@ local requests, at = {{}}, 0
 function init()
   math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
   for i = 1, 20000 do
-    requests[i] = wrk.format("{method}", string.format("/k/key:%012d", math.random(0, {keys} - 1)), nil, {body})
+    requests[i] = wrk.format("{method}", string.format("{path}key:%012d", math.random(0, {keys} - 1)), nil, {body})
   end
 end
 function request()
@@ -28,7 +33,7 @@ function request()
 end
 "#
     );
-    let path = folder.join(format!("{method}-{keys}.lua"));
+    let path = folder.join(format!("{method}{}{keys}.lua", path.replace('/', "-")));
     fs::write(&path, script)?;
     Ok(path)
 }
@@ -48,11 +53,11 @@ pub(crate) fn run() -> Result<()> {
     million(&program, &folder, &mut table)?;
     growth(&program, &folder, &mut table)?;
     fs::remove_dir_all(&folder)?;
-    table.print();
+    table.print("Redis");
     Ok(())
 }
 
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
@@ -130,7 +135,7 @@ fn engines(program: &Path, folder: &Path, file: &Path, table: &mut Table) -> Res
 }
 
 /// A store of so many entries as a file, made without a server.
-fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
+pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
     let mut import = std::process::Command::new(program)
         .args(["import", "--file"])
         .arg(file)
