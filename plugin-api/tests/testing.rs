@@ -1,5 +1,7 @@
 //! The bench that plugin authors test with does what a server does: each property is provoked by a plugin made for it.
 
+#![cfg(feature = "testing")]
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::thread;

@@ -247,6 +247,25 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
     let own = shown.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//")).count();
     assert!(own <= 25, "{own} lines of a plugin's own");
 
+    // A test that runs it in the chain, as the guide has it.
+    let in_the_chain = blocks(GUIDE, "rust").into_iter().find(|block| block.contains("testing::Setup"));
+    let dependency = blocks(GUIDE, "toml").into_iter().find(|block| block.contains("[dev-dependencies]"));
+    let append = |file: &str, block: Option<String>| {
+        let path = folder.join(file);
+        let text = std::fs::read_to_string(&path).expect("it was made");
+        let block = block.unwrap_or_else(|| panic!("{GUIDE} says what to add to {file}"));
+        std::fs::write(path, format!("{text}\n{block}\n")).expect("it is ours");
+    };
+    append("src/lib.rs", in_the_chain);
+    append("Cargo.toml", dependency);
+    let mut testing = setup.shell("cargo test --lib");
+    testing.current_dir(&folder).env_remove("CARGO_TARGET_DIR");
+    testing.env("CARGO_BUILD_BUILD_DIR", target_folder().join("authoring")).env("CARGO_NET_OFFLINE", "true");
+    let tested = testing.output().expect("cargo runs");
+    let said = String::from_utf8_lossy(&tested.stdout);
+    let happened = tested.status.success() && said.contains("in_the_chain::a_put_over_the_limit_is_refused ... ok");
+    assert!(happened, "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
+
     let server = setup.start_by(setup.shell(&format!("exec {}", last.command)).current_dir(&folder));
     // And what the crate says of itself.
     let readme = &self::sessions(&folder.join("README.md"))[0];
