@@ -83,7 +83,7 @@ fn chain(plugins: usize) -> Arc<Chain> {
         Arc::new(member.expect("it does nothing"))
     };
     let chain = Arc::new(Chain::new((0..plugins).map(member).collect(), &[]));
-    // At first all calls are timed, later one in 64.
+    // At first all calls are timed, later one in 256.
     for _ in 0..1000 {
         for subject in [subject(Verb::Get), subject(Verb::Put)] {
             let _ = (chain.before(&subject), chain.guard(&subject, Some(ENTRY)));

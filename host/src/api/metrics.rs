@@ -107,7 +107,7 @@ fn hooks(encoder: &mut DescriptorEncoder<'_>, chain: &Chain) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         each(&mut |labels, calls, stats| counter(family.encode_family(labels)?, number(calls, stats)))?;
     }
-    let help = "How long calls took: of the first, then of one in 64; of all where there is a budget";
+    let help = "How long calls took: of the first, then of one in 256; of all where there is a budget";
     let mut family =
         encoder.encode_descriptor("vkog_plugin_call", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     each(&mut |labels, _, stats| histogram(family.encode_family(labels)?, stats.times()))

@@ -81,6 +81,13 @@ pub(super) struct Said<'a> {
     pub(super) plugin: &'static str,
     pub(super) origin: &'a dyn Origin,
     pub(super) scan: Option<Scan<'a>>,
+    /// None while it has said nothing, as most do: there is less to make and to drop then.
+    pub(super) words: Option<Box<Words>>,
+}
+
+/// What a plugin says through the functions of [`HostApi`](crate::abi::HostApi).
+#[derive(Default)]
+pub(super) struct Words {
     pub(super) message: Option<String>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) value: Option<Vec<u8>>,
@@ -90,7 +97,21 @@ pub(super) struct Said<'a> {
 impl<'a> Said<'a> {
     #[inline(always)]
     pub(super) fn nothing(origin: &'a dyn Origin) -> Self {
-        Self { plugin: "", origin, scan: None, message: None, headers: Vec::new(), value: None, details: None }
+        Self { plugin: "", origin, scan: None, words: None }
+    }
+
+    /// Its words, to be added to.
+    pub(super) fn words(&mut self) -> &mut Words {
+        self.words.get_or_insert_default()
+    }
+
+    /// Takes one of its words, if there are any.
+    #[inline(always)]
+    pub(super) fn take<T: Default>(&mut self, word: impl FnOnce(&mut Words) -> &mut T) -> T {
+        match &mut self.words {
+            Some(words) => std::mem::take(word(words)),
+            None => T::default(),
+        }
     }
 }
 

@@ -194,7 +194,7 @@ impl Member {
         let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
-        let message = said.message.unwrap_or_default();
+        let message = said.take(|words| &mut words.message).unwrap_or_default();
         match outcome.kind {
             Outcome::GO_ON => Ok(outcome),
             Outcome::PANICKED => {

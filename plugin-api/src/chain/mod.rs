@@ -36,7 +36,7 @@ const SETTINGS_CHANGED: usize = 18;
 /// more than to call a plugin.
 const TIMED_FIRST: u64 = 256;
 /// See [`TIMED_FIRST`].
-const TIMED_EVERY: u64 = 64;
+const TIMED_EVERY: u64 = 256;
 
 /// Why an operation is not done: what a plugin said, or that it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Chain {
                 return Err(round.refused(position, outcome));
             }
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
-            if let Some(value) = round.said.value.take() {
+            if let Some(value) = round.said.take(|words| &mut words.value) {
                 let value = prepared.value.insert(value);
                 raw = about(&Subject { value, ..*subject }, [None, None], 0);
             }
@@ -203,7 +203,7 @@ impl Chain {
                 round.stopped(position);
                 return Ok(Passed { details: Vec::new(), hidden: true });
             }
-            if let Some(own) = round.said.details.take().filter(|own| !own.is_empty()) {
+            if let Some(own) = round.said.take(|words| &mut words.details).filter(|own| !own.is_empty()) {
                 let plugin = link.name;
                 if own.len() > DETAILS_MAX {
                     self.undo_before(position + 1, subject, entry);
@@ -264,7 +264,7 @@ impl Chain {
             // That it failed changes nothing for the client.
             round.ask_with_details(link, &mut raw, &entries);
         }
-        let mut headers = round.said.headers;
+        let mut headers = round.said.take(|words| &mut words.headers);
         headers.retain(|header| may_be_sent(header, "after", id));
         headers
     }
@@ -324,7 +324,7 @@ impl<'a> Round<'a> {
     fn ask(&mut self, link: &'a Link, raw: &mut RawCall<'_>) -> Outcome {
         self.said.plugin = link.name;
         let Some(hook) = link.hook else {
-            self.said.message =
+            self.said.words().message =
                 Some(format!("plugin \"{}\" is in quarantine after it failed again and again", link.name));
             return Outcome { kind: Outcome::REFUSED, status: 503, bits: 0 };
         };
@@ -342,7 +342,7 @@ impl<'a> Round<'a> {
     #[cold]
     fn went_wrong(&mut self, link: &Link, outcome: Outcome) {
         if outcome.kind == Outcome::PANICKED {
-            let said = self.said.message.take().unwrap_or_default();
+            let said = self.said.take(|words| &mut words.message).unwrap_or_default();
             self.chain.members[link.member].panicked(self.id, &link.stats, &said);
         } else {
             link.stats.refusals.fetch_add(1, Relaxed);
@@ -357,7 +357,7 @@ impl<'a> Round<'a> {
     }
 
     /// What the client is told of what the plugin at this position said.
-    fn refused(self, position: usize, outcome: Outcome) -> Refusal {
+    fn refused(mut self, position: usize, outcome: Outcome) -> Refusal {
         self.stopped(position);
         let (id, plugin) = (self.id, self.said.plugin);
         if outcome.kind == Outcome::PANICKED {
@@ -375,9 +375,10 @@ impl<'a> Round<'a> {
             );
             status = 500;
         }
-        let mut headers = self.said.headers;
+        let mut headers = self.said.take(|words| &mut words.headers);
         headers.retain(|header| may_be_sent(header, plugin, id));
-        Refusal { plugin: plugin.to_owned(), status, message: self.said.message.unwrap_or_default(), headers }
+        let message = self.said.take(|words| &mut words.message).unwrap_or_default();
+        Refusal { plugin: plugin.to_owned(), status, message, headers }
     }
 }
 

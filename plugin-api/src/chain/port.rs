@@ -277,22 +277,22 @@ unsafe extern "C" fn now(cx: *const ()) -> u64 {
 
 unsafe extern "C" fn message(cx: *mut (), text: RStr<'_>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.message = Some(text.to_string()));
+    contained((), || unsafe { said(cx) }.words().message = Some(text.to_string()));
 }
 
 unsafe extern "C" fn refusal_header(cx: *mut (), name: RStr<'_>, value: RStr<'_>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.headers.push((name.to_string(), value.to_string())));
+    contained((), || unsafe { said(cx) }.words().headers.push((name.to_string(), value.to_string())));
 }
 
 unsafe extern "C" fn replace_value(cx: *mut (), value: RSlice<'_, u8>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.value = Some(value.to_vec()));
+    contained((), || unsafe { said(cx) }.words().value = Some(value.to_vec()));
 }
 
 unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.details = Some(details.to_vec()));
+    contained((), || unsafe { said(cx) }.words().details = Some(details.to_vec()));
 }
 
 unsafe extern "C" fn header(cx: *mut (), name: RStr<'_>) -> ROption<RSlice<'static, u8>> {

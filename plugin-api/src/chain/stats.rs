@@ -105,7 +105,7 @@ impl HookStats {
         self.overruns.load(Relaxed)
     }
 
-    /// How long it took: of the first calls, then of one in 64; of all where there is a budget.
+    /// How long it took: of the first calls, then of one in 256; of all where there is a budget.
     pub fn times(&self) -> &Histogram {
         &self.times
     }
