@@ -1,5 +1,7 @@
 //! Flags, environment and file become one checked configuration: a flag beats the environment, which beats the file.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
+
+pub use access::{Access, Right, Token};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -113,6 +117,10 @@ pub struct Options {
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
 
+    /// Serve other machines without a token
+    #[arg(long, env = "VKOG_OPEN", hide_env = true)]
+    pub open: bool,
+
     /// auto is tiny on loopback, elsewhere hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
@@ -157,17 +165,7 @@ pub struct File {
     options: Options,
     settings: Settings,
     order: Vec<String>,
-    admin: Admin,
-}
-
-/// The table `[admin]`: who may change the host while it runs. Without a token nobody may.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, default)]
-pub struct Admin {
-    /// What has to be sent as `Authorization: Bearer`.
-    pub token: Option<String>,
-    /// Whether it may come from another machine.
-    pub remote: bool,
+    access: Access,
 }
 
 /// A configuration that holds together.
@@ -179,8 +177,8 @@ pub struct Config {
     pub max_size: u64,
     /// Where the plugins are, and what is said of them.
     pub plugins: Source,
-    /// Who may change the host while it runs.
-    pub admin: Admin,
+    /// Who may do what.
+    pub access: Access,
     /// Where to listen.
     pub listen: Listen,
     /// What speaks HTTP.
@@ -244,17 +242,10 @@ impl File {
             let table = Table::new(table).map_err(|fact| format!("[plugins.{name}] {fact}"))?;
             settings.insert(name, table);
         }
-        let admin = table.remove("admin").map(toml::Value::try_into).transpose();
-        let admin: Admin =
-            admin.map_err(|error| wrong("admin", error, "write token = \"...\" in it"))?.unwrap_or_default();
-        let is_sent = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        if !admin.token.as_ref().is_none_or(is_sent) {
-            return Err(
-                "admin.token: no header can carry it; write ASCII letters, digits and signs, without spaces".into()
-            );
-        }
+        let access = table.remove("access").map(Access::parse).transpose();
+        let access = access.map_err(|fact| format!("[access] {fact}"))?.unwrap_or_default();
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
-        Ok(Self { options, settings, order, admin })
+        Ok(Self { options, settings, order, access })
     }
 }
 
@@ -265,7 +256,7 @@ impl Config {
     ///
     /// Values that contradict each other.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
-        let File { options: written, settings, order, admin } = file;
+        let File { options: written, settings, order, access } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
@@ -283,7 +274,7 @@ impl Config {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
-            admin,
+            access: Access { open: given.open || written.open, ..access },
             listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
             http: given.http.or(written.http).unwrap_or(Http::Auto),
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
@@ -344,12 +335,8 @@ mod tests {
         assert!(error.contains("[plugins.NAME]"), "{error}");
         let error = File::parse("[plugins]\norder = 5").expect_err("an order is of names");
         assert!(error.starts_with("plugins.order: ") && error.contains("order = [\"conflict\""), "{error}");
-        let error = File::parse("[admin]\ntokn = \"a\"").expect_err("it is token");
-        assert!(error.starts_with("admin: ") && error.contains("tokn"), "{error}");
-        for token in ["", "two words", "\u{e9}"] {
-            let error = File::parse(&format!("[admin]\ntoken = {token:?}")).expect_err("nobody could send it");
-            assert!(error.starts_with("admin.token: ") && error.contains("ASCII"), "{error}");
-        }
+        let error = File::parse("[access]\ntokns = []").expect_err("it is tokens");
+        assert!(error.starts_with("[access] ") && error.contains("tokns") && error.contains("`tokens`"), "{error}");
         let error = File::parse("a = 1\nb = = 2").expect_err("not TOML");
         assert!(error.starts_with("line 2"), "{error}");
     }

@@ -10,5 +10,6 @@ pub mod ops;
 pub mod plugins;
 pub mod progress;
 pub mod serve;
+pub mod sha256;
 pub mod store;
 pub mod threads;

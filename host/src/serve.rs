@@ -9,9 +9,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::api::{Api, Reload};
+use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
-use crate::config::{Config, ConfigError, Http, Listen};
+use crate::config::{self, Config, ConfigError, Http, Listen};
 use crate::http::{Bound, Engine};
 use crate::ops::Ops;
 use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
@@ -46,12 +46,17 @@ pub fn serve(
     let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
     let (listener, address) = listen(&config.listen)?;
-    let reload: Arc<Reload> = Arc::new({
-        let ops = Arc::clone(&ops);
-        move || reload(&ops, &configured)
-    });
-    let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, config.admin, Arc::clone(&reload)));
     let local = listener.is_local();
+    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
+    if allowed.open && !local {
+        tracing::warn!("--open on {address}, which others reach: whoever comes may read and write everything");
+    }
+    let access = Arc::new(Access::new(allowed));
+    let reload: Arc<Reload> = Arc::new({
+        let (ops, access) = (Arc::clone(&ops), Arc::clone(&access));
+        move || reload(&ops, &access, local, &configured)
+    });
+    let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload)));
     if config.http == Http::Tiny && !local {
         tracing::warn!(
             "--http tiny on {address}, which others reach: a request that declares HTTP/2.0, or a body of over 1 GiB, leaks a \
@@ -123,13 +128,39 @@ fn signals() -> std::io::Result<Receiver<Signal>> {
     Ok(receive)
 }
 
-/// Reads the configuration once more and takes in what has changed of the plugins.
-fn reload(ops: &Ops, configured: &impl Fn() -> Result<Config, ConfigError>) -> Result<Vec<Taken>, String> {
-    let source = configured().map_err(|error| error.to_string())?.plugins;
+/// What the configuration's word on access comes to, where only this machine reaches the address, or where others do.
+///
+/// # Errors
+///
+/// It says nothing, and others reach it.
+fn allowed(access: config::Access, local: bool) -> Result<config::Access, &'static str> {
+    match access {
+        _ if access.open || !access.tokens.is_empty() => Ok(access),
+        _ if local => Ok(config::Access { open: true, ..access }),
+        _ => Err(
+            "cannot serve an address that others reach without [access]: whoever comes could read and write; name who \
+                  may in [[access.tokens]] of the configuration, or say --open",
+        ),
+    }
+}
+
+/// Reads the configuration once more and takes in what has changed of the plugins, and of who may do what.
+fn reload(
+    ops: &Ops,
+    access: &Access,
+    local: bool,
+    configured: &impl Fn() -> Result<Config, ConfigError>,
+) -> Result<Vec<Taken>, String> {
+    let config = configured().map_err(|error| error.to_string())?;
+    let allowed = allowed(config.access, local)?;
+    let source = config.plugins;
     let taken = ops.reload(&source).map_err(|error| match &source.folder {
         Some(folder) => unreadable(folder, &error),
         None => error.to_string(),
     })?;
+    if access.set(allowed) {
+        tracing::info!("took in who may do what");
+    }
     for Taken { path, name, outcome } in &taken {
         let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
         match outcome {

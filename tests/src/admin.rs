@@ -7,12 +7,12 @@ use serde_json::Value;
 use crate::client::Reply;
 use crate::server::{Server, only_ours};
 
-/// The token of `[admin]` in the configurations of the tests.
+/// The administrator's token in the configurations of the tests.
 pub const TOKEN: &str = "s3cret";
 
-/// A configuration in which [`TOKEN`] is the administrator's.
+/// A configuration in which [`TOKEN`] is the administrator's, and the rest is open to all.
 pub fn administered(config: &str) -> String {
-    format!("[admin]\ntoken = {TOKEN:?}\n{config}")
+    format!("open = true\n[[access.tokens]]\nname = \"operator\"\ntoken = {TOKEN:?}\nright = \"admin\"\n{config}")
 }
 
 impl Server {

@@ -305,6 +305,11 @@ impl Server {
         assert!(self.process.stderr.wait_for(found), "no line with {words:?} in the log:\n{}", self.log());
     }
 
+    /// Waits until something holds for the log, and says whether it does.
+    pub fn logged(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        self.process.stderr.wait_for(wanted)
+    }
+
     /// Asserts that no line of the log contains all of the words so far.
     #[track_caller]
     pub fn logs_no(&self, words: &[&str]) {

@@ -124,7 +124,7 @@ fn the_engine_goes_by_the_address_and_tiny_where_others_reach_it_is_warned_of() 
         ("0.0.0.0:0", "tiny", "use --http hyper"),
     ] {
         let setup = Setup::new();
-        let server = setup.start_with(["--no-plugins", "--listen", listen, "--http", engine]);
+        let server = setup.start_with(["--no-plugins", "--open", "--listen", listen, "--http", engine]);
         server.put("k", "v").expect(200);
         server.logs(&[logged]);
         server.stop().expect(0);

@@ -224,13 +224,13 @@ fn only_who_has_the_token_may_reload() {
         Some("Basic s3cret"),
         Some("Bearer s3cret2"),
     ] {
-        server.reload_as(wrong).refused(401, "Send the token").has("WWW-Authenticate", "Bearer realm=\"vkog\"");
+        server.reload_as(wrong).refused(401, "Send a token").has("WWW-Authenticate", "Bearer realm=\"vkog\"");
     }
     server.reload_as(Some("bearer s3cret")).expect(200).says("kept");
     server.path("GET", "/plugins/reload").send().refused(405, "Method not allowed").has("Allow", "POST, OPTIONS");
     assert!(!server.log().contains(TOKEN), "the token is in the log:\n{}", server.log());
     let server = Setup::new().load(old()).start();
-    server.reload().refused(403, "Administration is off").says("[admin]");
+    server.reload().refused(403, "Administration is off").says("[[access.tokens]]");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! From path and method to an operation, and from its answer to a reply. The only place with status codes of its own.
 
+mod access;
 mod entry;
 mod health;
 mod metrics;
@@ -11,25 +12,27 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
-use crate::config::Admin;
+use crate::config::Right;
 use crate::http::{BodyFault, Head, Method, Reply, Responder, Service};
 use crate::ops::{KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::threads::Threads;
 
+pub use access::Access;
+use access::Scope;
 use problem::{Manner, Problem};
 
 /// The HTTP interface of a store.
 pub struct Api {
     ops: Arc<Ops>,
     value_max: u64,
-    admin: Admin,
+    access: Arc<Access>,
     reload: Arc<Reload>,
     /// For what takes longer than an operation.
     threads: Threads,
 }
 
-/// Takes in what has changed of the plugins, or says why nothing could be.
+/// Takes in what has changed of the configuration, or says why nothing could be.
 pub type Reload = dyn Fn() -> Result<Vec<Taken>, String> + Send + Sync;
 
 /// A request that has a route.
@@ -50,8 +53,8 @@ enum Target {
 
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
-    pub fn new(ops: Arc<Ops>, value_max: u64, admin: Admin, reload: Arc<Reload>) -> Self {
-        Self { ops, value_max, admin, reload, threads: Threads::new("admin") }
+    pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
+        Self { ops, value_max, access, reload, threads: Threads::new("admin") }
     }
 
     /// What a request for an entry is.
@@ -67,6 +70,8 @@ impl Api {
             Method::Other => return Err(not_allowed(entry::ALLOW, manner())),
         };
         let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
+        let right = if verb == Verb::Get { Right::Read } else { Right::Write };
+        self.access.check(head, right, Scope::Key(&key))?;
         let content_type = entry::content_type(head).map_err(|problem| problem.reply(manner()))?.to_owned();
         Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
@@ -82,13 +87,23 @@ fn not_allowed(allow: &'static str, manner: Manner) -> Reply {
     Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", allow)
 }
 
-/// The reply to a method that does not read, if it is one.
-fn read_only(method: Method, manner: Manner) -> Option<Reply> {
+/// Lets pass what reads, or gives the reply to what does not.
+fn read_only(method: Method, manner: Manner) -> Result<(), Reply> {
     const ALLOW: &str = "GET, HEAD, OPTIONS";
     match method {
-        Method::Get | Method::Head => None,
-        Method::Options => Some(options(ALLOW)),
-        _ => Some(not_allowed(ALLOW, manner)),
+        Method::Get | Method::Head => Ok(()),
+        Method::Options => Err(options(ALLOW)),
+        _ => Err(not_allowed(ALLOW, manner)),
+    }
+}
+
+/// The same for what is only posted to.
+fn post_only(method: Method, manner: Manner) -> Result<(), Reply> {
+    const ALLOW: &str = "POST, OPTIONS";
+    match method {
+        Method::Post => Ok(()),
+        Method::Options => Err(options(ALLOW)),
+        _ => Err(not_allowed(ALLOW, manner)),
     }
 }
 
@@ -132,11 +147,22 @@ impl Service for Api {
         let manner = || Manner::of(&head);
         let target = match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(&head, key, query)?,
-            (None, "/plugins/reload") => plugins::admit_reload(&self.admin, &head, manner())?,
-            (None, "/plugins") => read_only(head.method, manner()).map_or(Ok(Target::Plugins), Err)?,
-            (None, "/metrics") => {
-                return Err(read_only(head.method, manner()).unwrap_or_else(|| metrics::text(&self.ops)));
+            (None, "/plugins/reload") => {
+                post_only(head.method, manner())?;
+                self.access.check(&head, Right::Admin, Scope::All)?;
+                Target::Reload
             }
+            (None, "/plugins") => {
+                read_only(head.method, manner())?;
+                self.access.check(&head, Right::Read, Scope::All)?;
+                Target::Plugins
+            }
+            (None, "/metrics") => {
+                read_only(head.method, manner())?;
+                self.access.check(&head, Right::Read, Scope::All)?;
+                return Err(metrics::text(&self.ops));
+            }
+            // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
             (None, "/livez") => return Err(health::live(head.method, manner())),
             (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
             (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),

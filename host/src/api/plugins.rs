@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
+use super::one_line;
 use super::problem::{Manner, Problem};
-use super::{Target, not_allowed, one_line, options};
-use crate::config::Admin;
-use crate::http::{Head, Method, Reply};
+use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
 
@@ -132,35 +130,6 @@ fn hide_in_item(item: &Value) -> Value {
         Value::Array(items) => items.iter().map(hide_in_item).collect(),
         other => other.clone(),
     }
-}
-
-/// Whether somebody may have the plugins reloaded: with the token, from this machine, unless the configuration says more.
-pub(super) fn admit_reload(admin: &Admin, head: &Head, manner: Manner) -> Result<Target, Reply> {
-    const ALLOW: &str = "POST, OPTIONS";
-    match head.method {
-        Method::Post => {}
-        Method::Options => return Err(options(ALLOW)),
-        _ => return Err(not_allowed(ALLOW, manner)),
-    }
-    let refuse = |status, fact| Problem::new(status, fact).reply(manner);
-    let Some(token) = &admin.token else {
-        return Err(refuse(403, "Administration is off; set token in [admin] of the configuration"));
-    };
-    if !admin.remote && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
-        return Err(refuse(403, "Administration is for this machine alone; set remote = true in [admin]"));
-    }
-    let sent = head.headers.get("authorization").and_then(bearer);
-    // Hashes are compared, so that how long it takes says nothing of the token.
-    if sent.is_none_or(|sent| Sha256::digest(sent) != Sha256::digest(token)) {
-        let refusal = refuse(401, "Send the token of [admin] in the header Authorization: Bearer TOKEN");
-        return Err(refusal.with_header("WWW-Authenticate", "Bearer realm=\"vkog\""));
-    }
-    Ok(Target::Reload)
-}
-
-fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }
 
 #[derive(Serialize)]

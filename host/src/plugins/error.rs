@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::trust::Sha256;
+use crate::sha256::Sha256;
 
 /// Why a library is not a plugin of this host.
 #[derive(Debug)]

@@ -17,7 +17,8 @@ use vkog_plugin_api::chain::{Failed, Member, Port};
 use super::error::{LoadError, LoadFault};
 use super::preflight;
 use super::terms::{self, Settings, Table};
-use super::trust::{Image, Sha256};
+use super::trust::Image;
+use crate::sha256::Sha256;
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
 pub struct Library {

@@ -13,6 +13,5 @@ pub use error::{LoadError, LoadFault, Part};
 pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Outcome, Registry, Source, Taken, unknown_in_order};
 pub use terms::{Settings, Table, Terms, is_required};
-pub use trust::Sha256;
 pub use vkog_plugin_api::Verb;
 pub use vkog_plugin_api::chain::*;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use vkog_plugin_api::chain::Conduct;
 
 use super::error::{LoadError, LoadFault};
-use super::trust::Sha256;
+use crate::sha256::Sha256;
 
 /// The tables of the configuration, by plugin name.
 pub type Settings = BTreeMap<String, Table>;

@@ -1,49 +1,14 @@
 //! Whose code a library is: nobody but the operator and root may have been able to write it. What is checked is what is
 //! opened: a library is read once, and its bytes, not its path, are judged, hashed, copied and mapped.
 
-use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer};
-use sha2::Digest;
 use tempfile::TempDir;
 
 use super::error::{LoadFault, Part};
-
-/// The SHA-256 of a library.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sha256([u8; 32]);
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl FromStr for Sha256 {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WANTED: &str = "not a SHA-256; write the 64 hexadecimal digits that sha256sum prints";
-        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(WANTED);
-        }
-        let mut bytes = [0; 32];
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| WANTED)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl<'de> Deserialize<'de> for Sha256 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+use crate::sha256::Sha256;
 
 /// What a library file held when it was read, whatever becomes of the file.
 pub(super) struct Image {
@@ -69,7 +34,7 @@ impl Image {
     fn of(path: &Path, mut file: File) -> Result<Self, LoadFault> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
-        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        let sha256 = Sha256::of(&bytes);
         Ok(Self { origin: path.to_owned(), bytes, sha256 })
     }
 
@@ -268,10 +233,7 @@ mod tests {
         std::fs::write(&library, "exchanged again").expect("a file can be written");
         let copy = image.copy().expect("a copy can be made");
         let copied = std::fs::read(copy.path()).expect("the copy is there");
-        assert_eq!(
-            (copied.as_slice(), Sha256(sha2::Sha256::digest(&copied).into())),
-            (&b"checked"[..], image.sha256())
-        );
+        assert_eq!((copied.as_slice(), Sha256::of(&copied)), (&b"checked"[..], image.sha256()));
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! Who may do what: the tokens of `[access]`, held against what a request asks for.
+
+use parking_lot::RwLock;
+
+use super::problem::{Manner, Problem};
+use crate::config::{self, Right, Token};
+use crate::http::{Head, Reply};
+use crate::sha256::Sha256;
+
+/// What a request is about.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Scope<'a> {
+    /// One entry, by its key as it is stored: decoded.
+    Key(&'a str),
+    /// All entries whose keys begin so.
+    #[allow(dead_code, reason = "no route is about some of the keys yet")]
+    Prefix(&'a str),
+    /// The server as a whole.
+    All,
+}
+
+/// Who may do what, at the moment.
+pub struct Access(RwLock<config::Access>);
+
+impl Access {
+    /// What the configuration says.
+    pub fn new(access: config::Access) -> Self {
+        Self(RwLock::new(access))
+    }
+
+    /// Takes in what the configuration says now. Says whether anything changed.
+    pub fn set(&self, access: config::Access) -> bool {
+        let before = std::mem::replace(&mut *self.0.write(), access.clone());
+        before != access
+    }
+
+    /// Whether whoever sent this may do it.
+    ///
+    /// # Errors
+    ///
+    /// The reply to one that may not: 401 without a token that is known, 403 with one that is not for this.
+    pub(super) fn check(&self, head: &Head, right: Right, scope: Scope<'_>) -> Result<(), Reply> {
+        let access = self.0.read();
+        if access.open && right < Right::Admin {
+            return Ok(());
+        }
+        let refuse = |status, fact: String| Problem::new(status, fact).reply(Manner::of(head));
+        if right == Right::Admin {
+            if access.tokens.iter().all(|token| token.right < Right::Admin) {
+                let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
+                return Err(refuse(403, format!("Administration is off; {way_out}")));
+            }
+            if !access.remote_admin && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
+                let way_out = "set remote_admin = true in [access]";
+                return Err(refuse(403, format!("Administration is for this machine alone; {way_out}")));
+            }
+        }
+        let Some(token) = sent(head).and_then(|sha256| access.tokens.iter().find(|token| token.sha256 == sha256))
+        else {
+            let refusal = refuse(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
+            return Err(refusal.with_header("WWW-Authenticate", "Bearer realm=\"vkog\""));
+        };
+        if token.right < right || !scope.is_within(&token.prefix) {
+            let fact = format!("{} is not for this: it may {}", shown(token), may(token));
+            tracing::warn!(client = head.client_text(), "refused {:?} {}: {fact}", head.method, head.target);
+            return Err(refuse(403, format!("Not allowed: {fact}")));
+        }
+        if right == Right::Admin {
+            tracing::info!(client = head.client_text(), "{} administers: {}", shown(token), head.target);
+        }
+        Ok(())
+    }
+}
+
+impl Scope<'_> {
+    fn is_within(self, prefix: &str) -> bool {
+        match self {
+            Self::Key(begins) | Self::Prefix(begins) => begins.starts_with(prefix),
+            Self::All => prefix.is_empty(),
+        }
+    }
+}
+
+fn shown(token: &Token) -> String {
+    format!("the token {:?}", token.name)
+}
+
+fn may(token: &Token) -> String {
+    match token.prefix.as_str() {
+        "" => token.right.name().to_owned(),
+        prefix => format!("{} keys that begin with {prefix:?}", token.right.name()),
+    }
+}
+
+/// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
+/// tokens counts is for nobody to guess.
+fn sent(head: &Head) -> Option<Sha256> {
+    let mut all = head.headers.all("authorization");
+    let (Some(authorization), None) = (all.next(), all.next()) else { return None };
+    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| Sha256::of(token.trim_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Headers, Method};
+
+    fn head(client: &str, authorizations: &[&str]) -> Head {
+        let mut headers = Headers::default();
+        authorizations.iter().for_each(|value| headers.push("Authorization", value.as_bytes()));
+        Head::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
+    }
+
+    fn access(remote_admin: bool) -> Access {
+        let token = |name: &str, right, prefix: &str| Token {
+            name: name.to_owned(),
+            sha256: Sha256::of(name.as_bytes()),
+            right,
+            prefix: prefix.to_owned(),
+        };
+        let tokens = vec![token("op", Right::Admin, ""), token("a", Right::Write, "a/")];
+        Access::new(config::Access { open: false, remote_admin, tokens })
+    }
+
+    fn status(access: &Access, head: &Head, right: Right, scope: Scope<'_>) -> u16 {
+        access.check(head, right, scope).map_or_else(|reply| reply.status, |()| 200)
+    }
+
+    #[test]
+    fn administration_is_for_this_machine_unless_the_configuration_says_more() {
+        for (client, remote_admin, expected) in [
+            ("127.0.0.1:1", false, 200),
+            ("[::1]:1", false, 200),
+            ("[::ffff:127.0.0.1]:1", false, 200),
+            ("10.0.0.1:1", false, 403),
+            ("[::ffff:10.0.0.1]:1", false, 403),
+            ("10.0.0.1:1", true, 200),
+        ] {
+            let head = head(client, &["Bearer op"]);
+            assert_eq!(status(&access(remote_admin), &head, Right::Admin, Scope::All), expected, "{client}");
+            assert_eq!(status(&access(remote_admin), &head, Right::Write, Scope::All), 200, "{client}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_for_what_begins_with_its_prefix() {
+        let head = head("10.0.0.1:1", &["Bearer a"]);
+        for (scope, expected) in [
+            (Scope::Key("a/"), 200),
+            (Scope::Key("a/../b"), 200),
+            (Scope::Key("a"), 403),
+            (Scope::Key("ab"), 403),
+            (Scope::Prefix("a/b"), 200),
+            (Scope::Prefix("a/"), 200),
+            (Scope::Prefix("a"), 403),
+            (Scope::Prefix(""), 403),
+            (Scope::All, 403),
+        ] {
+            assert_eq!(status(&access(false), &head, Right::Write, scope), expected, "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_tokens_none_counts() {
+        for sent in [&["Bearer op", "Bearer op"][..], &["Bearer op, Bearer a"], &["op"], &[]] {
+            assert_eq!(status(&access(false), &head("127.0.0.1:1", sent), Right::Read, Scope::All), 401, "{sent:?}");
+        }
+    }
+}
