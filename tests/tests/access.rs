@@ -53,7 +53,9 @@ const KEYS: [(&str, &str); 14] = [
 ];
 
 /// What is sent as `Authorization`, and the right and the prefix of the token in it, if it is one that is known.
-const SENT: [(Option<&str>, Option<(Right, &str)>); 13] = [
+type Sent = (Option<&'static str>, Option<(Right, &'static str)>);
+
+const SENT: [Sent; 13] = [
     (None, None),
     (Some(""), None),
     (Some("Bearer"), None),
