@@ -17,7 +17,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` is asked for every key of [`KEYS`], others are about the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 14] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 18] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
@@ -25,6 +25,10 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 14] = [
     ("DELETE", "/k/{}", "", Some(Write), 200),
     ("OPTIONS", "/k/{}", "", None, 204),
     ("GET", "http://elsewhere/k/{}", "", Some(Read), 200),
+    ("GET", "/keys?prefix={}", "", Some(Read), 200),
+    ("GET", "/keys?count&prefix={}", "", Some(Read), 200),
+    ("GET", "/keys?delimiter=/&after=a/", "", Some(Read), 200),
+    ("HEAD", "/keys", "", Some(Read), 200),
     ("GET", "/metrics", "", Some(Read), 200),
     ("HEAD", "/metrics", "", Some(Read), 200),
     ("GET", "/plugins", "", Some(Read), 200),

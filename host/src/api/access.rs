@@ -13,7 +13,6 @@ pub(super) enum Scope<'a> {
     /// One entry, by its key as it is stored: decoded.
     Key(&'a str),
     /// All entries whose keys begin so.
-    #[allow(dead_code, reason = "no route is about some of the keys yet")]
     Prefix(&'a str),
     /// The server as a whole.
     All,

@@ -3,6 +3,7 @@
 use super::problem::{Manner, Problem};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
+use crate::plugins::Refusal;
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The methods an entry has.
@@ -76,20 +77,25 @@ fn bare(answer: Answer, reads: bool, manner: Manner) -> Reply {
         }
         Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected").reply(manner),
         Answer::Absent => Problem::new(404, "Not Found").reply(manner),
-        Answer::Refused(refusal) => {
-            let mut reply = Problem::new(refusal.status, refusal.message).by(refusal.plugin).reply(manner);
-            for (name, value) in refusal.headers {
-                // A plugin may say what its own text is.
-                if name.eq_ignore_ascii_case("content-type") {
-                    reply.headers.retain(|(other, _)| other != "Content-Type");
-                }
-                reply = reply.with_header(name, value);
-            }
-            reply
-        }
+        Answer::Refused(refusal) => refused(refusal, manner),
         Answer::Failed(error) => {
             let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
             Problem::new(status, format!("Not kept: {error}")).reply(manner)
         }
     }
+}
+
+/// The reply to what a plugin refused.
+pub(super) fn refused(refusal: Refusal, manner: Manner) -> Reply {
+    let problem = Problem::new(refusal.status, refusal.message);
+    let by_host = refusal.plugin.is_empty();
+    let mut reply = if by_host { problem } else { problem.by(refusal.plugin) }.reply(manner);
+    for (name, value) in refusal.headers {
+        // A plugin may say what its own text is.
+        if name.eq_ignore_ascii_case("content-type") {
+            reply.headers.retain(|(other, _)| other != "Content-Type");
+        }
+        reply = reply.with_header(name, value);
+    }
+    reply
 }

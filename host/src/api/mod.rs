@@ -3,6 +3,7 @@
 mod access;
 mod entry;
 mod health;
+mod keys;
 mod metrics;
 mod plugins;
 mod problem;
@@ -30,6 +31,8 @@ pub struct Api {
     reload: Arc<Reload>,
     /// For what takes longer than an operation.
     threads: Threads,
+    /// Held by each request for keys that is under way.
+    listings: Arc<()>,
 }
 
 /// Takes in what has changed of the configuration, or says why nothing could be.
@@ -45,6 +48,8 @@ pub struct Admitted {
 enum Target {
     /// An operation on an entry.
     Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    /// Which keys there are.
+    Keys { question: keys::Question, query: String },
     /// What is loaded.
     Plugins,
     /// A reload of the plugins.
@@ -54,7 +59,7 @@ enum Target {
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
-        Self { ops, value_max, access, reload, threads: Threads::new("admin") }
+        Self { ops, value_max, access, reload, threads: Threads::new("admin"), listings: Arc::default() }
     }
 
     /// What a request for an entry is.
@@ -116,16 +121,18 @@ fn path_and_query(target: &str) -> (&str, &str) {
     local.split_once('?').unwrap_or((local, ""))
 }
 
+/// Where a text is not percent-encoded as it should be, if anywhere.
+fn bad_escape(encoded: &str) -> Option<usize> {
+    let is_hex = |hex: &[u8]| hex.iter().all(u8::is_ascii_hexdigit);
+    let mut escapes = encoded.match_indices('%').map(|(at, _)| at);
+    escapes.find(|at| !encoded.as_bytes().get(at + 1..at + 3).is_some_and(is_hex))
+}
+
 /// A key as it stands in a path, decoded once.
 fn decode_key(encoded: &str) -> Result<String, Problem> {
-    let bytes = encoded.as_bytes();
-    for (at, _) in encoded.match_indices('%') {
-        if !bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(Problem::new(
-                400,
-                format!("Key is not percent-encoded correctly at byte {at}; write % as %25"),
-            ));
-        }
+    if let Some(at) = bad_escape(encoded) {
+        let fact = format!("Key is not percent-encoded correctly at byte {at}; write % as %25");
+        return Err(Problem::new(400, fact));
     }
     let key = percent_decode_str(encoded)
         .decode_utf8()
@@ -147,6 +154,12 @@ impl Service for Api {
         let manner = || Manner::of(&head);
         let target = match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(&head, key, query)?,
+            (None, "/keys") => {
+                read_only(head.method, manner())?;
+                let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
+                self.access.check(&head, Right::Read, Scope::Prefix(question.prefix()))?;
+                Target::Keys { question, query: query.to_owned() }
+            }
             (None, "/plugins/reload") => {
                 post_only(head.method, manner())?;
                 self.access.check(&head, Right::Admin, Scope::All)?;
@@ -202,6 +215,18 @@ impl Service for Api {
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
                 self.ops.run(request, move |answer, added| {
                     responder.reply(entry::reply(answer, added, verb == Verb::Get, manner));
+                });
+            }
+            Target::Keys { question, query } => {
+                let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
+                if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
+                    return responder.reply(keys::too_many(manner));
+                }
+                self.threads.run(move || {
+                    let reply = keys::answer(&ops, &question, query, head, manner);
+                    // A client may take its time to read, and is none of those who look for keys then.
+                    drop(under_way);
+                    responder.reply(reply);
                 });
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.

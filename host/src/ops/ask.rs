@@ -128,6 +128,6 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
     })
 }
 
-fn by_host(status: u16, message: String) -> Refusal {
+pub(super) fn by_host(status: u16, message: String) -> Refusal {
     Refusal { plugin: String::new(), status, message, headers: Vec::new() }
 }

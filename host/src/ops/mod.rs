@@ -4,10 +4,12 @@ mod ask;
 mod change;
 mod condition;
 mod get;
+mod list;
 
 use std::sync::Arc;
 
 pub use condition::{Conditions, Revisions, Unmet};
+pub use list::{Listing, Page, Viewer};
 
 use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};

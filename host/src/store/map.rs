@@ -7,6 +7,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::hash::BuildHasher;
 
 use super::entry::Entry;
+use super::windows::Windows;
 
 /// So many that a writer rarely meets another, that a snapshot holds each lock for well under a millisecond, and that
 /// one shard's growth is no pause: at ten million entries a shard has ten thousand.
@@ -17,6 +18,7 @@ pub(super) struct Map {
     shards: Box<[RwLock<Shard>]>,
     hasher: FixedState,
     seed: u64,
+    pub(super) windows: Windows,
 }
 
 /// A part of the map, and what its lock protects.
@@ -40,7 +42,7 @@ impl Map {
     /// never learn it, so that they cannot make keys collide.
     pub(super) fn new(seed: u64) -> Self {
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        Self { shards, hasher: FixedState::with_seed(seed), seed }
+        Self { shards, hasher: FixedState::with_seed(seed), seed, windows: Windows::default() }
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -81,6 +83,7 @@ impl Map {
             }
             hash_table::Entry::Vacant(vacant) => {
                 vacant.insert(entry);
+                self.windows.came(hashed.key);
                 None
             }
         }

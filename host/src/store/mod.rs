@@ -13,6 +13,7 @@ mod paths;
 mod recover;
 mod repair;
 mod snapshot;
+mod windows;
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
 pub use commit::{Fsync, Seen, TakenBack};
@@ -41,6 +42,7 @@ use log::Head;
 use map::{Map, SHARDS};
 use paths::Paths;
 use recover::{Recovered, Tail};
+use windows::Run;
 
 /// How a store keeps what it holds.
 #[derive(Copy, Clone, Debug)]
@@ -309,6 +311,43 @@ impl Store {
         })
     }
 
+    /// The entries of a range of keys in byte order: at most so many, fewer only where there are no more. A key that is
+    /// there throughout is found, whatever else is written. Waits until all that was seen is kept, and so is not for a
+    /// thread that others wait for.
+    pub fn in_order(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry> {
+        let Shared { map, .. } = &*self.shared;
+        self.shared.settled(|revision| {
+            let mut found = Vec::new();
+            let mut rest = Some(Box::from(from));
+            while let Some(from) = rest.take_if(|from| found.len() < count && end.is_none_or(|end| &**from < end)) {
+                let run = self.shared.run(&from, end, count - found.len());
+                for key in &run.keys {
+                    let hashed = map.hash(key);
+                    let shard = map.read(map.shard_of(hashed));
+                    let (entry, seen) = shard.see(hashed);
+                    *revision = seen.max(*revision);
+                    found.extend(entry.cloned());
+                }
+                rest = run.rest;
+            }
+            found
+        })
+    }
+
+    /// How many keys begin so. Waits as [`in_order`](Self::in_order) does.
+    pub fn count(&self, prefix: &str) -> u64 {
+        self.shared.settled(|revision| {
+            let mut count = 0;
+            if prefix.is_empty() {
+                count = self.totals().0;
+            } else {
+                self.for_each(|entry| count += u64::from(entry.key_bytes().starts_with(prefix.as_bytes())));
+            }
+            *revision = self.revision();
+            count
+        })
+    }
+
     /// Writes a snapshot now, beside the traffic.
     ///
     /// # Errors
@@ -371,6 +410,10 @@ impl Shared {
             crossbeam_channel::select! {
                 recv(stopped) -> _ => return,
                 recv(wanted) -> _ => {}
+                default(windows::IDLE) => {
+                    self.map.windows.forget_idle();
+                    continue;
+                }
             }
             if let Err(error) = self.snapshot(PAUSE) {
                 tracing::error!("no snapshot: {error}");
@@ -451,14 +494,42 @@ impl Shared {
     }
 
     fn wait_until_kept(&self, seen: Seen) -> Result<(), Arc<StoreError>> {
+        match self.kept(seen) {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(self.why_taken_back()),
+        }
+    }
+
+    /// Waits until what was seen is kept, or was taken back; or until nobody will say which.
+    fn kept(&self, seen: Seen) -> Result<Result<(), TakenBack>, RecvError> {
         let (tell, told) = bounded(1);
         self.commit.pushed(&self.map);
         self.commit.when_kept(seen, move |kept| {
             let _ = tell.send(kept);
         });
-        match told.recv() {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(self.why_taken_back()),
+        told.recv()
+    }
+
+    /// Looks, and again where what was seen was taken back. The look leaves the last revision that it saw.
+    fn settled<R>(&self, mut look: impl FnMut(&mut u64) -> R) -> R {
+        loop {
+            let (undone, mut revision) = (self.commit.undone(), 0);
+            let seen = look(&mut revision);
+            if !matches!(self.kept(Seen { revision, undone }), Ok(Err(TakenBack))) {
+                return seen;
+            }
+        }
+    }
+
+    /// At most so many keys of a range in byte order. Some may have been removed.
+    fn run(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Run {
+        loop {
+            if let Some(run) = self.map.windows.run(from, end, count) {
+                return run;
+            }
+            windows::open(&self.map, from, end);
+            // A key that is not there may have been removed a moment ago. Where that is taken back it comes back.
+            let _ = self.kept(Seen { revision: self.commit.given(), undone: self.commit.undone() });
         }
     }
 

@@ -8,5 +8,6 @@ mod disk;
 mod failures;
 mod history;
 mod interval;
+mod keys;
 mod random;
 mod refusals;

@@ -151,6 +151,11 @@ impl Chain {
         self.lists[GUARD + verb as usize].links.is_empty()
     }
 
+    /// Whether no plugin has a say in, or is told of, an operation of this verb.
+    pub fn is_unasked(&self, verb: Verb) -> bool {
+        [BEFORE, GUARD, AFTER].iter().all(|phase| self.lists[phase + verb as usize].links.is_empty())
+    }
+
     /// Asks the before-hooks. No lock may be held.
     ///
     /// # Errors
