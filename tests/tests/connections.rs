@@ -86,3 +86,17 @@ fn who_wants_the_connection_closed_or_speaks_http_1_0_has_it_closed() {
         assert!(rest.is_empty(), "{} follows", rest.escape_ascii());
     }
 }
+
+#[test]
+fn a_client_that_ends_its_side_after_its_request_is_answered() {
+    for engine in ["tiny", "hyper"] {
+        let server = Setup::new().args(["--http", engine]).start();
+        for round in 0..20 {
+            let mut wire = server.wire();
+            wire.send("PUT /k/k HTTP/1.1\r\nHost: vkog\r\nContent-Length: 1\r\n\r\nv").finish().reply().expect(200);
+            let mut wire = server.wire();
+            wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n").finish().reply().expect(200).is("v");
+            assert!(wire.rest().is_ok_and(|rest| rest.is_empty()), "{engine}: round {round}");
+        }
+    }
+}

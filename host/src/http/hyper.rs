@@ -112,7 +112,8 @@ impl Hyper {
     pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
-        builder.header_read_timeout(None).max_header_size(HEAD_MAX);
+        // A client may end its side when it has sent all, as `nc` does, and is answered.
+        builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
         let connections_max = connections_max();
         let engine = Arc::new(Engine { service, builder, stopping: stopped, connections_max });
         let cores = thread::available_parallelism().map_or(2, usize::from);
