@@ -1,0 +1,82 @@
+//! The whole program behind the engines, without plugins, around a store in a folder of its own.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, LazyLock};
+
+use vkog::api::{Access, Api};
+use vkog::config;
+use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
+use vkog::ops::Ops;
+use vkog::plugins::{Chain, Port, Registry, system_clock};
+use vkog::store::{Fsync, LocalDisk, Options, Store};
+
+/// The longest value, in bytes.
+pub const VALUE_MAX: u64 = 1 << 20;
+
+/// A folder in memory, where there is one: a fuzzer writes millions of files.
+pub static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    made.expect("a temporary folder can be made")
+});
+
+/// A server without a socket.
+pub fn start() -> Arc<Api> {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let path = FOLDER.path().join(format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
+    let options = Options { fsync: Fsync::Never, ..Options::default() };
+    let store = Store::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
+    // It goes on without a name, and with the server.
+    std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
+    let port = Arc::new(Port::new(VALUE_MAX, system_clock));
+    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
+    let access = config::Access { open: true, ..config::Access::default() };
+    let reload = Arc::new(|| Err("nothing is reloaded here".to_owned()));
+    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
+}
+
+/// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.
+pub fn with(run: impl FnOnce(&Arc<Api>)) {
+    thread_local! {
+        static SERVER: RefCell<(u32, Option<Arc<Api>>)> = const { RefCell::new((0, None)) };
+    }
+    SERVER.with_borrow_mut(|(uses, api)| {
+        *uses += 1;
+        if *uses % 1024 == 0 {
+            *api = None;
+        }
+        run(api.get_or_insert_with(start));
+    });
+}
+
+/// Asks for something, as an engine does.
+pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Reply {
+    let head = Head::new(method, target.to_owned(), headers, None);
+    let admitted = match api.admit(head) {
+        Ok(admitted) => admitted,
+        Err(reply) => return reply,
+    };
+    let (tell, told) = channel();
+    api.serve(admitted, body.to_vec(), Responder::new(move |reply| drop(tell.send(reply))));
+    told.recv().expect("every request is answered")
+}
+
+/// Holds a reply against what every reply is.
+pub fn check(reply: &Reply) {
+    let body = reply.body.as_ref();
+    assert!(
+        matches!(reply.status, 200..=299 | 304 | 400..=499),
+        "{}: {:?}",
+        reply.status,
+        String::from_utf8_lossy(body)
+    );
+    for (name, value) in &reply.headers {
+        assert!(!name.is_empty() && !value.contains(['\r', '\n', '\0']), "{name}: {value}");
+    }
+    let is_json = reply.headers.iter().any(|(name, value)| name == "Content-Type" && value.contains("json"));
+    if reply.status >= 400 && !is_json {
+        let text = str::from_utf8(body).expect("an error is text");
+        assert!(text.len() > 1 && text.find('\n') == Some(text.len() - 1), "one line: {text:?}");
+    }
+}

@@ -1,0 +1,44 @@
+//! What a client sends on a connection, byte for byte, to the engine that others reach.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use vkog::http::{Bound, Engine};
+
+use crate::server;
+
+/// Longer than whatever is bounded below it takes, in a program that a fuzzer slows down.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    // It serves until the process ends.
+    std::mem::forget(Engine::hyper(Bound::Tcp(listener), server::start()).expect("it serves"));
+    address
+});
+
+/// Sends it, hears all answers, and asks whether the server still lives.
+pub fn check(data: &[u8]) {
+    let heard = talk(data);
+    let text = String::from_utf8_lossy(&heard);
+    assert!(heard.is_empty() || text.starts_with("HTTP/1."), "{text}");
+    assert!(!text.contains("HTTP/1.1 500"), "{text}");
+    let alive = talk(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(alive.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&alive));
+}
+
+fn talk(data: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(*ADDRESS).expect("it accepts");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a time can be set");
+    // It may have answered and closed before it has heard all.
+    let _ = stream.write_all(data);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut heard = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut heard) {
+        assert!(error.kind() == std::io::ErrorKind::ConnectionReset, "no end: {error}");
+    }
+    heard
+}
