@@ -1,6 +1,7 @@
 //! `/k/{key}`: one entry.
 
 use super::problem::{Manner, Problem};
+use super::range::{Part, Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::plugins::Refusal;
@@ -38,32 +39,54 @@ fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
             if tag == "*" {
                 return Some(Revisions::Any);
             }
-            let tag = tag.strip_prefix("W/").filter(|_| weak).unwrap_or(tag);
-            // A tag that is none of ours names no revision.
-            named.extend(tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')?.parse::<u64>().ok()));
+            named.extend(revision(tag.strip_prefix("W/").filter(|_| weak).unwrap_or(tag)));
         }
     }
     named.map(Revisions::These)
 }
 
-/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, manner: Manner) -> Reply {
-    let mut reply = bare(answer, reads, manner);
+/// The revision that a strong entity tag names. A tag that is none of ours names none.
+pub(super) fn revision(tag: &str) -> Option<u64> {
+    tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+}
+
+/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
+/// of the value.
+pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+    let mut reply = bare(answer, reads, range, manner);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, manner: Manner) -> Reply {
+fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
     let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
+            let len = entry.value().len();
+            let part = match range.map_or(Ok(None), |range| range.within(&entry)) {
+                Ok(part) => part,
+                Err(Unsatisfiable) => {
+                    return Problem::new(416, format!("Range not satisfiable: the value has {len} bytes"))
+                        .reply(manner)
+                        .with_header("Content-Range", format!("bytes */{len}"));
+                }
+            };
             let (name, revision) = etag(entry.revision());
             let mut reply = Reply::new(200, &b""[..])
                 .with_header("Content-Type", entry.content_type().to_owned())
                 .with_header(name, revision)
+                .with_header("Accept-Ranges", "bytes")
                 .with_header("X-Content-Type-Options", "nosniff");
-            reply.body = Body::Shared(Box::new(entry));
+            reply.body = match part {
+                None => Body::Shared(Box::new(entry)),
+                Some(range) => {
+                    reply.status = 206;
+                    let shown = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+                    reply = reply.with_header("Content-Range", shown);
+                    Body::Shared(Box::new(Part { entry, range }))
+                }
+            };
             reply
         }
         Answer::Written(revision) => {

@@ -7,6 +7,7 @@ mod keys;
 mod metrics;
 mod plugins;
 mod problem;
+mod range;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::threads::Threads;
 pub use access::Access;
 use access::Scope;
 use problem::{Manner, Problem};
+use range::Range;
 
 /// The HTTP interface of a store.
 pub struct Api {
@@ -209,12 +211,12 @@ impl Service for Api {
                 if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
                     return responder.reply(Problem::new(400, "No content provided").reply(manner));
                 }
-                let conditions = entry::conditions(&head);
+                let (conditions, range) = (entry::conditions(&head), Range::of(&head));
                 let origin = Box::new(head);
                 let request =
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
                 self.ops.run(request, move |answer, added| {
-                    responder.reply(entry::reply(answer, added, verb == Verb::Get, manner));
+                    responder.reply(entry::reply(answer, added, verb == Verb::Get, range, manner));
                 });
             }
             Target::Keys { question, query } => {

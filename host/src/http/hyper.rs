@@ -486,6 +486,7 @@ fn field_name(name: &str) -> Option<HeaderName> {
     match name {
         "Content-Type" => Some(header::CONTENT_TYPE),
         "ETag" => Some(header::ETAG),
+        "Accept-Ranges" => Some(header::ACCEPT_RANGES),
         "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
         _ => HeaderName::from_bytes(name.as_bytes()).ok(),
     }
