@@ -94,7 +94,7 @@ struct ServeArgs {
     #[command(flatten)]
     options: Options,
 
-    /// A TOML file with the same options, and a table for each plugin ([plugins.bytes])
+    /// TOML with the same options, and a table for each plugin
     #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
 }

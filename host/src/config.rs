@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::http::TlsFiles;
 use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
@@ -125,6 +126,14 @@ pub struct Options {
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
 
+    /// Serve https with this certificate and its chain, as PEM
+    #[arg(long, value_name = "FILE", env = "VKOG_TLS_CERT", hide_env = true)]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key, as PEM
+    #[arg(long, value_name = "FILE", env = "VKOG_TLS_KEY", hide_env = true)]
+    pub tls_key: Option<PathBuf>,
+
     /// When a write is on disk: before its answer, at most so long after it, or when the system pleases
     /// [default: always]
     #[arg(long, value_name = "always|DURATION|never", env = "VKOG_FSYNC", hide_env = true, value_parser = fsync)]
@@ -183,6 +192,8 @@ pub struct Config {
     pub listen: Listen,
     /// What speaks HTTP.
     pub http: Http,
+    /// What it is made secret with.
+    pub tls: Option<TlsFiles>,
     /// When a write is on disk.
     pub fsync: Fsync,
     /// The largest single value, in bytes.
@@ -270,18 +281,39 @@ impl Config {
             }
             None => beside_the_program(),
         };
+        let listen = given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned()));
+        let http = given.http.or(written.http).unwrap_or(Http::Auto);
+        let tls = match (given.tls_cert.or(written.tls_cert), given.tls_key.or(written.tls_key)) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (Some(_), None) => return Err(contradiction("--tls-cert", "there is no --tls-key; give both")),
+            (None, Some(_)) => return Err(contradiction("--tls-key", "there is no --tls-cert; give both")),
+        };
+        if tls.is_some() && http == Http::Tiny {
+            return Err(contradiction("--tls-cert", "tiny_http speaks no TLS; use --http hyper"));
+        }
+        if tls.is_some() && matches!(listen, Listen::Unix(_)) {
+            let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
+            return Err(contradiction("--tls-cert", fact));
+        }
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
             access: Access { open: given.open || written.open, ..access },
-            listen: given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned())),
-            http: given.http.or(written.http).unwrap_or(Http::Auto),
+            listen,
+            http,
+            tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
             log_format: given.log_format.or(written.log_format),
         })
     }
+}
+
+/// An option that goes together with no other as it should.
+fn contradiction(option: &str, fact: &str) -> ConfigError {
+    ConfigError(format!("cannot use {option}: {fact}"))
 }
 
 /// The folder `plugins` beside the executable, where there is one.
@@ -325,6 +357,23 @@ mod tests {
         let config = Config::new(given, file).expect("consistent");
         assert_eq!((config.max_size, config.file, config.max_value), (5, PathBuf::from("a"), 7));
         assert_eq!((config.listen, config.http), (Listen::Tcp("127.0.0.1:1".to_owned()), Http::Hyper));
+    }
+
+    #[test]
+    fn tls_wants_both_files_and_an_engine_that_speaks_it() {
+        let config = |text: &str| Config::new(Options::default(), File::parse(text).expect("valid"));
+        let both = "tls-cert = \"c\"\ntls-key = \"k\"\n";
+        let files = TlsFiles { certificate: "c".into(), key: "k".into() };
+        assert_eq!(config(both).expect("consistent").tls, Some(files));
+        for (text, words) in [
+            ("tls-cert = \"c\"".to_owned(), "no --tls-key"),
+            ("tls-key = \"k\"".to_owned(), "no --tls-cert"),
+            (format!("{both}http = \"tiny\""), "use --http hyper"),
+            (format!("{both}listen = \"unix:s\""), "Unix socket"),
+        ] {
+            let error = config(&text).expect_err(&text).to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

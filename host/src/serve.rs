@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{Bound, Engine};
+use crate::http::{Bound, Certificate, Engine, Tls};
 use crate::ops::Ops;
 use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
 use crate::progress::Bar;
@@ -33,9 +33,11 @@ pub fn serve(
     // Before anything is opened: a signal during a long start stops it as cleanly.
     let signals = signals().map_err(|error| Failure::new([error]))?;
 
+    let failure = |error| Failure::new([error]);
+    let tls = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| Failure::new([error]))?;
+    let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
-    let failure = |error| Failure::new([error]);
     let _lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
@@ -45,7 +47,7 @@ pub fn serve(
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
     let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
-    let (listener, address) = listen(&config.listen)?;
+    let (listener, address) = listen(&config.listen, if tls.is_some() { "https" } else { "http" })?;
     let local = listener.is_local();
     let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
     if allowed.open && !local {
@@ -53,8 +55,8 @@ pub fn serve(
     }
     let access = Arc::new(Access::new(allowed));
     let reload: Arc<Reload> = Arc::new({
-        let (ops, access) = (Arc::clone(&ops), Arc::clone(&access));
-        move || reload(&ops, &access, local, &configured)
+        let (ops, access, tls) = (Arc::clone(&ops), Arc::clone(&access), tls.clone());
+        move || reload(&ops, &access, tls.as_deref(), local, &configured)
     });
     let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload)));
     if config.http == Http::Tiny && !local {
@@ -63,9 +65,9 @@ pub fn serve(
              thread and two descriptors, and there are no timeouts; use --http hyper"
         );
     }
-    let tiny = config.http == Http::Tiny || config.http == Http::Auto && local;
+    let tiny = config.http == Http::Tiny || config.http == Http::Auto && local && tls.is_none();
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
-    let engine = if tiny { Engine::tiny(listener, service) } else { Engine::hyper(listener, service) };
+    let engine = if tiny { Engine::tiny(listener, service) } else { Engine::hyper(listener, tls, service) };
     let engine = engine.map_err(|error| Failure::new([error]))?;
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
@@ -144,15 +146,22 @@ fn allowed(access: config::Access, local: bool) -> Result<config::Access, &'stat
     }
 }
 
-/// Reads the configuration once more and takes in what has changed of the plugins, and of who may do what.
+/// Reads the configuration once more and takes in what has changed of the plugins, of who may do what, and of the
+/// certificate.
 fn reload(
     ops: &Ops,
     access: &Access,
+    tls: Option<&Tls>,
     local: bool,
     configured: &impl Fn() -> Result<Config, ConfigError>,
 ) -> Result<Vec<Taken>, String> {
     let config = configured().map_err(|error| error.to_string())?;
     let allowed = allowed(config.access, local)?;
+    // All that can be wrong comes before the first change.
+    let certificate = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| error.to_string())?;
+    if tls.is_some() != certificate.is_some() {
+        return Err("cannot begin or end to speak TLS at a reload; start anew".to_owned());
+    }
     let source = config.plugins;
     let taken = ops.reload(&source).map_err(|error| match &source.folder {
         Some(folder) => unreadable(folder, &error),
@@ -160,6 +169,11 @@ fn reload(
     })?;
     if access.set(allowed) {
         tracing::info!("took in who may do what");
+    }
+    if let (Some(tls), Some(certificate)) = (tls, certificate)
+        && tls.set(certificate)
+    {
+        tracing::info!("took in another certificate");
     }
     for Taken { path, name, outcome } in &taken {
         let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
@@ -217,7 +231,7 @@ fn tell_unknown(source: &Source, loaded: &[plugins::Plugin]) {
     }
 }
 
-fn listen(listen: &Listen) -> Result<(Bound, String), Failure> {
+fn listen(listen: &Listen, scheme: &str) -> Result<(Bound, String), Failure> {
     match listen {
         Listen::Tcp(address) => {
             let fail = |error| {
@@ -227,7 +241,7 @@ fn listen(listen: &Listen) -> Result<(Bound, String), Failure> {
             };
             let listener = TcpListener::bind(address).map_err(fail)?;
             let address = listener.local_addr().map_err(fail)?;
-            Ok((Bound::Tcp(listener), format!("http://{address}")))
+            Ok((Bound::Tcp(listener), format!("{scheme}://{address}")))
         }
         #[cfg(unix)]
         Listen::Unix(path) => {

@@ -1,6 +1,7 @@
 //! HTTP with connections kept alive, through a client library that shares no code with the server.
 
 use ureq::http;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::DEADLINE;
 use crate::process::Output;
@@ -14,12 +15,15 @@ pub struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(address: &str, log: &Output) -> Self {
+    pub(crate) fn new(address: &str, trusted: Option<&str>, log: &Output) -> Self {
+        let trusted = trusted.map(|pem| Certificate::from_pem(pem.as_bytes()).expect("it is a certificate"));
+        let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&Vec::from_iter(trusted))).build();
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .allow_non_standard_methods(true)
             .proxy(None)
+            .tls_config(tls)
             .timeout_global(Some(DEADLINE))
             .build()
             .into();

@@ -7,6 +7,7 @@
 mod admin;
 mod artefacts;
 mod beside;
+mod certificate;
 mod client;
 mod faults;
 mod frozen;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use admin::{TOKEN, administered, put_in_place};
 pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, workspace};
 pub use beside::beside;
+pub use certificate::Certificate;
 pub use client::{Client, Reply, Request, encode};
 pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use crate::artefacts::artefacts;
+use crate::certificate::Certificate;
 use crate::client::Client;
 use crate::process::{Exit, Running};
 use crate::wire::Wire;
@@ -55,6 +56,7 @@ pub struct Setup {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     descriptors: Option<u32>,
+    trusted: Option<String>,
 }
 
 impl Default for Setup {
@@ -76,6 +78,7 @@ impl Setup {
             arguments: Vec::new(),
             environment: Vec::new(),
             descriptors: None,
+            trusted: None,
         }
     }
 
@@ -119,6 +122,13 @@ impl Setup {
     pub fn descriptors(mut self, count: u32) -> Self {
         self.descriptors = Some(count);
         self
+    }
+
+    /// With TLS, and with clients that trust this certificate alone.
+    pub fn certificate(mut self, certificate: &Certificate) -> Self {
+        certificate.write(self.folder());
+        self.trusted = Some(certificate.pem.clone());
+        self.args(["--tls-cert", "cert.pem", "--tls-key", "key.pem"])
     }
 
     /// The temporary folder, in which the server also runs.
@@ -223,6 +233,14 @@ impl Setup {
         Running::start(&mut self.serving()).wait()
     }
 
+    fn scheme(&self) -> &'static str {
+        if self.trusted.is_some() { "https://" } else { "http://" }
+    }
+
+    fn client(&self, address: &str, process: &Running) -> Client {
+        Client::new(&format!("{}{address}", self.scheme()), self.trusted.as_deref(), &process.stderr)
+    }
+
     /// Runs `vkog` with these arguments until it ends.
     #[track_caller]
     pub fn run<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Exit {
@@ -235,8 +253,7 @@ pub struct Server {
     process: Running,
     address: String,
     client: Client,
-    /// Keeps the folder.
-    _setup: Setup,
+    setup: Setup,
 }
 
 impl Deref for Server {
@@ -255,10 +272,11 @@ impl Server {
             panic!("{command:?} does not listen\n--- standard error\n{}", process.stderr.text());
         }
         let line = process.stdout.text();
-        let address = line.strip_prefix("listening on http://").and_then(|rest| rest.strip_suffix('\n'));
+        let before = format!("listening on {}", setup.scheme());
+        let address = line.strip_prefix(&before).and_then(|rest| rest.strip_suffix('\n'));
         let address = address.unwrap_or_else(|| panic!("{command:?} says {line:?}")).to_owned();
-        let client = Client::new(&format!("http://{address}"), &process.stderr);
-        Self { process, address, client, _setup: setup.clone() }
+        let client = setup.client(&address, &process);
+        Self { process, address, client, setup: setup.clone() }
     }
 
     /// `ip:port`.
@@ -273,7 +291,7 @@ impl Server {
 
     /// Another client, with connections of its own.
     pub fn client(&self) -> Client {
-        Client::new(&format!("http://{}", self.address), &self.process.stderr)
+        self.setup.client(&self.address, &self.process)
     }
 
     /// A connection for bytes as they are.
@@ -332,10 +350,10 @@ impl Server {
     /// The same by another signal.
     #[track_caller]
     pub fn stop_with(self, signal: &str) -> Exit {
-        let Self { process, address, .. } = self;
+        let Self { process, address, setup, .. } = self;
         process.signal(signal);
         let exit = process.wait();
-        assert_eq!(exit.stdout, format!("listening on http://{address}\n"), "standard output of {exit}");
+        assert_eq!(exit.stdout, format!("listening on {}{address}\n", setup.scheme()), "standard output of {exit}");
         exit
     }
 }

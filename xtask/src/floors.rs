@@ -15,7 +15,7 @@ const MODULES: &[(&str, &[&str])] = &[
     // `Verb` and `Origin` are the plugins' words, the default media type is the store's.
     // Who may change the host is in the configuration.
     ("api", &["config", "http", "ops", "plugins", "store"]),
-    ("config", &["plugins", "store"]),
+    ("config", &["http", "plugins", "store"]),
     ("progress", &[]),
     ("serve", &["api", "cli", "config", "http", "ops", "plugins", "progress", "store"]),
     // The limits of a key are the operations'.

@@ -33,14 +33,17 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
-use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service};
+use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service, Tls};
 use crate::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
 /// so many rounds. hyper's own timer would be set anew for each request, which costs a call of the system.
 const ROUND: Duration = Duration::from_secs(10);
 const ROUNDS_MAX: u32 = 3;
+/// A client has this long to agree on a secret with the server.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The longest head, in bytes. Its fields are at most 100, which is hyper's own limit.
 const HEAD_MAX: usize = 64 << 10;
 /// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
@@ -84,6 +87,7 @@ struct Shared {
 /// What all loops share.
 struct Engine<S: Service> {
     service: Arc<S>,
+    tls: Option<Arc<Tls>>,
     builder: http1::Builder,
     stopping: watch::Receiver<bool>,
     connections_max: usize,
@@ -109,13 +113,13 @@ impl Hyper {
     /// # Errors
     ///
     /// The socket cannot be listened on, or there is no thread for it.
-    pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
+    pub fn start<S: Service>(listener: Bound, tls: Option<Arc<Tls>>, service: Arc<S>) -> io::Result<Self> {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
         // A client may end its side when it has sent all, as `nc` does, and is answered.
         builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
         let connections_max = connections_max();
-        let engine = Arc::new(Engine { service, builder, stopping: stopped, connections_max });
+        let engine = Arc::new(Engine { service, tls, builder, stopping: stopped, connections_max });
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
         let (under_way, drained) = bounded(0);
@@ -262,7 +266,11 @@ impl<S: Service> Engine<S> {
         match stream {
             Stream::Tcp(stream, client) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    self.talk(stream, Some(client)).await;
+                    match self.tls.clone() {
+                        None => self.talk(stream, Some(client)).await,
+                        // In a box of its own, because it is large, and those without TLS have no use for the room.
+                        Some(tls) => Box::pin(self.talk_in_secret(stream, client, tls)).await,
+                    }
                 }
             }
             #[cfg(unix)]
@@ -273,6 +281,20 @@ impl<S: Service> Engine<S> {
             }
         }
         drop(under_way);
+    }
+
+    async fn talk_in_secret(self: Arc<Self>, stream: TcpStream, client: SocketAddr, tls: Arc<Tls>) {
+        let mut stopping = self.stopping.clone();
+        let secret = tokio::select! {
+            secret = timeout(HANDSHAKE, secret(stream, &tls)) => secret,
+            () = stopped(&mut stopping) => return,
+        };
+        match secret {
+            Ok(Ok(Some(stream))) => self.talk(stream, Some(client)).await,
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!("no TLS with {client}: {error}"),
+            Err(_) => tracing::debug!("no TLS with {client} in {HANDSHAKE:?}"),
+        }
     }
 
     /// Serves a connection to its end.
@@ -311,27 +333,43 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// Tells a client that there are too many.
+/// Agrees on a secret with a client. One that speaks HTTP without TLS is told so.
+async fn secret(stream: TcpStream, tls: &Tls) -> io::Result<Option<TlsStream<TcpStream>>> {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nServer: vkog\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        Connection: close\r\nContent-Length: 35\r\n\r\nThis port speaks TLS; use https://\n";
+    let mut first = [0];
+    stream.peek(&mut first).await?;
+    // TLS begins with no letter, and every method with one.
+    if first[0].is_ascii_alphabetic() {
+        tell(stream, ANSWER).await?;
+        return Ok(None);
+    }
+    tls.acceptor().accept(stream).await.map(Some)
+}
+
+/// Tells a client that there are too many. One that expects TLS just finds its connection closed.
 async fn refuse(stream: Stream, _counted: Counted) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nServer: vkog\r\nContent-Type: text/plain; charset=utf-8\r\n\
         Connection: close\r\nContent-Length: 21\r\n\r\nToo many connections\n";
-    async fn tell<I: AsyncRead + AsyncWrite + Unpin>(mut stream: I) -> io::Result<()> {
-        stream.write_all(ANSWER).await?;
-        stream.shutdown().await?;
-        let mut rest = [0; 4096];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok(())
-    }
     let told = async {
         match stream {
-            Stream::Tcp(stream, _) => tell(TcpStream::from_std(stream)?).await,
+            Stream::Tcp(stream, _) => tell(TcpStream::from_std(stream)?, ANSWER).await,
             #[cfg(unix)]
-            Stream::Unix(stream) => tell(UnixStream::from_std(stream)?).await,
+            Stream::Unix(stream) => tell(UnixStream::from_std(stream)?, ANSWER).await,
         }
     };
     // The client may have left, or stay for ever.
     let _ = timeout(LINGER, told).await;
+}
+
+/// Sends an answer, and reads on until the client has it.
+async fn tell<I: AsyncRead + AsyncWrite + Unpin>(mut stream: I, answer: &[u8]) -> io::Result<()> {
+    stream.write_all(answer).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 4096];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 /// A connection.
@@ -680,7 +718,7 @@ mod tests {
     async fn is_given_up(each_second: impl Fn(&Connection<Nobody>)) -> bool {
         let (_stop, stopping) = watch::channel(false);
         let builder = http1::Builder::new();
-        let engine = Arc::new(Engine { service: Arc::new(Nobody), builder, stopping, connections_max: 1 });
+        let engine = Arc::new(Engine { service: Arc::new(Nobody), tls: None, builder, stopping, connections_max: 1 });
         let connection = Arc::new(Connection::new(engine, None));
         let seconds = async {
             for _ in 0..60 {

@@ -2,6 +2,7 @@
 
 mod hyper;
 mod tiny;
+mod tls;
 mod turns;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use self::hyper::Hyper;
 use self::tiny::Tiny;
+pub use self::tls::{Certificate, Tls, TlsError, TlsFiles};
 
 /// A listening socket.
 pub enum Bound {
@@ -51,13 +53,13 @@ impl Engine {
         Tiny::start(listener, service).map(Self::Tiny)
     }
 
-    /// The same with hyper.
+    /// The same with hyper, and with TLS where there is a certificate.
     ///
     /// # Errors
     ///
     /// The socket cannot be listened on.
-    pub fn hyper<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
-        Hyper::start(listener, service).map(Self::Hyper)
+    pub fn hyper<S: Service>(listener: Bound, tls: Option<Arc<Tls>>, service: Arc<S>) -> io::Result<Self> {
+        Hyper::start(listener, tls, service).map(Self::Hyper)
     }
 
     /// Takes no further request, waits for those under way, and says whether all of them were answered in time.

@@ -1,0 +1,142 @@
+//! TLS: a certificate and its key, and how others take their place while connections come and go.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
+
+/// The files of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, then those that vouch for it, as PEM.
+    pub certificate: PathBuf,
+    /// Its private key, as PEM.
+    pub key: PathBuf,
+}
+
+/// What new connections are made secret with.
+pub struct Tls(RwLock<Certificate>);
+
+/// A certificate with its key, ready for use.
+pub struct Certificate {
+    chain: Vec<CertificateDer<'static>>,
+    config: Arc<ServerConfig>,
+}
+
+/// Why a certificate cannot be used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read.
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        wanted: &'static str,
+        /// Why it does not.
+        source: pem::Error,
+    },
+    /// The certificate and the key do not go together, or are of no use.
+    Unusable {
+        /// Both.
+        files: TlsFiles,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, source } => {
+                write!(f, "cannot read {}: {source}; --tls-cert and --tls-key name PEM files", path.display())
+            }
+            Self::Malformed { path, wanted, source: pem::Error::NoItemsFound } => {
+                write!(f, "cannot use {}: there is no {wanted} in it; give one as PEM", path.display())
+            }
+            Self::Malformed { path, wanted, source } => {
+                write!(f, "cannot use {}: {source}; give a {wanted} as PEM", path.display())
+            }
+            Self::Unusable { files: TlsFiles { certificate, key }, source } => {
+                let (certificate, key) = (certificate.display(), key.display());
+                match source {
+                    rustls::Error::InconsistentKeys(_) => {
+                        write!(f, "cannot use {certificate} with {key}: the key is another certificate's; give its own")
+                    }
+                    _ => write!(f, "cannot use {certificate} with {key}: {source}; give a certificate with its key"),
+                }
+            }
+        }
+    }
+}
+
+impl std::error::Error for TlsError {}
+
+impl Certificate {
+    /// Reads a certificate and its key.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is no PEM, or two that do not go together.
+    pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let unusable = |source| TlsError::Unusable { files: files.clone(), source };
+        let (path, wanted) = (&files.certificate, "certificate");
+        let malformed = |source| TlsError::Malformed { path: path.clone(), wanted, source };
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(malformed)?;
+        if chain.is_empty() {
+            return Err(malformed(pem::Error::NoItemsFound));
+        }
+        let (path, wanted) = (&files.key, "private key without a password");
+        let malformed = |source| TlsError::Malformed { path: path.clone(), wanted, source };
+        let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(malformed)?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .with_no_client_auth()
+            .with_single_cert(chain.clone(), key)
+            .map_err(unusable)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { chain, config: Arc::new(config) })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })
+}
+
+impl Tls {
+    /// Begins with this certificate.
+    pub fn new(certificate: Certificate) -> Self {
+        Self(RwLock::new(certificate))
+    }
+
+    /// Takes another certificate for the connections to come. Says whether it is another.
+    pub fn set(&self, certificate: Certificate) -> bool {
+        let mut current = self.0.write();
+        let renewed = current.chain != certificate.chain;
+        // The sessions of the same certificate can be taken up again.
+        if renewed {
+            *current = certificate;
+        }
+        renewed
+    }
+
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        Arc::clone(&self.0.read().config).into()
+    }
+}

@@ -1,0 +1,80 @@
+//! Certificates made for a test, and what a client without a library between sees of a server that has one.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+
+use crate::DEADLINE;
+
+/// A certificate for 127.0.0.1 that vouches for itself, and its key.
+pub struct Certificate {
+    der: CertificateDer<'static>,
+    /// The certificate, as PEM.
+    pub pem: String,
+    /// Its private key, as PEM.
+    pub key: String,
+}
+
+/// What a client saw of a server.
+pub struct Seen {
+    /// The protocol that they agreed on.
+    pub alpn: Option<Vec<u8>>,
+    /// All that the server sent until it closed the connection.
+    pub text: String,
+}
+
+impl Certificate {
+    /// A new one.
+    pub fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key can be made");
+        Self { der: made.cert.der().clone(), pem: made.cert.pem(), key: made.signing_key.serialize_pem() }
+    }
+
+    /// Writes `cert.pem` and `key.pem` into a folder.
+    pub fn write(&self, folder: &Path) {
+        std::fs::write(folder.join("cert.pem"), &self.pem).expect("the certificate can be written");
+        std::fs::write(folder.join("key.pem"), &self.key).expect("the key can be written");
+    }
+
+    /// Connects with trust in this certificate alone and in one version of TLS, and sends a request that ends the connection.
+    ///
+    /// # Errors
+    ///
+    /// The server has another certificate.
+    pub fn ask(
+        &self,
+        address: &str,
+        version: &'static SupportedProtocolVersion,
+        request: &str,
+    ) -> Result<Seen, std::io::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der.clone()).expect("it is a certificate");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .expect("ring knows this version")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let name = ServerName::try_from("127.0.0.1").expect("it is an address");
+        let client = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+        let socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        let mut stream = StreamOwned::new(client, socket);
+        stream.write_all(request.as_bytes())?;
+        let mut text = String::new();
+        // It fails where the server does not end TLS before the connection, as it should.
+        stream.read_to_string(&mut text)?;
+        Ok(Seen { alpn: stream.conn.alpn_protocol().map(<[u8]>::to_vec), text })
+    }
+}
+
+impl Default for Certificate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
