@@ -34,20 +34,36 @@ pub(super) fn conditions(head: &Head) -> Conditions {
 fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
     let mut named: Option<Vec<u64>> = None;
     for value in head.headers.all(name) {
+        let value = String::from_utf8_lossy(value.trim_ascii());
+        if value == "*" {
+            return Some(Revisions::Any);
+        }
         let named = named.get_or_insert_default();
-        for tag in value.split(|byte| *byte == b',').filter_map(|tag| str::from_utf8(tag).ok()).map(str::trim) {
-            if tag == "*" {
-                return Some(Revisions::Any);
-            }
-            named.extend(revision(tag.strip_prefix("W/").filter(|_| weak).unwrap_or(tag)));
+        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
+        let mut rest = &*value;
+        while let Some((before, from)) = rest.split_once('"')
+            && let Some((tag, after)) = from.split_once('"')
+        {
+            rest = after;
+            let counts = match before.trim_matches([',', ' ', '\t']) {
+                "" => true,
+                "W/" => weak,
+                _ => false,
+            };
+            named.extend(opaque(tag).filter(|_| counts));
         }
     }
     named.map(Revisions::These)
 }
 
-/// The revision that a strong entity tag names. A tag that is none of ours names none.
+/// The revision that a strong entity tag names.
 pub(super) fn revision(tag: &str) -> Option<u64> {
-    tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+    opaque(tag.strip_prefix('"')?.strip_suffix('"')?)
+}
+
+/// The revision between quotation marks. A tag that is none of ours names none, and "07" is not "7".
+fn opaque(tag: &str) -> Option<u64> {
+    tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
 }
 
 /// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
