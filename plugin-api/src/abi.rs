@@ -149,7 +149,7 @@ pub struct HookFn {
 pub struct HookEntry {
     /// Which hook: an index into [`HOOK_NAMES`]. A host leaves out an id it does not know, unless it is required.
     pub id: u32,
-    /// Bits: [`HookEntry::REQUIRED`].
+    /// Bits: [`HookEntry::REQUIRED`], [`HookEntry::BLOCKS`].
     pub flags: u32,
     /// What to call.
     pub hook: HookFn,
@@ -158,6 +158,8 @@ pub struct HookEntry {
 impl HookEntry {
     /// Bit of [`flags`](Self::flags): a host that does not know this hook must not load the plugin.
     pub const REQUIRED: u32 = 1;
+    /// Bit of [`flags`](Self::flags): the hook may wait, and is to be called where nobody else is served (since 1.2).
+    pub const BLOCKS: u32 = 2;
 }
 
 /// The hooks of this version, at the index of their id. New ones go at the end.

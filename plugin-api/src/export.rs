@@ -107,8 +107,10 @@ unsafe extern "C" fn destroy<P: Plugin>(instance: RawInstance) -> ROption<RStrin
 }
 
 /// The table without the hooks that are not implemented. It is made once for a library and lives as long as it.
-fn table(hooks: &[Option<HookEntry>]) -> RSlice<'static, HookEntry> {
-    let table: Vec<HookEntry> = hooks.iter().flatten().copied().collect();
+fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry> {
+    let flags = if blocks { HookEntry::BLOCKS } else { 0 };
+    let flagged = |entry: &HookEntry| HookEntry { flags: entry.flags | flags, ..*entry };
+    let table: Vec<HookEntry> = hooks.iter().flatten().map(flagged).collect();
     RSlice::from_slice(table.leak())
 }
 
@@ -126,7 +128,7 @@ pub fn module<P: Plugin>(
         stage: P::STAGE as u32,
         create: create::<P>,
         destroy: destroy::<P>,
-        hooks: table(hooks),
+        hooks: table(hooks, P::BLOCKS),
     }
     .leak_into_prefix()
 }

@@ -62,6 +62,12 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     /// Where in the chain the plugin stands.
     const STAGE: Stage = Stage::Policy;
 
+    /// Whether its hooks may wait: for a file, for another machine, for a lock that is held for long. The host then does
+    /// what it is asked about on threads that may wait, and other clients are served meanwhile; that costs each such
+    /// request a change of threads. A guard is called under its entry's lock all the same, and must not wait. Since 1.2;
+    /// an older host has it wait where others are served.
+    const BLOCKS: bool = false;
+
     /// Makes the plugin. Called once for each start of the host, before the first request and before [`Start`], from the
     /// host's main thread; no lock is held. `vkog plugins check` calls it too, so what it opens it must close in `drop`.
     ///

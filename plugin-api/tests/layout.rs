@@ -39,6 +39,11 @@ fn the_types_that_cross_have_these_sizes_and_offsets() {
 }
 
 #[test]
+fn the_flags_of_a_hook_keep_their_bits() {
+    assert_eq!((HookEntry::REQUIRED, HookEntry::BLOCKS), (1, 2));
+}
+
+#[test]
 fn verbs_stages_and_hooks_keep_their_numbers() {
     use vkog_plugin_api::{Stage, Verb};
     assert_eq!([Verb::Get, Verb::Post, Verb::Put, Verb::Delete].map(|verb| verb as u32), [0, 1, 2, 3]);

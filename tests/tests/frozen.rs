@@ -42,6 +42,7 @@ struct New {
 
 impl Plugin for New {
     type Settings = NoSettings;
+    const BLOCKS: bool = true;
 
     fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
         let puts = host.counter("puts_total", "Puts.");
