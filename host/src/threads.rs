@@ -2,14 +2,14 @@
 //! that goes back to the thread on which it began.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 /// How long a thread waits for the next job.
 const IDLE: Duration = Duration::from_secs(5);
@@ -113,40 +113,94 @@ impl Drop for Away {
 /// Threads that share a name and their jobs.
 pub struct Threads {
     name: &'static str,
-    hand_over: Sender<Job>,
-    take: Receiver<Job>,
+    max: usize,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    work: Mutex<Work>,
+    /// A thread that waits may have something to do.
+    come: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    /// What no thread has begun.
+    jobs: VecDeque<Job>,
+    threads: usize,
+    /// How many of them wait.
+    idle: usize,
 }
 
 impl Threads {
-    /// No thread yet.
+    /// No thread yet, and never one too few.
     pub fn new(name: &'static str) -> Self {
-        // Without a queue: a job is handed over only to a thread that waits for one.
-        let (hand_over, take) = bounded(0);
-        Self { name, hand_over, take }
+        Self::at_most(name, usize::MAX)
     }
 
-    /// Runs a job now, beside whatever runs. A panic ends the job alone.
+    /// No thread yet, and never more than so many: what comes when all are busy waits for one.
+    pub fn at_most(name: &'static str, max: usize) -> Self {
+        Self { name, max, shared: Arc::default() }
+    }
+
+    /// Runs a job now, beside whatever runs, unless there are as many threads as there may be. A panic ends the job alone.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.hand_over.try_send(Box::new(job))
-        else {
-            return;
-        };
-        let take = self.take.clone();
-        let spawned = thread::Builder::new().name(self.name.to_owned()).spawn(move || {
-            let mut next = Some(job);
-            while let Some(job) = next {
-                let _ = catch_unwind(AssertUnwindSafe(job));
-                next = take.recv_timeout(IDLE).ok();
-            }
-        });
+        let mut work = self.shared.work.lock();
+        work.jobs.push_back(Box::new(job));
+        if work.jobs.len() <= work.idle {
+            drop(work);
+            self.shared.come.notify_one();
+        } else if work.threads < self.max {
+            work.threads += 1;
+            drop(work);
+            self.start();
+        }
+    }
+
+    fn start(&self) {
+        let shared = Arc::clone(&self.shared);
+        let spawned = thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.work());
         if let Err(error) = spawned {
-            tracing::error!("a job was dropped: no further thread: {error}");
+            let mut work = self.shared.work.lock();
+            work.threads -= 1;
+            // Where others go on, one of them will come to it.
+            if work.threads == 0 {
+                let jobs = std::mem::take(&mut work.jobs);
+                drop(work);
+                tracing::error!("{} jobs were dropped: no thread: {error}", jobs.len());
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Does jobs until there has been none for a while.
+    fn work(&self) {
+        let mut work = self.work.lock();
+        loop {
+            while let Some(job) = work.jobs.pop_front() {
+                drop(work);
+                let _ = catch_unwind(AssertUnwindSafe(job));
+                work = self.work.lock();
+            }
+            work.idle += 1;
+            let idle = self.come.wait_for(&mut work, IDLE).timed_out();
+            work.idle -= 1;
+            if idle && work.jobs.is_empty() {
+                work.threads -= 1;
+                return;
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use crossbeam_channel::bounded;
+
     use super::*;
 
     #[test]
@@ -166,5 +220,26 @@ mod tests {
         assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(1));
         drop(release);
         assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(0));
+    }
+
+    #[test]
+    fn all_jobs_are_done_by_no_more_threads_than_there_may_be() {
+        let threads = Threads::at_most("test", 3);
+        let (done, finished) = bounded(100);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..100 {
+            let (now, most, done) = (Arc::clone(&now), Arc::clone(&most), done.clone());
+            threads.run(move || {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                thread::yield_now();
+                now.fetch_sub(1, Ordering::SeqCst);
+                let _ = done.send(());
+                panic!("a job ends alone");
+            });
+        }
+        for _ in 0..100 {
+            assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(()));
+        }
+        assert!((1..=3).contains(&most.load(Ordering::SeqCst)));
     }
 }

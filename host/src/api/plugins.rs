@@ -45,6 +45,8 @@ struct Listed {
     on_failure: OnFailure,
     budget_ns: Option<u64>,
     quarantined: bool,
+    /// Whether its hooks may wait.
+    blocks: bool,
     hooks: Vec<Hook>,
     metrics: BTreeMap<String, i64>,
 }
@@ -84,6 +86,7 @@ impl Listed {
             on_failure: conduct.on_failure,
             budget_ns: conduct.budget.map(nanoseconds),
             quarantined: member.is_quarantined(),
+            blocks: member.blocks(),
             hooks: chain.stats(member).map(|(hook, calls, stats)| Hook::new(hook, calls, stats)).collect(),
             metrics,
         }

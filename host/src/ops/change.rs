@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Added, Answer, Ops, Request, seen};
+use super::{Added, Answer, Ops, Request, aside, seen};
 use crate::plugins::{Chain, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
 
@@ -41,8 +41,8 @@ pub(super) fn change(
             }),
         }
     };
-    let (links, asked) = (Arc::clone(&chain), Arc::clone(&request));
-    ops.store.update(&request.key, decide, move |update| {
+    let (links, asked, threads) = (Arc::clone(&chain), Arc::clone(&request), ops.aside(&chain, &request));
+    let finish = move |update| {
         let subject = asked.subject();
         match update {
             Update::Stayed(answer) => finish(answer, Vec::new()),
@@ -58,5 +58,6 @@ pub(super) fn change(
                 finish(done(change.revision), headers);
             }
         }
-    });
+    };
+    ops.store.update(&request.key, decide, move |update| aside(threads, move || finish(update)));
 }

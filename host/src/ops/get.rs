@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Added, Answer, Ops, Request, seen};
+use super::{Added, Answer, Ops, Request, aside, seen};
 use crate::plugins::Chain;
 
 pub(super) fn get(
@@ -34,8 +34,8 @@ fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(
         }
         Answer::Found(entry.clone())
     });
-    let store = Arc::clone(&ops);
-    store.store.when_kept(what, move |kept| {
+    let (store, threads) = (Arc::clone(&ops), ops.aside(&chain, &request));
+    let finish = move |kept: Result<(), _>| {
         let subject = request.subject();
         let found = if let Answer::Found(entry) = &answer { Some(seen(entry)) } else { None };
         match (kept, found) {
@@ -54,5 +54,6 @@ fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(
                 look(ops, chain, request, finish);
             }
         }
-    });
+    };
+    store.store.when_kept(what, move |kept| aside(threads, move || finish(kept)));
 }

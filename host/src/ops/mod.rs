@@ -13,16 +13,22 @@ pub use list::{Listing, Page, Viewer};
 
 use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};
+use crate::threads::Threads;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 1024;
 /// The longest media type, in bytes.
 pub const CONTENT_TYPE_MAX: usize = 255;
 
+/// So many operations at most are done at a time of those whose plugins may wait.
+const WAITING_MAX: usize = 256;
+
 /// The store and the plugins around it.
 pub struct Ops {
     store: Store,
     plugins: Registry,
+    /// For operations whose plugins may wait.
+    waiting: Arc<Threads>,
 }
 
 /// What a client asked for.
@@ -75,7 +81,8 @@ impl Ops {
     ///
     /// A plugin that does not start.
     pub fn new(store: Store, plugins: Registry) -> Result<Arc<Self>, LoadError> {
-        let ops = Arc::new(Self { store, plugins });
+        let waiting = Arc::new(Threads::at_most("waiting", WAITING_MAX));
+        let ops = Arc::new(Self { store, plugins, waiting });
         ops.plugins.start(&ops.scan())?;
         let services: Arc<dyn Services> = Arc::<Self>::clone(&ops);
         ops.plugins.port().open(Arc::downgrade(&services));
@@ -114,7 +121,15 @@ impl Ops {
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
         let ops = Arc::clone(self);
-        self.plugins.when_open(move |chain| ops.run_in(chain, request, finish));
+        self.plugins.when_open(move |chain| {
+            aside(ops.aside(&chain, &request), move || ops.run_in(chain, request, finish));
+        });
+    }
+
+    /// The threads for an operation that may have to wait. What a plugin asks for is done on the thread that waits for it
+    /// anyway: of a limited number all could wait for each other.
+    fn aside(&self, chain: &Chain, request: &Request) -> Option<Arc<Threads>> {
+        (chain.blocks(request.verb) && request.depth == 0).then(|| Arc::clone(&self.waiting))
     }
 
     fn run_in(
@@ -142,6 +157,14 @@ impl Request {
             depth: self.depth,
             origin: &*self.origin,
         }
+    }
+}
+
+/// Does something here, or on other threads.
+fn aside(threads: Option<Arc<Threads>>, job: impl FnOnce() + Send + 'static) {
+    match threads {
+        None => job(),
+        Some(threads) => threads.run(job),
     }
 }
 

@@ -11,7 +11,7 @@ use super::call::{Said, Scan, Subject, about, call};
 use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
 use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure};
-use crate::abi::{HOOK_NAMES, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
+use crate::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
 
 /// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
 pub const QUARANTINE_PANICS: usize = 5;
@@ -59,6 +59,8 @@ pub struct Member {
     conduct: Conduct,
     /// By hook id.
     hooks: [Option<(HookFn, Arc<HookStats>)>; HOOK_NAMES.len()],
+    /// By hook id: it may wait.
+    blocks: [bool; HOOK_NAMES.len()],
     panics: Mutex<VecDeque<Instant>>,
     quarantined: AtomicBool,
 }
@@ -101,14 +103,16 @@ impl Member {
             }
         };
         let mut hooks = [const { None }; HOOK_NAMES.len()];
+        let mut blocks = [false; HOOK_NAMES.len()];
         for entry in module.hooks().as_slice() {
             if let Some(place) = hooks.get_mut(entry.id as usize) {
                 *place = Some((entry.hook, Arc::default()));
+                blocks[entry.id as usize] = entry.flags & HookEntry::BLOCKS != 0;
             }
         }
         identity.may_ask.store(hooks[START].is_none(), Relaxed);
         let (panics, quarantined) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { module, instance, identity, conduct, hooks, panics, quarantined })
+        Ok(Self { module, instance, identity, conduct, hooks, blocks, panics, quarantined })
     }
 
     /// The name, which is also that of its table in the configuration.
@@ -134,6 +138,15 @@ impl Member {
     /// Whether it has a hook of this name.
     pub fn has(&self, hook: &str) -> bool {
         HOOK_NAMES.iter().position(|name| *name == hook).is_some_and(|id| self.hooks[id].is_some())
+    }
+
+    /// Whether one of its hooks may wait.
+    pub fn blocks(&self) -> bool {
+        self.blocks.contains(&true)
+    }
+
+    pub(super) fn blocks_in(&self, id: usize) -> bool {
+        self.blocks[id]
     }
 
     pub(super) fn instance(&self) -> RawInstance {

@@ -99,6 +99,8 @@ pub struct Chain {
     members: Vec<Arc<Member>>,
     /// By hook id.
     lists: [List; HOOK_NAMES.len()],
+    /// By verb: a hook may wait.
+    blocks: [bool; 4],
     /// How often each was gone through: each link was called so often, but for what its statistics take away.
     runs: Runs,
 }
@@ -109,6 +111,7 @@ impl Chain {
         let rank = |member: &Member| order.iter().position(|name| name == member.name()).unwrap_or(order.len());
         members.sort_by_key(|member| (rank(member), member.stage(), member.name()));
         let mut lists: [List; HOOK_NAMES.len()] = std::array::from_fn(|_| List::default());
+        let mut blocks = [false; 4];
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
             for (id, list) in lists.iter_mut().enumerate().take(START) {
@@ -123,12 +126,13 @@ impl Chain {
                     hook: (!quarantined).then_some(*hook),
                     stats: Arc::clone(stats),
                 };
+                blocks[id % blocks.len()] |= !quarantined && member.blocks_in(id);
                 list.always_timed |= member.conduct().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
                 if id >= AFTER { list.links.insert(0, link) } else { list.links.push(link) }
             }
         }
-        Self { members, lists, runs: Runs::default() }
+        Self { members, lists, blocks, runs: Runs::default() }
     }
 
     /// The plugins in the order in which their before-hooks and guards run.
@@ -144,6 +148,11 @@ impl Chain {
             let runs = if counts_runs(id) && self.lists[id].links.iter().any(listed) { self.runs.sum(id) } else { 0 };
             Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
         })
+    }
+
+    /// Whether an operation of this verb has a hook that may wait.
+    pub fn blocks(&self, verb: Verb) -> bool {
+        self.blocks[verb as usize]
     }
 
     /// Whether no plugin has a guard for this verb, so that none has to be asked under a lock.
