@@ -144,6 +144,10 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
+    /// Log each request
+    #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
+    pub log_requests: bool,
+
     /// How to log [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
@@ -198,6 +202,8 @@ pub struct Config {
     pub fsync: Fsync,
     /// The largest single value, in bytes.
     pub max_value: u64,
+    /// Whether each request is logged.
+    pub log_requests: bool,
     /// How a log line is written; none goes by the terminal.
     pub log_format: Option<LogFormat>,
 }
@@ -306,6 +312,7 @@ impl Config {
             tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
+            log_requests: given.log_requests || written.log_requests,
             log_format: given.log_format.or(written.log_format),
         })
     }

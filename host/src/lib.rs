@@ -5,6 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod counting;
 pub mod http;
 pub mod ops;
 pub mod plugins;

@@ -58,7 +58,8 @@ pub fn serve(
         let (ops, access, tls) = (Arc::clone(&ops), Arc::clone(&access), tls.clone());
         move || reload(&ops, &access, tls.as_deref(), local, &configured)
     });
-    let service = Arc::new(Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload)));
+    let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
+    let service = Arc::new(service.log_requests(config.log_requests));
     if config.http == Http::Tiny && !local {
         tracing::warn!(
             "--http tiny on {address}, which others reach: a request that declares HTTP/2.0, or a body of over 1 GiB, leaks a \
@@ -67,7 +68,11 @@ pub fn serve(
     }
     let tiny = config.http == Http::Tiny || config.http == Http::Auto && local && tls.is_none();
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
-    let engine = if tiny { Engine::tiny(listener, service) } else { Engine::hyper(listener, tls, service) };
+    let engine = if tiny {
+        Engine::tiny(listener, service)
+    } else {
+        Engine::hyper(listener, tls, service.connections(), service)
+    };
     let engine = engine.map_err(|error| Failure::new([error]))?;
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");

@@ -104,7 +104,7 @@ impl Host {
             conditions: Conditions::default(),
             arrived: self.ops.revision(),
             depth: 0,
-            origin: Box::new(Client),
+            origin: Arc::new(Client),
         };
         self.ops.run(request, then);
     }

@@ -37,6 +37,55 @@ fn what_is_counted_is_what_was_done() {
 }
 
 #[test]
+fn requests_connections_and_syncs_are_counted_to_the_last_one() {
+    for engine in ["tiny", "hyper"] {
+        let server = Setup::new().args(["--http", engine]).start();
+        let mut wires = server.wires(3);
+        for (count, wire) in wires.iter_mut().enumerate() {
+            for _ in 0..=1000 * count {
+                wire.request("PUT", "/k/k", b"v").expect(200);
+                wire.request("GET", "/k/k", b"").expect(200);
+                wire.request("GET", "/k/absent", b"").expect(404);
+            }
+        }
+        wires[0].request("DELETE", "/k/absent", b"").expect(404);
+        wires[0].request("BREW", "/k/k", b"").expect(405);
+        wires[0].request("PUT", "/k/k", b"").expect(400);
+        let count = 3.0 + 3000.0;
+        for (labels, value) in [
+            ("{method=\"OPTIONS\",status=\"2xx\"}", 3.0),
+            ("{method=\"PUT\",status=\"2xx\"}", count),
+            ("{method=\"PUT\",status=\"4xx\"}", 1.0),
+            ("{method=\"GET\",status=\"4xx\"}", count),
+            ("{method=\"DELETE\",status=\"4xx\"}", 1.0),
+            ("{method=\"other\",status=\"4xx\"}", 1.0),
+        ] {
+            assert_eq!(number(&server, &format!("vkog_requests_total{labels}")), value, "{engine}: {labels}");
+        }
+        // The question itself is under way.
+        assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
+        // Of the first all, then some.
+        let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");
+        assert!((256.0..count).contains(&timed), "{engine}: {timed}");
+        assert_eq!(number(&server, "vkog_fsync_mode{mode=\"always\"}"), 1.0);
+        let syncs = number(&server, "vkog_fsync_seconds_count");
+        assert!((1000.0..=count).contains(&syncs), "{engine}: {syncs} syncs");
+        assert!(number(&server, "vkog_fsync_seconds_sum") > 0.0);
+        if engine == "hyper" {
+            // And the client that asks.
+            assert_eq!(number(&server, "vkog_connections"), 4.0);
+            drop(wires);
+            assert!((0..10_000).any(|_| number(&server, "vkog_connections") == 1.0), "three connections have ended");
+            assert_eq!(number(&server, "vkog_connections_accepted_total"), 4.0);
+        }
+    }
+    let server = Setup::new().args(["--fsync", "never"]).start();
+    server.put("k", "v").expect(200);
+    assert_eq!(number(&server, "vkog_fsync_seconds_count"), 0.0);
+    assert_eq!(number(&server, "vkog_fsync_mode{mode=\"never\"}"), 1.0);
+}
+
+#[test]
 fn every_line_is_a_number_with_a_name_or_says_what_one_is() {
     let server = Setup::new().load(bytes()).start();
     server.post("a", "1").expect(200);

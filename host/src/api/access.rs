@@ -61,11 +61,23 @@ impl Access {
         };
         if token.right < right || !scope.is_within(&token.prefix) {
             let fact = format!("{} is not for this: it may {}", shown(token), may(token));
-            tracing::warn!(client = head.client_text(), "refused {:?} {}: {fact}", head.method, head.target);
+            tracing::warn!(
+                request = head.id(),
+                client = head.client_text(),
+                "refused {:?} {}: {fact}",
+                head.method,
+                head.path()
+            );
             return Err(refuse(403, format!("Not allowed: {fact}")));
         }
         if right == Right::Admin {
-            tracing::info!(client = head.client_text(), "{} administers: {}", shown(token), head.target);
+            tracing::info!(
+                request = head.id(),
+                client = head.client_text(),
+                "{} administers: {}",
+                shown(token),
+                head.path()
+            );
         }
         Ok(())
     }

@@ -101,8 +101,8 @@ struct Count {
 }
 
 /// The answer. Waits, for the disk and for plugins.
-pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: Head, manner: Manner) -> Reply {
-    let viewer = Viewer { origin: Arc::new(head), query };
+pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: Arc<Head>, manner: Manner) -> Reply {
+    let viewer = Viewer { origin: head, query };
     let answered = match question {
         Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
         Question::Page(listing) => ops.list(listing, &viewer).map(|page| {

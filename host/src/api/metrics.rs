@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -10,9 +11,12 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::http::Reply;
+use super::requests::{CLASSES, METHODS, Requests};
+use crate::counting::Histogram;
+use crate::http::{Connections, Reply};
 use crate::ops::Ops;
-use crate::plugins::{Chain, Histogram, HookStats, Member, Metric};
+use crate::plugins::{Chain, HookStats, Member, Metric};
+use crate::store::Fsync;
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [
@@ -27,9 +31,10 @@ const BUCKETS: [Duration; 8] = [
 ];
 
 /// Everything that is counted, as text.
-pub(super) fn text(ops: &Arc<Ops>) -> Reply {
+pub(super) fn text(ops: &Arc<Ops>, requests: &Arc<Requests>, connections: &Arc<Connections>) -> Reply {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Numbers(Arc::clone(ops))));
+    let (ops, requests, connections) = (Arc::clone(ops), Arc::clone(requests), Arc::clone(connections));
+    registry.register_collector(Box::new(Numbers { ops, requests, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
@@ -38,7 +43,11 @@ pub(super) fn text(ops: &Arc<Ops>) -> Reply {
 }
 
 /// What is looked up when somebody asks, and counted nowhere else.
-struct Numbers(Arc<Ops>);
+struct Numbers {
+    ops: Arc<Ops>,
+    requests: Arc<Requests>,
+    connections: Arc<Connections>,
+}
 
 impl fmt::Debug for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,21 +57,25 @@ impl fmt::Debug for Numbers {
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (entries, size) = self.0.store().totals();
-        let writable = u64::from(self.0.store().closed().is_none());
+        let (entries, size) = self.ops.store().totals();
+        let writable = u64::from(self.ops.store().closed().is_none());
         for (name, help, value) in [
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
-            ("vkog_log_bytes", "The length of the log", self.0.store().log_len()),
+            ("vkog_log_bytes", "The length of the log", self.ops.store().log_len()),
+            ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
             ("vkog_writable", "Whether the store can be written", writable),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
-        let revision = self.0.revision();
+        let revision = self.ops.revision();
         encoder
             .encode_descriptor("vkog_revision", "The last revision that was given", None, MetricType::Gauge)?
             .encode_gauge(&revision)?;
-        let chain = self.0.plugins().chain();
+        self.requests(&mut encoder)?;
+        self.connections(&mut encoder)?;
+        self.syncs(&mut encoder)?;
+        let chain = self.ops.plugins().chain();
         hooks(&mut encoder, &chain)?;
         let mut quarantined = encoder.encode_descriptor(
             "vkog_plugin_quarantined",
@@ -75,11 +88,67 @@ impl Collector for Numbers {
             quarantined.encode_family(&[("plugin", member.name())])?.encode_gauge(&value)?;
         }
         for member in chain.members() {
-            for (name, metric) in self.0.plugins().port().metrics(member.name()) {
+            for (name, metric) in self.ops.plugins().port().metrics(member.name()) {
                 own(&mut encoder, member, &name, &metric)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Numbers {
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests that were answered";
+        let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;
+        for (method, name) in METHODS.into_iter().enumerate() {
+            for (class, status) in CLASSES.into_iter().enumerate() {
+                let count = self.requests.answered(method, class);
+                if count > 0 {
+                    counter(family.encode_family(&[("method", name), ("status", status)])?, count)?;
+                }
+            }
+        }
+        let help = "From the head to the answer: of the first requests, then of one in 64; of all that are logged";
+        let mut family =
+            encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (method, name) in METHODS.into_iter().enumerate() {
+            let times = self.requests.times(method);
+            if times.count() > 0 {
+                histogram(family.encode_family(&[("method", name)])?, times)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Connections { accepted, ended, refused } = &*self.connections;
+        let (ended, accepted) = (ended.load(Relaxed), accepted.load(Relaxed));
+        let help = "Connections that are open; with hyper only";
+        encoder
+            .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
+            .encode_gauge(&accepted.saturating_sub(ended))?;
+        for (name, help, value) in [
+            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted),
+            ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
+        ] {
+            counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
+        }
+        Ok(())
+    }
+
+    fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "How long it took to have the log on disk";
+        let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        histogram(descriptor, self.ops.store().syncs())?;
+        let mode = match self.ops.store().fsync() {
+            Fsync::Always => "always".to_owned(),
+            Fsync::Every(interval) => format!("{interval:?}"),
+            Fsync::Never => "never".to_owned(),
+        };
+        encoder
+            .encode_descriptor("vkog_fsync_mode", "When a write is on disk: --fsync", None, MetricType::Gauge)?
+            .encode_family(&[("mode", mode.as_str())])?
+            .encode_gauge(&1)
     }
 }
 

@@ -8,6 +8,7 @@ mod metrics;
 mod plugins;
 mod problem;
 mod range;
+mod requests;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
-use crate::http::{BodyFault, Head, Method, Reply, Responder, Service};
+use crate::http::{BodyFault, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::threads::Threads;
@@ -24,6 +25,7 @@ pub use access::Access;
 use access::Scope;
 use problem::{Manner, Problem};
 use range::Range;
+use requests::{Noted, Requests};
 
 /// The HTTP interface of a store.
 pub struct Api {
@@ -31,6 +33,8 @@ pub struct Api {
     value_max: u64,
     access: Arc<Access>,
     reload: Arc<Reload>,
+    requests: Arc<Requests>,
+    connections: Arc<Connections>,
     /// For what takes longer than an operation.
     threads: Threads,
     /// Held by each request for keys that is under way.
@@ -42,8 +46,9 @@ pub type Reload = dyn Fn() -> Result<Vec<Taken>, String> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {
-    head: Head,
+    head: Arc<Head>,
     target: Target,
+    noted: Noted,
 }
 
 /// What a request is for.
@@ -61,7 +66,53 @@ enum Target {
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
-        Self { ops, value_max, access, reload, threads: Threads::new("admin"), listings: Arc::default() }
+        let (requests, connections) = (Arc::default(), Arc::default());
+        let threads = Threads::new("admin");
+        Self { ops, value_max, access, reload, requests, connections, threads, listings: Arc::default() }
+    }
+
+    /// The same, and whether each request is logged.
+    pub fn log_requests(self, logs: bool) -> Self {
+        Self { requests: Arc::new(Requests::new(logs)), ..self }
+    }
+
+    /// Where an engine is to count its connections.
+    pub fn connections(&self) -> Arc<Connections> {
+        Arc::clone(&self.connections)
+    }
+
+    /// What a request is for, or the reply where that needs no body.
+    fn target(&self, head: &Head) -> Result<Target, Reply> {
+        let (path, query) = path_and_query(&head.target);
+        let manner = || Manner::of(head);
+        Ok(match (path.strip_prefix("/k/"), path) {
+            (Some(key), _) => self.entry(head, key, query)?,
+            (None, "/keys") => {
+                read_only(head.method, manner())?;
+                let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
+                self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
+                Target::Keys { question, query: query.to_owned() }
+            }
+            (None, "/plugins/reload") => {
+                post_only(head.method, manner())?;
+                self.access.check(head, Right::Admin, Scope::All)?;
+                Target::Reload
+            }
+            (None, "/plugins") => {
+                read_only(head.method, manner())?;
+                self.access.check(head, Right::Read, Scope::All)?;
+                Target::Plugins
+            }
+            (None, "/metrics") => {
+                read_only(head.method, manner())?;
+                self.access.check(head, Right::Read, Scope::All)?;
+                return Err(metrics::text(&self.ops, &self.requests, &self.connections));
+            }
+            // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
+            (None, "/livez") => return Err(health::live(head.method, manner())),
+            (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
+            (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
+        })
     }
 
     /// What a request for an entry is.
@@ -152,37 +203,12 @@ impl Service for Api {
     type Admitted = Admitted;
 
     fn admit(&self, head: Head) -> Result<Admitted, Reply> {
-        let (path, query) = path_and_query(&head.target);
-        let manner = || Manner::of(&head);
-        let target = match (path.strip_prefix("/k/"), path) {
-            (Some(key), _) => self.entry(&head, key, query)?,
-            (None, "/keys") => {
-                read_only(head.method, manner())?;
-                let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
-                self.access.check(&head, Right::Read, Scope::Prefix(question.prefix()))?;
-                Target::Keys { question, query: query.to_owned() }
-            }
-            (None, "/plugins/reload") => {
-                post_only(head.method, manner())?;
-                self.access.check(&head, Right::Admin, Scope::All)?;
-                Target::Reload
-            }
-            (None, "/plugins") => {
-                read_only(head.method, manner())?;
-                self.access.check(&head, Right::Read, Scope::All)?;
-                Target::Plugins
-            }
-            (None, "/metrics") => {
-                read_only(head.method, manner())?;
-                self.access.check(&head, Right::Read, Scope::All)?;
-                return Err(metrics::text(&self.ops));
-            }
-            // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
-            (None, "/livez") => return Err(health::live(head.method, manner())),
-            (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
-            (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
-        };
-        Ok(Admitted { head, target })
+        let head = Arc::new(head);
+        let noted = self.requests.begin(&head);
+        match self.target(&head) {
+            Ok(target) => Ok(Admitted { head, target, noted }),
+            Err(reply) => Err(noted.answered(reply)),
+        }
     }
 
     fn body_max(&self) -> u64 {
@@ -201,44 +227,45 @@ impl Service for Api {
                 Problem::new(400, format!("Body cut off: {came} of {declared} bytes came; nothing was written"))
             }
         };
-        problem.reply(Manner::of(&admitted.head))
+        admitted.noted.answered(problem.reply(Manner::of(&admitted.head)))
     }
 
-    fn serve(&self, Admitted { head, target }: Admitted, body: Vec<u8>, responder: Responder) {
+    fn serve(&self, Admitted { head, target, noted }: Admitted, body: Vec<u8>, responder: Responder) {
         let manner = Manner::of(&head);
+        let answer = move |reply| responder.reply(noted.answered(reply));
         match target {
             Target::Entry { verb, key, query, content_type, arrived } => {
                 if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-                    return responder.reply(Problem::new(400, "No content provided").reply(manner));
+                    return answer(Problem::new(400, "No content provided").reply(manner));
                 }
                 let (conditions, range) = (entry::conditions(&head), Range::of(&head));
-                let origin = Box::new(head);
+                let origin = head;
                 let request =
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
-                self.ops.run(request, move |answer, added| {
-                    responder.reply(entry::reply(answer, added, verb == Verb::Get, range, manner));
+                self.ops.run(request, move |done, added| {
+                    answer(entry::reply(done, added, verb == Verb::Get, range, manner));
                 });
             }
             Target::Keys { question, query } => {
                 let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
                 if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
-                    return responder.reply(keys::too_many(manner));
+                    return answer(keys::too_many(manner));
                 }
                 self.threads.run(move || {
                     let reply = keys::answer(&ops, &question, query, head, manner);
                     // A client may take its time to read, and is none of those who look for keys then.
                     drop(under_way);
-                    responder.reply(reply);
+                    answer(reply);
                 });
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {
                 let ops = Arc::clone(&self.ops);
-                self.threads.run(move || responder.reply(plugins::list(&ops)));
+                self.threads.run(move || answer(plugins::list(&ops)));
             }
             Target::Reload => {
                 let reload = Arc::clone(&self.reload);
-                self.threads.run(move || responder.reply(plugins::reloaded(reload(), manner)));
+                self.threads.run(move || answer(plugins::reloaded(reload(), manner)));
             }
         }
     }

@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service, Tls};
+use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, Service, Tls};
 use crate::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
@@ -88,6 +88,7 @@ struct Shared {
 struct Engine<S: Service> {
     service: Arc<S>,
     tls: Option<Arc<Tls>>,
+    connections: Arc<Connections>,
     builder: http1::Builder,
     stopping: watch::Receiver<bool>,
     connections_max: usize,
@@ -113,13 +114,18 @@ impl Hyper {
     /// # Errors
     ///
     /// The socket cannot be listened on, or there is no thread for it.
-    pub fn start<S: Service>(listener: Bound, tls: Option<Arc<Tls>>, service: Arc<S>) -> io::Result<Self> {
+    pub fn start<S: Service>(
+        listener: Bound,
+        tls: Option<Arc<Tls>>,
+        connections: Arc<Connections>,
+        service: Arc<S>,
+    ) -> io::Result<Self> {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
         // A client may end its side when it has sent all, as `nc` does, and is answered.
         builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
         let connections_max = connections_max();
-        let engine = Arc::new(Engine { service, tls, builder, stopping: stopped, connections_max });
+        let engine = Arc::new(Engine { service, tls, connections, builder, stopping: stopped, connections_max });
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
         let (under_way, drained) = bounded(0);
@@ -251,18 +257,21 @@ impl<S: Service> Engine<S> {
             let count = |shared: &Shared| shared.connections.load(Ordering::Relaxed);
             let total: usize = loops.iter().map(|(shared, _)| count(shared)).sum();
             if total >= self.connections_max {
+                self.connections.refused.fetch_add(1, Ordering::Relaxed);
                 if count(&refused) < REFUSALS_MAX {
                     loops[0].1.spawn(refuse(stream, Counted::new(&refused)));
                 }
                 continue;
             }
             let Some((shared, handle)) = loops.iter().min_by_key(|(shared, _)| count(shared)) else { return };
+            self.connections.accepted.fetch_add(1, Ordering::Relaxed);
             let counted = Counted::new(shared);
             handle.spawn(Arc::clone(&self).open(stream, counted, under_way.clone()));
         }
     }
 
     async fn open(self: Arc<Self>, stream: Stream, _counted: Counted, under_way: Sender<Infallible>) {
+        let connections = Arc::clone(&self.connections);
         match stream {
             Stream::Tcp(stream, client) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
@@ -280,6 +289,7 @@ impl<S: Service> Engine<S> {
                 }
             }
         }
+        connections.ended.fetch_add(1, Ordering::Relaxed);
         drop(under_way);
     }
 
@@ -718,7 +728,14 @@ mod tests {
     async fn is_given_up(each_second: impl Fn(&Connection<Nobody>)) -> bool {
         let (_stop, stopping) = watch::channel(false);
         let builder = http1::Builder::new();
-        let engine = Arc::new(Engine { service: Arc::new(Nobody), tls: None, builder, stopping, connections_max: 1 });
+        let engine = Arc::new(Engine {
+            service: Arc::new(Nobody),
+            tls: None,
+            connections: Arc::default(),
+            builder,
+            stopping,
+            connections_max: 1,
+        });
         let connection = Arc::new(Connection::new(engine, None));
         let seconds = async {
             for _ in 0..60 {

@@ -6,9 +6,11 @@ mod tls;
 mod turns;
 
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use self::hyper::Hyper;
@@ -35,6 +37,17 @@ impl Bound {
     }
 }
 
+/// How many connections there are and were. Only hyper's engine knows.
+#[derive(Debug, Default)]
+pub struct Connections {
+    /// Those that were accepted.
+    pub accepted: AtomicU64,
+    /// Those of them that have ended.
+    pub ended: AtomicU64,
+    /// Those that were one too many.
+    pub refused: AtomicU64,
+}
+
 /// A running engine.
 pub enum Engine {
     /// On tiny_http.
@@ -58,8 +71,13 @@ impl Engine {
     /// # Errors
     ///
     /// The socket cannot be listened on.
-    pub fn hyper<S: Service>(listener: Bound, tls: Option<Arc<Tls>>, service: Arc<S>) -> io::Result<Self> {
-        Hyper::start(listener, tls, service).map(Self::Hyper)
+    pub fn hyper<S: Service>(
+        listener: Bound,
+        tls: Option<Arc<Tls>>,
+        connections: Arc<Connections>,
+        service: Arc<S>,
+    ) -> io::Result<Self> {
+        Hyper::start(listener, tls, connections, service).map(Self::Hyper)
     }
 
     /// Takes no further request, waits for those under way, and says whether all of them were answered in time.
@@ -148,17 +166,41 @@ pub struct Head {
     pub client: Option<SocketAddr>,
     /// The same as text, made when it is first asked for.
     client_text: OnceLock<String>,
+    /// An id that was made for it.
+    made_id: OnceLock<String>,
 }
 
 impl Head {
     /// A request's head.
     pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
-        Self { method, target, headers, client, client_text: OnceLock::new() }
+        Self { method, target, headers, client, client_text: OnceLock::new(), made_id: OnceLock::new() }
     }
 
     /// The client as `ip:port`; empty on a Unix socket.
     pub fn client_text(&self) -> &str {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
+    }
+
+    /// The path, without the query, which may hold secrets.
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// What the log calls the request: what the client calls it, if that is a name, or one made when it is first asked for.
+    pub fn id(&self) -> &str {
+        self.sent_id().unwrap_or_else(|| self.made_id.get_or_init(make_id))
+    }
+
+    /// The same, if anybody knows it by now.
+    pub fn known_id(&self) -> Option<&str> {
+        self.sent_id().or_else(|| self.made_id.get().map(String::as_str))
+    }
+
+    fn sent_id(&self) -> Option<&str> {
+        let id = self.headers.get("x-request-id")?;
+        let is_name = (1..=REQUEST_ID_MAX).contains(&id.len())
+            && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(byte));
+        if is_name { str::from_utf8(id).ok() } else { None }
     }
 
     /// How long the body is, by the rules of RFC 9112, section 6.3, made stricter: whatever two readers could read
@@ -179,6 +221,16 @@ impl Head {
         // More digits than a number has room for are a body too large for anybody.
         Ok(str::from_utf8(length).ok().and_then(|length| length.parse().ok()).unwrap_or(u64::MAX))
     }
+}
+
+/// The longest name that a client may give a request, in bytes.
+const REQUEST_ID_MAX: usize = 128;
+
+/// An id that no other request of this process has, and hardly one of another.
+fn make_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+    format!("{:012x}-{:x}", *PROCESS >> 16, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// What is wrong with a body.
@@ -326,6 +378,20 @@ mod tests {
         assert_eq!(head(&twice).body_len(), Err(BodyFault::BadLength));
         let both = [("Content-Length", "1"), ("Transfer-Encoding", "chunked")];
         assert_eq!(head(&both).body_len(), Err(BodyFault::Encoded));
+    }
+
+    #[test]
+    fn a_request_has_the_id_that_was_sent_if_it_is_one_and_else_one_of_its_own() {
+        for good in ["7", "01JD-a.b_c:d", &"x".repeat(128)] {
+            let head = head(&[("X-Request-ID", good)]);
+            assert_eq!((head.known_id(), head.id()), (Some(good), good));
+        }
+        for bad in ["", "a b", "a\"", "\u{e9}", "a\n", &"x".repeat(129)] {
+            let (first, second) = (head(&[("X-Request-Id", bad)]), head(&[]));
+            assert_eq!(first.known_id(), None, "{bad}");
+            assert_ne!(first.id(), second.id());
+            assert_eq!(first.known_id(), Some(first.id()));
+        }
     }
 
     #[test]

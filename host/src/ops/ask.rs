@@ -124,7 +124,7 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
         },
         arrived: ops.revision(),
         depth: asked.from.depth,
-        origin: Box::new(Asker { plugin: asked.from.plugin, headers }),
+        origin: Arc::new(Asker { plugin: asked.from.plugin, headers }),
     })
 }
 

@@ -141,7 +141,7 @@ impl Ops {
             conditions: Conditions::default(),
             arrived: self.revision(),
             depth: 0,
-            origin: Box::new(viewer.clone()),
+            origin: Arc::new(viewer.clone()),
         };
         let (tell, told) = bounded(1);
         self.run_in(chain, request, move |answer, _: Added| {

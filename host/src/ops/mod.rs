@@ -50,7 +50,7 @@ pub struct Request {
     /// How deep in plugins' hooks it is asked: 0 for a client's.
     pub depth: u32,
     /// Headers and client.
-    pub origin: Box<dyn Origin>,
+    pub origin: Arc<dyn Origin>,
 }
 
 /// What a request comes to.

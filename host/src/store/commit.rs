@@ -18,6 +18,7 @@ use super::error::StoreError;
 use super::log;
 use super::map::Map;
 use super::recover::Tail;
+use crate::counting::Histogram;
 use crate::threads::{Home, Threads};
 
 /// When a write is on disk.
@@ -76,6 +77,8 @@ pub(super) struct Commit {
     undone: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
+    /// How long the syncs of the log took.
+    syncs: Histogram,
     /// Those that answer.
     answers: Threads,
 }
@@ -119,6 +122,7 @@ impl Commit {
             kept: AtomicU64::new(revision),
             undone: AtomicU64::new(0),
             len: AtomicU64::new(writer.at),
+            syncs: Histogram::default(),
             writer: Mutex::new(writer),
             answers: Threads::new("answer"),
         }
@@ -135,6 +139,16 @@ impl Commit {
     /// The length of the log, in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// When a write is on disk.
+    pub(super) fn fsync(&self) -> Fsync {
+        self.fsync
+    }
+
+    /// How long the syncs of the log took.
+    pub(super) fn syncs(&self) -> &Histogram {
+        &self.syncs
     }
 
     /// Why nothing can be written, if so.
@@ -243,7 +257,7 @@ impl Commit {
         }
         let (file, at) = (Arc::clone(&writer.file), writer.at);
         drop(writer);
-        let result = file.sync();
+        let result = synced(&*file, &self.syncs);
         let mut writer = self.writer.lock();
         match result {
             Ok(()) => {
@@ -265,7 +279,7 @@ impl Commit {
         let mut writer = self.writer.lock();
         let pending = std::mem::take(&mut self.queue.lock().pending);
         let Some(last) = pending.last().map(|pending| pending.change.revision) else { return Vec::new() };
-        if let Err((error, synced)) = writer.append(&pending, self.fsync == Fsync::Always) {
+        if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
             self.fail(map, &mut writer, pending, &error, synced);
             return Vec::new();
         }
@@ -334,7 +348,7 @@ impl Commit {
             take_back(map, &pending.change, kept);
         }
         // A record that reached the disk in part, or whole, would be found there after the next start.
-        let cut = writer.file.set_len(writer.at).and_then(|()| writer.file.sync());
+        let cut = writer.file.set_len(writer.at).and_then(|()| synced(&*writer.file, &self.syncs));
         let mut queue = self.queue.lock();
         match cut {
             Ok(()) if is_full => {
@@ -374,7 +388,7 @@ impl Commit {
             return Err(error);
         }
         if writer.synced < writer.at
-            && let Err(error) = writer.file.sync()
+            && let Err(error) = synced(&*writer.file, &self.syncs)
         {
             return Err(self.fail(map, &mut writer, Vec::new(), &error, true));
         }
@@ -423,6 +437,14 @@ fn take_back(map: &Map, change: &Change, kept: u64) {
     shard.forget_removals_after(kept);
 }
 
+/// Syncs a file, and notes how long that took.
+fn synced(file: &dyn File, syncs: &Histogram) -> io::Result<()> {
+    let began = Instant::now();
+    let result = file.sync();
+    syncs.record(began.elapsed());
+    result
+}
+
 impl Writer {
     fn new(path: PathBuf, tail: Tail) -> Self {
         Self {
@@ -436,8 +458,9 @@ impl Writer {
         }
     }
 
-    /// Appends records. The error says whether it was the sync that failed.
-    fn append(&mut self, pending: &[Pending], sync: bool) -> Result<(), (io::Error, bool)> {
+    /// Appends records, and syncs them where the time of that is to be noted. The error says whether it was the sync that
+    /// failed.
+    fn append(&mut self, pending: &[Pending], syncs: Option<&Histogram>) -> Result<(), (io::Error, bool)> {
         self.buffer.clear();
         if self.synced > self.marked {
             log::put_mark(&mut self.buffer, self.salt, self.synced);
@@ -452,12 +475,12 @@ impl Writer {
             }
         }
         self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
-        if sync {
-            self.file.sync().map_err(|error| (error, true))?;
+        if let Some(syncs) = syncs {
+            synced(&*self.file, syncs).map_err(|error| (error, true))?;
         }
         self.marked = self.synced;
         self.at += self.buffer.len() as u64;
-        if sync {
+        if syncs.is_some() {
             self.synced = self.at;
         }
         if self.buffer.capacity() > BUFFER_KEPT {

@@ -36,6 +36,7 @@ pub use lock::Lock;
 pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
+use crate::counting::Histogram;
 use crate::threads::Home;
 use commit::{Commit, Pending};
 use log::Head;
@@ -201,6 +202,16 @@ impl Store {
     /// The length of the log, in bytes.
     pub fn log_len(&self) -> u64 {
         self.shared.commit.len()
+    }
+
+    /// When a write is on disk.
+    pub fn fsync(&self) -> Fsync {
+        self.shared.commit.fsync()
+    }
+
+    /// How long the syncs of the log took.
+    pub fn syncs(&self) -> &Histogram {
+        self.shared.commit.syncs()
     }
 
     /// Why nothing can be written, if so.

@@ -142,7 +142,7 @@ fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
         conditions: Conditions::default(),
         arrived: ops.revision(),
         depth: 0,
-        origin: Box::new(Nobody),
+        origin: Arc::new(Nobody),
     };
     let (tell, told) = bounded(1);
     ops.run(request, move |answer, _| {

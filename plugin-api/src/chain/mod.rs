@@ -2,10 +2,10 @@
 //! For each hook the chain holds only the plugins that have it. Knows nothing of HTTP, of libraries or of the store.
 
 mod call;
+mod counts;
 mod details;
 mod member;
 mod port;
-mod runs;
 mod stats;
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::time::Instant;
 use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 pub use call::{Each, Origin, Scan, Seen, Subject};
+pub use counts::Counts;
 pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
 pub use stats::{Histogram, HookStats};
@@ -22,7 +23,6 @@ pub use stats::{Histogram, HookStats};
 use call::{Said, about, call};
 use details::DETAILS_MAX;
 use port::{Entered, Lock, Scope};
-use runs::Runs;
 
 const BEFORE: usize = 0;
 const GUARD: usize = 4;
@@ -102,7 +102,7 @@ pub struct Chain {
     /// By verb: a hook may wait.
     blocks: [bool; 4],
     /// How often each was gone through: each link was called so often, but for what its statistics take away.
-    runs: Runs,
+    runs: Counts<{ HOOK_NAMES.len() }>,
 }
 
 impl Chain {
@@ -132,7 +132,7 @@ impl Chain {
                 if id >= AFTER { list.links.insert(0, link) } else { list.links.push(link) }
             }
         }
-        Self { members, lists, blocks, runs: Runs::default() }
+        Self { members, lists, blocks, runs: Counts::default() }
     }
 
     /// The plugins in the order in which their before-hooks and guards run.

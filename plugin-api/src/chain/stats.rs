@@ -9,7 +9,7 @@ const SPLIT: u64 = 8;
 /// The buckets go up to 2⁴⁰ ns, 18 minutes.
 const BUCKETS: usize = 39 * SPLIT as usize;
 
-/// How often a hook took how long. Any thread may record and read.
+/// How often something took how long. Any thread may record and read.
 pub struct Histogram {
     counts: Box<[AtomicU64]>,
     total_ns: AtomicU64,
@@ -35,7 +35,8 @@ fn end(bucket: usize) -> u64 {
 }
 
 impl Histogram {
-    pub(super) fn record(&self, time: Duration) {
+    /// Records one.
+    pub fn record(&self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(ns)].fetch_add(1, Relaxed);
         self.total_ns.fetch_add(ns, Relaxed);

@@ -1,55 +1,53 @@
-//! How often each hook's list was gone through, counted without a locked instruction: each thread has numbers of its own.
+//! How often things happened, counted without a locked instruction: each thread has numbers of its own.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use crate::abi::HOOK_NAMES;
-
 /// So many threads count on their own. Those beyond share a place, and wait for each other's caches.
 const OWN_PLACES: usize = 64;
 const SHARED_PLACE: usize = OWN_PLACES;
 
-/// The numbers of one place, by hook id, in cache lines of their own.
+/// The numbers of one place, in cache lines of their own.
 #[repr(align(128))]
-struct Place([AtomicU64; HOOK_NAMES.len()]);
+struct Place<const N: usize>([AtomicU64; N]);
 
-/// See the module.
-pub(super) struct Runs(Box<[Place]>);
+/// So many numbers that any thread may count up: for what happens so often that a locked instruction would show.
+pub struct Counts<const N: usize>(Box<[Place<N>]>);
 
-impl Default for Runs {
+impl<const N: usize> Default for Counts<N> {
     fn default() -> Self {
-        Self((0..=OWN_PLACES).map(|_| Place([const { AtomicU64::new(0) }; HOOK_NAMES.len()])).collect())
+        Self((0..=OWN_PLACES).map(|_| Place([const { AtomicU64::new(0) }; N])).collect())
     }
 }
 
-impl Runs {
+impl<const N: usize> Counts<N> {
     /// Counts one more, and returns how many there were before at this thread's place.
     #[inline(always)]
-    pub(super) fn count(&self, hook: usize) -> u64 {
+    pub fn count(&self, index: usize) -> u64 {
         let place = PLACE.get();
         if place < OWN_PLACES {
-            let number = &self.0[place].0[hook];
+            let number = &self.0[place].0[index];
             // Nobody else writes it, so that reading and writing need not be one step.
             let before = number.load(Relaxed);
             number.store(before + 1, Relaxed);
             return before;
         }
-        self.count_elsewhere(hook)
+        self.count_elsewhere(index)
     }
 
     #[cold]
-    fn count_elsewhere(&self, hook: usize) -> u64 {
+    fn count_elsewhere(&self, index: usize) -> u64 {
         if PLACE.get() == UNKNOWN {
             PLACE.set(Claim::take());
-            return self.count(hook);
+            return self.count(index);
         }
-        self.0[SHARED_PLACE].0[hook].fetch_add(1, Relaxed)
+        self.0[SHARED_PLACE].0[index].fetch_add(1, Relaxed)
     }
 
     /// How many were counted by all threads.
-    pub(super) fn sum(&self, hook: usize) -> u64 {
-        self.0.iter().map(|place| place.0[hook].load(Relaxed)).sum()
+    pub fn sum(&self, index: usize) -> u64 {
+        self.0.iter().map(|place| place.0[index].load(Relaxed)).sum()
     }
 }
 
@@ -102,7 +100,7 @@ mod tests {
 
     #[test]
     fn no_run_is_lost_however_many_threads_count_and_end() {
-        let runs = Runs::default();
+        let runs = Counts::<4>::default();
         for _ in 0..3 {
             thread::scope(|scope| {
                 for _ in 0..OWN_PLACES + 20 {
