@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use socket2::SockRef;
 
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
@@ -20,6 +21,10 @@ use crate::store::{LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// So many connections may wait to be accepted, if the system allows it. The standard library asks for 128, and of a burst
+/// of more than that each one further waits for a second.
+const BACKLOG: i32 = 4096;
 
 /// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
 ///
@@ -245,6 +250,7 @@ fn listen(listen: &Listen, scheme: &str) -> Result<(Bound, String), Failure> {
                 )])
             };
             let listener = TcpListener::bind(address).map_err(fail)?;
+            SockRef::from(&listener).listen(BACKLOG).map_err(fail)?;
             let address = listener.local_addr().map_err(fail)?;
             Ok((Bound::Tcp(listener), format!("{scheme}://{address}")))
         }

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
 cargo xtask floors            hold who may import whom
+cargo xtask bench attack      what another client waits while clients do what exhausts servers
 cargo xtask bench http [PART…]
                               requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
                               parts are reads, writes, durable, plugins
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["floors"] => floors::check(),
+        ["bench", "attack"] => bench::attack::run(),
         ["bench", "http", parts @ ..] => bench::http::run(parts),
         ["bench", "store"] => bench::store::run(),
         ["--help" | "help"] => {

@@ -1,5 +1,6 @@
 //! Benchmarks: this program and its peers, in turn, on this machine, in one run.
 
+pub(crate) mod attack;
 pub(crate) mod http;
 pub(crate) mod peers;
 pub(crate) mod store;
