@@ -31,9 +31,9 @@ const BUCKETS: [Duration; 8] = [
 ];
 
 /// Everything that is counted, as text.
-pub(super) fn text(ops: &Arc<Ops>, requests: &Arc<Requests>, connections: &Arc<Connections>) -> Reply {
+pub(super) fn text(ops: &Arc<Ops>, requests: &'static Requests, connections: &Arc<Connections>) -> Reply {
     let mut registry = Registry::default();
-    let (ops, requests, connections) = (Arc::clone(ops), Arc::clone(requests), Arc::clone(connections));
+    let (ops, connections) = (Arc::clone(ops), Arc::clone(connections));
     registry.register_collector(Box::new(Numbers { ops, requests, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
@@ -45,7 +45,7 @@ pub(super) fn text(ops: &Arc<Ops>, requests: &Arc<Requests>, connections: &Arc<C
 /// What is looked up when somebody asks, and counted nowhere else.
 struct Numbers {
     ops: Arc<Ops>,
-    requests: Arc<Requests>,
+    requests: &'static Requests,
     connections: Arc<Connections>,
 }
 

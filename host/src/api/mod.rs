@@ -33,7 +33,7 @@ pub struct Api {
     value_max: u64,
     access: Arc<Access>,
     reload: Arc<Reload>,
-    requests: Arc<Requests>,
+    requests: &'static Requests,
     connections: Arc<Connections>,
     /// For what takes longer than an operation.
     threads: Threads,
@@ -66,14 +66,15 @@ enum Target {
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
-        let (requests, connections) = (Arc::default(), Arc::default());
-        let threads = Threads::new("admin");
-        Self { ops, value_max, access, reload, requests, connections, threads, listings: Arc::default() }
+        let (requests, threads) = (Requests::begun(), Threads::new("admin"));
+        let (connections, listings) = (Arc::default(), Arc::default());
+        Self { ops, value_max, access, reload, requests, connections, threads, listings }
     }
 
     /// The same, and whether each request is logged.
     pub fn log_requests(self, logs: bool) -> Self {
-        Self { requests: Arc::new(Requests::new(logs)), ..self }
+        self.requests.log(logs);
+        self
     }
 
     /// Where an engine is to count its connections.
@@ -106,7 +107,7 @@ impl Api {
             (None, "/metrics") => {
                 read_only(head.method, manner())?;
                 self.access.check(head, Right::Read, Scope::All)?;
-                return Err(metrics::text(&self.ops, &self.requests, &self.connections));
+                return Err(metrics::text(&self.ops, self.requests, &self.connections));
             }
             // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
             (None, "/livez") => return Err(health::live(head.method, manner())),

@@ -1,6 +1,7 @@
 //! What becomes of requests: all are counted, some are timed, and what fails, or all if that is wanted, is logged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,7 +31,7 @@ pub(super) struct Requests {
     /// How long it took to answer, by method.
     times: [Histogram; METHODS.len()],
     /// Whether each is logged.
-    logs: bool,
+    logs: AtomicBool,
     failures: Mutex<Failures>,
 }
 
@@ -44,23 +45,30 @@ struct Failures {
 
 /// A request that is to be answered. Dropped without it was lost to a panic, and its client gets 500.
 pub(super) struct Noted {
-    requests: Arc<Requests>,
+    requests: &'static Requests,
     head: Arc<Head>,
     begun: Option<Instant>,
     answered: bool,
 }
 
 impl Requests {
-    pub(super) fn new(logs: bool) -> Self {
-        Self { logs, ..Self::default() }
+    /// None so far. They are there until the process ends: to count who uses them would cost each request as much as all
+    /// else that is counted of it.
+    pub(super) fn begun() -> &'static Self {
+        Box::leak(Box::default())
+    }
+
+    /// Has each logged, or only those that fail.
+    pub(super) fn log(&self, logs: bool) {
+        self.logs.store(logs, Relaxed);
     }
 
     /// Notes that a request has come.
-    pub(super) fn begin(self: &Arc<Self>, head: &Arc<Head>) -> Noted {
+    pub(super) fn begin(&'static self, head: &Arc<Head>) -> Noted {
         let before = self.counts.count(head.method as usize);
-        let timed = self.logs || before < TIMED_FIRST || before.is_multiple_of(TIMED_EVERY);
+        let timed = self.logs.load(Relaxed) || before < TIMED_FIRST || before.is_multiple_of(TIMED_EVERY);
         let begun = timed.then(Instant::now);
-        Noted { requests: Arc::clone(self), head: Arc::clone(head), begun, answered: false }
+        Noted { requests: self, head: Arc::clone(head), begun, answered: false }
     }
 
     /// How many requests of a method were answered with a status of this class.
@@ -116,7 +124,7 @@ impl Noted {
 
     fn note(&mut self, status: u16, reply: &Reply) {
         self.answered = true;
-        let (requests, head) = (&self.requests, &*self.head);
+        let (requests, head) = (self.requests, &*self.head);
         let method = head.method as usize;
         requests.counts.count(place(method, usize::from(status / 100).clamp(1, CLASSES.len()) - 1));
         let took = self.begun.map(|begun| begun.elapsed());
@@ -124,14 +132,15 @@ impl Noted {
             requests.times[method].record(took);
         }
         let failed = status >= 500 || status == 401;
-        if !failed && !requests.logs {
+        let logs = requests.logs.load(Relaxed);
+        if !failed && !logs {
             return;
         }
         let plugin = reply.headers.iter().find(|(name, _)| name == "Vkog-Plugin").map(|(_, name)| name.as_ref());
         let (client, path, bytes) = (head.client_text(), head.path(), reply.body.as_ref().len());
         let duration_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let method = METHODS[method];
-        if requests.logs {
+        if logs {
             let request = head.id();
             tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "answered");
         } else if let Some(left_out) = requests.failures.lock().pass() {
@@ -157,7 +166,7 @@ mod tests {
 
     #[test]
     fn each_request_is_under_way_until_it_is_answered_and_then_counted_once() {
-        let requests = Arc::new(Requests::default());
+        let requests = Requests::begun();
         let head = Arc::new(Head::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
         let (first, second) = (requests.begin(&head), requests.begin(&head));
         assert_eq!(requests.under_way(), 2);
