@@ -1,6 +1,7 @@
-//! The operations on one entry: the request's way through the chain and the store. Knows no status and no socket.
+//! The operations on one entry, and on several in one step: the request's way through the chain and the store. Knows no status and no socket.
 
 mod ask;
+mod batch;
 mod change;
 mod condition;
 mod get;
@@ -8,6 +9,8 @@ mod list;
 
 use std::sync::Arc;
 
+pub(crate) use ask::by_host;
+pub use batch::{Batch, Failure, Operation, Outcome};
 pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 
@@ -115,6 +118,12 @@ impl Ops {
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
         let ops = Arc::clone(self);
         self.plugins.when_open(move |chain| ops.run_in(chain, request, finish));
+    }
+
+    /// Does all that a batch asks for in one step, or nothing of it. `finish` is called as that of [`run`](Self::run).
+    pub fn run_all(self: &Arc<Self>, batch: Batch, finish: impl FnOnce(Outcome) + Send + 'static) {
+        let ops = Arc::clone(self);
+        self.plugins.when_open(move |chain| batch::run(ops, chain, batch, finish));
     }
 
     fn run_in(
