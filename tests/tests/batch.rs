@@ -463,7 +463,8 @@ fn operations(client: usize, number: u64) -> Value {
     for place in 0..KEYS {
         let key = (place * 7 + number as usize) % KEYS;
         let name = format!("{client}/{key}");
-        all.push(json!({ "op": "put", "key": name, "value": number.to_string() }));
+        // Long, so that a kill has a good chance to come in the middle of its record.
+        all.push(json!({ "op": "put", "key": name, "value": format!("{number} {}", "v".repeat(10_000)) }));
         if (number + key as u64).is_multiple_of(5) {
             all.push(json!({ "op": "delete", "key": name }));
         }
@@ -497,7 +498,7 @@ impl Known {
         let gets: Vec<_> = (0..KEYS).map(|key| json!({ "op": "get", "key": format!("{client}/{key}") })).collect();
         let reply = batch(server, &json!(gets)).expect(200);
         let list = answer(&reply);
-        let found = |key: usize| Some((key, list[key]["value"].as_str()?.parse().ok()?));
+        let found = |key: usize| Some((key, list[key]["value"].as_str()?.split_once(' ')?.0.parse().ok()?));
         let found: BTreeMap<usize, u64> = (0..KEYS).filter_map(found).collect();
         let of = |number: u64| if number == 0 { BTreeMap::new() } else { state(number) };
         let number = [self.kept, self.asked].into_iter().find(|number| of(*number) == found);
@@ -539,11 +540,11 @@ fn kills(rounds: usize, setup: &Setup) {
 }
 
 #[test]
-fn of_100_kills_none_leaves_a_batch_in_part() {
-    kills(100, &Setup::new());
+fn of_60_kills_none_leaves_a_batch_in_part() {
+    kills(60, &Setup::new());
 }
 
 #[test]
 fn a_kill_leaves_no_batch_in_part_without_any_sync_either() {
-    kills(50, &Setup::new().args(["--fsync", "never"]));
+    kills(30, &Setup::new().args(["--fsync", "never"]));
 }
