@@ -231,7 +231,9 @@ impl<'a> Reader<'a> {
                 reader.at = Head::LEN;
                 Ok(Start::Log(reader))
             }
-            Some(Err(format)) => Err(Damage::At(0, format!("its format is {format}, this program reads {FORMAT};"))),
+            Some(Err(format)) => {
+                Err(Damage::At(0, format!("its format is {format}, this program reads 1 to {FORMAT};")))
+            }
             None => Err(Damage::At(0, "its head is damaged".to_owned())),
         }
     }
@@ -312,4 +314,43 @@ pub(super) fn begin(file: &dyn File, head: &Head) -> io::Result<u64> {
     file.write_at(0, &bytes)?;
     file.sync()?;
     Ok(bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 9 };
+
+    /// A log of this format with one write in it.
+    fn log_of_format(format: u64) -> Vec<u8> {
+        let mut log = HEAD.encode();
+        let at = FRAME + 1 + 1 + 5 + 1;
+        log[at..at + 8].copy_from_slice(&format.to_be_bytes());
+        let crc = checksum(0, (log.len() - FRAME) as u32, &log[FRAME..]);
+        log[4..FRAME].copy_from_slice(&crc.to_le_bytes());
+        let draft = Draft { value: b"value", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+        let entry = Entry::new("key", &draft, 1, &mut Vec::new());
+        put_changes(&mut log, HEAD.salt, [Change { before: None, after: Some(entry), revision: 1 }].iter());
+        log
+    }
+
+    #[test]
+    fn a_log_of_an_older_format_is_read_and_one_of_a_later_is_not() {
+        for format in 0..4 {
+            let file = tempfile::tempfile().expect("a temporary file can be made");
+            File::write_at(&file, 0, &log_of_format(format)).expect("it can be written");
+            match (format, Reader::open(&file)) {
+                (1 | 2, Ok(Start::Log(mut reader))) => {
+                    assert_eq!(reader.head, HEAD);
+                    assert!(matches!(reader.next(), Ok(Next::Change(Record::Write { revision: 1, key: "key", .. }))));
+                    assert!(matches!(reader.next(), Ok(Next::End { torn: 0 })));
+                }
+                (0 | 3, Err(Damage::At(0, said))) => {
+                    assert!(said.contains(&format!("its format is {format}, this program reads")), "{said}");
+                }
+                _ => panic!("format {format} is read otherwise"),
+            }
+        }
+    }
 }
