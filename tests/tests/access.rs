@@ -17,7 +17,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` is asked for every key of [`KEYS`], others are about the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 18] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 22] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
@@ -29,6 +29,16 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 18] = [
     ("GET", "/keys?count&prefix={}", "", Some(Read), 200),
     ("GET", "/keys?delimiter=/&after=a/", "", Some(Read), 200),
     ("HEAD", "/keys", "", Some(Read), 200),
+    ("POST", "/batch", r#"[{"op":"get","key":"{}"}]"#, Some(Read), 200),
+    ("POST", "/batch", r#"[{"op":"get","key":"a/1"},{"op":"put","key":"{}","value":"new"}]"#, Some(Write), 200),
+    (
+        "POST",
+        "/batch",
+        r#"[{"op":"put","key":"a/1","value":"1"},{"op":"post","key":"{}","value":"new"}]"#,
+        Some(Write),
+        200,
+    ),
+    ("POST", "/batch", r#"[{"op":"delete","key":"{}"},{"op":"get","key":"a/1"}]"#, Some(Write), 200),
     ("GET", "/metrics", "", Some(Read), 200),
     ("HEAD", "/metrics", "", Some(Read), 200),
     ("GET", "/plugins", "", Some(Read), 200),
@@ -111,7 +121,8 @@ const OPERATOR: Option<&str> = Some("Bearer operator");
 fn ask(wire: &mut Wire, sent: Option<&str>, method: &str, target: &str, body: &str) -> Reply {
     let authorization = sent.map(|sent| format!("Authorization: {sent}\r\n")).unwrap_or_default();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-    wire.send(format!("{method} {target} HTTP/1.1\r\nHost: vkog\r\n{authorization}{length}\r\n{body}")).reply()
+    let json = if target == "/batch" { "Content-Type: application/json\r\n" } else { "" };
+    wire.send(format!("{method} {target} HTTP/1.1\r\nHost: vkog\r\n{authorization}{json}{length}\r\n{body}")).reply()
 }
 
 /// A key as it stands in a target, every byte of it encoded.
@@ -137,7 +148,8 @@ fn every_endpoint_asks_every_token_for_its_right_to_every_key() {
                         ask(&mut operator, OPERATOR, "PUT", &entry, "old").expect(200);
                     }
                     let target = target.replace("{}", spelled);
-                    let reply = ask(&mut wire, sent, method, &target, &body.replace("{}", spelled));
+                    // A body is no URL: there a key stands as it is stored.
+                    let reply = ask(&mut wire, sent, method, &target, &body.replace("{}", key));
                     let expected = match (right, token) {
                         (None, _) => done,
                         (Some(_), None) => 401,
@@ -158,7 +170,8 @@ fn every_endpoint_asks_every_token_for_its_right_to_every_key() {
                 }
             }
         }
-        let about_keys = ENDPOINTS.iter().filter(|(_, target, ..)| target.contains("{}")).count();
+        let about_keys = |(_, target, body, ..): &&(_, &str, &str, _, _)| target.contains("{}") || body.contains("{}");
+        let about_keys = ENDPOINTS.iter().filter(about_keys).count();
         assert_eq!(asked, SENT.len() * (about_keys * KEYS.len() + ENDPOINTS.len() - about_keys));
         assert!(!server.log().contains("writer-of-a"), "a secret in the log:\n{}", server.log());
         server.logs(&["a's importer", "write keys that begin with", "refused"]);

@@ -184,6 +184,11 @@ fn the_sessions_of_the_readme_happen_as_they_are_shown() {
 }
 
 #[test]
+fn the_session_of_batches_happens_as_it_is_shown() {
+    run_all(&workspace().join("docs/http.md"), &[bytes(), conflict()]);
+}
+
+#[test]
 fn the_session_of_every_plugin_happens_as_it_is_shown() {
     for folder in folders("plugins").into_iter().chain(folders("examples")) {
         let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();

@@ -13,7 +13,7 @@ cargo xtask floors            hold who may import whom
 cargo xtask bench attack      what another client waits while clients do what exhausts servers
 cargo xtask bench http [PART…]
                               requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
-                              parts are reads, writes, durable, plugins
+                              parts are reads, writes, durable, batches, plugins
 cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -5,6 +5,8 @@ use parking_lot::RwLock;
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
 use crate::http::{Head, Reply};
+use crate::ops::by_host;
+use crate::plugins::Refusal;
 use crate::sha256::Sha256;
 
 /// What a request is about.
@@ -14,6 +16,8 @@ pub(super) enum Scope<'a> {
     Key(&'a str),
     /// All entries whose keys begin so.
     Prefix(&'a str),
+    /// Entries that are named later, each of which is then asked about.
+    Later,
     /// The server as a whole.
     All,
 }
@@ -39,25 +43,56 @@ impl Access {
     ///
     /// The reply to one that may not: 401 without a token that is known, 403 with one that is not for this.
     pub(super) fn check(&self, head: &Head, right: Right, scope: Scope<'_>) -> Result<(), Reply> {
+        let refuse = |(_, refusal)| Problem::of(refusal).reply(Manner::of(head));
+        self.check_all(head, [(right, scope)]).map_err(refuse)
+    }
+
+    /// Whether whoever sent this may do all of it.
+    ///
+    /// # Errors
+    ///
+    /// Which of it is the first that it may not do, and what to say, as [`check`](Self::check) does.
+    pub(super) fn check_all<'a>(
+        &self,
+        head: &Head,
+        asked: impl IntoIterator<Item = (Right, Scope<'a>)>,
+    ) -> Result<(), (usize, Refusal)> {
         let access = self.0.read();
-        if access.open && right < Right::Admin {
-            return Ok(());
+        let mut sender = None;
+        for (index, (right, scope)) in asked.into_iter().enumerate() {
+            if access.open && right < Right::Admin {
+                continue;
+            }
+            // To hash what was sent takes longer than all the rest.
+            let token = *sender.get_or_insert_with(|| access.token(head));
+            access.check(head, token, right, scope).map_err(|refusal| (index, refusal))?;
         }
-        let refuse = |status, fact: String| Problem::new(status, fact).reply(Manner::of(head));
+        Ok(())
+    }
+}
+
+impl config::Access {
+    /// The token that came, if it is known.
+    fn token(&self, head: &Head) -> Option<&Token> {
+        let sent = sent(head)?;
+        self.tokens.iter().find(|token| token.sha256 == sent)
+    }
+
+    fn check(&self, head: &Head, token: Option<&Token>, right: Right, scope: Scope<'_>) -> Result<(), Refusal> {
         if right == Right::Admin {
-            if access.tokens.iter().all(|token| token.right < Right::Admin) {
+            if self.tokens.iter().all(|token| token.right < Right::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
-                return Err(refuse(403, format!("Administration is off; {way_out}")));
+                return Err(by_host(403, format!("Administration is off; {way_out}")));
             }
-            if !access.remote_admin && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
+            if !self.remote_admin && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
                 let way_out = "set remote_admin = true in [access]";
-                return Err(refuse(403, format!("Administration is for this machine alone; {way_out}")));
+                return Err(by_host(403, format!("Administration is for this machine alone; {way_out}")));
             }
         }
-        let Some(token) = sent(head).and_then(|sha256| access.tokens.iter().find(|token| token.sha256 == sha256))
-        else {
-            let refusal = refuse(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
-            return Err(refusal.with_header("WWW-Authenticate", "Bearer realm=\"vkog\""));
+        let Some(token) = token else {
+            let mut refusal = by_host(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
+            refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
+            return Err(refusal);
         };
         if token.right < right || !scope.is_within(&token.prefix) {
             let fact = format!("{} is not for this: it may {}", shown(token), may(token));
@@ -68,7 +103,7 @@ impl Access {
                 head.method,
                 head.path()
             );
-            return Err(refuse(403, format!("Not allowed: {fact}")));
+            return Err(by_host(403, format!("Not allowed: {fact}")));
         }
         if right == Right::Admin {
             tracing::info!(
@@ -87,6 +122,7 @@ impl Scope<'_> {
     fn is_within(self, prefix: &str) -> bool {
         match self {
             Self::Key(begins) | Self::Prefix(begins) => begins.starts_with(prefix),
+            Self::Later => true,
             Self::All => prefix.is_empty(),
         }
     }

@@ -4,7 +4,6 @@ use super::problem::{Manner, Problem};
 use super::range::{Part, Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
-use crate::plugins::Refusal;
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The methods an entry has.
@@ -12,7 +11,11 @@ pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 
 /// The media type of a request's body.
 pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
-    let Some(value) = head.headers.get("content-type") else { return Ok(DEFAULT_CONTENT_TYPE) };
+    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
+}
+
+/// The media type that a client gives a value.
+pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
     if value.len() > CONTENT_TYPE_MAX {
         let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
         return Err(Problem::new(400, fact));
@@ -114,27 +117,27 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             let (name, revision) = etag(revision);
             Reply::new(304, &b""[..]).with_header(name, revision)
         }
-        Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected").reply(manner),
-        Answer::Absent => Problem::new(404, "Not Found").reply(manner),
-        Answer::Refused(refusal) => refused(refusal, manner),
-        Answer::Failed(error) => {
-            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
-            Problem::new(status, format!("Not kept: {error}")).reply(manner)
+        Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
+            problem(answer).reply(manner)
         }
     }
 }
 
-/// The reply to what a plugin refused.
-pub(super) fn refused(refusal: Refusal, manner: Manner) -> Reply {
-    let problem = Problem::new(refusal.status, refusal.message);
-    let by_host = refusal.plugin.is_empty();
-    let mut reply = if by_host { problem } else { problem.by(refusal.plugin) }.reply(manner);
-    for (name, value) in refusal.headers {
-        // A plugin may say what its own text is.
-        if name.eq_ignore_ascii_case("content-type") {
-            reply.headers.retain(|(other, _)| other != "Content-Type");
+/// Why an operation was not done.
+pub(super) fn problem(answer: Answer) -> Problem {
+    match answer {
+        Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected"),
+        Answer::Absent => Problem::new(404, "Not Found"),
+        Answer::Refused(refusal) => Problem::of(refusal),
+        Answer::Failed(error) => {
+            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
+            Problem::new(status, format!("Not kept: {error}"))
         }
-        reply = reply.with_header(name, value);
+        Answer::Found(_) | Answer::Written(_) | Answer::Removed(_) => Problem::new(500, "Internal error"),
     }
-    reply
+}
+
+/// The problem of a value that is longer than one may be, in bytes.
+pub(super) fn too_large(length: u64, value_max: u64) -> Problem {
+    Problem::new(413, format!("Value too large: {length} bytes, {value_max} is the most (--max-value)"))
 }

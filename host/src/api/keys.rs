@@ -6,7 +6,6 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::bad_escape;
-use super::entry::refused;
 use super::plugins::json;
 use super::problem::{Manner, Problem};
 use crate::http::{Head, Reply};
@@ -115,7 +114,7 @@ pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: A
             json(&Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next })
         }),
     };
-    answered.unwrap_or_else(|refusal| refused(refusal, manner))
+    answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(manner))
 }
 
 /// The answer where too many others are under way.

@@ -1,6 +1,7 @@
 //! From path and method to an operation, and from its answer to a reply. The only place with status codes of its own.
 
 mod access;
+mod batch;
 mod entry;
 mod health;
 mod keys;
@@ -55,6 +56,8 @@ pub struct Admitted {
 enum Target {
     /// An operation on an entry.
     Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    /// Several operations in one step.
+    Batch(batch::Admitted),
     /// Which keys there are.
     Keys { question: keys::Question, query: String },
     /// What is loaded.
@@ -88,6 +91,15 @@ impl Api {
         let manner = || Manner::of(head);
         Ok(match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(head, key, query)?,
+            (None, "/batch") => {
+                let arrived = self.ops.revision();
+                post_only(head.method, manner())?;
+                // Each operation is asked about when it is known.
+                self.access.check(head, Right::Read, Scope::Later)?;
+                let sent = batch::Format::of(head).map_err(|problem| problem.reply(manner()))?;
+                let (answer, query) = (sent.of_answer(head), query.to_owned());
+                Target::Batch(batch::Admitted { sent, answer, query, arrived })
+            }
             (None, "/keys") => {
                 read_only(head.method, manner())?;
                 let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
@@ -191,13 +203,19 @@ fn decode_key(encoded: &str) -> Result<String, Problem> {
     let key = percent_decode_str(encoded)
         .decode_utf8()
         .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {} of it", error.valid_up_to())))?;
+    key_fits(&key)?;
+    Ok(key.into_owned())
+}
+
+/// Whether a text can be a key.
+fn key_fits(key: &str) -> Result<(), Problem> {
     if key.is_empty() {
         return Err(Problem::new(400, "Key cannot be empty"));
     }
     if key.len() > KEY_MAX {
         return Err(Problem::new(414, format!("Key too long: {} bytes, {KEY_MAX} is the most", key.len())));
     }
-    Ok(key.into_owned())
+    Ok(())
 }
 
 impl Service for Api {
@@ -212,18 +230,21 @@ impl Service for Api {
         }
     }
 
-    fn body_max(&self) -> u64 {
-        self.value_max
+    fn body_max(&self, admitted: &Admitted) -> u64 {
+        match admitted.target {
+            Target::Batch(_) => batch::body_max(self.value_max),
+            _ => self.value_max,
+        }
     }
 
     fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
         let problem = match fault {
             BodyFault::Encoded => Problem::new(411, "Transfer-Encoding is not accepted; send Content-Length"),
             BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
-            BodyFault::TooLarge { declared } => Problem::new(
-                413,
-                format!("Value too large: {declared} bytes, {} is the most (--max-value)", self.value_max),
-            ),
+            BodyFault::TooLarge { declared } => match admitted.target {
+                Target::Batch(_) => batch::too_large(declared, self.value_max),
+                _ => entry::too_large(declared, self.value_max),
+            },
             BodyFault::CutOff { came, declared } => {
                 Problem::new(400, format!("Body cut off: {came} of {declared} bytes came; nothing was written"))
             }
@@ -246,6 +267,9 @@ impl Service for Api {
                 self.ops.run(request, move |done, added| {
                     answer(entry::reply(done, added, verb == Verb::Get, range, manner));
                 });
+            }
+            Target::Batch(admitted) => {
+                batch::serve(&self.ops, &self.access, self.value_max, head, admitted, body, answer);
             }
             Target::Keys { question, query } => {
                 let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));

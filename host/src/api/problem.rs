@@ -1,5 +1,5 @@
 //! What a client is told when something is not done: one line of text, or a problem document (RFC 9457) with the same
-//! facts.
+//! facts, in JSON or in MessagePack.
 
 use std::borrow::Cow;
 
@@ -7,12 +7,15 @@ use serde::Serialize;
 
 use super::one_line;
 use crate::http::{Head, Reply};
+use crate::plugins::Refusal;
 
 /// How a client wants to be told.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
     Text,
     Document,
+    /// A document in MessagePack, for who sent some.
+    Packed,
 }
 
 impl Manner {
@@ -39,18 +42,33 @@ pub(super) struct Problem {
     title: Cow<'static, str>,
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    plugin: Option<String>,
+    plugin: Option<Box<str>>,
+    /// Which operation of a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    /// The key of that operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<Box<str>>,
+    #[serde(skip)]
+    headers: Vec<(String, String)>,
 }
 
 impl Problem {
     pub(super) fn new(status: u16, title: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind: "about:blank", title: title.into(), status, plugin: None }
+        let kind = "about:blank";
+        Self { kind, title: title.into(), status, plugin: None, index: None, key: None, headers: Vec::new() }
     }
 
-    /// The same, said by a plugin.
-    pub(super) fn by(mut self, plugin: String) -> Self {
-        self.plugin = Some(plugin);
-        self
+    /// What a plugin refused, or the host where no plugin is named.
+    pub(super) fn of(refusal: Refusal) -> Self {
+        let Refusal { plugin, status, message, headers } = refusal;
+        let by_plugin = !plugin.is_empty();
+        Self { plugin: by_plugin.then(|| plugin.into()), headers, ..Self::new(status, message) }
+    }
+
+    /// The same, of an operation of a batch.
+    pub(super) fn at(self, index: usize, key: Option<String>) -> Self {
+        Self { index: Some(index), key: key.map(Into::into), ..self }
     }
 
     #[cfg(test)]
@@ -59,15 +77,26 @@ impl Problem {
     }
 
     pub(super) fn reply(self, manner: Manner) -> Reply {
-        let mut reply = match manner {
-            Manner::Text => Reply::new(self.status, format!("{}\n", one_line(&self.title)).into_bytes())
-                .with_header("Content-Type", "text/plain; charset=utf-8"),
-            Manner::Document => Reply::new(self.status, serde_json::to_vec(&self).unwrap_or_default())
-                .with_header("Content-Type", "application/problem+json"),
+        let (content_type, body) = match manner {
+            Manner::Text => ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.title)).into_bytes()),
+            Manner::Document => ("application/problem+json", serde_json::to_vec(&self).unwrap_or_default()),
+            Manner::Packed => ("application/msgpack", rmp_serde::to_vec_named(&self).unwrap_or_default()),
         };
+        let mut reply = Reply::new(self.status, body).with_header("Content-Type", content_type);
         if let Some(plugin) = self.plugin {
-            reply = reply.with_header("Vkog-Plugin", plugin);
+            reply = reply.with_header("Vkog-Plugin", String::from(plugin));
         }
-        reply.with_header("X-Content-Type-Options", "nosniff")
+        reply = reply.with_header("X-Content-Type-Options", "nosniff");
+        for (name, value) in self.headers {
+            if name.eq_ignore_ascii_case("content-type") {
+                // A plugin may say what its own text is.
+                if manner != Manner::Text {
+                    continue;
+                }
+                reply.headers.retain(|(other, _)| other != "Content-Type");
+            }
+            reply = reply.with_header(name, value);
+        }
+        reply
     }
 }

@@ -433,7 +433,7 @@ impl<S: Service> Connection<S> {
             }
         };
         let admitted = match admitted {
-            Ok(admitted) if declared <= service.body_max() => admitted,
+            Ok(admitted) if declared <= service.body_max(&admitted) => admitted,
             refused => {
                 let reply = refused.map_or_else(
                     |reply| reply,
@@ -713,7 +713,7 @@ mod tests {
             Ok(())
         }
 
-        fn body_max(&self) -> u64 {
+        fn body_max(&self, (): &()) -> u64 {
             0
         }
 

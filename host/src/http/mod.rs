@@ -337,8 +337,8 @@ pub trait Service: Send + Sync + 'static {
     /// The reply to a request whose body need not be read.
     fn admit(&self, head: Head) -> Result<Self::Admitted, Reply>;
 
-    /// The longest body that is read, in bytes.
-    fn body_max(&self) -> u64;
+    /// The longest body of a request that is read, in bytes.
+    fn body_max(&self, admitted: &Self::Admitted) -> u64;
 
     /// The reply to a request whose body is not accepted.
     fn refuse_body(&self, admitted: Self::Admitted, fault: BodyFault) -> Reply;

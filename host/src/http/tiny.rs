@@ -308,7 +308,7 @@ impl<S: Service> Engine<S> {
             Ok(admitted) => admitted,
             Err(reply) => return send(request, reply, Rest::Unread(declared)),
         };
-        match read_body(&mut request, declared, self.service.body_max()) {
+        match read_body(&mut request, declared, self.service.body_max(&admitted)) {
             Err(fault) => {
                 let reply = self.service.refuse_body(admitted, fault);
                 let unread = match fault {

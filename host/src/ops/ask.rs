@@ -128,6 +128,7 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
     })
 }
 
-pub(super) fn by_host(status: u16, message: String) -> Refusal {
+/// What the host itself refuses.
+pub(crate) fn by_host(status: u16, message: String) -> Refusal {
     Refusal { plugin: String::new(), status, message, headers: Vec::new() }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Added, Answer, Ops, Request, aside, seen};
-use crate::plugins::{Chain, Verb};
+use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
+use crate::plugins::{Chain, Subject, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
 
 pub(super) fn change(
@@ -23,32 +23,21 @@ pub(super) fn change(
     // The decision is made now, the rest when it is kept: both need the request.
     let request = Arc::new(request);
     let subject = request.subject();
-    let decide = |current: Option<&Entry>| {
-        // What fails anyway fails whatever the conditions are (RFC 9110, section 13.2.1).
-        if request.verb == Verb::Delete && current.is_none() {
-            return Decision::Keep(Answer::Absent);
+    let decide = |current: Option<&Entry>| match decide(&chain, &subject, &request.conditions, current) {
+        Ok(Some(details)) => {
+            Decision::Write(Draft { value: &request.value, content_type: &request.content_type, details })
         }
-        if let Err(unmet) = request.conditions.check(current.map(Entry::revision)) {
-            return Decision::Keep(Answer::Unexpected(unmet));
-        }
-        match chain.guard(&subject, current.map(seen)) {
-            Err(refusal) => Decision::Keep(Answer::Refused(refusal)),
-            Ok(_) if request.verb == Verb::Delete => Decision::Remove,
-            Ok(passed) => Decision::Write(Draft {
-                value: &request.value,
-                content_type: &request.content_type,
-                details: passed.details,
-            }),
-        }
+        Ok(None) => Decision::Remove,
+        Err(answer) => Decision::Keep(answer),
     };
     let (links, asked, threads) = (Arc::clone(&chain), Arc::clone(&request), ops.aside(&chain, &request));
-    let finish = move |update| {
+    let finish = move |update: Update<Answer>| {
         let subject = asked.subject();
         match update {
             Update::Stayed(answer) => finish(answer, Vec::new()),
             Update::Closed(error) => finish(Answer::Failed(error), Vec::new()),
-            Update::Undone { error, before } => {
-                links.undo(&subject, before.as_ref().map(seen));
+            Update::Undone { error, change } => {
+                links.undo(&subject, change.before.as_ref().map(seen));
                 finish(Answer::Failed(error), Vec::new());
             }
             Update::Done(change) => {
@@ -60,4 +49,25 @@ pub(super) fn change(
         }
     };
     ops.store.update(&request.key, decide, move |update| aside(threads, move || finish(update)));
+}
+
+/// What becomes of an entry that is locked: it is written, with these details; or it is removed; or why not.
+pub(super) fn decide(
+    chain: &Arc<Chain>,
+    subject: &Subject<'_>,
+    conditions: &Conditions,
+    current: Option<&Entry>,
+) -> Result<Option<Vec<u8>>, Answer> {
+    let removes = subject.verb == Verb::Delete;
+    // What fails anyway fails whatever the conditions are (RFC 9110, section 13.2.1).
+    if removes && current.is_none() {
+        return Err(Answer::Absent);
+    }
+    if let Err(unmet) = conditions.check(current.map(Entry::revision)) {
+        return Err(Answer::Unexpected(unmet));
+    }
+    match chain.guard(subject, current.map(seen)) {
+        Err(refusal) => Err(Answer::Refused(refusal)),
+        Ok(passed) => Ok((!removes).then_some(passed.details)),
+    }
 }

@@ -1,6 +1,7 @@
-//! The operations on one entry: the request's way through the chain and the store. Knows no status and no socket.
+//! The operations on one entry, and on several in one step: the request's way through the chain and the store. Knows no status and no socket.
 
 mod ask;
+mod batch;
 mod change;
 mod condition;
 mod get;
@@ -8,6 +9,8 @@ mod list;
 
 use std::sync::Arc;
 
+pub(crate) use ask::by_host;
+pub use batch::{Batch, Failure, Operation, Outcome};
 pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 
@@ -130,6 +133,16 @@ impl Ops {
     /// anyway: of a limited number all could wait for each other.
     fn aside(&self, chain: &Chain, request: &Request) -> Option<Arc<Threads>> {
         (chain.blocks(request.verb) && request.depth == 0).then(|| Arc::clone(&self.waiting))
+    }
+
+    /// Does all that a batch asks for in one step, or nothing of it. `finish` is called as that of [`run`](Self::run).
+    pub fn run_all(self: &Arc<Self>, batch: Batch, finish: impl FnOnce(Outcome) + Send + 'static) {
+        let ops = Arc::clone(self);
+        self.plugins.when_open(move |chain| {
+            let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));
+            let threads = blocks.then(|| Arc::clone(&ops.waiting));
+            aside(threads.clone(), move || batch::run(ops, chain, batch, threads, finish));
+        });
     }
 
     fn run_in(

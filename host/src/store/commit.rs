@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Change;
 use super::disk::File;
 use super::error::StoreError;
 use super::log;
 use super::map::Map;
 use super::recover::Tail;
+use super::{Change, Changes};
 use crate::counting::Histogram;
 use crate::threads::{Home, Threads};
 
@@ -35,13 +35,21 @@ pub enum Fsync {
 /// Whether a change is kept, or why it was taken back.
 type Kept = Result<(), Arc<StoreError>>;
 
-/// A change that was made in the map and is not kept yet.
+/// What was changed in the map in one step, and is not kept yet.
 pub(super) struct Pending {
-    pub(super) change: Change,
+    /// At least one of them is a change, and not only a look.
+    pub(super) all: Changes,
     /// Is told when it is kept, or that it was taken back.
-    pub(super) finish: Box<dyn FnOnce(Change, Kept) + Send>,
+    pub(super) finish: Box<dyn FnOnce(Changes, Kept) + Send>,
     /// Where.
     pub(super) home: Option<Arc<Home>>,
+}
+
+impl Pending {
+    /// What was changed, in the order of the revisions.
+    fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
+        self.all.iter().filter(|change| !change.is_look())
+    }
 }
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
@@ -156,19 +164,20 @@ impl Commit {
         self.queue.lock().closed.clone()
     }
 
-    /// Queues a change, whose shard the caller has locked, and gives it its revision.
+    /// Queues so many changes, whose shards the caller has locked, and gives them their revisions, which follow the one that
+    /// `pending` is called with.
     ///
     /// # Errors
     ///
     /// Nothing can be written; the caller leaves the map as it is.
-    pub(super) fn push(&self, change: impl FnOnce(u64) -> Pending) -> Result<(), Arc<StoreError>> {
+    pub(super) fn push(&self, count: u64, pending: impl FnOnce(u64) -> Pending) -> Result<(), Arc<StoreError>> {
         let mut queue = self.queue.lock();
         if let Some(error) = &queue.closed {
             return Err(Arc::clone(error));
         }
-        let revision = self.given.load(Ordering::Relaxed) + 1;
-        self.given.store(revision, Ordering::Release);
-        queue.pending.push(change(revision));
+        let before = self.given.load(Ordering::Relaxed);
+        self.given.store(before + count, Ordering::Release);
+        queue.pending.push(pending(before));
         let count = queue.pending.len();
         let wake = self.fsync == Fsync::Always && (count == 1 || count == queue.expected);
         drop(queue);
@@ -278,7 +287,8 @@ impl Commit {
     fn write_queued(&self, map: &Map) -> Vec<Finish> {
         let mut writer = self.writer.lock();
         let pending = std::mem::take(&mut self.queue.lock().pending);
-        let Some(last) = pending.last().map(|pending| pending.change.revision) else { return Vec::new() };
+        let last = pending.last().and_then(|pending| pending.changes().next_back());
+        let Some(last) = last.map(|change| change.revision) else { return Vec::new() };
         if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
             self.fail(map, &mut writer, pending, &error, synced);
             return Vec::new();
@@ -344,8 +354,8 @@ impl Commit {
             std::mem::take(&mut queue.readers)
         };
         let kept = self.kept.load(Ordering::Acquire);
-        for pending in pending.iter().rev() {
-            take_back(map, &pending.change, kept);
+        for change in pending.iter().rev().flat_map(|pending| pending.changes().rev()) {
+            take_back(map, change, kept);
         }
         // A record that reached the disk in part, or whole, would be found there after the next start.
         let cut = writer.file.set_len(writer.at).and_then(|()| synced(&*writer.file, &self.syncs));
@@ -419,7 +429,7 @@ impl Finish {
 
     fn tell(self) {
         match self {
-            Self::Change(Pending { change, finish, .. }, kept) => finish(change, kept),
+            Self::Change(Pending { all, finish, .. }, kept) => finish(all, kept),
             Self::Read(reader, kept, _) => reader(kept),
         }
     }
@@ -465,14 +475,8 @@ impl Writer {
         if self.synced > self.marked {
             log::put_mark(&mut self.buffer, self.salt, self.synced);
         }
-        for Pending { change, .. } in pending {
-            match (&change.after, &change.before) {
-                (Some(entry), _) => log::put_write(&mut self.buffer, self.salt, entry),
-                (None, Some(before)) => {
-                    log::put_remove(&mut self.buffer, self.salt, change.revision, before.key_bytes());
-                }
-                (None, None) => {}
-            }
+        for pending in pending {
+            log::put_changes(&mut self.buffer, self.salt, pending.changes());
         }
         self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
         if let Some(syncs) = syncs {

@@ -1,6 +1,8 @@
 //! One entry: key, media type, details and value in one allocation, shared by whoever reads it.
 
-use triomphe::{Arc, ThinArc};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use triomphe::ThinArc;
 
 /// The media type of a value that came without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
@@ -16,15 +18,15 @@ pub struct Draft<'a> {
     pub details: Vec<u8>,
 }
 
-/// An entry of the store. Cloning shares it; an entry never changes, a write replaces it.
+/// An entry of the store. Cloning shares it; an entry that is in the store never changes, a write replaces it.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Header, u8>);
 
 /// The lengths of what follows: the key, the media type (none stands for the default one), the details; the rest is the
 /// value.
-#[derive(Copy, Clone)]
 struct Header {
-    revision: u64,
+    /// 0 until it is known.
+    revision: AtomicU64,
     key_len: u16,
     content_type_len: u16,
     details_len: u32,
@@ -35,7 +37,7 @@ impl Entry {
     pub(super) fn new(key: &str, draft: &Draft<'_>, revision: u64, scratch: &mut Vec<u8>) -> Self {
         let content_type = if draft.content_type == DEFAULT_CONTENT_TYPE { "" } else { draft.content_type };
         let header = Header {
-            revision,
+            revision: revision.into(),
             key_len: key.len() as u16,
             content_type_len: content_type.len() as u16,
             details_len: draft.details.len() as u32,
@@ -48,15 +50,11 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(header, scratch))
     }
 
-    /// Gives a new entry its revision, which is known only when its place in the log is.
-    pub(super) fn set_revision(&mut self, revision: u64) {
-        self.0.with_arc_mut(|arc| {
-            if let Some(entry) = Arc::get_mut(arc) {
-                entry.header_mut().revision = revision;
-            } else {
-                debug_assert!(false, "a shared entry does not change");
-            }
-        });
+    /// Gives a new entry its revision, which is known only when its place in the log is: before the lock is free under
+    /// which it comes into the store, so that no other thread ever sees it without.
+    pub(super) fn set_revision(&self, revision: u64) {
+        debug_assert_eq!(self.revision(), 0, "an entry gets its revision once");
+        self.0.header.header.revision.store(revision, Relaxed);
     }
 
     fn lens(&self) -> (usize, usize, usize) {
@@ -98,7 +96,7 @@ impl Entry {
 
     /// The revision.
     pub fn revision(&self) -> u64 {
-        self.0.header.header.revision
+        self.0.header.header.revision.load(Relaxed)
     }
 
     /// How much the entry counts for: the bytes of its key and of its value, as the Go program counted.
@@ -122,7 +120,7 @@ mod tests {
     #[test]
     fn an_entry_gives_back_what_it_was_made_of() {
         let draft = Draft { value: b"value", content_type: "text/plain", details: b"\x80".to_vec() };
-        let mut entry = Entry::new("a/key", &draft, 0, &mut Vec::new());
+        let entry = Entry::new("a/key", &draft, 0, &mut Vec::new());
         entry.set_revision(7);
         assert_eq!(entry.key(), "a/key");
         assert_eq!(entry.value(), b"value");

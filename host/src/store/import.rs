@@ -58,7 +58,7 @@ impl Import {
         let mut recovered = recover::recover(&disk, &paths, progress)?;
         let (before, first) = (recovered.map.totals().0, recovered.revision + 1);
         let mut overwritten = 0;
-        for mut entry in self.entries {
+        for entry in self.entries {
             recovered.revision += 1;
             entry.set_revision(recovered.revision);
             let shared = entry.clone();

@@ -1,7 +1,7 @@
 //! FILE.log: what came after the snapshot, a record after the other.
 //!
 //! A record is a length (u32, little endian), a CRC-32C (u32, little endian) of the length and the payload, and the
-//! payload, a MessagePack array:
+//! payload, MessagePack arrays:
 //!
 //! | payload | meaning |
 //! |---|---|
@@ -9,6 +9,9 @@
 //! | `[1, revision, key, value, media type, details]` | an entry was written |
 //! | `[2, revision, key]` | an entry was removed |
 //! | `[3, offset]` | when this was written, the log up to that offset was on disk |
+//!
+//! A record has one array, or several that were written or removed in one step: one checksum is over all of them, so that
+//! a crash leaves all or none. (Format 1 had one array in each record. It is read, and such a log goes on as it is.)
 //!
 //! The checksums of all records but the head start from the salt, a random number, so that no value a client sends can
 //! pass for a record.
@@ -20,14 +23,16 @@
 pub(super) mod salvage;
 
 use std::io;
+use std::ops::Range;
 
 use rmp::encode;
 
+use super::Change;
 use super::disk::File;
 use super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
 use super::snapshot::{Damage, put_bytes, take_bytes};
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Length and checksum.
 const FRAME: usize = 8;
 /// The longest payload that is believed. A value is at most 4 GiB, as MessagePack has it.
@@ -85,7 +90,7 @@ impl Head {
             && take_bytes(rest) == Some(b"VKOG");
         let mut number = || rmp::decode::read_int::<u64, _>(rest).ok();
         let format = number().filter(|_| is_head)?;
-        if format != FORMAT {
+        if !(1..=FORMAT).contains(&format) {
             return Some(Err(format));
         }
         Some(Ok(Self { generation: number()?, store: number()?, base: number()?, salt: number()? as u32 }))
@@ -107,28 +112,38 @@ fn checksum(salt: u32, length: u32, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(salt, &length.to_le_bytes()), payload)
 }
 
-/// Appends the record of an entry that was written.
-pub(super) fn put_write(out: &mut Vec<u8>, salt: u32, entry: &Entry) {
-    frame(out, salt, |out| {
-        put!(write_array_len(out, 6));
-        put!(write_uint(out, 1));
-        put!(write_uint(out, entry.revision()));
-        put_bytes(out, entry.key_bytes());
-        put_bytes(out, entry.value());
-        let content_type = entry.content_type();
-        put!(write_str(out, if content_type == DEFAULT_CONTENT_TYPE { "" } else { content_type }));
-        put!(write_bin(out, entry.details()));
-    });
+/// Appends the record of what was changed in one step, if anything was.
+pub(super) fn put_changes<'a>(out: &mut Vec<u8>, salt: u32, changes: impl Iterator<Item = &'a Change>) {
+    let mut changes = changes.peekable();
+    if changes.peek().is_some() {
+        frame(out, salt, |out| {
+            for change in changes {
+                match (&change.after, &change.before) {
+                    (Some(entry), _) => put_write(out, entry),
+                    (None, Some(before)) => put_remove(out, change.revision, before.key_bytes()),
+                    (None, None) => {}
+                }
+            }
+        });
+    }
 }
 
-/// Appends the record of an entry that was removed.
-pub(super) fn put_remove(out: &mut Vec<u8>, salt: u32, revision: u64, key: &[u8]) {
-    frame(out, salt, |out| {
-        put!(write_array_len(out, 3));
-        put!(write_uint(out, 2));
-        put!(write_uint(out, revision));
-        put_bytes(out, key);
-    });
+fn put_write(out: &mut Vec<u8>, entry: &Entry) {
+    put!(write_array_len(out, 6));
+    put!(write_uint(out, 1));
+    put!(write_uint(out, entry.revision()));
+    put_bytes(out, entry.key_bytes());
+    put_bytes(out, entry.value());
+    let content_type = entry.content_type();
+    put!(write_str(out, if content_type == DEFAULT_CONTENT_TYPE { "" } else { content_type }));
+    put!(write_bin(out, entry.details()));
+}
+
+fn put_remove(out: &mut Vec<u8>, revision: u64, key: &[u8]) {
+    put!(write_array_len(out, 3));
+    put!(write_uint(out, 2));
+    put!(write_uint(out, revision));
+    put_bytes(out, key);
 }
 
 /// Appends a mark: the log up to this offset is on disk.
@@ -140,13 +155,12 @@ pub(super) fn put_mark(out: &mut Vec<u8>, salt: u32, synced: u64) {
     });
 }
 
-/// What a payload says; `None` where it makes no sense.
-fn decode(payload: &[u8]) -> Option<Next<'_>> {
-    let rest = &mut &payload[..];
+/// What a payload says next; `None` where it makes no sense.
+fn take<'a>(rest: &mut &'a [u8]) -> Option<Next<'a>> {
     let columns = rmp::decode::read_array_len(rest).ok()?;
     let kind: u64 = rmp::decode::read_int(rest).ok()?;
     let number = rmp::decode::read_int(rest).ok()?;
-    let payload = match (kind, columns) {
+    Some(match (kind, columns) {
         (1, 6) => {
             let key = str::from_utf8(take_bytes(rest)?).ok()?;
             let value = take_bytes(rest)?;
@@ -160,8 +174,7 @@ fn decode(payload: &[u8]) -> Option<Next<'_>> {
         (2, 3) => Next::Change(Record::Remove { revision: number, key: str::from_utf8(take_bytes(rest)?).ok()? }),
         (3, 2) => Next::Mark { synced: number },
         _ => return None,
-    };
-    rest.is_empty().then_some(payload)
+    })
 }
 
 /// A log that is read from its start, a window at a time.
@@ -174,6 +187,8 @@ pub(super) struct Reader<'a> {
     pub(super) at: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// What of the last record was not given yet, in the window.
+    rest: Range<usize>,
 }
 
 /// How a log begins.
@@ -202,7 +217,7 @@ impl<'a> Reader<'a> {
     /// Reads a log's head.
     pub(super) fn open(file: &'a dyn File) -> Result<Start<'a>, Damage> {
         let head = Head { generation: 0, store: 0, base: 0, salt: 0 };
-        let mut reader = Self { file, len: file.len()?, head, at: 0, window: Vec::new(), window_at: 0 };
+        let mut reader = Self { file, len: file.len()?, head, at: 0, window: Vec::new(), window_at: 0, rest: 0..0 };
         let len = reader.len;
         let decoded = match reader.frame_at(0)? {
             Some(payload) => Head::decode(payload),
@@ -216,7 +231,9 @@ impl<'a> Reader<'a> {
                 reader.at = Head::LEN;
                 Ok(Start::Log(reader))
             }
-            Some(Err(format)) => Err(Damage::At(0, format!("its format is {format}, this program reads {FORMAT};"))),
+            Some(Err(format)) => {
+                Err(Damage::At(0, format!("its format is {format}, this program reads 1 to {FORMAT};")))
+            }
             None => Err(Damage::At(0, "its head is damaged".to_owned())),
         }
     }
@@ -224,15 +241,20 @@ impl<'a> Reader<'a> {
     /// What comes next.
     pub(super) fn next(&mut self) -> Result<Next<'_>, Damage> {
         let at = self.at;
-        let Some(length) = self.frame_at(at)?.map(<[u8]>::len) else {
-            self.refuse_damage(at)?;
-            return Ok(Next::End { torn: self.len - at });
-        };
-        self.at += (FRAME + length) as u64;
-        // The record that was checked just now is in the window.
-        let start = (at - self.window_at) as usize + FRAME;
-        decode(&self.window[start..start + length])
-            .ok_or_else(|| Damage::At(at, "a record that makes no sense".to_owned()))
+        if self.rest.is_empty() {
+            let Some(length) = self.frame_at(at)?.map(<[u8]>::len) else {
+                self.refuse_damage(at)?;
+                return Ok(Next::End { torn: self.len - at });
+            };
+            self.at += (FRAME + length) as u64;
+            // The record that was checked just now is in the window.
+            let start = (at - self.window_at) as usize + FRAME;
+            self.rest = start..start + length;
+        }
+        let mut rest = &self.window[self.rest.clone()];
+        let next = take(&mut rest).ok_or_else(|| Damage::At(at, "a record that makes no sense".to_owned()))?;
+        self.rest.start = self.rest.end - rest.len();
+        Ok(next)
     }
 
     /// The payload of the record at an offset, if it is whole.
@@ -274,8 +296,8 @@ impl<'a> Reader<'a> {
             if length > MARK_MAX || start[FRAME..] != [0x92, 3] {
                 continue;
             }
-            if let Some(payload) = self.frame_at(at)?
-                && let Some(Next::Mark { synced }) = decode(payload)
+            if let Some(mut payload) = self.frame_at(at)?
+                && let Some(Next::Mark { synced }) = take(&mut payload)
                 && synced > damaged
             {
                 let fact = format!("a damaged record (whole ones follow at byte {at})");
@@ -292,4 +314,43 @@ pub(super) fn begin(file: &dyn File, head: &Head) -> io::Result<u64> {
     file.write_at(0, &bytes)?;
     file.sync()?;
     Ok(bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 9 };
+
+    /// A log of this format with one write in it.
+    fn log_of_format(format: u64) -> Vec<u8> {
+        let mut log = HEAD.encode();
+        let at = FRAME + 1 + 1 + 5 + 1;
+        log[at..at + 8].copy_from_slice(&format.to_be_bytes());
+        let crc = checksum(0, (log.len() - FRAME) as u32, &log[FRAME..]);
+        log[4..FRAME].copy_from_slice(&crc.to_le_bytes());
+        let draft = Draft { value: b"value", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+        let entry = Entry::new("key", &draft, 1, &mut Vec::new());
+        put_changes(&mut log, HEAD.salt, [Change { before: None, after: Some(entry), revision: 1 }].iter());
+        log
+    }
+
+    #[test]
+    fn a_log_of_an_older_format_is_read_and_one_of_a_later_is_not() {
+        for format in 0..4 {
+            let file = tempfile::tempfile().expect("a temporary file can be made");
+            File::write_at(&file, 0, &log_of_format(format)).expect("it can be written");
+            match (format, Reader::open(&file)) {
+                (1 | 2, Ok(Start::Log(mut reader))) => {
+                    assert_eq!(reader.head, HEAD);
+                    assert!(matches!(reader.next(), Ok(Next::Change(Record::Write { revision: 1, key: "key", .. }))));
+                    assert!(matches!(reader.next(), Ok(Next::End { torn: 0 })));
+                }
+                (0 | 3, Err(Damage::At(0, said))) => {
+                    assert!(said.contains(&format!("its format is {format}, this program reads")), "{said}");
+                }
+                _ => panic!("format {format} is read otherwise"),
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use smallvec::{SmallVec, smallvec};
 use std::hash::BuildHasher;
 
 use super::entry::Entry;
@@ -37,6 +38,21 @@ pub(super) struct Hashed<'a> {
     hash: u64,
 }
 
+/// The shards of some keys, locked.
+pub(super) struct Locked<G> {
+    shards: SmallVec<[G; 1]>,
+    places: SmallVec<[Place; 1]>,
+}
+
+/// Where a key of several is.
+#[derive(Copy, Clone, Default)]
+struct Place {
+    /// In which of the locked shards.
+    shard: usize,
+    /// At which place among the keys it stood before, if it did.
+    earlier: Option<usize>,
+}
+
 impl Map {
     /// An empty map. A store keeps its seed, so that what one shard wrote to a file one shard reads from it; clients
     /// never learn it, so that they cannot make keys collide.
@@ -64,6 +80,26 @@ impl Map {
 
     pub(super) fn write(&self, shard: usize) -> RwLockWriteGuard<'_, Shard> {
         self.shards[shard].write()
+    }
+
+    /// Locks the shards of some keys, each once and all in the order of their numbers: whoever locks others as well takes
+    /// them in the same order, so that no two can wait for each other.
+    pub(super) fn lock_all<'a, G>(&'a self, keys: &[Hashed<'_>], lock: impl Fn(&'a Self, usize) -> G) -> Locked<G> {
+        let mut order: SmallVec<[usize; 1]> = (0..keys.len()).collect();
+        order.sort_unstable_by_key(|&index| (self.shard_of(keys[index]), keys[index].hash, index));
+        let (mut shards, mut places) = (SmallVec::new(), smallvec![Place::default(); keys.len()]);
+        let mut last = None;
+        for (at, &index) in order.iter().enumerate() {
+            let Hashed { key, hash } = keys[index];
+            let shard = self.shard_of(keys[index]);
+            if last.replace(shard) != Some(shard) {
+                shards.push(lock(self, shard));
+            }
+            let mut before = order[..at].iter().rev().take_while(|&&other| keys[other].hash == hash);
+            places[index] =
+                Place { shard: shards.len() - 1, earlier: before.find(|&&other| keys[other].key == key).copied() };
+        }
+        Locked { shards, places }
     }
 
     /// Makes room in a shard for so many entries.
@@ -95,6 +131,22 @@ impl Map {
             .iter()
             .map(|shard| shard.read())
             .fold((0, 0), |(entries, size), shard| (entries + shard.table.len() as u64, size + shard.size))
+    }
+}
+
+impl<G> Locked<G> {
+    /// The shard of the key at this place among the keys.
+    pub(super) fn shard(&self, index: usize) -> &G {
+        &self.shards[self.places[index].shard]
+    }
+
+    pub(super) fn shard_mut(&mut self, index: usize) -> &mut G {
+        &mut self.shards[self.places[index].shard]
+    }
+
+    /// At which place the same key stood before, if it did.
+    pub(super) fn earlier(&self, index: usize) -> Option<usize> {
+        self.places[index].earlier
     }
 }
 

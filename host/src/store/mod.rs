@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
@@ -40,7 +41,7 @@ use crate::counting::Histogram;
 use crate::threads::Home;
 use commit::{Commit, Pending};
 use log::Head;
-use map::{Map, SHARDS};
+use map::{Hashed, Map, SHARDS};
 use paths::Paths;
 use recover::{Recovered, Tail};
 use windows::Run;
@@ -70,14 +71,18 @@ pub enum Decision<'a, R> {
     Write(Draft<'a>),
     /// It is removed.
     Remove,
-    /// It stays, for this reason.
+    /// It stays, for this reason; and so do all that were to change with it.
     Keep(R),
+    /// It stays, and is shown as it is with what becomes of the others.
+    Show,
+    /// It stays, and is shown as if it were absent.
+    Hide,
 }
 
-/// What became of it.
-pub enum Update<R> {
+/// What became of it: of one entry, or of several.
+pub enum Update<R, C = Change> {
     /// It was written or removed, and that is kept as far as [`Fsync`] promises.
-    Done(Change),
+    Done(C),
     /// It stayed.
     Stayed(R),
     /// It stayed, because nothing can be written; no decision to change it was made.
@@ -86,21 +91,32 @@ pub enum Update<R> {
     Undone {
         /// Why.
         error: Arc<StoreError>,
-        /// The entry that the decision saw.
-        before: Option<Entry>,
+        /// What was to become of it.
+        change: C,
     },
 }
 
-/// A change of one entry.
+/// A change of one entry, or a look at it.
 #[derive(Clone)]
 pub struct Change {
-    /// The entry as it was.
+    /// The entry as the decision saw it; of a look, as it is shown.
     pub before: Option<Entry>,
-    /// The entry as it is.
+    /// The entry as it is left.
     pub after: Option<Entry>,
-    /// The revision of the change; that of `after`, where there is one.
+    /// The revision of the change; that of `after`, where there is one. 0 for a look.
     pub revision: u64,
 }
+
+impl Change {
+    /// Whether nothing was changed.
+    pub fn is_look(&self) -> bool {
+        self.revision == 0
+    }
+}
+
+/// What became of several entries in one step, in the order in which they were named. The revisions of the changes follow
+/// each other.
+pub type Changes = SmallVec<[Change; 1]>;
 
 /// Entries under their keys, and the files they are kept in.
 pub struct Store {
@@ -235,6 +251,22 @@ impl Store {
         self.shared.commit.when_kept(seen, then);
     }
 
+    /// Looks at several entries in one step, as they are at one moment.
+    pub fn read_all<R>(&self, keys: &[&str], look: impl FnOnce(&[Option<&Entry>]) -> R) -> (R, Seen) {
+        let Shared { map, commit, .. } = &*self.shared;
+        let undone = commit.undone();
+        let hashed: SmallVec<[Hashed<'_>; 1]> = keys.iter().map(|key| map.hash(key.as_bytes())).collect();
+        let locked = map.lock_all(&hashed, Map::read);
+        let mut last = 0;
+        let see = |(index, hashed): (usize, &Hashed<'_>)| {
+            let (entry, revision) = locked.shard(index).see(*hashed);
+            last = last.max(revision);
+            entry
+        };
+        let entries: Vec<_> = hashed.iter().enumerate().map(see).collect();
+        (look(&entries), Seen { revision: last, undone })
+    }
+
     /// Decides under an entry's lock what becomes of it, and does that in the same step. `finish` is called once, when the
     /// change is kept, or when it is known that there is none: on this thread, or later on another.
     pub fn update<'a, R: Send + 'static>(
@@ -242,6 +274,34 @@ impl Store {
         key: &str,
         mut decide: impl FnMut(Option<&Entry>) -> Decision<'a, R>,
         finish: impl FnOnce(Update<R>) + Send + 'static,
+    ) {
+        self.update_all(
+            &[key],
+            |_, current| decide(current),
+            move |update| {
+                let one = |changes: Changes| changes.into_iter().next();
+                let update = match update {
+                    Update::Done(changes) => one(changes).map(Update::Done),
+                    Update::Stayed(reason) => Some(Update::Stayed(reason)),
+                    Update::Closed(error) => Some(Update::Closed(error)),
+                    Update::Undone { error, change } => one(change).map(|change| Update::Undone { error, change }),
+                };
+                if let Some(update) = update {
+                    finish(update);
+                }
+            },
+        );
+    }
+
+    /// Decides under the locks of several entries what becomes of them, of one after the other, and does that in the same
+    /// step: all of it is kept, or none. `decide` is called with what was decided before, and with the entry whose turn it
+    /// is; where the same key is named again, that is as the decision before has left it, without a revision (0), for that
+    /// comes with the last decision. `finish` is called as that of [`update`](Self::update).
+    pub fn update_all<'a, R: Send + 'static>(
+        &self,
+        keys: &[&str],
+        mut decide: impl FnMut(&[Change], Option<&Entry>) -> Decision<'a, R>,
+        finish: impl FnOnce(Update<R, Changes>) + Send + 'static,
     ) {
         thread_local! {
             static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -251,55 +311,87 @@ impl Store {
             return finish(Update::Closed(error));
         }
         let undone = commit.undone();
-        let hashed = map.hash(key.as_bytes());
-        let mut shard = map.write(map.shard_of(hashed));
-        let (current, revision) = shard.see(hashed);
-        let before = current.cloned();
-        let mut after = match decide(current) {
-            Decision::Keep(reason) => {
-                drop(shard);
-                let shared = Arc::clone(&self.shared);
-                return commit.when_kept(Seen { revision, undone }, move |kept| {
-                    finish(match kept {
-                        Ok(()) => Update::Stayed(reason),
-                        // The reason was true of what has been taken back.
-                        Err(TakenBack) => Update::Closed(shared.why_taken_back()),
-                    });
+        let hashed: SmallVec<[Hashed<'_>; 1]> = keys.iter().map(|key| map.hash(key.as_bytes())).collect();
+        let mut locked = map.lock_all(&hashed, Map::write);
+        let mut changes = Changes::with_capacity(keys.len());
+        let (mut count, mut seen) = (0, 0);
+        let mut stays = None;
+        for (index, key) in keys.iter().enumerate() {
+            let current = match locked.earlier(index) {
+                Some(earlier) => changes[earlier].after.as_ref(),
+                None => {
+                    let (entry, revision) = locked.shard(index).see(hashed[index]);
+                    seen = seen.max(revision);
+                    entry
+                }
+            };
+            let before = current.cloned();
+            let (before, after, changed) = match decide(&changes, current) {
+                Decision::Keep(reason) => {
+                    stays = Some(reason);
+                    break;
+                }
+                Decision::Show => (before.clone(), before, false),
+                Decision::Hide => (None, before, false),
+                Decision::Remove => (before, None, true),
+                Decision::Write(draft) => {
+                    let after = SCRATCH.with_borrow_mut(|scratch| Entry::new(key, &draft, 0, scratch));
+                    (before, Some(after), true)
+                }
+            };
+            count += u64::from(changed);
+            // Its place among the changes, until the revision that comes before them is known.
+            changes.push(Change { before, after, revision: if changed { count } else { 0 } });
+        }
+        if stays.is_some() || count == 0 {
+            drop(locked);
+            let shared = Arc::clone(&self.shared);
+            return commit.when_kept(Seen { revision: seen, undone }, move |kept| {
+                finish(match (kept, stays) {
+                    (Ok(()), Some(reason)) => Update::Stayed(reason),
+                    (Ok(()), None) => Update::Done(changes),
+                    // What was decided was right for what has been taken back.
+                    (Err(TakenBack), Some(_)) => Update::Closed(shared.why_taken_back()),
+                    (Err(TakenBack), None) => Update::Undone { error: shared.why_taken_back(), change: changes },
                 });
-            }
-            Decision::Remove => None,
-            Decision::Write(draft) => Some(SCRATCH.with_borrow_mut(|scratch| Entry::new(key, &draft, 0, scratch))),
-        };
+            });
+        }
         let mut finish = Some(finish);
-        let pushed = commit.push(|revision| {
-            if let Some(entry) = &mut after {
-                entry.set_revision(revision);
+        let pushed = commit.push(count, |given| {
+            for change in changes.iter_mut().filter(|change| !change.is_look()) {
+                change.revision += given;
+                if let Some(entry) = &change.after {
+                    entry.set_revision(change.revision);
+                }
             }
             let finish = finish.take();
             Pending {
-                change: Change { before: before.clone(), after: after.clone(), revision },
-                finish: Box::new(move |change, kept| {
+                all: changes.clone(),
+                finish: Box::new(move |changes, kept| {
                     let Some(finish) = finish else { return };
                     finish(match kept {
-                        Ok(()) => Update::Done(change),
-                        Err(error) => Update::Undone { error, before: change.before },
+                        Ok(()) => Update::Done(changes),
+                        Err(error) => Update::Undone { error, change: changes },
                     });
                 }),
                 home: Home::here(),
             }
         });
-        match (pushed, after) {
-            (Ok(()), Some(entry)) => drop(map.insert(&mut shard, hashed, entry)),
-            (Ok(()), None) => drop(shard.remove(hashed, self.revision())),
-            (Err(error), _) => {
-                drop(shard);
-                if let Some(finish) = finish {
-                    finish(Update::Undone { error, before });
-                }
-                return;
+        if let Err(error) = pushed {
+            drop(locked);
+            if let Some(finish) = finish {
+                finish(Update::Undone { error, change: changes });
+            }
+            return;
+        }
+        for (index, change) in changes.into_iter().enumerate().filter(|(_, change)| !change.is_look()) {
+            let shard = locked.shard_mut(index);
+            match change.after {
+                Some(entry) => drop(map.insert(shard, hashed[index], entry)),
+                None => drop(shard.remove(hashed[index], change.revision)),
             }
         }
-        drop(shard);
+        drop(locked);
         commit.pushed(map);
         if self.log_len() > self.shared.log_max() {
             self.shared.want_snapshot();

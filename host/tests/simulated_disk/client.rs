@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use vkog::store::{Decision, Draft, Entry, Fsync, Options, Store, StoreError, TakenBack, Update};
+use vkog::store::{Change, Decision, Draft, Entry, Fsync, Options, Store, StoreError, TakenBack, Update};
 
 use crate::disk::SimulatedDisk;
 
@@ -78,10 +78,43 @@ pub(crate) fn start(store: &Store, key: &str, content: Option<&Content>, then: i
     });
 }
 
+/// Writes, or removes what is there, in one step; `then` is called with the first revision of what was kept. Where something
+/// is not there that was to be removed, nothing is done.
+pub(crate) fn start_all(
+    store: &Store,
+    changes: &[(String, Option<Content>)],
+    then: impl FnOnce(Answer) + Send + 'static,
+) {
+    let keys: Vec<&str> = changes.iter().map(|(key, _)| key.as_str()).collect();
+    let decide = |before: &[Change], current: Option<&Entry>| match &changes[before.len()].1 {
+        Some(Content { value, content_type, details }) => {
+            Decision::Write(Draft { value, content_type, details: details.clone() })
+        }
+        None if current.is_none() => Decision::Keep(()),
+        None => Decision::Remove,
+    };
+    store.update_all(&keys, decide, |update| {
+        then(match update {
+            Update::Done(changes) => Answer::Kept(changes[0].revision),
+            Update::Stayed(()) => Answer::Nothing,
+            Update::Closed(error) | Update::Undone { error, .. } => Answer::Refused(error),
+        });
+    });
+}
+
 /// Writes, or removes what is there, and waits for the answer.
 pub(crate) fn change(store: &Store, key: &str, content: Option<&Content>) -> Answer {
     let (tell, told) = bounded(1);
     start(store, key, content, move |answer| {
+        let _ = tell.send(answer);
+    });
+    told.recv_timeout(DEADLINE).expect("every write is answered")
+}
+
+/// The same in one step.
+pub(crate) fn change_all(store: &Store, changes: &[(String, Option<Content>)]) -> Answer {
+    let (tell, told) = bounded(1);
+    start_all(store, changes, move |answer| {
         let _ = tell.send(answer);
     });
     told.recv_timeout(DEADLINE).expect("every write is answered")

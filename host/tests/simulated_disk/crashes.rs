@@ -1,7 +1,7 @@
 //! With every write synced, a power cut loses nothing that was acknowledged, tears nothing and makes nothing up; nor does
 //! one that comes while the store recovers from another.
 //!
-//! Clients write, remove, read and take snapshots, one after the other or several at once, and close and open the store in
+//! Clients write, remove, write and remove several in one step, of which all has to be there or nothing, read and take snapshots, one after the other or several at once, and close and open the store in
 //! between. The power is cut at every single change of the disk; from what was not synced then, images are drawn at
 //! random of what a real disk might be left with. A store has to open on each and agree with what the clients were told,
 //! and open on it a second time and hold the same. Opening is cut off at every step in turn, and from one image of each
@@ -16,7 +16,8 @@ use crossbeam_channel::bounded;
 use vkog::store::{Fsync, Options, Store};
 
 use crate::client::{
-    self, Answer, Contents, DEADLINE, change, close, contents, look, open, start, within_the_deadline,
+    self, Answer, Content, Contents, DEADLINE, change, close, contents, look, open, start, start_all,
+    within_the_deadline,
 };
 use crate::disk::{Image, SimulatedDisk};
 use crate::history::History;
@@ -81,11 +82,19 @@ impl Load {
             }
             let (tell, told) = bounded(self.at_once);
             for _ in 0..self.at_once {
-                let own = random.percent(80);
-                let key = format!("{}/{}", if own { client } else { 9 }, random.below(5));
+                let tell = tell.clone();
+                if random.percent(25) {
+                    let changes = some_changes(client, history, &mut random);
+                    let note = history.attempt_all(&changes);
+                    start_all(store, &changes, move |answer| {
+                        note(&answer);
+                        let _ = tell.send(answer);
+                    });
+                    continue;
+                }
+                let key = some_key(client, &mut random);
                 let content = random.percent(75).then(|| history.content(&mut random));
                 let note = history.attempt(&key, content.as_ref());
-                let tell = tell.clone();
                 start(store, &key, content.as_ref(), move |answer| {
                     note(&answer);
                     let _ = tell.send(answer);
@@ -105,6 +114,18 @@ impl Load {
             }
         }
     }
+}
+
+/// A key of the client's own, or of everybody's.
+fn some_key(client: usize, random: &mut Random) -> String {
+    let own = random.percent(80);
+    format!("{}/{}", if own { client } else { 9 }, random.below(5))
+}
+
+/// What to do in one step. Hardly any removal: one of nothing keeps all of it from being done.
+fn some_changes(client: usize, history: &History, random: &mut Random) -> Vec<(String, Option<Content>)> {
+    let one = |_| (some_key(client, random), random.percent(90).then(|| history.content(random)));
+    (0..2 + history.serial() as usize % 4).map(one).collect()
 }
 
 /// What a store holds that opens on an image, and what it leaves behind.

@@ -31,6 +31,8 @@ struct Attempt {
     /// `None` is a removal.
     content: Option<Content>,
     kept: Option<u64>,
+    /// The attempt with which the step began that this is part of.
+    step: usize,
 }
 
 impl History {
@@ -38,7 +40,13 @@ impl History {
     pub(crate) fn from(store: &Store, serial: u64) -> Self {
         let attempts = contents(store)
             .into_iter()
-            .map(|(key, (revision, content))| Attempt { key, content: Some(content), kept: Some(revision) })
+            .enumerate()
+            .map(|(step, (key, (revision, content)))| Attempt {
+                key,
+                content: Some(content),
+                kept: Some(revision),
+                step,
+            })
             .collect();
         let record = Record { attempts, revision: store.revision(), serial, ..Record::default() };
         Self(Arc::new(Mutex::new(record)))
@@ -82,15 +90,26 @@ impl History {
 
     /// Notes that this is tried now. Returns whom to tell what became of it.
     pub(crate) fn attempt(&self, key: &str, content: Option<&Content>) -> impl FnOnce(&Answer) + Send + 'static {
+        self.attempt_all(&[(key.to_owned(), content.cloned())])
+    }
+
+    /// Notes that all of this is tried now, in one step.
+    pub(crate) fn attempt_all(
+        &self,
+        changes: &[(String, Option<Content>)],
+    ) -> impl FnOnce(&Answer) + Send + 'static + use<> {
         let mut record = self.0.lock();
-        let index = record.attempts.len();
-        record.attempts.push(Attempt { key: key.to_owned(), content: content.cloned(), kept: None });
-        let history = self.clone();
+        let step = record.attempts.len();
+        let attempts = changes.iter().cloned().map(|(key, content)| Attempt { key, content, kept: None, step });
+        record.attempts.extend(attempts);
+        let (history, count) = (self.clone(), changes.len());
         move |answer| {
             if let Answer::Kept(revision) = answer {
                 let mut record = history.0.lock();
-                record.attempts[index].kept = Some(*revision);
-                record.acknowledged.fetch_add(1, Ordering::SeqCst);
+                for (attempt, revision) in record.attempts[step..step + count].iter_mut().zip(*revision..) {
+                    attempt.kept = Some(revision);
+                }
+                record.acknowledged.fetch_add(count as u64, Ordering::SeqCst);
             }
         }
     }
@@ -121,11 +140,13 @@ impl History {
             return Err(format!("the revision went back from {floor} to {revision}"));
         }
         for (key, (revision, content)) in found {
-            let of_key = || record.attempts.iter().filter(|attempt| attempt.key == *key);
-            let Some(attempt) = of_key().find(|attempt| attempt.content.as_ref() == Some(content)) else {
+            let is_it = |attempt: &Attempt| attempt.key == *key && attempt.content.as_ref() == Some(content);
+            let Some(at) = record.attempts.iter().position(is_it) else {
                 let value = content.value[..content.value.len().min(20)].escape_ascii();
                 return Err(format!("{key} has a value from nowhere: {value}, revision {revision}"));
             };
+            record.check_step(at, *revision, found)?;
+            let attempt = &record.attempts[at];
             if attempt.kept.is_some_and(|kept| kept != *revision) {
                 return Err(format!("{key} has revision {revision}, it was {:?}", attempt.kept));
             }
@@ -161,6 +182,11 @@ impl History {
         let mut kept: Vec<&Attempt> = record.attempts.iter().filter(|attempt| attempt.kept.is_some()).collect();
         kept.sort_by_key(|attempt| attempt.kept);
         let point = kept.partition_point(|attempt| attempt.kept <= Some(revision));
+        if let [last, next] = kept[point.saturating_sub(1)..kept.len().min(point + 1)]
+            && last.step == next.step
+        {
+            return Err(format!("a step ends in its midst, at revision {revision}"));
+        }
         if (point as u64) < promised {
             return Err(format!("{point} of {} are there, {promised} were synced", kept.len()));
         }
@@ -185,6 +211,36 @@ impl History {
                 |attempt: &Attempt| attempt.key == *key && attempt.kept.is_none() && attempt.content.is_none();
             if content.is_some() && !found.contains_key(*key) && !record.attempts.iter().any(is_open) {
                 return Err(format!("{key} is lost, revision {revision} belongs to the prefix"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    /// Whether all is there that was tried in one step with this attempt, which came to this revision.
+    fn check_step(&self, at: usize, revision: u64, found: &Contents) -> Result<(), String> {
+        let step = self.attempts[at].step;
+        for (place, part) in self.attempts.iter().enumerate().skip(step).take_while(|(_, part)| part.step == step) {
+            let own = revision + place as u64 - at as u64;
+            let may_be_gone = || {
+                part.content.is_none()
+                    || self.attempts.iter().enumerate().any(|(other, removal)| {
+                        let later = removal.step != step || other > place;
+                        let open = removal.kept.is_none_or(|kept| kept > own);
+                        removal.key == part.key && removal.content.is_none() && later && open
+                    })
+            };
+            let is_there = match found.get(&part.key) {
+                Some((found, content)) => *found > own || *found == own && part.content.as_ref() == Some(content),
+                None => may_be_gone(),
+            };
+            if !is_there {
+                let key = &self.attempts[at].key;
+                return Err(format!(
+                    "{key} is of revision {revision}, and {}, of the same step, is not there",
+                    part.key
+                ));
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use crossbeam_channel::bounded;
 use vkog::store::{Fsync, Options};
 
 use crate::client::{
-    ALWAYS, Answer, Content, DEADLINE, change, contents, open, put, snapshot, start, within_the_deadline,
+    ALWAYS, Answer, Content, DEADLINE, change, change_all, contents, open, put, snapshot, start, within_the_deadline,
 };
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
@@ -39,10 +39,15 @@ fn power_cut(seed: u64, fsync: Fsync) {
         if random.percent(2) {
             let _ = within_the_deadline("a snapshot", || store.snapshot());
         }
-        let key = format!("key-{}", random.below(12));
-        let content = random.percent(70).then(|| history.content(&mut random));
-        let note = history.attempt(&key, content.as_ref());
-        let answer = change(&store, &key, content.as_ref());
+        let parts = if random.percent(20) { 2 + random.below(4) } else { 1 };
+        let changes: Vec<_> = (0..parts)
+            .map(|_| {
+                let key = format!("key-{}", random.below(12));
+                (key, random.percent(if parts > 1 { 90 } else { 70 }).then(|| history.content(&mut random)))
+            })
+            .collect();
+        let note = history.attempt_all(&changes);
+        let answer = change_all(&store, &changes);
         note(&answer);
         if matches!(answer, Answer::Refused(_)) {
             assert!(disk.crashed(), "a write was refused: {answer:?}");

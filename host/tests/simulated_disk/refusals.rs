@@ -2,13 +2,14 @@
 //! as they were, the guards that had passed are undone in the exact reverse of their order, and no after-hook runs.
 //!
 //! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that runs full at random. Each notes
-//! its calls; what they have to be follows from what was made to happen.
+//! its calls; what they have to be follows from what was made to happen. So it is for operations by themselves, and for
+//! batches, of which nothing is done when one of them is not.
 
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog::ops::{Answer, Conditions, Ops, Request};
+use vkog::ops::{Answer, Batch, Conditions, Failure, Operation, Ops, Outcome, Request};
 use vkog::plugins::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -43,19 +44,25 @@ enum Act {
 /// Which plugins were asked, in order.
 type Calls = Vec<(usize, Phase)>;
 
-/// What the plugins do, and what they were asked.
+/// The field by which an operation of a batch says which it is.
+const PLACE: &str = "Place";
+
+/// What the plugins do, and what they were asked. Operations by themselves are at place 0.
 #[derive(Default)]
 struct Play {
-    acts: Vec<(usize, Phase, Act)>,
-    called: Calls,
+    acts: Vec<(usize, usize, Phase, Act)>,
+    called: Vec<(usize, usize, Phase)>,
 }
 
 static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
+/// There is one play at a time.
+static STAGE: Mutex<()> = Mutex::new(());
 
-fn called(plugin: usize, phase: Phase) -> Verdict {
+fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
+    let place = place.and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0);
     let mut play = PLAY.lock();
-    play.called.push((plugin, phase));
-    let act = play.acts.iter().find(|act| (act.0, act.1) == (plugin, phase)).map(|act| act.2);
+    play.called.push((place, plugin, phase));
+    let act = play.acts.iter().find(|act| (act.0, act.1, act.2) == (place, plugin, phase)).map(|act| act.3);
     drop(play);
     match act {
         Some(Act::Panic) => panic!("on purpose"),
@@ -78,23 +85,23 @@ macro_rules! act {
     ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident, $undo:ident $undo_hook:ident,
        $after:ident $after_hook:ident;)*) => {$(
         impl<const N: usize> $before for Actor<N> {
-            fn $before_hook(&self, _: &mut Before<'_, $operation>) -> Verdict {
-                called(N, Phase::Before)
+            fn $before_hook(&self, call: &mut Before<'_, $operation>) -> Verdict {
+                called(N, Phase::Before, call.header(PLACE))
             }
         }
         impl<const N: usize> $guard for Actor<N> {
-            fn $guard_hook(&self, _: &mut Guard<'_, $operation>) -> Verdict {
-                called(N, Phase::Guard)
+            fn $guard_hook(&self, call: &mut Guard<'_, $operation>) -> Verdict {
+                called(N, Phase::Guard, call.header(PLACE))
             }
         }
         impl<const N: usize> $undo for Actor<N> {
-            fn $undo_hook(&self, _: &Undo<'_, $operation>) {
-                let _ = called(N, Phase::Undo);
+            fn $undo_hook(&self, call: &Undo<'_, $operation>) {
+                let _ = called(N, Phase::Undo, call.header(PLACE));
             }
         }
         impl<const N: usize> $after for Actor<N> {
-            fn $after_hook(&self, _: &After<'_, $operation>) {
-                let _ = called(N, Phase::After);
+            fn $after_hook(&self, call: &After<'_, $operation>) {
+                let _ = called(N, Phase::After, call.header(PLACE));
             }
         }
     )*};
@@ -172,10 +179,9 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
     (calls, None)
 }
 
-#[test]
-fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
-    let disk = SimulatedDisk::empty();
-    let store = open(&disk, ALWAYS).expect("a store");
+/// Five actors around a store.
+fn stage(disk: &SimulatedDisk) -> Arc<Ops> {
+    let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(Port::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
@@ -187,8 +193,14 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
             print(info);
         }
     }));
-    let ops = Ops::new(store, Registry::linked(Chain::new(members, &[]), port)).expect("nobody refuses to start");
+    Ops::new(store, Registry::linked(Chain::new(members, &[]), port)).expect("nobody refuses to start")
+}
 
+#[test]
+fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
+    let _alone = STAGE.lock();
+    let disk = SimulatedDisk::empty();
+    let ops = stage(&disk);
     let mut random = Random::new(7);
     let (mut refused, mut panicked, mut full, mut done) = (0, 0, 0, 0);
     while refused + panicked + full < FAILURES {
@@ -206,7 +218,8 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
         let (calls, stopped) = expected(&acts, there || writes, !(fails && writes));
 
         let (before, files) = (contents(ops.store()), disk.now().0);
-        *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
+        let placed = acts.iter().map(|(plugin, phase, act)| (0, *plugin, *phase, *act)).collect();
+        *PLAY.lock() = Play { acts: placed, called: Vec::new() };
         if fails && writes && stopped.is_none() {
             let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
@@ -214,7 +227,8 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
         let value = format!("value {}", random.below(1_000_000));
         let answer = ask(&ops, verb, &key, &value);
         let what = || format!("{verb:?} {key} with {acts:?}, a disk that fails: {fails}");
-        assert_eq!(PLAY.lock().called, calls, "{}", what());
+        let called: Calls = PLAY.lock().called.iter().map(|(_, plugin, phase)| (*plugin, *phase)).collect();
+        assert_eq!(called, calls, "{}", what());
         match (stopped, &answer) {
             (Some((plugin, act)), Answer::Refused(refusal)) => {
                 let status = if act == Act::Panic { 500 } else { 403 };
@@ -241,6 +255,191 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
     }
     println!("{refused} refusals, {panicked} panics, {full} times no room, {done} writes between");
     assert!(refused.min(panicked).min(full).min(done) > 500, "{refused} {panicked} {full} {done}");
+    let held = contents(ops.store());
+    drop(ops);
+    let store = open(&disk, ALWAYS).expect("a store");
+    assert_eq!(contents(&store), held, "memory and disk");
+    close(store);
+}
+
+fn ask_all(ops: &Arc<Ops>, operations: &[(Verb, String)], value: &str) -> Outcome {
+    let operation = |(place, (verb, key)): (usize, &(Verb, String))| Operation {
+        verb: *verb,
+        key: key.clone(),
+        value: if matches!(verb, Verb::Post | Verb::Put) {
+            format!("{value} {place}").into()
+        } else {
+            Vec::new().into()
+        },
+        content_type: "text/plain".into(),
+        conditions: Conditions::default(),
+        headers: vec![(PLACE.into(), place.to_string())],
+        hidden: false,
+    };
+    let batch = Batch {
+        operations: operations.iter().enumerate().map(operation).collect(),
+        query: String::new(),
+        arrived: ops.revision(),
+        values_max: usize::MAX,
+        origin: Arc::new(Nobody),
+    };
+    let (tell, told) = bounded(1);
+    ops.run_all(batch, move |outcome| {
+        let _ = tell.send(outcome);
+    });
+    told.recv_timeout(DEADLINE).expect("every batch is answered")
+}
+
+/// What ends a batch before the log is asked: at which place, and which act, or none where there is nothing to remove.
+type Stop = (usize, Option<(usize, Act)>);
+
+/// What a batch comes to, by what is there: all calls, what ends it, and what of each operation is to be answered.
+struct Expected {
+    calls: Vec<(usize, usize, Phase)>,
+    stop: Option<Stop>,
+    /// Whether each operation finds what it is about, or writes it.
+    done: Vec<bool>,
+}
+
+fn expected_of_all(
+    operations: &[(Verb, String)],
+    acts: &[(usize, usize, Phase, Act)],
+    mut there: Vec<String>,
+    kept: bool,
+) -> Expected {
+    let (mut calls, mut done, mut guarded) = (Vec::new(), Vec::new(), Vec::new());
+    let act = |place, plugin, phase| {
+        acts.iter().find(|act| (act.0, act.1, act.2) == (place, plugin, phase)).map(|act| (plugin, act.3))
+    };
+    for place in 0..operations.len() {
+        for plugin in 0..PLUGINS {
+            calls.push((place, plugin, Phase::Before));
+            if let Some(act) = act(place, plugin, Phase::Before) {
+                return Expected { calls, stop: Some((place, Some(act))), done };
+            }
+        }
+    }
+    let backwards = |guarded: &[usize], phase, calls: &mut Vec<_>| {
+        let all = guarded.iter().rev().flat_map(|place| (0..PLUGINS).rev().map(move |plugin| (*place, plugin, phase)));
+        calls.extend(all);
+    };
+    for (place, (verb, key)) in operations.iter().enumerate() {
+        let is_there = there.contains(key);
+        if *verb == Verb::Delete && !is_there {
+            backwards(&guarded, Phase::Undo, &mut calls);
+            return Expected { calls, stop: Some((place, None)), done };
+        }
+        done.push(*verb != Verb::Get || is_there);
+        if *verb == Verb::Get && !is_there {
+            continue;
+        }
+        for plugin in 0..PLUGINS {
+            calls.push((place, plugin, Phase::Guard));
+            if let Some(act) = act(place, plugin, Phase::Guard) {
+                calls.extend((0..plugin).rev().map(|passed| (place, passed, Phase::Undo)));
+                backwards(&guarded, Phase::Undo, &mut calls);
+                return Expected { calls, stop: Some((place, Some(act))), done };
+            }
+        }
+        guarded.push(place);
+        match verb {
+            Verb::Delete => there.retain(|other| other != key),
+            Verb::Post | Verb::Put if !is_there => there.push(key.clone()),
+            _ => {}
+        }
+    }
+    if kept {
+        calls.extend(
+            guarded.iter().flat_map(|place| (0..PLUGINS).rev().map(move |plugin| (*place, plugin, Phase::After))),
+        );
+    } else {
+        backwards(&guarded, Phase::Undo, &mut calls);
+    }
+    Expected { calls, stop: None, done }
+}
+
+#[test]
+fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() {
+    let _alone = STAGE.lock();
+    let disk = SimulatedDisk::empty();
+    let ops = stage(&disk);
+    let mut random = Random::new(11);
+    let (mut refused, mut panicked, mut absent, mut full, mut done) = (0, 0, 0, 0, 0);
+    while refused + panicked + absent + full < FAILURES / 2 {
+        let operations: Vec<_> = (0..1 + random.below(5))
+            .map(|_| {
+                let verbs = [Verb::Get, Verb::Get, Verb::Post, Verb::Put, Verb::Put, Verb::Delete];
+                (verbs[random.below(verbs.len())], format!("key-{}", random.below(4)))
+            })
+            .collect();
+        let acts: Vec<_> = (0..random.below(4))
+            .map(|_| {
+                let phase = [Phase::Before, Phase::Guard, Phase::Guard, Phase::Undo, Phase::After][random.below(5)];
+                let act = if random.percent(50) { Act::Refuse } else { Act::Panic };
+                (random.below(5), random.below(PLUGINS), phase, act)
+            })
+            .collect();
+        let writes = operations.iter().any(|(verb, _)| *verb != Verb::Get);
+        let fails = writes && random.percent(20);
+        let (before, files) = (contents(ops.store()), disk.now().0);
+        let expected = expected_of_all(&operations, &acts, before.keys().cloned().collect(), !fails);
+
+        *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
+        if fails && expected.stop.is_none() {
+            let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
+            disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
+        }
+        let value = format!("value {}", random.below(1_000_000));
+        let revision = ops.revision();
+        let outcome = ask_all(&ops, &operations, &value);
+        let what = || format!("{operations:?} with {acts:?}, a disk that fails: {fails}");
+        assert_eq!(PLAY.lock().called, expected.calls, "{}", what());
+        match (expected.stop, outcome) {
+            (Some((place, act)), Err(Failure { at, answer })) => {
+                assert_eq!(at, Some((place, operations[place].1.clone())), "{}", what());
+                match (act, answer) {
+                    (Some((plugin, act)), Answer::Refused(refusal)) => {
+                        let status = if act == Act::Panic { 500 } else { 403 };
+                        assert_eq!((refusal.plugin, refusal.status), (format!("actor-{plugin}"), status), "{}", what());
+                        *(if act == Act::Panic { &mut panicked } else { &mut refused }) += 1;
+                    }
+                    (None, Answer::Absent) => absent += 1,
+                    _ => panic!("another reason for {}", what()),
+                }
+            }
+            (None, Err(Failure { at: None, answer: Answer::Failed(_) })) if fails => full += 1,
+            (None, Ok(answers)) if !fails => {
+                let mut next = revision;
+                for (place, (answer, (verb, key))) in answers.iter().zip(&operations).enumerate() {
+                    let written =
+                        operations[..place].iter().rposition(|(verb, other)| other == key && *verb != Verb::Get);
+                    match (verb, answer) {
+                        (Verb::Get, (Answer::Found(entry), _)) if expected.done[place] => {
+                            let found = entry.value();
+                            let left = written.map(|place| format!("{value} {place}").into_bytes());
+                            assert_eq!(found, left.unwrap_or_else(|| before[key].1.value.clone()), "{}", what());
+                        }
+                        (Verb::Get, (Answer::Absent, _)) if !expected.done[place] => {}
+                        (_, (Answer::Written(given) | Answer::Removed(given), _)) => {
+                            next += 1;
+                            assert_eq!(*given, next, "the revisions of {}", what());
+                        }
+                        _ => panic!("another answer at {place} to {}", what()),
+                    }
+                }
+                assert_eq!(ops.revision(), next, "{}", what());
+                if writes {
+                    done += 1;
+                    continue;
+                }
+            }
+            _ => panic!("another outcome of {}", what()),
+        }
+        assert_eq!(contents(ops.store()), before, "the map after {}", what());
+        assert_eq!(disk.now().0, files, "the files after {}", what());
+    }
+    println!("{refused} refusals, {panicked} panics, {absent} absent, {full} times no room, {done} batches between");
+    assert!(refused.min(panicked).min(absent).min(full).min(done) > 250, "{refused} {panicked} {absent} {full} {done}");
     let held = contents(ops.store());
     drop(ops);
     let store = open(&disk, ALWAYS).expect("a store");

@@ -1,5 +1,6 @@
 //! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
-//! before Redis, and Redis itself; and what plugins cost. Parts of it by name: `reads`, `writes`, `durable`, `plugins`.
+//! before Redis, and Redis itself; batches beside Redis' pipelines; and what plugins cost. Parts of it by name: `reads`,
+//! `writes`, `durable`, `batches`, `plugins`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ const ROUNDS: usize = 5;
 const SECONDS: u32 = 2;
 const KEYS: u64 = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
+/// So many operations a batch, or commands a pipeline.
+const BATCH: u32 = 64;
 
 pub(crate) fn run(parts: &[&str]) -> Result<()> {
     let built = build::release(&["vkog", "vkog-bytes", "vkog-conflict"])?;
@@ -37,6 +40,11 @@ pub(crate) fn run(parts: &[&str]) -> Result<()> {
     }
     if wanted("durable") {
         bench.durable_writes(&mut table)?;
+    }
+    if wanted("batches") {
+        bench.batches("never", &[], "≥ 1,000,000/s", &mut table)?;
+        let durable = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
+        bench.batches("always", &durable, "≥ 500,000/s", &mut table)?;
     }
     if wanted("plugins") {
         let idle = idle_plugins(&folder, 12)?;
@@ -183,7 +191,7 @@ impl Bench<'_> {
                 let (mut loads, mut theirs, mut ratios) = (Rounds::default(), vec![], vec![]);
                 for _ in 0..ROUNDS {
                     let load = self.wrk(&vkog, clients, "PUT", "/k/")?;
-                    let set = redis_benchmark(redis.port, clients, 150_000)?;
+                    let set = redis_benchmark(redis.port, clients, 1, 150_000)?;
                     ratios.push(load.per_second / set);
                     theirs.push(set);
                     loads.0.push(load);
@@ -192,6 +200,32 @@ impl Bench<'_> {
                 let theirs = format!("{:.0}/s", median(theirs));
                 table.row(&what, loads.shown(), theirs, format!("{:.2}", median(ratios)), goal);
             }
+        }
+        Ok(())
+    }
+
+    /// Batches of PUTs in MessagePack, of keys that are there.
+    fn batches(&self, fsync: &str, redis: &[&str], goal: &str, table: &mut Table) -> Result<()> {
+        const CLIENTS: u32 = 16;
+        let (redis, _) = Peer::redis(self.folder, redis)?;
+        let script = self.folder.join("batches.lua");
+        fs::write(&script, batches())?;
+        for http in ENGINES {
+            let vkog = self.vkog(http, Some(self.shipped), fsync)?;
+            let (mut loads, mut theirs, mut ratios) = (Rounds::default(), vec![], vec![]);
+            for _ in 0..ROUNDS {
+                let mut load = wrk(&format!("http://127.0.0.1:{}", vkog.port), CLIENTS, SECONDS, &script)?;
+                load.per_second *= f64::from(BATCH);
+                let set = redis_benchmark(redis.port, CLIENTS, BATCH, 1_000_000)?;
+                ratios.push(load.per_second / set);
+                theirs.push(set);
+                loads.0.push(load);
+            }
+            let what = format!(
+                "PUTs, {BATCH} a batch, --fsync {fsync}, {http}, {CLIENTS} clients; Redis SET, {BATCH} a pipeline, the same"
+            );
+            let goal = if http == "hyper" { goal } else { "" };
+            table.row(&what, loads.shown(), format!("{:.0}/s", median(theirs)), format!("{:.2}", median(ratios)), goal);
         }
         Ok(())
     }
@@ -214,6 +248,36 @@ impl Bench<'_> {
         }
         Ok(())
     }
+}
+
+/// What wrk sends: batches made before the measurement, with values of 64 bytes.
+fn batches() -> String {
+    format!(
+        r#"
+local requests, at = {{}}, 0
+-- A text of less than 256 bytes in MessagePack.
+local function str(text)
+  return string.char(0xd9, #text) .. text
+end
+function init()
+  math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
+  for i = 1, 500 do
+    local parts = {{ string.char(0xdc, 0, {BATCH}) }}
+    for j = 1, {BATCH} do
+      local key = string.format("key:%012d", math.random(0, {KEYS} - 1))
+      local put = str("op") .. str("put") .. str("key") .. str(key) .. str("value") .. str(string.rep("v", 64))
+      parts[#parts + 1] = string.char(0x83) .. put
+    end
+    local body = table.concat(parts)
+    requests[i] = wrk.format("POST", "/batch", {{ ["Content-Type"] = "application/msgpack" }}, body)
+  end
+end
+function request()
+  at = at % 500 + 1
+  return requests[at]
+end
+"#
+    )
 }
 
 /// A folder with these libraries, which only its owner can write.

@@ -211,11 +211,11 @@ fn milliseconds(text: &str) -> Result<f64> {
     })
 }
 
-/// Drives Redis with redis-benchmark: SETs a second.
-pub(crate) fn redis_benchmark(port: u16, clients: u32, requests: u32) -> Result<f64> {
+/// Drives Redis with redis-benchmark: SETs a second, of which each client sends so many ahead.
+pub(crate) fn redis_benchmark(port: u16, clients: u32, ahead: u32, requests: u32) -> Result<f64> {
     let output = Command::new("redis-benchmark")
         .args(["-p", &port.to_string(), "-t", "set", "-d", "64", "-r", "1000000", "--csv"])
-        .args(["-c", &clients.to_string(), "-n", &requests.to_string()])
+        .args(["-c", &clients.to_string(), "-P", &ahead.to_string(), "-n", &requests.to_string()])
         .output()
         .map_err(|error| format!("cannot start redis-benchmark: {error}; install Debian's redis-tools"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -90,7 +90,7 @@ fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         let (mut ours, mut latencies, mut theirs, mut ratios) = (vec![], vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
             let load = wrk(&url, CLIENTS, 3, &script)?;
-            let set = redis_benchmark(redis.port, CLIENTS, 200_000)?;
+            let set = redis_benchmark(redis.port, CLIENTS, 1, 200_000)?;
             ratios.push(load.per_second / set);
             ours.push(load.per_second);
             latencies.push(load.p99);

@@ -2,7 +2,7 @@
 
 use super::super::disk::File;
 use super::super::snapshot::{Damage, Progress};
-use super::{FRAME, Head, Next, Reader, Record, Start, decode};
+use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
 /// A part of a log that holds no whole record.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,19 @@ pub(in crate::store) fn salvage(
             Some(length) => {
                 reader.at += (FRAME + length) as u64;
                 let start = (at - reader.window_at) as usize + FRAME;
-                match decode(&reader.window[start..start + length]) {
-                    Some(Next::Change(record)) => {
-                        found.records += 1;
-                        each(record);
+                let mut rest = &reader.window[start..start + length];
+                while !rest.is_empty() {
+                    match take(&mut rest) {
+                        Some(Next::Change(record)) => {
+                            found.records += 1;
+                            each(record);
+                        }
+                        Some(_) => {}
+                        None => {
+                            found.holes.push(Hole { at, bytes: (FRAME + length) as u64, is_tail: false });
+                            break;
+                        }
                     }
-                    Some(_) => {}
-                    None => found.holes.push(Hole { at, bytes: (FRAME + length) as u64, is_tail: false }),
                 }
             }
             None => {
@@ -82,7 +88,7 @@ impl<'a> Reader<'a> {
     /// A reader of a log whose head is damaged.
     fn without_head(file: &'a dyn File) -> Result<Self, Damage> {
         let head = Head { generation: 0, store: 0, base: 0, salt: 0 };
-        Ok(Self { file, len: file.len()?, head, at: Head::LEN, window: Vec::new(), window_at: 0 })
+        Ok(Self { file, len: file.len()?, head, at: Head::LEN, window: Vec::new(), window_at: 0, rest: 0..0 })
     }
 
     /// Takes the salt from a damaged head: as it stands there, or with the one bit changed that makes the first record
@@ -109,7 +115,7 @@ impl<'a> Reader<'a> {
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
             // The checksum is only asked for what begins as one of the three kinds: an array, and its first number.
             if matches!(start[FRAME..], [0x96, 1] | [0x93, 2] | [0x92, 3])
-                && self.frame_at(at)?.and_then(decode).is_some()
+                && self.frame_at(at)?.is_some_and(|mut payload| take(&mut payload).is_some())
             {
                 return Ok(Some(at));
             }
@@ -120,8 +126,9 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::Change;
     use super::super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
-    use super::super::{put_mark, put_write};
+    use super::super::{put_changes, put_mark};
     use super::*;
 
     const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 0xdead_beef };
@@ -134,7 +141,8 @@ mod tests {
             starts.push(log.len());
             let draft = Draft { value: &[b'v'; 50], content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
             let entry = Entry::new(&format!("key-{revision}"), &draft, revision, &mut Vec::new());
-            put_write(&mut log, HEAD.salt, &entry);
+            let change = Change { before: None, after: Some(entry), revision };
+            put_changes(&mut log, HEAD.salt, [change].iter());
             let synced = log.len() as u64;
             put_mark(&mut log, HEAD.salt, synced);
         }
