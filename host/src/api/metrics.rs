@@ -55,6 +55,8 @@ impl Collector for Numbers {
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_log_bytes", "The length of the log", self.0.store().log_len()),
             ("vkog_writable", "Whether the store can be written", writable),
+            ("vkog_watchers", "Clients that watch", self.0.store().watching()),
+            ("vkog_watch_history_bytes", "What is held of the last changes", self.0.store().history_bytes()),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }

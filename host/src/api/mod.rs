@@ -7,6 +7,8 @@ mod keys;
 mod metrics;
 mod plugins;
 mod problem;
+mod query;
+mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -50,6 +52,8 @@ enum Target {
     Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
     /// Which keys there are.
     Keys { question: keys::Question, query: String },
+    /// What changes.
+    Watch { question: watch::Question, query: String },
     /// What is loaded.
     Plugins,
     /// A reload of the plugins.
@@ -160,6 +164,12 @@ impl Service for Api {
                 self.access.check(&head, Right::Read, Scope::Prefix(question.prefix()))?;
                 Target::Keys { question, query: query.to_owned() }
             }
+            (None, "/watch") => {
+                read_only(head.method, manner())?;
+                let question = watch::question(query, &head).map_err(|problem| problem.reply(manner()))?;
+                self.access.check(&head, Right::Read, Scope::Prefix(question.prefix()))?;
+                Target::Watch { question, query: query.to_owned() }
+            }
             (None, "/plugins/reload") => {
                 post_only(head.method, manner())?;
                 self.access.check(&head, Right::Admin, Scope::All)?;
@@ -228,6 +238,9 @@ impl Service for Api {
                     drop(under_way);
                     responder.reply(reply);
                 });
+            }
+            Target::Watch { question, query } => {
+                responder.reply(watch::answer(&self.ops, &self.access, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {

@@ -5,11 +5,13 @@ mod change;
 mod condition;
 mod get;
 mod list;
+mod watch;
 
 use std::sync::Arc;
 
 pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
+pub use watch::{Ended, Watcher};
 
 use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};

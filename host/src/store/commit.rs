@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Change;
 use super::disk::File;
 use super::error::StoreError;
+use super::history::History;
 use super::log;
 use super::map::Map;
 use super::recover::Tail;
@@ -76,6 +77,8 @@ pub(super) struct Commit {
     undone: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
+    /// What was kept last, for those who watch.
+    history: Arc<History>,
     /// Those that answer.
     answers: Threads,
 }
@@ -108,7 +111,7 @@ struct Writer {
 const BUFFER_KEPT: usize = 1 << 20;
 
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64) -> Self {
+    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64, history: Arc<History>) -> Self {
         let writer = Writer::new(path, tail);
         Self {
             fsync,
@@ -120,6 +123,7 @@ impl Commit {
             undone: AtomicU64::new(0),
             len: AtomicU64::new(writer.at),
             writer: Mutex::new(writer),
+            history,
             answers: Threads::new("answer"),
         }
     }
@@ -270,6 +274,8 @@ impl Commit {
             return Vec::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
+        // Before anybody is told of these revisions and asks what came after them.
+        self.history.tell(pending.iter().map(|pending| &pending.change));
         self.kept.store(last, Ordering::Release);
         drop(writer);
         let readers: Vec<_> = self.queue.lock().readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
