@@ -148,6 +148,10 @@ pub struct Options {
     #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
     pub log_requests: bool,
 
+    /// How much of the last changes is held for /watch [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "VKOG_WATCH_HISTORY", hide_env = true)]
+    pub watch_history: Option<Size>,
+
     /// How to log [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
@@ -204,6 +208,8 @@ pub struct Config {
     pub max_value: u64,
     /// Whether each request is logged.
     pub log_requests: bool,
+    /// How much of the last changes is held for who watches, in bytes.
+    pub watch_history: u64,
     /// How a log line is written; none goes by the terminal.
     pub log_format: Option<LogFormat>,
 }
@@ -313,6 +319,7 @@ impl Config {
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
             max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
             log_requests: given.log_requests || written.log_requests,
+            watch_history: given.watch_history.or(written.watch_history).map_or(64 << 20, |size| size.0),
             log_format: given.log_format.or(written.log_format),
         })
     }

@@ -44,7 +44,7 @@ pub fn serve(
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let _lock = Lock::take(&config.file).map_err(failure)?;
-    let options = Options { fsync: config.fsync, ..Options::default() };
+    let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
     let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
@@ -102,6 +102,7 @@ pub fn serve(
         }
     }
     tracing::info!("stopping");
+    ops.store().end_watches();
     let drained = engine.stop(PATIENCE);
     if !drained {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");

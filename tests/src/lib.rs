@@ -15,6 +15,7 @@ mod frozen;
 mod gate;
 mod process;
 mod server;
+mod watching;
 mod wire;
 
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub use frozen::{Frozen, frozen};
 pub use gate::Gate;
 pub use process::{Exit, Running};
 pub use server::{Server, Setup, bytes, conflict, only_ours, ttl};
+pub use watching::{Event, Watching};
 pub use wire::Wire;
 
 /// How long anything may take that should take moments. Long, because it only ends what hangs.

@@ -92,6 +92,28 @@ impl Wire {
     ///
     /// The connection was closed, or nothing came before the deadline.
     pub fn try_reply(&mut self) -> io::Result<Reply> {
+        let mut reply = self.try_head()?;
+        let status = reply.status;
+        let headless = self.last.starts_with("HEAD ") || status == 204 || status == 304 || status < 200;
+        if headless {
+            return Ok(reply);
+        }
+        if reply.header("Transfer-Encoding").is_some() {
+            reply.body = self.chunks()?;
+        } else {
+            let length = reply.header("Content-Length").and_then(|text| text.parse().ok());
+            let length: usize = length.ok_or_else(|| io::Error::other(format!("no length of the body: {reply}")))?;
+            reply.body = self.exactly(length)?;
+        }
+        Ok(reply)
+    }
+
+    /// Reads a reply but for its body.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`try_reply`](Self::try_reply).
+    pub fn try_head(&mut self) -> io::Result<Reply> {
         let status_line = self.line()?;
         let status = status_line
             .strip_prefix("HTTP/1.")
@@ -107,19 +129,7 @@ impl Wire {
             let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other(format!("no header: {line:?}")))?;
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
-        let mut reply = Reply { request: self.last.clone(), status, headers, body: Vec::new(), log: self.log.clone() };
-        let headless = self.last.starts_with("HEAD ") || status == 204 || status == 304 || status < 200;
-        if headless {
-            return Ok(reply);
-        }
-        if reply.header("Transfer-Encoding").is_some() {
-            reply.body = self.chunks()?;
-        } else {
-            let length = reply.header("Content-Length").and_then(|text| text.parse().ok());
-            let length: usize = length.ok_or_else(|| io::Error::other(format!("no length of the body: {reply}")))?;
-            reply.body = self.exactly(length)?;
-        }
-        Ok(reply)
+        Ok(Reply { request: self.last.clone(), status, headers, body: Vec::new(), log: self.log.clone() })
     }
 
     /// Reads until the server closes the connection.
@@ -154,13 +164,24 @@ impl Wire {
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let line = self.line()?;
-            let size = usize::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("no size: {line:?}")))?;
-            body.extend(self.exactly(size)?);
-            self.line()?;
-            if size == 0 {
+            let chunk = self.chunk()?;
+            if chunk.is_empty() {
                 return Ok(body);
             }
+            body.extend(chunk);
         }
+    }
+
+    /// Reads a chunk of a body; the last one is empty.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed, or nothing came before the deadline.
+    pub fn chunk(&mut self) -> io::Result<Vec<u8>> {
+        let line = self.line()?;
+        let size = usize::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("no size: {line:?}")))?;
+        let chunk = self.exactly(size)?;
+        self.line()?;
+        Ok(chunk)
     }
 }

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use super::bad_escape;
 use super::plugins::json;
 use super::problem::{Manner, Problem};
+use super::query::parameters;
 use crate::http::{Head, Reply};
 use crate::ops::{Listing, Ops, Viewer};
 
@@ -32,22 +31,10 @@ impl Question {
     }
 }
 
-/// The parameters of a query, each at most once.
+/// What a query asks for.
 pub(super) fn question(query: &str) -> Result<Question, Problem> {
-    const NAMES: [&str; 5] = ["prefix", "after", "limit", "delimiter", "count"];
-    let mut values: [Option<String>; NAMES.len()] = Default::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some(at) = NAMES.iter().position(|known| *known == name) else {
-            let known = NAMES.join(", ");
-            return Err(Problem::new(400, format!("Unknown parameter \"{name}\"; there are {known}")));
-        };
-        if values[at].is_some() {
-            return Err(Problem::new(400, format!("The parameter {name} is given twice")));
-        }
-        values[at] = Some(decode(name, value)?);
-    }
-    let [prefix, after, limit, delimiter, count] = values;
+    let [prefix, after, limit, delimiter, count] =
+        parameters(query, ["prefix", "after", "limit", "delimiter", "count"])?;
     let prefix = prefix.unwrap_or_default();
     if let Some(count) = count {
         return if count.is_empty() && after.is_none() && limit.is_none() && delimiter.is_none() {
@@ -67,16 +54,6 @@ pub(super) fn question(query: &str) -> Result<Question, Problem> {
         },
     };
     Ok(Question::Page(Listing { prefix, after, limit, delimiter }))
-}
-
-/// A value, decoded once. A plus sign is one: the same text in a path and in a query is the same key.
-fn decode(name: &str, value: &str) -> Result<String, Problem> {
-    if let Some(at) = bad_escape(value) {
-        let fact = format!("{name} is not percent-encoded correctly at byte {at}; write % as %25");
-        return Err(Problem::new(400, fact));
-    }
-    let text = percent_decode_str(value).decode_utf8();
-    text.map(Into::into).map_err(|_| Problem::new(400, format!("{name} is not UTF-8; keys are")))
 }
 
 #[derive(Serialize)]

@@ -65,6 +65,8 @@ impl Collector for Numbers {
             ("vkog_log_bytes", "The length of the log", self.ops.store().log_len()),
             ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
             ("vkog_writable", "Whether the store can be written", writable),
+            ("vkog_watchers", "Clients that watch", self.ops.store().watching()),
+            ("vkog_watch_history_bytes", "What is held of the last changes", self.ops.store().history_bytes()),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }

@@ -8,8 +8,10 @@ mod keys;
 mod metrics;
 mod plugins;
 mod problem;
+mod query;
 mod range;
 mod requests;
+mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -60,6 +62,8 @@ enum Target {
     Batch(batch::Admitted),
     /// Which keys there are.
     Keys { question: keys::Question, query: String },
+    /// What changes.
+    Watch { question: watch::Question, query: String },
     /// What is loaded.
     Plugins,
     /// A reload of the plugins.
@@ -105,6 +109,12 @@ impl Api {
                 let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
                 self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
                 Target::Keys { question, query: query.to_owned() }
+            }
+            (None, "/watch") => {
+                read_only(head.method, manner())?;
+                let question = watch::question(query, head).map_err(|problem| problem.reply(manner()))?;
+                self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
+                Target::Watch { question, query: query.to_owned() }
             }
             (None, "/plugins/reload") => {
                 post_only(head.method, manner())?;
@@ -282,6 +292,9 @@ impl Service for Api {
                     drop(under_way);
                     answer(reply);
                 });
+            }
+            Target::Watch { question, query } => {
+                answer(watch::answer(&self.ops, &self.access, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {

@@ -32,10 +32,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, Service, Tls};
+use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
 use crate::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
@@ -317,7 +317,8 @@ impl<S: Service> Engine<S> {
         let connection = Arc::new(Connection::new(self, client));
         let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
         let overdue = Arc::clone(&connection).overdue();
-        let service = service_fn(move |request| Arc::clone(&connection).answer(request));
+        let answering = Arc::clone(&connection);
+        let service = service_fn(move |request| Arc::clone(&answering).answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
         let mut overdue = pin!(overdue);
         let result = tokio::select! {
@@ -326,9 +327,12 @@ impl<S: Service> Engine<S> {
             () = &mut overdue => return,
             () = stopped(&mut stopping) => {
                 talk.as_mut().graceful_shutdown();
+                // A stream has ended by itself, and who does not read what is left of it is not waited for.
+                let patience = if connection.streams.load(Ordering::Relaxed) { LINGER } else { Duration::MAX };
                 tokio::select! {
                     result = talk => result,
                     () = overdue => return,
+                    () = sleep(patience) => return,
                 }
             }
         };
@@ -390,14 +394,16 @@ struct Connection<S: Service> {
     progress: AtomicU32,
     /// Whether a request is under way that has come whole: the client waits, and not the other way round.
     serves: AtomicBool,
+    /// Whether the answer is a stream.
+    streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
-        let (serves, lingers) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { engine, client, progress: AtomicU32::new(0), serves, lingers }
+        let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
+        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers }
     }
 
     fn progresses(&self) {
@@ -463,6 +469,7 @@ impl<S: Service> Connection<S> {
         self.serves.store(true, Ordering::Relaxed);
         let reply = Answer(slot).await;
         self.serves.store(false, Ordering::Relaxed);
+        self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
         Ok(response(reply))
     }
 
@@ -523,7 +530,7 @@ fn response(reply: Reply) -> Response<Payload> {
             headers.append(name, value);
         }
     }
-    let mut response = Response::new(Payload(Some(reply.body)));
+    let mut response = Response::new(Payload::new(reply.body));
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.headers_mut() = headers;
     response
@@ -593,23 +600,94 @@ impl Future for Answer {
     }
 }
 
-/// The body of a response, in one piece.
-struct Payload(Option<Body>);
+/// The body of a response.
+enum Payload {
+    /// In one piece.
+    Whole(Option<Body>),
+    Stream(Flow),
+}
+
+/// A body that comes piece by piece. hyper would take many before the client takes the first.
+struct Flow {
+    /// None at the end.
+    stream: Option<Box<dyn super::Stream>>,
+    /// Until when it may say nothing.
+    silence: Pin<Box<Sleep>>,
+    /// Shared with the piece that is on its way, if one is.
+    unsent: Arc<Mutex<Option<Waker>>>,
+}
+
+impl Payload {
+    fn new(body: Body) -> Self {
+        match body {
+            Body::Stream(stream) => {
+                let (silence, unsent) = (Box::pin(sleep(SILENCE)), Arc::default());
+                Self::Stream(Flow { stream: Some(stream), silence, unsent })
+            }
+            body => Self::Whole(Some(body)),
+        }
+    }
+}
+
+impl Flow {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
+        if Arc::strong_count(&self.unsent) > 1 {
+            *self.unsent.lock() = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let bytes = match stream.poll(context) {
+            Poll::Ready(bytes) => bytes,
+            Poll::Pending => {
+                ready!(self.silence.as_mut().poll(context));
+                stream.silent()
+            }
+        };
+        self.silence.as_mut().reset(Instant::now() + SILENCE);
+        if bytes.is_none() {
+            self.stream = None;
+        }
+        let unsent = || Some(Unsent(Arc::clone(&self.unsent)));
+        Poll::Ready(bytes.map(|bytes| Piece { body: Body::Bytes(bytes.into()), at: 0, _unsent: unsent() }))
+    }
+}
+
+/// Lets the next piece come when this one is sent.
+struct Unsent(Arc<Mutex<Option<Waker>>>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.0.lock().take().into_iter().for_each(Waker::wake);
+    }
+}
 
 impl http_body::Body for Payload {
     type Data = Piece;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|body| Ok(Frame::data(Piece { body, at: 0 }))))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+        let piece = match &mut *self {
+            Self::Whole(body) => body.take().map(|body| Piece { body, at: 0, _unsent: None }),
+            Self::Stream(flow) => ready!(flow.poll(context)),
+        };
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|body| body.as_ref().is_empty())
+        match self {
+            Self::Whole(body) => body.as_ref().is_none_or(|body| body.as_ref().is_empty()),
+            Self::Stream(flow) => flow.stream.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |body| body.as_ref().len() as u64))
+        match self {
+            Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.as_ref().len() as u64)),
+            Self::Stream(_) => SizeHint::default(),
+        }
     }
 }
 
@@ -617,6 +695,7 @@ impl http_body::Body for Payload {
 struct Piece {
     body: Body,
     at: usize,
+    _unsent: Option<Unsent>,
 }
 
 impl Buf for Piece {

@@ -11,6 +11,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use self::hyper::Hyper;
@@ -260,16 +261,33 @@ pub enum Body {
     Bytes(Cow<'static, [u8]>),
     /// Bytes that somebody else holds as well.
     Shared(Box<dyn AsRef<[u8]> + Send>),
+    /// Pieces, of which nobody knows yet how many there will be.
+    Stream(Box<dyn Stream>),
 }
 
 impl AsRef<[u8]> for Body {
+    /// What is there. Of a stream that is nothing.
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Shared(bytes) => (**bytes).as_ref(),
+            Self::Stream(_) => &[],
         }
     }
 }
+
+/// A body that comes piece by piece. It is asked for a piece only when the client has taken what came before.
+pub trait Stream: Send {
+    /// The next piece, which is not empty; none at the end. Where there is none yet, the waker is woken when it is worth
+    /// to ask again.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Vec<u8>>>;
+
+    /// What is sent after a [`SILENCE`]; none ends the stream.
+    fn silent(&mut self) -> Option<Vec<u8>>;
+}
+
+/// How long a stream says nothing at the most: a client, or what stands between, may take a longer silence for an end.
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 /// What a client gets.
 pub struct Reply {

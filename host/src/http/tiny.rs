@@ -11,16 +11,17 @@ use std::io::{self, Cursor, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
 
 use super::turns::{Turn, Turns};
-use super::{BodyFault, Bound, Head, Headers, Method, Reply, Responder, Service};
+use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, SILENCE, Service, Stream};
 use crate::threads::Threads;
 
 /// What tiny_http has read before it hands a request over, in bytes.
@@ -28,6 +29,9 @@ const BUFFERED_BODY_MAX: u64 = 1024;
 /// tiny_http swallows a body that nobody read, in a buffer as long as the body says it is; beyond this length, in bytes,
 /// the request is answered and its connection abandoned instead.
 const SWALLOWED_BODY_MAX: u64 = 1 << 30;
+
+/// Streams at the most. Each has a thread of its own.
+const STREAMS_MAX: usize = 64;
 
 /// How often a worker looks for a request before it goes to sleep.
 const LOOKS: usize = 16;
@@ -49,6 +53,7 @@ struct Engine<S: Service> {
     threads: Threads,
     turns: Turns<tiny_http::Request>,
     newcomers: Newcomers,
+    streams: AtomicUsize,
     stopping: AtomicBool,
     /// Every request under way holds a clone.
     under_way: Mutex<Option<Sender<Infallible>>>,
@@ -157,6 +162,7 @@ impl Tiny {
             threads: Threads::new("http-wait"),
             turns: Turns::new(),
             newcomers: Newcomers::new(),
+            streams: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             under_way: Mutex::new(Some(under_way)),
         });
@@ -282,7 +288,7 @@ impl<S: Service> Engine<S> {
         let length = head.body_len();
         let buffered =
             matches!(length, Ok(length) if length <= BUFFERED_BODY_MAX) && head.headers.get("expect").is_none();
-        let turn = TurnTaken { engine: Arc::clone(self), client: head.client, _under_way: under_way };
+        let turn = TurnTaken { engine: Arc::clone(self), client: head.client, under_way: Some(under_way) };
         let handle = move || turn.engine.clone().handle(request, head, length, turn);
         if buffered { handle() } else { self.threads.run(handle) }
     }
@@ -319,7 +325,11 @@ impl<S: Service> Engine<S> {
             }
             Ok(body) => {
                 let responder = Responder::new(move |reply| {
-                    if turn.client.is_some() {
+                    if let Body::Stream(stream) = reply.body {
+                        let engine = Arc::clone(&turn.engine);
+                        let reply = Reply { body: Body::Bytes(Cow::Borrowed(b"")), ..reply };
+                        engine.threads.run(move || turn.stream(request, reply, stream));
+                    } else if turn.client.is_some() {
                         send(request, reply, Rest::None);
                         drop(turn);
                     } else {
@@ -341,10 +351,44 @@ impl<S: Service> Engine<S> {
 struct TurnTaken<S: Service> {
     engine: Arc<Engine<S>>,
     client: Option<SocketAddr>,
-    _under_way: Sender<Infallible>,
+    under_way: Option<Sender<Infallible>>,
 }
 
 impl<S: Service> TurnTaken<S> {
+    /// Sends a stream to its end. While the client takes its time to read, it has no place among the streams, and no stop
+    /// waits for it: a write cannot be ended here, however long it takes.
+    fn stream(mut self, request: tiny_http::Request, reply: Reply, mut stream: Box<dyn Stream>) {
+        let Some(mut place) = Place::among(&self.engine) else {
+            let fact = format!("Too many streams at once: {STREAMS_MAX} are the most of this engine; try again\n");
+            let reply = Reply::new(503, fact.into_bytes())
+                .with_header("Content-Type", "text/plain; charset=utf-8")
+                .with_header("Retry-After", "1");
+            return send(request, reply, Rest::None);
+        };
+        self.under_way = None;
+        let is_chunked = *request.http_version() > (1, 0);
+        let is_head = *request.method() == tiny_http::Method::Head;
+        let mut next = Some(head_of_stream(&reply, is_chunked));
+        let mut out = request.into_writer();
+        let parked = Arc::new(Parked(thread::current())).into();
+        let mut context = Context::from_waker(&parked);
+        while let Some(bytes) = next {
+            drop(place);
+            if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
+                return;
+            }
+            if is_head {
+                return;
+            }
+            let Some(again) = Place::among(&self.engine) else { break };
+            place = again;
+            next = next_piece(&mut *stream, &mut context).map(|piece| if is_chunked { chunk(&piece) } else { piece });
+        }
+        if is_chunked {
+            let _ = out.write_all(&chunk(b"")).and_then(|()| out.flush());
+        }
+    }
+
     /// Takes no further request of this connection.
     fn distrust(&self) {
         if let Some(client) = self.client {
@@ -360,6 +404,70 @@ impl<S: Service> Drop for TurnTaken<S> {
         // On another thread: of many requests sent ahead each would be begun deeper in the stack of the one before.
         self.engine.threads.run(move || engine.begin(next));
     }
+}
+
+/// A place among the streams, and among what a stop waits for.
+struct Place<S: Service> {
+    engine: Arc<Engine<S>>,
+    _under_way: Sender<Infallible>,
+}
+
+impl<S: Service> Place<S> {
+    /// A place, unless there are too many, or the engine stops.
+    fn among(engine: &Arc<Engine<S>>) -> Option<Self> {
+        let under_way = engine.under_way.lock().clone()?;
+        let free = |streams| (streams < STREAMS_MAX).then_some(streams + 1);
+        engine.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
+        Some(Self { engine: Arc::clone(engine), _under_way: under_way })
+    }
+}
+
+impl<S: Service> Drop for Place<S> {
+    fn drop(&mut self) {
+        self.engine.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Parked(thread::Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for the next piece of a stream, or for the end of its silence.
+fn next_piece(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<u8>> {
+    let until = Instant::now() + SILENCE;
+    loop {
+        if let Poll::Ready(piece) = stream.poll(context) {
+            return piece;
+        }
+        match until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return stream.silent(),
+            left => thread::park_timeout(left),
+        }
+    }
+}
+
+/// tiny_http would keep what it sends in chunks until it has enough.
+fn chunk(piece: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+}
+
+/// The head of an answer that ends with its connection where it is not chunked: for HTTP/1.0, where each does.
+fn head_of_stream(reply: &Reply, is_chunked: bool) -> Vec<u8> {
+    let status = tiny_http::StatusCode(reply.status);
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let mut head =
+        format!("HTTP/1.1 {} {}\r\nServer: vkog\r\nDate: {date}\r\n", reply.status, status.default_reason_phrase());
+    let framing = if is_chunked { ("Transfer-Encoding", "chunked") } else { ("Connection", "close") };
+    for (name, value) in reply.headers.iter().map(|(name, value)| (&**name, &**value)).chain([framing]) {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
 }
 
 /// Answers what may be a part of a body and no request.

@@ -60,6 +60,28 @@ impl Origin for Viewer {
     }
 }
 
+impl Viewer {
+    /// A read of a key by them.
+    pub(super) fn get(&self, key: &str, arrived: u64) -> Request {
+        Request {
+            verb: Verb::Get,
+            key: key.to_owned(),
+            value: Vec::new(),
+            content_type: String::new(),
+            query: self.query.clone(),
+            conditions: Conditions::default(),
+            arrived,
+            depth: 0,
+            origin: Arc::new(self.clone()),
+        }
+    }
+}
+
+/// Whether a read was refused because of its key, and not because of who reads, or because a plugin failed.
+pub(super) fn is_about_the_key(refusal: &Refusal) -> bool {
+    matches!(refusal.status, 403 | 404 | 410)
+}
+
 impl Ops {
     /// A page of keys. Waits for the disk and for plugins, and so is not for a thread that others wait for.
     ///
@@ -132,24 +154,14 @@ impl Ops {
         if chain.is_unasked(Verb::Get) {
             return Ok(Some(entry));
         }
-        let request = Request {
-            verb: Verb::Get,
-            key: entry.key().to_owned(),
-            value: Vec::new(),
-            content_type: String::new(),
-            query: viewer.query.clone(),
-            conditions: Conditions::default(),
-            arrived: self.revision(),
-            depth: 0,
-            origin: Arc::new(viewer.clone()),
-        };
+        let request = viewer.get(entry.key(), self.revision());
         let (tell, told) = bounded(1);
         self.run_in(chain, request, move |answer, _: Added| {
             let _ = tell.send(answer);
         });
         match told.recv() {
             Ok(Answer::Found(entry)) => Ok(Some(entry)),
-            Ok(Answer::Refused(refusal)) if !matches!(refusal.status, 403 | 404 | 410) => Err(refusal),
+            Ok(Answer::Refused(refusal)) if !is_about_the_key(&refusal) => Err(refusal),
             Ok(_) => Ok(None),
             // Nobody answers only if what should have panicked, and that was logged.
             Err(_) => Err(by_host(500, "Internal error; the log says more".to_owned())),

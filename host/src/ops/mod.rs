@@ -6,6 +6,7 @@ mod change;
 mod condition;
 mod get;
 mod list;
+mod watch;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ pub(crate) use ask::by_host;
 pub use batch::{Batch, Failure, Operation, Outcome};
 pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
+pub use watch::{Ended, Watcher};
 
 use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
 use crate::store::{Entry, Store, StoreError};

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk::File;
 use super::error::StoreError;
+use super::history::History;
 use super::log;
 use super::map::Map;
 use super::recover::Tail;
@@ -87,6 +88,8 @@ pub(super) struct Commit {
     len: AtomicU64,
     /// How long the syncs of the log took.
     syncs: Histogram,
+    /// What was kept last, for those who watch.
+    history: Arc<History>,
     /// Those that answer.
     answers: Threads,
 }
@@ -119,7 +122,7 @@ struct Writer {
 const BUFFER_KEPT: usize = 1 << 20;
 
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64) -> Self {
+    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64, history: Arc<History>) -> Self {
         let writer = Writer::new(path, tail);
         Self {
             fsync,
@@ -132,6 +135,7 @@ impl Commit {
             len: AtomicU64::new(writer.at),
             syncs: Histogram::default(),
             writer: Mutex::new(writer),
+            history,
             answers: Threads::new("answer"),
         }
     }
@@ -294,6 +298,8 @@ impl Commit {
             return Vec::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
+        // Before anybody is told of these revisions and asks what came after them.
+        self.history.tell(pending.iter().flat_map(Pending::changes));
         self.kept.store(last, Ordering::Release);
         drop(writer);
         let readers: Vec<_> = self.queue.lock().readers.extract_if(.., |(revision, ..)| *revision <= last).collect();

@@ -99,6 +99,11 @@ impl Entry {
         self.0.header.header.revision.load(Relaxed)
     }
 
+    /// The bytes of all its parts.
+    pub(super) fn len(&self) -> usize {
+        self.0.slice.len()
+    }
+
     /// How much the entry counts for: the bytes of its key and of its value, as the Go program counted.
     pub fn size(&self) -> u64 {
         let (_, content_type, details) = self.lens();

@@ -4,6 +4,7 @@ mod commit;
 mod disk;
 mod entry;
 mod error;
+mod history;
 mod import;
 mod inspect;
 mod lock;
@@ -31,6 +32,7 @@ pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
 pub use error::StoreError;
+pub use history::{Event, Unwatchable, Watch};
 pub use import::{Added, Import};
 pub use inspect::{Contents, LogContents, exists};
 pub use lock::Lock;
@@ -40,6 +42,7 @@ pub use snapshot::Progress;
 use crate::counting::Histogram;
 use crate::threads::Home;
 use commit::{Commit, Pending};
+use history::History;
 use log::Head;
 use map::{Hashed, Map, SHARDS};
 use paths::Paths;
@@ -53,11 +56,13 @@ pub struct Options {
     pub fsync: Fsync,
     /// A log shorter than this is never reason for a snapshot, in bytes.
     pub log_min: u64,
+    /// How much of what was kept last is held for those who watch, in bytes; more only where that is one entry.
+    pub history_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fsync: Fsync::Always, log_min: 64 << 20 }
+        Self { fsync: Fsync::Always, log_min: 64 << 20, history_max: 64 << 20 }
     }
 }
 
@@ -130,6 +135,7 @@ pub struct Store {
 struct Shared {
     map: Map,
     commit: Commit,
+    history: Arc<History>,
     disk: Box<dyn Disk>,
     paths: Paths,
     store: u64,
@@ -172,9 +178,11 @@ impl Store {
         let snapshots = Snapshots { generation: log.head.generation, unfinished, renamed: false, len: snapshot_len };
         let log_path = if unfinished { &paths.next } else { &paths.log };
         let (wanted, asked) = bounded(1);
+        let history = Arc::new(History::new(revision, options.history_max));
         let shared = Arc::new(Shared {
-            commit: Commit::new(options.fsync, log_path.clone(), log, revision),
+            commit: Commit::new(options.fsync, log_path.clone(), log, revision, Arc::clone(&history)),
             map,
+            history,
             disk: Box::new(disk),
             paths,
             store,
@@ -449,6 +457,31 @@ impl Store {
             *revision = self.revision();
             count
         })
+    }
+
+    /// Watches changes of the keys that begin so, after a revision or from now on: each that is kept, in the order of
+    /// their revisions. A history begins where its store was opened.
+    ///
+    /// # Errors
+    ///
+    /// What came next is forgotten, or the revision was never given.
+    pub fn watch(&self, prefix: String, since: Option<u64>) -> Result<Watch, Unwatchable> {
+        Watch::new(&self.shared.history, prefix, since, self.revision())
+    }
+
+    /// Ends all watches, and those that begin from now on.
+    pub fn end_watches(&self) {
+        self.shared.history.end();
+    }
+
+    /// How many watch.
+    pub fn watching(&self) -> u64 {
+        self.shared.history.watching()
+    }
+
+    /// How much is held for those who watch, in bytes.
+    pub fn history_bytes(&self) -> u64 {
+        self.shared.history.bytes()
     }
 
     /// Writes a snapshot now, beside the traffic.

@@ -45,7 +45,8 @@ impl Load {
 
     /// Several clients, and snapshots that come by themselves.
     fn all_at_once(seed: u64) -> Self {
-        let options = Options { fsync: Fsync::Always, log_min: [500, 3000, 20_000][seed as usize % 3] };
+        let options =
+            Options { fsync: Fsync::Always, log_min: [500, 3000, 20_000][seed as usize % 3], ..Options::default() };
         Self { seed, clients: 3, at_once: 1 + seed as usize % 5, rounds: 6, options, sessions: 2 }
     }
 

@@ -33,7 +33,7 @@ const HALF_FULL: Fault = Fault::Half(ErrorKind::StorageFull);
 
 fn new_store(fsync: Fsync) -> (SimulatedDisk, Store) {
     let disk = SimulatedDisk::empty();
-    let store = open(&disk, Options { fsync, log_min: u64::MAX }).expect("a store");
+    let store = open(&disk, Options { fsync, log_min: u64::MAX, ..Options::default() }).expect("a store");
     (disk, store)
 }
 

@@ -19,7 +19,8 @@ fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
         // With one window and with none: removals and additions are seen in both.
         for listed_before in [false, true] {
             let disk = SimulatedDisk::empty();
-            let store = open(&disk, Options { fsync: Fsync::Always, log_min: u64::MAX }).expect("a store");
+            let store = open(&disk, Options { fsync: Fsync::Always, log_min: u64::MAX, ..Options::default() })
+                .expect("a store");
             for key in ["a", "b", "c"] {
                 put(&store, key, "kept");
             }

@@ -11,3 +11,4 @@ mod interval;
 mod keys;
 mod random;
 mod refusals;
+mod watch;

@@ -1,0 +1,360 @@
+//! The last changes that were kept, in the order of their revisions, for whoever watches. A watcher is a position in it
+//! and nothing else: nobody waits for one, and one that is too slow finds that what comes next is forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::Change;
+use super::entry::Entry;
+use crate::threads::{Home, Threads};
+
+/// A change that is kept.
+#[derive(Clone)]
+pub struct Event {
+    /// What was written, or what was removed.
+    entry: Entry,
+    revision: u64,
+}
+
+impl Event {
+    /// What was written; of a removal, what was removed.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The revision of the change.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether the entry was removed.
+    pub fn is_removal(&self) -> bool {
+        self.entry.revision() != self.revision
+    }
+}
+
+/// Why nothing can be watched from somewhere on.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Unwatchable {
+    /// What came next is forgotten: changes are known only after this revision.
+    Forgotten(u64),
+    /// No such revision was given yet; this one was the last. Where it had been given, that was by another store, or by
+    /// this one before it lost what it had not promised to keep.
+    Ahead(u64),
+}
+
+/// See the module.
+pub(super) struct History {
+    ring: RwLock<Ring>,
+    /// How many bytes the entries may have that it holds.
+    bytes_max: u64,
+    waiting: Mutex<Vec<Place>>,
+    /// For those that wait nowhere in particular.
+    threads: Threads,
+    /// How many watches were begun, and how many have ended.
+    watches: [AtomicU64; 2],
+}
+
+struct Ring {
+    events: VecDeque<Event>,
+    bytes: u64,
+    /// How many events were here and are not any more.
+    forgotten: u64,
+    /// The last revision that is not here.
+    begins: u64,
+    /// Nobody is told of anything any more.
+    ended: bool,
+}
+
+/// The watchers that wait at a home, by their numbers.
+struct Place {
+    home: Option<Arc<Home>>,
+    wakers: HashMap<u64, Waker>,
+}
+
+/// What an event costs beside the bytes of its entry: its place here, and the entry's head and allocation.
+const OVERHEAD: u64 = 64;
+/// So many events are looked at in one go, so that a writer never waits for long.
+const LOOKED_AT_MAX: usize = 256;
+/// The bytes after which a run of events ends: a watcher that does not go on holds no more, but one entry.
+const RUN_BYTES_MAX: u64 = 64 << 10;
+
+impl History {
+    /// A history that begins after a revision.
+    pub(super) fn new(begins: u64, bytes_max: u64) -> Self {
+        Self {
+            ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, forgotten: 0, begins, ended: false }),
+            bytes_max,
+            waiting: Mutex::default(),
+            threads: Threads::new("watch"),
+            watches: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+
+    /// Takes in changes that are kept, in the order of their revisions, and wakes who waits for them.
+    pub(super) fn tell<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
+        let mut ring = self.ring.write();
+        for change in changes {
+            if let Some(entry) = change.after.as_ref().or(change.before.as_ref()) {
+                ring.push(Event { entry: entry.clone(), revision: change.revision }, self.bytes_max);
+            }
+        }
+        drop(ring);
+        self.wake();
+    }
+
+    /// Tells nobody of anything any more.
+    pub(super) fn end(&self) {
+        self.ring.write().ended = true;
+        self.wake();
+    }
+
+    /// The bytes that the entries have which are held.
+    pub(super) fn bytes(&self) -> u64 {
+        self.ring.read().bytes
+    }
+
+    /// How many watch.
+    pub(super) fn watching(&self) -> u64 {
+        let [begun, ended] = &self.watches;
+        let ended = ended.load(Ordering::Relaxed);
+        begun.load(Ordering::Relaxed).saturating_sub(ended)
+    }
+
+    /// Each home wakes its own, however many they are.
+    fn wake(&self) {
+        for Place { home, wakers } in self.waiting.lock().iter_mut().filter(|place| !place.wakers.is_empty()) {
+            let wakers = std::mem::take(wakers);
+            let job = Box::new(move || wakers.into_values().for_each(Waker::wake));
+            match home {
+                None => self.threads.run(job),
+                Some(home) => home.post(job).into_iter().for_each(|job| self.threads.run(job)),
+            }
+        }
+    }
+
+    fn wait(&self, watch: u64, waker: Waker) {
+        let here = Home::here();
+        let same = |place: &Place| match (&place.home, &here) {
+            (Some(home), Some(here)) => Arc::ptr_eq(home, here),
+            (None, None) => true,
+            _ => false,
+        };
+        let mut waiting = self.waiting.lock();
+        let at = waiting.iter().position(same).unwrap_or_else(|| {
+            waiting.push(Place { home: here.clone(), wakers: HashMap::new() });
+            waiting.len() - 1
+        });
+        waiting[at].wakers.insert(watch, waker);
+    }
+}
+
+impl Ring {
+    fn push(&mut self, event: Event, bytes_max: u64) {
+        self.bytes += cost(&event);
+        self.events.push_back(event);
+        // The last one stays, however large it is: who has seen all others is to see it.
+        while self.bytes > bytes_max && self.events.len() > 1 {
+            let Some(event) = self.events.pop_front() else { return };
+            self.bytes -= cost(&event);
+            self.forgotten += 1;
+            self.begins = event.revision;
+        }
+    }
+
+    /// The last revision that was told.
+    fn last(&self) -> u64 {
+        self.events.back().map_or(self.begins, |event| event.revision)
+    }
+}
+
+fn cost(event: &Event) -> u64 {
+    event.entry.len() as u64 + OVERHEAD
+}
+
+/// A position in the history of a store.
+pub struct Watch {
+    history: Arc<History>,
+    prefix: String,
+    number: u64,
+    /// How many events there were before the one that comes next.
+    next: u64,
+    revision: u64,
+}
+
+impl Watch {
+    /// Watches changes of the keys that begin so, after a revision or from now on; `given` is the last revision that was given.
+    pub(super) fn new(
+        history: &Arc<History>,
+        prefix: String,
+        since: Option<u64>,
+        given: u64,
+    ) -> Result<Self, Unwatchable> {
+        let ring = history.ring.read();
+        let revision = since.unwrap_or_else(|| ring.last());
+        if revision < ring.begins {
+            return Err(Unwatchable::Forgotten(ring.begins));
+        }
+        if revision > given {
+            return Err(Unwatchable::Ahead(given));
+        }
+        let next = ring.forgotten + ring.events.partition_point(|event| event.revision <= revision) as u64;
+        drop(ring);
+        let number = history.watches[0].fetch_add(1, Ordering::Relaxed);
+        Ok(Self { history: Arc::clone(history), prefix, number, next, revision })
+    }
+
+    /// To where all has been given.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The events that come next, at least one; none when there will be no more. Where there is none yet, the waker is
+    /// woken when it is worth to look again.
+    ///
+    /// # Errors
+    ///
+    /// What comes next is forgotten.
+    pub fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Vec<Event>, Unwatchable>> {
+        for waits in [false, true] {
+            if waits {
+                // What was told before this has to be looked for once more, what is told after it wakes.
+                self.history.wait(self.number, context.waker().clone());
+            }
+            let ring = self.history.ring.read();
+            if ring.ended {
+                return Poll::Ready(Ok(Vec::new()));
+            }
+            let Some(skipped) = self.next.checked_sub(ring.forgotten) else {
+                return Poll::Ready(Err(Unwatchable::Forgotten(ring.begins)));
+            };
+            let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
+            for event in ring.events.range(skipped as usize..).take(LOOKED_AT_MAX) {
+                if bytes > RUN_BYTES_MAX {
+                    break;
+                }
+                looked_at += 1;
+                self.revision = event.revision;
+                if event.entry.key_bytes().starts_with(self.prefix.as_bytes()) {
+                    bytes += cost(event);
+                    found.push(event.clone());
+                }
+            }
+            self.next += looked_at;
+            if !found.is_empty() {
+                return Poll::Ready(Ok(found));
+            }
+            if looked_at > 0 {
+                // There may be more, but others have to have their turn.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        for place in &mut *self.history.waiting.lock() {
+            place.wakers.remove(&self.number);
+        }
+        self.history.watches[1].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Draft;
+
+    fn entry(key: &str, value: &[u8], revision: u64) -> Entry {
+        let draft = Draft { value, content_type: "text/plain", details: Vec::new() };
+        Entry::new(key, &draft, revision, &mut Vec::new())
+    }
+
+    fn write(key: &str, len: usize, revision: u64) -> Change {
+        Change { before: None, after: Some(entry(key, &vec![b'x'; len], revision)), revision }
+    }
+
+    fn watch(history: &Arc<History>, prefix: &str, since: u64) -> Result<Watch, Unwatchable> {
+        Watch::new(history, prefix.to_owned(), Some(since), u64::MAX)
+    }
+
+    /// The revisions that come next, if any do.
+    fn revisions(watch: &mut Watch) -> Option<Result<Vec<u64>, Unwatchable>> {
+        let run = |events: Vec<Event>| events.iter().map(Event::revision).collect();
+        match watch.poll(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => Some(result.map(run)),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn what_no_longer_fits_is_forgotten_and_who_has_not_seen_it_learns_of_that() {
+        let room = 4 * (OVERHEAD + "k".len() as u64 + "text/plain".len() as u64 + 100);
+        let history = Arc::new(History::new(10, room));
+        let mut slow = watch(&history, "", 10).expect("it begins there");
+        assert_eq!(watch(&history, "", 9).err(), Some(Unwatchable::Forgotten(10)));
+        for revision in 11..=14 {
+            history.tell([write("k", 100, revision)].iter());
+        }
+        let mut keeps_up = watch(&history, "", 10).expect("all of it is there");
+        assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![11, 12, 13, 14])));
+        history.tell([write("k", 100, 15), write("k", 100, 17)].iter());
+        assert_eq!(history.bytes(), room);
+        assert_eq!(revisions(&mut slow), Some(Err(Unwatchable::Forgotten(12))));
+        assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![15, 17])));
+        assert_eq!(watch(&history, "", 11).err(), Some(Unwatchable::Forgotten(12)));
+        assert_eq!(revisions(&mut watch(&history, "", 12).expect("it begins there")), Some(Ok(vec![13, 14, 15, 17])));
+        // Of a revision that was taken back nothing is known, and nothing is missing.
+        assert_eq!(revisions(&mut watch(&history, "", 16).expect("it was given")), Some(Ok(vec![17])));
+        // One that is larger than all the room is there for those who have seen the others.
+        history.tell([write("k", 10_000, 18)].iter());
+        assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![18])));
+        assert_eq!(watch(&history, "", 16).err(), Some(Unwatchable::Forgotten(17)));
+    }
+
+    #[test]
+    fn a_watcher_goes_past_what_it_is_not_told_of() {
+        let history = Arc::new(History::new(0, 1 << 20));
+        let mut others = watch(&history, "a/", 0).expect("it begins there");
+        let writes: Vec<_> = (1..=2 * LOOKED_AT_MAX as u64 + 1).map(|revision| write("b/k", 1, revision)).collect();
+        history.tell(writes.iter());
+        for looked_at in [LOOKED_AT_MAX, 2 * LOOKED_AT_MAX, 2 * LOOKED_AT_MAX + 1] {
+            assert_eq!((revisions(&mut others), others.revision()), (None, looked_at as u64));
+        }
+    }
+
+    #[test]
+    fn a_removal_tells_what_was_removed() {
+        let history = Arc::new(History::new(0, 1 << 20));
+        let mut watch = watch(&history, "", 0).expect("it begins there");
+        history.tell([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
+        let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
+        let told: Vec<_> =
+            events.iter().map(|event| (event.revision(), event.is_removal(), event.entry().key())).collect();
+        assert_eq!(told, [(2, true, "k"), (3, false, "k")]);
+    }
+
+    #[test]
+    fn who_waits_is_kept_once_however_often_it_looks_and_not_when_it_has_gone() {
+        let history = Arc::new(History::new(0, 1 << 20));
+        let count = || history.waiting.lock().iter().map(|place| place.wakers.len()).sum::<usize>();
+        let mut watches: Vec<_> = (0..3).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
+        for _ in 0..5 {
+            watches.iter_mut().for_each(|watch| assert_eq!(revisions(watch), None));
+        }
+        assert_eq!(count(), 3);
+        watches.pop();
+        assert_eq!(count(), 2);
+        history.tell([write("k", 1, 1)].iter());
+        assert_eq!(count(), 0);
+        history.end();
+        assert_eq!(revisions(&mut watches[0]), Some(Ok(Vec::new())));
+    }
+}
