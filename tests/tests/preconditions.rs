@@ -57,12 +57,12 @@ fn a_get_of_what_the_client_has_is_304() {
 #[test]
 fn a_thousand_increments_by_compare_and_set_end_at_a_thousand() {
     const CLIENTS: usize = 16;
-    let left = AtomicI64::new(1000);
+    let (left, retries) = (AtomicI64::new(1000), AtomicI64::new(0));
     let server = Setup::new().load(conflict()).start();
     server.post("k", "0").expect(200);
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
-            let (client, left) = (server.client(), &left);
+            let (client, left, retries) = (server.client(), &left, &retries);
             scope.spawn(move || {
                 while left.fetch_sub(1, Ordering::Relaxed) > 0 {
                     loop {
@@ -72,7 +72,7 @@ fn a_thousand_increments_by_compare_and_set_end_at_a_thousand() {
                         let wrote = client.key("PUT", "k").header("If-Match", tag).body(next.to_string()).send();
                         match wrote.status {
                             200 => break,
-                            412 => {}
+                            412 => drop(retries.fetch_add(1, Ordering::Relaxed)),
                             _ => panic!("{wrote}"),
                         }
                     }
@@ -81,4 +81,5 @@ fn a_thousand_increments_by_compare_and_set_end_at_a_thousand() {
         }
     });
     server.get("k").expect(200).is("1000");
+    assert!(retries.into_inner() > 0, "no client was ever too late: they did not run at once");
 }

@@ -33,14 +33,24 @@ pub(super) fn conditions(head: &Head) -> Conditions {
 fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
     let mut named: Option<Vec<u64>> = None;
     for value in head.headers.all(name) {
+        let value = String::from_utf8_lossy(value.trim_ascii());
+        if value == "*" {
+            return Some(Revisions::Any);
+        }
         let named = named.get_or_insert_default();
-        for tag in value.split(|byte| *byte == b',').filter_map(|tag| str::from_utf8(tag).ok()).map(str::trim) {
-            if tag == "*" {
-                return Some(Revisions::Any);
-            }
-            let tag = tag.strip_prefix("W/").filter(|_| weak).unwrap_or(tag);
-            // A tag that is none of ours names no revision.
-            named.extend(tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')?.parse::<u64>().ok()));
+        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
+        let mut rest = &*value;
+        while let Some((before, from)) = rest.split_once('"')
+            && let Some((tag, after)) = from.split_once('"')
+        {
+            rest = after;
+            let counts = match before.trim_matches([',', ' ', '\t']) {
+                "" => true,
+                "W/" => weak,
+                _ => false,
+            };
+            // A tag that is none of ours names no revision, and "07" is not "7".
+            named.extend(tag.parse().ok().filter(|revision: &u64| counts && revision.to_string() == tag));
         }
     }
     named.map(Revisions::These)

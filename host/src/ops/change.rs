@@ -24,11 +24,12 @@ pub(super) fn change(
     let request = Arc::new(request);
     let subject = request.subject();
     let decide = |current: Option<&Entry>| {
-        if let Err(unmet) = request.conditions.check(current.map(Entry::revision)) {
-            return Decision::Keep(Answer::Unexpected(unmet));
-        }
+        // What fails anyway fails whatever the conditions are (RFC 9110, section 13.2.1).
         if request.verb == Verb::Delete && current.is_none() {
             return Decision::Keep(Answer::Absent);
+        }
+        if let Err(unmet) = request.conditions.check(current.map(Entry::revision)) {
+            return Decision::Keep(Answer::Unexpected(unmet));
         }
         match chain.guard(&subject, current.map(seen)) {
             Err(refusal) => Decision::Keep(Answer::Refused(refusal)),

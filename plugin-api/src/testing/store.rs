@@ -160,10 +160,10 @@ impl InMemory {
         let mut entries = lock(&self.store.entries);
         let before = entries.get(subject.key).cloned();
         let seen = before.as_deref().map(Kept::seen);
-        expected(if_revision, before.as_ref())?;
         if subject.verb == Verb::Delete && before.is_none() {
             return Ok(Done::Absent);
         }
+        expected(if_revision, before.as_ref())?;
         let passed = chain.guard(subject, seen)?;
         if self.store.fails() {
             chain.undo(subject, seen);
