@@ -6,9 +6,6 @@ use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::plugins::Refusal;
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
-/// The methods an entry has.
-pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
-
 /// The media type of a request's body.
 pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
     let Some(value) = head.headers.get("content-type") else { return Ok(DEFAULT_CONTENT_TYPE) };
