@@ -6,6 +6,7 @@ mod health;
 mod keys;
 mod metrics;
 mod openapi;
+mod page;
 mod plugins;
 mod problem;
 
@@ -159,6 +160,7 @@ impl Service for Api {
             (None, "/readyz") => return Err(health::ready(&self.ops, manner())),
             // What is the same for every server.
             (None, "/openapi.json") => return Err(openapi::document()),
+            (None, "/") => return Err(page::page()),
             (None, _) => return Err(no_path()),
         };
         Ok(Admitted { head, target })
