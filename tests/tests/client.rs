@@ -347,7 +347,8 @@ fn a_batch_is_sent_in_parts_and_names_the_line_that_failed() {
     let problem = "{\"type\":\"about:blank\",\"title\":\"Key already exists\",\"status\":409,\"index\":1}";
     let (url, parts) = answering(vec![done, answer("409 Conflict", "application/problem+json", problem)]);
     let exit = run_at(&setup, &url, "cat in | vkog batch").expect(1);
-    let told = "vkog: standard input: line 1027: Key already exists (409); the 1024 operations before are done";
+    let told =
+        "vkog: standard input: line 1027: Key already exists (409); the first 1024 operations are done, no other";
     assert_eq!((exit.one_error(), &*exit.stdout), (told, ""), "{exit}");
     parts.join().expect("two requests");
 

@@ -106,8 +106,8 @@ fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: us
             Err(failure(so_far(&format!("{shown}: {place}: {} ({})", problem.title, status.as_str()), done)))
         }
         Err(Trouble::Lost(fact)) => {
-            let unknown = format!("{shown}: lines {first} to {last}: {fact}; whether they are done is not known");
-            Err(failure(so_far(&unknown, done)))
+            let unknown = "those before are done, of these it is not known";
+            Err(failure(format!("{shown}: lines {first} to {last}: {fact}; {unknown}")))
         }
     }
 }
@@ -115,7 +115,7 @@ fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: us
 /// What is wrong, and what was done before.
 fn so_far(fact: &str, done: usize) -> String {
     match done {
-        0 => format!("{fact}; nothing before it was done"),
-        _ => format!("{fact}; the {} before are done", count(done as u64, "operation", "operations")),
+        0 => format!("{fact}; nothing was done"),
+        _ => format!("{fact}; the first {} done, no other", count(done as u64, "operation is", "operations are")),
     }
 }
