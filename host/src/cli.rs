@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use ureq::http::Method;
 
 use crate::commands::plugins::new::CrateName;
-use crate::commands::{self, export, shell};
+use crate::commands::{self, client, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::plugins::Plugin;
 use crate::serve;
@@ -21,6 +22,8 @@ use crate::serve;
     args_conflicts_with_subcommands = true,
     // `--help` says the same, and the help has to fit a screen.
     disable_help_subcommand = true,
+    // The options of the server have a help of their own.
+    help_template = "{about-with-newline}\n{usage-heading} {usage}\n\nCommands:\n{subcommands}{after-help}",
     after_help = EXAMPLE
 )]
 struct Cli {
@@ -32,16 +35,82 @@ struct Cli {
 }
 
 const EXAMPLE: &str = "\
-Every option is also a variable (VKOG_FILE) and a line of the --config file (file = \"...\").
+Without a command vkog serves; vkog serve --help tells its options. Each command has a --help.
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
-  curl -d hello http://127.0.0.1:3110/k/greeting";
+  vkog put greeting hello
+  vkog get greeting";
+
+const SERVE: &str = "\
+Every option is also a variable (VKOG_FILE) and a line of the --config file (file = \"...\").
+
+Example:
+  vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB";
+
+const GET: &str = "\
+Exit status: 0 done, or nothing new; 1 not done, with the reason on standard error; 2 wrong usage.
+
+Example:
+  vkog get photos/cat.jpg -o cat.jpg";
+
+const PUT: &str = "\
+Example:
+  vkog put greeting hello
+  vkog put photos/cat.jpg --file cat.jpg --content-type image/jpeg
+  vkog put counter 6 --if-match \"$(vkog get --revision counter)\"";
+
+const POST: &str = "\
+Example:
+  vkog post greeting hello";
+
+const DELETE: &str = "\
+Example:
+  vkog delete greeting";
+
+const LS: &str = "\
+Example:
+  vkog ls photos/ --long
+  vkog ls --count";
+
+const WATCH: &str = "\
+A line is put or delete, the revision, and the key. Lost connections are made again; nothing is missed.
+
+Example:
+  vkog watch photos/";
+
+const BATCH: &str = "\
+Up to 1,024 lines are one batch, which is done as a whole or not at all.
+
+Example:
+  printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
 
 #[derive(Subcommand)]
 enum Command {
     /// Serve a store; this is what vkog does without a command
+    #[command(after_help = SERVE)]
     Serve(ServeArgs),
+    /// Get a value from a server
+    #[command(after_help = GET)]
+    Get(client::get::Get),
+    /// Put a value; prints its revision
+    #[command(after_help = PUT)]
+    Put(client::write::Write),
+    /// Post a value, which with the conflict plugin only creates; prints its revision
+    #[command(after_help = POST)]
+    Post(client::write::Write),
+    /// Delete an entry
+    #[command(after_help = DELETE)]
+    Delete(client::delete::Delete),
+    /// List keys
+    #[command(after_help = LS)]
+    Ls(client::ls::Ls),
+    /// Tell what changes, as it changes
+    #[command(after_help = WATCH)]
+    Watch(client::watch::Watch),
+    /// Do many operations, from lines of JSON
+    #[command(after_help = BATCH)]
+    Batch(client::batch::Batch),
     /// Say what a store holds, and whether it is whole; changes nothing
     Check {
         /// The store
@@ -202,6 +271,13 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
     match cli.command {
         None => serve_with(cli.serve),
         Some(Command::Serve(args)) => serve_with(args),
+        Some(Command::Get(get)) => client::get::get(get),
+        Some(Command::Put(write)) => client::write::write(Method::PUT, write),
+        Some(Command::Post(write)) => client::write::write(Method::POST, write),
+        Some(Command::Delete(delete)) => client::delete::delete(delete),
+        Some(Command::Ls(ls)) => client::ls::ls(ls),
+        Some(Command::Watch(watch)) => client::watch::watch(watch),
+        Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
             commands::plugins::new::new(&name, path.as_deref(), api.as_deref())
         }

@@ -4,6 +4,7 @@ use ureq::http;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::DEADLINE;
+use crate::described;
 use crate::process::Output;
 
 /// Speaks with one server. A clone shares its connections.
@@ -99,7 +100,7 @@ impl Request<'_> {
         self
     }
 
-    /// Sends it and reads the whole reply.
+    /// Sends it and reads the whole reply, which has to be one that `/openapi.json` describes.
     #[track_caller]
     pub fn send(self) -> Reply {
         let Self { client, method, path, headers, body } = self;
@@ -124,7 +125,9 @@ impl Request<'_> {
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
         let headers = parts.headers.iter().map(header).collect();
-        Reply { request, status: parts.status.as_u16(), headers, body, log: client.log.clone() }
+        let reply = Reply { request, status: parts.status.as_u16(), headers, body, log: client.log.clone() };
+        described::check(&method, &path, &reply);
+        reply
     }
 }
 

@@ -9,6 +9,7 @@ mod artefacts;
 mod beside;
 mod certificate;
 mod client;
+mod described;
 mod descriptors;
 mod faults;
 mod frozen;
@@ -25,6 +26,7 @@ pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, 
 pub use beside::beside;
 pub use certificate::Certificate;
 pub use client::{Client, Reply, Request, encode};
+pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen};

@@ -78,12 +78,12 @@ fn a_configuration_that_cannot_be_used_is_one_line_with_the_file_and_the_place()
 #[test]
 fn help_fits_a_screen_and_shows_an_example() {
     let setup = Setup::new();
-    for arguments in ["--help", "-h"] {
-        let exit = setup.run([arguments]).expect(0);
+    for arguments in [&["--help"][..], &["-h"], &["serve", "--help"]] {
+        let exit = setup.run(arguments.iter().copied()).expect(0);
         let count = exit.stdout.lines().count();
         assert!((20..=40).contains(&count), "{count} lines of {exit}");
         assert!(exit.stdout.lines().all(|line| line.chars().count() <= 100), "a line over 100 columns of {exit}");
-        for word in [
+        let options = [
             "--file",
             "--max-size",
             "--plugin-dir",
@@ -92,7 +92,10 @@ fn help_fits_a_screen_and_shows_an_example() {
             "--max-value",
             "--config",
             "--log-format",
-        ] {
+        ];
+        let commands = ["serve", "get", "put", "post", "delete", "ls", "watch", "batch", "check", "repair", "export"];
+        let words = if arguments[0] == "serve" { &options[..] } else { &commands };
+        for word in words {
             assert!(exit.stdout.contains(word), "{word} in {exit}");
         }
         let example = exit.stdout.split("Example").nth(1).unwrap_or_default();

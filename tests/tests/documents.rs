@@ -1,7 +1,7 @@
 //! What the READMEs show is what happens: every fenced `console` session is run and its output compared.
 //!
-//! Of a session, the line that starts `vkog` becomes a server with the same options on a port of its own; each `curl` runs in
-//! a shell with that server's address in the place of the default one; `cat` and `cut` run in the server's folder. A line
+//! Of a session, the line that starts `vkog` becomes a server with the same options on a port of its own; each `curl`, and each
+//! command of the client, runs in a shell with that server's address in the place of the default one; `cat` and `cut` run in the server's folder. A line
 //! `...` of the expected output stands for any lines. A `toml` block before the session is its `vkog.toml`.
 
 use std::path::{Path, PathBuf};
@@ -14,11 +14,20 @@ use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, target_fold
 const NOT_RUN: [&str; 8] =
     ["cargo xtask serve", "cargo build", "cargo test", "cargo new", "cargo add", "cp ", "git clone ", "cd "];
 const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
+/// The commands that ask a server.
+const ASKING: [&str; 8] =
+    ["curl ", "vkog get ", "vkog put ", "vkog post ", "vkog delete ", "vkog ls", "vkog watch", "vkog batch"];
 
 /// One command of a session and the lines it should print.
 struct Step {
     command: String,
     expected: Vec<String>,
+}
+
+impl Step {
+    fn asks(&self) -> bool {
+        ASKING.iter().any(|start| self.command.starts_with(start))
+    }
 }
 
 struct Session {
@@ -112,14 +121,14 @@ fn run(session: &Session, setup: &Setup) {
     for step in &session.steps {
         let program = step.command.split_whitespace().next().unwrap_or_default();
         match program {
-            "vkog" | "./vkog" => {
+            "vkog" | "./vkog" if !step.asks() => {
                 let started = serve(setup, session, &step.command);
                 let line = format!("listening on http://{DEFAULT_ADDRESS}");
                 let shown: Vec<_> = step.expected.iter().filter(|line| *line != "...").collect();
                 assert!(shown.is_empty() || shown == [&line], "{}: the server prints {line:?}", session.place);
                 server = Some(started);
             }
-            "curl" | "cat" | "cut" => {
+            "vkog" | "curl" | "cat" | "cut" => {
                 // A document that starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());
                 ask(session, step, server, setup.folder());
@@ -136,9 +145,12 @@ fn run(session: &Session, setup: &Setup) {
 #[track_caller]
 fn ask(session: &Session, step: &Step, server: &Server, folder: &Path) {
     let command = step.command.replace(DEFAULT_ADDRESS, server.address());
+    let command = command.replacen("vkog ", &format!("{} ", artefacts().vkog().display()), 1);
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let exit = Running::start(Command::new("sh").arg("-c").arg(&command).current_dir(folder)).wait();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(&command).current_dir(folder).env("VKOG_URL", format!("http://{}", server.address()));
+        let exit = Running::start(&mut shell).wait();
         let output: Vec<&str> = exit.stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
         if matches(&step.expected, &output) {
             break;
@@ -164,7 +176,7 @@ fn run_all(document: &Path, plugins: &[PathBuf]) {
     let sessions = sessions(document);
     assert!(!sessions.is_empty(), "{} shows no session", document.display());
     for session in &sessions {
-        let asks = session.steps.iter().any(|step| step.command.starts_with("curl"));
+        let asks = session.steps.iter().any(Step::asks);
         let setup = plugins.iter().fold(Setup::new(), Setup::load);
         run(session, &setup);
         eprintln!(
@@ -174,8 +186,8 @@ fn run_all(document: &Path, plugins: &[PathBuf]) {
             if asks { "run" } else { "none of them asks" }
         );
     }
-    let asks = |step: &Step| step.command.starts_with("curl");
-    assert!(sessions.iter().flat_map(|session| &session.steps).any(asks), "{}: no session asks", document.display());
+    let asks = sessions.iter().flat_map(|session| &session.steps).any(Step::asks);
+    assert!(asks, "{}: no session asks", document.display());
 }
 
 #[test]
@@ -186,6 +198,11 @@ fn the_sessions_of_the_readme_happen_as_they_are_shown() {
 #[test]
 fn the_session_of_batches_happens_as_it_is_shown() {
     run_all(&workspace().join("docs/http.md"), &[bytes(), conflict()]);
+}
+
+#[test]
+fn the_session_of_the_client_happens_as_it_is_shown() {
+    run_all(&workspace().join("docs/client.md"), &[]);
 }
 
 #[test]

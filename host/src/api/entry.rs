@@ -6,9 +6,6 @@ use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
-/// The methods an entry has.
-pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
-
 /// The media type of a request's body.
 pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)

@@ -1,22 +1,13 @@
 //! `/livez` and `/readyz`: whether the process lives, and whether the store can be written and all plugins work.
 
 use super::problem::{Manner, Problem};
-use super::read_only;
-use crate::http::{Method, Reply};
+use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::OnFailure;
 
-/// The process answers, so it lives.
-pub(super) fn live(method: Method, manner: Manner) -> Reply {
-    read_only(method, manner).map_or_else(|reply| reply, |()| ok())
-}
-
 /// A server listens only when its store is loaded; what may be missing is that the store can be written, and that a plugin
 /// is in quarantine.
-pub(super) fn ready(ops: &Ops, method: Method, manner: Manner) -> Reply {
-    if let Err(reply) = read_only(method, manner) {
-        return reply;
-    }
+pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
     if let Some(error) = ops.store().closed() {
         return Problem::new(503, format!("Not ready: {error}")).reply(manner);
     }
@@ -31,6 +22,7 @@ pub(super) fn ready(ops: &Ops, method: Method, manner: Manner) -> Reply {
     }
 }
 
-fn ok() -> Reply {
+/// The process answers, so it lives.
+pub(super) fn ok() -> Reply {
     Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

@@ -6,6 +6,8 @@ mod entry;
 mod health;
 mod keys;
 mod metrics;
+mod openapi;
+mod page;
 mod plugins;
 mod problem;
 mod query;
@@ -26,6 +28,7 @@ use crate::threads::Threads;
 
 pub use access::Access;
 use access::Scope;
+use openapi::Methods;
 use problem::{Manner, Problem};
 use range::Range;
 use requests::{Noted, Requests};
@@ -93,11 +96,17 @@ impl Api {
     fn target(&self, head: &Head) -> Result<Target, Reply> {
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(head);
+        let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner());
+        let methods = Methods::of(path).ok_or_else(no_path)?;
+        match head.method {
+            method if !methods.include(method) => return Err(not_allowed(methods, manner())),
+            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            _ => {}
+        }
         Ok(match (path.strip_prefix("/k/"), path) {
-            (Some(key), _) => self.entry(head, key, query)?,
+            (Some(key), _) => self.entry(head, methods, key, query)?,
             (None, "/batch") => {
                 let arrived = self.ops.revision();
-                post_only(head.method, manner())?;
                 // Each operation is asked about when it is known.
                 self.access.check(head, Right::Read, Scope::Later)?;
                 let sent = batch::Format::of(head).map_err(|problem| problem.reply(manner()))?;
@@ -105,41 +114,39 @@ impl Api {
                 Target::Batch(batch::Admitted { sent, answer, query, arrived })
             }
             (None, "/keys") => {
-                read_only(head.method, manner())?;
                 let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
                 self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
                 Target::Keys { question, query: query.to_owned() }
             }
             (None, "/watch") => {
-                read_only(head.method, manner())?;
                 let question = watch::question(query, head).map_err(|problem| problem.reply(manner()))?;
                 self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
                 Target::Watch { question, query: query.to_owned() }
             }
             (None, "/plugins/reload") => {
-                post_only(head.method, manner())?;
                 self.access.check(head, Right::Admin, Scope::All)?;
                 Target::Reload
             }
             (None, "/plugins") => {
-                read_only(head.method, manner())?;
                 self.access.check(head, Right::Read, Scope::All)?;
                 Target::Plugins
             }
             (None, "/metrics") => {
-                read_only(head.method, manner())?;
                 self.access.check(head, Right::Read, Scope::All)?;
                 return Err(metrics::text(&self.ops, self.requests, &self.connections));
             }
             // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
-            (None, "/livez") => return Err(health::live(head.method, manner())),
-            (None, "/readyz") => return Err(health::ready(&self.ops, head.method, manner())),
-            (None, _) => return Err(Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner())),
+            (None, "/livez") => return Err(health::ok()),
+            (None, "/readyz") => return Err(health::ready(&self.ops, manner())),
+            // What is the same for every server.
+            (None, "/openapi.json") => return Err(openapi::document()),
+            (None, "/") => return Err(page::page()),
+            (None, _) => return Err(no_path()),
         })
     }
 
     /// What a request for an entry is.
-    fn entry(&self, head: &Head, key: &str, query: &str) -> Result<Target, Reply> {
+    fn entry(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<Target, Reply> {
         let arrived = self.ops.revision();
         let manner = || Manner::of(head);
         let verb = match head.method {
@@ -147,8 +154,7 @@ impl Api {
             Method::Post => Verb::Post,
             Method::Put => Verb::Put,
             Method::Delete => Verb::Delete,
-            Method::Options => return Err(options(entry::ALLOW)),
-            Method::Other => return Err(not_allowed(entry::ALLOW, manner())),
+            Method::Options | Method::Other => return Err(not_allowed(methods, manner())),
         };
         let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
         let right = if verb == Verb::Get { Right::Read } else { Right::Write };
@@ -158,34 +164,9 @@ impl Api {
     }
 }
 
-/// The answer to OPTIONS.
-fn options(allow: &'static str) -> Reply {
-    Reply::new(204, &b""[..]).with_header("Allow", allow)
-}
-
 /// The answer to a method that a path does not have.
-fn not_allowed(allow: &'static str, manner: Manner) -> Reply {
-    Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", allow)
-}
-
-/// Lets pass what reads, or gives the reply to what does not.
-fn read_only(method: Method, manner: Manner) -> Result<(), Reply> {
-    const ALLOW: &str = "GET, HEAD, OPTIONS";
-    match method {
-        Method::Get | Method::Head => Ok(()),
-        Method::Options => Err(options(ALLOW)),
-        _ => Err(not_allowed(ALLOW, manner)),
-    }
-}
-
-/// The same for what is only posted to.
-fn post_only(method: Method, manner: Manner) -> Result<(), Reply> {
-    const ALLOW: &str = "POST, OPTIONS";
-    match method {
-        Method::Post => Ok(()),
-        Method::Options => Err(options(ALLOW)),
-        _ => Err(not_allowed(ALLOW, manner)),
-    }
+fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
+    Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", methods.allow.clone())
 }
 
 /// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).

@@ -1,6 +1,7 @@
-//! What is done with a store, or with plugins, that are not being served.
+//! What is done with a store, or with plugins, that are not being served; and the client of those that are.
 
 pub mod check;
+pub mod client;
 pub mod export;
 pub mod import;
 pub mod plugins;

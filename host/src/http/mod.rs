@@ -308,6 +308,7 @@ impl Reply {
     /// The reply to a request that was lost to a panic.
     pub fn internal_error() -> Self {
         Self::new(500, &b"Internal error; the log says more\n"[..])
+            .with_header("Content-Type", "text/plain; charset=utf-8")
     }
 
     /// The same with a field more.

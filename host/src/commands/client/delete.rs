@@ -1,0 +1,33 @@
+//! `vkog delete`: removes an entry.
+
+use std::process::ExitCode;
+
+use ureq::http::Method;
+
+use super::{Conditions, Remote, Server};
+use crate::cli::Failure;
+
+/// What to remove.
+#[derive(clap::Args)]
+pub struct Delete {
+    /// The key
+    key: String,
+
+    #[command(flatten)]
+    conditions: Conditions,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Removes an entry.
+///
+/// # Errors
+///
+/// There is none, the server cannot be reached, or it refused.
+pub fn delete(Delete { key, conditions, remote }: Delete) -> Result<ExitCode, Failure> {
+    let server = Server::new(remote)?;
+    let request = conditions.add_to(server.for_key(Method::DELETE, &key));
+    server.ask(request).map_err(|trouble| trouble.ends(&format!("delete {key}")))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,364 @@
+//! The command-line client: asks a server over HTTP, as everybody else does.
+
+pub mod batch;
+mod connect;
+pub mod delete;
+pub mod get;
+pub mod ls;
+#[cfg(unix)]
+mod unix;
+pub mod watch;
+pub mod write;
+
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
+use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, AsSendBody, Body, SendBody};
+
+use super::failure;
+use crate::cli::Failure;
+use crate::progress::Bar;
+
+/// What stands for itself in a path and in a query.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// How long a server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a server may take nothing of what is sent. Then it is listened to.
+const TAKE: Duration = Duration::from_secs(30);
+
+/// Which server is asked, and as whom.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Server")]
+pub struct Remote {
+    /// http://, https:// or unix:PATH (VKOG_URL)
+    #[arg(long, value_name = "URL", env = "VKOG_URL", hide_env = true, default_value = "http://127.0.0.1:3110")]
+    url: Url,
+
+    /// The token; better in VKOG_TOKEN or a file, where no list of processes shows it
+    #[arg(long, value_name = "TOKEN", env = "VKOG_TOKEN", hide_env = true)]
+    token: Option<String>,
+
+    /// A file with the token, which goes before the other
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// For https, whom to trust in place of the public authorities: certificates in PEM
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+
+    /// A further header; may be given several times
+    #[arg(short = 'H', long, value_name = "NAME: VALUE")]
+    header: Vec<Header>,
+}
+
+/// For which revision of the entry something is done.
+#[derive(clap::Args)]
+pub struct Conditions {
+    /// Only if the entry has this revision, or one of these; * is any
+    #[arg(long, value_name = "REVISION", value_parser = tags)]
+    if_match: Option<HeaderValue>,
+
+    /// Only if the entry has another revision; * is only if there is none
+    #[arg(long, value_name = "REVISION", value_parser = tags)]
+    if_none_match: Option<HeaderValue>,
+}
+
+impl Conditions {
+    fn add_to(self, request: request::Builder) -> request::Builder {
+        let request = self.if_match.into_iter().fold(request, |request, tags| request.header(IF_MATCH, tags));
+        self.if_none_match.into_iter().fold(request, |request, tags| request.header(IF_NONE_MATCH, tags))
+    }
+}
+
+/// Revisions as entity tags; what is none is left as it is.
+fn tags(text: &str) -> Result<HeaderValue, String> {
+    let tag = |tag: &str| match tag.trim() {
+        number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) => format!("\"{number}\""),
+        other => other.to_owned(),
+    };
+    let tags = text.split(',').map(tag).collect::<Vec<_>>().join(", ");
+    HeaderValue::from_str(&tags).map_err(|_| "not a revision; write its number, or *".to_owned())
+}
+
+#[derive(Clone)]
+struct Header(HeaderName, HeaderValue);
+
+impl FromStr for Header {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once(':').ok_or("not a header; write NAME: VALUE")?;
+        let name = HeaderName::from_str(name.trim()).map_err(|_| "the name is not one of a header")?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| "the value cannot be sent in a header")?;
+        Ok(Self(name, value))
+    }
+}
+
+/// Where a server is.
+#[derive(Clone)]
+enum Url {
+    /// `http://` or `https://`, without a slash at the end.
+    Web(String),
+    Unix(PathBuf),
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let url = text.trim_end_matches('/');
+        let is_web = (url.starts_with("http://") || url.starts_with("https://")) && !url.contains(['?', '#', '@']);
+        match url.parse::<ureq::http::Uri>() {
+            Ok(uri) if is_web && uri.host().is_some_and(|host| !host.is_empty()) => Ok(Self::Web(url.to_owned())),
+            _ => Err("not the address of a server; write http://host:port, https://host or unix:PATH".to_owned()),
+        }
+    }
+}
+
+impl Display for Url {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Web(url) => f.write_str(url),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a server did not do what it was asked for.
+enum Trouble {
+    /// It cannot be reached, or the connection was lost.
+    Lost(String),
+    /// It said no.
+    Refused(StatusCode, String),
+}
+
+impl Trouble {
+    /// The same as the end of the command: what was to be done is "get a/b".
+    fn ends(self, what: &str) -> Failure {
+        failure(format!("cannot {what}: {self}"))
+    }
+}
+
+impl Display for Trouble {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(fact) => f.write_str(fact),
+            Self::Refused(status, sentence) => write!(f, "{sentence} ({})", status.as_str()),
+        }
+    }
+}
+
+/// A server to be asked.
+struct Server {
+    agent: Agent,
+    url: Url,
+    headers: Vec<Header>,
+}
+
+impl Server {
+    fn new(remote: Remote) -> Result<Self, Failure> {
+        Self::with_silence(remote, None)
+    }
+
+    /// A server that may be silent for so long at most, once it began to answer.
+    fn with_silence(remote: Remote, silence: Option<Duration>) -> Result<Self, Failure> {
+        let Remote { url, token, token_file, cacert, header: mut headers } = remote;
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| failure(format!("cannot read {}: {error}", path.display())))
+        };
+        let token = match &token_file {
+            Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
+            None => token,
+        };
+        if let Some(token) = token {
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
+            let value =
+                value.map_err(|_| failure("the token cannot be sent in a header; check where it comes from"))?;
+            headers.push(Header(AUTHORIZATION, value));
+        }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // A server of one's own is not behind the proxy that leads to the web.
+            .proxy(None)
+            .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(CONNECT))
+            .timeout_per_write(Some(TAKE))
+            .timeout_per_read(silence);
+        let config = match &cacert {
+            None => config,
+            Some(path) => {
+                let pem = read(path)?;
+                let certificate = |item| match item {
+                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                    _ => None,
+                };
+                let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
+                if trusted.is_empty() {
+                    return Err(failure(format!("no certificate in {}: give one in PEM", path.display())));
+                }
+                config.tls_config(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
+            }
+        };
+        let agent = match &url {
+            Url::Web(_) => connect::to_the_web(config.build()),
+            #[cfg(unix)]
+            Url::Unix(path) => connect::to_socket(config.build(), path),
+            #[cfg(not(unix))]
+            Url::Unix(_) => return Err(failure("there are no sockets unix:PATH here; give an address http://…")),
+        };
+        Ok(Self { agent, url, headers })
+    }
+
+    /// A request for a path that is encoded.
+    fn request(&self, method: Method, path: &str) -> request::Builder {
+        let base = match &self.url {
+            Url::Web(url) => url,
+            Url::Unix(_) => "http://localhost",
+        };
+        let request = Request::builder().method(method).uri(format!("{base}{path}"));
+        self.headers.iter().fold(request, |request, Header(name, value)| request.header(name, value))
+    }
+
+    /// A request for a key.
+    fn for_key(&self, method: Method, key: &str) -> request::Builder {
+        self.request(method, &format!("/k/{}", encode(key)))
+    }
+
+    /// Sends a request without a body, and gives what was answered if that is no refusal.
+    fn ask(&self, request: request::Builder) -> Result<Response<Body>, Trouble> {
+        self.run(request, ())
+    }
+
+    /// The same with a body of this length.
+    fn send(&self, request: request::Builder, body: impl Read + 'static, len: u64) -> Result<Response<Body>, Trouble> {
+        self.run(request.header(CONTENT_LENGTH, len), SendBody::from_owned_reader(body))
+    }
+
+    fn run(&self, request: request::Builder, body: impl AsSendBody) -> Result<Response<Body>, Trouble> {
+        let lost = |error| Trouble::Lost(lost(&self.url, &error));
+        let request = request.body(body).map_err(|error| lost(error.into()))?;
+        let mut response = self.agent.run(request).map_err(lost)?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        let told = response.body_mut().read_to_string().unwrap_or_default();
+        let sentence = match told.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+            Some(_) if is_problem(&response) => told,
+            Some(line) => line.to_owned(),
+            None => status.canonical_reason().unwrap_or("it said no more").to_owned(),
+        };
+        Err(Trouble::Refused(status, sentence))
+    }
+}
+
+fn is_problem(response: &Response<Body>) -> bool {
+    response.body().mime_type() == Some("application/problem+json")
+}
+
+/// Why there is no answer, and what can be done about it.
+fn lost(url: &Url, error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            format!("nobody listens at {url}; start the server, or give --url")
+        }
+        ureq::Error::Io(error) => format!("no answer from {url}: {error}"),
+        other => format!("no answer from {url}: {other}"),
+    }
+}
+
+/// A key or a text in a path or a query.
+fn encode(text: &str) -> impl Display + '_ {
+    utf8_percent_encode(text, PLAIN)
+}
+
+/// The revision that an answer tells.
+fn revision(response: &Response<Body>) -> Option<&str> {
+    response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
+}
+
+/// A text on its way to standard output. A terminal gets no control characters from others.
+fn shown(text: &str) -> String {
+    if io::stdout().is_terminal() {
+        text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Prints a line at once. Says whether somebody still reads.
+fn say(line: &str) -> Result<bool, Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(failure(format!("cannot write standard output: {error}"))),
+    }
+}
+
+/// Asks for what a program reads.
+fn as_json(request: request::Builder) -> request::Builder {
+    request.header(ACCEPT, "application/json")
+}
+
+/// Something that is read, with a bar that shows how far.
+struct Counted<R> {
+    reader: R,
+    bar: Bar,
+    done: u64,
+    total: u64,
+}
+
+impl<R: Read> Counted<R> {
+    /// What is done is "sending a/b"; a total of 0 is not known.
+    fn new(reader: R, what: String, total: u64) -> Self {
+        Self { reader, bar: Bar::new(what), done: 0, total }
+    }
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(into)?;
+        self.done += read as u64;
+        self.bar.tell(self.done, self.total);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_is_a_tag_and_a_tag_stays_one() {
+        for (written, sent) in [("5", "\"5\""), ("*", "*"), ("5, 7", "\"5\", \"7\""), ("W/\"5\"", "W/\"5\"")] {
+            assert_eq!(tags(written).expect("it is one"), sent);
+        }
+        assert!(tags("a\nb").is_err());
+    }
+
+    #[test]
+    fn a_key_is_encoded_but_for_its_slashes() {
+        assert_eq!(encode("a/b c%\u{e9}?#").to_string(), "a/b%20c%25%C3%A9%3F%23");
+    }
+
+    #[test]
+    fn what_is_no_address_is_told() {
+        for url in ["", "127.0.0.1:3110", "ftp://a", "http://", "http://a?b", "http://user:pass@a", "unix:"] {
+            assert!(url.parse::<Url>().is_err(), "{url}");
+        }
+        assert!("http://[::1]:3110/".parse::<Url>().is_ok_and(|url| url.to_string() == "http://[::1]:3110"));
+    }
+}

@@ -1,0 +1,140 @@
+//! `vkog watch`: what changes, a line for each change, across lost connections.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use ureq::http::{Method, StatusCode};
+
+use super::{Remote, Server, Trouble, encode, say, shown};
+use crate::cli::Failure;
+
+/// A server says something every 15 s at least. One that is silent for longer is not there any more.
+const SILENCE: Duration = Duration::from_secs(45);
+/// How long it is waited before a server is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What to watch.
+#[derive(clap::Args)]
+pub struct Watch {
+    /// Only keys that begin so
+    #[arg(default_value = "")]
+    prefix: String,
+
+    /// What came after this revision, too
+    #[arg(long, value_name = "REVISION")]
+    since: Option<u64>,
+
+    /// The same as JSON, an object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Prints changes until nobody reads them. A connection that is lost is made again, and goes on where it was.
+///
+/// # Errors
+///
+/// The server cannot be reached at first, or it refused: its history does not reach back to where it should go on.
+pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, Failure> {
+    let server = Server::with_silence(remote, Some(SILENCE))?;
+    let what = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
+    let mut seen = since.map(|since| since.to_string());
+    let mut began = false;
+    loop {
+        let since = seen.as_ref().map(|seen| format!("&since={}", encode(seen))).unwrap_or_default();
+        let request = server.request(Method::GET, &format!("/watch?prefix={}{since}", encode(&prefix)));
+        let lost = match server.ask(request.header("Accept", "text/event-stream")) {
+            Ok(response) => {
+                began = true;
+                let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+                match follow(BufReader::new(body), &mut seen, json) {
+                    Ok(Ended::Unread) => return Ok(ExitCode::SUCCESS),
+                    // It is asked again, and what it answers is known then.
+                    Ok(Ended::Closed) => "the server closed the connection".to_owned(),
+                    Err(Broken::Output(failure)) => return Err(failure),
+                    Err(Broken::Input(error)) => format!("the connection was lost: {error}"),
+                }
+            }
+            Err(Trouble::Lost(fact)) if began => fact,
+            Err(Trouble::Refused(StatusCode::SERVICE_UNAVAILABLE, sentence)) if began => sentence,
+            Err(trouble) => return Err(trouble.ends(&what)),
+        };
+        eprintln!("vkog: {lost}; asking again");
+        thread::sleep(PAUSE);
+    }
+}
+
+enum Ended {
+    /// Nobody reads any more.
+    Unread,
+    Closed,
+}
+
+enum Broken {
+    Input(io::Error),
+    Output(Failure),
+}
+
+/// Prints the events of a stream, and keeps the id of the last one that came whole.
+fn follow(stream: impl BufRead, seen: &mut Option<String>, json: bool) -> Result<Ended, Broken> {
+    let (mut id, mut event, mut data) = (None, String::new(), String::new());
+    for line in stream.lines() {
+        let line = line.map_err(Broken::Input)?;
+        // A line without a colon is a field without a value.
+        let (field, value) = line.split_once(':').unwrap_or((&line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "id" => id = Some(value.to_owned()),
+            "event" => value.clone_into(&mut event),
+            "data" => data.push_str(value),
+            "" if line.is_empty() => {
+                let (event, data) = (std::mem::take(&mut event), std::mem::take(&mut data));
+                if ["put", "delete"].contains(&&*event) && !say(&told(&event, &data, json)).map_err(Broken::Output)? {
+                    return Ok(Ended::Unread);
+                }
+                if id.is_some() {
+                    *seen = id.take();
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(Ended::Closed)
+}
+
+/// An event as a line.
+fn told(event: &str, data: &str, json: bool) -> String {
+    let mut change: Map<String, Value> = serde_json::from_str(data).unwrap_or_default();
+    if json {
+        change.insert("event".to_owned(), event.into());
+        return Value::from(change).to_string();
+    }
+    let key = change.get("key").and_then(Value::as_str).unwrap_or_default();
+    let revision = change.get("revision").and_then(Value::as_u64).unwrap_or_default();
+    format!("{event} {revision} {}", shown(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_counts_when_its_empty_line_has_come() {
+        let stream = "retry: 1000\nid: 41\n\n:comment\n\nid: 42\n\nid: 43\nevent: other\ndata: {}\n";
+        let mut seen = None;
+        assert!(matches!(follow(stream.as_bytes(), &mut seen, false), Ok(Ended::Closed)));
+        assert_eq!(seen.as_deref(), Some("42"));
+    }
+
+    #[test]
+    fn a_change_is_told_in_one_line() {
+        let data = "{\"key\":\"a b\",\"revision\":7,\"size\":1}";
+        assert_eq!(told("put", data, false), "put 7 a b");
+        assert_eq!(told("put", data, true), "{\"event\":\"put\",\"key\":\"a b\",\"revision\":7,\"size\":1}");
+    }
+}

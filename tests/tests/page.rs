@@ -1,0 +1,56 @@
+//! `/` is a page that needs nothing but its own server, and runs nothing but its own script.
+//!
+//! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it asks for.
+
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+use vkog_tests::{Reply, Setup, description};
+
+/// The page, from a server that asks everybody else for a token.
+fn page() -> Reply {
+    let setup = Setup::new().config("[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"read\"\n");
+    setup.start().path("GET", "/").send().expect(200)
+}
+
+/// What stands between these two in a text, each time.
+fn between<'t>(text: &'t str, before: &str, after: &str) -> Vec<&'t str> {
+    text.split(before).skip(1).map(|rest| rest.split(after).next().expect("there is a first")).collect()
+}
+
+#[test]
+fn the_page_is_served_to_whoever_comes_and_runs_nothing_but_its_own() {
+    let page = page().has("Content-Type", "text/html; charset=utf-8").has("X-Content-Type-Options", "nosniff");
+    let (policy, text) = (page.header("Content-Security-Policy").unwrap_or_default(), page.text());
+    for element in ["script", "style"] {
+        let [content] = between(&text, &format!("<{element}>"), &format!("</{element}>"))[..] else {
+            panic!("not one {element} in the page")
+        };
+        let hash = STANDARD.encode(Sha256::digest(content));
+        assert!(policy.contains(&format!("{element}-src 'sha256-{hash}'")), "{policy}");
+    }
+    for rule in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+        assert!(policy.contains(rule), "{rule} in {policy}");
+    }
+    assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+}
+
+#[test]
+fn the_page_asks_for_nothing_but_the_routes_of_its_server_and_puts_no_text_into_markup() {
+    let text = page().text();
+    let [script] = between(&text, "<script>", "</script>")[..] else { panic!("not one script in the page") };
+    // Every path stands there as a text of its own.
+    let named: BTreeSet<_> = between(script, "= \"/", "\"").into_iter().map(|path| format!("/{path}")).collect();
+    assert!(named.len() >= 4, "{named:?}");
+    for path in named {
+        let described = if path == "/k/" { "/k/{key}" } else { &path };
+        assert!(description()["paths"].get(described).is_some(), "{path} is no route");
+    }
+    assert_eq!(script.matches("fetch(").count(), 1, "one place asks");
+    for word in ["://", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("] {
+        assert!(!text.contains(word), "{word} in the page");
+    }
+    assert!(!text.contains(" src=") && between(&text, "href=\"", "\"") == ["data:,"], "the page loads something");
+}
