@@ -2,7 +2,9 @@
 //! that is cut off, and calls one for another processor missing; so the file's own tables are read first.
 
 use object::read::elf::{Dyn, ElfFile32, ElfFile64, FileHeader, ProgramHeader, SectionHeader};
-use object::read::macho::{FatArch, MachOFatFile32, MachOFatFile64};
+use object::read::macho::{
+    FatArch, LoadCommandVariant, MachHeader, MachOFatFile32, MachOFatFile64, MachOFile, MachOFile32, MachOFile64,
+};
 use object::read::pe::{ImageNtHeaders, PeFile, PeFile32, PeFile64};
 use object::read::{NameOrOrdinal, StringTable};
 use object::{Architecture, BinaryFormat, Endianness, LittleEndian, Object, ObjectKind, ObjectSegment};
@@ -23,6 +25,8 @@ pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
         object::FileKind::Elf64 => check_elf(ElfFile64::<Endianness>::parse(data).ok(), data)?,
         object::FileKind::Pe32 => check_pe(PeFile32::parse(data).ok(), data)?,
         object::FileKind::Pe64 => check_pe(PeFile64::parse(data).ok(), data)?,
+        object::FileKind::MachO32 => check_mach_o(MachOFile32::<Endianness>::parse(data).ok(), data)?,
+        object::FileKind::MachO64 => check_mach_o(MachOFile64::<Endianness>::parse(data).ok(), data)?,
         object::FileKind::MachOFat32 => return check_fat(MachOFatFile32::parse(data).map(|file| file.arches()), data),
         object::FileKind::MachOFat64 => return check_fat(MachOFatFile64::parse(data).map(|file| file.arches()), data),
         _ => {}
@@ -161,6 +165,30 @@ pub(super) fn needed_on_windows(data: &[u8]) -> Vec<String> {
     PeFile64::parse(data).ok().as_ref().and_then(needed).unwrap_or_default()
 }
 
+/// Every command to the linker has to be whole, and none may have it look for other libraries where the current directory or
+/// the place of the private copy says. `@rpath` stands for folders that other commands name.
+fn check_mach_o<Mach: MachHeader<Endian = Endianness>>(
+    file: Option<MachOFile<'_, Mach>>,
+    data: &[u8],
+) -> Result<(), LoadFault> {
+    let cut_off = || LoadFault::CutOff { missing: "commands to the linker", len: data.len() as u64 };
+    let file = file.ok_or_else(cut_off)?;
+    let mut commands = file.macho_load_commands().map_err(|_| cut_off())?;
+    while let Some(command) = commands.next().map_err(|_| cut_off())? {
+        let (entry, path) = match command.variant().map_err(|_| cut_off())? {
+            LoadCommandVariant::Rpath(rpath) => ("RPATH", rpath.path),
+            LoadCommandVariant::Dylib(dylib) => ("library", dylib.dylib.name),
+            _ => continue,
+        };
+        let says = String::from_utf8_lossy(command.string(file.endian(), path).map_err(|_| cut_off())?).into_owned();
+        let is_fixed = says.starts_with('/') || entry == "library" && says.starts_with("@rpath/");
+        if !is_fixed {
+            return Err(LoadFault::SearchPath { entry, says });
+        }
+    }
+    Ok(())
+}
+
 /// Of a file with libraries for several processors the linker takes the one for its own.
 fn check_fat<Arch: FatArch>(parts: object::read::Result<&[Arch]>, data: &[u8]) -> Result<(), LoadFault> {
     let cut_off = |_| LoadFault::CutOff { missing: "part for this processor", len: data.len() as u64 };
@@ -235,4 +263,54 @@ fn beginning(data: &[u8]) -> String {
         return "nothing: it is empty".to_owned();
     }
     format!("\"{}\"", data[..data.len().min(16)].escape_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Mach-O library for x86-64 of one segment, which says that it has `filesize` bytes, and a folder to look for others.
+    fn mach_o(filesize: u64, rpath: &[u8; 8]) -> Vec<u8> {
+        // Magic number, processor, kind of it, kind of file (a dynamic library), commands, their size, flags, reserved.
+        let header: [u32; 8] = [0xfeed_facf, 0x0100_0007, 3, 6, 2, 72 + 24, 0, 0];
+        let mut file: Vec<u8> = header.into_iter().flat_map(u32::to_le_bytes).collect();
+        file.extend([0x19_u32, 72].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(b"__TEXT\0\0\0\0\0\0\0\0\0\0");
+        file.extend([0, filesize, 0, filesize].into_iter().flat_map(u64::to_le_bytes));
+        file.extend([5_u32, 5, 0, 0].into_iter().flat_map(u32::to_le_bytes));
+        file.extend([0x8000_001c_u32, 24, 12].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(rpath);
+        file.extend([0; 4]);
+        file
+    }
+
+    /// A Mach-O file with one part, for this processor.
+    fn fat(processor: u32, part: &[u8]) -> Vec<u8> {
+        let header: [u32; 7] = [0xcafe_babe, 1, processor, 3, 28, part.len() as u32, 0];
+        let mut file: Vec<u8> = header.into_iter().flat_map(u32::to_be_bytes).collect();
+        file.extend(part);
+        file
+    }
+
+    #[track_caller]
+    fn refused(file: &[u8], code: &str, words: &str) {
+        let fault = check(file).expect_err("it is refused");
+        assert!(fault.code() == code && fault.to_string().contains(words), "[{}] {fault}", fault.code());
+    }
+
+    #[test]
+    fn a_mach_o_file_is_cut_off_for_another_system_or_without_a_plugin() {
+        let whole = mach_o(128, b"/opt/lib");
+        refused(&mach_o(129, b"/opt/lib"), "cut-off", "segments");
+        refused(&whole[..100], "cut-off", "commands to the linker");
+        refused(&mach_o(128, b"@loader_"), "search-path", "RPATH is \"@loader_\"");
+        if cfg!(target_arch = "x86_64") {
+            let apple = cfg!(target_vendor = "apple");
+            let (code, words) = if apple { ("no-plugin", "") } else { ("wrong-architecture", "X86_64 (MachO)") };
+            refused(&whole, code, words);
+            refused(&fat(0x0100_0007, &whole), code, words);
+            refused(&fat(0x0100_0007, &whole)[..100], "cut-off", "part for this processor");
+            refused(&fat(0x0100_000c, &whole), "wrong-architecture", "Aarch64 (MachO)");
+        }
+    }
 }
