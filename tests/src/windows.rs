@@ -2,7 +2,7 @@
 //! `build ARGUMENT…` after it, does what `cargo build` does, and with `run PROGRAM ARGUMENT…` runs a program, by Wine. The
 //! tests themselves stay where they are. What cannot be shown so is told, with the reasons, by `cargo xtask windows`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -25,6 +25,11 @@ pub fn as_library(name: &str) -> String {
 
 pub(crate) fn library_extension() -> &'static str {
     if on_windows() { "dll" } else { std::env::consts::DLL_EXTENSION }
+}
+
+/// A path that the program tells.
+pub(crate) fn told(path: &str) -> PathBuf {
+    if on_windows() { path.replace('\\', "/").into() } else { path.into() }
 }
 
 /// A command that runs a program of a build.

@@ -209,7 +209,7 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
         bad.push((aborts(), "panic-abort"));
     }
     let config = "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n";
-    let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), as_library("libvkog_bytes_again"));
+    let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), as_library("zz_vkog_bytes"));
     for (library, _) in &bad {
         setup = setup.load(library);
     }
@@ -224,7 +224,7 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
     for (library, code) in &bad {
         reported(&library.file_name().expect("a library has a name").to_string_lossy(), code);
     }
-    reported(&as_library("libvkog_bytes_again"), "duplicate-name");
+    reported(&as_library("zz_vkog_bytes"), "duplicate-name");
 }
 
 #[test]
