@@ -106,7 +106,7 @@ fn ask(wire: &mut Wire, method: &str, path: &str, body: &[u8]) -> io::Result<u16
 /// Runs the clients until they have done some work, ends the server, starts it again and compares, round by round.
 fn rounds(rounds: usize, setup: &Setup, end: impl Fn(Server)) {
     // Wine takes its time to start a program.
-    let rounds = if on_windows() { rounds / 10 } else { rounds };
+    let rounds = if on_windows() { rounds / 20 } else { rounds };
     let mut writers = vec![Writer::default(); CLIENTS];
     let mut total = 0;
     for round in 0..rounds {
