@@ -6,17 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use socket2::SockRef;
 
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
 use crate::http::{Bound, Certificate, Engine, Tls};
+use crate::notify;
 use crate::ops::Ops;
 use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
 use crate::progress::Bar;
+use crate::signals::{Signal, signals};
 use crate::store::{LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
@@ -83,16 +83,19 @@ pub fn serve(
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
     ops.plugins().serve();
+    notify::ready();
     while let Ok(first) = signals.recv() {
         // However often the same was asked for meanwhile, once will do; to stop comes first.
         let asked: Vec<Signal> = std::iter::once(first).chain(signals.try_iter()).collect();
         if asked.contains(&Signal::Stop) {
             break;
         }
-        if asked.contains(&Signal::Reload)
-            && let Err(error) = reload()
-        {
-            tracing::error!("nothing was reloaded: {error}");
+        if asked.contains(&Signal::Reload) {
+            notify::reloading();
+            if let Err(error) = reload() {
+                tracing::error!("nothing was reloaded: {error}");
+            }
+            notify::ready();
         }
         if asked.contains(&Signal::Snapshot) {
             match ops.store().snapshot() {
@@ -103,6 +106,7 @@ pub fn serve(
     }
     tracing::info!("stopping");
     ops.store().end_watches();
+    notify::stopping();
     let drained = engine.stop(PATIENCE);
     if !drained {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
@@ -115,30 +119,6 @@ pub fn serve(
     ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// What a signal asks for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Signal {
-    Stop,
-    Snapshot,
-    Reload,
-}
-
-/// The signals that come from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot, SIGHUP to reload.
-fn signals() -> std::io::Result<Receiver<Signal>> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
-    let (send, receive) = unbounded();
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            let _ = send.send(match signal {
-                SIGUSR1 => Signal::Snapshot,
-                SIGHUP => Signal::Reload,
-                _ => Signal::Stop,
-            });
-        }
-    });
-    Ok(receive)
 }
 
 /// What the configuration's word on access comes to, where only this machine reaches the address, or where others do.

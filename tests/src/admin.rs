@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::client::Reply;
 use crate::server::{Server, only_ours};
+use crate::windows;
 
 /// The administrator's token in the configurations of the tests.
 pub const TOKEN: &str = "s3cret";
@@ -66,7 +67,7 @@ impl Server {
         let failed = all.iter().any(|taken| taken["outcome"] == "failed");
         assert_eq!(reply.status, if failed { 409 } else { 200 }, "the status of {reply}");
         let is_it = |taken: &&Value| {
-            let path = Path::new(taken["path"].as_str().unwrap_or_default());
+            let path = windows::told(taken["path"].as_str().unwrap_or_default());
             taken["name"] == plugin || path.file_name().is_some_and(|name| name == plugin)
         };
         let taken = all.iter().find(is_it).unwrap_or_else(|| panic!("no {plugin} in {reply}"));
@@ -77,7 +78,7 @@ impl Server {
     /// The library of a plugin that is loaded.
     #[track_caller]
     pub fn library_of(&self, plugin: &str) -> PathBuf {
-        self.plugin(plugin)["path"].as_str().expect("a path").into()
+        windows::told(self.plugin(plugin)["path"].as_str().expect("a path"))
     }
 }
 

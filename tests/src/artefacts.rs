@@ -8,6 +8,10 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use crate::server::only_ours;
+use crate::windows;
+
+/// What has cargo tell what it made.
+const JSON: &str = "--message-format=json-render-diagnostics";
 
 /// What a build made.
 pub struct Artefacts {
@@ -85,10 +89,11 @@ pub fn build(command: &mut Command) -> Result<Artefacts, String> {
         let kinds = message["target"]["kind"].as_array().cloned().unwrap_or_default();
         if kinds.iter().any(|kind| kind == "cdylib") {
             let files = message["filenames"].as_array().cloned().unwrap_or_default();
-            let library =
-                files.iter().filter_map(Value::as_str).map(PathBuf::from).find(|file| {
-                    file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
-                });
+            let library = files
+                .iter()
+                .filter_map(Value::as_str)
+                .map(PathBuf::from)
+                .find(|file| file.extension().is_some_and(|extension| extension == windows::library_extension()));
             if let Some(library) = library {
                 only_ours(&library);
                 only_ours(library.parent().expect("a library is in a folder"));
@@ -104,9 +109,19 @@ pub fn build(command: &mut Command) -> Result<Artefacts, String> {
 /// A `cargo SUBCOMMAND` that builds for tests: in a folder, into a target folder.
 pub fn built_by_cargo(subcommand: &str, folder: &Path, target: &Path) -> Command {
     let mut command = cargo();
-    command.arg(subcommand).arg("--message-format=json-render-diagnostics");
-    command.arg("--target-dir").arg(target).current_dir(folder);
+    command.args([subcommand, JSON, "--target-dir"]).arg(target).current_dir(folder);
     command
+}
+
+/// A build of what a test is about, for the system that it is to run on.
+pub fn built(folder: &Path) -> Command {
+    match windows::built(folder) {
+        Some(mut command) => {
+            command.arg(JSON);
+            command
+        }
+        None => built_by_cargo("build", folder, &target_folder()),
+    }
 }
 
 /// The workspace's program and libraries. The same selection and profile as those of `cargo test` at the root, so that
@@ -114,10 +129,13 @@ pub fn built_by_cargo(subcommand: &str, folder: &Path, target: &Path) -> Command
 #[track_caller]
 pub fn artefacts() -> &'static Artefacts {
     static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
-        let (target, profile) = built_here();
         // The plugins' own tests have that feature, and with it all is built that depends on plugin-api.
-        let features = ["--features", "vkog-plugin-api/testing"];
-        build(built_by_cargo("build", workspace(), &target).args(["--workspace", "--profile", &profile]).args(features))
+        let all = ["--workspace", "--features", "vkog-plugin-api/testing"];
+        if windows::on_windows() {
+            return build(built(workspace()).args(all).args(["--exclude", "vkog-tests", "--exclude", "xtask"]));
+        }
+        let (target, profile) = built_here();
+        build(built_by_cargo("build", workspace(), &target).args(all).args(["--profile", &profile]))
     });
     ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use crate::artefacts::{build, built_by_cargo, target_folder, workspace};
+use crate::artefacts::{build, built, built_by_cargo, target_folder, workspace};
 use crate::server::only_ours;
+use crate::windows::{as_library, on_windows};
 
 /// A small whole plugin. `HOOK` and `EXPORT` are filled in.
 const PLUGIN: &str = r#"#![forbid(unsafe_code)]
@@ -73,8 +74,20 @@ pub struct Faults {
     pub new_hook_required: PathBuf,
     /// The same, but the hook is not required.
     pub new_hook_optional: PathBuf,
-    /// Against the true one, with `panic = "abort"`.
-    pub aborts: PathBuf,
+}
+
+/// A plugin built against the true vkog-plugin-api, with `panic = "abort"`.
+#[track_caller]
+pub fn aborts() -> PathBuf {
+    static ABORTS: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
+        let folder = faults_folder().join("fault-aborts");
+        plugin_crate(&folder, "fault-aborts", &workspace().join("plugin-api"), "", "", "[workspace]\n\n");
+        copy_lock(&folder);
+        let mut cargo = built_by_cargo("rustc", &folder, &target_folder());
+        // Only this crate: what it links may unwind, what it does itself may not, and that is what it declares.
+        Ok(build(cargo.args(["--offline", "--lib", "--", "-C", "panic=abort"]))?.library("fault-aborts"))
+    });
+    ABORTS.as_ref().unwrap_or_else(|error| panic!("{error}")).clone()
 }
 
 /// Builds them, once for each process; what a run before this one built is used again.
@@ -114,13 +127,11 @@ fn make() -> Result<Faults, String> {
             ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );
-    let true_api = workspace().join("plugin-api");
     let members = [
         ("fault-other-major", folder.join("api-2.0.0"), "", ""),
         ("fault-other-layout", folder.join("api-1.2.1"), "", ""),
         ("fault-new-hook-required", folder.join("api-1.3.0"), SWEEP, ", required: [sweep]"),
         ("fault-new-hook-optional", folder.join("api-1.3.0"), SWEEP, ""),
-        ("fault-aborts", true_api, "", ""),
     ];
     for (name, api, hook, export) in &members {
         plugin_crate(&folder.join(name), name, api, hook, export, "");
@@ -133,18 +144,12 @@ fn make() -> Result<Faults, String> {
     write(&folder.join("Cargo.toml"), &manifest);
     copy_lock(&folder);
 
-    let target = target_folder();
-    let mut cargo = built_by_cargo("build", &folder, &target);
-    let built = build(cargo.args(["--offline", "--workspace", "--exclude", "fault-aborts"]))?;
-    let mut cargo = built_by_cargo("rustc", &folder, &target);
-    // Only this crate: what it links may unwind, what it does itself may not, and that is what it declares.
-    let aborting = build(cargo.args(["--offline", "-p", "fault-aborts", "--lib", "--", "-C", "panic=abort"]))?;
+    let built = build(built(&folder).args(["--offline", "--workspace"]))?;
     Ok(Faults {
         other_major: built.library("fault-other-major"),
         other_layout: built.library("fault-other-layout"),
         new_hook_required: built.library("fault-new-hook-required"),
         new_hook_optional: built.library("fault-new-hook-optional"),
-        aborts: aborting.library("fault-aborts"),
     })
 }
 
@@ -175,7 +180,7 @@ pub fn small_plugin(name: &str) -> PathBuf {
 #[track_caller]
 pub fn written_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
     let folder = write_plugin(name, manifest, source);
-    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
+    let built = build(built(&folder).arg("--offline"));
     built.unwrap_or_else(|error| panic!("{error}")).library(name)
 }
 
@@ -292,8 +297,14 @@ fn write(file: &Path, text: &str) {
 pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
     let library = std::fs::read(good).unwrap_or_else(|error| panic!("cannot read {}: {error}", good.display()));
     let mut other_machine = library.clone();
-    // e_machine of an ELF header: AArch64.
-    other_machine[18..20].copy_from_slice(&183_u16.to_le_bytes());
+    if on_windows() {
+        // Machine of a PE file's header, after its four letters: ARM64.
+        let header = u32::from_le_bytes(library[0x3c..0x40].try_into().expect("four bytes")) as usize;
+        other_machine[header + 4..header + 6].copy_from_slice(&0xaa64_u16.to_le_bytes());
+    } else {
+        // e_machine of an ELF header: AArch64.
+        other_machine[18..20].copy_from_slice(&183_u16.to_le_bytes());
+    }
     let upto = |percent: usize| library[..library.len() * percent / 100].to_vec();
     let files = [
         ("text", b"this is not a library\n".to_vec()),
@@ -301,7 +312,7 @@ pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
         ("cut-10", upto(10)),
         ("cut-50", upto(50)),
         ("cut-90", upto(90)),
-        // The table of sections is the last thing in the file.
+        // The table of sections is the last thing in the file; on Windows the names of symbols are.
         ("cut-last-byte", library[..library.len() - 1].to_vec()),
         ("aarch64", other_machine),
         ("bits-32", elf_32()),
@@ -311,7 +322,7 @@ pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
     files
         .into_iter()
         .map(|(name, data)| {
-            let path = folder.join(format!("lib{name}{}", std::env::consts::DLL_SUFFIX));
+            let path = folder.join(as_library(&format!("lib{name}")));
             std::fs::write(&path, data).expect("a library can be written");
             only_ours(&path);
             (name, path)
@@ -333,11 +344,17 @@ fn elf_32() -> Vec<u8> {
     header
 }
 
+/// The library that [`damaged`] has one need, and that no system has.
+pub fn nowhere() -> &'static str {
+    if on_windows() { "gone__.dll" } else { "libgone_.so.1" }
+}
+
 /// The same library, depending on another one that no system has.
 fn needs_what_is_nowhere(library: &[u8]) -> Vec<u8> {
-    let (name, nowhere) = (b"libgcc_s.so.1\0", b"libgone_.so.1\0");
-    let at = library.windows(name.len()).position(|window| window == name).expect("a plugin unwinds with libgcc_s");
+    // What a plugin unwinds with on Linux, and what has C's functions on Windows.
+    let name = if on_windows() { "msvcrt.dll\0" } else { "libgcc_s.so.1\0" };
+    let at = library.windows(name.len()).position(|window| window == name.as_bytes()).expect("every plugin needs it");
     let mut changed = library.to_vec();
-    changed[at..at + nowhere.len()].copy_from_slice(nowhere);
+    changed[at..at + nowhere().len()].copy_from_slice(nowhere().as_bytes());
     changed
 }

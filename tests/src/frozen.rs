@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use crate::artefacts::{build, built_by_cargo, target_folder, workspace};
+use crate::artefacts::{build, built, target_folder, workspace};
 use crate::faults::{copy_lock, copy_sources};
 
 /// Of the time of 1.0.0.
@@ -21,8 +21,7 @@ pub fn frozen() -> &'static Frozen {
         let folder = target_folder().join("frozen-builds");
         copy_sources(&workspace().join("tests/frozen/abi-1.0.0"), &folder);
         copy_lock(&folder);
-        let mut cargo = built_by_cargo("build", &folder, &target_folder());
-        let built = build(cargo.args(["--offline", "--workspace"]))?;
+        let built = build(built(&folder).args(["--offline", "--workspace"]))?;
         Ok(Frozen { plugin: built.library("abi-1-frozen"), host: built.program("abi-1-frozen-host") })
     });
     FROZEN.as_ref().unwrap_or_else(|error| panic!("{error}"))

@@ -17,23 +17,25 @@ mod gate;
 mod process;
 mod server;
 mod watching;
+mod windows;
 mod wire;
 
 use std::time::Duration;
 
 pub use admin::{TOKEN, administered, put_in_place};
-pub use artefacts::{Artefacts, artefacts, build, built_by_cargo, target_folder, workspace};
+pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_folder, workspace};
 pub use beside::beside;
 pub use certificate::Certificate;
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
-pub use faults::{Faults, copy_out, damaged, faults, rejected_plugin, small_plugin, written_plugin};
+pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen};
 pub use gate::Gate;
 pub use process::{Exit, Running};
 pub use server::{Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
+pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;
 
 /// How long anything may take that should take moments. Long, because it only ends what hangs.

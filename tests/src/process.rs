@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::DEADLINE;
+use crate::windows::on_windows;
 
 /// What a process wrote to one of its streams, so far.
 #[derive(Clone, Default)]
@@ -99,9 +100,11 @@ impl Running {
         self.child.id()
     }
 
-    /// Sends a signal by its name. The shell has `kill` built in wherever there is one.
+    /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which is
+    /// how a program for Windows is asked to stop.
     #[track_caller]
     pub fn signal(&self, name: &str) {
+        let name = if on_windows() && name == "TERM" { "INT" } else { name };
         let status = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status();
         assert!(status.expect("sh runs").success(), "cannot send {name} to {}", self.what);
     }

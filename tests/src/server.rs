@@ -1,6 +1,6 @@
 //! A server of one's own: a free port, a temporary folder, the plugins that a test names.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +12,7 @@ use crate::artefacts::artefacts;
 use crate::certificate::Certificate;
 use crate::client::Client;
 use crate::process::{Exit, Running};
+use crate::windows::{self, on_windows};
 use crate::wire::Wire;
 
 /// The variable by which a run of the tests chooses what speaks HTTP: `VKOG_HTTP=hyper cargo test -p vkog-tests`.
@@ -148,8 +149,8 @@ impl Setup {
 
     /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but [`ENGINE`].
     pub fn vkog(&self) -> Command {
-        let Some(count) = self.descriptors else { return self.command(artefacts().vkog()) };
-        let mut shell = self.command("sh");
+        let Some(count) = self.descriptors else { return self.prepared(windows::program(artefacts().vkog())) };
+        let mut shell = self.prepared(Command::new("sh"));
         shell.args(["-c", &format!("ulimit -n {count} && exec \"$0\" \"$@\"")]).arg(artefacts().vkog());
         shell
     }
@@ -159,13 +160,12 @@ impl Setup {
         let programs = artefacts().vkog().parent().expect("a program is in a folder");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&path));
-        let mut command = self.command("sh");
+        let mut command = self.prepared(Command::new("sh"));
         command.args(["-c", line]).env("PATH", std::env::join_paths(path).expect("no folder of ours has a colon"));
         command
     }
 
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
+    fn prepared(&self, mut command: Command) -> Command {
         command.current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
@@ -287,6 +287,16 @@ impl Server {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// The process id that the server itself knows: Wine's, for a program that Wine runs.
+    pub fn own_id(&self) -> String {
+        if !on_windows() {
+            return self.id().to_string();
+        }
+        let mut lock = self.setup.store_file().into_os_string();
+        lock.push(".lock");
+        std::fs::read_to_string(lock).expect("the server has its store locked").trim().to_owned()
     }
 
     /// Another client, with connections of its own.

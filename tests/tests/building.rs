@@ -6,14 +6,13 @@
 
 use std::path::Path;
 
-use vkog_tests::{Setup, build, built_by_cargo, bytes, conflict, copy_out, small_plugin, target_folder, workspace};
+use vkog_tests::{Setup, build, built, built_by_cargo, bytes, conflict, copy_out, small_plugin, workspace};
 
 #[test]
 fn a_plugin_copied_out_of_the_tree_builds_and_loads() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     copy_out("examples/json-only", folder.path(), "copied-out");
-    let mut cargo = built_by_cargo("build", folder.path(), &target_folder());
-    let built = build(cargo.arg("--offline")).unwrap_or_else(|error| panic!("{error}"));
+    let built = build(built(folder.path()).arg("--offline")).unwrap_or_else(|error| panic!("{error}"));
     let server = Setup::new().load(bytes()).load(built.library("copied-out")).start();
     server.post("k", "{").expect(422).has("Vkog-Plugin", "copied-out");
     server.post("k", "{}").expect(200);
@@ -74,7 +73,7 @@ fn a_new_crate_can_depend_on_a_clone_of_the_interface() {
     new("beside-a-clone", &api).expect(0);
     let folder = setup.folder().join("beside-a-clone");
     assert!(!folder.join("vendor").exists(), "a copy nobody asked for");
-    let built = build(built_by_cargo("build", &folder, &target_folder()).arg("--offline"));
+    let built = build(built(&folder).arg("--offline"));
     built.unwrap_or_else(|error| panic!("{error}")).library("beside-a-clone");
     let exit = new("beside-nothing", &workspace().join("host")).expect(1);
     assert!(exit.one_error().contains("--api") && exit.one_error().contains("another"), "{exit}");

@@ -5,7 +5,7 @@
 
 use std::net::TcpListener;
 
-use vkog_tests::{Exit, Server, Setup, artefacts, bytes, conflict};
+use vkog_tests::{Exit, Server, Setup, artefacts, as_library, bytes, conflict, only_ours, put_in_place};
 
 #[test]
 fn a_wrong_option_is_one_line_and_exit_status_2() {
@@ -221,4 +221,37 @@ fn sigterm_and_sigint_stop_the_server_cleanly_with_requests_finished_and_the_sto
         server.stop_with(signal).expect(0);
         setup.start().get("k").expect(200).is("v");
     }
+}
+
+#[test]
+fn paths_with_spaces_and_letters_of_any_language_are_paths_like_others() {
+    let setup = Setup::new();
+    let folder = setup.folder().join("Käse & 日本 (1)");
+    let plugins = folder.join("плагины eins");
+    std::fs::create_dir_all(&plugins).expect("folders can be made");
+    for made in [&folder, &plugins] {
+        only_ours(made);
+    }
+    put_in_place(&bytes(), &plugins.join(as_library("große bytes")));
+    let (config, store) = (folder.join("Größe ünd.toml"), folder.join("Läden 1.vkog"));
+    std::fs::write(&config, "max-size = \"10\"\n").expect("a file can be written");
+    let start = || {
+        setup.start_with([
+            "--listen".as_ref(),
+            "127.0.0.1:0".as_ref(),
+            "--plugin-dir".as_ref(),
+            plugins.as_os_str(),
+            "--config".as_ref(),
+            config.as_os_str(),
+            "--file".as_ref(),
+            store.as_os_str(),
+        ])
+    };
+    let server = start();
+    server.post("k", "v").expect(200);
+    server.post("l", [b'x'; 10]).expect(413).has("Vkog-Plugin", "bytes");
+    server.stop().expect(0);
+    start().get("k").expect(200).is("v");
+    let exit = setup.run(["check".as_ref(), store.as_os_str()]).expect(0);
+    assert!(exit.stdout.starts_with(&format!("{}: whole", store.display())), "{exit}");
 }

@@ -1,9 +1,7 @@
 //! The promise of `vkog-plugin-api` 1.x, in both directions: what was built against 1.0.0 works in this host, and what is
 //! built against this version works in a host of 1.0.0, as far as that goes.
 
-use std::process::Command;
-
-use vkog_tests::{Setup, frozen, written_plugin};
+use vkog_tests::{Setup, frozen, program, written_plugin};
 
 #[test]
 fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
@@ -86,7 +84,7 @@ fn a_plugin_of_this_version_works_in_a_host_of_1_0_0_but_for_what_that_did_not_h
     let manifest = "[package]\nname = \"abi-1-new\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = \
                     [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = \"1\"\n";
     let library = written_plugin("abi-1-new", manifest, NEW);
-    let output = Command::new(&frozen().host).arg(library).args(["{}", "before_put", "after_put"]).output();
+    let output = program(&frozen().host).arg(library).args(["{}", "before_put", "after_put"]).output();
     let output = output.expect("the old host runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let told = format!("{said}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -106,8 +104,7 @@ fn a_plugin_of_this_version_works_in_a_host_of_1_0_0_but_for_what_that_did_not_h
 
 #[test]
 fn what_is_kept_of_1_0_0_is_1_0_0() {
-    let output =
-        Command::new(&frozen().host).arg(&frozen().plugin).args([r#"{"prefix": "old "}"#, "before_put"]).output();
+    let output = program(&frozen().host).arg(&frozen().plugin).args([r#"{"prefix": "old "}"#, "before_put"]).output();
     let said = String::from_utf8_lossy(&output.expect("the old host runs").stdout).into_owned();
     assert!(
         said.contains("abi-1-frozen built with vkog-plugin-api 1.0.0") && said.contains("value: old value"),

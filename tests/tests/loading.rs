@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vkog_tests::{Exit, Setup, artefacts, bytes, conflict, damaged, faults};
+use vkog_tests::{Exit, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows};
 
 /// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
 /// start, also where there are good plugins beside it.
@@ -83,7 +83,7 @@ fn a_library_for_another_processor_is_told_both() {
 #[test]
 fn a_library_that_needs_another_one_that_is_not_there_is_told_which() {
     let (_folder, library) = damage("needs-more");
-    refused(&library, None, "not-loadable", &["libgone_.so.1"]);
+    refused(&library, None, "not-loadable", &[nowhere()]);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_plugin_whose_types_are_laid_out_differently_is_refused() {
 
 #[test]
 fn a_plugin_whose_panics_would_abort_is_refused() {
-    refused(&faults().aborts, None, "panic-abort", &["fault-aborts", "abort"]);
+    refused(&aborts(), None, "panic-abort", &["fault-aborts", "abort"]);
 }
 
 #[test]
@@ -161,25 +161,26 @@ fn a_plugin_that_panics_while_it_is_created_is_refused() {
 
 #[test]
 fn of_two_libraries_with_the_same_plugin_the_second_is_refused_and_told_the_first() {
-    let setup = Setup::new().load_as(bytes(), "liba.so").load_as(bytes(), "libb.so");
+    let setup = Setup::new().load_as(bytes(), as_library("liba")).load_as(bytes(), as_library("libb"));
     let exit = setup.fail().expect(1);
     let line = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
-    let told = line.contains("libb.so: ") && line.contains("liba.so") && line.ends_with("[duplicate-name]");
+    let told = line.contains(&format!("{}: ", as_library("libb")))
+        && line.contains(&as_library("liba"))
+        && line.ends_with("[duplicate-name]");
     assert!(told && line.contains("\"bytes\""), "one line that names both in {exit}");
     let folder = setup.plugin_folder();
-    let both =
-        ["plugins".into(), "check".into(), folder.join("liba.so").into(), folder.join("libb.so").into_os_string()];
-    let exit = setup.run(both).expect(1);
+    let both = ["liba", "libb"].map(|name| folder.join(as_library(name)).into_os_string());
+    let exit = setup.run(["plugins".into(), "check".into()].into_iter().chain(both)).expect(1);
     let lines: Vec<_> = exit.stdout.lines().collect();
     assert!(lines.len() == 2 && lines[0].ends_with("; this host loads it"), "{exit}");
-    assert!(lines[1].contains("liba.so") && lines[1].ends_with("[duplicate-name]"), "{exit}");
+    assert!(lines[1].contains(&as_library("liba")) && lines[1].ends_with("[duplicate-name]"), "{exit}");
 }
 
 #[test]
 fn a_library_that_is_a_folder_or_leads_nowhere_is_told_so() {
     let setup = Setup::new();
-    let missing = setup.folder().join("libmissing.so");
-    let folder = setup.folder().join("libfolder.so");
+    let missing = setup.folder().join(as_library("libmissing"));
+    let folder = setup.folder().join(as_library("libfolder"));
     std::fs::create_dir(&folder).expect("a folder can be made");
     for (library, code) in [(missing, "unreadable"), (folder, "not-a-file")] {
         let exit = setup.run(["plugins".into(), "check".into(), library.clone().into_os_string()]).expect(1);
@@ -192,7 +193,7 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let damaged = damaged(&conflict(), folder.path());
     let faults = faults();
-    let bad = [
+    let mut bad = vec![
         (artefacts().library("fault-no-plugin"), "no-plugin"),
         (artefacts().library("fault-refuses"), "bad-settings"),
         (artefacts().library("fault-panics"), "create-panicked"),
@@ -202,11 +203,13 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
         (damaged["needs-more"].clone(), "not-loadable"),
         (faults.other_major.clone(), "other-major"),
         (faults.other_layout.clone(), "other-layout"),
-        (faults.aborts.clone(), "panic-abort"),
         (faults.new_hook_required.clone(), "missing-hook"),
     ];
+    if !on_windows() {
+        bad.push((aborts(), "panic-abort"));
+    }
     let config = "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n";
-    let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), "libvkog_bytes_again.so");
+    let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), as_library("zz_vkog_bytes"));
     for (library, _) in &bad {
         setup = setup.load(library);
     }
@@ -221,7 +224,7 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
     for (library, code) in &bad {
         reported(&library.file_name().expect("a library has a name").to_string_lossy(), code);
     }
-    reported("libvkog_bytes_again.so", "duplicate-name");
+    reported(&as_library("zz_vkog_bytes"), "duplicate-name");
 }
 
 #[test]
@@ -273,8 +276,8 @@ fn check_tells_programs_in_one_json_document_what_it_tells_people() {
 fn whatever_else_lies_in_the_plugin_folder_is_left_alone() {
     let setup = Setup::new();
     let folder = setup.plugin_folder();
-    std::fs::copy(bytes(), folder.join("libvkog_bytes.so")).expect("a library can be copied");
-    for name in ["README.md", "libvkog_bytes.so.bak", "libvkog_bytes.d"] {
+    std::fs::copy(bytes(), folder.join(as_library("libvkog_bytes"))).expect("a library can be copied");
+    for name in ["README.md", &format!("{}.bak", as_library("libvkog_bytes")), "libvkog_bytes.d"] {
         std::fs::write(folder.join(name), "not a library").expect("a file can be written");
     }
     let server = setup.start_with(

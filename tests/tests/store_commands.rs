@@ -227,7 +227,7 @@ fn a_store_that_is_being_served_is_refused_and_its_process_named() {
     let server = setup.start();
     server.put("k", "v").expect(200);
     fs::write(setup.folder().join("in"), r#"{"key":"a","value":"1"}"#).expect("it can be written");
-    let pid = format!("process {}", server.id());
+    let pid = format!("process {}", server.own_id());
     for arguments in [
         &["check", "store.vkog"][..],
         &["repair", "store.vkog"],

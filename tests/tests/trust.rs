@@ -13,7 +13,8 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 use vkog_tests::{
-    Exit, Running, Setup, build, built_by_cargo, bytes, damaged, only_ours, small_plugin, target_folder, written_plugin,
+    Exit, Running, Setup, as_library, build, built_by_cargo, bytes, damaged, on_windows, only_ours, small_plugin,
+    target_folder, written_plugin,
 };
 
 /// A folder with the bytes plugin in it.
@@ -28,7 +29,9 @@ impl Place {
         Self::with(&bytes(), "libvkog_bytes.so")
     }
 
+    /// With a library, under a name as Unix has them.
     fn with(library: &Path, name: &str) -> Self {
+        let name = &as_library(name.trim_end_matches(".so"));
         let setup = Setup::new().load_as(library, name);
         let folder = setup.plugin_folder();
         let library = folder.join(name);
@@ -99,7 +102,8 @@ fn marks() -> &'static Path {
 use vkog_plugin_api::*;
 
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[cfg_attr(windows, unsafe(link_section = ".CRT$XCU"))]
+#[cfg_attr(not(windows), unsafe(link_section = ".init_array"))]
 static MARK: extern "C" fn() = mark;
 
 extern "C" fn mark() {
@@ -344,7 +348,7 @@ fn a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for() {
 #[test]
 fn a_library_in_the_current_directory_does_not_stand_in_for_one_of_the_folder() {
     let (place, mark) = Place::new().marked();
-    std::fs::copy(marks(), place.setup.folder().join("libvkog_bytes.so")).expect("a library can be copied");
+    std::fs::copy(marks(), place.setup.folder().join(as_library("libvkog_bytes"))).expect("a library can be copied");
     let place = place.env("LD_LIBRARY_PATH", ".");
     // The folder as a path from the current directory, too.
     let folder = place.folder.file_name().expect("a folder has a name").to_owned();
@@ -370,8 +374,7 @@ fn a_library_written_over_or_replaced_while_it_is_served_changes_nothing() {
     std::fs::rename(&other, &place.library).expect("a library can be replaced");
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
     // A profiler sees which library it is, and the content it had when it was opened.
-    #[cfg(target_os = "linux")]
-    {
+    if cfg!(target_os = "linux") && !on_windows() {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
         let name = format!("/vkog_bytes-{}.so", &opened[..12]);
         assert!(maps.contains(&name) && !maps.contains("libvkog_bytes.so"), "{name} alone in {maps}");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::Result;
+use crate::{Result, windows};
 
 /// The plugins that come with the program.
 pub(crate) const PLUGINS: [&str; 3] = ["vkog-bytes", "vkog-conflict", "vkog-ttl"];
@@ -14,19 +14,45 @@ pub(crate) struct Artifact {
     pub(crate) file: PathBuf,
 }
 
-/// Builds packages for release. Returns their programs and shared libraries.
+/// Builds packages for release, for this machine. Returns their programs and shared libraries.
 pub(crate) fn release(packages: &[&str]) -> Result<Vec<Artifact>> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--message-format=json-render-diagnostics"]);
-    for package in packages {
-        cargo.args(["--package", package]);
+    run(Command::new(env!("CARGO")).args(["build", "--release"]), packages)
+}
+
+/// Builds packages with a profile, for another kind of machine too. Returns their programs and shared libraries.
+pub(crate) fn built(packages: &[&str], profile: &str, target: Option<&str>) -> Result<Vec<Artifact>> {
+    match target {
+        Some(target) if target.contains("windows") && windows::command("build").is_some() => {
+            if profile != "release" {
+                return Err("what VKOG_WINDOWS names builds for release only; leave out --profile".into());
+            }
+            run(&mut windows::command("build").ok_or("VKOG_WINDOWS is empty")?, packages)
+        }
+        _ => {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--profile", profile]);
+            cargo.args(target.map(|target| format!("--target={target}")));
+            run(&mut cargo, packages)
+        }
     }
-    let output = cargo.stderr(Stdio::inherit()).output()?;
+}
+
+fn run(build: &mut Command, packages: &[&str]) -> Result<Vec<Artifact>> {
+    build.arg("--message-format=json-render-diagnostics");
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    let output = build.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("cargo build {}: {}", packages.join(" "), output.status).into());
     }
+    artifacts(&output.stdout, packages)
+}
+
+/// What cargo says that it made of these packages.
+pub(crate) fn artifacts(said: &[u8], packages: &[&str]) -> Result<Vec<Artifact>> {
     let mut artifacts = Vec::new();
-    for line in String::from_utf8(output.stdout)?.lines() {
+    for line in str::from_utf8(said)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         if message["reason"] != "compiler-artifact" {
             continue;
@@ -42,7 +68,7 @@ pub(crate) fn release(packages: &[&str]) -> Result<Vec<Artifact>> {
 }
 
 fn is_library(file: &str) -> bool {
-    file.ends_with(std::env::consts::DLL_SUFFIX)
+    [".so", ".dll", ".dylib"].iter().any(|end| file.ends_with(end))
 }
 
 /// The workspace's folder.

@@ -1,16 +1,21 @@
-//! What takes more than one cargo command: `cargo xtask serve | floors | bench`.
+//! What takes more than one cargo command: `cargo xtask serve | dist | floors | windows | bench`.
 
 mod bench;
 mod build;
+mod dist;
 mod floors;
 mod serve;
+mod windows;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
+cargo xtask dist [--target=TRIPLE] [--profile=NAME]
+                              what a user unpacks, in target/dist: a folder, and it packed
 cargo xtask floors            hold who may import whom
 cargo xtask bench attack      what another client waits while clients do what exhausts servers
+cargo xtask windows           the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS)
 cargo xtask bench http [PART…]
                               requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
                               parts are reads, writes, durable, batches, plugins
@@ -23,6 +28,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["serve", ..] => serve::serve(&arguments[1..]),
+        ["dist", options @ ..] => dist::dist(options),
+        ["windows"] => windows::test(),
         ["floors"] => floors::check(),
         ["bench", "attack"] => bench::attack::run(),
         ["bench", "http", parts @ ..] => bench::http::run(parts),

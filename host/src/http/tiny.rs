@@ -147,10 +147,12 @@ impl Tiny {
     ///
     /// The socket cannot be listened on.
     pub fn start<S: Service>(listener: Bound, service: Arc<S>) -> io::Result<Self> {
-        if let Bound::Tcp(listener) = &listener {
+        match &listener {
             // Accepted connections inherit it. tiny_http writes an answer of over 1 KiB in two pieces, and without this
             // the second waits for the client's delayed acknowledgement of the first: 44 ms.
-            socket2::SockRef::from(listener).set_tcp_nodelay(true)?;
+            Bound::Tcp(listener) => socket2::SockRef::from(listener).set_tcp_nodelay(true)?,
+            #[cfg(unix)]
+            Bound::Unix(_) => {}
         }
         let (under_way, drained) = bounded(0);
         let workers = Arc::new(Mutex::new(Vec::new()));

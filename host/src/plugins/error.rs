@@ -117,7 +117,12 @@ pub enum LoadFault {
         ours: String,
     },
     /// The system's dynamic linker refused it.
-    NotLoadable(libloading::Error),
+    NotLoadable {
+        /// What that said.
+        error: libloading::Error,
+        /// The library that it needs and that is not there, where that is not said.
+        missing: Option<String>,
+    },
     /// It is a library, but exports no plugin.
     NoPlugin,
     /// It exports a plugin through another version of abi_stable.
@@ -226,7 +231,7 @@ impl LoadFault {
             Self::NotALibrary { .. } => "not-a-library",
             Self::CutOff { .. } => "cut-off",
             Self::WrongArchitecture { .. } => "wrong-architecture",
-            Self::NotLoadable(_) => "not-loadable",
+            Self::NotLoadable { .. } => "not-loadable",
             Self::NoPlugin => "no-plugin",
             Self::OtherAbi(_) => "other-abi",
             Self::OtherMajor { .. } => "other-major",
@@ -298,8 +303,9 @@ impl fmt::Display for LoadFault {
             ),
             Self::NoCopy { folder, error } => write!(
                 f,
-                "no private copy of it can be made in {}: {error}; make room there, or set TMPDIR to another folder",
-                folder.display()
+                "no private copy of it can be made in {}: {error}; make room there, or set {} to another folder",
+                folder.display(),
+                if cfg!(windows) { "TMP" } else { "TMPDIR" }
             ),
             Self::NoExec { folder } => write!(
                 f,
@@ -316,11 +322,15 @@ impl fmt::Display for LoadFault {
             Self::WrongArchitecture { theirs, ours } => {
                 write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
             }
-            Self::NotLoadable(error) => {
+            Self::NotLoadable { error, missing } => {
                 // What the linker said is the error's source.
                 let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
                 let said = said.replace('\n', " ");
-                write!(f, "the system does not load it: {said}; install what it needs, or build it on this system")
+                let missing = missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: "));
+                write!(
+                    f,
+                    "the system does not load it: {missing}{said}; install what it needs, or build it on this system"
+                )
             }
             Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
             Self::OtherAbi(said) => write!(

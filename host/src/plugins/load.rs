@@ -120,7 +120,7 @@ fn open_copy(image: &Image) -> Result<&'static LibHeader, LoadFault> {
     let copy = image.copy()?;
     // SAFETY: the preflight found a plugin in it. Its initialisers run, as those of any library do; that plugins are
     // native code of the operator's choice is what the README says of them.
-    let library = unsafe { open_now(copy.path()) }.map_err(|error| copy.refused(error))?;
+    let library = unsafe { open_now(copy.path()) }.map_err(|error| copy.refused(error, missing(image)))?;
     // SAFETY: the symbol is a static of this type in every abi_stable library; its first bytes are a magic number, which
     // `upgrade` checks.
     let header: AbiHeaderRef = unsafe {
@@ -165,10 +165,31 @@ pub(super) fn is_loaded(name: &str) -> bool {
 /// # Safety
 ///
 /// As for any library: its initialisers run.
-#[cfg(not(unix))]
+#[cfg(windows)]
 unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    use libloading::os::windows::{LOAD_LIBRARY_SEARCH_DEFAULT_DIRS, Library};
+    // What it needs is looked for beside the program and where the system keeps its libraries: not in the current
+    // directory, nor in PATH.
     // SAFETY: the caller's promise.
-    unsafe { libloading::Library::new(path) }
+    unsafe { Library::load_with_flags(path, LOAD_LIBRARY_SEARCH_DEFAULT_DIRS) }.map(Into::into)
+}
+
+/// The library that a refused one needs and the system does not find, as far as the system does not say so itself.
+fn missing(image: &Image) -> Option<String> {
+    #[cfg(windows)]
+    {
+        use libloading::os::windows::{LOAD_LIBRARY_AS_IMAGE_RESOURCE, LOAD_LIBRARY_SEARCH_DEFAULT_DIRS, Library};
+        preflight::needed_on_windows(image.bytes()).into_iter().find(|name| {
+            let flags = LOAD_LIBRARY_SEARCH_DEFAULT_DIRS | LOAD_LIBRARY_AS_IMAGE_RESOURCE;
+            // SAFETY: as a resource it is only looked at, and no initialiser runs.
+            unsafe { Library::load_with_flags(name, flags) }.is_err()
+        })
+    }
+    #[cfg(not(windows))]
+    {
+        let _ = image;
+        None
+    }
 }
 
 /// Checks the version and the layout of a library's types, and only then lets it make its module.

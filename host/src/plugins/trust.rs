@@ -10,6 +10,9 @@ use tempfile::TempDir;
 use super::error::{LoadFault, Part};
 use crate::sha256::Sha256;
 
+/// How the names of folders begin in which private copies are.
+const PREFIX: &str = "vkog-plugin-";
+
 /// What a library file held when it was read, whatever becomes of the file.
 pub(super) struct Image {
     origin: PathBuf,
@@ -53,7 +56,7 @@ impl Image {
         let base = std::env::temp_dir();
         let failed = |error| LoadFault::NoCopy { folder: base.clone(), error };
         // From the root, since the linker searches for a name without a folder.
-        let folder = base.canonicalize().and_then(|base| system::private_folder(&base)).map_err(failed)?;
+        let folder = system::from_root(&base).and_then(|base| system::private_folder(&base)).map_err(failed)?;
         // Whoever may rename the folder may put another one in its place.
         ancestors(folder.path())?;
         let name = self.origin.file_stem().unwrap_or_default().to_string_lossy();
@@ -74,12 +77,12 @@ impl PrivateCopy {
     }
 
     /// Why the linker refused it: what it said, or that nothing may be run from where the copy is.
-    pub(super) fn refused(&self, error: libloading::Error) -> LoadFault {
+    pub(super) fn refused(&self, error: libloading::Error, missing: Option<String>) -> LoadFault {
         if system::noexec(self.folder.path()) {
             let base = self.folder.path().parent().unwrap_or(self.folder.path());
             return LoadFault::NoExec { folder: base.to_owned() };
         }
-        LoadFault::NotLoadable(error)
+        LoadFault::NotLoadable { error, missing }
     }
 }
 
@@ -124,12 +127,13 @@ mod system {
     use std::fs::{File, Metadata, OpenOptions, Permissions};
     use std::io;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use rustix::fs::{OFlags, StatVfsMountFlags};
     use tempfile::TempDir;
 
     use super::super::error::{LoadFault, Part};
+    use super::PREFIX;
 
     const GROUP_OR_OTHERS: u32 = 0o022;
     const OTHERS: u32 = 0o002;
@@ -169,8 +173,12 @@ mod system {
         }
     }
 
+    pub(super) fn from_root(path: &Path) -> io::Result<PathBuf> {
+        path.canonicalize()
+    }
+
     pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
-        tempfile::Builder::new().prefix("vkog-plugin-").permissions(Permissions::from_mode(0o700)).tempdir_in(base)
+        tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(0o700)).tempdir_in(base)
     }
 
     pub(super) fn noexec(folder: &Path) -> bool {
@@ -182,11 +190,14 @@ mod system {
 mod system {
     use std::fs::{File, Metadata};
     use std::io;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+    use std::sync::Once;
+    use std::time::Duration;
 
     use tempfile::TempDir;
 
     use super::super::error::{LoadFault, Part};
+    use super::PREFIX;
 
     pub(super) fn check(_: &Path, _: &Metadata, _: Part) -> Result<(), LoadFault> {
         Ok(())
@@ -200,9 +211,28 @@ mod system {
         if metadata.is_dir() { "a folder" } else { "a device" }
     }
 
-    /// A user's temporary folder is that user's alone.
+    /// Windows writes what `canonicalize` gives as `\\?\C:\...`, and not all that looks at the path of a loaded library
+    /// reads that.
+    pub(super) fn from_root(path: &Path) -> io::Result<PathBuf> {
+        std::path::absolute(path)
+    }
+
+    /// A user's temporary folder is that user's alone. A library that is mapped cannot be removed: those that earlier
+    /// processes left are removed now, and of those that are in use yet nothing is. What was made just now may be another
+    /// process's that is about to open it.
     pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
-        tempfile::Builder::new().prefix("vkog-plugin-").tempdir_in(base)
+        const NEW: Duration = Duration::from_secs(600);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(|| {
+            for entry in base.read_dir().into_iter().flatten().flatten() {
+                let made = entry.metadata().and_then(|metadata| metadata.modified());
+                let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NEW));
+                if is_old && entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                    let _ = std::fs::remove_dir_all(entry.path());
+                }
+            }
+        });
+        tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)
     }
 
     pub(super) fn noexec(_: &Path) -> bool {
@@ -239,7 +269,7 @@ mod tests {
     #[test]
     fn a_copy_is_named_after_its_plugin_and_content_and_gone_when_it_is_dropped() {
         let folder = folder();
-        let library = folder.path().join("libvkog_x.so");
+        let library = folder.path().join(format!("{}vkog_x.so", std::env::consts::DLL_PREFIX));
         std::fs::write(&library, "abc").expect("a file can be written");
         let image = Image::read(&library).expect("it can be trusted");
         let (one, two) = (image.copy().expect("one"), image.copy().expect("two at once"));

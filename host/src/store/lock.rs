@@ -1,7 +1,7 @@
 //! One process at a time: FILE.lock, held by whoever has the store open.
 
-use std::fs::{File, TryLockError};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use super::error::StoreError;
@@ -19,20 +19,55 @@ impl Lock {
     pub fn take(path: &Path) -> Result<Self, StoreError> {
         let lock_path = beside(path, "lock");
         let unwritable = |source| StoreError::Unwritable { path: lock_path.clone(), source };
-        // Not truncated: while another process has it, its id has to stay.
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(unwritable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let read = file.read_to_string(&mut pid).is_ok();
-                let pid = if read && !pid.is_empty() { pid.trim().to_owned() } else { "(unknown)".to_owned() };
-                return Err(StoreError::Locked { path: path.to_owned(), pid });
-            }
-            Err(TryLockError::Error(error)) => return Err(unwritable(error)),
-        }
+        let Some(mut file) = system::take(&lock_path).map_err(unwritable)? else {
+            // While another process has it, its id is in it.
+            let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
+            let pid = if pid.is_empty() { "(unknown)".to_owned() } else { pid.trim().to_owned() };
+            return Err(StoreError::Locked { path: path.to_owned(), pid });
+        };
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(unwritable)?;
         Ok(Self(file))
+    }
+}
+
+#[cfg(unix)]
+mod system {
+    use std::fs::{File, TryLockError};
+    use std::io;
+    use std::path::Path;
+
+    /// Opens the file, unless another process has it.
+    pub(super) fn take(path: &Path) -> io::Result<Option<File>> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+#[cfg(windows)]
+mod system {
+    use std::fs::File;
+    use std::io;
+    use std::os::windows::fs::OpenOptionsExt;
+    use std::path::Path;
+
+    /// From Windows' winnt.h: others may open the file to read it.
+    const FILE_SHARE_READ: u32 = 1;
+    /// From Windows' winerror.h.
+    const ERROR_SHARING_VIOLATION: i32 = 32;
+
+    /// Opens the file, unless another process has it. What a process locks on Windows no other can read; so it is not
+    /// locked, but opened such that nobody else can open it to write.
+    pub(super) fn take(path: &Path) -> io::Result<Option<File>> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false).share_mode(FILE_SHARE_READ);
+        match options.open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -128,7 +128,8 @@ fn own_api(path: &Path) -> Result<PathBuf, Failure> {
     if !manifest.lines().any(|line| line == "name = \"vkog-plugin-api\"") {
         return Err(wrong("its crate is another one".to_owned()));
     }
-    path.canonicalize().map_err(|error| wrong(error.to_string()))
+    // Not `canonicalize`: of what that gives on Windows (`\\?\C:\...`) cargo makes nothing good.
+    std::path::absolute(path).map_err(|error| wrong(error.to_string()))
 }
 
 fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {

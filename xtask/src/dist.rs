@@ -1,0 +1,152 @@
+//! `cargo xtask dist`: the folder that a user unpacks, and it packed: as .tar.gz, for Windows as .zip.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use flate2::{Compression, write::GzEncoder};
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+use crate::Result;
+use crate::build::{self, PLUGINS};
+
+/// The shells, and what each calls a file that completes `vkog`.
+const SHELLS: [(&str, &str); 5] = [
+    ("bash", "vkog.bash"),
+    ("elvish", "vkog.elv"),
+    ("fish", "vkog.fish"),
+    ("powershell", "_vkog.ps1"),
+    ("zsh", "_vkog"),
+];
+
+/// What is taken along as it is.
+const DOCUMENTS: [&str; 3] = ["README.md", "LICENSE", "CHANGELOG.md"];
+
+pub(crate) fn dist(options: &[&str]) -> Result<()> {
+    std::env::set_current_dir(build::root())?;
+    let (mut target, mut profile) = (None, "release");
+    for option in options {
+        match option.split_once('=') {
+            Some(("--target", value)) => target = Some(value),
+            Some(("--profile", value)) => profile = value,
+            _ => return Err(format!("no option {option}; there are --target=TRIPLE and --profile=NAME").into()),
+        }
+    }
+    let native = native()?;
+    let triple = target.unwrap_or(&native);
+    let name = format!("vkog-{}-{triple}", env!("CARGO_PKG_VERSION"));
+    let folder = Path::new("target/dist").join(&name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let packages: Vec<&str> = PLUGINS.into_iter().chain(["vkog"]).collect();
+    for artifact in build::built(&packages, profile, target)? {
+        let below = if artifact.package == "vkog" { "" } else { "plugins" };
+        copy(&artifact.file, &folder.join(below))?;
+    }
+    for document in DOCUMENTS {
+        copy(document.as_ref(), &folder)?;
+    }
+    for page in fs::read_dir("docs")? {
+        copy(&page?.path(), &folder.join("docs"))?;
+    }
+    // A program for another system cannot say it here; this system's says the same.
+    let mut says = if triple == native {
+        Command::new(folder.join(format!("vkog{}", std::env::consts::EXE_SUFFIX)))
+    } else {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["run", "--quiet", "--package", "vkog", "--"]);
+        cargo
+    };
+    let arguments = says.get_args().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let mut said = |words: &[&str], file: PathBuf| -> Result<()> {
+        says = Command::new(says.get_program());
+        let output = says.args(&arguments).args(words).output()?;
+        if !output.status.success() {
+            return Err(format!("vkog {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr)).into());
+        }
+        fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
+        Ok(fs::write(file, output.stdout)?)
+    };
+    for (shell, file) in SHELLS {
+        said(&["completions", shell], folder.join("completions").join(file))?;
+    }
+    said(&["man"], folder.join("man/vkog.1"))?;
+    if triple.contains("linux") {
+        copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
+    }
+
+    let packed = if triple.contains("windows") { zip(&folder, &name)? } else { tar(&folder, &name)? };
+    println!("{}\n{}", folder.display(), packed.display());
+    Ok(())
+}
+
+/// The kind of machine that this is.
+fn native() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output()?;
+    let said = String::from_utf8(output.stdout)?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.ok_or("rustc does not say which machine this is")?.to_owned())
+}
+
+fn copy(file: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let name = file.file_name().ok_or_else(|| format!("{} is no file", file.display()))?;
+    fs::copy(file, folder.join(name)).map_err(|error| format!("cannot copy {}: {error}", file.display()))?;
+    Ok(())
+}
+
+/// All that is in a folder, in the order of the names: whether it is a folder itself, and how it may be used. Whatever the
+/// umask was that it was made with, nobody but the owner may write it, or the server would refuse the plugins.
+fn entries(folder: &Path) -> Result<Vec<(PathBuf, bool, u32)>> {
+    let mut found = Vec::new();
+    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    for path in names {
+        if path.is_dir() {
+            found.push((path.clone(), true, 0o755));
+            found.extend(entries(&path)?);
+        } else {
+            let is_program = path.file_name().is_some_and(|name| name == "vkog" || name == "vkog.exe");
+            found.push((path, false, if is_program { 0o755 } else { 0o644 }));
+        }
+    }
+    Ok(found)
+}
+
+fn tar(folder: &Path, name: &str) -> Result<PathBuf> {
+    let packed = folder.with_file_name(format!("{name}.tar.gz"));
+    let mut archive = tar::Builder::new(GzEncoder::new(File::create(&packed)?, Compression::default()));
+    let root = (folder.to_owned(), true, 0o755);
+    for (path, is_folder, mode) in std::iter::once(root).chain(entries(folder)?) {
+        let data = if is_folder { Vec::new() } else { fs::read(&path)? };
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(if is_folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
+        header.set_mode(mode);
+        header.set_size(data.len() as u64);
+        header.set_mtime(fs::metadata(&path)?.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_secs());
+        archive.append_data(&mut header, Path::new(name).join(path.strip_prefix(folder)?), data.as_slice())?;
+    }
+    archive.into_inner()?.finish()?;
+    Ok(packed)
+}
+
+fn zip(folder: &Path, name: &str) -> Result<PathBuf> {
+    let packed = folder.with_file_name(format!("{name}.zip"));
+    let mut archive = ZipWriter::new(File::create(&packed)?);
+    for (path, is_folder, mode) in entries(folder)? {
+        // A slash between folders, as the format has it on every system.
+        let within = path.strip_prefix(folder)?.to_string_lossy().replace('\\', "/");
+        let options = SimpleFileOptions::default().unix_permissions(mode);
+        if is_folder {
+            archive.add_directory(format!("{name}/{within}"), options)?;
+        } else {
+            archive.start_file(format!("{name}/{within}"), options)?;
+            archive.write_all(&fs::read(&path)?)?;
+        }
+    }
+    archive.finish()?;
+    Ok(packed)
+}
