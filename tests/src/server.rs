@@ -147,7 +147,7 @@ impl Setup {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
     }
 
-    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but [`ENGINE`].
+    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but `VKOG_HTTP`.
     pub fn vkog(&self) -> Command {
         let Some(count) = self.descriptors else { return self.prepared(windows::program(artefacts().vkog())) };
         let mut shell = self.prepared(Command::new("sh"));

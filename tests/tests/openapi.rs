@@ -25,7 +25,9 @@ fn every_path_has_the_methods_that_are_described_and_no_other() {
             let described = |method: &&str| item.get(method.to_lowercase()).is_some();
             let allow = METHODS.into_iter().filter(described).collect::<Vec<_>>().join(", ");
             for method in METHODS {
-                let reply = server.path(method, &path.replace("{key}", "k")).body("v").send();
+                // What is watched has no end; what is too far ahead is refused at once.
+                let path = path.replace("{key}", "k").replace("/watch", "/watch?since=999999999");
+                let reply = server.path(method, &path).body("v").send();
                 assert_eq!(reply.status == 405, !described(&method), "{reply}");
                 assert!(!reply.text().starts_with("Invalid path"), "described and not served: {reply}");
                 if method == "OPTIONS" || reply.status == 405 {

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt::{self, Formatter};
 use std::io::Cursor;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -379,11 +378,11 @@ impl<'de> Deserialize<'de> for Tags {
             }
 
             fn visit_u64<E: serde::de::Error>(self, revision: u64) -> Result<Tags, E> {
-                // An entry that an operation before this one writes has no revision yet, which is 0 inside.
-                if revision == 0 {
-                    return Err(E::custom("0 is no revision"));
-                }
-                Ok(Tags(Revisions::These(vec![revision])))
+                Ok(Tags(Revisions::These(vec![revision_of(revision)?])))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Tags, E> {
+                self.visit_u64(whole(number)?)
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Tags, E> {
@@ -392,17 +391,39 @@ impl<'de> Deserialize<'de> for Tags {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tags, A::Error> {
                 let mut revisions = Vec::new();
-                while let Some(revision) = list.next_element::<NonZeroU64>()? {
+                while let Some(revision) = list.next_element::<Number>()? {
                     if revisions.len() == REVISIONS_MAX {
                         return Err(A::Error::custom(format!("there are more than {REVISIONS_MAX} revisions")));
                     }
-                    revisions.push(revision.get());
+                    revisions.push(match revision {
+                        Number::Whole(revision) => revision_of(revision)?,
+                        Number::Float(number) => revision_of(whole(number)?)?,
+                    });
                 }
                 Ok(Tags(Revisions::These(revisions)))
             }
         }
         from.deserialize_any(Any)
     }
+}
+
+/// A number of either kind.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Whole(u64),
+    Float(f64),
+}
+
+/// An entry that an operation before this one writes has no revision yet, which is 0 inside.
+fn revision_of<E: serde::de::Error>(number: u64) -> Result<u64, E> {
+    if number == 0 { Err(E::custom("0 is no revision")) } else { Ok(number) }
+}
+
+/// The whole number that a float is: in JSON 7.0 is 7.
+fn whole<E: serde::de::Error>(number: f64) -> Result<u64, E> {
+    let whole = number as u64;
+    if whole as f64 == number { Ok(whole) } else { Err(E::custom(format!("{number} is no revision"))) }
 }
 
 /// Header fields, few enough.
