@@ -4,6 +4,7 @@
 //! `cargo +nightly fuzz run --fuzz-dir host/fuzz store` looks for such bytes; whatever it found is in `corpus/`, and the
 //! tests here give it to the same functions, with any compiler.
 
+pub mod batches;
 pub mod keys;
 pub mod requests;
 mod server;
@@ -42,6 +43,11 @@ mod tests {
             }
             check(&input);
         }
+    }
+
+    #[test]
+    fn batches() {
+        replay("batches", super::batches::check);
     }
 
     #[test]

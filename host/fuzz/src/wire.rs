@@ -16,7 +16,9 @@ static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("it is bound");
     // It serves until the process ends.
-    std::mem::forget(Engine::hyper(Bound::Tcp(listener), None, server::start()).expect("it serves"));
+    let api = server::start();
+    let engine = Engine::hyper(Bound::Tcp(listener), None, api.connections(), api);
+    std::mem::forget(engine.expect("it serves"));
     address
 });
 
