@@ -17,7 +17,7 @@ pub fn check(data: &[u8]) {
         let target = format!("/k/{key}");
         let kept = ask(api, Method::Put, &target, b"value");
         if kept.status == 200 {
-            let path = target.split('?').next().unwrap_or_default().trim_start_matches("/k/");
+            let path = key.split('?').next().unwrap_or_default();
             let key = decoded(path);
             // Every byte encoded is the same key.
             let encoded: String = key.iter().map(|byte| format!("%{byte:02X}")).collect();
