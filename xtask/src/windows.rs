@@ -16,6 +16,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
     ("building", Some("a_plugin_built_by_another_compiler_loads"), "needs several compilers that build for Windows"),
+    ("attacks", None, MEMORY),
     ("documents", Some("the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put"), SHELL),
     ("documents", Some("the_session_of_every_plugin_happens_as_it_is_shown"), SHELL),
     ("documents", Some("the_sessions_of_the_readme_happen_as_they_are_shown"), SHELL),
