@@ -16,9 +16,10 @@ cargo xtask dist [--target=TRIPLE] [--profile=NAME]
 cargo xtask floors            hold who may import whom
 cargo xtask bench attack      what another client waits while clients do what exhausts servers
 cargo xtask windows           the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS)
-cargo xtask bench http [PART…]
-                              requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
-                              parts are reads, writes, durable, batches, plugins
+cargo xtask bench http [--quick] [PART…]
+                              requests beside nginx, Webdis and Redis, with plugins, many entries, many connections (wants
+                              wrk; a peer that is not installed is left out); parts are reads, writes, durable, batches,
+                              plugins, entries, connections
 cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
