@@ -126,7 +126,7 @@ fn filled() -> MemoryDisk {
 
 fn open(disk: impl Disk, path: &Path) -> Store {
     // No snapshot of its own accord.
-    let options = Options { fsync: Fsync::Never, log_min: u64::MAX };
+    let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     Store::open(disk, path, options, &|_, _| {}).expect("it was just written")
 }
 

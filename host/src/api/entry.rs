@@ -1,5 +1,7 @@
 //! `/k/{key}`: one entry.
 
+use std::borrow::Cow;
+
 use super::problem::{Manner, Problem};
 use super::range::{Part, Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
@@ -22,6 +24,14 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
         Ok("") => Ok(DEFAULT_CONTENT_TYPE),
         Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
         _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
+    }
+}
+
+/// A media type for an answer.
+fn given_back(content_type: &str) -> Cow<'static, str> {
+    match content_type {
+        DEFAULT_CONTENT_TYPE => DEFAULT_CONTENT_TYPE.into(),
+        other => other.to_owned().into(),
     }
 }
 
@@ -90,7 +100,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             let (name, revision) = etag(entry.revision());
             let mut reply = Reply::new(200, &b""[..])
-                .with_header("Content-Type", entry.content_type().to_owned())
+                .with_header("Content-Type", given_back(entry.content_type()))
                 .with_header(name, revision)
                 .with_header("Accept-Ranges", "bytes")
                 .with_header("X-Content-Type-Options", "nosniff");

@@ -159,7 +159,9 @@ impl Api {
         let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
         let right = if verb == Verb::Get { Right::Read } else { Right::Write };
         self.access.check(head, right, Scope::Key(&key))?;
-        let content_type = entry::content_type(head).map_err(|problem| problem.reply(manner()))?.to_owned();
+        let sent = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
+        // It is that of a value, and nothing else has one.
+        let content_type = if matches!(verb, Verb::Post | Verb::Put) { sent.to_owned() } else { String::new() };
         Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
 }
