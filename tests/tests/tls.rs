@@ -76,8 +76,8 @@ fn what_cannot_be_used_is_one_line_and_status_1() {
     write("cut.pem", &certificate.pem[..certificate.pem.len() / 2]);
     write("no-der.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     for (arguments, words) in [
-        (&["--tls-cert", "none.pem", "--tls-key", "key.pem"][..], &["none.pem", "No such file"][..]),
-        (&["--tls-cert", "cert.pem", "--tls-key", "none.pem"], &["none.pem", "No such file"]),
+        (&["--tls-cert", "none.pem", "--tls-key", "key.pem"][..], &["none.pem", "os error 2"][..]),
+        (&["--tls-cert", "cert.pem", "--tls-key", "none.pem"], &["none.pem", "os error 2"]),
         (&["--tls-cert", "empty.pem", "--tls-key", "key.pem"], &["empty.pem", "no certificate"]),
         (&["--tls-cert", "key.pem", "--tls-key", "key.pem"], &["key.pem", "no certificate"]),
         (&["--tls-cert", "cut.pem", "--tls-key", "key.pem"], &["cut.pem", "give a certificate"]),

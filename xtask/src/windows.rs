@@ -28,6 +28,11 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("loading", Some("a_plugin_whose_panics_would_abort_is_refused"), "needs a std for Windows that can abort"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
+    (
+        "tls",
+        Some("a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is_broken"),
+        "needs SIGHUP",
+    ),
     ("trust", Some("a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for"), RIGHTS),
     ("trust", Some("a_folder_around_it_that_everybody_can_rename_in_is_refused_unless_it_is_sticky"), RIGHTS),
     ("trust", Some("a_folder_that_others_can_put_libraries_into_is_refused_sticky_or_not"), RIGHTS),
