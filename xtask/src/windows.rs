@@ -12,6 +12,7 @@ use crate::build;
 const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("access", Some("a_reload_takes_in_other_tokens_or_leaves_them_all"), "needs SIGHUP"),
     ("access", Some("tokens_are_asked_for_on_a_unix_socket_too_once_there_are_some"), UNIX_SOCKET),
+    ("attacks", None, MEMORY),
     ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
