@@ -1,5 +1,7 @@
 //! `/k/{key}`: one entry.
 
+use std::borrow::Cow;
+
 use super::problem::{Manner, Problem};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
@@ -10,16 +12,16 @@ use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 pub(super) const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
-    let Some(value) = head.headers.get("content-type") else { return Ok(DEFAULT_CONTENT_TYPE) };
+pub(super) fn content_type(head: &Head) -> Result<Cow<'static, str>, Problem> {
+    let Some(value) = head.headers.get("content-type") else { return Ok(DEFAULT_CONTENT_TYPE.into()) };
     if value.len() > CONTENT_TYPE_MAX {
         let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
         return Err(Problem::new(400, fact));
     }
     // It is given back as it is, so it must be something that may be sent.
     match str::from_utf8(value) {
-        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
-        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
+        Ok("") => Ok(DEFAULT_CONTENT_TYPE.into()),
+        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text.to_owned().into()),
         _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
     }
 }
@@ -54,27 +56,23 @@ pub(super) fn reply(answer: Answer, added: Added, reads: bool, manner: Manner) -
 }
 
 fn bare(answer: Answer, reads: bool, manner: Manner) -> Reply {
-    let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
-            let (name, revision) = etag(entry.revision());
+            let content_type = match entry.content_type() {
+                DEFAULT_CONTENT_TYPE => Cow::Borrowed(DEFAULT_CONTENT_TYPE),
+                content_type => Cow::Owned(content_type.to_owned()),
+            };
             let mut reply = Reply::new(200, &b""[..])
-                .with_header("Content-Type", entry.content_type().to_owned())
-                .with_header(name, revision)
+                .of_revision(entry.revision())
+                .with_header("Content-Type", content_type)
                 .with_header("X-Content-Type-Options", "nosniff");
             reply.body = Body::Shared(Box::new(entry));
             reply
         }
-        Answer::Written(revision) => {
-            let (name, revision) = etag(revision);
-            ok().with_header(name, revision)
-        }
+        Answer::Written(revision) => ok().of_revision(revision),
         Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => {
-            let (name, revision) = etag(revision);
-            Reply::new(304, &b""[..]).with_header(name, revision)
-        }
+        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
         Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected").reply(manner),
         Answer::Absent => Problem::new(404, "Not Found").reply(manner),
         Answer::Refused(refusal) => refused(refusal, manner),

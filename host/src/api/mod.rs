@@ -47,7 +47,7 @@ pub struct Admitted {
 /// What a request is for.
 enum Target {
     /// An operation on an entry.
-    Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    Entry { verb: Verb, key: String, query: String, content_type: Cow<'static, str>, arrived: u64 },
     /// Which keys there are.
     Keys { question: keys::Question, query: String },
     /// What is loaded.
@@ -77,7 +77,7 @@ impl Api {
         let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
         let right = if verb == Verb::Get { Right::Read } else { Right::Write };
         self.access.check(head, right, Scope::Key(&key))?;
-        let content_type = entry::content_type(head).map_err(|problem| problem.reply(manner()))?.to_owned();
+        let content_type = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
         Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
 }
@@ -210,9 +210,17 @@ impl Service for Api {
                     return responder.reply(Problem::new(400, "No content provided").reply(manner));
                 }
                 let conditions = entry::conditions(&head);
-                let origin = Box::new(head);
-                let request =
-                    Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
+                let request = Request {
+                    verb,
+                    key,
+                    value: body,
+                    content_type,
+                    query,
+                    conditions,
+                    arrived,
+                    depth: 0,
+                    origin: head,
+                };
                 self.ops.run(request, move |answer, added| {
                     responder.reply(entry::reply(answer, added, verb == Verb::Get, manner));
                 });

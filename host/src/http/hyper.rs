@@ -343,12 +343,14 @@ struct Connection<S: Service> {
     serves: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
+    /// Where the answer to the request under way is put: there is one at a time.
+    slot: Slot,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
         let (serves, lingers) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { engine, client, progress: AtomicU32::new(0), serves, lingers }
+        Self { engine, client, progress: AtomicU32::new(0), serves, lingers, slot: Slot::default() }
     }
 
     fn progresses(&self) {
@@ -405,14 +407,13 @@ impl<S: Service> Connection<S> {
                 return Ok(self.last(service.refuse_body(admitted, fault)));
             }
         }
-        let slot = Arc::new(Slot::default());
-        let filled = Arc::clone(&slot);
-        let responder = Responder::new(move |reply| filled.fill(reply));
+        let waiting = Arc::clone(&self);
+        let responder = Responder::new(move |reply| waiting.slot.fill(reply));
         // The place from which operations that may block would go to threads of their own. A panic leaves no answer but
         // the responder's own.
         let _ = catch_unwind(AssertUnwindSafe(|| service.serve(admitted, bytes, responder)));
         self.serves.store(true, Ordering::Relaxed);
-        let reply = Answer(slot).await;
+        let reply = Answer(&self.slot).await;
         self.serves.store(false, Ordering::Relaxed);
         Ok(response(reply))
     }
@@ -466,8 +467,11 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head
 }
 
 fn response(reply: Reply) -> Response<Payload> {
-    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 3);
+    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 4);
     headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+    if let Some(Ok(tag)) = reply.tag().as_deref().map(HeaderValue::from_bytes) {
+        headers.insert(header::ETAG, tag);
+    }
     for (name, value) in reply.headers {
         // A field that may not be sent is left out.
         if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
@@ -484,7 +488,6 @@ fn field_name(name: &str) -> Option<HeaderName> {
     // Those of nearly every answer need not be parsed.
     match name {
         "Content-Type" => Some(header::CONTENT_TYPE),
-        "ETag" => Some(header::ETAG),
         "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
         _ => HeaderName::from_bytes(name.as_bytes()).ok(),
     }
@@ -522,9 +525,9 @@ impl Slot {
 }
 
 /// Waits for an answer.
-struct Answer(Arc<Slot>);
+struct Answer<'a>(&'a Slot);
 
-impl Future for Answer {
+impl Future for Answer<'_> {
     type Output = Reply;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {

@@ -5,10 +5,12 @@ mod tiny;
 mod turns;
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use self::hyper::Hyper;
 use self::tiny::Tiny;
@@ -92,14 +94,14 @@ pub enum Method {
 #[derive(Debug, Default)]
 pub struct Headers {
     text: Vec<u8>,
-    /// Where each name and each value ends.
-    ends: Vec<(usize, usize)>,
+    /// Where each name and each value ends. Most requests have no more of them than fit here.
+    ends: SmallVec<[(usize, usize); 8]>,
 }
 
 impl Headers {
     /// No field yet, and room for as many with so many bytes.
     pub fn with_capacity(bytes: usize, fields: usize) -> Self {
-        Self { text: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
+        Self { text: Vec::with_capacity(bytes), ends: SmallVec::with_capacity(fields) }
     }
 
     /// Adds a field.
@@ -221,8 +223,10 @@ impl AsRef<[u8]> for Body {
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// The header fields, without those of the framing.
-    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    /// The revision of what this is about, which is its tag.
+    pub revision: Option<u64>,
+    /// The other header fields, without those of the framing.
+    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 3]>,
     /// The body. To a HEAD it is not sent, but its length is.
     pub body: Body,
 }
@@ -230,12 +234,28 @@ pub struct Reply {
 impl Reply {
     /// A reply without header fields.
     pub fn new(status: u16, body: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self { status, headers: Vec::new(), body: Body::Bytes(body.into()) }
+        Self { status, revision: None, headers: SmallVec::new(), body: Body::Bytes(body.into()) }
     }
 
     /// The reply to a request that was lost to a panic.
     pub fn internal_error() -> Self {
         Self::new(500, &b"Internal error; the log says more\n"[..])
+    }
+
+    /// The same about something of this revision.
+    pub fn of_revision(mut self, revision: u64) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// Its tag, as `ETag` has it.
+    pub fn tag(&self) -> Option<SmallVec<[u8; 22]>> {
+        self.revision.map(|revision| {
+            let mut tag = SmallVec::new();
+            // Writing to a vector cannot fail.
+            let _ = write!(tag, "\"{revision}\"");
+            tag
+        })
     }
 
     /// The same with a field more.

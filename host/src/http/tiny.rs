@@ -411,7 +411,7 @@ enum Rest {
 
 /// Sends a reply.
 fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
-    let field = |name: &str, value: &str| tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()).ok();
+    let field = |name: &str, value: &[u8]| tiny_http::Header::from_bytes(name.as_bytes(), value).ok();
     let length = reply.body.as_ref().len();
     // tiny_http has its own mind about Connection and, in an answer that ends a connection, about Content-Length. It
     // does not look into a field's value.
@@ -420,9 +420,10 @@ fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
         Rest::Unknown => "vkog\r\nConnection: close".into(),
         Rest::Unread(_) => format!("vkog\r\nConnection: close\r\nContent-Length: {length}").into(),
     };
-    let mut headers = Vec::with_capacity(reply.headers.len() + 1);
-    headers.extend(field("Server", &server));
-    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value)));
+    let mut headers = Vec::with_capacity(reply.headers.len() + 2);
+    headers.extend(field("Server", server.as_bytes()));
+    headers.extend(reply.tag().and_then(|tag| field("ETag", &tag)));
+    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value.as_bytes())));
     let status = tiny_http::StatusCode(reply.status);
     if matches!(rest, Rest::Unread(unread) if unread > SWALLOWED_BODY_MAX) {
         let response = tiny_http::Response::new(status, headers, io::empty(), Some(length), None);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Ops, Request, seen};
-use crate::plugins::{Chain, Verb};
+use crate::plugins::{Chain, Origin, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
 
 pub(super) fn change(
     ops: &Ops,
     chain: Arc<Chain>,
-    mut request: Request,
+    mut request: Request<impl Origin + 'static>,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
 ) {
     match chain.before(&request.subject()) {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Ops, Request, seen};
-use crate::plugins::Chain;
+use crate::plugins::{Chain, Origin};
 
 pub(super) fn get(
     ops: Arc<Ops>,
     chain: Arc<Chain>,
-    request: Request,
+    request: Request<impl Origin + 'static>,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
 ) {
     match chain.before(&request.subject()) {
@@ -18,7 +18,12 @@ pub(super) fn get(
     }
 }
 
-fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+fn look(
+    ops: Arc<Ops>,
+    chain: Arc<Chain>,
+    request: Request<impl Origin + 'static>,
+    finish: impl FnOnce(Answer, Added) + Send + 'static,
+) {
     let subject = request.subject();
     let (answer, what) = ops.store.read(&request.key, |entry| {
         let Some(entry) = entry else { return Answer::Absent };

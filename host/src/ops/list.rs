@@ -136,12 +136,12 @@ impl Ops {
             verb: Verb::Get,
             key: entry.key().to_owned(),
             value: Vec::new(),
-            content_type: String::new(),
+            content_type: "".into(),
             query: viewer.query.clone(),
             conditions: Conditions::default(),
             arrived: self.revision(),
             depth: 0,
-            origin: Box::new(viewer.clone()),
+            origin: viewer.clone(),
         };
         let (tell, told) = bounded(1);
         self.run_in(chain, request, move |answer, _: Added| {

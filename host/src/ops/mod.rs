@@ -6,6 +6,7 @@ mod condition;
 mod get;
 mod list;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use condition::{Conditions, Revisions, Unmet};
@@ -26,7 +27,7 @@ pub struct Ops {
 }
 
 /// What a client asked for.
-pub struct Request {
+pub struct Request<O> {
     /// What to do.
     pub verb: Verb,
     /// With which entry.
@@ -34,7 +35,7 @@ pub struct Request {
     /// The value to be written.
     pub value: Vec<u8>,
     /// Its media type.
-    pub content_type: String,
+    pub content_type: Cow<'static, str>,
     /// The query, not decoded.
     pub query: String,
     /// What has to be true of the entry.
@@ -44,7 +45,7 @@ pub struct Request {
     /// How deep in plugins' hooks it is asked: 0 for a client's.
     pub depth: u32,
     /// Headers and client.
-    pub origin: Box<dyn Origin>,
+    pub origin: O,
 }
 
 /// What a request comes to.
@@ -112,7 +113,11 @@ impl Ops {
     }
 
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
-    pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+    pub fn run(
+        self: &Arc<Self>,
+        request: Request<impl Origin + 'static>,
+        finish: impl FnOnce(Answer, Added) + Send + 'static,
+    ) {
         let ops = Arc::clone(self);
         self.plugins.when_open(move |chain| ops.run_in(chain, request, finish));
     }
@@ -120,7 +125,7 @@ impl Ops {
     fn run_in(
         self: &Arc<Self>,
         chain: Arc<Chain>,
-        request: Request,
+        request: Request<impl Origin + 'static>,
         finish: impl FnOnce(Answer, Added) + Send + 'static,
     ) {
         match request.verb {
@@ -130,7 +135,7 @@ impl Ops {
     }
 }
 
-impl Request {
+impl<O: Origin> Request<O> {
     fn subject(&self) -> Subject<'_> {
         Subject {
             verb: self.verb,
@@ -140,7 +145,7 @@ impl Request {
             query: &self.query,
             arrived: self.arrived,
             depth: self.depth,
-            origin: &*self.origin,
+            origin: &self.origin,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
 
 use super::Change;
 use super::disk::File;
@@ -42,6 +43,9 @@ pub(super) struct Pending {
     /// Where.
     pub(super) home: Option<Arc<Home>>,
 }
+
+/// What gathers until it is written: without a sync seldom more than one at a time, which is in no need of the heap.
+type Batch<T> = SmallVec<[T; 1]>;
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
 type Reader = Box<dyn FnOnce(Result<(), TakenBack>) + Send>;
@@ -82,7 +86,7 @@ pub(super) struct Commit {
 
 #[derive(Default)]
 struct Queue {
-    pending: Vec<Pending>,
+    pending: Batch<Pending>,
     readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
@@ -250,7 +254,7 @@ impl Commit {
                 writer.synced = at.max(writer.synced);
                 Ok(())
             }
-            Err(error) => Err(self.fail(map, &mut writer, Vec::new(), &error, true)),
+            Err(error) => Err(self.fail(map, &mut writer, Batch::new(), &error, true)),
         }
     }
 
@@ -261,13 +265,13 @@ impl Commit {
     }
 
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
-    fn write_queued(&self, map: &Map) -> Vec<Finish> {
+    fn write_queued(&self, map: &Map) -> Batch<Finish> {
         let mut writer = self.writer.lock();
         let pending = std::mem::take(&mut self.queue.lock().pending);
-        let Some(last) = pending.last().map(|pending| pending.change.revision) else { return Vec::new() };
+        let Some(last) = pending.last().map(|pending| pending.change.revision) else { return Batch::new() };
         if let Err((error, synced)) = writer.append(&pending, self.fsync == Fsync::Always) {
             self.fail(map, &mut writer, pending, &error, synced);
-            return Vec::new();
+            return Batch::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
         self.kept.store(last, Ordering::Release);
@@ -279,7 +283,7 @@ impl Commit {
 
     /// Has those who have to be told be told at home, or by a few threads: a client that does not read, or a slow plugin,
     /// delays nobody's commit.
-    fn hand_over(&self, finished: Vec<Finish>) {
+    fn hand_over(&self, finished: Batch<Finish>) {
         const SHARE: usize = 32;
         // There are few homes: as many as cores.
         let mut homes: Vec<(Option<Arc<Home>>, Vec<Finish>)> = Vec::new();
@@ -312,7 +316,7 @@ impl Commit {
         &self,
         map: &Map,
         writer: &mut Writer,
-        mut pending: Vec<Pending>,
+        mut pending: Batch<Pending>,
         error: &io::Error,
         in_sync: bool,
     ) -> Arc<StoreError> {
@@ -376,7 +380,7 @@ impl Commit {
         if writer.synced < writer.at
             && let Err(error) = writer.file.sync()
         {
-            return Err(self.fail(map, &mut writer, Vec::new(), &error, true));
+            return Err(self.fail(map, &mut writer, Batch::new(), &error, true));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);

@@ -137,12 +137,12 @@ fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
         verb,
         key: key.to_owned(),
         value: value.as_bytes().to_vec(),
-        content_type: "text/plain".to_owned(),
+        content_type: "text/plain".into(),
         query: String::new(),
         conditions: Conditions::default(),
         arrived: ops.revision(),
         depth: 0,
-        origin: Box::new(Nobody),
+        origin: Nobody,
     };
     let (tell, told) = bounded(1);
     ops.run(request, move |answer, _| {
