@@ -10,9 +10,10 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
 cargo xtask floors            hold who may import whom
-cargo xtask bench http [PART…]
-                              requests beside nginx, Webdis and Redis, with and without plugins (wants them and wrk);
-                              parts are reads, writes, durable, plugins
+cargo xtask bench http [--quick] [PART…]
+                              requests beside nginx, Webdis and Redis, with plugins, many entries, many connections (wants
+                              wrk; a peer that is not installed is left out); parts are reads, writes, durable, plugins,
+                              entries, connections
 cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -1,9 +1,14 @@
 //! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
-//! before Redis, and Redis itself; and what plugins cost. Parts of it by name: `reads`, `writes`, `durable`, `plugins`.
+//! before Redis, and Redis itself; and what plugins, many entries and many connections cost. Those who are compared take
+//! turns in every round. Parts of it by name: see [`PARTS`]; `--quick` for fewer and shorter rounds.
 
+use std::cell::Cell;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::peers::{Load, Peer, redis_benchmark, wrk};
 use super::store::{machine, make_store, requests};
@@ -11,12 +16,18 @@ use super::{Table, median};
 use crate::Result;
 use crate::build;
 
-const ROUNDS: usize = 5;
-const SECONDS: u32 = 2;
+const PARTS: [&str; 6] = ["reads", "writes", "durable", "plugins", "entries", "connections"];
 const KEYS: u64 = 10_000;
+const MANY_KEYS: u64 = 10_000_000;
+const CLIENTS: [u32; 2] = [64, 16];
+const IDLE_CONNECTIONS: usize = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
 
-pub(crate) fn run(parts: &[&str]) -> Result<()> {
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let (quick, parts): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| **word == "--quick");
+    if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(part)) {
+        return Err(format!("there is no part {unknown}; the parts are {}", PARTS.join(", ")).into());
+    }
     let built = build::release(&["vkog", "vkog-bytes", "vkog-conflict"])?;
     let program = &built.iter().find(|built| built.package == "vkog").ok_or("cargo built no vkog")?.file;
     let folder = program.parent().ok_or("no folder")?.join("bench");
@@ -25,23 +36,19 @@ pub(crate) fn run(parts: &[&str]) -> Result<()> {
     let shipped: Vec<PathBuf> =
         built.iter().filter(|built| built.package != "vkog").map(|built| built.file.clone()).collect();
     let shipped = plugin_folder(&folder.join("shipped"), &shipped)?;
-    let bench = Bench { program, folder: &folder, shipped: &shipped };
-    println!("{}\n", machine());
+    let (rounds, seconds) = if quick.is_empty() { (5, 2) } else { (2, 1) };
+    let bench = Bench { program, folder: &folder, shipped: &shipped, rounds, seconds, stores: Cell::new(0) };
+    println!("{}; medians of {rounds} rounds of {seconds} s, latencies are p50 and p99\n", machine());
     let mut table = Table::default();
-    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
-    for clients in [64, 16].into_iter().filter(|_| wanted("reads")) {
-        bench.reads(clients, &mut table)?;
-    }
-    for clients in [64, 16].into_iter().filter(|_| wanted("writes")) {
-        bench.writes(clients, &mut table)?;
-    }
-    if wanted("durable") {
-        bench.durable_writes(&mut table)?;
-    }
-    if wanted("plugins") {
-        let idle = idle_plugins(&folder, 12)?;
-        bench.plugins(&plugin_folder(&folder.join("ten"), &idle[..10])?, "10", &mut table)?;
-        bench.plugins(&plugin_folder(&folder.join("twelve"), &idle)?, "12", &mut table)?;
+    for part in PARTS.iter().filter(|part| parts.is_empty() || parts.contains(part)) {
+        match *part {
+            "reads" => CLIENTS.iter().try_for_each(|clients| bench.reads(*clients, &mut table))?,
+            "writes" => CLIENTS.iter().try_for_each(|clients| bench.writes(*clients, &mut table))?,
+            "durable" => CLIENTS.iter().try_for_each(|clients| bench.durable_writes(*clients, &mut table))?,
+            "plugins" => bench.plugins(&mut table)?,
+            "entries" => bench.entries(&mut table)?,
+            _ => bench.connections(&mut table)?,
+        }
     }
     fs::remove_dir_all(&folder)?;
     table.print("peer");
@@ -53,19 +60,23 @@ struct Bench<'a> {
     folder: &'a Path,
     /// With bytes and conflict.
     shipped: &'a Path,
+    rounds: usize,
+    /// How long one load is.
+    seconds: u32,
+    /// How many stores were made.
+    stores: Cell<u32>,
 }
 
-/// The loads of several rounds.
+/// Puts a load on one of those who are compared.
+type Racer<'a> = Box<dyn Fn() -> Result<Load> + 'a>;
+
+/// The loads of several rounds; none of a peer that is not installed.
 #[derive(Default)]
 struct Rounds(Vec<Load>);
 
 impl Rounds {
-    fn per_second(&self) -> f64 {
-        median(self.0.iter().map(|load| load.per_second).collect())
-    }
-
-    fn p99(&self) -> f64 {
-        median(self.0.iter().map(|load| load.p99).collect())
+    fn median(&self, value: impl Fn(&Load) -> f64) -> f64 {
+        median(self.0.iter().map(value).collect())
     }
 
     /// The median of the ratios of each round.
@@ -75,7 +86,14 @@ impl Rounds {
     }
 
     fn shown(&self) -> String {
-        format!("{:.0}/s, p99 {:.2} ms", self.per_second(), self.p99())
+        format!("{:.0}/s, {:.2} and {:.2} ms", self.median(rate), self.median(|load| load.p50), self.median(p99))
+    }
+
+    /// A row beside a peer, if that is there.
+    fn beside(&self, what: &str, peer: &Self, goal: &str, table: &mut Table) {
+        if !peer.0.is_empty() {
+            table.row(what, self.shown(), peer.shown(), self.over(peer, rate), goal);
+        }
     }
 }
 
@@ -88,132 +106,202 @@ fn p99(load: &Load) -> f64 {
 }
 
 impl Bench<'_> {
-    /// vkog with an engine, on a store of [`KEYS`] entries.
+    /// vkog with an engine, on a store of its own with [`KEYS`] entries.
     fn vkog(&self, http: &str, plugins: Option<&Path>, fsync: &str) -> Result<Peer> {
-        let store = self.folder.join(format!("{http}-{fsync}.vkog"));
-        if !store.exists() {
-            make_store(self.program, &store, KEYS)?;
-        }
+        self.stores.set(self.stores.get() + 1);
+        let store = self.folder.join(format!("{}.vkog", self.stores.get()));
+        make_store(self.program, &store, KEYS)?;
         Ok(Peer::vkog_with(self.program, &store, plugins, &["--http", http, "--fsync", fsync])?.0)
     }
 
-    fn wrk(&self, peer: &Peer, clients: u32, method: &str, path: &str) -> Result<Load> {
-        let script = requests(self.folder, method, path, KEYS)?;
-        wrk(&format!("http://127.0.0.1:{}", peer.port), clients, SECONDS, &script)
+    /// Redis with these options. None where it is not installed.
+    fn redis(&self, options: &[&str]) -> Result<Option<Peer>> {
+        if let Err(error) = Command::new("redis-server").arg("--version").output() {
+            eprintln!("Redis is left out: {error}; install Debian's redis-server");
+            return Ok(None);
+        }
+        Ok(Some(Peer::redis(self.folder, options)?.0))
+    }
+
+    fn wrk<'a>(&'a self, peer: &'a Peer, clients: u32, method: &'a str, path: &'a str, keys: u64) -> Racer<'a> {
+        Box::new(move || {
+            let script = requests(self.folder, method, path, keys)?;
+            wrk(&format!("http://127.0.0.1:{}", peer.port), clients, self.seconds, &script)
+        })
+    }
+
+    fn redis_benchmark<'a>(&'a self, redis: &'a Peer, clients: u32, command: &'a str) -> Racer<'a> {
+        Box::new(move || redis_benchmark(redis.port, clients, 75_000 * self.seconds, command))
+    }
+
+    fn race<const N: usize>(&self, racers: [Option<Racer<'_>>; N]) -> Result<[Rounds; N]> {
+        let mut loads = [const { Rounds(Vec::new()) }; N];
+        for _ in 0..self.rounds {
+            for (racer, loads) in racers.iter().zip(&mut loads) {
+                if let Some(racer) = racer {
+                    loads.0.push(racer()?);
+                }
+            }
+        }
+        Ok(loads)
     }
 
     fn reads(&self, clients: u32, table: &mut Table) -> Result<()> {
-        let (redis, _) = Peer::redis(self.folder, &[])?;
         let nginx = Peer::nginx(self.folder, &"v".repeat(64))?;
-        let webdis = Peer::webdis(self.folder, &redis)?;
+        let redis = self.redis(&[])?;
+        let webdis = redis.as_ref().map(|redis| Peer::webdis(self.folder, redis)).transpose()?.flatten();
         if let Some(webdis) = &webdis {
-            self.wrk(webdis, 16, "PUT", "/SET/")?;
+            // There has to be something to find.
+            self.wrk(webdis, 16, "PUT", "/SET/", KEYS)()?;
         }
-        let ours = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "never"));
-        let [hyper, tiny] = ours;
-        let ours = [hyper?, tiny?];
-        let (mut fixed, mut through, mut loads) =
-            (Rounds::default(), Rounds::default(), [Rounds::default(), Rounds::default()]);
-        for _ in 0..ROUNDS {
-            if let Some(nginx) = &nginx {
-                fixed.0.push(self.wrk(nginx, clients, "GET", "/k/")?);
+        let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "never"));
+        let (hyper, tiny) = (hyper?, tiny?);
+        let [fixed, through, own, hyper, tiny] = self.race([
+            nginx.as_ref().map(|nginx| self.wrk(nginx, clients, "GET", "/k/", KEYS)),
+            webdis.as_ref().map(|webdis| self.wrk(webdis, clients, "GET", "/GET/", KEYS)),
+            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "get")),
+            Some(self.wrk(&hyper, clients, "GET", "/k/", KEYS)),
+            Some(self.wrk(&tiny, clients, "GET", "/k/", KEYS)),
+        ])?;
+        let goals = [["≥ 0.85", "≤ 1.5", "≥ 1.6"], ["≥ 0.55", "≤ 2", "≥ 1.0"]];
+        for ((http, ours), [rate_goal, p99_goal, through_goal]) in ENGINES.iter().zip([hyper, tiny]).zip(goals) {
+            let what = format!("GET, {http}, {clients} clients");
+            ours.beside(&format!("{what}; nginx with a fixed answer"), &fixed, rate_goal, table);
+            if !fixed.0.is_empty() {
+                let p99_goal = if clients == 64 { p99_goal } else { "" };
+                let shown = |rounds: &Rounds| format!("{:.2} ms", rounds.median(p99));
+                let what = format!("{what}: p99; that of nginx");
+                table.row(&what, shown(&ours), shown(&fixed), ours.over(&fixed, p99), p99_goal);
             }
-            if let Some(webdis) = &webdis {
-                through.0.push(self.wrk(webdis, clients, "GET", "/GET/")?);
-            }
-            for (vkog, loads) in ours.iter().zip(&mut loads) {
-                loads.0.push(self.wrk(vkog, clients, "GET", "/k/")?);
-            }
-        }
-        for ((http, loads), goals) in
-            ENGINES.iter().zip(&loads).zip([["≥ 0.85", "≥ 1.6", "≤ 1.5"], ["≥ 0.55", "≥ 1.0", "≤ 2"]])
-        {
-            let what = |peer: &str| format!("GET, {http}, {clients} clients; {peer}");
-            let p99_goal = if clients == 64 { goals[2] } else { "" };
-            if nginx.is_some() {
-                table.row(
-                    &what("nginx, fixed answer"),
-                    loads.shown(),
-                    fixed.shown(),
-                    loads.over(&fixed, rate),
-                    goals[0],
-                );
-                table.row(&what("the p99 of nginx"), String::new(), String::new(), loads.over(&fixed, p99), p99_goal);
-            }
-            if webdis.is_some() {
-                table.row(
-                    &what("Webdis and Redis"),
-                    loads.shown(),
-                    through.shown(),
-                    loads.over(&through, rate),
-                    goals[1],
-                );
-            }
+            ours.beside(&format!("{what}; Webdis before Redis"), &through, through_goal, table);
+            ours.beside(&format!("{what}; Redis, its own protocol"), &own, "", table);
         }
         Ok(())
     }
 
     fn writes(&self, clients: u32, table: &mut Table) -> Result<()> {
-        let (redis, _) = Peer::redis(self.folder, &[])?;
-        let Some(webdis) = Peer::webdis(self.folder, &redis)? else { return Ok(()) };
-        let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "never"));
-        let ours = [hyper?, tiny?];
-        let (mut through, mut loads) = (Rounds::default(), [Rounds::default(), Rounds::default()]);
-        for _ in 0..ROUNDS {
-            through.0.push(self.wrk(&webdis, clients, "PUT", "/SET/")?);
-            for (vkog, loads) in ours.iter().zip(&mut loads) {
-                loads.0.push(self.wrk(vkog, clients, "PUT", "/k/")?);
-            }
-        }
-        for ((http, loads), goal) in ENGINES.iter().zip(&loads).zip(["≥ 1.5", "≥ 1.0"]) {
-            let what = format!("PUT --fsync never, {http}, {clients} clients; Webdis SET");
-            table.row(&what, loads.shown(), through.shown(), loads.over(&through, rate), goal);
-        }
-        Ok(())
-    }
-
-    fn durable_writes(&self, table: &mut Table) -> Result<()> {
-        let (redis, _) = Peer::redis(
-            self.folder,
-            &["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"],
-        )?;
-        for clients in [64, 16] {
-            for (http, goal) in ENGINES.iter().zip(["≥ 1.0", "≥ 0.8"]) {
-                let vkog = self.vkog(http, Some(self.shipped), "always")?;
-                let (mut loads, mut theirs, mut ratios) = (Rounds::default(), vec![], vec![]);
-                for _ in 0..ROUNDS {
-                    let load = self.wrk(&vkog, clients, "PUT", "/k/")?;
-                    let set = redis_benchmark(redis.port, clients, 150_000)?;
-                    ratios.push(load.per_second / set);
-                    theirs.push(set);
-                    loads.0.push(load);
-                }
-                let what = format!("PUT --fsync always, {http}, {clients} clients; Redis appendfsync always");
-                let theirs = format!("{:.0}/s", median(theirs));
-                table.row(&what, loads.shown(), theirs, format!("{:.2}", median(ratios)), goal);
-            }
+        let redis = self.redis(&[])?;
+        let webdis = redis.as_ref().map(|redis| Peer::webdis(self.folder, redis)).transpose()?.flatten();
+        let vkog = |http, fsync| self.vkog(http, Some(self.shipped), fsync);
+        let ours = [vkog("hyper", "never")?, vkog("tiny", "never")?, vkog("hyper", "100ms")?, vkog("tiny", "100ms")?];
+        let put = |vkog| Some(self.wrk(vkog, clients, "PUT", "/k/", KEYS));
+        let [through, own, hyper, tiny, late_hyper, late_tiny] = self.race([
+            webdis.as_ref().map(|webdis| self.wrk(webdis, clients, "PUT", "/SET/", KEYS)),
+            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "set")),
+            put(&ours[0]),
+            put(&ours[1]),
+            put(&ours[2]),
+            put(&ours[3]),
+        ])?;
+        for (http, never, late, goal) in [("hyper", hyper, late_hyper, "≥ 1.5"), ("tiny", tiny, late_tiny, "≥ 1.0")]
+        {
+            let what = |fsync: &str| format!("PUT --fsync {fsync}, {http}, {clients} clients");
+            never.beside(&format!("{}; Webdis before Redis", what("never")), &through, goal, table);
+            never.beside(&format!("{}; Redis, its own protocol", what("never")), &own, "", table);
+            late.beside(&format!("{}; Webdis before Redis", what("100ms")), &through, "", table);
         }
         Ok(())
     }
 
-    /// Reads with plugins that do nothing in every hook, against those without a plugin.
-    fn plugins(&self, idle: &Path, count: &str, table: &mut Table) -> Result<()> {
+    fn durable_writes(&self, clients: u32, table: &mut Table) -> Result<()> {
+        let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
+        let redis = self.redis(&always)?;
+        let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "always"));
+        let (hyper, tiny) = (hyper?, tiny?);
+        let [theirs, hyper, tiny] = self.race([
+            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "set")),
+            Some(self.wrk(&hyper, clients, "PUT", "/k/", KEYS)),
+            Some(self.wrk(&tiny, clients, "PUT", "/k/", KEYS)),
+        ])?;
+        for ((http, ours), goal) in ENGINES.iter().zip([hyper, tiny]).zip(["≥ 1.0", "≥ 0.8"]) {
+            let what = format!("PUT --fsync always, {http}, {clients} clients; Redis appendfsync always");
+            ours.beside(&what, &theirs, goal, table);
+        }
+        Ok(())
+    }
+
+    /// Reads with the two plugins that come with the program, and with twelve that do nothing in every hook, against those
+    /// without a plugin.
+    fn plugins(&self, table: &mut Table) -> Result<()> {
+        let idle = plugin_folder(&self.folder.join("twelve"), &idle_plugins(self.folder, 12)?)?;
         for http in ENGINES {
-            let (with, without) = (self.vkog(http, Some(idle), "never")?, self.folder.join("bare.vkog"));
-            if !without.exists() {
-                make_store(self.program, &without, KEYS)?;
-            }
-            let (without, _) = Peer::vkog(self.program, &without, &["--http", http])?;
-            let (mut burdened, mut free) = (Rounds::default(), Rounds::default());
-            for _ in 0..2 * ROUNDS {
-                burdened.0.push(self.wrk(&with, 64, "GET", "/k/")?);
-                free.0.push(self.wrk(&without, 64, "GET", "/k/")?);
-            }
-            let what = format!("GET, {http}, 64 clients, {count} plugins that do nothing in all hooks; none");
-            table.row(&what, burdened.shown(), free.shown(), burdened.over(&free, rate), "≥ 0.95");
+            let none = self.vkog(http, None, "never")?;
+            let (two, twelve) = (self.vkog(http, Some(self.shipped), "never")?, self.vkog(http, Some(&idle), "never")?);
+            let get = |vkog| Some(self.wrk(vkog, 64, "GET", "/k/", KEYS));
+            let [none, two, twelve] = self.race([get(&none), get(&two), get(&twelve)])?;
+            let what = format!("GET, {http}, 64 clients");
+            two.beside(&format!("{what}, bytes and conflict; no plugin"), &none, "", table);
+            twelve.beside(&format!("{what}, 12 plugins that do nothing in all hooks; none"), &none, "≥ 0.95", table);
         }
         Ok(())
     }
+
+    /// Reads of a large store against those of a small one.
+    fn entries(&self, table: &mut Table) -> Result<()> {
+        let large = self.folder.join("large.vkog");
+        make_store(self.program, &large, MANY_KEYS)?;
+        for http in ENGINES {
+            let (large, _) = Peer::vkog(self.program, &large, &["--http", http])?;
+            let small = self.vkog(http, None, "always")?;
+            let [many, few] = self.race([
+                Some(self.wrk(&large, 64, "GET", "/k/", MANY_KEYS)),
+                Some(self.wrk(&small, 64, "GET", "/k/", KEYS)),
+            ])?;
+            let what = format!("GET, {http}, 64 clients, {MANY_KEYS} keys; {KEYS} keys");
+            many.beside(&what, &few, "≥ 0.85", table);
+        }
+        Ok(fs::remove_file(large)?)
+    }
+
+    /// What connections cost that are kept and not used: memory, and the others' time.
+    fn connections(&self, table: &mut Table) -> Result<()> {
+        let (crowded, free) = (self.vkog("hyper", None, "never")?, self.vkog("hyper", None, "never")?);
+        let before = crowded.resident()?;
+        let mut idle = match keep(crowded.port, IDLE_CONNECTIONS) {
+            Ok(idle) => idle,
+            Err(error) => {
+                let way_out = "raise the limits on descriptors (ulimit -n) of this shell and of its hard limit";
+                eprintln!("{IDLE_CONNECTIONS} connections are left out: {error}; {way_out}");
+                return Ok(());
+            }
+        };
+        let resident = crowded.resident()?;
+        let (mut with, mut without) = (Rounds::default(), Rounds::default());
+        for _ in 0..self.rounds {
+            with.0.push(self.wrk(&crowded, 16, "GET", "/k/", KEYS)()?);
+            without.0.push(self.wrk(&free, 16, "GET", "/k/", KEYS)()?);
+            // All are still there, and are not given up: that they are idle is allowed for so long only.
+            idle.iter_mut().try_for_each(ask)?;
+        }
+        let what = format!("GET, hyper, 16 clients, {IDLE_CONNECTIONS} idle connections; none");
+        with.beside(&what, &without, "", table);
+        let shown = |rounds: &Rounds| format!("{:.2} ms", rounds.median(p99));
+        table.row(&format!("{what}: p99"), shown(&with), shown(&without), with.over(&without, p99), "1");
+        let what = format!("resident memory, hyper, {IDLE_CONNECTIONS} idle connections; before");
+        let (resident, before) = (format!("{resident:.0} MB"), format!("{before:.0} MB"));
+        table.row(&what, resident, before, String::new(), "< 150 MB");
+        Ok(())
+    }
+}
+
+/// So many connections that have been used once and are kept.
+fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
+    let mut connections = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut connection = TcpStream::connect(("127.0.0.1", port))?;
+        connection.set_read_timeout(Some(Duration::from_secs(10)))?;
+        ask(&mut connection)?;
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
+/// Sends one request over a connection and reads the answer.
+fn ask(connection: &mut TcpStream) -> Result<()> {
+    connection.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    let mut answer = [0; 512];
+    let read = connection.read(&mut answer)?;
+    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("a kept connection was closed".into()) }
 }
 
 /// A folder with these libraries, which only its owner can write.

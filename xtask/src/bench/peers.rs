@@ -178,10 +178,11 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// What wrk measured.
+/// What wrk or redis-benchmark measured.
 pub(crate) struct Load {
     pub(crate) per_second: f64,
-    /// In milliseconds.
+    /// Latencies, in milliseconds.
+    pub(crate) p50: f64,
     pub(crate) p99: f64,
 }
 
@@ -197,7 +198,8 @@ pub(crate) fn wrk(url: &str, connections: u32, seconds: u32, script: &Path) -> R
     }
     let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
     let per_second = field("Requests/sec:").and_then(|text| text.parse().ok()).ok_or_else(|| text.clone())?;
-    Ok(Load { per_second, p99: milliseconds(field("99%").ok_or_else(|| text.clone())?)? })
+    let latency = |part: &str| milliseconds(field(part).ok_or_else(|| text.clone())?);
+    Ok(Load { per_second, p50: latency("50%")?, p99: latency("99%")? })
 }
 
 fn milliseconds(text: &str) -> Result<f64> {
@@ -211,15 +213,18 @@ fn milliseconds(text: &str) -> Result<f64> {
     })
 }
 
-/// Drives Redis with redis-benchmark: SETs a second.
-pub(crate) fn redis_benchmark(port: u16, clients: u32, requests: u32) -> Result<f64> {
+/// Drives Redis with redis-benchmark: `get` or `set`.
+pub(crate) fn redis_benchmark(port: u16, clients: u32, requests: u32, command: &str) -> Result<Load> {
     let output = Command::new("redis-benchmark")
-        .args(["-p", &port.to_string(), "-t", "set", "-d", "64", "-r", "1000000", "--csv"])
+        .args(["-p", &port.to_string(), "-t", command, "-d", "64", "-r", "1000000", "--csv"])
         .args(["-c", &clients.to_string(), "-n", &requests.to_string()])
         .output()
         .map_err(|error| format!("cannot start redis-benchmark: {error}; install Debian's redis-tools"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = text.lines().find(|line| line.starts_with("\"SET\"")).ok_or_else(|| text.clone())?;
-    let field = line.split(',').nth(1).ok_or_else(|| text.clone())?;
-    Ok(field.trim_matches('"').parse()?)
+    // The name of the test, requests a second; average, minimum, p50, p95, p99 and maximum in milliseconds.
+    let line = text.lines().find(|line| line.starts_with(&format!("{:?}", command.to_uppercase())));
+    let fields: Vec<&str> = line.ok_or_else(|| text.clone())?.split(',').collect();
+    let field =
+        |index: usize| -> Result<f64> { Ok(fields.get(index).ok_or_else(|| text.clone())?.trim_matches('"').parse()?) };
+    Ok(Load { per_second: field(1)?, p50: field(4)?, p99: field(6)? })
 }

@@ -90,7 +90,7 @@ fn writes(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         let (mut ours, mut latencies, mut theirs, mut ratios) = (vec![], vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
             let load = wrk(&url, CLIENTS, 3, &script)?;
-            let set = redis_benchmark(redis.port, CLIENTS, 200_000)?;
+            let set = redis_benchmark(redis.port, CLIENTS, 200_000, "set")?.per_second;
             ratios.push(load.per_second / set);
             ours.push(load.per_second);
             latencies.push(load.p99);
@@ -237,6 +237,7 @@ fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<
     vkog.stop()?;
     let middle = |loads: Vec<Load>| Load {
         per_second: median(loads.iter().map(|load| load.per_second).collect()),
+        p50: median(loads.iter().map(|load| load.p50).collect()),
         p99: median(loads.iter().map(|load| load.p99).collect()),
     };
     Ok((middle(without), middle(with)))
