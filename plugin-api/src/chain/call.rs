@@ -138,6 +138,12 @@ pub(super) fn about<'a>(
     }
 }
 
+/// A call that is about this, with the value that a plugin put in place of the request's. Apart, because few do.
+#[cold]
+pub(super) fn about_replaced<'a>(subject: &Subject<'a>, value: &'a [u8]) -> RawCall<'a> {
+    about(&Subject { value, ..*subject }, [None, None], 0)
+}
+
 /// Calls a hook. What the plugin says beside its verdict is in `said` then.
 ///
 /// # Safety

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
+use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance, Verb};
 
 pub use call::{Each, Origin, Scan, Seen, Subject};
 pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
 pub use stats::{Histogram, HookStats};
 
-use call::{Said, about, call};
+use call::{Said, about, about_replaced, call};
 use details::DETAILS_MAX;
 use port::{Entered, Lock, Scope};
 use runs::Runs;
@@ -177,7 +177,7 @@ impl Chain {
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
             if let Some(value) = round.said.take(|words| &mut words.value) {
                 let value = prepared.value.insert(value);
-                raw = about(&Subject { value, ..*subject }, [None, None], 0);
+                raw = about_replaced(subject, value);
             }
         }
         Ok(prepared)
@@ -195,10 +195,10 @@ impl Chain {
         }
         let mut details = Vec::new();
         let mut round = Round::begin(self, id, subject, Lock::Held);
-        let entries = Entries::new(&entry, &None);
-        let mut raw = about(subject, entries.raw(), 0);
+        let raw_entry = entry.as_ref().map(Seen::raw_without_details);
+        let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
         for (position, link) in round.list.links.iter().enumerate() {
-            let outcome = round.ask_with_details(link, &mut raw, &entries);
+            let outcome = round.ask_with_details(link, &mut raw, [entry.as_ref(), None]);
             if outcome.kind != Outcome::GO_ON {
                 self.undo_before(position, subject, entry);
                 return Err(round.refused(position, outcome));
@@ -239,12 +239,12 @@ impl Chain {
             return;
         }
         let mut round = Round::begin(self, id, subject, Lock::Held);
-        let entries = Entries::new(&entry, &None);
-        let mut raw = about(subject, entries.raw(), 0);
+        let raw_entry = entry.as_ref().map(Seen::raw_without_details);
+        let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
         for link in &round.list.links {
             if passed.iter().any(|guard| guard.member == link.member) {
                 link.stats.calls.fetch_add(1, Relaxed);
-                round.ask_with_details(link, &mut raw, &entries);
+                round.ask_with_details(link, &mut raw, [entry.as_ref(), None]);
             }
         }
     }
@@ -263,11 +263,12 @@ impl Chain {
             return Vec::new();
         }
         let mut round = Round::begin(self, id, subject, Lock::Free);
-        let entries = Entries::new(&before, &after);
-        let mut raw = about(subject, entries.raw(), revision);
+        let raw_before = before.as_ref().map(Seen::raw_without_details);
+        let raw_after = after.as_ref().map(Seen::raw_without_details);
+        let mut raw = about(subject, [raw_before.as_ref(), raw_after.as_ref()], revision);
         for link in &round.list.links {
             // That it failed changes nothing for the client.
-            round.ask_with_details(link, &mut raw, &entries);
+            round.ask_with_details(link, &mut raw, [before.as_ref(), after.as_ref()]);
         }
         let mut headers = round.said.take(|words| &mut words.headers);
         headers.retain(|header| may_be_sent(header, "after", id));
@@ -306,22 +307,28 @@ impl<'a> Round<'a> {
     #[inline(always)]
     fn begin(chain: &'a Arc<Chain>, id: usize, subject: &Subject<'a>, lock: Lock) -> Self {
         let list = &chain.lists[id];
+        let entered = Scope { depth: subject.depth, lock, chain: Arc::as_ptr(chain) }.enter();
         let run = chain.runs.count(id);
         let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
-        let scope = Scope { depth: subject.depth, lock, chain: Arc::as_ptr(chain) };
-        let (entered, clock) = (scope.enter(), timed.then(Instant::now));
+        let clock = timed.then(Instant::now);
         // Last, so that it is made where it stays: to move it costs as much as a call.
         Self { chain, list, id, clock, _scope: entered, said: Said::nothing(subject.origin) }
     }
 
-    /// Asks with entries that have the plugin's own details, where any plugin has some.
+    /// Asks about the entries before and after, with the plugin's own details in them where any plugin has some.
     #[inline(always)]
-    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: &Entries<'_>) -> Outcome {
-        if !entries.have_details {
-            return self.ask(link, raw);
+    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: [Option<&Seen<'_>>; 2]) -> Outcome {
+        if entries.iter().flatten().all(|entry| entry.details.is_empty()) {
+            self.ask(link, raw)
+        } else {
+            self.ask_with_own_details(link, raw, entries)
         }
-        let (before, after) =
-            (entries.before.map(|seen| seen.raw(link.name)), entries.after.map(|seen| seen.raw(link.name)));
+    }
+
+    // Apart, so that what it needs of the call is not kept for those who do not come here.
+    #[inline(never)]
+    fn ask_with_own_details(&mut self, link: &'a Link, raw: &RawCall<'_>, entries: [Option<&Seen<'_>>; 2]) -> Outcome {
+        let [before, after] = entries.map(|entry| entry.map(|entry| entry.raw(link.name)));
         self.ask(link, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
     }
 
@@ -355,6 +362,7 @@ impl<'a> Round<'a> {
     }
 
     /// Those behind this position are not asked.
+    #[cold]
     fn stopped(&self, position: usize) {
         for link in self.list.links[position + 1..].iter().filter(|link| link.hook.is_some()) {
             link.stats.calls.fetch_sub(1, Relaxed);
@@ -362,7 +370,8 @@ impl<'a> Round<'a> {
     }
 
     /// What the client is told of what the plugin at this position said.
-    fn refused(mut self, position: usize, outcome: Outcome) -> Refusal {
+    #[cold]
+    fn refused(&mut self, position: usize, outcome: Outcome) -> Refusal {
         self.stopped(position);
         let (id, plugin) = (self.id, self.said.plugin);
         if outcome.kind == Outcome::PANICKED {
@@ -400,29 +409,6 @@ impl Link {
             tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
         }
         ended
-    }
-}
-
-/// The entries before and after an operation, as far as they are known, as they cross the boundary.
-struct Entries<'a> {
-    before: &'a Option<Seen<'a>>,
-    after: &'a Option<Seen<'a>>,
-    /// For a plugin that has no details in them.
-    raw: (Option<RawEntry<'a>>, Option<RawEntry<'a>>),
-    have_details: bool,
-}
-
-impl<'a> Entries<'a> {
-    #[inline(always)]
-    fn new(before: &'a Option<Seen<'a>>, after: &'a Option<Seen<'a>>) -> Self {
-        let has_details = |seen: &Option<Seen<'_>>| seen.as_ref().is_some_and(|seen| !seen.details.is_empty());
-        let raw = (before.as_ref().map(Seen::raw_without_details), after.as_ref().map(Seen::raw_without_details));
-        Self { before, after, raw, have_details: has_details(before) || has_details(after) }
-    }
-
-    #[inline(always)]
-    fn raw(&self) -> [Option<&RawEntry<'_>>; 2] {
-        [self.raw.0.as_ref(), self.raw.1.as_ref()]
     }
 }
 
