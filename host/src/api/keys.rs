@@ -101,7 +101,7 @@ struct Count {
 }
 
 /// The answer. Waits, for the disk and for plugins.
-pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: Head, manner: Manner) -> Reply {
+pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: Box<Head>, manner: Manner) -> Reply {
     let viewer = Viewer { origin: Arc::new(head), query };
     let answered = match question {
         Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),

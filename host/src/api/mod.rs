@@ -40,7 +40,7 @@ pub type Reload = dyn Fn() -> Result<Vec<Taken>, String> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {
-    head: Head,
+    head: Box<Head>,
     target: Target,
 }
 
@@ -149,7 +149,7 @@ fn decode_key(encoded: &str) -> Result<String, Problem> {
 impl Service for Api {
     type Admitted = Admitted;
 
-    fn admit(&self, head: Head) -> Result<Admitted, Reply> {
+    fn admit(&self, head: Box<Head>) -> Result<Admitted, Reply> {
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(&head);
         let target = match (path.strip_prefix("/k/"), path) {
@@ -250,7 +250,7 @@ impl Service for Api {
     }
 }
 
-impl Origin for Head {
+impl Origin for Box<Head> {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }

@@ -447,7 +447,7 @@ fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
 }
 
-fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head {
+fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Box<Head> {
     let method = match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
@@ -463,7 +463,7 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head
         headers.push(name.as_str(), value.as_bytes());
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    Head::new(method, target.to_owned(), headers, client)
+    Box::new(Head::new(method, target.to_owned(), headers, client))
 }
 
 fn response(reply: Reply) -> Response<Payload> {
@@ -662,7 +662,7 @@ mod tests {
     impl Service for Nobody {
         type Admitted = ();
 
-        fn admit(&self, _: Head) -> Result<(), Reply> {
+        fn admit(&self, _: Box<Head>) -> Result<(), Reply> {
             Ok(())
         }
 

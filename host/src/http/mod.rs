@@ -5,7 +5,7 @@ mod tiny;
 mod turns;
 
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -114,9 +114,13 @@ impl Headers {
 
     /// The field at this position.
     pub fn at(&self, index: usize) -> Option<(&str, &[u8])> {
+        self.bytes_at(index).map(|(name, value)| (str::from_utf8(name).unwrap_or_default(), value))
+    }
+
+    fn bytes_at(&self, index: usize) -> Option<(&[u8], &[u8])> {
         let &(name_end, end) = self.ends.get(index)?;
         let start = if index == 0 { 0 } else { self.ends[index - 1].1 };
-        Some((str::from_utf8(&self.text[start..name_end]).unwrap_or_default(), &self.text[name_end..end]))
+        Some((&self.text[start..name_end], &self.text[name_end..end]))
     }
 
     /// All fields, in the order they came.
@@ -126,12 +130,14 @@ impl Headers {
 
     /// All values of a field, whatever the case of its name.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let fields = (0..).map_while(|index| self.bytes_at(index));
+        fields.filter(move |(other, _)| other.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 
     /// The first value of a field, whatever the case of its name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let mut fields = (0..).map_while(|index| self.bytes_at(index));
+        fields.find(|(other, _)| other.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 }
 
@@ -252,8 +258,9 @@ impl Reply {
     pub fn tag(&self) -> Option<SmallVec<[u8; 22]>> {
         self.revision.map(|revision| {
             let mut tag = SmallVec::new();
-            // Writing to a vector cannot fail.
-            let _ = write!(tag, "\"{revision}\"");
+            tag.push(b'"');
+            tag.extend_from_slice(itoa::Buffer::new().format(revision).as_bytes());
+            tag.push(b'"');
             tag
         })
     }
@@ -301,7 +308,7 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     ///
     /// The reply to a request whose body need not be read.
-    fn admit(&self, head: Head) -> Result<Self::Admitted, Reply>;
+    fn admit(&self, head: Box<Head>) -> Result<Self::Admitted, Reply>;
 
     /// The longest body that is read, in bytes.
     fn body_max(&self) -> u64;

@@ -290,7 +290,7 @@ impl<S: Service> Engine<S> {
     fn handle(
         self: Arc<Self>,
         mut request: tiny_http::Request,
-        head: Head,
+        head: Box<Head>,
         length: Result<u64, BodyFault>,
         turn: TurnTaken<S>,
     ) {
@@ -371,7 +371,7 @@ fn distrusted(request: tiny_http::Request) {
     );
 }
 
-fn head(request: &tiny_http::Request) -> Head {
+fn head(request: &tiny_http::Request) -> Box<Head> {
     let method = match request.method() {
         tiny_http::Method::Get => Method::Get,
         tiny_http::Method::Head => Method::Head,
@@ -385,7 +385,7 @@ fn head(request: &tiny_http::Request) -> Head {
     for header in request.headers() {
         headers.push(header.field.as_str().as_str(), header.value.as_str().trim().as_bytes());
     }
-    Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied())
+    Box::new(Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied()))
 }
 
 /// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
