@@ -36,7 +36,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let shipped: Vec<PathBuf> =
         built.iter().filter(|built| built.package != "vkog").map(|built| built.file.clone()).collect();
     let shipped = plugin_folder(&folder.join("shipped"), &shipped)?;
-    let (rounds, seconds) = if quick.is_empty() { (5, 2) } else { (2, 1) };
+    let (rounds, seconds) = if quick.is_empty() { (5, 2) } else { (3, 1) };
     let bench = Bench { program, folder: &folder, shipped: &shipped, rounds, seconds, stores: Cell::new(0) };
     println!("{}; medians of {rounds} rounds of {seconds} s, latencies are p50 and p99\n", machine());
     let mut table = Table::default();
