@@ -378,11 +378,11 @@ impl<'de> Deserialize<'de> for Tags {
             }
 
             fn visit_u64<E: serde::de::Error>(self, revision: u64) -> Result<Tags, E> {
-                Ok(Tags(Revisions::These(vec![revision_of(revision)?])))
+                Ok(Tags(Revisions::These(vec![Number::Whole(revision).revision()?])))
             }
 
             fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Tags, E> {
-                self.visit_u64(whole(number)?)
+                Ok(Tags(Revisions::These(vec![Number::Float(number).revision()?])))
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Tags, E> {
@@ -391,14 +391,11 @@ impl<'de> Deserialize<'de> for Tags {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tags, A::Error> {
                 let mut revisions = Vec::new();
-                while let Some(revision) = list.next_element::<Number>()? {
+                while let Some(number) = list.next_element::<Number>()? {
                     if revisions.len() == REVISIONS_MAX {
                         return Err(A::Error::custom(format!("there are more than {REVISIONS_MAX} revisions")));
                     }
-                    revisions.push(match revision {
-                        Number::Whole(revision) => revision_of(revision)?,
-                        Number::Float(number) => revision_of(whole(number)?)?,
-                    });
+                    revisions.push(number.revision()?);
                 }
                 Ok(Tags(Revisions::These(revisions)))
             }
@@ -415,15 +412,17 @@ enum Number {
     Float(f64),
 }
 
-/// An entry that an operation before this one writes has no revision yet, which is 0 inside.
-fn revision_of<E: serde::de::Error>(number: u64) -> Result<u64, E> {
-    if number == 0 { Err(E::custom("0 is no revision")) } else { Ok(number) }
-}
-
-/// The whole number that a float is: in JSON 7.0 is 7.
-fn whole<E: serde::de::Error>(number: f64) -> Result<u64, E> {
-    let whole = number as u64;
-    if whole as f64 == number { Ok(whole) } else { Err(E::custom(format!("{number} is no revision"))) }
+impl Number {
+    fn revision<E: serde::de::Error>(self) -> Result<u64, E> {
+        match self {
+            // An entry that an operation before this one writes has no revision yet, which is 0 inside.
+            Self::Whole(0) => Err(E::custom("0 is no revision")),
+            Self::Whole(revision) => Ok(revision),
+            // In JSON 7.0 is 7.
+            Self::Float(number) if number as u64 as f64 == number => Self::Whole(number as u64).revision(),
+            Self::Float(number) => Err(E::custom(format!("{number} is no revision"))),
+        }
+    }
 }
 
 /// Header fields, few enough.
@@ -523,10 +522,12 @@ fn reply(outcome: Outcome, format: Format) -> Reply {
     };
     let done: Vec<Done<'_>> = done.iter().map(|done| Done::new(done, format)).collect();
     let (content_type, body) = match format {
-        Format::Json => ("application/json", serde_json::to_vec(&done).map(|text| [&text[..], b"\n"].concat()).ok()),
-        Format::MessagePack => ("application/msgpack", rmp_serde::to_vec_named(&done).ok()),
+        Format::Json => {
+            let mut body = serde_json::to_vec(&done).unwrap_or_default();
+            body.push(b'\n');
+            ("application/json", body)
+        }
+        Format::MessagePack => ("application/msgpack", rmp_serde::to_vec_named(&done).unwrap_or_default()),
     };
-    Reply::new(200, body.unwrap_or_default())
-        .with_header("Content-Type", content_type)
-        .with_header("X-Content-Type-Options", "nosniff")
+    Reply::new(200, body).with_header("Content-Type", content_type).with_header("X-Content-Type-Options", "nosniff")
 }
