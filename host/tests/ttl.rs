@@ -99,7 +99,7 @@ impl Host {
             verb,
             key: key.to_owned(),
             value: value.to_vec(),
-            content_type: "text/plain".to_owned(),
+            content_type: "text/plain".into(),
             query: query.to_owned(),
             conditions: Conditions::default(),
             arrived: self.ops.revision(),

@@ -52,7 +52,7 @@ pub fn with(run: impl FnOnce(&Arc<Api>)) {
 
 /// Asks for something, as an engine does.
 pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Reply {
-    let head = Head::new(method, target.to_owned(), headers, None);
+    let head = Arc::new(Head::new(method, target.to_owned(), headers, None));
     let admitted = match api.admit(head) {
         Ok(admitted) => admitted,
         Err(reply) => return reply,

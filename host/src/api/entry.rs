@@ -9,20 +9,20 @@ use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
-    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
+pub(super) fn content_type(head: &Head) -> Result<Cow<'static, str>, Problem> {
+    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE.into()), media_type)
 }
 
 /// The media type that a client gives a value.
-pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
+pub(super) fn media_type(value: &[u8]) -> Result<Cow<'static, str>, Problem> {
     if value.len() > CONTENT_TYPE_MAX {
         let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
         return Err(Problem::new(400, fact));
     }
     // It is given back as it is, so it must be something that may be sent.
     match str::from_utf8(value) {
-        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
-        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
+        Ok("" | DEFAULT_CONTENT_TYPE) => Ok(DEFAULT_CONTENT_TYPE.into()),
+        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text.to_owned().into()),
         _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
     }
 }
@@ -85,7 +85,6 @@ pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Ran
 }
 
 fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let etag = |revision: u64| ("ETag", format!("\"{revision}\""));
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
@@ -98,10 +97,9 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let (name, revision) = etag(entry.revision());
             let mut reply = Reply::new(200, &b""[..])
+                .of_revision(entry.revision())
                 .with_header("Content-Type", given_back(entry.content_type()))
-                .with_header(name, revision)
                 .with_header("Accept-Ranges", "bytes")
                 .with_header("X-Content-Type-Options", "nosniff");
             reply.body = match part {
@@ -115,15 +113,9 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             reply
         }
-        Answer::Written(revision) => {
-            let (name, revision) = etag(revision);
-            ok().with_header(name, revision)
-        }
+        Answer::Written(revision) => ok().of_revision(revision),
         Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => {
-            let (name, revision) = etag(revision);
-            Reply::new(304, &b""[..]).with_header(name, revision)
-        }
+        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
         Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
             problem(answer).reply(manner)
         }

@@ -60,7 +60,7 @@ pub struct Admitted {
 /// What a request is for.
 enum Target {
     /// An operation on an entry.
-    Entry { verb: Verb, key: String, query: String, content_type: String, arrived: u64 },
+    Entry { verb: Verb, key: String, query: String, content_type: Cow<'static, str>, arrived: u64 },
     /// Several operations in one step.
     Batch(batch::Admitted),
     /// Which keys there are.
@@ -161,7 +161,7 @@ impl Api {
         self.access.check(head, right, Scope::Key(&key))?;
         let sent = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
         // It is that of a value, and nothing else has one.
-        let content_type = if matches!(verb, Verb::Post | Verb::Put) { sent.to_owned() } else { String::new() };
+        let content_type = if matches!(verb, Verb::Post | Verb::Put) { sent } else { "".into() };
         Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
 }
@@ -173,7 +173,8 @@ fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
 
 /// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
 fn path_and_query(target: &str) -> (&str, &str) {
-    let local = match target.split_once("://") {
+    let local = if target.starts_with('/') { None } else { target.split_once("://") };
+    let local = match local {
         Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
         _ => target,
     };
@@ -189,6 +190,12 @@ fn bad_escape(encoded: &str) -> Option<usize> {
 
 /// A key as it stands in a path, decoded once.
 fn decode_key(encoded: &str) -> Result<String, Problem> {
+    let key = if encoded.contains('%') { decode(encoded)? } else { encoded.to_owned() };
+    key_fits(&key)?;
+    Ok(key)
+}
+
+fn decode(encoded: &str) -> Result<String, Problem> {
     if let Some(at) = bad_escape(encoded) {
         let fact = format!("Key is not percent-encoded correctly at byte {at}; write % as %25");
         return Err(Problem::new(400, fact));
@@ -196,7 +203,6 @@ fn decode_key(encoded: &str) -> Result<String, Problem> {
     let key = percent_decode_str(encoded)
         .decode_utf8()
         .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {} of it", error.valid_up_to())))?;
-    key_fits(&key)?;
     Ok(key.into_owned())
 }
 
@@ -214,8 +220,7 @@ fn key_fits(key: &str) -> Result<(), Problem> {
 impl Service for Api {
     type Admitted = Admitted;
 
-    fn admit(&self, head: Head) -> Result<Admitted, Reply> {
-        let head = Arc::new(head);
+    fn admit(&self, head: Arc<Head>) -> Result<Admitted, Reply> {
         let noted = self.requests.begin(&head);
         match self.target(&head) {
             Ok(target) => Ok(Admitted { head, target, noted }),

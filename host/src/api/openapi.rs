@@ -31,7 +31,8 @@ impl Methods {
     /// Those that the document describes, if it describes the path at all.
     pub(super) fn of(path: &str) -> Option<&'static Self> {
         static PATHS: LazyLock<BTreeMap<String, Methods>> = LazyLock::new(described);
-        PATHS.get(if path.starts_with("/k/") { "/k/{key}" } else { path })
+        static ENTRY: LazyLock<Option<&Methods>> = LazyLock::new(|| PATHS.get("/k/{key}"));
+        if path.starts_with("/k/") { *ENTRY } else { PATHS.get(path) }
     }
 
     pub(super) fn include(&self, method: Method) -> bool {

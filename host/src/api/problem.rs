@@ -21,7 +21,7 @@ pub(super) enum Manner {
 impl Manner {
     /// As its `Accept` says: a document if it names JSON and not plain text before.
     pub(super) fn of(head: &Head) -> Self {
-        let accept = head.headers.get("accept").and_then(|value| str::from_utf8(value).ok()).unwrap_or("");
+        let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
         let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
         for range in named {
             match range {

@@ -423,12 +423,14 @@ struct Connection<S: Service> {
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
+    /// Where the answer to the request under way is put: there is one at a time.
+    slot: Slot,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
         let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
-        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers }
+        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot: Slot::default() }
     }
 
     fn progresses(&self) {
@@ -485,14 +487,13 @@ impl<S: Service> Connection<S> {
                 return Ok(self.last(service.refuse_body(admitted, fault)));
             }
         }
-        let slot = Arc::new(Slot::default());
-        let filled = Arc::clone(&slot);
-        let responder = Responder::new(move |reply| filled.fill(reply));
+        let waiting = Arc::clone(&self);
+        let responder = Responder::new(move |reply| waiting.slot.fill(reply));
         // The place from which operations that may block would go to threads of their own. A panic leaves no answer but
         // the responder's own.
         let _ = catch_unwind(AssertUnwindSafe(|| service.serve(admitted, bytes, responder)));
         self.serves.store(true, Ordering::Relaxed);
-        let reply = Answer(slot).await;
+        let reply = Answer(&self.slot).await;
         self.serves.store(false, Ordering::Relaxed);
         self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
         Ok(response(reply))
@@ -527,7 +528,7 @@ fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
 }
 
-fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head {
+fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<Head> {
     let method = match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
@@ -543,12 +544,16 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Head
         headers.push(name.as_str(), value.as_bytes());
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    Head::new(method, target.to_owned(), headers, client)
+    Arc::new(Head::new(method, target.to_owned(), headers, client))
 }
 
 fn response(reply: Reply) -> Response<Payload> {
-    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 3);
+    // Three more are its own.
+    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 4);
     headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+    if let Some(Ok(tag)) = reply.tag().as_deref().map(HeaderValue::from_bytes) {
+        headers.insert(header::ETAG, tag);
+    }
     for (name, value) in reply.headers {
         // A field that may not be sent is left out.
         if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
@@ -565,7 +570,6 @@ fn field_name(name: &str) -> Option<HeaderName> {
     // Those of nearly every answer need not be parsed.
     match name {
         "Content-Type" => Some(header::CONTENT_TYPE),
-        "ETag" => Some(header::ETAG),
         "Accept-Ranges" => Some(header::ACCEPT_RANGES),
         "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
         _ => HeaderName::from_bytes(name.as_bytes()).ok(),
@@ -581,47 +585,42 @@ fn field_value(value: Cow<'static, str>) -> Option<HeaderValue> {
 
 /// Where an answer is put, from any thread.
 #[derive(Default)]
-struct Slot {
-    answer: Mutex<Awaited>,
-}
+struct Slot(Mutex<Awaited>);
 
 #[derive(Default)]
-enum Awaited {
-    #[default]
-    Nothing,
-    /// The connection waits.
-    By(Waker),
-    Come(Reply),
+struct Awaited {
+    reply: Option<Reply>,
+    /// The connection, if it waits.
+    waker: Option<Waker>,
 }
 
 impl Slot {
     fn fill(&self, reply: Reply) {
-        let before = std::mem::replace(&mut *self.answer.lock(), Awaited::Come(reply));
-        if let Awaited::By(waker) = before {
+        let mut awaited = self.0.lock();
+        awaited.reply = Some(reply);
+        let waker = awaited.waker.take();
+        drop(awaited);
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
 }
 
 /// Waits for an answer.
-struct Answer(Arc<Slot>);
+struct Answer<'a>(&'a Slot);
 
-impl Future for Answer {
+impl Future for Answer<'_> {
     type Output = Reply;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
-        let mut answer = self.0.answer.lock();
-        match std::mem::take(&mut *answer) {
-            Awaited::Come(reply) => Poll::Ready(reply),
-            Awaited::By(waker) if waker.will_wake(context.waker()) => {
-                *answer = Awaited::By(waker);
-                Poll::Pending
-            }
-            _ => {
-                *answer = Awaited::By(context.waker().clone());
-                Poll::Pending
-            }
+        let mut awaited = self.0.0.lock();
+        if let Some(reply) = awaited.reply.take() {
+            return Poll::Ready(reply);
         }
+        if !awaited.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            awaited.waker = Some(context.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
@@ -813,7 +812,7 @@ mod tests {
     impl Service for Nobody {
         type Admitted = ();
 
-        fn admit(&self, _: Head) -> Result<(), Reply> {
+        fn admit(&self, _: Arc<Head>) -> Result<(), Reply> {
             Ok(())
         }
 

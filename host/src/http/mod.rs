@@ -14,6 +14,8 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use self::hyper::Hyper;
 use self::tiny::Tiny;
 pub use self::tls::{Certificate, Tls, TlsError, TlsFiles};
@@ -113,14 +115,14 @@ pub enum Method {
 #[derive(Debug, Default)]
 pub struct Headers {
     text: Vec<u8>,
-    /// Where each name and each value ends.
-    ends: Vec<(usize, usize)>,
+    /// Where each name and each value ends. Most requests have no more of them than fit here.
+    ends: SmallVec<[(usize, usize); 8]>,
 }
 
 impl Headers {
     /// No field yet, and room for as many with so many bytes.
     pub fn with_capacity(bytes: usize, fields: usize) -> Self {
-        Self { text: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
+        Self { text: Vec::with_capacity(bytes), ends: SmallVec::with_capacity(fields) }
     }
 
     /// Adds a field.
@@ -144,13 +146,19 @@ impl Headers {
     }
 
     /// All values of a field, whatever the case of its name.
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        // Compared as bytes: mostly it is about a field that a request does not have.
+        let mut start = 0;
+        self.ends.iter().filter_map(move |&(name_end, end)| {
+            let (other, value) = (&self.text[start..name_end], &self.text[name_end..end]);
+            start = end;
+            other.eq_ignore_ascii_case(name.as_bytes()).then_some(value)
+        })
     }
 
     /// The first value of a field, whatever the case of its name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.all(name).next()
     }
 }
 
@@ -293,8 +301,10 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// The header fields, without those of the framing.
-    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    /// The revision of what it is about, which `ETag` tells.
+    pub revision: Option<u64>,
+    /// The other header fields, without those of the framing.
+    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 3]>,
     /// The body. To a HEAD it is not sent, but its length is.
     pub body: Body,
 }
@@ -302,13 +312,30 @@ pub struct Reply {
 impl Reply {
     /// A reply without header fields.
     pub fn new(status: u16, body: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self { status, headers: Vec::new(), body: Body::Bytes(body.into()) }
+        Self { status, revision: None, headers: SmallVec::new(), body: Body::Bytes(body.into()) }
     }
 
     /// The reply to a request that was lost to a panic.
     pub fn internal_error() -> Self {
         Self::new(500, &b"Internal error; the log says more\n"[..])
             .with_header("Content-Type", "text/plain; charset=utf-8")
+    }
+
+    /// The same, about something of this revision.
+    pub fn of_revision(mut self, revision: u64) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// Its entity tag (RFC 9110, section 8.8.3).
+    pub fn tag(&self) -> Option<SmallVec<[u8; 22]>> {
+        self.revision.map(|revision| {
+            let mut tag = SmallVec::new();
+            for part in ["\"", itoa::Buffer::new().format(revision), "\""] {
+                tag.extend_from_slice(part.as_bytes());
+            }
+            tag
+        })
     }
 
     /// The same with a field more.
@@ -354,7 +381,7 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     ///
     /// The reply to a request whose body need not be read.
-    fn admit(&self, head: Head) -> Result<Self::Admitted, Reply>;
+    fn admit(&self, head: Arc<Head>) -> Result<Self::Admitted, Reply>;
 
     /// The longest body of a request that is read, in bytes.
     fn body_max(&self, admitted: &Self::Admitted) -> u64;

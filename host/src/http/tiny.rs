@@ -298,7 +298,7 @@ impl<S: Service> Engine<S> {
     fn handle(
         self: Arc<Self>,
         mut request: tiny_http::Request,
-        head: Head,
+        head: Arc<Head>,
         length: Result<u64, BodyFault>,
         turn: TurnTaken<S>,
     ) {
@@ -481,7 +481,7 @@ fn distrusted(request: tiny_http::Request) {
     );
 }
 
-fn head(request: &tiny_http::Request) -> Head {
+fn head(request: &tiny_http::Request) -> Arc<Head> {
     let method = match request.method() {
         tiny_http::Method::Get => Method::Get,
         tiny_http::Method::Head => Method::Head,
@@ -495,7 +495,7 @@ fn head(request: &tiny_http::Request) -> Head {
     for header in request.headers() {
         headers.push(header.field.as_str().as_str(), header.value.as_str().trim().as_bytes());
     }
-    Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied())
+    Arc::new(Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied()))
 }
 
 /// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
@@ -521,7 +521,7 @@ enum Rest {
 
 /// Sends a reply.
 fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
-    let field = |name: &str, value: &str| tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()).ok();
+    let field = |name: &str, value: &[u8]| tiny_http::Header::from_bytes(name.as_bytes(), value).ok();
     let length = reply.body.as_ref().len();
     // tiny_http has its own mind about Connection and, in an answer that ends a connection, about Content-Length. It
     // does not look into a field's value.
@@ -530,9 +530,10 @@ fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
         Rest::Unknown => "vkog\r\nConnection: close".into(),
         Rest::Unread(_) => format!("vkog\r\nConnection: close\r\nContent-Length: {length}").into(),
     };
-    let mut headers = Vec::with_capacity(reply.headers.len() + 1);
-    headers.extend(field("Server", &server));
-    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value)));
+    let mut headers = Vec::with_capacity(reply.headers.len() + 2);
+    headers.extend(field("Server", server.as_bytes()));
+    headers.extend(reply.tag().and_then(|tag| field("ETag", &tag)));
+    headers.extend(reply.headers.iter().filter_map(|(name, value)| field(name, value.as_bytes())));
     let status = tiny_http::StatusCode(reply.status);
     if matches!(rest, Rest::Unread(unread) if unread > SWALLOWED_BODY_MAX) {
         let response = tiny_http::Response::new(status, headers, io::empty(), Some(length), None);

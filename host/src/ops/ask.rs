@@ -110,13 +110,16 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
     if asked.value.is_empty() && matches!(asked.verb, Verb::Post | Verb::Put) {
         return Err((400, "No content provided".to_owned()));
     }
-    let content_type = if asked.content_type.is_empty() { DEFAULT_CONTENT_TYPE } else { asked.content_type };
+    let content_type = match asked.content_type {
+        "" => DEFAULT_CONTENT_TYPE.into(),
+        other => other.to_owned().into(),
+    };
     let headers = asked.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
     Ok(Request {
         verb: asked.verb,
         key: asked.key.to_owned(),
         value: asked.value.to_vec(),
-        content_type: content_type.to_owned(),
+        content_type,
         query: asked.query.to_owned(),
         conditions: Conditions {
             one_of: asked.if_revision.map(|revision| Revisions::These(vec![revision])),

@@ -67,7 +67,7 @@ impl Viewer {
             verb: Verb::Get,
             key: key.to_owned(),
             value: Vec::new(),
-            content_type: String::new(),
+            content_type: "".into(),
             query: self.query.clone(),
             conditions: Conditions::default(),
             arrived,

@@ -8,6 +8,7 @@ mod get;
 mod list;
 mod watch;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub(crate) use ask::by_host;
@@ -45,7 +46,7 @@ pub struct Request {
     /// The value to be written.
     pub value: Vec<u8>,
     /// Its media type.
-    pub content_type: String,
+    pub content_type: Cow<'static, str>,
     /// The query, not decoded.
     pub query: String,
     /// What has to be true of the entry.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
 
 use super::disk::File;
 use super::error::StoreError;
@@ -52,6 +53,9 @@ impl Pending {
         self.all.iter().filter(|change| !change.is_look())
     }
 }
+
+/// What gathers until it is written. Without a sync that is seldom more than one, which needs no heap.
+type Gathered<T> = SmallVec<[T; 1]>;
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
 type Reader = Box<dyn FnOnce(Result<(), TakenBack>) + Send>;
@@ -96,7 +100,7 @@ pub(super) struct Commit {
 
 #[derive(Default)]
 struct Queue {
-    pending: Vec<Pending>,
+    pending: Gathered<Pending>,
     readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
@@ -277,7 +281,7 @@ impl Commit {
                 writer.synced = at.max(writer.synced);
                 Ok(())
             }
-            Err(error) => Err(self.fail(map, &mut writer, Vec::new(), &error, true)),
+            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true)),
         }
     }
 
@@ -288,14 +292,14 @@ impl Commit {
     }
 
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
-    fn write_queued(&self, map: &Map) -> Vec<Finish> {
+    fn write_queued(&self, map: &Map) -> Gathered<Finish> {
         let mut writer = self.writer.lock();
         let pending = std::mem::take(&mut self.queue.lock().pending);
         let last = pending.last().and_then(|pending| pending.changes().next_back());
-        let Some(last) = last.map(|change| change.revision) else { return Vec::new() };
+        let Some(last) = last.map(|change| change.revision) else { return Gathered::new() };
         if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
             self.fail(map, &mut writer, pending, &error, synced);
-            return Vec::new();
+            return Gathered::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
         // Before anybody is told of these revisions and asks what came after them.
@@ -309,7 +313,7 @@ impl Commit {
 
     /// Has those who have to be told be told at home, or by a few threads: a client that does not read, or a slow plugin,
     /// delays nobody's commit.
-    fn hand_over(&self, finished: Vec<Finish>) {
+    fn hand_over(&self, finished: Gathered<Finish>) {
         const SHARE: usize = 32;
         // There are few homes: as many as cores.
         let mut homes: Vec<(Option<Arc<Home>>, Vec<Finish>)> = Vec::new();
@@ -342,7 +346,7 @@ impl Commit {
         &self,
         map: &Map,
         writer: &mut Writer,
-        mut pending: Vec<Pending>,
+        mut pending: Gathered<Pending>,
         error: &io::Error,
         in_sync: bool,
     ) -> Arc<StoreError> {
@@ -406,7 +410,7 @@ impl Commit {
         if writer.synced < writer.at
             && let Err(error) = synced(&*writer.file, &self.syncs)
         {
-            return Err(self.fail(map, &mut writer, Vec::new(), &error, true));
+            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);

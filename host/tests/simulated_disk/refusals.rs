@@ -144,7 +144,7 @@ fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
         verb,
         key: key.to_owned(),
         value: value.as_bytes().to_vec(),
-        content_type: "text/plain".to_owned(),
+        content_type: "text/plain".into(),
         query: String::new(),
         conditions: Conditions::default(),
         arrived: ops.revision(),
