@@ -1,6 +1,8 @@
 //! Who may do what: the tokens of `[access]`, held against what a request asks for.
 
-use parking_lot::RwLock;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
@@ -23,18 +25,18 @@ pub(super) enum Scope<'a> {
 }
 
 /// Who may do what, at the moment.
-pub struct Access(RwLock<config::Access>);
+pub struct Access(ArcSwap<config::Access>);
 
 impl Access {
     /// What the configuration says.
     pub fn new(access: config::Access) -> Self {
-        Self(RwLock::new(access))
+        Self(ArcSwap::from_pointee(access))
     }
 
     /// Takes in what the configuration says now. Says whether anything changed.
     pub fn set(&self, access: config::Access) -> bool {
-        let before = std::mem::replace(&mut *self.0.write(), access.clone());
-        before != access
+        let access = Arc::new(access);
+        self.0.swap(Arc::clone(&access)) != access
     }
 
     /// Whether whoever sent this may do it.
@@ -57,7 +59,7 @@ impl Access {
         head: &Head,
         asked: impl IntoIterator<Item = (Right, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
-        let access = self.0.read();
+        let access = self.0.load();
         let mut sender = None;
         for (index, (right, scope)) in asked.into_iter().enumerate() {
             if access.open && right < Right::Admin {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
@@ -45,7 +46,7 @@ impl Services for Ops {
         let _away = Home::away();
         let (tell, told) = bounded(1);
         let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
-        self.run_in(chain, request, move |answer, _: Added| {
+        self.run_in(Guard::from_inner(chain), request, move |answer, _: Added| {
             let _ = tell.send(answer);
         });
         // Nobody answers only if what should have panicked, and that was logged.

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use arc_swap::Guard;
+
 use super::{Added, Answer, Ops, Request, aside, seen};
-use crate::plugins::Chain;
+use crate::plugins::Entered;
 
 pub(super) fn get(
-    ops: Arc<Ops>,
-    chain: Arc<Chain>,
+    ops: &Arc<Ops>,
+    chain: Entered,
     request: Request,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
 ) {
@@ -18,7 +20,7 @@ pub(super) fn get(
     }
 }
 
-fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
     let subject = request.subject();
     let (answer, what) = ops.store.read(&request.key, |entry| {
         let Some(entry) = entry else { return Answer::Absent };
@@ -34,26 +36,38 @@ fn look(ops: Arc<Ops>, chain: Arc<Chain>, request: Request, finish: impl FnOnce(
         }
         Answer::Found(entry.clone())
     });
-    let (store, threads) = (Arc::clone(&ops), ops.aside(&chain, &request));
-    let finish = move |kept: Result<(), _>| {
-        let subject = request.subject();
-        let found = if let Answer::Found(entry) = &answer { Some(seen(entry)) } else { None };
-        match (kept, found) {
-            (Ok(()), None) => finish(answer, Vec::new()),
-            (Ok(()), Some(entry)) => {
-                let headers = chain.after(&subject, entry.revision, Some(entry), Some(entry));
-                // A client may take its time to read, and nobody who exchanges plugins is to wait for that.
-                drop(chain);
-                finish(answer, headers);
+    // Nearly always, and then nothing is made for later.
+    if ops.store.is_kept(what) {
+        return tell(chain, &request, answer, finish);
+    }
+    let (ops, threads) = (Arc::clone(ops), ops.aside(&chain, &request));
+    let chain = Guard::into_inner(chain);
+    let store = Arc::clone(&ops);
+    store.store.when_kept(what, move |kept| {
+        aside(threads, move || {
+            let chain = Guard::from_inner(chain);
+            if kept.is_ok() {
+                return tell(chain, &request, answer, finish);
             }
             // What was read is not there any more: the read is made again.
-            (Err(_), found) => {
-                if found.is_some() {
-                    chain.undo(&subject, found);
-                }
-                look(ops, chain, request, finish);
+            if let Answer::Found(entry) = &answer {
+                chain.undo(&request.subject(), Some(seen(entry)));
             }
+            look(&ops, chain, request, finish);
+        });
+    });
+}
+
+/// The last part of it, when what was read is kept.
+fn tell(chain: Entered, request: &Request, answer: Answer, finish: impl FnOnce(Answer, Added)) {
+    let added = match &answer {
+        Answer::Found(entry) => {
+            let found = Some(seen(entry));
+            chain.after(&request.subject(), entry.revision(), found, found)
         }
+        _ => Vec::new(),
     };
-    store.store.when_kept(what, move |kept| aside(threads, move || finish(kept)));
+    // A client may take its time to read, and nobody who exchanges plugins is to wait for that.
+    drop(chain);
+    finish(answer, added);
 }

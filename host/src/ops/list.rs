@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::ask::by_host;
@@ -156,7 +157,7 @@ impl Ops {
         }
         let request = viewer.get(entry.key(), self.revision());
         let (tell, told) = bounded(1);
-        self.run_in(chain, request, move |answer, _: Added| {
+        self.run_in(Guard::from_inner(chain), request, move |answer, _: Added| {
             let _ = tell.send(answer);
         });
         match told.recv() {

@@ -11,13 +11,17 @@ mod watch;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use arc_swap::Guard;
+
 pub(crate) use ask::by_host;
 pub use batch::{Batch, Failure, Operation, Outcome};
 pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
-use crate::plugins::{Chain, Each, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb};
+use crate::plugins::{
+    Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb,
+};
 use crate::store::{Entry, Store, StoreError};
 use crate::threads::Threads;
 
@@ -126,10 +130,24 @@ impl Ops {
 
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
-        let ops = Arc::clone(self);
-        self.plugins.when_open(move |chain| {
-            aside(ops.aside(&chain, &request), move || ops.run_in(chain, request, finish));
-        });
+        match self.plugins.enter() {
+            Some(chain) => self.begin(chain, request, finish),
+            None => {
+                let ops = Arc::clone(self);
+                self.plugins.when_open(move |chain| ops.begin(chain, request, finish));
+            }
+        }
+    }
+
+    /// Does it on this thread, or, where plugins may wait, on another one.
+    fn begin(self: &Arc<Self>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+        match self.aside(&chain, &request) {
+            None => self.run_in(chain, request, finish),
+            Some(threads) => {
+                let ops = Arc::clone(self);
+                threads.run(move || ops.run_in(chain, request, finish));
+            }
+        }
     }
 
     /// The threads for an operation that may have to wait. What a plugin asks for is done on the thread that waits for it
@@ -144,19 +162,14 @@ impl Ops {
         self.plugins.when_open(move |chain| {
             let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));
             let threads = blocks.then(|| Arc::clone(&ops.waiting));
-            aside(threads.clone(), move || batch::run(ops, chain, batch, threads, finish));
+            aside(threads.clone(), move || batch::run(ops, Guard::into_inner(chain), batch, threads, finish));
         });
     }
 
-    fn run_in(
-        self: &Arc<Self>,
-        chain: Arc<Chain>,
-        request: Request,
-        finish: impl FnOnce(Answer, Added) + Send + 'static,
-    ) {
+    fn run_in(self: &Arc<Self>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
         match request.verb {
-            Verb::Get => get::get(Arc::clone(self), chain, request, finish),
-            Verb::Post | Verb::Put | Verb::Delete => change::change(self, chain, request, finish),
+            Verb::Get => get::get(self, chain, request, finish),
+            Verb::Post | Verb::Put | Verb::Delete => change::change(self, Guard::into_inner(chain), request, finish),
         }
     }
 }

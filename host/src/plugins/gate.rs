@@ -3,41 +3,51 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use crossbeam_channel::bounded;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use vkog_plugin_api::chain::Chain;
 
 use crate::threads::Threads;
 
-/// What every request passes. No lock of it is ever held for longer than a moment, so that a thread that serves others may
-/// come here: who has to wait leaves word.
+/// What every request passes. Nobody waits here, so that a thread that serves others may come: who has to wait leaves
+/// word. Nor does a request write anything that another core reads.
 pub(super) struct Gate {
-    state: RwLock<State>,
+    /// What requests begin in; `shut` while the gate is closed.
+    open: ArcSwap<Chain>,
+    shut: Arc<Chain>,
+    /// The chain of the moment, whether the gate is open or not.
+    chain: Mutex<Arc<Chain>>,
     waiting: Mutex<Vec<Waiting>>,
     /// For those who waited.
     threads: Threads,
 }
 
-struct State {
-    chain: Arc<Chain>,
-    closed: bool,
-}
+/// The chain that a request has begun in. Who closes the gate waits until it is dropped.
+pub type Entered = Guard<Arc<Chain>>;
 
-type Waiting = Box<dyn FnOnce(Arc<Chain>) + Send>;
+type Waiting = Box<dyn FnOnce(Entered) + Send>;
 
 impl Gate {
     pub(super) fn new(chain: Arc<Chain>) -> Self {
-        let state = RwLock::new(State { chain, closed: false });
-        Self { state, waiting: Mutex::default(), threads: Threads::new("reload") }
+        let open = ArcSwap::new(Arc::clone(&chain));
+        let shut = Arc::new(Chain::new(Vec::new(), &[]));
+        Self { open, shut, chain: Mutex::new(chain), waiting: Mutex::default(), threads: Threads::new("reload") }
     }
 
     /// The chain of the moment, to look at it.
     pub(super) fn chain(&self) -> Arc<Chain> {
-        Arc::clone(&self.state.read().chain)
+        Arc::clone(&self.chain.lock())
+    }
+
+    /// The chain for something that begins now, unless the gate is closed.
+    pub(super) fn enter(&self) -> Option<Entered> {
+        let chain = self.open.load();
+        (!Arc::ptr_eq(&chain, &self.shut)).then_some(chain)
     }
 
     /// Begins something in the chain: now, or on another thread when the gate is open again.
-    pub(super) fn when_open(&self, then: impl FnOnce(Arc<Chain>) + Send + 'static) {
+    pub(super) fn when_open(&self, then: impl FnOnce(Entered) + Send + 'static) {
         match self.enter() {
             Some(chain) => then(chain),
             None => self.wait(Box::new(then)),
@@ -48,14 +58,9 @@ impl Gate {
     pub(super) fn wait_for_chain(&self) -> Arc<Chain> {
         let (tell, told) = bounded(1);
         self.when_open(move |chain| {
-            let _ = tell.send(chain);
+            let _ = tell.send(Guard::into_inner(chain));
         });
         told.recv().unwrap_or_else(|_| self.chain())
-    }
-
-    fn enter(&self) -> Option<Arc<Chain>> {
-        let state = self.state.read();
-        (!state.closed).then(|| Arc::clone(&state.chain))
     }
 
     #[cold]
@@ -73,23 +78,19 @@ impl Gate {
 
     /// Lets nobody in, and waits until nothing is under way in the chain, or for so long. Says whether it is so.
     pub(super) fn close(&self, patience: Duration) -> bool {
-        self.state.write().closed = true;
-        self.wait_until_alone(patience)
-    }
-
-    pub(super) fn wait_until_alone(&self, patience: Duration) -> bool {
-        wait_until(patience, || Arc::strong_count(&self.state.read().chain) == 1)
+        // Who has entered holds a reference of its own from now on, and so is counted.
+        drop(self.open.swap(Arc::clone(&self.shut)));
+        wait_until(patience, || Arc::strong_count(&self.chain.lock()) == 1)
     }
 
     /// Lets everybody in, into this chain. Returns the one before.
     pub(super) fn open(&self, chain: Arc<Chain>) -> Arc<Chain> {
-        let mut state = self.state.write();
-        state.closed = false;
-        let before = std::mem::replace(&mut state.chain, Arc::clone(&chain));
-        drop(state);
+        let before = std::mem::replace(&mut *self.chain.lock(), Arc::clone(&chain));
+        drop(self.open.swap(Arc::clone(&chain)));
         let waiting = std::mem::take(&mut *self.waiting.lock());
         if !waiting.is_empty() {
-            self.threads.run(move || waiting.into_iter().for_each(|then| then(Arc::clone(&chain))));
+            let each = move |then: Waiting| then(Guard::from_inner(Arc::clone(&chain)));
+            self.threads.run(move || waiting.into_iter().for_each(each));
         }
         before
     }

@@ -10,6 +10,7 @@ mod terms;
 mod trust;
 
 pub use error::{LoadError, LoadFault, Part};
+pub use gate::Entered;
 pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Outcome, Registry, Source, Taken, unknown_in_order};
 pub use terms::{Settings, Table, Terms, is_required};

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use vkog_plugin_api::chain::{Chain, Failed, Member, Port, Scan};
 
 use super::error::{LoadError, LoadFault};
-use super::gate::{Gate, wait_until};
+use super::gate::{Entered, Gate, wait_until};
 use super::load::{Library, Plugin, libraries};
 use super::terms::{Settings, Table};
 use super::trust::Image;
@@ -112,8 +112,13 @@ impl Registry {
         self.gate.chain()
     }
 
+    /// The chain for a request that begins now, unless plugins are being exchanged.
+    pub fn enter(&self) -> Option<Entered> {
+        self.gate.enter()
+    }
+
     /// Begins a request in the chain: now, or on another thread, when plugins have been exchanged.
-    pub fn when_open(&self, then: impl FnOnce(Arc<Chain>) + Send + 'static) {
+    pub fn when_open(&self, then: impl FnOnce(Entered) + Send + 'static) {
         self.gate.when_open(then);
     }
 
@@ -165,7 +170,7 @@ impl Registry {
             loaded.serving = false;
             loaded.tickers.clear();
             self.port.close();
-            self.gate.wait_until_alone(patience);
+            self.gate.close(patience);
             drop(self.gate.open(chain(&[], &[])));
             loaded.plugins.clear();
         });

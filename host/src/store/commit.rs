@@ -203,9 +203,14 @@ impl Commit {
         }
     }
 
+    /// Whether what was seen is kept.
+    pub(super) fn is_kept(&self, seen: Seen) -> bool {
+        seen.revision <= self.kept.load(Ordering::Acquire) && seen.undone == self.undone()
+    }
+
     /// Calls a function when what was seen is kept, or was taken back: at once, or later on another thread.
     pub(super) fn when_kept(&self, seen: Seen, then: impl FnOnce(Result<(), TakenBack>) + Send + 'static) {
-        if seen.revision <= self.kept.load(Ordering::Acquire) && seen.undone == self.undone() {
+        if self.is_kept(seen) {
             return then(Ok(()));
         }
         let mut queue = self.queue.lock();

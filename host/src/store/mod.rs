@@ -253,6 +253,11 @@ impl Store {
         (look(entry), Seen { revision, undone })
     }
 
+    /// Whether what was seen is kept.
+    pub fn is_kept(&self, seen: Seen) -> bool {
+        self.shared.commit.is_kept(seen)
+    }
+
     /// Calls a function when what was seen is kept, or was taken back, so that a crash never takes back what somebody
     /// was told: at once, or later on another thread.
     pub fn when_kept(&self, seen: Seen, then: impl FnOnce(Result<(), TakenBack>) + Send + 'static) {
