@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+
 use super::problem::{Manner, Problem};
-use super::range::{Part, Range, Unsatisfiable};
+use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
@@ -103,12 +105,12 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                 .with_header("Accept-Ranges", "bytes")
                 .with_header("X-Content-Type-Options", "nosniff");
             reply.body = match part {
-                None => Body::Shared(Box::new(entry)),
+                None => Body::Whole(Bytes::from_owner(entry)),
                 Some(range) => {
                     reply.status = 206;
                     let shown = format!("bytes {}-{}/{len}", range.start, range.end - 1);
                     reply = reply.with_header("Content-Range", shown);
-                    Body::Shared(Box::new(Part { entry, range }))
+                    Body::Whole(Bytes::from_owner(entry).slice(range))
                 }
             };
             reply

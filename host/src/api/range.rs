@@ -77,15 +77,3 @@ fn number(digits: &str) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
-
-/// A part of an entry's value, without a copy of it.
-pub(super) struct Part {
-    pub(super) entry: Entry,
-    pub(super) range: ops::Range<usize>,
-}
-
-impl AsRef<[u8]> for Part {
-    fn as_ref(&self) -> &[u8] {
-        &self.entry.value()[self.range.clone()]
-    }
-}

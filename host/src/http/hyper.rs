@@ -10,13 +10,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::thread;
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -341,22 +341,29 @@ impl<S: Service> Engine<S> {
         let builder = self.builder.clone();
         let connection = Arc::new(Connection::new(self, client));
         let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
-        let overdue = Arc::clone(&connection).overdue();
         let answering = Arc::clone(&connection);
-        let service = service_fn(move |request| Arc::clone(&answering).answer(request));
+        let service = service_fn(move |request| answering.answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
-        let mut overdue = pin!(overdue);
+        let watched = Arc::clone(&connection);
+        let interrupted = Seldom::new(async move {
+            tokio::select! {
+                () = watched.overdue() => Interrupted::Overdue,
+                () = stopped(&mut stopping) => Interrupted::Stopping,
+            }
+        });
         let result = tokio::select! {
             biased;
             result = &mut talk => result,
-            () = &mut overdue => return,
-            () = stopped(&mut stopping) => {
+            interrupted = interrupted => {
+                if let Interrupted::Overdue = interrupted {
+                    return;
+                }
                 talk.as_mut().graceful_shutdown();
                 // A stream has ended by itself, and who does not read what is left of it is not waited for.
                 let patience = if connection.streams.load(Ordering::Relaxed) { LINGER } else { Duration::MAX };
                 tokio::select! {
                     result = talk => result,
-                    () = overdue => return,
+                    () = connection.overdue() => return,
                     () = sleep(patience) => return,
                 }
             }
@@ -367,9 +374,55 @@ impl<S: Service> Engine<S> {
     }
 }
 
+/// Why a connection does not just go on.
+enum Interrupted {
+    /// The client has kept the server waiting for too long.
+    Overdue,
+    Stopping,
+}
+
 /// Waits until the engine stops.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// A future that is polled when it asks for it, and not whenever something else of its task goes on.
+struct Seldom<T> {
+    future: Pin<Box<dyn Future<Output = T> + Send>>,
+    asks: Arc<Asks>,
+}
+
+struct Asks {
+    now: AtomicBool,
+    task: OnceLock<Waker>,
+}
+
+impl<T> Seldom<T> {
+    fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { future: Box::pin(future), asks: Arc::new(Asks { now: AtomicBool::new(true), task: OnceLock::new() }) }
+    }
+}
+
+impl<T> Future for Seldom<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        if !self.asks.now.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.asks.now.swap(false, Ordering::Acquire);
+        // A task's waker stays the same.
+        self.asks.task.get_or_init(|| context.waker().clone());
+        let waker = Waker::from(Arc::clone(&self.asks));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+}
+
+impl Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        self.now.store(true, Ordering::Release);
+        self.task.get().into_iter().for_each(Waker::wake_by_ref);
+    }
 }
 
 /// Agrees on a secret with a client. One that speaks HTTP without TLS is told so.
@@ -439,7 +492,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// Waits until the client has kept the server waiting for too long.
-    async fn overdue(self: Arc<Self>) {
+    async fn overdue(&self) {
         let (mut rounds, mut seen) = (0, 0);
         while rounds < ROUNDS_MAX {
             sleep(ROUND).await;
@@ -450,7 +503,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Payload>, Infallible> {
+    fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
         self.progresses();
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
@@ -462,41 +515,65 @@ impl<S: Service> Connection<S> {
             Ok(declared) => declared,
             Err(fault) => {
                 let reply = admitted.map_or_else(|reply| reply, |admitted| service.refuse_body(admitted, fault));
-                return Ok(self.last(reply));
+                return Answering::with(self.last(reply));
             }
         };
-        let admitted = match admitted {
-            Ok(admitted) if declared <= service.body_max(&admitted) => admitted,
+        let connection = Arc::clone(self);
+        match admitted {
+            Ok(admitted) if declared == 0 => {
+                self.serve(admitted, Vec::new());
+                match self.slot.take() {
+                    Some(reply) => Answering::with(self.response(reply)),
+                    None => Answering::later(async move { connection.answered().await }),
+                }
+            }
+            Ok(admitted) if declared <= service.body_max(&admitted) => Answering::later(async move {
+                // Memory grows with what arrives, not with what was declared.
+                let mut bytes = Vec::with_capacity(declared.min(64 << 10) as usize);
+                if let Err(fault) = connection.read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
+                    return connection.last(connection.engine.service.refuse_body(admitted, fault));
+                }
+                connection.serve(admitted, bytes);
+                connection.answered().await
+            }),
             refused => {
                 let reply = refused.map_or_else(
                     |reply| reply,
                     |admitted| service.refuse_body(admitted, BodyFault::TooLarge { declared }),
                 );
-                let swallowed = declared == 0
-                    || !expects
-                        && declared <= SWALLOWED_BODY_MAX
-                        && matches!(timeout(AT_ONCE, self.read(body, declared, |_| {})).await, Ok(Ok(())));
-                return Ok(if swallowed { response(reply) } else { self.last(reply) });
-            }
-        };
-        let mut bytes = Vec::new();
-        if declared > 0 {
-            // Memory grows with what arrives, not with what was declared.
-            bytes.reserve(declared.min(64 << 10) as usize);
-            if let Err(fault) = self.read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
-                return Ok(self.last(service.refuse_body(admitted, fault)));
+                if declared == 0 {
+                    return Answering::with(response(reply));
+                }
+                if expects || declared > SWALLOWED_BODY_MAX {
+                    return Answering::with(self.last(reply));
+                }
+                Answering::later(async move {
+                    let swallowed = timeout(AT_ONCE, connection.read(body, declared, |_| {})).await;
+                    if matches!(swallowed, Ok(Ok(()))) { response(reply) } else { connection.last(reply) }
+                })
             }
         }
-        let waiting = Arc::clone(&self);
+    }
+
+    /// Has it done. The answer comes into the slot, now or later.
+    fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>) {
+        let waiting = Arc::clone(self);
         let responder = Responder::new(move |reply| waiting.slot.fill(reply));
-        // The place from which operations that may block would go to threads of their own. A panic leaves no answer but
-        // the responder's own.
-        let _ = catch_unwind(AssertUnwindSafe(|| service.serve(admitted, bytes, responder)));
+        // A panic leaves no answer but the responder's own.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.engine.service.serve(admitted, body, responder)));
+    }
+
+    /// The answer, when it has come.
+    async fn answered(&self) -> Response<Payload> {
         self.serves.store(true, Ordering::Relaxed);
-        let reply = Answer(&self.slot).await;
+        let reply = std::future::poll_fn(|context| self.slot.poll(context)).await;
         self.serves.store(false, Ordering::Relaxed);
+        self.response(reply)
+    }
+
+    fn response(&self, reply: Reply) -> Response<Payload> {
         self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
-        Ok(response(reply))
+        response(reply)
     }
 
     /// Reads a body of exactly this length, piece by piece.
@@ -548,8 +625,8 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<
 }
 
 fn response(reply: Reply) -> Response<Payload> {
-    // Three more are its own.
-    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 4);
+    // Two more are added here.
+    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
     headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
     if let Some(Ok(tag)) = reply.tag().as_deref().map(HeaderValue::from_bytes) {
         headers.insert(header::ETAG, tag);
@@ -604,16 +681,13 @@ impl Slot {
             waker.wake();
         }
     }
-}
 
-/// Waits for an answer.
-struct Answer<'a>(&'a Slot);
+    fn take(&self) -> Option<Reply> {
+        self.0.lock().reply.take()
+    }
 
-impl Future for Answer<'_> {
-    type Output = Reply;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
-        let mut awaited = self.0.0.lock();
+    fn poll(&self, context: &Context<'_>) -> Poll<Reply> {
+        let mut awaited = self.0.lock();
         if let Some(reply) = awaited.reply.take() {
             return Poll::Ready(reply);
         }
@@ -624,10 +698,37 @@ impl Future for Answer<'_> {
     }
 }
 
+/// A response: mostly there is nothing to wait for, and then nothing is made for it.
+enum Answering {
+    Now(Option<Response<Payload>>),
+    Later(Pin<Box<dyn Future<Output = Response<Payload>> + Send>>),
+}
+
+impl Answering {
+    fn with(response: Response<Payload>) -> Self {
+        Self::Now(Some(response))
+    }
+
+    fn later(response: impl Future<Output = Response<Payload>> + Send + 'static) -> Self {
+        Self::Later(Box::pin(response))
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Response<Payload>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            // Nobody asks again for what has come.
+            Self::Now(response) => response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
+            Self::Later(response) => response.as_mut().poll(context).map(Ok),
+        }
+    }
+}
+
 /// The body of a response.
 enum Payload {
-    /// In one piece.
-    Whole(Option<Body>),
+    Whole(Bytes),
     Stream(Flow),
 }
 
@@ -648,7 +749,7 @@ impl Payload {
                 let (silence, unsent) = (Box::pin(sleep(SILENCE)), Arc::default());
                 Self::Stream(Flow { stream: Some(stream), silence, unsent })
             }
-            body => Self::Whole(Some(body)),
+            Body::Whole(bytes) => Self::Whole(bytes),
         }
     }
 }
@@ -672,7 +773,7 @@ impl Flow {
             self.stream = None;
         }
         let unsent = || Some(Unsent(Arc::clone(&self.unsent)));
-        Poll::Ready(bytes.map(|bytes| Piece { body: Body::Bytes(bytes.into()), at: 0, _unsent: unsent() }))
+        Poll::Ready(bytes.map(|bytes| Piece { bytes: bytes.into(), _unsent: unsent() }))
     }
 }
 
@@ -694,7 +795,8 @@ impl http_body::Body for Payload {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
         let piece = match &mut *self {
-            Self::Whole(body) => body.take().map(|body| Piece { body, at: 0, _unsent: None }),
+            Self::Whole(bytes) if bytes.is_empty() => None,
+            Self::Whole(bytes) => Some(Piece { bytes: std::mem::take(bytes), _unsent: None }),
             Self::Stream(flow) => ready!(flow.poll(context)),
         };
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
@@ -702,14 +804,14 @@ impl http_body::Body for Payload {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(body) => body.as_ref().is_none_or(|body| body.as_ref().is_empty()),
+            Self::Whole(bytes) => bytes.is_empty(),
             Self::Stream(flow) => flow.stream.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.as_ref().len() as u64)),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(_) => SizeHint::default(),
         }
     }
@@ -717,23 +819,21 @@ impl http_body::Body for Payload {
 
 /// What of a body is still to be sent.
 struct Piece {
-    body: Body,
-    at: usize,
+    bytes: Bytes,
     _unsent: Option<Unsent>,
 }
 
 impl Buf for Piece {
     fn remaining(&self) -> usize {
-        self.body.as_ref().len() - self.at
+        self.bytes.remaining()
     }
 
     fn chunk(&self) -> &[u8] {
-        &self.body.as_ref()[self.at..]
+        self.bytes.chunk()
     }
 
     fn advance(&mut self, count: usize) {
-        assert!(count <= self.remaining(), "more was sent than there is");
-        self.at += count;
+        self.bytes.advance(count);
     }
 }
 
@@ -847,7 +947,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = Arc::clone(&connection).overdue() => true,
+            () = connection.overdue() => true,
             () = seconds => false,
         }
     }

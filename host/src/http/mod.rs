@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use self::hyper::Hyper;
@@ -265,10 +266,8 @@ pub enum BodyFault {
 
 /// The body of a reply.
 pub enum Body {
-    /// Bytes made for this reply.
-    Bytes(Cow<'static, [u8]>),
-    /// Bytes that somebody else holds as well.
-    Shared(Box<dyn AsRef<[u8]> + Send>),
+    /// All of it, which somebody else may hold as well.
+    Whole(Bytes),
     /// Pieces, of which nobody knows yet how many there will be.
     Stream(Box<dyn Stream>),
 }
@@ -277,8 +276,7 @@ impl AsRef<[u8]> for Body {
     /// What is there. Of a stream that is nothing.
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::Bytes(bytes) => bytes,
-            Self::Shared(bytes) => (**bytes).as_ref(),
+            Self::Whole(bytes) => bytes,
             Self::Stream(_) => &[],
         }
     }
@@ -311,8 +309,8 @@ pub struct Reply {
 
 impl Reply {
     /// A reply without header fields.
-    pub fn new(status: u16, body: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self { status, revision: None, headers: SmallVec::new(), body: Body::Bytes(body.into()) }
+    pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self { status, revision: None, headers: SmallVec::new(), body: Body::Whole(body.into()) }
     }
 
     /// The reply to a request that was lost to a panic.

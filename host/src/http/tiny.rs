@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
@@ -329,7 +330,7 @@ impl<S: Service> Engine<S> {
                 let responder = Responder::new(move |reply| {
                     if let Body::Stream(stream) = reply.body {
                         let engine = Arc::clone(&turn.engine);
-                        let reply = Reply { body: Body::Bytes(Cow::Borrowed(b"")), ..reply };
+                        let reply = Reply { body: Body::Whole(Bytes::new()), ..reply };
                         engine.threads.run(move || turn.stream(request, reply, stream));
                     } else if turn.client.is_some() {
                         send(request, reply, Rest::None);
