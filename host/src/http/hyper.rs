@@ -3,6 +3,8 @@
 //! A connection stays with its loop. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
+mod places;
+
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,8 +12,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::thread;
 use std::time::Duration;
@@ -26,7 +28,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use self::places::{Counted, Follower, Place, Places, Route};
 use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
 use crate::threads::Home;
 
@@ -60,8 +62,6 @@ const CONNECTIONS_MAX: usize = 1 << 15;
 /// Descriptors that are left for the store and the plugins.
 #[cfg(unix)]
 const SPARE_DESCRIPTORS: usize = 64;
-/// So many connections more than another's a loop may have because their clients run on its core.
-const AHEAD_MAX: usize = 64;
 /// How many connections over the limit are told so at a time; further ones are just closed.
 const REFUSALS_MAX: usize = 32;
 
@@ -75,16 +75,9 @@ pub struct Hyper {
 
 /// A loop and its thread.
 struct Loop {
-    shared: Arc<Shared>,
+    home: Arc<Home>,
     handle: Handle,
     thread: thread::JoinHandle<()>,
-}
-
-/// What a loop shares with those that bring it connections.
-#[derive(Default)]
-struct Shared {
-    connections: AtomicUsize,
-    home: Arc<Home>,
 }
 
 /// What all loops share.
@@ -95,6 +88,7 @@ struct Engine<S: Service> {
     builder: http1::Builder,
     stopping: watch::Receiver<bool>,
     connections_max: usize,
+    places: Arc<Places>,
 }
 
 /// A listening socket of either kind.
@@ -109,28 +103,6 @@ enum Stream {
     Tcp(std::net::TcpStream, SocketAddr),
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixStream),
-}
-
-impl Stream {
-    /// The core on which the client runs, if it runs on this machine.
-    fn core(&self) -> Option<usize> {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Tcp(stream, client) if client.ip().to_canonical().is_loopback() => {
-                rustix::net::sockopt::socket_incoming_cpu(stream).ok().map(|core| core as usize)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Which loop a new connection goes to, of loops that have so many: the one that has the fewest, or the one of its client's
-/// core. Where the connections of a client's thread have one loop, both come to run on the same core, and neither has to
-/// be woken from another one, which costs more than the rest of a request.
-fn place(counts: &[usize], core: Option<usize>) -> usize {
-    let fewest = (0..counts.len()).min_by_key(|at| counts[*at]).unwrap_or_default();
-    let near = core.map(|core| core % counts.len());
-    near.filter(|near| counts[*near] < counts[fewest] + AHEAD_MAX).unwrap_or(fewest)
 }
 
 impl Hyper {
@@ -150,12 +122,14 @@ impl Hyper {
         // A client may end its side when it has sent all, as `nc` does, and is answered.
         builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
         let connections_max = connections_max();
-        let engine = Arc::new(Engine { service, tls, connections, builder, stopping: stopped, connections_max });
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
+        let places = loops.iter().map(|each| Place::new(each.handle.clone())).collect();
+        let places = Arc::new(Places::new(places));
         let (under_way, drained) = bounded(0);
-        let places: Vec<_> = loops.iter().map(|each| (Arc::clone(&each.shared), each.handle.clone())).collect();
-        let _entered = places[0].1.enter();
+        let first = places.at(0).handle.clone();
+        let engine = Engine { service, tls, connections, builder, stopping: stopped, connections_max, places };
+        let _entered = first.enter();
         let listener = match listener {
             Bound::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -167,7 +141,7 @@ impl Hyper {
                 Listener::Unix(UnixListener::from_std(listener)?)
             }
         };
-        places[0].1.clone().spawn(engine.accept(listener, places, under_way));
+        first.spawn(Arc::new(engine).accept(listener, under_way));
         Ok(Self { stopping, loops, drained })
     }
 
@@ -175,8 +149,8 @@ impl Hyper {
     pub fn stop(self, patience: Duration) -> bool {
         self.stopping.send_replace(true);
         let drained = self.drained.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
-        for Loop { shared, thread, .. } in self.loops {
-            shared.home.end();
+        for Loop { home, thread, .. } in self.loops {
+            home.end();
             // One that is still busy may be so for ever.
             if drained {
                 let _ = thread.join();
@@ -212,13 +186,13 @@ fn connections_max() -> usize {
 impl Loop {
     fn start() -> io::Result<Self> {
         let runtime: Runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let shared = Arc::new(Shared::default());
-        let (handle, ours) = (runtime.handle().clone(), Arc::clone(&shared));
+        let home = Arc::<Home>::default();
+        let (handle, ours) = (runtime.handle().clone(), Arc::clone(&home));
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
-            ours.home.settle();
-            runtime.block_on(std::future::poll_fn(|context| ours.home.poll(context)));
+            ours.settle();
+            runtime.block_on(std::future::poll_fn(|context| ours.poll(context)));
         })?;
-        Ok(Self { shared, handle, thread })
+        Ok(Self { home, handle, thread })
     }
 }
 
@@ -237,32 +211,11 @@ impl Listener {
     }
 }
 
-/// Counts a connection as long as it lives.
-struct Counted(Arc<Shared>);
-
-impl Counted {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(shared))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl<S: Service> Engine<S> {
-    /// Accepts connections until the engine stops. Each goes to the loop that has the fewest.
-    async fn accept(
-        self: Arc<Self>,
-        listener: Listener,
-        loops: Vec<(Arc<Shared>, Handle)>,
-        under_way: Sender<Infallible>,
-    ) {
+    /// Accepts connections until the engine stops.
+    async fn accept(self: Arc<Self>, listener: Listener, under_way: Sender<Infallible>) {
         let mut stopping = self.stopping.clone();
-        let refused = Arc::new(Shared::default());
+        let refused = Arc::<AtomicUsize>::default();
         loop {
             let stream = tokio::select! {
                 stream = listener.accept() => stream,
@@ -279,29 +232,61 @@ impl<S: Service> Engine<S> {
                     continue;
                 }
             };
-            let count = |shared: &Shared| shared.connections.load(Ordering::Relaxed);
-            let counts: SmallVec<[usize; 16]> = loops.iter().map(|(shared, _)| count(shared)).collect();
-            if counts.iter().sum::<usize>() >= self.connections_max {
+            if self.places.connections() >= self.connections_max {
                 self.connections.refused.fetch_add(1, Ordering::Relaxed);
-                if count(&refused) < REFUSALS_MAX {
-                    loops[0].1.spawn(refuse(stream, Counted::new(&refused)));
+                if refused.load(Ordering::Relaxed) < REFUSALS_MAX {
+                    self.places.at(0).handle.spawn(refuse(stream, Counted::new(&refused)));
                 }
                 continue;
             }
-            let (shared, handle) = &loops[place(&counts, stream.core())];
             self.connections.accepted.fetch_add(1, Ordering::Relaxed);
-            let counted = Counted::new(shared);
-            handle.spawn(Arc::clone(&self).open(stream, counted, under_way.clone()));
+            let at = match &stream {
+                Stream::Tcp(stream, client) => self.places.choose(stream, *client),
+                #[cfg(unix)]
+                Stream::Unix(_) => self.places.fewest(),
+            };
+            let route = Route::new();
+            let talk = Box::pin(Arc::clone(&self).open(stream, at, Arc::clone(&route)));
+            self.settle(at, talk, route, under_way.clone());
         }
     }
 
-    async fn open(self: Arc<Self>, stream: Stream, _counted: Counted, under_way: Sender<Infallible>) {
-        let connections = Arc::clone(&self.connections);
+    /// Has a connection served at a loop, and at another one from when that is the better place for it.
+    fn settle(
+        self: &Arc<Self>,
+        at: usize,
+        mut talk: Pin<Box<dyn Future<Output = ()> + Send>>,
+        route: Arc<Route>,
+        under_way: Sender<Infallible>,
+    ) {
+        let (engine, place) = (Arc::clone(self), self.places.at(at));
+        let counted = place.count();
+        place.handle.spawn(async move {
+            let next = std::future::poll_fn(|context| match talk.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => route.take().map_or(Poll::Pending, |to| Poll::Ready(Some(to))),
+            });
+            let next = next.await;
+            drop(counted);
+            match next {
+                Some(to) => engine.settle(to, talk, route, under_way),
+                None => {
+                    engine.connections.ended.fetch_add(1, Ordering::Relaxed);
+                    drop(under_way);
+                }
+            }
+        });
+    }
+
+    async fn open(self: Arc<Self>, stream: Stream, at: usize, route: Arc<Route>) {
         match stream {
             Stream::Tcp(stream, client) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     match self.tls.clone() {
-                        None => self.talk(stream, Some(client)).await,
+                        None => {
+                            let stream = Follower::new(stream, client, Arc::clone(&self.places), route, at);
+                            self.talk(stream, Some(client)).await;
+                        }
                         // In a box of its own, because it is large, and those without TLS have no use for the room.
                         Some(tls) => Box::pin(self.talk_in_secret(stream, client, tls)).await,
                     }
@@ -314,8 +299,6 @@ impl<S: Service> Engine<S> {
                 }
             }
         }
-        connections.ended.fetch_add(1, Ordering::Relaxed);
-        drop(under_way);
     }
 
     async fn talk_in_secret(self: Arc<Self>, stream: TcpStream, client: SocketAddr, tls: Arc<Tls>) {
@@ -390,16 +373,20 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 struct Seldom<T> {
     future: Pin<Box<dyn Future<Output = T> + Send>>,
     asks: Arc<Asks>,
+    /// That of the task, which is another one at another loop.
+    waker: Waker,
 }
 
 struct Asks {
     now: AtomicBool,
-    task: OnceLock<Waker>,
+    waker: Mutex<Waker>,
 }
 
 impl<T> Seldom<T> {
     fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self { future: Box::pin(future), asks: Arc::new(Asks { now: AtomicBool::new(true), task: OnceLock::new() }) }
+        let waker = Waker::noop().clone();
+        let asks = Asks { now: AtomicBool::new(true), waker: Mutex::new(waker.clone()) };
+        Self { future: Box::pin(future), asks: Arc::new(asks), waker }
     }
 }
 
@@ -407,12 +394,13 @@ impl<T> Future for Seldom<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        if !self.asks.now.load(Ordering::Relaxed) {
+        if !self.waker.will_wake(context.waker()) {
+            self.waker.clone_from(context.waker());
+            self.asks.waker.lock().clone_from(context.waker());
+        } else if !self.asks.now.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
         self.asks.now.swap(false, Ordering::Acquire);
-        // A task's waker stays the same.
-        self.asks.task.get_or_init(|| context.waker().clone());
         let waker = Waker::from(Arc::clone(&self.asks));
         self.future.as_mut().poll(&mut Context::from_waker(&waker))
     }
@@ -421,7 +409,8 @@ impl<T> Future for Seldom<T> {
 impl Wake for Asks {
     fn wake(self: Arc<Self>) {
         self.now.store(true, Ordering::Release);
-        self.task.get().into_iter().for_each(Waker::wake_by_ref);
+        let waker = self.waker.lock().clone();
+        waker.wake();
     }
 }
 
@@ -938,6 +927,7 @@ mod tests {
             builder,
             stopping,
             connections_max: 1,
+            places: Arc::new(Places::new(Vec::new())),
         });
         let connection = Arc::new(Connection::new(engine, None));
         let seconds = async {
@@ -950,14 +940,6 @@ mod tests {
             () = connection.overdue() => true,
             () = seconds => false,
         }
-    }
-
-    #[test]
-    fn a_connection_goes_to_the_loop_of_its_clients_core_while_that_is_not_far_ahead() {
-        assert_eq!(place(&[3, 1, 2], None), 1);
-        assert_eq!([0, 1, 5].map(|core| place(&[3, 1, 2], Some(core))), [0, 1, 2]);
-        assert_eq!(place(&[AHEAD_MAX, 1], Some(0)), 0);
-        assert_eq!(place(&[AHEAD_MAX + 1, 1], Some(0)), 1);
     }
 
     #[tokio::test(start_paused = true)]
