@@ -35,7 +35,7 @@ pub(crate) struct Instance<P> {
 }
 
 /// Runs a plugin's code. A panic becomes what it said.
-#[inline]
+#[inline(always)]
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(last_words)
 }

@@ -83,6 +83,7 @@ trait IntoOutcome {
 }
 
 impl IntoOutcome for Verdict {
+    #[inline(always)]
     fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome {
         request.answer(self, bits)
     }
@@ -111,6 +112,7 @@ impl IntoOutcome for Duration {
 /// # Safety
 ///
 /// `instance` is what `create` of export.rs made for this plugin, not destroyed yet.
+#[inline(always)]
 unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoOutcome>(
     instance: *const (),
     call: &'a RawCall<'a>,

@@ -243,17 +243,21 @@ impl Chain {
 
     /// Undoes the guards at positions below `end`, the last first.
     fn undo_before(self: &Arc<Self>, end: usize, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
-        let (id, passed) = (UNDO + subject.verb as usize, &self.lists[GUARD + subject.verb as usize].links[..end]);
+        let (id, guards) = (UNDO + subject.verb as usize, &self.lists[GUARD + subject.verb as usize].links);
+        let passed = &guards[..end];
         if self.lists[id].links.is_empty() || passed.is_empty() {
             return;
         }
+        // Who has an undo hook has the guard, too.
+        let all = end == guards.len();
         let mut round = Round::begin(self, id, subject, Lock::Held);
         let raw_entry = entry.as_ref().map(Seen::raw_without_details);
         let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
         for link in &round.list.links {
-            if passed.iter().any(|guard| guard.member == link.member) {
-                link.stats.calls.fetch_add(1, Relaxed);
+            if all || passed.iter().any(|guard| guard.member == link.member) {
                 round.ask_with_details(link, &mut raw, [entry.as_ref(), None]);
+            } else {
+                link.stats.calls.fetch_sub(1, Relaxed);
             }
         }
     }
@@ -296,9 +300,9 @@ impl Drop for Chain {
     }
 }
 
-/// Whether each run of this hook's list calls everybody in it, but for those behind one that refuses.
+/// Whether each run of this hook's list calls everybody in it, but for those that are then taken away.
 fn counts_runs(id: usize) -> bool {
-    id < UNDO
+    id < START
 }
 
 /// Going once through a list.
