@@ -85,6 +85,22 @@ pub(super) struct Said<'a> {
     pub(super) words: Option<Box<Words>>,
 }
 
+impl Drop for Said<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(words) = self.words.take() {
+            forget(words);
+        }
+    }
+}
+
+/// Apart, because most have said nothing.
+#[cold]
+#[inline(never)]
+fn forget(words: Box<Words>) {
+    drop(words);
+}
+
 /// What a plugin says through the functions of [`HostApi`](crate::abi::HostApi).
 #[derive(Default)]
 pub(super) struct Words {

@@ -200,7 +200,8 @@ impl Member {
             origin: &NOWHERE,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain: std::ptr::null() }.enter();
-        let mut said = Said { plugin: self.name(), scan, ..Said::nothing(&NOWHERE) };
+        let mut said = Said::nothing(&NOWHERE);
+        (said.plugin, said.scan) = (self.name(), scan);
         let mut raw = about(&subject, [None, None], 0);
         let begun = Instant::now();
         // SAFETY: `create` was promised that the module is sound; the instance is dropped with the member.

@@ -20,7 +20,7 @@ pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTI
 pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
 pub use stats::{Histogram, HookStats};
 
-use call::{Said, about, about_replaced, call};
+use call::{Said, Words, about, about_replaced, call};
 use details::DETAILS_MAX;
 use port::{Entered, Lock, Scope};
 
@@ -206,8 +206,9 @@ impl Chain {
         let mut round = Round::begin(self, id, subject, Lock::Held);
         let raw_entry = entry.as_ref().map(Seen::raw_without_details);
         let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
+        let detailed = detailed([entry.as_ref(), None]);
         for (position, link) in round.list.links.iter().enumerate() {
-            let outcome = round.ask_with_details(link, &mut raw, [entry.as_ref(), None]);
+            let outcome = round.ask_with_details(link, &mut raw, detailed);
             if outcome.kind != Outcome::GO_ON {
                 self.undo_before(position, subject, entry);
                 return Err(round.refused(position, outcome));
@@ -253,9 +254,10 @@ impl Chain {
         let mut round = Round::begin(self, id, subject, Lock::Held);
         let raw_entry = entry.as_ref().map(Seen::raw_without_details);
         let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
+        let detailed = detailed([entry.as_ref(), None]);
         for link in &round.list.links {
             if all || passed.iter().any(|guard| guard.member == link.member) {
-                round.ask_with_details(link, &mut raw, [entry.as_ref(), None]);
+                round.ask_with_details(link, &mut raw, detailed);
             } else {
                 link.stats.calls.fetch_sub(1, Relaxed);
             }
@@ -279,14 +281,24 @@ impl Chain {
         let raw_before = before.as_ref().map(Seen::raw_without_details);
         let raw_after = after.as_ref().map(Seen::raw_without_details);
         let mut raw = about(subject, [raw_before.as_ref(), raw_after.as_ref()], revision);
+        let detailed = detailed([before.as_ref(), after.as_ref()]);
         for link in &round.list.links {
             // That it failed changes nothing for the client.
-            round.ask_with_details(link, &mut raw, [before.as_ref(), after.as_ref()]);
+            round.ask_with_details(link, &mut raw, detailed);
         }
-        let mut headers = round.said.take(|words| &mut words.headers);
-        headers.retain(|header| may_be_sent(header, "after", id));
-        headers
+        match &mut round.said.words {
+            None => Vec::new(),
+            Some(words) => added(words, id),
+        }
     }
+}
+
+/// The headers that after-hooks added. Apart, because most add none.
+#[cold]
+fn added(words: &mut Words, id: usize) -> Vec<(String, String)> {
+    let mut headers = std::mem::take(&mut words.headers);
+    headers.retain(|header| may_be_sent(header, "after", id));
+    headers
 }
 
 impl Drop for Chain {
@@ -303,6 +315,15 @@ impl Drop for Chain {
 /// Whether each run of this hook's list calls everybody in it, but for those that are then taken away.
 fn counts_runs(id: usize) -> bool {
     id < START
+}
+
+/// The entries before and after, if any plugin has details of them.
+type Detailed<'a> = Option<[Option<&'a Seen<'a>>; 2]>;
+
+#[inline(always)]
+fn detailed<'a>(entries: [Option<&'a Seen<'a>>; 2]) -> Detailed<'a> {
+    let has_details = |entry: &Seen<'_>| !entry.details.is_empty();
+    entries.iter().flatten().any(|entry| has_details(entry)).then_some(entries)
 }
 
 /// Going once through a list.
@@ -330,11 +351,10 @@ impl<'a> Round<'a> {
 
     /// Asks about the entries before and after, with the plugin's own details in them where any plugin has some.
     #[inline(always)]
-    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: [Option<&Seen<'_>>; 2]) -> Outcome {
-        if entries.iter().flatten().all(|entry| entry.details.is_empty()) {
-            self.ask(link, raw)
-        } else {
-            self.ask_with_own_details(link, raw, entries)
+    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: Detailed<'_>) -> Outcome {
+        match entries {
+            None => self.ask(link, raw),
+            Some(entries) => self.ask_with_own_details(link, raw, entries),
         }
     }
 

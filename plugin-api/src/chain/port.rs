@@ -167,12 +167,14 @@ thread_local! {
 pub(super) struct Entered(Scope);
 
 impl Scope {
+    #[inline(always)]
     pub(super) fn enter(self) -> Entered {
         Entered(SCOPE.replace(self))
     }
 }
 
 impl Drop for Entered {
+    #[inline(always)]
     fn drop(&mut self) {
         SCOPE.set(self.0);
     }
