@@ -37,7 +37,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use self::places::{Counted, Follower, Place, Places, Route};
+use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
 use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
 use crate::threads::Home;
 
@@ -240,11 +240,12 @@ impl<S: Service> Engine<S> {
                 continue;
             }
             self.connections.accepted.fetch_add(1, Ordering::Relaxed);
-            let at = match &stream {
-                Stream::Tcp(stream, client) => self.places.choose(stream, *client),
+            let core = match &stream {
+                Stream::Tcp(stream, client) => core_of_client(stream, *client),
                 #[cfg(unix)]
-                Stream::Unix(_) => self.places.fewest(),
+                Stream::Unix(_) => None,
             };
+            let at = self.places.choose(core);
             let route = Route::new();
             let talk = Box::pin(Arc::clone(&self).open(stream, at, Arc::clone(&route)));
             self.settle(at, talk, route, under_way.clone());

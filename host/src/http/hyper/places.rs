@@ -74,14 +74,9 @@ impl Places {
         self.counts().iter().sum()
     }
 
-    /// Which loop a new connection goes to.
-    pub(super) fn choose(&self, stream: &std::net::TcpStream, client: SocketAddr) -> usize {
-        first(&self.counts(), if is_near(client) { core_of(stream) } else { None })
-    }
-
-    /// Which loop a connection goes to whose client may be anywhere.
-    pub(super) fn fewest(&self) -> usize {
-        first(&self.counts(), None)
+    /// Which loop a new connection goes to, whose client is on this core, if anybody knows.
+    pub(super) fn choose(&self, core: Option<usize>) -> usize {
+        first(&self.counts(), core)
     }
 
     fn counts(&self) -> SmallVec<[usize; 16]> {
@@ -114,6 +109,11 @@ fn next(counts: &[usize], cores: &[usize], at: usize, core: usize) -> Option<usi
 
 fn fewest(counts: &[usize]) -> usize {
     (0..counts.len()).min_by_key(|at| counts[*at]).unwrap_or_default()
+}
+
+/// The core that a client runs on, if it runs on this machine.
+pub(super) fn core_of_client(stream: &std::net::TcpStream, client: SocketAddr) -> Option<usize> {
+    if is_near(client) { core_of(stream) } else { None }
 }
 
 fn is_near(client: SocketAddr) -> bool {
