@@ -1,39 +1,29 @@
 //! `/k/{key}`: one entry.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 
 use super::problem::{Manner, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
+use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<Cow<'static, str>, Problem> {
-    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE.into()), media_type)
+pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
 }
 
 /// The media type that a client gives a value.
-pub(super) fn media_type(value: &[u8]) -> Result<Cow<'static, str>, Problem> {
+pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
     if value.len() > CONTENT_TYPE_MAX {
         let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
         return Err(Problem::new(400, fact));
     }
     // It is given back as it is, so it must be something that may be sent.
     match str::from_utf8(value) {
-        Ok("" | DEFAULT_CONTENT_TYPE) => Ok(DEFAULT_CONTENT_TYPE.into()),
-        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text.to_owned().into()),
+        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
+        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
         _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
-    }
-}
-
-/// A media type for an answer.
-fn given_back(content_type: &str) -> Cow<'static, str> {
-    match content_type {
-        DEFAULT_CONTENT_TYPE => DEFAULT_CONTENT_TYPE.into(),
-        other => other.to_owned().into(),
     }
 }
 
@@ -101,7 +91,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             let mut reply = Reply::new(200, &b""[..])
                 .of_revision(entry.revision())
-                .with_header("Content-Type", given_back(entry.content_type()))
+                .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .with_header("X-Content-Type-Options", "nosniff");
             reply.body = match part {

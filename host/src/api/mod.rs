@@ -24,6 +24,7 @@ use crate::config::Right;
 use crate::http::{BodyFault, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
+use crate::store::owned_content_type;
 use crate::threads::Threads;
 
 pub use access::Access;
@@ -161,7 +162,8 @@ impl Api {
         self.access.check(head, right, Scope::Key(&key))?;
         let sent = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
         // It is that of a value, and nothing else has one.
-        let content_type = if matches!(verb, Verb::Post | Verb::Put) { sent } else { "".into() };
+        let writes = matches!(verb, Verb::Post | Verb::Put);
+        let content_type = if writes { owned_content_type(sent) } else { "".into() };
         Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
     }
 }
@@ -173,8 +175,7 @@ fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
 
 /// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
 fn path_and_query(target: &str) -> (&str, &str) {
-    let local = if target.starts_with('/') { None } else { target.split_once("://") };
-    let local = match local {
+    let local = match target.split_once("://") {
         Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
         _ => target,
     };

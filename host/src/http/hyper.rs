@@ -1,6 +1,6 @@
 //! The hyper engine: asynchronous, a loop on a thread for each core, each with its share of the connections.
 //!
-//! A connection stays with its loop. What a request asks for is done on the loop's thread; where its answer comes later,
+//! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
 mod places;
@@ -532,14 +532,14 @@ impl<S: Service> Connection<S> {
                     |admitted| service.refuse_body(admitted, BodyFault::TooLarge { declared }),
                 );
                 if declared == 0 {
-                    return Answering::with(response(reply));
+                    return Answering::with(self.response(reply));
                 }
                 if expects || declared > SWALLOWED_BODY_MAX {
                     return Answering::with(self.last(reply));
                 }
                 Answering::later(async move {
                     let swallowed = timeout(AT_ONCE, connection.read(body, declared, |_| {})).await;
-                    if matches!(swallowed, Ok(Ok(()))) { response(reply) } else { connection.last(reply) }
+                    if matches!(swallowed, Ok(Ok(()))) { connection.response(reply) } else { connection.last(reply) }
                 })
             }
         }
@@ -563,7 +563,22 @@ impl<S: Service> Connection<S> {
 
     fn response(&self, reply: Reply) -> Response<Payload> {
         self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
-        response(reply)
+        // Two more are added here.
+        let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
+        headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+        if let Some(Ok(tag)) = reply.tag().as_deref().map(HeaderValue::from_bytes) {
+            headers.insert(header::ETAG, tag);
+        }
+        for (name, value) in reply.headers {
+            // A field that may not be sent is left out.
+            if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
+                headers.append(name, value);
+            }
+        }
+        let mut response = Response::new(Payload::new(reply.body));
+        *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.headers_mut() = headers;
+        response
     }
 
     /// Reads a body of exactly this length, piece by piece.
@@ -584,7 +599,7 @@ impl<S: Service> Connection<S> {
     /// The answer that ends the connection.
     fn last(&self, reply: Reply) -> Response<Payload> {
         self.lingers.store(true, Ordering::Relaxed);
-        let mut response = response(reply);
+        let mut response = self.response(reply);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     }
@@ -612,25 +627,6 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
     Arc::new(Head::new(method, target.to_owned(), headers, client))
-}
-
-fn response(reply: Reply) -> Response<Payload> {
-    // Two more are added here.
-    let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
-    headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
-    if let Some(Ok(tag)) = reply.tag().as_deref().map(HeaderValue::from_bytes) {
-        headers.insert(header::ETAG, tag);
-    }
-    for (name, value) in reply.headers {
-        // A field that may not be sent is left out.
-        if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
-            headers.append(name, value);
-        }
-    }
-    let mut response = Response::new(Payload::new(reply.body));
-    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    *response.headers_mut() = headers;
-    response
 }
 
 fn field_name(name: &str) -> Option<HeaderName> {

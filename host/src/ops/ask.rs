@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
 use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError};
+use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 use crate::threads::Home;
 
 /// The plugin that asks, and what its request carries.
@@ -111,16 +111,13 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
     if asked.value.is_empty() && matches!(asked.verb, Verb::Post | Verb::Put) {
         return Err((400, "No content provided".to_owned()));
     }
-    let content_type = match asked.content_type {
-        "" => DEFAULT_CONTENT_TYPE.into(),
-        other => other.to_owned().into(),
-    };
+    let content_type = if asked.content_type.is_empty() { DEFAULT_CONTENT_TYPE } else { asked.content_type };
     let headers = asked.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
     Ok(Request {
         verb: asked.verb,
         key: asked.key.to_owned(),
         value: asked.value.to_vec(),
-        content_type,
+        content_type: owned_content_type(content_type),
         query: asked.query.to_owned(),
         conditions: Conditions {
             one_of: asked.if_revision.map(|revision| Revisions::These(vec![revision])),

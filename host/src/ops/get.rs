@@ -40,10 +40,9 @@ fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(An
     if ops.store.is_kept(what) {
         return tell(chain, &request, answer, finish);
     }
-    let (ops, threads) = (Arc::clone(ops), ops.aside(&chain, &request));
+    let (later, threads) = (Arc::clone(ops), ops.aside(&chain, &request));
     let chain = Guard::into_inner(chain);
-    let store = Arc::clone(&ops);
-    store.store.when_kept(what, move |kept| {
+    ops.store.when_kept(what, move |kept| {
         aside(threads, move || {
             let chain = Guard::from_inner(chain);
             if kept.is_ok() {
@@ -53,7 +52,7 @@ fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(An
             if let Answer::Found(entry) = &answer {
                 chain.undo(&request.subject(), Some(seen(entry)));
             }
-            look(&ops, chain, request, finish);
+            look(&later, chain, request, finish);
         });
     });
 }

@@ -130,6 +130,7 @@ impl Ops {
 
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+        // Only who has to wait needs a share of this for it.
         match self.plugins.enter() {
             Some(chain) => self.begin(chain, request, finish),
             None => {

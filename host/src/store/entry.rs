@@ -1,11 +1,20 @@
 //! One entry: key, media type, details and value in one allocation, shared by whoever reads it.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use triomphe::ThinArc;
 
 /// The media type of a value that came without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
+
+/// A media type to be kept longer than what it was read from. The default one needs no heap.
+pub fn owned_content_type(content_type: &str) -> Cow<'static, str> {
+    match content_type {
+        DEFAULT_CONTENT_TYPE => DEFAULT_CONTENT_TYPE.into(),
+        other => other.to_owned().into(),
+    }
+}
 
 /// What is about to be written under a key.
 #[derive(Clone, Debug)]

@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 
 pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
-pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry, owned_content_type};
 pub use error::StoreError;
 pub use history::{Event, Unwatchable, Watch};
 pub use import::{Added, Import};

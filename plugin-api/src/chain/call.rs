@@ -89,7 +89,7 @@ impl Drop for Said<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         if let Some(words) = self.words.take() {
-            forget(words);
+            drop_words(words);
         }
     }
 }
@@ -97,7 +97,7 @@ impl Drop for Said<'_> {
 /// Apart, because most have said nothing.
 #[cold]
 #[inline(never)]
-fn forget(words: Box<Words>) {
+fn drop_words(words: Box<Words>) {
     drop(words);
 }
 

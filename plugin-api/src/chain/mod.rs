@@ -322,8 +322,7 @@ type Detailed<'a> = Option<[Option<&'a Seen<'a>>; 2]>;
 
 #[inline(always)]
 fn detailed<'a>(entries: [Option<&'a Seen<'a>>; 2]) -> Detailed<'a> {
-    let has_details = |entry: &Seen<'_>| !entry.details.is_empty();
-    entries.iter().flatten().any(|entry| has_details(entry)).then_some(entries)
+    entries.iter().flatten().any(|entry| !entry.details.is_empty()).then_some(entries)
 }
 
 /// Going once through a list.
