@@ -396,6 +396,12 @@ fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
     assert_eq!(refused.header("Retry-After"), Some("1"));
     server.put("a", "v").expect(200);
     watchers.iter_mut().for_each(|watching| assert_eq!(watching.events(1)[0].key(), "a"));
+    // Nor does one that reads lose its place to a newcomer, even in the moment in which it is told something.
+    for _ in 0..50 {
+        server.put("a", "v").expect(200);
+        (0..4).for_each(|_| drop(server.path("GET", "/watch").send().expect(503)));
+    }
+    watchers.iter_mut().for_each(|watching| drop(watching.events(50)));
     watchers.truncate(32);
     // Who has left is noticed when it is told something.
     wait_until(DEADLINE, "32 have left", || {

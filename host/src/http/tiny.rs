@@ -5,15 +5,16 @@
 //! thread of their own.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Cursor, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ const SWALLOWED_BODY_MAX: u64 = 1 << 30;
 
 /// Streams at the most. Each has a thread of its own.
 const STREAMS_MAX: usize = 64;
+/// A stream that has been writing for longer loses its place to one that needs it: its client does not read.
+const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a worker looks for a request before it goes to sleep.
 const LOOKS: usize = 16;
@@ -54,7 +57,8 @@ struct Engine<S: Service> {
     threads: Threads,
     turns: Turns<tiny_http::Request>,
     newcomers: Newcomers,
-    streams: AtomicUsize,
+    /// The threads of the streams that have a place, each with since when it writes, while it does.
+    streams: Mutex<HashMap<ThreadId, Option<Instant>>>,
     stopping: AtomicBool,
     /// Every request under way holds a clone.
     under_way: Mutex<Option<Sender<Infallible>>>,
@@ -165,7 +169,7 @@ impl Tiny {
             threads: Threads::new("http-wait"),
             turns: Turns::new(),
             newcomers: Newcomers::new(),
-            streams: AtomicUsize::new(0),
+            streams: Mutex::default(),
             stopping: AtomicBool::new(false),
             under_way: Mutex::new(Some(under_way)),
         });
@@ -358,17 +362,16 @@ struct TurnTaken<S: Service> {
 }
 
 impl<S: Service> TurnTaken<S> {
-    /// Sends a stream to its end. While the client takes its time to read, it has no place among the streams, and no stop
-    /// waits for it: a write cannot be ended here, however long it takes.
+    /// Sends a stream to its end. While it writes no stop waits for it: a write cannot be ended here, however long the client
+    /// takes to read.
     fn stream(mut self, request: tiny_http::Request, reply: Reply, mut stream: Box<dyn Stream>) {
-        let Some(mut place) = Place::among(&self.engine) else {
+        let Some(place) = Place::among(&self.engine) else {
             let fact = format!("Too many streams at once: {STREAMS_MAX} are the most of this engine; try again\n");
             let reply = Reply::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
                 .with_header("Retry-After", "1");
             return send(request, reply, Rest::None);
         };
-        self.under_way = None;
         let is_chunked = *request.http_version() > (1, 0);
         let is_head = *request.method() == tiny_http::Method::Head;
         let mut next = Some(head_of_stream(&reply, is_chunked));
@@ -376,15 +379,18 @@ impl<S: Service> TurnTaken<S> {
         let parked = Arc::new(Parked(thread::current())).into();
         let mut context = Context::from_waker(&parked);
         while let Some(bytes) = next {
-            drop(place);
+            place.writes_since(Some(Instant::now()));
+            self.under_way = None;
             if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
                 return;
             }
             if is_head {
                 return;
             }
-            let Some(again) = Place::among(&self.engine) else { break };
-            place = again;
+            self.under_way.clone_from(&self.engine.under_way.lock());
+            if !place.writes_since(None) || self.under_way.is_none() {
+                break;
+            }
             next = next_piece(&mut *stream, &mut context).map(|piece| if is_chunked { chunk(&piece) } else { piece });
         }
         if is_chunked {
@@ -409,25 +415,31 @@ impl<S: Service> Drop for TurnTaken<S> {
     }
 }
 
-/// A place among the streams, and among what a stop waits for.
-struct Place<S: Service> {
-    engine: Arc<Engine<S>>,
-    _under_way: Sender<Infallible>,
-}
+/// The place of this thread's stream.
+struct Place<'a, S: Service>(&'a Engine<S>);
 
-impl<S: Service> Place<S> {
-    /// A place, unless there are too many, or the engine stops.
-    fn among(engine: &Arc<Engine<S>>) -> Option<Self> {
-        let under_way = engine.under_way.lock().clone()?;
-        let free = |streams| (streams < STREAMS_MAX).then_some(streams + 1);
-        engine.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
-        Some(Self { engine: Arc::clone(engine), _under_way: under_way })
+impl<'a, S: Service> Place<'a, S> {
+    /// A place, unless there are too many that read.
+    fn among(engine: &'a Engine<S>) -> Option<Self> {
+        let mut streams = engine.streams.lock();
+        if streams.len() == STREAMS_MAX {
+            let stuck = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > WRITE_PATIENCE);
+            let (&stuck, _) = streams.iter().find(|(_, since)| stuck(since))?;
+            streams.remove(&stuck);
+        }
+        streams.insert(thread::current().id(), None);
+        Some(Self(engine))
+    }
+
+    /// Notes since when the stream writes, if it does. Says whether it has its place still.
+    fn writes_since(&self, since: Option<Instant>) -> bool {
+        self.0.streams.lock().get_mut(&thread::current().id()).map(|place| *place = since).is_some()
     }
 }
 
-impl<S: Service> Drop for Place<S> {
+impl<S: Service> Drop for Place<'_, S> {
     fn drop(&mut self) {
-        self.engine.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.streams.lock().remove(&thread::current().id());
     }
 }
 
