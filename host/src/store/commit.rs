@@ -109,6 +109,15 @@ struct Queue {
     stop: bool,
 }
 
+impl Queue {
+    /// What has gathered. As much is likely to gather again: its room is made here, once. Those who write would make it
+    /// bit by bit, with the queue locked.
+    fn take(&mut self) -> Gathered<Pending> {
+        let room = Gathered::with_capacity(self.pending.len());
+        std::mem::replace(&mut self.pending, room)
+    }
+}
+
 struct Writer {
     file: Arc<dyn File>,
     path: PathBuf,
@@ -299,7 +308,7 @@ impl Commit {
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
     fn write_queued(&self, map: &Map) -> Gathered<Finish> {
         let mut writer = self.writer.lock();
-        let pending = std::mem::take(&mut self.queue.lock().pending);
+        let pending = self.queue.lock().take();
         let last = pending.last().and_then(|pending| pending.changes().next_back());
         let Some(last) = last.map(|change| change.revision) else { return Gathered::new() };
         if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
@@ -322,6 +331,7 @@ impl Commit {
         const SHARE: usize = 32;
         // There are few homes: as many as cores.
         let mut homes: Vec<(Option<Arc<Home>>, Vec<Finish>)> = Vec::new();
+        let count = finished.len();
         for mut finish in finished {
             let home = finish.home();
             let same = |(other, share): &(Option<Arc<Home>>, Vec<Finish>)| match (other, &home) {
@@ -331,7 +341,11 @@ impl Commit {
             };
             match homes.iter_mut().rfind(|each| same(each)) {
                 Some((_, share)) => share.push(finish),
-                None => homes.push((home, vec![finish])),
+                None => {
+                    let mut share = Vec::with_capacity(if home.is_some() { count } else { SHARE });
+                    share.push(finish);
+                    homes.push((home, share));
+                }
             }
         }
         for (home, share) in homes {
