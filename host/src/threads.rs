@@ -17,6 +17,20 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Something to be done.
 pub type Job = Box<dyn FnOnce() + Send>;
 
+/// From now on this thread, and each that it starts, runs once the core is free, where it would have interrupted another one
+/// on it. Many threads that pass each other small work so do all that has come before they make room for one another. Linux
+/// alone knows this; where it is forbidden they run as others do.
+pub fn schedule_as_batch() {
+    #[cfg(target_os = "linux")]
+    {
+        let none = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the call reads the parameter, which lives until it is over, and changes this thread alone.
+        if unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) } != 0 {
+            tracing::debug!("threads interrupt each other: {}", std::io::Error::last_os_error());
+        }
+    }
+}
+
 thread_local! {
     static HERE: RefCell<Option<Arc<Home>>> = const { RefCell::new(None) };
 }

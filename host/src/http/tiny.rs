@@ -24,7 +24,7 @@ use tiny_http::{Listener, Server};
 
 use super::turns::{Turn, Turns};
 use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, SILENCE, Service, Stream};
-use crate::threads::Threads;
+use crate::threads::{Threads, schedule_as_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
@@ -159,6 +159,9 @@ impl Tiny {
             #[cfg(unix)]
             Bound::Unix(_) => {}
         }
+        // All threads of the engine and of tiny_http are started from here. A request goes from the client's thread to its
+        // connection's and to a worker's: each of them would interrupt the one before, for a few microseconds of work.
+        schedule_as_batch();
         let (under_way, drained) = bounded(0);
         let workers = Arc::new(Mutex::new(Vec::new()));
         let engine = Arc::new(Engine {
