@@ -104,7 +104,7 @@ struct Queue {
     readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
-    /// How many changes the committer waits for, if it does.
+    /// How many changes the committer waits for; none where it waits for whatever comes.
     expected: usize,
     stop: bool,
 }
@@ -196,7 +196,7 @@ impl Commit {
         self.given.store(before + count, Ordering::Release);
         queue.pending.push(pending(before));
         let count = queue.pending.len();
-        let wake = self.fsync == Fsync::Always && (count == 1 || count == queue.expected);
+        let wake = self.fsync == Fsync::Always && count == queue.expected.max(1);
         drop(queue);
         if wake {
             self.queued.notify_one();
@@ -240,21 +240,23 @@ impl Commit {
 
     /// The committer of [`Fsync::Always`]: runs until [`stop`](Self::stop).
     ///
-    /// Those who were answered last are likely to write again at once. Where there are several, the committer waits for
-    /// them, at most three times as long as the last commit took: a sync costs the same for one as for all.
+    /// Those who were answered last are likely to write again at once. The committer waits for all of them, at most three
+    /// times as long as the last commit took: a sync costs the same for one as for all. The last of them wakes it, and
+    /// not the first: it would run instead of them, and find that it has to wait.
     pub(super) fn commit(&self, map: &Map) {
         const PATIENCE_MAX: Duration = Duration::from_millis(2);
         let mut patience = Duration::ZERO;
         loop {
             let mut queue = self.queue.lock();
+            if queue.pending.len() < queue.expected && !queue.stop {
+                self.queued.wait_for(&mut queue, patience);
+            }
+            queue.expected = 0;
             while queue.pending.is_empty() && !queue.stop {
                 self.queued.wait(&mut queue);
             }
             if queue.pending.is_empty() {
                 return;
-            }
-            if queue.pending.len() < queue.expected {
-                self.queued.wait_for(&mut queue, patience);
             }
             drop(queue);
             let began = Instant::now();
