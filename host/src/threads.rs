@@ -31,6 +31,15 @@ pub fn schedule_as_batch() {
     }
 }
 
+/// Lets this thread run when no other has to: a snapshot may take its time, requests may not. Linux alone has priorities
+/// of single threads; elsewhere the system shares as it likes.
+pub fn give_way() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!("a snapshot runs beside requests as one of them: {error}");
+    }
+}
+
 thread_local! {
     static HERE: RefCell<Option<Arc<Home>>> = const { RefCell::new(None) };
 }

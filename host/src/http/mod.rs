@@ -61,7 +61,8 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Serves on a listening socket with tiny_http, until [`stop`](Self::stop).
+    /// Serves on a listening socket with tiny_http, until [`stop`](Self::stop). The thread that calls this is scheduled as
+    /// batch from then on.
     ///
     /// # Errors
     ///

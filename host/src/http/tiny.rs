@@ -146,7 +146,7 @@ impl Newcomers {
 }
 
 impl Tiny {
-    /// Serves on a listening socket until [`stop`](Self::stop).
+    /// Serves on a listening socket until [`stop`](Self::stop). The thread that calls this is scheduled as batch from then on.
     ///
     /// # Errors
     ///
@@ -426,8 +426,8 @@ impl<'a, S: Service> Place<'a, S> {
     fn among(engine: &'a Engine<S>) -> Option<Self> {
         let mut streams = engine.streams.lock();
         if streams.len() == STREAMS_MAX {
-            let stuck = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > WRITE_PATIENCE);
-            let (&stuck, _) = streams.iter().find(|(_, since)| stuck(since))?;
+            let is_stuck = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > WRITE_PATIENCE);
+            let stuck = streams.iter().find_map(|(&thread, since)| is_stuck(since).then_some(thread))?;
             streams.remove(&stuck);
         }
         streams.insert(thread::current().id(), None);

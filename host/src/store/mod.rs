@@ -40,7 +40,7 @@ pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
 use crate::counting::Histogram;
-use crate::threads::Home;
+use crate::threads::{Home, give_way};
 use commit::{Commit, Pending};
 use history::History;
 use log::Head;
@@ -684,15 +684,6 @@ impl Shared {
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Arc<StoreError> {
     let path = path.to_owned();
     move |source| Arc::new(StoreError::Unwritable { path, source })
-}
-
-/// Lets this thread run when no other has to: a snapshot may take its time, requests may not. Linux alone has priorities
-/// of single threads; elsewhere the system shares as it likes.
-fn give_way() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(19) {
-        tracing::debug!("a snapshot runs beside requests as one of them: {error}");
-    }
 }
 
 /// A number nobody can guess: the standard library's hash keys come from the system's generator.
