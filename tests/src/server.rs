@@ -269,7 +269,7 @@ impl Server {
     fn serve(setup: &Setup, command: &mut Command) -> Self {
         let process = Running::start(command);
         if !process.stdout.wait_for(|text| text.contains('\n')) {
-            panic!("{command:?} does not listen\n--- standard error\n{}", process.stderr.text());
+            panic!("it does not listen: {}", process.wait());
         }
         let line = process.stdout.text();
         let before = format!("listening on {}", setup.scheme());
