@@ -132,6 +132,8 @@ fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
                     matches!((method, status), ("GET" | "HEAD", 200 | 304)).then_some(revision)
                 };
                 assert_eq!(reply.header("ETag"), tagged.map(|tag| format!("\"{tag}\"")).as_deref(), "{reply}");
+                // Where there cannot be a body none has a length (RFC 9110, section 8.6).
+                assert_eq!(reply.header("Content-Length").is_some(), ![204, 304].contains(&status), "{reply}");
                 if method == "GET" && status == 200 {
                     assert_eq!(reply.text(), "old", "{reply}");
                 }

@@ -1,6 +1,7 @@
 //! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
 
 mod hyper;
+mod newcomers;
 mod tiny;
 mod tls;
 mod turns;

@@ -7,21 +7,22 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Cursor, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use httpdate::HttpDate;
 use parking_lot::Mutex;
 use tiny_http::{Listener, Server};
 
+use super::newcomers::Newcomers;
 use super::turns::{Turn, Turns};
 use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, SILENCE, Service, Stream};
 use crate::threads::{Threads, schedule_as_batch};
@@ -36,6 +37,12 @@ const SWALLOWED_BODY_MAX: u64 = 1 << 30;
 const STREAMS_MAX: usize = 64;
 /// A stream that has been writing for longer loses its place to one that needs it: its client does not read.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A body of at most this length, in bytes, is sent in one piece with its head.
+const ONE_PIECE_MAX: usize = 16 * 1024;
+
+/// How long nudges wait, so that many come to few.
+const NUDGE_EVERY: Duration = Duration::from_millis(2);
 
 /// How often a worker looks for a request before it goes to sleep.
 const LOOKS: usize = 16;
@@ -101,47 +108,6 @@ impl Bound {
         if let Err(error) = connected {
             tracing::debug!("no nudge: {error}");
         }
-    }
-}
-
-/// Sees to it that no connection is left waiting.
-///
-/// tiny_http hands a new connection to a thread that waits, counting as waiting one that it has just woken; of many
-/// connections that come at once some are so left in a queue until another connection ends. A connection that hangs up
-/// at once is what gets them out: there being no thread that waits, it gets a new one, and that thread goes on with the
-/// queue. So for every connection that is seen for the first time there is one such nudge; a connection that a nudge
-/// frees is itself seen for the first time, so that they go on until the queue is empty.
-struct Newcomers {
-    /// The clients seen last, each at the place that its hash gives it.
-    seen: Box<[AtomicU64]>,
-    nudge: Sender<()>,
-    nudges: Receiver<()>,
-}
-
-/// Nudges wait this long, so that many come to few.
-const NUDGE_EVERY: Duration = Duration::from_millis(2);
-/// The most nudges that are made at a time.
-const NUDGES_MAX: usize = 16;
-
-impl Newcomers {
-    fn new() -> Self {
-        let (nudge, nudges) = bounded(NUDGES_MAX);
-        Self { seen: (0..1 << 12).map(|_| AtomicU64::new(0)).collect(), nudge, nudges }
-    }
-
-    fn note(&self, client: Option<&SocketAddr>) {
-        // A Unix socket's clients have no address: each request may be a new one's.
-        if let Some(client) = client {
-            let mut hasher = DefaultHasher::new();
-            client.hash(&mut hasher);
-            let hash = hasher.finish();
-            let place = &self.seen[hash as usize % self.seen.len()];
-            if place.load(Ordering::Relaxed) == hash {
-                return;
-            }
-            place.store(hash, Ordering::Relaxed);
-        }
-        let _ = self.nudge.try_send(());
     }
 }
 
@@ -292,7 +258,7 @@ impl<S: Service> Engine<S> {
     fn begin(self: &Arc<Self>, request: tiny_http::Request) {
         // None once the engine stops: nothing new is begun.
         let Some(under_way) = self.under_way.lock().clone() else {
-            return send(request, Reply::new(503, &b"Stopping\n"[..]), Rest::None);
+            return send_early(request, Reply::new(503, &b"Stopping\n"[..]), Rest::Unknown);
         };
         let head = head(&request);
         let length = head.body_len();
@@ -316,13 +282,14 @@ impl<S: Service> Engine<S> {
             Err(fault) => {
                 let reply = admitted.map_or_else(|reply| reply, |admitted| self.service.refuse_body(admitted, fault));
                 // First its own answer: those that wait for their turn are answered after it.
-                send(request, reply, Rest::Unknown);
+                send_early(request, reply, Rest::Unknown);
                 return turn.distrust();
             }
         };
         let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(reply) => return send(request, reply, Rest::Unread(declared)),
+            Err(reply) if declared == 0 => return send(request, reply),
+            Err(reply) => return send_early(request, reply, Rest::Unread(declared)),
         };
         match read_body(&mut request, declared, self.service.body_max(&admitted)) {
             Err(fault) => {
@@ -331,7 +298,7 @@ impl<S: Service> Engine<S> {
                     BodyFault::CutOff { came, declared } => declared - came,
                     _ => declared,
                 };
-                send(request, reply, Rest::Unread(unread));
+                send_early(request, reply, Rest::Unread(unread));
             }
             Ok(body) => {
                 let responder = Responder::new(move |reply| {
@@ -340,13 +307,13 @@ impl<S: Service> Engine<S> {
                         let reply = Reply { body: Body::Whole(Bytes::new()), ..reply };
                         engine.threads.run(move || turn.stream(request, reply, stream));
                     } else if turn.client.is_some() {
-                        send(request, reply, Rest::None);
+                        send(request, reply);
                         drop(turn);
                     } else {
                         // Perhaps not before its turn: it may have to wait for one that this thread would answer next.
                         let engine = Arc::clone(&turn.engine);
                         engine.threads.run(move || {
-                            send(request, reply, Rest::None);
+                            send(request, reply);
                             drop(turn);
                         });
                     }
@@ -373,11 +340,14 @@ impl<S: Service> TurnTaken<S> {
             let reply = Reply::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
                 .with_header("Retry-After", "1");
-            return send(request, reply, Rest::None);
+            return send(request, reply);
         };
         let is_chunked = *request.http_version() > (1, 0);
         let is_head = *request.method() == tiny_http::Method::Head;
-        let mut next = Some(head_of_stream(&reply, is_chunked));
+        // For HTTP/1.0 each answer ends with its connection.
+        let framing: (&str, &[u8]) =
+            if is_chunked { ("Transfer-Encoding", b"chunked") } else { ("Connection", b"close") };
+        let mut next = Some(head_of(&reply, request.http_version(), Some(framing)));
         let mut out = request.into_writer();
         let parked = Arc::new(Parked(thread::current())).into();
         let mut context = Context::from_waker(&parked);
@@ -474,23 +444,31 @@ fn chunk(piece: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
 }
 
-/// The head of an answer that ends with its connection where it is not chunked: for HTTP/1.0, where each does.
-fn head_of_stream(reply: &Reply, is_chunked: bool) -> Vec<u8> {
-    let status = tiny_http::StatusCode(reply.status);
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    let mut head =
-        format!("HTTP/1.1 {} {}\r\nServer: vkog\r\nDate: {date}\r\n", reply.status, status.default_reason_phrase());
-    let framing = if is_chunked { ("Transfer-Encoding", "chunked") } else { ("Connection", "close") };
-    for (name, value) in reply.headers.iter().map(|(name, value)| (&**name, &**value)).chain([framing]) {
-        head.extend([name, ": ", value, "\r\n"]);
+/// The head of an answer, with what says where its body ends.
+fn head_of(reply: &Reply, version: &tiny_http::HTTPVersion, framing: Option<(&str, &[u8])>) -> Vec<u8> {
+    let reason = tiny_http::StatusCode(reply.status).default_reason_phrase();
+    let date = HttpDate::from(SystemTime::now());
+    let tag = reply.tag();
+    let tag = tag.iter().map(|tag| ("ETag", tag.as_slice()));
+    let fields = reply.headers.iter().map(|(name, value)| (&**name, value.as_bytes()));
+    let mut head = Vec::with_capacity(1024);
+    // A vector takes whatever is written.
+    let _ = write!(head, "HTTP/{version} {} {reason}\r\nDate: {date}\r\nServer: vkog\r\n", reply.status);
+    for (name, value) in tag.chain(fields).chain(framing) {
+        // A field that may not be sent is left out.
+        if !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
     }
-    head.push_str("\r\n");
-    head.into_bytes()
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 /// Answers what may be a part of a body and no request.
 fn distrusted(request: tiny_http::Request) {
-    send(
+    send_early(
         request,
         Reply::new(400, &b"Connection closed: an earlier request described its body badly\n"[..]),
         Rest::Unknown,
@@ -526,23 +504,42 @@ fn read_body(request: &mut tiny_http::Request, declared: u64, max: u64) -> Resul
     if came < declared { Err(BodyFault::CutOff { came, declared }) } else { Ok(body) }
 }
 
+/// Sends the reply to a request that was read to its end. tiny_http's own way there keeps each field in two pieces of memory.
+fn send(request: tiny_http::Request, reply: Reply) {
+    let is_bodiless = matches!(reply.status, 204 | 304);
+    let body = reply.body.as_ref();
+    let mut length = itoa::Buffer::new();
+    let length = ("Content-Length", length.format(body.len()).as_bytes());
+    let mut bytes = head_of(&reply, request.http_version(), (!is_bodiless).then_some(length));
+    let body = if is_bodiless || *request.method() == tiny_http::Method::Head { &[] } else { body };
+    let mut out = request.into_writer();
+    let sent = if body.len() <= ONE_PIECE_MAX {
+        bytes.extend_from_slice(body);
+        out.write_all(&bytes)
+    } else {
+        out.write_all(&bytes).and_then(|()| out.write_all(body))
+    };
+    if let Err(error) = sent.and_then(|()| out.flush()) {
+        tracing::debug!("an answer was not sent: {error}");
+    }
+}
+
 /// What of a request's body may still come.
 enum Rest {
-    None,
     /// So many bytes.
     Unread(u64),
     /// Nobody can say.
     Unknown,
 }
 
-/// Sends a reply.
-fn send(request: tiny_http::Request, reply: Reply, rest: Rest) {
+/// Sends the reply to a request of which more may come. tiny_http swallows that once it is answered.
+fn send_early(request: tiny_http::Request, reply: Reply, rest: Rest) {
     let field = |name: &str, value: &[u8]| tiny_http::Header::from_bytes(name.as_bytes(), value).ok();
     let length = reply.body.as_ref().len();
     // tiny_http has its own mind about Connection and, in an answer that ends a connection, about Content-Length. It
     // does not look into a field's value.
     let server = match rest {
-        Rest::None | Rest::Unread(..=SWALLOWED_BODY_MAX) => Cow::Borrowed("vkog"),
+        Rest::Unread(..=SWALLOWED_BODY_MAX) => Cow::Borrowed("vkog"),
         Rest::Unknown => "vkog\r\nConnection: close".into(),
         Rest::Unread(_) => format!("vkog\r\nConnection: close\r\nContent-Length: {length}").into(),
     };
