@@ -292,7 +292,9 @@ fn a_torn_tail_is_normal_and_said() {
     let setup = large();
     let log = setup.folder().join("store.vkog.log");
     let bytes = fs::read(&log).expect("there is a log");
-    fs::write(&log, &bytes[..bytes.len() - 100]).expect("it can be cut");
+    // Behind the records there is room for more.
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("there are records");
+    fs::write(&log, &bytes[..end - 100]).expect("it can be cut");
     let before = files(setup.folder());
     let exit = says(setup.run(["check", "store.vkog"]).expect(0), &["whole; 1519 entries", "19 records", "crash"]);
     assert_eq!(exit.stdout.lines().count(), 2, "lines of {exit}");

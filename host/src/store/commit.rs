@@ -128,8 +128,15 @@ struct Writer {
     synced: u64,
     /// How much of it the last mark says is on disk.
     marked: u64,
+    /// Where the zeros end that were written ahead of the records; the end of the records if none were.
+    room: u64,
     buffer: Vec<u8>,
 }
+
+/// So many zeros are written ahead at least, and at most, in bytes.
+const ROOM_MIN: u64 = 4 * 1024;
+const ROOM_MAX: u64 = 256 * 1024;
+static ZEROS: [u8; ROOM_MAX as usize] = [0; ROOM_MAX as usize];
 
 /// A buffer larger than this is given back after use, in bytes.
 const BUFFER_KEPT: usize = 1 << 20;
@@ -389,7 +396,7 @@ impl Commit {
             take_back(map, change, kept);
         }
         // A record that reached the disk in part, or whole, would be found there after the next start.
-        let cut = writer.file.set_len(writer.at).and_then(|()| synced(&*writer.file, &self.syncs));
+        let cut = writer.end().and_then(|()| synced(&*writer.file, &self.syncs));
         let mut queue = self.queue.lock();
         match cut {
             Ok(()) if is_full => {
@@ -428,8 +435,9 @@ impl Commit {
         if let Some(error) = self.closed() {
             return Err(error);
         }
-        if writer.synced < writer.at
-            && let Err(error) = synced(&*writer.file, &self.syncs)
+        // A log that another one follows ends with its last record.
+        if (writer.synced < writer.at || writer.at < writer.room)
+            && let Err(error) = writer.end().and_then(|()| synced(&*writer.file, &self.syncs))
         {
             return Err(self.fail(map, &mut writer, Gathered::new(), &error, true));
         }
@@ -495,6 +503,7 @@ impl Writer {
             at: tail.at,
             synced: tail.at,
             marked: 0,
+            room: tail.at,
             buffer: Vec::new(),
         }
     }
@@ -511,6 +520,7 @@ impl Writer {
         }
         self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
         if let Some(syncs) = syncs {
+            self.make_room();
             synced(&*self.file, syncs).map_err(|error| (error, true))?;
         }
         self.marked = self.synced;
@@ -522,5 +532,23 @@ impl Writer {
             self.buffer = Vec::new();
         }
         Ok(())
+    }
+
+    /// Sees to it that the next records take the place of zeros, once there are none: who syncs a file that has grown writes
+    /// its new length as well. As much again as the log has, so that a short one stays short.
+    fn make_room(&mut self) {
+        let end = self.at + self.buffer.len() as u64;
+        if end > self.room {
+            let zeros = end.clamp(ROOM_MIN, ROOM_MAX);
+            // Where the disk is too full for them, the file grows by its records.
+            let _ = self.file.write_at(end, &ZEROS[..zeros as usize]);
+            self.room = end + zeros;
+        }
+    }
+
+    /// Cuts off what is behind the records.
+    fn end(&mut self) -> io::Result<()> {
+        self.room = self.at;
+        self.file.set_len(self.at)
     }
 }

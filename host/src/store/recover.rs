@@ -37,6 +37,8 @@ pub(super) struct Tail {
     pub(super) at: u64,
     /// How many bytes behind that were never promised to anybody.
     pub(super) torn: u64,
+    /// The length of the file, with room behind the records.
+    pub(super) len: u64,
 }
 
 /// What the files hold, as far as it can be told without changing one.
@@ -102,8 +104,9 @@ pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
     if let Some((file, head)) = next {
         let before = findings.revision;
         let tail = findings.replay(&paths.next, file, head, progress)?;
-        // The old log was synced before the first record went into the new one.
-        if let Some(Tail { torn: 1.., at, .. }) = findings.log
+        // The old log was cut off at its end, and synced, before the first record went into the new one.
+        if let Some(Tail { at, len, .. }) = findings.log
+            && at < len
             && findings.revision > before
         {
             return Err(unreadable(&paths.log, &Damage::At(at, "a damaged record (the log goes on)".to_owned())));
@@ -124,7 +127,7 @@ pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
     let unfinished = log.is_some() && next.is_some();
     for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
         let Some(tail) = tail else { continue };
-        if tail.torn > 0 {
+        if tail.at < tail.len {
             changed(path, tail.file.set_len(tail.at))?;
         }
         // What was read may have been in the system's memory only.
@@ -159,7 +162,7 @@ pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
 impl Tail {
     /// A log that was just begun.
     pub(super) fn new(file: Box<dyn File>, head: Head, at: u64) -> Self {
-        Self { file, head, at, torn: 0 }
+        Self { file, head, at, torn: 0, len: at }
     }
 }
 
@@ -193,10 +196,11 @@ impl Findings {
         }
         self.store = head.store;
         let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
+        let len = file.len().map_err(|error| unreadable(path, &error.into()))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
-        Ok(Tail { file, head, at, torn })
+        Ok(Tail { file, head, at, torn, len })
     }
 
     fn apply(&mut self, file: &dyn File, progress: Progress<'_>) -> Result<(u64, u64), Damage> {

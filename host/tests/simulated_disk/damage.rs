@@ -70,11 +70,13 @@ fn write(disk: &SimulatedDisk, changes: usize) -> Vec<Contents> {
 fn records(log: &[u8]) -> Vec<usize> {
     let mut starts = vec![0];
     let mut at = 0;
-    while let Some(length) = log.get(at..at + 4) {
+    while let Some(length) = log.get(at..at + 4)
+        && *length != [0; 4]
+    {
         at += 8 + u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
         starts.push(at);
     }
-    assert_eq!(at, log.len(), "a whole log");
+    assert!(log[at..].iter().all(|byte| *byte == 0), "a whole log, and room");
     starts
 }
 
@@ -86,9 +88,10 @@ fn a_log_that_is_cut_off_at_any_byte_is_an_exact_prefix_and_is_said_to_be_cut() 
     let log = &whole.0[&path(".log")];
     let starts = records(log);
     // After the head, every change is a mark and a record.
-    let three = starts[starts.len() - 1 - 6];
+    let (three, end) = (starts[starts.len() - 1 - 6], starts[starts.len() - 1]);
     let mut prefixes = 0;
-    for length in three..=log.len() {
+    // And in the room behind them, here and there.
+    for length in (three..=end + 20).chain([log.len() - 1, log.len()]) {
         let mut image = whole.clone();
         image.0.insert(path(".log"), log[..length].to_vec());
         let (found, warned, disk) = opened(&image);
@@ -97,7 +100,11 @@ fn a_log_that_is_cut_off_at_any_byte_is_an_exact_prefix_and_is_said_to_be_cut() 
         let state = state.unwrap_or_else(|| panic!("cut off at {length} of {}: {found:?}", log.len()));
         let records_left = starts.partition_point(|start| *start <= length) - 1;
         assert_eq!(state, (records_left - 1) / 2, "changes left when cut off at {length}");
-        assert_eq!(!starts.contains(&length), warned.contains("cut off"), "cut off at {length}: {warned}");
+        assert_eq!(
+            length < end && !starts.contains(&length),
+            warned.contains("cut off"),
+            "cut off at {length}: {warned}"
+        );
         prefixes += usize::from(state < 12);
         // What is left is a log like any other.
         let store = open(&disk, client::ALWAYS).expect("a store");
@@ -105,14 +112,16 @@ fn a_log_that_is_cut_off_at_any_byte_is_an_exact_prefix_and_is_said_to_be_cut() 
         drop(store);
         assert_eq!(opened(&disk.now()).0.map(|found| found.len()), Ok(found.len() + 1));
     }
-    println!("{} places, {prefixes} with less than all", log.len() + 1 - three);
+    println!("{} places, {prefixes} with less than all", end + 23 - three);
 }
 
 /// Flips every bit of a file. `last` is what the store held before the last change, if that change is in this file.
 fn flip_every_bit(image: &Image, ending: &str, all: &Contents, last: Option<&Contents>) {
     let data = &image.0[&path(ending)];
     let (mut refused, mut cut, mut harmless) = (0, 0, Vec::new());
-    for at in 0..data.len() {
+    // Of the room behind a log the first bytes and the last one stand for the others.
+    let end = data.len() - data.iter().rev().take_while(|byte| **byte == 0).count();
+    for at in (0..data.len()).filter(|at| *at < end + 20 || *at == data.len() - 1) {
         for bit in 0..8 {
             let mut data = data.clone();
             data[at] ^= 1 << bit;
@@ -179,6 +188,24 @@ fn no_bit_of_the_two_logs_of_an_unfinished_snapshot_changes_what_the_store_holds
     drop(store);
     flip_every_bit(&image, ".log", &all, None);
     flip_every_bit(&image, ".log.next", &all, Some(&before));
+}
+
+#[test]
+fn an_old_log_that_another_one_follows_has_nothing_behind_its_records() {
+    let disk = SimulatedDisk::empty();
+    write(&disk, 4);
+    let store = open(&disk, client::ALWAYS).expect("a store");
+    put(&store, "before", "one");
+    disk.fault(Call::Rename, ".new", Fault::Fails(io::ErrorKind::PermissionDenied), 1);
+    store.snapshot().expect_err("the rename fails");
+    put(&store, "after", "one");
+    let mut image = disk.now();
+    drop(store);
+    opened(&image).0.expect("a store");
+    // Zeros, for all that can be known in the place of a record.
+    image.0.get_mut(&path(".log")).expect("the old log").push(0);
+    let error = opened(&image).0.expect_err("something may be lost");
+    assert!(error.contains("a damaged record (the log goes on)"), "{error}");
 }
 
 #[test]

@@ -225,6 +225,15 @@ impl SimulatedDisk {
         Image(state.names.iter().map(|(path, inode)| (path.clone(), state.inodes[*inode].now.clone())).collect())
     }
 
+    /// The same without the zeros at the ends of files: a log may have room behind its records.
+    pub(crate) fn now_without_room(&self) -> Image {
+        let mut image = self.now();
+        for data in image.0.values_mut() {
+            data.truncate(data.len() - data.iter().rev().take_while(|byte| **byte == 0).count());
+        }
+        image
+    }
+
     /// What a power cut may leave behind.
     pub(crate) fn after_power_cut(&self, random: &mut Random) -> Image {
         let state = self.0.state.lock();

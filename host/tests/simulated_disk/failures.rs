@@ -266,7 +266,8 @@ fn a_full_disk_refuses_writes_and_heals_when_there_is_room() {
             // No room at all, and room for some of a record.
             disk.capacity(Some(disk.used() + round * 3));
             for key in ["before", "new"] {
-                let error = refused(&store, key, &"x".repeat(100));
+                // More than the log has zeros for.
+                let error = refused(&store, key, &"x".repeat(10_000));
                 assert!(matches!(*error, StoreError::Full { .. }), "{error}");
                 assert_eq!(contents(&store), before);
             }
@@ -347,6 +348,35 @@ fn whoever_reads_after_a_store_healed_is_told_at_once() {
     }
 }
 
+#[test]
+fn a_log_grows_ahead_of_its_records_and_is_cut_off_when_it_ends() {
+    let (disk, store) = new_store(Fsync::Always);
+    let len = |ending: &str| disk.now().0[&PathBuf::from(format!("{FILE}{ending}"))].len() as u64;
+    put(&store, "key", "value");
+    let (first, records) = (len(".log"), store.log_len());
+    assert!(first >= records + 4096, "{first} bytes for {records}");
+    for _ in 0..20 {
+        put(&store, "key", "value");
+        assert_eq!(len(".log"), first, "it need not grow for {} bytes", store.log_len());
+    }
+    for _ in 0..200 {
+        put(&store, "key", &"x".repeat(5_000));
+        assert!(len(".log") <= store.log_len() + (256 << 10), "{} bytes for {}", len(".log"), store.log_len());
+    }
+    // No more room than it may take is taken, and it stays a log like any other.
+    disk.fault(Call::Rename, ".new", EIO, 1);
+    let before = store.log_len();
+    within_the_deadline("a snapshot", || store.snapshot()).expect_err("the rename fails");
+    assert_eq!(len(".log"), before, "the old log ends with its records");
+    reopening_agrees(&disk, store);
+
+    for fsync in [Fsync::Every(Duration::from_secs(3600)), Fsync::Never] {
+        let (disk, store) = new_store(fsync);
+        put(&store, "key", "value");
+        assert_eq!(disk.now().0[&PathBuf::from(format!("{FILE}.log"))].len() as u64, store.log_len(), "{fsync:?}");
+    }
+}
+
 /// Every call that a snapshot makes, and the file it is made on.
 const SNAPSHOT_CALLS: [(Call, &str); 11] = [
     (Call::Create, ".log.next"),
@@ -404,7 +434,8 @@ fn a_snapshot_that_fails_anywhere_loses_nothing_and_the_next_one_works() {
 #[test]
 fn a_snapshot_for_which_there_is_no_room_leaves_the_room_to_the_log() {
     let (disk, store) = new_store(Fsync::Always);
-    let value = "x".repeat(2000);
+    // More than is free for the snapshot when the log no longer needs room.
+    let value = "x".repeat(40_000);
     for key in 0..20 {
         put(&store, &format!("key-{key}"), &value);
     }

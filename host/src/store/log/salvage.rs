@@ -75,8 +75,12 @@ pub(in crate::store) fn salvage(
             }
             None => {
                 let next = reader.next_whole(at + 1, progress)?;
+                let end = next.map_or_else(|| reader.end_of_data(at), Ok)?;
+                // What is left may be room alone.
+                if end > at {
+                    found.holes.push(Hole { at, bytes: end - at, is_tail: next.is_none() });
+                }
                 reader.at = next.unwrap_or(reader.len);
-                found.holes.push(Hole { at, bytes: reader.at - at, is_tail: next.is_none() });
             }
         }
         progress(reader.at, reader.len);
@@ -193,9 +197,14 @@ mod tests {
 
     #[test]
     fn a_torn_tail_is_told_apart() {
-        let (log, starts) = log();
-        let (revisions, found) = salvaged(&log[..starts[9] + 20]);
-        assert_eq!(revisions.last(), Some(&9));
-        assert_eq!(found.holes, [Hole { at: starts[9] as u64, bytes: 20, is_tail: true }]);
+        let (mut log, starts) = log();
+        let torn = Hole { at: starts[9] as u64, bytes: 20, is_tail: true };
+        for room in [0, 100] {
+            let (revisions, found) = salvaged(&[&log[..starts[9] + 20], &vec![0; room]].concat());
+            assert_eq!((revisions.last(), &found.holes[..]), (Some(&9), &[torn][..]), "{room} zeros");
+        }
+        log.extend([0; 100]);
+        let (revisions, found) = salvaged(&log);
+        assert_eq!((revisions.last(), &found.holes[..]), (Some(&10), &[][..]));
     }
 }
