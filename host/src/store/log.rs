@@ -295,8 +295,10 @@ impl<'a> Reader<'a> {
         let (mut at, mut end) = (from, from);
         while at < self.len {
             let count = (WINDOW as u64).min(self.len - at);
-            let last = self.bytes(at, count as usize)?.and_then(|bytes| bytes.iter().rposition(|byte| *byte != 0));
-            end = last.map_or(end, |last| at + last as u64 + 1);
+            match self.bytes(at, count as usize)?.map(without_zeros) {
+                None | Some([]) => {}
+                Some(data) => end = at + data.len() as u64,
+            }
             at += count;
         }
         Ok(end)
@@ -322,6 +324,18 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+/// What is before the zeros at the end of some bytes.
+fn without_zeros(mut bytes: &[u8]) -> &[u8] {
+    // Mostly that is all of them, and many are compared as fast as a few.
+    while let Some(rest) = bytes.strip_suffix(&[0; 4096]) {
+        bytes = rest;
+    }
+    while let [rest @ .., 0] = bytes {
+        bytes = rest;
+    }
+    bytes
 }
 
 /// Writes a new log's head and makes it last.

@@ -229,7 +229,13 @@ impl SimulatedDisk {
     pub(crate) fn now_without_room(&self) -> Image {
         let mut image = self.now();
         for data in image.0.values_mut() {
-            data.truncate(data.len() - data.iter().rev().take_while(|byte| **byte == 0).count());
+            // Many at a time first, because these tests ask often.
+            while data.ends_with(&[0; 4096]) {
+                data.truncate(data.len() - 4096);
+            }
+            while data.last() == Some(&0) {
+                data.pop();
+            }
         }
         image
     }
