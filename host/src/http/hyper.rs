@@ -28,6 +28,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
@@ -53,6 +54,8 @@ const HEAD_MAX: usize = 64 << 10;
 /// can be kept.
 const SWALLOWED_BODY_MAX: u64 = 64 << 10;
 const AT_ONCE: Duration = Duration::from_millis(100);
+/// An answer of so many bytes is put together before it is written: to gather its parts costs the system more.
+const ONE_PIECE_MAX: usize = 1 << 10;
 /// How long what a client still sends is read after the answer that ends its connection: a connection that is closed
 /// with something unread is reset, and the client may lose the answer.
 const LINGER: Duration = Duration::from_secs(2);
@@ -856,7 +859,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        let length: usize = data.iter().map(|part| part.len()).sum();
+        let written = if length <= ONE_PIECE_MAX {
+            let mut whole = SmallVec::<[u8; ONE_PIECE_MAX]>::new();
+            data.iter().for_each(|part| whole.extend_from_slice(part));
+            Pin::new(&mut self.stream).poll_write(context, &whole)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(context, data)
+        };
         self.note(written)
     }
 
