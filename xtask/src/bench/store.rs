@@ -15,7 +15,11 @@ fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
     requests(folder, method, "/k/", keys)
 }
 
-/// What wrk sends: requests for keys of 16 bytes at random, values of 64, made before the clock starts.
+/// Each of wrk's threads makes so many requests before the clock starts, and sends them in turn: for more entries than fit
+/// into any cache.
+const DRAWN: u32 = 200_000;
+
+/// What wrk sends: requests for keys of 16 bytes at random, values of 64.
 pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Result<PathBuf> {
     let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
     let script = format!(
@@ -23,12 +27,12 @@ pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Re
 local requests, at = {{}}, 0
 function init()
   math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
-  for i = 1, 20000 do
+  for i = 1, {DRAWN} do
     requests[i] = wrk.format("{method}", string.format("{path}key:%012d", math.random(0, {keys} - 1)), nil, {body})
   end
 end
 function request()
-  at = at % 20000 + 1
+  at = at % {DRAWN} + 1
   return requests[at]
 end
 "#
