@@ -41,6 +41,12 @@ pub use wire::Wire;
 /// How long anything may take that should take moments. Long, because it only ends what hangs.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// The time in the middle of several; of an even number the later of two.
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
 /// The bytes of a value that differs in every byte from its neighbours, so that no part can be mistaken for another.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(31) >> 3) as u8 ^ at as u8).collect()

@@ -6,12 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use vkog_tests::{Setup, bytes, conflict, pattern};
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
+use vkog_tests::{Setup, bytes, conflict, median, pattern};
 
 #[test]
 fn values_over_1_kib_on_a_kept_connection_take_well_under_10_ms() {

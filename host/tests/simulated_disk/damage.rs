@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::client::{self, Contents, FILE, change, close, contents, open, put, snapshot};
-use crate::disk::{Call, Fault, Image, SimulatedDisk};
+use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::history::History;
 use crate::random::Random;
 
@@ -120,7 +120,7 @@ fn flip_every_bit(image: &Image, ending: &str, all: &Contents, last: Option<&Con
     let data = &image.0[&path(ending)];
     let (mut refused, mut cut, mut harmless) = (0, 0, Vec::new());
     // Of the room behind a log the first bytes and the last one stand for the others.
-    let end = data.len() - data.iter().rev().take_while(|byte| **byte == 0).count();
+    let end = without_room(data).len();
     for at in (0..data.len()).filter(|at| *at < end + 20 || *at == data.len() - 1) {
         for bit in 0..8 {
             let mut data = data.clone();

@@ -229,13 +229,7 @@ impl SimulatedDisk {
     pub(crate) fn now_without_room(&self) -> Image {
         let mut image = self.now();
         for data in image.0.values_mut() {
-            // Many at a time first, because these tests ask often.
-            while data.ends_with(&[0; 4096]) {
-                data.truncate(data.len() - 4096);
-            }
-            while data.last() == Some(&0) {
-                data.pop();
-            }
+            data.truncate(without_room(data).len());
         }
         image
     }
@@ -318,6 +312,18 @@ impl Outcome {
             Self::Fault(Fault::Fails(kind) | Fault::Half(kind)) => Err((*kind).into()),
         }
     }
+}
+
+/// What is before the zeros at the end of a file.
+pub(crate) fn without_room(mut data: &[u8]) -> &[u8] {
+    // Many at a time first, because these tests ask often.
+    while let Some(rest) = data.strip_suffix(&[0; 4096]) {
+        data = rest;
+    }
+    while let [rest @ .., 0] = data {
+        data = rest;
+    }
+    data
 }
 
 fn crashed() -> io::Error {
