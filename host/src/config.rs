@@ -71,11 +71,11 @@ impl FromStr for Listen {
     }
 }
 
-/// What speaks HTTP.
+/// The HTTP engine.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Http {
-    /// tiny_http where only this machine reaches the address, else hyper.
+    /// hyper, on every address: tiny_http has limits that no code around it can lift (docs/http.md).
     Auto,
     /// tiny_http.
     Tiny,
@@ -122,7 +122,7 @@ pub struct Options {
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
     pub open: bool,
 
-    /// auto is tiny on loopback, elsewhere hyper [default: auto]
+    /// HTTP engine; auto is hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
 
@@ -198,7 +198,7 @@ pub struct Config {
     pub access: Access,
     /// Where to listen.
     pub listen: Listen,
-    /// What speaks HTTP.
+    /// The HTTP engine.
     pub http: Http,
     /// What it is made secret with.
     pub tls: Option<TlsFiles>,

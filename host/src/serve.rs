@@ -65,13 +65,13 @@ pub fn serve(
     });
     let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
     let service = Arc::new(service.log_requests(config.log_requests));
-    if config.http == Http::Tiny && !local {
+    let tiny = config.http == Http::Tiny;
+    if tiny && !local {
         tracing::warn!(
-            "--http tiny on {address}, which others reach: a request that declares HTTP/2.0, or a body of over 1 GiB, leaks a \
-             thread and two descriptors, and there are no timeouts; use --http hyper"
+            "--http tiny on {address}, which other machines reach: tiny_http does not limit connections or the size of a \
+             request's head; use --http hyper"
         );
     }
-    let tiny = config.http == Http::Tiny || config.http == Http::Auto && local && tls.is_none();
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
     let engine = if tiny {
         Engine::tiny(listener, service)

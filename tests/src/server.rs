@@ -310,6 +310,12 @@ impl Server {
         Wire::connect(&self.address, &self.process.stderr)
     }
 
+    /// The same over a connection that the test has made.
+    #[track_caller]
+    pub fn wire_over(&self, stream: std::net::TcpStream) -> Wire {
+        Wire::over(stream, &self.process.stderr)
+    }
+
     /// Connections that the server is known to serve: each has had an answer.
     #[track_caller]
     pub fn wires(&self, count: usize) -> Vec<Wire> {

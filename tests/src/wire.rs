@@ -19,15 +19,23 @@ pub struct Wire {
 impl Wire {
     #[track_caller]
     pub(crate) fn connect(address: &str, log: &Output) -> Self {
-        let connected = TcpStream::connect(address).and_then(|stream| {
+        let stream = TcpStream::connect(address)
+            .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}\n--- server log\n{}", log.text()));
+        Self::over(stream, log)
+    }
+
+    /// Over a connection that the test has made.
+    #[track_caller]
+    pub(crate) fn over(stream: TcpStream, log: &Output) -> Self {
+        let prepare = |stream: TcpStream| {
             stream.set_read_timeout(Some(DEADLINE))?;
             stream.set_write_timeout(Some(DEADLINE))?;
             stream.set_nodelay(true)?;
             let reader = BufReader::new(stream.try_clone()?);
-            Ok((stream, reader))
-        });
-        let (stream, reader) = connected
-            .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}\n--- server log\n{}", log.text()));
+            io::Result::Ok((stream, reader))
+        };
+        let (stream, reader) =
+            prepare(stream).unwrap_or_else(|error| panic!("no connection: {error}\n--- server log\n{}", log.text()));
         Self { stream, reader, log: log.clone(), last: String::new() }
     }
 

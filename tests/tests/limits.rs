@@ -116,9 +116,10 @@ fn a_stop_ends_idle_connections_and_answers_what_is_under_way() {
 }
 
 #[test]
-fn the_engine_goes_by_the_address_and_tiny_where_others_reach_it_is_warned_of() {
+fn hyper_serves_every_address_and_tiny_http_where_others_reach_it_is_warned_of() {
     for (listen, engine, logged) in [
-        ("127.0.0.1:0", "auto", "with tiny"),
+        ("127.0.0.1:0", "auto", "with hyper"),
+        ("127.0.0.1:0", "tiny", "with tiny_http"),
         ("0.0.0.0:0", "auto", "with hyper"),
         ("127.0.0.1:0", "hyper", "with hyper"),
         ("0.0.0.0:0", "tiny", "use --http hyper"),

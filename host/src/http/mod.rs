@@ -1,10 +1,8 @@
 //! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
 
 mod hyper;
-mod newcomers;
 mod tiny;
 mod tls;
-mod turns;
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};

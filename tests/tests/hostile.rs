@@ -2,7 +2,8 @@
 //!
 //! Provoked with connections that send a byte a second, uploads that stop halfway, lengths that nobody could send, a header
 //! line without an end, another protocol, and requests sent ahead by the hundred thousand. Each on the engines that survive
-//! it; what tiny_http does not is in docs/http.md.
+//! it; what tiny_http does not is in docs/http.md. Further ones: file descriptors that run out, silent connections in a burst
+//! with others, and large values over many connections.
 
 #![cfg(target_os = "linux")]
 
@@ -11,7 +12,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vkog_tests::{DEADLINE, Server, Setup, beside, raise_descriptors};
+use vkog_tests::{DEADLINE, Server, Setup, Wire, beside, raise_descriptors};
 
 const BOTH: [&str; 2] = ["tiny", "hyper"];
 const HYPER: [&str; 1] = ["hyper"];
@@ -168,4 +169,82 @@ fn who_sends_ahead_and_reads_nothing_is_not_read_any_more() {
         let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
         assert!(blocked.is_some(), "the server has taken all of it");
     });
+}
+
+#[test]
+fn clients_are_served_after_file_descriptors_ran_out() {
+    for engine in BOTH {
+        // No client waits for long: tiny_http ends to accept when it finds no descriptor, and has to be started again.
+        let server = Setup::new().descriptors(256).args(["--http", engine]).start();
+        server.put("k", "v").expect(200);
+        for round in 0..3 {
+            let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
+            for mut stream in &held {
+                // Those that are over the limit may be closed.
+                let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: vkog\r\n");
+            }
+            thread::sleep(Duration::from_millis(300));
+            drop(held);
+            for client in 0..5 {
+                let mut wire = server.wire();
+                wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n");
+                let reply = wire.try_reply();
+                assert!(reply.is_ok_and(|reply| reply.status == 200), "{engine}: client {client} of round {round}");
+            }
+        }
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn requests_in_a_burst_of_silent_connections_are_answered() {
+    raise_descriptors();
+    for engine in BOTH {
+        let server = Setup::new().args(["--http", engine]).start();
+        server.put("k", "v").expect(200);
+        for (silent, requests) in [(4, 2), (8, 6), (30, 6), (200, 6), (4, 1), (200, 1)] {
+            let mut quiet: Vec<TcpStream> = Vec::new();
+            let mut wires: Vec<Wire> = Vec::new();
+            for number in 0..silent + requests {
+                if number % (silent / requests + 1) == 0 && wires.len() < requests {
+                    let mut wire = server.wire();
+                    wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n");
+                    wires.push(wire);
+                } else {
+                    quiet.push(connect(&server));
+                }
+            }
+            for wire in &mut wires {
+                let reply = wire.try_reply();
+                assert!(reply.is_ok_and(|reply| reply.status == 200), "{engine}: {requests} among {silent}");
+            }
+        }
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn large_values_over_many_connections_leave_few_threads_and_little_memory() {
+    const CONNECTIONS: usize = 16;
+    let count = if std::env::var_os("VKOG_FULL").is_some() { 3000 } else { 480 };
+    let value = vec![b'x'; 1 << 20];
+    for engine in BOTH {
+        for fsync in ["never", "100ms", "always"] {
+            let server = Setup::new().args(["--http", engine, "--fsync", fsync]).start();
+            thread::scope(|scope| {
+                for connection in 0..CONNECTIONS {
+                    let (server, value) = (&server, &value);
+                    scope.spawn(move || {
+                        let client = server.client();
+                        for _ in 0..count / CONNECTIONS {
+                            client.put(&format!("key-{connection}"), value).expect(200);
+                        }
+                    });
+                }
+            });
+            let threads = resident(&server, "Threads:");
+            let memory = resident(&server, "VmRSS:") >> 10;
+            assert!(threads <= 100 && memory <= 400, "{engine}, {fsync}: {threads} threads, {memory} MiB");
+        }
+    }
 }

@@ -1,0 +1,202 @@
+//! The sockets of the connections, which tiny_http keeps to itself. Linux lists them among the open files of the process.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tiny_http::Listener;
+
+use crate::http::Bound;
+
+/// How long a client that is still sending may take to read the last response of its connection.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long what comes at once may take.
+const AT_ONCE: Duration = Duration::from_millis(100);
+/// The most connections that linger.
+const LINGERING_MAX: usize = 64;
+/// By then nothing of a connection that was closed is in the queue any more.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// Sets what the connections inherit from the listening socket.
+pub(super) fn prepare(listener: &Bound, timeout: Duration) -> io::Result<()> {
+    let socket = match listener {
+        Bound::Tcp(listener) => SockRef::from(listener),
+        #[cfg(unix)]
+        Bound::Unix(listener) => SockRef::from(listener),
+    };
+    if let Bound::Tcp(_) = listener {
+        // tiny_http writes a response of over 1 KiB in two pieces, and without this the second waits for the client's
+        // delayed acknowledgement of the first: 44 ms.
+        socket.set_tcp_nodelay(true)?;
+    }
+    // The listening socket heeds it as well; the supervisor connects more often than that.
+    if cfg!(target_os = "linux") {
+        socket.set_read_timeout(Some(timeout))?;
+        socket.set_write_timeout(Some(timeout))?;
+    }
+    Ok(())
+}
+
+/// Whether some more files can be opened: a connection needs two.
+pub(super) fn has_room() -> bool {
+    let files: Vec<_> = (0..8).map(|_| File::open(if cfg!(windows) { "NUL" } else { "/dev/null" })).collect();
+    files.iter().all(Result::is_ok)
+}
+
+/// Reads a body that nobody wants, if all of it comes at once. Returns whether it has.
+pub(super) fn swallow(request: &mut tiny_http::Request, declared: u64, timeout: Duration) -> bool {
+    let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
+    // All handles of a socket share its timeout.
+    let _ = stream.set_read_timeout(Some(AT_ONCE));
+    let swallowed = io::copy(&mut request.as_reader().take(declared), &mut io::sink());
+    let _ = stream.set_read_timeout(Some(timeout));
+    swallowed.is_ok_and(|came| came == declared)
+}
+
+/// The listening socket of a tiny_http server, whose thread closes it when it ends.
+pub(super) struct Accepting {
+    #[cfg(target_os = "linux")]
+    file: Option<(String, u64)>,
+}
+
+impl Accepting {
+    pub(super) fn of(listener: &Listener) -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            let number = match listener {
+                Listener::Tcp(listener) => listener.as_raw_fd(),
+                Listener::Unix(listener) => listener.as_raw_fd(),
+            };
+            let path = format!("/proc/self/fd/{number}");
+            let inode = inode(&path);
+            Self { file: inode.map(|inode| (path, inode)) }
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = listener;
+            Self {}
+        }
+    }
+
+    /// Whether the thread still runs, as far as can be told.
+    pub(super) fn lasts(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            // Not where there is no /proc to ask.
+            self.file.as_ref().is_none_or(|(path, ours)| inode(path) == Some(*ours))
+        }
+        #[cfg(not(target_os = "linux"))]
+        true
+    }
+}
+
+/// The number of an open file's socket.
+#[cfg(target_os = "linux")]
+fn inode(path: &str) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
+}
+
+/// The connections that are being closed.
+#[derive(Default)]
+pub(super) struct Closing {
+    /// Whether there are any that may still have requests in the queue.
+    any: AtomicBool,
+    closed: Mutex<HashMap<SocketAddr, (u64, Instant)>>,
+    lingering: Mutex<Vec<(TcpStream, Instant)>>,
+}
+
+/// Ends a connection's sending side when it is dropped.
+pub(super) struct Closes(TcpStream);
+
+impl Drop for Closes {
+    fn drop(&mut self) {
+        // It fails where the client has closed the connection.
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
+}
+
+impl Closing {
+    /// Whether a request is of a connection that is being closed. A client may be another one at the same address.
+    pub(super) fn includes(&self, client: SocketAddr) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut closed = self.closed.lock();
+        let Some(&(socket, _)) = closed.get(&client) else { return false };
+        let is_the_same = find(client).is_none_or(|(_, now)| now == socket);
+        if !is_the_same {
+            closed.remove(&client);
+        }
+        is_the_same
+    }
+
+    /// Has a connection end when its last response is sent and read, at the latest after [`LINGER`]. None where its socket
+    /// is not found.
+    pub(super) fn begin(&self, client: SocketAddr) -> Option<Closes> {
+        let (stream, socket) = find(client)?;
+        let lingers = stream.try_clone().ok()?;
+        self.closed.lock().insert(client, (socket, Instant::now()));
+        self.any.store(true, Ordering::Release);
+        let mut lingering = self.lingering.lock();
+        if lingering.len() == LINGERING_MAX {
+            end(&lingering.remove(0).0);
+        }
+        lingering.push((lingers, Instant::now()));
+        Some(Closes(stream))
+    }
+
+    /// Closes what has lingered for long enough.
+    pub(super) fn end_overdue(&self) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        self.lingering.lock().retain(|(stream, since)| {
+            let lingers = since.elapsed() < LINGER;
+            if !lingers {
+                end(stream);
+            }
+            lingers
+        });
+        let mut closed = self.closed.lock();
+        closed.retain(|_, (_, since)| since.elapsed() < REMEMBERED);
+        self.any.store(!closed.is_empty(), Ordering::Release);
+    }
+}
+
+fn end(stream: &TcpStream) {
+    // It fails where the client has closed the connection.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// A client's socket, as another handle, and its number.
+#[cfg(target_os = "linux")]
+fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::fs::MetadataExt;
+
+    std::fs::read_dir("/proc/self/fd").ok()?.filter_map(Result::ok).find_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        if !std::fs::read_link(entry.path()).ok()?.to_string_lossy().starts_with("socket:") {
+            return None;
+        }
+        // SAFETY: the number is used for the one call that makes a handle of our own. If the file was closed meanwhile the
+        // call fails, or gives another file of this process, which is looked at below like any.
+        let handle = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
+        let is_the_clients = SockRef::from(&handle).peer_addr().ok()?.as_socket() == Some(client);
+        let file = File::from(handle);
+        let socket = file.metadata().ok()?.ino();
+        is_the_clients.then(|| (TcpStream::from(std::os::fd::OwnedFd::from(file)), socket))
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn find(_: SocketAddr) -> Option<(TcpStream, u64)> {
+    None
+}

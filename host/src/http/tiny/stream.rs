@@ -1,0 +1,120 @@
+//! Responses that are streams: each has a worker as long as it lasts.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::Engine;
+use super::wire::{Shape, head_of, send};
+use crate::http::{Reply, SILENCE, Service, Stream};
+
+/// The most streams at a time.
+const STREAMS_MAX: usize = 64;
+/// A stream that has been writing for longer loses its slot to one that needs it: its client does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl<S: Service> Engine<S> {
+    /// Sends a stream to its end. While it writes no stop waits for it: a write cannot be ended here, however long the client
+    /// takes to read.
+    pub(super) fn stream(
+        &self,
+        shape: &Shape,
+        mut out: Box<dyn Write + Send>,
+        head: &Reply,
+        mut stream: Box<dyn Stream>,
+        in_flight: Sender<Infallible>,
+    ) {
+        let Some(slot) = Slot::among(self) else {
+            let fact = format!("Too many streams at once: {STREAMS_MAX} are the most of this engine; try again\n");
+            let reply = Reply::new(503, fact.into_bytes())
+                .with_header("Content-Type", "text/plain; charset=utf-8")
+                .with_header("Retry-After", "1");
+            return send(shape, &mut *out, &reply);
+        };
+        let is_chunked = shape.version > (1, 0);
+        // For HTTP/1.0 each response ends with its connection.
+        let framing: (&str, &[u8]) =
+            if is_chunked { ("Transfer-Encoding", b"chunked") } else { ("Connection", b"close") };
+        let mut next = Some(head_of(head, shape, Some(framing)));
+        let parked = Arc::new(Parked(thread::current())).into();
+        let mut context = Context::from_waker(&parked);
+        let mut in_flight = Some(in_flight);
+        while let Some(bytes) = next {
+            slot.writes_since(Some(Instant::now()));
+            in_flight = None;
+            if out.write_all(&bytes).and_then(|()| out.flush()).is_err() || shape.is_head {
+                return;
+            }
+            in_flight.clone_from(&self.in_flight.lock());
+            if !slot.writes_since(None) || in_flight.is_none() {
+                break;
+            }
+            next = next_piece(&mut *stream, &mut context).map(|piece| if is_chunked { chunk(&piece) } else { piece });
+        }
+        if is_chunked {
+            let _ = out.write_all(&chunk(b"")).and_then(|()| out.flush());
+        }
+        drop(in_flight);
+    }
+}
+
+/// The slot of this thread's stream.
+struct Slot<'a, S: Service>(&'a Engine<S>);
+
+impl<'a, S: Service> Slot<'a, S> {
+    /// A slot, unless there are too many that read.
+    fn among(engine: &'a Engine<S>) -> Option<Self> {
+        let mut streams = engine.streams.lock();
+        if streams.len() == STREAMS_MAX {
+            let is_stuck = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT);
+            let stuck = streams.iter().find_map(|(&thread, since)| is_stuck(since).then_some(thread))?;
+            streams.remove(&stuck);
+        }
+        streams.insert(thread::current().id(), None);
+        Some(Self(engine))
+    }
+
+    /// Notes since when the stream writes, if it does. Returns whether it still has its slot.
+    fn writes_since(&self, since: Option<Instant>) -> bool {
+        self.0.streams.lock().get_mut(&thread::current().id()).map(|slot| *slot = since).is_some()
+    }
+}
+
+impl<S: Service> Drop for Slot<'_, S> {
+    fn drop(&mut self) {
+        self.0.streams.lock().remove(&thread::current().id());
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Parked(Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for the next piece of a stream, or for the end of its silence.
+fn next_piece(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<u8>> {
+    let until = Instant::now() + SILENCE;
+    loop {
+        if let Poll::Ready(piece) = stream.poll(context) {
+            return piece;
+        }
+        match until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return stream.silent(),
+            left => thread::park_timeout(left),
+        }
+    }
+}
+
+/// tiny_http would keep what it sends in chunks until it has enough.
+fn chunk(piece: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+}
