@@ -64,7 +64,7 @@ pub fn serve(
         move || reload(&ops, &access, tls.as_deref(), local, &configured)
     });
     let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
-    let service = Arc::new(service.log_requests(config.log_requests));
+    let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     if config.http == Http::Tiny && !local {
         tracing::warn!(
             "--http tiny on {address}, which others reach: a request that declares HTTP/2.0, or a body of over 1 GiB, leaks a \

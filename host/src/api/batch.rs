@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
 use super::{entry, key_fits};
-use crate::config::Right;
+use crate::config::{BATCH_MIN, Right};
 use crate::http::{Head, Reply};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Outcome, Revisions};
 use crate::plugins::Verb;
@@ -28,8 +28,6 @@ const OPERATIONS_MAX: usize = 1024;
 const REVISIONS_MAX: usize = 64;
 /// The most header fields that one operation has of its own.
 const HEADERS_MAX: usize = 100;
-/// A body may be as long as a single value, and in any case this long, in bytes.
-const BODY_MIN: u64 = 16 << 20;
 
 /// How operations and answers are written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -74,13 +72,14 @@ impl Format {
 
 /// The longest body that is read, in bytes.
 pub(super) fn body_max(value_max: u64) -> u64 {
-    value_max.max(BODY_MIN)
+    value_max.max(BATCH_MIN)
 }
 
 /// The problem of a body that is longer.
-pub(super) fn too_large(length: u64, value_max: u64) -> Problem {
+pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
     let most = body_max(value_max);
-    Problem::new(413, format!("Batch too large: {length} bytes, {most} is the most; send several"))
+    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
+    Problem::new(413, format!("Batch too large: {length}{most} is the most; send several"))
 }
 
 /// A batch that was admitted.
@@ -127,7 +126,7 @@ fn checked(operations: Vec<Operation>, value_max: u64) -> Result<Vec<Operation>,
                 return Err(Problem::new(400, "No content provided"));
             }
             if value.len() as u64 > value_max {
-                return Err(entry::too_large(value.len() as u64, value_max));
+                return Err(entry::too_large(Some(value.len() as u64), value_max));
             }
             Ok(())
         });

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
-use crate::http::{BodyFault, Connections, Head, Method, Reply, Responder, Service};
+use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::store::owned_content_type;
@@ -38,6 +38,7 @@ use requests::{Noted, Requests};
 pub struct Api {
     ops: Arc<Ops>,
     value_max: u64,
+    budget: &'static Budget,
     access: Arc<Access>,
     reload: Arc<Reload>,
     requests: &'static Requests,
@@ -79,13 +80,19 @@ impl Api {
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), Threads::new("admin"));
         let (connections, listings) = (Arc::default(), Arc::default());
-        Self { ops, value_max, access, reload, requests, connections, threads, listings }
+        let budget = Budget::new(u64::MAX);
+        Self { ops, value_max, budget, access, reload, requests, connections, threads, listings }
     }
 
     /// The same, and whether each request is logged.
     pub fn log_requests(self, logs: bool) -> Self {
         self.requests.log(logs);
         self
+    }
+
+    /// The same with a memory budget for requests in flight, in bytes.
+    pub fn memory_budget(self, limit: u64) -> Self {
+        Self { budget: Budget::new(limit), ..self }
     }
 
     /// Where an engine is to count its connections.
@@ -229,6 +236,10 @@ impl Service for Api {
         }
     }
 
+    fn budget(&self) -> &'static Budget {
+        self.budget
+    }
+
     fn body_max(&self, admitted: &Admitted) -> u64 {
         match admitted.target {
             Target::Batch(_) => batch::body_max(self.value_max),
@@ -238,15 +249,25 @@ impl Service for Api {
 
     fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
         let problem = match fault {
-            BodyFault::Encoded => Problem::new(411, "Transfer-Encoding is not accepted; send Content-Length"),
+            BodyFault::Encoded => {
+                Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
+            }
             BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
+            BodyFault::TwoLengths => Problem::new(400, "Content-Length and Transfer-Encoding exclude each other"),
             BodyFault::TooLarge { declared } => match admitted.target {
                 Target::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
             BodyFault::CutOff { came, declared } => {
-                Problem::new(400, format!("Body cut off: {came} of {declared} bytes came; nothing was written"))
+                let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
+                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
             }
+            BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
+            BodyFault::NoMemory => {
+                let fact = "Not enough memory for this body beside other requests in flight; try again";
+                Problem::new(503, fact).with_header("Retry-After", "1")
+            }
+            BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };
         admitted.noted.answered(problem.reply(Manner::of(&admitted.head)))
     }

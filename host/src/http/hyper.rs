@@ -39,7 +39,10 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
-use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
+use super::{
+    Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, SILENCE, Service,
+    Share, Tls,
+};
 use crate::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
@@ -504,56 +507,67 @@ impl<S: Service> Connection<S> {
         let length = head.body_len();
         let expects = head.headers.get("expect").is_some();
         let admitted = guarded(|| service.admit(head));
-        let declared = match length {
-            Ok(declared) => declared,
+        let length = match length {
+            Ok(length) => length,
             Err(fault) => {
                 let reply = admitted.map_or_else(|reply| reply, |admitted| service.refuse_body(admitted, fault));
                 return Answering::with(self.last(reply));
             }
         };
-        let connection = Arc::clone(self);
-        match admitted {
-            Ok(admitted) if declared == 0 => {
-                self.serve(admitted, Vec::new());
-                match self.slot.take() {
-                    Some(reply) => Answering::with(self.response(reply)),
-                    None => Answering::later(async move { connection.answered().await }),
-                }
-            }
-            Ok(admitted) if declared <= service.body_max(&admitted) => Answering::later(async move {
-                // Memory grows with what arrives, not with what was declared.
-                let mut bytes = Vec::with_capacity(declared.min(64 << 10) as usize);
-                if let Err(fault) = connection.read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
-                    return connection.last(connection.engine.service.refuse_body(admitted, fault));
-                }
-                connection.serve(admitted, bytes);
-                connection.answered().await
-            }),
-            refused => {
-                let reply = refused.map_or_else(
-                    |reply| reply,
-                    |admitted| service.refuse_body(admitted, BodyFault::TooLarge { declared }),
-                );
-                if declared == 0 {
-                    return Answering::with(self.response(reply));
-                }
-                if expects || declared > SWALLOWED_BODY_MAX {
-                    return Answering::with(self.last(reply));
-                }
-                Answering::later(async move {
-                    let swallowed = timeout(AT_ONCE, connection.read(body, declared, |_| {})).await;
-                    if matches!(swallowed, Ok(Ok(()))) { connection.response(reply) } else { connection.last(reply) }
-                })
-            }
+        if length == BodyLength::Known(0) {
+            return match admitted {
+                Ok(admitted) => self.serve(admitted, Vec::new(), None),
+                Err(reply) => Answering::with(self.response(reply)),
+            };
         }
+        let refused = match admitted {
+            Err(reply) => reply,
+            Ok(admitted) => match Intake::new(length, service.body_max(&admitted), service.budget()) {
+                Ok(intake) => {
+                    let connection = Arc::clone(self);
+                    return Answering::later(async move {
+                        match connection.receive(body, intake).await {
+                            Ok((bytes, share)) => connection.serve(admitted, bytes, Some(share)).finished().await,
+                            Err(fault) => connection.last(connection.engine.service.refuse_body(admitted, fault)),
+                        }
+                    });
+                }
+                Err(fault) => service.refuse_body(admitted, fault),
+            },
+        };
+        self.refuse(refused, length, body, expects)
     }
 
-    /// Has it done. The answer comes into the slot, now or later.
-    fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>) {
+    /// Answers a request whose body nobody wants. One that is short and comes at once is read to its end, so that the
+    /// connection can be kept.
+    fn refuse(self: &Arc<Self>, reply: Reply, length: BodyLength, body: Incoming, expects: bool) -> Answering {
+        if expects || matches!(length, BodyLength::Known(length) if length > SWALLOWED_BODY_MAX) {
+            return Answering::with(self.last(reply));
+        }
+        let connection = Arc::clone(self);
+        Answering::later(async move {
+            let swallowed = timeout(AT_ONCE, connection.swallow(body)).await;
+            if swallowed == Ok(true) { connection.response(reply) } else { connection.last(reply) }
+        })
+    }
+
+    /// Runs the request. The response comes into the slot, now or later. The share of its body in the memory budget is
+    /// returned with it.
+    fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>, share: Option<Share>) -> Answering {
         let waiting = Arc::clone(self);
-        let responder = Responder::new(move |reply| waiting.slot.fill(reply));
+        let responder = Responder::new(move |reply| {
+            drop(share);
+            waiting.slot.fill(reply);
+        });
         // A panic leaves no answer but the responder's own.
         let _ = catch_unwind(AssertUnwindSafe(|| self.engine.service.serve(admitted, body, responder)));
+        match self.slot.take() {
+            Some(reply) => Answering::with(self.response(reply)),
+            None => {
+                let connection = Arc::clone(self);
+                Answering::later(async move { connection.answered().await })
+            }
+        }
     }
 
     /// The answer, when it has come.
@@ -584,19 +598,42 @@ impl<S: Service> Connection<S> {
         response
     }
 
-    /// Reads a body of exactly this length, piece by piece.
-    async fn read(&self, mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
-        let mut came = 0;
-        while came < declared {
+    /// Receives a body to its end.
+    async fn receive(&self, mut body: Incoming, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
+        let began = Instant::now();
+        while !intake.is_full() {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-            let Some(Ok(frame)) = frame else { return Err(BodyFault::CutOff { came, declared }) };
-            if let Some(piece) = frame.data_ref() {
-                came += piece.len() as u64;
-                take(piece);
-                self.progresses();
+            let piece = match frame {
+                // Trailers mean nothing here.
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) if is_bad_chunk(&error) => return Err(BodyFault::BadChunk),
+                Some(Err(_)) => return Err(intake.cut_off()),
+                None => break,
+            };
+            self.progresses();
+            intake.push(&piece)?;
+            if !intake.is_full() {
+                intake.check_rate(began.elapsed())?;
             }
         }
-        Ok(())
+        intake.finish()
+    }
+
+    /// Reads a short body to its end, and says whether it has got there.
+    async fn swallow(&self, mut body: Incoming) -> bool {
+        let mut left = SWALLOWED_BODY_MAX;
+        loop {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            let Some(frame) = frame else { return true };
+            let Some(rest) = frame.ok().and_then(|frame| {
+                let len = frame.data_ref().map_or(0, Bytes::len);
+                left.checked_sub(len as u64)
+            }) else {
+                return false;
+            };
+            self.progresses();
+            left = rest;
+        }
     }
 
     /// The answer that ends the connection.
@@ -606,6 +643,12 @@ impl<S: Service> Connection<S> {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     }
+}
+
+/// Whether a body ended because of malformed chunks, and not because the client ended the connection.
+fn is_bad_chunk(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
 /// A panic comes to 500.
@@ -696,6 +739,16 @@ enum Answering {
 impl Answering {
     fn with(response: Response<Payload>) -> Self {
         Self::Now(Some(response))
+    }
+
+    /// The response when it is there.
+    async fn finished(self) -> Response<Payload> {
+        match self {
+            Self::Now(Some(response)) => response,
+            Self::Later(response) => response.await,
+            // Taken already, which only polling does.
+            Self::Now(None) => std::future::pending().await,
+        }
     }
 
     fn later(response: impl Future<Output = Response<Payload>> + Send + 'static) -> Self {
@@ -902,6 +955,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Budget;
 
     struct Nobody;
 
@@ -910,6 +964,10 @@ mod tests {
 
         fn admit(&self, _: Arc<Head>) -> Result<(), Reply> {
             Ok(())
+        }
+
+        fn budget(&self) -> &'static Budget {
+            Budget::new(0)
         }
 
         fn body_max(&self, (): &()) -> u64 {

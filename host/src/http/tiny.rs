@@ -24,7 +24,7 @@ use tiny_http::{Listener, Server};
 
 use super::newcomers::Newcomers;
 use super::turns::{Turn, Turns};
-use super::{Body, BodyFault, Bound, Head, Headers, Method, Reply, Responder, SILENCE, Service, Stream};
+use super::{Body, BodyFault, BodyLength, Bound, Head, Headers, Method, Reply, Responder, SILENCE, Service, Stream};
 use crate::threads::{Threads, schedule_as_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
@@ -261,7 +261,11 @@ impl<S: Service> Engine<S> {
             return send_early(request, Reply::new(503, &b"Stopping\n"[..]), Rest::Unknown);
         };
         let head = head(&request);
-        let length = head.body_len();
+        // This engine does not decode chunks yet.
+        let length = head.body_len().and_then(|length| match length {
+            BodyLength::Known(length) => Ok(length),
+            BodyLength::Chunked => Err(BodyFault::Encoded),
+        });
         let buffered =
             matches!(length, Ok(length) if length <= BUFFERED_BODY_MAX) && head.headers.get("expect").is_none();
         let turn = TurnTaken { engine: Arc::clone(self), client: head.client, under_way: Some(under_way) };
@@ -295,7 +299,7 @@ impl<S: Service> Engine<S> {
             Err(fault) => {
                 let reply = self.service.refuse_body(admitted, fault);
                 let unread = match fault {
-                    BodyFault::CutOff { came, declared } => declared - came,
+                    BodyFault::CutOff { came, .. } => declared - came,
                     _ => declared,
                 };
                 send_early(request, reply, Rest::Unread(unread));
@@ -495,13 +499,13 @@ fn head(request: &tiny_http::Request) -> Arc<Head> {
 /// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
 fn read_body(request: &mut tiny_http::Request, declared: u64, max: u64) -> Result<Vec<u8>, BodyFault> {
     if declared > max {
-        return Err(BodyFault::TooLarge { declared });
+        return Err(BodyFault::TooLarge { declared: Some(declared) });
     }
     let mut body = Vec::with_capacity(declared.min(64 * 1024) as usize);
     // A failure to read is a client that left; tiny_http ends a body that was cut off as if it were whole.
     let _ = request.as_reader().take(declared).read_to_end(&mut body);
     let came = body.len() as u64;
-    if came < declared { Err(BodyFault::CutOff { came, declared }) } else { Ok(body) }
+    if came < declared { Err(BodyFault::CutOff { came, declared: Some(declared) }) } else { Ok(body) }
 }
 
 /// Sends the reply to a request that was read to its end. tiny_http's own way there keeps each field in two pieces of memory.
