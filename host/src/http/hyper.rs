@@ -3,7 +3,10 @@
 //! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
+mod framing;
+mod payload;
 mod places;
+mod watched;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -14,13 +17,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
@@ -28,20 +31,22 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use self::framing::Framing;
+use self::payload::Payload;
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
+use self::watched::{LINGER, Watched};
 use super::{
-    Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, SILENCE, Service,
-    Share, Tls,
+    Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
+    Tls,
 };
 use crate::threads::Home;
 
@@ -53,15 +58,12 @@ const ROUNDS_MAX: u32 = 3;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The longest head, in bytes. Its fields are at most 100, which is hyper's own limit.
 const HEAD_MAX: usize = 64 << 10;
+/// The most bytes that are read at once: a larger read would hold up the other connections of the event loop.
+const BUFFER_MAX: usize = 64 << 10;
 /// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
 /// can be kept.
 const SWALLOWED_BODY_MAX: u64 = 64 << 10;
 const AT_ONCE: Duration = Duration::from_millis(100);
-/// An answer of so many bytes is put together before it is written: to gather its parts costs the system more.
-const ONE_PIECE_MAX: usize = 1 << 10;
-/// How long what a client still sends is read after the answer that ends its connection: a connection that is closed
-/// with something unread is reset, and the client may lose the answer.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Connections at the most, whatever the system allows.
 const CONNECTIONS_MAX: usize = 1 << 15;
@@ -126,7 +128,7 @@ impl Hyper {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
         // A client may end its side when it has sent all, as `nc` does, and is answered.
-        builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
+        builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_MAX).half_close(true);
         let connections_max = connections_max();
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
@@ -330,7 +332,7 @@ impl<S: Service> Engine<S> {
         let mut stopping = self.stopping.clone();
         let builder = self.builder.clone();
         let connection = Arc::new(Connection::new(self, client));
-        let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
         let answering = Arc::clone(&connection);
         let service = service_fn(move |request| answering.answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
@@ -474,12 +476,15 @@ struct Connection<S: Service> {
     lingers: AtomicBool,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
+    /// The framing of the head that is being received.
+    framing: Mutex<Framing>,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
         let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
-        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot: Slot::default() }
+        let (slot, framing) = (Slot::default(), Mutex::default());
+        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot, framing }
     }
 
     fn progresses(&self) {
@@ -504,7 +509,10 @@ impl<S: Service> Connection<S> {
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
         let head = head(&parts, self.client);
-        let length = head.body_len();
+        let length = match head.body_len() {
+            Ok(length) => self.framing.lock().end().map(|()| length),
+            fault => fault,
+        };
         let expects = head.headers.get("expect").is_some();
         let admitted = guarded(|| service.admit(head));
         let length = match length {
@@ -515,6 +523,7 @@ impl<S: Service> Connection<S> {
             }
         };
         if length == BodyLength::Known(0) {
+            self.framing.lock().begin();
             return match admitted {
                 Ok(admitted) => self.serve(admitted, Vec::new(), None),
                 Err(reply) => Answering::with(self.response(reply)),
@@ -616,6 +625,7 @@ impl<S: Service> Connection<S> {
                 intake.check_rate(began.elapsed())?;
             }
         }
+        self.framing.lock().begin();
         intake.finish()
     }
 
@@ -624,7 +634,10 @@ impl<S: Service> Connection<S> {
         let mut left = SWALLOWED_BODY_MAX;
         loop {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-            let Some(frame) = frame else { return true };
+            let Some(frame) = frame else {
+                self.framing.lock().begin();
+                return true;
+            };
             let Some(rest) = frame.ok().and_then(|frame| {
                 let len = frame.data_ref().map_or(0, Bytes::len);
                 left.checked_sub(len as u64)
@@ -765,190 +778,6 @@ impl Future for Answering {
             Self::Now(response) => response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
             Self::Later(response) => response.as_mut().poll(context).map(Ok),
         }
-    }
-}
-
-/// The body of a response.
-enum Payload {
-    Whole(Bytes),
-    Stream(Flow),
-}
-
-/// A body that comes piece by piece. hyper would take many before the client takes the first.
-struct Flow {
-    /// None at the end.
-    stream: Option<Box<dyn super::Stream>>,
-    /// Until when it may say nothing.
-    silence: Pin<Box<Sleep>>,
-    /// Shared with the piece that is on its way, if one is.
-    unsent: Arc<Mutex<Option<Waker>>>,
-}
-
-impl Payload {
-    fn new(body: Body) -> Self {
-        match body {
-            Body::Stream(stream) => {
-                let (silence, unsent) = (Box::pin(sleep(SILENCE)), Arc::default());
-                Self::Stream(Flow { stream: Some(stream), silence, unsent })
-            }
-            Body::Whole(bytes) => Self::Whole(bytes),
-        }
-    }
-}
-
-impl Flow {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
-        if Arc::strong_count(&self.unsent) > 1 {
-            *self.unsent.lock() = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        let bytes = match stream.poll(context) {
-            Poll::Ready(bytes) => bytes,
-            Poll::Pending => {
-                ready!(self.silence.as_mut().poll(context));
-                stream.silent()
-            }
-        };
-        self.silence.as_mut().reset(Instant::now() + SILENCE);
-        if bytes.is_none() {
-            self.stream = None;
-        }
-        let unsent = || Some(Unsent(Arc::clone(&self.unsent)));
-        Poll::Ready(bytes.map(|bytes| Piece { bytes: bytes.into(), _unsent: unsent() }))
-    }
-}
-
-/// Lets the next piece come when this one is sent.
-struct Unsent(Arc<Mutex<Option<Waker>>>);
-
-impl Drop for Unsent {
-    fn drop(&mut self) {
-        self.0.lock().take().into_iter().for_each(Waker::wake);
-    }
-}
-
-impl http_body::Body for Payload {
-    type Data = Piece;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
-        let piece = match &mut *self {
-            Self::Whole(bytes) if bytes.is_empty() => None,
-            Self::Whole(bytes) => Some(Piece { bytes: std::mem::take(bytes), _unsent: None }),
-            Self::Stream(flow) => ready!(flow.poll(context)),
-        };
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream(flow) => flow.stream.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(_) => SizeHint::default(),
-        }
-    }
-}
-
-/// What of a body is still to be sent.
-struct Piece {
-    bytes: Bytes,
-    _unsent: Option<Unsent>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-    }
-}
-
-/// A stream that tells its connection of its progress, and is closed only when nothing of an answer can be lost by it.
-struct Watched<I, S: Service> {
-    stream: I,
-    connection: Arc<Connection<S>>,
-    lingering: Option<Pin<Box<Sleep>>>,
-}
-
-impl<I, S: Service> Watched<I, S> {
-    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.connection.progresses();
-        }
-        written
-    }
-}
-
-impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, data);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let length: usize = data.iter().map(|part| part.len()).sum();
-        let written = if length <= ONE_PIECE_MAX {
-            let mut whole = SmallVec::<[u8; ONE_PIECE_MAX]>::new();
-            data.iter().for_each(|part| whole.extend_from_slice(part));
-            Pin::new(&mut self.stream).poll_write(context, &whole)
-        } else {
-            Pin::new(&mut self.stream).poll_write_vectored(context, data)
-        };
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.connection.lingers.load(Ordering::Relaxed) {
-                return Poll::Ready(Ok(()));
-            }
-        }
-        let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut rest = [0; 4096];
-        while lingering.as_mut().poll(context).is_pending() {
-            let mut rest = ReadBuf::new(&mut rest);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut rest))?;
-            if rest.filled().is_empty() {
-                break;
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
