@@ -34,6 +34,9 @@ use problem::{Manner, Problem};
 use range::Range;
 use requests::{Noted, Requests};
 
+/// Operations on more bytes than this run on threads of their own.
+const LARGE: usize = 64 << 10;
+
 /// The HTTP interface of a store.
 pub struct Api {
     ops: Arc<Ops>,
@@ -45,6 +48,9 @@ pub struct Api {
     connections: Arc<Connections>,
     /// For what takes longer than an operation.
     threads: Threads,
+    /// For operations with large values: copying those would hold up an event loop. Few threads, because each copy needs
+    /// memory beyond the budget.
+    large: Arc<Threads>,
     /// Held by each request for keys that is under way.
     listings: Arc<()>,
 }
@@ -81,7 +87,9 @@ impl Api {
         let (requests, threads) = (Requests::begun(), Threads::new("admin"));
         let (connections, listings) = (Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
-        Self { ops, value_max, budget, access, reload, requests, connections, threads, listings }
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let large = Arc::new(Threads::at_most("large", cores));
+        Self { ops, value_max, budget, access, reload, requests, connections, threads, large, listings }
     }
 
     /// The same, and whether each request is logged.
@@ -284,20 +292,27 @@ impl Service for Api {
                 let origin = head;
                 let request =
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
-                self.ops.run(request, move |done, added| {
-                    answer(entry::reply(done, added, verb == Verb::Get, range, manner));
-                });
+                let finish = move |done, added| answer(entry::reply(done, added, verb == Verb::Get, range, manner));
+                if request.value.len() <= LARGE {
+                    self.ops.run(request, finish);
+                } else {
+                    let ops = Arc::clone(&self.ops);
+                    self.large.run(move || ops.run(request, finish));
+                }
             }
             Target::Batch(admitted) => {
-                batch::serve(&self.ops, &self.access, self.value_max, head, admitted, body, answer);
+                let (ops, access, large) = (Arc::clone(&self.ops), Arc::clone(&self.access), Arc::clone(&self.large));
+                let server = batch::Server { ops, access, value_max: self.value_max, large };
+                server.serve(head, admitted, body, answer);
             }
             Target::Keys { question, query } => {
                 let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
                 if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
                     return answer(keys::too_many(manner));
                 }
+                let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::answer(&ops, &question, query, head, manner);
+                    let reply = keys::answer(&ops, &question, query, head, budget, manner);
                     // A client may take its time to read, and is none of those who look for keys then.
                     drop(under_way);
                     answer(reply);

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use bytes::Bytes;
+
 /// A share of at most this many bytes is small.
 pub(super) const SMALL: u64 = 64 << 10;
 
@@ -68,6 +70,23 @@ impl Share {
         self.budget.take(more, limit)?;
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// The body of an answer, which counts until it is dropped: when the client has it.
+    pub fn body(self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Counted { bytes, _share: self })
+    }
+}
+
+/// Bytes and their share.
+struct Counted {
+    bytes: Vec<u8>,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -150,7 +169,9 @@ mod tests {
         assert_eq!(budget.used(), 900 << 10, "a refusal takes nothing");
         drop(first);
         assert_eq!(second.grow_to(200 << 10), Ok(()));
-        drop(second);
+        let body = second.body(vec![1; 3]);
+        assert_eq!((&body[..], budget.used()), (&[1; 3][..], 200 << 10));
+        drop(body);
         assert_eq!(budget.used(), 0);
     }
 

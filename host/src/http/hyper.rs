@@ -470,7 +470,7 @@ struct Connection<S: Service> {
     progress: AtomicU32,
     /// Whether a request is under way that has come whole: the client waits, and not the other way round.
     serves: AtomicBool,
-    /// Whether the answer is a stream.
+    /// Whether the answer is a stream that does not end by itself.
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
@@ -588,7 +588,8 @@ impl<S: Service> Connection<S> {
     }
 
     fn response(&self, reply: Reply) -> Response<Payload> {
-        self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
+        let is_endless = matches!(&reply.body, Body::Stream(stream) if !stream.ends());
+        self.streams.store(is_endless, Ordering::Relaxed);
         // Two more are added here.
         let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
         headers.insert(header::SERVER, HeaderValue::from_static("vkog"));

@@ -321,6 +321,11 @@ pub trait Stream: Send {
 
     /// What is sent after a [`SILENCE`]; none ends the stream.
     fn silent(&mut self) -> Option<Vec<u8>>;
+
+    /// Whether the stream ends by itself, as one of changes does not: then a stop waits for it.
+    fn ends(&self) -> bool {
+        false
+    }
 }
 
 /// How long a stream says nothing at the most: a client, or what stands between, may take a longer silence for an end.
