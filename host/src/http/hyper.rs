@@ -784,12 +784,15 @@ impl Future for Answering {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{ReadBuf, duplex};
+
     use super::*;
     use crate::http::Budget;
 
-    struct Nobody;
+    /// Answers each body with its length, and each fault with a status of its own.
+    struct Echo;
 
-    impl Service for Nobody {
+    impl Service for Echo {
         type Admitted = ();
 
         fn admit(&self, _: Arc<Head>) -> Result<(), Reply> {
@@ -797,33 +800,42 @@ mod tests {
         }
 
         fn budget(&self) -> &'static Budget {
-            Budget::new(0)
+            Budget::new(1 << 20)
         }
 
         fn body_max(&self, (): &()) -> u64 {
-            0
+            1 << 20
         }
 
-        fn refuse_body(&self, (): (), _: BodyFault) -> Reply {
-            Reply::internal_error()
+        fn refuse_body(&self, (): (), fault: BodyFault) -> Reply {
+            Reply::new(if fault == BodyFault::TooSlow { 408 } else { 400 }, &b""[..])
         }
 
-        fn serve(&self, (): (), _: Vec<u8>, _: Responder) {}
+        fn serve(&self, (): (), body: Vec<u8>, responder: Responder) {
+            responder.reply(Reply::new(200, body.len().to_string().into_bytes()));
+        }
     }
 
-    /// Whether a connection is given up within a minute in which this happens every second.
-    async fn is_given_up(each_second: impl Fn(&Connection<Nobody>)) -> bool {
-        let (_stop, stopping) = watch::channel(false);
-        let builder = http1::Builder::new();
-        let engine = Arc::new(Engine {
-            service: Arc::new(Nobody),
+    /// An engine, which serves as long as the first lives.
+    fn engine() -> (watch::Sender<bool>, Arc<Engine<Echo>>) {
+        let (stop, stopping) = watch::channel(false);
+        let mut builder = http1::Builder::new();
+        builder.header_read_timeout(None).half_close(true);
+        let engine = Engine {
+            service: Arc::new(Echo),
             tls: None,
             connections: Arc::default(),
             builder,
             stopping,
             connections_max: 1,
             places: Arc::new(Places::new(Vec::new())),
-        });
+        };
+        (stop, Arc::new(engine))
+    }
+
+    /// Whether a connection is given up within a minute in which this happens every second.
+    async fn is_given_up(each_second: impl Fn(&Connection<Echo>)) -> bool {
+        let (_stop, engine) = engine();
         let connection = Arc::new(Connection::new(engine, None));
         let seconds = async {
             for _ in 0..60 {
@@ -842,5 +854,97 @@ mod tests {
         assert!(is_given_up(|_| {}).await);
         assert!(!is_given_up(Connection::progresses).await);
         assert!(!is_given_up(|connection| connection.serves.store(true, Ordering::Relaxed)).await);
+    }
+
+    /// The first line of the answer to a body of 100 KiB of which so many bytes come every nine seconds.
+    async fn answer_to(framing: &str, bytes: usize) -> String {
+        let (_stop, engine) = engine();
+        let (client, server) = duplex(1 << 20);
+        tokio::spawn(engine.talk(server, None));
+        let (mut answers, mut client) = tokio::io::split(client);
+        let head = format!("PUT / HTTP/1.1\r\nHost: a\r\n{framing}\r\n");
+        let trickle = async {
+            let _ = client.write_all(head.as_bytes()).await;
+            for _ in 0..(100 << 10) / bytes {
+                let piece = vec![b'x'; bytes];
+                let _ = match framing.contains("chunked") {
+                    true => client.write_all(format!("{bytes:x}\r\n{}\r\n", "x".repeat(bytes)).as_bytes()).await,
+                    false => client.write_all(&piece).await,
+                };
+                sleep(Duration::from_secs(9)).await;
+            }
+            if framing.contains("chunked") {
+                let _ = client.write_all(b"0\r\n\r\n").await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut line = [0; 12];
+        tokio::select! {
+            () = trickle => {}
+            read = answers.read_exact(&mut line) => assert!(read.is_ok(), "no answer"),
+        }
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_408_and_a_slow_one_is_read() {
+        for framing in ["Content-Length: 102400\r\n", "Transfer-Encoding: chunked\r\n"] {
+            assert_eq!(answer_to(framing, 1).await, "HTTP/1.1 408", "{framing}");
+            assert_eq!(answer_to(framing, 8 << 10).await, "HTTP/1.1 408", "{framing}");
+            assert_eq!(answer_to(framing, 10 << 10).await, "HTTP/1.1 200", "{framing}");
+        }
+    }
+
+    /// A client that always has more to send, and takes all that it is sent.
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            into.put_slice(&vec![b'x'; into.remaining()]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_connection_with_more_to_move_lets_others_have_their_turn() {
+        let (_stop, engine) = engine();
+        let connection = Arc::new(Connection::new(engine, None));
+        let mut watched = Watched::new(Endless, connection);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut buffer = vec![0; BUFFER_MAX];
+        let data = vec![b'x'; 100 << 20];
+        for writes in [false, true] {
+            for _ in 0..3 {
+                let mut moved = 0;
+                loop {
+                    let polled = if writes {
+                        Pin::new(&mut watched).poll_write(&mut context, &data)
+                    } else {
+                        let mut buffer = ReadBuf::new(&mut buffer);
+                        let read = Pin::new(&mut watched).poll_read(&mut context, &mut buffer);
+                        read.map_ok(|()| buffer.filled().len())
+                    };
+                    match polled {
+                        Poll::Ready(count) => moved += count.expect("it never fails"),
+                        Poll::Pending => break,
+                    }
+                }
+                assert!((1..=256 << 10).contains(&moved), "{moved} bytes in one turn");
+            }
+        }
     }
 }
