@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::http::TlsFiles;
+use crate::http::{TlsFiles, default_limit};
 use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
@@ -17,6 +17,9 @@ pub use access::{Access, Right, Token};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
+
+/// A batch may be as long as a single value, and in any case this long, in bytes.
+pub const BATCH_MIN: u64 = 16 << 20;
 
 /// A number of bytes: `268435456`, `256MiB`, `256MB`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,6 +147,10 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
+    /// Maximum memory for request bodies in flight [default: an eighth of the available memory]
+    #[arg(long, value_name = "SIZE", env = "VKOG_MEMORY_BUDGET", hide_env = true)]
+    pub memory_budget: Option<Size>,
+
     /// Log each request
     #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
     pub log_requests: bool,
@@ -206,6 +213,8 @@ pub struct Config {
     pub fsync: Fsync,
     /// The largest single value, in bytes.
     pub max_value: u64,
+    /// How many bytes the bodies of requests in flight may hold together.
+    pub memory_budget: u64,
     /// Whether each request is logged.
     pub log_requests: bool,
     /// How much of the last changes is held for who watches, in bytes.
@@ -308,6 +317,8 @@ impl Config {
             let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
             return Err(contradiction("--tls-cert", fact));
         }
+        let max_value = given.max_value.or(written.max_value).map_or(max_size, |size| size.0);
+        let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
@@ -317,11 +328,25 @@ impl Config {
             http,
             tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
-            max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
+            max_value,
+            memory_budget,
             log_requests: given.log_requests || written.log_requests,
             watch_history: given.watch_history.or(written.watch_history).map_or(64 << 20, |size| size.0),
             log_format: given.log_format.or(written.log_format),
         })
+    }
+}
+
+/// The memory budget: one that holds the longest body at least.
+fn memory_budget(given: Option<Size>, max_value: u64) -> Result<u64, ConfigError> {
+    let least = max_value.max(BATCH_MIN);
+    match given {
+        None => Ok(default_limit().max(least)),
+        Some(Size(bytes)) if bytes >= least => Ok(bytes),
+        Some(_) => Err(contradiction(
+            "--memory-budget",
+            &format!("one body may have {least} bytes; give at least that, or lower --max-value"),
+        )),
     }
 }
 

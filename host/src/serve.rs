@@ -64,7 +64,7 @@ pub fn serve(
         move || reload(&ops, &access, tls.as_deref(), local, &configured)
     });
     let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
-    let service = Arc::new(service.log_requests(config.log_requests));
+    let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     let tiny = config.http == Http::Tiny;
     if tiny && !local {
         tracing::warn!(

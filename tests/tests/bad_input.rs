@@ -134,15 +134,22 @@ fn clients_that_stall_in_the_middle_of_a_body_hold_nobody_up() {
 }
 
 #[test]
-fn transfer_encoding_is_411() {
+fn a_transfer_encoding_other_than_chunked_alone_is_refused() {
     let server = server();
-    for (headers, body) in [
-        ("Transfer-Encoding: chunked\r\n", &b"5\r\nhello\r\n0\r\n\r\n"[..]),
-        ("Transfer-Encoding: gzip, chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
-        ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
+    for (headers, status) in [
+        ("Transfer-Encoding: gzip, chunked\r\n", 501),
+        ("Transfer-Encoding: chunked, chunked\r\n", 501),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 501),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400),
+        ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
     ] {
-        send(&server, "POST", "/k/new", headers, body).reply().expect(411);
-        send(&server, "PUT", "/k/seed", headers, body).reply().expect(411);
+        for (method, path) in [("POST", "/k/new"), ("PUT", "/k/seed")] {
+            let mut wire = send(&server, method, path, headers, b"5\r\nhello\r\n0\r\n\r\n");
+            wire.reply().expect(status);
+            // What follows could be a body or a request: nobody can tell.
+            wire.finish();
+            wire.rest().expect("the server ends the connection");
+        }
     }
     lives(&server);
     server.get("new").expect(404);
@@ -177,7 +184,7 @@ fn what_follows_a_length_that_is_none_is_not_taken_for_a_request() {
     for headers in &headers {
         let mut wire = send(&server, "POST", "/k/new", headers, smuggled);
         let reply = wire.reply();
-        assert!(reply.status == 400 || reply.status == 411, "the status of {reply}");
+        reply.expect(400);
         wire.finish();
         wire.rest().expect("the server ends a connection that the client has ended");
         server.get("seed").expect(200).is("sown");

@@ -1,5 +1,7 @@
 //! `/batch`: several operations in one request, as MessagePack or as JSON; all of them are done, or none is.
 
+mod answer;
+
 use std::borrow::Cow;
 use std::fmt::{self, Formatter};
 use std::io::Cursor;
@@ -8,19 +10,19 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
-use serde::ser::Serializer;
-use serde::{Deserialize, Serialize};
 
 use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
-use super::{entry, key_fits};
-use crate::config::Right;
+use super::{LARGE, entry, key_fits};
+use crate::config::{BATCH_MIN, Right};
 use crate::http::{Head, Reply};
-use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Outcome, Revisions};
+use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
 use crate::plugins::Verb;
 use crate::store::DEFAULT_CONTENT_TYPE;
+use crate::threads::Threads;
 
 /// The most operations of one batch.
 const OPERATIONS_MAX: usize = 1024;
@@ -28,8 +30,6 @@ const OPERATIONS_MAX: usize = 1024;
 const REVISIONS_MAX: usize = 64;
 /// The most header fields that one operation has of its own.
 const HEADERS_MAX: usize = 100;
-/// A body may be as long as a single value, and in any case this long, in bytes.
-const BODY_MIN: u64 = 16 << 20;
 
 /// How operations and answers are written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -74,13 +74,14 @@ impl Format {
 
 /// The longest body that is read, in bytes.
 pub(super) fn body_max(value_max: u64) -> u64 {
-    value_max.max(BODY_MIN)
+    value_max.max(BATCH_MIN)
 }
 
 /// The problem of a body that is longer.
-pub(super) fn too_large(length: u64, value_max: u64) -> Problem {
+pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
     let most = body_max(value_max);
-    Problem::new(413, format!("Batch too large: {length} bytes, {most} is the most; send several"))
+    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
+    Problem::new(413, format!("Batch too large: {length}{most} is the most; send several"))
 }
 
 /// A batch that was admitted.
@@ -91,32 +92,72 @@ pub(super) struct Admitted {
     pub(super) arrived: u64,
 }
 
-/// Does what a batch asks for.
-pub(super) fn serve(
-    ops: &Arc<Ops>,
-    access: &Access,
-    value_max: u64,
-    head: Arc<Head>,
-    Admitted { sent, answer, query, arrived }: Admitted,
-    body: Vec<u8>,
-    reply_with: impl FnOnce(Reply) + Send + 'static,
-) {
-    let manner = answer.manner();
-    let operations = match decode(&body.into(), sent).and_then(|operations| checked(operations, value_max)) {
-        Ok(operations) => operations,
-        Err(problem) => return reply_with(problem.reply(manner)),
-    };
-    let asked = operations.iter().map(|operation| {
-        let right = if operation.verb == Verb::Get { Right::Read } else { Right::Write };
-        (right, Scope::Key(&operation.key))
-    });
-    if let Err((index, refusal)) = access.check_all(&head, asked) {
-        let key = operations.into_iter().nth(index).map(|operation| operation.key);
-        return reply_with(Problem::of(refusal).at(index, key).reply(manner));
+/// What batches need of the server.
+pub(super) struct Server {
+    pub(super) ops: Arc<Ops>,
+    pub(super) access: Arc<Access>,
+    pub(super) value_max: u64,
+    pub(super) large: Arc<Threads>,
+}
+
+impl Server {
+    /// Does what a batch asks for. A large one is read and answered on threads of its own.
+    pub(super) fn serve(
+        self,
+        head: Arc<Head>,
+        admitted: Admitted,
+        body: Vec<u8>,
+        reply_with: impl FnOnce(Reply) + Send + 'static,
+    ) {
+        if body.len() <= LARGE {
+            return self.run(head, admitted, body, reply_with);
+        }
+        let large = Arc::clone(&self.large);
+        large.run(move || self.run(head, admitted, body, reply_with));
     }
-    let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
-    let batch = Batch { operations, query, arrived, values_max, origin: head };
-    ops.run_all(batch, move |outcome| reply_with(reply(outcome, answer)));
+
+    fn run(
+        self,
+        head: Arc<Head>,
+        Admitted { sent, answer, query, arrived }: Admitted,
+        body: Vec<u8>,
+        reply_with: impl FnOnce(Reply) + Send + 'static,
+    ) {
+        let Self { ops, access, value_max, large } = self;
+        let manner = answer.manner();
+        let operations = match decode(&body.into(), sent).and_then(|operations| checked(operations, value_max)) {
+            Ok(operations) => operations,
+            Err(problem) => return reply_with(problem.reply(manner)),
+        };
+        let asked = operations.iter().map(|operation| {
+            let right = if operation.verb == Verb::Get { Right::Read } else { Right::Write };
+            (right, Scope::Key(&operation.key))
+        });
+        if let Err((index, refusal)) = access.check_all(&head, asked) {
+            let key = operations.into_iter().nth(index).map(|operation| operation.key);
+            return reply_with(Problem::of(refusal).at(index, key).reply(manner));
+        }
+        let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
+        let batch = Batch { operations, query, arrived, values_max, origin: head };
+        ops.run_all(batch, move |outcome| match outcome {
+            Ok(done) if values_len(&done) > LARGE => large.run(move || reply_with(answer::streamed(done, answer))),
+            Ok(done) => reply_with(answer::whole(&done, answer)),
+            Err(failure) => reply_with(refused(failure, answer)),
+        });
+    }
+}
+
+/// How many bytes of values an answer has.
+fn values_len(done: &[(Answer, Added)]) -> usize {
+    let len = |(answer, _): &(Answer, Added)| if let Answer::Found(entry) = answer { entry.value().len() } else { 0 };
+    done.iter().map(len).sum()
+}
+
+/// The reply to a batch of which nothing was done.
+fn refused(Failure { at, answer }: Failure, format: Format) -> Reply {
+    let problem = entry::problem(answer);
+    let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
+    problem.reply(format.manner())
 }
 
 /// What is wrong with an operation that could be read, if anything is.
@@ -127,7 +168,7 @@ fn checked(operations: Vec<Operation>, value_max: u64) -> Result<Vec<Operation>,
                 return Err(Problem::new(400, "No content provided"));
             }
             if value.len() as u64 > value_max {
-                return Err(entry::too_large(value.len() as u64, value_max));
+                return Err(entry::too_large(Some(value.len() as u64), value_max));
             }
             Ok(())
         });
@@ -452,82 +493,4 @@ impl<'de> Deserialize<'de> for Headers {
         }
         from.deserialize_map(Map)
     }
-}
-
-/// What an operation did.
-#[derive(Serialize)]
-struct Done<'a> {
-    status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    revision: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_type: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<Value<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "map")]
-    headers: &'a [(String, String)],
-}
-
-/// A value that goes out.
-enum Value<'a> {
-    Text(&'a str),
-    Bytes(&'a [u8]),
-}
-
-impl Serialize for Value<'_> {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Text(text) => to.serialize_str(text),
-            Self::Bytes(bytes) => to.serialize_bytes(bytes),
-        }
-    }
-}
-
-fn map<S: Serializer>(fields: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
-    to.collect_map(fields.iter().map(|(name, value)| (name, value)))
-}
-
-impl<'a> Done<'a> {
-    fn new((answer, headers): &'a (Answer, Added), format: Format) -> Self {
-        let mut done = Self { status: 200, revision: None, content_type: None, value: None, base64: None, headers };
-        match answer {
-            Answer::Found(entry) => {
-                (done.revision, done.content_type) = (Some(entry.revision()), Some(entry.content_type()));
-                match format {
-                    Format::MessagePack => done.value = Some(Value::Bytes(entry.value())),
-                    Format::Json => match str::from_utf8(entry.value()) {
-                        Ok(text) => done.value = Some(Value::Text(text)),
-                        Err(_) => done.base64 = Some(BASE64.encode(entry.value())),
-                    },
-                }
-            }
-            Answer::Written(revision) | Answer::Removed(revision) => done.revision = Some(*revision),
-            // A get found nothing. Whatever else is not done, the whole batch is not.
-            _ => done.status = 404,
-        }
-        done
-    }
-}
-
-fn reply(outcome: Outcome, format: Format) -> Reply {
-    let done = match outcome {
-        Ok(done) => done,
-        Err(Failure { at, answer }) => {
-            let problem = entry::problem(answer);
-            let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
-            return problem.reply(format.manner());
-        }
-    };
-    let done: Vec<Done<'_>> = done.iter().map(|done| Done::new(done, format)).collect();
-    let (content_type, body) = match format {
-        Format::Json => {
-            let mut body = serde_json::to_vec(&done).unwrap_or_default();
-            body.push(b'\n');
-            ("application/json", body)
-        }
-        Format::MessagePack => ("application/msgpack", rmp_serde::to_vec_named(&done).unwrap_or_default()),
-    };
-    Reply::new(200, body).with_header("Content-Type", content_type).with_header("X-Content-Type-Options", "nosniff")
 }

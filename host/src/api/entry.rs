@@ -128,7 +128,8 @@ pub(super) fn problem(answer: Answer) -> Problem {
     }
 }
 
-/// The problem of a value that is longer than one may be, in bytes.
-pub(super) fn too_large(length: u64, value_max: u64) -> Problem {
-    Problem::new(413, format!("Value too large: {length} bytes, {value_max} is the most (--max-value)"))
+/// The problem of a value that is longer than the maximum, in bytes.
+pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
+    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
+    Problem::new(413, format!("Value too large: {length}{value_max} is the most (--max-value)"))
 }

@@ -1,13 +1,14 @@
 //! `/keys`: which keys there are, in byte order and page by page, and how many.
 
+use std::io;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::plugins::json;
+use super::plugins::{json, json_reply};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
-use crate::http::{Head, Reply};
+use crate::http::{Budget, Exhausted, Head, Reply};
 use crate::ops::{Listing, Ops, Viewer};
 
 /// The most keys and prefixes of one page, and as many as are given to who does not say.
@@ -77,7 +78,14 @@ struct Count {
 }
 
 /// The answer. Waits, for the disk and for plugins.
-pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: Arc<Head>, manner: Manner) -> Reply {
+pub(super) fn answer(
+    ops: &Arc<Ops>,
+    question: &Question,
+    query: String,
+    head: Arc<Head>,
+    budget: &'static Budget,
+    manner: Manner,
+) -> Reply {
     let viewer = Viewer { origin: head, query };
     let answered = match question {
         Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
@@ -88,10 +96,43 @@ pub(super) fn answer(ops: &Arc<Ops>, question: &Question, query: String, head: A
                 revision: entry.revision(),
                 content_type: entry.content_type(),
             });
-            json(&Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next })
+            let page = Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next };
+            within(budget, &page).unwrap_or_else(|_| no_memory(manner))
         }),
     };
     answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(manner))
+}
+
+/// The answer in JSON within the memory budget: its length is reserved before it is made.
+fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Reply, Exhausted> {
+    let mut length = Length(0);
+    // Counting does not fail.
+    let _ = serde_json::to_writer_pretty(&mut length, page);
+    let mut share = budget.share();
+    share.grow_to(length.0 + 1)?;
+    let mut body = Vec::with_capacity(length.0 as usize + 1);
+    let _ = serde_json::to_writer_pretty(&mut body, page);
+    body.push(b'\n');
+    Ok(json_reply(share.body(body)))
+}
+
+/// Counts the bytes that are written.
+struct Length(u64);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn no_memory(manner: Manner) -> Reply {
+    let fact = "Not enough memory for this answer beside other requests in flight; try again";
+    Problem::new(503, fact).with_header("Retry-After", "1").reply(manner)
 }
 
 /// The answer where too many others are under way.

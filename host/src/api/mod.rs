@@ -21,7 +21,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
-use crate::http::{BodyFault, Connections, Head, Method, Reply, Responder, Service};
+use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::store::owned_content_type;
@@ -34,16 +34,23 @@ use problem::{Manner, Problem};
 use range::Range;
 use requests::{Noted, Requests};
 
+/// Operations on more bytes than this run on threads of their own.
+const LARGE: usize = 64 << 10;
+
 /// The HTTP interface of a store.
 pub struct Api {
     ops: Arc<Ops>,
     value_max: u64,
+    budget: &'static Budget,
     access: Arc<Access>,
     reload: Arc<Reload>,
     requests: &'static Requests,
     connections: Arc<Connections>,
     /// For what takes longer than an operation.
     threads: Threads,
+    /// For operations with large values: copying those would hold up an event loop. Few threads, because each copy needs
+    /// memory beyond the budget.
+    large: Arc<Threads>,
     /// Held by each request for keys that is under way.
     listings: Arc<()>,
 }
@@ -79,13 +86,21 @@ impl Api {
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), Threads::new("admin"));
         let (connections, listings) = (Arc::default(), Arc::default());
-        Self { ops, value_max, access, reload, requests, connections, threads, listings }
+        let budget = Budget::new(u64::MAX);
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let large = Arc::new(Threads::at_most("large", cores));
+        Self { ops, value_max, budget, access, reload, requests, connections, threads, large, listings }
     }
 
     /// The same, and whether each request is logged.
     pub fn log_requests(self, logs: bool) -> Self {
         self.requests.log(logs);
         self
+    }
+
+    /// The same with a memory budget for requests in flight, in bytes.
+    pub fn memory_budget(self, limit: u64) -> Self {
+        Self { budget: Budget::new(limit), ..self }
     }
 
     /// Where an engine is to count its connections.
@@ -229,6 +244,10 @@ impl Service for Api {
         }
     }
 
+    fn budget(&self) -> &'static Budget {
+        self.budget
+    }
+
     fn body_max(&self, admitted: &Admitted) -> u64 {
         match admitted.target {
             Target::Batch(_) => batch::body_max(self.value_max),
@@ -238,15 +257,25 @@ impl Service for Api {
 
     fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
         let problem = match fault {
-            BodyFault::Encoded => Problem::new(411, "Transfer-Encoding is not accepted; send Content-Length"),
+            BodyFault::Encoded => {
+                Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
+            }
             BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
+            BodyFault::TwoLengths => Problem::new(400, "Content-Length and Transfer-Encoding exclude each other"),
             BodyFault::TooLarge { declared } => match admitted.target {
                 Target::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
             BodyFault::CutOff { came, declared } => {
-                Problem::new(400, format!("Body cut off: {came} of {declared} bytes came; nothing was written"))
+                let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
+                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
             }
+            BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
+            BodyFault::NoMemory => {
+                let fact = "Not enough memory for this body beside other requests in flight; try again";
+                Problem::new(503, fact).with_header("Retry-After", "1")
+            }
+            BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };
         admitted.noted.answered(problem.reply(Manner::of(&admitted.head)))
     }
@@ -263,20 +292,27 @@ impl Service for Api {
                 let origin = head;
                 let request =
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
-                self.ops.run(request, move |done, added| {
-                    answer(entry::reply(done, added, verb == Verb::Get, range, manner));
-                });
+                let finish = move |done, added| answer(entry::reply(done, added, verb == Verb::Get, range, manner));
+                if request.value.len() <= LARGE {
+                    self.ops.run(request, finish);
+                } else {
+                    let ops = Arc::clone(&self.ops);
+                    self.large.run(move || ops.run(request, finish));
+                }
             }
             Target::Batch(admitted) => {
-                batch::serve(&self.ops, &self.access, self.value_max, head, admitted, body, answer);
+                let (ops, access, large) = (Arc::clone(&self.ops), Arc::clone(&self.access), Arc::clone(&self.large));
+                let server = batch::Server { ops, access, value_max: self.value_max, large };
+                server.serve(head, admitted, body, answer);
             }
             Target::Keys { question, query } => {
                 let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
                 if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
                     return answer(keys::too_many(manner));
                 }
+                let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::answer(&ops, &question, query, head, manner);
+                    let reply = keys::answer(&ops, &question, query, head, budget, manner);
                     // A client may take its time to read, and is none of those who look for keys then.
                     drop(under_way);
                     answer(reply);

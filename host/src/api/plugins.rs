@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -180,6 +181,11 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, String>, manner: Manner) -> Rep
 pub(super) fn json(value: &impl Serialize) -> Reply {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
+    json_reply(body)
+}
+
+/// An answer that is JSON.
+pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
     Reply::new(200, body).with_header("Content-Type", "application/json").with_header("Cache-Control", "no-store")
 }
 

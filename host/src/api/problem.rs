@@ -71,6 +71,12 @@ impl Problem {
         Self { index: Some(index), key: key.map(Into::into), ..self }
     }
 
+    /// The same with a header field.
+    pub(super) fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     #[cfg(test)]
     pub(super) fn status(&self) -> u16 {
         self.status

@@ -3,7 +3,10 @@
 //! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
+mod framing;
+mod payload;
 mod places;
+mod watched;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -14,13 +17,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
@@ -28,18 +31,23 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use self::framing::Framing;
+use self::payload::Payload;
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
-use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
+use self::watched::{LINGER, Watched};
+use super::{
+    Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
+    Tls,
+};
 use crate::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
@@ -50,15 +58,12 @@ const ROUNDS_MAX: u32 = 3;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The longest head, in bytes. Its fields are at most 100, which is hyper's own limit.
 const HEAD_MAX: usize = 64 << 10;
+/// The most bytes that are read at once: a larger read would hold up the other connections of the event loop.
+const BUFFER_MAX: usize = 64 << 10;
 /// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
 /// can be kept.
 const SWALLOWED_BODY_MAX: u64 = 64 << 10;
 const AT_ONCE: Duration = Duration::from_millis(100);
-/// An answer of so many bytes is put together before it is written: to gather its parts costs the system more.
-const ONE_PIECE_MAX: usize = 1 << 10;
-/// How long what a client still sends is read after the answer that ends its connection: a connection that is closed
-/// with something unread is reset, and the client may lose the answer.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Connections at the most, whatever the system allows.
 const CONNECTIONS_MAX: usize = 1 << 15;
@@ -123,7 +128,7 @@ impl Hyper {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
         // A client may end its side when it has sent all, as `nc` does, and is answered.
-        builder.header_read_timeout(None).max_header_size(HEAD_MAX).half_close(true);
+        builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_MAX).half_close(true);
         let connections_max = connections_max();
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
@@ -327,7 +332,7 @@ impl<S: Service> Engine<S> {
         let mut stopping = self.stopping.clone();
         let builder = self.builder.clone();
         let connection = Arc::new(Connection::new(self, client));
-        let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
         let answering = Arc::clone(&connection);
         let service = service_fn(move |request| answering.answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
@@ -465,18 +470,21 @@ struct Connection<S: Service> {
     progress: AtomicU32,
     /// Whether a request is under way that has come whole: the client waits, and not the other way round.
     serves: AtomicBool,
-    /// Whether the answer is a stream.
+    /// Whether the answer is a stream that does not end by itself.
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
+    /// The framing of the head that is being received.
+    framing: Mutex<Framing>,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
         let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
-        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot: Slot::default() }
+        let (slot, framing) = (Slot::default(), Mutex::default());
+        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot, framing }
     }
 
     fn progresses(&self) {
@@ -501,59 +509,74 @@ impl<S: Service> Connection<S> {
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
         let head = head(&parts, self.client);
-        let length = head.body_len();
+        let length = match head.body_len() {
+            Ok(length) => self.framing.lock().end().map(|()| length),
+            fault => fault,
+        };
         let expects = head.headers.get("expect").is_some();
         let admitted = guarded(|| service.admit(head));
-        let declared = match length {
-            Ok(declared) => declared,
+        let length = match length {
+            Ok(length) => length,
             Err(fault) => {
                 let reply = admitted.map_or_else(|reply| reply, |admitted| service.refuse_body(admitted, fault));
                 return Answering::with(self.last(reply));
             }
         };
-        let connection = Arc::clone(self);
-        match admitted {
-            Ok(admitted) if declared == 0 => {
-                self.serve(admitted, Vec::new());
-                match self.slot.take() {
-                    Some(reply) => Answering::with(self.response(reply)),
-                    None => Answering::later(async move { connection.answered().await }),
-                }
-            }
-            Ok(admitted) if declared <= service.body_max(&admitted) => Answering::later(async move {
-                // Memory grows with what arrives, not with what was declared.
-                let mut bytes = Vec::with_capacity(declared.min(64 << 10) as usize);
-                if let Err(fault) = connection.read(body, declared, |piece| bytes.extend_from_slice(piece)).await {
-                    return connection.last(connection.engine.service.refuse_body(admitted, fault));
-                }
-                connection.serve(admitted, bytes);
-                connection.answered().await
-            }),
-            refused => {
-                let reply = refused.map_or_else(
-                    |reply| reply,
-                    |admitted| service.refuse_body(admitted, BodyFault::TooLarge { declared }),
-                );
-                if declared == 0 {
-                    return Answering::with(self.response(reply));
-                }
-                if expects || declared > SWALLOWED_BODY_MAX {
-                    return Answering::with(self.last(reply));
-                }
-                Answering::later(async move {
-                    let swallowed = timeout(AT_ONCE, connection.read(body, declared, |_| {})).await;
-                    if matches!(swallowed, Ok(Ok(()))) { connection.response(reply) } else { connection.last(reply) }
-                })
-            }
+        if length == BodyLength::Known(0) {
+            self.framing.lock().begin();
+            return match admitted {
+                Ok(admitted) => self.serve(admitted, Vec::new(), None),
+                Err(reply) => Answering::with(self.response(reply)),
+            };
         }
+        let refused = match admitted {
+            Err(reply) => reply,
+            Ok(admitted) => match Intake::new(length, service.body_max(&admitted), service.budget()) {
+                Ok(intake) => {
+                    let connection = Arc::clone(self);
+                    return Answering::later(async move {
+                        match connection.receive(body, intake).await {
+                            Ok((bytes, share)) => connection.serve(admitted, bytes, Some(share)).finished().await,
+                            Err(fault) => connection.last(connection.engine.service.refuse_body(admitted, fault)),
+                        }
+                    });
+                }
+                Err(fault) => service.refuse_body(admitted, fault),
+            },
+        };
+        self.refuse(refused, length, body, expects)
     }
 
-    /// Has it done. The answer comes into the slot, now or later.
-    fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>) {
+    /// Answers a request whose body nobody wants. One that is short and comes at once is read to its end, so that the
+    /// connection can be kept.
+    fn refuse(self: &Arc<Self>, reply: Reply, length: BodyLength, body: Incoming, expects: bool) -> Answering {
+        if expects || matches!(length, BodyLength::Known(length) if length > SWALLOWED_BODY_MAX) {
+            return Answering::with(self.last(reply));
+        }
+        let connection = Arc::clone(self);
+        Answering::later(async move {
+            let swallowed = timeout(AT_ONCE, connection.swallow(body)).await;
+            if swallowed == Ok(true) { connection.response(reply) } else { connection.last(reply) }
+        })
+    }
+
+    /// Runs the request. The response comes into the slot, now or later. The share of its body in the memory budget is
+    /// returned with it.
+    fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>, share: Option<Share>) -> Answering {
         let waiting = Arc::clone(self);
-        let responder = Responder::new(move |reply| waiting.slot.fill(reply));
+        let responder = Responder::new(move |reply| {
+            drop(share);
+            waiting.slot.fill(reply);
+        });
         // A panic leaves no answer but the responder's own.
         let _ = catch_unwind(AssertUnwindSafe(|| self.engine.service.serve(admitted, body, responder)));
+        match self.slot.take() {
+            Some(reply) => Answering::with(self.response(reply)),
+            None => {
+                let connection = Arc::clone(self);
+                Answering::later(async move { connection.answered().await })
+            }
+        }
     }
 
     /// The answer, when it has come.
@@ -565,7 +588,8 @@ impl<S: Service> Connection<S> {
     }
 
     fn response(&self, reply: Reply) -> Response<Payload> {
-        self.streams.store(matches!(reply.body, Body::Stream(_)), Ordering::Relaxed);
+        let is_endless = matches!(&reply.body, Body::Stream(stream) if !stream.ends());
+        self.streams.store(is_endless, Ordering::Relaxed);
         // Two more are added here.
         let mut headers = HeaderMap::with_capacity(reply.headers.len() + 2);
         headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
@@ -584,19 +608,46 @@ impl<S: Service> Connection<S> {
         response
     }
 
-    /// Reads a body of exactly this length, piece by piece.
-    async fn read(&self, mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
-        let mut came = 0;
-        while came < declared {
+    /// Receives a body to its end.
+    async fn receive(&self, mut body: Incoming, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
+        let began = Instant::now();
+        while !intake.is_full() {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-            let Some(Ok(frame)) = frame else { return Err(BodyFault::CutOff { came, declared }) };
-            if let Some(piece) = frame.data_ref() {
-                came += piece.len() as u64;
-                take(piece);
-                self.progresses();
+            let piece = match frame {
+                // Trailers mean nothing here.
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) if is_bad_chunk(&error) => return Err(BodyFault::BadChunk),
+                Some(Err(_)) => return Err(intake.cut_off()),
+                None => break,
+            };
+            self.progresses();
+            intake.push(&piece)?;
+            if !intake.is_full() {
+                intake.check_rate(began.elapsed())?;
             }
         }
-        Ok(())
+        self.framing.lock().begin();
+        intake.finish()
+    }
+
+    /// Reads a short body to its end, and says whether it has got there.
+    async fn swallow(&self, mut body: Incoming) -> bool {
+        let mut left = SWALLOWED_BODY_MAX;
+        loop {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            let Some(frame) = frame else {
+                self.framing.lock().begin();
+                return true;
+            };
+            let Some(rest) = frame.ok().and_then(|frame| {
+                let len = frame.data_ref().map_or(0, Bytes::len);
+                left.checked_sub(len as u64)
+            }) else {
+                return false;
+            };
+            self.progresses();
+            left = rest;
+        }
     }
 
     /// The answer that ends the connection.
@@ -606,6 +657,12 @@ impl<S: Service> Connection<S> {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     }
+}
+
+/// Whether a body ended because of malformed chunks, and not because the client ended the connection.
+fn is_bad_chunk(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
 /// A panic comes to 500.
@@ -698,6 +755,16 @@ impl Answering {
         Self::Now(Some(response))
     }
 
+    /// The response when it is there.
+    async fn finished(self) -> Response<Payload> {
+        match self {
+            Self::Now(Some(response)) => response,
+            Self::Later(response) => response.await,
+            // Taken already, which only polling does.
+            Self::Now(None) => std::future::pending().await,
+        }
+    }
+
     fn later(response: impl Future<Output = Response<Payload>> + Send + 'static) -> Self {
         Self::Later(Box::pin(response))
     }
@@ -715,227 +782,60 @@ impl Future for Answering {
     }
 }
 
-/// The body of a response.
-enum Payload {
-    Whole(Bytes),
-    Stream(Flow),
-}
-
-/// A body that comes piece by piece. hyper would take many before the client takes the first.
-struct Flow {
-    /// None at the end.
-    stream: Option<Box<dyn super::Stream>>,
-    /// Until when it may say nothing.
-    silence: Pin<Box<Sleep>>,
-    /// Shared with the piece that is on its way, if one is.
-    unsent: Arc<Mutex<Option<Waker>>>,
-}
-
-impl Payload {
-    fn new(body: Body) -> Self {
-        match body {
-            Body::Stream(stream) => {
-                let (silence, unsent) = (Box::pin(sleep(SILENCE)), Arc::default());
-                Self::Stream(Flow { stream: Some(stream), silence, unsent })
-            }
-            Body::Whole(bytes) => Self::Whole(bytes),
-        }
-    }
-}
-
-impl Flow {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
-        if Arc::strong_count(&self.unsent) > 1 {
-            *self.unsent.lock() = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        let bytes = match stream.poll(context) {
-            Poll::Ready(bytes) => bytes,
-            Poll::Pending => {
-                ready!(self.silence.as_mut().poll(context));
-                stream.silent()
-            }
-        };
-        self.silence.as_mut().reset(Instant::now() + SILENCE);
-        if bytes.is_none() {
-            self.stream = None;
-        }
-        let unsent = || Some(Unsent(Arc::clone(&self.unsent)));
-        Poll::Ready(bytes.map(|bytes| Piece { bytes: bytes.into(), _unsent: unsent() }))
-    }
-}
-
-/// Lets the next piece come when this one is sent.
-struct Unsent(Arc<Mutex<Option<Waker>>>);
-
-impl Drop for Unsent {
-    fn drop(&mut self) {
-        self.0.lock().take().into_iter().for_each(Waker::wake);
-    }
-}
-
-impl http_body::Body for Payload {
-    type Data = Piece;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
-        let piece = match &mut *self {
-            Self::Whole(bytes) if bytes.is_empty() => None,
-            Self::Whole(bytes) => Some(Piece { bytes: std::mem::take(bytes), _unsent: None }),
-            Self::Stream(flow) => ready!(flow.poll(context)),
-        };
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream(flow) => flow.stream.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(_) => SizeHint::default(),
-        }
-    }
-}
-
-/// What of a body is still to be sent.
-struct Piece {
-    bytes: Bytes,
-    _unsent: Option<Unsent>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-    }
-}
-
-/// A stream that tells its connection of its progress, and is closed only when nothing of an answer can be lost by it.
-struct Watched<I, S: Service> {
-    stream: I,
-    connection: Arc<Connection<S>>,
-    lingering: Option<Pin<Box<Sleep>>>,
-}
-
-impl<I, S: Service> Watched<I, S> {
-    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.connection.progresses();
-        }
-        written
-    }
-}
-
-impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, data);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let length: usize = data.iter().map(|part| part.len()).sum();
-        let written = if length <= ONE_PIECE_MAX {
-            let mut whole = SmallVec::<[u8; ONE_PIECE_MAX]>::new();
-            data.iter().for_each(|part| whole.extend_from_slice(part));
-            Pin::new(&mut self.stream).poll_write(context, &whole)
-        } else {
-            Pin::new(&mut self.stream).poll_write_vectored(context, data)
-        };
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.connection.lingers.load(Ordering::Relaxed) {
-                return Poll::Ready(Ok(()));
-            }
-        }
-        let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut rest = [0; 4096];
-        while lingering.as_mut().poll(context).is_pending() {
-            let mut rest = ReadBuf::new(&mut rest);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut rest))?;
-            if rest.filled().is_empty() {
-                break;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::{ReadBuf, duplex};
+
     use super::*;
+    use crate::http::Budget;
 
-    struct Nobody;
+    /// Answers each body with its length, and each fault with a status of its own.
+    struct Echo;
 
-    impl Service for Nobody {
+    impl Service for Echo {
         type Admitted = ();
 
         fn admit(&self, _: Arc<Head>) -> Result<(), Reply> {
             Ok(())
         }
 
+        fn budget(&self) -> &'static Budget {
+            Budget::new(1 << 20)
+        }
+
         fn body_max(&self, (): &()) -> u64 {
-            0
+            1 << 20
         }
 
-        fn refuse_body(&self, (): (), _: BodyFault) -> Reply {
-            Reply::internal_error()
+        fn refuse_body(&self, (): (), fault: BodyFault) -> Reply {
+            Reply::new(if fault == BodyFault::TooSlow { 408 } else { 400 }, &b""[..])
         }
 
-        fn serve(&self, (): (), _: Vec<u8>, _: Responder) {}
+        fn serve(&self, (): (), body: Vec<u8>, responder: Responder) {
+            responder.reply(Reply::new(200, body.len().to_string().into_bytes()));
+        }
     }
 
-    /// Whether a connection is given up within a minute in which this happens every second.
-    async fn is_given_up(each_second: impl Fn(&Connection<Nobody>)) -> bool {
-        let (_stop, stopping) = watch::channel(false);
-        let builder = http1::Builder::new();
-        let engine = Arc::new(Engine {
-            service: Arc::new(Nobody),
+    /// An engine, which serves as long as the first lives.
+    fn engine() -> (watch::Sender<bool>, Arc<Engine<Echo>>) {
+        let (stop, stopping) = watch::channel(false);
+        let mut builder = http1::Builder::new();
+        builder.header_read_timeout(None).half_close(true);
+        let engine = Engine {
+            service: Arc::new(Echo),
             tls: None,
             connections: Arc::default(),
             builder,
             stopping,
             connections_max: 1,
             places: Arc::new(Places::new(Vec::new())),
-        });
+        };
+        (stop, Arc::new(engine))
+    }
+
+    /// Whether a connection is given up within a minute in which this happens every second.
+    async fn is_given_up(each_second: impl Fn(&Connection<Echo>)) -> bool {
+        let (_stop, engine) = engine();
         let connection = Arc::new(Connection::new(engine, None));
         let seconds = async {
             for _ in 0..60 {
@@ -954,5 +854,97 @@ mod tests {
         assert!(is_given_up(|_| {}).await);
         assert!(!is_given_up(Connection::progresses).await);
         assert!(!is_given_up(|connection| connection.serves.store(true, Ordering::Relaxed)).await);
+    }
+
+    /// The first line of the answer to a body of 100 KiB of which so many bytes come every nine seconds.
+    async fn answer_to(framing: &str, bytes: usize) -> String {
+        let (_stop, engine) = engine();
+        let (client, server) = duplex(1 << 20);
+        tokio::spawn(engine.talk(server, None));
+        let (mut answers, mut client) = tokio::io::split(client);
+        let head = format!("PUT / HTTP/1.1\r\nHost: a\r\n{framing}\r\n");
+        let trickle = async {
+            let _ = client.write_all(head.as_bytes()).await;
+            for _ in 0..(100 << 10) / bytes {
+                let piece = vec![b'x'; bytes];
+                let _ = match framing.contains("chunked") {
+                    true => client.write_all(format!("{bytes:x}\r\n{}\r\n", "x".repeat(bytes)).as_bytes()).await,
+                    false => client.write_all(&piece).await,
+                };
+                sleep(Duration::from_secs(9)).await;
+            }
+            if framing.contains("chunked") {
+                let _ = client.write_all(b"0\r\n\r\n").await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut line = [0; 12];
+        tokio::select! {
+            () = trickle => {}
+            read = answers.read_exact(&mut line) => assert!(read.is_ok(), "no answer"),
+        }
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_408_and_a_slow_one_is_read() {
+        for framing in ["Content-Length: 102400\r\n", "Transfer-Encoding: chunked\r\n"] {
+            assert_eq!(answer_to(framing, 1).await, "HTTP/1.1 408", "{framing}");
+            assert_eq!(answer_to(framing, 8 << 10).await, "HTTP/1.1 408", "{framing}");
+            assert_eq!(answer_to(framing, 10 << 10).await, "HTTP/1.1 200", "{framing}");
+        }
+    }
+
+    /// A client that always has more to send, and takes all that it is sent.
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            into.put_slice(&vec![b'x'; into.remaining()]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_connection_with_more_to_move_lets_others_have_their_turn() {
+        let (_stop, engine) = engine();
+        let connection = Arc::new(Connection::new(engine, None));
+        let mut watched = Watched::new(Endless, connection);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut buffer = vec![0; BUFFER_MAX];
+        let data = vec![b'x'; 100 << 20];
+        for writes in [false, true] {
+            for _ in 0..3 {
+                let mut moved = 0;
+                loop {
+                    let polled = if writes {
+                        Pin::new(&mut watched).poll_write(&mut context, &data)
+                    } else {
+                        let mut buffer = ReadBuf::new(&mut buffer);
+                        let read = Pin::new(&mut watched).poll_read(&mut context, &mut buffer);
+                        read.map_ok(|()| buffer.filled().len())
+                    };
+                    match polled {
+                        Poll::Ready(count) => moved += count.expect("it never fails"),
+                        Poll::Pending => break,
+                    }
+                }
+                assert!((1..=256 << 10).contains(&moved), "{moved} bytes in one turn");
+            }
+        }
     }
 }

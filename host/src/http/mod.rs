@@ -1,5 +1,7 @@
 //! What every HTTP engine speaks: a request's head, a reply, and whoever waits for it. Knows no route and no store.
 
+mod body;
+mod budget;
 mod hyper;
 mod tiny;
 mod tls;
@@ -16,6 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+pub use self::body::Intake;
+pub use self::budget::{Budget, Exhausted, Share, default_limit};
 use self::hyper::Hyper;
 use self::tiny::Tiny;
 pub use self::tls::{Certificate, Tls, TlsError, TlsFiles};
@@ -213,23 +217,31 @@ impl Head {
         if is_name { str::from_utf8(id).ok() } else { None }
     }
 
-    /// How long the body is, by the rules of RFC 9112, section 6.3, made stricter: whatever two readers could read
-    /// differently is refused.
+    /// The length of the body, by the rules of RFC 9112, section 6.3, made stricter: framing that two readers could
+    /// interpret differently is refused.
     ///
     /// # Errors
     ///
-    /// The framing is not one this program accepts.
-    pub fn body_len(&self) -> Result<u64, BodyFault> {
-        if self.headers.get("transfer-encoding").is_some() {
-            return Err(BodyFault::Encoded);
-        }
+    /// This server does not accept the framing, and the bytes that follow are of no known request: the connection ends.
+    pub fn body_len(&self) -> Result<BodyLength, BodyFault> {
+        let mut codings = self.headers.all("transfer-encoding");
         let mut lengths = self.headers.all("content-length");
-        let Some(length) = lengths.next() else { return Ok(0) };
-        if lengths.next().is_some() || length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
-            return Err(BodyFault::BadLength);
+        match (codings.next(), lengths.next()) {
+            (None, None) => Ok(BodyLength::Known(0)),
+            (Some(_), Some(_)) => Err(BodyFault::TwoLengths),
+            (Some(coding), None) => {
+                let is_chunked = coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+                if is_chunked { Ok(BodyLength::Chunked) } else { Err(BodyFault::Encoded) }
+            }
+            (None, Some(length)) => {
+                if lengths.next().is_some() || length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+                    return Err(BodyFault::BadLength);
+                }
+                let length = str::from_utf8(length).ok().and_then(|length| length.parse().ok());
+                // Nobody could find the end of a body whose length has more digits than a number has room for.
+                length.map(BodyLength::Known).ok_or(BodyFault::TooLarge { declared: None })
+            }
         }
-        // More digits than a number has room for are a body too large for anybody.
-        Ok(str::from_utf8(length).ok().and_then(|length| length.parse().ok()).unwrap_or(u64::MAX))
     }
 }
 
@@ -243,25 +255,42 @@ fn make_id() -> String {
     format!("{:012x}-{:x}", *PROCESS >> 16, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// The length of a request's body, as its head declares it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// This many bytes; 0 for no body.
+    Known(u64),
+    /// The body comes in chunks, and the last one ends it.
+    Chunked,
+}
+
 /// What is wrong with a body.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum BodyFault {
-    /// It comes with Transfer-Encoding.
+    /// It comes with a Transfer-Encoding other than `chunked`.
     Encoded,
     /// Content-Length is no number, or there are two.
     BadLength,
-    /// It is longer than is read.
+    /// There are both Content-Length and Transfer-Encoding.
+    TwoLengths,
+    /// It is longer than the limit.
     TooLarge {
-        /// How long it says it is, in bytes.
-        declared: u64,
+        /// The declared length in bytes, if it is known.
+        declared: Option<u64>,
     },
     /// It ended early.
     CutOff {
-        /// How much came, in bytes.
+        /// The number of bytes that came.
         came: u64,
-        /// How much was declared.
-        declared: u64,
+        /// The declared length; none if it came in chunks.
+        declared: Option<u64>,
     },
+    /// Its chunks are malformed.
+    BadChunk,
+    /// The memory budget has no room for it.
+    NoMemory,
+    /// The client sends it too slowly.
+    TooSlow,
 }
 
 /// The body of a reply.
@@ -290,6 +319,11 @@ pub trait Stream: Send {
 
     /// What is sent after a [`SILENCE`]; none ends the stream.
     fn silent(&mut self) -> Option<Vec<u8>>;
+
+    /// Whether the stream ends by itself, as one of changes does not: then a stop waits for it.
+    fn ends(&self) -> bool {
+        false
+    }
 }
 
 /// How long a stream says nothing at the most: a client, or what stands between, may take a longer silence for an end.
@@ -381,6 +415,9 @@ pub trait Service: Send + Sync + 'static {
     /// The reply to a request whose body need not be read.
     fn admit(&self, head: Arc<Head>) -> Result<Self::Admitted, Reply>;
 
+    /// The memory budget that bodies count against.
+    fn budget(&self) -> &'static Budget;
+
     /// The longest body of a request that is read, in bytes.
     fn body_max(&self, admitted: &Self::Admitted) -> u64;
 
@@ -412,16 +449,29 @@ mod tests {
 
     #[test]
     fn a_body_that_two_readers_could_read_differently_is_refused() {
-        assert_eq!(head(&[]).body_len(), Ok(0));
-        assert_eq!(head(&[("Content-Length", "12")]).body_len(), Ok(12));
-        assert_eq!(head(&[("Content-Length", "99999999999999999999999")]).body_len(), Ok(u64::MAX));
+        assert_eq!(head(&[]).body_len(), Ok(BodyLength::Known(0)));
+        assert_eq!(head(&[("Content-Length", "12")]).body_len(), Ok(BodyLength::Known(12)));
+        let beyond = [("Content-Length", "18446744073709551616")];
+        assert_eq!(head(&beyond).body_len(), Err(BodyFault::TooLarge { declared: None }));
         for bad in ["-1", "+1", "", "1 2", "1,1", "0x10", "one"] {
             assert_eq!(head(&[("Content-Length", bad)]).body_len(), Err(BodyFault::BadLength), "{bad}");
         }
         let twice = [("Content-Length", "1"), ("content-length", "1")];
         assert_eq!(head(&twice).body_len(), Err(BodyFault::BadLength));
         let both = [("Content-Length", "1"), ("Transfer-Encoding", "chunked")];
-        assert_eq!(head(&both).body_len(), Err(BodyFault::Encoded));
+        assert_eq!(head(&both).body_len(), Err(BodyFault::TwoLengths));
+    }
+
+    #[test]
+    fn the_only_transfer_coding_is_chunked_once() {
+        for good in ["chunked", "Chunked", "CHUNKED"] {
+            assert_eq!(head(&[("Transfer-Encoding", good)]).body_len(), Ok(BodyLength::Chunked), "{good}");
+        }
+        for bad in ["", "gzip", "gzip, chunked", "chunked, chunked", "chunked;q=1", "xchunked", "identity"] {
+            assert_eq!(head(&[("Transfer-Encoding", bad)]).body_len(), Err(BodyFault::Encoded), "{bad}");
+        }
+        let twice = [("Transfer-Encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(head(&twice).body_len(), Err(BodyFault::Encoded));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::{self, Read};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,15 +26,11 @@ use tiny_http::{Listener, Server};
 
 use self::newcomers::Newcomers;
 use self::sockets::Closing;
-use super::{Body, BodyFault, Bound, Reply, Responder, Service};
+use super::{Body, BodyFault, BodyLength, Bound, Intake, Reply, Responder, Service, Share};
 use crate::threads::schedule_as_batch;
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
-
-/// A body that nobody wants is read to its end up to this length, in bytes, if it comes at once: so that the connection
-/// can be kept.
-const SWALLOWED_BODY_MAX: u64 = 64 << 10;
 
 /// The most workers of a server.
 const WORKERS_MAX: usize = 512;
@@ -268,38 +264,38 @@ impl<S: Service> Engine<S> {
         let length = head.body_len();
         let expects = head.headers.get("expect").is_some();
         let admitted = self.service.admit(head);
-        let declared = match length {
-            Ok(declared) => declared,
+        let length = match length {
+            Ok(length) => length,
             Err(fault) => {
                 let reply = admitted.map_or_else(|reply| reply, |admitted| self.service.refuse_body(admitted, fault));
                 return self.refuse(queue, request, reply);
             }
         };
-        let buffered = declared <= BUFFERED_BODY_MAX && !expects;
-        let (admitted, body) = match admitted {
-            Err(reply) if buffered => return self.respond(queue, request, reply),
-            Err(reply) if !expects && declared <= SWALLOWED_BODY_MAX => {
-                let swallowed = self.waiting(queue, || sockets::swallow(&mut request, declared, TIMEOUT));
-                if swallowed {
-                    return self.respond(queue, request, reply);
-                }
-                return self.refuse(queue, request, reply);
+        let is_buffered = matches!(length, BodyLength::Known(..=BUFFERED_BODY_MAX)) && !expects;
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(reply) if is_buffered || !expects && self.waiting(queue, || sockets::drain(&mut request, length)) => {
+                return self.respond(queue, request, reply);
             }
             Err(reply) => return self.refuse(queue, request, reply),
-            Ok(admitted) => {
-                let max = self.service.body_max(&admitted);
-                let body = if buffered {
-                    read_body(&mut request, declared, max)
-                } else {
-                    self.waiting(queue, || read_body(&mut request, declared, max))
-                };
-                match body {
-                    Ok(body) => (admitted, body),
-                    Err(fault) => {
-                        let reply = self.service.refuse_body(admitted, fault);
-                        return self.refuse(queue, request, reply);
-                    }
+        };
+        let max = self.service.body_max(&admitted);
+        let body = Intake::new(length, max, self.service.budget()).and_then(|intake| {
+            if is_buffered {
+                receive(&mut request, intake)
+            } else {
+                self.waiting(queue, || receive(&mut request, intake))
+            }
+        });
+        // What it takes of the memory budget is held until the response is sent.
+        let (body, _share) = match body {
+            Ok(body) => body,
+            Err(fault) => {
+                let reply = self.service.refuse_body(admitted, fault);
+                if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && !expects {
+                    self.waiting(queue, || sockets::drain(&mut request, length));
                 }
+                return self.refuse(queue, request, reply);
             }
         };
         let shape = wire::Shape::of(&request);
@@ -352,8 +348,17 @@ impl<S: Service> Engine<S> {
     fn refuse(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request, reply: Reply) {
         self.waiting(queue, || {
             let closes = request.remote_addr().and_then(|&client| self.closing.begin(client));
-            wire::send_last(request, reply);
-            drop(closes);
+            if wire::holds_a_body(&request) {
+                wire::send_last(request, reply);
+                drop(closes);
+            } else {
+                let shape = wire::Shape::last(&request);
+                let mut out = request.into_writer();
+                wire::send(&shape, &mut *out, &reply);
+                // In this order: tiny_http answers by itself what may follow and is no request.
+                drop(closes);
+                drop(out);
+            }
         });
     }
 
@@ -460,14 +465,23 @@ impl Awaited {
     }
 }
 
-/// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
-fn read_body(request: &mut tiny_http::Request, declared: u64, max: u64) -> Result<Vec<u8>, BodyFault> {
-    if declared > max {
-        return Err(BodyFault::TooLarge { declared });
+/// Reads a body to its end.
+fn receive(request: &mut tiny_http::Request, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
+    let began = Instant::now();
+    let mut piece = [0; 16 << 10];
+    while !intake.is_full() {
+        match request.as_reader().read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => intake.push(&piece[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(BodyFault::BadChunk),
+            // The client left, or has sent nothing for too long.
+            Err(_) => return Err(intake.cut_off()),
+        }
+        intake.check_rate(began.elapsed())?;
     }
-    let mut body = Vec::with_capacity(declared.min(64 * 1024) as usize);
-    // A failure to read is a client that left or stopped sending; tiny_http ends a body that was cut off as if it were whole.
-    let _ = request.as_reader().take(declared).read_to_end(&mut body);
-    let came = body.len() as u64;
-    if came < declared { Err(BodyFault::CutOff { came, declared }) } else { Ok(body) }
+    // tiny_http ends a chunked body that was cut off as if it were whole.
+    if !intake.is_full() && request.body_length().is_none() && !sockets::is_open(request) {
+        return Err(intake.cut_off());
+    }
+    intake.finish()
 }

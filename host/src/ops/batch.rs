@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ask::by_host;
-use super::change::decide;
+use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
 use crate::plugins::{Chain, Origin, Subject, Verb};
-use crate::store::{Change, Changes, Decision, Draft, Entry, Update};
+use crate::store::{Change, Changes, Decision, Entry, Update};
 use crate::threads::Threads;
 
 /// What a client asked for to be done in one step.
@@ -102,6 +102,9 @@ fn change(
     finish: impl FnOnce(Outcome) + Send + 'static,
 ) {
     let mut left = room;
+    let made =
+        |Operation { verb, key, value, content_type, .. }: &Operation| made_early(*verb, key, value, content_type);
+    let mut made: Vec<Option<Entry>> = batch.operations.iter().map(made).collect();
     let decide = |before: &[Change], current: Option<&Entry>| {
         let index = before.len();
         if index == 0 {
@@ -114,9 +117,7 @@ fn change(
         } else {
             let decided = batch.about(index, |subject| decide(&chain, subject, &operation.conditions, current));
             decided.map(|details| match details {
-                Some(details) => {
-                    Decision::Write(Draft { value: &operation.value, content_type: &operation.content_type, details })
-                }
+                Some(details) => written(&mut made[index], &operation.value, &operation.content_type, details),
                 None => Decision::Remove,
             })
         };

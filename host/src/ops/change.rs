@@ -23,10 +23,9 @@ pub(super) fn change(
     // The decision is made now, the rest when it is kept: both need the request.
     let request = Arc::new(request);
     let subject = request.subject();
+    let mut made = made_early(request.verb, &request.key, &request.value, &request.content_type);
     let decide = |current: Option<&Entry>| match decide(&chain, &subject, &request.conditions, current) {
-        Ok(Some(details)) => {
-            Decision::Write(Draft { value: &request.value, content_type: &request.content_type, details })
-        }
+        Ok(Some(details)) => written(&mut made, &request.value, &request.content_type, details),
         Ok(None) => Decision::Remove,
         Err(answer) => Decision::Keep(answer),
     };
@@ -49,6 +48,28 @@ pub(super) fn change(
         }
     };
     ops.store.update(&request.key, decide, move |update| aside(threads, move || finish(update)));
+}
+
+/// A larger value is copied before its shard is locked, in bytes.
+const COPIED_EARLY: usize = 4 << 10;
+
+/// The entry that is to be written, where its value is large: made without details, which come with the lock.
+pub(super) fn made_early(verb: Verb, key: &str, value: &[u8], content_type: &str) -> Option<Entry> {
+    let is_large = value.len() > COPIED_EARLY && matches!(verb, Verb::Post | Verb::Put);
+    is_large.then(|| Entry::made(key, &Draft { value, content_type, details: Vec::new() }))
+}
+
+/// The decision to write a value with these details.
+pub(super) fn written<'a, R>(
+    made: &mut Option<Entry>,
+    value: &'a [u8],
+    content_type: &'a str,
+    details: Vec<u8>,
+) -> Decision<'a, R> {
+    match made.take().filter(|_| details.is_empty()) {
+        Some(entry) => Decision::Put(entry),
+        None => Decision::Write(Draft { value, content_type, details }),
+    }
 }
 
 /// What becomes of an entry that is locked: it is written, with these details; or it is removed; or why not.

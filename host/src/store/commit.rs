@@ -7,7 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -82,6 +82,8 @@ pub(super) struct Commit {
     /// it before a sync that succeeds says anything.
     syncing: Mutex<()>,
     writer: Mutex<Writer>,
+    /// Whether a thread writes what was queued, and looks at the queue again when it has.
+    writing: AtomicBool,
     /// The last revision that was given.
     given: AtomicU64,
     /// All changes up to this revision that were not taken back are kept, as far as `fsync` promises.
@@ -149,6 +151,7 @@ impl Commit {
             queue: Mutex::default(),
             queued: Condvar::new(),
             syncing: Mutex::default(),
+            writing: AtomicBool::new(false),
             given: AtomicU64::new(revision),
             kept: AtomicU64::new(revision),
             undone: AtomicU64::new(0),
@@ -211,11 +214,20 @@ impl Commit {
         Ok(())
     }
 
-    /// Has what was queued written. To the system's memory that is quick, and whoever comes first does it for all that
-    /// have queued; to the disk the committer does it.
+    /// Has what was queued written. To the system's memory that is quick, and the first thread does it for all that have
+    /// queued; to the disk the committer does it. The others do not wait for it: its record may be a large one.
     pub(super) fn pushed(&self, map: &Map) {
-        if self.fsync != Fsync::Always {
-            self.write_queued(map).into_iter().for_each(Finish::tell);
+        if self.fsync == Fsync::Always {
+            return;
+        }
+        while !self.writing.swap(true, Ordering::AcqRel) {
+            let finished = self.write_queued(map);
+            self.writing.store(false, Ordering::Release);
+            finished.into_iter().for_each(Finish::tell);
+            // What was queued by a thread that found this one writing.
+            if self.queue.lock().pending.is_empty() {
+                return;
+            }
         }
     }
 
@@ -509,22 +521,33 @@ impl Writer {
     }
 
     /// Appends records, and syncs them where the time of that is to be noted. The error says whether it was the sync that
-    /// failed.
+    /// failed. However many records there are, the buffer holds little more than the largest.
     fn append(&mut self, pending: &[Pending], syncs: Option<&Histogram>) -> Result<(), (io::Error, bool)> {
+        let mut at = self.at;
         self.buffer.clear();
         if self.synced > self.marked {
             log::put_mark(&mut self.buffer, self.salt, self.synced);
         }
         for pending in pending {
+            if self.buffer.len() > BUFFER_KEPT {
+                self.file.write_at(at, &self.buffer).map_err(|error| (error, false))?;
+                at += self.buffer.len() as u64;
+                self.buffer.clear();
+            }
+            let len: usize = pending.changes().map(log::len_of).sum();
+            if len > BUFFER_KEPT {
+                self.buffer.reserve_exact(len);
+            }
             log::put_changes(&mut self.buffer, self.salt, pending.changes());
         }
-        self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
+        self.file.write_at(at, &self.buffer).map_err(|error| (error, false))?;
+        at += self.buffer.len() as u64;
         if let Some(syncs) = syncs {
-            self.make_room();
+            self.make_room(at);
             synced(&*self.file, syncs).map_err(|error| (error, true))?;
         }
         self.marked = self.synced;
-        self.at += self.buffer.len() as u64;
+        self.at = at;
         if syncs.is_some() {
             self.synced = self.at;
         }
@@ -536,8 +559,7 @@ impl Writer {
 
     /// Sees to it that the next records take the place of zeros, once there are none: who syncs a file that has grown writes
     /// its new length as well. As much again as the log has, so that a short one stays short.
-    fn make_room(&mut self) {
-        let end = self.at + self.buffer.len() as u64;
+    fn make_room(&mut self, end: u64) {
         if end > self.room {
             let zeros = end.clamp(ROOM_MIN, ROOM_MAX);
             // Where the disk is too full for them, the file grows by its records.

@@ -1,6 +1,7 @@
 //! One entry: key, media type, details and value in one allocation, shared by whoever reads it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use triomphe::ThinArc;
@@ -41,7 +42,24 @@ struct Header {
     details_len: u32,
 }
 
+/// A buffer larger than this is freed after use, in bytes.
+const SCRATCH_KEPT: usize = 1 << 20;
+
 impl Entry {
+    /// Makes an entry that is not in a store, and has no revision yet.
+    pub fn made(key: &str, draft: &Draft<'_>) -> Self {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let entry = Self::new(key, draft, 0, scratch);
+            if scratch.capacity() > SCRATCH_KEPT {
+                *scratch = Vec::new();
+            }
+            entry
+        })
+    }
+
     /// Makes an entry. `scratch` is overwritten; a caller that makes many keeps it.
     pub(super) fn new(key: &str, draft: &Draft<'_>, revision: u64, scratch: &mut Vec<u8>) -> Self {
         let content_type = if draft.content_type == DEFAULT_CONTENT_TYPE { "" } else { draft.content_type };
@@ -53,6 +71,8 @@ impl Entry {
         };
         debug_assert!(key.len() <= u16::MAX.into() && content_type.len() <= u16::MAX.into());
         scratch.clear();
+        // All at once: a buffer that grows by doubling could need twice as much.
+        scratch.reserve_exact(key.len() + content_type.len() + draft.details.len() + draft.value.len());
         for part in [key.as_bytes(), content_type.as_bytes(), &draft.details, draft.value] {
             scratch.extend_from_slice(part);
         }

@@ -131,6 +131,12 @@ pub(super) fn put_changes<'a>(out: &mut Vec<u8>, salt: u32, changes: impl Iterat
     }
 }
 
+/// The most bytes that a change takes in a record, its frame included.
+pub(super) fn len_of(change: &Change) -> usize {
+    const REST: usize = 64;
+    change.after.as_ref().or(change.before.as_ref()).map_or(0, |entry| entry.len() + REST)
+}
+
 fn put_write(out: &mut Vec<u8>, entry: &Entry) {
     put!(write_array_len(out, 6));
     put!(write_uint(out, 1));

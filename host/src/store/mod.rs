@@ -16,7 +16,6 @@ mod repair;
 mod snapshot;
 mod windows;
 
-use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::Path;
@@ -74,6 +73,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub enum Decision<'a, R> {
     /// It is written.
     Write(Draft<'a>),
+    /// It is written as this entry, which was made before the lock was taken: copying a large value takes a while.
+    Put(Entry),
     /// It is removed.
     Remove,
     /// It stays, for this reason; and so do all that were to change with it.
@@ -316,9 +317,6 @@ impl Store {
         mut decide: impl FnMut(&[Change], Option<&Entry>) -> Decision<'a, R>,
         finish: impl FnOnce(Update<R, Changes>) + Send + 'static,
     ) {
-        thread_local! {
-            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
         let Shared { map, commit, .. } = &*self.shared;
         if let Some(error) = commit.closed() {
             return finish(Update::Closed(error));
@@ -347,9 +345,10 @@ impl Store {
                 Decision::Show => (before.clone(), before, false),
                 Decision::Hide => (None, before, false),
                 Decision::Remove => (before, None, true),
-                Decision::Write(draft) => {
-                    let after = SCRATCH.with_borrow_mut(|scratch| Entry::new(key, &draft, 0, scratch));
-                    (before, Some(after), true)
+                Decision::Write(draft) => (before, Some(Entry::made(key, &draft)), true),
+                Decision::Put(entry) => {
+                    debug_assert_eq!(entry.key(), *key, "an entry is put under its own key");
+                    (before, Some(entry), true)
                 }
             };
             count += u64::from(changed);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 use tiny_http::Listener;
 
-use crate::http::Bound;
+use crate::http::{BodyLength, Bound};
 
 /// How long a client that is still sending may take to read the last response of its connection.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long what comes at once may take.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// How long a body that nobody wants is read, and after which pause no more.
+const DRAINED_FOR: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
 /// The most connections that linger.
 const LINGERING_MAX: usize = 64;
 /// By then nothing of a connection that was closed is in the queue any more.
@@ -48,14 +49,55 @@ pub(super) fn has_room() -> bool {
     files.iter().all(Result::is_ok)
 }
 
-/// Reads a body that nobody wants, if all of it comes at once. Returns whether it has.
-pub(super) fn swallow(request: &mut tiny_http::Request, declared: u64, timeout: Duration) -> bool {
+/// Reads a body that nobody wants, as long as it comes without a pause. Many clients read no response before they have sent
+/// all of their request. Returns whether the body has come to its end, so that the connection can be kept.
+pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength) -> bool {
     let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
-    // All handles of a socket share its timeout.
-    let _ = stream.set_read_timeout(Some(AT_ONCE));
-    let swallowed = io::copy(&mut request.as_reader().take(declared), &mut io::sink());
-    let _ = stream.set_read_timeout(Some(timeout));
-    swallowed.is_ok_and(|came| came == declared)
+    let (began, mut came, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
+    while length != BodyLength::Known(came) && began.elapsed() < DRAINED_FOR && comes(&stream) {
+        match request.as_reader().read(&mut piece) {
+            Ok(0) => return length == BodyLength::Chunked && is_open(request),
+            Ok(length) => came += length as u64,
+            Err(_) => return false,
+        }
+    }
+    length == BodyLength::Known(came)
+}
+
+/// Whether a client is sending.
+fn comes(stream: &TcpStream) -> bool {
+    let began = Instant::now();
+    loop {
+        match peek(stream) {
+            Some(length) => return length > 0,
+            None if began.elapsed() > PAUSE => return false,
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Whether a request's client has not ended its side of the connection, as far as can be told.
+pub(super) fn is_open(request: &tiny_http::Request) -> bool {
+    let stream = request.remote_addr().and_then(|&client| find(client));
+    stream.is_some_and(|(stream, _)| peek(&stream) != Some(0))
+}
+
+/// How many bytes can be read, one at most; none where nothing has come, 0 at the end.
+fn peek(stream: &TcpStream) -> Option<usize> {
+    #[cfg(unix)]
+    {
+        use rustix::net::{RecvFlags, recv};
+        match recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, length)) => Some(length),
+            Err(rustix::io::Errno::AGAIN) => None,
+            Err(_) => Some(0),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = stream;
+        Some(0)
+    }
 }
 
 /// The listening socket of a tiny_http server, whose thread closes it when it ends.

@@ -19,8 +19,8 @@ const STREAMS_MAX: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<S: Service> Engine<S> {
-    /// Sends a stream to its end. While it writes no stop waits for it: a write cannot be ended here, however long the client
-    /// takes to read.
+    /// Sends a stream to its end. While one writes that does not end by itself, no stop waits for it: a write cannot be ended
+    /// here, however long the client takes to read.
     pub(super) fn stream(
         &self,
         shape: &Shape,
@@ -46,11 +46,15 @@ impl<S: Service> Engine<S> {
         let mut in_flight = Some(in_flight);
         while let Some(bytes) = next {
             slot.writes_since(Some(Instant::now()));
-            in_flight = None;
+            if !stream.ends() {
+                in_flight = None;
+            }
             if out.write_all(&bytes).and_then(|()| out.flush()).is_err() || shape.is_head {
                 return;
             }
-            in_flight.clone_from(&self.in_flight.lock());
+            if in_flight.is_none() {
+                in_flight.clone_from(&self.in_flight.lock());
+            }
             if !slot.writes_since(None) || in_flight.is_none() {
                 break;
             }

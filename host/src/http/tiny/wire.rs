@@ -36,6 +36,16 @@ impl Shape {
         };
         Self { version, is_head: *request.method() == tiny_http::Method::Head, connection }
     }
+
+    /// That of the last response of a connection.
+    pub(super) fn last(request: &tiny_http::Request) -> Self {
+        Self { connection: Some(b"close"), ..Self::of(request) }
+    }
+}
+
+/// Whether tiny_http would read the rest of a body before a response can be sent, were the request only dropped.
+pub(super) fn holds_a_body(request: &tiny_http::Request) -> bool {
+    request.body_length().is_some_and(|length| length > 0)
 }
 
 /// A request's head.

@@ -1,0 +1,199 @@
+//! Collects the body of a request piece by piece, within its limit and the memory budget.
+
+use std::time::Duration;
+
+use super::budget::{Budget, SMALL, Share};
+use super::{BodyFault, BodyLength};
+
+/// Bodies of at most this length are not counted, in bytes: the number of connections bounds them.
+const UNCOUNTED: usize = 4 << 10;
+/// A client may send slower than [`RATE_MIN`] for this long.
+const SLOW_MAX: Duration = Duration::from_secs(30);
+/// The minimum rate of a body on average, in bytes per second.
+const RATE_MIN: u64 = 1 << 10;
+
+/// The body of a request that is being received. Its memory grows with what arrives, never with what was declared.
+#[derive(Debug)]
+pub struct Intake {
+    bytes: Vec<u8>,
+    length: BodyLength,
+    /// The longest body, in bytes: what is declared, if it is.
+    max: u64,
+    share: Share,
+}
+
+impl Intake {
+    /// A body of which nothing has arrived.
+    ///
+    /// # Errors
+    ///
+    /// It is declared to be longer than `max`.
+    pub fn new(length: BodyLength, max: u64, budget: &'static Budget) -> Result<Self, BodyFault> {
+        let max = match length {
+            BodyLength::Known(declared) if declared > max => {
+                return Err(BodyFault::TooLarge { declared: Some(declared) });
+            }
+            BodyLength::Known(declared) => declared,
+            BodyLength::Chunked => max,
+        };
+        Ok(Self { bytes: Vec::new(), length, max, share: budget.share() })
+    }
+
+    /// Adds the piece that has arrived.
+    ///
+    /// # Errors
+    ///
+    /// The body is too long, or there is no memory for it.
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyFault> {
+        let len = self.bytes.len() + piece.len();
+        if len as u64 > self.max {
+            return Err(BodyFault::TooLarge { declared: None });
+        }
+        if len > self.bytes.capacity() {
+            self.make_room(len)?;
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// Makes room for at least `len` bytes, and for half as much again as there was: so the bytes are moved a few times only.
+    fn make_room(&mut self, len: usize) -> Result<(), BodyFault> {
+        let capacity = self.bytes.capacity();
+        let wanted = (capacity + capacity / 2).max(SMALL as usize);
+        let room = wanted.min(usize::try_from(self.max).unwrap_or(usize::MAX)).max(len);
+        if room > UNCOUNTED {
+            self.share.grow_to(room as u64).map_err(|_| BodyFault::NoMemory)?;
+        }
+        self.bytes.try_reserve_exact(room - self.bytes.len()).map_err(|_| BodyFault::NoMemory)
+    }
+
+    /// The number of bytes that have arrived.
+    pub fn came(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Whether all bytes of a known length have arrived. The end of a chunked body is its last chunk.
+    pub fn is_full(&self) -> bool {
+        self.length == BodyLength::Known(self.came())
+    }
+
+    /// Checks the average rate, `elapsed` after the head of the request.
+    ///
+    /// # Errors
+    ///
+    /// The client sends too slowly.
+    pub fn check_rate(&self, elapsed: Duration) -> Result<(), BodyFault> {
+        if elapsed > SLOW_MAX && self.came() < elapsed.as_secs() * RATE_MIN { Err(BodyFault::TooSlow) } else { Ok(()) }
+    }
+
+    /// The whole body, and its share of the memory budget, to be held until the request has been answered.
+    ///
+    /// # Errors
+    ///
+    /// Less has arrived than was declared.
+    pub fn finish(self) -> Result<(Vec<u8>, Share), BodyFault> {
+        match self.length {
+            BodyLength::Known(declared) if self.came() < declared => Err(self.cut_off()),
+            _ => Ok((self.bytes, self.share)),
+        }
+    }
+
+    /// The fault of a body whose client ended the connection before the end of the body.
+    pub fn cut_off(&self) -> BodyFault {
+        let declared = match self.length {
+            BodyLength::Known(declared) => Some(declared),
+            BodyLength::Chunked => None,
+        };
+        BodyFault::CutOff { came: self.came(), declared }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u64 = 10 << 20;
+
+    fn intake(length: BodyLength, budget: &'static Budget) -> Intake {
+        Intake::new(length, MAX, budget).expect("it is not too long")
+    }
+
+    #[test]
+    fn a_body_is_what_arrived_in_pieces() {
+        for length in [BodyLength::Known(12), BodyLength::Chunked] {
+            let mut intake = intake(length, Budget::new(MAX));
+            for piece in ["one ", "two ", "", "last"] {
+                assert!(!intake.is_full());
+                assert_eq!(intake.push(piece.as_bytes()), Ok(()));
+            }
+            assert_eq!(intake.is_full(), length != BodyLength::Chunked);
+            let (bytes, _) = intake.finish().expect("it is whole");
+            assert_eq!(bytes, b"one two last");
+        }
+    }
+
+    #[test]
+    fn a_body_over_its_limit_is_too_large_as_soon_as_that_is_known() {
+        let budget = Budget::new(MAX);
+        let declared = Intake::new(BodyLength::Known(MAX + 1), MAX, budget).map(drop);
+        assert_eq!(declared, Err(BodyFault::TooLarge { declared: Some(MAX + 1) }));
+        let mut chunked = Intake::new(BodyLength::Chunked, 10, budget).expect("nothing is declared");
+        assert_eq!(chunked.push(&[0; 10]), Ok(()));
+        assert_eq!(chunked.push(&[0]), Err(BodyFault::TooLarge { declared: None }));
+    }
+
+    #[test]
+    fn a_body_takes_memory_as_it_arrives_and_returns_it_with_its_share() {
+        let budget = Budget::new(MAX);
+        let mut intake = intake(BodyLength::Known(MAX), budget);
+        assert_eq!((budget.used(), intake.bytes.capacity()), (0, 0));
+        let piece = vec![1; 100_000];
+        while !intake.is_full() {
+            let left = (MAX - intake.came()).min(piece.len() as u64) as usize;
+            assert_eq!(intake.push(&piece[..left]), Ok(()));
+            assert!(budget.used() >= intake.came());
+            assert!(budget.used() <= intake.came() * 3 / 2, "{} for {}", budget.used(), intake.came());
+        }
+        let (bytes, share) = intake.finish().expect("it is whole");
+        assert_eq!((bytes.len(), bytes.capacity(), budget.used()), (MAX as usize, MAX as usize, MAX));
+        drop(share);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_small_body_is_not_counted() {
+        let budget = Budget::new(0);
+        let mut intake = intake(BodyLength::Known(4096), budget);
+        assert_eq!(intake.push(&[1; 4096]), Ok(()));
+        assert!(intake.is_full());
+    }
+
+    #[test]
+    fn a_body_beyond_the_budget_finds_no_memory() {
+        let budget = Budget::new(1 << 20);
+        let mut first = intake(BodyLength::Chunked, budget);
+        assert_eq!(first.push(&vec![0; 900 << 10]), Ok(()));
+        let mut second = intake(BodyLength::Chunked, budget);
+        assert_eq!(second.push(&vec![0; 200 << 10]), Err(BodyFault::NoMemory));
+        drop(first);
+        assert_eq!(second.push(&vec![0; 200 << 10]), Ok(()));
+    }
+
+    #[test]
+    fn a_body_that_ends_early_is_cut_off() {
+        let mut intake = intake(BodyLength::Known(5), Budget::new(MAX));
+        assert_eq!(intake.push(b"four"), Ok(()));
+        assert_eq!(intake.finish().map(drop), Err(BodyFault::CutOff { came: 4, declared: Some(5) }));
+    }
+
+    #[test]
+    fn a_body_is_too_slow_after_half_a_minute_below_the_minimum_rate() {
+        let mut intake = intake(BodyLength::Known(MAX), Budget::new(MAX));
+        assert_eq!(intake.push(&[0; 100]), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(30)), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(31)), Err(BodyFault::TooSlow));
+        assert_eq!(intake.push(&vec![0; 100 << 10]), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(100)), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(101)), Err(BodyFault::TooSlow));
+    }
+}
