@@ -192,7 +192,7 @@ fn an_answer_that_json_makes_six_times_as_long_is_never_in_memory_as_a_whole() {
             assert!(length > 6 * LENGTH, "{engine}: {length} bytes");
         }
         let grown = memory(&server, "VmHWM:").saturating_sub(before);
-        assert!(grown < 20 << 10, "{engine}: {grown} KiB more for answers of {} MiB each", 6 * LENGTH >> 20);
+        assert!(grown < 20 << 10, "{engine}: {grown} KiB more for answers of {} MiB each", (6 * LENGTH) >> 20);
     }
 }
 
