@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -79,8 +80,7 @@ pub fn serve(
         Engine::hyper(listener, tls, service.connections(), service)
     };
     let engine = engine.map_err(|error| Failure::new([error]))?;
-    // The line that scripts wait for. Nobody may be there to read it.
-    let _ = writeln!(std::io::stdout(), "listening on {address}");
+    announce(address)?;
 
     ops.plugins().serve();
     notify::ready();
@@ -119,6 +119,15 @@ pub fn serve(
     ops.store().close().map_err(|error| Failure::new([error]))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that
+/// stands still.
+fn announce(address: String) -> Result<(), Failure> {
+    let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
+        let _ = writeln!(std::io::stdout(), "listening on {address}");
+    });
+    announced.map(drop).map_err(|error| Failure::new([error]))
 }
 
 /// What the configuration's word on access comes to, where only this machine reaches the address, or where others do.
