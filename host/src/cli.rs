@@ -222,6 +222,13 @@ impl Failure {
         &self.lines
     }
 
+    /// Prints it to standard error.
+    pub fn report(&self) {
+        for line in &self.lines {
+            logging::say(&format!("vkog: {line}"));
+        }
+    }
+
     /// The exit status: 2 for a wrong command line, else 1.
     pub fn status(&self) -> u8 {
         if self.usage { 2 } else { 1 }

@@ -6,9 +6,7 @@ use vkog::{cli, logging};
 
 fn main() -> ExitCode {
     let code = cli::parse().and_then(cli::run).unwrap_or_else(|failure| {
-        for line in failure.lines() {
-            logging::say(&format!("vkog: {line}"));
-        }
+        failure.report();
         ExitCode::from(failure.status())
     });
     logging::flush(logging::PATIENCE);
