@@ -157,7 +157,7 @@ fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine, "--log-format", "text", "--log-requests"]).config(CONFIG);
         let server = setup.start();
-        for forged in ["\n2026-01-01T00:00:00Z ERROR forged", "\r2026\u{1b}[2J", "%0AERROR%0Dforged%1B"] {
+        for forged in ["\n2001-01-01T00:00:00Z:forged", "\r2001\u{1b}[2J", "%0AERROR%0Dforged%1B"] {
             for token in ["reader", "unknown"] {
                 let mut wire = server.wire();
                 let fields = format!("Host: a\r\nAuthorization: Bearer {token}\r\nX-Request-Id: a\r\n");
@@ -170,7 +170,7 @@ fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
         assert!(log.contains("refused Delete /k/a"), "{log}");
         for line in log.lines() {
             assert!(
-                line.starts_with("20") && !line.starts_with("2026-01-01") && !line.contains('\u{1b}'),
+                line.starts_with("20") && !line.starts_with("2001") && !line.contains('\u{1b}'),
                 "{line:?} in {log}"
             );
         }
