@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +10,7 @@ use ureq::http::Method;
 use crate::commands::plugins::new::CrateName;
 use crate::commands::{self, client, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
+use crate::logging;
 use crate::plugins::Plugin;
 use crate::serve;
 
@@ -222,6 +222,13 @@ impl Failure {
         &self.lines
     }
 
+    /// Prints it to standard error.
+    pub fn report(&self) {
+        for line in &self.lines {
+            logging::say(&format!("vkog: {line}"));
+        }
+    }
+
     /// The exit status: 2 for a wrong command line, else 1.
     pub fn status(&self) -> u8 {
         if self.usage { 2 } else { 1 }
@@ -283,7 +290,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         }
         Some(Command::Plugins(PluginsCommand::Check { libraries, config, json })) => {
             let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
-            start_log(Some(LogFormat::Text));
+            logging::start(Some(LogFormat::Text));
             Ok(commands::plugins::check::check(&libraries, &config, json))
         }
         Some(Command::Completions { shell }) => Ok(shell::completions(Cli::command(), shell)),
@@ -293,7 +300,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
         Some(Command::Import { store, input }) => {
             // What recovery has to say goes to the log.
-            start_log(Some(LogFormat::Text));
+            logging::start(Some(LogFormat::Text));
             commands::import::import(&store.file, input.as_deref())
         }
     }
@@ -302,23 +309,13 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
 fn serve_with(args: ServeArgs) -> Result<ExitCode, Failure> {
     let configured = move || configured(args.options.clone(), args.config.as_deref());
     let config = configured()?;
-    start_log(config.log_format);
+    logging::start(config.log_format);
     serve::serve(config, configured)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn configured(options: Options, file: Option<&Path>) -> Result<Config, ConfigError> {
     Config::new(options, file.map(File::read).transpose()?.unwrap_or_default())
-}
-
-fn start_log(format: Option<LogFormat>) {
-    let terminal = std::io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
-    match format {
-        LogFormat::Text => log.with_ansi(terminal).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
 }
 
 /// What a plugin is, in one line.

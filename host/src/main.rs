@@ -2,15 +2,13 @@
 
 use std::process::ExitCode;
 
-use vkog::cli;
+use vkog::{cli, logging};
 
 fn main() -> ExitCode {
-    let failure = match cli::parse().and_then(cli::run) {
-        Ok(code) => return code,
-        Err(failure) => failure,
-    };
-    for line in failure.lines() {
-        eprintln!("vkog: {line}");
-    }
-    ExitCode::from(failure.status())
+    let code = cli::parse().and_then(cli::run).unwrap_or_else(|failure| {
+        failure.report();
+        ExitCode::from(failure.status())
+    });
+    logging::flush(logging::PATIENCE);
+    code
 }

@@ -1,9 +1,10 @@
 //! A bar on standard error for whatever takes over a second, where that is a terminal.
 
+use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -18,7 +19,8 @@ pub struct Bar {
     state: Arc<State>,
     /// Dropped to end the thread that draws.
     stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Disconnected when that thread has ended.
+    ended: Option<Receiver<Infallible>>,
 }
 
 #[derive(Default)]
@@ -30,13 +32,18 @@ struct State {
 impl Bar {
     /// A bar for something that begins now, as it is called in the middle of a line: "loading local.vkog".
     pub fn new(what: impl Into<String>) -> Self {
-        let mut bar = Self { state: Arc::default(), stop: None, thread: None };
+        let mut bar = Self { state: Arc::default(), stop: None, ended: None };
         if std::io::stderr().is_terminal() {
             let (stop, stopped) = bounded(0);
             let (state, what) = (Arc::clone(&bar.state), what.into());
-            bar.thread =
-                thread::Builder::new().name("progress".to_owned()).spawn(move || draw(&state, what, &stopped)).ok();
-            bar.stop = Some(stop);
+            let (ending, ended) = bounded::<Infallible>(0);
+            let drawn = thread::Builder::new().name("progress".to_owned()).spawn(move || {
+                let _ending = ending;
+                draw(&state, what, &stopped);
+            });
+            if drawn.is_ok() {
+                (bar.stop, bar.ended) = (Some(stop), Some(ended));
+            }
         }
         bar
     }
@@ -51,8 +58,9 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        // A terminal may stand still, and then the bar stays.
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.recv_timeout(PATIENCE);
         }
     }
 }

@@ -1,11 +1,17 @@
 //! A server from its configuration to its clean stop: the one place where all the parts meet.
 
+mod reload;
+mod stop;
+
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded, select_biased};
+use parking_lot::Mutex;
 use socket2::SockRef;
 
 use crate::api::{Access, Api, Reload};
@@ -14,10 +20,12 @@ use crate::config::{self, Config, ConfigError, Http, Listen};
 use crate::http::{Bound, Certificate, Engine, Tls};
 use crate::notify;
 use crate::ops::Ops;
-use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
+use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
 use crate::store::{LocalDisk, Lock, Options, Store};
+
+use self::reload::Reloader;
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,15 +43,88 @@ pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    // Before anything is opened: a signal during a long start stops it as cleanly.
+    // Before anything is opened. This thread waits for nothing but signals, so that a stop is heard whatever a start, a
+    // reload or a snapshot waits for.
     let signals = signals().map_err(|error| Failure::new([error]))?;
+    let (tell, told) = bounded(1);
+    let starting = thread::Builder::new().name("start".to_owned()).spawn(move || {
+        let _ = tell.send(start(config, configured));
+    });
+    starting.map_err(|error| Failure::new([error]))?;
+    let mut early = Vec::new();
+    let running = loop {
+        select_biased! {
+            recv(signals) -> signal => match signal {
+                Ok(Signal::Stop) => stop::before_serving(),
+                Ok(other) => early.push(other),
+                Err(_) => return Err(Failure::new(["cannot wait for signals"])),
+            },
+            recv(told) -> started => break started.map_err(|_| Failure::new(["the start failed"]))??,
+        }
+    };
+    let Running { ops, engine, reload, address, listen, file, lock: _lock } = running;
+    announce(address)?;
+    ops.plugins().serve();
+    notify::ready();
+    let reloads = Chore::new("reload", move || {
+        notify::reloading();
+        if let Err(error) = reload() {
+            tracing::error!("{error}");
+        }
+        notify::ready();
+    })?;
+    let snapshots = Chore::new("snapshots", {
+        let ops = Arc::clone(&ops);
+        move || match ops.store().snapshot() {
+            Ok(()) => tracing::info!("wrote {}", file.display()),
+            Err(error) => tracing::error!("no snapshot: {error}"),
+        }
+    })?;
+    for signal in early.into_iter().chain(signals.iter()) {
+        match signal {
+            Signal::Stop => break,
+            Signal::Reload => reloads.ask(),
+            Signal::Snapshot => snapshots.ask(),
+        }
+    }
+    let begun = Instant::now();
+    tracing::info!("stopping");
+    ops.store().end_watches();
+    notify::stopping();
+    if !stop::drain(engine) {
+        tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
+    }
+    if let Listen::Unix(path) = &listen {
+        let _ = std::fs::remove_file(path);
+    }
+    stop::close(&ops, begun)?;
+    tracing::info!("stopped");
+    Ok(())
+}
 
+/// A server that runs.
+struct Running {
+    ops: Arc<Ops>,
+    engine: Engine,
+    reload: Arc<Reload>,
+    address: String,
+    listen: Listen,
+    file: PathBuf,
+    /// Held until the store is closed.
+    lock: Lock,
+}
+
+/// Opens the store, loads the plugins, and serves.
+fn start(
+    config: Config,
+    configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+) -> Result<Running, Failure> {
     let failure = |error| Failure::new([error]);
     let tls = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| Failure::new([error]))?;
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
-    let _lock = Lock::take(&config.file).map_err(failure)?;
+    let lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
     let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
@@ -59,10 +140,14 @@ pub fn serve(
         tracing::warn!("--open on {address}, which others reach: whoever comes may read and write everything");
     }
     let access = Arc::new(Access::new(allowed));
-    let reload: Arc<Reload> = Arc::new({
-        let (ops, access, tls) = (Arc::clone(&ops), Arc::clone(&access), tls.clone());
-        move || reload(&ops, &access, tls.as_deref(), local, &configured)
-    });
+    let reloader = Reloader {
+        ops: Arc::clone(&ops),
+        access: Arc::clone(&access),
+        tls: tls.clone(),
+        is_local: local,
+        configured: Mutex::new(configured),
+    };
+    let reload: Arc<Reload> = Arc::new(move || reloader.reload());
     let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
     let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     let tiny = config.http == Http::Tiny;
@@ -79,46 +164,31 @@ pub fn serve(
         Engine::hyper(listener, tls, service.connections(), service)
     };
     let engine = engine.map_err(|error| Failure::new([error]))?;
-    // The line that scripts wait for. Nobody may be there to read it.
-    let _ = writeln!(std::io::stdout(), "listening on {address}");
+    Ok(Running { ops, engine, reload, address, listen: config.listen, file: config.file, lock })
+}
 
-    ops.plugins().serve();
-    notify::ready();
-    while let Ok(first) = signals.recv() {
-        // However often the same was asked for meanwhile, once will do; to stop comes first.
-        let asked: Vec<Signal> = std::iter::once(first).chain(signals.try_iter()).collect();
-        if asked.contains(&Signal::Stop) {
-            break;
-        }
-        if asked.contains(&Signal::Reload) {
-            notify::reloading();
-            if let Err(error) = reload() {
-                tracing::error!("nothing was reloaded: {error}");
-            }
-            notify::ready();
-        }
-        if asked.contains(&Signal::Snapshot) {
-            match ops.store().snapshot() {
-                Ok(()) => tracing::info!("wrote {}", config.file.display()),
-                Err(error) => tracing::error!("no snapshot: {error}"),
-            }
-        }
+/// Work that a signal asks for, on a thread of its own. However often it is asked for meanwhile, it is done once more.
+struct Chore(Sender<()>);
+
+impl Chore {
+    fn new(name: &str, work: impl Fn() + Send + 'static) -> Result<Self, Failure> {
+        let (ask, asked) = bounded(1);
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || asked.iter().for_each(|()| work()));
+        thread.map(|_| Self(ask)).map_err(|error| Failure::new([error]))
     }
-    tracing::info!("stopping");
-    ops.store().end_watches();
-    notify::stopping();
-    let drained = engine.stop(PATIENCE);
-    if !drained {
-        tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
+
+    fn ask(&self) {
+        let _ = self.0.try_send(());
     }
-    if let Listen::Unix(path) = &config.listen {
-        let _ = std::fs::remove_file(path);
-    }
-    // Before the store is closed: a thread of a plugin that asks it would wait for ever.
-    ops.plugins().stop(if drained { PATIENCE } else { Duration::ZERO });
-    ops.store().close().map_err(|error| Failure::new([error]))?;
-    tracing::info!("stopped");
-    Ok(())
+}
+
+/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that
+/// stands still.
+fn announce(address: String) -> Result<(), Failure> {
+    let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
+        let _ = writeln!(std::io::stdout(), "listening on {address}");
+    });
+    announced.map(drop).map_err(|error| Failure::new([error]))
 }
 
 /// What the configuration's word on access comes to, where only this machine reaches the address, or where others do.
@@ -135,50 +205,6 @@ fn allowed(access: config::Access, local: bool) -> Result<config::Access, &'stat
                   may in [[access.tokens]] of the configuration, or say --open",
         ),
     }
-}
-
-/// Reads the configuration once more and takes in what has changed of the plugins, of who may do what, and of the
-/// certificate.
-fn reload(
-    ops: &Ops,
-    access: &Access,
-    tls: Option<&Tls>,
-    local: bool,
-    configured: &impl Fn() -> Result<Config, ConfigError>,
-) -> Result<Vec<Taken>, String> {
-    let config = configured().map_err(|error| error.to_string())?;
-    let allowed = allowed(config.access, local)?;
-    // All that can be wrong comes before the first change.
-    let certificate = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| error.to_string())?;
-    if tls.is_some() != certificate.is_some() {
-        return Err("cannot begin or end to speak TLS at a reload; start anew".to_owned());
-    }
-    let source = config.plugins;
-    let taken = ops.reload(&source).map_err(|error| match &source.folder {
-        Some(folder) => unreadable(folder, &error),
-        None => error.to_string(),
-    })?;
-    if access.set(allowed) {
-        tracing::info!("took in who may do what");
-    }
-    if let (Some(tls), Some(certificate)) = (tls, certificate)
-        && tls.set(certificate)
-    {
-        tracing::info!("took in another certificate");
-    }
-    for Taken { path, name, outcome } in &taken {
-        let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
-        match outcome {
-            Outcome::Kept => tracing::debug!("{name} ({path}) has not changed"),
-            Outcome::Loaded => tracing::info!("loaded {name} ({path})"),
-            Outcome::Reloaded => tracing::info!("reloaded {name} ({path})"),
-            Outcome::Reconfigured => tracing::info!("{name} ({path}) took in its new settings"),
-            Outcome::Removed => tracing::info!("removed {name} ({path})"),
-            Outcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
-        }
-    }
-    ops.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
-    Ok(taken)
 }
 
 fn unreadable(folder: &Path, error: &std::io::Error) -> String {

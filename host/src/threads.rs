@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use parking_lot::{Condvar, Mutex};
 
 /// How long a thread waits for the next job.
@@ -38,6 +39,24 @@ pub fn give_way() {
     if let Err(error) = rustix::process::nice(19) {
         tracing::debug!("a snapshot runs beside requests as one of them: {error}");
     }
+}
+
+/// Runs a job on a thread of its own. Returns `None` where it has not returned within this time, or has panicked: it is left
+/// to itself then, and what it returns is dropped on its thread.
+pub fn within<T: Send + 'static>(
+    name: &str,
+    patience: Duration,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    // Without room: either it is handed over, or the other keeps it.
+    let (give, given) = bounded(0);
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _ = give.send(job());
+    });
+    if let Err(error) = spawned {
+        tracing::error!("no thread for {name}: {error}");
+    }
+    given.recv_timeout(patience).ok()
 }
 
 thread_local! {

@@ -87,11 +87,20 @@ impl Running {
     /// Starts a command, without anything on its standard input.
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
+        Self::start_with_stderr(command, Stdio::piped())
+    }
+
+    /// Starts a command with this as its standard error, which is collected only where it is a new pipe.
+    #[track_caller]
+    pub fn start_with_stderr(command: &mut Command, stderr: Stdio) -> Self {
         let what = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
         let stdout = Output::collect(child.stdout.take().expect("it is piped"));
-        let stderr = Output::collect(child.stderr.take().expect("it is piped"));
+        let stderr = match child.stderr.take() {
+            Some(stderr) => Output::collect(stderr),
+            None => Output::collect(std::io::empty()),
+        };
         Self { child, what, stdout, stderr }
     }
 

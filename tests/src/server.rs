@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -221,6 +221,12 @@ impl Setup {
         Server::serve(self, self.vkog().args(arguments.into_iter().map(Into::into)))
     }
 
+    /// Starts the server with this as its standard error.
+    #[track_caller]
+    pub fn start_with_stderr(&self, stderr: Stdio) -> Server {
+        Server::listen(self, Running::start_with_stderr(&mut self.serving(), stderr))
+    }
+
     /// Starts the server by a command of one's own.
     #[track_caller]
     pub fn start_by(&self, command: &mut Command) -> Server {
@@ -267,14 +273,18 @@ impl Deref for Server {
 impl Server {
     #[track_caller]
     fn serve(setup: &Setup, command: &mut Command) -> Self {
-        let process = Running::start(command);
+        Self::listen(setup, Running::start(command))
+    }
+
+    #[track_caller]
+    fn listen(setup: &Setup, process: Running) -> Self {
         if !process.stdout.wait_for(|text| text.contains('\n')) {
             panic!("it does not listen: {}", process.wait());
         }
         let line = process.stdout.text();
         let before = format!("listening on {}", setup.scheme());
         let address = line.strip_prefix(&before).and_then(|rest| rest.strip_suffix('\n'));
-        let address = address.unwrap_or_else(|| panic!("{command:?} says {line:?}")).to_owned();
+        let address = address.unwrap_or_else(|| panic!("it says {line:?}: {}", process.stderr.text())).to_owned();
         let client = setup.client(&address, &process);
         Self { process, address, client, setup: setup.clone() }
     }

@@ -29,8 +29,10 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("limits", Some("a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served"), "needs ulimit"),
     ("limits", Some("a_unix_socket_is_served_by_either_engine"), UNIX_SOCKET),
     ("loading", Some("a_plugin_whose_panics_would_abort_is_refused"), "needs a std for Windows that can abort"),
+    ("log_reader", None, "needs a pipe as standard error"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
+    ("stopping", None, "needs signals, one after the other"),
     (
         "tls",
         Some("a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is_broken"),

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::requests::{CLASSES, METHODS, Requests};
 use crate::counting::Histogram;
 use crate::http::{Connections, Reply};
+use crate::logging;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, Member, Metric};
 use crate::store::Fsync;
@@ -77,6 +78,11 @@ impl Collector for Numbers {
         self.requests(&mut encoder)?;
         self.connections(&mut encoder)?;
         self.syncs(&mut encoder)?;
+        let help = "Log lines that were dropped, because standard error was not read, full or closed";
+        counter(
+            encoder.encode_descriptor("vkog_log_lines_dropped", help, None, MetricType::Counter)?,
+            logging::dropped(),
+        )?;
         let chain = self.ops.plugins().chain();
         hooks(&mut encoder, &chain)?;
         let mut quarantined = encoder.encode_descriptor(

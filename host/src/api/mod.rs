@@ -30,6 +30,7 @@ use crate::threads::Threads;
 pub use access::Access;
 use access::Scope;
 use openapi::Methods;
+pub use plugins::ReloadError;
 use problem::{Manner, Problem};
 use range::Range;
 use requests::{Noted, Requests};
@@ -55,8 +56,8 @@ pub struct Api {
     listings: Arc<()>,
 }
 
-/// Takes in what has changed of the configuration, or says why nothing could be.
-pub type Reload = dyn Fn() -> Result<Vec<Taken>, String> + Send + Sync;
+/// Takes in what has changed of the configuration, or says what could not be.
+pub type Reload = dyn Fn() -> Result<Vec<Taken>, ReloadError> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {

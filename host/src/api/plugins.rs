@@ -1,6 +1,8 @@
 //! `/plugins`: what is loaded and how it behaves; and `/plugins/reload`, for those who may.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -152,11 +154,40 @@ struct TakenIn {
     error: Option<String>,
 }
 
+/// Why a reload did not do all that it was asked to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// The configuration, or a file that it names, cannot be used. Nothing was changed.
+    Nothing(Box<dyn Error + Send + Sync>),
+    /// The plugin folder cannot be read. Who may do what, and the certificate, are as the configuration says.
+    Plugins(Box<dyn Error + Send + Sync>),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing(error) => write!(f, "nothing was reloaded: {error}"),
+            Self::Plugins(error) => write!(f, "plugins were not reloaded, access and certificate were: {error}"),
+        }
+    }
+}
+
+impl Error for ReloadError {}
+
 /// What a reload did. 409 if one of the plugins could not be taken in: the others were.
-pub(super) fn reloaded(taken: Result<Vec<Taken>, String>, manner: Manner) -> Reply {
+pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -> Reply {
     let taken = match taken {
         Ok(taken) => taken,
-        Err(error) => return Problem::new(409, format!("Nothing was reloaded: {error}")).reply(manner),
+        Err(error) => {
+            let fact = match error {
+                ReloadError::Nothing(error) => format!("Nothing was reloaded: {error}"),
+                ReloadError::Plugins(error) => {
+                    format!("Plugins were not reloaded, access and certificate were: {error}")
+                }
+            };
+            return Problem::new(409, fact).reply(manner);
+        }
     };
     let failed = taken.iter().any(|taken| matches!(taken.outcome, Outcome::Failed(_)));
     let plugins = taken.into_iter().map(|Taken { path, name, outcome }| {

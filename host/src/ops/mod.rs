@@ -20,7 +20,8 @@ pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
 use crate::plugins::{
-    Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, Source, Subject, Taken, Verb,
+    Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
+    Verb,
 };
 use crate::store::{Entry, Store, StoreError};
 use crate::threads::Threads;
@@ -119,13 +120,16 @@ impl Ops {
     /// # Errors
     ///
     /// The folder cannot be read. Nothing has changed then.
-    pub fn reload(&self, source: &Source) -> std::io::Result<Vec<Taken>> {
+    pub fn reload(self: &Arc<Self>, source: &Source) -> std::io::Result<Vec<Taken>> {
         self.plugins.reload(source, &self.scan())
     }
 
-    /// Gives every entry to a function.
-    fn scan(&self) -> impl Fn(&mut Each<'_>) {
-        |each| self.store.for_each(|entry| each(entry.key(), seen(entry)))
+    /// Gives every entry to a function. No shard is locked meanwhile: a plugin is called, and may never return.
+    fn scan(self: &Arc<Self>) -> SharedScan {
+        let ops = Arc::clone(self);
+        Arc::new(move |each: &mut Each<'_>| {
+            ops.store.with_prefix("").for_each(|entry| each(entry.key(), seen(&entry)));
+        })
     }
 
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::sha256::Sha256;
 
@@ -192,6 +193,13 @@ pub enum LoadFault {
         /// What the panic said.
         said: String,
     },
+    /// At a reload, its code did not return in time.
+    NoReturn {
+        /// What was called.
+        place: &'static str,
+        /// How long it had.
+        patience: Duration,
+    },
 }
 
 impl LoadFault {
@@ -244,6 +252,7 @@ impl LoadFault {
             Self::CreatePanicked { .. } => "create-panicked",
             Self::StartFailed { .. } => "start-failed",
             Self::StartPanicked { .. } => "start-panicked",
+            Self::NoReturn { .. } => "no-return",
         }
     }
 }
@@ -379,6 +388,11 @@ impl fmt::Display for LoadFault {
             Self::StartPanicked { name, said } => {
                 write!(f, "plugin \"{name}\" panicked while it started: {said}; report it to its author")
             }
+            Self::NoReturn { place, patience } => write!(
+                f,
+                "its {place} did not return within {patience:?} and was abandoned; reload again when what it waits for is \
+                 there, or report it to its author"
+            ),
         }
     }
 }

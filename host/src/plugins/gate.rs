@@ -83,6 +83,12 @@ impl Gate {
         wait_until(patience, || Arc::strong_count(&self.chain.lock()) == 1)
     }
 
+    /// Lets go of the chain, while the gate is closed for good.
+    pub(super) fn forget(&self) {
+        let none = Arc::clone(&self.shut);
+        drop(std::mem::replace(&mut *self.chain.lock(), none));
+    }
+
     /// Lets everybody in, into this chain. Returns the one before.
     pub(super) fn open(&self, chain: Arc<Chain>) -> Arc<Chain> {
         let before = std::mem::replace(&mut *self.chain.lock(), Arc::clone(&chain));

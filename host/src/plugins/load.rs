@@ -3,13 +3,17 @@
 //! boundary, the table of hooks.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use vkog_plugin_api::Stage;
 use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
 use vkog_plugin_api::chain::{Failed, Member, Port};
@@ -21,6 +25,7 @@ use super::trust::Image;
 use crate::sha256::Sha256;
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
+#[derive(Clone)]
 pub struct Library {
     path: PathBuf,
     sha256: Sha256,
@@ -29,12 +34,33 @@ pub struct Library {
     api_version: String,
 }
 
-/// A plugin that was created. When it and the chains it is in are dropped the plugin is destroyed; its library stays open
+/// A plugin that was created. When all of its clones and the chains it is in are dropped the plugin is destroyed; its library stays open
 /// until the process ends, because abi_stable keeps references into it.
+#[derive(Clone)]
 pub struct Plugin {
     library: Library,
     table: Table,
     member: Arc<Member>,
+}
+
+/// Drops plugins, each on a thread of its own, which destroys those that nothing else holds. Returns the names of those that
+/// have not returned by the deadline; they are left to themselves.
+pub(super) fn destroy(plugins: Vec<Plugin>, deadline: Instant) -> Vec<&'static str> {
+    let mut ended = Vec::with_capacity(plugins.len());
+    for plugin in plugins {
+        let name = plugin.member().name();
+        let (ending, end) = bounded(0);
+        let thread = thread::Builder::new().name(format!("drop {name}")).spawn(move || {
+            let _ending: Sender<Infallible> = ending;
+            drop(plugin);
+        });
+        if let Err(error) = thread {
+            tracing::debug!(plugin = name, "it was destroyed on this thread: no further one: {error}");
+        }
+        ended.push((name, end));
+    }
+    ended.retain(|(_, end)| end.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout));
+    ended.into_iter().map(|(name, _)| name).collect()
 }
 
 /// The libraries in a folder, in the order of their names.

@@ -1,25 +1,30 @@
 //! The plugins that are loaded now, and how others take their place while requests are under way.
+//!
+//! Code of a plugin that nobody waits for in a request (its creation, start, tick, new settings, end) runs on threads of its
+//! own, without a lock, and for a limited time: one that never returns holds up neither others' reload nor the stop.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
-use vkog_plugin_api::chain::{Chain, Failed, Member, Port, Scan};
+use vkog_plugin_api::chain::{Chain, Each, Port};
 
-use super::error::{LoadError, LoadFault};
+use super::error::LoadError;
+use super::exchange::{Candidate, Exchange, not_quiet};
 use super::gate::{Entered, Gate, wait_until};
-use super::load::{Library, Plugin, libraries};
-use super::terms::{Settings, Table};
-use super::trust::Image;
+use super::load::{Plugin, destroy, libraries};
+use super::terms::Settings;
+use super::ticker::Ticker;
 
 /// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
-/// that was replaced is destroyed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// that was replaced is destroyed; and how long a plugin may take at a reload to be created, to start, to end a tick.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Gives every entry of the store to a function, from any thread, without a lock held meanwhile.
+pub type SharedScan = Arc<dyn Fn(&mut Each<'_>) + Send + Sync>;
 
 /// Where plugins come from, and what is said of them.
 #[derive(Clone, Debug, Default)]
@@ -64,17 +69,12 @@ pub enum Outcome {
 pub struct Registry {
     gate: Gate,
     port: Arc<Port>,
-    /// Locked while plugins are exchanged, by [`with_loaded`](Self::with_loaded).
+    /// Held by a reload from its beginning to its end.
+    reloading: Mutex<()>,
+    /// Locked for moments, by [`with_loaded`](Self::with_loaded): no plugin is called meanwhile.
     loaded: Mutex<Loaded>,
     /// A plugin came into quarantine, and the chain does not know of it yet.
     stale: AtomicBool,
-}
-
-/// What others have replaced, and may still be under way.
-struct Retired {
-    tickers: Vec<Ticker>,
-    chain: Arc<Chain>,
-    plugins: Vec<Plugin>,
 }
 
 struct Loaded {
@@ -82,6 +82,17 @@ struct Loaded {
     order: Vec<String>,
     tickers: Vec<Ticker>,
     serving: bool,
+    /// The gate is closed while plugins start at a reload.
+    exchanging: bool,
+    /// The gate is closed for good.
+    stopped: bool,
+}
+
+/// What others have replaced, and may still be under way.
+struct Retired {
+    tickers: Vec<Ticker>,
+    chain: Option<Arc<Chain>>,
+    plugins: Vec<Plugin>,
 }
 
 impl Registry {
@@ -96,11 +107,13 @@ impl Registry {
     }
 
     fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
-        let loaded = Mutex::new(Loaded { plugins, order, tickers: Vec::new(), serving: false });
-        Self { gate: Gate::new(chain), port, loaded, stale: AtomicBool::new(false) }
+        let tickers = Vec::new();
+        let loaded = Loaded { plugins, order, tickers, serving: false, exchanging: false, stopped: false };
+        let (gate, loaded, stale) = (Gate::new(chain), Mutex::new(loaded), AtomicBool::new(false));
+        Self { gate, port, reloading: Mutex::default(), loaded, stale }
     }
 
-    /// Does something while no plugin is exchanged, or exchanges them.
+    /// Does something with what is loaded, which is short and calls no plugin.
     fn with_loaded<R>(&self, run: impl FnOnce(&mut Loaded) -> R) -> R {
         let result = run(&mut self.loaded.lock());
         self.renew();
@@ -133,24 +146,23 @@ impl Registry {
         &self.port
     }
 
-    /// Looks at what is loaded, and in which chain. No plugin is exchanged meanwhile.
+    /// Looks at what is loaded, and in which chain. No plugin takes another's place meanwhile.
     pub fn look<R>(&self, look: impl FnOnce(&[Plugin], &Chain, &[String]) -> R) -> R {
         self.with_loaded(|loaded| look(&loaded.plugins, &self.chain(), &loaded.order))
     }
 
-    /// Tells the plugins what the store holds, before anything is served.
+    /// Tells the plugins what the store holds, before anything is served. Waits for them as long as they take.
     ///
     /// # Errors
     ///
     /// The first plugin that refuses to start.
-    pub fn start(&self, scan: Scan<'_>) -> Result<(), LoadError> {
-        self.with_loaded(|loaded| {
-            self.chain().members().iter().try_for_each(|member| {
-                let plugin = loaded.plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
-                member.start(scan).map_err(|failed| match plugin {
-                    Some(plugin) => plugin.start_fault(failed),
-                    None => unreachable!("what is linked refuses nothing: {failed:?}"),
-                })
+    pub fn start(&self, scan: &SharedScan) -> Result<(), LoadError> {
+        let plugins = self.with_loaded(|loaded| loaded.plugins.clone());
+        self.chain().members().iter().try_for_each(|member| {
+            let plugin = plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
+            member.start(&**scan).map_err(|failed| match plugin {
+                Some(plugin) => plugin.start_fault(failed),
+                None => unreachable!("what is linked refuses nothing: {failed:?}"),
             })
         })
     }
@@ -163,17 +175,32 @@ impl Registry {
         });
     }
 
-    /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way may take
-    /// so long to end; what is still under way then keeps its plugins.
-    pub fn stop(&self, patience: Duration) {
-        self.with_loaded(|loaded| {
-            loaded.serving = false;
-            loaded.tickers.clear();
-            self.port.close();
-            self.gate.close(patience);
-            drop(self.gate.open(chain(&[], &[])));
-            loaded.plugins.clear();
+    /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way and plugins
+    /// have until the deadline; what then has not returned is left to itself. Returns what that is, in words for the log.
+    pub fn stop(&self, deadline: Instant) -> Vec<String> {
+        let (tickers, plugins) = self.with_loaded(|loaded| {
+            // A reload that is under way finds this, and changes nothing any more.
+            (loaded.serving, loaded.stopped) = (false, true);
+            (std::mem::take(&mut loaded.tickers), std::mem::take(&mut loaded.plugins))
         });
+        let mut abandoned: Vec<String> =
+            Ticker::end(tickers, deadline).into_iter().map(|name| format!("the tick of plugin \"{name}\"")).collect();
+        self.port.close();
+        if self.gate.close(deadline.saturating_duration_since(Instant::now())) {
+            // The gate stays closed: nothing passes without the plugins.
+            self.gate.forget();
+        } else {
+            let names: Vec<_> = plugins.iter().map(Plugin::name).collect();
+            abandoned.push(format!("a request in a hook of a plugin ({})", names.join(", ")));
+        }
+        let names = destroy(plugins, deadline).into_iter();
+        abandoned.extend(names.map(|name| format!("the end of plugin \"{name}\"")));
+        abandoned
+    }
+
+    /// Whether a reload is under way.
+    pub fn is_reloading(&self) -> bool {
+        self.reloading.is_locked()
     }
 
     /// Makes the chain anew after a plugin came into quarantine.
@@ -192,6 +219,10 @@ impl Registry {
                 return;
             }
             let Some(loaded) = self.loaded.try_lock() else { return };
+            // Who has closed the gate comes here when it is open.
+            if loaded.exchanging || loaded.stopped {
+                return;
+            }
             if self.stale.swap(false, SeqCst) {
                 drop(self.gate.open(chain(&loaded.plugins, &loaded.order)));
             }
@@ -199,8 +230,8 @@ impl Registry {
     }
 
     /// Takes in what has changed in the folder and in the configuration: libraries that are new or have other bytes, those
-    /// that are gone, other settings. A plugin in quarantine is made anew. Each on its own: of one that cannot be taken in
-    /// the old goes on. `scan` gives every entry of the store to a function.
+    /// that are gone, other settings. A plugin in quarantine is made anew. Each on its own: of one that cannot be taken in,
+    /// or does not return in time, the old goes on.
     ///
     /// A plugin that counts what the store holds (it has a `start` hook) is exchanged while nothing is under way: requests
     /// wait as long. For any other, requests under way end in the old one, and those that begin when this has returned
@@ -209,69 +240,78 @@ impl Registry {
     /// # Errors
     ///
     /// The folder cannot be read. Nothing has changed then.
-    pub fn reload(&self, source: &Source, scan: Scan<'_>) -> std::io::Result<Vec<Taken>> {
+    pub fn reload(&self, source: &Source, scan: &SharedScan) -> std::io::Result<Vec<Taken>> {
+        let _alone = self.reloading.lock();
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
-        let (taken, retired) = self.with_loaded(|loaded| self.exchange(loaded, &paths, source, scan));
-        // Not with the plugins locked: a tick may take its time, and who looks at them is not to wait for that.
+        let (taken, retired) = self.exchange(&paths, source, scan);
         let Retired { tickers, chain, plugins } = retired;
-        drop(tickers);
+        for name in Ticker::end(tickers, Instant::now() + PATIENCE) {
+            tracing::warn!(
+                plugin = name,
+                "plugin \"{name}\" was replaced, and its tick does not return; it is abandoned"
+            );
+        }
         self.with_loaded(Loaded::tick);
-        if !plugins.is_empty() {
+        if let Some(chain) = chain.filter(|_| !plugins.is_empty()) {
             wait_until(PATIENCE, || Arc::strong_count(&chain) == 1);
         }
-        drop((chain, plugins));
+        for name in destroy(plugins, Instant::now() + PATIENCE) {
+            tracing::warn!(
+                plugin = name,
+                "plugin \"{name}\" was replaced, and its end does not return; it is abandoned"
+            );
+        }
         Ok(taken)
     }
 
     /// Returns what happened, and what others have replaced.
-    fn exchange(
-        &self,
-        loaded: &mut Loaded,
-        paths: &[PathBuf],
-        source: &Source,
-        scan: Scan<'_>,
-    ) -> (Vec<Taken>, Retired) {
-        let mut exchange = Exchange { old: std::mem::take(&mut loaded.plugins), next: Vec::new(), taken: Vec::new() };
+    fn exchange(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<Taken>, Retired) {
+        let mut exchange = Exchange::new(self.with_loaded(|loaded| loaded.plugins.clone()));
         // First those that are gone: another library may have one's name now, or the same one another place.
         let is_gone = |plugin: &mut Plugin| !paths.iter().any(|path| path == plugin.path());
         let mut gone = exchange.old.extract_if(.., is_gone).collect::<Vec<_>>();
         for path in paths {
             exchange.take(path, &source.settings, &self.port);
         }
-        let Exchange { mut old, mut next, mut taken } = exchange;
         for plugin in &gone {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
-            taken.push(Taken { path, name, outcome: Outcome::Removed });
+            exchange.taken.push(Taken { path, name, outcome: Outcome::Removed });
         }
-        let counts = next.iter().any(|candidate| candidate.is_fresh && candidate.plugin.member().has("start"));
-        let quiet = !counts || self.gate.close(PATIENCE);
-        for candidate in next.iter_mut().filter(|candidate| candidate.is_fresh) {
-            let member = candidate.plugin.member();
-            let started = if quiet || !member.has("start") { member.start(scan) } else { Err(not_quiet()) };
-            let Err(failed) = started else { continue };
-            let error = candidate.plugin.start_fault(failed);
-            let report = taken.iter_mut().find(|report| report.path == candidate.plugin.path());
-            if let Some(report) = report {
-                report.outcome = Outcome::Failed(error);
-            }
-            candidate.failed = true;
-        }
-        for candidate in next {
-            let replaced = old.iter().position(|plugin| plugin.path() == candidate.plugin.path());
-            match (candidate.failed, replaced) {
+        let quiet = !exchange.counts() || self.close();
+        exchange.start(scan, || if quiet { Ok(()) } else { Err(not_quiet()) });
+        let Exchange { mut old, next, taken } = exchange;
+        let mut plugins = Vec::new();
+        for Candidate { plugin, failed, .. } in next {
+            let replaced = old.iter().position(|old| old.path() == plugin.path());
+            match (failed, replaced) {
                 (false, Some(position)) => {
                     gone.push(old.swap_remove(position));
-                    loaded.plugins.push(candidate.plugin);
+                    plugins.push(plugin);
                 }
-                (false, None) => loaded.plugins.push(candidate.plugin),
-                (true, _) => gone.push(candidate.plugin),
+                (false, None) => plugins.push(plugin),
+                (true, _) => gone.push(plugin),
             }
         }
         // What is left goes on, because what was to take its place could not.
-        loaded.plugins.append(&mut old);
-        loaded.order.clone_from(&source.order);
-        let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
-        (taken, Retired { tickers: loaded.idle_tickers(), chain, plugins: gone })
+        plugins.append(&mut old);
+        let (tickers, chain) = self.with_loaded(|loaded| {
+            if loaded.stopped {
+                gone.append(&mut plugins);
+                return (Vec::new(), None);
+            }
+            loaded.plugins = plugins;
+            loaded.order.clone_from(&source.order);
+            loaded.exchanging = false;
+            let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
+            (loaded.idle_tickers(), Some(chain))
+        });
+        (taken, Retired { tickers, chain, plugins: gone })
+    }
+
+    /// Closes the gate for a reload, and waits until nothing is under way. Returns whether it is so.
+    fn close(&self) -> bool {
+        self.with_loaded(|loaded| loaded.exchanging = true);
+        self.gate.close(PATIENCE)
     }
 }
 
@@ -279,107 +319,11 @@ fn chain(plugins: &[Plugin], order: &[String]) -> Arc<Chain> {
     Arc::new(Chain::new(plugins.iter().map(|plugin| Arc::clone(plugin.member())).collect(), order))
 }
 
-fn not_quiet() -> Failed {
-    Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
-}
-
-/// What is loaded while others are to take its place.
-struct Exchange {
-    old: Vec<Plugin>,
-    next: Vec<Candidate>,
-    taken: Vec<Taken>,
-}
-
-/// A plugin that is to be in the next chain.
-struct Candidate {
-    plugin: Plugin,
-    /// It was created just now.
-    is_fresh: bool,
-    /// It did not start.
-    failed: bool,
-}
-
-impl Exchange {
-    /// Takes in a library of the folder. What stays as it is goes on in `next`; what is replaced waits in `old`.
-    fn take(&mut self, path: &Path, settings: &Settings, port: &Arc<Port>) {
-        let position = self.old.iter().position(|plugin| plugin.path() == path);
-        let name = position.map(|position| self.old[position].name().to_owned());
-        let outcome = match self.judge(path, position, settings, port) {
-            Ok(outcome) => outcome,
-            Err(fault) => Outcome::Failed(LoadError { path: path.to_owned(), fault }),
-        };
-        if let (Some(position), Outcome::Kept | Outcome::Reconfigured) = (position, &outcome) {
-            let plugin = self.old.remove(position);
-            self.next.push(Candidate { plugin, is_fresh: false, failed: false });
-        }
-        let name = match (&outcome, self.next.last()) {
-            (Outcome::Failed(_), _) | (_, None) => name,
-            // It may be another than the one that was there.
-            (_, Some(taken)) => Some(taken.plugin.name().to_owned()),
-        };
-        self.taken.push(Taken { path: path.to_owned(), name, outcome });
-    }
-
-    fn judge(
-        &mut self,
-        path: &Path,
-        position: Option<usize>,
-        settings: &Settings,
-        port: &Arc<Port>,
-    ) -> Result<Outcome, LoadFault> {
-        let image = Image::read(path)?;
-        if let Some(position) = position {
-            let plugin = &mut self.old[position];
-            let table = settings.get(plugin.name()).cloned().unwrap_or_default();
-            let same_code = plugin.sha256() == image.sha256() && !plugin.member().is_quarantined();
-            if same_code && *plugin.table() == table {
-                return Ok(Outcome::Kept);
-            }
-            if same_code && let Some(outcome) = reconfigure(plugin, table)? {
-                return Ok(outcome);
-            }
-        }
-        let library = Library::open_image(path, &image, settings)?;
-        let others = self.old.iter().chain(self.next.iter().map(|candidate| &candidate.plugin));
-        if let Some(first) = others.filter(|other| other.path() != path).find(|other| other.name() == library.name()) {
-            return Err(LoadFault::DuplicateName { name: library.name().to_owned(), first: first.path().to_owned() });
-        }
-        let table = settings.get(library.name()).cloned().unwrap_or_default();
-        let plugin = library.create(table, port)?;
-        self.next.push(Candidate { plugin, is_fresh: true, failed: false });
-        Ok(if position.is_some() { Outcome::Reloaded } else { Outcome::Loaded })
-    }
-}
-
-/// Hands a plugin its new settings. `None` if it has to be made anew for them.
-fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<Outcome>, LoadFault> {
-    if plugin.table().terms != table.terms {
-        return Ok(None);
-    }
-    match plugin.member().settings_changed(&table.settings_json()) {
-        None => Ok(None),
-        Some(Ok(())) => {
-            plugin.set_table(table);
-            Ok(Some(Outcome::Reconfigured))
-        }
-        Some(Err(Failed::Panicked(said) | Failed::Error(said) | Failed::Settings(said))) => {
-            Err(LoadFault::BadSettings { name: plugin.name().to_owned(), said })
-        }
-    }
-}
-
-/// The thread on which a plugin ticks. Dropping it waits until that is over.
-struct Ticker {
-    member: Arc<Member>,
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl Loaded {
     /// Takes out the tickers of plugins that are not loaded any more.
     fn idle_tickers(&mut self) -> Vec<Ticker> {
         let Self { plugins, tickers, .. } = self;
-        let is_idle = |ticker: &mut Ticker| !plugins.iter().any(|plugin| Arc::ptr_eq(plugin.member(), &ticker.member));
+        let is_idle = |ticker: &mut Ticker| !plugins.iter().any(|plugin| ticker.is_of(plugin.member()));
         tickers.extract_if(.., is_idle).collect()
     }
 
@@ -390,36 +334,9 @@ impl Loaded {
         }
         let Self { plugins, tickers, .. } = self;
         for plugin in plugins.iter().filter(|plugin| plugin.member().has("tick")) {
-            if !tickers.iter().any(|ticker| Arc::ptr_eq(&ticker.member, plugin.member())) {
+            if !tickers.iter().any(|ticker| ticker.is_of(plugin.member())) {
                 tickers.push(Ticker::new(Arc::clone(plugin.member())));
             }
-        }
-    }
-}
-
-impl Ticker {
-    fn new(member: Arc<Member>) -> Self {
-        let (stop, stopped) = bounded(0);
-        let ticking = Arc::clone(&member);
-        let thread = thread::Builder::new().name(format!("tick {}", member.name())).spawn(move || {
-            while let Some(pause) = ticking.tick() {
-                if stopped.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-                    return;
-                }
-            }
-        });
-        if let Err(error) = &thread {
-            tracing::error!(plugin = member.name(), "it does not tick: no further thread: {error}");
-        }
-        Self { member, stop: Some(stop), thread: thread.ok() }
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
     }
 }

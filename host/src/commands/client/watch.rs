@@ -10,6 +10,7 @@ use ureq::http::{Method, StatusCode};
 
 use super::{Remote, Server, Trouble, encode, say, shown};
 use crate::cli::Failure;
+use crate::logging;
 
 /// A server says something every 15 s at least. One that is silent for longer is not there any more.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -64,7 +65,7 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
             Err(Trouble::Refused(StatusCode::SERVICE_UNAVAILABLE, sentence)) if began => sentence,
             Err(trouble) => return Err(trouble.ends(&what)),
         };
-        eprintln!("vkog: {lost}; asking again");
+        logging::say(&format!("vkog: {lost}; asking again"));
         thread::sleep(PAUSE);
     }
 }
