@@ -66,6 +66,12 @@ impl Problem {
         Self { plugin: by_plugin.then(|| plugin.into()), headers, ..Self::new(status, message) }
     }
 
+    /// The same with a header field.
+    pub(super) fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The same, of an operation of a batch.
     pub(super) fn at(self, index: usize, key: Option<String>) -> Self {
         Self { index: Some(index), key: key.map(Into::into), ..self }
