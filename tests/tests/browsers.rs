@@ -108,3 +108,38 @@ fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
         }
     }
 }
+
+#[test]
+fn what_clients_store_is_sent_so_that_a_browser_runs_none_of_it() {
+    for engine in ENGINES {
+        let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
+        let html = "<script>fetch('/k/a', {method: 'DELETE'})</script>";
+        server.key("PUT", "page").header("Content-Type", "text/html").body(html).send().expect(200);
+        let safe = |reply: Reply| {
+            let policy = reply.header("Content-Security-Policy");
+            assert_eq!((policy, reply.header("X-Content-Type-Options")), (Some("sandbox"), Some("nosniff")), "{reply}");
+            reply
+        };
+        safe(server.get("page")).expect(200).is(html).has("Content-Type", "text/html");
+        safe(server.key("HEAD", "page").send()).expect(200);
+        safe(server.key("GET", "page").header("Range", "bytes=0-7").send()).expect(206).is("<script>");
+        safe(server.key("GET", "page").header("Range", "bytes=999-").send()).expect(416);
+        safe(server.get("<script>")).expect(404);
+        safe(server.path("GET", "/keys?prefix=page").send()).expect(200);
+        safe(server.path("GET", "/keys?a=%3Cscript%3E").send()).expect(400);
+        safe(server.path("GET", "/plugins").send()).expect(200);
+        safe(server.path("GET", "/watch?since=999999999").send()).expect(410);
+        safe(server.path("GET", "/%3Cscript%3E").send()).expect(404);
+        let batch = server.path("POST", "/batch").header("Content-Type", "application/json");
+        safe(batch.body(r#"[{"op":"get","key":"page"}]"#).send()).expect(200);
+        safe(server.wire().send("HEAD /watch HTTP/1.1\r\nHost: localhost\r\n\r\n").reply()).expect(200);
+    }
+}
+
+#[test]
+fn the_page_keeps_the_token_where_no_other_page_can_read_it() {
+    let page = Setup::new().start().path("GET", "/").send().expect(200).text();
+    for storage in ["sessionStorage", "localStorage", "indexedDB", "document.cookie", "caches", "window.name"] {
+        assert!(!page.contains(storage), "the page uses {storage}");
+    }
+}

@@ -533,5 +533,5 @@ fn reply(outcome: Outcome, format: Format) -> Reply {
         }
         Format::MessagePack => ("application/msgpack", rmp_serde::to_vec_named(&done).unwrap_or_default()),
     };
-    Reply::new(200, body).with_header("Content-Type", content_type).with_header("X-Content-Type-Options", "nosniff")
+    Reply::new(200, body).with_header("Content-Type", content_type).inert()
 }

@@ -138,7 +138,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                 .of_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
-                .with_header("X-Content-Type-Options", "nosniff");
+                .inert();
             reply.body = match part {
                 None => Body::Whole(Bytes::from_owner(entry)),
                 Some(range) => {

@@ -180,7 +180,8 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, String>, manner: Manner) -> Rep
 pub(super) fn json(value: &impl Serialize) -> Reply {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
-    Reply::new(200, body).with_header("Content-Type", "application/json").with_header("Cache-Control", "no-store")
+    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
+    reply.with_header("Cache-Control", "no-store").inert()
 }
 
 #[cfg(test)]

@@ -92,7 +92,8 @@ impl Problem {
         if let Some(plugin) = self.plugin {
             reply = reply.with_header("Vkog-Plugin", String::from(plugin));
         }
-        reply = reply.with_header("X-Content-Type-Options", "nosniff");
+        // It may quote what a client sent, and a plugin may say it in HTML.
+        reply = reply.inert();
         for (name, value) in self.headers {
             if name.eq_ignore_ascii_case("content-type") {
                 // A plugin may say what its own text is.

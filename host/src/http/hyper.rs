@@ -638,6 +638,7 @@ fn field_name(name: &str) -> Option<HeaderName> {
         "Content-Type" => Some(header::CONTENT_TYPE),
         "Accept-Ranges" => Some(header::ACCEPT_RANGES),
         "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
+        "Content-Security-Policy" => Some(header::CONTENT_SECURITY_POLICY),
         _ => HeaderName::from_bytes(name.as_bytes()).ok(),
     }
 }

@@ -304,7 +304,7 @@ pub struct Reply {
     /// The revision of what it is about, which `ETag` tells.
     pub revision: Option<u64>,
     /// The other header fields, without those of the framing.
-    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 3]>,
+    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 4]>,
     /// The body. To a HEAD it is not sent, but its length is.
     pub body: Body,
 }
@@ -336,6 +336,12 @@ impl Reply {
             }
             tag
         })
+    }
+
+    /// The same so that a browser runs nothing of it, whoever wrote it: as a document of no origin, and of the type that it
+    /// has.
+    pub fn inert(self) -> Self {
+        self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
     }
 
     /// The same with a field more.
