@@ -1,6 +1,7 @@
 //! Flags, environment and file become one checked configuration: a flag beats the environment, which beats the file.
 
 mod access;
+mod origin;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
 pub use access::{Access, Right, Token};
+pub use origin::{AllowedHost, split_port};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -121,6 +123,10 @@ pub struct Options {
     /// Serve other machines without a token
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
     pub open: bool,
+
+    /// Names by which web pages may use this server without a token [default: localhost]
+    #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
+    pub allowed_hosts: Option<Vec<AllowedHost>>,
 
     /// auto is tiny on loopback, elsewhere hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
@@ -308,11 +314,18 @@ impl Config {
             let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
             return Err(contradiction("--tls-cert", fact));
         }
+        let access = Access {
+            open: given.open || written.open,
+            allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
+            // No browser reaches a Unix socket.
+            checks_host: matches!(listen, Listen::Tcp(_)),
+            ..access
+        };
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
-            access: Access { open: given.open || written.open, ..access },
+            access,
             listen,
             http,
             tls,

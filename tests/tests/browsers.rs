@@ -8,6 +8,23 @@ use vkog_tests::{Reply, Server, Setup, Wire, description};
 
 const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
+/// Method, target, body and success status of every route that needs a right.
+const DATA: [(&str, &str, &str, u16); 13] = [
+    ("GET", "/k/a", "", 200),
+    ("HEAD", "/k/a", "", 200),
+    ("POST", "/k/a", "old", 200),
+    ("PUT", "/k/a", "old", 200),
+    ("DELETE", "/k/b", "", 404),
+    ("GET", "/keys", "", 200),
+    ("HEAD", "/keys?count", "", 200),
+    ("POST", "/batch", r#"[{"op":"put","key":"a","value":"old"}]"#, 200),
+    ("GET", "/watch?since=999999999", "", 410),
+    ("HEAD", "/watch", "", 200),
+    ("GET", "/plugins", "", 200),
+    ("GET", "/metrics", "", 200),
+    ("HEAD", "/metrics", "", 200),
+];
+
 /// Sends a request with these header lines, and checks that `/openapi.json` lists the status of the reply.
 #[track_caller]
 fn ask(wire: &mut Wire, method: &str, target: &str, headers: &str, body: &str) -> Reply {
@@ -21,11 +38,201 @@ fn ask(wire: &mut Wire, method: &str, target: &str, headers: &str, body: &str) -
     reply
 }
 
+/// Asks for all of [`DATA`] with these header lines, and expects success or this refusal; then that nothing was written.
+#[track_caller]
+fn ask_all(server: &Server, headers: &str, refusal: Option<(u16, &str)>) {
+    let mut wire = server.wire();
+    for (method, target, body, success) in DATA {
+        let reply = ask(&mut wire, method, target, headers, &body.replace("old", "new"));
+        match refusal {
+            None => assert_eq!(reply.status, success, "{headers}{reply}"),
+            Some((status, words)) => {
+                assert_eq!(reply.status, status, "{headers}{reply}");
+                assert!(method == "HEAD" || reply.text().contains(words), "{headers}{reply}");
+            }
+        }
+    }
+    let value = if refusal.is_some() { "old" } else { "new" };
+    ask(&mut wire, "GET", "/k/a", "Host: localhost\r\n", "").expect(200).is(value);
+    ask(&mut wire, "PUT", "/k/a", "Host: localhost\r\n", "old").expect(200);
+}
+
 /// A server with an entry.
 fn serving(setup: &Setup) -> Server {
     let server = setup.start();
     server.put("a", "old").expect(200);
     server
+}
+
+#[test]
+fn a_loopback_server_without_tokens_rejects_foreign_hosts() {
+    for engine in ENGINES {
+        let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
+        let port = server.address().rsplit(':').next().expect("an address has a port").to_owned();
+        for host in [
+            format!("127.0.0.1:{port}"),
+            "127.0.0.1".to_owned(),
+            "127.1.2.3:80".to_owned(),
+            format!("localhost:{port}"),
+            "LocalHost:8080".to_owned(),
+            "vkog.localhost:8080".to_owned(),
+            format!("[::1]:{port}"),
+            "[::1]".to_owned(),
+            String::new(),
+        ] {
+            ask_all(&server, &format!("Host: {host}\r\n"), None);
+        }
+        for host in [
+            "evil.example",
+            &format!("evil.example:{port}"),
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evillocalhost",
+            "10.0.0.1:3110",
+            "0.0.0.0",
+            "[::2]:3110",
+            "2130706433",
+        ] {
+            ask_all(&server, &format!("Host: {host}\r\n"), Some((421, "allowed-hosts")));
+        }
+        // They say nothing of the store.
+        let mut wire = server.wire();
+        for target in ["/", "/livez", "/readyz", "/openapi.json"] {
+            ask(&mut wire, "GET", target, "Host: evil.example\r\n", "").expect(200);
+        }
+        // HTTP/1.0 needs no Host, and no browser speaks it.
+        server.wire().send("GET /k/a HTTP/1.0\r\n\r\n").reply().expect(200).is("old");
+        server.wire().send("GET /k/a HTTP/1.0\r\nHost: evil.example\r\n\r\n").reply().expect(421);
+    }
+}
+
+#[test]
+fn allowed_hosts_are_accepted_from_the_option_the_variable_and_the_file() {
+    let names = "vkog.example,Other.Example:8080";
+    let setups = [
+        Setup::new().args(["--allowed-hosts", names]),
+        Setup::new().env("VKOG_ALLOWED_HOSTS", names),
+        Setup::new().config("allowed-hosts = [\"vkog.example\", \"Other.Example:8080\"]\n"),
+    ];
+    for setup in setups {
+        let server = serving(&setup);
+        for host in ["vkog.example", "VKOG.example:3110", "other.example:8080", "localhost"] {
+            ask_all(&server, &format!("Host: {host}\r\n"), None);
+        }
+        for host in ["other.example", "other.example:80", "a.vkog.example", "evil.example"] {
+            ask_all(&server, &format!("Host: {host}\r\n"), Some((421, "allowed-hosts")));
+        }
+        // Behind a proxy that sends another Host, a page has one of these names.
+        ask_all(&server, "Host: 127.0.0.1\r\nOrigin: https://vkog.example\r\n", None);
+        ask_all(&server, "Host: 127.0.0.1\r\nOrigin: http://other.example\r\n", Some((403, "allowed-hosts")));
+    }
+    let setup = Setup::new();
+    for name in ["http://vkog.example", "vkog.example/", "a b", "*.example", "vkog.example:port", ""] {
+        let exit = setup.run(["--no-plugins", "--allowed-hosts", name]).expect(2);
+        assert!(exit.one_error().contains("host"), "{exit}");
+    }
+}
+
+#[test]
+fn cross_site_requests_are_rejected_on_every_route_with_data() {
+    for engine in ENGINES {
+        let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
+        let same = "Host: localhost:3110\r\n";
+        for headers in [
+            "Origin: http://localhost:3110\r\n",
+            "Origin: https://LOCALHOST:3110\r\n",
+            "Sec-Fetch-Site: same-origin\r\n",
+            "Sec-Fetch-Site: none\r\n",
+            // A proxy may rewrite Host; a browser compares the addresses that it knows.
+            "Sec-Fetch-Site: same-origin\r\nOrigin: https://vkog.example\r\n",
+        ] {
+            ask_all(&server, &format!("{same}{headers}"), None);
+        }
+        for headers in [
+            "Origin: http://evil.example\r\n",
+            "Origin: http://localhost:3111\r\n",
+            "Origin: http://localhost\r\n",
+            "Origin: http://localhost:3110.evil.example\r\n",
+            "Origin: null\r\n",
+            "Origin: \r\n",
+            "Origin: localhost:3110\r\n",
+            "Origin: http://localhost:3110\r\nOrigin: http://evil.example\r\n",
+            "Sec-Fetch-Site: cross-site\r\n",
+            "Sec-Fetch-Site: same-site\r\n",
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n",
+            "Sec-Fetch-Site: cross-site\r\nOrigin: http://localhost:3110\r\n",
+            "Sec-Fetch-Site: something new\r\n",
+            "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site\r\n",
+        ] {
+            ask_all(&server, &format!("{same}{headers}"), Some((403, "another site")));
+        }
+        // A link to the page is a link as any.
+        let linked = format!("{same}Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n");
+        ask(&mut server.wire(), "GET", "/", &linked, "").expect(200);
+        // What asks before it sends is not told that it may.
+        let preflight = format!("{same}Origin: http://evil.example\r\nAccess-Control-Request-Method: PUT\r\n");
+        let reply = ask(&mut server.wire(), "OPTIONS", "/k/a", &preflight, "").expect(204);
+        assert_eq!(reply.header("Access-Control-Allow-Origin"), None, "{reply}");
+    }
+}
+
+#[test]
+fn requests_with_tokens_may_name_any_host_and_come_from_any_site() {
+    let config = "[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"write\"\n";
+    for engine in ENGINES {
+        let server = Setup::new().config(config).args(["--http", engine, "--fsync", "never"]).start();
+        let mut wire = server.wire();
+        let foreign = "Host: vkog.example\r\nOrigin: https://app.example\r\nSec-Fetch-Site: cross-site\r\n";
+        ask(&mut wire, "PUT", "/k/a", foreign, "v").expect(401);
+        let with_token = format!("{foreign}Authorization: Bearer s3cret\r\n");
+        ask(&mut wire, "PUT", "/k/a", &with_token, "v").expect(200);
+        ask(&mut wire, "GET", "/k/a", &with_token, "").expect(200).is("v");
+    }
+}
+
+#[test]
+fn an_open_public_address_accepts_any_host_and_rejects_cross_site_requests() {
+    for engine in ENGINES {
+        let setup = Setup::new();
+        let arguments = ["--no-plugins", "--http", engine, "--open", "--listen", "0.0.0.0:0"];
+        let server = setup.start_with(arguments);
+        server.put("a", "old").expect(200);
+        ask_all(&server, "Host: vkog.example\r\n", None);
+        ask_all(&server, "Host: vkog.example\r\nOrigin: http://vkog.example\r\n", None);
+        ask_all(&server, "Host: vkog.example\r\nOrigin: http://evil.example\r\n", Some((403, "another site")));
+        ask_all(&server, "Host: vkog.example\r\nSec-Fetch-Site: cross-site\r\n", Some((403, "another site")));
+        server.stop().expect(0);
+        let server = setup.start_with(arguments.into_iter().chain(["--allowed-hosts", "vkog.example"]));
+        ask_all(&server, "Host: vkog.example\r\n", None);
+        ask_all(&server, "Host: evil.example\r\n", Some((421, "allowed-hosts")));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_unix_socket_accepts_any_host_and_rejects_cross_site_requests() {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    for engine in ENGINES {
+        let setup = Setup::new();
+        let socket = setup.folder().join("socket");
+        let listen = format!("unix:{}", socket.display());
+        let mut command = setup.vkog();
+        command.args(["--no-plugins", "--listen", &listen, "--http", engine]);
+        let running = vkog_tests::Running::start(&mut command);
+        assert!(running.stdout.wait_for(|text| text.contains(&listen)), "{}", running.stderr.text());
+        for (headers, status) in
+            [("Host: docker", "404"), ("Host: a\r\nOrigin: http://a", "404"), ("Host: a\r\nOrigin: http://b", "403")]
+        {
+            let mut stream = UnixStream::connect(&socket).expect("it listens");
+            let head = format!("GET /k/a HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).expect("it reads");
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).expect("it answers and closes");
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{engine}: {headers}: {reply}");
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::origin;
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
 use crate::http::{Head, Reply};
@@ -39,7 +40,7 @@ impl Access {
         self.0.swap(Arc::clone(&access)) != access
     }
 
-    /// Whether whoever sent this may do it.
+    /// Whether whoever sent this may do it. Where no token is asked for, the page of another site may not.
     ///
     /// # Errors
     ///
@@ -63,6 +64,9 @@ impl Access {
         let mut sender = None;
         for (index, (right, scope)) in asked.into_iter().enumerate() {
             if access.open && right < Right::Admin {
+                if index == 0 {
+                    origin::check(head, &access).map_err(|refusal| (index, refusal))?;
+                }
                 continue;
             }
             // To hash what was sent takes longer than all the rest.
@@ -169,7 +173,7 @@ mod tests {
             prefix: prefix.to_owned(),
         };
         let tokens = vec![token("op", Right::Admin, ""), token("a", Right::Write, "a/")];
-        Access::new(config::Access { open: false, remote_admin, tokens })
+        Access::new(config::Access { remote_admin, tokens, ..config::Access::default() })
     }
 
     fn status(access: &Access, head: &Head, right: Right, scope: Scope<'_>) -> u16 {

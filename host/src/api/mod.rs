@@ -7,6 +7,7 @@ mod health;
 mod keys;
 mod metrics;
 mod openapi;
+mod origin;
 mod page;
 mod plugins;
 mod problem;
