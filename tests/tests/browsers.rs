@@ -4,7 +4,7 @@
 //! Provoked byte by byte on both engines, with the header fields that browsers and reverse proxies send; and with a real
 //! Chromium, where it is installed, in chromium.rs.
 
-use vkog_tests::{Reply, Server, Setup, Wire, description};
+use vkog_tests::{Reply, Server, Setup, Wire, administered, description};
 
 const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
@@ -232,6 +232,77 @@ fn a_unix_socket_accepts_any_host_and_rejects_cross_site_requests() {
             stream.read_to_string(&mut reply).expect("it answers and closes");
             assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{engine}: {headers}: {reply}");
         }
+    }
+}
+
+#[test]
+fn a_request_without_a_host_or_with_a_bad_one_is_400() {
+    for engine in ENGINES {
+        for setup in [Setup::new(), Setup::new().config(administered(""))] {
+            let server = serving(&setup.args(["--http", engine, "--fsync", "never"]));
+            for (version, hosts) in [
+                ("1.1", ""),
+                ("1.1", "Host: localhost\r\nHost: localhost\r\n"),
+                ("1.0", "Host: localhost\r\nHost: evil.example\r\n"),
+                ("1.1", "Host: localhost, evil.example\r\n"),
+                ("1.1", "Host: a b\r\n"),
+                ("1.1", "Host: http://localhost\r\n"),
+                ("1.1", "Host: user@localhost\r\n"),
+                ("1.1", "Host: localhost/\r\n"),
+                ("1.1", "Host: localhost:port\r\n"),
+                ("1.1", "Host: [::1\r\n"),
+            ] {
+                for (method, target, body, _) in
+                    DATA.into_iter().chain([("GET", "/", "", 200), ("GET", "/no", "", 404)])
+                {
+                    let length = format!("Content-Length: {}\r\n", body.len());
+                    let request = format!("{method} {target} HTTP/{version}\r\n{hosts}{length}\r\n{body}");
+                    let reply = server.wire().send(request).reply().expect(400);
+                    assert!(method == "HEAD" || reply.text().contains("Host"), "{engine}: {hosts}{reply}");
+                }
+            }
+            server.wire().send("GET /k/a HTTP/1.0\r\n\r\n").reply().expect(200).is("old");
+        }
+    }
+}
+
+#[test]
+fn a_target_with_a_fragment_is_400_and_not_about_another_key() {
+    for engine in ENGINES {
+        let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
+        let head = |method: &str, target: &str| format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
+        for target in ["/k/a#b", "/k/a#", "/k/a?q#b", "/k/a##", "http://localhost/k/a#b"] {
+            for method in ["GET", "DELETE"] {
+                let reply = server.wire().send(format!("{}\r\n", head(method, target))).reply();
+                reply.refused(400, "").says("%23");
+            }
+            for method in ["PUT", "POST"] {
+                let request = format!("{}Content-Length: 3\r\n\r\nnew", head(method, target));
+                server.wire().send(request).reply().refused(400, "").says("%23");
+            }
+        }
+        // In pieces, and sent ahead: also behind a body that looks like such a request.
+        let mut wire = server.wire();
+        for piece in ["DELE", "TE /k/a", "#b HT", "TP/1.1\r\nHost: local", "host\r\n\r\n"] {
+            wire.send(piece);
+        }
+        wire.reply().expect(400);
+        let body = "DELETE /k/a#b HTTP/1.1\r\n";
+        let ahead = [
+            format!("{}Content-Length: {}\r\n\r\n{body}", head("PUT", "/k/text"), body.len()),
+            format!("{}\r\n", head("GET", "/k/a")),
+            format!("{}\r\n", head("DELETE", "/k/a#b")),
+            format!("{}X-Text: # DELETE /k/a#b\r\n\r\n", head("GET", "/k/a")),
+        ];
+        let mut wire = server.wire();
+        wire.send(ahead.concat());
+        for status in [200, 200, 400, 200] {
+            wire.reply().expect(status);
+        }
+        server.get("text").expect(200).is(body);
+        server.get("a").expect(200).is("old");
+        server.put("a#b", "v").expect(200);
+        server.get("a").expect(200).is("old");
     }
 }
 

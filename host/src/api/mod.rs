@@ -108,6 +108,7 @@ impl Api {
     fn target(&self, head: &Head) -> Result<Target, Reply> {
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(head);
+        origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner());
         let methods = Methods::of(path).ok_or_else(no_path)?;
         match head.method {

@@ -5,10 +5,42 @@
 
 use std::net::IpAddr;
 
+use super::problem::Problem;
 use crate::config::{Access, split_port};
 use crate::http::Head;
 use crate::ops::by_host;
 use crate::plugins::Refusal;
+
+/// Checks what HTTP demands of the head of every request (RFC 9112, section 3.2).
+///
+/// # Errors
+///
+/// The head does not say which server and which resource it is about.
+pub(super) fn check_head(head: &Head) -> Result<(), Problem> {
+    if head.target.contains('#') {
+        return Err(Problem::new(400, "Target has a fragment; write # as %23"));
+    }
+    let mut hosts = head.headers.all("host");
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version < (1, 1) => Ok(()),
+        (None, _) => Err(Problem::new(400, "Host is missing; HTTP/1.1 requires it")),
+        (Some(host), None) if is_authority(host) => Ok(()),
+        (Some(_), None) => Err(Problem::new(400, "Host must be a name or an address, and perhaps a port")),
+        (Some(_), Some(_)) => Err(Problem::new(400, "Host is given twice; send it once")),
+    }
+}
+
+/// Whether these bytes can stand in a Host field: `uri-host [ ":" port ]` of RFC 3986, or nothing.
+fn is_authority(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let (name, port) = split_port(host);
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let is_known = match name.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']').is_some_and(|address| !address.contains(['[', ']'])),
+        None => name.bytes().all(is_name),
+    };
+    is_known && port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
 
 /// Checks that the page of another site did not send a request that no token protects. Programs that are no browsers send
 /// neither `Origin` nor `Sec-Fetch-Site`.
@@ -55,6 +87,18 @@ fn is_local(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_field_is_a_name_or_an_address_and_perhaps_a_port() {
+        for good in ["", "a", "a.b:80", "a:", "127.0.0.1", "[::1]", "[::1]:80", "a_b", "%61"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in
+            ["a b", "a/b", "a@b", "a:b", "a:1:2", "[::1", "::1", "a,b c", "http://a", "\u{e9}", "a#b", "[a]]", "a]"]
+        {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
 
     #[test]
     fn this_machine_is_localhost_and_what_begins_with_127() {

@@ -3,6 +3,7 @@
 //! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
+mod fragments;
 mod places;
 
 use std::borrow::Cow;
@@ -38,6 +39,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use self::fragments::{Lines, Waiting};
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
 use super::{Body, BodyFault, Bound, Connections, Head, Headers, Method, Reply, Responder, SILENCE, Service, Tls};
 use crate::threads::Home;
@@ -327,7 +329,12 @@ impl<S: Service> Engine<S> {
         let mut stopping = self.stopping.clone();
         let builder = self.builder.clone();
         let connection = Arc::new(Connection::new(self, client));
-        let io = TokioIo::new(Watched { stream, connection: Arc::clone(&connection), lingering: None });
+        let io = TokioIo::new(Watched {
+            stream,
+            connection: Arc::clone(&connection),
+            lines: Lines::default(),
+            lingering: None,
+        });
         let answering = Arc::clone(&connection);
         let service = service_fn(move |request| answering.answer(request));
         let mut talk = pin!(builder.serve_connection(io, service));
@@ -469,14 +476,20 @@ struct Connection<S: Service> {
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
+    /// Whether a body is being read.
+    reads_body: AtomicBool,
+    /// Whether the request lines with a fragment have to be looked at.
+    has_fragments: AtomicBool,
+    fragments: Mutex<Waiting>,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
-        let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
-        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot: Slot::default() }
+        let [serves, streams, lingers, reads_body, has_fragments] = [const { AtomicBool::new(false) }; 5];
+        let (progress, fragments, slot) = (AtomicU32::new(0), Mutex::default(), Slot::default());
+        Self { engine, client, progress, serves, streams, lingers, reads_body, has_fragments, fragments, slot }
     }
 
     fn progresses(&self) {
@@ -500,7 +513,7 @@ impl<S: Service> Connection<S> {
         self.progresses();
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
-        let head = head(&parts, self.client);
+        let head = head(&parts, self.whole_target(&parts), self.client);
         let length = head.body_len();
         let expects = head.headers.get("expect").is_some();
         let admitted = guarded(|| service.admit(head));
@@ -548,6 +561,17 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// The target with its fragment, if hyper dropped one.
+    fn whole_target(&self, parts: &hyper::http::request::Parts) -> Option<String> {
+        if !self.has_fragments.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut fragments = self.fragments.lock();
+        let target = fragments.take(parts.method.as_str(), parts.uri.path_and_query()?.as_str());
+        self.has_fragments.store(!fragments.is_empty(), Ordering::Relaxed);
+        target
+    }
+
     /// Has it done. The answer comes into the slot, now or later.
     fn serve(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>) {
         let waiting = Arc::clone(self);
@@ -587,6 +611,7 @@ impl<S: Service> Connection<S> {
     /// Reads a body of exactly this length, piece by piece.
     async fn read(&self, mut body: Incoming, declared: u64, mut take: impl FnMut(&[u8])) -> Result<(), BodyFault> {
         let mut came = 0;
+        let _reads = Raised::new(&self.reads_body);
         while came < declared {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
             let Some(Ok(frame)) = frame else { return Err(BodyFault::CutOff { came, declared }) };
@@ -608,12 +633,28 @@ impl<S: Service> Connection<S> {
     }
 }
 
+/// A flag that is lowered again, also where a future is dropped.
+struct Raised<'a>(&'a AtomicBool);
+
+impl<'a> Raised<'a> {
+    fn new(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// A panic comes to 500.
 fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
 }
 
-fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<Head> {
+fn head(parts: &hyper::http::request::Parts, target: Option<String>, client: Option<SocketAddr>) -> Arc<Head> {
     let method = match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
@@ -628,8 +669,9 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<
     for (name, value) in &parts.headers {
         headers.push(name.as_str(), value.as_bytes());
     }
-    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    Arc::new(Head::new(method, target.to_owned(), headers, client))
+    let target = target.unwrap_or_else(|| parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned());
+    let version = if parts.version == hyper::Version::HTTP_10 { (1, 0) } else { (1, 1) };
+    Arc::new(Head::new(method, target, headers, client).with_version(version))
 }
 
 fn field_name(name: &str) -> Option<HeaderName> {
@@ -831,6 +873,7 @@ impl Buf for Piece {
 struct Watched<I, S: Service> {
     stream: I,
     connection: Arc<Connection<S>>,
+    lines: Lines,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
@@ -841,11 +884,26 @@ impl<I, S: Service> Watched<I, S> {
         }
         written
     }
+
+    /// Looks for request lines with a fragment in what was read.
+    fn look(&mut self, bytes: &[u8]) {
+        let connection = &self.connection;
+        if connection.reads_body.load(Ordering::Relaxed) {
+            return self.lines.clear();
+        }
+        self.lines.read(bytes, &mut |line| {
+            connection.fragments.lock().push(line);
+            connection.has_fragments.store(true, Ordering::Relaxed);
+        });
+    }
 }
 
 impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        self.look(&into.filled()[before..]);
+        read
     }
 }
 

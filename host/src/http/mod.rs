@@ -174,9 +174,11 @@ pub struct Head {
     pub target: String,
     /// The header fields.
     pub headers: Headers,
-    /// The client; none on a Unix socket.
+    /// The version of HTTP; 1.0 unless an engine says otherwise.
+    pub version: (u8, u8),
+    /// The peer of the connection, which may be a proxy; none on a Unix socket.
     pub client: Option<SocketAddr>,
-    /// The same as text, made when it is first asked for.
+    /// The client as text, made when it is first asked for.
     client_text: OnceLock<String>,
     /// An id that was made for it.
     made_id: OnceLock<String>,
@@ -185,7 +187,13 @@ pub struct Head {
 impl Head {
     /// A request's head.
     pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
-        Self { method, target, headers, client, client_text: OnceLock::new(), made_id: OnceLock::new() }
+        let (client_text, made_id) = (OnceLock::new(), OnceLock::new());
+        Self { method, target, headers, version: (1, 0), client, client_text, made_id }
+    }
+
+    /// The same, of another version of HTTP.
+    pub fn with_version(self, version: (u8, u8)) -> Self {
+        Self { version, ..self }
     }
 
     /// The client as `ip:port`; empty on a Unix socket.

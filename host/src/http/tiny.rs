@@ -489,7 +489,9 @@ fn head(request: &tiny_http::Request) -> Arc<Head> {
     for header in request.headers() {
         headers.push(header.field.as_str().as_str(), header.value.as_str().trim().as_bytes());
     }
-    Arc::new(Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied()))
+    let tiny_http::HTTPVersion(major, minor) = *request.http_version();
+    let head = Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied());
+    Arc::new(head.with_version((major, minor)))
 }
 
 /// Reads a body of exactly this length. Memory grows with what arrives, not with what was declared.
