@@ -15,7 +15,7 @@ use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
 pub use access::{Access, Right, Token};
-pub use origin::{AllowedHost, split_port};
+pub use origin::{AllowedHost, Proxy, ProxyHeader, split_port};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -189,6 +189,7 @@ pub struct File {
     settings: Settings,
     order: Vec<String>,
     access: Access,
+    proxy: Proxy,
 }
 
 /// A configuration that holds together.
@@ -273,8 +274,10 @@ impl File {
         }
         let access = table.remove("access").map(Access::parse).transpose();
         let access = access.map_err(|fact| format!("[access] {fact}"))?.unwrap_or_default();
+        let proxy = table.remove("proxy").map(Proxy::parse).transpose();
+        let proxy = proxy.map_err(|fact| format!("[proxy] {fact}"))?.unwrap_or_default();
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
-        Ok(Self { options, settings, order, access })
+        Ok(Self { options, settings, order, access, proxy })
     }
 }
 
@@ -285,7 +288,7 @@ impl Config {
     ///
     /// Values that contradict each other.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
-        let File { options: written, settings, order, access } = file;
+        let File { options: written, settings, order, access, proxy } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
@@ -319,6 +322,7 @@ impl Config {
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
             // No browser reaches a Unix socket.
             checks_host: matches!(listen, Listen::Tcp(_)),
+            proxy,
             ..access
         };
         Ok(Self {

@@ -4,7 +4,7 @@
 //! Provoked byte by byte on both engines, with the header fields that browsers and reverse proxies send; and with a real
 //! Chromium, where it is installed, in chromium.rs.
 
-use vkog_tests::{Reply, Server, Setup, Wire, administered, description};
+use vkog_tests::{Reply, Server, Setup, TOKEN, Wire, administered, description};
 
 const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
@@ -419,5 +419,97 @@ fn the_page_keeps_the_token_where_no_other_page_can_read_it() {
     let page = Setup::new().start().path("GET", "/").send().expect(200).text();
     for storage in ["sessionStorage", "localStorage", "indexedDB", "document.cookie", "caches", "window.name"] {
         assert!(!page.contains(storage), "the page uses {storage}");
+    }
+}
+
+#[test]
+fn administration_from_behind_a_proxy_is_not_from_this_machine() {
+    let operator = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
+    for engine in ENGINES {
+        let server = Setup::new().config(administered("")).args(["--http", engine, "--fsync", "never"]).start();
+        let mut wire = server.wire();
+        let mut reload = |header: &str| ask(&mut wire, "POST", "/plugins/reload", &format!("{operator}{header}"), "");
+        reload("").expect(200);
+        for header in [
+            "X-Forwarded-For: 203.0.113.7\r\n",
+            "x-forwarded-for: 127.0.0.1\r\n",
+            "X-Forwarded-For: \r\n",
+            "Forwarded: for=127.0.0.1\r\n",
+            "X-Real-IP: 127.0.0.1\r\n",
+            "Via: 1.1 proxy\r\n",
+        ] {
+            reload(header).refused(403, "Administration").says("[proxy]");
+        }
+    }
+}
+
+#[test]
+fn a_trusted_proxy_says_who_the_client_is() {
+    let operator = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let proxy = |lines: &str| administered(&format!("[proxy]\ntrusted = [\"127.0.0.1\", \"10.0.0.0/8\"]\n{lines}"));
+    let standard = proxy("header = \"Forwarded\"\n");
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine, "--log-requests"]);
+        let server = setup.clone().config(proxy("")).start();
+        let mut wire = server.wire();
+        let mut reload = |header: &str| ask(&mut wire, "POST", "/plugins/reload", &format!("{operator}{header}"), "");
+        for (header, status) in [
+            ("", 200),
+            ("X-Forwarded-For: 127.0.0.1\r\n", 200),
+            ("X-Forwarded-For: [::1]:4711\r\n", 200),
+            ("X-Forwarded-For: 127.0.0.1, 127.0.0.1\r\n", 200),
+            ("X-Forwarded-For: ::1\r\n", 200),
+            ("X-Forwarded-For: 203.0.113.7, ::1\r\n", 403),
+            // Another machine's own address.
+            ("X-Forwarded-For: 127.0.0.1, 10.1.2.3\r\n", 403),
+            ("X-Forwarded-For: 203.0.113.7\r\n", 403),
+            ("X-Forwarded-For: 127.0.0.1, 203.0.113.7\r\n", 403),
+            ("X-Forwarded-For: 127.0.0.1, 203.0.113.7, 10.1.2.3\r\n", 403),
+            ("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 203.0.113.7\r\n", 403),
+            ("X-Forwarded-For: 10.1.2.3\r\n", 403),
+            ("X-Forwarded-For: unknown\r\n", 403),
+            ("X-Forwarded-For: 127.0.0.1, unknown\r\n", 403),
+            ("X-Forwarded-For: \r\n", 403),
+            // This is not what the proxy is said to send, and so is the client's own word.
+            ("Forwarded: for=127.0.0.1\r\n", 403),
+            ("X-Real-IP: 127.0.0.1\r\n", 403),
+        ] {
+            let reply = reload(header);
+            assert_eq!(reply.status, status, "{engine}: {header}{reply}");
+        }
+        ask(&mut wire, "GET", "/k/1", "Host: localhost\r\nX-Forwarded-For: 1.1.1.1, 203.0.113.7\r\n", "").expect(404);
+        server.logs(&["\"path\":\"/k/1\"", "\"client\":\"203.0.113.7:0\""]);
+        ask(&mut wire, "GET", "/k/2", "Host: localhost\r\nX-Forwarded-For: 2001:db8::1\r\n", "").expect(404);
+        server.logs(&["\"path\":\"/k/2\"", "\"client\":\"[2001:db8::1]:0\""]);
+        ask(&mut wire, "GET", "/k/3", "Host: localhost\r\nX-Forwarded-For: unknown\r\n", "").expect(404);
+        server.logs(&["\"path\":\"/k/3\"", "\"client\":\"unknown\""]);
+        // A reload takes in the table.
+        setup.write_config(&standard);
+        server.reload().expect(200);
+        let mut wire = server.wire();
+        let mut reload = |header: &str| ask(&mut wire, "POST", "/plugins/reload", &format!("{operator}{header}"), "");
+        for (header, status) in [
+            ("Forwarded: for=127.0.0.1\r\n", 200),
+            ("Forwarded: by=10.0.0.1;For=\"[::1]:4711\";proto=https\r\n", 200),
+            ("Forwarded: for=127.0.0.1, for=203.0.113.7\r\n", 403),
+            ("Forwarded: for=\"127.0.0.1, for=203.0.113.7\r\n", 403),
+            ("Forwarded: for=_hidden\r\n", 403),
+            ("Forwarded: proto=https\r\n", 403),
+            ("X-Forwarded-For: 127.0.0.1\r\n", 403),
+        ] {
+            let reply = reload(header);
+            assert_eq!(reply.status, status, "{engine}: {header}{reply}");
+        }
+        ask(&mut wire, "GET", "/k/4", "Host: localhost\r\nForwarded: for=\"203.0.113.7:99\"\r\n", "").expect(404);
+        server.logs(&["\"path\":\"/k/4\"", "\"client\":\"203.0.113.7:99\""]);
+    }
+    for (lines, words) in [
+        ("[proxy]\ntrusted = [\"proxy.example\"]\n", "proxy.example"),
+        ("[proxy]\ntrusted = []\n", "trusted"),
+        ("[proxy]\ntrusted = [\"127.0.0.1\"]\nheader = \"Via\"\n", "X-Forwarded-For"),
+        ("[proxy]\ntrust = [\"127.0.0.1\"]\n", "trusted"),
+    ] {
+        let exit = Setup::new().config(lines).fail().expect(1);
+        assert!(exit.one_error().contains("[proxy]") && exit.one_error().contains(words), "{exit}");
     }
 }

@@ -40,6 +40,11 @@ impl Access {
         self.0.swap(Arc::clone(&access)) != access
     }
 
+    /// Looks at who sent a request, before anything else does.
+    pub(super) fn admit(&self, head: &Head) {
+        origin::name_client(head, &self.0.load());
+    }
+
     /// Whether whoever sent this may do it. Where no token is asked for, the page of another site may not.
     ///
     /// # Errors
@@ -90,8 +95,8 @@ impl config::Access {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
                 return Err(by_host(403, format!("Administration is off; {way_out}")));
             }
-            if !self.remote_admin && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
-                let way_out = "set remote_admin = true in [access]";
+            if !self.remote_admin && !origin::is_on_this_machine(head, self) {
+                let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
                 return Err(by_host(403, format!("Administration is for this machine alone; {way_out}")));
             }
         }

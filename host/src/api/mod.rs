@@ -109,6 +109,7 @@ impl Api {
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
+        self.access.admit(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner());
         let methods = Methods::of(path).ok_or_else(no_path)?;
         match head.method {

@@ -1,15 +1,18 @@
-//! Where a request comes from: under which name the server was asked, and whose page asks.
+//! Where a request comes from: under which name the server was asked, whose page asks, and which client is behind a proxy.
 //!
 //! A browser attaches nothing secret to the requests that a foreign page makes it send, but it may reach addresses that the
 //! page's author does not. So where no token protects the store, these rules do.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::problem::Problem;
-use crate::config::{Access, split_port};
+use crate::config::{Access, Proxy, split_port};
 use crate::http::Head;
 use crate::ops::by_host;
 use crate::plugins::Refusal;
+
+/// The header fields that proxies add.
+const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via"];
 
 /// Checks what HTTP demands of the head of every request (RFC 9112, section 3.2).
 ///
@@ -82,6 +85,59 @@ fn is_local(host: &str) -> bool {
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
     let label = name.rsplit('.').next().unwrap_or_default();
     label.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// The client that a proxy forwards a request for.
+struct Forwarded {
+    /// None where the proxy does not know it.
+    client: Option<SocketAddr>,
+    /// Whether the client and all proxies are on this machine.
+    is_local: bool,
+}
+
+impl Forwarded {
+    /// Reads the header field of a proxy that is trusted: the client is the last address in it that is no such proxy.
+    fn of(head: &Head, proxy: &Proxy) -> Option<Self> {
+        if !proxy.trusts(head.client.map(|peer| peer.ip())) {
+            return None;
+        }
+        let values: Vec<&[u8]> = head.headers.all(proxy.header.name()).collect();
+        let mut elements = values.iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')).peekable();
+        elements.peek()?;
+        let mut forwarded = Self { client: None, is_local: is_loopback(head.client) };
+        while let Some(element) = elements.next() {
+            forwarded.client = proxy.header.address(element);
+            forwarded.is_local &= forwarded.client.is_some() && is_loopback(forwarded.client);
+            if !forwarded.client.is_some_and(|client| proxy.trusts(Some(client.ip()))) {
+                // Behind anything more there is somebody else.
+                forwarded.is_local &= elements.peek().is_none();
+                break;
+            }
+        }
+        Some(forwarded)
+    }
+}
+
+/// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
+pub(super) fn name_client(head: &Head, access: &Access) {
+    if !access.proxy.is_empty()
+        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &access.proxy)
+    {
+        head.name_client(client.map_or_else(|| "unknown".to_owned(), |client| client.to_string()));
+    }
+}
+
+/// Whether the client is on this machine. One behind a proxy that is not trusted may be anywhere.
+pub(super) fn is_on_this_machine(head: &Head, access: &Access) -> bool {
+    match Forwarded::of(head, &access.proxy) {
+        Some(forwarded) => forwarded.is_local,
+        None => is_loopback(head.client) && !BY_PROXIES.iter().any(|name| head.headers.get(name).is_some()),
+    }
+}
+
+/// Whether this is the address of the loopback interface, or of nobody: the peer at a Unix socket.
+fn is_loopback(address: Option<SocketAddr>) -> bool {
+    address.is_none_or(|address| address.ip().to_canonical().is_loopback())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use super::AllowedHost;
+use super::{AllowedHost, Proxy};
 use crate::sha256::Sha256;
 
 /// Who may do what.
@@ -18,6 +18,8 @@ pub struct Access {
     pub allowed_hosts: Vec<AllowedHost>,
     /// Whether a request that needs no token has to ask for one of these names.
     pub checks_host: bool,
+    /// The proxies that say who the client is.
+    pub proxy: Proxy,
 }
 
 /// What somebody may do. Each right has those before it.

@@ -196,7 +196,12 @@ impl Head {
         Self { version, ..self }
     }
 
-    /// The client as `ip:port`; empty on a Unix socket.
+    /// Names the client that a proxy forwards the request for, unless logs or plugins were given another name already.
+    pub fn name_client(&self, text: String) {
+        let _ = self.client_text.set(text);
+    }
+
+    /// The client as `ip:port`; empty on a Unix socket. Behind a trusted proxy, the client that the proxy names.
     pub fn client_text(&self) -> &str {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
     }
