@@ -6,12 +6,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::DEADLINE;
 use crate::process::Running;
+
+/// How long a call may take: a page makes dozens of requests in one, beside other browsers.
+const PATIENCE: Duration = DEADLINE.saturating_mul(4);
 
 /// A browser with a profile of its own. It is killed when it is dropped.
 pub struct Browser {
@@ -80,7 +84,7 @@ impl Browser {
     /// The next message of the browser.
     #[track_caller]
     fn message(&mut self, awaited: &str) -> Value {
-        let message = self.messages.recv_timeout(DEADLINE).unwrap_or_else(|error| {
+        let message = self.messages.recv_timeout(PATIENCE).unwrap_or_else(|error| {
             panic!("{awaited}: no answer: {error}\n--- browser log\n{}", self.process.stderr.text())
         });
         if message["method"] == "Page.loadEventFired" {
