@@ -1,6 +1,7 @@
 //! Flags, environment and file become one checked configuration: a flag beats the environment, which beats the file.
 
 mod access;
+mod origin;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::plugins::{Settings, Source, Table};
 use crate::store::Fsync;
 
 pub use access::{Access, Right, Token};
+pub use origin::{AllowedHost, Proxy, ProxyHeader, split_port};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -125,6 +127,10 @@ pub struct Options {
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
     pub open: bool,
 
+    /// Names by which web pages may use this server without a token [default: localhost]
+    #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
+    pub allowed_hosts: Option<Vec<AllowedHost>>,
+
     /// HTTP engine; auto is hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
@@ -190,6 +196,7 @@ pub struct File {
     settings: Settings,
     order: Vec<String>,
     access: Access,
+    proxy: Proxy,
 }
 
 /// A configuration that holds together.
@@ -276,8 +283,10 @@ impl File {
         }
         let access = table.remove("access").map(Access::parse).transpose();
         let access = access.map_err(|fact| format!("[access] {fact}"))?.unwrap_or_default();
+        let proxy = table.remove("proxy").map(Proxy::parse).transpose();
+        let proxy = proxy.map_err(|fact| format!("[proxy] {fact}"))?.unwrap_or_default();
         let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
-        Ok(Self { options, settings, order, access })
+        Ok(Self { options, settings, order, access, proxy })
     }
 }
 
@@ -288,7 +297,7 @@ impl Config {
     ///
     /// Values that contradict each other.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
-        let File { options: written, settings, order, access } = file;
+        let File { options: written, settings, order, access, proxy } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
@@ -319,11 +328,19 @@ impl Config {
         }
         let max_value = given.max_value.or(written.max_value).map_or(max_size, |size| size.0);
         let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
+        let access = Access {
+            open: given.open || written.open,
+            allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
+            // No browser reaches a Unix socket.
+            checks_host: matches!(listen, Listen::Tcp(_)),
+            proxy,
+            ..access
+        };
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
-            access: Access { open: given.open || written.open, ..access },
+            access,
             listen,
             http,
             tls,

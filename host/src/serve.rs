@@ -196,7 +196,9 @@ fn announce(address: String) -> Result<(), Failure> {
 /// # Errors
 ///
 /// It says nothing, and others reach it.
-fn allowed(access: config::Access, local: bool) -> Result<config::Access, &'static str> {
+fn allowed(mut access: config::Access, local: bool) -> Result<config::Access, &'static str> {
+    // Of an address that others reach nobody knows the names, unless they are given.
+    access.checks_host = access.checks_host && local || !access.allowed_hosts.is_empty();
     match access {
         _ if access.open || !access.tokens.is_empty() => Ok(access),
         _ if local => Ok(config::Access { open: true, ..access }),

@@ -177,7 +177,8 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The client's address, `ip:port`; empty on a Unix socket.
+    /// The client's address, `ip:port`; empty on a Unix socket. Behind a proxy that the server trusts, the address that the
+    /// proxy sends, with port 0 if it sends none, or `unknown`.
     pub fn client(&self) -> &'a str {
         // SAFETY: as in `header`.
         unsafe { self.api.client()(self.call.cx) }.as_str()

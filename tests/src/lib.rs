@@ -7,6 +7,7 @@
 mod admin;
 mod artefacts;
 mod beside;
+mod browser;
 mod certificate;
 mod client;
 mod described;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use admin::{TOKEN, administered, put_in_place};
 pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_folder, workspace};
 pub use beside::beside;
+pub use browser::{Browser, Tab};
 pub use certificate::Certificate;
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;

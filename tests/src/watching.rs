@@ -58,7 +58,7 @@ impl Server {
     #[track_caller]
     pub fn try_watch(&self, query: &str, fields: &str) -> Result<Watching, Reply> {
         let mut wire = self.wire();
-        wire.send(format!("GET /watch?{query} HTTP/1.1\r\nHost: vkog\r\n{fields}\r\n"));
+        wire.send(format!("GET /watch?{query} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"));
         let head = wire.try_head().unwrap_or_else(|error| panic!("no reply to {query}: {error}\n{}", self.log()));
         if head.status != 200 {
             return Err(head);

@@ -69,7 +69,7 @@ impl Wire {
     #[track_caller]
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Reply {
         let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: vkog\r\n{length}\r\n").into_bytes();
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n").into_bytes();
         bytes.extend_from_slice(body);
         self.send(bytes).reply()
     }

@@ -125,7 +125,8 @@ fn ask(wire: &mut Wire, sent: Option<&str>, method: &str, target: &str, body: &s
     let authorization = sent.map(|sent| format!("Authorization: {sent}\r\n")).unwrap_or_default();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let json = if target == "/batch" { "Content-Type: application/json\r\n" } else { "" };
-    wire.send(format!("{method} {target} HTTP/1.1\r\nHost: vkog\r\n{authorization}{json}{length}\r\n{body}")).reply()
+    wire.send(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{authorization}{json}{length}\r\n{body}"))
+        .reply()
 }
 
 /// A key as it stands in a target, every byte of it encoded.

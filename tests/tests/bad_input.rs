@@ -27,7 +27,7 @@ fn lives(server: &Server) {
 /// A request with these header lines and this body, on a connection of its own.
 fn send(server: &Server, method: &str, path: &str, headers: &str, body: &[u8]) -> Wire {
     let mut wire = server.wire();
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: vkog\r\n{headers}\r\n").into_bytes();
+    let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes();
     bytes.extend_from_slice(body);
     wire.send(bytes);
     wire
@@ -56,7 +56,7 @@ fn a_key_that_is_not_utf_8_is_400() {
     }
     // Unencoded, it is not even a request; the connection may also just end.
     let mut wire = server.wire();
-    wire.send(b"GET /k/\xff\xfe HTTP/1.1\r\nHost: vkog\r\n\r\n");
+    wire.send(b"GET /k/\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n");
     if let Ok(reply) = wire.try_reply() {
         reply.expect(400);
     }
@@ -175,7 +175,7 @@ fn a_length_that_is_none_is_400_and_writes_nothing() {
 #[test]
 fn what_follows_a_length_that_is_none_is_not_taken_for_a_request() {
     let server = server();
-    let smuggled = b"DELETE /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n";
+    let smuggled = b"DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let headers = [
         format!("Content-Length: 0\r\nContent-Length: {}\r\n", smuggled.len()),
         "Content-Length: -1\r\n".to_owned(),

@@ -343,7 +343,7 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     // The body as a whole has a limit of its own, and is not read beyond it.
     let mut wire = server.wire();
     let head =
-        format!("POST /batch HTTP/1.1\r\nHost: vkog\r\nContent-Type: {JSON}\r\nContent-Length: 16777217\r\n\r\n");
+        format!("POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 16777217\r\n\r\n");
     wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes, 16777216 is the most");
     // So has what is read.
     let one = vec![b'x'; 1 << 20];
@@ -361,8 +361,10 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
 /// Asks for a batch on a connection of its own.
 fn ask(wire: &mut Wire, operations: &Value) -> io::Result<Reply> {
     let body = operations.to_string();
-    let head =
-        format!("POST /batch HTTP/1.1\r\nHost: vkog\r\nContent-Type: {JSON}\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     wire.try_send(&[head.as_bytes(), body.as_bytes()].concat())?;
     wire.try_reply()
 }

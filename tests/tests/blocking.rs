@@ -11,8 +11,8 @@ fn a_hook_that_waits_holds_up_no_other_connection() {
         let server = Setup::new().args(["--http", engine]).load(artefacts().library("waits")).start();
         server.put("before", "v").expect(200);
         let (mut reads, mut writes) = (server.wire(), server.wire());
-        reads.send("GET /k/before HTTP/1.1\r\nHost: vkog\r\n\r\n");
-        writes.send("PUT /k/after HTTP/1.1\r\nHost: vkog\r\nContent-Length: 1\r\n\r\nw");
+        reads.send("GET /k/before HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        writes.send("PUT /k/after HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nw");
         for hook in ["before_get waits", "after_put waits"] {
             server.logs(&[hook]);
         }

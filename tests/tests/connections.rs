@@ -13,7 +13,7 @@ fn a_burst_of_connections_that_stay_open_is_served_to_the_last_one() {
     for _ in 0..4 {
         let mut wires: Vec<Wire> = (0..64).map(|_| server.wire().patience(Duration::from_secs(5))).collect();
         for wire in &mut wires {
-            wire.send("GET /k/absent HTTP/1.1\r\nHost: vkog\r\n\r\n");
+            wire.send("GET /k/absent HTTP/1.1\r\nHost: localhost\r\n\r\n");
         }
         for wire in &mut wires {
             wire.reply().expect(404);
@@ -36,11 +36,11 @@ fn half_a_request_head_holds_nobody_up() {
     let server = Setup::new().start();
     let mut halves = server.wires(32);
     for half in &mut halves {
-        half.send("PUT /k/k HTTP/1.1\r\nHost: vk");
+        half.send("PUT /k/k HTTP/1.1\r\nHost: loc");
     }
     server.put("k", "v").expect(200);
     for half in &mut halves {
-        half.send("og\r\nContent-Length: 4\r\n\r\nhalf").reply().expect(200);
+        half.send("alhost\r\nContent-Length: 4\r\n\r\nhalf").reply().expect(200);
     }
     server.get("k").expect(200).is("half");
 }
@@ -57,8 +57,10 @@ fn requests_sent_ahead_are_answered_in_order() {
         for number in 0..AHEAD {
             // Bodies on both sides of what one packet holds.
             let value = pattern(1 + number * 300);
-            let head =
-                format!("POST /k/{round}-{number} HTTP/1.1\r\nHost: vkog\r\nContent-Length: {}\r\n\r\n", value.len());
+            let head = format!(
+                "POST /k/{round}-{number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+                value.len()
+            );
             requests.extend(head.into_bytes());
             requests.extend(value);
         }
@@ -67,7 +69,7 @@ fn requests_sent_ahead_are_answered_in_order() {
             wire.reply().expect(200);
         }
         for number in 0..AHEAD {
-            wire.send(format!("GET /k/{round}-{number} HTTP/1.1\r\nHost: vkog\r\n\r\n"));
+            wire.send(format!("GET /k/{round}-{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         }
         for number in 0..AHEAD {
             wire.reply().expect(200).is(pattern(1 + number * 300));
@@ -79,7 +81,7 @@ fn requests_sent_ahead_are_answered_in_order() {
 fn who_wants_the_connection_closed_or_speaks_http_1_0_has_it_closed() {
     let server = Setup::new().start();
     server.put("k", "v").expect(200);
-    for request in ["GET /k/k HTTP/1.1\r\nHost: vkog\r\nConnection: close\r\n\r\n", "GET /k/k HTTP/1.0\r\n\r\n"] {
+    for request in ["GET /k/k HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "GET /k/k HTTP/1.0\r\n\r\n"] {
         let mut wire = server.wire();
         wire.send(request).reply().expect(200).is("v");
         let rest = wire.rest().expect("the server ends the connection");
@@ -93,9 +95,12 @@ fn a_client_that_ends_its_side_after_its_request_is_answered() {
         let server = Setup::new().args(["--http", engine]).start();
         for round in 0..20 {
             let mut wire = server.wire();
-            wire.send("PUT /k/k HTTP/1.1\r\nHost: vkog\r\nContent-Length: 1\r\n\r\nv").finish().reply().expect(200);
+            wire.send("PUT /k/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nv")
+                .finish()
+                .reply()
+                .expect(200);
             let mut wire = server.wire();
-            wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n").finish().reply().expect(200).is("v");
+            wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n").finish().reply().expect(200).is("v");
             assert!(wire.rest().is_ok_and(|rest| rest.is_empty()), "{engine}: round {round}");
         }
     }

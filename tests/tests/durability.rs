@@ -98,7 +98,7 @@ impl Writer {
 }
 
 fn ask(wire: &mut Wire, method: &str, path: &str, body: &[u8]) -> io::Result<u16> {
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: vkog\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
     wire.try_send(&[head.as_bytes(), body].concat())?;
     Ok(wire.try_reply()?.status)
 }

@@ -119,7 +119,7 @@ fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
                 let length = body.len();
                 let reply = wire
                     .send(format!(
-                        "{method} {path} HTTP/1.1\r\nHost: vkog\r\n{conditions}Content-Length: {length}\r\n\r\n{body}"
+                        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{conditions}Content-Length: {length}\r\n\r\n{body}"
                     ))
                     .reply();
                 let status = expected(request, present, one_of, none_of, with_conflict);

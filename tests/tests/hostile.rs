@@ -70,7 +70,7 @@ fn five_thousand_connections_that_send_a_byte_a_second() {
         // They are connections like others, in the end.
         for stream in slow.iter_mut().take(10) {
             stream.write_all(&head[5..]).expect("nobody is given up yet");
-            stream.write_all(b"Host: vkog\r\n\r\n").expect("nobody is given up yet");
+            stream.write_all(b"Host: localhost\r\n\r\n").expect("nobody is given up yet");
             assert_eq!(status(stream), Some(200));
         }
     });
@@ -81,7 +81,7 @@ fn a_thousand_uploads_that_stop_halfway() {
     attack(&BOTH, 100, |server| {
         let half = |_| {
             let mut stream = connect(server);
-            let head = "PUT /k/half HTTP/1.1\r\nHost: vkog\r\nContent-Length: 100000000\r\n\r\n";
+            let head = "PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n";
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&[b'x'; 2000])).expect("it is read");
             stream
         };
@@ -98,7 +98,7 @@ fn ten_gib_declared_are_refused_before_they_come() {
         for _ in 0..20 {
             for length in ["10737418240", "18446744073709551615", "99999999999999999999999"] {
                 let mut stream = connect(server);
-                let head = format!("PUT /k/k HTTP/1.1\r\nHost: vkog\r\nContent-Length: {length}\r\n\r\n");
+                let head = format!("PUT /k/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
                 stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&[b'x'; 1000])).expect("it is read");
                 let status = status(&mut stream);
                 assert!(matches!(status, Some(413 | 400 | 431)), "{length}: {status:?}");
@@ -111,7 +111,7 @@ fn ten_gib_declared_are_refused_before_they_come() {
 fn a_header_line_of_200_mb_ends_its_connection() {
     attack(&HYPER, 20, |server| {
         let mut stream = connect(server);
-        stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: vkog\r\nX-Long: ").expect("it is read");
+        stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\nX-Long: ").expect("it is read");
         let piece = [b'x'; 100_000];
         let sent = (0..2000).find(|_| stream.write_all(&piece).is_err());
         assert!(sent.is_some_and(|pieces| pieces < 1000), "the server read all of it");
@@ -139,7 +139,7 @@ fn a_hundred_thousand_requests_sent_ahead() {
         let mut stream = connect(server);
         let mut reader = BufReader::new(stream.try_clone().expect("an open connection has a second handle"));
         let ahead = thread::spawn(move || {
-            let requests = "GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n".repeat(1000);
+            let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
             (0..COUNT / 1000).try_for_each(|_| stream.write_all(requests.as_bytes()))
         });
         let mut answers = 0;
@@ -164,7 +164,7 @@ fn who_sends_ahead_and_reads_nothing_is_not_read_any_more() {
     attack(&HYPER, 30, |server| {
         let mut stream = connect(server);
         stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
-        let requests = "GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n".repeat(10_000);
+        let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
         // 37 MB of requests, and 150 of answers.
         let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
         assert!(blocked.is_some(), "the server has taken all of it");

@@ -19,9 +19,9 @@ fn server() -> Server {
 #[test]
 fn a_head_of_over_64_kib_or_100_fields_is_431_and_ends_the_connection() {
     let server = server();
-    let within = format!("GET /k/k HTTP/1.1\r\nHost: vkog\r\nX-Long: {}\r\n\r\n", "x".repeat(60 << 10));
+    let within = format!("GET /k/k HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(60 << 10));
     server.wire().send(within).reply().expect(200);
-    let long = format!("GET /k/k HTTP/1.1\r\nHost: vkog\r\nX-Long: {}\r\n\r\n", "x".repeat(70 << 10));
+    let long = format!("GET /k/k HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(70 << 10));
     let many = format!("GET /k/k HTTP/1.1\r\n{}\r\n", "X-Many: 1\r\n".repeat(101));
     for head in [long, many] {
         let mut wire = server.wire();
@@ -43,7 +43,7 @@ fn a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served() 
     let mut wires: Vec<Wire> = (0..80).map(|_| server.wire().patience(Duration::from_secs(5))).collect();
     let mut refused = 0;
     for wire in &mut wires {
-        let reply = wire.send("GET /livez HTTP/1.1\r\nHost: vkog\r\n\r\n").reply();
+        let reply = wire.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").reply();
         if reply.status == 503 {
             refused += 1;
             reply.begins("Too many connections");
@@ -54,10 +54,10 @@ fn a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served() 
     }
     assert!((10..=40).contains(&refused), "{refused} of 80 connections were refused");
     // Those that were served go on.
-    let first = wires.remove(0).send("GET /livez HTTP/1.1\r\nHost: vkog\r\nConnection: close\r\n\r\n").reply();
+    let first = wires.remove(0).send("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").reply();
     first.expect(200);
     drop(wires);
-    let served = |_| server.wire().send("GET /livez HTTP/1.1\r\nHost: vkog\r\n\r\n").reply().status == 200;
+    let served = |_| server.wire().send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 200;
     assert!((0..1000).any(served), "nobody is served after all connections have ended");
 }
 
@@ -66,7 +66,7 @@ fn http_2_is_refused_and_leaves_nothing_behind() {
     let server = server();
     let threads = || std::fs::read_dir(format!("/proc/{}/task", server.id())).map_or(0, Iterator::count);
     let before = threads();
-    for request in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET /k/k HTTP/2.0\r\nHost: vkog\r\n\r\n"] {
+    for request in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET /k/k HTTP/2.0\r\nHost: localhost\r\n\r\n"] {
         for _ in 0..20 {
             let mut wire = server.wire();
             wire.send(request);
@@ -91,7 +91,7 @@ fn bodies_that_are_declared_and_do_not_come_cost_no_memory() {
     let before = resident();
     let mut wires: Vec<Wire> = (0..64).map(|_| server.wire()).collect();
     for wire in &mut wires {
-        wire.send("PUT /k/k HTTP/1.1\r\nHost: vkog\r\nContent-Length: 100000000\r\n\r\nv");
+        wire.send("PUT /k/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\nv");
     }
     server.get("k").expect(200).is("v");
     let grown = resident() - before;
@@ -103,7 +103,7 @@ fn a_stop_ends_idle_connections_and_answers_what_is_under_way() {
     let server = server();
     let mut idle = server.wires(3);
     let mut half = server.wires(1).remove(0);
-    half.send("PUT /k/half HTTP/1.1\r\nHost: vkog\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
+    half.send("PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
     // So it is known that the head has come.
     half.reply().expect(100);
     server.signal("TERM");
@@ -146,7 +146,7 @@ fn a_unix_socket_is_served_by_either_engine() {
         assert!(running.stdout.wait_for(|text| text.contains(&listen)), "{engine} does not listen");
         let mut stream = UnixStream::connect(&socket).expect("it listens");
         stream
-            .write_all(b"PUT /k/k HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")
+            .write_all(b"PUT /k/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")
             .expect("it reads");
         let mut reply = String::new();
         stream.read_to_string(&mut reply).expect("it answers and closes");

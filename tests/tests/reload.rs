@@ -187,7 +187,7 @@ fn a_client_that_does_not_read_its_answer_holds_up_no_reload() {
         Setup::new().load(bytes()).load(conflict()).config(administered("")).args(["--fsync", "never"]).start();
     server.post("big", pattern(32 << 20)).expect(200);
     let mut lazy = server.wires(1).remove(0);
-    lazy.send("GET /k/big HTTP/1.1\r\nHost: vkog\r\n\r\n");
+    lazy.send("GET /k/big HTTP/1.1\r\nHost: localhost\r\n\r\n");
     // It has begun to answer, and cannot end.
     lazy.begin_reply();
     let began = Instant::now();

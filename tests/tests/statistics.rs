@@ -49,7 +49,7 @@ fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
     // Of five reads one is refused before, one in the guard.
     let queries = ["", "?refuse=before_get", "", "?refuse=guard_get", ""];
     let sent: Vec<u8> = (0..AHEAD)
-        .flat_map(|read| format!("GET /k/k{} HTTP/1.1\r\nHost: vkog\r\n\r\n", queries[read % 5]).into_bytes())
+        .flat_map(|read| format!("GET /k/k{} HTTP/1.1\r\nHost: localhost\r\n\r\n", queries[read % 5]).into_bytes())
         .collect();
     thread::scope(|scope| {
         for mut wire in server.wires(CONNECTIONS) {

@@ -15,6 +15,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("attacks", None, MEMORY),
     ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
+    ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
     ("building", Some("a_plugin_built_by_another_compiler_loads"), "needs several compilers that build for Windows"),
     ("client", None, "gives its commands as lines of a Unix shell"),

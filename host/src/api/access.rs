@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::origin;
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
 use crate::http::{Head, Reply};
@@ -39,7 +40,12 @@ impl Access {
         self.0.swap(Arc::clone(&access)) != access
     }
 
-    /// Whether whoever sent this may do it.
+    /// Looks at who sent a request, before anything else does.
+    pub(super) fn admit(&self, head: &Head) {
+        origin::name_client(head, &self.0.load());
+    }
+
+    /// Whether whoever sent this may do it. Where no token is asked for, the page of another site may not.
     ///
     /// # Errors
     ///
@@ -63,6 +69,9 @@ impl Access {
         let mut sender = None;
         for (index, (right, scope)) in asked.into_iter().enumerate() {
             if access.open && right < Right::Admin {
+                if index == 0 {
+                    origin::check(head, &access).map_err(|refusal| (index, refusal))?;
+                }
                 continue;
             }
             // To hash what was sent takes longer than all the rest.
@@ -86,8 +95,8 @@ impl config::Access {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
                 return Err(by_host(403, format!("Administration is off; {way_out}")));
             }
-            if !self.remote_admin && head.client.is_some_and(|client| !client.ip().to_canonical().is_loopback()) {
-                let way_out = "set remote_admin = true in [access]";
+            if !self.remote_admin && !origin::is_on_this_machine(head, self) {
+                let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
                 return Err(by_host(403, format!("Administration is for this machine alone; {way_out}")));
             }
         }
@@ -169,7 +178,7 @@ mod tests {
             prefix: prefix.to_owned(),
         };
         let tokens = vec![token("op", Right::Admin, ""), token("a", Right::Write, "a/")];
-        Access::new(config::Access { open: false, remote_admin, tokens })
+        Access::new(config::Access { remote_admin, tokens, ..config::Access::default() })
     }
 
     fn status(access: &Access, head: &Head, right: Right, scope: Scope<'_>) -> u16 {

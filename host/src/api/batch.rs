@@ -340,6 +340,10 @@ impl Named<'_> {
             if Operation::OWN.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
                 return Err(format!("{name} is not given in headers; there are content_type, if_match, if_none_match"));
             }
+            let is_encoded = name.eq_ignore_ascii_case("content-encoding") && !entry::is_identity(value.as_bytes());
+            if is_encoded || name.eq_ignore_ascii_case("content-range") {
+                return Err(format!("{name} is not supported; give the whole value as it is to be read"));
+            }
             fields.push((name.into(), value));
         }
         // What plugins see of a condition is a header field.

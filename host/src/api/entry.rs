@@ -27,36 +27,81 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
     }
 }
 
-/// The conditions of a request.
-pub(super) fn conditions(head: &Head) -> Conditions {
-    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
-    Conditions { one_of: revisions(head, "if-match", false), none_of: revisions(head, "if-none-match", true) }
+/// Checks that the body of a request is a whole value, or a whole batch, as it is to be read.
+///
+/// # Errors
+///
+/// It is a part of one (RFC 9110, section 14.4), or encoded.
+pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
+    let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
+    if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
+        let fact = "Content-Encoding is not supported; send the value as it is to be read";
+        return Err(Problem::new(415, fact).with_header("Accept-Encoding", "identity"));
+    }
+    if head.headers.get("content-range").is_some() {
+        return Err(Problem::new(400, "Content-Range is not supported; send the whole value"));
+    }
+    Ok(())
 }
 
-fn revisions(head: &Head, name: &str, weak: bool) -> Option<Revisions> {
-    let mut named: Option<Vec<u64>> = None;
-    for value in head.headers.all(name) {
+/// Whether a content coding changes nothing.
+pub(super) fn is_identity(coding: &[u8]) -> bool {
+    coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+}
+
+/// The conditions of a request.
+///
+/// # Errors
+///
+/// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
+pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
+    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
+    let condition = |name, weak| {
+        let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
+        revisions(head, name, weak).map_err(|NotTags| fault())
+    };
+    Ok(Conditions { one_of: condition("If-Match", false)?, none_of: condition("If-None-Match", true)? })
+}
+
+/// A condition is neither `*` nor a list of entity tags.
+#[derive(Debug)]
+struct NotTags;
+
+fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
+    let mut values = head.headers.all(name).peekable();
+    if values.peek().is_none() {
+        return Ok(None);
+    }
+    let (mut revisions, mut tags, mut any) = (Vec::new(), 0, 0);
+    for value in values {
         let value = String::from_utf8_lossy(value.trim_ascii());
         if value == "*" {
-            return Some(Revisions::Any);
+            any += 1;
+            continue;
         }
-        let named = named.get_or_insert_default();
         // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
-        let mut rest = &*value;
-        while let Some((before, from)) = rest.split_once('"')
-            && let Some((tag, after)) = from.split_once('"')
-        {
-            rest = after;
-            let counts = match before.trim_matches([',', ' ', '\t']) {
-                "" => true,
-                "W/" => weak,
-                _ => false,
-            };
-            named.extend(opaque(tag).filter(|_| counts));
+        let mut rest = value.trim_start_matches(BETWEEN_TAGS);
+        while !rest.is_empty() {
+            let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
+            let (tag, after) = quoted.strip_prefix('"').and_then(|tag| tag.split_once('"')).ok_or(NotTags)?;
+            tags += 1;
+            revisions.extend(opaque(tag).filter(|_| weak || !is_weak));
+            rest = after.trim_start_matches([' ', '\t']);
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(NotTags);
+            }
+            rest = rest.trim_start_matches(BETWEEN_TAGS);
         }
     }
-    named.map(Revisions::These)
+    match (any, tags) {
+        (1, 0) => Ok(Some(Revisions::Any)),
+        (0, 1..) => Ok(Some(Revisions::These(revisions))),
+        _ => Err(NotTags),
+    }
 }
+
+/// What may stand between the elements of a list (RFC 9110, section 5.6.1.2).
+const BETWEEN_TAGS: [char; 3] = [',', ' ', '\t'];
 
 /// The revision that a strong entity tag names.
 pub(super) fn revision(tag: &str) -> Option<u64> {
@@ -93,7 +138,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                 .of_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
-                .with_header("X-Content-Type-Options", "nosniff");
+                .inert();
             reply.body = match part {
                 None => Body::Whole(Bytes::from_owner(entry)),
                 Some(range) => {

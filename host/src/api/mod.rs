@@ -7,6 +7,7 @@ mod health;
 mod keys;
 mod metrics;
 mod openapi;
+mod origin;
 mod page;
 mod plugins;
 mod problem;
@@ -22,7 +23,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
 use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
-use crate::ops::{KEY_MAX, Ops, Request};
+use crate::ops::{Conditions, KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::store::owned_content_type;
 use crate::threads::Threads;
@@ -69,7 +70,7 @@ pub struct Admitted {
 /// What a request is for.
 enum Target {
     /// An operation on an entry.
-    Entry { verb: Verb, key: String, query: String, content_type: Cow<'static, str>, arrived: u64 },
+    Entry(Entry),
     /// Several operations in one step.
     Batch(batch::Admitted),
     /// Which keys there are.
@@ -80,6 +81,16 @@ enum Target {
     Plugins,
     /// A reload of the plugins.
     Reload,
+}
+
+/// An operation on an entry.
+struct Entry {
+    verb: Verb,
+    key: String,
+    query: String,
+    content_type: Cow<'static, str>,
+    conditions: Conditions,
+    arrived: u64,
 }
 
 impl Api {
@@ -113,6 +124,8 @@ impl Api {
     fn target(&self, head: &Head) -> Result<Target, Reply> {
         let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(head);
+        origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
+        self.access.admit(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner());
         let methods = Methods::of(path).ok_or_else(no_path)?;
         match head.method {
@@ -126,6 +139,7 @@ impl Api {
                 let arrived = self.ops.revision();
                 // Each operation is asked about when it is known.
                 self.access.check(head, Right::Read, Scope::Later)?;
+                entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
                 let sent = batch::Format::of(head).map_err(|problem| problem.reply(manner()))?;
                 let (answer, query) = (sent.of_answer(head), query.to_owned());
                 Target::Batch(batch::Admitted { sent, answer, query, arrived })
@@ -179,8 +193,12 @@ impl Api {
         let sent = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
         // It is that of a value, and nothing else has one.
         let writes = matches!(verb, Verb::Post | Verb::Put);
+        if writes {
+            entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
+        }
+        let conditions = entry::conditions(head).map_err(|problem| problem.reply(manner()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
-        Ok(Target::Entry { verb, key, query: query.to_owned(), content_type, arrived })
+        Ok(Target::Entry(Entry { verb, key, query: query.to_owned(), content_type, conditions, arrived }))
     }
 }
 
@@ -285,11 +303,11 @@ impl Service for Api {
         let manner = Manner::of(&head);
         let answer = move |reply| responder.reply(noted.answered(reply));
         match target {
-            Target::Entry { verb, key, query, content_type, arrived } => {
+            Target::Entry(Entry { verb, key, query, content_type, conditions, arrived }) => {
                 if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
                     return answer(Problem::new(400, "No content provided").reply(manner));
                 }
-                let (conditions, range) = (entry::conditions(&head), Range::of(&head));
+                let range = Range::of(&head);
                 let origin = head;
                 let request =
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };

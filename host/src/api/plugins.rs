@@ -217,7 +217,8 @@ pub(super) fn json(value: &impl Serialize) -> Reply {
 
 /// An answer that is JSON.
 pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
-    Reply::new(200, body).with_header("Content-Type", "application/json").with_header("Cache-Control", "no-store")
+    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
+    reply.with_header("Cache-Control", "no-store").inert()
 }
 
 #[cfg(test)]

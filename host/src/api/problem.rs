@@ -66,15 +66,15 @@ impl Problem {
         Self { plugin: by_plugin.then(|| plugin.into()), headers, ..Self::new(status, message) }
     }
 
-    /// The same, of an operation of a batch.
-    pub(super) fn at(self, index: usize, key: Option<String>) -> Self {
-        Self { index: Some(index), key: key.map(Into::into), ..self }
-    }
-
     /// The same with a header field.
     pub(super) fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// The same, of an operation of a batch.
+    pub(super) fn at(self, index: usize, key: Option<String>) -> Self {
+        Self { index: Some(index), key: key.map(Into::into), ..self }
     }
 
     #[cfg(test)]
@@ -92,7 +92,8 @@ impl Problem {
         if let Some(plugin) = self.plugin {
             reply = reply.with_header("Vkog-Plugin", String::from(plugin));
         }
-        reply = reply.with_header("X-Content-Type-Options", "nosniff");
+        // It may quote what a client sent, and a plugin may say it in HTML.
+        reply = reply.inert();
         for (name, value) in self.headers {
             if name.eq_ignore_ascii_case("content-type") {
                 // A plugin may say what its own text is.

@@ -83,7 +83,7 @@ pub(super) fn answer(
     let mut reply = Reply::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
         .with_header("Cache-Control", "no-store")
-        .with_header("X-Content-Type-Options", "nosniff");
+        .inert();
     reply.body = Body::Stream(Box::new(events));
     reply
 }

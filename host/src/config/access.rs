@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
+use super::{AllowedHost, Proxy};
 use crate::sha256::Sha256;
 
 /// Who may do what.
@@ -13,6 +14,12 @@ pub struct Access {
     pub remote_admin: bool,
     /// What those who come may send.
     pub tokens: Vec<Token>,
+    /// Names of this server in addition to those of every machine for itself.
+    pub allowed_hosts: Vec<AllowedHost>,
+    /// Whether a request that needs no token has to ask for one of these names.
+    pub checks_host: bool,
+    /// The proxies that say who the client is.
+    pub proxy: Proxy,
 }
 
 /// What somebody may do. Each right has those before it.
@@ -80,7 +87,7 @@ impl Access {
                 return Err(format!("{:?} and {name:?} are the same token; give each one of its own", other.name));
             }
         }
-        Ok(Self { open: false, remote_admin, tokens })
+        Ok(Self { remote_admin, tokens, ..Self::default() })
     }
 }
 

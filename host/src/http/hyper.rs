@@ -3,6 +3,7 @@
 //! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
+mod fragments;
 mod framing;
 mod payload;
 mod places;
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use self::fragments::Waiting;
 use self::framing::Framing;
 use self::payload::Payload;
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
@@ -474,6 +476,11 @@ struct Connection<S: Service> {
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
+    /// Whether a body is being read.
+    reads_body: AtomicBool,
+    /// Whether the request lines with a fragment have to be looked at.
+    has_fragments: AtomicBool,
+    fragments: Mutex<Waiting>,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
     /// The framing of the head that is being received.
@@ -482,9 +489,10 @@ struct Connection<S: Service> {
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
-        let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
-        let (slot, framing) = (Slot::default(), Mutex::default());
-        Self { engine, client, progress: AtomicU32::new(0), serves, streams, lingers, slot, framing }
+        let [serves, streams, lingers, reads_body, has_fragments] = [const { AtomicBool::new(false) }; 5];
+        let (progress, fragments, slot, framing) =
+            (AtomicU32::new(0), Mutex::default(), Slot::default(), Mutex::default());
+        Self { engine, client, progress, serves, streams, lingers, reads_body, has_fragments, fragments, slot, framing }
     }
 
     fn progresses(&self) {
@@ -508,7 +516,7 @@ impl<S: Service> Connection<S> {
         self.progresses();
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
-        let head = head(&parts, self.client);
+        let head = head(&parts, self.whole_target(&parts), self.client);
         let length = match head.body_len() {
             Ok(length) => self.framing.lock().end().map(|()| length),
             fault => fault,
@@ -558,6 +566,17 @@ impl<S: Service> Connection<S> {
             let swallowed = timeout(AT_ONCE, connection.swallow(body)).await;
             if swallowed == Ok(true) { connection.response(reply) } else { connection.last(reply) }
         })
+    }
+
+    /// The target with its fragment, if hyper dropped one.
+    fn whole_target(&self, parts: &hyper::http::request::Parts) -> Option<String> {
+        if !self.has_fragments.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut fragments = self.fragments.lock();
+        let target = fragments.take(parts.method.as_str(), parts.uri.path_and_query()?.as_str());
+        self.has_fragments.store(!fragments.is_empty(), Ordering::Relaxed);
+        target
     }
 
     /// Runs the request. The response comes into the slot, now or later. The share of its body in the memory budget is
@@ -611,6 +630,7 @@ impl<S: Service> Connection<S> {
     /// Receives a body to its end.
     async fn receive(&self, mut body: Incoming, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
         let began = Instant::now();
+        let _reads = Raised::new(&self.reads_body);
         while !intake.is_full() {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
             let piece = match frame {
@@ -633,6 +653,7 @@ impl<S: Service> Connection<S> {
     /// Reads a short body to its end, and says whether it has got there.
     async fn swallow(&self, mut body: Incoming) -> bool {
         let mut left = SWALLOWED_BODY_MAX;
+        let _reads = Raised::new(&self.reads_body);
         loop {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
             let Some(frame) = frame else {
@@ -665,12 +686,28 @@ fn is_bad_chunk(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
+/// A flag that is lowered again, also where a future is dropped.
+struct Raised<'a>(&'a AtomicBool);
+
+impl<'a> Raised<'a> {
+    fn new(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// A panic comes to 500.
 fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
 }
 
-fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<Head> {
+fn head(parts: &hyper::http::request::Parts, target: Option<String>, client: Option<SocketAddr>) -> Arc<Head> {
     let method = match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
@@ -685,8 +722,9 @@ fn head(parts: &hyper::http::request::Parts, client: Option<SocketAddr>) -> Arc<
     for (name, value) in &parts.headers {
         headers.push(name.as_str(), value.as_bytes());
     }
-    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    Arc::new(Head::new(method, target.to_owned(), headers, client))
+    let target = target.unwrap_or_else(|| parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned());
+    let version = if parts.version == hyper::Version::HTTP_10 { (1, 0) } else { (1, 1) };
+    Arc::new(Head::new(method, target, headers, client).with_version(version))
 }
 
 fn field_name(name: &str) -> Option<HeaderName> {
@@ -695,6 +733,7 @@ fn field_name(name: &str) -> Option<HeaderName> {
         "Content-Type" => Some(header::CONTENT_TYPE),
         "Accept-Ranges" => Some(header::ACCEPT_RANGES),
         "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
+        "Content-Security-Policy" => Some(header::CONTENT_SECURITY_POLICY),
         _ => HeaderName::from_bytes(name.as_bytes()).ok(),
     }
 }

@@ -176,9 +176,11 @@ pub struct Head {
     pub target: String,
     /// The header fields.
     pub headers: Headers,
-    /// The client; none on a Unix socket.
+    /// The version of HTTP; 1.0 unless an engine says otherwise.
+    pub version: (u8, u8),
+    /// The peer of the connection, which may be a proxy; none on a Unix socket.
     pub client: Option<SocketAddr>,
-    /// The same as text, made when it is first asked for.
+    /// The client as text, made when it is first asked for.
     client_text: OnceLock<String>,
     /// An id that was made for it.
     made_id: OnceLock<String>,
@@ -187,10 +189,21 @@ pub struct Head {
 impl Head {
     /// A request's head.
     pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
-        Self { method, target, headers, client, client_text: OnceLock::new(), made_id: OnceLock::new() }
+        let (client_text, made_id) = (OnceLock::new(), OnceLock::new());
+        Self { method, target, headers, version: (1, 0), client, client_text, made_id }
     }
 
-    /// The client as `ip:port`; empty on a Unix socket.
+    /// The same, of another version of HTTP.
+    pub fn with_version(self, version: (u8, u8)) -> Self {
+        Self { version, ..self }
+    }
+
+    /// Names the client that a proxy forwards the request for, unless logs or plugins were given another name already.
+    pub fn name_client(&self, text: String) {
+        let _ = self.client_text.set(text);
+    }
+
+    /// The client as `ip:port`; empty on a Unix socket. Behind a trusted proxy, the client that the proxy names.
     pub fn client_text(&self) -> &str {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
     }
@@ -336,7 +349,7 @@ pub struct Reply {
     /// The revision of what it is about, which `ETag` tells.
     pub revision: Option<u64>,
     /// The other header fields, without those of the framing.
-    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 3]>,
+    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 4]>,
     /// The body. To a HEAD it is not sent, but its length is.
     pub body: Body,
 }
@@ -368,6 +381,12 @@ impl Reply {
             }
             tag
         })
+    }
+
+    /// The same so that a browser runs nothing of it, whoever wrote it: as a document of no origin, and of the type that it
+    /// has.
+    pub fn inert(self) -> Self {
+        self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
     }
 
     /// The same with a field more.

@@ -16,7 +16,7 @@ use crate::build;
 /// How long, and how often, another client asks meanwhile.
 const MEASURED: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
-const GET: &[u8] = b"GET /k/key:000000000001 HTTP/1.1\r\nHost: vkog\r\n\r\n";
+const GET: &[u8] = b"GET /k/key:000000000001 HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 pub(crate) fn run() -> Result<()> {
     raise_descriptors();
@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<()> {
             Ok(Attack { slow: true, ..Attack::held(opened(port, 5000, b"G")?) })
         }),
         ("1,000 uploads that stop halfway", |port| {
-            let head = b"PUT /k/half HTTP/1.1\r\nHost: vkog\r\nContent-Length: 100000000\r\n\r\nhalf";
+            let head = b"PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\nhalf";
             Ok(Attack::held(opened(port, 1000, head)?))
         }),
         ("100,000 requests sent ahead", |port| Ok(Attack { ahead: Some(port), ..Attack::default() })),

@@ -250,7 +250,7 @@ fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<
 fn put(port: u16) -> std::io::Result<()> {
     use std::io::Read;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-    stream.write_all(b"PUT /k/bench HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")?;
+    stream.write_all(b"PUT /k/bench HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")?;
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 

@@ -29,7 +29,9 @@ impl<S: Service> Engine<S> {
         mut stream: Box<dyn Stream>,
         in_flight: Sender<Infallible>,
     ) {
-        let Some(slot) = Slot::among(self) else {
+        // One that ends by itself is the answer to something that has been done: it is not refused.
+        let slot = if stream.ends() { Some(Slot(None)) } else { Slot::among(self) };
+        let Some(slot) = slot else {
             let fact = format!("Too many streams at once: {STREAMS_MAX} are the most of this engine; try again\n");
             let reply = Reply::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
@@ -67,8 +69,8 @@ impl<S: Service> Engine<S> {
     }
 }
 
-/// The slot of this thread's stream.
-struct Slot<'a, S: Service>(&'a Engine<S>);
+/// The slot of this thread's stream, if it needs one.
+struct Slot<'a, S: Service>(Option<&'a Engine<S>>);
 
 impl<'a, S: Service> Slot<'a, S> {
     /// A slot, unless there are too many that read.
@@ -80,18 +82,22 @@ impl<'a, S: Service> Slot<'a, S> {
             streams.remove(&stuck);
         }
         streams.insert(thread::current().id(), None);
-        Some(Self(engine))
+        Some(Self(Some(engine)))
     }
 
     /// Notes since when the stream writes, if it does. Returns whether it still has its slot.
     fn writes_since(&self, since: Option<Instant>) -> bool {
-        self.0.streams.lock().get_mut(&thread::current().id()).map(|slot| *slot = since).is_some()
+        self.0.is_none_or(|engine| {
+            engine.streams.lock().get_mut(&thread::current().id()).map(|slot| *slot = since).is_some()
+        })
     }
 }
 
 impl<S: Service> Drop for Slot<'_, S> {
     fn drop(&mut self) {
-        self.0.streams.lock().remove(&thread::current().id());
+        if let Some(engine) = self.0 {
+            engine.streams.lock().remove(&thread::current().id());
+        }
     }
 }
 

@@ -74,7 +74,9 @@ pub(super) fn head(request: &tiny_http::Request) -> Result<Arc<Head>, Reply> {
         }
         headers.push(name, value);
     }
-    Ok(Arc::new(Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied())))
+    let tiny_http::HTTPVersion(major, minor) = *request.http_version();
+    let head = Head::new(method, request.url().to_owned(), headers, request.remote_addr().copied());
+    Ok(Arc::new(head.with_version((major, minor))))
 }
 
 /// The head of a response, with what says where its body ends.

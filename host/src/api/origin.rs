@@ -1,0 +1,168 @@
+//! Where a request comes from: under which name the server was asked, whose page asks, and which client is behind a proxy.
+//!
+//! A browser attaches nothing secret to the requests that a foreign page makes it send, but it may reach addresses that the
+//! page's author does not. So where no token protects the store, these rules do.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::problem::Problem;
+use crate::config::{Access, Proxy, split_port};
+use crate::http::Head;
+use crate::ops::by_host;
+use crate::plugins::Refusal;
+
+/// The header fields that proxies add.
+const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via"];
+
+/// Checks what HTTP demands of the head of every request (RFC 9112, section 3.2).
+///
+/// # Errors
+///
+/// The head does not say which server and which resource it is about.
+pub(super) fn check_head(head: &Head) -> Result<(), Problem> {
+    if head.target.contains('#') {
+        return Err(Problem::new(400, "Target has a fragment; write # as %23"));
+    }
+    let mut hosts = head.headers.all("host");
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version < (1, 1) => Ok(()),
+        (None, _) => Err(Problem::new(400, "Host is missing; HTTP/1.1 requires it")),
+        (Some(host), None) if is_authority(host) => Ok(()),
+        (Some(_), None) => Err(Problem::new(400, "Host must be a name or an address, and perhaps a port")),
+        (Some(_), Some(_)) => Err(Problem::new(400, "Host is given twice; send it once")),
+    }
+}
+
+/// Whether these bytes can stand in a Host field: `uri-host [ ":" port ]` of RFC 3986, or nothing.
+fn is_authority(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let (name, port) = split_port(host);
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let is_known = match name.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']').is_some_and(|address| !address.contains(['[', ']'])),
+        None => name.bytes().all(is_name),
+    };
+    is_known && port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Checks that the page of another site did not send a request that no token protects. Programs that are no browsers send
+/// neither `Origin` nor `Sec-Fetch-Site`.
+///
+/// # Errors
+///
+/// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
+/// origin, once the name is bound to this machine. 403 for the request of another site.
+pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
+    let host = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
+    let is_allowed = |authority: &str| access.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
+    if access.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
+        let (name, _) = split_port(host);
+        let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
+        return Err(by_host(421, format!("Host {host:?} is not a name of this server; {way_out}")));
+    }
+    let mut sites = head.headers.all("sec-fetch-site");
+    let may_be_own = match (sites.next(), sites.next()) {
+        // What the browser says of itself beats a Host that a proxy may have rewritten.
+        (Some(b"same-origin" | b"none"), None) => return Ok(()),
+        (None, _) => true,
+        _ => false,
+    };
+    let mut origins = head.headers.all("origin").peekable();
+    let is_trusted = |origin: &[u8]| {
+        let authority = str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
+        authority.is_some_and(|(_, own)| may_be_own && own.eq_ignore_ascii_case(host) || is_allowed(own))
+    };
+    if (may_be_own || origins.peek().is_some()) && origins.all(is_trusted) {
+        return Ok(());
+    }
+    let way_out = "add the host of its origin to allowed-hosts (--allowed-hosts), or require tokens";
+    Err(by_host(403, format!("Refused a request of another site; {way_out}")))
+}
+
+/// Whether a host is this machine for every browser, whatever the domain name system says.
+fn is_local(host: &str) -> bool {
+    let (name, _) = split_port(host);
+    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+    let label = name.rsplit('.').next().unwrap_or_default();
+    label.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// The client that a proxy forwards a request for.
+struct Forwarded {
+    /// None where the proxy does not know it.
+    client: Option<SocketAddr>,
+    /// Whether the client and all proxies are on this machine.
+    is_local: bool,
+}
+
+impl Forwarded {
+    /// Reads the header field of a proxy that is trusted: the client is the last address in it that is no such proxy.
+    fn of(head: &Head, proxy: &Proxy) -> Option<Self> {
+        if !proxy.trusts(head.client.map(|peer| peer.ip())) {
+            return None;
+        }
+        let values: Vec<&[u8]> = head.headers.all(proxy.header.name()).collect();
+        let mut elements = values.iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')).peekable();
+        elements.peek()?;
+        let mut forwarded = Self { client: None, is_local: is_loopback(head.client) };
+        while let Some(element) = elements.next() {
+            forwarded.client = proxy.header.address(element);
+            forwarded.is_local &= forwarded.client.is_some() && is_loopback(forwarded.client);
+            if !forwarded.client.is_some_and(|client| proxy.trusts(Some(client.ip()))) {
+                // Behind anything more there is somebody else.
+                forwarded.is_local &= elements.peek().is_none();
+                break;
+            }
+        }
+        Some(forwarded)
+    }
+}
+
+/// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
+pub(super) fn name_client(head: &Head, access: &Access) {
+    if !access.proxy.is_empty()
+        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &access.proxy)
+    {
+        head.name_client(client.map_or_else(|| "unknown".to_owned(), |client| client.to_string()));
+    }
+}
+
+/// Whether the client is on this machine. One behind a proxy that is not trusted may be anywhere.
+pub(super) fn is_on_this_machine(head: &Head, access: &Access) -> bool {
+    match Forwarded::of(head, &access.proxy) {
+        Some(forwarded) => forwarded.is_local,
+        None => is_loopback(head.client) && !BY_PROXIES.iter().any(|name| head.headers.get(name).is_some()),
+    }
+}
+
+/// Whether this is the address of the loopback interface, or of nobody: the peer at a Unix socket.
+fn is_loopback(address: Option<SocketAddr>) -> bool {
+    address.is_none_or(|address| address.ip().to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_field_is_a_name_or_an_address_and_perhaps_a_port() {
+        for good in ["", "a", "a.b:80", "a:", "127.0.0.1", "[::1]", "[::1]:80", "a_b", "%61"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in
+            ["a b", "a/b", "a@b", "a:b", "a:1:2", "[::1", "::1", "a,b c", "http://a", "\u{e9}", "a#b", "[a]]", "a]"]
+        {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn this_machine_is_localhost_and_what_begins_with_127() {
+        for local in ["localhost", "LOCALHOST:1", "a.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:1"] {
+            assert!(is_local(local), "{local}");
+        }
+        for other in ["localhost.a", "alocalhost", "127.0.0.1.a", "128.0.0.1", "[::2]", "0.0.0.0", "a"] {
+            assert!(!is_local(other), "{other}");
+        }
+    }
+}
