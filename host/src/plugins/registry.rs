@@ -14,7 +14,7 @@ use vkog_plugin_api::chain::{Chain, Failed, Member, Port, Scan};
 use super::error::{LoadError, LoadFault};
 use super::gate::{Entered, Gate, wait_until};
 use super::load::{Library, Plugin, libraries};
-use super::terms::{Settings, Table};
+use super::terms::{Settings, Table, is_pinned};
 use super::trust::Image;
 
 /// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
@@ -327,7 +327,7 @@ impl Exchange {
         settings: &Settings,
         port: &Arc<Port>,
     ) -> Result<Outcome, LoadFault> {
-        let image = Image::read(path)?;
+        let image = Image::read(path, is_pinned(settings, path))?;
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();

@@ -10,7 +10,7 @@ use abi_stable::std_types::{RErr, ROk, RSome};
 use super::call::{Said, Scan, Subject, about, call};
 use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
-use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure};
+use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
 use crate::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
 
 /// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
@@ -94,7 +94,7 @@ impl Member {
         let instance = match unsafe { module.create()(host, settings.into()) } {
             ROk(instance) => instance,
             RErr(RawFailure { kind, message, .. }) => {
-                let said = message.replace('\n', " ");
+                let said = one_line(&message).into_owned();
                 return Err(match kind {
                     RawFailure::SETTINGS => Failed::Settings(said),
                     RawFailure::PANIC => Failed::Panicked(said),
@@ -208,7 +208,7 @@ impl Member {
         let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
-        let message = said.take(|words| &mut words.message).unwrap_or_default();
+        let message = one_line(&said.take(|words| &mut words.message).unwrap_or_default()).into_owned();
         match outcome.kind {
             Outcome::GO_ON => Ok(outcome),
             Outcome::PANICKED => {
@@ -258,6 +258,7 @@ impl Drop for Member {
         // SAFETY: `create` of the same module made the instance, and a member is dropped once, when no call borrows it.
         if let RSome(said) = unsafe { self.module.destroy()(self.instance) } {
             let plugin = self.name();
+            let said = one_line(&said);
             tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {said}");
         }
     }

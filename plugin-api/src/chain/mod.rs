@@ -8,6 +8,7 @@ mod member;
 mod port;
 mod stats;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -444,8 +445,21 @@ impl Link {
     }
 }
 
+/// A plugin's text as one line: what a terminal or a reader of lines would take for more is escaped.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    let breaks = |char: char| char.is_control() || matches!(char, '\u{2028}' | '\u{2029}');
+    if !text.contains(breaks) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for char in text.chars() {
+        if breaks(char) { line.extend(char.escape_default()) } else { line.push(char) }
+    }
+    line.into()
+}
+
 fn log_failure(plugin: &str, id: usize, said: &str) {
-    let hook = HOOK_NAMES[id];
+    let (hook, said) = (HOOK_NAMES[id], one_line(said));
     tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {said}");
 }
 
@@ -486,6 +500,15 @@ impl Origin for Nowhere {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_with_line_breaks_and_escapes_becomes_one_line() {
+        assert_eq!(
+            one_line("a \u{1b}[31m\r\nERROR b\u{2028}\u{85}\0"),
+            "a \\u{1b}[31m\\r\\nERROR b\\u{2028}\\u{85}\\u{0}"
+        );
+        assert!(matches!(one_line("caf\u{e9} \"x\" \\n"), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn a_header_that_would_break_the_answer_is_not_sent() {

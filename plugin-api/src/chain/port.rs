@@ -12,7 +12,7 @@ use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 
 use super::call::{Origin, Said, Seen};
-use super::{Chain, Refusal};
+use super::{Chain, Refusal, one_line};
 use crate::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn, Verb};
 
 /// How deep plugins may ask while they are asked.
@@ -257,7 +257,7 @@ unsafe extern "C" fn log(cx: *const (), level: u32, line: RStr<'_>) {
     contained((), || {
         // SAFETY: see `identity`.
         let plugin = unsafe { identity(cx) }.name.as_str();
-        let line = line.as_str();
+        let line = one_line(line.as_str());
         match level {
             1 => tracing::error!(plugin, "{line}"),
             2 => tracing::warn!(plugin, "{line}"),
@@ -419,7 +419,7 @@ unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr
         let (name, is_gauge) = (name.as_str(), kind == 1);
         if name.is_empty() || !name.bytes().all(letter) || kind > 1 {
             let plugin = identity.name.as_str();
-            tracing::warn!(plugin, "\"{name}\" is not published: the name of a number is of a to z, 0 to 9 and _");
+            tracing::warn!(plugin, "{name:?} is not published: the name of a number is of a to z, 0 to 9 and _");
             return std::ptr::null();
         }
         let mut metrics = identity.port.metrics.lock().unwrap_or_else(PoisonError::into_inner);
