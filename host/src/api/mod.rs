@@ -42,6 +42,8 @@ pub struct Api {
     reload: Arc<Reload>,
     requests: &'static Requests,
     connections: Arc<Connections>,
+    /// Events as watchers get them.
+    encoded: Arc<watch::Encoded>,
     /// For what takes longer than an operation.
     threads: Threads,
     /// Held by each request for keys that is under way.
@@ -78,8 +80,8 @@ impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), Threads::new("admin"));
-        let (connections, listings) = (Arc::default(), Arc::default());
-        Self { ops, value_max, access, reload, requests, connections, threads, listings }
+        let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
+        Self { ops, value_max, access, reload, requests, connections, encoded, threads, listings }
     }
 
     /// The same, and whether each request is logged.
@@ -283,7 +285,7 @@ impl Service for Api {
                 });
             }
             Target::Watch { question, query } => {
-                answer(watch::answer(&self.ops, &self.access, question, query, head));
+                answer(watch::answer(&self.ops, &self.access, &self.encoded, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {
