@@ -313,6 +313,10 @@ pub struct HostApi {
     pub metric: for<'a> unsafe extern "C" fn(*const (), u32, RStr<'a>, RStr<'a>) -> *const u64,
     /// The plugin that asked for what the call is about; empty where a client did.
     pub asker: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
+
+    // Since 1.3:
+    /// Does all that a plugin asks for, each by itself, and then calls the function with the answers, in the same order.
+    pub ask_each: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),
 }
 
 /// The host as a plugin holds it.

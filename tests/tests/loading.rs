@@ -93,7 +93,7 @@ fn a_library_without_a_plugin_is_told_what_is_missing() {
 
 #[test]
 fn a_plugin_of_another_major_version_is_told_both_versions() {
-    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.2.0"]);
+    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.3.0"]);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn check_tells_programs_in_one_json_document_what_it_tells_people() {
         document["plugins"].clone()
     };
     let good = json!({
-        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.2.0",
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.3.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
         "required_hooks": ["guard_post", "guard_put", "guard_delete"],
     });
