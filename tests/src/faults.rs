@@ -44,7 +44,7 @@ impl Sweep for Small {
 ";
 
 /// That hook, in place of the end of `hooks!`.
-const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED SWEEP
+const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SWEEP
 }
 
 /// Tidies up.
@@ -60,7 +60,7 @@ impl<P: Sweep> Probe<P> {
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.sweep()) }
         }
-        Some(HookEntry { id: 19, flags: 0, hook: HookFn { call: sweep::<P> } })
+        Some(HookEntry { id: 20, flags: 0, hook: HookFn { call: sweep::<P> } })
     };
 }";
 
@@ -115,15 +115,15 @@ fn make() -> Result<Faults, String> {
         &folder.join("api-1.4.0"),
         &[
             ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.4.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 19]", "pub const HOOK_NAMES: [&str; 20]"),
-            ("src/abi.rs", "    \"settings_changed\",\n];", "    \"settings_changed\",\n    \"sweep\",\n];"),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 20]", "pub const HOOK_NAMES: [&str; 21]"),
+            ("src/abi.rs", "    \"make_room\",\n];", "    \"make_room\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
                 "    pub ask_each: for<'a> unsafe extern \"C\" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),\n",
                 "    pub ask_each: for<'a> unsafe extern \"C\" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),\n    /// The weather.\n    \
                  pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
-            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED\n}", SWEEP_HOOK),
+            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM\n}", SWEEP_HOOK),
             ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );

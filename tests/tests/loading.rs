@@ -108,7 +108,7 @@ fn a_plugin_whose_panics_would_abort_is_refused() {
 
 #[test]
 fn a_plugin_that_requires_a_hook_of_a_newer_version_is_refused_by_the_hook() {
-    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "19", "1.3.0"]);
+    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "20", "1.4.0"]);
 }
 
 #[test]

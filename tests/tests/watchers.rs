@@ -20,8 +20,8 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
     raise_descriptors();
     let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
     let mut plain: Vec<_> = (0..150).map(|_| server.watch("", "")).collect();
-    let mut valued: Vec<_> = (0..150).map(|_| server.watch("?values", "")).collect();
-    let mut others: Vec<_> = (0..50).map(|_| server.watch("?prefix=b/&values", "")).collect();
+    let mut valued: Vec<_> = (0..150).map(|_| server.watch("values", "")).collect();
+    let mut others: Vec<_> = (0..50).map(|_| server.watch("prefix=b/&values", "")).collect();
     let mut wire = server.wire();
     for change in 0..CHANGES {
         let key = if change % 10 == 0 { "/k/b/k" } else { "/k/a/k" };
@@ -40,7 +40,7 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
         assert_eq!((event.id, event.name.as_str(), event.key()), (Some(CHANGES as u64 + 1), "delete", "b/k"));
     }
     // An end reaches those who wait and those who were just told something.
-    let mut late = server.watch("?since=0", "");
+    let mut late = server.watch("since=0", "");
     assert_eq!(seen(&mut late, CHANGES).len(), CHANGES);
     server.stop().expect(0);
     for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
@@ -52,13 +52,13 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
 fn a_watcher_that_catches_up_on_a_long_history_gets_all_of_it_beside_others() {
     const CHANGES: usize = 1500;
     let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
-    let mut idle: Vec<_> = (0..20).map(|_| server.watch("?prefix=z", "")).collect();
+    let mut idle: Vec<_> = (0..20).map(|_| server.watch("prefix=z", "")).collect();
     let mut wire = server.wire();
     for change in 0..CHANGES {
         wire.request("PUT", "/k/k", format!("{change:0>500}").as_bytes()).expect(200);
     }
     let expected: Vec<_> = (0..CHANGES).map(|change| (change as u64 + 1, format!("{change:0>500}"))).collect();
-    let mut late: Vec<_> = (0..5).map(|_| server.watch("?since=0&values", "")).collect();
+    let mut late: Vec<_> = (0..5).map(|_| server.watch("since=0&values", "")).collect();
     late.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), expected));
     server.put("z", "v").expect(200);
     idle.iter_mut().for_each(|watching| assert_eq!(watching.event().expect("there is one").key(), "z"));

@@ -10,7 +10,7 @@ use abi_stable::std_types::{RErr, ROk, RSome};
 use super::call::{Said, Scan, Subject, about, call};
 use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
-use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
+use super::{Chain, MAKE_ROOM, NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
 use crate::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
 
 /// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
@@ -186,8 +186,20 @@ impl Member {
         })
     }
 
+    /// Has it make room for a request that passes this chain. Says whether it did.
+    pub(super) fn make_room(&self, chain: &Arc<Chain>) -> bool {
+        // Who exchanges plugins waits for that request: what is asked meanwhile has to pass the same chain.
+        let called = || self.call_in(Arc::as_ptr(chain), MAKE_ROOM, &[], None);
+        !self.is_quarantined() && called().is_ok_and(|outcome| outcome.bits != 0)
+    }
+
     /// Calls a hook that no request is for.
     fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+        self.call_in(std::ptr::null(), id, value, scan)
+    }
+
+    /// The same in a chain that the caller holds, or in none.
+    fn call_in(&self, chain: *const Chain, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
         let subject = Subject {
             verb: Verb::Get,
@@ -199,7 +211,7 @@ impl Member {
             depth: 0,
             origin: &NOWHERE,
         };
-        let _scope = Scope { depth: 0, lock: Lock::Free, chain: std::ptr::null() }.enter();
+        let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
         let mut said = Said::nothing(&NOWHERE);
         (said.plugin, said.scan) = (self.name(), scan);
         let mut raw = about(&subject, [None, None], 0);

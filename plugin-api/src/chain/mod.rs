@@ -32,6 +32,7 @@ const UNDO: usize = 12;
 const START: usize = 16;
 const TICK: usize = 17;
 const SETTINGS_CHANGED: usize = 18;
+const MAKE_ROOM: usize = 19;
 
 /// So many runs of a hook's list are timed at first on each thread, then one in [`TIMED_EVERY`]: to read the clock costs
 /// more than to call a plugin.
@@ -164,6 +165,17 @@ impl Chain {
     /// Whether no plugin has a say in, or is told of, an operation of this verb.
     pub fn is_unasked(&self, verb: Verb) -> bool {
         [BEFORE, GUARD, AFTER].iter().all(|phase| self.lists[phase + verb as usize].links.is_empty())
+    }
+
+    /// Whether a plugin may be able to make room.
+    pub fn may_make_room(&self) -> bool {
+        self.members.iter().any(|member| member.has("make_room"))
+    }
+
+    /// Has the plugins make room, on a thread that may wait. Says whether one did.
+    pub fn make_room(self: &Arc<Self>) -> bool {
+        // All of them, whatever the first says.
+        self.members.iter().filter(|member| member.make_room(self)).count() > 0
     }
 
     /// Asks the before-hooks. No lock may be held.

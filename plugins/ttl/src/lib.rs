@@ -11,6 +11,7 @@
 mod index;
 mod period;
 
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +25,7 @@ use period::{ACCEPTED, Period};
 const NAME: &str = "ttl";
 /// The header of requests and of answers.
 const HEADER: &str = "Vkog-TTL";
-/// So many entries are removed in one go, for which the disk is waited for once or twice. In between the plugin can be stopped.
+/// So many entries are removed in one go, which share the wait for the disk. In between the plugin can be stopped.
 const BATCH: usize = 8192;
 /// The longest pause between two looks: the clock may be set, and an entry written that lives no longer.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,6 +50,10 @@ struct Ttl {
     default: Option<Period>,
     max: Option<Period>,
     index: Mutex<Index>,
+    /// Held while entries are removed that are due.
+    pass: Mutex<()>,
+    /// How often that removed something.
+    passes: AtomicU64,
     expired: Counter,
     entries: Gauge,
 }
@@ -68,6 +73,8 @@ impl Plugin for Ttl {
             default: default.or(max),
             max,
             index: Mutex::default(),
+            pass: Mutex::default(),
+            passes: AtomicU64::new(0),
             expired: host.counter("expired_total", "Entries that were removed because they had expired."),
             entries: host.gauge("entries", "Entries that will expire."),
         })
@@ -313,8 +320,15 @@ impl AfterDelete for Ttl {
     }
 }
 
-impl Tick for Ttl {
-    fn tick(&self) -> Duration {
+impl Ttl {
+    /// Removes the first entries that are due, unless that is being done: then waits until it is. Says whether any entry was
+    /// removed since it was called.
+    fn remove_due(&self) -> bool {
+        let before = self.passes.load(SeqCst);
+        let _one = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.passes.load(SeqCst) != before {
+            return true;
+        }
         let due = self.index().due(self.now(), BATCH);
         let asks: Vec<_> = due.iter().map(|due| Ask::delete(&due.key).if_revision(due.revision)).collect();
         let mut refused = Vec::new();
@@ -329,8 +343,25 @@ impl Tick for Ttl {
             let line = format!("{count} expired entries cannot be removed now, {key:?} first of them: {why}");
             self.host.log(Level::Warn, &line);
         }
+        let removed = refused.len() < due.len();
+        if removed {
+            self.passes.fetch_add(1, SeqCst);
+        }
+        removed
+    }
+}
+
+impl Tick for Ttl {
+    fn tick(&self) -> Duration {
+        self.remove_due();
         let next = self.index().next();
         next.map_or(LOOK, |next| Duration::from_millis(next.saturating_sub(self.now())).min(LOOK))
+    }
+}
+
+impl MakeRoom for Ttl {
+    fn make_room(&self) -> bool {
+        self.remove_due()
     }
 }
 
