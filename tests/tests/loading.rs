@@ -117,7 +117,7 @@ fn a_plugin_of_a_newer_version_loads_where_what_is_new_is_not_required() {
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
     assert!(check.stdout.ends_with("; this host loads it\n"), "{check}");
-    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.3.0"), "{check}");
+    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.4.0"), "{check}");
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", "fault-new-hook-optional");
