@@ -18,6 +18,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Something to be done.
 pub type Job = Box<dyn FnOnce() + Send>;
 
+/// Long work in short steps; ready when there is no further one.
+pub type Steps = Box<dyn FnMut() -> Poll<()> + Send>;
+
 /// From now on this thread, and each that it starts, runs once the core is free, where it would have interrupted another one
 /// on it. Many threads that pass each other small work so do all that has come before they make room for one another. Linux
 /// alone knows this; where it is forbidden they run as others do.
@@ -74,6 +77,7 @@ struct Post {
     /// Wakes the thread.
     waker: Option<Waker>,
     jobs: Vec<Job>,
+    steps: VecDeque<Steps>,
     ended: bool,
 }
 
@@ -110,6 +114,22 @@ impl Home {
         None
     }
 
+    /// Has the thread do long work beside what else it does: a step, then all that has come meanwhile, then the next step.
+    /// Returns it where the home has ended.
+    pub fn post_steps(&self, steps: Steps) -> Option<Steps> {
+        let mut post = self.post.lock();
+        if post.ended {
+            return Some(steps);
+        }
+        post.steps.push_back(steps);
+        let waker = post.waker.clone();
+        drop(post);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        None
+    }
+
     /// Ends the home; what was posted before is done.
     pub fn end(&self) {
         let mut post = self.post.lock();
@@ -126,6 +146,21 @@ impl Home {
         loop {
             let mut post = self.post.lock();
             if post.jobs.is_empty() {
+                if let Some(mut steps) = post.steps.pop_front() {
+                    drop(post);
+                    let stepped = catch_unwind(AssertUnwindSafe(&mut steps)).unwrap_or(Poll::Ready(()));
+                    let mut post = self.post.lock();
+                    if stepped.is_pending() {
+                        post.steps.push_back(steps);
+                    }
+                    if post.ended {
+                        continue;
+                    }
+                    post.waker = Some(context.waker().clone());
+                    drop(post);
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 if post.ended {
                     return Poll::Ready(());
                 }
@@ -262,6 +297,30 @@ mod tests {
         assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(1));
         drop(release);
         assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(0));
+    }
+
+    #[test]
+    fn a_home_does_a_step_of_long_work_at_a_time_and_jobs_first() {
+        let home = Home::default();
+        let (done, told) = std::sync::mpsc::channel();
+        let mut left = 3;
+        let step = done.clone();
+        let steps: Steps = Box::new(move || {
+            left -= 1;
+            let _ = step.send("step");
+            if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        assert!(home.post_steps(steps).is_none());
+        let context = Context::from_waker(Waker::noop());
+        for ran in [&["job", "step"][..], &["job", "step"], &["job", "step"], &["job"]] {
+            let done = done.clone();
+            assert!(home.post(Box::new(move || done.send("job").unwrap_or_default())).is_none());
+            assert_eq!(home.poll(&context), Poll::Pending);
+            assert_eq!(told.try_iter().collect::<Vec<_>>(), ran);
+        }
+        home.end();
+        assert_eq!(home.poll(&context), Poll::Ready(()));
+        assert!(home.post_steps(Box::new(|| Poll::Ready(()))).is_some());
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub struct Outcome {
     pub kind: u16,
     /// The HTTP status of a refusal.
     pub status: u16,
-    /// Bits: [`Outcome::HIDE`]. Of a `tick`: how long until the next one, in milliseconds.
+    /// Bits: [`Outcome::HIDE`]. Of a `tick`: how long until the next one, in milliseconds. Of a `make_room`: 1 if it did.
     pub bits: u32,
 }
 
@@ -163,7 +163,7 @@ impl HookEntry {
 }
 
 /// The hooks of this version, at the index of their id. New ones go at the end.
-pub const HOOK_NAMES: [&str; 19] = [
+pub const HOOK_NAMES: [&str; 20] = [
     "before_get",
     "before_post",
     "before_put",
@@ -183,6 +183,7 @@ pub const HOOK_NAMES: [&str; 19] = [
     "start",
     "tick",
     "settings_changed",
+    "make_room",
 ];
 
 /// One header of a request.
@@ -313,6 +314,10 @@ pub struct HostApi {
     pub metric: for<'a> unsafe extern "C" fn(*const (), u32, RStr<'a>, RStr<'a>) -> *const u64,
     /// The plugin that asked for what the call is about; empty where a client did.
     pub asker: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
+
+    // Since 1.3:
+    /// Does all that a plugin asks for, each by itself, and then calls the function with the answers, in the same order.
+    pub ask_each: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),
 }
 
 /// The host as a plugin holds it.

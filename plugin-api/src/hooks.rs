@@ -101,6 +101,12 @@ impl IntoOutcome for Result<(), String> {
     }
 }
 
+impl IntoOutcome for bool {
+    fn into_outcome(self, _request: &Request<'_>, _bits: u32) -> Outcome {
+        Outcome::go_on(self.into())
+    }
+}
+
 impl IntoOutcome for Duration {
     fn into_outcome(self, _request: &Request<'_>, _bits: u32) -> Outcome {
         Outcome::go_on(u32::try_from(self.as_millis()).unwrap_or(u32::MAX))
@@ -285,7 +291,7 @@ hooks! {
     /// ```
     16 START Start: Plugin, start(stored: Stored<'_>) -> Result<(), String>;
 
-    and TICK SETTINGS_CHANGED
+    and TICK SETTINGS_CHANGED MAKE_ROOM
 }
 
 /// Work of the plugin's own, beside the requests. Called for the first time when the host serves, and then whenever the
@@ -364,5 +370,35 @@ impl<P: SettingsChanged> Probe<P> {
             unsafe { enter(instance, call, change) }
         }
         Some(HookEntry { id: 18, flags: 0, hook: HookFn { call: settings_changed::<P> } })
+    };
+}
+
+/// A plugin has refused a write with 413, because it finds no room for it. Called before the client is answered, on a thread
+/// that may wait, with no lock held: a plugin that knows of entries that nobody needs any more removes some of them. If one
+/// did, the write is decided again; that is repeated as long as room is made. Since 1.3.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// # struct Mine { host: Host }
+/// # impl Plugin for Mine { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) } }
+/// impl MakeRoom for Mine {
+///     fn make_room(&self) -> bool {
+///         self.host.delete("scratch").unwrap_or(false)
+///     }
+/// }
+/// ```
+pub trait MakeRoom: Plugin {
+    /// See [`MakeRoom`]. Returns whether something was removed since the call began, by this call or another one.
+    fn make_room(&self) -> bool;
+}
+
+impl<P: MakeRoom> Probe<P> {
+    #[doc(hidden)]
+    pub const MAKE_ROOM: Option<HookEntry> = {
+        unsafe extern "C" fn make_room<P: MakeRoom>(instance: *const (), call: &RawCall<'_>) -> Outcome {
+            // SAFETY: as in `hooks!`.
+            unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.make_room()) }
+        }
+        Some(HookEntry { id: 19, flags: 0, hook: HookFn { call: make_room::<P> } })
     };
 }

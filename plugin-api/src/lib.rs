@@ -68,7 +68,7 @@ pub use call::{
 };
 pub use hooks::{
     AfterDelete, AfterGet, AfterPost, AfterPut, BeforeDelete, BeforeGet, BeforePost, BeforePut, GuardDelete, GuardGet,
-    GuardPost, GuardPut, Plugin, SettingsChanged, Start, Tick, UndoDelete, UndoGet, UndoPost, UndoPut,
+    GuardPost, GuardPut, MakeRoom, Plugin, SettingsChanged, Start, Tick, UndoDelete, UndoGet, UndoPost, UndoPut,
 };
 pub use host::{Host, Level};
 pub use metrics::{Counter, Gauge};

@@ -33,9 +33,9 @@ fn the_types_that_cross_have_these_sizes_and_offsets() {
         reserved at 56);
     layout!(AnswerFn: 8, 8);
     layout!(EachFn: 8, 8);
-    layout!(HostApi: 120, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+    layout!(HostApi: 128, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
         set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
-        now at 96, metric at 104, asker at 112);
+        now at 96, metric at 104, asker at 112, ask_each at 120);
 }
 
 #[test]
@@ -53,6 +53,6 @@ fn verbs_stages_and_hooks_keep_their_numbers() {
         HOOK_NAMES.join(" "),
         "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
          after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
-         settings_changed"
+         settings_changed make_room"
     );
 }

@@ -36,7 +36,7 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the hook that version 1.3.0 is made to have.
+/// Implements the hook that version 1.4.0 is made to have.
 const SWEEP: &str = "
 impl Sweep for Small {
     fn sweep(&self) {}
@@ -44,7 +44,7 @@ impl Sweep for Small {
 ";
 
 /// That hook, in place of the end of `hooks!`.
-const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED SWEEP
+const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SWEEP
 }
 
 /// Tidies up.
@@ -60,7 +60,7 @@ impl<P: Sweep> Probe<P> {
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.sweep()) }
         }
-        Some(HookEntry { id: 19, flags: 0, hook: HookFn { call: sweep::<P> } })
+        Some(HookEntry { id: 20, flags: 0, hook: HookFn { call: sweep::<P> } })
     };
 }";
 
@@ -68,9 +68,9 @@ impl<P: Sweep> Probe<P> {
 pub struct Faults {
     /// Against 2.0.0.
     pub other_major: PathBuf,
-    /// Against 1.2.1, in which a type that crosses the boundary has changed.
+    /// Against 1.3.1, in which a type that crosses the boundary has changed.
     pub other_layout: PathBuf,
-    /// Against 1.3.0, which has one hook and one host function more, both at the end; the hook is required.
+    /// Against 1.4.0, which has one hook and one host function more, both at the end; the hook is required.
     pub new_hook_required: PathBuf,
     /// The same, but the hook is not required.
     pub new_hook_optional: PathBuf,
@@ -99,11 +99,11 @@ pub fn faults() -> &'static Faults {
 
 fn make() -> Result<Faults, String> {
     let folder = faults_folder();
-    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.2.0""#, r#"version = "2.0.0""#)]);
+    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.3.0""#, r#"version = "2.0.0""#)]);
     copy_api(
-        &folder.join("api-1.2.1"),
+        &folder.join("api-1.3.1"),
         &[
-            ("Cargo.toml", r#"version = "1.2.0""#, r#"version = "1.2.1""#),
+            ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.3.1""#),
             (
                 "src/abi.rs",
                 "pub reserved: u64,\n    /// What the host needs",
@@ -112,33 +112,33 @@ fn make() -> Result<Faults, String> {
         ],
     );
     copy_api(
-        &folder.join("api-1.3.0"),
+        &folder.join("api-1.4.0"),
         &[
-            ("Cargo.toml", r#"version = "1.2.0""#, r#"version = "1.3.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 19]", "pub const HOOK_NAMES: [&str; 20]"),
-            ("src/abi.rs", "    \"settings_changed\",\n];", "    \"settings_changed\",\n    \"sweep\",\n];"),
+            ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.4.0""#),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 20]", "pub const HOOK_NAMES: [&str; 21]"),
+            ("src/abi.rs", "    \"make_room\",\n];", "    \"make_room\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
-                "    pub asker: unsafe extern \"C\" fn(*mut ()) -> RStr<'static>,\n",
-                "    pub asker: unsafe extern \"C\" fn(*mut ()) -> RStr<'static>,\n    /// The weather.\n    \
+                "    pub ask_each: for<'a> unsafe extern \"C\" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),\n",
+                "    pub ask_each: for<'a> unsafe extern \"C\" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),\n    /// The weather.\n    \
                  pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
-            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED\n}", SWEEP_HOOK),
+            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM\n}", SWEEP_HOOK),
             ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );
     let members = [
         ("fault-other-major", folder.join("api-2.0.0"), "", ""),
-        ("fault-other-layout", folder.join("api-1.2.1"), "", ""),
-        ("fault-new-hook-required", folder.join("api-1.3.0"), SWEEP, ", required: [sweep]"),
-        ("fault-new-hook-optional", folder.join("api-1.3.0"), SWEEP, ""),
+        ("fault-other-layout", folder.join("api-1.3.1"), "", ""),
+        ("fault-new-hook-required", folder.join("api-1.4.0"), SWEEP, ", required: [sweep]"),
+        ("fault-new-hook-optional", folder.join("api-1.4.0"), SWEEP, ""),
     ];
     for (name, api, hook, export) in &members {
         plugin_crate(&folder.join(name), name, api, hook, export, "");
     }
     let names: Vec<_> = members.iter().map(|(name, ..)| format!("\"{name}\"")).collect();
     let manifest = format!(
-        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.2.1\", \"api-1.3.0\"]\n",
+        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.3.1\", \"api-1.4.0\"]\n",
         names.join(", ")
     );
     write(&folder.join("Cargo.toml"), &manifest);

@@ -1,5 +1,6 @@
 //! `/metrics`: the state of the store and the behaviour of the plugins, as Prometheus reads it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,7 +17,7 @@ use crate::counting::Histogram;
 use crate::http::{Connections, Reply};
 use crate::logging;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Member, Metric};
+use crate::plugins::{Chain, HookStats, Metric};
 use crate::store::Fsync;
 
 /// The upper bounds of the histograms' buckets.
@@ -95,9 +96,14 @@ impl Collector for Numbers {
             let value = u64::from(member.is_quarantined());
             quarantined.encode_family(&[("plugin", member.name())])?.encode_gauge(&value)?;
         }
+        let mut published = BTreeSet::new();
         for member in chain.members() {
             for (name, metric) in self.ops.plugins().port().metrics(member.name()) {
-                own(&mut encoder, member, &name, &metric)?;
+                let name = own_name(member.name(), &name, metric.is_gauge);
+                // Plugins whose names differ in what no name of a metric has may have the same; the first is published.
+                if published.insert(name.clone()) {
+                    own(&mut encoder, &name, &metric)?;
+                }
             }
         }
         Ok(())
@@ -207,17 +213,45 @@ fn histogram(mut encoder: MetricEncoder<'_>, times: &Histogram) -> fmt::Result {
     encoder.encode_histogram::<[(&str, &str); 0]>(times.total().as_secs_f64(), count, &buckets, None)
 }
 
-/// A number that a plugin publishes.
-fn own(encoder: &mut DescriptorEncoder<'_>, member: &Member, name: &str, metric: &Metric) -> fmt::Result {
+/// What a number of a plugin's is called among all. The format adds what a counter's name ends in.
+fn own_name(plugin: &str, name: &str, is_gauge: bool) -> String {
     let letter = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '_' };
-    let plugin: String = member.name().chars().map(letter).collect();
-    // The format adds what a counter's name ends in.
-    let name = if metric.is_gauge { name } else { name.strip_suffix("_total").unwrap_or(name) };
-    let name = format!("vkog_plugin_{plugin}_{name}");
-    let help = metric.help.strip_suffix('.').unwrap_or(&metric.help);
+    let plugin: String = plugin.chars().map(letter).collect();
+    let name = if is_gauge { name } else { name.strip_suffix("_total").unwrap_or(name) };
+    format!("vkog_plugin_{plugin}_{name}")
+}
+
+/// A number that a plugin publishes.
+fn own(encoder: &mut DescriptorEncoder<'_>, name: &str, metric: &Metric) -> fmt::Result {
+    let help = escaped(&metric.help);
+    let help = help.strip_suffix('.').unwrap_or(&help);
     if metric.is_gauge {
-        encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&metric.value())
+        encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&metric.value())
     } else {
-        counter(encoder.encode_descriptor(&name, help, None, MetricType::Counter)?, metric.value() as u64)
+        counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, metric.value() as u64)
+    }
+}
+
+/// A help text as OpenMetrics has it: a line. The encoder escapes the values of labels, but not this.
+fn escaped(help: &str) -> String {
+    let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', "\\\"");
+    // No escape stands for these, and some readers end a line at them.
+    help.replace(|char: char| char.is_control(), " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_help_text_is_one_line_with_its_escapes() {
+        assert_eq!(escaped("a\nb \\ \"c\"\r\u{85}d"), r#"a\nb \\ \"c\"  d"#);
+        assert_eq!(escaped("Entries that expire."), "Entries that expire.");
+    }
+
+    #[test]
+    fn a_number_is_named_after_its_plugin_in_letters_that_a_name_may_have() {
+        assert_eq!(own_name("json-Only", "seen_total", false), "vkog_plugin_json_only_seen");
+        assert_eq!(own_name("x", "seen_total", true), "vkog_plugin_x_seen_total");
     }
 }

@@ -48,6 +48,8 @@ pub struct Api {
     reload: Arc<Reload>,
     requests: &'static Requests,
     connections: Arc<Connections>,
+    /// Events as watchers get them.
+    encoded: Arc<watch::Encoded>,
     /// For what takes longer than an operation.
     threads: Threads,
     /// For operations with large values: copying those would hold up an event loop. Few threads, because each copy needs
@@ -97,11 +99,11 @@ impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), Threads::new("admin"));
-        let (connections, listings) = (Arc::default(), Arc::default());
+        let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let large = Arc::new(Threads::at_most("large", cores));
-        Self { ops, value_max, budget, access, reload, requests, connections, threads, large, listings }
+        Self { ops, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
     }
 
     /// The same, and whether each request is logged.
@@ -338,7 +340,7 @@ impl Service for Api {
                 });
             }
             Target::Watch { question, query } => {
-                answer(watch::answer(&self.ops, &self.access, question, query, head));
+                answer(watch::answer(&self.ops, &self.access, &self.encoded, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {

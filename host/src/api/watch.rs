@@ -1,10 +1,13 @@
 //! `/watch`: what is kept, as it is kept, as server-sent events.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::access::{Access, Scope};
@@ -22,6 +25,45 @@ const RETRY: u32 = 1000;
 const VALUE_MAX: usize = 64 << 10;
 /// The bytes after which a piece ends.
 const PIECE: usize = 4 << 10;
+
+/// So many bytes of encoded events are kept, for other watchers of the same.
+const ENCODED_MAX: usize = 4 << 20;
+
+/// The last events that were encoded, each once however many watchers it is sent to.
+#[derive(Default)]
+pub(super) struct Encoded(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// By revision, and whether the value is in it.
+    events: HashMap<(u64, bool), Bytes>,
+    /// In the order in which they were encoded.
+    order: VecDeque<(u64, bool)>,
+    bytes: usize,
+}
+
+impl Encoded {
+    /// An event as a watcher gets it.
+    fn event(&self, event: &Event, values: bool) -> Bytes {
+        let key = (event.revision(), values);
+        if let Some(bytes) = self.0.lock().events.get(&key) {
+            return bytes.clone();
+        }
+        let mut encoded = Vec::new();
+        put_event(&mut encoded, event, values);
+        let encoded = Bytes::from(encoded);
+        let mut kept = self.0.lock();
+        if kept.events.insert(key, encoded.clone()).is_none() {
+            kept.order.push_back(key);
+            kept.bytes += encoded.len();
+        }
+        while kept.bytes > ENCODED_MAX {
+            let oldest = kept.order.pop_front().and_then(|key| kept.events.remove(&key));
+            kept.bytes -= oldest.map_or(0, |bytes| bytes.len());
+        }
+        encoded
+    }
+}
 
 /// What somebody wants to watch.
 pub(super) struct Question {
@@ -60,6 +102,7 @@ pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
 pub(super) fn answer(
     ops: &Arc<Ops>,
     access: &Arc<Access>,
+    encoded: &Arc<Encoded>,
     question: Question,
     query: String,
     head: Arc<Head>,
@@ -72,8 +115,8 @@ pub(super) fn answer(
         Err(unwatchable) => return gone(unwatchable).reply(manner),
     };
     let begin = format!("retry: {RETRY}\nid: {}\n\n", watcher.revision());
-    let (access, next) = (Arc::clone(access), None);
-    let mut events = Events { watcher, values, prefix, access, head, piece: begin.into_bytes(), next, ended: false };
+    let (access, encoded, piece) = (Arc::clone(access), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
+    let mut events = Events { watcher, values, prefix, access, encoded, head, piece, next: None, ended: false };
     // A client that comes again to what ended its stream learns it from the status, and so does not come for ever.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
         Poll::Ready(Err(Ended::Refused(refusal))) => return Problem::of(refusal).reply(manner),
@@ -94,43 +137,88 @@ struct Events {
     values: bool,
     prefix: String,
     access: Arc<Access>,
+    encoded: Arc<Encoded>,
     head: Arc<Head>,
     /// What is to be sent.
-    piece: Vec<u8>,
+    piece: Piece,
     /// What the watcher said already.
     next: Option<Result<Event, Ended>>,
     ended: bool,
 }
 
+/// What is sent at once.
+enum Piece {
+    /// One event, which others get too; or nothing.
+    One(Bytes),
+    Many(Vec<u8>),
+}
+
+impl Piece {
+    const EMPTY: Self = Self::One(Bytes::new());
+
+    fn len(&self) -> usize {
+        match self {
+            Self::One(bytes) => bytes.len(),
+            Self::Many(bytes) => bytes.len(),
+        }
+    }
+
+    fn push(&mut self, event: Bytes) {
+        if self.len() == 0 {
+            *self = Self::One(event);
+        } else {
+            self.many().extend_from_slice(&event);
+        }
+    }
+
+    /// To be added to.
+    fn many(&mut self) -> &mut Vec<u8> {
+        if let Self::One(bytes) = self {
+            *self = Self::Many(bytes.to_vec());
+        }
+        match self {
+            Self::Many(bytes) => bytes,
+            Self::One(_) => unreachable!("it was just made another"),
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        match std::mem::replace(self, Self::EMPTY) {
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes.into(),
+        }
+    }
+}
+
 impl Stream for Events {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         while !self.ended && self.piece.len() < PIECE {
             let next = match self.next.take() {
                 Some(next) => next,
                 None => match self.watcher.poll(context) {
                     Poll::Ready(next) => next,
-                    Poll::Pending if self.piece.is_empty() => return Poll::Pending,
+                    Poll::Pending if self.piece.len() == 0 => return Poll::Pending,
                     Poll::Pending => break,
                 },
             };
             match next {
-                Ok(event) => put_event(&mut self.piece, &event, self.values),
+                Ok(event) => self.piece.push(self.encoded.event(&event, self.values)),
                 Err(ended) => self.end(ended),
             }
         }
         self.check();
-        let piece = std::mem::take(&mut self.piece);
+        let piece = self.piece.take();
         Poll::Ready((!piece.is_empty()).then_some(piece))
     }
 
     /// How far the watcher is, so that it does not come again from where it was told of something last.
-    fn silent(&mut self) -> Option<Vec<u8>> {
+    fn silent(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }
-        self.piece = format!("id: {}\n\n", self.watcher.revision()).into_bytes();
+        self.piece = Piece::Many(format!("id: {}\n\n", self.watcher.revision()).into_bytes());
         self.check();
-        Some(std::mem::take(&mut self.piece))
+        Some(self.piece.take())
     }
 }
 
@@ -141,7 +229,7 @@ impl Events {
         if !self.ended
             && let Err(reply) = self.access.check(&self.head, Right::Read, scope)
         {
-            self.piece.clear();
+            self.piece = Piece::EMPTY;
             self.end(Ended::Refused(Refusal {
                 plugin: String::new(),
                 status: reply.status,
@@ -158,7 +246,7 @@ impl Events {
             Ended::Unwatchable(unwatchable) => gone(unwatchable),
             Ended::Refused(refusal) => Problem::of(refusal),
         };
-        put(&mut self.piece, None, "end", &problem);
+        put(self.piece.many(), None, "end", &problem);
     }
 }
 
@@ -217,4 +305,22 @@ fn put(into: &mut Vec<u8>, id: Option<u64>, event: &str, data: &impl Serialize) 
     // Writing to memory does not fail, nor do these types.
     let _ = serde_json::to_writer(&mut *into, data);
     into.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_are_sent_together_are_those_that_are_sent_alone_one_after_the_other() {
+        let (one, two) = (Bytes::from_static(b"one\n\n"), Bytes::from_static(b"two\n\n"));
+        let mut piece = Piece::EMPTY;
+        piece.push(one.clone());
+        // Not a copy: what many watchers are sent is there once.
+        assert_eq!(piece.take().as_ptr(), one.as_ptr());
+        assert_eq!(piece.len(), 0);
+        piece.push(one);
+        piece.push(two);
+        assert_eq!(piece.take(), "one\n\ntwo\n\n");
+    }
 }

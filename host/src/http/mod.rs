@@ -328,10 +328,10 @@ impl AsRef<[u8]> for Body {
 pub trait Stream: Send {
     /// The next piece, which is not empty; none at the end. Where there is none yet, the waker is woken when it is worth
     /// to ask again.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Vec<u8>>>;
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
 
     /// What is sent after a [`SILENCE`]; none ends the stream.
-    fn silent(&mut self) -> Option<Vec<u8>>;
+    fn silent(&mut self) -> Option<Bytes>;
 
     /// Whether the stream ends by itself, as one of changes does not: then a stop waits for it.
     fn ends(&self) -> bool {

@@ -50,21 +50,33 @@ impl Services for Ops {
             let _ = tell.send(answer);
         });
         // Nobody answers only if what should have panicked, and that was logged.
-        answer(match told.recv() {
-            Err(_) => Answered::Refused(Cow::Owned(by_host(500, "the host failed; its log says more".to_owned()))),
-            Ok(Answer::Found(entry)) => return answer(Answered::Found(seen(&entry))),
-            Ok(Answer::Written(revision) | Answer::Removed(revision)) => Answered::Done(revision),
-            Ok(Answer::Absent) => Answered::Absent,
-            Ok(Answer::Unexpected(_)) => {
-                let message = "the entry does not have the revision that was named".to_owned();
-                Answered::Refused(Cow::Owned(by_host(412, message)))
-            }
-            Ok(Answer::Refused(refusal)) => Answered::Refused(Cow::Owned(refusal)),
-            Ok(Answer::Failed(error)) => {
-                let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
-                Answered::Refused(Cow::Owned(by_host(status, format!("Not kept: {error}"))))
-            }
-        });
+        give(told.recv().ok(), answer);
+    }
+
+    fn ask_each(self: Arc<Self>, asked: &[Asked<'_>], answer: &mut dyn FnMut(Answered<'_>)) {
+        let Some(first) = asked.first() else { return };
+        let _away = Home::away();
+        let chain = first.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
+        let (tell, told) = bounded(asked.len());
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(asked.len());
+        // All begin before the first is waited for, so that the log is synced once for as many as have come by then.
+        for (index, asked) in asked.iter().enumerate() {
+            answers.push(match request(&self, asked) {
+                Err((status, message)) => Some(Answer::Refused(by_host(status, message))),
+                Ok(request) => {
+                    let tell = tell.clone();
+                    self.run_in(Guard::from_inner(Arc::clone(&chain)), request, move |answer, _: Added| {
+                        let _ = tell.send((index, answer));
+                    });
+                    None
+                }
+            });
+        }
+        drop(tell);
+        for (index, answer) in told {
+            answers[index] = Some(answer);
+        }
+        answers.into_iter().for_each(|told| give(told, answer));
     }
 
     fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool) {
@@ -94,6 +106,25 @@ impl Services for Ops {
     fn quarantined(&self) {
         self.plugins.quarantine();
     }
+}
+
+/// Gives a plugin what became of what it asked for.
+fn give(told: Option<Answer>, answer: &mut dyn FnMut(Answered<'_>)) {
+    answer(match told {
+        None => Answered::Refused(Cow::Owned(by_host(500, "the host failed; its log says more".to_owned()))),
+        Some(Answer::Found(entry)) => return answer(Answered::Found(seen(&entry))),
+        Some(Answer::Written(revision) | Answer::Removed(revision)) => Answered::Done(revision),
+        Some(Answer::Absent) => Answered::Absent,
+        Some(Answer::Unexpected(_)) => {
+            let message = "the entry does not have the revision that was named".to_owned();
+            Answered::Refused(Cow::Owned(by_host(412, message)))
+        }
+        Some(Answer::Refused(refusal)) => Answered::Refused(Cow::Owned(refusal)),
+        Some(Answer::Failed(error)) => {
+            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
+            Answered::Refused(Cow::Owned(by_host(status, format!("Not kept: {error}"))))
+        }
+    });
 }
 
 /// What was asked, as a request; or the status and the message with which it is refused.

@@ -6,8 +6,11 @@ use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
 use crate::plugins::{Chain, Subject, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
 
+/// So often a write is decided again at the most for which plugins make room.
+const ROOM_MADE_MAX: usize = 256;
+
 pub(super) fn change(
-    ops: &Ops,
+    ops: &Arc<Ops>,
     chain: Arc<Chain>,
     mut request: Request,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
@@ -21,19 +24,35 @@ pub(super) fn change(
         }
     }
     // The decision is made now, the rest when it is kept: both need the request.
-    let request = Arc::new(request);
+    attempt(ops, chain, Arc::new(request), 0, finish);
+}
+
+/// Decides what becomes of the entry, and does that.
+fn attempt(
+    ops: &Arc<Ops>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+    finish: impl FnOnce(Answer, Added) + Send + 'static,
+) {
     let subject = request.subject();
     let mut made = made_early(request.verb, &request.key, &request.value, &request.content_type);
+    // Where plugins may make room for it, with what is needed to try once more.
+    let again = |answer: &Answer| {
+        let is_full = matches!(answer, Answer::Refused(refusal) if refusal.status == 413);
+        (is_full && room_made < ROOM_MADE_MAX && chain.may_make_room()).then(|| Arc::clone(ops))
+    };
     let decide = |current: Option<&Entry>| match decide(&chain, &subject, &request.conditions, current) {
         Ok(Some(details)) => written(&mut made, &request.value, &request.content_type, details),
         Ok(None) => Decision::Remove,
-        Err(answer) => Decision::Keep(answer),
+        Err(answer) => Decision::Keep((again(&answer), answer)),
     };
     let (links, asked, threads) = (Arc::clone(&chain), Arc::clone(&request), ops.aside(&chain, &request));
-    let finish = move |update: Update<Answer>| {
+    let finish = move |update: Update<(Option<Arc<Ops>>, Answer)>| {
         let subject = asked.subject();
         match update {
-            Update::Stayed(answer) => finish(answer, Vec::new()),
+            Update::Stayed((Some(ops), answer)) => make_room(ops, links, asked, room_made, answer, finish),
+            Update::Stayed((None, answer)) => finish(answer, Vec::new()),
             Update::Closed(error) => finish(Answer::Failed(error), Vec::new()),
             Update::Undone { error, change } => {
                 links.undo(&subject, change.before.as_ref().map(seen));
@@ -70,6 +89,27 @@ pub(super) fn written<'a, R>(
         Some(entry) => Decision::Put(entry),
         None => Decision::Write(Draft { value, content_type, details }),
     }
+}
+
+/// Has plugins make room for a write that was refused so, and decides it again if one did. What a plugin asks for is done on
+/// the thread that waits for it anyway.
+#[cold]
+fn make_room(
+    ops: Arc<Ops>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+    refused: Answer,
+    finish: impl FnOnce(Answer, Added) + Send + 'static,
+) {
+    let threads = (request.depth == 0).then(|| Arc::clone(&ops.waiting));
+    aside(threads, move || {
+        if chain.make_room() {
+            attempt(&ops, chain, request, room_made + 1, finish);
+        } else {
+            finish(refused, Vec::new());
+        }
+    });
 }
 
 /// What becomes of an entry that is locked: it is written, with these details; or it is removed; or why not.

@@ -5,6 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vkog_plugin_api::chain::one_line;
+
+use super::trust::LIBRARY_MAX;
 use crate::sha256::Sha256;
 
 /// Why a library is not a plugin of this host.
@@ -37,6 +40,11 @@ pub enum LoadFault {
     NotAFile {
         /// Which of them.
         found: &'static str,
+    },
+    /// It is larger than what is read.
+    TooLarge {
+        /// How long it is, in bytes, as far as that was read.
+        len: u64,
     },
     /// It is a symbolic link to another folder.
     SymlinkOut {
@@ -120,9 +128,21 @@ pub enum LoadFault {
     /// The system's dynamic linker refused it.
     NotLoadable {
         /// What that said.
-        error: libloading::Error,
+        said: String,
         /// The library that it needs and that is not there, where that is not said.
         missing: Option<String>,
+    },
+    /// It wants room in the static thread-local storage, and the process has none left.
+    StaticTls {
+        /// What the linker said.
+        said: String,
+    },
+    /// What it says of its plugin cannot be that.
+    BadName {
+        /// The name or the version.
+        what: &'static str,
+        /// What it says.
+        says: String,
     },
     /// It is a library, but exports no plugin.
     NoPlugin,
@@ -203,6 +223,17 @@ pub enum LoadFault {
 }
 
 impl LoadFault {
+    /// Why the linker refused a library.
+    pub(super) fn of_linker(error: libloading::Error, missing: Option<String>) -> Self {
+        // What the linker said is the error's source.
+        let said = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        // "static TLS" is what glibc says, the other one musl.
+        if said.contains("static TLS") || said.contains("initial-exec TLS") {
+            return Self::StaticTls { said };
+        }
+        Self::NotLoadable { said, missing }
+    }
+
     /// The name of the plugin, where the library has told it or the configuration stands for it.
     pub fn plugin(&self) -> Option<&str> {
         match self {
@@ -224,6 +255,7 @@ impl LoadFault {
         match self {
             Self::Unreadable(_) => "unreadable",
             Self::NotAFile { .. } => "not-a-file",
+            Self::TooLarge { .. } => "too-large",
             Self::SymlinkOut { .. } => "symlink-out",
             Self::Writable { part: Part::Library, mode, .. } if mode & 0o002 != 0 => "world-writable",
             Self::Writable { part: Part::Library, .. } => "group-writable",
@@ -240,6 +272,8 @@ impl LoadFault {
             Self::CutOff { .. } => "cut-off",
             Self::WrongArchitecture { .. } => "wrong-architecture",
             Self::NotLoadable { .. } => "not-loadable",
+            Self::StaticTls { .. } => "static-tls",
+            Self::BadName { .. } => "bad-name",
             Self::NoPlugin => "no-plugin",
             Self::OtherAbi(_) => "other-abi",
             Self::OtherMajor { .. } => "other-major",
@@ -258,10 +292,24 @@ impl LoadFault {
 }
 
 impl fmt::Display for LoadFault {
+    /// One line, whatever a library or a plugin says of itself.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sentence = String::new();
+        self.write(&mut sentence)?;
+        f.write_str(&one_line(&sentence))
+    }
+}
+
+impl LoadFault {
+    fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Self::Unreadable(error) => write!(f, "{error}; check that it exists and that this user may read it"),
             Self::NotAFile { found } => write!(f, "it is {found} and not a file; put the library itself there"),
+            Self::TooLarge { len } => write!(
+                f,
+                "it has {len} bytes or more, and at most {LIBRARY_MAX} are read; put the plugin's library there, or strip it \
+                 of its debug information"
+            ),
             Self::SymlinkOut { to } => write!(
                 f,
                 "it is a link out of its folder, to {}; put a copy of that there, or name that folder",
@@ -331,16 +379,24 @@ impl fmt::Display for LoadFault {
             Self::WrongArchitecture { theirs, ours } => {
                 write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
             }
-            Self::NotLoadable { error, missing } => {
-                // What the linker said is the error's source.
-                let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-                let said = said.replace('\n', " ");
+            Self::NotLoadable { said, missing } => {
                 let missing = missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: "));
                 write!(
                     f,
                     "the system does not load it: {missing}{said}; install what it needs, or build it on this system"
                 )
             }
+            Self::StaticTls { said } => write!(
+                f,
+                "it uses static thread-local storage, as allocators do, and the process has none left: {said}; build it \
+                 without (tikv-jemallocator: feature disable_initial_exec_tls; mimalloc: feature local_dynamic_tls), or \
+                 restart the server if the library loaded before"
+            ),
+            Self::BadName { what, says } => write!(
+                f,
+                "the {what} of its plugin is \"{says}\"; a {what} is at most 64 ASCII letters, digits and {}",
+                if *what == "name" { "- or _" } else { "., + or -" }
+            ),
             Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
             Self::OtherAbi(said) => write!(
                 f,

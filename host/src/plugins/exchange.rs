@@ -8,7 +8,7 @@ use vkog_plugin_api::chain::{Failed, Port};
 use super::error::{LoadError, LoadFault};
 use super::load::{Library, Plugin};
 use super::registry::{Outcome, PATIENCE, SharedScan, Taken};
-use super::terms::{Settings, Table};
+use super::terms::{Settings, Table, is_pinned};
 use super::trust::Image;
 use crate::threads::within;
 
@@ -65,7 +65,7 @@ impl Exchange {
         settings: &Settings,
         port: &Arc<Port>,
     ) -> Result<Outcome, LoadFault> {
-        let image = Image::read(path)?;
+        let image = Image::read(path, is_pinned(settings, path))?;
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();

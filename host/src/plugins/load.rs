@@ -98,7 +98,8 @@ pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<Port>) -> Vec<Res
 impl Library {
     /// Opens and checks a library.
     pub(super) fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
-        Self::open_image(path, &Image::read(path)?, settings)
+        let image = Image::read(path, terms::is_pinned(settings, path))?;
+        Self::open_image(path, &image, settings)
     }
 
     /// Checks what was read of a library, and opens that.
@@ -107,6 +108,7 @@ impl Library {
         preflight::check(image.bytes())?;
         let header = open_copy(image)?;
         let (module, api_version) = root_module(header)?;
+        check_names(module)?;
         let library = Self { path: path.to_owned(), sha256: image.sha256(), module, api_version };
         terms::check_name(settings, library.name(), library.sha256)?;
         if !module.unwinds() {
@@ -243,6 +245,26 @@ fn root_module(header: &'static LibHeader) -> Result<(PluginModuleRef, String), 
         Err(LibraryError::IncompatibleVersionNumber { .. }) => Err(LoadFault::OtherMajor { theirs, ours }),
         Err(error) => Err(LoadFault::CreatePanicked { name: "?".to_owned(), said: one_line(&error) }),
     }
+}
+
+/// The longest name and the longest version of a plugin, in bytes.
+const NAME_MAX: usize = 64;
+
+/// Checks what a library says of its plugin: the name stands in a header, in the names of metrics and in the log, and the
+/// version in lines that scripts read.
+fn check_names(module: PluginModuleRef) -> Result<(), LoadFault> {
+    let (name, version) = (module.name().as_str(), module.version().as_str());
+    let fits = |text: &str, others: &[u8]| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
+        (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(letter)
+    };
+    if !fits(name, b"-_") {
+        return Err(LoadFault::BadName { what: "name", says: name.to_owned() });
+    }
+    if !fits(version, b".+-") {
+        return Err(LoadFault::BadName { what: "version", says: version.to_owned() });
+    }
+    Ok(())
 }
 
 /// abi_stable's errors are reports of up to hundreds of lines; those that say what is wrong begin with `Error:`.

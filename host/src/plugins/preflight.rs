@@ -54,6 +54,25 @@ pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
     Err(LoadFault::NoPlugin)
 }
 
+/// The part of a library for this system that the linker reads: all up to the end of its last segment. Behind that are its
+/// sections, the largest of which are for debuggers.
+pub(super) fn mapped(data: &[u8]) -> &[u8] {
+    fn end<Elf: FileHeader<Endian = Endianness>>(data: &[u8]) -> Option<u64> {
+        let header = Elf::parse(data).ok()?;
+        let endian = header.endian().ok()?;
+        let segments = header.program_headers(endian, data).ok()?;
+        let table = header.e_phoff(endian).into() + size_of_val(segments) as u64;
+        let ends = segments.iter().map(|segment| segment.file_range(endian)).map(|(at, size)| at.saturating_add(size));
+        ends.chain([table]).max()
+    }
+    let end = match object::FileKind::parse(data) {
+        Ok(object::FileKind::Elf64) => end::<elf::FileHeader64<Endianness>>(data),
+        Ok(object::FileKind::Elf32) => end::<elf::FileHeader32<Endianness>>(data),
+        _ => None,
+    };
+    end.and_then(|end| data.get(..usize::try_from(end).ok()?)).unwrap_or(data)
+}
+
 fn check_target(file: &object::File<'_>) -> Result<(), LoadFault> {
     let (format, architecture) = (host_format(), host_architecture());
     if file.format() == format && file.architecture() == architecture {

@@ -94,6 +94,11 @@ pub(super) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) 
     called_after(settings, path).try_for_each(|(name, table)| check_pin(name, table, sha256))
 }
 
+/// Whether a plugin that this library is called after is pinned, so that [`check_file_name`] passes one content alone.
+pub(super) fn is_pinned(settings: &Settings, path: &Path) -> bool {
+    called_after(settings, path).any(|(_, table)| table.terms.sha256.is_some())
+}
+
 /// Checks the pin of the plugin that a library turned out to have.
 pub(super) fn check_name(settings: &Settings, name: &str, sha256: Sha256) -> Result<(), LoadFault> {
     settings.get(name).map_or(Ok(()), |table| check_pin(name, table, sha256))

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::error::{LoadFault, Part};
+use super::preflight;
 use crate::sha256::Sha256;
 
 /// How the names of folders begin in which private copies are.
 const PREFIX: &str = "vkog-plugin-";
+
+/// The largest library that is read, in bytes. A plugin with all of its debug information has a tenth of it.
+pub(super) const LIBRARY_MAX: u64 = 256 << 20;
 
 /// What a library file held when it was read, whatever becomes of the file.
 pub(super) struct Image {
@@ -25,18 +29,26 @@ pub(super) struct Image {
 pub(super) struct PrivateCopy {
     folder: TempDir,
     path: PathBuf,
+    /// The file that the path leads to, where it is in memory and not in the folder.
+    memory: Option<File>,
 }
 
 impl Image {
     /// Reads a library that can be trusted. A path without a folder is one in the current directory, and no path is ever
-    /// searched for.
-    pub(super) fn read(path: &Path) -> Result<Self, LoadFault> {
-        Self::of(path, open(path)?)
+    /// searched for. Of a library that is pinned by its hash, owners and permissions are not checked: the caller compares
+    /// the hash of what was read, and nothing else is opened.
+    pub(super) fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
+        Self::of(path, open(path, pinned)?)
     }
 
-    fn of(path: &Path, mut file: File) -> Result<Self, LoadFault> {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
+    fn of(path: &Path, file: File) -> Result<Self, LoadFault> {
+        let too_large = |len: u64| if len > LIBRARY_MAX { Err(LoadFault::TooLarge { len }) } else { Ok(()) };
+        let len = file.metadata().map_err(LoadFault::Unreadable)?.len();
+        too_large(len)?;
+        let mut bytes = Vec::with_capacity(len as usize);
+        // One byte more, for a file that grows meanwhile.
+        file.take(LIBRARY_MAX + 1).read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
+        too_large(bytes.len() as u64)?;
         let sha256 = Sha256::of(&bytes);
         Ok(Self { origin: path.to_owned(), bytes, sha256 })
     }
@@ -52,6 +64,9 @@ impl Image {
     /// Writes it to a file with a name of its own, because the linker hands out the old library for a path it knows, and
     /// because a library that is written over while it is mapped crashes the process. The name, which debuggers and
     /// profilers show, is that of the plugin and the beginning of the hash.
+    ///
+    /// On Linux that file is in memory: a library is never closed, so that a file on a disk would take its room there until
+    /// the process ends, however often the plugin was reloaded.
     pub(super) fn copy(&self) -> Result<PrivateCopy, LoadFault> {
         let base = std::env::temp_dir();
         let failed = |error| LoadFault::NoCopy { folder: base.clone(), error };
@@ -63,10 +78,14 @@ impl Image {
         let name = name.strip_prefix(std::env::consts::DLL_PREFIX).unwrap_or(&name);
         let name: String = name.chars().take(40).collect();
         let hash = self.sha256.to_string();
-        let path = folder.path().join(format!("{name}-{}{}", &hash[..12], std::env::consts::DLL_SUFFIX));
-        let mut file = File::create_new(&path).map_err(failed)?;
-        file.write_all(&self.bytes).map_err(failed)?;
-        Ok(PrivateCopy { folder, path })
+        let name = format!("{name}-{}{}", &hash[..12], std::env::consts::DLL_SUFFIX);
+        let path = folder.path().join(&name);
+        let memory = system::in_memory(&name, preflight::mapped(&self.bytes), &path);
+        if memory.is_none() {
+            let mut file = File::create_new(&path).map_err(failed)?;
+            file.write_all(&self.bytes).map_err(failed)?;
+        }
+        Ok(PrivateCopy { folder, path, memory })
     }
 }
 
@@ -78,16 +97,16 @@ impl PrivateCopy {
 
     /// Why the linker refused it: what it said, or that nothing may be run from where the copy is.
     pub(super) fn refused(&self, error: libloading::Error, missing: Option<String>) -> LoadFault {
-        if system::noexec(self.folder.path()) {
+        if self.memory.is_none() && system::noexec(self.folder.path()) {
             let base = self.folder.path().parent().unwrap_or(self.folder.path());
             return LoadFault::NoExec { folder: base.to_owned() };
         }
-        LoadFault::NotLoadable { error, missing }
+        LoadFault::of_linker(error, missing)
     }
 }
 
 /// Opens a library after its folder was checked; then what was opened is checked, not what may lie there now.
-fn open(path: &Path) -> Result<File, LoadFault> {
+fn open(path: &Path, pinned: bool) -> Result<File, LoadFault> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = folder.canonicalize().map_err(LoadFault::Unreadable)?;
     let real = path.canonicalize().map_err(LoadFault::Unreadable)?;
@@ -95,16 +114,20 @@ fn open(path: &Path) -> Result<File, LoadFault> {
     if !within.starts_with(&folder) {
         return Err(LoadFault::SymlinkOut { to: real });
     }
-    for folder in within.ancestors().take_while(|inner| inner.starts_with(&folder)) {
-        system::check(folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Folder)?;
+    if !pinned {
+        for folder in within.ancestors().take_while(|inner| inner.starts_with(&folder)) {
+            system::check(folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Folder)?;
+        }
+        ancestors(&folder)?;
     }
-    ancestors(&folder)?;
     // Looked at before it is opened, too: to open a device can do something, and a socket cannot be opened at all.
     regular(&real.metadata().map_err(LoadFault::Unreadable)?)?;
     let file = system::open(&real).map_err(LoadFault::Unreadable)?;
     let metadata = file.metadata().map_err(LoadFault::Unreadable)?;
     regular(&metadata)?;
-    system::check(&real, &metadata, Part::Library)?;
+    if !pinned {
+        system::check(&real, &metadata, Part::Library)?;
+    }
     Ok(file)
 }
 
@@ -181,6 +204,38 @@ mod system {
         tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(0o700)).tempdir_in(base)
     }
 
+    /// Puts bytes into a file in memory that nobody can change any more, and a link to it at the path. The linker needs a
+    /// path that it has never seen, which that of a descriptor is not once its number was used before. `None` where there
+    /// is no such file: a system that has none or forbids it, or no `/proc`.
+    #[cfg(target_os = "linux")]
+    pub(super) fn in_memory(name: &str, bytes: &[u8], path: &Path) -> Option<File> {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use rustix::io::Errno;
+        use std::io::Write;
+        use std::os::fd::AsRawFd;
+
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // That it cannot be started as a program is all that some systems allow, and what kernels before 6.3 do not know.
+        let memory = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => memfd_create(name, flags),
+            made => made,
+        };
+        let mut file = File::from(memory.ok()?);
+        file.write_all(bytes).ok()?;
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL).ok()?;
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{}", file.as_raw_fd()), path).ok()?;
+        if path.metadata().is_ok() {
+            return Some(file);
+        }
+        let _ = std::fs::remove_file(path);
+        None
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
+        None
+    }
+
     pub(super) fn noexec(folder: &Path) -> bool {
         rustix::fs::statvfs(folder).is_ok_and(|about| about.f_flag.contains(StatVfsMountFlags::NOEXEC))
     }
@@ -235,6 +290,10 @@ mod system {
         tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)
     }
 
+    pub(super) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
+        None
+    }
+
     pub(super) fn noexec(_: &Path) -> bool {
         false
     }
@@ -255,7 +314,7 @@ mod tests {
         let (library, other) = (folder.path().join("libvkog_x.so"), folder.path().join("other"));
         std::fs::write(&library, "checked").expect("a file can be written");
         std::fs::write(&other, "exchanged").expect("a file can be written");
-        let file = open(&library).expect("it can be trusted");
+        let file = open(&library, false).expect("it can be trusted");
         std::fs::rename(&other, &library).expect("it can be replaced");
         let image = Image::of(&library, file).expect("it can be read");
         assert_eq!(image.bytes(), b"checked");
@@ -271,7 +330,7 @@ mod tests {
         let folder = folder();
         let library = folder.path().join(format!("{}vkog_x.so", std::env::consts::DLL_PREFIX));
         std::fs::write(&library, "abc").expect("a file can be written");
-        let image = Image::read(&library).expect("it can be trusted");
+        let image = Image::read(&library, false).expect("it can be trusted");
         let (one, two) = (image.copy().expect("one"), image.copy().expect("two at once"));
         let name = format!("vkog_x-ba7816bf8f01{}", std::env::consts::DLL_SUFFIX);
         assert!(one.path().is_absolute() && one.path().ends_with(&name), "{}", one.path().display());

@@ -1,7 +1,7 @@
 //! The last changes that were kept, in the order of their revisions, for whoever watches. A watcher is a position in it
 //! and nothing else: nobody waits for one, and one that is too slow finds that what comes next is forgotten.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Change;
 use super::entry::Entry;
-use crate::threads::{Home, Threads};
+use crate::threads::{Home, Steps, Threads};
 
 /// A change that is kept.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ pub(super) struct History {
     ring: RwLock<Ring>,
     /// How many bytes the entries may have that it holds.
     bytes_max: u64,
-    waiting: Mutex<Vec<Place>>,
+    waiting: Arc<Mutex<Vec<Place>>>,
     /// For those that wait nowhere in particular.
     threads: Threads,
     /// How many watches were begun, and how many have ended.
@@ -73,11 +73,20 @@ struct Ring {
 /// The watchers that wait at a home, by their numbers.
 struct Place {
     home: Option<Arc<Home>>,
-    wakers: HashMap<u64, Waker>,
+    /// Those who know all that was told when they came to wait.
+    idle: HashMap<u64, Waker>,
+    /// Those for whom there is more already.
+    due: HashMap<u64, Waker>,
+    /// They are being woken, those first who waited when that began.
+    round: bool,
+    /// Something was told of which the idle ones do not know.
+    stale: bool,
 }
 
 /// What an event costs beside the bytes of its entry: its place here, and the entry's head and allocation.
 const OVERHEAD: u64 = 64;
+/// So many watchers are woken in one go. What an event loop has to do for those comes before anything that arrives meanwhile.
+const WOKEN_MAX: usize = 32;
 /// So many events are looked at in one go, so that a writer never waits for long.
 const LOOKED_AT_MAX: usize = 256;
 /// The bytes after which a run of events ends: a watcher that does not go on holds no more, but one entry.
@@ -89,7 +98,7 @@ impl History {
         Self {
             ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, forgotten: 0, begins, ended: false }),
             bytes_max,
-            waiting: Mutex::default(),
+            waiting: Arc::default(),
             threads: Threads::new("watch"),
             watches: [const { AtomicU64::new(0) }; 2],
         }
@@ -125,32 +134,103 @@ impl History {
         begun.load(Ordering::Relaxed).saturating_sub(ended)
     }
 
-    /// Each home wakes its own, however many they are.
+    /// Has each home wake its own, some at a time. While a home is not through with that, what is told only has it begin
+    /// again afterwards: a watcher that is woken later finds more.
     fn wake(&self) {
-        for Place { home, wakers } in self.waiting.lock().iter_mut().filter(|place| !place.wakers.is_empty()) {
-            let wakers = std::mem::take(wakers);
-            let job = Box::new(move || wakers.into_values().for_each(Waker::wake));
-            match home {
-                None => self.threads.run(job),
-                Some(home) => home.post(job).into_iter().for_each(|job| self.threads.run(job)),
-            }
+        for (at, place) in self.waiting.lock().iter_mut().enumerate() {
+            place.stale = true;
+            self.begin_round(at, place);
         }
     }
 
-    fn wait(&self, watch: u64, waker: Waker) {
-        let here = Home::here();
-        let same = |place: &Place| match (&place.home, &here) {
-            (Some(home), Some(here)) => Arc::ptr_eq(home, here),
-            (None, None) => true,
-            _ => false,
+    fn begin_round(&self, at: usize, place: &mut Place) {
+        if place.round {
+            return;
+        }
+        let wakers = place.ready();
+        if wakers.len() == 0 {
+            return;
+        }
+        place.round = true;
+        let steps = rounds(Arc::clone(&self.waiting), at, wakers);
+        let steps = match &place.home {
+            None => Some(steps),
+            Some(home) => home.post_steps(steps),
         };
-        let mut waiting = self.waiting.lock();
-        let at = waiting.iter().position(same).unwrap_or_else(|| {
-            waiting.push(Place { home: here.clone(), wakers: HashMap::new() });
-            waiting.len() - 1
-        });
-        waiting[at].wakers.insert(watch, waker);
+        if let Some(mut steps) = steps {
+            self.threads.run(move || while steps().is_pending() {});
+        }
     }
+
+    /// Has a watcher wait for what is told.
+    fn wait(&self, watch: u64, waker: Waker) {
+        let mut waiting = self.waiting.lock();
+        place(&mut waiting, Home::here()).1.idle.insert(watch, waker);
+    }
+
+    /// Has a watcher that was served wait for what comes after so many events, or for its turn where that has come already:
+    /// else all that were woken once would keep their home busy for as long as changes come, and a request would wait
+    /// behind all of them. A watcher without a home shares its thread with nobody, and need not wait: `false`.
+    fn wait_for_turn(&self, watch: u64, waker: Waker, next: u64) -> bool {
+        let Some(here) = Home::here() else { return false };
+        let mut waiting = self.waiting.lock();
+        let (at, place) = place(&mut waiting, Some(here));
+        let ring = self.ring.read();
+        if ring.told() == next && !ring.ended {
+            place.idle.insert(watch, waker);
+        } else {
+            place.due.insert(watch, waker);
+            self.begin_round(at, place);
+        }
+        true
+    }
+}
+
+/// The place for those who wait at a home, and its number.
+fn place(waiting: &mut Vec<Place>, here: Option<Arc<Home>>) -> (usize, &mut Place) {
+    let same = |place: &Place| match (&place.home, &here) {
+        (Some(home), Some(here)) => Arc::ptr_eq(home, here),
+        (None, None) => true,
+        _ => false,
+    };
+    let at = waiting.iter().position(same).unwrap_or_else(|| {
+        let (idle, due) = (HashMap::new(), HashMap::new());
+        waiting.push(Place { home: here.clone(), idle, due, round: false, stale: false });
+        waiting.len() - 1
+    });
+    (at, &mut waiting[at])
+}
+
+impl Place {
+    /// Takes those out who are to be woken.
+    fn ready(&mut self) -> hash_map::IntoValues<u64, Waker> {
+        let mut ready = std::mem::take(&mut self.due);
+        if std::mem::take(&mut self.stale) {
+            if ready.is_empty() {
+                ready = std::mem::take(&mut self.idle);
+            } else {
+                ready.extend(self.idle.drain());
+            }
+        }
+        ready.into_values()
+    }
+}
+
+/// Wakes all of these, and then those for whom there is news by then, as long as there are any.
+fn rounds(waiting: Arc<Mutex<Vec<Place>>>, at: usize, mut wakers: hash_map::IntoValues<u64, Waker>) -> Steps {
+    Box::new(move || {
+        wakers.by_ref().take(WOKEN_MAX).for_each(Waker::wake);
+        if wakers.len() > 0 {
+            return Poll::Pending;
+        }
+        let place = &mut waiting.lock()[at];
+        wakers = place.ready();
+        if wakers.len() > 0 {
+            return Poll::Pending;
+        }
+        place.round = false;
+        Poll::Ready(())
+    })
 }
 
 impl Ring {
@@ -164,6 +244,11 @@ impl Ring {
             self.forgotten += 1;
             self.begins = event.revision;
         }
+    }
+
+    /// How many events there were.
+    fn told(&self) -> u64 {
+        self.forgotten + self.events.len() as u64
     }
 
     /// The last revision that was told.
@@ -184,6 +269,8 @@ pub struct Watch {
     /// How many events there were before the one that comes next.
     next: u64,
     revision: u64,
+    /// Something was given since it last waited.
+    served: bool,
 }
 
 impl Watch {
@@ -205,7 +292,7 @@ impl Watch {
         let next = ring.forgotten + ring.events.partition_point(|event| event.revision <= revision) as u64;
         drop(ring);
         let number = history.watches[0].fetch_add(1, Ordering::Relaxed);
-        Ok(Self { history: Arc::clone(history), prefix, number, next, revision })
+        Ok(Self { history: Arc::clone(history), prefix, number, next, revision, served: false })
     }
 
     /// To where all has been given.
@@ -220,6 +307,11 @@ impl Watch {
     ///
     /// What comes next is forgotten.
     pub fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Vec<Event>, Unwatchable>> {
+        if std::mem::take(&mut self.served)
+            && self.history.wait_for_turn(self.number, context.waker().clone(), self.next)
+        {
+            return Poll::Pending;
+        }
         for waits in [false, true] {
             if waits {
                 // What was told before this has to be looked for once more, what is told after it wakes.
@@ -246,9 +338,10 @@ impl Watch {
             }
             self.next += looked_at;
             if !found.is_empty() {
+                self.served = true;
                 return Poll::Ready(Ok(found));
             }
-            if looked_at > 0 {
+            if self.next < ring.told() {
                 // There may be more, but others have to have their turn.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
@@ -261,7 +354,8 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         for place in &mut *self.history.waiting.lock() {
-            place.wakers.remove(&self.number);
+            place.idle.remove(&self.number);
+            place.due.remove(&self.number);
         }
         self.history.watches[1].fetch_add(1, Ordering::Relaxed);
     }
@@ -341,10 +435,80 @@ mod tests {
         assert_eq!(told, [(2, true, "k"), (3, false, "k")]);
     }
 
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_home_wakes_its_watchers_some_at_a_time_and_once_for_all_that_is_told_meanwhile() {
+        const WATCHERS: usize = 3 * WOKEN_MAX + 1;
+        let home = Arc::<Home>::default();
+        home.settle();
+        let history = Arc::new(History::new(0, 1 << 20));
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let count = || woken.0.swap(0, Ordering::Relaxed) as usize;
+        let mut watches: Vec<_> = (0..WATCHERS).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
+        let poll = |watch: &mut Watch| match watch.poll(&Context::from_waker(&waker)) {
+            Poll::Ready(Ok(events)) => events.len(),
+            Poll::Ready(Err(_)) => panic!("nothing is forgotten"),
+            Poll::Pending => 0,
+        };
+        let turn = || assert!(home.poll(&Context::from_waker(Waker::noop())).is_pending());
+        watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 0));
+        for revision in 1..=3 {
+            history.tell([write("k", 1, revision)].iter());
+            turn();
+            assert_eq!(count(), WOKEN_MAX, "of {WATCHERS}");
+        }
+        turn();
+        assert_eq!(count(), 1);
+        // Each is woken once for three changes. One that was served waits for its turn, even if there is more already.
+        watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 3));
+        history.tell([write("k", 1, 4)].iter());
+        watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 0));
+        for expected in [1, WOKEN_MAX, WOKEN_MAX, WOKEN_MAX, 0] {
+            turn();
+            assert_eq!(count(), expected);
+        }
+        watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 1));
+        // One that has more to see wakes no other.
+        watches.iter_mut().skip(1).for_each(|watch| assert_eq!(poll(watch), 0));
+        history.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5 }, 1 << 20);
+        assert_eq!(poll(&mut watches[0]), 0);
+        turn();
+        assert_eq!(count(), 1);
+        history.end();
+        (0..4).for_each(|_| turn());
+        assert_eq!(count(), WATCHERS - 1, "and one that is not waiting");
+    }
+
+    #[test]
+    fn a_watcher_that_was_served_learns_of_the_end() {
+        let home = Arc::<Home>::default();
+        home.settle();
+        let history = Arc::new(History::new(0, 1 << 20));
+        let mut watch = watch(&history, "", 0).expect("it begins there");
+        history.tell([write("k", 1, 1)].iter());
+        assert_eq!(revisions(&mut watch), Some(Ok(vec![1])));
+        history.end();
+        let woken = Arc::<Woken>::default();
+        assert!(watch.poll(&Context::from_waker(&Waker::from(Arc::clone(&woken)))).is_pending());
+        assert!(home.poll(&Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(revisions(&mut watch), Some(Ok(Vec::new())));
+    }
+
     #[test]
     fn who_waits_is_kept_once_however_often_it_looks_and_not_when_it_has_gone() {
         let history = Arc::new(History::new(0, 1 << 20));
-        let count = || history.waiting.lock().iter().map(|place| place.wakers.len()).sum::<usize>();
+        let count = || history.waiting.lock().iter().map(|place| place.idle.len() + place.due.len()).sum::<usize>();
         let mut watches: Vec<_> = (0..3).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
         for _ in 0..5 {
             watches.iter_mut().for_each(|watch| assert_eq!(revisions(watch), None));

@@ -10,7 +10,7 @@ use abi_stable::std_types::{RErr, ROk, RSome};
 use super::call::{Said, Scan, Subject, about, call};
 use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
-use super::{NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure};
+use super::{Chain, MAKE_ROOM, NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
 use crate::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
 
 /// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
@@ -94,7 +94,7 @@ impl Member {
         let instance = match unsafe { module.create()(host, settings.into()) } {
             ROk(instance) => instance,
             RErr(RawFailure { kind, message, .. }) => {
-                let said = message.replace('\n', " ");
+                let said = one_line(&message).into_owned();
                 return Err(match kind {
                     RawFailure::SETTINGS => Failed::Settings(said),
                     RawFailure::PANIC => Failed::Panicked(said),
@@ -186,8 +186,20 @@ impl Member {
         })
     }
 
+    /// Has it make room for a request that passes this chain. Says whether it did.
+    pub(super) fn make_room(&self, chain: &Arc<Chain>) -> bool {
+        // Who exchanges plugins waits for that request: what is asked meanwhile has to pass the same chain.
+        let called = || self.call_in(Arc::as_ptr(chain), MAKE_ROOM, &[], None);
+        !self.is_quarantined() && called().is_ok_and(|outcome| outcome.bits != 0)
+    }
+
     /// Calls a hook that no request is for.
     fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+        self.call_in(std::ptr::null(), id, value, scan)
+    }
+
+    /// The same in a chain that the caller holds, or in none.
+    fn call_in(&self, chain: *const Chain, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
         let subject = Subject {
             verb: Verb::Get,
@@ -199,7 +211,7 @@ impl Member {
             depth: 0,
             origin: &NOWHERE,
         };
-        let _scope = Scope { depth: 0, lock: Lock::Free, chain: std::ptr::null() }.enter();
+        let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
         let mut said = Said::nothing(&NOWHERE);
         (said.plugin, said.scan) = (self.name(), scan);
         let mut raw = about(&subject, [None, None], 0);
@@ -208,7 +220,7 @@ impl Member {
         let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
-        let message = said.take(|words| &mut words.message).unwrap_or_default();
+        let message = one_line(&said.take(|words| &mut words.message).unwrap_or_default()).into_owned();
         match outcome.kind {
             Outcome::GO_ON => Ok(outcome),
             Outcome::PANICKED => {
@@ -258,6 +270,7 @@ impl Drop for Member {
         // SAFETY: `create` of the same module made the instance, and a member is dropped once, when no call borrows it.
         if let RSome(said) = unsafe { self.module.destroy()(self.instance) } {
             let plugin = self.name();
+            let said = one_line(&said);
             tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {said}");
         }
     }

@@ -8,6 +8,7 @@ mod member;
 mod port;
 mod stats;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -31,6 +32,7 @@ const UNDO: usize = 12;
 const START: usize = 16;
 const TICK: usize = 17;
 const SETTINGS_CHANGED: usize = 18;
+const MAKE_ROOM: usize = 19;
 
 /// So many runs of a hook's list are timed at first on each thread, then one in [`TIMED_EVERY`]: to read the clock costs
 /// more than to call a plugin.
@@ -163,6 +165,17 @@ impl Chain {
     /// Whether no plugin has a say in, or is told of, an operation of this verb.
     pub fn is_unasked(&self, verb: Verb) -> bool {
         [BEFORE, GUARD, AFTER].iter().all(|phase| self.lists[phase + verb as usize].links.is_empty())
+    }
+
+    /// Whether a plugin may be able to make room.
+    pub fn may_make_room(&self) -> bool {
+        self.members.iter().any(|member| member.has("make_room"))
+    }
+
+    /// Has the plugins make room, on a thread that may wait. Says whether one did.
+    pub fn make_room(self: &Arc<Self>) -> bool {
+        // All of them, whatever the first says.
+        self.members.iter().filter(|member| member.make_room(self)).count() > 0
     }
 
     /// Asks the before-hooks. No lock may be held.
@@ -444,8 +457,21 @@ impl Link {
     }
 }
 
+/// A plugin's text as one line: what a terminal or a reader of lines would take for more is escaped.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    let breaks = |char: char| char.is_control() || matches!(char, '\u{2028}' | '\u{2029}');
+    if !text.contains(breaks) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for char in text.chars() {
+        if breaks(char) { line.extend(char.escape_default()) } else { line.push(char) }
+    }
+    line.into()
+}
+
 fn log_failure(plugin: &str, id: usize, said: &str) {
-    let hook = HOOK_NAMES[id];
+    let (hook, said) = (HOOK_NAMES[id], one_line(said));
     tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {said}");
 }
 
@@ -486,6 +512,15 @@ impl Origin for Nowhere {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_with_line_breaks_and_escapes_becomes_one_line() {
+        assert_eq!(
+            one_line("a \u{1b}[31m\r\nERROR b\u{2028}\u{85}\0"),
+            "a \\u{1b}[31m\\r\\nERROR b\\u{2028}\\u{85}\\u{0}"
+        );
+        assert!(matches!(one_line("caf\u{e9} \"x\" \\n"), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn a_header_that_would_break_the_answer_is_not_sent() {

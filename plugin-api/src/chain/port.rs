@@ -12,7 +12,7 @@ use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 
 use super::call::{Origin, Said, Seen};
-use super::{Chain, Refusal};
+use super::{Chain, Refusal, one_line};
 use crate::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn, Verb};
 
 /// How deep plugins may ask while they are asked.
@@ -65,6 +65,12 @@ pub enum Answered<'a> {
 pub trait Services: Send + Sync {
     /// Does what a plugin asks for, waits until it is kept, and gives what became of it.
     fn ask(self: Arc<Self>, asked: &Asked<'_>, answer: &mut dyn FnMut(Answered<'_>));
+
+    /// Does all that a plugin asks for, each by itself, waits until all of it is kept, and gives what became of each, in the
+    /// same order.
+    fn ask_each(self: Arc<Self>, asked: &[Asked<'_>], answer: &mut dyn FnMut(Answered<'_>)) {
+        asked.iter().for_each(|asked| Arc::clone(&self).ask(asked, answer));
+    }
 
     /// Gives every entry whose key begins so, and that a get would find, to a function, until that says `false`.
     fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool);
@@ -223,6 +229,7 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         now,
         metric,
         asker,
+        ask_each,
     }
     .leak_into_prefix()
 });
@@ -257,7 +264,7 @@ unsafe extern "C" fn log(cx: *const (), level: u32, line: RStr<'_>) {
     contained((), || {
         // SAFETY: see `identity`.
         let plugin = unsafe { identity(cx) }.name.as_str();
-        let line = line.as_str();
+        let line = one_line(line.as_str());
         match level {
             1 => tracing::error!(plugin, "{line}"),
             2 => tracing::warn!(plugin, "{line}"),
@@ -346,6 +353,32 @@ unsafe extern "C" fn scan(cx: *mut (), state: *mut (), each: ScanFn) {
 }
 
 unsafe extern "C" fn ask(cx: *const (), raw: &RawAsk<'_>, state: *mut (), answer: AnswerFn) {
+    // SAFETY: plugin-api passes what belongs together, and waits until this returns.
+    unsafe { ask_all_of(cx, std::slice::from_ref(raw), state, answer) }
+}
+
+unsafe extern "C" fn ask_each(cx: *const (), raw: RSlice<'_, RawAsk<'_>>, state: *mut (), answer: AnswerFn) {
+    // SAFETY: as in `ask`.
+    unsafe { ask_all_of(cx, raw.as_slice(), state, answer) }
+}
+
+fn asked<'a>(raw: &'a RawAsk<'a>, from: &Asking) -> Asked<'a> {
+    Asked {
+        verb: raw.verb,
+        key: raw.key.as_str(),
+        value: raw.value.as_slice(),
+        content_type: raw.content_type.as_str(),
+        query: raw.query.as_str(),
+        headers: raw.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect(),
+        if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
+        from: from.clone(),
+    }
+}
+
+/// # Safety
+///
+/// `cx` is as [`identity`] says; the state belongs to the function, and lives until this returns.
+unsafe fn ask_all_of(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: AnswerFn) {
     contained((), || {
         // SAFETY: see `identity`.
         let identity = unsafe { identity(cx) };
@@ -374,24 +407,20 @@ unsafe extern "C" fn ask(cx: *const (), raw: &RawAsk<'_>, state: *mut (), answer
                     raw.plugin = refusal.plugin.as_str().into();
                 }
             }
-            // SAFETY: plugin-api passes the state that belongs to this function, and waits until `ask` returns.
+            // SAFETY: the caller's promise.
             unsafe { (answer.answer)(state, &raw) }
         };
         let (services, from) = match asking(identity) {
             Ok(asking) => asking,
-            Err(refusal) => return give(Answered::Refused(Cow::Owned(refusal))),
+            Err(refusal) => return raw.iter().for_each(|_| give(Answered::Refused(Cow::Borrowed(&refusal)))),
         };
-        let asked = Asked {
-            verb: raw.verb,
-            key: raw.key.as_str(),
-            value: raw.value.as_slice(),
-            content_type: raw.content_type.as_str(),
-            query: raw.query.as_str(),
-            headers: raw.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect(),
-            if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
-            from,
-        };
-        services.ask(&asked, &mut give);
+        match raw {
+            [one] => services.ask(&asked(one, &from), &mut give),
+            several => {
+                let asked: Vec<_> = several.iter().map(|raw| asked(raw, &from)).collect();
+                services.ask_each(&asked, &mut give);
+            }
+        }
     });
 }
 
@@ -419,7 +448,7 @@ unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr
         let (name, is_gauge) = (name.as_str(), kind == 1);
         if name.is_empty() || !name.bytes().all(letter) || kind > 1 {
             let plugin = identity.name.as_str();
-            tracing::warn!(plugin, "\"{name}\" is not published: the name of a number is of a to z, 0 to 9 and _");
+            tracing::warn!(plugin, "{name:?} is not published: the name of a number is of a to z, 0 to 9 and _");
             return std::ptr::null();
         }
         let mut metrics = identity.port.metrics.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+mod cost;
 mod ledger;
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
+use cost::{Costs, Count};
 use ledger::{Full, Ledger};
 
 #[derive(Deserialize)]
@@ -18,10 +20,17 @@ use ledger::{Full, Ledger};
 struct Settings {
     /// In place of the host's `--max-size`.
     max_size: Option<u64>,
+    /// What of an entry.
+    #[serde(default)]
+    count: Count,
+    /// And so many bytes for each entry.
+    #[serde(default)]
+    overhead: u64,
 }
 
 struct Bytes {
     host: Host,
+    costs: Costs,
     ledger: Ledger,
 }
 
@@ -30,34 +39,36 @@ impl Plugin for Bytes {
     const STAGE: Stage = Stage::Accounting;
 
     fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
-        Ok(Bytes { host, ledger: Ledger::new(settings.max_size.unwrap_or_else(|| host.max_size())) })
+        let Settings { max_size, count, overhead } = settings;
+        let ledger = Ledger::new(max_size.unwrap_or_else(|| host.max_size()));
+        Ok(Bytes { host, costs: Costs { count, overhead }, ledger })
     }
 }
 
-/// What an entry counts for.
-fn size(key: &str, value: &[u8]) -> u64 {
-    (key.len() + value.len()) as u64
-}
-
-/// What the key counts for before and after a write.
-fn sizes(write: &Request<'_>, entry: Option<Entry<'_>>) -> (u64, u64) {
-    let before = entry.map_or(0, |entry| size(write.key(), entry.value()));
-    (before, size(write.key(), write.value()))
-}
-
-fn growth(write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
-    let (before, after) = sizes(write, entry);
-    after.saturating_sub(before)
-}
-
-fn shrinkage(write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
-    let (before, after) = sizes(write, entry);
-    before.saturating_sub(after)
-}
-
 impl Bytes {
+    /// What an entry that is there counts for.
+    fn size(&self, key: &str, entry: Entry<'_>) -> u64 {
+        self.costs.of(key, entry.content_type(), entry.value())
+    }
+
+    /// What the key counts for before and after a write.
+    fn sizes(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> (u64, u64) {
+        let before = entry.map_or(0, |entry| self.size(write.key(), entry));
+        (before, self.costs.of(write.key(), write.content_type(), write.value()))
+    }
+
+    fn growth(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+        let (before, after) = self.sizes(write, entry);
+        after.saturating_sub(before)
+    }
+
+    fn shrinkage(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+        let (before, after) = self.sizes(write, entry);
+        before.saturating_sub(after)
+    }
+
     fn reserve<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
-        let needs = growth(write, write.entry());
+        let needs = self.growth(write, write.entry());
         self.ledger.reserve(needs).map_err(|Full { free }| {
             let (key, limit) = (write.key(), self.ledger.limit());
             // The key is escaped: it may hold a line break, and a message is one line.
@@ -69,7 +80,7 @@ impl Bytes {
 impl Start for Bytes {
     fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
         let mut held = 0;
-        stored.for_each(|key, entry| held += size(key, entry.value()));
+        stored.for_each(|key, entry| held += self.size(key, entry));
         self.ledger.open(held);
         let limit = self.ledger.limit();
         if held > limit {
@@ -95,32 +106,32 @@ impl GuardPut for Bytes {
 
 impl UndoPost for Bytes {
     fn undo_post(&self, post: &Undo<'_, Post>) {
-        self.ledger.release(growth(post, post.entry()));
+        self.ledger.release(self.growth(post, post.entry()));
     }
 }
 
 impl UndoPut for Bytes {
     fn undo_put(&self, put: &Undo<'_, Put>) {
-        self.ledger.release(growth(put, put.entry()));
+        self.ledger.release(self.growth(put, put.entry()));
     }
 }
 
 impl AfterPost for Bytes {
     fn after_post(&self, post: &After<'_, Post>) {
-        self.ledger.release(shrinkage(post, post.entry_before()));
+        self.ledger.release(self.shrinkage(post, post.entry_before()));
     }
 }
 
 impl AfterPut for Bytes {
     fn after_put(&self, put: &After<'_, Put>) {
-        self.ledger.release(shrinkage(put, put.entry_before()));
+        self.ledger.release(self.shrinkage(put, put.entry_before()));
     }
 }
 
 impl AfterDelete for Bytes {
     fn after_delete(&self, delete: &After<'_, Delete>) {
         if let Some(entry) = delete.entry_before() {
-            self.ledger.release(size(delete.key(), entry.value()));
+            self.ledger.release(self.size(delete.key(), entry));
         }
     }
 }

@@ -11,9 +11,8 @@
 mod index;
 mod period;
 
-use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use vkog_plugin_api::serde::Deserialize;
@@ -26,10 +25,8 @@ use period::{ACCEPTED, Period};
 const NAME: &str = "ttl";
 /// The header of requests and of answers.
 const HEADER: &str = "Vkog-TTL";
-/// So many entries are removed in one go, so that the plugin can be stopped in between.
-const BATCH: usize = 1024;
-/// So many threads remove: those who wait for the disk at the same time share one sync.
-const REMOVERS: usize = 16;
+/// So many entries are removed in one go, which share the wait for the disk. In between the plugin can be stopped.
+const BATCH: usize = 8192;
 /// The longest pause between two looks: the clock may be set, and an entry written that lives no longer.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long an entry is left alone whose removal was refused, in milliseconds.
@@ -53,6 +50,10 @@ struct Ttl {
     default: Option<Period>,
     max: Option<Period>,
     index: Mutex<Index>,
+    /// Held while entries are removed that are due.
+    pass: Mutex<()>,
+    /// How often that removed something.
+    passes: AtomicU64,
     expired: Counter,
     entries: Gauge,
 }
@@ -72,6 +73,8 @@ impl Plugin for Ttl {
             default: default.or(max),
             max,
             index: Mutex::default(),
+            pass: Mutex::default(),
+            passes: AtomicU64::new(0),
             expired: host.counter("expired_total", "Entries that were removed because they had expired."),
             entries: host.gauge("entries", "Entries that will expire."),
         })
@@ -128,10 +131,14 @@ impl Ttl {
     }
 
     /// Removes an entry if it has expired. Whatever the index says, the store decides.
-    fn remove(&self, due: Due) -> Verdict {
-        let mut expected = due.revision;
+    fn remove(&self, due: &Due) -> Verdict {
+        self.removed(due, self.host.ask(&Ask::delete(&due.key).if_revision(due.revision)))
+    }
+
+    /// Sees to an entry whose removal was asked for, and answered so: one that was written since is looked at again.
+    fn removed(&self, due: &Due, mut answer: Result<Answer, Refusal>) -> Verdict {
         for tried in 1.. {
-            match self.host.ask(&Ask::delete(&due.key).if_revision(expected)) {
+            match answer {
                 Ok(Answer::Done(_)) => {
                     self.expired.add(1);
                     return Ok(());
@@ -147,9 +154,9 @@ impl Ttl {
                 self.index().learn(&due.key, found.revision, until);
                 return Ok(());
             }
-            expected = found.revision;
+            answer = self.host.ask(&Ask::delete(&due.key).if_revision(found.revision));
         }
-        self.index().gone(&due);
+        self.index().gone(due);
         Ok(())
     }
 
@@ -159,7 +166,7 @@ impl Ttl {
             return Ok(());
         }
         let due = self.index().expired(request.key(), self.now());
-        due.map_or(Ok(()), |due| self.remove(due))
+        due.map_or(Ok(()), |due| self.remove(&due))
     }
 
     /// Until when the entry is to live that is written now, as its details.
@@ -313,29 +320,48 @@ impl AfterDelete for Ttl {
     }
 }
 
-impl Tick for Ttl {
-    fn tick(&self) -> Duration {
+impl Ttl {
+    /// Removes the first entries that are due, unless that is being done: then waits until it is. Says whether any entry was
+    /// removed since it was called.
+    fn remove_due(&self) -> bool {
+        let before = self.passes.load(SeqCst);
+        let _one = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.passes.load(SeqCst) != before {
+            return true;
+        }
         let due = self.index().due(self.now(), BATCH);
-        let remove = |due: &Due| {
-            let refusal = self.remove(due.clone()).err()?;
-            self.index().postpone(due, self.now().saturating_add(RETRY));
-            Some((due.key.clone(), refusal))
-        };
-        let share = due.len().div_ceil(REMOVERS).max(1);
-        let refused: Vec<_> = thread::scope(|scope| {
-            let removers: Vec<_> = (due.chunks(share))
-                .map(|share| scope.spawn(move || share.iter().filter_map(remove).collect::<Vec<_>>()))
-                .collect();
-            let ended = removers.into_iter().map(|remover| remover.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            ended.flatten().collect()
-        });
+        let asks: Vec<_> = due.iter().map(|due| Ask::delete(&due.key).if_revision(due.revision)).collect();
+        let mut refused = Vec::new();
+        for (due, answer) in due.iter().zip(self.host.ask_each(&asks)) {
+            if let Err(refusal) = self.removed(due, answer) {
+                self.index().postpone(due, self.now().saturating_add(RETRY));
+                refused.push((&due.key, refusal));
+            }
+        }
         if let Some((key, refusal)) = refused.first() {
             let (count, why) = (refused.len(), refusal.message());
             let line = format!("{count} expired entries cannot be removed now, {key:?} first of them: {why}");
             self.host.log(Level::Warn, &line);
         }
+        let removed = refused.len() < due.len();
+        if removed {
+            self.passes.fetch_add(1, SeqCst);
+        }
+        removed
+    }
+}
+
+impl Tick for Ttl {
+    fn tick(&self) -> Duration {
+        self.remove_due();
         let next = self.index().next();
         next.map_or(LOOK, |next| Duration::from_millis(next.saturating_sub(self.now())).min(LOOK))
+    }
+}
+
+impl MakeRoom for Ttl {
+    fn make_room(&self) -> bool {
+        self.remove_due()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The plugin in the chain, at times that the tests set.
 
+use std::thread;
+
 use std::collections::HashMap;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};

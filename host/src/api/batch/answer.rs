@@ -1,6 +1,7 @@
 //! The answer of a batch: put together at once where it is short; else a stream of pieces that are made as the client takes
 //! them, so that no answer is in memory as a whole, however much JSON adds to it.
 
+use bytes::Bytes;
 use std::task::{Context, Poll};
 use std::vec;
 
@@ -46,7 +47,7 @@ fn described(reply: Reply, format: Format) -> Reply {
         Format::Json => "application/json",
         Format::MessagePack => "application/msgpack",
     };
-    reply.with_header("Content-Type", content_type).with_header("X-Content-Type-Options", "nosniff")
+    reply.with_header("Content-Type", content_type).inert()
 }
 
 /// What an operation did.
@@ -194,15 +195,15 @@ impl Pieces {
 }
 
 impl Stream for Pieces {
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut piece = Vec::with_capacity(PIECE + 2 * PART);
         while !self.ended && piece.len() < PIECE {
             self.put(&mut piece);
         }
-        Poll::Ready((!piece.is_empty()).then_some(piece))
+        Poll::Ready((!piece.is_empty()).then(|| piece.into()))
     }
 
-    fn silent(&mut self) -> Option<Vec<u8>> {
+    fn silent(&mut self) -> Option<Bytes> {
         None
     }
 

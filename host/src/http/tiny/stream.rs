@@ -115,10 +115,10 @@ fn next_piece(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<
     let until = Instant::now() + SILENCE;
     loop {
         if let Poll::Ready(piece) = stream.poll(context) {
-            return piece;
+            return piece.map(Vec::from);
         }
         match until.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => return stream.silent(),
+            Duration::ZERO => return stream.silent().map(Vec::from),
             left => thread::park_timeout(left),
         }
     }
