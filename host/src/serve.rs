@@ -1,30 +1,24 @@
 //! A server from its configuration to its clean stop: the one place where all the parts meet.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
-
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{Bound, Certificate, Engine, Tls};
+use crate::http::{Certificate, Engine, Tls};
+use crate::listen::Claim;
 use crate::notify;
 use crate::ops::Ops;
 use crate::plugins::{self, Outcome, Port, Registry, Source, Taken};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use crate::store::{LocalDisk, Lock, Options, Store};
+use crate::store::{self, LocalDisk, Lock, Options, Store};
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// So many connections may wait to be accepted, if the system allows it. The standard library asks for 128, and of a burst
-/// of more than that each one further waits for a second.
-const BACKLOG: i32 = 4096;
 
 /// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
 ///
@@ -41,20 +35,37 @@ pub fn serve(
     let failure = |error| Failure::new([error]);
     let tls = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| Failure::new([error]))?;
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
+    if let Listen::Unix(path) = &config.listen
+        && store::has_file(&config.file, path)
+    {
+        let (path, file) = (path.display(), config.file.display());
+        return Err(Failure::new([format!(
+            "cannot listen on unix:{path}: {file} has a file of that name; choose another path"
+        )]));
+    }
+    // All that can refuse the start without the store comes before the store is opened, which makes files.
+    let claim = Claim::new(&config.listen).map_err(|error| Failure::new([error]))?;
+    let local = claim.is_local();
+    let address = claim.address();
+    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
-    let _lock = Lock::take(&config.file).map_err(failure)?;
+    let lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
+    store.hold(lock);
     let (entries, size) = store.totals();
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
     let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
-    let (listener, address) = listen(&config.listen, if tls.is_some() { "https" } else { "http" })?;
-    let local = listener.is_local();
-    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
+    let (listener, socket_file) = claim.listen().map_err(|error| Failure::new([error]))?;
+    let address = match config.listen {
+        Listen::Tcp(_) if tls.is_some() => format!("https://{address}"),
+        Listen::Tcp(_) => format!("http://{address}"),
+        Listen::Unix(_) => address,
+    };
     if allowed.open && !local {
         tracing::warn!("--open on {address}, which others reach: whoever comes may read and write everything");
     }
@@ -79,6 +90,7 @@ pub fn serve(
         Engine::hyper(listener, tls, service.connections(), service)
     };
     let engine = engine.map_err(|error| Failure::new([error]))?;
+    ops.store().keep_files();
     // The line that scripts wait for. Nobody may be there to read it.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
 
@@ -107,12 +119,11 @@ pub fn serve(
     tracing::info!("stopping");
     ops.store().end_watches();
     notify::stopping();
+    // Before the engine closes the socket: until then its inode is not another file's.
+    drop(socket_file);
     let drained = engine.stop(PATIENCE);
     if !drained {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
-    }
-    if let Listen::Unix(path) = &config.listen {
-        let _ = std::fs::remove_file(path);
     }
     // Before the store is closed: a thread of a plugin that asks it would wait for ever.
     ops.plugins().stop(if drained { PATIENCE } else { Duration::ZERO });
@@ -219,35 +230,5 @@ fn tell_unknown(source: &Source, loaded: &[plugins::Plugin]) {
     }
     for name in plugins::unknown_in_order(&source.order, loaded) {
         tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
-    }
-}
-
-fn listen(listen: &Listen, scheme: &str) -> Result<(Bound, String), Failure> {
-    match listen {
-        Listen::Tcp(address) => {
-            let fail = |error| {
-                Failure::new([format!(
-                    "cannot listen on {address}: {error}; choose another --listen, or stop who has it"
-                )])
-            };
-            let listener = TcpListener::bind(address).map_err(fail)?;
-            SockRef::from(&listener).listen(BACKLOG).map_err(fail)?;
-            let address = listener.local_addr().map_err(fail)?;
-            Ok((Bound::Tcp(listener), format!("{scheme}://{address}")))
-        }
-        #[cfg(unix)]
-        Listen::Unix(path) => {
-            use std::os::unix::net::{UnixListener, UnixStream};
-            // A socket that nobody answers was left by a crash.
-            if path.exists() && UnixStream::connect(path).is_err() {
-                let _ = std::fs::remove_file(path);
-            }
-            let listener = UnixListener::bind(path).map_err(|error| {
-                Failure::new([format!("cannot listen on unix:{}: {error}; choose another path", path.display())])
-            })?;
-            Ok((Bound::Unix(listener), format!("unix:{}", path.display())))
-        }
-        #[cfg(not(unix))]
-        Listen::Unix(_) => Err(Failure::new(["cannot listen on unix: there are no such sockets here; use host:port"])),
     }
 }

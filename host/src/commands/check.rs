@@ -13,8 +13,8 @@ use crate::store::{Contents, StoreError};
 ///
 /// It is damaged, or another process has it.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
-    let _lock = hold(path)?;
-    let contents = read(path).map_err(|error| failure(way_out(path, &error)))?;
+    let lock = hold(path)?;
+    let contents = read(lock.store()).map_err(|error| failure(way_out(path, &error)))?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(ExitCode::SUCCESS)
 }

@@ -48,7 +48,7 @@ struct Input {
 ///
 /// The input is wrong somewhere, the store cannot be read or written, or another process has it. Nothing is changed then.
 pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
-    let _lock = Lock::take(path).map_err(failure)?;
+    let lock = Lock::take(path).map_err(failure)?;
     let input = Input::open(input)?;
     let name = input.name.clone();
     let import = input
@@ -60,8 +60,9 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::new(format!("importing into {shown}"));
-    let added = import.run(LocalDisk, path, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let added = import.run(LocalDisk, lock.store(), &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
+    lock.keep();
     say(&format!(
         "{shown}: imported {}, {} of them new; {} now, revision {}",
         count(added.new + added.overwritten, "key", "keys"),

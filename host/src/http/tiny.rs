@@ -174,6 +174,11 @@ impl<S: Service> Engine<S> {
     fn listen(self: &Arc<Self>) -> io::Result<()> {
         let server = Server::from_listener(self.listener.another()?, None).map_err(io::Error::other)?;
         let queue = Arc::new(Queue { server, taking: Mutex::new(()) });
+        #[cfg(unix)]
+        if matches!(self.listener, Bound::Unix(_)) {
+            // A server that is dropped removes the file at its socket's path, which may be another process's by then.
+            std::mem::forget(Arc::clone(&queue));
+        }
         self.queues.lock().push(Arc::clone(&queue));
         let workers = thread::available_parallelism().map_or(2, usize::from);
         for _ in 0..workers {

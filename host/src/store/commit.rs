@@ -188,6 +188,11 @@ impl Commit {
         self.queue.lock().closed.clone()
     }
 
+    /// Has nothing queued any more. What has queued is still written.
+    pub(super) fn close(&self, error: Arc<StoreError>) {
+        self.queue.lock().closed = Some(error);
+    }
+
     /// Queues so many changes, whose shards the caller has locked, and gives them their revisions, which follow the one that
     /// `pending` is called with.
     ///

@@ -8,7 +8,7 @@ use super::entry::Entry;
 use super::error::StoreError;
 use super::log::{Next, Reader, Start};
 use super::map::SHARDS;
-use super::paths::Paths;
+use super::paths::{Paths, resolve};
 use super::recover::{self, Findings, Tail};
 use super::snapshot::{Damage, Progress};
 
@@ -104,6 +104,6 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
 ///
 /// The system cannot tell.
 pub fn exists(path: &Path) -> io::Result<bool> {
-    let Paths { file, log, next, .. } = Paths::of(path);
+    let Paths { file, log, next, .. } = Paths::of(&resolve(path));
     Ok(file.try_exists()? || log.try_exists()? || next.try_exists()?)
 }

@@ -20,7 +20,7 @@ use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub use history::{Event, Unwatchable, Watch};
 pub use import::{Added, Import};
 pub use inspect::{Contents, LogContents, exists};
 pub use lock::Lock;
+pub use paths::has_file;
 pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
@@ -138,6 +139,7 @@ struct Shared {
     history: Arc<History>,
     disk: Box<dyn Disk>,
     paths: Paths,
+    lock: OnceLock<Lock>,
     store: u64,
     options: Options,
     snapshots: Mutex<Snapshots>,
@@ -185,6 +187,7 @@ impl Store {
             history,
             disk: Box::new(disk),
             paths,
+            lock: OnceLock::new(),
             store,
             options,
             snapshots: Mutex::new(snapshots),
@@ -205,6 +208,21 @@ impl Store {
             Fsync::Never => {}
         }
         store
+    }
+
+    /// Takes the lock of the files over. It is held until the store is dropped, and checked before each snapshot.
+    pub fn hold(&self, lock: Lock) {
+        let lock = self.shared.lock.get_or_init(|| lock);
+        if lock.covers_nothing() {
+            lock.cover(&self.shared.paths.log);
+        }
+    }
+
+    /// Keeps the lock file, which is otherwise removed with the store where it was made for it: the start has succeeded.
+    pub fn keep_files(&self) {
+        if let Some(lock) = self.shared.lock.get() {
+            lock.keep();
+        }
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) {
@@ -579,6 +597,7 @@ impl Shared {
         if let Some(error) = self.commit.closed() {
             return Err(error);
         }
+        self.check_lock()?;
         let Paths { log, next, .. } = &self.paths;
         if !snapshots.unfinished {
             let head = Head { generation: snapshots.generation + 1, store: self.store, base: 0, salt: random() as u32 };
@@ -630,8 +649,22 @@ impl Shared {
         self.wait_until_kept(Seen { revision, undone })?;
         // Nor may a power cut take from the log what is in the snapshot: what is left was never there at one time.
         self.commit.sync(&self.map)?;
+        self.check_lock()?;
+        if let Some(lock) = self.lock.get() {
+            // Before it has its name, so that there is no moment in which another process could lock it.
+            lock.cover(new);
+        }
         self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(unwritable(file))?;
         Ok(len)
+    }
+
+    /// Ends all writing where another process may have the files by now.
+    fn check_lock(&self) -> Result<(), Arc<StoreError>> {
+        let Some(Err(error)) = self.lock.get().map(Lock::check) else { return Ok(()) };
+        let error = Arc::new(error);
+        self.commit.close(Arc::clone(&error));
+        tracing::error!("{error}");
+        Err(error)
     }
 
     fn wait_until_kept(&self, seen: Seen) -> Result<(), Arc<StoreError>> {
