@@ -197,7 +197,9 @@ impl SocketFile {
         match connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
             // Its queue is full: the process is there, and busy.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(occupied("another process listens there")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(occupied("another process listens there"));
+            }
             Err(source) => return Err(ListenError::Unknown { path: path.to_owned(), source }),
             Ok(()) => return Err(occupied("another process listens there")),
         }

@@ -216,7 +216,8 @@ mod unix {
 
     /// Who may read and write a file.
     fn mode(setup: &Setup, name: &str) -> u32 {
-        setup.folder().join(name).metadata().unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode() & 0o777
+        setup.folder().join(name).metadata().unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode()
+            & 0o777
     }
 
     #[test]

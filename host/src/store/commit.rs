@@ -82,6 +82,8 @@ pub(super) struct Commit {
     /// it before a sync that succeeds says anything.
     syncing: Mutex<()>,
     writer: Mutex<Writer>,
+    /// No revision up to this one is given.
+    floor: u64,
     /// The last revision that was given.
     given: AtomicU64,
     /// All changes up to this revision that were not taken back are kept, as far as `fsync` promises.
@@ -142,13 +144,15 @@ static ZEROS: [u8; ROOM_MAX as usize] = [0; ROOM_MAX as usize];
 const BUFFER_KEPT: usize = 1 << 20;
 
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64, history: Arc<History>) -> Self {
+    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revisions: (u64, u64), history: Arc<History>) -> Self {
+        let (revision, floor) = revisions;
         let writer = Writer::new(path, tail);
         Self {
             fsync,
             queue: Mutex::default(),
             queued: Condvar::new(),
             syncing: Mutex::default(),
+            floor,
             given: AtomicU64::new(revision),
             kept: AtomicU64::new(revision),
             undone: AtomicU64::new(0),
@@ -204,7 +208,7 @@ impl Commit {
         if let Some(error) = &queue.closed {
             return Err(Arc::clone(error));
         }
-        let before = self.given.load(Ordering::Relaxed);
+        let before = self.given.load(Ordering::Relaxed).max(self.floor);
         self.given.store(before + count, Ordering::Release);
         queue.pending.push(pending(before));
         let count = queue.pending.len();

@@ -9,7 +9,7 @@ use super::error::StoreError;
 use super::log::{Next, Reader, Start};
 use super::map::SHARDS;
 use super::paths::{Paths, resolve};
-use super::recover::{self, Findings, Tail};
+use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::{Damage, Progress};
 
 /// What a store's files hold.
@@ -39,7 +39,7 @@ impl Contents {
     /// A file is damaged, or does not belong to the others.
     pub fn read(path: &Path, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
-        let findings = recover::examine(&ReadOnlyDisk, &paths, progress)?;
+        let findings = recover::examine(&ReadOnlyDisk, &paths, 0, progress)?;
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };
@@ -68,6 +68,11 @@ impl Contents {
     /// The length of the snapshot, in bytes.
     pub fn snapshot_len(&self) -> u64 {
         self.findings.snapshot_len
+    }
+
+    /// The log that should be there, where it is not: the files are whole, and what they hold is not all that was written.
+    pub fn lost_log(&self) -> Option<&LostLog> {
+        self.findings.lost.as_ref()
     }
 
     /// What came after the snapshot.

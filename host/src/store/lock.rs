@@ -18,8 +18,10 @@ pub struct Lock {
     path: PathBuf,
     /// FILE.lock, locked; none once the lock is given up.
     file: Option<File>,
-    /// This process made FILE.lock for a store that it may not use in the end.
-    provisional: AtomicBool,
+    /// This process made FILE.lock.
+    made: bool,
+    /// The files were used, or are going to be.
+    used: AtomicBool,
     /// FILE, or FILE.log where there is no FILE yet, locked as well.
     covered: Mutex<Option<File>>,
 }
@@ -47,7 +49,8 @@ impl Lock {
             store: store.clone(),
             path: lock_path.clone(),
             file: Some(file),
-            provisional: made.into(),
+            made,
+            used: AtomicBool::new(false),
             covered: Mutex::default(),
         };
         lock.write_id().map_err(unwritable)?;
@@ -71,12 +74,12 @@ impl Lock {
 
     /// Keeps FILE.lock when the lock is dropped: the store was used.
     pub fn keep(&self) {
-        self.provisional.store(false, Ordering::Relaxed);
+        self.used.store(true, Ordering::Relaxed);
     }
 
-    /// Whether FILE.lock is removed when the lock is dropped.
-    pub(super) fn is_provisional(&self) -> bool {
-        self.provisional.load(Ordering::Relaxed)
+    /// Whether FILE.lock is kept when the lock is dropped.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Locks the file that holds the data from now on instead of the one before; whether no other process has it. Where that
@@ -115,7 +118,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         let Some(file) = self.file.take() else { return };
-        if self.is_provisional() {
+        if self.made && !self.is_used() {
             system::remove(file, &self.path);
         }
     }
@@ -138,7 +141,9 @@ mod system {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match options.open(path) {
                     Ok(file) => (file, false),
                     // A process that did not use the store in the end has removed it.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => continue,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 },
                 Err(error) => return Err(error),
