@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::http::TlsFiles;
 use crate::plugins::{Settings, Source, Table};
-use crate::store::Fsync;
+use crate::store::{Fsync, VALUE_MAX};
 
 pub use access::{Access, Right, Token};
 
@@ -140,7 +140,7 @@ pub struct Options {
     #[serde(deserialize_with = "fsync_from_text")]
     pub fsync: Option<Fsync>,
 
-    /// The largest single value [default: the max size]
+    /// The largest single value, below 4GiB [default: the max size]
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
@@ -308,6 +308,14 @@ impl Config {
             let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
             return Err(contradiction("--tls-cert", fact));
         }
+        let max_value = match given.max_value.or(written.max_value) {
+            Some(Size(bytes)) if bytes > VALUE_MAX => {
+                let fact = format!("a store holds values of at most {VALUE_MAX} bytes; choose that or less");
+                return Err(contradiction("--max-value", &fact));
+            }
+            Some(Size(bytes)) => bytes,
+            None => max_size.min(VALUE_MAX),
+        };
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
@@ -317,7 +325,7 @@ impl Config {
             http,
             tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
-            max_value: given.max_value.or(written.max_value).map_or(max_size, |size| size.0),
+            max_value,
             log_requests: given.log_requests || written.log_requests,
             watch_history: given.watch_history.or(written.watch_history).map_or(64 << 20, |size| size.0),
             log_format: given.log_format.or(written.log_format),
