@@ -130,14 +130,14 @@ fn of_128_operations_one_whose_precondition_fails_is_named_and_nothing_is_change
     let all = |value: &str| (0..128).map(|number| put(number, value)).collect::<Vec<_>>();
     let mut created = all("old");
     created.iter_mut().for_each(|operation| operation["if_none_match"] = json!("*"));
-    batch(&server, &json!(created)).expect(200);
+    let first = answer(&batch(&server, &json!(created)).expect(200))[0]["revision"].as_u64().expect("a revision");
     let state = || (server.path("GET", "/keys").send().expect(200).body, free(&server));
     let before = state();
     for (place, condition) in [
-        (77, json!({ "if_match": 1 })),
-        (0, json!({ "if_match": [1000, 2000] })),
+        (77, json!({ "if_match": first })),
+        (0, json!({ "if_match": [first + 999, first + 1999] })),
         (127, json!({ "if_none_match": "*" })),
-        (64, json!({ "if_none_match": [1, 65] })),
+        (64, json!({ "if_none_match": [first, first + 64] })),
     ] {
         let mut operations = all("a value that is longer");
         for (name, value) in condition.as_object().expect("a map") {
@@ -153,10 +153,10 @@ fn of_128_operations_one_whose_precondition_fails_is_named_and_nothing_is_change
         get.as_object_mut().expect("a map").extend(condition.as_object().expect("a map").clone());
         batch(&server, &json!([put(0, "new"), get]))
     };
-    refused(read_first(json!({ "if_match": 1 })), 412, 1, "k1", "Precondition failed");
+    refused(read_first(json!({ "if_match": first })), 412, 1, "k1", "Precondition failed");
     refused(read_first(json!({ "if_none_match": "*" })), 412, 1, "k1", "Precondition failed");
     assert_eq!(state(), before);
-    read_first(json!({ "if_match": [1, 2] })).expect(200);
+    read_first(json!({ "if_match": [first, first + 1] })).expect(200);
     server.stop().expect(0);
     let server = setup.start();
     server.get("k0").expect(200).is("new");
