@@ -85,6 +85,12 @@ Up to 1,024 lines are one batch, which is done as a whole or not at all.
 Example:
   printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
 
+const CHECK: &str = "\
+Exit status: 0 whole; 1 damaged, or it cannot be read; 2 wrong usage; 3 the log is missing, and with it the last changes.
+
+Example:
+  vkog check notes.vkog";
+
 #[derive(Subcommand)]
 enum Command {
     /// Serve a store; this is what vkog does without a command
@@ -112,6 +118,7 @@ enum Command {
     #[command(after_help = BATCH)]
     Batch(client::batch::Batch),
     /// Say what a store holds, and whether it is whole; changes nothing
+    #[command(after_help = CHECK)]
     Check {
         /// The store
         #[arg(value_name = "FILE")]

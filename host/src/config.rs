@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::http::{TlsFiles, default_limit};
 use crate::plugins::{Settings, Source, Table};
-use crate::store::Fsync;
+use crate::store::{Fsync, VALUE_MAX};
 
 pub use access::{Access, Right, Token};
 pub use origin::{AllowedHost, Proxy, ProxyHeader, split_port};
@@ -149,7 +149,7 @@ pub struct Options {
     #[serde(deserialize_with = "fsync_from_text")]
     pub fsync: Option<Fsync>,
 
-    /// The largest single value [default: the max size]
+    /// The largest single value, below 4GiB [default: the max size]
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
@@ -326,8 +326,6 @@ impl Config {
             let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
             return Err(contradiction("--tls-cert", fact));
         }
-        let max_value = given.max_value.or(written.max_value).map_or(max_size, |size| size.0);
-        let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
         let access = Access {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
@@ -336,6 +334,15 @@ impl Config {
             proxy,
             ..access
         };
+        let max_value = match given.max_value.or(written.max_value) {
+            Some(Size(bytes)) if bytes > VALUE_MAX => {
+                let fact = format!("a store holds values of at most {VALUE_MAX} bytes; choose that or less");
+                return Err(contradiction("--max-value", &fact));
+            }
+            Some(Size(bytes)) => bytes,
+            None => max_size.min(VALUE_MAX),
+        };
+        let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,

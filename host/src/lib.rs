@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod counting;
 pub mod http;
+pub mod listen;
 pub mod logging;
 pub mod notify;
 pub mod ops;

@@ -4,7 +4,6 @@ mod reload;
 mod stop;
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -12,27 +11,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, select_biased};
 use parking_lot::Mutex;
-use socket2::SockRef;
 
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{Bound, Certificate, Engine, Tls};
+use crate::http::{Certificate, Engine, Tls};
+use crate::listen::{Claim, SocketFile};
 use crate::notify;
 use crate::ops::Ops;
 use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use crate::store::{LocalDisk, Lock, Options, Store};
+use crate::store::{self, LocalDisk, Lock, Options, Store};
 
 use self::reload::Reloader;
 
 /// How long requests under way may take to finish at a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// So many connections may wait to be accepted, if the system allows it. The standard library asks for 128, and of a burst
-/// of more than that each one further waits for a second.
-const BACKLOG: i32 = 4096;
 
 /// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
 ///
@@ -62,7 +57,7 @@ pub fn serve(
             recv(told) -> started => break started.map_err(|_| Failure::new(["the start failed"]))??,
         }
     };
-    let Running { ops, engine, reload, address, listen, file, lock: _lock } = running;
+    let Running { ops, engine, reload, address, socket_file, file } = running;
     announce(address)?;
     ops.plugins().serve();
     notify::ready();
@@ -91,11 +86,10 @@ pub fn serve(
     tracing::info!("stopping");
     ops.store().end_watches();
     notify::stopping();
+    // Before the engine closes the socket: until then its inode is not another file's.
+    drop(socket_file);
     if !stop::drain(engine) {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
-    }
-    if let Listen::Unix(path) = &listen {
-        let _ = std::fs::remove_file(path);
     }
     stop::close(&ops, begun)?;
     tracing::info!("stopped");
@@ -108,10 +102,9 @@ struct Running {
     engine: Engine,
     reload: Arc<Reload>,
     address: String,
-    listen: Listen,
+    /// Removes the file of a Unix socket when it is dropped.
+    socket_file: Option<SocketFile>,
     file: PathBuf,
-    /// Held until the store is closed.
-    lock: Lock,
 }
 
 /// Opens the store, loads the plugins, and serves.
@@ -122,20 +115,37 @@ fn start(
     let failure = |error| Failure::new([error]);
     let tls = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| Failure::new([error]))?;
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
+    if let Listen::Unix(path) = &config.listen
+        && store::has_file(&config.file, path)
+    {
+        let (path, file) = (path.display(), config.file.display());
+        return Err(Failure::new([format!(
+            "cannot listen on unix:{path}: {file} has a file of that name; choose another path"
+        )]));
+    }
+    // All that can refuse the start without the store comes before the store is opened, which makes files.
+    let claim = Claim::new(&config.listen).map_err(|error| Failure::new([error]))?;
+    let local = claim.is_local();
+    let address = claim.address();
+    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let lock = Lock::take(&config.file).map_err(failure)?;
     let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
+    store.hold(lock);
     let (entries, size) = store.totals();
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
     let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
-    let (listener, address) = listen(&config.listen, if tls.is_some() { "https" } else { "http" })?;
-    let local = listener.is_local();
-    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
+    let (listener, socket_file) = claim.listen().map_err(|error| Failure::new([error]))?;
+    let address = match config.listen {
+        Listen::Tcp(_) if tls.is_some() => format!("https://{address}"),
+        Listen::Tcp(_) => format!("http://{address}"),
+        Listen::Unix(_) => address,
+    };
     if allowed.open && !local {
         tracing::warn!("--open on {address}, which others reach: whoever comes may read and write everything");
     }
@@ -164,7 +174,8 @@ fn start(
         Engine::hyper(listener, tls, service.connections(), service)
     };
     let engine = engine.map_err(|error| Failure::new([error]))?;
-    Ok(Running { ops, engine, reload, address, listen: config.listen, file: config.file, lock })
+    ops.store().keep_files();
+    Ok(Running { ops, engine, reload, address, socket_file, file: config.file })
 }
 
 /// Work that a signal asks for, on a thread of its own. However often it is asked for meanwhile, it is done once more.
@@ -247,35 +258,5 @@ fn tell_unknown(source: &Source, loaded: &[plugins::Plugin]) {
     }
     for name in plugins::unknown_in_order(&source.order, loaded) {
         tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
-    }
-}
-
-fn listen(listen: &Listen, scheme: &str) -> Result<(Bound, String), Failure> {
-    match listen {
-        Listen::Tcp(address) => {
-            let fail = |error| {
-                Failure::new([format!(
-                    "cannot listen on {address}: {error}; choose another --listen, or stop who has it"
-                )])
-            };
-            let listener = TcpListener::bind(address).map_err(fail)?;
-            SockRef::from(&listener).listen(BACKLOG).map_err(fail)?;
-            let address = listener.local_addr().map_err(fail)?;
-            Ok((Bound::Tcp(listener), format!("{scheme}://{address}")))
-        }
-        #[cfg(unix)]
-        Listen::Unix(path) => {
-            use std::os::unix::net::{UnixListener, UnixStream};
-            // A socket that nobody answers was left by a crash.
-            if path.exists() && UnixStream::connect(path).is_err() {
-                let _ = std::fs::remove_file(path);
-            }
-            let listener = UnixListener::bind(path).map_err(|error| {
-                Failure::new([format!("cannot listen on unix:{}: {error}; choose another path", path.display())])
-            })?;
-            Ok((Bound::Unix(listener), format!("unix:{}", path.display())))
-        }
-        #[cfg(not(unix))]
-        Listen::Unix(_) => Err(Failure::new(["cannot listen on unix: there are no such sockets here; use host:port"])),
     }
 }

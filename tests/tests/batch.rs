@@ -69,7 +69,7 @@ fn field<'a>(map: &'a Packed, name: &str) -> Option<&'a Packed> {
 #[test]
 fn each_operation_is_answered_in_its_place_and_in_the_format_that_was_sent() {
     let server = Setup::new().load(bytes()).load(conflict()).start();
-    server.post("there", "before").expect(200);
+    let first = server.post("there", "before").expect(200).revision();
     let operations = json!([
         { "op": "post", "key": "é/1", "value": "ü", "content_type": "text/plain" },
         { "op": "put", "key": "there", "base64": "/wD/" },
@@ -80,16 +80,16 @@ fn each_operation_is_answered_in_its_place_and_in_the_format_that_was_sent() {
     ]);
     let reply = batch(&server, &operations).expect(200).has("Content-Type", JSON);
     let expected = json!([
-        { "status": 200, "revision": 2 },
-        { "status": 200, "revision": 3 },
-        { "status": 200, "revision": 2, "content_type": "text/plain", "value": "ü" },
-        { "status": 200, "revision": 3, "content_type": "application/octet-stream", "base64": "/wD/" },
+        { "status": 200, "revision": first + 1 },
+        { "status": 200, "revision": first + 2 },
+        { "status": 200, "revision": first + 1, "content_type": "text/plain", "value": "ü" },
+        { "status": 200, "revision": first + 2, "content_type": "application/octet-stream", "base64": "/wD/" },
         { "status": 404 },
-        { "status": 200, "revision": 4 },
+        { "status": 200, "revision": first + 3 },
     ]);
     assert_eq!(answer(&reply), expected, "{reply}");
     server.get("é/1").expect(404);
-    server.get("there").expect(200).is([0xff, 0, 0xff]).has("ETag", "\"3\"");
+    server.get("there").expect(200).is([0xff, 0, 0xff]).has("ETag", &format!("\"{}\"", first + 2));
 
     for content_type in [MESSAGE_PACK, "application/x-msgpack", "Application/vnd.msgpack; v=5"] {
         let body = packed(&[
@@ -130,14 +130,14 @@ fn of_128_operations_one_whose_precondition_fails_is_named_and_nothing_is_change
     let all = |value: &str| (0..128).map(|number| put(number, value)).collect::<Vec<_>>();
     let mut created = all("old");
     created.iter_mut().for_each(|operation| operation["if_none_match"] = json!("*"));
-    batch(&server, &json!(created)).expect(200);
+    let first = answer(&batch(&server, &json!(created)).expect(200))[0]["revision"].as_u64().expect("a revision");
     let state = || (server.path("GET", "/keys").send().expect(200).body, free(&server));
     let before = state();
     for (place, condition) in [
-        (77, json!({ "if_match": 1 })),
-        (0, json!({ "if_match": [1000, 2000] })),
+        (77, json!({ "if_match": first })),
+        (0, json!({ "if_match": [first + 999, first + 1999] })),
         (127, json!({ "if_none_match": "*" })),
-        (64, json!({ "if_none_match": [1, 65] })),
+        (64, json!({ "if_none_match": [first, first + 64] })),
     ] {
         let mut operations = all("a value that is longer");
         for (name, value) in condition.as_object().expect("a map") {
@@ -153,10 +153,10 @@ fn of_128_operations_one_whose_precondition_fails_is_named_and_nothing_is_change
         get.as_object_mut().expect("a map").extend(condition.as_object().expect("a map").clone());
         batch(&server, &json!([put(0, "new"), get]))
     };
-    refused(read_first(json!({ "if_match": 1 })), 412, 1, "k1", "Precondition failed");
+    refused(read_first(json!({ "if_match": first })), 412, 1, "k1", "Precondition failed");
     refused(read_first(json!({ "if_none_match": "*" })), 412, 1, "k1", "Precondition failed");
     assert_eq!(state(), before);
-    read_first(json!({ "if_match": [1, 2] })).expect(200);
+    read_first(json!({ "if_match": [first, first + 1] })).expect(200);
     server.stop().expect(0);
     let server = setup.start();
     server.get("k0").expect(200).is("new");
@@ -174,6 +174,7 @@ fn later_operations_find_what_earlier_ones_left() {
     let server =
         Setup::new().load(bytes()).load(conflict()).config("[plugins.conflict]\noverlap = \"refuse\"\n").start();
     let post = |key: &str| json!({ "op": "post", "key": key, "value": "v" });
+    let before = server.post("before", "v").expect(200).revision();
     let reply = batch(&server, &json!([post("a"), post("b"), post("a")]));
     refused(reply, 409, 2, "a", "Key already exists").has("Vkog-Plugin", "conflict");
     server.get("b").expect(404);
@@ -190,15 +191,15 @@ fn later_operations_find_what_earlier_ones_left() {
     let found = |index: usize| answer(&reply)[index]["value"].clone();
     assert_eq!([2, 4, 6].map(found), [json!("2"), Value::Null, json!("3")], "{reply}");
     let revisions: Vec<_> = [0, 1, 3, 5].map(|index| answer(&reply)[index]["revision"].as_u64()).into();
-    assert_eq!(revisions, [Some(1), Some(2), Some(3), Some(4)], "{reply}");
-    assert_eq!(answer(&reply)[6]["revision"], json!(4), "{reply}");
-    server.get("a").expect(200).is("3").has("ETag", "\"4\"");
+    assert_eq!(revisions, [1, 2, 3, 4].map(|number| Some(before + number)), "{reply}");
+    assert_eq!(answer(&reply)[6]["revision"], json!(before + 4), "{reply}");
+    server.get("a").expect(200).is("3").has("ETag", &format!("\"{}\"", before + 4));
     let reply = batch(&server, &json!([{ "op": "delete", "key": "a" }, { "op": "put", "key": "a", "value": "4" }]));
     refused(reply, 404, 1, "a", "Key does not exist").has("Vkog-Plugin", "conflict");
     let reply = batch(&server, &json!([post("c"), { "op": "delete", "key": "none" }]));
     refused(reply, 404, 1, "none", "Not Found");
     // No revision is spent on what is not done.
-    assert_eq!(server.post("last", "v").expect(200).revision(), 5);
+    assert_eq!(server.post("last", "v").expect(200).revision(), before + 5);
 }
 
 #[test]
@@ -257,6 +258,7 @@ fn an_operation_can_have_header_fields_of_its_own() {
 #[test]
 fn what_cannot_be_read_is_refused_with_the_place_and_the_reason() {
     let server = Setup::new().start();
+    let before = server.post("before", "v").expect(200).revision();
     let known =
         "expected one of `op`, `key`, `value`, `base64`, `content_type`, `if_match`, `if_none_match`, `headers`";
     for (body, index, words) in [
@@ -316,7 +318,7 @@ fn what_cannot_be_read_is_refused_with_the_place_and_the_reason() {
     server.path("POST", "/batch").body("[]").send().refused(415, "A batch is application/msgpack or application/json");
     server.path("GET", "/batch").send().refused(405, "Method not allowed").has("Allow", "POST, OPTIONS");
     server.path("OPTIONS", "/batch").send().expect(204).has("Allow", "POST, OPTIONS");
-    assert_eq!(server.post("first", "v").expect(200).revision(), 1);
+    assert_eq!(server.post("first", "v").expect(200).revision(), before + 1);
 }
 
 #[test]
@@ -327,7 +329,8 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     batch(&server, &many(1025)).expect(400).says("more than 1024 operations");
     server.get("k0").expect(404);
     let reply = batch(&server, &many(1024)).expect(200);
-    assert_eq!(answer(&reply)[1023]["revision"], json!(1024), "{reply}");
+    let first = answer(&reply)[0]["revision"].as_u64().expect("a revision");
+    assert_eq!(answer(&reply)[1023]["revision"], json!(first + 1023), "{reply}");
     let of = |value: Value| json!([put(1), { "op": "put", "key": "k2", "value": value }]);
     refused(batch(&server, &of(json!("x".repeat((1 << 20) + 1)))), 413, 1, "k2", "Value too large: 1048577 bytes");
     refused(batch(&server, &of(json!(""))), 400, 1, "k2", "No content provided");
@@ -379,7 +382,7 @@ fn transfers_between_the_same_keys_keep_their_sum_for_whoever_reads_all_at_once(
     let key = |account: usize| format!("account/{account}");
     let opened: Vec<_> =
         (0..ACCOUNTS).map(|account| json!({ "op": "post", "key": key(account), "value": EACH.to_string() })).collect();
-    batch(&server, &json!(opened)).expect(200);
+    let first = answer(&batch(&server, &json!(opened)).expect(200))[0]["revision"].as_u64().expect("a revision");
     let (done, ended) = (AtomicU64::new(0), AtomicBool::new(false));
     let amounts = |reply: &Reply| -> Vec<i64> {
         let list = answer(reply);
@@ -448,7 +451,7 @@ fn transfers_between_the_same_keys_keep_their_sum_for_whoever_reads_all_at_once(
     let done = done.into_inner();
     assert!(done >= TRANSFERS, "{done} transfers");
     // Three revisions each, and none for what was refused.
-    assert_eq!(server.post("last", "v").expect(200).revision(), ACCOUNTS as u64 + 3 * done + 1);
+    assert_eq!(server.post("last", "v").expect(200).revision(), first + ACCOUNTS as u64 + 3 * done);
 }
 
 const CLIENTS: usize = 8;

@@ -2,7 +2,8 @@
 //!
 //! Of a session, the line that starts `vkog` becomes a server with the same options on a port of its own; each `curl`, and each
 //! command of the client, runs in a shell with that server's address in the place of the default one; `cat` and `cut` run in the server's folder. A line
-//! `...` of the expected output stands for any lines. A `toml` block before the session is its `vkog.toml`.
+//! `...` of the expected output stands for any lines, and revisions, which begin with the time, count from the first one of the
+//! session. A `toml` block before the session is its `vkog.toml`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -91,6 +92,30 @@ fn matches(expected: &[String], output: &[&str]) -> bool {
     }
 }
 
+/// A text with other revisions in it: those of `from` and above become as much more than `to`. A revision has 16 digits.
+fn shifted(text: &str, from: u64, to: u64) -> String {
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let (mut shifted, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(|letter: char| letter.is_ascii_digit()) {
+        let (before, number) = rest.split_at(at);
+        let (number, after) = number.split_at(digits(number));
+        shifted.push_str(before);
+        match number.parse::<u64>() {
+            Ok(revision) if number.len() == 16 && revision >= from => {
+                shifted.push_str(&(revision - from + to).to_string());
+            }
+            _ => shifted.push_str(number),
+        }
+        rest = after;
+    }
+    shifted + rest
+}
+
+/// The first revision that a text has.
+fn first_revision(text: &str) -> Option<u64> {
+    text.split(|letter: char| !letter.is_ascii_digit()).find(|number| number.len() == 16)?.parse().ok()
+}
+
 /// The server that a line such as `vkog --plugin-dir ./plugins -s 16 &` starts.
 fn serve(setup: &Setup, session: &Session, command: &str) -> Server {
     let line = command.trim_end_matches('&').trim();
@@ -118,6 +143,8 @@ fn serve(setup: &Setup, session: &Session, command: &str) -> Server {
 
 fn run(session: &Session, setup: &Setup) {
     let mut server = None;
+    // The first revision that is shown, and what it is here.
+    let mut first = None;
     for step in &session.steps {
         let program = step.command.split_whitespace().next().unwrap_or_default();
         match program {
@@ -131,7 +158,7 @@ fn run(session: &Session, setup: &Setup) {
             "vkog" | "curl" | "cat" | "cut" => {
                 // A document that starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());
-                ask(session, step, server, setup.folder());
+                ask(session, step, server, setup.folder(), &mut first);
             }
             _ => {
                 let known = NOT_RUN.iter().any(|start| step.command.starts_with(start));
@@ -143,15 +170,22 @@ fn run(session: &Session, setup: &Setup) {
 
 /// Runs a command that asks a server, or looks at what it wrote into its folder.
 #[track_caller]
-fn ask(session: &Session, step: &Step, server: &Server, folder: &Path) {
+fn ask(session: &Session, step: &Step, server: &Server, folder: &Path, first: &mut Option<(u64, u64)>) {
     let command = step.command.replace(DEFAULT_ADDRESS, server.address());
+    let command = first.map_or(command.clone(), |(shown, here)| shifted(&command, shown, here));
     let command = command.replacen("vkog ", &format!("{} ", artefacts().vkog().display()), 1);
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(&command).current_dir(folder).env("VKOG_URL", format!("http://{}", server.address()));
         let exit = Running::start(&mut shell).wait();
-        let output: Vec<&str> = exit.stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
+        if first.is_none()
+            && let (Some(shown), Some(here)) = (first_revision(&step.expected.join("\n")), first_revision(&exit.stdout))
+        {
+            *first = Some((shown, here));
+        }
+        let stdout = first.map_or(exit.stdout.clone(), |(shown, here)| shifted(&exit.stdout, here, shown));
+        let output: Vec<&str> = stdout.lines().map(|line| line.trim_end_matches('\r')).collect();
         if matches(&step.expected, &output) {
             break;
         }
@@ -297,7 +331,7 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
         .filter(|(_, step)| step.command.starts_with("curl"))
         .collect();
     assert_eq!(asked.len(), 2, "a request in the guide and one in the README");
-    asked.iter().for_each(|(session, step)| ask(session, step, &server, &folder));
+    asked.iter().for_each(|(session, step)| ask(session, step, &server, &folder, &mut None));
     let refusal = server.put("a", "much too long").expect(413).has("Vkog-Plugin", "short");
     assert!(asking.steps[0].expected.contains(&refusal.text().trim_end().to_owned()), "{refusal}");
     server.put("a", "short").expect(200);

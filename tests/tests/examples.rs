@@ -106,7 +106,7 @@ fn after_a_clean_stop_audit_has_a_line_for_every_change_and_for_nothing_else() {
     let setup = Setup::new().load(artefacts().library("vkog-audit")).load(conflict());
     let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
     let server = setup.start();
-    server.post("a \"key\"\n", "12345").expect(200);
+    let first = server.post("a \"key\"\n", "12345").expect(200).revision();
     server.put("a \"key\"\n", "123").expect(200);
     server.get("a \"key\"\n").expect(200);
     server.post("a \"key\"\n", "12345").expect(409);
@@ -120,7 +120,12 @@ fn after_a_clean_stop_audit_has_a_line_for_every_change_and_for_nothing_else() {
         .map(|line| json!([line["method"], line["key"], line["before"], line["after"], line["value_bytes"]]))
         .collect();
     let key = "a \"key\"\n";
-    let expected = [json!(["POST", key, null, 1, 5]), json!(["PUT", key, 1, 2, 3]), json!(["DELETE", key, 2, null, 0])];
+    let second = first + 1;
+    let expected = [
+        json!(["POST", key, null, first, 5]),
+        json!(["PUT", key, first, second, 3]),
+        json!(["DELETE", key, second, null, 0]),
+    ];
     assert_eq!(told, expected);
     for line in &lines {
         assert!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{line}");

@@ -15,7 +15,7 @@ fn each_hook_that_may_refuse_refuses_and_the_file_stays_as_it_was() {
                 .load(artefacts().library("fault-refuses"))
                 .config(format!("[plugins.fault-refuses]\nwhere = \"{hook}\"\nstatus = 451\n"));
             let seeding = Setup::new().store(setup.store_file()).start();
-            seeding.post("seed", "sown").expect(200);
+            let sown = seeding.post("seed", "sown").expect(200).revision();
             seeding.stop().expect(0);
             let server = setup.start();
             let reply = match verb {
@@ -29,7 +29,7 @@ fn each_hook_that_may_refuse_refuses_and_the_file_stays_as_it_was() {
             server.stop().expect(0);
             let after = Setup::new().store(setup.store_file()).start();
             let read = after.get("seed").expect(200).is("sown");
-            assert_eq!(read.revision(), 1, "the revision of {read}");
+            assert_eq!(read.revision(), sown, "the revision of {read}");
             after.get("new").expect(404);
         }
     }

@@ -46,7 +46,7 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
         assert_eq!(watching.last_id, Some(0));
         let mut with_values = server.watch("values", "");
         let key = "\n\r\u{2028}\"\\\u{1d11e}";
-        server.key("POST", key).header("Content-Type", "text/plain").body("a\nb").send().expect(200);
+        let first = server.key("POST", key).header("Content-Type", "text/plain").body("a\nb").send().revision();
         server.put("b", b"\xff\xfe").expect(200);
         server.delete(key).expect(200);
         let large = vec![b'x'; (64 << 10) + 1];
@@ -55,11 +55,19 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
         let event = |id: u64, name: &str, data| Event { id: Some(id), name: name.to_owned(), data };
         let bytes = "application/octet-stream";
         let told = [
-            event(1, "put", json!({ "key": key, "revision": 1, "size": 3, "content_type": "text/plain" })),
-            event(2, "put", json!({ "key": "b", "revision": 2, "size": 2, "content_type": bytes })),
-            event(3, "delete", json!({ "key": key, "revision": 3 })),
-            event(4, "put", json!({ "key": "b", "revision": 4, "size": 65_537, "content_type": bytes })),
-            event(5, "put", json!({ "key": "b", "revision": 5, "size": 65_536, "content_type": bytes })),
+            event(first, "put", json!({ "key": key, "revision": first, "size": 3, "content_type": "text/plain" })),
+            event(first + 1, "put", json!({ "key": "b", "revision": first + 1, "size": 2, "content_type": bytes })),
+            event(first + 2, "delete", json!({ "key": key, "revision": first + 2 })),
+            event(
+                first + 3,
+                "put",
+                json!({ "key": "b", "revision": first + 3, "size": 65_537, "content_type": bytes }),
+            ),
+            event(
+                first + 4,
+                "put",
+                json!({ "key": "b", "revision": first + 4, "size": 65_536, "content_type": bytes }),
+            ),
         ];
         assert_eq!(watching.events(5), told, "{engine}");
         let mut with = told;
@@ -75,23 +83,24 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
 fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
     for engine in ENGINES {
         let server = start(engine, &[]);
-        for key in ["a/1", "b/2", "a/3", "b/4", "a/5"] {
-            server.put(key, "v").expect(200);
-        }
+        let put = |key: &str| server.put(key, "v").expect(200).revision();
+        let written = ["a/1", "b/2", "a/3", "b/4", "a/5"].map(put);
+        let before = written[0] - 1;
+        assert_eq!(written.map(|revision| revision - before), [1, 2, 3, 4, 5]);
         let ids = |query: &str, fields: &str, count| {
             let mut watching = server.watch(query, fields);
-            watching.events(count).iter().map(|event| event.id.expect("it has one")).collect::<Vec<_>>()
+            watching.events(count).iter().map(|event| event.id.expect("it has one") - before).collect::<Vec<_>>()
         };
         assert_eq!(ids("since=0", "", 5), [1, 2, 3, 4, 5]);
         assert_eq!(ids("since=0&prefix=a/", "", 3), [1, 3, 5]);
-        assert_eq!(ids("since=3", "", 2), [4, 5]);
+        assert_eq!(ids(&format!("since={}", before + 3), "", 2), [4, 5]);
         // A browser sends what it sent first, too.
-        assert_eq!(ids("since=0", "Last-Event-ID: 4\r\n", 1), [5]);
-        assert_eq!(ids("since=2&prefix=%62%2f", "Last-Event-ID:\r\n", 1), [4]);
+        assert_eq!(ids("since=0", &format!("Last-Event-ID: {}\r\n", before + 4), 1), [5]);
+        assert_eq!(ids(&format!("since={}&prefix=%62%2f", before + 2), "Last-Event-ID:\r\n", 1), [4]);
         let mut now = server.watch("", "");
-        let mut behind = server.watch("since=5", "");
-        server.put("b/6", "v").expect(200);
-        assert_eq!((now.events(1)[0].id, behind.events(1)[0].id), (Some(6), Some(6)));
+        let mut behind = server.watch(&format!("since={}", before + 5), "");
+        let sixth = Some(server.put("b/6", "v").expect(200).revision());
+        assert_eq!((now.events(1)[0].id, behind.events(1)[0].id), (sixth, sixth));
     }
 }
 
@@ -161,7 +170,8 @@ fn a_hundred_thousand_changes_with_fifty_reconnects_come_once_each_and_in_order(
         });
         eprintln!("{engine}: {} changes, {reconnects} reconnects, in {:?}", told.len(), begun.elapsed());
         assert_eq!(reconnects, 50);
-        assert!(told.iter().map(|event| event.id).eq((1..=CHANGES as u64).map(Some)), "each once and in order");
+        let first = told[0].id.expect("it has one");
+        assert!(told.iter().map(|event| event.id).eq((first..).take(CHANGES).map(Some)), "each once and in order");
         let written = written.into_inner().expect("no writer panicked with it");
         let mut puts = 0;
         for event in &told {
@@ -181,31 +191,36 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine, "--watch-history", "20KiB"]);
         let server = setup.start();
-        for _ in 0..30 {
-            server.put("k", [b'x'; 1000]).expect(200);
-        }
+        let revisions: Vec<u64> = (0..30).map(|_| server.put("k", [b'x'; 1000]).expect(200).revision()).collect();
+        let before = revisions[0] - 1;
+        let since = |number: u64| format!("/watch?since={}", before + number);
         let held = number(&server, "vkog_watch_history_bytes");
         assert!((19 << 10..=20 << 10).contains(&held), "{held}");
-        let refused =
-            server.path("GET", "/watch?since=1").send().refused(410, "Too far back: what came up to revision ");
+        let refused = server.path("GET", &since(1)).send().refused(410, "Too far back: what came up to revision ");
         let begins =
             refused.text().split_whitespace().find_map(|word| word.parse::<u64>().ok()).expect("it says which");
         server.path("GET", "/watch").header("Last-Event-ID", (begins - 1).to_string()).send().expect(410);
-        assert_eq!(server.watch(&format!("since={begins}"), "").events((30 - begins) as usize)[0].id, Some(begins + 1));
+        assert_eq!(
+            server.watch(&format!("since={begins}"), "").events((before + 30 - begins) as usize)[0].id,
+            Some(begins + 1)
+        );
         // One that has not all the room is told to who keeps up.
         let mut watching = server.watch("", "");
         server.put("k", [b'x'; 100_000]).expect(200);
         assert_eq!(watching.events(1)[0].data["size"], 100_000);
-        server.path("GET", "/watch?since=32").send().refused(410, "Too far ahead: 31 is the last revision");
+        let last = before + 31;
+        let ahead = format!("Too far ahead: {last} is the last revision");
+        server.path("GET", &since(32)).send().refused(410, &ahead);
         server.stop().expect(0);
 
         let server = setup.start();
-        server.path("GET", "/watch?since=30").send().refused(410, "Too far back: what came up to revision 31");
-        let mut watching = server.watch("since=31", "");
-        server.path("GET", "/watch?since=32").send().refused(410, "Too far ahead: 31");
+        let back = format!("Too far back: what came up to revision {last}");
+        server.path("GET", &since(30)).send().refused(410, &back);
+        let mut watching = server.watch(&format!("since={last}"), "");
+        server.path("GET", &since(32)).send().refused(410, &ahead);
         server.delete("k").expect(200);
         assert_eq!(watching.events(1)[0].name, "delete");
-        let document = server.path("GET", "/watch?since=1").header("Accept", "application/json").send().expect(410);
+        let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
         assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
     }
 }
@@ -218,10 +233,13 @@ fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
         let mut reads = server.watch("values", "");
         // So much that no socket holds it.
         let value = "x".repeat(60 << 10);
+        let mut first = None;
         for _ in 0..400 {
             let revision = server.put("k", &value).expect(200).revision();
+            first.get_or_insert(revision);
             assert_eq!(reads.events(1)[0].id, Some(revision), "{engine}");
         }
+        let first = first.expect("something was written");
         let held = number(&server, "vkog_watch_history_bytes");
         assert!(held <= 1 << 20, "{held}");
         // What was on its way when it stopped comes whole, and nothing of it twice; then it learns why.
@@ -233,11 +251,11 @@ fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
             }
             came.push(event.id.expect("it has one"));
         };
-        assert!(came.len() < 400 && came.iter().copied().eq(1..=came.len() as u64), "{engine}: {came:?}");
+        assert!(came.len() < 400 && came.iter().copied().eq((first..).take(came.len())), "{engine}: {came:?}");
         assert_eq!((&end.data["status"], end.id), (&json!(410), came.last().copied()), "{engine}");
         assert!(end.data["title"].as_str().is_some_and(|title| title.starts_with("Too far back")), "{end:?}");
         assert_eq!(stopped.event(), None);
-        server.path("GET", &format!("/watch?since={}", came.len())).send().expect(410);
+        server.path("GET", &format!("/watch?since={}", came.last().copied().unwrap_or(0))).send().expect(410);
     }
 }
 
@@ -269,16 +287,17 @@ fn a_quiet_watcher_is_told_how_far_it_is_before_15_seconds_are_over() {
         let server = start(engine, &[]);
         let mut quiet = server.watch("prefix=a/", "");
         let begun = Instant::now();
-        for _ in 0..300 {
+        for _ in 0..299 {
             server.put("b/k", "v").expect(200);
         }
+        let last = server.put("b/k", "v").expect(200).revision();
         while quiet.bare_ids == 0 {
             assert!(quiet.read());
         }
         assert!(begun.elapsed() < Duration::from_secs(15), "{engine}: {:?}", begun.elapsed());
-        assert_eq!(quiet.last_id, Some(300), "{engine}");
-        server.put("a/k", "v").expect(200);
-        assert_eq!(quiet.events(1)[0].id, Some(301));
+        assert_eq!(quiet.last_id, Some(last), "{engine}");
+        let next = server.put("a/k", "v").expect(200).revision();
+        assert_eq!(quiet.events(1)[0].id, Some(next));
     }
 }
 
@@ -358,14 +377,14 @@ fn what_has_expired_is_not_told_of_and_that_it_is_gone_is() {
     for engine in ENGINES {
         let server = Setup::new().load(ttl()).args(["--http", engine]).start();
         let mut watching = server.watch("", "");
-        server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200);
+        let first = server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200).revision();
         server.key("POST", "long").header("Vkog-TTL", "1h").body("v").send().expect(200);
         let told: Vec<_> =
             watching.events(3).iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
         let event = |name: &str, key: &str| (name.to_owned(), key.to_owned());
         assert_eq!(told, [event("put", "short"), event("put", "long"), event("delete", "short")], "{engine}");
         let told: Vec<_> = server.watch("since=0", "").events(2).iter().map(|event| event.id).collect();
-        assert_eq!(told, [Some(2), Some(3)], "{engine}");
+        assert_eq!(told, [Some(first + 1), Some(first + 2)], "{engine}");
     }
 }
 
@@ -427,13 +446,14 @@ fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
 fn an_old_client_has_a_stream_that_ends_with_its_connection() {
     for engine in ENGINES {
         let server = start(engine, &[]);
-        server.put("k", "v").expect(200);
+        let first = server.put("k", "v").expect(200).revision();
         let mut wire = server.wire();
         wire.send("GET /watch?since=0 HTTP/1.0\r\n\r\n");
         let head = wire.try_head().expect("a reply");
         assert_eq!((head.status, head.header("Transfer-Encoding")), (200, None), "{head}");
         server.stop().expect(0);
         let rest = String::from_utf8(wire.rest().expect("it is closed")).expect("events are UTF-8");
-        assert!(rest.starts_with("retry: 1000\nid: 0\n\nid: 1\nevent: put\ndata: {\"key\":\"k\""), "{engine}: {rest}");
+        let begin = format!("retry: 1000\nid: 0\n\nid: {first}\nevent: put\ndata: {{\"key\":\"k\"");
+        assert!(rest.starts_with(&begin), "{engine}: {rest}");
     }
 }

@@ -58,7 +58,9 @@ pub fn check(data: &[u8]) {
 }
 
 fn open(path: &Path) -> Result<Held, StoreError> {
-    let store = Store::open(LocalDisk, path, Options { fsync: Fsync::Never, ..Options::default() }, &|_, _| {})?;
+    // What is read without opening has no time in its revisions either.
+    let options = Options { fsync: Fsync::Never, first_revision: || 0, ..Options::default() };
+    let store = Store::open(LocalDisk, path, options, &|_, _| {})?;
     let mut held = Held::new();
     store.for_each(|entry| {
         let twice = held.insert(entry.key().to_owned(), (entry.revision(), entry.value().to_vec()));

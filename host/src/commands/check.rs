@@ -7,16 +7,21 @@ use super::{bytes, count, entries, failure, hold, read, say};
 use crate::cli::Failure;
 use crate::store::{Contents, StoreError};
 
+/// The exit status for a store whose log is missing.
+pub const LOG_IS_LOST: u8 = 3;
+
 /// Says what a store holds.
 ///
 /// # Errors
 ///
 /// It is damaged, or another process has it.
+///
+/// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
-    let _lock = hold(path)?;
-    let contents = read(path).map_err(|error| failure(way_out(path, &error)))?;
+    let lock = hold(path)?;
+    let contents = read(lock.store()).map_err(|error| failure(way_out(path, &error)))?;
     lines(path, &contents).iter().for_each(|line| say(line));
-    Ok(ExitCode::SUCCESS)
+    Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
 }
 
 fn lines(path: &Path, contents: &Contents) -> Vec<String> {
@@ -40,13 +45,17 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
         }
     }
     let whole = format!(
-        "{}: whole; {} of {}, revision {}; {snapshot}{logs}",
+        "{}: {}; {} of {}, revision {}; {snapshot}{logs}",
         path.display(),
+        if contents.lost_log().is_some() { "incomplete" } else { "whole" },
         entries(number),
         bytes(size),
         contents.revision()
     );
     lines.insert(0, whole);
+    if let Some(lost) = contents.lost_log() {
+        lines.push(format!("{lost}; put it back, or start a server to go on without it"));
+    }
     lines
 }
 

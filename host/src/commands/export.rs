@@ -58,8 +58,8 @@ impl<'a> Line<'a> {
 ///
 /// The store cannot be read, another process has it, or the output cannot be written.
 pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
-    let _lock = hold(path)?;
-    let contents = read(path).map_err(failure)?;
+    let lock = hold(path)?;
+    let contents = read(lock.store()).map_err(failure)?;
     let bar = Bar::new(format!("exporting {}", path.display()));
     let all = contents.entries();
     let Some(output) = output.filter(|output| *output != "-") else {

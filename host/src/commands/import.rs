@@ -14,7 +14,7 @@ use super::{count, entries, failure, say};
 use crate::cli::Failure;
 use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock};
+use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock, VALUE_MAX};
 
 /// An entry as a line of JSON.
 #[derive(Deserialize)]
@@ -48,7 +48,7 @@ struct Input {
 ///
 /// The input is wrong somewhere, the store cannot be read or written, or another process has it. Nothing is changed then.
 pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
-    let _lock = Lock::take(path).map_err(failure)?;
+    let lock = Lock::take(path).map_err(failure)?;
     let input = Input::open(input)?;
     let name = input.name.clone();
     let import = input
@@ -60,8 +60,9 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::new(format!("importing into {shown}"));
-    let added = import.run(LocalDisk, path, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let added = import.run(LocalDisk, lock.store(), &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
+    lock.keep();
     say(&format!(
         "{shown}: imported {}, {} of them new; {} now, revision {}",
         count(added.new + added.overwritten, "key", "keys"),
@@ -148,9 +149,18 @@ fn add_line(import: &mut Import, text: &[u8]) -> Result<(), String> {
         }
         Some(text) => text,
     };
+    check_value(&value)?;
     let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
     import.push(&line.key, &Draft { value: &value, content_type, details });
     Ok(())
+}
+
+/// The limit of a value is that of the files.
+fn check_value(value: &[u8]) -> Result<(), String> {
+    match value.len() as u64 {
+        0..=VALUE_MAX => Ok(()),
+        len => Err(format!("the value has {len} bytes, {VALUE_MAX} is the most")),
+    }
 }
 
 /// The limits of a key are those it has over HTTP.
@@ -180,6 +190,7 @@ fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, String> {
                     let start = rest;
                     let value =
                         take_bytes(&mut rest).ok_or_else(|| at(start, "a value that is neither text nor bytes"))?;
+                    check_value(value).map_err(|fact| at(start, &fact))?;
                     import.push(key, &Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
                     bar.tell((data.len() - rest.len()) as u64, data.len() as u64);
                 }

@@ -14,10 +14,10 @@ use crate::store::{self, Lost, Origin, Salvaged, StoreError};
 ///
 /// Nothing could be salvaged or written, or another process has the store.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
-    let _lock = hold(path)?;
+    let lock = hold(path)?;
     let shown = path.display();
     let bar = Bar::new(format!("repairing {shown}"));
-    let repaired = store::repair(path, &|done, total| bar.tell(done, total));
+    let repaired = store::repair(lock.store(), &|done, total| bar.tell(done, total));
     drop(bar);
     let Some(repaired) = repaired.map_err(|error| failure(way_out(&error)))? else {
         say(&format!("{shown}: whole; nothing was changed"));

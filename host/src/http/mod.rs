@@ -33,17 +33,6 @@ pub enum Bound {
     Unix(std::os::unix::net::UnixListener),
 }
 
-impl Bound {
-    /// Whether only this machine reaches it.
-    pub fn is_local(&self) -> bool {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
-            #[cfg(unix)]
-            Self::Unix(_) => true,
-        }
-    }
-}
-
 /// How many connections there are and were. Only hyper's engine knows.
 #[derive(Debug, Default)]
 pub struct Connections {

@@ -84,6 +84,8 @@ pub(super) struct Commit {
     writer: Mutex<Writer>,
     /// Whether a thread writes what was queued, and looks at the queue again when it has.
     writing: AtomicBool,
+    /// No revision up to this one is given.
+    floor: u64,
     /// The last revision that was given.
     given: AtomicU64,
     /// All changes up to this revision that were not taken back are kept, as far as `fsync` promises.
@@ -144,7 +146,8 @@ static ZEROS: [u8; ROOM_MAX as usize] = [0; ROOM_MAX as usize];
 const BUFFER_KEPT: usize = 1 << 20;
 
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64, history: Arc<History>) -> Self {
+    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revisions: (u64, u64), history: Arc<History>) -> Self {
+        let (revision, floor) = revisions;
         let writer = Writer::new(path, tail);
         Self {
             fsync,
@@ -152,6 +155,7 @@ impl Commit {
             queued: Condvar::new(),
             syncing: Mutex::default(),
             writing: AtomicBool::new(false),
+            floor,
             given: AtomicU64::new(revision),
             kept: AtomicU64::new(revision),
             undone: AtomicU64::new(0),
@@ -191,6 +195,11 @@ impl Commit {
         self.queue.lock().closed.clone()
     }
 
+    /// Has nothing queued any more. What has queued is still written.
+    pub(super) fn close(&self, error: Arc<StoreError>) {
+        self.queue.lock().closed = Some(error);
+    }
+
     /// Queues so many changes, whose shards the caller has locked, and gives them their revisions, which follow the one that
     /// `pending` is called with.
     ///
@@ -202,7 +211,7 @@ impl Commit {
         if let Some(error) = &queue.closed {
             return Err(Arc::clone(error));
         }
-        let before = self.given.load(Ordering::Relaxed);
+        let before = self.given.load(Ordering::Relaxed).max(self.floor);
         self.given.store(before + count, Ordering::Release);
         queue.pending.push(pending(before));
         let count = queue.pending.len();

@@ -11,6 +11,10 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>>;
     /// Makes an empty file in the place of whatever is there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Gives a file the mode and the owner of another one, if that is there; a new file is its owner's alone.
+    fn imitate(&self, _path: &Path, _other: &Path) -> io::Result<()> {
+        Ok(())
+    }
     /// Puts a file in the place of another, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file, if it is there.
@@ -48,7 +52,15 @@ impl Disk for LocalDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?))
+        let mut options = fs::File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        Ok(Box::new(options.open(path)?))
+    }
+
+    fn imitate(&self, path: &Path, other: &Path) -> io::Result<()> {
+        imitate(path, other)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -76,6 +88,30 @@ impl Disk for LocalDisk {
     fn sync_folder(&self, _path: &Path) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Gives a file the mode and the owner of another one, if that is there.
+#[cfg(unix)]
+pub(super) fn imitate(path: &Path, other: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+    let Ok(like) = fs::metadata(other) else { return Ok(()) };
+    let now = fs::metadata(path)?;
+    let mut mode = like.mode() & 0o777;
+    // Only root may give a file away. A group that is not the same must not get the rights of the other one.
+    if now.gid() != like.gid() && chown(path, None, Some(like.gid())).is_err() {
+        mode &= !0o070;
+    }
+    if now.uid() != like.uid() {
+        let _ = chown(path, Some(like.uid()), None);
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// On Windows a file inherits the rights of its folder.
+#[cfg(not(unix))]
+pub(super) fn imitate(_: &Path, _: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// The disk of this machine, to look at only.

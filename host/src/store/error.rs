@@ -48,6 +48,23 @@ pub enum StoreError {
         /// That process's id, where it could be read.
         pid: String,
     },
+    /// Another process has the same file under another name, or its lock file was removed.
+    LockedElsewhere {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The lock file was removed or replaced while the store was open. The store can only be read.
+    LockLost {
+        /// The file.
+        path: PathBuf,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// What is at the path is not a regular file.
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
 }
 
 impl fmt::Display for StoreError {
@@ -82,6 +99,22 @@ impl fmt::Display for StoreError {
                 "{} is in use by process {pid}; stop that process, or choose another file with -f",
                 path.display()
             ),
+            Self::LockedElsewhere { path } => write!(
+                f,
+                "{} is in use by another process, which opened it under another name or lost its lock file; stop that \
+                 process, or choose another file with -f",
+                path.display()
+            ),
+            Self::LockLost { path, lock } => write!(
+                f,
+                "{} can only be read since {} was removed, because another process may have it; stop all servers of this \
+                 file, run `vkog check`, then start one again",
+                path.display(),
+                lock.display()
+            ),
+            Self::NotAFile { path } => {
+                write!(f, "cannot use {}: it is not a regular file; choose another file with -f", path.display())
+            }
         }
     }
 }

@@ -50,6 +50,8 @@ pub enum Unwatchable {
 /// See the module.
 pub(super) struct History {
     ring: RwLock<Ring>,
+    /// The last revision before the store was opened, and the one after which it goes on: none between them was given.
+    gap: (u64, u64),
     /// How many bytes the entries may have that it holds.
     bytes_max: u64,
     waiting: Arc<Mutex<Vec<Place>>>,
@@ -93,9 +95,10 @@ const LOOKED_AT_MAX: usize = 256;
 const RUN_BYTES_MAX: u64 = 64 << 10;
 
 impl History {
-    /// A history that begins after a revision.
-    pub(super) fn new(begins: u64, bytes_max: u64) -> Self {
+    /// A history that begins after a revision; those that follow are greater than `floor` as well.
+    pub(super) fn new(begins: u64, floor: u64, bytes_max: u64) -> Self {
         Self {
+            gap: (begins, floor),
             ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, forgotten: 0, begins, ended: false }),
             bytes_max,
             waiting: Arc::default(),
@@ -286,7 +289,9 @@ impl Watch {
         if revision < ring.begins {
             return Err(Unwatchable::Forgotten(ring.begins));
         }
-        if revision > given {
+        let (before, floor) = history.gap;
+        // What another life of the store gave is not what follows here.
+        if revision > given || before < revision && revision <= floor {
             return Err(Unwatchable::Ahead(given));
         }
         let next = ring.forgotten + ring.events.partition_point(|event| event.revision <= revision) as u64;
@@ -391,7 +396,7 @@ mod tests {
     #[test]
     fn what_no_longer_fits_is_forgotten_and_who_has_not_seen_it_learns_of_that() {
         let room = 4 * (OVERHEAD + "k".len() as u64 + "text/plain".len() as u64 + 100);
-        let history = Arc::new(History::new(10, room));
+        let history = Arc::new(History::new(10, 0, room));
         let mut slow = watch(&history, "", 10).expect("it begins there");
         assert_eq!(watch(&history, "", 9).err(), Some(Unwatchable::Forgotten(10)));
         for revision in 11..=14 {
@@ -415,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_watcher_goes_past_what_it_is_not_told_of() {
-        let history = Arc::new(History::new(0, 1 << 20));
+        let history = Arc::new(History::new(0, 0, 1 << 20));
         let mut others = watch(&history, "a/", 0).expect("it begins there");
         let writes: Vec<_> = (1..=2 * LOOKED_AT_MAX as u64 + 1).map(|revision| write("b/k", 1, revision)).collect();
         history.tell(writes.iter());
@@ -426,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_removal_tells_what_was_removed() {
-        let history = Arc::new(History::new(0, 1 << 20));
+        let history = Arc::new(History::new(0, 0, 1 << 20));
         let mut watch = watch(&history, "", 0).expect("it begins there");
         history.tell([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
@@ -450,7 +455,7 @@ mod tests {
         const WATCHERS: usize = 3 * WOKEN_MAX + 1;
         let home = Arc::<Home>::default();
         home.settle();
-        let history = Arc::new(History::new(0, 1 << 20));
+        let history = Arc::new(History::new(0, 0, 1 << 20));
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(Arc::clone(&woken));
         let count = || woken.0.swap(0, Ordering::Relaxed) as usize;
@@ -493,7 +498,7 @@ mod tests {
     fn a_watcher_that_was_served_learns_of_the_end() {
         let home = Arc::<Home>::default();
         home.settle();
-        let history = Arc::new(History::new(0, 1 << 20));
+        let history = Arc::new(History::new(0, 0, 1 << 20));
         let mut watch = watch(&history, "", 0).expect("it begins there");
         history.tell([write("k", 1, 1)].iter());
         assert_eq!(revisions(&mut watch), Some(Ok(vec![1])));
@@ -507,7 +512,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_kept_once_however_often_it_looks_and_not_when_it_has_gone() {
-        let history = Arc::new(History::new(0, 1 << 20));
+        let history = Arc::new(History::new(0, 0, 1 << 20));
         let count = || history.waiting.lock().iter().map(|place| place.idle.len() + place.due.len()).sum::<usize>();
         let mut watches: Vec<_> = (0..3).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
         for _ in 0..5 {

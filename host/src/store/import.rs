@@ -55,7 +55,10 @@ impl Import {
     /// The store cannot be read or written. It is as it was then.
     pub fn run(self, disk: impl Disk, path: &Path, progress: Progress<'_>) -> Result<Added, Arc<StoreError>> {
         let paths = Paths::of(path);
-        let mut recovered = recover::recover(&disk, &paths, progress)?;
+        let options = Options::default();
+        let floor = options.floor();
+        let mut recovered = recover::recover(&disk, &paths, floor, progress)?;
+        recovered.revision = recovered.revision.max(floor);
         let (before, first) = (recovered.map.totals().0, recovered.revision + 1);
         let mut overwritten = 0;
         for entry in self.entries {
@@ -70,7 +73,7 @@ impl Import {
         }
         let (entries, _) = recovered.map.totals();
         let revision = recovered.revision;
-        let store = Store::start(disk, paths, Options::default(), recovered);
+        let store = Store::start(disk, paths, options, floor, recovered);
         store.snapshot()?;
         store.close()?;
         Ok(Added { new: entries - before, overwritten, entries, revision })

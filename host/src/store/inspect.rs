@@ -8,8 +8,8 @@ use super::entry::Entry;
 use super::error::StoreError;
 use super::log::{Next, Reader, Start};
 use super::map::SHARDS;
-use super::paths::Paths;
-use super::recover::{self, Findings, Tail};
+use super::paths::{Paths, resolve};
+use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::{Damage, Progress};
 
 /// What a store's files hold.
@@ -39,7 +39,7 @@ impl Contents {
     /// A file is damaged, or does not belong to the others.
     pub fn read(path: &Path, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
-        let findings = recover::examine(&ReadOnlyDisk, &paths, progress)?;
+        let findings = recover::examine(&ReadOnlyDisk, &paths, 0, progress)?;
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };
@@ -68,6 +68,11 @@ impl Contents {
     /// The length of the snapshot, in bytes.
     pub fn snapshot_len(&self) -> u64 {
         self.findings.snapshot_len
+    }
+
+    /// The log that should be there, where it is not: the files are whole, and what they hold is not all that was written.
+    pub fn lost_log(&self) -> Option<&LostLog> {
+        self.findings.lost.as_ref()
     }
 
     /// What came after the snapshot.
@@ -104,6 +109,6 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
 ///
 /// The system cannot tell.
 pub fn exists(path: &Path) -> io::Result<bool> {
-    let Paths { file, log, next, .. } = Paths::of(path);
+    let Paths { file, log, next, .. } = Paths::of(&resolve(path));
     Ok(file.try_exists()? || log.try_exists()? || next.try_exists()?)
 }

@@ -40,6 +40,9 @@ const FORMAT: u64 = 2;
 const FRAME: usize = 8;
 /// The longest payload that is believed. A value is at most 4 GiB, as MessagePack has it.
 const PAYLOAD_MAX: u32 = u32::MAX - FRAME as u32;
+/// The largest value that a store holds, in bytes: what the 32 bits of a length leave beside a key, a media type, details and
+/// the other operations of a batch.
+pub const VALUE_MAX: u64 = PAYLOAD_MAX as u64 - (64 << 20);
 
 /// What a log says of itself.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub(super) struct Head {
     pub(super) store: u64,
     /// The length of the file it follows, where that has no generation: one of the Go program, or none.
     pub(super) base: u64,
-    /// Where the checksums start.
+    /// Where the checksums start; what the snapshot that it follows names it by.
     pub(super) salt: u32,
 }
 
@@ -70,6 +73,9 @@ macro_rules! put {
 impl Head {
     /// How long the head is in a file, in bytes.
     pub(super) const LEN: u64 = (FRAME + 1 + 1 + 5 + 5 * 9) as u64;
+
+    /// How long a log is that nothing was written to: it has a mark, so that one that was cut off can be told from it.
+    pub(super) const EMPTY_LEN: u64 = Self::LEN + FRAME as u64 + 3;
 
     /// The head as the first record of a file.
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -231,7 +237,7 @@ impl<'a> Reader<'a> {
         let decoded = match reader.frame_at(0)? {
             Some(payload) => Head::decode(payload),
             // The head is synced before the first record is written.
-            None if len <= Head::LEN => return Ok(Start::Unborn),
+            None if len <= Head::EMPTY_LEN => return Ok(Start::Unborn),
             None => None,
         };
         match decoded {
@@ -344,9 +350,11 @@ fn without_zeros(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Writes a new log's head and makes it last.
+/// Writes a new log's head and its first mark, and makes them last.
 pub(super) fn begin(file: &dyn File, head: &Head) -> io::Result<u64> {
-    let bytes = head.encode();
+    let mut bytes = head.encode();
+    put_mark(&mut bytes, head.salt, 0);
+    debug_assert_eq!(bytes.len() as u64, Head::EMPTY_LEN);
     file.write_at(0, &bytes)?;
     file.sync()?;
     Ok(bytes.len() as u64)

@@ -19,9 +19,9 @@ mod windows;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
@@ -35,6 +35,9 @@ pub use history::{Event, Unwatchable, Watch};
 pub use import::{Added, Import};
 pub use inspect::{Contents, LogContents, exists};
 pub use lock::Lock;
+pub use log::VALUE_MAX;
+pub use paths::has_file;
+pub use recover::LostLog;
 pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
@@ -57,11 +60,30 @@ pub struct Options {
     pub log_min: u64,
     /// How much of what was kept last is held for those who watch, in bytes; more only where that is one entry.
     pub history_max: u64,
+    /// The least revision that is given after this opening, where the files do not require a greater one.
+    ///
+    /// By default the time in microseconds since 1970. A copy of the files, and a store that is made anew, then give none of
+    /// the revisions that another life of the store gave: a store writes less than a million entries a second.
+    pub first_revision: fn() -> u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fsync: Fsync::Always, log_min: 64 << 20, history_max: 64 << 20 }
+        Self { fsync: Fsync::Always, log_min: 64 << 20, history_max: 64 << 20, first_revision: microseconds }
+    }
+}
+
+/// The time since 1970; at most what leaves room below the integers that JSON readers hold exactly.
+fn microseconds() -> u64 {
+    const MICROSECONDS_MAX: u128 = 1 << 52;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_micros().min(MICROSECONDS_MAX) as u64
+}
+
+impl Options {
+    /// No revision up to this one is given.
+    fn floor(&self) -> u64 {
+        (self.first_revision)().saturating_sub(1)
     }
 }
 
@@ -139,6 +161,8 @@ struct Shared {
     history: Arc<History>,
     disk: Box<dyn Disk>,
     paths: Paths,
+    lock: OnceLock<Lock>,
+    opened: Opened,
     store: u64,
     options: Options,
     snapshots: Mutex<Snapshots>,
@@ -146,14 +170,24 @@ struct Shared {
     wanted: Sender<()>,
 }
 
+/// What opening the files has changed in them.
+struct Opened {
+    log_is_new: bool,
+    was_clean: bool,
+}
+
 /// What a snapshot starts from. Its lock is held while one is written.
 struct Snapshots {
     /// The generation of the log that is written to now.
     generation: u64,
+    /// The salt of that log.
+    salt: u32,
     /// That log is FILE.log.next: the snapshot it follows is not in place yet.
     unfinished: bool,
     /// It is FILE.log already, but a power cut might undo that.
     renamed: bool,
+    /// The snapshot that is in place says whether the store was stopped cleanly.
+    has_mark: bool,
     /// The length of the last one, in bytes.
     len: u64,
 }
@@ -166,26 +200,37 @@ impl Store {
     /// A file is damaged, or does not belong to the others. Nothing is changed then.
     pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
-        let recovered = recover::recover(&disk, &paths, progress)?;
-        Ok(Self::start(disk, paths, options, recovered))
+        let floor = options.floor();
+        let recovered = recover::recover(&disk, &paths, floor, progress)?;
+        Ok(Self::start(disk, paths, options, floor, recovered))
     }
 
     /// Goes on from what was recovered.
-    fn start(disk: impl Disk, paths: Paths, options: Options, recovered: Recovered) -> Self {
-        let Recovered { map, revision, store, log, unfinished, snapshot_len, notes } = recovered;
+    fn start(disk: impl Disk, paths: Paths, options: Options, floor: u64, recovered: Recovered) -> Self {
+        let Recovered { map, revision, store, log, unfinished, snapshot_len, log_is_new, has_mark, was_clean, notes } =
+            recovered;
         for note in notes {
             tracing::warn!("{note}");
         }
-        let snapshots = Snapshots { generation: log.head.generation, unfinished, renamed: false, len: snapshot_len };
+        let snapshots = Snapshots {
+            generation: log.head.generation,
+            salt: log.head.salt,
+            unfinished,
+            renamed: false,
+            has_mark,
+            len: snapshot_len,
+        };
         let log_path = if unfinished { &paths.next } else { &paths.log };
         let (wanted, asked) = bounded(1);
-        let history = Arc::new(History::new(revision, options.history_max));
+        let history = Arc::new(History::new(revision, floor, options.history_max));
         let shared = Arc::new(Shared {
-            commit: Commit::new(options.fsync, log_path.clone(), log, revision, Arc::clone(&history)),
+            commit: Commit::new(options.fsync, log_path.clone(), log, (revision, floor), Arc::clone(&history)),
             map,
             history,
             disk: Box::new(disk),
             paths,
+            lock: OnceLock::new(),
+            opened: Opened { log_is_new, was_clean },
             store,
             options,
             snapshots: Mutex::new(snapshots),
@@ -206,6 +251,21 @@ impl Store {
             Fsync::Never => {}
         }
         store
+    }
+
+    /// Takes the lock of the files over. It is held until the store is dropped, and checked before each snapshot.
+    pub fn hold(&self, lock: Lock) {
+        let lock = self.shared.lock.get_or_init(|| lock);
+        if lock.covers_nothing() {
+            lock.cover(&self.shared.paths.log);
+        }
+    }
+
+    /// Keeps the lock file, which is otherwise removed with the store where it was made for it: the start has succeeded.
+    pub fn keep_files(&self) {
+        if let Some(lock) = self.shared.lock.get() {
+            lock.keep();
+        }
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) {
@@ -513,8 +573,14 @@ impl Store {
     /// The snapshot could not be written. Nothing is lost, unless writing had failed before.
     pub fn close(&self) -> Result<(), Arc<StoreError>> {
         self.end_threads();
-        let has_news = self.shared.commit.len() > Head::LEN || self.shared.snapshots.lock().unfinished;
-        if has_news { self.shared.snapshot(Duration::ZERO) } else { Ok(()) }
+        if self.shared.has_news() {
+            self.shared.snapshot(Duration::ZERO)?;
+        }
+        if self.shared.commit.closed().is_some() {
+            return Ok(());
+        }
+        self.shared.check_lock()?;
+        self.shared.mark_clean().map_err(unwritable(&self.shared.paths.file))
     }
 
     fn end_threads(&self) {
@@ -529,6 +595,9 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.end_threads();
+        if self.shared.lock.get().is_some_and(|lock| !lock.is_used()) {
+            self.shared.leave_as_found();
+        }
     }
 }
 
@@ -537,6 +606,33 @@ impl Shared {
     fn log_max(&self) -> u64 {
         // While one is written, the log it started is none.
         self.snapshots.try_lock().map_or(u64::MAX, |snapshots| snapshots.len.max(self.options.log_min))
+    }
+
+    /// Whether there is anything that is not in the snapshot.
+    fn has_news(&self) -> bool {
+        self.commit.len() > Head::EMPTY_LEN || self.snapshots.lock().unfinished
+    }
+
+    /// Has the snapshot say that its log is empty.
+    fn mark_clean(&self) -> io::Result<()> {
+        if self.snapshots.lock().has_mark
+            && let Some(file) = self.disk.open(&self.paths.file)?
+        {
+            snapshot::mark(&*file, true)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes what opening has changed in the files, of a store that was not used: a start that is refused leaves nothing.
+    fn leave_as_found(&self) {
+        if self.has_news() {
+            return;
+        }
+        let marked = if self.opened.was_clean { self.mark_clean() } else { Ok(()) };
+        if marked.is_ok() && self.opened.log_is_new {
+            // One that stays is empty, and harms nobody.
+            let _ = self.disk.remove(&self.paths.log);
+        }
     }
 
     fn want_snapshot(&self) {
@@ -578,11 +674,14 @@ impl Shared {
         if let Some(error) = self.commit.closed() {
             return Err(error);
         }
+        self.check_lock()?;
         let Paths { log, next, .. } = &self.paths;
         if !snapshots.unfinished {
-            let head = Head { generation: snapshots.generation + 1, store: self.store, base: 0, salt: random() as u32 };
+            let salt = random_salt();
+            let head = Head { generation: snapshots.generation + 1, store: self.store, base: 0, salt };
             let begin = || {
                 let file = self.disk.create(next)?;
+                self.disk.imitate(next, &self.paths.file)?;
                 let at = log::begin(&*file, &head)?;
                 self.disk.sync_folder(next)?;
                 Ok(Tail::new(file, head, at))
@@ -590,14 +689,17 @@ impl Shared {
             let tail = begin().map_err(unwritable(next))?;
             self.commit.switch(&self.map, next.clone(), tail)?;
             snapshots.generation += 1;
+            snapshots.salt = salt;
             snapshots.unfinished = true;
         }
-        let written = self.write_snapshot(snapshots.generation, pause);
+        let meta = snapshot::Meta::new(snapshots.generation, self.store, snapshots.salt);
+        let written = self.write_snapshot(meta, pause);
         if written.is_err() {
             // The log may need the room.
             let _ = self.disk.remove(&self.paths.new);
         }
         snapshots.len = written?;
+        snapshots.has_mark = true;
         if !snapshots.renamed {
             self.disk.rename(next, log).map_err(unwritable(log))?;
             self.commit.renamed(log.clone());
@@ -609,18 +711,19 @@ impl Shared {
     }
 
     /// Puts a snapshot in the place of FILE. Returns its length.
-    fn write_snapshot(&self, generation: u64, pause: Duration) -> Result<u64, Arc<StoreError>> {
+    fn write_snapshot(&self, meta: snapshot::Meta, pause: Duration) -> Result<u64, Arc<StoreError>> {
         let Paths { file, new, .. } = &self.paths;
         // All that is in the old log is in the map by now.
         let undone = self.commit.undone();
         let mut revision = 0;
         let mut write = || {
             let file = self.disk.create(new)?;
+            self.disk.imitate(new, &self.paths.file)?;
             let last = || {
                 revision = self.commit.given();
                 revision
             };
-            let len = snapshot::write(&self.map, &*file, generation, self.store, last, pause)?;
+            let len = snapshot::write(&self.map, &*file, meta, last, pause)?;
             file.sync()?;
             Ok(len)
         };
@@ -629,8 +732,22 @@ impl Shared {
         self.wait_until_kept(Seen { revision, undone })?;
         // Nor may a power cut take from the log what is in the snapshot: what is left was never there at one time.
         self.commit.sync(&self.map)?;
+        self.check_lock()?;
+        if let Some(lock) = self.lock.get() {
+            // Before it has its name, so that there is no moment in which another process could lock it.
+            lock.cover(new);
+        }
         self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(unwritable(file))?;
         Ok(len)
+    }
+
+    /// Ends all writing where another process may have the files by now.
+    fn check_lock(&self) -> Result<(), Arc<StoreError>> {
+        let Some(Err(error)) = self.lock.get().map(Lock::check) else { return Ok(()) };
+        let error = Arc::new(error);
+        self.commit.close(Arc::clone(&error));
+        tracing::error!("{error}");
+        Err(error)
     }
 
     fn wait_until_kept(&self, seen: Seen) -> Result<(), Arc<StoreError>> {
@@ -683,6 +800,11 @@ impl Shared {
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Arc<StoreError> {
     let path = path.to_owned();
     move |source| Arc::new(StoreError::Unwritable { path, source })
+}
+
+/// The salt of a log; never the 0 that stands for none.
+fn random_salt() -> u32 {
+    (random() as u32).max(1)
 }
 
 /// A number nobody can guess: the standard library's hash keys come from the system's generator.

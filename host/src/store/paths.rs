@@ -10,6 +10,32 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+/// The file that a path stands for: where it is a symbolic link, the file it leads to, which need not be there yet.
+pub(super) fn resolve(path: &Path) -> PathBuf {
+    /// As many as Linux follows.
+    const LINKS_MAX: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = path.read_link() else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
+}
+
+/// Whether a path is that of one of a store's files.
+pub fn has_file(store: &Path, path: &Path) -> bool {
+    let store = resolve(store);
+    let Paths { file, log, next, new } = Paths::of(&store);
+    let lock = beside(&store, "lock");
+    [file, log, next, new, lock].iter().any(|own| is_same(own, path))
+}
+
+/// Whether two paths name the same place, also where no file is there.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| std::path::absolute(path).and_then(|path| path.parent().unwrap_or(&path).canonicalize());
+    one.file_name() == other.file_name() && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// The files of a store.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {

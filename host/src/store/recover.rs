@@ -1,7 +1,8 @@
 //! From the files to the store as it was. Never guesses: what contradicts itself is an error, and then nothing on disk is
 //! changed.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, File};
 use super::entry::Entry;
@@ -9,8 +10,8 @@ use super::error::StoreError;
 use super::log::{self, Head, Next, Reader, Record, Start};
 use super::map::Map;
 use super::paths::Paths;
-use super::random;
 use super::snapshot::{self, Damage, Progress};
+use super::{random, random_salt};
 
 /// What the files hold.
 pub(super) struct Recovered {
@@ -25,8 +26,22 @@ pub(super) struct Recovered {
     pub(super) unfinished: bool,
     /// The length of the snapshot, in bytes.
     pub(super) snapshot_len: u64,
+    /// The log was made for this.
+    pub(super) log_is_new: bool,
+    /// The snapshot says whether the store was stopped cleanly, and whether it said so.
+    pub(super) has_mark: bool,
+    pub(super) was_clean: bool,
     /// What was found out that somebody should know.
     pub(super) notes: Vec<String>,
+}
+
+/// A log that should be there, and is not, or not whole: what was written after the snapshot is lost.
+#[derive(Clone, Debug)]
+pub struct LostLog {
+    /// The file.
+    pub path: PathBuf,
+    /// Its length, where it is there.
+    pub len: Option<u64>,
 }
 
 /// The end of a log.
@@ -46,19 +61,34 @@ pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,
     pub(super) snapshot_len: u64,
+    snapshot: Option<Box<dyn File>>,
+    meta: snapshot::Meta,
     store: u64,
     pub(super) generation: u64,
     base: u64,
     pub(super) log: Option<Tail>,
     pub(super) next: Option<Tail>,
+    pub(super) lost: Option<LostLog>,
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the files and changes nothing.
-pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) -> Result<Findings, StoreError> {
+/// Reads the files and changes nothing. Entries of the Go program get revisions after `floor`, unless a log follows them.
+pub(super) fn examine(
+    disk: &dyn Disk,
+    paths: &Paths,
+    floor: u64,
+    progress: Progress<'_>,
+) -> Result<Findings, StoreError> {
     let snapshot = open(disk, &paths.file)?;
     let (map, meta) = match &snapshot {
-        Some(file) => snapshot::read(&**file, random(), progress).map_err(|damage| unreadable(&paths.file, &damage))?,
+        Some(file) => {
+            // The same as when the log was begun, because its records have to be later.
+            let before = |entries: u64| match first_revision(disk, &paths.log) {
+                Some(first) => first.saturating_sub(entries + 1),
+                None => floor,
+            };
+            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, &damage))?
+        }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
     let snapshot_len = match &snapshot {
@@ -69,11 +99,14 @@ pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
         map,
         revision: meta.revision,
         snapshot_len,
+        snapshot,
+        meta,
         store: meta.store,
         generation: meta.generation,
         base: if meta.generation == 0 { snapshot_len } else { 0 },
         log: None,
         next: None,
+        lost: None,
         notes: Vec::new(),
     };
     let log = Head::find(disk, &paths.log)?;
@@ -113,18 +146,40 @@ pub(super) fn examine(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
         }
         findings.next = Some(tail);
     }
+    findings.look_for_log(disk, paths)?;
     Ok(findings)
 }
 
+/// The first revision that the log of a file of the Go program gave.
+fn first_revision(disk: &dyn Disk, path: &Path) -> Option<u64> {
+    let file = disk.open(path).ok().flatten()?;
+    let Ok(Start::Log(mut reader)) = Reader::open(&*file) else { return None };
+    loop {
+        match reader.next().ok()? {
+            Next::Change(Record::Write { revision, .. } | Record::Remove { revision, .. }) => return Some(revision),
+            Next::Mark { .. } => {}
+            Next::End { .. } => return None,
+        }
+    }
+}
+
 /// Reads the files and makes them ready to be written.
-pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) -> Result<Recovered, StoreError> {
-    let findings = examine(disk, paths, progress)?;
-    let Findings { map, revision, snapshot_len, store, generation, base, log, next, notes } = findings;
+pub(super) fn recover(
+    disk: &dyn Disk,
+    paths: &Paths,
+    floor: u64,
+    progress: Progress<'_>,
+) -> Result<Recovered, StoreError> {
+    let findings = examine(disk, paths, floor, progress)?;
+    let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
+        findings;
+    notes.extend(lost.map(|lost| format!("{lost}; put it back and start again, or go on without it")));
     let changed = |path: &Path, result: std::io::Result<()>| {
         result.map_err(|source| StoreError::Unwritable { path: path.to_owned(), source })
     };
     changed(&paths.new, disk.remove(&paths.new))?;
     let unfinished = log.is_some() && next.is_some();
+    let log_is_new = log.is_none() && next.is_none();
     for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
         let Some(tail) = tail else { continue };
         if tail.at < tail.len {
@@ -146,9 +201,11 @@ pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
         (None, None) => {
             changed(&paths.next, disk.remove(&paths.next))?;
             let store = if store == 0 { random() } else { store };
-            let head = Head { generation, store, base, salt: random() as u32 };
+            let salt = if meta.has_mark() { meta.log } else { random_salt() };
+            let head = Head { generation, store, base, salt };
             let begin = || {
                 let file = disk.create(&paths.log)?;
+                disk.imitate(&paths.log, &paths.file)?;
                 let at = log::begin(&*file, &head)?;
                 Ok(Tail::new(file, head, at))
             };
@@ -156,7 +213,35 @@ pub(super) fn recover(disk: &dyn Disk, paths: &Paths, progress: Progress<'_>) ->
         }
     };
     changed(&paths.log, disk.sync_folder(&paths.log))?;
-    Ok(Recovered { map, revision, store: log.head.store, log, unfinished, snapshot_len, notes })
+    if meta.clean
+        && let Some(file) = snapshot
+    {
+        // From here on the log is needed.
+        changed(&paths.file, snapshot::mark(&*file, false))?;
+    }
+    Ok(Recovered {
+        map,
+        revision,
+        store: log.head.store,
+        log,
+        unfinished,
+        snapshot_len,
+        log_is_new,
+        has_mark: meta.has_mark(),
+        was_clean: meta.clean,
+        notes,
+    })
+}
+
+impl fmt::Display for LostLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.len {
+            None => write!(f, "{path} is missing")?,
+            Some(len) => write!(f, "{path} was cut off after {len} bytes")?,
+        }
+        f.write_str(", and the store was not stopped cleanly: changes after its last snapshot are lost")
+    }
 }
 
 impl Tail {
@@ -194,6 +279,10 @@ impl Findings {
             let fact = "it continues another store's file".to_owned();
             return Err(StoreError::Mismatch { path: path.to_owned(), fact });
         }
+        if self.meta.has_mark() && head.generation == self.meta.generation && head.salt != self.meta.log {
+            let fact = format!("it continues another copy of generation {} of the store", head.generation);
+            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+        }
         self.store = head.store;
         let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
         let len = file.len().map_err(|error| unreadable(path, &error.into()))?;
@@ -201,6 +290,28 @@ impl Findings {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
         Ok(Tail { file, head, at, torn, len })
+    }
+
+    /// Finds out whether the log of the snapshot is lost: unless the store was stopped cleanly, it has a head and a mark.
+    fn look_for_log(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), StoreError> {
+        if !self.meta.has_mark() || self.meta.clean {
+            return Ok(());
+        }
+        let generation = self.meta.generation;
+        let tails = [(&paths.log, &self.log), (&paths.next, &self.next)];
+        let own = tails.into_iter().find_map(|(path, tail)| {
+            tail.as_ref().filter(|tail| tail.head.generation == generation).map(|tail| (path, tail))
+        });
+        self.lost = match own {
+            Some((path, tail)) if tail.at <= Head::LEN => Some(LostLog { path: path.clone(), len: Some(tail.len) }),
+            Some(_) => None,
+            None => {
+                let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
+                let len = len.map_err(|error| unreadable(&paths.log, &error.into()))?;
+                Some(LostLog { path: paths.log.clone(), len })
+            }
+        };
+        Ok(())
     }
 
     fn apply(&mut self, file: &dyn File, progress: Progress<'_>) -> Result<(u64, u64), Damage> {

@@ -15,7 +15,7 @@ use super::map::Map;
 use super::paths::{Paths, beside};
 use super::snapshot::salvage::{self, Kind};
 use super::snapshot::{self, Damage, Meta, Progress};
-use super::{random, recover};
+use super::{microseconds, random, random_salt, recover};
 
 /// What was made of a damaged store.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub enum Origin {
         /// It continues a later generation of the store than the snapshot: what came between is missing.
         gap: bool,
     },
-    /// A log of another store, or of another file in this one's place. Nothing was taken from it.
+    /// A log of another store, of another copy of this one, or of another file in this one's place. Nothing was taken from it.
     Foreign,
     /// A log from before the snapshot. The snapshot has all that was in it.
     Superseded,
@@ -107,7 +107,7 @@ pub struct Kept {
 /// any case.
 pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Option<Repaired>, StoreError> {
     let paths = Paths::of(path);
-    match recover::examine(&ReadOnlyDisk, &paths, progress) {
+    match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
         Ok(_) => return Ok(None),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),
@@ -179,7 +179,7 @@ impl Salvage {
         if found.kind == Kind::Unknown {
             lost.push(Lost { at: 0, bytes: len, entries: None, is_tail: false });
         }
-        let go_is_whole = found.kind == Kind::Go && snapshot::read(&*file, random(), progress).is_ok();
+        let go_is_whole = found.kind == Kind::Go && snapshot::read(&*file, random(), &|_| 0, progress).is_ok();
         salvage.go_len = go_is_whole.then_some(len);
         salvage.files.push(Salvaged { path: paths.file.clone(), origin, lost });
         salvage.map = found.map;
@@ -204,6 +204,9 @@ impl Salvage {
             let Some(head) = head else { return true };
             origin = match (meta, go_len) {
                 (Some(meta), _) if head.store != meta.store => Some(Origin::Foreign),
+                (Some(meta), _) if meta.has_mark() && head.generation == meta.generation && head.salt != meta.log => {
+                    Some(Origin::Foreign)
+                }
                 (Some(meta), _) if head.generation + 1 == meta.generation && snapshot_has_holes => None,
                 (Some(meta), _) if head.generation < meta.generation => Some(Origin::Superseded),
                 (None, Some(len)) if head.generation != 0 || head.base != len => Some(Origin::Foreign),
@@ -239,7 +242,12 @@ impl Salvage {
 
     /// Writes the new snapshot and puts it in the place of the files as they were.
     fn finish(mut self, paths: &Paths) -> Result<Repaired, StoreError> {
-        salvage::give_revisions(&self.map, &mut self.revision);
+        let floor = self.revision.max(microseconds());
+        let mut last = floor;
+        salvage::give_revisions(&self.map, &mut last);
+        if last > floor {
+            self.revision = last;
+        }
         let store = if self.store == 0 { random() } else { self.store };
         // Greater than that of every log there is: none of them can be taken for one that follows the new snapshot.
         let generation = self.generation + 1;
@@ -247,9 +255,13 @@ impl Salvage {
             let path = path.to_owned();
             move |source| StoreError::Unwritable { path, source }
         };
+        // There is no log yet, and none is missing.
+        let mut meta = Meta::new(generation, store, random_salt());
+        meta.clean = true;
         let write = || {
             let file = LocalDisk.create(&paths.new)?;
-            snapshot::write(&self.map, &*file, generation, store, || self.revision, Duration::ZERO)?;
+            LocalDisk.imitate(&paths.new, &paths.file)?;
+            snapshot::write(&self.map, &*file, meta, || self.revision, Duration::ZERO)?;
             file.sync()
         };
         if let Err(error) = write() {

@@ -5,11 +5,17 @@
 //! | `VKOG` | what this program needs to know first: format, generation, revision, where the chunks are, checksums |
 //! | `KVSize` | the sum of `len(key) + len(value)`, as the Go program counted |
 //! | `KV` | key → value; text as *str*, other bytes as *bin* |
-//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the entries' revisions, and rows of place, media type and details for those that have them |
+//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the smallest revision, what the entries' revisions are more than that, and rows of place, media type and details for those that have them |
+//!
+//! `VKOG` also names the log that follows, by its salt, and says whether the store was stopped cleanly since: then the log is
+//! empty and may be missing. That is one byte beside the checksum, so that it can be changed in place: a write of one byte
+//! leaves the old value, the new one, or one that counts as "not stopped cleanly". (Format 1 had neither, and whole revisions
+//! in its rows. It is read.)
 //!
 //! All numbers before `KV` have a fixed width, because they are known only when all else is written. A file of the Go
 //! program has `KV` and `KVSize` only, and every value is a *str*.
 
+mod go;
 pub(super) mod salvage;
 
 use std::fmt;
@@ -26,13 +32,18 @@ use super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
 use super::map::{Map, SHARDS, Shard};
 
 /// The version of the format.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+/// The format without the name of the log.
+const FORMAT_1: u64 = 1;
+/// Where the mark of a clean stop is, counted from the end of the head: behind it are `KVSize` and the head of `KV`.
+const CLEAN_FROM_END: usize = 25;
 /// A piece of `KV` is closed when it has this many bytes: one read, one checksum, one thread's work.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// What a snapshot knows about itself.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
+    format: u64,
     /// Which log belongs to it: the one of the same generation holds what came after.
     pub(super) generation: u64,
     /// A random number that this store's files share.
@@ -41,12 +52,36 @@ pub(super) struct Meta {
     pub(super) seed: u64,
     /// No revision up to this one may be given again.
     pub(super) revision: u64,
+    /// The salt of the log that follows; 0 where that is not known.
+    pub(super) log: u32,
+    /// The store was stopped cleanly, and not opened since: its log is empty.
+    pub(super) clean: bool,
     entries: u64,
     size: u64,
     chunks: u64,
     chunks_at: u64,
     end: u64,
     chunks_crc: u32,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            generation: 0,
+            store: 0,
+            seed: 0,
+            revision: 0,
+            log: 0,
+            clean: false,
+            entries: 0,
+            size: 0,
+            chunks: 0,
+            chunks_at: 0,
+            end: 0,
+            chunks_crc: 0,
+        }
+    }
 }
 
 /// Why a file is not a snapshot that can be read.
@@ -112,13 +147,18 @@ pub(super) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 impl Meta {
+    /// What a new snapshot says of itself: its generation, its store, and the salt of the log that follows.
+    pub(super) fn new(generation: u64, store: u64, log: u32) -> Self {
+        Self { generation, store, log, ..Self::default() }
+    }
+
     /// The file up to and including the head of `KV`. Its length is the same for all values.
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         put!(write_map_len(&mut out, 4));
         put!(write_str(&mut out, "VKOG"));
         let numbers = [
-            ("format", FORMAT),
+            ("format", self.format),
             ("generation", self.generation),
             ("store", self.store),
             ("seed", self.seed),
@@ -128,15 +168,22 @@ impl Meta {
             ("chunks_at", self.chunks_at),
             ("end", self.end),
             ("chunks_crc", self.chunks_crc.into()),
+            ("log", self.log.into()),
         ];
-        put!(write_map_len(&mut out, numbers.len() as u32 + 1));
+        let is_first = self.format == FORMAT_1;
+        let numbers = &numbers[..numbers.len() - usize::from(is_first)];
+        put!(write_map_len(&mut out, numbers.len() as u32 + if is_first { 1 } else { 2 }));
         for (name, number) in numbers {
             put!(write_str(&mut out, name));
-            put!(write_u64(&mut out, number));
+            put!(write_u64(&mut out, *number));
         }
         put!(write_str(&mut out, "head_crc"));
         let crc = crc32c::crc32c(&out);
         put!(write_u64(&mut out, crc.into()));
+        if !is_first {
+            put!(write_str(&mut out, "clean"));
+            put!(write_bool(&mut out, self.clean));
+        }
         put!(write_str(&mut out, "KVSize"));
         put!(write_u64(&mut out, self.size));
         put!(write_str(&mut out, "KV"));
@@ -147,25 +194,31 @@ impl Meta {
 
     /// Reads the head of a file; `None` where it is not one of this program's.
     fn decode(file: &dyn File) -> Result<Option<Self>, Damage> {
-        let mut head = Self::default().encode();
-        let own = &head[..6].to_vec();
+        let own = &Self::default().encode()[..6];
         let len = file.len()?;
-        let mut start = vec![0; own.len().min(len as usize)];
-        file.read_at(0, &mut start)?;
-        if start != *own {
+        let mut head = vec![0; Self::default().encode().len().min(len as usize)];
+        file.read_at(0, &mut head)?;
+        if !head.starts_with(own) {
             return Ok(None);
         }
-        if len < head.len() as u64 {
+        let mut meta = Self { format: if is_first(&head) { FORMAT_1 } else { FORMAT }, ..Self::default() };
+        let head_len = meta.encode().len();
+        if head.len() < head_len {
             return Err(Damage::At(len, "it ends within its head".to_owned()));
         }
-        file.read_at(0, &mut head)?;
+        head.truncate(head_len);
         // The numbers are at the same places in every file: what precedes one is its name, whose length is known.
-        let mut meta = Self::default();
-        let mut format = 0;
-        let mut crc = 0;
         let mut rest = &head[own.len() + 1..];
+        let mut number = || {
+            let number = take_bytes(&mut rest).and_then(|_name| rmp::decode::read_u64(&mut rest).ok());
+            number.ok_or_else(|| Damage::At(6, "its head is damaged".to_owned()))
+        };
+        let format = number()?;
+        if format != meta.format {
+            let fact = format!("its format is {format}, this program reads {FORMAT_1} and {FORMAT};");
+            return Err(Damage::At(6, fact));
+        }
         for field in [
-            &mut format,
             &mut meta.generation,
             &mut meta.store,
             &mut meta.seed,
@@ -174,16 +227,17 @@ impl Meta {
             &mut meta.chunks,
             &mut meta.chunks_at,
             &mut meta.end,
-            &mut crc,
         ] {
-            let number = take_bytes(&mut rest).and_then(|_name| rmp::decode::read_u64(&mut rest).ok());
-            *field = number.ok_or_else(|| Damage::At(6, "its head is damaged".to_owned()))?;
+            *field = number()?;
         }
-        if format != FORMAT {
-            let fact = format!("its format is {format}, this program reads {FORMAT};");
-            return Err(Damage::At(6, fact));
+        meta.chunks_crc = number()? as u32;
+        if format != FORMAT_1 {
+            meta.log = number()? as u32;
+            let clean = &mut head[head_len - CLEAN_FROM_END];
+            meta.clean = *clean == Marker::True.to_u8();
+            // Whatever else a torn write has left there.
+            *clean = if meta.clean { Marker::True } else { Marker::False }.to_u8();
         }
-        meta.chunks_crc = crc as u32;
         // head_crc and KVSize follow; of these only the size is new.
         let mut tail = &head[head.len() - 17..head.len() - 8];
         meta.size = rmp::decode::read_u64(&mut tail).unwrap_or_default();
@@ -192,21 +246,38 @@ impl Meta {
         }
         Ok(Some(meta))
     }
+
+    /// Whether the file says whether the store was stopped cleanly.
+    pub(super) fn has_mark(&self) -> bool {
+        self.log != 0
+    }
+}
+
+/// Whether a head is of format 1, also where one bit of it is not as it was: it says so, or has as many numbers as that.
+fn is_first(head: &[u8]) -> bool {
+    head.get(6) == Some(&0x8b) || head.get(22) == Some(&(FORMAT_1 as u8))
+}
+
+/// Marks a snapshot: the store was stopped cleanly, or it is open again.
+pub(super) fn mark(file: &dyn File, clean: bool) -> io::Result<()> {
+    let at = Meta::default().encode().len() - CLEAN_FROM_END;
+    file.write_at(at as u64, &[if clean { Marker::True } else { Marker::False }.to_u8()])?;
+    file.sync()
 }
 
 /// Writes the map to an empty file, while others read and write the map: a shard's entries are shared under its lock, and
 /// encoded and written without it. Returns the bytes written. What was written is not synced.
 ///
-/// `revision` is asked last: no entry in the file has a greater one. `pause` is how long to rest after each chunk.
+/// `meta` says which store it is and which log follows. `revision` is asked last: no entry in the file has a greater one.
+/// `pause` is how long to rest after each chunk.
 pub(super) fn write(
     map: &Map,
     file: &dyn File,
-    generation: u64,
-    store: u64,
+    mut meta: Meta,
     revision: impl FnOnce() -> u64,
     pause: Duration,
 ) -> io::Result<u64> {
-    let mut meta = Meta { generation, store, seed: map.seed(), ..Meta::default() };
+    meta.seed = map.seed();
     let mut at = meta.encode().len() as u64;
     let mut chunk = Chunk::default();
     let mut directory = Vec::new();
@@ -255,7 +326,7 @@ fn heading(chunks: u32) -> Vec<u8> {
 struct Chunk {
     bytes: Vec<u8>,
     entries: u32,
-    revisions: Vec<u8>,
+    revisions: Vec<u64>,
     extras: Vec<u8>,
     extra_entries: u32,
 }
@@ -264,7 +335,7 @@ impl Chunk {
     fn add(&mut self, entry: &Entry) {
         put_bytes(&mut self.bytes, entry.key_bytes());
         put_bytes(&mut self.bytes, entry.value());
-        put!(write_uint(&mut self.revisions, entry.revision()));
+        self.revisions.push(entry.revision());
         if entry.content_type() != DEFAULT_CONTENT_TYPE || !entry.details().is_empty() {
             put!(write_array_len(&mut self.extras, 3));
             put!(write_uint(&mut self.extras, self.entries.into()));
@@ -279,12 +350,17 @@ impl Chunk {
     fn close(&mut self, file: &dyn File, at: u64, directory: &mut Vec<u8>) -> io::Result<u64> {
         file.write_at(at, &self.bytes)?;
         let length = self.bytes.len() as u64;
-        put!(write_array_len(directory, 5));
+        put!(write_array_len(directory, 6));
         put!(write_uint(directory, length));
         put!(write_uint(directory, self.entries.into()));
         put!(write_uint(directory, crc32c::crc32c(&self.bytes).into()));
+        // What was written at one time has revisions that are near each other, and these are large.
+        let least = self.revisions.iter().copied().min().unwrap_or(0);
+        put!(write_uint(directory, least));
         put!(write_array_len(directory, self.entries));
-        directory.append(&mut self.revisions);
+        for revision in self.revisions.drain(..) {
+            put!(write_uint(directory, revision - least));
+        }
         put!(write_array_len(directory, self.extra_entries));
         directory.append(&mut self.extras);
         (self.entries, self.extra_entries) = (0, 0);
@@ -299,6 +375,8 @@ struct Row<'a> {
     length: u64,
     entries: u32,
     crc: u32,
+    /// What all revisions are more than they say.
+    least: u64,
     revisions: &'a [u8],
     extras: &'a [u8],
 }
@@ -317,10 +395,11 @@ fn rows<'a>(meta: &Meta, head: u64, mut rest: &'a [u8]) -> Option<Vec<Row<'a>>> 
 
 /// The row of the piece at an offset.
 fn take_row<'a>(rest: &mut &'a [u8], at: u64) -> Option<Row<'a>> {
-    rmp::decode::read_array_len(rest).ok().filter(|columns| *columns == 5)?;
+    let columns = rmp::decode::read_array_len(rest).ok().filter(|columns| matches!(columns, 5 | 6))?;
     let length = rmp::decode::read_int(rest).ok()?;
     let entries = rmp::decode::read_int(rest).ok()?;
     let crc = rmp::decode::read_int(rest).ok()?;
+    let least = if columns == 6 { rmp::decode::read_int(rest).ok()? } else { 0 };
     rmp::decode::read_array_len(rest).ok().filter(|revisions| *revisions == entries)?;
     let start = *rest;
     for _ in 0..entries {
@@ -332,7 +411,7 @@ fn take_row<'a>(rest: &mut &'a [u8], at: u64) -> Option<Row<'a>> {
         take_extra(rest)?;
     }
     let extras = &start[..start.len() - rest.len()];
-    Some(Row { at, length, entries, crc, revisions, extras })
+    Some(Row { at, length, entries, crc, least, revisions, extras })
 }
 
 /// An entry's place in its piece, its media type and details.
@@ -343,11 +422,17 @@ fn take_extra<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a str, &'a [u8])> {
     Some((place, content_type, take_bytes(rest)?))
 }
 
-/// Reads a file of this program, or of the Go program, into a new map. `seed` is for a file that has none.
-pub(super) fn read(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<(Map, Meta), Damage> {
+/// Reads a file of this program, or of the Go program, into a new map. `seed` is for a file that has none, and `before` gives,
+/// for so many entries without revisions, the revision before the first of them.
+pub(super) fn read(
+    file: &dyn File,
+    seed: u64,
+    before: &dyn Fn(u64) -> u64,
+    progress: Progress<'_>,
+) -> Result<(Map, Meta), Damage> {
     match Meta::decode(file)? {
         Some(meta) => Ok((read_own(file, &meta, progress)?, meta)),
-        None => read_go(file, seed, progress),
+        None => go::read(file, seed, before, progress),
     }
 }
 
@@ -453,7 +538,8 @@ impl Loader<'_> {
         for place in 0..row.entries {
             let key = take_bytes(&mut rest).and_then(|key| str::from_utf8(key).ok()).ok_or_else(senseless)?;
             let value = take_bytes(&mut rest).ok_or_else(senseless)?;
-            let revision = rmp::decode::read_int(&mut revisions).map_err(|_| senseless())?;
+            let more: u64 = rmp::decode::read_int(&mut revisions).map_err(|_| senseless())?;
+            let revision = row.least.checked_add(more).ok_or_else(senseless)?;
             if extra.is_none() && extras_left > 0 {
                 extra = Some(take_extra(&mut extras).ok_or_else(senseless)?);
                 extras_left -= 1;
@@ -484,54 +570,4 @@ impl Loader<'_> {
         }
         if rest.is_empty() && extra.is_none() { Ok(()) } else { Err(senseless()) }
     }
-}
-
-/// Reads a file of the Go program: `KV` and `KVSize`, nothing else.
-fn read_go(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<(Map, Meta), Damage> {
-    let mut data = vec![0; file.len()? as usize];
-    file.read_at(0, &mut data)?;
-    let mut rest = data.as_slice();
-    let at = |rest: &[u8]| (data.len() - rest.len()) as u64;
-    let no_map = |rest: &[u8]| Damage::At(at(rest), "not MessagePack, or not a store,".to_owned());
-    let map = Map::new(seed);
-    let mut meta = Meta { seed, ..Meta::default() };
-    let mut scratch = Vec::new();
-    for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(&data))? {
-        let start = rest;
-        match take_bytes(&mut rest) {
-            Some(b"KV") => {
-                for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(start))? {
-                    let start = rest;
-                    let key = take_bytes(&mut rest).ok_or_else(|| no_map(start))?;
-                    let value = take_bytes(&mut rest).ok_or_else(|| no_map(start))?;
-                    let key = str::from_utf8(key)
-                        .ok()
-                        .filter(|key| key.len() <= u16::MAX.into())
-                        .ok_or_else(|| Damage::At(at(start), "a key that is not UTF-8 or too long".to_owned()))?;
-                    // Every entry needs a revision; the order of the file is as good as any.
-                    meta.revision += 1;
-                    let draft = Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-                    let entry = Entry::new(key, &draft, meta.revision, &mut scratch);
-                    let hashed = map.hash(key.as_bytes());
-                    map.insert(&mut map.write(map.shard_of(hashed)), hashed, entry);
-                    progress(at(rest), data.len() as u64);
-                }
-            }
-            Some(b"KVSize") => {
-                rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| no_map(start))?;
-            }
-            Some(other) => {
-                let fact = format!(
-                    "an unknown part \"{}\"",
-                    other.escape_ascii().to_string().chars().take(40).collect::<String>()
-                );
-                return Err(Damage::At(at(start), fact));
-            }
-            None => return Err(no_map(start)),
-        }
-    }
-    if !rest.is_empty() {
-        return Err(Damage::At(at(rest), "more bytes than the map has".to_owned()));
-    }
-    Ok((map, meta))
 }

@@ -54,7 +54,8 @@ impl Content {
 }
 
 /// Every write is synced, and snapshots come only when they are asked for.
-pub(crate) const ALWAYS: Options = Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20 };
+pub(crate) const ALWAYS: Options =
+    Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
 pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<Store, StoreError> {
     Store::open(disk.clone(), Path::new(FILE), options, &|_, _| {})

@@ -131,5 +131,5 @@ fn folded(prefix: String, long: bool, json: bool) -> (String, String) {
 }
 
 fn columns(size: &str, revision: &str, content_type: &str, name: &str) -> String {
-    format!("{size:>12} {revision:>12} {:<24} {}", shown(content_type), shown(name))
+    format!("{size:>12} {revision:>16} {:<24} {}", shown(content_type), shown(name))
 }

@@ -7,7 +7,7 @@
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
 use super::super::map::{Map, SHARDS};
-use super::{Damage, FORMAT, Loader, Meta, Progress, Row, take_bytes, take_row};
+use super::{Damage, FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
 
 /// A piece of a file that could not be read as what it was.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -52,9 +52,9 @@ const HEADING: &[u8] = b"\xa6Chunks";
 
 /// Reads what is whole. `seed` is for a map whose file has none.
 pub(in crate::store) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<Found, Damage> {
-    let head_len = Meta::default().encode().len();
-    let mut head = vec![0; head_len.min(file.len()? as usize)];
+    let mut head = vec![0; head_len(FORMAT).min(file.len()? as usize)];
     file.read_at(0, &mut head)?;
+    let head_len = head_len(if is_first(&head) { FORMAT_1 } else { FORMAT });
     let mut found = Found {
         map: Map::new(seed),
         kind: Kind::Unknown,
@@ -85,6 +85,10 @@ pub(in crate::store) fn salvage(file: &dyn File, seed: u64, progress: Progress<'
     Ok(found)
 }
 
+fn head_len(format: u64) -> usize {
+    Meta { format, ..Meta::default() }.encode().len()
+}
+
 /// Whether a head is one of this program's: it begins, or goes on, as theirs do.
 fn is_own(head: &[u8]) -> bool {
     let own = Meta::default().encode();
@@ -99,13 +103,16 @@ fn is_of_another_format(head: &[u8]) -> bool {
     if format <= FORMAT || format > u8::MAX.into() {
         return false;
     }
-    // With this format's number in its place it is this format's head if the checksum says so. The checksum is the number
-    // before `KVSize`, its number, `KV` and the head of its map.
-    let mut own = head.to_vec();
-    own[22] = FORMAT as u8;
-    let crc_at = own.len().saturating_sub(7 + 9 + 3 + 5 + 9);
-    let mut crc = &own[crc_at..];
-    !rmp::decode::read_u64(&mut crc).is_ok_and(|crc| crc == u64::from(crc32c::crc32c(&own[..crc_at])))
+    // With a known format's number in its place it is that format's head if the checksum says so. The checksum is the number
+    // before `clean`, its mark, `KVSize`, its number, `KV` and the head of its map.
+    let is_of = |(known, clean): (u64, usize)| {
+        let mut own = head.to_vec();
+        own[22] = known as u8;
+        let crc_at = head_len(known).saturating_sub(clean + 7 + 9 + 3 + 5 + 9);
+        let Some((own, mut crc)) = own.split_at_checked(crc_at) else { return false };
+        rmp::decode::read_u64(&mut crc).is_ok_and(|crc| crc == u64::from(crc32c::crc32c(own)))
+    };
+    ![(FORMAT_1, 0), (FORMAT, 6 + 1)].into_iter().any(is_of)
 }
 
 impl Found {
@@ -145,13 +152,13 @@ impl Found {
             let (length, entries) = (row.length, row.entries);
             // Revision 0 for all, where theirs cannot be believed.
             let zeros = if trusted { Vec::new() } else { vec![0; entries as usize] };
-            let revisions = if trusted { row.revisions } else { &zeros };
+            let (least, revisions) = if trusted { (row.least, row.revisions) } else { (0, &zeros[..]) };
             if self.meta.is_none() {
-                self.revision = self.revision.max(greatest(row.revisions));
+                self.revision = self.revision.max(greatest(row.least, row.revisions));
             }
             read += 1;
             let fits = length <= pieces_end.saturating_sub(at);
-            if fits && loader.load(file, &Row { revisions, ..row }).is_ok() {
+            if fits && loader.load(file, &Row { least, revisions, ..row }).is_ok() {
                 self.chunks += 1;
                 self.whole += u64::from(entries);
                 at += length;
@@ -227,8 +234,9 @@ fn may_be_sent(content_type: &str) -> bool {
 }
 
 /// The greatest revision in a row that can have been given.
-fn greatest(mut revisions: &[u8]) -> u64 {
-    std::iter::from_fn(|| rmp::decode::read_int(&mut revisions).ok())
+fn greatest(least: u64, mut revisions: &[u8]) -> u64 {
+    std::iter::from_fn(|| rmp::decode::read_int::<u64, _>(&mut revisions).ok())
+        .filter_map(|more| least.checked_add(more))
         .filter(|revision| *revision < REVISION_MAX)
         .max()
         .unwrap_or(0)
@@ -355,7 +363,8 @@ mod tests {
             );
         }
         let file = tempfile::tempfile().expect("a temporary file can be made");
-        let len = super::super::write(&map, &file, 3, 7, || 1000, Duration::ZERO).expect("it can be written");
+        let len =
+            super::super::write(&map, &file, Meta::new(3, 7, 9), || 1000, Duration::ZERO).expect("it can be written");
         let mut bytes = vec![0; len as usize];
         File::read_at(&file, 0, &mut bytes).expect("it can be read");
         let meta = Meta::decode(&file).ok().flatten().expect("it is whole");
@@ -450,7 +459,7 @@ mod tests {
     #[test]
     fn another_format_is_left_alone() {
         let (mut bytes, _) = snapshot();
-        bytes[22] = 2;
+        bytes[22] = 3;
         // Its checksum is its own.
         bytes[100] ^= 1;
         let file = tempfile::tempfile().expect("a temporary file can be made");
