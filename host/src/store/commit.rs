@@ -304,7 +304,7 @@ impl Commit {
                 writer.synced = at.max(writer.synced);
                 Ok(())
             }
-            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true)),
+            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0)),
         }
     }
 
@@ -321,7 +321,8 @@ impl Commit {
         let last = pending.last().and_then(|pending| pending.changes().next_back());
         let Some(last) = last.map(|change| change.revision) else { return Gathered::new() };
         if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
-            self.fail(map, &mut writer, pending, &error, synced);
+            let refused = writer.buffer.len() as u64;
+            self.fail(map, &mut writer, pending, &error, synced, refused);
             return Gathered::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
@@ -366,7 +367,7 @@ impl Commit {
         }
     }
 
-    /// Takes back what is not kept: in the map, and in the log as far as it got there.
+    /// Rolls back what is not durable: in the map, and in the log, behind whose records there may be `refused` bytes.
     ///
     /// A full disk is over when there is room. Anything else is final, a failed sync above all: the system may have
     /// thrown away what it could not write, and a later sync that succeeds would prove nothing.
@@ -377,13 +378,18 @@ impl Commit {
         mut pending: Gathered<Pending>,
         error: &io::Error,
         in_sync: bool,
+        refused: u64,
     ) -> Arc<StoreError> {
         let path = writer.path.clone();
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
-        let error =
-            if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
+        let said = error.to_string();
+        let mut error = Arc::new(if is_full {
+            StoreError::Full { path: path.clone() }
+        } else {
+            StoreError::Failed { path: path.clone(), said: said.clone() }
+        });
         tracing::error!("{error}");
-        let mut error = Arc::new(error);
+        let written = pending.len();
         let readers = {
             let mut queue = self.queue.lock();
             // From here on nothing changes in the map but what is taken back.
@@ -395,29 +401,31 @@ impl Commit {
         for change in pending.iter().rev().flat_map(|pending| pending.changes().rev()) {
             take_back(map, change, kept);
         }
-        // A record that reached the disk in part, or whole, would be found there after the next start.
-        let cut = writer.end().and_then(|()| synced(&*writer.file, &self.syncs));
-        let mut queue = self.queue.lock();
-        match cut {
-            Ok(()) if is_full => {
-                writer.synced = writer.at;
-                queue.closed = None;
-            }
-            Err(cut) if is_full => {
-                let path = writer.path.clone();
-                error = Arc::new(StoreError::Failed { path, said: format!("no room, and then {cut}") });
+        // What the writes in the log are answered; those that only queued are certain.
+        let mut answer = None;
+        if let Err(invalidation) = writer.invalidate(refused, &self.syncs) {
+            let unknown = StoreError::Unknown { path: path.clone(), said: said.clone(), then: invalidation.to_string() };
+            tracing::error!(writes = written, "{unknown}");
+            answer = Some(Arc::new(unknown));
+            if is_full {
+                error = Arc::new(StoreError::Failed { path, said: format!("{said}, and then {invalidation}") });
                 tracing::error!("{error}");
-                queue.closed = Some(Arc::clone(&error));
             }
-            _ => {}
+        } else if is_full {
+            writer.synced = writer.at;
         }
+        let mut queue = self.queue.lock();
+        queue.closed = (!error.is_full()).then(|| Arc::clone(&error));
         self.undone.fetch_add(1, Ordering::AcqRel);
         // After the line above: whoever saw what was taken back must not find it kept. All that was given is now one or
         // the other, and nobody is to wait for it.
         self.kept.store(self.given(), Ordering::Release);
         drop(queue);
         let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Err(TakenBack), home));
-        let changes = pending.into_iter().map(|pending| Finish::Change(pending, Err(Arc::clone(&error))));
+        let changes = pending.into_iter().enumerate().map(|(index, pending)| {
+            let answer = answer.as_ref().filter(|_| index < written).unwrap_or(&error);
+            Finish::Change(pending, Err(Arc::clone(answer)))
+        });
         self.hand_over(changes.chain(readers).collect());
         error
     }
@@ -439,7 +447,7 @@ impl Commit {
         if (writer.synced < writer.at || writer.at < writer.room)
             && let Err(error) = writer.end().and_then(|()| synced(&*writer.file, &self.syncs))
         {
-            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true));
+            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);
@@ -544,6 +552,26 @@ impl Writer {
             let _ = self.file.write_at(end, &ZEROS[..zeros as usize]);
             self.room = end + zeros;
         }
+    }
+
+    /// Makes sure that so many bytes of refused records behind the log are not found by the next start. They are cut off;
+    /// where that fails, they are overwritten, because a record of length zero ends the log.
+    fn invalidate(&mut self, refused: u64, syncs: &Histogram) -> io::Result<()> {
+        let cut = self.end().and_then(|()| synced(&*self.file, syncs));
+        match cut {
+            Err(_) if refused > 0 => self.overwrite(refused).and_then(|()| synced(&*self.file, syncs)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts zeros in the place of so many bytes behind the records. The first come first: without them the rest is no log.
+    fn overwrite(&mut self, count: u64) -> io::Result<()> {
+        let end = self.at + count;
+        for at in (self.at..end).step_by(ROOM_MAX as usize) {
+            self.file.write_at(at, &ZEROS[..(end - at).min(ROOM_MAX) as usize])?;
+        }
+        self.room = end;
+        Ok(())
     }
 
     /// Cuts off what is behind the records.

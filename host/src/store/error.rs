@@ -41,6 +41,15 @@ pub enum StoreError {
         /// The system's error.
         said: String,
     },
+    /// Writing failed, and what had reached the disk could not be made invalid. A restart may find the write or not.
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The error of the write.
+        said: String,
+        /// The error of the attempt to make it invalid.
+        then: String,
+    },
     /// Another process has the store.
     Locked {
         /// The file.
@@ -48,6 +57,18 @@ pub enum StoreError {
         /// That process's id, where it could be read.
         pid: String,
     },
+}
+
+impl StoreError {
+    /// Whether room on the disk is all that is missing.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+
+    /// Whether it is certain that the write is not in the store, also after a restart.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self, Self::Unknown { .. })
+    }
 }
 
 impl fmt::Display for StoreError {
@@ -75,6 +96,12 @@ impl fmt::Display for StoreError {
             Self::Failed { path, said } => write!(
                 f,
                 "{} can only be read since a write failed ({said}); check the disk, then start again",
+                path.display()
+            ),
+            Self::Unknown { path, said, then } => write!(
+                f,
+                "a write to {} failed ({said}) and could not be made invalid ({then}): a restart may or may not find it; check \
+                 the disk, start again, then read the entry",
                 path.display()
             ),
             Self::Locked { path, pid } => write!(

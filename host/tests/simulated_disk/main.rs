@@ -5,6 +5,7 @@ mod client;
 mod crashes;
 mod damage;
 mod disk;
+mod double_faults;
 mod failures;
 mod history;
 mod interval;
