@@ -44,7 +44,7 @@ pub fn serve(
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let _lock = Lock::take(&config.file).map_err(failure)?;
-    let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
+    let options = Options { fsync: config.fsync, log_min: config.log_min, history_max: config.watch_history };
     let bar = Bar::new(format!("loading {}", config.file.display()));
     let store = Store::open(LocalDisk, &config.file, options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
@@ -98,9 +98,9 @@ pub fn serve(
             notify::ready();
         }
         if asked.contains(&Signal::Snapshot) {
-            match ops.store().snapshot() {
-                Ok(()) => tracing::info!("wrote {}", config.file.display()),
-                Err(error) => tracing::error!("no snapshot: {error}"),
+            // The store logs one that fails, and tries it again.
+            if ops.store().snapshot().is_ok() {
+                tracing::info!("wrote {}", config.file.display());
             }
         }
     }

@@ -7,18 +7,19 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 
-use super::disk::File;
 use super::error::StoreError;
 use super::history::History;
-use super::log;
 use super::map::Map;
 use super::recover::Tail;
+use super::room::{Growth, Measure, Room};
+use super::writer::{Writer, synced};
 use super::{Change, Changes};
 use crate::counting::Histogram;
 use crate::threads::{Home, Threads};
@@ -49,7 +50,7 @@ pub(super) struct Pending {
 
 impl Pending {
     /// What was changed, in the order of the revisions.
-    fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
+    pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
         self.all.iter().filter(|change| !change.is_look())
     }
 }
@@ -90,6 +91,12 @@ pub(super) struct Commit {
     undone: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
+    /// The disk is to be measured before the next write.
+    stale: AtomicBool,
+    /// How many bytes the log may take ahead of its records.
+    spare: AtomicU64,
+    /// Asks for a snapshot.
+    wanted: Sender<()>,
     /// How long the syncs of the log took.
     syncs: Histogram,
     /// What was kept last, for those who watch.
@@ -98,9 +105,9 @@ pub(super) struct Commit {
     answers: Threads,
 }
 
-#[derive(Default)]
 struct Queue {
     pending: Gathered<Pending>,
+    room: Room,
     readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
@@ -118,35 +125,24 @@ impl Queue {
     }
 }
 
-struct Writer {
-    file: Arc<dyn File>,
-    path: PathBuf,
-    salt: u32,
-    /// Where the next record goes.
-    at: u64,
-    /// How much of the log is known to be on disk.
-    synced: u64,
-    /// How much of it the last mark says is on disk.
-    marked: u64,
-    /// Where the zeros end that were written ahead of the records; the end of the records if none were.
-    room: u64,
-    buffer: Vec<u8>,
-}
-
-/// So many zeros are written ahead at least, and at most, in bytes.
-const ROOM_MIN: u64 = 4 * 1024;
-const ROOM_MAX: u64 = 256 * 1024;
-static ZEROS: [u8; ROOM_MAX as usize] = [0; ROOM_MAX as usize];
-
-/// A buffer larger than this is given back after use, in bytes.
-const BUFFER_KEPT: usize = 1 << 20;
-
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revision: u64, history: Arc<History>) -> Self {
-        let writer = Writer::new(path, tail);
+    pub(super) fn new(
+        fsync: Fsync,
+        log: (PathBuf, Tail),
+        room: Room,
+        revision: u64,
+        history: Arc<History>,
+        wanted: Sender<()>,
+    ) -> Self {
+        let writer = Writer::new(log.0, log.1);
+        let queue =
+            Queue { pending: Gathered::new(), room, readers: Vec::new(), closed: None, expected: 0, stop: false };
         Self {
             fsync,
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
+            stale: AtomicBool::new(false),
+            spare: AtomicU64::new(u64::MAX),
+            wanted,
             queued: Condvar::new(),
             syncing: Mutex::default(),
             given: AtomicU64::new(revision),
@@ -188,16 +184,61 @@ impl Commit {
         self.queue.lock().closed.clone()
     }
 
+    /// Why the last write was refused for lack of room, while there is still none for it.
+    pub(super) fn full(&self) -> Option<Arc<StoreError>> {
+        self.queue.lock().room.full()
+    }
+
+    /// Whether the disk is to be measured before the next write.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// The disk was measured. Returns whether that ends a lack of room.
+    pub(super) fn measured(&self, measure: Option<Measure>) -> bool {
+        // As much remains for the records themselves.
+        self.spare.store(measure.map_or(u64::MAX, |measure| measure.left() / 2), Ordering::Relaxed);
+        let mut queue = self.queue.lock();
+        let ends = queue.room.measured(measure);
+        self.stale.store(queue.room.is_stale(), Ordering::Relaxed);
+        ends
+    }
+
+    /// Gives the room behind the records back to the disk, for a snapshot that has none.
+    pub(super) fn release_room(&self) {
+        let mut writer = self.writer.lock();
+        if writer.at < writer.room {
+            let _ = writer.end();
+        }
+    }
+
     /// Queues so many changes, whose shards the caller has locked, and gives them their revisions, which follow the one that
     /// `pending` is called with.
     ///
     /// # Errors
     ///
-    /// Nothing can be written; the caller leaves the map as it is.
-    pub(super) fn push(&self, count: u64, pending: impl FnOnce(u64) -> Pending) -> Result<(), Arc<StoreError>> {
+    /// Nothing can be written, or there is no room for this; the caller leaves the map as it is.
+    pub(super) fn push(
+        &self,
+        count: u64,
+        growth: Growth,
+        pending: impl FnOnce(u64) -> Pending,
+    ) -> Result<(), Arc<StoreError>> {
         let mut queue = self.queue.lock();
         if let Some(error) = &queue.closed {
             return Err(Arc::clone(error));
+        }
+        let taken = queue.room.take(growth);
+        if queue.room.is_stale() {
+            self.stale.store(true, Ordering::Relaxed);
+        }
+        if let Err((error, is_news)) = taken {
+            drop(queue);
+            if is_news {
+                tracing::error!("{error}");
+            }
+            let _ = self.wanted.try_send(());
+            return Err(error);
         }
         let before = self.given.load(Ordering::Relaxed);
         self.given.store(before + count, Ordering::Release);
@@ -317,10 +358,14 @@ impl Commit {
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
     fn write_queued(&self, map: &Map) -> Gathered<Finish> {
         let mut writer = self.writer.lock();
-        let pending = self.queue.lock().take();
+        let (pending, bytes) = {
+            let mut queue = self.queue.lock();
+            (queue.take(), queue.room.unwritten())
+        };
         let last = pending.last().and_then(|pending| pending.changes().next_back());
         let Some(last) = last.map(|change| change.revision) else { return Gathered::new() };
-        if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
+        let syncs = (self.fsync == Fsync::Always).then_some(&self.syncs);
+        if let Err((error, synced)) = writer.append(&pending, syncs, self.spare.load(Ordering::Relaxed)) {
             let refused = writer.buffer.len() as u64;
             self.fail(map, &mut writer, pending, &error, synced, refused);
             return Gathered::new();
@@ -330,7 +375,10 @@ impl Commit {
         self.history.tell(pending.iter().flat_map(Pending::changes));
         self.kept.store(last, Ordering::Release);
         drop(writer);
-        let readers: Vec<_> = self.queue.lock().readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
+        let mut queue = self.queue.lock();
+        queue.room.written(bytes);
+        let readers: Vec<_> = queue.readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
+        drop(queue);
         let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Ok(()), home));
         pending.into_iter().map(|pending| Finish::Change(pending, Ok(()))).chain(readers).collect()
     }
@@ -390,12 +438,12 @@ impl Commit {
         });
         tracing::error!("{error}");
         let written = pending.len();
-        let readers = {
+        let (closed, readers) = {
             let mut queue = self.queue.lock();
             // From here on nothing changes in the map but what is taken back.
-            queue.closed = Some(Arc::clone(&error));
+            let closed = queue.closed.replace(Arc::clone(&error));
             pending.append(&mut queue.pending);
-            std::mem::take(&mut queue.readers)
+            (closed, std::mem::take(&mut queue.readers))
         };
         let kept = self.kept.load(Ordering::Acquire);
         for change in pending.iter().rev().flat_map(|pending| pending.changes().rev()) {
@@ -404,7 +452,8 @@ impl Commit {
         // What the writes in the log are answered; those that only queued are certain.
         let mut answer = None;
         if let Err(invalidation) = writer.invalidate(refused, &self.syncs) {
-            let unknown = StoreError::Unknown { path: path.clone(), said: said.clone(), then: invalidation.to_string() };
+            let unknown =
+                StoreError::Unknown { path: path.clone(), said: said.clone(), then: invalidation.to_string() };
             tracing::error!(writes = written, "{unknown}");
             answer = Some(Arc::new(unknown));
             if is_full {
@@ -415,7 +464,14 @@ impl Commit {
             writer.synced = writer.at;
         }
         let mut queue = self.queue.lock();
-        queue.closed = (!error.is_full()).then(|| Arc::clone(&error));
+        queue.closed = if error.is_full() { closed } else { Some(Arc::clone(&error)) };
+        let unwritten = queue.room.unwritten();
+        queue.room.written(unwritten);
+        if error.is_full() {
+            queue.room.refused(&error, refused);
+            self.stale.store(true, Ordering::Relaxed);
+            let _ = self.wanted.try_send(());
+        }
         self.undone.fetch_add(1, Ordering::AcqRel);
         // After the line above: whoever saw what was taken back must not find it kept. All that was given is now one or
         // the other, and nobody is to wait for it.
@@ -492,91 +548,4 @@ fn take_back(map: &Map, change: &Change, kept: u64) {
         None => drop(shard.remove(hashed, kept)),
     }
     shard.forget_removals_after(kept);
-}
-
-/// Syncs a file, and notes how long that took.
-fn synced(file: &dyn File, syncs: &Histogram) -> io::Result<()> {
-    let began = Instant::now();
-    let result = file.sync();
-    syncs.record(began.elapsed());
-    result
-}
-
-impl Writer {
-    fn new(path: PathBuf, tail: Tail) -> Self {
-        Self {
-            file: tail.file.into(),
-            path,
-            salt: tail.head.salt,
-            at: tail.at,
-            synced: tail.at,
-            marked: 0,
-            room: tail.at,
-            buffer: Vec::new(),
-        }
-    }
-
-    /// Appends records, and syncs them where the time of that is to be noted. The error says whether it was the sync that
-    /// failed.
-    fn append(&mut self, pending: &[Pending], syncs: Option<&Histogram>) -> Result<(), (io::Error, bool)> {
-        self.buffer.clear();
-        if self.synced > self.marked {
-            log::put_mark(&mut self.buffer, self.salt, self.synced);
-        }
-        for pending in pending {
-            log::put_changes(&mut self.buffer, self.salt, pending.changes());
-        }
-        self.file.write_at(self.at, &self.buffer).map_err(|error| (error, false))?;
-        if let Some(syncs) = syncs {
-            self.make_room();
-            synced(&*self.file, syncs).map_err(|error| (error, true))?;
-        }
-        self.marked = self.synced;
-        self.at += self.buffer.len() as u64;
-        if syncs.is_some() {
-            self.synced = self.at;
-        }
-        if self.buffer.capacity() > BUFFER_KEPT {
-            self.buffer = Vec::new();
-        }
-        Ok(())
-    }
-
-    /// Sees to it that the next records take the place of zeros, once there are none: who syncs a file that has grown writes
-    /// its new length as well. As much again as the log has, so that a short one stays short.
-    fn make_room(&mut self) {
-        let end = self.at + self.buffer.len() as u64;
-        if end > self.room {
-            let zeros = end.clamp(ROOM_MIN, ROOM_MAX);
-            // Where the disk is too full for them, the file grows by its records.
-            let _ = self.file.write_at(end, &ZEROS[..zeros as usize]);
-            self.room = end + zeros;
-        }
-    }
-
-    /// Makes sure that so many bytes of refused records behind the log are not found by the next start. They are cut off;
-    /// where that fails, they are overwritten, because a record of length zero ends the log.
-    fn invalidate(&mut self, refused: u64, syncs: &Histogram) -> io::Result<()> {
-        let cut = self.end().and_then(|()| synced(&*self.file, syncs));
-        match cut {
-            Err(_) if refused > 0 => self.overwrite(refused).and_then(|()| synced(&*self.file, syncs)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Puts zeros in the place of so many bytes behind the records. The first come first: without them the rest is no log.
-    fn overwrite(&mut self, count: u64) -> io::Result<()> {
-        let end = self.at + count;
-        for at in (self.at..end).step_by(ROOM_MAX as usize) {
-            self.file.write_at(at, &ZEROS[..(end - at).min(ROOM_MAX) as usize])?;
-        }
-        self.room = end;
-        Ok(())
-    }
-
-    /// Cuts off what is behind the records.
-    fn end(&mut self) -> io::Result<()> {
-        self.room = self.at;
-        self.file.set_len(self.at)
-    }
 }

@@ -34,6 +34,18 @@ pub enum StoreError {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// The log may not grow, because the next snapshot needs the room. What was asked for was not done; it can be asked for
+    /// again when there is room.
+    Reserved {
+        /// The store.
+        path: PathBuf,
+        /// About how much was to be written, in bytes.
+        bytes: u64,
+        /// How much is free, in bytes.
+        free: u64,
+        /// How much of that the next snapshot needs, in bytes.
+        reserved: u64,
+    },
     /// Writing failed once, and what is on the disk is not known any more. The store can only be read.
     Failed {
         /// The file.
@@ -50,6 +62,11 @@ pub enum StoreError {
         /// The error of the attempt to make it invalid.
         then: String,
     },
+    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    MountPoint {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process has the store.
     Locked {
         /// The file.
@@ -62,7 +79,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether room on the disk is all that is missing.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::Reserved { .. })
     }
 
     /// Whether it is certain that the write is not in the store, also after a restart.
@@ -93,6 +110,12 @@ impl fmt::Display for StoreError {
             Self::Full { path } => {
                 write!(f, "no room to write {}; make room on its disk, and try again", path.display())
             }
+            Self::Reserved { path, bytes, free, reserved } => write!(
+                f,
+                "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {} needs {reserved}; delete \
+                 entries, or make room on its disk",
+                path.display()
+            ),
             Self::Failed { path, said } => write!(
                 f,
                 "{} can only be read since a write failed ({said}); check the disk, then start again",
@@ -102,6 +125,11 @@ impl fmt::Display for StoreError {
                 f,
                 "a write to {} failed ({said}) and could not be made invalid ({then}): a restart may or may not find it; check \
                  the disk, start again, then read the entry",
+                path.display()
+            ),
+            Self::MountPoint { path } => write!(
+                f,
+                "cannot use {}: it is a mount point, which no snapshot can replace; mount its folder instead of the file",
                 path.display()
             ),
             Self::Locked { path, pid } => write!(

@@ -32,18 +32,16 @@ impl Lock {
 
 #[cfg(unix)]
 mod system {
-    use std::fs::{File, TryLockError};
+    use std::fs::File;
     use std::io;
     use std::path::Path;
+
+    use super::super::flock;
 
     /// Opens the file, unless another process has it.
     pub(super) fn take(path: &Path) -> io::Result<Option<File>> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        Ok(flock::try_lock(&file, path)?.then_some(file))
     }
 }
 

@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod double_faults;
 mod failures;
+mod full_disk;
 mod history;
 mod interval;
 mod keys;
