@@ -38,8 +38,11 @@ const FIRST: [(Call, Fault); 6] = [
     (Call::Sync, FULL),
 ];
 
+/// Which calls fail, and how often.
+type Faults = &'static [(Call, Fault, u32)];
+
 /// How making it invalid fails, and whether one of the two ways still works.
-const SECOND: [(&[(Call, Fault, u32)], bool); 10] = [
+const SECOND: [(Faults, bool); 10] = [
     (&[], true),
     (&[(Call::SetLen, EIO, 1)], true),
     (&[(Call::SetLen, EIO, ALL)], true),
