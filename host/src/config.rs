@@ -149,6 +149,10 @@ pub struct Options {
     #[serde(deserialize_with = "fsync_from_text")]
     pub fsync: Option<Fsync>,
 
+    /// Size of the log from which a snapshot is written, if it is larger than the last one [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "VKOG_LOG_MIN", hide_env = true)]
+    pub log_min: Option<Size>,
+
     /// The largest single value, below 4GiB [default: the max size]
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
@@ -218,6 +222,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// When a write is on disk.
     pub fsync: Fsync,
+    /// A log shorter than this is never reason for a snapshot, in bytes.
+    pub log_min: u64,
     /// The largest single value, in bytes.
     pub max_value: u64,
     /// How many bytes the bodies of requests in flight may hold together.
@@ -352,6 +358,7 @@ impl Config {
             http,
             tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
+            log_min: given.log_min.or(written.log_min).map_or(64 << 20, |size| size.0),
             max_value,
             memory_budget,
             log_requests: given.log_requests || written.log_requests,

@@ -70,9 +70,11 @@ pub fn serve(
     })?;
     let snapshots = Chore::new("snapshots", {
         let ops = Arc::clone(&ops);
-        move || match ops.store().snapshot() {
-            Ok(()) => tracing::info!("wrote {}", file.display()),
-            Err(error) => tracing::error!("no snapshot: {error}"),
+        move || {
+            // The store logs one that fails, and tries it again.
+            if ops.store().snapshot().is_ok() {
+                tracing::info!("wrote {}", file.display());
+            }
         }
     })?;
     for signal in early.into_iter().chain(signals.iter()) {
@@ -131,7 +133,8 @@ fn start(
     let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let lock = Lock::take(&config.file).map_err(failure)?;
-    let options = Options { fsync: config.fsync, history_max: config.watch_history, ..Options::default() };
+    let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
+    let options = Options { fsync, log_min, history_max, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
     let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);

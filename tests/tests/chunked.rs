@@ -18,7 +18,7 @@ fn servers(arguments: &[&str]) -> impl Iterator<Item = (&'static str, Server)> {
 }
 
 fn head(method: &str, path: &str, fields: &str) -> String {
-    format!("{method} {path} HTTP/1.1\r\nHost: vkog\r\nTransfer-Encoding: chunked\r\n{fields}\r\n")
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n{fields}\r\n")
 }
 
 /// A body in chunks of this length.
@@ -64,7 +64,7 @@ fn a_chunked_body_is_stored_however_it_is_cut() {
             eprintln!("{engine}: {value:?}");
         }
         // A connection is kept, and a request that was sent ahead is served.
-        let two = head("PUT", "/k/a", "") + "1\r\na\r\n0\r\n\r\nGET /k/a HTTP/1.1\r\nHost: vkog\r\n\r\n";
+        let two = head("PUT", "/k/a", "") + "1\r\na\r\n0\r\n\r\nGET /k/a HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let mut wire = server.wire();
         wire.send(two).reply().expect(200);
         wire.reply().expect(200).is("a");
@@ -72,7 +72,7 @@ fn a_chunked_body_is_stored_however_it_is_cut() {
         wire.send(head("PUT", "/k/a", "")).send("0\r\n\r\n").reply().expect(400).begins("No content provided");
         server.get("a").expect(200).is("a");
         // The name of the coding has no case.
-        wire.send("PUT /k/a HTTP/1.1\r\nHost: vkog\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n")
+        wire.send("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n")
             .reply()
             .expect(200);
         server.get("a").expect(200).is("b");
@@ -95,7 +95,7 @@ fn malformed_chunks_are_400_write_nothing_and_end_the_connection() {
         ] {
             let mut wire = server.wire();
             wire.send(head("PUT", "/k/new", "")).send(body);
-            wire.send("GET /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n");
+            wire.send("GET /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n");
             wire.reply().expect(400);
             wire.finish();
             let rest = wire.rest().expect("the server ends the connection");
@@ -117,14 +117,14 @@ fn malformed_chunks_are_400_write_nothing_and_end_the_connection() {
 #[test]
 fn a_chunked_body_with_a_length_beside_it_is_400_and_hides_no_request() {
     for (engine, server) in servers(&[]) {
-        let smuggled = "DELETE /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n";
+        let smuggled = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let length = format!("Content-Length: {}\r\n", smuggled.len());
         for fields in
             [format!("Transfer-Encoding: chunked\r\n{length}"), format!("{length}Transfer-Encoding: chunked\r\n")]
         {
             for body in ["0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n"] {
                 let mut wire = server.wire();
-                wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: vkog\r\n{fields}\r\n{body}{smuggled}"));
+                wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n{body}{smuggled}"));
                 wire.reply().expect(400);
                 wire.finish();
                 let rest = wire.rest().expect("the server ends the connection");
@@ -167,7 +167,7 @@ fn a_client_that_sends_everything_before_it_reads_gets_the_413() {
                         wire.send(head("PUT", "/k/new", "")).send(chunked(&body, 64 << 10));
                     } else {
                         let declared = format!("Content-Length: {}\r\n", body.len());
-                        wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: vkog\r\n{declared}\r\n")).send(&body);
+                        wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\n{declared}\r\n")).send(&body);
                     }
                     let reply = wire.reply();
                     assert_eq!(reply.status, 413, "{engine}: {reply}");
@@ -189,7 +189,7 @@ fn a_client_that_expects_100_continue_is_asked_for_its_chunks_or_refused_at_once
         let mut wire = server.wire();
         wire.send(head("PUT", "/nowhere", "Expect: 100-continue\r\n")).reply().expect(404);
         let mut wire = server.wire();
-        wire.send("PUT /k/new HTTP/1.1\r\nHost: vkog\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        wire.send("PUT /k/new HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
             .reply()
             .expect(100);
         wire.send("HELLO").reply().expect(200);
@@ -215,7 +215,7 @@ fn a_chunked_body_that_nobody_wants_leaves_the_connection_usable_or_closed() {
         wire.send(head("PUT", "/nowhere", "")).send(chunked(&pattern(5000), 512));
         let reply = wire.reply().expect(404);
         if reply.header("Connection").is_none() {
-            wire.send("GET /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n").reply().expect(200).is("sown");
+            wire.send("GET /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().expect(200).is("sown");
         }
         let mut wire = server.wire();
         wire.send(head("GET", "/k/seed", "")).send("5\r\nhello\r\n0\r\n\r\n").reply().expect(200).is("sown");

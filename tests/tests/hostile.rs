@@ -181,13 +181,13 @@ fn clients_are_served_after_file_descriptors_ran_out() {
             let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
             for mut stream in &held {
                 // Those that are over the limit may be closed.
-                let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: vkog\r\n");
+                let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\n");
             }
             thread::sleep(Duration::from_millis(300));
             drop(held);
             for client in 0..5 {
                 let mut wire = server.wire();
-                wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n");
+                wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n");
                 let reply = wire.try_reply();
                 assert!(reply.is_ok_and(|reply| reply.status == 200), "{engine}: client {client} of round {round}");
             }
@@ -208,7 +208,7 @@ fn requests_in_a_burst_of_silent_connections_are_answered() {
             for number in 0..silent + requests {
                 if number % (silent / requests + 1) == 0 && wires.len() < requests {
                     let mut wire = server.wire();
-                    wire.send("GET /k/k HTTP/1.1\r\nHost: vkog\r\n\r\n");
+                    wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n");
                     wires.push(wire);
                 } else {
                     quiet.push(connect(&server));

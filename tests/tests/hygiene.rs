@@ -17,7 +17,7 @@ const BOTH: [&str; 2] = ["tiny", "hyper"];
 const HYPER: [&str; 1] = ["hyper"];
 
 /// What a request tries to smuggle past the end of another one.
-const SMUGGLED: &str = "DELETE /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n";
+const SMUGGLED: &str = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn server(engine: &str) -> Server {
     let server = Setup::new().args(["--http", engine]).start();
@@ -50,37 +50,37 @@ fn ambiguous_framing_is_refused_and_nothing_after_it_is_executed() {
         (
             &BOTH,
             "a bare line feed hides the length",
-            format!("PUT /k/a HTTP/1.1\r\nHost: vkog\r\nX: a\nContent-Length: {length}\r\n\r\n"),
+            format!("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nX: a\nContent-Length: {length}\r\n\r\n"),
         ),
         (
             &BOTH,
             "a length beyond 64 bits",
-            "PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: 18446744073709551616\r\n\r\n".into(),
+            "PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18446744073709551616\r\n\r\n".into(),
         ),
         (
             &BOTH,
             "a length far beyond 64 bits",
-            "PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: 99999999999999999999999\r\n\r\n".into(),
+            "PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n".into(),
         ),
-        (&BOTH, "a negative length", "PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: -1\r\n\r\n".into()),
+        (&BOTH, "a negative length", "PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n".into()),
         (
             &BOTH,
             "two lengths",
-            format!("PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: 0\r\nContent-Length: {length}\r\n\r\n"),
+            format!("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: {length}\r\n\r\n"),
         ),
-        (&BOTH, "a carriage return in a value", "PUT /k/a HTTP/1.1\r\nHost: vkog\r\nX: a\rb\r\n\r\n".into()),
-        (&BOTH, "a NUL in a value", "PUT /k/a HTTP/1.1\r\nHost: vkog\r\nX: a\0b\r\n\r\n".into()),
+        (&BOTH, "a carriage return in a value", "PUT /k/a HTTP/1.1\r\nHost: localhost\r\nX: a\rb\r\n\r\n".into()),
+        (&BOTH, "a NUL in a value", "PUT /k/a HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n".into()),
         (
             &HYPER,
             "a line that is folded",
-            format!("PUT /k/a HTTP/1.1\r\nHost: vkog\r\nX: a\r\n Content-Length: {length}\r\n\r\n"),
+            format!("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nX: a\r\n Content-Length: {length}\r\n\r\n"),
         ),
         (
             &HYPER,
             "a vertical tab before the length",
-            format!("PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: \x0b{length}\r\n\r\n"),
+            format!("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: \x0b{length}\r\n\r\n"),
         ),
-        (&HYPER, "something after the version", "GET /livez HTTP/1.1 x\r\nHost: vkog\r\n\r\n".into()),
+        (&HYPER, "something after the version", "GET /livez HTTP/1.1 x\r\nHost: localhost\r\n\r\n".into()),
     ];
     for (engines, what, head) in cases {
         for engine in *engines {
@@ -106,10 +106,10 @@ fn bytes_that_are_not_ascii_get_an_answer_or_a_close_and_leave_nothing() {
     for engine in BOTH {
         let server = server(engine);
         for bytes in [
-            b"GET /k/seed HTTP/1.1\r\nHost: vkog\r\nX: \xff\xfe\r\n\r\n".as_slice(),
-            b"GET /k/seed HTTP/1.1\r\nHost: vkog\r\nX-\xc3\xa9: a\r\n\r\n",
-            b"GET /k/\xc3\xa9 HTTP/1.1\r\nHost: vkog\r\n\r\n",
-            b"G\xc3\x89T /k/seed HTTP/1.1\r\nHost: vkog\r\n\r\n",
+            b"GET /k/seed HTTP/1.1\r\nHost: localhost\r\nX: \xff\xfe\r\n\r\n".as_slice(),
+            b"GET /k/seed HTTP/1.1\r\nHost: localhost\r\nX-\xc3\xa9: a\r\n\r\n",
+            b"GET /k/\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"G\xc3\x89T /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ] {
             let answers = statuses(&server, bytes);
             assert!(answers.len() <= 1, "{engine}: {answers:?}");
@@ -126,7 +126,7 @@ fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
         for _ in 0..50 {
             for bytes in [
                 b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0".as_slice(),
-                b"GET /livez HTTP/2.0\r\nHost: vkog\r\n\r\n",
+                b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n",
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
                 b"\0\0\0\0\r\n\r\n",
             ] {
@@ -153,14 +153,14 @@ fn a_connection_of_http_1_0_is_kept_where_the_client_asks_for_it() {
         let server = server(engine);
         let mut wire = server.wire();
         for _ in 0..4 {
-            let reply = wire.send("GET /k/seed HTTP/1.0\r\nHost: vkog\r\nConnection: Keep-Alive\r\n\r\n").reply();
+            let reply = wire.send("GET /k/seed HTTP/1.0\r\nHost: localhost\r\nConnection: Keep-Alive\r\n\r\n").reply();
             assert!(
                 reply.header("Connection").is_some_and(|value| value.eq_ignore_ascii_case("keep-alive")),
                 "{engine}: {reply}"
             );
             reply.expect(200).is("sown");
         }
-        wire.send("GET /k/seed HTTP/1.0\r\nHost: vkog\r\n\r\n").reply().expect(200).is("sown");
+        wire.send("GET /k/seed HTTP/1.0\r\nHost: localhost\r\n\r\n").reply().expect(200).is("sown");
         assert!(wire.rest().expect("the server ends the connection").is_empty(), "{engine}");
     }
 }
@@ -175,7 +175,7 @@ fn innocent_clients_at_reused_addresses_are_served_after_bad_framing() {
             // A reset frees the port of the client at once.
             let (mut wire, port) = from_port(&server, 0).expect("there is a port");
             ports.push(port);
-            let _ = wire.try_send(b"PUT /k/a HTTP/1.1\r\nHost: vkog\r\nContent-Length: x\r\n\r\nabc");
+            let _ = wire.try_send(b"PUT /k/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\nabc");
             if let Ok(reply) = wire.try_reply() {
                 assert_eq!(reply.status, 400, "{engine}: {reply}");
             }

@@ -160,7 +160,7 @@ fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
         for forged in ["\n2001-01-01T00:00:00Z:forged", "\r2001\u{1b}[2J", "%0AERROR%0Dforged%1B"] {
             for token in ["reader", "unknown"] {
                 let mut wire = server.wire();
-                let fields = format!("Host: a\r\nAuthorization: Bearer {token}\r\nX-Request-Id: a\r\n");
+                let fields = format!("Host: localhost\r\nAuthorization: Bearer {token}\r\nX-Request-Id: a\r\n");
                 wire.send(format!("DELETE /k/a{forged} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n"));
                 // Whatever the engine makes of it: an answer, or the end of the connection.
                 let _ = wire.rest();

@@ -50,7 +50,7 @@ impl Upload {
         let mut stream = TcpStream::connect(server.address()).expect("the server listens");
         stream.set_read_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
         stream.set_write_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
-        let head = format!("PUT /k/{key} HTTP/1.1\r\nHost: vkog\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!("PUT /k/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).expect("the server reads");
         Self { stream, left: length - 1 }
     }
@@ -89,7 +89,7 @@ impl Upload {
 fn batch(wire: &mut Wire, fields: &str, body: &[u8]) {
     let length = body.len();
     let head = format!(
-        "POST /batch HTTP/1.1\r\nHost: vkog\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{fields}\r\n"
+        "POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{fields}\r\n"
     );
     wire.send([head.as_bytes(), body].concat());
 }
@@ -241,7 +241,7 @@ fn pages_of_keys_that_nobody_reads_count_against_the_budget() {
         let statuses: Vec<String> = (0..4)
             .map(|_| {
                 let mut wire = server.wire();
-                let line = wire.send("GET /keys HTTP/1.1\r\nHost: vkog\r\n\r\n").begin_reply();
+                let line = wire.send("GET /keys HTTP/1.1\r\nHost: localhost\r\n\r\n").begin_reply();
                 wires.push(wire);
                 line
             })

@@ -32,7 +32,7 @@ fn hung(setup: &Setup, place: &str) -> Server {
     }
     if place.ends_with("_put") {
         let mut wire = server.wire();
-        wire.send("PUT /k/hang HTTP/1.1\r\nHost: vkog\r\nContent-Length: 1\r\n\r\nv");
+        wire.send("PUT /k/hang HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nv");
         server.logs(&[&format!("{place} hangs")]);
         std::mem::forget(wire);
     } else if place == "tick" {

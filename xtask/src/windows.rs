@@ -19,6 +19,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
     ("building", Some("a_plugin_built_by_another_compiler_loads"), "needs several compilers that build for Windows"),
     ("client", None, "gives its commands as lines of a Unix shell"),
+    ("disk_trouble", None, "needs strace and mounts of Linux"),
     ("documents", Some("the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put"), SHELL),
     ("documents", Some("the_session_of_batches_happens_as_it_is_shown"), SHELL),
     ("documents", Some("the_session_of_every_plugin_happens_as_it_is_shown"), SHELL),

@@ -166,10 +166,19 @@ pub(super) fn problem(answer: Answer) -> Problem {
         Answer::Absent => Problem::new(404, "Not Found"),
         Answer::Refused(refusal) => Problem::of(refusal),
         Answer::Failed(error) => {
-            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
-            Problem::new(status, format!("Not kept: {error}"))
+            let (status, words) = not_kept(&error);
+            Problem::new(status, format!("{words}: {error}"))
         }
         Answer::Found(_) | Answer::Written(_) | Answer::Removed(_) => Problem::new(500, "Internal error"),
+    }
+}
+
+/// The status of a write that is not kept, and the first words.
+fn not_kept(error: &StoreError) -> (u16, &'static str) {
+    match error {
+        error if error.is_full() => (507, "Not kept"),
+        error if error.is_certain() => (503, "Not kept"),
+        _ => (503, "Outcome unknown"),
     }
 }
 

@@ -1,15 +1,20 @@
-//! `/livez` and `/readyz`: whether the process lives, and whether the store can be written and all plugins work.
+//! `/livez` and `/readyz`: whether the process lives, and whether the store can be written, snapshots succeed and all plugins
+//! work.
 
 use super::problem::{Manner, Problem};
 use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::OnFailure;
 
-/// A server listens only when its store is loaded; what may be missing is that the store can be written, and that a plugin
-/// is in quarantine.
+/// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
+/// quarantine.
 pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
-    if let Some(error) = ops.store().closed() {
+    let store = ops.store();
+    if let Some(error) = store.closed().or_else(|| store.full()) {
         return Problem::new(503, format!("Not ready: {error}")).reply(manner);
+    }
+    if let Some(error) = store.snapshot_failure() {
+        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(manner);
     }
     let chain = ops.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());

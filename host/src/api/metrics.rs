@@ -60,13 +60,15 @@ impl fmt::Debug for Numbers {
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (entries, size) = self.ops.store().totals();
-        let writable = u64::from(self.ops.store().closed().is_none());
+        let writable = u64::from(self.ops.store().closed().is_none() && self.ops.store().full().is_none());
+        let failing = u64::from(self.ops.store().snapshot_failure().is_some());
         for (name, help, value) in [
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_log_bytes", "The length of the log", self.ops.store().log_len()),
             ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
-            ("vkog_writable", "Whether the store can be written", writable),
+            ("vkog_writable", "Whether the store can be written: 0 after a failed write and on a full disk", writable),
+            ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
             ("vkog_watchers", "Clients that watch", self.ops.store().watching()),
             ("vkog_watch_history_bytes", "What is held of the last changes", self.ops.store().history_bytes()),
         ] {
@@ -76,6 +78,13 @@ impl Collector for Numbers {
         encoder
             .encode_descriptor("vkog_revision", "The last revision that was given", None, MetricType::Gauge)?
             .encode_gauge(&revision)?;
+        let (written, failed) = self.ops.store().snapshots();
+        for (name, help, value) in [
+            ("vkog_snapshots", "Snapshots that were written", written),
+            ("vkog_snapshots_failed", "Snapshots that failed", failed),
+        ] {
+            counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
+        }
         self.requests(&mut encoder)?;
         self.connections(&mut encoder)?;
         self.syncs(&mut encoder)?;

@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
 use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
+use crate::store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 use crate::threads::Home;
 
 /// The plugin that asks, and what its request carries.
@@ -121,8 +121,9 @@ fn give(told: Option<Answer>, answer: &mut dyn FnMut(Answered<'_>)) {
         }
         Some(Answer::Refused(refusal)) => Answered::Refused(Cow::Owned(refusal)),
         Some(Answer::Failed(error)) => {
-            let status = if matches!(*error, StoreError::Full { .. }) { 507 } else { 503 };
-            Answered::Refused(Cow::Owned(by_host(status, format!("Not kept: {error}"))))
+            let status = if error.is_full() { 507 } else { 503 };
+            let words = if error.is_certain() { "Not kept" } else { "Outcome unknown" };
+            Answered::Refused(Cow::Owned(by_host(status, format!("{words}: {error}"))))
         }
     });
 }

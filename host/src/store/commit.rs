@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 
-use super::disk::File;
 use super::error::StoreError;
 use super::history::History;
-use super::log;
 use super::map::Map;
 use super::recover::Tail;
+use super::room::{Growth, Measure, Room};
+use super::writer::{Writer, synced};
 use super::{Change, Changes};
 use crate::counting::Histogram;
 use crate::threads::{Home, Threads};
@@ -49,7 +50,7 @@ pub(super) struct Pending {
 
 impl Pending {
     /// What was changed, in the order of the revisions.
-    fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
+    pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
         self.all.iter().filter(|change| !change.is_look())
     }
 }
@@ -94,6 +95,12 @@ pub(super) struct Commit {
     undone: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
+    /// The disk is to be measured before the next write.
+    stale: AtomicBool,
+    /// How many bytes the log may take ahead of its records.
+    spare: AtomicU64,
+    /// Asks for a snapshot.
+    wanted: Sender<()>,
     /// How long the syncs of the log took.
     syncs: Histogram,
     /// What was kept last, for those who watch.
@@ -102,9 +109,9 @@ pub(super) struct Commit {
     answers: Threads,
 }
 
-#[derive(Default)]
 struct Queue {
     pending: Gathered<Pending>,
+    room: Room,
     readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
@@ -122,36 +129,24 @@ impl Queue {
     }
 }
 
-struct Writer {
-    file: Arc<dyn File>,
-    path: PathBuf,
-    salt: u32,
-    /// Where the next record goes.
-    at: u64,
-    /// How much of the log is known to be on disk.
-    synced: u64,
-    /// How much of it the last mark says is on disk.
-    marked: u64,
-    /// Where the zeros end that were written ahead of the records; the end of the records if none were.
-    room: u64,
-    buffer: Vec<u8>,
-}
-
-/// So many zeros are written ahead at least, and at most, in bytes.
-const ROOM_MIN: u64 = 4 * 1024;
-const ROOM_MAX: u64 = 256 * 1024;
-static ZEROS: [u8; ROOM_MAX as usize] = [0; ROOM_MAX as usize];
-
-/// A buffer larger than this is given back after use, in bytes.
-const BUFFER_KEPT: usize = 1 << 20;
-
 impl Commit {
-    pub(super) fn new(fsync: Fsync, path: PathBuf, tail: Tail, revisions: (u64, u64), history: Arc<History>) -> Self {
-        let (revision, floor) = revisions;
-        let writer = Writer::new(path, tail);
+    pub(super) fn new(
+        fsync: Fsync,
+        log: (PathBuf, Tail),
+        room: Room,
+        (revision, floor): (u64, u64),
+        history: Arc<History>,
+        wanted: Sender<()>,
+    ) -> Self {
+        let writer = Writer::new(log.0, log.1);
+        let queue =
+            Queue { pending: Gathered::new(), room, readers: Vec::new(), closed: None, expected: 0, stop: false };
         Self {
             fsync,
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
+            stale: AtomicBool::new(false),
+            spare: AtomicU64::new(u64::MAX),
+            wanted,
             queued: Condvar::new(),
             syncing: Mutex::default(),
             writing: AtomicBool::new(false),
@@ -200,16 +195,61 @@ impl Commit {
         self.queue.lock().closed = Some(error);
     }
 
+    /// Why the last write was refused for lack of room, while there is still none for it.
+    pub(super) fn full(&self) -> Option<Arc<StoreError>> {
+        self.queue.lock().room.full()
+    }
+
+    /// Whether the disk is to be measured before the next write.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// The disk was measured. Returns whether that ends a lack of room.
+    pub(super) fn measured(&self, measure: Option<Measure>) -> bool {
+        // As much remains for the records themselves.
+        self.spare.store(measure.map_or(u64::MAX, |measure| measure.left() / 2), Ordering::Relaxed);
+        let mut queue = self.queue.lock();
+        let ends = queue.room.measured(measure);
+        self.stale.store(queue.room.is_stale(), Ordering::Relaxed);
+        ends
+    }
+
+    /// Gives the room behind the records back to the disk, for a snapshot that has none.
+    pub(super) fn release_room(&self) {
+        let mut writer = self.writer.lock();
+        if writer.at < writer.room {
+            let _ = writer.end();
+        }
+    }
+
     /// Queues so many changes, whose shards the caller has locked, and gives them their revisions, which follow the one that
     /// `pending` is called with.
     ///
     /// # Errors
     ///
-    /// Nothing can be written; the caller leaves the map as it is.
-    pub(super) fn push(&self, count: u64, pending: impl FnOnce(u64) -> Pending) -> Result<(), Arc<StoreError>> {
+    /// Nothing can be written, or there is no room for this; the caller leaves the map as it is.
+    pub(super) fn push(
+        &self,
+        count: u64,
+        growth: Growth,
+        pending: impl FnOnce(u64) -> Pending,
+    ) -> Result<(), Arc<StoreError>> {
         let mut queue = self.queue.lock();
         if let Some(error) = &queue.closed {
             return Err(Arc::clone(error));
+        }
+        let taken = queue.room.take(growth);
+        if queue.room.is_stale() {
+            self.stale.store(true, Ordering::Relaxed);
+        }
+        if let Err((error, is_news)) = taken {
+            drop(queue);
+            if is_news {
+                tracing::error!("{error}");
+            }
+            let _ = self.wanted.try_send(());
+            return Err(error);
         }
         let before = self.given.load(Ordering::Relaxed).max(self.floor);
         self.given.store(before + count, Ordering::Release);
@@ -325,7 +365,7 @@ impl Commit {
                 writer.synced = at.max(writer.synced);
                 Ok(())
             }
-            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true)),
+            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0)),
         }
     }
 
@@ -338,11 +378,16 @@ impl Commit {
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
     fn write_queued(&self, map: &Map) -> Gathered<Finish> {
         let mut writer = self.writer.lock();
-        let pending = self.queue.lock().take();
+        let (pending, bytes) = {
+            let mut queue = self.queue.lock();
+            (queue.take(), queue.room.unwritten())
+        };
         let last = pending.last().and_then(|pending| pending.changes().next_back());
         let Some(last) = last.map(|change| change.revision) else { return Gathered::new() };
-        if let Err((error, synced)) = writer.append(&pending, (self.fsync == Fsync::Always).then_some(&self.syncs)) {
-            self.fail(map, &mut writer, pending, &error, synced);
+        let syncs = (self.fsync == Fsync::Always).then_some(&self.syncs);
+        if let Err((error, synced)) = writer.append(&pending, syncs, self.spare.load(Ordering::Relaxed)) {
+            let refused = writer.tried;
+            self.fail(map, &mut writer, pending, &error, synced, refused);
             return Gathered::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
@@ -350,7 +395,10 @@ impl Commit {
         self.history.tell(pending.iter().flat_map(Pending::changes));
         self.kept.store(last, Ordering::Release);
         drop(writer);
-        let readers: Vec<_> = self.queue.lock().readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
+        let mut queue = self.queue.lock();
+        queue.room.written(bytes);
+        let readers: Vec<_> = queue.readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
+        drop(queue);
         let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Ok(()), home));
         pending.into_iter().map(|pending| Finish::Change(pending, Ok(()))).chain(readers).collect()
     }
@@ -387,7 +435,7 @@ impl Commit {
         }
     }
 
-    /// Takes back what is not kept: in the map, and in the log as far as it got there.
+    /// Rolls back what is not durable: in the map, and in the log, behind whose records there may be `refused` bytes.
     ///
     /// A full disk is over when there is room. Anything else is final, a failed sync above all: the system may have
     /// thrown away what it could not write, and a later sync that succeeds would prove nothing.
@@ -398,39 +446,51 @@ impl Commit {
         mut pending: Gathered<Pending>,
         error: &io::Error,
         in_sync: bool,
+        refused: u64,
     ) -> Arc<StoreError> {
         let path = writer.path.clone();
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
-        let error =
-            if is_full { StoreError::Full { path } } else { StoreError::Failed { path, said: error.to_string() } };
+        let said = error.to_string();
+        let mut error = Arc::new(if is_full {
+            StoreError::Full { path: path.clone() }
+        } else {
+            StoreError::Failed { path: path.clone(), said: said.clone() }
+        });
         tracing::error!("{error}");
-        let mut error = Arc::new(error);
-        let readers = {
+        let written = pending.len();
+        let (closed, readers) = {
             let mut queue = self.queue.lock();
             // From here on nothing changes in the map but what is taken back.
-            queue.closed = Some(Arc::clone(&error));
+            let closed = queue.closed.replace(Arc::clone(&error));
             pending.append(&mut queue.pending);
-            std::mem::take(&mut queue.readers)
+            (closed, std::mem::take(&mut queue.readers))
         };
         let kept = self.kept.load(Ordering::Acquire);
         for change in pending.iter().rev().flat_map(|pending| pending.changes().rev()) {
             take_back(map, change, kept);
         }
-        // A record that reached the disk in part, or whole, would be found there after the next start.
-        let cut = writer.end().and_then(|()| synced(&*writer.file, &self.syncs));
-        let mut queue = self.queue.lock();
-        match cut {
-            Ok(()) if is_full => {
-                writer.synced = writer.at;
-                queue.closed = None;
-            }
-            Err(cut) if is_full => {
-                let path = writer.path.clone();
-                error = Arc::new(StoreError::Failed { path, said: format!("no room, and then {cut}") });
+        // What the writes in the log are answered; those that only queued are certain.
+        let mut answer = None;
+        if let Err(invalidation) = writer.invalidate(refused, &self.syncs) {
+            let unknown =
+                StoreError::Unknown { path: path.clone(), said: said.clone(), then: invalidation.to_string() };
+            tracing::error!(writes = written, "{unknown}");
+            answer = Some(Arc::new(unknown));
+            if is_full {
+                error = Arc::new(StoreError::Failed { path, said: format!("{said}, and then {invalidation}") });
                 tracing::error!("{error}");
-                queue.closed = Some(Arc::clone(&error));
             }
-            _ => {}
+        } else if is_full {
+            writer.synced = writer.at;
+        }
+        let mut queue = self.queue.lock();
+        queue.closed = if error.is_full() { closed } else { Some(Arc::clone(&error)) };
+        let unwritten = queue.room.unwritten();
+        queue.room.written(unwritten);
+        if error.is_full() {
+            queue.room.refused(&error, refused);
+            self.stale.store(true, Ordering::Relaxed);
+            let _ = self.wanted.try_send(());
         }
         self.undone.fetch_add(1, Ordering::AcqRel);
         // After the line above: whoever saw what was taken back must not find it kept. All that was given is now one or
@@ -438,7 +498,10 @@ impl Commit {
         self.kept.store(self.given(), Ordering::Release);
         drop(queue);
         let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Err(TakenBack), home));
-        let changes = pending.into_iter().map(|pending| Finish::Change(pending, Err(Arc::clone(&error))));
+        let changes = pending.into_iter().enumerate().map(|(index, pending)| {
+            let answer = answer.as_ref().filter(|_| index < written).unwrap_or(&error);
+            Finish::Change(pending, Err(Arc::clone(answer)))
+        });
         self.hand_over(changes.chain(readers).collect());
         error
     }
@@ -460,7 +523,7 @@ impl Commit {
         if (writer.synced < writer.at || writer.at < writer.room)
             && let Err(error) = writer.end().and_then(|()| synced(&*writer.file, &self.syncs))
         {
-            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true));
+            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);
@@ -505,81 +568,4 @@ fn take_back(map: &Map, change: &Change, kept: u64) {
         None => drop(shard.remove(hashed, kept)),
     }
     shard.forget_removals_after(kept);
-}
-
-/// Syncs a file, and notes how long that took.
-fn synced(file: &dyn File, syncs: &Histogram) -> io::Result<()> {
-    let began = Instant::now();
-    let result = file.sync();
-    syncs.record(began.elapsed());
-    result
-}
-
-impl Writer {
-    fn new(path: PathBuf, tail: Tail) -> Self {
-        Self {
-            file: tail.file.into(),
-            path,
-            salt: tail.head.salt,
-            at: tail.at,
-            synced: tail.at,
-            marked: 0,
-            room: tail.at,
-            buffer: Vec::new(),
-        }
-    }
-
-    /// Appends records, and syncs them where the time of that is to be noted. The error says whether it was the sync that
-    /// failed. However many records there are, the buffer holds little more than the largest.
-    fn append(&mut self, pending: &[Pending], syncs: Option<&Histogram>) -> Result<(), (io::Error, bool)> {
-        let mut at = self.at;
-        self.buffer.clear();
-        if self.synced > self.marked {
-            log::put_mark(&mut self.buffer, self.salt, self.synced);
-        }
-        for pending in pending {
-            if self.buffer.len() > BUFFER_KEPT {
-                self.file.write_at(at, &self.buffer).map_err(|error| (error, false))?;
-                at += self.buffer.len() as u64;
-                self.buffer.clear();
-            }
-            let len: usize = pending.changes().map(log::len_of).sum();
-            if len > BUFFER_KEPT {
-                self.buffer.reserve_exact(len);
-            }
-            log::put_changes(&mut self.buffer, self.salt, pending.changes());
-        }
-        self.file.write_at(at, &self.buffer).map_err(|error| (error, false))?;
-        at += self.buffer.len() as u64;
-        if let Some(syncs) = syncs {
-            self.make_room(at);
-            synced(&*self.file, syncs).map_err(|error| (error, true))?;
-        }
-        self.marked = self.synced;
-        self.at = at;
-        if syncs.is_some() {
-            self.synced = self.at;
-        }
-        if self.buffer.capacity() > BUFFER_KEPT {
-            self.buffer = Vec::new();
-        }
-        Ok(())
-    }
-
-    /// Sees to it that the next records take the place of zeros, once there are none: who syncs a file that has grown writes
-    /// its new length as well. As much again as the log has, so that a short one stays short.
-    fn make_room(&mut self, end: u64) {
-        if end > self.room {
-            let zeros = end.clamp(ROOM_MIN, ROOM_MAX);
-            // Where the disk is too full for them, the file grows by its records.
-            let _ = self.file.write_at(end, &ZEROS[..zeros as usize]);
-            self.room = end + zeros;
-        }
-    }
-
-    /// Cuts off what is behind the records.
-    fn end(&mut self) -> io::Result<()> {
-        self.room = self.at;
-        self.file.set_len(self.at)
-    }
 }

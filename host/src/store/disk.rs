@@ -4,6 +4,8 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+#[cfg(unix)]
+use std::sync::Once;
 
 /// A folder's worth of files.
 pub trait Disk: Send + Sync + 'static {
@@ -21,6 +23,14 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes what was created, renamed and removed beside this path last through a power cut.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
+    /// How many bytes can still be written beside this path, where that is known.
+    fn free(&self, _path: &Path) -> Option<u64> {
+        None
+    }
+    /// Whether something is mounted at this path, so that no rename can replace it.
+    fn is_mount_point(&self, _path: &Path) -> bool {
+        false
+    }
 }
 
 /// An open file. Nothing has a position: every read and write says where.
@@ -76,11 +86,34 @@ impl Disk for LocalDisk {
 
     #[cfg(unix)]
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        fs::File::open(folder)?.sync_all()
+        match fs::File::open(folder(path))?.sync_all() {
+            // The system says that this filesystem has no such call, not that it failed.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| {
+                    let folder = folder(path).display();
+                    tracing::warn!(
+                        "cannot sync the folder {folder}: {error}; a power cut may undo the last snapshot's renames"
+                    );
+                });
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_mount_point(&self, path: &Path) -> bool {
+        use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+        let about = statx(CWD, path, AtFlags::empty(), StatxFlags::empty());
+        about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    }
+
+    #[cfg(unix)]
+    fn free(&self, path: &Path) -> Option<u64> {
+        let about = rustix::fs::statvfs(folder(path)).ok()?;
+        // Some network filesystems know nothing and say zero.
+        (about.f_blocks > 0).then(|| about.f_bavail.saturating_mul(about.f_frsize))
     }
 
     /// Windows has no such call: NTFS keeps its own journal of names.
@@ -112,6 +145,15 @@ pub(super) fn imitate(path: &Path, other: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub(super) fn imitate(_: &Path, _: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// The folder of a path.
+#[cfg(unix)]
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// The disk of this machine, to look at only.

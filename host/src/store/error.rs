@@ -34,12 +34,38 @@ pub enum StoreError {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// The log may not grow, because the next snapshot needs the room. What was asked for was not done; it can be asked for
+    /// again when there is room.
+    Reserved {
+        /// The store.
+        path: PathBuf,
+        /// About how much was to be written, in bytes.
+        bytes: u64,
+        /// How much is free, in bytes.
+        free: u64,
+        /// How much of that the next snapshot needs, in bytes.
+        reserved: u64,
+    },
     /// Writing failed once, and what is on the disk is not known any more. The store can only be read.
     Failed {
         /// The file.
         path: PathBuf,
         /// The system's error.
         said: String,
+    },
+    /// Writing failed, and what had reached the disk could not be made invalid. A restart may find the write or not.
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The error of the write.
+        said: String,
+        /// The error of the attempt to make it invalid.
+        then: String,
+    },
+    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    MountPoint {
+        /// The file.
+        path: PathBuf,
     },
     /// Another process has the store.
     Locked {
@@ -67,6 +93,18 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether room on the disk is all that is missing.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Reserved { .. })
+    }
+
+    /// Whether it is certain that the write is not in the store, also after a restart.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self, Self::Unknown { .. })
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -89,9 +127,26 @@ impl fmt::Display for StoreError {
             Self::Full { path } => {
                 write!(f, "no room to write {}; make room on its disk, and try again", path.display())
             }
+            Self::Reserved { path, bytes, free, reserved } => write!(
+                f,
+                "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {} needs {reserved}; delete \
+                 entries, or make room on its disk",
+                path.display()
+            ),
             Self::Failed { path, said } => write!(
                 f,
                 "{} can only be read since a write failed ({said}); check the disk, then start again",
+                path.display()
+            ),
+            Self::Unknown { path, said, then } => write!(
+                f,
+                "a write to {} failed ({said}) and could not be made invalid ({then}): a restart may or may not find it; check \
+                 the disk, start again, then read the entry",
+                path.display()
+            ),
+            Self::MountPoint { path } => write!(
+                f,
+                "cannot use {}: it is a mount point, which no snapshot can replace; mount its folder instead of the file",
                 path.display()
             ),
             Self::Locked { path, pid } => write!(

@@ -131,6 +131,8 @@ mod system {
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     use std::path::Path;
 
+    use super::super::flock;
+
     /// Opens the file and locks it, and says whether it was made; none where another process has it.
     pub(super) fn take(path: &Path) -> io::Result<Option<(File, bool)>> {
         loop {
@@ -148,17 +150,18 @@ mod system {
                 },
                 Err(error) => return Err(error),
             };
-            match file.try_lock() {
-                // The same: what is locked has to be what others find.
-                Ok(()) if !is_at(&file, path) => {}
-                Ok(()) => return Ok(Some((file, made))),
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
+            if !flock::try_lock(&file, path)? {
+                return Ok(None);
+            }
+            // What is locked has to be what others find.
+            if is_at(&file, path) {
+                return Ok(Some((file, made)));
             }
         }
     }
 
-    /// Locks a file that is there; none where another process has it.
+    /// Locks a file that is there; none where another process has it. Not by `fcntl` where there is no `flock`: such a lock ends
+    /// when any handle of the file is closed.
     pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
         let file = File::open(path)?;
         match file.try_lock() {

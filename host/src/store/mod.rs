@@ -4,6 +4,8 @@ mod commit;
 mod disk;
 mod entry;
 mod error;
+#[cfg(unix)]
+mod flock;
 mod history;
 mod import;
 mod inspect;
@@ -13,8 +15,11 @@ mod map;
 mod paths;
 mod recover;
 mod repair;
+mod room;
+mod schedule;
 mod snapshot;
 mod windows;
+mod writer;
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -49,6 +54,8 @@ use log::Head;
 use map::{Hashed, Map, SHARDS};
 use paths::Paths;
 use recover::{Recovered, Tail};
+use room::{Growth, Measure, Room};
+use schedule::Outcomes;
 use windows::Run;
 
 /// How a store keeps what it holds.
@@ -56,7 +63,8 @@ use windows::Run;
 pub struct Options {
     /// When a write is on disk.
     pub fsync: Fsync,
-    /// A log shorter than this is never reason for a snapshot, in bytes.
+    /// A log shorter than this is never reason for a snapshot, in bytes, while there is room on the disk. With `u64::MAX`
+    /// no log is.
     pub log_min: u64,
     /// How much of what was kept last is held for those who watch, in bytes; more only where that is one entry.
     pub history_max: u64,
@@ -166,6 +174,7 @@ struct Shared {
     store: u64,
     options: Options,
     snapshots: Mutex<Snapshots>,
+    outcomes: Outcomes,
     /// Asks for a snapshot.
     wanted: Sender<()>,
 }
@@ -200,6 +209,9 @@ impl Store {
     /// A file is damaged, or does not belong to the others. Nothing is changed then.
     pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
+        if let Some(path) = [&paths.file, &paths.log].into_iter().find(|path| disk.is_mount_point(path)) {
+            return Err(StoreError::MountPoint { path: path.clone() });
+        }
         let floor = options.floor();
         let recovered = recover::recover(&disk, &paths, floor, progress)?;
         Ok(Self::start(disk, paths, options, floor, recovered))
@@ -224,7 +236,14 @@ impl Store {
         let (wanted, asked) = bounded(1);
         let history = Arc::new(History::new(revision, floor, options.history_max));
         let shared = Arc::new(Shared {
-            commit: Commit::new(options.fsync, log_path.clone(), log, (revision, floor), Arc::clone(&history)),
+            commit: Commit::new(
+                options.fsync,
+                (log_path.clone(), log),
+                Room::new(paths.file.clone()),
+                (revision, floor),
+                Arc::clone(&history),
+                wanted.clone(),
+            ),
             map,
             history,
             disk: Box::new(disk),
@@ -234,11 +253,13 @@ impl Store {
             store,
             options,
             snapshots: Mutex::new(snapshots),
+            outcomes: Outcomes::default(),
             wanted,
         });
         if unfinished {
             shared.want_snapshot();
         }
+        shared.measure();
         let (stop, stopped) = bounded(0);
         let store = Self { shared, threads: Mutex::default(), stop: Mutex::new(Some(stop)) };
         store.spawn("snapshot", {
@@ -302,6 +323,21 @@ impl Store {
     /// Why nothing can be written, if so.
     pub fn closed(&self) -> Option<Arc<StoreError>> {
         self.shared.commit.closed()
+    }
+
+    /// Why the last write was refused for lack of room, while there is still none for it. Removals may succeed.
+    pub fn full(&self) -> Option<Arc<StoreError>> {
+        self.shared.commit.full()
+    }
+
+    /// Why the last snapshot failed, if it did. It is tried again.
+    pub fn snapshot_failure(&self) -> Option<Arc<StoreError>> {
+        self.shared.outcomes.failure()
+    }
+
+    /// How many snapshots were written since the start, and how many failed.
+    pub fn snapshots(&self) -> (u64, u64) {
+        self.shared.outcomes.counts()
     }
 
     /// Looks at an entry under its lock. What was seen may be told on when [`when_kept`](Self::when_kept) says so.
@@ -381,11 +417,15 @@ impl Store {
         if let Some(error) = commit.closed() {
             return finish(Update::Closed(error));
         }
+        if commit.is_stale() {
+            self.shared.measure();
+        }
         let undone = commit.undone();
         let hashed: SmallVec<[Hashed<'_>; 1]> = keys.iter().map(|key| map.hash(key.as_bytes())).collect();
         let mut locked = map.lock_all(&hashed, Map::write);
         let mut changes = Changes::with_capacity(keys.len());
         let (mut count, mut seen) = (0, 0);
+        let mut growth = Growth::default();
         let mut stays = None;
         for (index, key) in keys.iter().enumerate() {
             let current = match locked.earlier(index) {
@@ -404,10 +444,20 @@ impl Store {
                 }
                 Decision::Show => (before.clone(), before, false),
                 Decision::Hide => (None, before, false),
-                Decision::Remove => (before, None, true),
-                Decision::Write(draft) => (before, Some(Entry::made(key, &draft)), true),
+                Decision::Remove => {
+                    growth.bytes += key.len() as u64 + Growth::OVERHEAD;
+                    (before, None, true)
+                }
+                Decision::Write(draft) => {
+                    let after = Entry::made(key, &draft);
+                    growth.bytes += after.len() as u64 + Growth::OVERHEAD;
+                    growth.writes = true;
+                    (before, Some(after), true)
+                }
                 Decision::Put(entry) => {
                     debug_assert_eq!(entry.key(), *key, "an entry is put under its own key");
+                    growth.bytes += entry.len() as u64 + Growth::OVERHEAD;
+                    growth.writes = true;
                     (before, Some(entry), true)
                 }
             };
@@ -429,7 +479,7 @@ impl Store {
             });
         }
         let mut finish = Some(finish);
-        let pushed = commit.push(count, |given| {
+        let pushed = commit.push(count, growth, |given| {
             for change in changes.iter_mut().filter(|change| !change.is_look()) {
                 change.revision += given;
                 if let Some(entry) = &change.after {
@@ -559,28 +609,35 @@ impl Store {
             scope
                 .spawn(|| {
                     give_way();
-                    shared.snapshot(PAUSE)
+                    shared.snapshot_noted(&mut shared.snapshots.lock(), PAUSE)
                 })
                 .join()
         });
         written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Writes what is not in the snapshot yet. Nothing may be read or written any more.
+    /// Writes what is not in the snapshot yet, or leaves it in the log where no snapshot can be written. Nothing may be read
+    /// or written any more.
     ///
     /// # Errors
     ///
-    /// The snapshot could not be written. Nothing is lost, unless writing had failed before.
+    /// Writing had failed before, or the log could not be synced.
     pub fn close(&self) -> Result<(), Arc<StoreError>> {
         self.end_threads();
-        if self.shared.has_news() {
-            self.shared.snapshot(Duration::ZERO)?;
-        }
-        if self.shared.commit.closed().is_some() {
+        let shared = &self.shared;
+        let mut snapshots = shared.snapshots.lock();
+        let has_news = shared.commit.len() > Head::EMPTY_LEN || snapshots.unfinished;
+        if has_news && let Err(error) = shared.snapshot_noted(&mut snapshots, Duration::ZERO) {
+            shared.commit.sync(&shared.map)?;
+            let file = shared.paths.file.display();
+            tracing::warn!("{file} was closed without a snapshot ({error}); the log holds what is not in it");
             return Ok(());
         }
-        self.shared.check_lock()?;
-        self.shared.mark_clean().map_err(unwritable(&self.shared.paths.file))
+        if shared.commit.closed().is_some() {
+            return Ok(());
+        }
+        shared.check_lock()?;
+        shared.mark_clean(&snapshots).map_err(unwritable(&shared.paths.file))
     }
 
     fn end_threads(&self) {
@@ -614,8 +671,8 @@ impl Shared {
     }
 
     /// Has the snapshot say that its log is empty.
-    fn mark_clean(&self) -> io::Result<()> {
-        if self.snapshots.lock().has_mark
+    fn mark_clean(&self, snapshots: &Snapshots) -> io::Result<()> {
+        if snapshots.has_mark
             && let Some(file) = self.disk.open(&self.paths.file)?
         {
             snapshot::mark(&*file, true)?;
@@ -628,7 +685,7 @@ impl Shared {
         if self.has_news() {
             return;
         }
-        let marked = if self.opened.was_clean { self.mark_clean() } else { Ok(()) };
+        let marked = if self.opened.was_clean { self.mark_clean(&self.snapshots.lock()) } else { Ok(()) };
         if marked.is_ok() && self.opened.log_is_new {
             // One that stays is empty, and harms nobody.
             let _ = self.disk.remove(&self.paths.log);
@@ -639,28 +696,6 @@ impl Shared {
         let _ = self.wanted.try_send(());
     }
 
-    /// The thread that writes snapshots when they are wanted.
-    fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
-        give_way();
-        loop {
-            crossbeam_channel::select! {
-                recv(stopped) -> _ => return,
-                recv(wanted) -> _ => {}
-                default(windows::IDLE) => {
-                    self.map.windows.forget_idle();
-                    continue;
-                }
-            }
-            if let Err(error) = self.snapshot(PAUSE) {
-                tracing::error!("no snapshot: {error}");
-                // Whatever was in the way, it is not asked for again at every write.
-                if stopped.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Disconnected) {
-                    return;
-                }
-            }
-        }
-    }
-
     fn sync_every(&self, interval: Duration, stopped: &Receiver<()>) {
         // An error closes the store, which says so to whoever writes.
         while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
@@ -669,8 +704,28 @@ impl Shared {
         let _ = self.commit.sync(&self.map);
     }
 
-    fn snapshot(&self, pause: Duration) -> Result<(), Arc<StoreError>> {
-        let mut snapshots = self.snapshots.lock();
+    /// Writes a snapshot, and notes and logs what became of it.
+    fn snapshot_noted(&self, snapshots: &mut Snapshots, pause: Duration) -> Result<(), Arc<StoreError>> {
+        let fits = self.disk.free(&self.paths.file).is_none_or(|free| Measure::new(free, self.map.totals()).fits());
+        let written = self.snapshot(snapshots, pause);
+        match &written {
+            Ok(()) if self.outcomes.wrote() => tracing::info!("wrote {} again", self.paths.file.display()),
+            Ok(()) => {}
+            Err(error) => self.snapshot_failed(error, fits),
+        }
+        written
+    }
+
+    /// Logs a snapshot that failed, and sees to it that it is tried again.
+    fn snapshot_failed(&self, error: &Arc<StoreError>, fitted: bool) {
+        tracing::error!("no snapshot: {error}");
+        if self.commit.closed().is_none() {
+            self.outcomes.failed(error, fitted);
+            self.want_snapshot();
+        }
+    }
+
+    fn snapshot(&self, snapshots: &mut Snapshots, pause: Duration) -> Result<(), Arc<StoreError>> {
         if let Some(error) = self.commit.closed() {
             return Err(error);
         }
@@ -686,7 +741,15 @@ impl Shared {
                 self.disk.sync_folder(next)?;
                 Ok(Tail::new(file, head, at))
             };
-            let tail = begin().map_err(unwritable(next))?;
+            // The room of the old log is its, if nothing else is left.
+            let begun = begin().or_else(|error: io::Error| match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    self.commit.release_room();
+                    begin()
+                }
+                _ => Err(error),
+            });
+            let tail = begun.map_err(unwritable(next))?;
             self.commit.switch(&self.map, next.clone(), tail)?;
             snapshots.generation += 1;
             snapshots.salt = salt;

@@ -73,6 +73,7 @@ struct State {
     late: bool,
     waits: bool,
     capacity: Option<u64>,
+    tells_free: bool,
     acknowledged: Arc<AtomicU64>,
     promised: u64,
     log_syncs: u64,
@@ -155,6 +156,11 @@ impl SimulatedDisk {
     /// There is room for so many bytes, or for all.
     pub(crate) fn capacity(&self, bytes: Option<u64>) {
         self.0.state.lock().capacity = bytes;
+    }
+
+    /// From now on the disk says how much is free.
+    pub(crate) fn tell_free(&self) {
+        self.0.state.lock().tells_free = true;
     }
 
     /// How many bytes are in files now.
@@ -505,6 +511,12 @@ impl Disk for SimulatedDisk {
             state.name_changes.clear();
         }
         outcome.result()
+    }
+
+    fn free(&self, _: &Path) -> Option<u64> {
+        let state = self.0.state.lock();
+        let capacity = state.capacity.filter(|_| state.tells_free)?;
+        Some(capacity.saturating_sub(state.used()))
     }
 }
 

@@ -304,19 +304,33 @@ fn what_a_full_disk_refused_does_not_come_back_after_a_power_cut() {
 }
 
 #[test]
-fn a_full_disk_that_cannot_even_be_cut_back_is_final_and_says_so() {
-    for call in [Call::SetLen, Call::Sync] {
+fn a_full_disk_that_cannot_be_cut_back_is_overwritten_and_heals() {
+    for (call, times) in [(Call::SetLen, 1), (Call::SetLen, u32::MAX), (Call::Sync, 1)] {
         let (disk, store) = new_store(Fsync::Always);
         put(&store, "key", "kept");
         disk.fault(Call::Write, ".log", HALF_FULL, 1);
-        disk.fault(call, ".log", EIO, 1);
-        refused(&store, "key", "refused");
-        let closed = store.closed().expect("it stays closed");
-        assert!(matches!(*closed, StoreError::Failed { .. }), "room does not help any more: {closed}");
-        refused(&store, "key", "refused");
-        assert_eq!(get(&store, "key").expect("kept").1, Content::text("kept"));
+        disk.fault(call, ".log", EIO, times);
+        assert!(refused(&store, "key", "refused").is_full());
+        assert!(store.closed().is_none(), "{:?}", store.closed());
+        disk.mend();
+        put(&store, "key", "kept again");
         reopening_agrees(&disk, store);
     }
+}
+
+#[test]
+fn a_full_disk_whose_refused_write_stays_valid_is_final_and_says_so() {
+    let (disk, store) = new_store(Fsync::Always);
+    put(&store, "key", "kept");
+    disk.fault(Call::Write, ".log", HALF_FULL, 1);
+    disk.fault(Call::Sync, ".log", EIO, u32::MAX);
+    assert!(matches!(*refused(&store, "key", "unknown"), StoreError::Unknown { .. }));
+    let closed = store.closed().expect("it stays closed");
+    assert!(matches!(*closed, StoreError::Failed { .. }), "room does not help any more: {closed}");
+    assert!(matches!(*refused(&store, "key", "refused"), StoreError::Failed { .. }));
+    assert_eq!(get(&store, "key").expect("kept").1, Content::text("kept"));
+    disk.mend();
+    reopening_agrees(&disk, store);
 }
 
 #[test]

@@ -1,0 +1,35 @@
+//! An exclusive lock of a file, also where its filesystem has no `flock`, as some network and FUSE filesystems.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+/// Locks a file. Returns false where another process has it locked. A filesystem that knows no lock at all is worth a
+/// warning: a single server needs none.
+pub(super) fn try_lock(file: &File, path: &Path) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => return Ok(true),
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) if is_missing(&error) => {}
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    match rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(errno) if is_missing(&errno.into()) => {
+            let path = path.display();
+            tracing::warn!("cannot lock {path}: {errno}; make sure that no other server uses this store");
+            Ok(true)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether the filesystem has no such lock.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::INVAL))
+}
