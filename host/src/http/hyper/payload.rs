@@ -59,7 +59,7 @@ impl Flow {
             self.stream = None;
         }
         let unsent = || Some(Unsent(Arc::clone(&self.unsent)));
-        Poll::Ready(bytes.map(|bytes| Piece { bytes: bytes.into(), _unsent: unsent() }))
+        Poll::Ready(bytes.map(|bytes| Piece { bytes, _unsent: unsent() }))
     }
 }
 
