@@ -12,7 +12,6 @@ use crate::build;
 const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("access", Some("a_reload_takes_in_other_tokens_or_leaves_them_all"), "needs SIGHUP"),
     ("access", Some("tokens_are_asked_for_on_a_unix_socket_too_once_there_are_some"), UNIX_SOCKET),
-    ("attacks", None, MEMORY),
     ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
@@ -27,6 +26,8 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("documents", Some("the_sessions_of_the_readme_happen_as_they_are_shown"), SHELL),
     ("durability", Some("a_stop_is_heard_however_many_snapshots_were_asked_for"), "needs SIGUSR1"),
     ("examples", Some("at_a_stop_audit_waits_until_a_slow_file_has_taken_every_line"), "needs a named pipe of Unix"),
+    ("hostile", None, MEMORY),
+    ("hygiene", None, "measures threads and files as Linux counts them"),
     ("latency", None, "measures time, and Wine takes its own"),
     ("limits", Some("a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served"), "needs ulimit"),
     ("limits", Some("a_unix_socket_is_served_by_either_engine"), UNIX_SOCKET),

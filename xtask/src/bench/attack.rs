@@ -1,5 +1,5 @@
 //! `cargo xtask bench attack`: how long another client waits, and how much memory the server takes, while clients do what
-//! exhausts servers. `tests/tests/attacks.rs` asserts that it survives that; here it is measured.
+//! exhausts servers. `tests/tests/hostile.rs` asserts that it survives that; here it is measured.
 
 use std::fs;
 use std::io::{Read, Write};
