@@ -98,17 +98,17 @@ fn a_hook_is_shown_the_whole_request() {
 #[test]
 fn a_guard_is_shown_the_entry_as_it_is_and_after_both_as_they_were_and_are() {
     let server = setup().start();
-    server.key("POST", "k").header("Content-Type", "text/plain").body("one").send().expect(200);
-    server.key("PUT", "k").header("Content-Type", "text/html").body("two").send().expect(200);
+    let posted = server.key("POST", "k").header("Content-Type", "text/plain").body("one").send().expect(200).revision();
+    let put = server.key("PUT", "k").header("Content-Type", "text/html").body("two").send().expect(200).revision();
     server.get("k").expect(200);
     server.delete("k").expect(200);
     let calls = told(&server);
-    let (one, two) = (json!(["one", "text/plain", 1, ""]), json!(["two", "text/html", 2, ""]));
+    let (one, two) = (json!(["one", "text/plain", posted, ""]), json!(["two", "text/html", put, ""]));
     let expected = [
         ("guard_post", json!(null)),
-        ("after_post", json!([null, one, 1])),
+        ("after_post", json!([null, one, posted])),
         ("guard_put", one.clone()),
-        ("after_put", json!([one, two, 2])),
+        ("after_put", json!([one, two, put])),
         ("guard_get", two.clone()),
         ("guard_delete", two.clone()),
     ];
@@ -184,8 +184,8 @@ fn details_are_kept_with_the_entry_each_plugins_own_and_outlive_a_restart() {
 fn at_start_a_plugin_is_shown_all_that_the_store_holds() {
     let setup = setup();
     let server = setup.start();
-    server.key("POST", "a").header("Content-Type", "text/plain").body("1").send().expect(200);
-    server.path("POST", "/k/b?details-witness-last").body("2").send().expect(200);
+    let a = server.key("POST", "a").header("Content-Type", "text/plain").body("1").send().expect(200).revision();
+    let b = server.path("POST", "/k/b?details-witness-last").body("2").send().expect(200).revision();
     server.stop().expect(0);
     let server = setup.start();
     server.logs(&["witness-first", "\\\"hook\\\":\\\"start\\\""]);
@@ -199,7 +199,7 @@ fn at_start_a_plugin_is_shown_all_that_the_store_holds() {
         let octets = "application/octet-stream";
         assert_eq!(
             started,
-            Some(json!([["a", ["1", "text/plain", 1, ""]], ["b", ["2", octets, 2, details]]])),
+            Some(json!([["a", ["1", "text/plain", a, ""]], ["b", ["2", octets, b, details]]])),
             "{plugin}"
         );
     }

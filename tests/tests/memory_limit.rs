@@ -30,7 +30,7 @@ fn fill(server: &Server, value: &str) -> u64 {
         let create = |number: u64| json!({ "op": "post", "key": format!("{number:08}"), "value": value });
         let body = Value::from((first..first + BATCH).map(create).collect::<Vec<_>>()).to_string();
         let request = format!(
-            "POST /batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         let reply = wire.send(request).reply();

@@ -23,11 +23,12 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
     let mut valued: Vec<_> = (0..150).map(|_| server.watch("values", "")).collect();
     let mut others: Vec<_> = (0..50).map(|_| server.watch("prefix=b/&values", "")).collect();
     let mut wire = server.wire();
-    for change in 0..CHANGES {
+    let mut put = |change| {
         let key = if change % 10 == 0 { "/k/b/k" } else { "/k/a/k" };
-        wire.request("PUT", key, format!("v{change}").as_bytes()).expect(200);
-    }
-    let all: Vec<_> = (0..CHANGES).map(|change| (change as u64 + 1, format!("v{change}"))).collect();
+        let value = format!("v{change}");
+        (wire.request("PUT", key, value.as_bytes()).expect(200).revision(), value)
+    };
+    let all: Vec<_> = (0..CHANGES).map(&mut put).collect();
     let bare: Vec<_> = all.iter().map(|(revision, _)| (*revision, "none".to_owned())).collect();
     let some: Vec<_> = all.iter().step_by(10).cloned().collect();
     plain.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), bare));
@@ -37,7 +38,7 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
     server.delete("b/k").expect(200);
     for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
         let event = watching.event().expect("there is one more");
-        assert_eq!((event.id, event.name.as_str(), event.key()), (Some(CHANGES as u64 + 1), "delete", "b/k"));
+        assert_eq!((event.id, event.name.as_str(), event.key()), (Some(all[CHANGES - 1].0 + 1), "delete", "b/k"));
     }
     // An end reaches those who wait and those who were just told something.
     let mut late = server.watch("since=0", "");
@@ -54,10 +55,11 @@ fn a_watcher_that_catches_up_on_a_long_history_gets_all_of_it_beside_others() {
     let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
     let mut idle: Vec<_> = (0..20).map(|_| server.watch("prefix=z", "")).collect();
     let mut wire = server.wire();
-    for change in 0..CHANGES {
-        wire.request("PUT", "/k/k", format!("{change:0>500}").as_bytes()).expect(200);
-    }
-    let expected: Vec<_> = (0..CHANGES).map(|change| (change as u64 + 1, format!("{change:0>500}"))).collect();
+    let mut put = |change| {
+        let value = format!("{change:0>500}");
+        (wire.request("PUT", "/k/k", value.as_bytes()).expect(200).revision(), value)
+    };
+    let expected: Vec<_> = (0..CHANGES).map(&mut put).collect();
     let mut late: Vec<_> = (0..5).map(|_| server.watch("since=0&values", "")).collect();
     late.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), expected));
     server.put("z", "v").expect(200);

@@ -33,7 +33,9 @@ use crate::threads::schedule_as_batch;
 const BUFFERED_BODY_MAX: u64 = 1024;
 
 /// The most workers of a server.
-const WORKERS_MAX: usize = 512;
+const WORKERS_MAX: usize = 4096;
+/// The most requests that wait for their turn and have a worker started for those behind them.
+const AHEAD_MAX: usize = 256;
 /// How often a worker looks for a request before it sleeps.
 const LOOKS: usize = 16;
 /// How often the supervisor counts how many workers are needed.
@@ -81,6 +83,8 @@ struct Queue {
     taken: AtomicU64,
     workers: AtomicUsize,
     waiting: AtomicUsize,
+    /// How many workers wait for the turn of a request.
+    ahead: AtomicUsize,
     /// The most that waited at a time since it was last looked at.
     waiting_peak: AtomicUsize,
     /// How many requests there had been when one was last noticed, and when that was.
@@ -175,6 +179,7 @@ impl<S: Service> Engine<S> {
             taken: AtomicU64::new(0),
             workers: AtomicUsize::new(1),
             waiting: AtomicUsize::new(0),
+            ahead: AtomicUsize::new(0),
             waiting_peak: AtomicUsize::new(0),
             quiet: Mutex::new((0, Instant::now())),
             wanted: AtomicUsize::new(1 + cores()),
@@ -250,6 +255,15 @@ impl<S: Service> Engine<S> {
         wait()
     }
 
+    /// Waits for a request's turn. A client may send any number of requests ahead; further ones of them take the workers that
+    /// there are, so that they wait for each other and cost no more threads.
+    fn turn<T>(self: &Arc<Self>, queue: &Arc<Queue>, wait: impl FnOnce() -> T) -> T {
+        let ahead = queue.ahead.fetch_add(1, Ordering::Relaxed);
+        let waited = if ahead < AHEAD_MAX { self.waiting(queue, wait) } else { wait() };
+        queue.ahead.fetch_sub(1, Ordering::Relaxed);
+        waited
+    }
+
     fn serve(self: &Arc<Self>, queue: &Arc<Queue>, mut request: tiny_http::Request) {
         let client = request.remote_addr().copied();
         self.newcomers.note(client.as_ref());
@@ -302,7 +316,7 @@ impl<S: Service> Engine<S> {
         let mut out = request.into_writer();
         // tiny_http lets a response through when those before it on the connection are sent: so their requests have been
         // done by then, and this one is done after them (RFC 9112, section 9.3.2).
-        if let Err(error) = self.waiting(queue, || out.flush()) {
+        if let Err(error) = self.turn(queue, || out.flush()) {
             return tracing::debug!("a client left: {error}");
         }
         if client.is_some_and(|client| self.closing.includes(client)) {

@@ -26,15 +26,16 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 /// Sets what the connections inherit from the listening socket.
 pub(super) fn prepare(listener: &Bound, timeout: Duration) -> io::Result<()> {
     let socket = match listener {
-        Bound::Tcp(listener) => SockRef::from(listener),
+        Bound::Tcp(listener) => {
+            let socket = SockRef::from(listener);
+            // tiny_http writes a response of over 1 KiB in two pieces, and without this the second waits for the client's
+            // delayed acknowledgement of the first: 44 ms.
+            socket.set_tcp_nodelay(true)?;
+            socket
+        }
         #[cfg(unix)]
         Bound::Unix(listener) => SockRef::from(listener),
     };
-    if let Bound::Tcp(_) = listener {
-        // tiny_http writes a response of over 1 KiB in two pieces, and without this the second waits for the client's
-        // delayed acknowledgement of the first: 44 ms.
-        socket.set_tcp_nodelay(true)?;
-    }
     // The listening socket heeds it as well; the supervisor connects more often than that.
     if cfg!(target_os = "linux") {
         socket.set_read_timeout(Some(timeout))?;
