@@ -32,7 +32,7 @@ pub fn start() -> Arc<Api> {
     let port = Arc::new(Port::new(VALUE_MAX, system_clock));
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
     let access = config::Access { open: true, ..config::Access::default() };
-    let reload = Arc::new(|| Err("nothing is reloaded here".to_owned()));
+    let reload = Arc::new(|| Ok(Vec::new()));
     Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
 }
 
