@@ -5,12 +5,14 @@
 
 use std::thread;
 
-use vkog_tests::{Server, Setup, pattern};
+use vkog_tests::{Server, Setup, on_windows, pattern};
 
 const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
 fn servers(arguments: &[&str]) -> impl Iterator<Item = (&'static str, Server)> {
-    ENGINES.into_iter().map(move |engine| {
+    // Outside Linux tiny_http cannot tell a whole chunked body from one that was cut off.
+    let engines = ENGINES.into_iter().filter(|engine| !on_windows() || *engine == "hyper");
+    engines.map(move |engine| {
         let server = Setup::new().args(["--http", engine]).args(arguments.iter().copied()).start();
         server.put("seed", "sown").expect(200);
         (engine, server)

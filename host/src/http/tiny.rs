@@ -264,54 +264,16 @@ impl<S: Service> Engine<S> {
         waited
     }
 
-    fn serve(self: &Arc<Self>, queue: &Arc<Queue>, mut request: tiny_http::Request) {
+    /// Serves a request from its head to its response.
+    fn serve(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request) {
         let client = request.remote_addr().copied();
         self.newcomers.note(client.as_ref());
         // None once the engine stops: nothing new is begun.
         let Some(in_flight) = self.in_flight.lock().clone() else {
             return self.refuse(queue, request, Reply::new(503, &b"Stopping\n"[..]));
         };
-        let head = match wire::head(&request) {
-            Ok(head) => head,
-            Err(reply) => return self.refuse(queue, request, reply),
-        };
-        let length = head.body_len();
-        let expects = head.headers.get("expect").is_some();
-        let admitted = self.service.admit(head);
-        let length = match length {
-            Ok(length) => length,
-            Err(fault) => {
-                let reply = admitted.map_or_else(|reply| reply, |admitted| self.service.refuse_body(admitted, fault));
-                return self.refuse(queue, request, reply);
-            }
-        };
-        let is_buffered = matches!(length, BodyLength::Known(..=BUFFERED_BODY_MAX)) && !expects;
-        let admitted = match admitted {
-            Ok(admitted) => admitted,
-            Err(reply) if is_buffered || !expects && self.waiting(queue, || sockets::drain(&mut request, length)) => {
-                return self.respond(queue, request, reply);
-            }
-            Err(reply) => return self.refuse(queue, request, reply),
-        };
-        let max = self.service.body_max(&admitted);
-        let body = Intake::new(length, max, self.service.budget()).and_then(|intake| {
-            if is_buffered {
-                receive(&mut request, intake)
-            } else {
-                self.waiting(queue, || receive(&mut request, intake))
-            }
-        });
-        // What it takes of the memory budget is held until the response is sent.
-        let (body, _share) = match body {
-            Ok(body) => body,
-            Err(fault) => {
-                let reply = self.service.refuse_body(admitted, fault);
-                if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && !expects {
-                    self.waiting(queue, || sockets::drain(&mut request, length));
-                }
-                return self.refuse(queue, request, reply);
-            }
-        };
+        // The share of the memory budget is held until the response is sent.
+        let Some((request, admitted, body, _share)) = self.receive(queue, request) else { return };
         let shape = wire::Shape::of(&request);
         let mut out = request.into_writer();
         // tiny_http lets a response through when those before it on the connection are sent: so their requests have been
@@ -330,6 +292,51 @@ impl<S: Service> Engine<S> {
                 self.waiting(queue, || self.stream(&shape, out, &head, stream, in_flight));
             }
             Body::Whole(_) => self.waiting(queue, || wire::send(&shape, &mut *out, &reply)),
+        }
+    }
+
+    /// Has a request admitted, and reads its body. None where it was refused, and its client answered.
+    fn receive(self: &Arc<Self>, queue: &Arc<Queue>, mut request: tiny_http::Request) -> Option<Received<S>> {
+        let refuse = |request, reply| {
+            self.refuse(queue, request, reply);
+            None
+        };
+        let head = match wire::head(&request) {
+            Ok(head) => head,
+            Err(reply) => return refuse(request, reply),
+        };
+        let (length, expects) = (head.body_len(), head.headers.get("expect").is_some());
+        let admitted = self.service.admit(head);
+        let length = match length {
+            Ok(length) => length,
+            Err(fault) => {
+                let reply = admitted.map_or_else(|reply| reply, |admitted| self.service.refuse_body(admitted, fault));
+                return refuse(request, reply);
+            }
+        };
+        let is_buffered = matches!(length, BodyLength::Known(..=BUFFERED_BODY_MAX)) && !expects;
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(reply) if is_buffered || !expects && self.waiting(queue, || sockets::drain(&mut request, length)) => {
+                self.respond(queue, request, &reply);
+                return None;
+            }
+            Err(reply) => return refuse(request, reply),
+        };
+        let intake = Intake::new(length, self.service.body_max(&admitted), self.service.budget());
+        let body = intake.and_then(|intake| match is_buffered {
+            true => read_body(&mut request, intake),
+            false => self.waiting(queue, || read_body(&mut request, intake)),
+        });
+        match body {
+            Ok((body, share)) => Some((request, admitted, body, share)),
+            Err(fault) => {
+                let reply = self.service.refuse_body(admitted, fault);
+                if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && !expects {
+                    self.waiting(queue, || sockets::drain(&mut request, length));
+                }
+                refuse(request, reply)
+            }
         }
     }
 
@@ -352,10 +359,10 @@ impl<S: Service> Engine<S> {
     }
 
     /// Sends the reply to a request whose body was read.
-    fn respond(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request, reply: Reply) {
+    fn respond(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request, reply: &Reply) {
         let shape = wire::Shape::of(&request);
         let mut out = request.into_writer();
-        self.waiting(queue, || wire::send(&shape, &mut *out, &reply));
+        self.waiting(queue, || wire::send(&shape, &mut *out, reply));
     }
 
     /// Sends the reply to a request of which more may come, and closes its connection.
@@ -479,8 +486,11 @@ impl Awaited {
     }
 }
 
+/// A request, what the service makes of its head, its body, and the body's share of the memory budget.
+type Received<S> = (tiny_http::Request, <S as Service>::Admitted, Vec<u8>, Share);
+
 /// Reads a body to its end.
-fn receive(request: &mut tiny_http::Request, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
+fn read_body(request: &mut tiny_http::Request, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
     let began = Instant::now();
     let mut piece = [0; 16 << 10];
     while !intake.is_full() {
