@@ -1,7 +1,7 @@
 //! The tiny_http engine: synchronous. A worker thread serves a request from its head to its response, and waits where it has
 //! to: for the body, for the request's turn on its connection, for the disk, for the client to read.
 //!
-//! One worker at least does not wait, as long as there are fewer than [`WORKERS_MAX`]; workers that are not needed end.
+//! As many workers as cores do not wait, as long as there are fewer than [`WORKERS_MAX`]; workers that are not needed end.
 //! [`supervise`](Engine::supervise) does what tiny_http leaves undone; what nothing can do is listed in docs/http.md.
 
 mod newcomers;
@@ -11,7 +11,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,8 +34,6 @@ const BUFFERED_BODY_MAX: u64 = 1024;
 
 /// The most workers of a server.
 const WORKERS_MAX: usize = 4096;
-/// The most requests that wait for their turn and have a worker started for those behind them.
-const AHEAD_MAX: usize = 256;
 /// How often a worker looks for a request before it sleeps.
 const LOOKS: usize = 16;
 /// How often the supervisor counts how many workers are needed.
@@ -81,10 +79,12 @@ struct Queue {
     failed: AtomicBool,
     /// How many requests were taken.
     taken: AtomicU64,
+    /// How many the supervisor has seen.
+    seen: AtomicU64,
     workers: AtomicUsize,
+    /// How many workers have no request.
+    idle: AtomicUsize,
     waiting: AtomicUsize,
-    /// How many workers wait for the turn of a request.
-    ahead: AtomicUsize,
     /// The most that waited at a time since it was last looked at.
     waiting_peak: AtomicUsize,
     /// How many requests there had been when one was last noticed, and when that was.
@@ -162,7 +162,7 @@ impl Tiny {
 }
 
 impl<S: Service> Engine<S> {
-    /// Starts a server on the socket, with its first worker.
+    /// Starts a server on the socket, with its first workers.
     fn listen(self: &Arc<Self>) -> io::Result<()> {
         let listener = self.listener.another()?;
         let accepting = sockets::Accepting::of(&listener);
@@ -177,14 +177,17 @@ impl<S: Service> Engine<S> {
             accepting,
             failed: AtomicBool::new(false),
             taken: AtomicU64::new(0),
-            workers: AtomicUsize::new(1),
+            seen: AtomicU64::new(0),
+            workers: AtomicUsize::new(cores()),
+            idle: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            ahead: AtomicUsize::new(0),
             waiting_peak: AtomicUsize::new(0),
             quiet: Mutex::new((0, Instant::now())),
-            wanted: AtomicUsize::new(1 + cores()),
+            wanted: AtomicUsize::new(cores()),
         });
-        self.start_worker(&queue)?;
+        for _ in 0..cores() {
+            self.start_worker(&queue)?;
+        }
         self.queues.lock().push(queue);
         Ok(())
     }
@@ -233,35 +236,26 @@ impl<S: Service> Engine<S> {
 
     /// Does something that may have to wait, and sees to it that another worker takes the requests that come meanwhile.
     fn waiting<T>(self: &Arc<Self>, queue: &Arc<Queue>, wait: impl FnOnce() -> T) -> T {
-        struct Waits<'a>(&'a AtomicUsize);
-        impl Drop for Waits<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
-        let waiting = queue.waiting.fetch_add(1, Ordering::SeqCst) + 1;
-        let _waits = Waits(&queue.waiting);
+        let counted = Counted::new(&queue.waiting);
+        let waiting = counted.before + 1;
         if waiting > queue.waiting_peak.load(Ordering::Relaxed) {
             queue.waiting_peak.fetch_max(waiting, Ordering::Relaxed);
         }
         let workers = queue.workers.load(Ordering::SeqCst);
-        if waiting >= workers
-            && workers < WORKERS_MAX
+        if workers < waiting + cores() {
+            self.add_worker(queue, workers);
+        }
+        wait()
+    }
+
+    /// Starts another worker, unless one was started since there were so many, or there are too many.
+    fn add_worker(self: &Arc<Self>, queue: &Arc<Queue>, workers: usize) {
+        if workers < WORKERS_MAX
             && queue.workers.compare_exchange(workers, workers + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
             && let Err(error) = self.start_worker(queue)
         {
             tracing::warn!("cannot start a worker: {error}; requests wait for another one");
         }
-        wait()
-    }
-
-    /// Waits for a request's turn. A client may send any number of requests ahead; further ones of them take the workers that
-    /// there are, so that they wait for each other and cost no more threads.
-    fn turn<T>(self: &Arc<Self>, queue: &Arc<Queue>, wait: impl FnOnce() -> T) -> T {
-        let ahead = queue.ahead.fetch_add(1, Ordering::Relaxed);
-        let waited = if ahead < AHEAD_MAX { self.waiting(queue, wait) } else { wait() };
-        queue.ahead.fetch_sub(1, Ordering::Relaxed);
-        waited
     }
 
     /// Serves a request from its head to its response.
@@ -278,7 +272,7 @@ impl<S: Service> Engine<S> {
         let mut out = request.into_writer();
         // tiny_http lets a response through when those before it on the connection are sent: so their requests have been
         // done by then, and this one is done after them (RFC 9112, section 9.3.2).
-        if let Err(error) = self.turn(queue, || out.flush()) {
+        if let Err(error) = out.flush() {
             return tracing::debug!("a client left: {error}");
         }
         if client.is_some_and(|client| self.closing.includes(client)) {
@@ -291,7 +285,7 @@ impl<S: Service> Engine<S> {
                 let head = Reply { body: Body::Whole(Bytes::new()), ..reply };
                 self.waiting(queue, || self.stream(&shape, out, &head, stream, in_flight));
             }
-            Body::Whole(_) => self.waiting(queue, || wire::send(&shape, &mut *out, &reply)),
+            Body::Whole(_) => self.send(queue, &shape, &mut *out, &reply),
         }
     }
 
@@ -362,7 +356,16 @@ impl<S: Service> Engine<S> {
     fn respond(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request, reply: &Reply) {
         let shape = wire::Shape::of(&request);
         let mut out = request.into_writer();
-        self.waiting(queue, || wire::send(&shape, &mut *out, reply));
+        self.send(queue, &shape, &mut *out, reply);
+    }
+
+    /// Sends a reply. A short one hardly ever waits for its client; where it does, the supervisor notices.
+    fn send(self: &Arc<Self>, queue: &Arc<Queue>, shape: &wire::Shape, out: &mut dyn Write, reply: &Reply) {
+        if reply.body.as_ref().len() <= wire::ONE_PIECE_MAX {
+            wire::send(shape, out, reply);
+        } else {
+            self.waiting(queue, || wire::send(shape, out, reply));
+        }
     }
 
     /// Sends the reply to a request of which more may come, and closes its connection.
@@ -404,6 +407,12 @@ impl<S: Service> Engine<S> {
                 counted = Instant::now();
                 self.queues.lock().retain(|queue| queue.count());
             }
+            let queues = self.queues.lock().clone();
+            // All workers have a request, and none has taken one since this was last looked at: a client does not read, or has sent
+            // requests ahead of one that takes long.
+            for queue in queues.iter().filter(|queue| queue.is_stuck()) {
+                self.add_worker(queue, queue.workers.load(Ordering::SeqCst));
+            }
             let ended = self.queues.lock().last().is_none_or(|newest| !newest.accepts());
             // tiny_http ends to accept connections at the first error for good, though that is mostly over in a moment: too
             // many open files. The old server serves the connections that it has.
@@ -425,7 +434,9 @@ impl Queue {
     /// The next request. Under load there is one in a moment: to look again after letting others run costs less than to
     /// sleep and be woken up.
     fn next(&self) -> io::Result<tiny_http::Request> {
-        if self.workers.load(Ordering::Relaxed) <= 2 * cores() {
+        let idle = Counted::new(&self.idle);
+        // Those that are one too many to run at a time sleep at once.
+        if idle.before < cores() {
             for _ in 0..LOOKS {
                 match self.server.try_recv()? {
                     Some(request) => return Ok(request),
@@ -439,7 +450,7 @@ impl Queue {
     /// Takes this worker off the count if there are too many.
     fn dismiss(&self) -> bool {
         let workers = self.workers.load(Ordering::Relaxed);
-        let needed = self.waiting.load(Ordering::Relaxed) + 1 + cores();
+        let needed = self.waiting.load(Ordering::Relaxed) + cores();
         let wanted = self.wanted.load(Ordering::Relaxed);
         (wanted == 0 || workers > wanted.max(needed))
             && self.workers.compare_exchange(workers, workers - 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
@@ -456,7 +467,7 @@ impl Queue {
             *quiet = (taken, Instant::now());
         }
         let is_needed = self.accepts() || quiet.1.elapsed() < 2 * TIMEOUT;
-        let wanted = if is_needed { peak + 1 + cores() } else { 0 };
+        let wanted = if is_needed { peak + cores() } else { 0 };
         self.wanted.store(wanted, Ordering::Relaxed);
         // Those that sleep look whether they are needed.
         let surplus = self.workers.load(Ordering::Relaxed).saturating_sub(wanted);
@@ -464,8 +475,33 @@ impl Queue {
         is_needed
     }
 
+    /// Whether no worker is idle and none has taken a request since this was last called.
+    fn is_stuck(&self) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed);
+        self.seen.swap(taken, Ordering::Relaxed) == taken && self.idle.load(Ordering::SeqCst) == 0
+    }
+
     fn accepts(&self) -> bool {
         !self.failed.load(Ordering::Relaxed) && self.accepting.lasts()
+    }
+}
+
+/// Counts until it is dropped.
+struct Counted<'a> {
+    count: &'a AtomicUsize,
+    /// What the count was before.
+    before: usize,
+}
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        Self { count, before: count.fetch_add(1, Ordering::SeqCst) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -9,7 +9,7 @@ use httpdate::HttpDate;
 use crate::http::{Head, Headers, Method, Reply};
 
 /// A body of at most this length, in bytes, is sent in one piece with its head.
-const ONE_PIECE_MAX: usize = 16 * 1024;
+pub(super) const ONE_PIECE_MAX: usize = 16 * 1024;
 
 /// What the form of a response depends on.
 pub(super) struct Shape {
