@@ -39,7 +39,7 @@ Without a command vkog serves; vkog serve --help tells its options. Each command
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
-  vkog put greeting hello
+  vkog post greeting hello
   vkog get greeting";
 
 const SERVE: &str = "\

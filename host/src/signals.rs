@@ -27,8 +27,10 @@ pub enum Signal {
 /// The system gives no signals.
 #[cfg(unix)]
 pub fn signals() -> io::Result<Receiver<Signal>> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
+    // A write beyond the largest file that the process may have (ulimit -f) fails then, as on a full disk, and ends nothing.
+    signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default())?;
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
     let (send, receive) = unbounded();
     thread::spawn(move || {

@@ -243,7 +243,7 @@ fn a_reload_takes_in_other_tokens_or_leaves_them_all() {
         ask(&mut wire, Some("Bearer replaced"), "GET", "/k/k", "").expect(200);
         setup.write_config(CONFIG);
         server.signal("HUP");
-        let told = |log: &str| log.matches("took in who may do what").count() == 2;
+        let told = |log: &str| log.matches("reloaded access tokens").count() == 2;
         assert!(server.logged(told), "{}", server.log());
         ask(&mut wire, Some("Bearer replaced"), "GET", "/k/k", "").expect(401);
         ask(&mut wire, Some("Bearer writer"), "GET", "/k/k", "").expect(200);

@@ -200,6 +200,19 @@ fn a_client_that_expects_100_continue_is_asked_for_its_chunks_or_refused_at_once
 }
 
 #[test]
+fn the_last_request_of_a_connection_may_come_in_chunks() {
+    for (engine, server) in servers(&[]) {
+        for _ in 0..30 {
+            let mut wire = server.wire();
+            wire.send(head("PUT", "/k/new", "Connection: close\r\n")).send("5\r\nhello\r\n").send("0\r\n\r\n");
+            let reply = wire.reply();
+            assert_eq!(reply.status, 200, "{engine}: {reply}");
+        }
+        server.get("new").expect(200).is("hello");
+    }
+}
+
+#[test]
 fn a_batch_may_come_in_chunks() {
     for (_, server) in servers(&[]) {
         let batch = br#"[{"op":"put","key":"a","value":"1"},{"op":"get","key":"seed"}]"#;

@@ -413,3 +413,28 @@ fn a_filesystem_without_flock_gets_another_lock() {
         stop_below_strace(&setup, server);
     }
 }
+
+#[test]
+fn a_limit_on_the_size_of_files_refuses_writes_and_ends_nothing() {
+    let setup = Setup::new();
+    // In blocks of 512 bytes.
+    let line = "ulimit -f 2000 && exec vkog --no-plugins --listen 127.0.0.1:0 --file store.vkog";
+    let server = setup.start_by(&mut setup.shell(line));
+    let value = vec![b'x'; 100_000];
+    let stored: Vec<String> = (0..20)
+        .map(|number| format!("key-{number}"))
+        .filter(|key| {
+            let status = server.put(key, &value).status;
+            assert!(status == 200 || status == 507, "{status}");
+            status == 200
+        })
+        .collect();
+    assert!((1..20).contains(&stored.len()), "{} of 20 were stored", stored.len());
+    server.get(&stored[0]).expect(200).is(&value);
+    server.stop().expect(0);
+    let server = setup.start();
+    server.path("GET", "/keys?count").send().expect(200).says(&format!("\"count\": {}", stored.len()));
+    for key in &stored {
+        server.get(key).expect(200).is(&value);
+    }
+}

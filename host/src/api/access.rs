@@ -40,6 +40,11 @@ impl Access {
         self.0.swap(Arc::clone(&access)) != access
     }
 
+    /// Whether no token is asked for.
+    pub fn is_open(&self) -> bool {
+        self.0.load().open
+    }
+
     /// Looks at who sent a request, before anything else does.
     pub(super) fn admit(&self, head: &Head) {
         origin::name_client(head, &self.0.load());

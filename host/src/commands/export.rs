@@ -80,7 +80,15 @@ pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<Exit
     };
     // A device or a pipe is there, and meant.
     let is_special = output.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir());
-    let file = File::options().write(true).create_new(!is_special).open(output).map_err(unwritable)?;
+    let mut options = File::options();
+    options.write(true).create_new(!is_special);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // As a new store: what is in it is its owner's.
+        options.mode(0o600);
+    }
+    let file = options.open(output).map_err(unwritable)?;
     let written = write(&file, &all, format, &bar).and_then(|()| if is_special { Ok(()) } else { file.sync_all() });
     drop(bar);
     if let Err(error) = written {

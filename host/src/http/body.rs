@@ -9,7 +9,8 @@ use super::{BodyFault, BodyLength};
 const UNCOUNTED: usize = 4 << 10;
 /// A client may send slower than [`RATE_MIN`] for this long.
 const SLOW_MAX: Duration = Duration::from_secs(30);
-/// The minimum rate of a body on average, in bytes per second.
+/// The minimum rate of a body, in bytes per second, on average over [`SLOW_MAX`]: what was sent fast before is no credit, since
+/// the body holds its share of the memory budget meanwhile.
 const RATE_MIN: u64 = 1 << 10;
 
 /// The body of a request that is being received. Its memory grows with what arrives, never with what was declared.
@@ -20,6 +21,8 @@ pub struct Intake {
     /// The longest body, in bytes: what is declared, if it is.
     max: u64,
     share: Share,
+    /// When the rate was last found sufficient, after the head, and how many bytes had arrived by then.
+    checked: (Duration, u64),
 }
 
 impl Intake {
@@ -36,7 +39,7 @@ impl Intake {
             BodyLength::Known(declared) => declared,
             BodyLength::Chunked => max,
         };
-        Ok(Self { bytes: Vec::new(), length, max, share: budget.share() })
+        Ok(Self { bytes: Vec::new(), length, max, share: budget.share(), checked: (Duration::ZERO, 0) })
     }
 
     /// Adds the piece that has arrived.
@@ -77,13 +80,22 @@ impl Intake {
         self.length == BodyLength::Known(self.came())
     }
 
-    /// Checks the average rate, `elapsed` after the head of the request.
+    /// Checks the rate, `elapsed` after the head of the request.
     ///
     /// # Errors
     ///
     /// The client sends too slowly.
-    pub fn check_rate(&self, elapsed: Duration) -> Result<(), BodyFault> {
-        if elapsed > SLOW_MAX && self.came() < elapsed.as_secs() * RATE_MIN { Err(BodyFault::TooSlow) } else { Ok(()) }
+    pub fn check_rate(&mut self, elapsed: Duration) -> Result<(), BodyFault> {
+        let (since, came) = self.checked;
+        let took = elapsed.saturating_sub(since);
+        if took <= SLOW_MAX {
+            return Ok(());
+        }
+        if self.came() - came < took.as_secs() * RATE_MIN {
+            return Err(BodyFault::TooSlow);
+        }
+        self.checked = (elapsed, self.came());
+        Ok(())
     }
 
     /// The whole body, and its share of the memory budget, to be held until the request has been answered.
@@ -194,6 +206,11 @@ mod tests {
         assert_eq!(intake.check_rate(Duration::from_secs(31)), Err(BodyFault::TooSlow));
         assert_eq!(intake.push(&vec![0; 100 << 10]), Ok(()));
         assert_eq!(intake.check_rate(Duration::from_secs(100)), Ok(()));
-        assert_eq!(intake.check_rate(Duration::from_secs(101)), Err(BodyFault::TooSlow));
+        // A megabyte that came at once buys no hour.
+        assert_eq!(intake.push(&vec![0; 1 << 20]), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(140)), Ok(()));
+        assert_eq!(intake.push(&[0; 100]), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(170)), Ok(()));
+        assert_eq!(intake.check_rate(Duration::from_secs(171)), Err(BodyFault::TooSlow));
     }
 }

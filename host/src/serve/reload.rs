@@ -62,8 +62,14 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         if self.tls.is_some() != certificate.is_some() {
             return Err("cannot begin or end to speak TLS at a reload; start anew".into());
         }
+        let (was_open, is_open) = (self.access.is_open(), allowed.open);
         if self.access.set(allowed) {
-            tracing::info!("took in who may do what");
+            tracing::info!("reloaded access tokens");
+        }
+        if is_open && !was_open {
+            tracing::warn!(
+                "the configuration has no access tokens any more: every client of this address may read and write"
+            );
         }
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate)
             && tls.set(certificate)

@@ -14,7 +14,7 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 
-use super::error::StoreError;
+use super::error::{StoreError, is_lack_of_room};
 use super::history::History;
 use super::map::Map;
 use super::recover::Tail;
@@ -449,7 +449,7 @@ impl Commit {
         refused: u64,
     ) -> Arc<StoreError> {
         let path = writer.path.clone();
-        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) && !in_sync;
+        let is_full = is_lack_of_room(error) && !in_sync;
         let said = error.to_string();
         let mut error = Arc::new(if is_full {
             StoreError::Full { path: path.clone() }

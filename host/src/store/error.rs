@@ -182,3 +182,9 @@ impl std::error::Error for StoreError {
         }
     }
 }
+
+/// Whether an error of the system is a lack of room: on the disk, in a quota, or in what a file may have.
+pub(super) fn is_lack_of_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}

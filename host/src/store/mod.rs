@@ -36,6 +36,7 @@ pub use commit::{Fsync, Seen, TakenBack};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Draft, Entry, owned_content_type};
 pub use error::StoreError;
+use error::is_lack_of_room;
 pub use history::{Event, Unwatchable, Watch};
 pub use import::{Added, Import};
 pub use inspect::{Contents, LogContents, exists};
@@ -742,12 +743,12 @@ impl Shared {
                 Ok(Tail::new(file, head, at))
             };
             // The room of the old log is its, if nothing else is left.
-            let begun = begin().or_else(|error: io::Error| match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    self.commit.release_room();
-                    begin()
+            let begun = begin().or_else(|error: io::Error| {
+                if !is_lack_of_room(&error) {
+                    return Err(error);
                 }
-                _ => Err(error),
+                self.commit.release_room();
+                begin()
             });
             let tail = begun.map_err(unwritable(next))?;
             self.commit.switch(&self.map, next.clone(), tail)?;

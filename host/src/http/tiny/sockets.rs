@@ -79,8 +79,19 @@ fn comes(stream: &TcpStream) -> bool {
 
 /// Whether a request's client has not ended its side of the connection, as far as can be told.
 pub(super) fn is_open(request: &tiny_http::Request) -> bool {
-    let stream = request.remote_addr().and_then(|&client| find(client));
-    stream.is_some_and(|(stream, _)| peek(&stream) != Some(0))
+    let Some((stream, socket)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
+    // tiny_http itself may have shut down the reading side: behind the body of a last request.
+    peek(&stream) != Some(0) || is_established(socket)
+}
+
+/// Whether neither side of a socket's connection has ended it, as Linux has it in its table (proc_pid_net(5): the fourth column
+/// is the state, 01 that of an open connection, the tenth the number of the socket).
+fn is_established(socket: u64) -> bool {
+    let socket = socket.to_string();
+    let tables =
+        ["/proc/self/net/tcp", "/proc/self/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let mut rows = tables.iter().flat_map(|table| table.lines()).map(|row| row.split_whitespace());
+    rows.any(|mut row| row.nth(3) == Some("01") && row.nth(5) == Some(socket.as_str()))
 }
 
 /// How many bytes can be read, one at most; none where nothing has come, 0 at the end.
