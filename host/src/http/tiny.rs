@@ -14,8 +14,8 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -426,8 +426,10 @@ impl<S: Service> Engine<S> {
     }
 }
 
+/// How many threads can run at a time. To ask the system costs it many calls.
 fn cores() -> usize {
-    thread::available_parallelism().map_or(2, usize::from)
+    static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from));
+    *CORES
 }
 
 impl Queue {
