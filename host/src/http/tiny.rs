@@ -1,5 +1,6 @@
-//! The tiny_http engine: synchronous. A worker thread serves a request from its head to its response, and waits where it has
-//! to: for the body, for the request's turn on its connection, for the disk, for the client to read.
+//! The tiny_http engine: synchronous. A worker thread takes a request from its head to its response, and waits where it has
+//! to: for the body, for the request's turn on its connection, for the client to read. Where the response has to wait for the
+//! disk, the thread that has it then sends it.
 //!
 //! As many workers as cores do not wait, as long as there are fewer than [`WORKERS_MAX`]; workers that are not needed end.
 //! [`supervise`](Engine::supervise) does what tiny_http leaves undone; what nothing can do is listed in docs/http.md.
@@ -16,7 +17,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::thread::{self, Thread, ThreadId};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ use tiny_http::{Listener, Server};
 use self::newcomers::Newcomers;
 use self::sockets::Closing;
 use super::{Body, BodyFault, BodyLength, Bound, Intake, Reply, Responder, Service, Share};
-use crate::threads::schedule_as_batch;
+use crate::threads::{Threads, schedule_as_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
@@ -63,6 +64,8 @@ struct Engine<S: Service> {
     queues: Mutex<Vec<Arc<Queue>>>,
     newcomers: Newcomers,
     closing: Closing,
+    /// For replies that come later and are long.
+    threads: Threads,
     /// The threads of the streams that have a slot, each with since when it writes, while it does.
     streams: Mutex<HashMap<ThreadId, Option<Instant>>>,
     stopping: AtomicBool,
@@ -144,6 +147,7 @@ impl Tiny {
             queues: Mutex::default(),
             newcomers: Newcomers::new(),
             closing: Closing::default(),
+            threads: Threads::at_most("http-send", WORKERS_MAX),
             streams: Mutex::default(),
             stopping: AtomicBool::new(false),
             in_flight: Mutex::new(Some(in_flight)),
@@ -266,8 +270,7 @@ impl<S: Service> Engine<S> {
         let Some(in_flight) = self.in_flight.lock().clone() else {
             return self.refuse(queue, request, Reply::new(503, &b"Stopping\n"[..]));
         };
-        // The share of the memory budget is held until the response is sent.
-        let Some((request, admitted, body, _share)) = self.receive(queue, request) else { return };
+        let Some((request, admitted, body, share)) = self.receive(queue, request) else { return };
         let shape = wire::Shape::of(&request);
         let mut out = request.into_writer();
         // tiny_http lets a response through when those before it on the connection are sent: so their requests have been
@@ -279,13 +282,30 @@ impl<S: Service> Engine<S> {
             // It may be a part of the body of one of those, which was refused for its framing.
             return;
         }
-        let reply = self.run(queue, admitted, body);
-        match reply.body {
-            Body::Stream(stream) => {
-                let head = Reply { body: Body::Whole(Bytes::new()), ..reply };
-                self.waiting(queue, || self.stream(&shape, out, &head, stream, in_flight));
-            }
-            Body::Whole(_) => self.send(queue, &shape, &mut *out, &reply),
+        let response = Response { shape, out, in_flight, _share: share };
+        let (engine, queue, worker) = (Arc::clone(self), Arc::clone(queue), thread::current().id());
+        self.service.serve(admitted, body, Responder::new(move |reply| engine.answer(&queue, worker, response, reply)));
+    }
+
+    /// Sends the reply to a request: on its worker where it comes at once; where it comes later, which many do together, on the
+    /// thread that has it, unless the client may take long to read it.
+    fn answer(self: &Arc<Self>, queue: &Arc<Queue>, worker: ThreadId, response: Response, reply: Reply) {
+        if thread::current().id() == worker {
+            return self.deliver(queue, response, reply);
+        }
+        if reply.body.is_short() {
+            return response.send(self, reply);
+        }
+        let (engine, queue) = (Arc::clone(self), Arc::clone(queue));
+        self.threads.run(move || engine.deliver(&queue, response, reply));
+    }
+
+    /// Sends a reply whose client may take long to read it.
+    fn deliver(self: &Arc<Self>, queue: &Arc<Queue>, response: Response, reply: Reply) {
+        if reply.body.is_short() {
+            response.send(self, reply);
+        } else {
+            self.waiting(queue, || response.send(self, reply));
         }
     }
 
@@ -334,38 +354,11 @@ impl<S: Service> Engine<S> {
         }
     }
 
-    /// Does what a request asks for, and waits until its reply has come.
-    fn run(self: &Arc<Self>, queue: &Arc<Queue>, admitted: S::Admitted, body: Vec<u8>) -> Reply {
-        let awaited = Arc::new(Awaited { reply: Mutex::new(None), worker: thread::current() });
-        let filled = Arc::clone(&awaited);
-        self.service.serve(admitted, body, Responder::new(move |reply| filled.fill(reply)));
-        if let Some(reply) = awaited.take() {
-            return reply;
-        }
-        self.waiting(queue, || {
-            loop {
-                if let Some(reply) = awaited.take() {
-                    return reply;
-                }
-                thread::park();
-            }
-        })
-    }
-
     /// Sends the reply to a request whose body was read.
     fn respond(self: &Arc<Self>, queue: &Arc<Queue>, request: tiny_http::Request, reply: &Reply) {
         let shape = wire::Shape::of(&request);
         let mut out = request.into_writer();
-        self.send(queue, &shape, &mut *out, reply);
-    }
-
-    /// Sends a reply. A short one hardly ever waits for its client; where it does, the supervisor notices.
-    fn send(self: &Arc<Self>, queue: &Arc<Queue>, shape: &wire::Shape, out: &mut dyn Write, reply: &Reply) {
-        if reply.body.as_ref().len() <= wire::ONE_PIECE_MAX {
-            wire::send(shape, out, reply);
-        } else {
-            self.waiting(queue, || wire::send(shape, out, reply));
-        }
+        self.waiting(queue, || wire::send(&shape, &mut *out, reply));
     }
 
     /// Sends the reply to a request of which more may come, and closes its connection.
@@ -507,20 +500,30 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// A reply that a worker waits for.
-struct Awaited {
-    reply: Mutex<Option<Reply>>,
-    worker: Thread,
+/// Where the response to a request goes, and what is held until it is sent.
+struct Response {
+    shape: wire::Shape,
+    out: Box<dyn Write + Send>,
+    in_flight: Sender<Infallible>,
+    _share: Share,
 }
 
-impl Awaited {
-    fn fill(&self, reply: Reply) {
-        *self.reply.lock() = Some(reply);
-        self.worker.unpark();
+impl Response {
+    fn send<S: Service>(mut self, engine: &Engine<S>, reply: Reply) {
+        match reply.body {
+            Body::Stream(stream) => {
+                let head = Reply { body: Body::Whole(Bytes::new()), ..reply };
+                engine.stream(&self.shape, self.out, &head, stream, self.in_flight);
+            }
+            Body::Whole(_) => wire::send(&self.shape, &mut *self.out, &reply),
+        }
     }
+}
 
-    fn take(&self) -> Option<Reply> {
-        self.reply.lock().take()
+impl Body {
+    /// Whether it is sent in one piece. A short one hardly ever waits for its client; where it does, the supervisor notices.
+    fn is_short(&self) -> bool {
+        matches!(self, Self::Whole(body) if body.len() <= wire::ONE_PIECE_MAX)
     }
 }
 
