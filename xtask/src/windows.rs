@@ -137,7 +137,12 @@ fn test_all() -> Result<()> {
         run += here;
         if here > 0 {
             println!("-- {file}");
-            if !command.status()?.success() {
+            // Wine loses a connection that comes at the very start of a server once in some hundred starts.
+            let passed = command.status()?.success() || {
+                println!("-- {file}, once more");
+                command.status()?.success()
+            };
+            if !passed {
                 failed.push(file.as_str());
             }
         }
