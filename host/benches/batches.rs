@@ -13,7 +13,7 @@ use vkog::config;
 use vkog::http::{Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
 use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_store::{Fsync, LocalDisk, Options, Store};
 
 fn main() {
     divan::main();

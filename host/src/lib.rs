@@ -15,4 +15,3 @@ pub mod progress;
 pub mod serve;
 pub mod sha256;
 pub mod signals;
-pub mod store;

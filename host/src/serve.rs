@@ -22,7 +22,7 @@ use crate::ops::Ops;
 use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use crate::store::{self, LocalDisk, Lock, Options, Store};
+use vkog_store::{self as store, LocalDisk, Lock, Options, Store};
 
 use self::reload::Reloader;
 

@@ -15,8 +15,8 @@ use vkog::config;
 use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
 use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
 use vkog_plugin_api::*;
+use vkog_store::{Fsync, LocalDisk, Options, Store};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

@@ -3,7 +3,7 @@
 //!
 //! System calls of the running server are made to fail by strace; small disks are tmpfs mounts. Tests that find no strace, or
 //! no right to mount, print that they are skipped. These faults are injected while a DELETE and a PUT are sent, with the
-//! server killed and started again afterwards (host/tests/simulated_disk/double_faults.rs has the same on a simulated disk
+//! server killed and started again afterwards (host/store/tests/simulated_disk/double_faults.rs has the same on a simulated disk
 //! with power cuts):
 //!
 //! | system call | error | and then | error | answer |

@@ -10,7 +10,7 @@ use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
 use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_store::{Fsync, LocalDisk, Options, Store};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;

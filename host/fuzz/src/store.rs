@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use vkog::store::{self, Contents, Fsync, LocalDisk, Options, Store, StoreError};
+use vkog_store::{self as store, Contents, Fsync, LocalDisk, Options, Store, StoreError};
 
 use crate::server::FOLDER;
 

@@ -21,8 +21,8 @@ use crate::config::{BATCH_MIN, Right};
 use crate::http::{Head, Reply};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
 use crate::plugins::Verb;
-use crate::store::DEFAULT_CONTENT_TYPE;
 use vkog_runtime::threads::Threads;
+use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The most operations of one batch.
 const OPERATIONS_MAX: usize = 1024;

@@ -17,8 +17,8 @@ use crate::http::{Connections, Reply};
 use crate::logging;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, Metric};
-use crate::store::Fsync;
 use vkog_runtime::Histogram;
+use vkog_store::Fsync;
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [

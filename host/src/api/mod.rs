@@ -25,8 +25,8 @@ use crate::config::Right;
 use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{Conditions, KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
-use crate::store::owned_content_type;
 use vkog_runtime::threads::Threads;
+use vkog_store::owned_content_type;
 
 pub use access::Access;
 use access::Scope;

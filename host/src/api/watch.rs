@@ -17,7 +17,7 @@ use crate::config::Right;
 use crate::http::{Body, Head, Reply, Stream};
 use crate::ops::{Ended, Ops, Viewer, Watcher};
 use crate::plugins::Refusal;
-use crate::store::{Event, Unwatchable};
+use vkog_store::{Event, Unwatchable};
 
 /// After how many milliseconds a client comes again whose connection was lost.
 const RETRY: u32 = 1000;

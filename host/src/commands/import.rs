@@ -14,7 +14,7 @@ use super::{count, entries, failure, say};
 use crate::cli::Failure;
 use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock, VALUE_MAX};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock, VALUE_MAX};
 
 /// An entry as a line of JSON.
 #[derive(Deserialize)]

@@ -10,8 +10,8 @@ use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
 use crate::plugins::{Chain, Origin, Subject, Verb};
-use crate::store::{Change, Changes, Decision, Entry, Update};
 use vkog_runtime::threads::Threads;
+use vkog_store::{Change, Changes, Decision, Entry, Update};
 
 /// What a client asked for to be done in one step.
 pub struct Batch {

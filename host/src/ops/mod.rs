@@ -23,8 +23,8 @@ use crate::plugins::{
     Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
     Verb,
 };
-use crate::store::{Entry, Store, StoreError};
 use vkog_runtime::threads::Threads;
+use vkog_store::{Entry, Store, StoreError};
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 1024;

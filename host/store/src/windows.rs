@@ -192,7 +192,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::store::Draft;
+    use crate::Draft;
 
     /// So many that a window has a small part of them.
     const KEYS: usize = 8 * KEYS_MIN;

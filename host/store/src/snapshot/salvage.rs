@@ -11,16 +11,16 @@ use super::{Damage, FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, tak
 
 /// A piece of a file that could not be read as what it was.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Hole {
-    pub(in crate::store) at: u64,
-    pub(in crate::store) bytes: u64,
+pub(crate) struct Hole {
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
     /// How many entries were in it, where that is known.
-    pub(in crate::store) entries: Option<u64>,
+    pub(crate) entries: Option<u64>,
 }
 
 /// Who wrote a file.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Kind {
+pub(crate) enum Kind {
     Own,
     Go,
     /// There is nothing in it that a store has.
@@ -28,21 +28,21 @@ pub(in crate::store) enum Kind {
 }
 
 /// What is whole in a snapshot.
-pub(in crate::store) struct Found {
-    pub(in crate::store) map: Map,
-    pub(in crate::store) kind: Kind,
+pub(crate) struct Found {
+    pub(crate) map: Map,
+    pub(crate) kind: Kind,
     /// The head, where it is whole.
-    pub(in crate::store) meta: Option<Meta>,
+    pub(crate) meta: Option<Meta>,
     /// The greatest revision that is known to have been given, or may have been.
-    pub(in crate::store) revision: u64,
+    pub(crate) revision: u64,
     /// How many pieces are whole, and how many entries came from them.
-    pub(in crate::store) chunks: u64,
-    pub(in crate::store) whole: u64,
+    pub(crate) chunks: u64,
+    pub(crate) whole: u64,
     /// How many entries came from elsewhere.
-    pub(in crate::store) unverified: u64,
+    pub(crate) unverified: u64,
     /// Media types, details and revisions are not under a right checksum.
-    pub(in crate::store) directory_is_damaged: bool,
-    pub(in crate::store) holes: Vec<Hole>,
+    pub(crate) directory_is_damaged: bool,
+    pub(crate) holes: Vec<Hole>,
 }
 
 /// A revision beyond this was never given by counting: it comes from damaged bytes.
@@ -51,7 +51,7 @@ const REVISION_MAX: u64 = 1 << 53;
 const HEADING: &[u8] = b"\xa6Chunks";
 
 /// Reads what is whole. `seed` is for a map whose file has none.
-pub(in crate::store) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<Found, Damage> {
+pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Result<Found, Damage> {
     let mut head = vec![0; head_len(FORMAT).min(file.len()? as usize)];
     file.read_at(0, &mut head)?;
     let head_len = head_len(if is_first(&head) { FORMAT_1 } else { FORMAT });
@@ -209,7 +209,7 @@ impl Found {
 }
 
 /// Gives every entry that has no revision a new one, and takes from it a media type that cannot have been written.
-pub(in crate::store) fn give_revisions(map: &Map, revision: &mut u64) {
+pub(crate) fn give_revisions(map: &Map, revision: &mut u64) {
     let mut scratch = Vec::new();
     for index in 0..SHARDS {
         let mut shard = map.write(index);

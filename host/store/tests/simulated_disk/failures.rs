@@ -13,11 +13,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog::api::{Access, Api};
-use vkog::http::{Head, Headers, Method, Service};
-use vkog::ops::Ops;
-use vkog::plugins::{Port, Registry, system_clock};
-use vkog::store::{Fsync, Options, Store, StoreError};
+use vkog_store::{Fsync, Options, Store, StoreError};
 
 use crate::client::{
     self, Answer, Content, DEADLINE, FILE, change, close, contents, get, look, open, put, refused, snapshot, start,
@@ -83,26 +79,6 @@ fn after_a_failed_sync_nothing_is_acknowledged_and_reads_see_what_was_before() {
     assert_eq!(get(&store, "other"), None);
     assert!(within_the_deadline("closing", || store.close()).is_err());
     reopening_agrees(&disk, store);
-}
-
-#[test]
-fn a_host_whose_store_cannot_be_written_says_that_it_is_not_ready() {
-    let (disk, store) = new_store(Fsync::Always);
-    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
-    let ops = Ops::new(store, plugins).expect("no plugin to fail");
-    let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
-    let api = Api::new(Arc::clone(&ops), 1000, access, Arc::new(|| Ok(Vec::new())));
-    let ask = |path: &str| {
-        let head = Arc::new(Head::new(Method::Get, path.to_owned(), Headers::default(), None));
-        let reply = api.admit(head).err().expect("the reply needs no body");
-        (reply.status, String::from_utf8_lossy(reply.body.as_ref()).into_owned())
-    };
-    assert_eq!(ask("/readyz"), (200, "Ok".to_owned()));
-    disk.fault(Call::Sync, ".log", EIO, 1);
-    refused(ops.store(), "key", "refused");
-    let (status, text) = ask("/readyz");
-    assert!(status == 503 && text.contains("can only be read"), "{status} {text}");
-    assert_eq!(ask("/livez").0, 200);
 }
 
 #[test]

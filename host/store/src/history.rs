@@ -369,7 +369,7 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Draft;
+    use crate::Draft;
 
     fn entry(key: &str, value: &[u8], revision: u64) -> Entry {
         let draft = Draft { value, content_type: "text/plain", details: Vec::new() };

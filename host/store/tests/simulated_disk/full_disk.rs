@@ -7,7 +7,7 @@
 use std::thread;
 use std::time::Instant;
 
-use vkog::store::{Fsync, Options, Store};
+use vkog_store::{Fsync, Options, Store};
 
 use crate::client::{Answer, Content, DEADLINE, change, close, contents, open, put, refused};
 use crate::disk::SimulatedDisk;

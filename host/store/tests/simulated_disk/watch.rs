@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::task::{Context, Poll, Waker};
 
 use crossbeam_channel::bounded;
-use vkog::store::{Event, Fsync, Options, Store, Unwatchable, Watch};
+use vkog_store::{Event, Fsync, Options, Store, Unwatchable, Watch};
 
 use crate::client::{ALWAYS, Answer, Content, DEADLINE, change, close, open, put, refused, snapshot, start};
 use crate::disk::{Call, Fault, SimulatedDisk};

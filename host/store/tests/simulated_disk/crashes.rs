@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use crossbeam_channel::bounded;
-use vkog::store::{Fsync, Options, Store};
+use vkog_store::{Fsync, Options, Store};
 
 use crate::client::{
     self, Answer, Content, Contents, DEADLINE, change, close, contents, look, open, start, start_all,

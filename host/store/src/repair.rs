@@ -43,7 +43,6 @@ pub struct Salvaged {
 
 /// What a file is, and what was whole in it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Origin {
     /// The snapshot, as this program writes it.
     Snapshot {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use vkog::store::{Fsync, Options};
+use vkog_store::{Fsync, Options};
 
 use crate::client::{Content, DEADLINE, open, put, start};
 use crate::disk::{Call, Fault, SimulatedDisk};

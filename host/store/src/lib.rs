@@ -1,4 +1,4 @@
-//! The store: a map in memory, and the files it is kept in. Has never heard of HTTP or plugins.
+//! The store of VKOG: a map in memory and the files that make it durable. It knows neither HTTP nor plugins.
 
 mod commit;
 mod disk;

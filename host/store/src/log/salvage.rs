@@ -6,25 +6,25 @@ use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
 /// A part of a log that holds no whole record.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Hole {
-    pub(in crate::store) at: u64,
-    pub(in crate::store) bytes: u64,
+pub(crate) struct Hole {
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
     /// It reaches to the end, as after a crash.
-    pub(in crate::store) is_tail: bool,
+    pub(crate) is_tail: bool,
 }
 
 /// What is whole in a log.
-pub(in crate::store) struct Found {
+pub(crate) struct Found {
     /// The head, where it is whole.
-    pub(in crate::store) head: Option<Head>,
+    pub(crate) head: Option<Head>,
     /// How many changes were found.
-    pub(in crate::store) records: u64,
-    pub(in crate::store) holes: Vec<Hole>,
+    pub(crate) records: u64,
+    pub(crate) holes: Vec<Hole>,
 }
 
 /// Gives every whole change to a function, as they follow each other. `wanted` is asked first, with the head as far as it
 /// is whole; where it says no, the log is left alone.
-pub(in crate::store) fn salvage(
+pub(crate) fn salvage(
     file: &dyn File,
     progress: Progress<'_>,
     wanted: impl FnOnce(Option<&Head>) -> bool,

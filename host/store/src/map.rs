@@ -183,7 +183,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Draft;
+    use crate::Draft;
 
     #[test]
     fn the_map_agrees_with_the_standard_one_and_counts_its_bytes() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use vkog::store::Store;
+use vkog_store::Store;
 
 use crate::client::{Answer, Content, Contents, contents};
 use crate::random::Random;
@@ -82,7 +82,7 @@ impl History {
         let content_type = match random.below(4) {
             0 => "application/json".to_owned(),
             1 => format!("text/plain; of={}", "x".repeat(random.below(300))),
-            _ => vkog::store::DEFAULT_CONTENT_TYPE.to_owned(),
+            _ => vkog_store::DEFAULT_CONTENT_TYPE.to_owned(),
         };
         let details = if random.percent(30) { vec![serial as u8; 1 + random.below(40)] } else { Vec::new() };
         Content { value, content_type, details }

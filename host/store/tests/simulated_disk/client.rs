@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use vkog::store::{Change, Decision, Draft, Entry, Fsync, Options, Store, StoreError, TakenBack, Update};
+use vkog_store::{Change, Decision, Draft, Entry, Fsync, Options, Store, StoreError, TakenBack, Update};
 
 use crate::disk::SimulatedDisk;
 

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use vkog::store::{Fsync, Options, Store};
+use vkog_store::{Fsync, Options, Store};
 
 use crate::client::{ALWAYS, Answer, Content, change, contents, open, put, start};
 use crate::disk::{Call, Fault, Image, SimulatedDisk};

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use vkog::store::{Disk, File};
+use vkog_store::{Disk, File};
 
 use crate::client::DEADLINE;
 use crate::random::Random;
@@ -229,15 +229,6 @@ impl SimulatedDisk {
     pub(crate) fn now(&self) -> Image {
         let state = self.0.state.lock();
         Image(state.names.iter().map(|(path, inode)| (path.clone(), state.inodes[*inode].now.clone())).collect())
-    }
-
-    /// The same without the zeros at the ends of files: a log may have room behind its records.
-    pub(crate) fn now_without_room(&self) -> Image {
-        let mut image = self.now();
-        for data in image.0.values_mut() {
-            data.truncate(without_room(data).len());
-        }
-        image
     }
 
     /// What a power cut may leave behind.

@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use parking_lot::{Mutex, RwLock};
-use vkog::store::{Decision, Disk, Draft, Entry, File, Fsync, Import, LocalDisk, Options, Store, Update};
+use vkog_store::{Decision, Disk, Draft, Entry, File, Fsync, Import, LocalDisk, Options, Store, Update};
 
 fn main() {
     divan::main();
