@@ -22,7 +22,7 @@ use crate::ops::Ops;
 use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use vkog_store::{self as store, LocalDisk, Lock, Options, Store};
+use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _};
 
 use self::reload::Reloader;
 
@@ -136,7 +136,8 @@ fn start(
     let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
     let options = Options { fsync, log_min, history_max, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let store =
+        LocalStore::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
     store.hold(lock);
     let (entries, size) = store.totals();

@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
 use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
-use vkog_store::{Fsync, LocalDisk, Options, Store};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
 /// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
@@ -78,7 +78,8 @@ impl Host {
         let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };
-        let store = Store::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
+        let store =
+            LocalStore::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
         let ops = Ops::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
         Self { ops, clock }
     }

@@ -19,6 +19,7 @@ use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
 use vkog_store::Fsync;
+use vkog_store::Store as _;
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [

@@ -50,7 +50,7 @@ use super::{
     Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
     Tls,
 };
-use vkog_runtime::threads::Home;
+use vkog_runtime::Mailbox;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
 /// so many rounds. hyper's own timer would be set anew for each request, which costs a call of the system.
@@ -85,7 +85,7 @@ pub struct Hyper {
 
 /// A loop and its thread.
 struct Loop {
-    home: Arc<Home>,
+    home: Arc<Mailbox>,
     handle: Handle,
     thread: thread::JoinHandle<()>,
 }
@@ -160,7 +160,7 @@ impl Hyper {
         self.stopping.send_replace(true);
         let drained = self.drained.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
         for Loop { home, thread, .. } in self.loops {
-            home.end();
+            home.close();
             // One that is still busy may be so for ever.
             if drained {
                 let _ = thread.join();
@@ -196,10 +196,10 @@ fn connections_max() -> usize {
 impl Loop {
     fn start() -> io::Result<Self> {
         let runtime: Runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let home = Arc::<Home>::default();
+        let home = Arc::<Mailbox>::default();
         let (handle, ours) = (runtime.handle().clone(), Arc::clone(&home));
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
-            ours.settle();
+            ours.attach();
             runtime.block_on(std::future::poll_fn(|context| ours.poll(context)));
         })?;
         Ok(Self { home, handle, thread })

@@ -28,7 +28,7 @@ use tiny_http::{Listener, Server};
 use self::newcomers::Newcomers;
 use self::sockets::Closing;
 use super::{Body, BodyFault, BodyLength, Bound, Intake, Reply, Responder, Service, Share};
-use vkog_runtime::threads::{Threads, schedule_as_batch};
+use vkog_runtime::{ThreadPool, set_sched_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
@@ -65,7 +65,7 @@ struct Engine<S: Service> {
     newcomers: Newcomers,
     closing: Closing,
     /// For replies that come later and are long.
-    threads: Threads,
+    threads: ThreadPool,
     /// The threads of the streams that have a slot, each with since when it writes, while it does.
     streams: Mutex<HashMap<ThreadId, Option<Instant>>>,
     stopping: AtomicBool,
@@ -139,7 +139,7 @@ impl Tiny {
         sockets::prepare(&listener, TIMEOUT)?;
         // All threads of the engine and of tiny_http are started from here. A request goes from the client's thread to its
         // connection's and to a worker's: each of them would interrupt the one before, for a few microseconds of work.
-        schedule_as_batch();
+        set_sched_batch();
         let (in_flight, drained) = bounded(0);
         let engine = Arc::new(Engine {
             service,
@@ -147,7 +147,7 @@ impl Tiny {
             queues: Mutex::default(),
             newcomers: Newcomers::new(),
             closing: Closing::default(),
-            threads: Threads::at_most("http-send", WORKERS_MAX),
+            threads: ThreadPool::bounded("http-send", WORKERS_MAX),
             streams: Mutex::default(),
             stopping: AtomicBool::new(false),
             in_flight: Mutex::new(Some(in_flight)),

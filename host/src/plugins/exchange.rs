@@ -10,7 +10,7 @@ use super::load::{Library, Plugin};
 use super::registry::{Outcome, PATIENCE, SharedScan, Taken};
 use super::terms::{Settings, Table, is_pinned};
 use super::trust::Image;
-use vkog_runtime::threads::within;
+use vkog_runtime::run_with_timeout;
 
 /// What is loaded while others are to take its place.
 pub(super) struct Exchange {
@@ -81,7 +81,7 @@ impl Exchange {
         let others = others.filter(|other| other.path() != path);
         let others: Vec<_> = others.map(|other| (other.name().to_owned(), other.path().to_owned())).collect();
         let (path, settings, port) = (path.to_owned(), settings.clone(), Arc::clone(port));
-        let created = within("create", PATIENCE, move || {
+        let created = run_with_timeout("create", PATIENCE, move || {
             let library = Library::open_image(&path, &image, &settings)?;
             if let Some((name, first)) = others.into_iter().find(|(name, _)| name == library.name()) {
                 return Err(LoadFault::DuplicateName { name, first });
@@ -106,7 +106,7 @@ impl Exchange {
             let started = if member.has("start") {
                 may_count().map_or_else(
                     |failed| Some(Err(failed)),
-                    |()| within("start", PATIENCE, move || member.start(&*scan)),
+                    |()| run_with_timeout("start", PATIENCE, move || member.start(&*scan)),
                 )
             } else {
                 // There is nothing to call, and nothing to wait for.
@@ -134,7 +134,7 @@ fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<Outcome>, Loa
         return Ok(None);
     }
     let (member, settings) = (Arc::clone(plugin.member()), table.settings_json());
-    match within("settings", PATIENCE, move || member.settings_changed(&settings)) {
+    match run_with_timeout("settings", PATIENCE, move || member.settings_changed(&settings)) {
         None => Err(LoadFault::NoReturn { place: "settings_changed", patience: PATIENCE }),
         Some(None) => Ok(None),
         Some(Some(Ok(()))) => {

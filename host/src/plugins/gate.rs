@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog_plugin_api::chain::Chain;
 
-use vkog_runtime::threads::Threads;
+use vkog_runtime::ThreadPool;
 
 /// What every request passes. Nobody waits here, so that a thread that serves others may come: who has to wait leaves
 /// word. Nor does a request write anything that another core reads.
@@ -20,7 +20,7 @@ pub(super) struct Gate {
     chain: Mutex<Arc<Chain>>,
     waiting: Mutex<Vec<Waiting>>,
     /// For those who waited.
-    threads: Threads,
+    threads: ThreadPool,
 }
 
 /// The chain that a request has begun in. Who closes the gate waits until it is dropped.
@@ -32,7 +32,7 @@ impl Gate {
     pub(super) fn new(chain: Arc<Chain>) -> Self {
         let open = ArcSwap::new(Arc::clone(&chain));
         let shut = Arc::new(Chain::new(Vec::new(), &[]));
-        Self { open, shut, chain: Mutex::new(chain), waiting: Mutex::default(), threads: Threads::new("reload") }
+        Self { open, shut, chain: Mutex::new(chain), waiting: Mutex::default(), threads: ThreadPool::new("reload") }
     }
 
     /// The chain of the moment, to look at it.

@@ -14,15 +14,16 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 
+use super::change_feed::ChangeFeed;
 use super::error::{StoreError, is_lack_of_room};
-use super::history::History;
 use super::map::Map;
 use super::recover::Tail;
-use super::room::{Growth, Measure, Room};
+use super::space::{DiskSpace, Growth, SpaceBudget};
+use super::store::RolledBack;
+use super::update::{Change, Changes};
 use super::writer::{Writer, synced};
-use super::{Change, Changes};
 use vkog_runtime::Histogram;
-use vkog_runtime::threads::{Home, Threads};
+use vkog_runtime::{Mailbox, ThreadPool};
 
 /// When a write is on disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -36,22 +37,22 @@ pub enum Fsync {
 }
 
 /// Whether a change is kept, or why it was taken back.
-type Kept = Result<(), Arc<StoreError>>;
+type CommitResult = Result<(), Arc<StoreError>>;
 
 /// What was changed in the map in one step, and is not kept yet.
 pub(super) struct Pending {
     /// At least one of them is a change, and not only a look.
     pub(super) all: Changes,
     /// Is told when it is kept, or that it was taken back.
-    pub(super) finish: Box<dyn FnOnce(Changes, Kept) + Send>,
+    pub(super) finish: Box<dyn FnOnce(Changes, CommitResult) + Send>,
     /// Where.
-    pub(super) home: Option<Arc<Home>>,
+    pub(super) mailbox: Option<Arc<Mailbox>>,
 }
 
 impl Pending {
     /// What was changed, in the order of the revisions.
     pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
-        self.all.iter().filter(|change| !change.is_look())
+        self.all.iter().filter(|change| !change.is_read())
     }
 }
 
@@ -59,18 +60,15 @@ impl Pending {
 type Gathered<T> = SmallVec<[T; 1]>;
 
 /// A reader of something that is not kept yet: is told when it is, or that it was taken back.
-type Reader = Box<dyn FnOnce(Result<(), TakenBack>) + Send>;
-
-/// What was read is not there any more.
-pub struct TakenBack;
+type Reader = Box<dyn FnOnce(Result<(), RolledBack>) + Send>;
 
 /// What a look at an entry saw: if it is not kept yet, whoever tells it on has to wait.
 #[derive(Copy, Clone, Debug)]
-pub struct Seen {
+pub struct ReadTicket {
     /// The revision of the entry, or of the last removal that may have made it absent.
     pub(super) revision: u64,
-    /// [`Commit::undone`] before the look.
-    pub(super) undone: u64,
+    /// [`Commit::rollback_epoch`] before the look.
+    pub(super) rollback_epoch: u64,
 }
 
 /// The end of the log, and all that waits for it.
@@ -88,11 +86,11 @@ pub(super) struct Commit {
     /// No revision up to this one is given.
     floor: u64,
     /// The last revision that was given.
-    given: AtomicU64,
+    last_assigned: AtomicU64,
     /// All changes up to this revision that were not taken back are kept, as far as `fsync` promises.
-    kept: AtomicU64,
+    committed: AtomicU64,
     /// How often changes were taken back.
-    undone: AtomicU64,
+    rollback_epoch: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
     /// The disk is to be measured before the next write.
@@ -104,15 +102,15 @@ pub(super) struct Commit {
     /// How long the syncs of the log took.
     syncs: Histogram,
     /// What was kept last, for those who watch.
-    history: Arc<History>,
+    feed: Arc<ChangeFeed>,
     /// Those that answer.
-    answers: Threads,
+    answers: ThreadPool,
 }
 
 struct Queue {
     pending: Gathered<Pending>,
-    room: Room,
-    readers: Vec<(u64, Reader, Option<Arc<Home>>)>,
+    room: SpaceBudget,
+    readers: Vec<(u64, Reader, Option<Arc<Mailbox>>)>,
     /// Why nothing can be queued: for the moment, or for good.
     closed: Option<Arc<StoreError>>,
     /// How many changes the committer waits for; none where it waits for whatever comes.
@@ -133,9 +131,9 @@ impl Commit {
     pub(super) fn new(
         fsync: Fsync,
         log: (PathBuf, Tail),
-        room: Room,
+        room: SpaceBudget,
         (revision, floor): (u64, u64),
-        history: Arc<History>,
+        feed: Arc<ChangeFeed>,
         wanted: Sender<()>,
     ) -> Self {
         let writer = Writer::new(log.0, log.1);
@@ -151,23 +149,23 @@ impl Commit {
             syncing: Mutex::default(),
             writing: AtomicBool::new(false),
             floor,
-            given: AtomicU64::new(revision),
-            kept: AtomicU64::new(revision),
-            undone: AtomicU64::new(0),
+            last_assigned: AtomicU64::new(revision),
+            committed: AtomicU64::new(revision),
+            rollback_epoch: AtomicU64::new(0),
             len: AtomicU64::new(writer.at),
             syncs: Histogram::default(),
             writer: Mutex::new(writer),
-            history,
-            answers: Threads::new("answer"),
+            feed,
+            answers: ThreadPool::new("answer"),
         }
     }
 
-    pub(super) fn given(&self) -> u64 {
-        self.given.load(Ordering::Acquire)
+    pub(super) fn last_assigned(&self) -> u64 {
+        self.last_assigned.load(Ordering::Acquire)
     }
 
-    pub(super) fn undone(&self) -> u64 {
-        self.undone.load(Ordering::Acquire)
+    pub(super) fn rollback_epoch(&self) -> u64 {
+        self.rollback_epoch.load(Ordering::Acquire)
     }
 
     /// The length of the log, in bytes.
@@ -206,7 +204,7 @@ impl Commit {
     }
 
     /// The disk was measured. Returns whether that ends a lack of room.
-    pub(super) fn measured(&self, measure: Option<Measure>) -> bool {
+    pub(super) fn measured(&self, measure: Option<DiskSpace>) -> bool {
         // As much remains for the records themselves.
         self.spare.store(measure.map_or(u64::MAX, |measure| measure.left() / 2), Ordering::Relaxed);
         let mut queue = self.queue.lock();
@@ -251,8 +249,8 @@ impl Commit {
             let _ = self.wanted.try_send(());
             return Err(error);
         }
-        let before = self.given.load(Ordering::Relaxed).max(self.floor);
-        self.given.store(before + count, Ordering::Release);
+        let before = self.last_assigned.load(Ordering::Relaxed).max(self.floor);
+        self.last_assigned.store(before + count, Ordering::Release);
         queue.pending.push(pending(before));
         let count = queue.pending.len();
         let wake = self.fsync == Fsync::Always && count == queue.expected.max(1);
@@ -272,7 +270,7 @@ impl Commit {
         while !self.writing.swap(true, Ordering::AcqRel) {
             let finished = self.write_queued(map);
             self.writing.store(false, Ordering::Release);
-            finished.into_iter().for_each(Finish::tell);
+            finished.into_iter().for_each(Completion::complete);
             // What was queued by a thread that found this one writing.
             if self.queue.lock().pending.is_empty() {
                 return;
@@ -281,29 +279,29 @@ impl Commit {
     }
 
     /// Whether what was seen is kept.
-    pub(super) fn is_kept(&self, seen: Seen) -> bool {
-        seen.revision <= self.kept.load(Ordering::Acquire) && seen.undone == self.undone()
+    pub(super) fn is_durable(&self, seen: ReadTicket) -> bool {
+        seen.revision <= self.committed.load(Ordering::Acquire) && seen.rollback_epoch == self.rollback_epoch()
     }
 
     /// Calls a function when what was seen is kept, or was taken back: at once, or later on another thread.
-    pub(super) fn when_kept(&self, seen: Seen, then: impl FnOnce(Result<(), TakenBack>) + Send + 'static) {
-        if self.is_kept(seen) {
+    pub(super) fn when_durable(&self, seen: ReadTicket, then: impl FnOnce(Result<(), RolledBack>) + Send + 'static) {
+        if self.is_durable(seen) {
             return then(Ok(()));
         }
         let mut queue = self.queue.lock();
-        if seen.undone == self.undone() {
-            if seen.revision <= self.kept.load(Ordering::Acquire) {
+        if seen.rollback_epoch == self.rollback_epoch() {
+            if seen.revision <= self.committed.load(Ordering::Acquire) {
                 drop(queue);
                 return then(Ok(()));
             }
             if queue.closed.is_none() {
-                return queue.readers.push((seen.revision, Box::new(then), Home::here()));
+                return queue.readers.push((seen.revision, Box::new(then), Mailbox::current()));
             }
         }
         drop(queue);
         // Whoever takes changes back holds the writer until it is done.
         drop(self.writer.lock());
-        then(Err(TakenBack));
+        then(Err(RolledBack));
     }
 
     /// The committer of [`Fsync::Always`]: runs until [`stop`](Self::stop).
@@ -333,7 +331,7 @@ impl Commit {
             let mut queue = self.queue.lock();
             queue.expected = finished.len() + queue.pending.len();
             drop(queue);
-            self.hand_over(finished);
+            self.dispatch_completions(finished);
         }
     }
 
@@ -376,7 +374,7 @@ impl Commit {
     }
 
     /// Writes whatever has queued, and syncs it if that is promised. Returns those who have to be told.
-    fn write_queued(&self, map: &Map) -> Gathered<Finish> {
+    fn write_queued(&self, map: &Map) -> Gathered<Completion> {
         let mut writer = self.writer.lock();
         let (pending, bytes) = {
             let mut queue = self.queue.lock();
@@ -392,45 +390,45 @@ impl Commit {
         }
         self.len.store(writer.at, Ordering::Relaxed);
         // Before anybody is told of these revisions and asks what came after them.
-        self.history.tell(pending.iter().flat_map(Pending::changes));
-        self.kept.store(last, Ordering::Release);
+        self.feed.append(pending.iter().flat_map(Pending::changes));
+        self.committed.store(last, Ordering::Release);
         drop(writer);
         let mut queue = self.queue.lock();
         queue.room.written(bytes);
         let readers: Vec<_> = queue.readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
         drop(queue);
-        let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Ok(()), home));
-        pending.into_iter().map(|pending| Finish::Change(pending, Ok(()))).chain(readers).collect()
+        let readers = readers.into_iter().map(|(_, reader, mailbox)| Completion::Read(reader, Ok(()), mailbox));
+        pending.into_iter().map(|pending| Completion::Change(pending, Ok(()))).chain(readers).collect()
     }
 
-    /// Has those who have to be told be told at home, or by a few threads: a client that does not read, or a slow plugin,
+    /// Has those who have to be told be told at mailbox, or by a few threads: a client that does not read, or a slow plugin,
     /// delays nobody's commit.
-    fn hand_over(&self, finished: Gathered<Finish>) {
+    fn dispatch_completions(&self, finished: Gathered<Completion>) {
         const SHARE: usize = 32;
-        // There are few homes: as many as cores.
-        let mut homes: Vec<(Option<Arc<Home>>, Vec<Finish>)> = Vec::new();
+        // There are few batches: as many as cores.
+        let mut batches: Vec<(Option<Arc<Mailbox>>, Vec<Completion>)> = Vec::new();
         let count = finished.len();
         for mut finish in finished {
-            let home = finish.home();
-            let same = |(other, share): &(Option<Arc<Home>>, Vec<Finish>)| match (other, &home) {
-                (Some(other), Some(home)) => Arc::ptr_eq(other, home),
+            let mailbox = finish.mailbox();
+            let same = |(other, share): &(Option<Arc<Mailbox>>, Vec<Completion>)| match (other, &mailbox) {
+                (Some(other), Some(mailbox)) => Arc::ptr_eq(other, mailbox),
                 (None, None) => share.len() < SHARE,
                 _ => false,
             };
-            match homes.iter_mut().rfind(|each| same(each)) {
+            match batches.iter_mut().rfind(|each| same(each)) {
                 Some((_, share)) => share.push(finish),
                 None => {
-                    let mut share = Vec::with_capacity(if home.is_some() { count } else { SHARE });
+                    let mut share = Vec::with_capacity(if mailbox.is_some() { count } else { SHARE });
                     share.push(finish);
-                    homes.push((home, share));
+                    batches.push((mailbox, share));
                 }
             }
         }
-        for (home, share) in homes {
-            let job = Box::new(move || share.into_iter().for_each(Finish::tell));
-            match home {
+        for (mailbox, share) in batches {
+            let job = Box::new(move || share.into_iter().for_each(Completion::complete));
+            match mailbox {
                 None => self.answers.run(job),
-                Some(home) => home.post(job).into_iter().for_each(|job| self.answers.run(job)),
+                Some(mailbox) => mailbox.send(job).into_iter().for_each(|job| self.answers.run(job)),
             }
         }
     }
@@ -465,9 +463,9 @@ impl Commit {
             pending.append(&mut queue.pending);
             (closed, std::mem::take(&mut queue.readers))
         };
-        let kept = self.kept.load(Ordering::Acquire);
+        let kept = self.committed.load(Ordering::Acquire);
         for change in pending.iter().rev().flat_map(|pending| pending.changes().rev()) {
-            take_back(map, change, kept);
+            roll_back(map, change, kept);
         }
         // What the writes in the log are answered; those that only queued are certain.
         let mut answer = None;
@@ -492,17 +490,18 @@ impl Commit {
             self.stale.store(true, Ordering::Relaxed);
             let _ = self.wanted.try_send(());
         }
-        self.undone.fetch_add(1, Ordering::AcqRel);
+        self.rollback_epoch.fetch_add(1, Ordering::AcqRel);
         // After the line above: whoever saw what was taken back must not find it kept. All that was given is now one or
         // the other, and nobody is to wait for it.
-        self.kept.store(self.given(), Ordering::Release);
+        self.committed.store(self.last_assigned(), Ordering::Release);
         drop(queue);
-        let readers = readers.into_iter().map(|(_, reader, home)| Finish::Read(reader, Err(TakenBack), home));
+        let readers =
+            readers.into_iter().map(|(_, reader, mailbox)| Completion::Read(reader, Err(RolledBack), mailbox));
         let changes = pending.into_iter().enumerate().map(|(index, pending)| {
             let answer = answer.as_ref().filter(|_| index < written).unwrap_or(&error);
-            Finish::Change(pending, Err(Arc::clone(answer)))
+            Completion::Change(pending, Err(Arc::clone(answer)))
         });
-        self.hand_over(changes.chain(readers).collect());
+        self.dispatch_completions(changes.chain(readers).collect());
         error
     }
 
@@ -537,20 +536,20 @@ impl Commit {
 }
 
 /// Somebody who has to be told, and what.
-enum Finish {
-    Change(Pending, Kept),
-    Read(Reader, Result<(), TakenBack>, Option<Arc<Home>>),
+enum Completion {
+    Change(Pending, CommitResult),
+    Read(Reader, Result<(), RolledBack>, Option<Arc<Mailbox>>),
 }
 
-impl Finish {
+impl Completion {
     /// Where it is to be told.
-    fn home(&mut self) -> Option<Arc<Home>> {
+    fn mailbox(&mut self) -> Option<Arc<Mailbox>> {
         match self {
-            Self::Change(Pending { home, .. }, _) | Self::Read(_, _, home) => home.take(),
+            Self::Change(Pending { mailbox, .. }, _) | Self::Read(_, _, mailbox) => mailbox.take(),
         }
     }
 
-    fn tell(self) {
+    fn complete(self) {
         match self {
             Self::Change(Pending { all, finish, .. }, kept) => finish(all, kept),
             Self::Read(reader, kept, _) => reader(kept),
@@ -559,7 +558,7 @@ impl Finish {
 }
 
 /// Puts back the entry from before a change.
-fn take_back(map: &Map, change: &Change, kept: u64) {
+fn roll_back(map: &Map, change: &Change, kept: u64) {
     let Some(entry) = change.before.as_ref().or(change.after.as_ref()) else { return };
     let hashed = map.hash(entry.key_bytes());
     let mut shard = map.write(map.shard_of(hashed));

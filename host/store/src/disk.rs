@@ -204,7 +204,7 @@ impl File for fs::File {
     #[cfg(windows)]
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
-            match std::os::windows::fs::FileExt::seek_read(self, buffer, offset)? {
+            match std::os::key_ranges::fs::FileExt::seek_read(self, buffer, offset)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => (buffer, offset) = (&mut buffer[read..], offset + read as u64),
             }
@@ -215,7 +215,7 @@ impl File for fs::File {
     #[cfg(windows)]
     fn write_at(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let written = std::os::windows::fs::FileExt::seek_write(self, data, offset)?;
+            let written = std::os::key_ranges::fs::FileExt::seek_write(self, data, offset)?;
             (data, offset) = (&data[written..], offset + written as u64);
         }
         Ok(())

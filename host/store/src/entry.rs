@@ -19,7 +19,7 @@ pub fn owned_content_type(content_type: &str) -> Cow<'static, str> {
 
 /// What is about to be written under a key.
 #[derive(Clone, Debug)]
-pub struct Draft<'a> {
+pub struct NewEntry<'a> {
     /// The value.
     pub value: &'a [u8],
     /// Its media type, at most 65,535 bytes.
@@ -47,12 +47,12 @@ const SCRATCH_KEPT: usize = 1 << 20;
 
 impl Entry {
     /// Makes an entry that is not in a store, and has no revision yet.
-    pub fn made(key: &str, draft: &Draft<'_>) -> Self {
+    pub fn new(key: &str, draft: &NewEntry<'_>) -> Self {
         thread_local! {
             static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            let entry = Self::new(key, draft, 0, scratch);
+            let entry = Self::with_revision(key, draft, 0, scratch);
             if scratch.capacity() > SCRATCH_KEPT {
                 *scratch = Vec::new();
             }
@@ -61,7 +61,7 @@ impl Entry {
     }
 
     /// Makes an entry. `scratch` is overwritten; a caller that makes many keeps it.
-    pub(super) fn new(key: &str, draft: &Draft<'_>, revision: u64, scratch: &mut Vec<u8>) -> Self {
+    pub(super) fn with_revision(key: &str, draft: &NewEntry<'_>, revision: u64, scratch: &mut Vec<u8>) -> Self {
         let content_type = if draft.content_type == DEFAULT_CONTENT_TYPE { "" } else { draft.content_type };
         let header = Header {
             revision: revision.into(),
@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn an_entry_gives_back_what_it_was_made_of() {
-        let draft = Draft { value: b"value", content_type: "text/plain", details: b"\x80".to_vec() };
-        let entry = Entry::new("a/key", &draft, 0, &mut Vec::new());
+        let draft = NewEntry { value: b"value", content_type: "text/plain", details: b"\x80".to_vec() };
+        let entry = Entry::with_revision("a/key", &draft, 0, &mut Vec::new());
         entry.set_revision(7);
         assert_eq!(entry.key(), "a/key");
         assert_eq!(entry.value(), b"value");
@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn the_default_media_type_takes_no_room() {
-        let draft = Draft { value: b"", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-        let entry = Entry::new("k", &draft, 0, &mut Vec::new());
+        let draft = NewEntry { value: b"", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+        let entry = Entry::with_revision("k", &draft, 0, &mut Vec::new());
         assert_eq!(entry.content_type(), DEFAULT_CONTENT_TYPE);
         assert_eq!(entry.0.slice.len(), 1);
     }

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::entry::{Draft, Entry};
+use super::entry::{Entry, NewEntry};
 use super::error::StoreError;
+use super::local::LocalStore;
+use super::options::Options;
 use super::paths::Paths;
 use super::recover;
 use super::snapshot::Progress;
-use super::{Options, Store};
 
 /// Entries that are about to go into a store.
 #[derive(Default)]
@@ -33,8 +34,8 @@ pub struct Added {
 
 impl Import {
     /// Adds an entry. Of two with the same key the later one counts.
-    pub fn push(&mut self, key: &str, draft: &Draft<'_>) {
-        self.entries.push(Entry::new(key, draft, 0, &mut self.scratch));
+    pub fn push(&mut self, key: &str, draft: &NewEntry<'_>) {
+        self.entries.push(Entry::with_revision(key, draft, 0, &mut self.scratch));
     }
 
     /// How many entries were added.
@@ -73,7 +74,7 @@ impl Import {
         }
         let (entries, _) = recovered.map.totals();
         let revision = recovered.revision;
-        let store = Store::start(disk, paths, options, floor, recovered);
+        let store = LocalStore::start(disk, paths, options, floor, recovered);
         store.snapshot()?;
         store.close()?;
         Ok(Added { new: entries - before, overwritten, entries, revision })

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use super::disk::{self, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
-use super::log::{Next, Reader, Start};
 use super::map::SHARDS;
 use super::paths::{Paths, resolve};
 use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::{Damage, Progress};
+use super::wal::{Next, Reader, Start};
 
 /// What a store's files hold.
 pub struct Contents {

@@ -193,7 +193,7 @@ mod system {
 mod system {
     use std::fs::{self, File};
     use std::io;
-    use std::os::windows::fs::OpenOptionsExt;
+    use std::os::key_ranges::fs::OpenOptionsExt;
     use std::path::Path;
 
     /// From Windows' winnt.h: others may open the file to read it.

@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 use std::hash::BuildHasher;
 
 use super::entry::Entry;
-use super::windows::Windows;
+use super::key_ranges::KeyRangeCache;
 
 /// So many that a writer rarely meets another, that a snapshot holds each lock for well under a millisecond, and that
 /// one shard's growth is no pause: at ten million entries a shard has ten thousand.
@@ -19,7 +19,7 @@ pub(super) struct Map {
     shards: Box<[RwLock<Shard>]>,
     hasher: FixedState,
     seed: u64,
-    pub(super) windows: Windows,
+    pub(super) key_ranges: KeyRangeCache,
 }
 
 /// A part of the map, and what its lock protects.
@@ -58,7 +58,7 @@ impl Map {
     /// never learn it, so that they cannot make keys collide.
     pub(super) fn new(seed: u64) -> Self {
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        Self { shards, hasher: FixedState::with_seed(seed), seed, windows: Windows::default() }
+        Self { shards, hasher: FixedState::with_seed(seed), seed, key_ranges: KeyRangeCache::default() }
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -119,10 +119,50 @@ impl Map {
             }
             hash_table::Entry::Vacant(vacant) => {
                 vacant.insert(entry);
-                self.windows.came(hashed.key);
+                self.key_ranges.insert(hashed.key);
                 None
             }
         }
+    }
+
+    /// Looks at several entries with the locks of all their shards. The revision is the last that what is seen depends on.
+    pub(super) fn read_all<R>(&self, keys: &[&str], look: impl FnOnce(&[Option<&Entry>], u64) -> R) -> R {
+        let hashed: SmallVec<[Hashed<'_>; 1]> = keys.iter().map(|key| self.hash(key.as_bytes())).collect();
+        let locked = self.lock_all(&hashed, Self::read);
+        let mut last = 0;
+        let see = |(index, hashed): (usize, &Hashed<'_>)| {
+            let (entry, revision) = locked.shard(index).see(*hashed);
+            last = last.max(revision);
+            entry
+        };
+        let entries: Vec<_> = hashed.iter().enumerate().map(see).collect();
+        look(&entries, last)
+    }
+
+    /// Calls a function for every entry, in no order, with the lock of its shard.
+    pub(super) fn for_each(&self, mut each: impl FnMut(&Entry)) {
+        for shard in 0..SHARDS {
+            self.read(shard).iter().for_each(&mut each);
+        }
+    }
+
+    /// The entries whose keys start with a prefix, in no order. Each shard is read in its turn, and no lock is held between
+    /// two entries.
+    pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
+        (0..SHARDS).flat_map(move |shard| {
+            let shard = self.read(shard);
+            shard.iter().filter(|entry| entry.key().starts_with(prefix)).cloned().collect::<Vec<_>>()
+        })
+    }
+
+    /// The number of keys that start with a prefix.
+    pub(super) fn count(&self, prefix: &str) -> u64 {
+        if prefix.is_empty() {
+            return self.totals().0;
+        }
+        let mut count = 0;
+        self.for_each(|entry| count += u64::from(entry.key_bytes().starts_with(prefix.as_bytes())));
+        count
     }
 
     /// How many entries there are, and the sum of their sizes.
@@ -183,7 +223,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Draft;
+    use crate::NewEntry;
 
     #[test]
     fn the_map_agrees_with_the_standard_one_and_counts_its_bytes() {
@@ -196,8 +236,8 @@ mod tests {
             if step % 3 == 0 {
                 assert_eq!(shard.remove(hashed, step).map(|entry| entry.revision()), model.remove(&key));
             } else {
-                let draft = Draft { value: key.as_bytes(), content_type: "text/plain", details: Vec::new() };
-                let entry = Entry::new(&key, &draft, step, &mut Vec::new());
+                let draft = NewEntry { value: key.as_bytes(), content_type: "text/plain", details: Vec::new() };
+                let entry = Entry::with_revision(&key, &draft, step, &mut Vec::new());
                 let before = map.insert(&mut shard, hashed, entry);
                 assert_eq!(before.map(|entry| entry.revision()), model.insert(key.clone(), step));
             }

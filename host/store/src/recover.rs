@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use super::disk::{Disk, File};
 use super::entry::Entry;
 use super::error::StoreError;
-use super::log::{self, Head, Next, Reader, Record, Start};
 use super::map::Map;
 use super::paths::Paths;
+use super::random::{random, random_salt};
 use super::snapshot::{self, Damage, Progress};
-use super::{random, random_salt};
+use super::wal::{self, Head, Next, Reader, Record, Start};
 
 /// What the files hold.
 pub(super) struct Recovered {
@@ -206,7 +206,7 @@ pub(super) fn recover(
             let begin = || {
                 let file = disk.create(&paths.log)?;
                 disk.imitate(&paths.log, &paths.file)?;
-                let at = log::begin(&*file, &head)?;
+                let at = wal::begin(&*file, &head)?;
                 Ok(Tail::new(file, head, at))
             };
             begin().map_err(|source| StoreError::Unwritable { path: paths.log.clone(), source })?
@@ -332,7 +332,7 @@ impl Findings {
                     // A snapshot that was written beside the traffic may be ahead of the log's first records.
                     if shard.get(hashed).is_none_or(|entry| entry.revision() < revision) {
                         if let Record::Write { draft, .. } = &record {
-                            let entry = Entry::new(key, draft, revision, &mut scratch);
+                            let entry = Entry::with_revision(key, draft, revision, &mut scratch);
                             self.map.insert(&mut shard, hashed, entry);
                         } else {
                             shard.remove(hashed, 0);

@@ -10,12 +10,14 @@ use std::time::Duration;
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
-use super::log::{self, Head, Record};
 use super::map::Map;
+use super::options::microseconds;
 use super::paths::{Paths, beside};
+use super::random::{random, random_salt};
+use super::recover;
 use super::snapshot::salvage::{self, Kind};
 use super::snapshot::{self, Damage, Meta, Progress};
-use super::{microseconds, random, random_salt, recover};
+use super::wal::{self, Head, Record};
 
 /// What was made of a damaged store.
 #[derive(Debug)]
@@ -215,7 +217,7 @@ impl Salvage {
         };
         let (map, removed, revision) = (&self.map, &mut self.removed, &mut self.revision);
         let mut scratch = Vec::new();
-        let found = log::salvage::salvage(&*file, progress, wanted, |record| {
+        let found = wal::salvage::salvage(&*file, progress, wanted, |record| {
             *revision = (*revision).max(apply(map, removed, &record, &mut scratch));
         })
         .map_err(|damage| unreadable(path, &damage))?;
@@ -284,7 +286,7 @@ fn apply(map: &Map, removed: &mut HashMap<Box<str>, u64>, record: &Record<'_>, s
         return *revision;
     }
     if let Record::Write { draft, .. } = record {
-        map.insert(&mut shard, hashed, Entry::new(key, draft, *revision, scratch));
+        map.insert(&mut shard, hashed, Entry::with_revision(key, draft, *revision, scratch));
     } else {
         shard.remove(hashed, 0);
         removed.insert((*key).into(), *revision);

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select};
 use parking_lot::Mutex;
 
+use super::checkpoint::{PAUSE, Snapshots};
 use super::error::StoreError;
-use super::room::Measure;
-use super::{PAUSE, Shared, Snapshots, windows};
-use vkog_runtime::threads::give_way;
+use super::key_ranges;
+use super::local::Shared;
+use super::space::DiskSpace;
+use vkog_runtime::lower_priority;
 
 /// How often the disk is measured while something fails for lack of room, or may be tried again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -70,9 +72,9 @@ impl Outcomes {
 
 impl Shared {
     /// Measures the disk, and wants a snapshot if that makes room.
-    pub(super) fn measure(&self) -> Option<Measure> {
+    pub(super) fn measure(&self) -> Option<DiskSpace> {
         let free = self.disk.free(&self.paths.file);
-        let measure = free.map(|free| Measure::new(free, self.map.totals()));
+        let measure = free.map(|free| DiskSpace::new(free, self.map.totals()));
         if self.commit.measured(measure) {
             tracing::info!("{} has room again", self.paths.file.display());
         }
@@ -90,7 +92,7 @@ impl Shared {
     }
 
     /// Whether a snapshot would free more than twice what the log may still grow, and enough to be worth its writing.
-    fn makes_room(&self, snapshots: &Snapshots, measure: Option<Measure>) -> bool {
+    fn makes_room(&self, snapshots: &Snapshots, measure: Option<DiskSpace>) -> bool {
         const WORTH_MIN: u64 = 64 << 10;
         if self.options.log_min == u64::MAX {
             return false;
@@ -103,7 +105,7 @@ impl Shared {
 
     /// The thread that writes snapshots.
     pub(super) fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
-        give_way();
+        lower_priority();
         loop {
             let ails = self.commit.full().is_some() || self.outcomes.failure().is_some();
             // While something fails, every write would want one.
@@ -111,10 +113,10 @@ impl Shared {
             let asked = select! {
                 recv(stopped) -> _ => return,
                 recv(calm) -> _ => true,
-                default(if ails { LOOK } else { windows::IDLE }) => false,
+                default(if ails { LOOK } else { key_ranges::IDLE }) => false,
             };
             if !asked {
-                self.map.windows.forget_idle();
+                self.map.key_ranges.forget_idle();
                 if !ails {
                     continue;
                 }
@@ -125,7 +127,7 @@ impl Shared {
             let is_due = if self.commit.closed().is_some() {
                 false
             } else if self.outcomes.failure().is_some() {
-                self.outcomes.is_due(measure.is_none_or(Measure::fits))
+                self.outcomes.is_due(measure.is_none_or(DiskSpace::fits))
             } else {
                 // What was asked for then may be done by now.
                 asked && (self.is_long(&snapshots) || self.makes_room(&snapshots, measure))
@@ -139,21 +141,21 @@ impl Shared {
     }
 
     /// Writes a snapshot if it may fit. One that does not would take the room from deletes while it is tried.
-    fn try_snapshot(&self, snapshots: &mut Snapshots, mut measure: Option<Measure>) {
+    fn try_snapshot(&self, snapshots: &mut Snapshots, mut measure: Option<DiskSpace>) {
         if measure.is_some_and(|measure| !measure.fits()) {
             self.commit.release_room();
-            measure = self.disk.free(&self.paths.file).map(|free| Measure::new(free, self.map.totals()));
+            measure = self.disk.free(&self.paths.file).map(|free| DiskSpace::new(free, self.map.totals()));
         }
         match measure {
             Some(measure) if !measure.may_fit() => {
-                let Measure { free, needed } = measure;
+                let DiskSpace { free, needed } = measure;
                 let path = self.paths.file.clone();
                 let error = StoreError::Reserved { path, bytes: needed, free, reserved: needed };
                 self.snapshot_failed(&Arc::new(error), false);
             }
             _ => {
                 // What fails is logged and noted there.
-                let _ = self.snapshot_noted(snapshots, PAUSE);
+                let _ = self.checkpoint(snapshots, PAUSE);
             }
         }
     }

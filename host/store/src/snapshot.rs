@@ -28,7 +28,7 @@ use rmp::Marker;
 use rmp::encode;
 
 use super::disk::File;
-use super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::map::{Map, SHARDS, Shard};
 
 /// The version of the format.
@@ -551,8 +551,12 @@ impl Loader<'_> {
                 }
                 _ => (DEFAULT_CONTENT_TYPE, &[][..]),
             };
-            let entry =
-                Entry::new(key, &Draft { value, content_type, details: details.to_vec() }, revision, &mut self.scratch);
+            let entry = Entry::with_revision(
+                key,
+                &NewEntry { value, content_type, details: details.to_vec() },
+                revision,
+                &mut self.scratch,
+            );
             let hashed = self.map.hash(key.as_bytes());
             let shard = self.map.shard_of(hashed);
             // One shard's entries come in a row: its lock is kept until the next one's come.

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::commit::Pending;
 use super::disk::File;
-use super::log;
 use super::recover::Tail;
+use super::wal;
 use vkog_runtime::Histogram;
 
 /// The end of the log.
@@ -65,17 +65,17 @@ impl Writer {
         self.tried = 0;
         self.buffer.clear();
         if self.synced > self.marked {
-            log::put_mark(&mut self.buffer, self.salt, self.synced);
+            wal::put_mark(&mut self.buffer, self.salt, self.synced);
         }
         for pending in pending {
             if self.buffer.len() > BUFFER_KEPT {
                 at = self.write(at)?;
             }
-            let len: usize = pending.changes().map(log::len_of).sum();
+            let len: usize = pending.changes().map(wal::len_of).sum();
             if len > BUFFER_KEPT {
                 self.buffer.reserve_exact(len);
             }
-            log::put_changes(&mut self.buffer, self.salt, pending.changes());
+            wal::put_changes(&mut self.buffer, self.salt, pending.changes());
         }
         at = self.write(at)?;
         if let Some(syncs) = syncs {

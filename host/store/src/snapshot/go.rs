@@ -1,7 +1,7 @@
 //! A file of the Go program: `KV` and `KVSize`, nothing else.
 
 use super::super::disk::File;
-use super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::Map;
 use super::{Damage, Meta, Progress, take_bytes};
 
@@ -36,8 +36,8 @@ pub(super) fn read(
                         .ok_or_else(|| Damage::At(at(start), "a key that is not UTF-8 or too long".to_owned()))?;
                     // Every entry needs a revision; the order of the file is as good as any.
                     meta.revision += 1;
-                    let draft = Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-                    let entry = Entry::new(key, &draft, meta.revision, &mut scratch);
+                    let draft = NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+                    let entry = Entry::with_revision(key, &draft, meta.revision, &mut scratch);
                     let hashed = map.hash(key.as_bytes());
                     map.insert(&mut map.write(map.shard_of(hashed)), hashed, entry);
                     progress(at(rest), data.len() as u64);

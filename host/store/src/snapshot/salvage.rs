@@ -5,7 +5,7 @@
 //! believed only under a right checksum; an entry without one has revision 0, and gets a new one from the caller.
 
 use super::super::disk::File;
-use super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::{Map, SHARDS};
 use super::{Damage, FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
 
@@ -217,12 +217,12 @@ pub(crate) fn give_revisions(map: &Map, revision: &mut u64) {
         for entry in without {
             *revision += 1;
             let content_type = Some(entry.content_type()).filter(|content_type| may_be_sent(content_type));
-            let draft = Draft {
+            let draft = NewEntry {
                 value: entry.value(),
                 content_type: content_type.unwrap_or(DEFAULT_CONTENT_TYPE),
                 details: entry.details().to_vec(),
             };
-            let again = Entry::new(entry.key(), &draft, *revision, &mut scratch);
+            let again = Entry::with_revision(entry.key(), &draft, *revision, &mut scratch);
             map.insert(&mut shard, map.hash(entry.key_bytes()), again);
         }
     }
@@ -315,8 +315,8 @@ fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
                 let mut shard = map.write(map.shard_of(hashed));
                 // What has a right checksum is better.
                 if shard.get(hashed).is_none() {
-                    let draft = Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-                    map.insert(&mut shard, hashed, Entry::new(key, &draft, 0, &mut scratch));
+                    let draft = NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+                    map.insert(&mut shard, hashed, Entry::with_revision(key, &draft, 0, &mut scratch));
                 }
                 scan.taken += 1;
             }
@@ -354,12 +354,12 @@ mod tests {
         let map = Map::new(5);
         for revision in 1..=ENTRIES {
             let (key, value) = (format!("key-{revision}"), value(revision));
-            let draft = Draft { value, content_type: content_type(revision), details: vec![0x80] };
+            let draft = NewEntry { value, content_type: content_type(revision), details: vec![0x80] };
             let hashed = map.hash(key.as_bytes());
             map.insert(
                 &mut map.write(map.shard_of(hashed)),
                 hashed,
-                Entry::new(&key, &draft, revision, &mut Vec::new()),
+                Entry::with_revision(&key, &draft, revision, &mut Vec::new()),
             );
         }
         let file = tempfile::tempfile().expect("a temporary file can be made");

@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use vkog_store::{Change, Decision, Draft, Entry, Fsync, Options, Store, StoreError, TakenBack, Update};
+use vkog_store::{
+    Change, Decision, Entry, Fsync, LocalStore, NewEntry, Options, RolledBack, Store as _, StoreError, Update,
+};
 
 use crate::disk::SimulatedDisk;
 
@@ -44,6 +46,12 @@ impl Content {
         Self { value: value.into(), content_type: "text/plain".to_owned(), details: Vec::new() }
     }
 
+    /// An entry with this content.
+    pub(crate) fn entry(&self, key: &str) -> Entry {
+        let Self { value, content_type, details } = self;
+        Entry::new(key, &NewEntry { value, content_type, details: details.clone() })
+    }
+
     pub(crate) fn of(entry: &Entry) -> Self {
         Self {
             value: entry.value().to_vec(),
@@ -57,24 +65,28 @@ impl Content {
 pub(crate) const ALWAYS: Options =
     Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
-pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<Store, StoreError> {
-    Store::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
+pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore, StoreError> {
+    LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
 }
 
 /// Writes, or removes what is there; `then` is called with what became of it.
-pub(crate) fn start(store: &Store, key: &str, content: Option<&Content>, then: impl FnOnce(Answer) + Send + 'static) {
-    let decide = |before: Option<&Entry>| match content {
-        Some(Content { value, content_type, details }) => {
-            Decision::Write(Draft { value, content_type, details: details.clone() })
-        }
-        None if before.is_none() => Decision::Keep(()),
+pub(crate) fn start(
+    store: &LocalStore,
+    key: &str,
+    content: Option<&Content>,
+    then: impl FnOnce(Answer) + Send + 'static,
+) {
+    let entry = content.map(|content| content.entry(key));
+    let decide = move |_: &[Change], current: Option<&Entry>| match &entry {
+        Some(entry) => Decision::Write(entry.clone()),
+        None if current.is_none() => Decision::Reject(()),
         None => Decision::Remove,
     };
     store.update(key, decide, |update| {
         then(match update {
-            Update::Done(change) => Answer::Kept(change.revision),
-            Update::Stayed(()) => Answer::Nothing,
-            Update::Closed(error) | Update::Undone { error, .. } => Answer::Refused(error),
+            Update::Committed(change) => Answer::Kept(change.revision),
+            Update::Rejected(()) => Answer::Nothing,
+            Update::ReadOnly(error) | Update::RolledBack { error, .. } => Answer::Refused(error),
         });
     });
 }
@@ -82,29 +94,29 @@ pub(crate) fn start(store: &Store, key: &str, content: Option<&Content>, then: i
 /// Writes, or removes what is there, in one step; `then` is called with the first revision of what was kept. Where something
 /// is not there that was to be removed, nothing is done.
 pub(crate) fn start_all(
-    store: &Store,
+    store: &LocalStore,
     changes: &[(String, Option<Content>)],
     then: impl FnOnce(Answer) + Send + 'static,
 ) {
     let keys: Vec<&str> = changes.iter().map(|(key, _)| key.as_str()).collect();
-    let decide = |before: &[Change], current: Option<&Entry>| match &changes[before.len()].1 {
-        Some(Content { value, content_type, details }) => {
-            Decision::Write(Draft { value, content_type, details: details.clone() })
-        }
-        None if current.is_none() => Decision::Keep(()),
+    let entries: Vec<_> =
+        changes.iter().map(|(key, content)| content.as_ref().map(|content| content.entry(key))).collect();
+    let decide = move |before: &[Change], current: Option<&Entry>| match &entries[before.len()] {
+        Some(entry) => Decision::Write(entry.clone()),
+        None if current.is_none() => Decision::Reject(()),
         None => Decision::Remove,
     };
     store.update_all(&keys, decide, |update| {
         then(match update {
-            Update::Done(changes) => Answer::Kept(changes[0].revision),
-            Update::Stayed(()) => Answer::Nothing,
-            Update::Closed(error) | Update::Undone { error, .. } => Answer::Refused(error),
+            Update::Committed(changes) => Answer::Kept(changes[0].revision),
+            Update::Rejected(()) => Answer::Nothing,
+            Update::ReadOnly(error) | Update::RolledBack { error, .. } => Answer::Refused(error),
         });
     });
 }
 
 /// Writes, or removes what is there, and waits for the answer.
-pub(crate) fn change(store: &Store, key: &str, content: Option<&Content>) -> Answer {
+pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -> Answer {
     let (tell, told) = bounded(1);
     start(store, key, content, move |answer| {
         let _ = tell.send(answer);
@@ -113,7 +125,7 @@ pub(crate) fn change(store: &Store, key: &str, content: Option<&Content>) -> Ans
 }
 
 /// The same in one step.
-pub(crate) fn change_all(store: &Store, changes: &[(String, Option<Content>)]) -> Answer {
+pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>)]) -> Answer {
     let (tell, told) = bounded(1);
     start_all(store, changes, move |answer| {
         let _ = tell.send(answer);
@@ -122,7 +134,7 @@ pub(crate) fn change_all(store: &Store, changes: &[(String, Option<Content>)]) -
 }
 
 /// Writes a text that has to be kept. Returns its revision.
-pub(crate) fn put(store: &Store, key: &str, value: &str) -> u64 {
+pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Kept(revision) => revision,
         other => panic!("{key} was not kept: {other:?}"),
@@ -130,7 +142,7 @@ pub(crate) fn put(store: &Store, key: &str, value: &str) -> u64 {
 }
 
 /// Writes a text that must not be kept.
-pub(crate) fn refused(store: &Store, key: &str, value: &str) -> Arc<StoreError> {
+pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreError> {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Refused(error) => error,
         other => panic!("{key} was not refused: {other:?}"),
@@ -138,7 +150,7 @@ pub(crate) fn refused(store: &Store, key: &str, value: &str) -> Arc<StoreError> 
 }
 
 /// What a client is told of a key: its revision and content.
-pub(crate) fn get(store: &Store, key: &str) -> Option<(u64, Content)> {
+pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     for _ in 0..1000 {
         let (found, kept) = look(store, key);
         if kept.recv_timeout(DEADLINE).expect("every read is answered").is_ok() {
@@ -149,19 +161,19 @@ pub(crate) fn get(store: &Store, key: &str) -> Option<(u64, Content)> {
 }
 
 /// Whether what was seen may be told on.
-type MayTell = Receiver<Result<(), TakenBack>>;
+type MayTell = Receiver<Result<(), RolledBack>>;
 
 /// What is there now, and whether it may be told on.
-pub(crate) fn look(store: &Store, key: &str) -> (Option<(u64, Content)>, MayTell) {
+pub(crate) fn look(store: &LocalStore, key: &str) -> (Option<(u64, Content)>, MayTell) {
     let (found, seen) = store.read(key, |entry| entry.map(|entry| (entry.revision(), Content::of(entry))));
     let (tell, told) = bounded(1);
-    store.when_kept(seen, move |kept| {
+    store.when_durable(seen, move |kept| {
         let _ = tell.send(kept);
     });
     (found, told)
 }
 
-pub(crate) fn contents(store: &Store) -> Contents {
+pub(crate) fn contents(store: &LocalStore) -> Contents {
     let mut contents = Contents::new();
     store.for_each(|entry| {
         let twice = contents.insert(entry.key().to_owned(), (entry.revision(), Content::of(entry)));
@@ -191,11 +203,11 @@ pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R +
 }
 
 /// Takes a snapshot that has to succeed.
-pub(crate) fn snapshot(store: &Store) {
+pub(crate) fn snapshot(store: &LocalStore) {
     within_the_deadline("a snapshot", || store.snapshot()).expect("a snapshot");
 }
 
 /// Closes a store, which has to succeed.
-pub(crate) fn close(store: Store) {
+pub(crate) fn close(store: LocalStore) {
     within_the_deadline("closing", || store.close()).expect("a clean stop");
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use crossbeam_channel::bounded;
-use vkog_store::{Fsync, Options, Store};
+use vkog_store::{Fsync, LocalStore, Options, Store as _};
 
 use crate::client::{
     self, Answer, Content, Contents, DEADLINE, change, close, contents, look, open, start, start_all,
@@ -75,7 +75,7 @@ impl Load {
         }
     }
 
-    fn client(&self, disk: &SimulatedDisk, store: &Store, history: &History, client: usize, mut random: Random) {
+    fn client(&self, disk: &SimulatedDisk, store: &LocalStore, history: &History, client: usize, mut random: Random) {
         for _ in 0..self.rounds {
             if random.percent(if self.clients == 1 { 12 } else { 4 }) {
                 let written = within_the_deadline("a snapshot", || store.snapshot());

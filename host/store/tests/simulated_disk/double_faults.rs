@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use vkog_store::{Fsync, Options, Store};
+use vkog_store::{Fsync, LocalStore, Options};
 
 use crate::client::{ALWAYS, Answer, Content, change, contents, open, put, start};
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
@@ -58,7 +58,7 @@ const SECOND: [(Faults, bool); 10] = [
 /// The values of a store by their keys.
 type Values = BTreeMap<String, Content>;
 
-fn values(store: &Store) -> Values {
+fn values(store: &LocalStore) -> Values {
     contents(store).into_iter().map(|(key, (_, content))| (key, content)).collect()
 }
 

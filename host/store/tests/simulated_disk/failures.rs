@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog_store::{Fsync, Options, Store, StoreError};
+use vkog_store::{Fsync, LocalStore, Options, Store as _, StoreError};
 
 use crate::client::{
     self, Answer, Content, DEADLINE, FILE, change, close, contents, get, look, open, put, refused, snapshot, start,
@@ -27,14 +27,14 @@ const EIO: Fault = Fault::Fails(ErrorKind::Other);
 const FULL: Fault = Fault::Fails(ErrorKind::StorageFull);
 const HALF_FULL: Fault = Fault::Half(ErrorKind::StorageFull);
 
-fn new_store(fsync: Fsync) -> (SimulatedDisk, Store) {
+fn new_store(fsync: Fsync) -> (SimulatedDisk, LocalStore) {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, Options { fsync, log_min: u64::MAX, ..Options::default() }).expect("a store");
     (disk, store)
 }
 
 /// A store on the same disk holds the same, once the other is gone.
-fn reopening_agrees(disk: &SimulatedDisk, store: Store) -> Store {
+fn reopening_agrees(disk: &SimulatedDisk, store: LocalStore) -> LocalStore {
     let found = contents(&store);
     drop(store);
     let store = open(disk, client::ALWAYS).expect("a store");
@@ -54,7 +54,7 @@ fn power_cuts_agree(disk: &SimulatedDisk, history: &History) {
 }
 
 /// Writes and notes it.
-fn noted(store: &Store, history: &History, key: &str, random: &mut Random) -> Answer {
+fn noted(store: &LocalStore, history: &History, key: &str, random: &mut Random) -> Answer {
     let content = history.content(random);
     let note = history.attempt(key, Some(&content));
     let answer = change(store, key, Some(&content));
@@ -119,7 +119,7 @@ fn a_failed_sync_between_others_refuses_what_comes_after_it() {
     reopening_agrees(&disk, store);
 }
 
-fn put_if_open(store: &Store) {
+fn put_if_open(store: &LocalStore) {
     let _ = change(store, "other", Some(&Content::text("between")));
 }
 

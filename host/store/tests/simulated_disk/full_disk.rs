@@ -7,7 +7,7 @@
 use std::thread;
 use std::time::Instant;
 
-use vkog_store::{Fsync, Options, Store};
+use vkog_store::{Fsync, LocalStore, Options, Store as _};
 
 use crate::client::{Answer, Content, DEADLINE, change, close, contents, open, put, refused};
 use crate::disk::SimulatedDisk;
@@ -17,7 +17,7 @@ use crate::random::Random;
 const OPTIONS: Options =
     Options { fsync: Fsync::Always, log_min: 64 << 20, history_max: 1 << 20, first_revision: || 1 };
 
-fn small_store(capacity: u64) -> (SimulatedDisk, Store) {
+fn small_store(capacity: u64) -> (SimulatedDisk, LocalStore) {
     let disk = SimulatedDisk::empty();
     disk.capacity(Some(capacity));
     disk.tell_free();

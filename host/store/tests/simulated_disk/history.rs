@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use vkog_store::Store;
+use vkog_store::{LocalStore, Store as _};
 
 use crate::client::{Answer, Content, Contents, contents};
 use crate::random::Random;
@@ -37,7 +37,7 @@ struct Attempt {
 
 impl History {
     /// Goes on from what a store holds: whatever else was tried before must not come back.
-    pub(crate) fn from(store: &Store, serial: u64) -> Self {
+    pub(crate) fn from(store: &LocalStore, serial: u64) -> Self {
         let attempts = contents(store)
             .into_iter()
             .enumerate()

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use vkog_store::{Fsync, Options};
+use vkog_store::{Fsync, Options, Store as _};
 
 use crate::client::{
     ALWAYS, Answer, Content, DEADLINE, change, change_all, contents, open, put, snapshot, start, within_the_deadline,

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use vkog_store::{Fsync, Options};
+use vkog_store::{Fsync, Options, Store as _};
 
 use crate::client::{Content, DEADLINE, open, put, start};
 use crate::disk::{Call, Fault, SimulatedDisk};
@@ -24,9 +24,8 @@ fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
             for key in ["a", "b", "c"] {
                 put(&store, key, "kept");
             }
-            let keys = || -> Vec<String> {
-                store.in_order(b"", None, 10).iter().map(|entry| entry.key().to_owned()).collect()
-            };
+            let keys =
+                || -> Vec<String> { store.range(b"", None, 10).iter().map(|entry| entry.key().to_owned()).collect() };
             if listed_before {
                 assert_eq!(keys(), ["a", "b", "c"]);
             }

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::task::{Context, Poll, Waker};
 
 use crossbeam_channel::bounded;
-use vkog_store::{Event, Fsync, Options, Store, Unwatchable, Watch};
+use vkog_store::{Event, Fsync, LocalStore, Options, Store as _, Unwatchable, Watch};
 
 use crate::client::{ALWAYS, Answer, Content, DEADLINE, change, close, open, put, refused, snapshot, start};
 use crate::disk::{Call, Fault, SimulatedDisk};
@@ -23,7 +23,7 @@ fn told(watch: &mut Watch) -> Vec<(u64, String, bool)> {
     told
 }
 
-fn watch(store: &Store, since: u64) -> Watch {
+fn watch(store: &LocalStore, since: u64) -> Watch {
     store.watch(String::new(), Some(since)).expect("it can be watched from there")
 }
 

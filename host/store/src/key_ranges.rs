@@ -20,22 +20,22 @@ const PART: usize = 16;
 /// Or twice so many, where that is more.
 const KEYS_MIN: usize = 16 * 1024;
 /// So many listings at different places keep what they found.
-const WINDOWS_MAX: usize = 4;
+const RANGES_MAX: usize = 4;
 /// How long a window is kept that nobody asks for.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// The windows of a map.
 #[derive(Default)]
-pub(super) struct Windows {
+pub(super) struct KeyRangeCache {
     /// Whether there are any, so that a write need not lock to learn that there are none.
     any: AtomicBool,
-    open: Mutex<Vec<Window>>,
+    open: Mutex<Vec<KeyRange>>,
     /// The right to look through the map: one at a time, so that listings cannot take all processors.
-    looking: Mutex<()>,
+    scan_lock: Mutex<()>,
 }
 
 /// All keys of a range.
-struct Window {
+struct KeyRange {
     from: Box<[u8]>,
     /// The first key behind it; none if it goes to the end.
     to: Option<Box<[u8]>>,
@@ -47,16 +47,16 @@ struct Window {
 }
 
 /// Some keys in their order.
-pub(super) struct Run {
+pub(super) struct KeyPage {
     pub(super) keys: Vec<Box<[u8]>>,
     /// Where to go on; none if the range ends here.
     pub(super) rest: Option<Box<[u8]>>,
 }
 
-impl Windows {
+impl KeyRangeCache {
     /// A key is added to the map. Its shard is locked for writing: whoever looks through the map either finds the key there
     /// or has begun its window before.
-    pub(super) fn came(&self, key: &[u8]) {
+    pub(super) fn insert(&self, key: &[u8]) {
         if self.any.load(Relaxed) {
             for window in self.open.lock().iter_mut().filter(|window| window.covers(key)) {
                 window.keys.insert(key.into());
@@ -66,7 +66,7 @@ impl Windows {
     }
 
     /// At most so many keys of a range, if a window has them.
-    pub(super) fn run(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Option<Run> {
+    pub(super) fn page(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Option<KeyPage> {
         let mut open = self.open.lock();
         let window = open.iter_mut().find(|window| window.complete && window.covers(from))?;
         window.used = Instant::now();
@@ -78,12 +78,12 @@ impl Windows {
         } else {
             window.to.clone().filter(|to| end.is_none_or(|end| to.as_ref() < end))
         };
-        Some(Run { keys, rest })
+        Some(KeyPage { keys, rest })
     }
 
     /// Has keys that come collected from now on.
     fn begin(&self, from: &[u8], end: Option<&[u8]>, keys_max: usize) {
-        let window = Window {
+        let window = KeyRange {
             from: from.into(),
             to: end.map(Into::into),
             keys: BTreeSet::new(),
@@ -94,7 +94,7 @@ impl Windows {
         self.change(|open| {
             // One that is not complete was lost to a panic.
             let mut gone: Vec<_> = open.extract_if(.., |window| !window.complete).collect();
-            if open.len() >= WINDOWS_MAX
+            if open.len() >= RANGES_MAX
                 && let Some((oldest, _)) = open.iter().enumerate().min_by_key(|(_, window)| window.used)
             {
                 gone.push(open.swap_remove(oldest));
@@ -129,7 +129,7 @@ impl Windows {
     }
 
     /// Changes which windows there are. Those that are gone are freed without the lock: writers wait for it.
-    fn change(&self, change: impl FnOnce(&mut Vec<Window>) -> Vec<Window>) {
+    fn change(&self, change: impl FnOnce(&mut Vec<KeyRange>) -> Vec<KeyRange>) {
         let mut open = self.open.lock();
         let gone = change(&mut open);
         self.any.store(!open.is_empty(), Relaxed);
@@ -138,7 +138,7 @@ impl Windows {
     }
 }
 
-impl Window {
+impl KeyRange {
     fn covers(&self, key: &[u8]) -> bool {
         *self.from <= *key && self.to.as_ref().is_none_or(|to| *key < **to)
     }
@@ -152,10 +152,10 @@ impl Window {
 }
 
 /// Opens a window that begins at a key, by a look through the map. Each shard is locked when it is its turn.
-pub(super) fn open(map: &Map, from: &[u8], end: Option<&[u8]>) {
-    let windows = &map.windows;
-    let _alone = windows.looking.lock();
-    if windows.run(from, end, 0).is_some() {
+pub(super) fn scan(map: &Map, from: &[u8], end: Option<&[u8]>) {
+    let windows = &map.key_ranges;
+    let _alone = windows.scan_lock.lock();
+    if windows.page(from, end, 0).is_some() {
         return;
     }
     let keys_max = (map.totals().0 as usize / PART).max(KEYS_MIN);
@@ -182,6 +182,37 @@ pub(super) fn open(map: &Map, from: &[u8], end: Option<&[u8]>) {
     windows.complete(keys, to);
 }
 
+/// The first entries of a range in byte order: `count` of them, fewer only where the range has no more. `seen` becomes the last
+/// revision that the result depends on. `scanned` is called after each scan of the map.
+pub(super) fn entries(
+    map: &Map,
+    from: &[u8],
+    end: Option<&[u8]>,
+    count: usize,
+    seen: &mut u64,
+    scanned: impl Fn(),
+) -> Vec<Entry> {
+    let mut found = Vec::new();
+    let mut rest = Some(Box::from(from));
+    while let Some(from) = rest.take_if(|from| found.len() < count && end.is_none_or(|end| &**from < end)) {
+        let Some(page) = map.key_ranges.page(&from, end, count - found.len()) else {
+            scan(map, &from, end);
+            scanned();
+            rest = Some(from);
+            continue;
+        };
+        for key in &page.keys {
+            let hashed = map.hash(key);
+            let shard = map.read(map.shard_of(hashed));
+            let (entry, revision) = shard.see(hashed);
+            *seen = revision.max(*seen);
+            found.extend(entry.cloned());
+        }
+        rest = page.rest;
+    }
+    found
+}
+
 /// The first key after this one.
 pub(super) fn successor(key: &[u8]) -> Box<[u8]> {
     [key, &[0]].concat().into()
@@ -192,14 +223,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::Draft;
+    use crate::NewEntry;
 
     /// So many that a window has a small part of them.
     const KEYS: usize = 8 * KEYS_MIN;
 
     fn add(map: &Map, key: &str) {
-        let draft = Draft { value: b"v", content_type: "text/plain", details: Vec::new() };
-        let (hashed, entry) = (map.hash(key.as_bytes()), Entry::new(key, &draft, 1, &mut Vec::new()));
+        let draft = NewEntry { value: b"v", content_type: "text/plain", details: Vec::new() };
+        let (hashed, entry) = (map.hash(key.as_bytes()), Entry::with_revision(key, &draft, 1, &mut Vec::new()));
         map.insert(&mut map.write(map.shard_of(hashed)), hashed, entry);
     }
 
@@ -223,8 +254,8 @@ mod tests {
         let end = end.map(str::as_bytes);
         let (mut all, mut rest) = (Vec::new(), Some(Box::from(from.as_bytes())));
         while let Some(from) = rest.take() {
-            let Some(run) = map.windows.run(&from, end, count) else {
-                open(map, &from, end);
+            let Some(run) = map.key_ranges.page(&from, end, count) else {
+                scan(map, &from, end);
                 rest = Some(from);
                 continue;
             };
@@ -284,10 +315,10 @@ mod tests {
     fn a_window_stays_a_part_of_all_keys_however_many_come() {
         let map = filled();
         assert_eq!(list(&map, "", Some("000002"), 10).len(), 2);
-        open(&map, b"0", None);
+        scan(&map, b"0", None);
         let came = |index: usize| format!("{}+", steady(index));
         (0..KEYS).for_each(|index| add(&map, &came(index)));
-        let sizes: Vec<_> = map.windows.open.lock().iter().map(|window| window.keys.len()).collect();
+        let sizes: Vec<_> = map.key_ranges.open.lock().iter().map(|window| window.keys.len()).collect();
         assert!(sizes.iter().all(|size| *size <= 2 * KEYS_MIN), "{sizes:?}");
         let found = list(&map, "", None, 1000);
         let both: Vec<_> = (0..KEYS).flat_map(|index| [steady(index), came(index)]).collect();
@@ -300,16 +331,16 @@ mod tests {
         for from in ["1", "2", "3", "4", "5", "6"] {
             list(&map, from, Some(&format!("{from}1")), 10);
         }
-        assert_eq!(map.windows.open.lock().len(), WINDOWS_MAX);
-        map.windows.forget_idle();
-        assert_eq!(map.windows.open.lock().len(), WINDOWS_MAX);
-        for window in map.windows.open.lock().iter_mut().skip(1) {
+        assert_eq!(map.key_ranges.open.lock().len(), RANGES_MAX);
+        map.key_ranges.forget_idle();
+        assert_eq!(map.key_ranges.open.lock().len(), RANGES_MAX);
+        for window in map.key_ranges.open.lock().iter_mut().skip(1) {
             window.used -= IDLE;
         }
-        map.windows.forget_idle();
-        assert!(map.windows.open.lock().len() == 1 && map.windows.any.load(Relaxed));
-        map.windows.open.lock()[0].used -= IDLE;
-        map.windows.forget_idle();
-        assert!(!map.windows.any.load(Relaxed));
+        map.key_ranges.forget_idle();
+        assert!(map.key_ranges.open.lock().len() == 1 && map.key_ranges.any.load(Relaxed));
+        map.key_ranges.open.lock()[0].used -= IDLE;
+        map.key_ranges.forget_idle();
+        assert!(!map.key_ranges.any.load(Relaxed));
     }
 }

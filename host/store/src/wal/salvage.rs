@@ -130,10 +130,10 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::Change;
-    use super::super::super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+    use super::super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
     use super::super::{put_changes, put_mark};
     use super::*;
+    use crate::update::Change;
 
     const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 0xdead_beef };
 
@@ -143,8 +143,8 @@ mod tests {
         let mut starts = Vec::new();
         for revision in 1..=10 {
             starts.push(log.len());
-            let draft = Draft { value: &[b'v'; 50], content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-            let entry = Entry::new(&format!("key-{revision}"), &draft, revision, &mut Vec::new());
+            let draft = NewEntry { value: &[b'v'; 50], content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+            let entry = Entry::with_revision(&format!("key-{revision}"), &draft, revision, &mut Vec::new());
             let change = Change { before: None, after: Some(entry), revision };
             put_changes(&mut log, HEAD.salt, [change].iter());
             let synced = log.len() as u64;

@@ -1,4 +1,4 @@
-//! Room on the disk: how much the log may grow while the next snapshot still fits beside it.
+//! SpaceBudget on the disk: how much the log may grow while the next snapshot still fits beside it.
 //!
 //! A snapshot is written beside the log and the snapshot before it. A disk that the log has filled could not be freed any
 //! more, so the bytes that the next snapshot needs are reserved: a write that would use them is refused. Removals may use
@@ -25,14 +25,14 @@ impl Growth {
 
 /// The state of the disk at one moment, in bytes.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct Measure {
+pub(super) struct DiskSpace {
     /// What is free.
     pub(super) free: u64,
     /// What the next snapshot needs.
     pub(super) needed: u64,
 }
 
-impl Measure {
+impl DiskSpace {
     /// About what a snapshot needs of so many entries with this sum of sizes.
     pub(super) fn new(free: u64, (entries, size): (u64, u64)) -> Self {
         const OF_AN_ENTRY: u64 = 64;
@@ -57,10 +57,10 @@ impl Measure {
 }
 
 /// What is known of the room for the log.
-pub(super) struct Room {
+pub(super) struct SpaceBudget {
     file: PathBuf,
     /// The disk when it was last measured; `None` where the system does not say.
-    measure: Option<Measure>,
+    measure: Option<DiskSpace>,
     /// How much was queued since then.
     used: u64,
     /// How much is queued, and not in the log yet.
@@ -80,7 +80,7 @@ impl Full {
     const NEEDED_MAX: u64 = 1 << 20;
 }
 
-impl Room {
+impl SpaceBudget {
     /// After so many bytes the disk is measured again.
     const MEASURED_EVERY: u64 = 1 << 20;
 
@@ -90,7 +90,7 @@ impl Room {
 
     /// Takes the room of a change, or returns why there is none, and whether that is news.
     pub(super) fn take(&mut self, growth: Growth) -> Result<(), (Arc<StoreError>, bool)> {
-        if let Some(Measure { free, needed }) = self.measure
+        if let Some(DiskSpace { free, needed }) = self.measure
             && growth.writes
             && growth.bytes > self.left()
         {
@@ -134,7 +134,7 @@ impl Room {
     }
 
     /// The disk was measured. Returns whether that ends the lack of room.
-    pub(super) fn measured(&mut self, measure: Option<Measure>) -> bool {
+    pub(super) fn measured(&mut self, measure: Option<DiskSpace>) -> bool {
         self.measure = measure;
         self.used = self.unwritten;
         let left = self.left();
@@ -153,9 +153,9 @@ mod tests {
 
     const WRITE: Growth = Growth { bytes: 1000, writes: true };
 
-    fn measured(free: u64, needed: u64) -> Room {
-        let mut room = Room::new("file".into());
-        room.measured(Some(Measure { free, needed }));
+    fn measured(free: u64, needed: u64) -> SpaceBudget {
+        let mut room = SpaceBudget::new("file".into());
+        room.measured(Some(DiskSpace { free, needed }));
         room
     }
 
@@ -168,14 +168,14 @@ mod tests {
         assert!(room.take(Growth { writes: false, ..WRITE }).is_ok());
         assert!(room.full().is_some() && room.is_stale());
         assert!(!room.take(WRITE).expect_err("still").1, "it is no news");
-        assert!(!room.measured(Some(Measure { free: 9_000, needed: 7_000 })), "what is queued needs room, too");
-        assert!(room.measured(Some(Measure { free: 20_000, needed: 7_000 })));
+        assert!(!room.measured(Some(DiskSpace { free: 9_000, needed: 7_000 })), "what is queued needs room, too");
+        assert!(room.measured(Some(DiskSpace { free: 20_000, needed: 7_000 })));
         assert!(room.full().is_none() && room.take(WRITE).is_ok());
     }
 
     #[test]
     fn a_disk_that_does_not_say_what_is_free_refuses_by_itself() {
-        let mut room = Room::new("file".into());
+        let mut room = SpaceBudget::new("file".into());
         room.measured(None);
         assert!(room.take(Growth { bytes: u64::MAX / 4, writes: true }).is_ok() && !room.is_stale());
         room.refused(&Arc::new(StoreError::Full { path: "log".into() }), 1000);
@@ -190,6 +190,6 @@ mod tests {
         room.take(Growth { bytes: 1 << 30, writes: true }).expect_err("it is too large");
         assert!(room.full().is_some());
         assert!(room.take(WRITE).is_ok(), "a smaller one fits");
-        assert!(room.measured(Some(Measure { free: 10 << 20, needed: 1 << 20 })) && room.full().is_none());
+        assert!(room.measured(Some(DiskSpace { free: 10 << 20, needed: 1 << 20 })) && room.full().is_none());
     }
 }

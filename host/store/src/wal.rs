@@ -30,10 +30,10 @@ use std::ops::Range;
 
 use rmp::encode;
 
-use super::Change;
 use super::disk::File;
-use super::entry::{DEFAULT_CONTENT_TYPE, Draft, Entry};
+use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::snapshot::{Damage, put_bytes, take_bytes};
+use super::update::Change;
 
 const FORMAT: u64 = 2;
 /// Length and checksum.
@@ -59,7 +59,7 @@ pub(super) struct Head {
 
 /// A change as the log has it.
 pub(super) enum Record<'a> {
-    Write { revision: u64, key: &'a str, draft: Draft<'a> },
+    Write { revision: u64, key: &'a str, draft: NewEntry<'a> },
     Remove { revision: u64, key: &'a str },
 }
 
@@ -184,7 +184,7 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<Next<'a>> {
                 content_type => content_type,
             };
             let details = take_bytes(rest)?.to_vec();
-            Next::Change(Record::Write { revision: number, key, draft: Draft { value, content_type, details } })
+            Next::Change(Record::Write { revision: number, key, draft: NewEntry { value, content_type, details } })
         }
         (2, 3) => Next::Change(Record::Remove { revision: number, key: str::from_utf8(take_bytes(rest)?).ok()? }),
         (3, 2) => Next::Mark { synced: number },
@@ -373,8 +373,8 @@ mod tests {
         log[at..at + 8].copy_from_slice(&format.to_be_bytes());
         let crc = checksum(0, (log.len() - FRAME) as u32, &log[FRAME..]);
         log[4..FRAME].copy_from_slice(&crc.to_le_bytes());
-        let draft = Draft { value: b"value", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
-        let entry = Entry::new("key", &draft, 1, &mut Vec::new());
+        let draft = NewEntry { value: b"value", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
+        let entry = Entry::with_revision("key", &draft, 1, &mut Vec::new());
         put_changes(&mut log, HEAD.salt, [Change { before: None, after: Some(entry), revision: 1 }].iter());
         log
     }

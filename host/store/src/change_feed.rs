@@ -8,9 +8,9 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::Change;
 use super::entry::Entry;
-use vkog_runtime::threads::{Home, Steps, Threads};
+use super::update::Change;
+use vkog_runtime::{Mailbox, Steps, ThreadPool};
 
 /// A change that is kept.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub enum Unwatchable {
 }
 
 /// See the module.
-pub(super) struct History {
+pub(super) struct ChangeFeed {
     ring: RwLock<Ring>,
     /// The last revision before the store was opened, and the one after which it goes on: none between them was given.
     gap: (u64, u64),
@@ -56,7 +56,7 @@ pub(super) struct History {
     bytes_max: u64,
     waiting: Arc<Mutex<Vec<Place>>>,
     /// For those that wait nowhere in particular.
-    threads: Threads,
+    threads: ThreadPool,
     /// How many watches were begun, and how many have ended.
     watches: [AtomicU64; 2],
 }
@@ -72,9 +72,9 @@ struct Ring {
     ended: bool,
 }
 
-/// The watchers that wait at a home, by their numbers.
+/// The watchers that wait at a mailbox, by their numbers.
 struct Place {
-    home: Option<Arc<Home>>,
+    mailbox: Option<Arc<Mailbox>>,
     /// Those who know all that was told when they came to wait.
     idle: HashMap<u64, Waker>,
     /// Those for whom there is more already.
@@ -94,7 +94,7 @@ const LOOKED_AT_MAX: usize = 256;
 /// The bytes after which a run of events ends: a watcher that does not go on holds no more, but one entry.
 const RUN_BYTES_MAX: u64 = 64 << 10;
 
-impl History {
+impl ChangeFeed {
     /// A history that begins after a revision; those that follow are greater than `floor` as well.
     pub(super) fn new(begins: u64, floor: u64, bytes_max: u64) -> Self {
         Self {
@@ -102,13 +102,13 @@ impl History {
             ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, forgotten: 0, begins, ended: false }),
             bytes_max,
             waiting: Arc::default(),
-            threads: Threads::new("watch"),
+            threads: ThreadPool::new("watch"),
             watches: [const { AtomicU64::new(0) }; 2],
         }
     }
 
     /// Takes in changes that are kept, in the order of their revisions, and wakes who waits for them.
-    pub(super) fn tell<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
+    pub(super) fn append<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
         let mut ring = self.ring.write();
         for change in changes {
             if let Some(entry) = change.after.as_ref().or(change.before.as_ref()) {
@@ -137,7 +137,7 @@ impl History {
         begun.load(Ordering::Relaxed).saturating_sub(ended)
     }
 
-    /// Has each home wake its own, some at a time. While a home is not through with that, what is told only has it begin
+    /// Has each mailbox wake its own, some at a time. While a mailbox is not through with that, what is told only has it begin
     /// again afterwards: a watcher that is woken later finds more.
     fn wake(&self) {
         for (at, place) in self.waiting.lock().iter_mut().enumerate() {
@@ -156,9 +156,9 @@ impl History {
         }
         place.round = true;
         let steps = rounds(Arc::clone(&self.waiting), at, wakers);
-        let steps = match &place.home {
+        let steps = match &place.mailbox {
             None => Some(steps),
-            Some(home) => home.post_steps(steps),
+            Some(mailbox) => mailbox.send_steps(steps),
         };
         if let Some(mut steps) = steps {
             self.threads.run(move || while steps().is_pending() {});
@@ -168,14 +168,14 @@ impl History {
     /// Has a watcher wait for what is told.
     fn wait(&self, watch: u64, waker: Waker) {
         let mut waiting = self.waiting.lock();
-        place(&mut waiting, Home::here()).1.idle.insert(watch, waker);
+        place(&mut waiting, Mailbox::current()).1.idle.insert(watch, waker);
     }
 
     /// Has a watcher that was served wait for what comes after so many events, or for its turn where that has come already:
-    /// else all that were woken once would keep their home busy for as long as changes come, and a request would wait
-    /// behind all of them. A watcher without a home shares its thread with nobody, and need not wait: `false`.
+    /// else all that were woken once would keep their mailbox busy for as long as changes come, and a request would wait
+    /// behind all of them. A watcher without a mailbox shares its thread with nobody, and need not wait: `false`.
     fn wait_for_turn(&self, watch: u64, waker: Waker, next: u64) -> bool {
-        let Some(here) = Home::here() else { return false };
+        let Some(here) = Mailbox::current() else { return false };
         let mut waiting = self.waiting.lock();
         let (at, place) = place(&mut waiting, Some(here));
         let ring = self.ring.read();
@@ -189,16 +189,16 @@ impl History {
     }
 }
 
-/// The place for those who wait at a home, and its number.
-fn place(waiting: &mut Vec<Place>, here: Option<Arc<Home>>) -> (usize, &mut Place) {
-    let same = |place: &Place| match (&place.home, &here) {
-        (Some(home), Some(here)) => Arc::ptr_eq(home, here),
+/// The place for those who wait at a mailbox, and its number.
+fn place(waiting: &mut Vec<Place>, here: Option<Arc<Mailbox>>) -> (usize, &mut Place) {
+    let same = |place: &Place| match (&place.mailbox, &here) {
+        (Some(mailbox), Some(here)) => Arc::ptr_eq(mailbox, here),
         (None, None) => true,
         _ => false,
     };
     let at = waiting.iter().position(same).unwrap_or_else(|| {
         let (idle, due) = (HashMap::new(), HashMap::new());
-        waiting.push(Place { home: here.clone(), idle, due, round: false, stale: false });
+        waiting.push(Place { mailbox: here.clone(), idle, due, round: false, stale: false });
         waiting.len() - 1
     });
     (at, &mut waiting[at])
@@ -266,7 +266,7 @@ fn cost(event: &Event) -> u64 {
 
 /// A position in the history of a store.
 pub struct Watch {
-    history: Arc<History>,
+    feed: Arc<ChangeFeed>,
     prefix: String,
     number: u64,
     /// How many events there were before the one that comes next.
@@ -279,25 +279,25 @@ pub struct Watch {
 impl Watch {
     /// Watches changes of the keys that begin so, after a revision or from now on; `given` is the last revision that was given.
     pub(super) fn new(
-        history: &Arc<History>,
+        feed: &Arc<ChangeFeed>,
         prefix: String,
         since: Option<u64>,
         given: u64,
     ) -> Result<Self, Unwatchable> {
-        let ring = history.ring.read();
+        let ring = feed.ring.read();
         let revision = since.unwrap_or_else(|| ring.last());
         if revision < ring.begins {
             return Err(Unwatchable::Forgotten(ring.begins));
         }
-        let (before, floor) = history.gap;
+        let (before, floor) = feed.gap;
         // What another life of the store gave is not what follows here.
         if revision > given || before < revision && revision <= floor {
             return Err(Unwatchable::Ahead(given));
         }
         let next = ring.forgotten + ring.events.partition_point(|event| event.revision <= revision) as u64;
         drop(ring);
-        let number = history.watches[0].fetch_add(1, Ordering::Relaxed);
-        Ok(Self { history: Arc::clone(history), prefix, number, next, revision, served: false })
+        let number = feed.watches[0].fetch_add(1, Ordering::Relaxed);
+        Ok(Self { feed: Arc::clone(feed), prefix, number, next, revision, served: false })
     }
 
     /// To where all has been given.
@@ -312,17 +312,16 @@ impl Watch {
     ///
     /// What comes next is forgotten.
     pub fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Vec<Event>, Unwatchable>> {
-        if std::mem::take(&mut self.served)
-            && self.history.wait_for_turn(self.number, context.waker().clone(), self.next)
+        if std::mem::take(&mut self.served) && self.feed.wait_for_turn(self.number, context.waker().clone(), self.next)
         {
             return Poll::Pending;
         }
         for waits in [false, true] {
             if waits {
                 // What was told before this has to be looked for once more, what is told after it wakes.
-                self.history.wait(self.number, context.waker().clone());
+                self.feed.wait(self.number, context.waker().clone());
             }
-            let ring = self.history.ring.read();
+            let ring = self.feed.ring.read();
             if ring.ended {
                 return Poll::Ready(Ok(Vec::new()));
             }
@@ -358,30 +357,30 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        for place in &mut *self.history.waiting.lock() {
+        for place in &mut *self.feed.waiting.lock() {
             place.idle.remove(&self.number);
             place.due.remove(&self.number);
         }
-        self.history.watches[1].fetch_add(1, Ordering::Relaxed);
+        self.feed.watches[1].fetch_add(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Draft;
+    use crate::NewEntry;
 
     fn entry(key: &str, value: &[u8], revision: u64) -> Entry {
-        let draft = Draft { value, content_type: "text/plain", details: Vec::new() };
-        Entry::new(key, &draft, revision, &mut Vec::new())
+        let draft = NewEntry { value, content_type: "text/plain", details: Vec::new() };
+        Entry::with_revision(key, &draft, revision, &mut Vec::new())
     }
 
     fn write(key: &str, len: usize, revision: u64) -> Change {
         Change { before: None, after: Some(entry(key, &vec![b'x'; len], revision)), revision }
     }
 
-    fn watch(history: &Arc<History>, prefix: &str, since: u64) -> Result<Watch, Unwatchable> {
-        Watch::new(history, prefix.to_owned(), Some(since), u64::MAX)
+    fn watch(feed: &Arc<ChangeFeed>, prefix: &str, since: u64) -> Result<Watch, Unwatchable> {
+        Watch::new(feed, prefix.to_owned(), Some(since), u64::MAX)
     }
 
     /// The revisions that come next, if any do.
@@ -396,34 +395,34 @@ mod tests {
     #[test]
     fn what_no_longer_fits_is_forgotten_and_who_has_not_seen_it_learns_of_that() {
         let room = 4 * (OVERHEAD + "k".len() as u64 + "text/plain".len() as u64 + 100);
-        let history = Arc::new(History::new(10, 0, room));
-        let mut slow = watch(&history, "", 10).expect("it begins there");
-        assert_eq!(watch(&history, "", 9).err(), Some(Unwatchable::Forgotten(10)));
+        let feed = Arc::new(ChangeFeed::new(10, 0, room));
+        let mut slow = watch(&feed, "", 10).expect("it begins there");
+        assert_eq!(watch(&feed, "", 9).err(), Some(Unwatchable::Forgotten(10)));
         for revision in 11..=14 {
-            history.tell([write("k", 100, revision)].iter());
+            feed.append([write("k", 100, revision)].iter());
         }
-        let mut keeps_up = watch(&history, "", 10).expect("all of it is there");
+        let mut keeps_up = watch(&feed, "", 10).expect("all of it is there");
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![11, 12, 13, 14])));
-        history.tell([write("k", 100, 15), write("k", 100, 17)].iter());
-        assert_eq!(history.bytes(), room);
+        feed.append([write("k", 100, 15), write("k", 100, 17)].iter());
+        assert_eq!(feed.bytes(), room);
         assert_eq!(revisions(&mut slow), Some(Err(Unwatchable::Forgotten(12))));
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![15, 17])));
-        assert_eq!(watch(&history, "", 11).err(), Some(Unwatchable::Forgotten(12)));
-        assert_eq!(revisions(&mut watch(&history, "", 12).expect("it begins there")), Some(Ok(vec![13, 14, 15, 17])));
+        assert_eq!(watch(&feed, "", 11).err(), Some(Unwatchable::Forgotten(12)));
+        assert_eq!(revisions(&mut watch(&feed, "", 12).expect("it begins there")), Some(Ok(vec![13, 14, 15, 17])));
         // Of a revision that was taken back nothing is known, and nothing is missing.
-        assert_eq!(revisions(&mut watch(&history, "", 16).expect("it was given")), Some(Ok(vec![17])));
+        assert_eq!(revisions(&mut watch(&feed, "", 16).expect("it was given")), Some(Ok(vec![17])));
         // One that is larger than all the room is there for those who have seen the others.
-        history.tell([write("k", 10_000, 18)].iter());
+        feed.append([write("k", 10_000, 18)].iter());
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![18])));
-        assert_eq!(watch(&history, "", 16).err(), Some(Unwatchable::Forgotten(17)));
+        assert_eq!(watch(&feed, "", 16).err(), Some(Unwatchable::Forgotten(17)));
     }
 
     #[test]
     fn a_watcher_goes_past_what_it_is_not_told_of() {
-        let history = Arc::new(History::new(0, 0, 1 << 20));
-        let mut others = watch(&history, "a/", 0).expect("it begins there");
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut others = watch(&feed, "a/", 0).expect("it begins there");
         let writes: Vec<_> = (1..=2 * LOOKED_AT_MAX as u64 + 1).map(|revision| write("b/k", 1, revision)).collect();
-        history.tell(writes.iter());
+        feed.append(writes.iter());
         for looked_at in [LOOKED_AT_MAX, 2 * LOOKED_AT_MAX, 2 * LOOKED_AT_MAX + 1] {
             assert_eq!((revisions(&mut others), others.revision()), (None, looked_at as u64));
         }
@@ -431,9 +430,9 @@ mod tests {
 
     #[test]
     fn a_removal_tells_what_was_removed() {
-        let history = Arc::new(History::new(0, 0, 1 << 20));
-        let mut watch = watch(&history, "", 0).expect("it begins there");
-        history.tell([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut watch = watch(&feed, "", 0).expect("it begins there");
+        feed.append([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
         let told: Vec<_> =
             events.iter().map(|event| (event.revision(), event.is_removal(), event.entry().key())).collect();
@@ -453,22 +452,22 @@ mod tests {
     #[test]
     fn a_home_wakes_its_watchers_some_at_a_time_and_once_for_all_that_is_told_meanwhile() {
         const WATCHERS: usize = 3 * WOKEN_MAX + 1;
-        let home = Arc::<Home>::default();
-        home.settle();
-        let history = Arc::new(History::new(0, 0, 1 << 20));
+        let mailbox = Arc::<Mailbox>::default();
+        mailbox.attach();
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(Arc::clone(&woken));
         let count = || woken.0.swap(0, Ordering::Relaxed) as usize;
-        let mut watches: Vec<_> = (0..WATCHERS).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
+        let mut watches: Vec<_> = (0..WATCHERS).map(|_| watch(&feed, "", 0).expect("it begins there")).collect();
         let poll = |watch: &mut Watch| match watch.poll(&Context::from_waker(&waker)) {
             Poll::Ready(Ok(events)) => events.len(),
             Poll::Ready(Err(_)) => panic!("nothing is forgotten"),
             Poll::Pending => 0,
         };
-        let turn = || assert!(home.poll(&Context::from_waker(Waker::noop())).is_pending());
+        let turn = || assert!(mailbox.poll(&Context::from_waker(Waker::noop())).is_pending());
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 0));
         for revision in 1..=3 {
-            history.tell([write("k", 1, revision)].iter());
+            feed.append([write("k", 1, revision)].iter());
             turn();
             assert_eq!(count(), WOKEN_MAX, "of {WATCHERS}");
         }
@@ -476,7 +475,7 @@ mod tests {
         assert_eq!(count(), 1);
         // Each is woken once for three changes. One that was served waits for its turn, even if there is more already.
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 3));
-        history.tell([write("k", 1, 4)].iter());
+        feed.append([write("k", 1, 4)].iter());
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 0));
         for expected in [1, WOKEN_MAX, WOKEN_MAX, WOKEN_MAX, 0] {
             turn();
@@ -485,45 +484,45 @@ mod tests {
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 1));
         // One that has more to see wakes no other.
         watches.iter_mut().skip(1).for_each(|watch| assert_eq!(poll(watch), 0));
-        history.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5 }, 1 << 20);
+        feed.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5 }, 1 << 20);
         assert_eq!(poll(&mut watches[0]), 0);
         turn();
         assert_eq!(count(), 1);
-        history.end();
+        feed.end();
         (0..4).for_each(|_| turn());
         assert_eq!(count(), WATCHERS - 1, "and one that is not waiting");
     }
 
     #[test]
     fn a_watcher_that_was_served_learns_of_the_end() {
-        let home = Arc::<Home>::default();
-        home.settle();
-        let history = Arc::new(History::new(0, 0, 1 << 20));
-        let mut watch = watch(&history, "", 0).expect("it begins there");
-        history.tell([write("k", 1, 1)].iter());
+        let mailbox = Arc::<Mailbox>::default();
+        mailbox.attach();
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut watch = watch(&feed, "", 0).expect("it begins there");
+        feed.append([write("k", 1, 1)].iter());
         assert_eq!(revisions(&mut watch), Some(Ok(vec![1])));
-        history.end();
+        feed.end();
         let woken = Arc::<Woken>::default();
         assert!(watch.poll(&Context::from_waker(&Waker::from(Arc::clone(&woken)))).is_pending());
-        assert!(home.poll(&Context::from_waker(Waker::noop())).is_pending());
+        assert!(mailbox.poll(&Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert_eq!(revisions(&mut watch), Some(Ok(Vec::new())));
     }
 
     #[test]
     fn who_waits_is_kept_once_however_often_it_looks_and_not_when_it_has_gone() {
-        let history = Arc::new(History::new(0, 0, 1 << 20));
-        let count = || history.waiting.lock().iter().map(|place| place.idle.len() + place.due.len()).sum::<usize>();
-        let mut watches: Vec<_> = (0..3).map(|_| watch(&history, "", 0).expect("it begins there")).collect();
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let count = || feed.waiting.lock().iter().map(|place| place.idle.len() + place.due.len()).sum::<usize>();
+        let mut watches: Vec<_> = (0..3).map(|_| watch(&feed, "", 0).expect("it begins there")).collect();
         for _ in 0..5 {
             watches.iter_mut().for_each(|watch| assert_eq!(revisions(watch), None));
         }
         assert_eq!(count(), 3);
         watches.pop();
         assert_eq!(count(), 2);
-        history.tell([write("k", 1, 1)].iter());
+        feed.append([write("k", 1, 1)].iter());
         assert_eq!(count(), 0);
-        history.end();
+        feed.end();
         assert_eq!(revisions(&mut watches[0]), Some(Ok(Vec::new())));
     }
 }
