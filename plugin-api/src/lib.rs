@@ -58,8 +58,6 @@ mod hooks;
 mod host;
 mod metrics;
 mod settings;
-#[cfg(feature = "testing")]
-pub mod testing;
 
 pub use abi::{Stage, Verb};
 pub use ask::{Answer, Ask, Found};
