@@ -50,8 +50,6 @@
 pub mod abi;
 mod ask;
 mod call;
-#[cfg(feature = "chain")]
-pub mod chain;
 #[doc(hidden)]
 pub mod export;
 mod hooks;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vkog_plugin_api::chain::one_line;
+use vkog_plugin_host::one_line;
 
 use super::trust::LIBRARY_MAX;
 use crate::sha256::Sha256;

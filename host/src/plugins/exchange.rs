@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use vkog_plugin_api::chain::{Failed, Port};
+use vkog_plugin_host::{Failed, Port};
 
 use super::error::{LoadError, LoadFault};
 use super::load::{Library, Plugin};

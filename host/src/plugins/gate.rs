@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog_plugin_api::chain::Chain;
+use vkog_plugin_host::Chain;
 
 use vkog_runtime::threads::Threads;
 

@@ -16,7 +16,7 @@ use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOA
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use vkog_plugin_api::Stage;
 use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
-use vkog_plugin_api::chain::{Failed, Member, Port};
+use vkog_plugin_host::{Failed, Member, Port};
 
 use super::error::{LoadError, LoadFault};
 use super::preflight;

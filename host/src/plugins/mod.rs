@@ -1,5 +1,5 @@
 //! Plugins: opened, checked, taken in and exchanged. Knows nothing of HTTP or of the store; the only unsafe code of the
-//! host. How they are ordered and called is in `vkog_plugin_api::chain`, so that a plugin's own tests run in the same chain.
+//! host. How they are ordered and called is in `vkog_plugin_host`, so that a plugin's own tests run in the same chain.
 
 mod error;
 mod exchange;
@@ -16,5 +16,4 @@ pub use gate::Entered;
 pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Outcome, Registry, SharedScan, Source, Taken, unknown_in_order};
 pub use terms::{Settings, Table, Terms, is_required};
-pub use vkog_plugin_api::Verb;
-pub use vkog_plugin_api::chain::*;
+pub use vkog_plugin_host::*;

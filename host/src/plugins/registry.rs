@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use vkog_plugin_api::chain::{Chain, Each, Port};
+use vkog_plugin_host::{Chain, Each, Port};
 
 use super::error::LoadError;
 use super::exchange::{Candidate, Exchange, not_quiet};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use vkog_plugin_api::chain::Conduct;
+use vkog_plugin_host::Conduct;
 
 use super::error::{LoadError, LoadFault};
 use crate::sha256::Sha256;
@@ -133,7 +133,7 @@ fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::chain::OnFailure;
+    use vkog_plugin_host::OnFailure;
 
     use super::*;
 

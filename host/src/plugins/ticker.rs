@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use vkog_plugin_api::chain::Member;
+use vkog_plugin_host::Member;
 
 /// A plugin that ticks.
 pub(super) struct Ticker {

@@ -10,8 +10,8 @@ use tracing::Dispatch;
 use super::log::{Log, logged};
 use super::store::{Done, InMemory, Store, Wanted, lock};
 use vkog_plugin_api::abi::{PluginModuleRef, Verb};
-use vkog_plugin_api::chain::{Chain, Conduct, Failed, Member, Origin, Port, Services};
 use vkog_plugin_api::export::{self, Exported};
+use vkog_plugin_host::{Chain, Conduct, Failed, Member, Origin, Port, Services};
 
 /// When a test begins, unless it says so: 1 January 2026, 00:00 UTC.
 const BEGIN: Duration = Duration::from_secs(1_767_225_600);

@@ -16,8 +16,9 @@ use super::super::{failure, say};
 use crate::cli::Failure;
 
 /// The crates to copy: their folders in the workspace, where `plugin-api` has vkog-plugin-testing in it.
-static CRATES: [(&str, Dir<'_>); 2] = [
+static CRATES: [(&str, Dir<'_>); 3] = [
     ("plugin-api", include_dir!("$CARGO_MANIFEST_DIR/../plugin-api")),
+    ("host/plugin-host", include_dir!("$CARGO_MANIFEST_DIR/plugin-host")),
     ("host/runtime", include_dir!("$CARGO_MANIFEST_DIR/runtime")),
 ];
 /// The manifest from which these inherit.
