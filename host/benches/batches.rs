@@ -12,8 +12,8 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
 
 fn main() {
     divan::main();

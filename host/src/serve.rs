@@ -19,10 +19,10 @@ use crate::http::{Certificate, Engine, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::notify;
 use crate::ops::Ops;
-use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
 use crate::store::{self, LocalDisk, Lock, Options, Store};
+use vkog_plugin_host::{self as plugins, Port, Registry, Source};
 
 use self::reload::Reloader;
 

@@ -14,9 +14,9 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
 use vkog_plugin_api::*;
+use vkog_plugin_host::{Chain, Conduct, Member, Port, Registry, system_clock};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

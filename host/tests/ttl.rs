@@ -12,8 +12,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
-use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_plugin_host::{Origin, Port, Registry, Settings, Verb, load};
 
 const ENTRIES: u64 = 20_000;
 /// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.

@@ -9,18 +9,17 @@ use crate::build;
 /// The host's modules, and which other modules of the host each may name.
 const MODULES: &[(&str, &[&str])] = &[
     ("store", &[]),
-    ("plugins", &[]),
     ("http", &[]),
-    ("ops", &["plugins", "store"]),
-    // `Verb` and `Origin` are the plugins' words, the default media type is the store's.
+    ("ops", &["store"]),
+    // The default media type is the store's.
     // Who may change the host is in the configuration.
-    ("api", &["config", "http", "ops", "plugins", "store"]),
-    ("config", &["http", "plugins", "store"]),
+    ("api", &["config", "http", "ops", "store"]),
+    ("config", &["http", "store"]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "ops", "plugins", "progress", "store"]),
+    ("serve", &["api", "cli", "config", "http", "ops", "progress", "store"]),
     // The limits of a key are the operations'.
-    ("commands", &["cli", "config", "ops", "plugins", "progress", "store"]),
-    ("cli", &["commands", "config", "plugins", "serve", "store"]),
+    ("commands", &["cli", "config", "ops", "progress", "store"]),
+    ("cli", &["commands", "config", "serve", "store"]),
 ];
 
 /// Packages that may depend on no other package of the workspace than these.
@@ -39,7 +38,6 @@ const PACKAGES: &[(&str, &[&str])] = &[
 
 /// The only places of the host, and of plugin-api, that may be unsafe.
 const UNSAFE: &[&str] = &[
-    "host/src/plugins/",
     // A call of the system that no library has.
     "host/src/http/tiny/sockets.rs",
     "host/runtime/src/threads.rs",

@@ -9,7 +9,7 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
 
 /// The longest value, in bytes.

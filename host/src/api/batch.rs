@@ -20,8 +20,8 @@ use super::{LARGE, entry, key_fits};
 use crate::config::{BATCH_MIN, Right};
 use crate::http::{Head, Reply};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
-use crate::plugins::Verb;
 use crate::store::DEFAULT_CONTENT_TYPE;
+use vkog_plugin_host::Verb;
 use vkog_runtime::threads::Threads;
 
 /// The most operations of one batch.

@@ -16,8 +16,8 @@ use super::requests::{CLASSES, METHODS, Requests};
 use crate::http::{Connections, Reply};
 use crate::logging;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Metric};
 use crate::store::Fsync;
+use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
 
 /// The upper bounds of the histograms' buckets.

@@ -7,8 +7,8 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
-use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
 use crate::store::{DEFAULT_CONTENT_TYPE, owned_content_type};
+use vkog_plugin_host::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
 use vkog_runtime::threads::Home;
 
 /// The plugin that asks, and what its request carries.

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
-use crate::plugins::{Chain, Origin, Subject, Verb};
 use crate::store::{Change, Changes, Decision, Entry, Update};
+use vkog_plugin_host::{Chain, Origin, Subject, Verb};
 use vkog_runtime::threads::Threads;
 
 /// What a client asked for to be done in one step.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
-use crate::plugins::{Chain, Subject, Verb};
 use crate::store::{Decision, Draft, Entry, Update};
+use vkog_plugin_host::{Chain, Subject, Verb};
 
 /// So often a write is decided again at the most for which plugins make room.
 const ROOM_MADE_MAX: usize = 256;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Added, Answer, Ops, Request, aside, seen};
-use crate::plugins::Entered;
+use vkog_plugin_host::Entered;
 
 pub(super) fn get(
     ops: &Arc<Ops>,

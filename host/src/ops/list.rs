@@ -8,8 +8,8 @@ use crossbeam_channel::bounded;
 
 use super::ask::by_host;
 use super::{Added, Answer, Conditions, Ops, Request};
-use crate::plugins::{Origin, Refusal, Verb};
 use crate::store::Entry;
+use vkog_plugin_host::{Origin, Refusal, Verb};
 
 /// So many entries are taken at a time where most of them may go into one prefix.
 const FOLDED: usize = 16;

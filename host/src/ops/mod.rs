@@ -19,11 +19,11 @@ pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
-use crate::plugins::{
+use crate::store::{Entry, Store, StoreError};
+use vkog_plugin_host::{
     Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
     Verb,
 };
-use crate::store::{Entry, Store, StoreError};
 use vkog_runtime::threads::Threads;
 
 /// The longest key, in bytes.

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use vkog::api::{Access, Api};
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Port, Registry, system_clock};
 use vkog::store::{Fsync, Options, Store, StoreError};
+use vkog_plugin_host::{Port, Registry, system_clock};
 
 use crate::client::{
     self, Answer, Content, DEADLINE, FILE, change, close, contents, get, look, open, put, refused, snapshot, start,
