@@ -12,7 +12,7 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {

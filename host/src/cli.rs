@@ -11,8 +11,8 @@ use crate::commands::plugins::new::CrateName;
 use crate::commands::{self, client, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::logging;
-use crate::plugins::Plugin;
 use crate::serve;
+use vkog_plugin_host::Plugin;
 
 /// A small key-value server that is extended by native plugins
 #[derive(Parser)]

@@ -10,8 +10,6 @@ pub mod listen;
 pub mod logging;
 pub mod notify;
 pub mod ops;
-pub mod plugins;
 pub mod progress;
 pub mod serve;
-pub mod sha256;
 pub mod signals;

@@ -19,9 +19,9 @@ use crate::http::{Certificate, Engine, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::notify;
 use crate::ops::Ops;
-use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
+use vkog_plugin_host::{self as plugins, Port, Registry, Source};
 use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _};
 
 use self::reload::Reloader;

@@ -14,8 +14,8 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
 use vkog_plugin_api::*;
+use vkog_plugin_host::{Chain, Conduct, Member, Port, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 #[global_allocator]

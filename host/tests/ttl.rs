@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
-use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
+use vkog_plugin_host::{Origin, Port, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
@@ -28,7 +28,7 @@ static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(||
     let (target, profile) = (built.parent().expect("as above"), built.file_name().expect("as above"));
     let profile = if profile == "debug" { "dev".as_ref() } else { profile };
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--workspace", "--features", "vkog-plugin-api/testing", "--profile"]).arg(profile);
+    cargo.args(["build", "--quiet", "--workspace", "--profile"]).arg(profile);
     cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     assert!(cargo.status().expect("cargo runs").success(), "{cargo:?} failed");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");

@@ -129,13 +129,12 @@ pub fn built(folder: &Path) -> Command {
 #[track_caller]
 pub fn artefacts() -> &'static Artefacts {
     static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
-        // The plugins' own tests have that feature, and with it all is built that depends on plugin-api.
-        let all = ["--workspace", "--features", "vkog-plugin-api/testing"];
         if windows::on_windows() {
-            return build(built(workspace()).args(all).args(["--exclude", "vkog-tests", "--exclude", "xtask"]));
+            let all = ["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask"];
+            return build(built(workspace()).args(all));
         }
         let (target, profile) = built_here();
-        build(built_by_cargo("build", workspace(), &target).args(all).args(["--profile", &profile]))
+        build(built_by_cargo("build", workspace(), &target).args(["--workspace", "--profile", &profile]))
     });
     ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }

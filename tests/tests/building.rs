@@ -53,7 +53,7 @@ fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
     let folder = setup.folder().join("elsewhere").join("vkog-shorter");
     assert!(made.stdout.contains("elsewhere") && made.stdout.contains("vkog_shorter"), "{made}");
     let written = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a crate has a manifest");
-    assert!(written.contains("\"vendor/vkog-plugin-api\""), "{written}");
+    assert!(written.contains("\"vendor/vkog/plugin-api\""), "{written}");
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
     let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);

@@ -304,7 +304,7 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
     assert!(own <= 25, "{own} lines of a plugin's own");
 
     // A test that runs it in the chain, as the guide has it.
-    let in_the_chain = blocks(GUIDE, "rust").into_iter().find(|block| block.contains("testing::Setup"));
+    let in_the_chain = blocks(GUIDE, "rust").into_iter().find(|block| block.contains("vkog_plugin_testing::Setup"));
     let dependency = blocks(GUIDE, "toml").into_iter().find(|block| block.contains("[dev-dependencies]"));
     let append = |file: &str, block: Option<String>| {
         let path = folder.join(file);

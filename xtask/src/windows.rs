@@ -80,7 +80,7 @@ pub(crate) fn test() -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let told = "VKOG_WINDOWS is not set; it names what builds and runs programs for Windows: \"windows.sh DIR\"";
     let mut all = command("build").ok_or(told)?;
-    all.args(["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask", "--features", "vkog-plugin-api/testing"]);
+    all.args(["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask"]);
     let output = all.arg("--message-format=json-render-diagnostics").output()?;
     let said = String::from_utf8(output.stderr)?;
     eprint!("{said}");

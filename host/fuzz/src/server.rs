@@ -9,8 +9,8 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;

@@ -20,7 +20,7 @@ use super::{LARGE, entry, key_fits};
 use crate::config::{BATCH_MIN, Right};
 use crate::http::{Head, Reply};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
-use crate::plugins::Verb;
+use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 

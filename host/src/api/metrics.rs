@@ -16,7 +16,7 @@ use super::requests::{CLASSES, METHODS, Requests};
 use crate::http::{Connections, Reply};
 use crate::logging;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Metric};
+use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
 use vkog_store::Fsync;
 use vkog_store::Store as _;

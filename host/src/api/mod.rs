@@ -24,7 +24,7 @@ use percent_encoding::percent_decode_str;
 use crate::config::Right;
 use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{Conditions, KEY_MAX, Ops, Request};
-use crate::plugins::{Origin, Taken, Verb};
+use vkog_plugin_host::{Origin, Taken, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::owned_content_type;
 

@@ -16,7 +16,7 @@ use super::query::parameters;
 use crate::config::Right;
 use crate::http::{Body, Head, Reply, Stream};
 use crate::ops::{Ended, Ops, Viewer, Watcher};
-use crate::plugins::Refusal;
+use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
 /// After how many milliseconds a client comes again whose connection was lost.

@@ -7,7 +7,7 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
-use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
+use vkog_plugin_host::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store as _, owned_content_type};
 

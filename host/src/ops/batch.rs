@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
-use crate::plugins::{Chain, Origin, Subject, Verb};
+use vkog_plugin_host::{Chain, Origin, Subject, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store as _, Update};
 

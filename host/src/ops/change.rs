@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
-use crate::plugins::{Chain, Subject, Verb};
+use vkog_plugin_host::{Chain, Subject, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store as _, Update};
 
 /// So often a write is decided again at the most for which plugins make room.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Added, Answer, Ops, Request, aside, seen};
-use crate::plugins::Entered;
+use vkog_plugin_host::Entered;
 use vkog_store::Store as _;
 
 pub(super) fn get(

@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 
 use super::ask::by_host;
 use super::{Added, Answer, Conditions, Ops, Request};
-use crate::plugins::{Origin, Refusal, Verb};
+use vkog_plugin_host::{Origin, Refusal, Verb};
 use vkog_store::{Entry, Store as _};
 
 /// So many entries are taken at a time where most of them may go into one prefix.

@@ -19,7 +19,7 @@ pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
-use crate::plugins::{
+use vkog_plugin_host::{
     Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
     Verb,
 };

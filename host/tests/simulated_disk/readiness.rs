@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vkog::api::{Access, Api};
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Port, Registry, system_clock};
+use vkog_plugin_host::{Port, Registry, system_clock};
 
 use crate::client::{ALWAYS, open, refused};
 use crate::disk::{Call, Fault, SimulatedDisk};

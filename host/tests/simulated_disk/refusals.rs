@@ -10,13 +10,13 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog::ops::{Answer, Batch, Conditions, Failure, Operation, Ops, Outcome, Request};
-use vkog::plugins::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
+use vkog_plugin_host::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
 
 use crate::client::{ALWAYS, DEADLINE, close, contents, open};
 use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};

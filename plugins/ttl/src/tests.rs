@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 
-use vkog_plugin_api::testing::{Bench, Reply, Setup, plugin};
+use vkog_plugin_testing::{Bench, Reply, Setup, plugin};
 
 use super::*;
 

@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use crate::{Failed, Member, Port};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use vkog_plugin_api::Stage;
 use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
-use vkog_plugin_api::chain::{Failed, Member, Port};
 
-use super::error::{LoadError, LoadFault};
-use super::preflight;
-use super::terms::{self, Settings, Table};
-use super::trust::Image;
+use crate::error::{LoadError, LoadFault};
+use crate::preflight;
 use crate::sha256::Sha256;
+use crate::terms::{self, Settings, Table};
+use crate::trust::Image;
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub struct Plugin {
 
 /// Drops plugins, each on a thread of its own, which destroys those that nothing else holds. Returns the names of those that
 /// have not returned by the deadline; they are left to themselves.
-pub(super) fn destroy(plugins: Vec<Plugin>, deadline: Instant) -> Vec<&'static str> {
+pub(crate) fn destroy(plugins: Vec<Plugin>, deadline: Instant) -> Vec<&'static str> {
     let mut ended = Vec::with_capacity(plugins.len());
     for plugin in plugins {
         let name = plugin.member().name();
@@ -97,13 +97,13 @@ pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<Port>) -> Vec<Res
 
 impl Library {
     /// Opens and checks a library.
-    pub(super) fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
+    pub(crate) fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
         let image = Image::read(path, terms::is_pinned(settings, path))?;
         Self::open_image(path, &image, settings)
     }
 
     /// Checks what was read of a library, and opens that.
-    pub(super) fn open_image(path: &Path, image: &Image, settings: &Settings) -> Result<Self, LoadFault> {
+    pub(crate) fn open_image(path: &Path, image: &Image, settings: &Settings) -> Result<Self, LoadFault> {
         terms::check_file_name(settings, path, image.sha256())?;
         preflight::check(image.bytes())?;
         let header = open_copy(image)?;
@@ -126,7 +126,7 @@ impl Library {
     }
 
     /// Creates the plugin with its table of the configuration.
-    pub(super) fn create(self, table: Table, port: &Arc<Port>) -> Result<Plugin, LoadFault> {
+    pub(crate) fn create(self, table: Table, port: &Arc<Port>) -> Result<Plugin, LoadFault> {
         let name = || self.name().to_owned();
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
         match unsafe { Member::create(self.module, &table.settings_json(), port, table.terms.conduct) } {
@@ -174,7 +174,7 @@ unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error
 }
 
 /// Whether the process has a library of this name already, so that none would be looked for.
-pub(super) fn is_loaded(name: &str) -> bool {
+pub(crate) fn is_loaded(name: &str) -> bool {
     #[cfg(target_os = "linux")]
     {
         use libloading::os::unix::{Library, RTLD_LAZY};
@@ -307,7 +307,7 @@ impl Plugin {
     }
 
     /// Sets what the configuration says of it, now that the plugin knows.
-    pub(super) fn set_table(&mut self, table: Table) {
+    pub(crate) fn set_table(&mut self, table: Table) {
         self.table = table;
     }
 
@@ -317,7 +317,7 @@ impl Plugin {
     }
 
     /// What is wrong with it, given why it did not start.
-    pub(super) fn start_fault(&self, failed: Failed) -> LoadError {
+    pub(crate) fn start_fault(&self, failed: Failed) -> LoadError {
         let name = self.name().to_owned();
         let fault = match failed {
             Failed::Panicked(said) => LoadFault::StartPanicked { name, said },

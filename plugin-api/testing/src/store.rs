@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use tracing::Dispatch;
 
 use super::log::logged;
-use crate::abi::Verb;
-use crate::chain::{Answered, Asked, Asking, Chain, Origin, Refusal, Seen, Services, Subject};
+use vkog_plugin_api::abi::Verb;
+use vkog_plugin_host::{Answered, Asked, Asking, Chain, Origin, Refusal, Seen, Services, Subject};
 
 /// What the server takes for a key and a media type.
 const KEY_MAX: usize = 1024;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};
-use vkog::plugins::{Chain, Conduct, Member, Origin, Port, Seen, Subject, Verb, system_clock};
 use vkog_plugin_api::*;
+use vkog_plugin_host::{Chain, Conduct, Member, Origin, Port, Seen, Subject, Verb, system_clock};
 
 fn main() {
     divan::main();

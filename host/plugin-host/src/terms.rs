@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::Conduct;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use vkog_plugin_api::chain::Conduct;
 
-use super::error::{LoadError, LoadFault};
+use crate::error::{LoadError, LoadFault};
 use crate::sha256::Sha256;
 
 /// The tables of the configuration, by plugin name.
@@ -59,7 +59,7 @@ impl Table {
     }
 
     /// The plugin's part, as it is handed over.
-    pub(super) fn settings_json(&self) -> String {
+    pub(crate) fn settings_json(&self) -> String {
         serde_json::Value::Object(self.settings.clone()).to_string()
     }
 }
@@ -90,17 +90,17 @@ fn take<T: DeserializeOwned>(
 
 /// Checks the pins of the plugins that this library is called after. Before it is opened, because a library's
 /// initialisers run when it is, and only its module tells the true name.
-pub(super) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) -> Result<(), LoadFault> {
+pub(crate) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) -> Result<(), LoadFault> {
     called_after(settings, path).try_for_each(|(name, table)| check_pin(name, table, sha256))
 }
 
 /// Whether a plugin that this library is called after is pinned, so that [`check_file_name`] passes one content alone.
-pub(super) fn is_pinned(settings: &Settings, path: &Path) -> bool {
+pub(crate) fn is_pinned(settings: &Settings, path: &Path) -> bool {
     called_after(settings, path).any(|(_, table)| table.terms.sha256.is_some())
 }
 
 /// Checks the pin of the plugin that a library turned out to have.
-pub(super) fn check_name(settings: &Settings, name: &str, sha256: Sha256) -> Result<(), LoadFault> {
+pub(crate) fn check_name(settings: &Settings, name: &str, sha256: Sha256) -> Result<(), LoadFault> {
     settings.get(name).map_or(Ok(()), |table| check_pin(name, table, sha256))
 }
 
@@ -133,7 +133,7 @@ fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::chain::OnFailure;
+    use crate::OnFailure;
 
     use super::*;
 

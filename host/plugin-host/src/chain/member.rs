@@ -11,7 +11,9 @@ use super::call::{Said, Scan, Subject, about, call};
 use super::port::{HOST_API, Identity, Lock, Port, Scope};
 use super::stats::HookStats;
 use super::{Chain, MAKE_ROOM, NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
-use crate::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb};
+use vkog_plugin_api::abi::{
+    HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
+};
 
 /// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
 pub const QUARANTINE_PANICS: usize = 5;

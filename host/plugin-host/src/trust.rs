@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::error::{LoadFault, Part};
-use super::preflight;
+use crate::error::{LoadFault, Part};
+use crate::preflight;
 use crate::sha256::Sha256;
 
 /// How the names of folders begin in which private copies are.
 const PREFIX: &str = "vkog-plugin-";
 
 /// The largest library that is read, in bytes. A plugin with all of its debug information has a tenth of it.
-pub(super) const LIBRARY_MAX: u64 = 256 << 20;
+pub(crate) const LIBRARY_MAX: u64 = 256 << 20;
 
 /// What a library file held when it was read, whatever becomes of the file.
-pub(super) struct Image {
+pub(crate) struct Image {
     origin: PathBuf,
     bytes: Vec<u8>,
     sha256: Sha256,
@@ -26,7 +26,7 @@ pub(super) struct Image {
 
 /// An image as a file that only this process's user can reach, for the linker. It is gone when this is dropped, and what
 /// is mapped stays mapped; but Windows keeps a file that is mapped.
-pub(super) struct PrivateCopy {
+pub(crate) struct PrivateCopy {
     folder: TempDir,
     path: PathBuf,
     /// The file that the path leads to, where it is in memory and not in the folder.
@@ -37,7 +37,7 @@ impl Image {
     /// Reads a library that can be trusted. A path without a folder is one in the current directory, and no path is ever
     /// searched for. Of a library that is pinned by its hash, owners and permissions are not checked: the caller compares
     /// the hash of what was read, and nothing else is opened.
-    pub(super) fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
+    pub(crate) fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
         Self::of(path, open(path, pinned)?)
     }
 
@@ -53,11 +53,11 @@ impl Image {
         Ok(Self { origin: path.to_owned(), bytes, sha256 })
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(super) fn sha256(&self) -> Sha256 {
+    pub(crate) fn sha256(&self) -> Sha256 {
         self.sha256
     }
 
@@ -67,7 +67,7 @@ impl Image {
     ///
     /// On Linux that file is in memory: a library is never closed, so that a file on a disk would take its room there until
     /// the process ends, however often the plugin was reloaded.
-    pub(super) fn copy(&self) -> Result<PrivateCopy, LoadFault> {
+    pub(crate) fn copy(&self) -> Result<PrivateCopy, LoadFault> {
         let base = std::env::temp_dir();
         let failed = |error| LoadFault::NoCopy { folder: base.clone(), error };
         // From the root, since the linker searches for a name without a folder.
@@ -91,12 +91,12 @@ impl Image {
 
 impl PrivateCopy {
     /// Where it is, from the root.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Why the linker refused it: what it said, or that nothing may be run from where the copy is.
-    pub(super) fn refused(&self, error: libloading::Error, missing: Option<String>) -> LoadFault {
+    pub(crate) fn refused(&self, error: libloading::Error, missing: Option<String>) -> LoadFault {
         if self.memory.is_none() && system::noexec(self.folder.path()) {
             let base = self.folder.path().parent().unwrap_or(self.folder.path());
             return LoadFault::NoExec { folder: base.to_owned() };
@@ -155,14 +155,14 @@ mod system {
     use rustix::fs::{OFlags, StatVfsMountFlags};
     use tempfile::TempDir;
 
-    use super::super::error::{LoadFault, Part};
     use super::PREFIX;
+    use crate::error::{LoadFault, Part};
 
     const GROUP_OR_OTHERS: u32 = 0o022;
     const OTHERS: u32 = 0o002;
     const STICKY: u32 = 0o1000;
 
-    pub(super) fn check(path: &Path, metadata: &Metadata, part: Part) -> Result<(), LoadFault> {
+    pub(crate) fn check(path: &Path, metadata: &Metadata, part: Part) -> Result<(), LoadFault> {
         let (mode, owner, user) = (metadata.mode() & 0o7777, metadata.uid(), rustix::process::geteuid().as_raw());
         let exposed = match part {
             Part::Ancestor => mode & OTHERS != 0 && mode & STICKY == 0,
@@ -178,12 +178,12 @@ mod system {
     }
 
     /// Follows no link, since the path was resolved, and waits for nobody at the other end of a pipe.
-    pub(super) fn open(path: &Path) -> io::Result<File> {
+    pub(crate) fn open(path: &Path) -> io::Result<File> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
     }
 
-    pub(super) fn kind(metadata: &Metadata) -> &'static str {
+    pub(crate) fn kind(metadata: &Metadata) -> &'static str {
         let kind = metadata.file_type();
         if kind.is_dir() {
             "a folder"
@@ -196,11 +196,11 @@ mod system {
         }
     }
 
-    pub(super) fn from_root(path: &Path) -> io::Result<PathBuf> {
+    pub(crate) fn from_root(path: &Path) -> io::Result<PathBuf> {
         path.canonicalize()
     }
 
-    pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
+    pub(crate) fn private_folder(base: &Path) -> io::Result<TempDir> {
         tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(0o700)).tempdir_in(base)
     }
 
@@ -208,7 +208,7 @@ mod system {
     /// path that it has never seen, which that of a descriptor is not once its number was used before. `None` where there
     /// is no such file: a system that has none or forbids it, or no `/proc`.
     #[cfg(target_os = "linux")]
-    pub(super) fn in_memory(name: &str, bytes: &[u8], path: &Path) -> Option<File> {
+    pub(crate) fn in_memory(name: &str, bytes: &[u8], path: &Path) -> Option<File> {
         use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
         use rustix::io::Errno;
         use std::io::Write;
@@ -232,11 +232,11 @@ mod system {
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
+    pub(crate) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
         None
     }
 
-    pub(super) fn noexec(folder: &Path) -> bool {
+    pub(crate) fn noexec(folder: &Path) -> bool {
         rustix::fs::statvfs(folder).is_ok_and(|about| about.f_flag.contains(StatVfsMountFlags::NOEXEC))
     }
 }
@@ -251,31 +251,31 @@ mod system {
 
     use tempfile::TempDir;
 
-    use super::super::error::{LoadFault, Part};
     use super::PREFIX;
+    use crate::error::{LoadFault, Part};
 
-    pub(super) fn check(_: &Path, _: &Metadata, _: Part) -> Result<(), LoadFault> {
+    pub(crate) fn check(_: &Path, _: &Metadata, _: Part) -> Result<(), LoadFault> {
         Ok(())
     }
 
-    pub(super) fn open(path: &Path) -> io::Result<File> {
+    pub(crate) fn open(path: &Path) -> io::Result<File> {
         File::open(path)
     }
 
-    pub(super) fn kind(metadata: &Metadata) -> &'static str {
+    pub(crate) fn kind(metadata: &Metadata) -> &'static str {
         if metadata.is_dir() { "a folder" } else { "a device" }
     }
 
     /// Windows writes what `canonicalize` gives as `\\?\C:\...`, and not all that looks at the path of a loaded library
     /// reads that.
-    pub(super) fn from_root(path: &Path) -> io::Result<PathBuf> {
+    pub(crate) fn from_root(path: &Path) -> io::Result<PathBuf> {
         std::path::absolute(path)
     }
 
     /// A user's temporary folder is that user's alone. A library that is mapped cannot be removed: those that earlier
     /// processes left are removed now, and of those that are in use yet nothing is. What was made just now may be another
     /// process's that is about to open it.
-    pub(super) fn private_folder(base: &Path) -> io::Result<TempDir> {
+    pub(crate) fn private_folder(base: &Path) -> io::Result<TempDir> {
         const NEW: Duration = Duration::from_secs(600);
         static SWEPT: Once = Once::new();
         SWEPT.call_once(|| {
@@ -290,11 +290,11 @@ mod system {
         tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)
     }
 
-    pub(super) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
+    pub(crate) fn in_memory(_: &str, _: &[u8], _: &Path) -> Option<File> {
         None
     }
 
-    pub(super) fn noexec(_: &Path) -> bool {
+    pub(crate) fn noexec(_: &Path) -> bool {
         false
     }
 }

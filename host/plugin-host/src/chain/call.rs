@@ -3,7 +3,7 @@
 use abi_stable::std_types::RSlice;
 
 use super::details;
-use crate::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
+use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 /// Where a request came from: what a plugin rarely asks for, and so is looked up only when it does.
 pub trait Origin: Send + Sync {
@@ -101,7 +101,7 @@ fn drop_words(words: Box<Words>) {
     drop(words);
 }
 
-/// What a plugin says through the functions of [`HostApi`](crate::abi::HostApi).
+/// What a plugin says through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
 #[derive(Default)]
 pub(super) struct Words {
     pub(super) message: Option<String>,

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
+use crate::{Chain, Each, Port};
 use parking_lot::Mutex;
-use vkog_plugin_api::chain::{Chain, Each, Port};
 
-use super::error::LoadError;
-use super::exchange::{Candidate, Exchange, not_quiet};
-use super::gate::{Entered, Gate, wait_until};
-use super::load::{Plugin, destroy, libraries};
-use super::terms::Settings;
-use super::ticker::Ticker;
+use crate::error::LoadError;
+use crate::exchange::{Candidate, Exchange, not_quiet};
+use crate::gate::{Entered, Gate, wait_until};
+use crate::load::{Plugin, destroy, libraries};
+use crate::terms::Settings;
+use crate::ticker::Ticker;
 
 /// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
 /// that was replaced is destroyed; and how long a plugin may take at a reload to be created, to start, to end a tick.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Gives every entry of the store to a function, from any thread, without a lock held meanwhile.
 pub type SharedScan = Arc<dyn Fn(&mut Each<'_>) + Send + Sync>;

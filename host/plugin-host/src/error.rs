@@ -5,10 +5,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vkog_plugin_api::chain::one_line;
+use crate::one_line;
 
-use super::trust::LIBRARY_MAX;
 use crate::sha256::Sha256;
+use crate::trust::LIBRARY_MAX;
 
 /// Why a library is not a plugin of this host.
 #[derive(Debug)]
@@ -224,7 +224,7 @@ pub enum LoadFault {
 
 impl LoadFault {
     /// Why the linker refused a library.
-    pub(super) fn of_linker(error: libloading::Error, missing: Option<String>) -> Self {
+    pub(crate) fn of_linker(error: libloading::Error, missing: Option<String>) -> Self {
         // What the linker said is the error's source.
         let said = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
         // "static TLS" is what glibc says, the other one musl.

@@ -3,43 +3,43 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use vkog_plugin_api::chain::{Failed, Port};
+use crate::{Failed, Port};
 
-use super::error::{LoadError, LoadFault};
-use super::load::{Library, Plugin};
-use super::registry::{Outcome, PATIENCE, SharedScan, Taken};
-use super::terms::{Settings, Table, is_pinned};
-use super::trust::Image;
+use crate::error::{LoadError, LoadFault};
+use crate::load::{Library, Plugin};
+use crate::registry::{Outcome, PATIENCE, SharedScan, Taken};
+use crate::terms::{Settings, Table, is_pinned};
+use crate::trust::Image;
 use vkog_runtime::run_with_timeout;
 
 /// What is loaded while others are to take its place.
-pub(super) struct Exchange {
-    pub(super) old: Vec<Plugin>,
-    pub(super) next: Vec<Candidate>,
-    pub(super) taken: Vec<Taken>,
+pub(crate) struct Exchange {
+    pub(crate) old: Vec<Plugin>,
+    pub(crate) next: Vec<Candidate>,
+    pub(crate) taken: Vec<Taken>,
 }
 
 /// A plugin that is to be in the next chain.
-pub(super) struct Candidate {
-    pub(super) plugin: Plugin,
+pub(crate) struct Candidate {
+    pub(crate) plugin: Plugin,
     /// It was created just now.
     is_fresh: bool,
     /// It did not start.
-    pub(super) failed: bool,
+    pub(crate) failed: bool,
 }
 
 /// Why a plugin that counts what the store holds does not start.
-pub(super) fn not_quiet() -> Failed {
+pub(crate) fn not_quiet() -> Failed {
     Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
 }
 
 impl Exchange {
-    pub(super) fn new(old: Vec<Plugin>) -> Self {
+    pub(crate) fn new(old: Vec<Plugin>) -> Self {
         Self { old, next: Vec::new(), taken: Vec::new() }
     }
 
     /// Takes in a library of the folder. What stays as it is goes on in `next`; what is replaced waits in `old`.
-    pub(super) fn take(&mut self, path: &Path, settings: &Settings, port: &Arc<Port>) {
+    pub(crate) fn take(&mut self, path: &Path, settings: &Settings, port: &Arc<Port>) {
         let position = self.old.iter().position(|plugin| plugin.path() == path);
         let name = position.map(|position| self.old[position].name().to_owned());
         let outcome = match self.judge(path, position, settings, port) {
@@ -95,12 +95,12 @@ impl Exchange {
     }
 
     /// Whether a plugin that was created counts what the store holds.
-    pub(super) fn counts(&self) -> bool {
+    pub(crate) fn counts(&self) -> bool {
         self.next.iter().any(|candidate| candidate.is_fresh && candidate.plugin.member().has("start"))
     }
 
     /// Starts what was created. `may_count` says whether a plugin that counts what the store holds may start.
-    pub(super) fn start(&mut self, scan: &SharedScan, may_count: impl Fn() -> Result<(), Failed>) {
+    pub(crate) fn start(&mut self, scan: &SharedScan, may_count: impl Fn() -> Result<(), Failed>) {
         for Candidate { plugin, failed, .. } in self.next.iter_mut().filter(|candidate| candidate.is_fresh) {
             let (member, scan) = (Arc::clone(plugin.member()), Arc::clone(scan));
             let started = if member.has("start") {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance, Verb};
+use vkog_plugin_api::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance, Verb};
 
 pub use call::{Each, Origin, Scan, Seen, Subject};
 pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};

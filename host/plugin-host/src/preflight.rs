@@ -11,11 +11,11 @@ use object::{Architecture, BinaryFormat, Endianness, LittleEndian, Object, Objec
 use object::{elf, pe};
 use vkog_plugin_api::abi::ROOT_SYMBOL;
 
-use super::error::LoadFault;
-use super::load::is_loaded;
+use crate::error::LoadFault;
+use crate::load::is_loaded;
 
 /// Checks that `data` is a whole shared library for this processor and system that exports a plugin.
-pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
+pub(crate) fn check(data: &[u8]) -> Result<(), LoadFault> {
     let file = match object::FileKind::parse(data) {
         Ok(kind) => kind,
         Err(_) => return Err(LoadFault::NotALibrary { found: beginning(data) }),
@@ -56,7 +56,7 @@ pub(super) fn check(data: &[u8]) -> Result<(), LoadFault> {
 
 /// The part of a library for this system that the linker reads: all up to the end of its last segment. Behind that are its
 /// sections, the largest of which are for debuggers.
-pub(super) fn mapped(data: &[u8]) -> &[u8] {
+pub(crate) fn mapped(data: &[u8]) -> &[u8] {
     fn end<Elf: FileHeader<Endian = Endianness>>(data: &[u8]) -> Option<u64> {
         let header = Elf::parse(data).ok()?;
         let endian = header.endian().ok()?;
@@ -180,7 +180,7 @@ fn needed<Pe: ImageNtHeaders>(file: &PeFile<'_, Pe>) -> Option<Vec<String>> {
 
 /// The names of the libraries that one for Windows has loaded with it.
 #[cfg(windows)]
-pub(super) fn needed_on_windows(data: &[u8]) -> Vec<String> {
+pub(crate) fn needed_on_windows(data: &[u8]) -> Vec<String> {
     PeFile64::parse(data).ok().as_ref().and_then(needed).unwrap_or_default()
 }
 

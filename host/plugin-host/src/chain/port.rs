@@ -13,7 +13,7 @@ use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 
 use super::call::{Origin, Said, Seen};
 use super::{Chain, Refusal, one_line};
-use crate::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn, Verb};
+use vkog_plugin_api::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn, Verb};
 
 /// How deep plugins may ask while they are asked.
 pub const DEPTH_MAX: u32 = 8;
@@ -138,7 +138,7 @@ impl Port {
     }
 }
 
-/// What a plugin's [`RawHost::cx`](crate::abi::RawHost) points to. Leaked, so that a thread which the plugin forgot to end
+/// What a plugin's [`RawHost::cx`](vkog_plugin_api::abi::RawHost) points to. Leaked, so that a thread which the plugin forgot to end
 /// may still log.
 pub(super) struct Identity {
     pub(super) name: String,
@@ -243,7 +243,7 @@ fn contained<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
 ///
 /// # Safety
 ///
-/// `cx` is the [`RawHost::cx`](crate::abi::RawHost) that the plugin was created with.
+/// `cx` is the [`RawHost::cx`](vkog_plugin_api::abi::RawHost) that the plugin was created with.
 unsafe fn identity(cx: *const ()) -> &'static Identity {
     // SAFETY: member.rs leaked it for this plugin.
     unsafe { &*cx.cast() }
@@ -253,7 +253,7 @@ unsafe fn identity(cx: *const ()) -> &'static Identity {
 ///
 /// # Safety
 ///
-/// `cx` is the [`RawCall::cx`](crate::abi::RawCall::cx) of a call that has not returned. The views see to it: they borrow
+/// `cx` is the [`RawCall::cx`](vkog_plugin_api::abi::RawCall::cx) of a call that has not returned. The views see to it: they borrow
 /// the call.
 unsafe fn said<'a>(cx: *mut ()) -> &'a mut Said<'a> {
     // SAFETY: call.rs set it to a `Said` that outlives the call.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use crate::Member;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use vkog_plugin_api::chain::Member;
 
 /// A plugin that ticks.
-pub(super) struct Ticker {
+pub(crate) struct Ticker {
     member: Arc<Member>,
     /// Dropped to end the thread.
     stop: Sender<Infallible>,
@@ -18,7 +18,7 @@ pub(super) struct Ticker {
 }
 
 impl Ticker {
-    pub(super) fn new(member: Arc<Member>) -> Self {
+    pub(crate) fn new(member: Arc<Member>) -> Self {
         let (stop, stopped) = bounded(0);
         let (ending, ended) = bounded(0);
         let ticking = Arc::clone(&member);
@@ -39,13 +39,13 @@ impl Ticker {
     }
 
     /// Whether it is this plugin that ticks.
-    pub(super) fn is_of(&self, member: &Arc<Member>) -> bool {
+    pub(crate) fn is_of(&self, member: &Arc<Member>) -> bool {
         Arc::ptr_eq(&self.member, member)
     }
 
     /// Ends tickers, and waits until the deadline for ticks that are under way. A plugin whose tick does not return is
     /// destroyed when it does. Returns their names.
-    pub(super) fn end(tickers: Vec<Self>, deadline: Instant) -> Vec<&'static str> {
+    pub(crate) fn end(tickers: Vec<Self>, deadline: Instant) -> Vec<&'static str> {
         let mut ended = Vec::with_capacity(tickers.len());
         for Self { member, stop, ended: end } in tickers {
             drop(stop);

@@ -9,13 +9,13 @@ use tracing::Dispatch;
 
 use super::log::{Log, logged};
 use super::store::{Done, InMemory, Store, Wanted, lock};
-use crate::abi::{PluginModuleRef, Verb};
-use crate::chain::{Chain, Conduct, Failed, Member, Origin, Port, Services};
-use crate::export::{self, Exported};
+use vkog_plugin_api::abi::{PluginModuleRef, Verb};
+use vkog_plugin_api::export::{self, Exported};
+use vkog_plugin_host::{Chain, Conduct, Failed, Member, Origin, Port, Services};
 
 /// When a test begins, unless it says so: 1 January 2026, 00:00 UTC.
 const BEGIN: Duration = Duration::from_secs(1_767_225_600);
-/// [`Host::max_size`](crate::Host::max_size), unless the test says so.
+/// [`Host::max_size`](vkog_plugin_api::Host::max_size), unless the test says so.
 const MAX_SIZE: u64 = 128 << 20;
 
 /// A plugin for a [`Setup`]: [`plugin!`](super::plugin).
@@ -73,7 +73,7 @@ impl Setup {
         Self { candidates: Vec::new(), order: Vec::new(), now, max_size: MAX_SIZE }
     }
 
-    /// With the plugin that this crate exports ([`export_plugin!`](crate::export_plugin)), under the crate's name.
+    /// With the plugin that this crate exports ([`export_plugin!`](vkog_plugin_api::export_plugin)), under the crate's name.
     pub fn load<P: Exported>(self) -> Self {
         self.load_other(Candidate::new(P::module()))
     }
@@ -90,7 +90,7 @@ impl Setup {
     ///
     /// ```
     /// # use vkog_plugin_api::*;
-    /// # use vkog_plugin_api::testing::{Setup, plugin};
+    /// # use vkog_plugin_testing::{Setup, plugin};
     /// # #[derive(serde::Deserialize)]
     /// # #[serde(crate = "vkog_plugin_api::serde")]
     /// # struct Settings { limit: usize }
@@ -113,13 +113,13 @@ impl Setup {
         self
     }
 
-    /// With this time on the host's clock ([`Host::now`](crate::Host::now)).
+    /// With this time on the host's clock ([`Host::now`](vkog_plugin_api::Host::now)).
     pub fn at(mut self, now: SystemTime) -> Self {
         self.now = now;
         self
     }
 
-    /// With this `--max-size` ([`Host::max_size`](crate::Host::max_size)).
+    /// With this `--max-size` ([`Host::max_size`](vkog_plugin_api::Host::max_size)).
     pub fn max_size(mut self, bytes: u64) -> Self {
         self.max_size = bytes;
         self
@@ -268,7 +268,7 @@ impl Bench {
     ///
     /// ```
     /// use vkog_plugin_api::Verb;
-    /// use vkog_plugin_api::testing::Setup;
+    /// use vkog_plugin_testing::Setup;
     ///
     /// let bench = Setup::new().start();
     /// let put = bench.request(Verb::Put, "page").header("X-Token", "s3cret").query("draft").body("<p>");
@@ -293,7 +293,7 @@ impl Bench {
     /// Has the next so many writes and removals fail, after all guards have passed: plugins are to undo what they did.
     ///
     /// ```
-    /// # use vkog_plugin_api::testing::Setup;
+    /// # use vkog_plugin_testing::Setup;
     /// let bench = Setup::new().start();
     /// bench.fail_writes(1);
     /// bench.put("a", "1").expect(503);
@@ -317,7 +317,7 @@ impl Bench {
     ///
     /// ```
     /// # use vkog_plugin_api::*;
-    /// # use vkog_plugin_api::testing::{Setup, plugin};
+    /// # use vkog_plugin_testing::{Setup, plugin};
     /// # use std::time::Duration;
     /// # struct Heart { beats: Counter }
     /// # impl Plugin for Heart { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
@@ -356,7 +356,7 @@ impl Bench {
         ticked.unwrap_or_else(|| panic!("no plugin \"{plugin}\" ticks"))
     }
 
-    /// A number that a plugin publishes ([`Host::counter`](crate::Host::counter), [`Host::gauge`](crate::Host::gauge)).
+    /// A number that a plugin publishes ([`Host::counter`](vkog_plugin_api::Host::counter), [`Host::gauge`](vkog_plugin_api::Host::gauge)).
     ///
     /// # Panics
     ///

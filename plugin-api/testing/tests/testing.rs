@@ -1,15 +1,13 @@
 //! The bench that plugin authors test with does what a server does: each property is provoked by a plugin made for it.
 
-#![cfg(feature = "testing")]
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
 use vkog_plugin_api::serde::Deserialize;
-use vkog_plugin_api::testing::{Bench, Setup, plugin};
 use vkog_plugin_api::*;
+use vkog_plugin_testing::{Bench, Setup, plugin};
 
 /// Holds as much as its guards reserved, and gives it back.
 struct Holder {

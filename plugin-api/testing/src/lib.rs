@@ -26,7 +26,7 @@
 //! #[test]
 //! # */
 //! fn a_value_over_5_bytes_is_refused() {
-//!     use vkog_plugin_api::testing::Setup;
+//!     use vkog_plugin_testing::Setup;
 //!
 //!     let bench = Setup::new().load::<Short>().start();
 //!     bench.put("a", "short").expect(200);
@@ -35,11 +35,11 @@
 //! }
 //! ```
 //!
-//! The feature `testing` has this module; it belongs under `[dev-dependencies]`:
+//! It belongs under `[dev-dependencies]`:
 //!
 //! ```toml
 //! [dev-dependencies]
-//! vkog-plugin-api = { path = "../vkog/plugin-api", features = ["testing"] }
+//! vkog-plugin-testing = { path = "../vkog/plugin-api/testing" }
 //! ```
 //!
 //! What is the same as in a server: the order of plugins, the phases, the lock that a guard runs under, undo, details,
@@ -58,7 +58,7 @@ pub use bench::{Bench, Candidate, Reply, Request, Setup};
 ///
 /// ```
 /// # use vkog_plugin_api::*;
-/// use vkog_plugin_api::testing::{Setup, plugin};
+/// use vkog_plugin_testing::{Setup, plugin};
 ///
 /// struct ReadOnly;
 ///
@@ -80,18 +80,18 @@ pub use bench::{Bench, Candidate, Reply, Request, Setup};
 /// bench.post("a", "1").expect(200);
 /// bench.delete("a").refused(403, "nothing is removed").has("Vkog-Plugin", "read-only");
 /// ```
-pub use crate::__candidate as plugin;
-
-/// See [`testing::plugin`](plugin).
-#[doc(hidden)]
 #[macro_export]
-macro_rules! __candidate {
+macro_rules! plugin {
     ($plugin:ty, $name:literal $(,)?) => {
-        $crate::testing::Candidate::new($crate::export::module::<$plugin>(
+        $crate::Candidate::new($crate::vkog_plugin_api::export::module::<$plugin>(
             $name,
             "0.0.0",
             true,
-            &$crate::__hooks!($plugin),
+            &$crate::vkog_plugin_api::__hooks!($plugin),
         ))
     };
 }
+
+/// For the macro, whose user may know this crate by another name.
+#[doc(hidden)]
+pub use vkog_plugin_api;
