@@ -287,26 +287,15 @@ impl<S: Service> Engine<S> {
         self.service.serve(admitted, body, Responder::new(move |reply| engine.answer(&queue, worker, response, reply)));
     }
 
-    /// Sends the reply to a request: on its worker where it comes at once; where it comes later, which many do together, on the
-    /// thread that has it, unless the client may take long to read it.
+    /// Sends the reply to a request. A short one is sent by the thread that has it. A long one, whose client may take long to
+    /// read it, is sent by the request's worker or, if the reply comes from another thread, by a thread of the pool.
     fn answer(self: &Arc<Self>, queue: &Arc<Queue>, worker: ThreadId, response: Response, reply: Reply) {
-        if thread::current().id() == worker {
-            return self.deliver(queue, response, reply);
-        }
         if reply.body.is_short() {
             return response.send(self, reply);
         }
         let (engine, queue) = (Arc::clone(self), Arc::clone(queue));
-        self.threads.run(move || engine.deliver(&queue, response, reply));
-    }
-
-    /// Sends a reply whose client may take long to read it.
-    fn deliver(self: &Arc<Self>, queue: &Arc<Queue>, response: Response, reply: Reply) {
-        if reply.body.is_short() {
-            response.send(self, reply);
-        } else {
-            self.waiting(queue, || response.send(self, reply));
-        }
+        let send = move || engine.waiting(&queue, || response.send(&engine, reply));
+        if thread::current().id() == worker { send() } else { self.threads.run(send) }
     }
 
     /// Has a request admitted, and reads its body. None where it was refused, and its client answered.
