@@ -3,10 +3,9 @@
 //! A connection is with one loop at a time. What a request asks for is done on the loop's thread; where its answer comes later,
 //! from another thread, the loop is woken once for all answers that have gathered.
 
-mod fragments;
-mod framing;
 mod payload;
 mod places;
+mod scanner;
 mod watched;
 
 use std::borrow::Cow;
@@ -41,10 +40,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use self::fragments::Waiting;
-use self::framing::Framing;
 use self::payload::Payload;
 use self::places::{Counted, Follower, Place, Places, Route, core_of_client};
+use self::scanner::RequestScanner;
 use self::watched::{LINGER, Watched};
 use super::{
     Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
@@ -476,23 +474,17 @@ struct Connection<S: Service> {
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
-    /// Whether a body is being read.
-    reads_body: AtomicBool,
-    /// Whether the request lines with a fragment have to be looked at.
-    has_fragments: AtomicBool,
-    fragments: Mutex<Waiting>,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
-    /// The framing of the head that is being received.
-    framing: Mutex<Framing>,
+    /// Sees what hyper hides of the requests.
+    scanner: Mutex<RequestScanner>,
 }
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
-        let [serves, streams, lingers, reads_body, has_fragments] = [const { AtomicBool::new(false) }; 5];
-        let (progress, fragments, slot, framing) =
-            (AtomicU32::new(0), Mutex::default(), Slot::default(), Mutex::default());
-        Self { engine, client, progress, serves, streams, lingers, reads_body, has_fragments, fragments, slot, framing }
+        let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
+        let (progress, slot, scanner) = (AtomicU32::new(0), Slot::default(), Mutex::default());
+        Self { engine, client, progress, serves, streams, lingers, slot, scanner }
     }
 
     fn progresses(&self) {
@@ -516,11 +508,14 @@ impl<S: Service> Connection<S> {
         self.progresses();
         let (parts, body) = request.into_parts();
         let service = &self.engine.service;
-        let head = head(&parts, self.whole_target(&parts), self.client);
-        let length = match head.body_len() {
-            Ok(length) => self.framing.lock().end().map(|()| length),
-            fault => fault,
-        };
+        let scanned = self.scanner.lock().next_head();
+        let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);
+        let head = head(&parts, has_fragment, self.client);
+        // The scanner loses track in malformed chunks alone.
+        let length = head.body_len().and_then(|length| {
+            let scanned = scanned.ok_or(BodyFault::BadChunk)?;
+            scanned.check(length).map(|()| length)
+        });
         let expects = head.headers.get("expect").is_some();
         let admitted = guarded(|| service.admit(head));
         let length = match length {
@@ -531,7 +526,6 @@ impl<S: Service> Connection<S> {
             }
         };
         if length == BodyLength::Known(0) {
-            self.framing.lock().begin();
             return match admitted {
                 Ok(admitted) => self.serve(admitted, Vec::new(), None),
                 Err(reply) => Answering::with(self.response(reply)),
@@ -566,17 +560,6 @@ impl<S: Service> Connection<S> {
             let swallowed = timeout(AT_ONCE, connection.swallow(body)).await;
             if swallowed == Ok(true) { connection.response(reply) } else { connection.last(reply) }
         })
-    }
-
-    /// The target with its fragment, if hyper dropped one.
-    fn whole_target(&self, parts: &hyper::http::request::Parts) -> Option<String> {
-        if !self.has_fragments.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut fragments = self.fragments.lock();
-        let target = fragments.take(parts.method.as_str(), parts.uri.path_and_query()?.as_str());
-        self.has_fragments.store(!fragments.is_empty(), Ordering::Relaxed);
-        target
     }
 
     /// Runs the request. The response comes into the slot, now or later. The share of its body in the memory budget is
@@ -630,7 +613,6 @@ impl<S: Service> Connection<S> {
     /// Receives a body to its end.
     async fn receive(&self, mut body: Incoming, mut intake: Intake) -> Result<(Vec<u8>, Share), BodyFault> {
         let began = Instant::now();
-        let _reads = Raised::new(&self.reads_body);
         while !intake.is_full() {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
             let piece = match frame {
@@ -646,20 +628,15 @@ impl<S: Service> Connection<S> {
                 intake.check_rate(began.elapsed())?;
             }
         }
-        self.framing.lock().begin();
         intake.finish()
     }
 
     /// Reads a short body to its end, and says whether it has got there.
     async fn swallow(&self, mut body: Incoming) -> bool {
         let mut left = SWALLOWED_BODY_MAX;
-        let _reads = Raised::new(&self.reads_body);
         loop {
             let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-            let Some(frame) = frame else {
-                self.framing.lock().begin();
-                return true;
-            };
+            let Some(frame) = frame else { return true };
             let Some(rest) = frame.ok().and_then(|frame| {
                 let len = frame.data_ref().map_or(0, Bytes::len);
                 left.checked_sub(len as u64)
@@ -686,28 +663,12 @@ fn is_bad_chunk(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
-/// A flag that is lowered again, also where a future is dropped.
-struct Raised<'a>(&'a AtomicBool);
-
-impl<'a> Raised<'a> {
-    fn new(flag: &'a AtomicBool) -> Self {
-        flag.store(true, Ordering::Relaxed);
-        Self(flag)
-    }
-}
-
-impl Drop for Raised<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 /// A panic comes to 500.
 fn guarded<T>(admit: impl FnOnce() -> Result<T, Reply>) -> Result<T, Reply> {
     catch_unwind(AssertUnwindSafe(admit)).unwrap_or_else(|_| Err(Reply::internal_error()))
 }
 
-fn head(parts: &hyper::http::request::Parts, target: Option<String>, client: Option<SocketAddr>) -> Arc<Head> {
+fn head(parts: &hyper::http::request::Parts, has_fragment: bool, client: Option<SocketAddr>) -> Arc<Head> {
     let method = match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
@@ -722,7 +683,11 @@ fn head(parts: &hyper::http::request::Parts, target: Option<String>, client: Opt
     for (name, value) in &parts.headers {
         headers.push(name.as_str(), value.as_bytes());
     }
-    let target = target.unwrap_or_else(|| parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned());
+    let mut target = parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
+    if has_fragment {
+        // hyper has dropped what followed.
+        target.push('#');
+    }
     let version = if parts.version == hyper::Version::HTTP_10 { (1, 0) } else { (1, 1) };
     Arc::new(Head::new(method, target, headers, client).with_version(version))
 }

@@ -13,7 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Connection;
-use super::fragments::Lines;
 use crate::http::Service;
 
 /// After this many bytes, other connections of the event loop have their turn.
@@ -32,7 +31,6 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Watched<I, S: Service> {
     stream: I,
     connection: Arc<Connection<S>>,
-    lines: Lines,
     lingering: Option<Lingering>,
     /// How many bytes were moved in this turn.
     moved: usize,
@@ -46,7 +44,7 @@ struct Lingering {
 
 impl<I, S: Service> Watched<I, S> {
     pub(super) fn new(stream: I, connection: Arc<Connection<S>>) -> Self {
-        Self { stream, connection, lines: Lines::default(), lingering: None, moved: 0 }
+        Self { stream, connection, lingering: None, moved: 0 }
     }
 
     /// Whether the turn is over. Then the connection is asked again after the others.
@@ -77,16 +75,9 @@ impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
         let before = into.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, into);
         let came = &into.filled()[before..];
-        this.moved += came.len();
-        let connection = &this.connection;
-        connection.framing.lock().note(came);
-        if connection.reads_body.load(Ordering::Relaxed) {
-            this.lines.clear();
-        } else {
-            this.lines.read(came, &mut |line| {
-                connection.fragments.lock().push(line);
-                connection.has_fragments.store(true, Ordering::Relaxed);
-            });
+        if !came.is_empty() {
+            this.moved += came.len();
+            this.connection.scanner.lock().scan(came);
         }
         read
     }
