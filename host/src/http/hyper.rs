@@ -28,7 +28,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -474,6 +474,8 @@ struct Connection<S: Service> {
     streams: AtomicBool,
     /// Whether the client may still be sending when the last answer is sent.
     lingers: AtomicBool,
+    /// Whether the current request is of HTTP/1.0.
+    is_http_1_0: AtomicBool,
     /// Where the answer to the request under way is put: there is one at a time.
     slot: Slot,
     /// Sees what hyper hides of the requests.
@@ -482,9 +484,9 @@ struct Connection<S: Service> {
 
 impl<S: Service> Connection<S> {
     fn new(engine: Arc<Engine<S>>, client: Option<SocketAddr>) -> Self {
-        let [serves, streams, lingers] = [const { AtomicBool::new(false) }; 3];
+        let [serves, streams, lingers, is_http_1_0] = [const { AtomicBool::new(false) }; 4];
         let (progress, slot, scanner) = (AtomicU32::new(0), Slot::default(), Mutex::default());
-        Self { engine, client, progress, serves, streams, lingers, slot, scanner }
+        Self { engine, client, progress, serves, streams, lingers, is_http_1_0, slot, scanner }
     }
 
     fn progresses(&self) {
@@ -507,6 +509,7 @@ impl<S: Service> Connection<S> {
     fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
         self.progresses();
         let (parts, body) = request.into_parts();
+        self.is_http_1_0.store(parts.version == Version::HTTP_10, Ordering::Relaxed);
         let service = &self.engine.service;
         let scanned = self.scanner.lock().next_head();
         let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);
@@ -590,6 +593,7 @@ impl<S: Service> Connection<S> {
     }
 
     fn response(&self, reply: Reply) -> Response<Payload> {
+        let has_length = !matches!(reply.body, Body::Stream(_));
         let is_endless = matches!(&reply.body, Body::Stream(stream) if !stream.ends());
         self.streams.store(is_endless, Ordering::Relaxed);
         // Two more are added here.
@@ -607,6 +611,16 @@ impl<S: Service> Connection<S> {
         let mut response = Response::new(Payload::new(reply.body));
         *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         *response.headers_mut() = headers;
+        if has_length { response } else { self.ending(response) }
+    }
+
+    /// The same as a response that ends its connection where its client speaks HTTP/1.0, which knows no chunks. hyper adds
+    /// `Connection: keep-alive` for such a client, whatever the response says, unless the response is of HTTP/1.0 as well.
+    fn ending(&self, mut response: Response<Payload>) -> Response<Payload> {
+        if self.is_http_1_0.load(Ordering::Relaxed) {
+            *response.version_mut() = Version::HTTP_10;
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 
@@ -653,7 +667,7 @@ impl<S: Service> Connection<S> {
         self.lingers.store(true, Ordering::Relaxed);
         let mut response = self.response(reply);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
+        self.ending(response)
     }
 }
 
@@ -688,7 +702,7 @@ fn head(parts: &hyper::http::request::Parts, has_fragment: bool, client: Option<
         // hyper has dropped what followed.
         target.push('#');
     }
-    let version = if parts.version == hyper::Version::HTTP_10 { (1, 0) } else { (1, 1) };
+    let version = if parts.version == Version::HTTP_10 { (1, 0) } else { (1, 1) };
     Arc::new(Head::new(method, target, headers, client).with_version(version))
 }
 

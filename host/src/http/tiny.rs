@@ -13,7 +13,7 @@ mod wire;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -282,7 +282,7 @@ impl<S: Service> Engine<S> {
             // It may be a part of the body of one of those, which was refused for its framing.
             return;
         }
-        let response = Response { shape, out, in_flight, _share: share };
+        let response = Response { shape, out, client, in_flight, _share: share };
         let (engine, queue, worker) = (Arc::clone(self), Arc::clone(queue), thread::current().id());
         self.service.serve(admitted, body, Responder::new(move |reply| engine.answer(&queue, worker, response, reply)));
     }
@@ -493,6 +493,7 @@ impl Drop for Counted<'_> {
 struct Response {
     shape: wire::Shape,
     out: Box<dyn Write + Send>,
+    client: Option<SocketAddr>,
     in_flight: Sender<Infallible>,
     _share: Share,
 }
@@ -502,7 +503,7 @@ impl Response {
         match reply.body {
             Body::Stream(stream) => {
                 let head = Reply { body: Body::Whole(Bytes::new()), ..reply };
-                engine.stream(&self.shape, self.out, &head, stream, self.in_flight);
+                engine.stream(self.shape, self.out, self.client, &head, stream, self.in_flight);
             }
             Body::Whole(_) => wire::send(&self.shape, &mut *self.out, &reply),
         }

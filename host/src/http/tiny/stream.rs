@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread::{self, Thread};
@@ -19,12 +20,34 @@ const STREAMS_MAX: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<S: Service> Engine<S> {
-    /// Sends a stream to its end. While one writes that does not end by itself, no stop waits for it: a write cannot be ended
-    /// here, however long the client takes to read.
+    /// Sends a stream to its end, and ends the connection of a client that speaks HTTP/1.0: it knows no chunks, so nothing else
+    /// says where the body ends. tiny_http keeps the connection of one that has asked for it.
     pub(super) fn stream(
         &self,
-        shape: &Shape,
+        shape: Shape,
         mut out: Box<dyn Write + Send>,
+        client: Option<SocketAddr>,
+        head: &Reply,
+        stream: Box<dyn Stream>,
+        in_flight: Sender<Infallible>,
+    ) {
+        let is_chunked = shape.version > (1, 0);
+        let ends_connection = !is_chunked && shape.keeps_alive();
+        let shape = if is_chunked { shape } else { shape.closing() };
+        self.stream_body(&shape, &mut *out, head, stream, in_flight);
+        if ends_connection {
+            // In this order: what the client has pipelined is not served.
+            drop(client.and_then(|client| self.closing.begin(client)));
+            drop(out);
+        }
+    }
+
+    /// Sends the response. While one writes that does not end by itself, no stop waits for it: a write cannot be ended
+    /// here, however long the client takes to read.
+    fn stream_body(
+        &self,
+        shape: &Shape,
+        out: &mut dyn Write,
         head: &Reply,
         mut stream: Box<dyn Stream>,
         in_flight: Sender<Infallible>,
@@ -36,13 +59,11 @@ impl<S: Service> Engine<S> {
             let reply = Reply::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
                 .with_header("Retry-After", "1");
-            return send(shape, &mut *out, &reply);
+            return send(shape, out, &reply);
         };
         let is_chunked = shape.version > (1, 0);
-        // For HTTP/1.0 each response ends with its connection.
-        let framing: (&str, &[u8]) =
-            if is_chunked { ("Transfer-Encoding", b"chunked") } else { ("Connection", b"close") };
-        let mut next = Some(head_of(head, shape, Some(framing)));
+        let framing = is_chunked.then_some(("Transfer-Encoding", &b"chunked"[..]));
+        let mut next = Some(head_of(head, shape, framing));
         let parked = Arc::new(Parked(thread::current())).into();
         let mut context = Context::from_waker(&parked);
         let mut in_flight = Some(in_flight);

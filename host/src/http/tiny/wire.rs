@@ -39,7 +39,17 @@ impl Shape {
 
     /// That of the last response of a connection.
     pub(super) fn last(request: &tiny_http::Request) -> Self {
-        Self { connection: Some(b"close"), ..Self::of(request) }
+        Self::of(request).closing()
+    }
+
+    /// The same for a response that ends its connection.
+    pub(super) fn closing(self) -> Self {
+        Self { connection: Some(b"close"), ..self }
+    }
+
+    /// Whether the client expects the connection to stay open, because it has asked for it.
+    pub(super) fn keeps_alive(&self) -> bool {
+        self.connection == Some(b"keep-alive")
     }
 }
 
