@@ -697,7 +697,10 @@ fn head(parts: &hyper::http::request::Parts, has_fragment: bool, client: Option<
     for (name, value) in &parts.headers {
         headers.push(name.as_str(), value.as_bytes());
     }
-    let mut target = parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
+    let mut target = match parts.uri.scheme() {
+        Some(_) => parts.uri.to_string(),
+        None => parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
+    };
     if has_fragment {
         // hyper has dropped what followed.
         target.push('#');

@@ -197,9 +197,21 @@ impl Head {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
     }
 
+    /// The authority of a target in absolute form (RFC 9112, section 3.2.2).
+    pub fn authority(&self) -> Option<&str> {
+        split_authority(&self.target).0
+    }
+
     /// The path, without the query, which may hold secrets.
     pub fn path(&self) -> &str {
-        self.target.split('?').next().unwrap_or_default()
+        let local = split_authority(&self.target).1;
+        let path = local.split('?').next().unwrap_or_default();
+        if path.is_empty() && !self.target.is_empty() { "/" } else { path }
+    }
+
+    /// The query; empty if there is none.
+    pub fn query(&self) -> &str {
+        split_authority(&self.target).1.split_once('?').map_or("", |(_, query)| query)
     }
 
     /// What the log calls the request: what the client calls it, if that is a name, or one made when it is first asked for.
@@ -245,6 +257,16 @@ impl Head {
             }
         }
     }
+}
+
+/// Splits a request target into the authority, if it is an absolute URL, and the rest.
+fn split_authority(target: &str) -> (Option<&str>, &str) {
+    if target.starts_with('/') {
+        return (None, target);
+    }
+    let Some((_, rest)) = target.split_once("://") else { return (None, target) };
+    let (authority, local) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    (Some(authority), local)
 }
 
 /// The longest name that a client may give a request, in bytes.
@@ -453,6 +475,22 @@ mod tests {
         assert_eq!(head.headers.all("X-TWO").collect::<Vec<_>>(), [b"1", b"2"]);
         assert_eq!(head.headers.at(1), Some(("X-Two", &b"1"[..])));
         assert_eq!(head.headers.at(3), None);
+    }
+
+    #[test]
+    fn a_target_is_split_into_authority_path_and_query() {
+        for (target, authority, path, query) in [
+            ("/k/a?b=1?2", None, "/k/a", "b=1?2"),
+            ("/k/http://a", None, "/k/http://a", ""),
+            ("http://127.0.0.1:3110/k/a?b", Some("127.0.0.1:3110"), "/k/a", "b"),
+            ("http://a", Some("a"), "/", ""),
+            ("http://a?/k/a", Some("a"), "/", "/k/a"),
+            ("http://a@b/", Some("a@b"), "/", ""),
+            ("*", None, "*", ""),
+        ] {
+            let head = Head::new(Method::Get, target.to_owned(), Headers::default(), None);
+            assert_eq!((head.authority(), head.path(), head.query()), (authority, path, query), "{target}");
+        }
     }
 
     #[test]
