@@ -120,7 +120,8 @@ fn an_http_1_0_response_without_a_length_says_that_it_ends_the_connection() {
             ("HEAD /watch HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned(), 200),
             ("PUT /k/k HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
         ] {
-            let mut wire = server.wire();
+            // tiny_http closes every idle connection, but later.
+            let mut wire = server.wire().patience(Duration::from_secs(10));
             wire.send(&request);
             let response = wire.rest().expect("the server ends the connection");
             let response = String::from_utf8_lossy(&response);

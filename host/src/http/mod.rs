@@ -12,7 +12,7 @@ mod tls;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use self::body::BodyBuffer;
@@ -41,6 +41,15 @@ pub struct ConnectionCounts {
     pub ended: AtomicU64,
     /// The connections that were refused because there were too many.
     pub refused: AtomicU64,
+}
+
+impl ConnectionCounts {
+    /// Returns the number of open connections.
+    pub fn open(&self) -> u64 {
+        // In this order: what ends in between is not subtracted from the older number.
+        let ended = self.ended.load(Ordering::Relaxed);
+        self.accepted.load(Ordering::Relaxed).saturating_sub(ended)
+    }
 }
 
 /// A running server.

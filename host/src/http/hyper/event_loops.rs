@@ -71,11 +71,6 @@ impl EventLoops {
         &self.0[at]
     }
 
-    /// Returns the number of connections of all loops.
-    pub(super) fn connections(&self) -> usize {
-        self.counts().iter().sum()
-    }
-
     /// Chooses the loop for a new connection, by the core of its client if that is known.
     pub(super) fn choose(&self, core: Option<usize>) -> usize {
         choose(&self.counts(), core)

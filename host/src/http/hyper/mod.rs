@@ -107,6 +107,17 @@ impl HyperServer {
         connections: Arc<ConnectionCounts>,
         service: Arc<S>,
     ) -> io::Result<Self> {
+        Self::start_with_limit(listener, tls, connections, service, connections_max())
+    }
+
+    /// Like [`start`](Self::start), with a maximum number of connections.
+    fn start_with_limit<S: Service>(
+        listener: Listener,
+        tls: Option<Arc<Tls>>,
+        connections: Arc<ConnectionCounts>,
+        service: Arc<S>,
+        connections_max: usize,
+    ) -> io::Result<Self> {
         let (stopping, stopped) = watch::channel(false);
         let mut builder = http1::Builder::new();
         // hyper would set its read timer anew for each request, at the cost of a system call: see `Connection::timed_out`.
@@ -119,7 +130,6 @@ impl HyperServer {
         let handles = Arc::new(EventLoops::new(handles));
         let first = handles.at(0).handle.clone();
         let (in_flight, drained) = bounded(0);
-        let connections_max = connections_max();
         let shared =
             Shared { service, tls, connections, builder, stopping: stopped, connections_max, event_loops: handles };
         let _entered = first.enter();
@@ -231,7 +241,7 @@ impl<S: Service> Shared<S> {
                     continue;
                 }
             };
-            if self.event_loops.connections() >= self.connections_max {
+            if self.connections.open() >= self.connections_max as u64 {
                 self.connections.refused.fetch_add(1, Ordering::Relaxed);
                 if rejections.load(Ordering::Relaxed) < REJECTIONS_MAX {
                     let rejection = reject::too_many_connections(socket, CountGuard::new(&rejections));
