@@ -2,7 +2,7 @@
 //!
 //! Provoked byte by byte: broken encodings, lengths that are none or lie, bodies that end early or are far too long.
 
-use vkog_tests::{Server, Setup, Wire, bytes, conflict};
+use vkog_tests::{Server, Setup, Wire, bytes, conflict, on_windows};
 
 /// A server with a key in it.
 fn server() -> Server {
@@ -311,5 +311,58 @@ fn a_connection_goes_on_after_each_refusal_that_leaves_it_in_order() {
         wire.request("POST", "/other", &[b'x'; 3000]).expect(404);
         wire.request("PUT", "/k/seed", b"").expect(400);
         wire.request("GET", "/k/seed", b"").expect(200).is("sown");
+    }
+}
+
+#[test]
+fn a_pipelined_request_with_two_lengths_is_rejected_and_hides_no_request() {
+    let smuggled = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let length = format!("Content-Length: {}\r\n", smuggled.len());
+    let firsts = [
+        "GET /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        format!("PUT /k/first HTTP/1.1\r\nHost: localhost\r\n{length}\r\n{smuggled}"),
+        "PUT /k/first HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nv\r\n0\r\n\r\n".to_owned(),
+    ];
+    for engine in ["tiny", "hyper"] {
+        let server = server_with(&["--http", engine]);
+        server.post("first", "v").expect(200);
+        for first in firsts.iter().filter(|first| engine == "hyper" || !first.contains("chunked") || !on_windows()) {
+            for fields in [format!("{length}{length}"), format!("Transfer-Encoding: chunked\r\n{length}")] {
+                let second = format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n0\r\n\r\n{smuggled}");
+                let mut wire = server.wire();
+                // In one piece, so that the server reads both requests at once.
+                wire.send(format!("{first}{second}"));
+                wire.reply().expect(200);
+                wire.reply().expect(400);
+                wire.finish();
+                let rest = wire.rest().expect("the server ends the connection");
+                assert!(rest.is_empty(), "{engine}: {} follows {second:?}", rest.escape_ascii());
+                server.get("seed").expect(200).is("sown");
+                server.get("new").expect(404);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pipelined_request_with_a_fragment_is_rejected_behind_every_kind_of_body() {
+    let hidden = "DELETE /k/seed#x HTTP/1.1\r\n\r\n";
+    let (length, head) = (hidden.len(), "PUT /k/first HTTP/1.1\r\nHost: localhost\r\n");
+    for engine in ["tiny", "hyper"] {
+        let server = server_with(&["--http", engine]);
+        server.post("first", "v").expect(200);
+        for first in [
+            format!("{head}Content-Length: {length}\r\n\r\n{hidden}"),
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{hidden}\r\n0\r\n\r\n"),
+        ] {
+            if engine == "tiny" && on_windows() && first.contains("chunked") {
+                continue;
+            }
+            let mut wire = server.wire();
+            wire.send(format!("{first}DELETE /k/seed#x HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            wire.reply().expect(200);
+            wire.reply().refused(400, "Target has a fragment");
+            wire.request("GET", "/k/seed", b"").expect(200).is("sown");
+        }
     }
 }

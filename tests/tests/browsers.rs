@@ -513,3 +513,31 @@ fn a_trusted_proxy_says_who_the_client_is() {
         assert!(exit.one_error().contains("[proxy]") && exit.one_error().contains(words), "{exit}");
     }
 }
+
+#[test]
+fn the_host_of_an_absolute_target_is_checked_like_the_host_field() {
+    for engine in ENGINES {
+        let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
+        let send = |target: &str, fields: &str| {
+            server.wire().send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")).reply()
+        };
+        for host in ["localhost", "127.0.0.1:3110", "[::1]:80"] {
+            send(&format!("http://{host}/k/a"), "").expect(200).is("old");
+            send(&format!("http://{host}/k/a"), &format!("Origin: http://{host}\r\n")).expect(200);
+            // Host does not count beside it.
+            send("http://vkog.localhost/k/a", &format!("Origin: http://{host}\r\n")).expect(403);
+        }
+        for target in ["http://evil.example/k/a", "http://evil.example:80/k/a", "https://localhost.evil.example/k/a"] {
+            send(target, "").refused(421, "").says("allowed-hosts");
+        }
+        send("http://evil.example?/k/a", "").expect(200);
+        for target in ["http://localhost@evil.example/k/a", "http://a%b:c/k/a"] {
+            assert_eq!(send(target, "").status, 400, "{engine}: {target}");
+        }
+        let foreign = "GET http://localhost/k/a HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+        server.wire().send(foreign).reply().expect(421);
+    }
+    let server = serving(&Setup::new().args(["--allowed-hosts", "vkog.example"]));
+    let request = "GET http://vkog.example/k/a HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    server.wire().send(request).reply().expect(200).is("old");
+}

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use vkog_tests::{Setup, Wire, bytes, conflict, pattern};
+use vkog_tests::{Setup, Wire, bytes, conflict, on_windows, pattern};
 
 #[test]
 fn a_burst_of_connections_that_stay_open_is_served_to_the_last_one() {
@@ -102,6 +102,34 @@ fn a_client_that_ends_its_side_after_its_request_is_answered() {
             let mut wire = server.wire();
             wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n").finish().reply().expect(200).is("v");
             assert!(wire.rest().is_ok_and(|rest| rest.is_empty()), "{engine}: round {round}");
+        }
+    }
+}
+
+#[test]
+fn an_http_1_0_response_without_a_length_says_that_it_ends_the_connection() {
+    // Outside Linux tiny_http keeps the connection of a client that has asked for it.
+    let engines = ["tiny", "hyper"].into_iter().filter(|engine| !on_windows() || *engine == "hyper");
+    for engine in engines {
+        let server = Setup::new().args(["--http", engine]).start();
+        server.put("k", vec![b'v'; 300_000]).expect(200);
+        let batch = r#"[{"op":"get","key":"k"}]"#;
+        let post = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{batch}", batch.len());
+        for (request, status) in [
+            (format!("POST /batch HTTP/1.0\r\nConnection: keep-alive\r\n{post}"), 200),
+            ("HEAD /watch HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned(), 200),
+            ("PUT /k/k HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
+        ] {
+            // tiny_http closes every idle connection, but later.
+            let mut wire = server.wire().patience(Duration::from_secs(10));
+            wire.send(&request);
+            let response = wire.rest().expect("the server ends the connection");
+            let response = String::from_utf8_lossy(&response);
+            let (head, body) = response.split_once("\r\n\r\n").expect("a head ends with an empty line");
+            let fields: Vec<_> = head.lines().filter(|line| line.to_lowercase().starts_with("connection:")).collect();
+            assert!(head.starts_with("HTTP/1.") && head.contains(&format!(" {status} ")), "{engine}: {head}");
+            assert!(fields.len() == 1 && fields[0].to_lowercase().ends_with(": close"), "{engine}: {head}");
+            assert!(!request.starts_with("POST") || body.len() > 300_000 && body.ends_with("]\n"), "{engine}: {head}");
         }
     }
 }

@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::problem::{Manner, Problem};
 use super::range::{Range, Unsatisfiable};
-use crate::http::{Body, Head, Reply};
+use crate::http::{Body, RequestHead, Response};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
 use vkog_store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
 }
 
@@ -32,7 +32,7 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
 /// # Errors
 ///
 /// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
+pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
     let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
     if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
         let fact = "Content-Encoding is not supported; send the value as it is to be read";
@@ -54,7 +54,7 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 /// # Errors
 ///
 /// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
+pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
     // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
     let condition = |name, weak| {
         let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
@@ -67,7 +67,7 @@ pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
 #[derive(Debug)]
 struct NotTags;
 
-fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
+fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
     let mut values = head.headers.all(name).peekable();
     if values.peek().is_none() {
         return Ok(None);
@@ -115,14 +115,14 @@ fn opaque(tag: &str) -> Option<u64> {
 
 /// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
 /// of the value.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Response {
     let mut reply = bare(answer, reads, range, manner);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Response {
+    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
             let len = entry.value().len();
@@ -134,8 +134,8 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Reply::new(200, &b""[..])
-                .of_revision(entry.revision())
+            let mut reply = Response::new(200, &b""[..])
+                .with_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .inert();
@@ -150,9 +150,9 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             reply
         }
-        Answer::Written(revision) => ok().of_revision(revision),
+        Answer::Written(revision) => ok().with_revision(revision),
         Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
+        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Response::new(304, &b""[..]).with_revision(revision),
         Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
             problem(answer).reply(manner)
         }

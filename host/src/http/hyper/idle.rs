@@ -1,10 +1,9 @@
-//! The stream of a connection as hyper sees it: notes progress and framing, moves a bounded number of bytes between two turns
-//! of other connections, and is closed only when the client cannot lose an answer by it.
+//! The stream of a connection as hyper uses it. It notes the client's progress, scans what is read, yields to other
+//! connections after a number of bytes, and closes so that the client does not lose the last response.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,46 +11,44 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::Connection;
-use super::fragments::Lines;
+use super::connection::Connection;
 use crate::http::Service;
 
-/// After this many bytes, other connections of the event loop have their turn.
-const TURN: usize = 64 << 10;
-/// The most bytes of one write.
+/// The stream yields to other connections of its event loop after this many bytes.
+const YIELD_AFTER: usize = 64 << 10;
+/// Maximum number of bytes of one write.
 const WRITE_MAX: usize = 256 << 10;
-/// An answer of so many bytes is put together before it is written: to gather its parts costs the system more.
-const ONE_PIECE_MAX: usize = 1 << 10;
-/// For how long the rest of a request is read after the answer that ends its connection: until the client has been silent
-/// for this long, and for [`LINGER_MAX`] in all. The client may read no answer before it has sent everything, and a
-/// connection that is closed with bytes unread is reset, which discards the answer.
+/// Maximum number of bytes that are copied together before they are written: a vectored write costs the system more.
+const COPIED_WRITE_MAX: usize = 1 << 10;
+/// After the response that ends a connection, the rest of the request is read until the client has sent nothing for this
+/// long, and for at most [`LINGER_MAX`]. A client may read no response before it has sent everything, and a connection that
+/// is closed with bytes unread is reset, which discards the response.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
-/// See the module.
-pub(super) struct Watched<I, S: Service> {
+/// See the module documentation.
+pub(super) struct IdleTrackingStream<I, S: Service> {
     stream: I,
     connection: Arc<Connection<S>>,
-    lines: Lines,
-    lingering: Option<Lingering>,
-    /// How many bytes were moved in this turn.
+    lingering: Option<Linger>,
+    /// The number of bytes read and written since the last yield.
     moved: usize,
 }
 
-/// The end of a connection.
-struct Lingering {
-    silence: Pin<Box<Sleep>>,
-    until: Instant,
+/// The timeouts of a lingering close.
+struct Linger {
+    idle: Pin<Box<Sleep>>,
+    deadline: Instant,
 }
 
-impl<I, S: Service> Watched<I, S> {
+impl<I, S: Service> IdleTrackingStream<I, S> {
     pub(super) fn new(stream: I, connection: Arc<Connection<S>>) -> Self {
-        Self { stream, connection, lines: Lines::default(), lingering: None, moved: 0 }
+        Self { stream, connection, lingering: None, moved: 0 }
     }
 
-    /// Whether the turn is over. Then the connection is asked again after the others.
+    /// Whether other connections are due. The task is then woken again after theirs.
     fn yields(&mut self, context: &Context<'_>) -> bool {
-        let over = self.moved >= TURN;
+        let over = self.moved >= YIELD_AFTER;
         if over {
             self.moved = 0;
             context.waker().wake_by_ref();
@@ -62,13 +59,13 @@ impl<I, S: Service> Watched<I, S> {
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = &written {
             self.moved += result.as_ref().copied().unwrap_or_default();
-            self.connection.progresses();
+            self.connection.note_progress();
         }
         written
     }
 }
 
-impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
+impl<I: AsyncRead + Unpin, S: Service> AsyncRead for IdleTrackingStream<I, S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.yields(context) {
             return Poll::Pending;
@@ -77,22 +74,15 @@ impl<I: AsyncRead + Unpin, S: Service> AsyncRead for Watched<I, S> {
         let before = into.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, into);
         let came = &into.filled()[before..];
-        this.moved += came.len();
-        let connection = &this.connection;
-        connection.framing.lock().note(came);
-        if connection.reads_body.load(Ordering::Relaxed) {
-            this.lines.clear();
-        } else {
-            this.lines.read(came, &mut |line| {
-                connection.fragments.lock().push(line);
-                connection.has_fragments.store(true, Ordering::Relaxed);
-            });
+        if !came.is_empty() {
+            this.moved += came.len();
+            this.connection.scan(came);
         }
         read
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S> {
+impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for IdleTrackingStream<I, S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if self.yields(context) {
             return Poll::Pending;
@@ -111,8 +101,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
             return Poll::Pending;
         }
         let length: usize = data.iter().map(|part| part.len()).sum();
-        let written = if length <= ONE_PIECE_MAX {
-            let mut whole = SmallVec::<[u8; ONE_PIECE_MAX]>::new();
+        let written = if length <= COPIED_WRITE_MAX {
+            let mut whole = SmallVec::<[u8; COPIED_WRITE_MAX]>::new();
             data.iter().for_each(|part| whole.extend_from_slice(part));
             Pin::new(&mut self.stream).poll_write(context, &whole)
         } else if length <= WRITE_MAX {
@@ -136,15 +126,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
         let this = &mut *self;
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.connection.lingers.load(Ordering::Relaxed) {
+            if !this.connection.lingers() {
                 return Poll::Ready(Ok(()));
             }
         }
-        let begin = || Lingering { silence: Box::pin(sleep(LINGER)), until: Instant::now() + LINGER_MAX };
+        let begin = || Linger { idle: Box::pin(sleep(LINGER)), deadline: Instant::now() + LINGER_MAX };
         let lingering = this.lingering.get_or_insert_with(begin);
         let (mut rest, mut read) = ([0; 8 << 10], 0);
-        while lingering.silence.as_mut().poll(context).is_pending() {
-            if read >= TURN {
+        while lingering.idle.as_mut().poll(context).is_pending() {
+            if read >= YIELD_AFTER {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -154,13 +144,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for Watched<I, S>
                 break;
             }
             read += rest.filled().len();
-            lingering.silence.as_mut().reset((Instant::now() + LINGER).min(lingering.until));
+            lingering.idle.as_mut().reset((Instant::now() + LINGER).min(lingering.deadline));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// The first bytes of several parts.
+/// Returns the first `max` bytes of several parts.
 fn first<'a>(parts: &'a [IoSlice<'_>], mut max: usize) -> SmallVec<[IoSlice<'a>; 8]> {
     let cut = |part: &'a IoSlice<'_>| {
         let part = &part[..part.len().min(max)];
@@ -175,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_of_several_parts_is_cut_where_it_is_too_long() {
+    fn a_vectored_write_is_cut_at_the_maximum_length() {
         let parts = [IoSlice::new(b"head"), IoSlice::new(b"body"), IoSlice::new(b"more")];
         let cut = |max| first(&parts, max).iter().map(|part| part.to_vec()).collect::<Vec<_>>();
         assert_eq!(cut(100), [b"head", b"body", b"more"]);
