@@ -64,9 +64,11 @@ pub fn target_folder() -> PathBuf {
     built_here().0
 }
 
-/// The cargo that runs the tests.
+/// The cargo that runs the tests. It builds dependencies as the workspace does, so that they are there already.
 fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+    cargo
 }
 
 /// Runs a command that [`built_by_cargo`] began. What cargo says comes back as the error of a build that failed.
