@@ -18,15 +18,20 @@ target=x86_64-pc-windows-gnu
 version=1.95.0
 
 export WINEPREFIX=$dir/wine WINEDEBUG=-all
-# A toolchain of its own, so that the toolchains of the user stay as they are.
-toolchain() { RUSTUP_HOME=$dir/rustup rustup "$@"; }
 
-# Rust and its standard library for Windows from rustup. Leaves the path of rustc in $dir/rustc.
+# Has $dir/rustc run this compiler. Cargo, if rustup runs it, has the libraries of its own compiler in LD_LIBRARY_PATH: with those
+# it would be that compiler, which knows no Windows.
+use_rustc() {
+  printf '#!/bin/sh\nunset LD_LIBRARY_PATH\nexec "%s" "$@"\n' "$1" >"$dir/rustc"
+  chmod +x "$dir/rustc"
+}
+
+# Rust and its standard library for Windows from rustup, in a home of its own: the toolchains of the user stay as they are.
 rust_from_rustup() {
   command -v rustup >/dev/null || return
   RUSTUP_HOME=$dir/rustup timeout 600 rustup --quiet toolchain install "$version" --profile minimal --target "$target" \
     --no-self-update >/dev/null 2>&1 || return
-  toolchain which --toolchain "$version" rustc >"$dir/rustc"
+  use_rustc "$(RUSTUP_HOME=$dir/rustup rustup which --toolchain "$version" rustc)"
 }
 
 # Where rustup's server cannot be reached: a compiler of Debian, and the sources of its standard library, which cargo then builds
@@ -47,7 +52,7 @@ rust_from_debian() {
     RUSTC_BOOTSTRAP=1 "$rustc" --target "$target" --emit=obj -o "$root/usr/lib/rustlib/$target/lib/$object.o" \
       "$library/rtstartup/$object.rs" || return
   done
-  echo "$rustc" >"$dir/rustc"
+  use_rustc "$rustc"
   touch "$dir/build-std"
 }
 
@@ -58,7 +63,7 @@ setup() {
       return 1
     }
   fi
-  if ! "$(cat "$dir/rustc" 2>/dev/null)" --version >/dev/null 2>&1 && ! rust_from_rustup && ! rust_from_debian; then
+  if ! "$dir/rustc" --version >/dev/null 2>&1 && ! rust_from_rustup && ! rust_from_debian; then
     echo "windows.sh: a Rust compiler for $target can be had neither from rustup nor from Debian" >&2
     return 1
   fi
@@ -80,8 +85,7 @@ C
 case $command in
 setup) setup ;;
 build)
-  RUSTC=$(cat "$dir/rustc")
-  export RUSTC CARGO_TARGET_DIR=$dir/target
+  export RUSTC=$dir/rustc CARGO_TARGET_DIR=$dir/target
   std=()
   if [ -e "$dir/build-std" ]; then
     export RUSTC_BOOTSTRAP=1
