@@ -1,10 +1,11 @@
-//! What takes more than one cargo command: `cargo xtask serve | dist | floors | windows | bench`.
+//! What takes more than one cargo command: `cargo xtask serve | dist | test | floors | windows | bench`.
 
 mod bench;
 mod build;
 mod dist;
 mod floors;
 mod serve;
+mod test;
 mod windows;
 
 use std::process::ExitCode;
@@ -15,7 +16,8 @@ cargo xtask dist [--target=TRIPLE] [--profile=NAME]
                               what a user unpacks, in target/dist: a folder, and it packed
 cargo xtask floors            hold who may import whom
 cargo xtask bench attack      what another client waits while clients do what exhausts servers
-cargo xtask windows           the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS)
+cargo xtask test [--full]     all tests; with --full with all amounts, and Windows by Wine, miri, fuzzing and mutants
+cargo xtask windows [--quick] the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS); with --quick some
 cargo xtask bench http [--quick] [PART…]
                               requests beside nginx, Webdis and Redis, with plugins, many entries, many connections (wants
                               wrk; a peer that is not installed is left out); parts are reads, writes, durable, batches,
@@ -30,7 +32,10 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["dist", options @ ..] => dist::dist(options),
-        ["windows"] => windows::test(),
+        ["test"] => test::run(false),
+        ["test", "--full"] => test::run(true),
+        ["windows"] => windows::test(false),
+        ["windows", "--quick"] => windows::test(true),
         ["floors"] => floors::check(),
         ["bench", "attack"] => bench::attack::run(),
         ["bench", "http", parts @ ..] => bench::http::run(parts),
