@@ -1,9 +1,9 @@
-//! What takes more than one cargo command: `cargo xtask serve | dist | floors | windows | bench`.
+//! What takes more than one cargo command: `cargo xtask serve | dist | layers | windows | bench`.
 
 mod bench;
 mod build;
 mod dist;
-mod floors;
+mod layers;
 mod serve;
 mod windows;
 
@@ -13,7 +13,7 @@ const USAGE: &str = "\
 cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
 cargo xtask dist [--target=TRIPLE] [--profile=NAME]
                               what a user unpacks, in target/dist: a folder, and it packed
-cargo xtask floors            hold who may import whom
+cargo xtask layers            check which package and which module imports which
 cargo xtask bench attack      what another client waits while clients do what exhausts servers
 cargo xtask windows           the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS)
 cargo xtask bench http [--quick] [PART…]
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["dist", options @ ..] => dist::dist(options),
         ["windows"] => windows::test(),
-        ["floors"] => floors::check(),
+        ["layers"] => layers::check(),
         ["bench", "attack"] => bench::attack::run(),
         ["bench", "http", parts @ ..] => bench::http::run(parts),
         ["bench", "store"] => bench::store::run(),
