@@ -1,4 +1,4 @@
-//! What takes more than one cargo command: `cargo xtask serve | dist | layers | windows | bench`.
+//! Tasks that take more than one cargo command: `cargo xtask serve | dist | layers | semver | windows | bench`.
 
 mod bench;
 mod build;
@@ -10,31 +10,35 @@ mod windows;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are vkog's
+cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve with them; options are those of vkog serve
 cargo xtask dist [--target=TRIPLE] [--profile=NAME]
-                              what a user unpacks, in target/dist: a folder, and it packed
+                              make a release in target/dist: a folder and an archive of it
 cargo xtask layers            check which package and which module imports which
-cargo xtask bench attack      what another client waits while clients do what exhausts servers
-cargo xtask windows           the black-box tests of the program for Windows, by Wine (wants VKOG_WINDOWS)
-cargo xtask bench http [--quick] [PART…]
-                              requests beside nginx, Webdis and Redis, with plugins, many entries, many connections (wants
-                              wrk; a peer that is not installed is left out); parts are reads, writes, durable, batches,
-                              plugins, entries, connections
-cargo xtask bench store       the store beside Redis: writes, start, snapshot, memory (wants redis-server and wrk)";
+cargo xtask windows           run the black-box tests of the program for Windows, by Wine (needs VKOG_WINDOWS)
+cargo xtask bench attack      measure how long a client waits while others try to exhaust the server
+cargo xtask bench http [--quick] [--against=PROGRAM] [PART…]
+                              measure requests beside nginx, Webdis and Redis, with plugins, many entries, many connections
+                              (needs wrk; a peer that is not installed is left out); parts are reads, writes, durable,
+                              batches, plugins, entries, connections
+cargo xtask bench store [--quick] [--against=PROGRAM]
+                              measure the store beside Redis: writes, start, snapshot, memory (needs redis-server and wrk)
+
+--against=PROGRAM compares with another vkog, such as that of the commit before, instead of with the peers. Both programs
+take turns in every round; the ratios of their medians are printed.";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let done = match words.as_slice() {
+    let result = match words.as_slice() {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["dist", options @ ..] => dist::dist(options),
-        ["windows"] => windows::test(),
         ["layers"] => layers::check(),
+        ["windows"] => windows::test(),
         ["bench", "attack"] => bench::attack::run(),
-        ["bench", "http", parts @ ..] => bench::http::run(parts),
-        ["bench", "store"] => bench::store::run(),
+        ["bench", "http", options @ ..] => bench::http::run(options),
+        ["bench", "store", options @ ..] => bench::store::run(options),
         ["--help" | "help"] => {
             println!("{USAGE}");
             Ok(())
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error}");
