@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod dist;
 mod layers;
+mod semver;
 mod serve;
 mod windows;
 
@@ -14,6 +15,7 @@ cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve 
 cargo xtask dist [--target=TRIPLE] [--profile=NAME]
                               make a release in target/dist: a folder and an archive of it
 cargo xtask layers            check which package and which module imports which
+cargo xtask semver            compare the public API of vkog-plugin-api with the kept 1.0.0 (needs cargo-semver-checks)
 cargo xtask windows           run the black-box tests of the program for Windows, by Wine (needs VKOG_WINDOWS)
 cargo xtask bench attack      measure how long a client waits while others try to exhaust the server
 cargo xtask bench http [--quick] [--against=PROGRAM] [PART…]
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["serve", ..] => serve::serve(&arguments[1..]),
         ["dist", options @ ..] => dist::dist(options),
         ["layers"] => layers::check(),
+        ["semver"] => semver::check(),
         ["windows"] => windows::test(),
         ["bench", "attack"] => bench::attack::run(),
         ["bench", "http", options @ ..] => bench::http::run(options),
