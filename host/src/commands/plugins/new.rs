@@ -17,6 +17,7 @@ use crate::cli::Failure;
 
 static API_SOURCES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../plugin-api/src");
 const API_MANIFEST: &str = include_str!("../../../../plugin-api/Cargo.toml");
+const API_README: &str = include_str!("../../../../plugin-api/README.md");
 const LICENSE: &str = include_str!("../../../../LICENSE");
 
 const MANIFEST: &str = include_str!("template/Cargo.toml.in");
@@ -157,6 +158,7 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
         fs::create_dir_all(vendored.join("src"))?;
         API_SOURCES.extract(vendored.join("src"))?;
         fs::write(vendored.join("Cargo.toml"), API_MANIFEST)?;
+        fs::write(vendored.join("README.md"), API_README)?;
         fs::write(vendored.join("LICENSE"), LICENSE)?;
     }
     Ok(())
