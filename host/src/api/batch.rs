@@ -22,7 +22,7 @@ use crate::http::{Head, Reply};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
 use crate::plugins::Verb;
 use crate::store::DEFAULT_CONTENT_TYPE;
-use crate::threads::Threads;
+use vkog_runtime::threads::Threads;
 
 /// The most operations of one batch.
 const OPERATIONS_MAX: usize = 1024;

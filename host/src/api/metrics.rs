@@ -13,12 +13,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::requests::{CLASSES, METHODS, Requests};
-use crate::counting::Histogram;
 use crate::http::{Connections, Reply};
 use crate::logging;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, Metric};
 use crate::store::Fsync;
+use vkog_runtime::Histogram;
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [

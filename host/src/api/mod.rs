@@ -26,7 +26,7 @@ use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder
 use crate::ops::{Conditions, KEY_MAX, Ops, Request};
 use crate::plugins::{Origin, Taken, Verb};
 use crate::store::owned_content_type;
-use crate::threads::Threads;
+use vkog_runtime::threads::Threads;
 
 pub use access::Access;
 use access::Scope;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::counting::{Counts, Histogram};
 use crate::http::{Head, Reply};
+use vkog_runtime::{Counts, Histogram};
 
 /// The methods, at the index of [`Method`](crate::http::Method).
 pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "other"];

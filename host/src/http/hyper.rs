@@ -50,7 +50,7 @@ use super::{
     Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
     Tls,
 };
-use crate::threads::Home;
+use vkog_runtime::threads::Home;
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
 /// so many rounds. hyper's own timer would be set anew for each request, which costs a call of the system.

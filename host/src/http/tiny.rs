@@ -28,7 +28,7 @@ use tiny_http::{Listener, Server};
 use self::newcomers::Newcomers;
 use self::sockets::Closing;
 use super::{Body, BodyFault, BodyLength, Bound, Intake, Reply, Responder, Service, Share};
-use crate::threads::{Threads, schedule_as_batch};
+use vkog_runtime::threads::{Threads, schedule_as_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;

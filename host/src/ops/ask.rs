@@ -9,7 +9,7 @@ use crossbeam_channel::bounded;
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
 use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
 use crate::store::{DEFAULT_CONTENT_TYPE, owned_content_type};
-use crate::threads::Home;
+use vkog_runtime::threads::Home;
 
 /// The plugin that asks, and what its request carries.
 struct Asker {

@@ -11,7 +11,7 @@ use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
 use crate::plugins::{Chain, Origin, Subject, Verb};
 use crate::store::{Change, Changes, Decision, Entry, Update};
-use crate::threads::Threads;
+use vkog_runtime::threads::Threads;
 
 /// What a client asked for to be done in one step.
 pub struct Batch {

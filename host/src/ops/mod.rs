@@ -24,7 +24,7 @@ use crate::plugins::{
     Verb,
 };
 use crate::store::{Entry, Store, StoreError};
-use crate::threads::Threads;
+use vkog_runtime::threads::Threads;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 1024;

@@ -10,7 +10,7 @@ use super::load::{Library, Plugin};
 use super::registry::{Outcome, PATIENCE, SharedScan, Taken};
 use super::terms::{Settings, Table, is_pinned};
 use super::trust::Image;
-use crate::threads::within;
+use vkog_runtime::threads::within;
 
 /// What is loaded while others are to take its place.
 pub(super) struct Exchange {

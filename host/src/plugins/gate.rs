@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog_plugin_api::chain::Chain;
 
-use crate::threads::Threads;
+use vkog_runtime::threads::Threads;
 
 /// What every request passes. Nobody waits here, so that a thread that serves others may come: who has to wait leaves
 /// word. Nor does a request write anything that another core reads.

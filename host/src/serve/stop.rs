@@ -10,8 +10,8 @@ use super::PATIENCE as REQUESTS;
 use crate::cli::Failure;
 use crate::http::Engine;
 use crate::ops::Ops;
-use crate::threads::within;
 use crate::{logging, signals};
+use vkog_runtime::threads::within;
 
 /// From the signal to the end of what plugins are waited for.
 const PLUGINS: Duration = Duration::from_secs(12);

@@ -21,8 +21,8 @@ use super::recover::Tail;
 use super::room::{Growth, Measure, Room};
 use super::writer::{Writer, synced};
 use super::{Change, Changes};
-use crate::counting::Histogram;
-use crate::threads::{Home, Threads};
+use vkog_runtime::Histogram;
+use vkog_runtime::threads::{Home, Threads};
 
 /// When a write is on disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

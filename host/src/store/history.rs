@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Change;
 use super::entry::Entry;
-use crate::threads::{Home, Steps, Threads};
+use vkog_runtime::threads::{Home, Steps, Threads};
 
 /// A change that is kept.
 #[derive(Clone)]

@@ -47,8 +47,6 @@ pub use recover::LostLog;
 pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 
-use crate::counting::Histogram;
-use crate::threads::{Home, give_way};
 use commit::{Commit, Pending};
 use history::History;
 use log::Head;
@@ -57,6 +55,8 @@ use paths::Paths;
 use recover::{Recovered, Tail};
 use room::{Growth, Measure, Room};
 use schedule::Outcomes;
+use vkog_runtime::Histogram;
+use vkog_runtime::threads::{Home, give_way};
 use windows::Run;
 
 /// How a store keeps what it holds.

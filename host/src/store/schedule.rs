@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::error::StoreError;
 use super::room::Measure;
 use super::{PAUSE, Shared, Snapshots, windows};
-use crate::threads::give_way;
+use vkog_runtime::threads::give_way;
 
 /// How often the disk is measured while something fails for lack of room, or may be tried again.
 const LOOK: Duration = Duration::from_secs(1);

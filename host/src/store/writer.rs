@@ -9,7 +9,7 @@ use super::commit::Pending;
 use super::disk::File;
 use super::log;
 use super::recover::Tail;
-use crate::counting::Histogram;
+use vkog_runtime::Histogram;
 
 /// The end of the log.
 pub(super) struct Writer {

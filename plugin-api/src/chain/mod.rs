@@ -2,7 +2,6 @@
 //! For each hook the chain holds only the plugins that have it. Knows nothing of HTTP, of libraries or of the store.
 
 mod call;
-mod counts;
 mod details;
 mod member;
 mod port;
@@ -16,10 +15,11 @@ use std::time::Instant;
 use crate::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance, Verb};
 
 pub use call::{Each, Origin, Scan, Seen, Subject};
-pub use counts::Counts;
 pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
-pub use stats::{Histogram, HookStats};
+pub use stats::HookStats;
+
+use vkog_runtime::Counts;
 
 use call::{Said, Words, about, about_replaced, call};
 use details::DETAILS_MAX;
