@@ -86,7 +86,6 @@ const UNSAFE: &[&str] = &[
     "host/src/plugins/",
     // System calls that no crate offers.
     "host/src/http/tiny/sockets.rs",
-    "host/src/threads.rs",
     "host/runtime/src/threads.rs",
     "plugin-api/src/abi.rs",
     "plugin-api/src/ask.rs",

@@ -51,14 +51,14 @@ fn install(library: &Path) -> Result<()> {
 
 /// Removes the write permissions of the group and of others. The server refuses plugins that other users can modify.
 #[cfg(unix)]
-fn remove_write_access(path: &Path) -> Result<()> {
+pub(crate) fn remove_write_access(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path)?.permissions().mode() & !0o022;
     Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?)
 }
 
 #[cfg(not(unix))]
-fn remove_write_access(_: &Path) -> Result<()> {
+pub(crate) fn remove_write_access(_: &Path) -> Result<()> {
     Ok(())
 }
 

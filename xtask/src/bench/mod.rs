@@ -4,6 +4,7 @@ pub(crate) mod against;
 pub(crate) mod attack;
 pub(crate) mod http;
 pub(crate) mod peers;
+mod plugins;
 pub(crate) mod store;
 
 use std::path::PathBuf;
