@@ -18,11 +18,11 @@ cargo xtask layers            check which package and which module imports which
 cargo xtask semver            compare the public API of vkog-plugin-api with the kept 1.0.0 (needs cargo-semver-checks)
 cargo xtask windows           run the black-box tests of the program for Windows, by Wine (needs VKOG_WINDOWS)
 cargo xtask bench attack      measure how long a client waits while others try to exhaust the server
-cargo xtask bench http [--quick] [--against=PROGRAM] [PART…]
+cargo xtask bench http [--quick] [--profile=NAME] [--against=PROGRAM] [PART…]
                               measure requests beside nginx, Webdis and Redis, with plugins, many entries, many connections
                               (needs wrk; a peer that is not installed is left out); parts are reads, writes, durable,
                               batches, plugins, entries, connections
-cargo xtask bench store [--quick] [--against=PROGRAM]
+cargo xtask bench store [--quick] [--profile=NAME] [--against=PROGRAM]
                               measure the store beside Redis: writes, start, snapshot, memory (needs redis-server and wrk)
 
 --against=PROGRAM compares with another vkog, such as that of the commit before, instead of with the peers. Both programs

@@ -32,7 +32,7 @@ const BATCH_CLIENTS: u32 = 16;
 
 pub(crate) fn run(words: &[&str]) -> Result<()> {
     let options = Options::parse(words, &PARTS)?;
-    let built = build::release(&["vkog", "vkog-bytes", "vkog-conflict"])?;
+    let built = build::build(&["vkog", "vkog-bytes", "vkog-conflict"], options.profile(), None)?;
     let program = &built.iter().find(|built| built.package == "vkog").ok_or("cargo built no vkog")?.file;
     let folder = program.parent().ok_or("no folder")?.join("bench");
     let _ = fs::remove_dir_all(&folder);

@@ -18,12 +18,14 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     /// Another vkog, to compare with instead of the peers.
     pub(crate) against: Option<PathBuf>,
+    /// The profile to build with. None is `release`.
+    profile: Option<String>,
     /// The parts to run. Empty is all of them.
     parts: Vec<String>,
 }
 
 impl Options {
-    /// Parses `[--quick] [--against=PROGRAM] [PART…]`.
+    /// Parses `[--quick] [--profile=NAME] [--against=PROGRAM] [PART…]`.
     ///
     /// # Errors
     ///
@@ -35,15 +37,21 @@ impl Options {
             match *word {
                 "--quick" => options.quick = true,
                 "--against" => options.against = Some(program(rest.next().unwrap_or(&""))?),
-                word => match word.strip_prefix("--against=") {
-                    Some(path) => options.against = Some(program(path)?),
-                    None if parts.contains(&word) => options.parts.push(word.to_owned()),
-                    None if parts.is_empty() => return Err(format!("unexpected argument {word:?}").into()),
-                    None => return Err(format!("there is no part {word:?}; the parts are {}", parts.join(", ")).into()),
+                word => match word.split_once('=') {
+                    Some(("--against", path)) => options.against = Some(program(path)?),
+                    Some(("--profile", name)) => options.profile = Some(name.to_owned()),
+                    _ if parts.contains(&word) => options.parts.push(word.to_owned()),
+                    _ if parts.is_empty() => return Err(format!("unexpected argument {word:?}").into()),
+                    _ => return Err(format!("there is no part {word:?}; the parts are {}", parts.join(", ")).into()),
                 },
             }
         }
         Ok(options)
+    }
+
+    /// Returns the profile to build with.
+    pub(crate) fn profile(&self) -> &str {
+        self.profile.as_deref().unwrap_or("release")
     }
 
     /// Returns true if a part is to be run.

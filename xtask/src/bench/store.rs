@@ -52,7 +52,8 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     if options.quick && options.against.is_none() {
         return Err("--quick is for comparisons; add --against=PROGRAM".into());
     }
-    let program = build::release(&["vkog"])?.into_iter().next().ok_or("cargo built no vkog")?.file;
+    let program =
+        build::build(&["vkog"], options.profile(), None)?.into_iter().next().ok_or("cargo built no vkog")?.file;
     // Below the target folder: on a disk, not in memory as a temporary folder may be.
     let folder = program.parent().ok_or("no folder")?.join("bench");
     let _ = fs::remove_dir_all(&folder);
