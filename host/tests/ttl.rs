@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
-use vkog_plugin_host::{Origin, Port, Registry, Settings, Verb, load};
+use vkog_plugin_host::{HostContext, Origin, Registry, Settings, Verb, load};
 
 const ENTRIES: u64 = 20_000;
 /// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
@@ -74,7 +74,7 @@ impl Host {
     fn open(folder: &Path, fsync: Fsync, now: u64) -> Self {
         let clock = Arc::new(AtomicU64::new(now));
         let shown = Arc::clone(&clock);
-        let port = Arc::new(Port::new(LIMIT, move || shown.load(SeqCst)));
+        let port = Arc::new(HostContext::new(LIMIT, move || shown.load(SeqCst)));
         let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };

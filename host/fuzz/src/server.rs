@@ -9,7 +9,7 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
-use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, HostContext, Registry, system_clock};
 use vkog::store::{Fsync, LocalDisk, Options, Store};
 
 /// The longest value, in bytes.
@@ -29,7 +29,7 @@ pub fn start() -> Arc<Api> {
     let store = Store::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
-    let port = Arc::new(Port::new(VALUE_MAX, system_clock));
+    let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
     let access = config::Access { open: true, ..config::Access::default() };
     let reload = Arc::new(|| Ok(Vec::new()));

@@ -10,7 +10,7 @@ use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
 use crate::store::{Change, Changes, Decision, Entry, Update};
-use vkog_plugin_host::{Chain, Origin, Subject, Verb};
+use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
 use vkog_runtime::threads::Threads;
 
 /// What a client asked for to be done in one step.
@@ -204,9 +204,9 @@ impl Batch {
     }
 
     /// Asks something about an operation.
-    fn about<R>(&self, index: usize, ask: impl FnOnce(&Subject<'_>) -> R) -> R {
+    fn about<R>(&self, index: usize, ask: impl FnOnce(&OpContext<'_>) -> R) -> R {
         let operation = &self.operations[index];
-        ask(&Subject {
+        ask(&OpContext {
             verb: operation.verb,
             key: &operation.key,
             value: &operation.value,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
 use crate::store::{Decision, Draft, Entry, Update};
-use vkog_plugin_host::{Chain, Subject, Verb};
+use vkog_plugin_host::{Chain, OpContext, Verb};
 
 /// So often a write is decided again at the most for which plugins make room.
 const ROOM_MADE_MAX: usize = 256;
@@ -115,7 +115,7 @@ fn make_room(
 /// What becomes of an entry that is locked: it is written, with these details; or it is removed; or why not.
 pub(super) fn decide(
     chain: &Arc<Chain>,
-    subject: &Subject<'_>,
+    subject: &OpContext<'_>,
     conditions: &Conditions,
     current: Option<&Entry>,
 ) -> Result<Option<Vec<u8>>, Answer> {

@@ -17,7 +17,7 @@ use vkog::api::{Access, Api};
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
 use vkog::store::{Fsync, Options, Store, StoreError};
-use vkog_plugin_host::{Port, Registry, system_clock};
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 
 use crate::client::{
     self, Answer, Content, DEADLINE, FILE, change, close, contents, get, look, open, put, refused, snapshot, start,
@@ -88,7 +88,7 @@ fn after_a_failed_sync_nothing_is_acknowledged_and_reads_see_what_was_before() {
 #[test]
 fn a_host_whose_store_cannot_be_written_says_that_it_is_not_ready() {
     let (disk, store) = new_store(Fsync::Always);
-    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
+    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(HostContext::new(1000, system_clock)));
     let ops = Ops::new(store, plugins).expect("no plugin to fail");
     let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
     let api = Api::new(Arc::clone(&ops), 1000, access, Arc::new(|| Ok(Vec::new())));
