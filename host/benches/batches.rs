@@ -12,7 +12,7 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
-use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, HostContext, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {
@@ -50,7 +50,7 @@ fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
 /// Each batch goes through the interface of a store without plugins, and is answered with this status.
 fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u16) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let port = Arc::new(Port::new(0, system_clock));
+    let port = Arc::new(HostContext::new(0, system_clock));
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");

@@ -21,7 +21,7 @@ use crate::notify;
 use crate::ops::Ops;
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use vkog_plugin_host::{self as plugins, Port, Registry, Source};
+use vkog_plugin_host::{self as plugins, HostContext, Registry, Source};
 use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _};
 
 use self::reload::Reloader;
@@ -130,7 +130,7 @@ fn start(
     let local = claim.is_local();
     let address = claim.address();
     let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+    let port = Arc::new(HostContext::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let lock = Lock::take(&config.file).map_err(failure)?;
     let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
@@ -229,7 +229,7 @@ fn unreadable(folder: &Path, error: &std::io::Error) -> String {
 }
 
 /// Loads every library of the plugin folder, or says of each that cannot be loaded why.
-fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin>, Failure> {
+fn load_plugins(source: &Source, port: &Arc<HostContext>) -> Result<Vec<plugins::Plugin>, Failure> {
     let Some(folder) = &source.folder else { return Ok(Vec::new()) };
     let libraries = plugins::libraries(folder).map_err(|error| Failure::new([unreadable(folder, &error)]))?;
     let mut loaded = Vec::new();

@@ -15,7 +15,7 @@ use vkog::config;
 use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
 use vkog::ops::Ops;
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, Conduct, Member, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 #[global_allocator]
@@ -56,11 +56,11 @@ idle! {
 }
 
 fn api(file: &std::path::Path) -> Api {
-    let port = Arc::new(Port::new(0, system_clock));
+    let port = Arc::new(HostContext::new(0, system_clock));
     let member = |name| {
         let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle));
         // SAFETY: the module is of this program.
-        let member = unsafe { Member::create(module, "{}", &port, Conduct::default()) };
+        let member = unsafe { Member::create(module, "{}", &port, FailurePolicy::default()) };
         Arc::new(member.expect("it does nothing"))
     };
     let chain = Chain::new(vec![member("one"), member("two")], &[]);

@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
-use vkog_plugin_host::{Origin, Port, Registry, Settings, Verb, load};
+use vkog_plugin_host::{HostContext, Origin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
@@ -74,7 +74,7 @@ impl Host {
     fn open(folder: &Path, fsync: Fsync, now: u64) -> Self {
         let clock = Arc::new(AtomicU64::new(now));
         let shown = Arc::clone(&clock);
-        let port = Arc::new(Port::new(LIMIT, move || shown.load(SeqCst)));
+        let port = Arc::new(HostContext::new(LIMIT, move || shown.load(SeqCst)));
         let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };

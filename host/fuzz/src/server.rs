@@ -10,7 +10,7 @@ use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
-use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{Chain, HostContext, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
@@ -29,7 +29,7 @@ pub fn start() -> Arc<Api> {
     let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
-    let port = Arc::new(Port::new(VALUE_MAX, system_clock));
+    let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
     let access = config::Access { open: true, ..config::Access::default() };
     let reload = Arc::new(|| Ok(Vec::new()));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::{Failed, Member, Port};
+use crate::{HostContext, Member, PluginError};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
@@ -20,9 +20,9 @@ use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
 
 use crate::error::{LoadError, LoadFault};
 use crate::preflight;
+use crate::settings::{self, Settings, Table};
 use crate::sha256::Sha256;
-use crate::terms::{self, Settings, Table};
-use crate::trust::Image;
+use crate::trust::VerifiedLibrary;
 
 /// A library whose checks were passed and whose module is known; nothing is created yet.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ pub fn libraries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Loads libraries and creates their plugins. All are tried, whatever becomes of the others.
-pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<Port>) -> Vec<Result<Plugin, LoadError>> {
+pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<HostContext>) -> Vec<Result<Plugin, LoadError>> {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut load_one = |path: &PathBuf| {
         let library = Library::open(path, settings)?;
@@ -98,19 +98,19 @@ pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<Port>) -> Vec<Res
 impl Library {
     /// Opens and checks a library.
     pub(crate) fn open(path: &Path, settings: &Settings) -> Result<Self, LoadFault> {
-        let image = Image::read(path, terms::is_pinned(settings, path))?;
-        Self::open_image(path, &image, settings)
+        let image = VerifiedLibrary::read(path, settings::is_pinned(settings, path))?;
+        Self::open_verified(path, &image, settings)
     }
 
     /// Checks what was read of a library, and opens that.
-    pub(crate) fn open_image(path: &Path, image: &Image, settings: &Settings) -> Result<Self, LoadFault> {
-        terms::check_file_name(settings, path, image.sha256())?;
+    pub(crate) fn open_verified(path: &Path, image: &VerifiedLibrary, settings: &Settings) -> Result<Self, LoadFault> {
+        settings::check_file_name(settings, path, image.sha256())?;
         preflight::check(image.bytes())?;
         let header = open_copy(image)?;
         let (module, api_version) = root_module(header)?;
         check_names(module)?;
         let library = Self { path: path.to_owned(), sha256: image.sha256(), module, api_version };
-        terms::check_name(settings, library.name(), library.sha256)?;
+        settings::check_name(settings, library.name(), library.sha256)?;
         if !module.unwinds() {
             return Err(LoadFault::PanicAbort { name: library.name().to_owned() });
         }
@@ -126,14 +126,14 @@ impl Library {
     }
 
     /// Creates the plugin with its table of the configuration.
-    pub(crate) fn create(self, table: Table, port: &Arc<Port>) -> Result<Plugin, LoadFault> {
+    pub(crate) fn create(self, table: Table, port: &Arc<HostContext>) -> Result<Plugin, LoadFault> {
         let name = || self.name().to_owned();
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
-        match unsafe { Member::create(self.module, &table.settings_json(), port, table.terms.conduct) } {
+        match unsafe { Member::create(self.module, &table.settings_json(), port, table.host.failure_policy) } {
             Ok(member) => Ok(Plugin { library: self, table, member: Arc::new(member) }),
-            Err(Failed::Settings(said)) => Err(LoadFault::BadSettings { name: name(), said }),
-            Err(Failed::Error(said)) => Err(LoadFault::CreateFailed { name: name(), said }),
-            Err(Failed::Panicked(said)) => Err(LoadFault::CreatePanicked { name: name(), said }),
+            Err(PluginError::Settings(said)) => Err(LoadFault::BadSettings { name: name(), said }),
+            Err(PluginError::Error(said)) => Err(LoadFault::CreateFailed { name: name(), said }),
+            Err(PluginError::Panicked(said)) => Err(LoadFault::CreatePanicked { name: name(), said }),
         }
     }
 
@@ -144,7 +144,7 @@ impl Library {
 }
 
 /// Has the dynamic linker open a private copy, and finds abi_stable's header in it.
-fn open_copy(image: &Image) -> Result<&'static LibHeader, LoadFault> {
+fn open_copy(image: &VerifiedLibrary) -> Result<&'static LibHeader, LoadFault> {
     let copy = image.copy()?;
     // SAFETY: the preflight found a plugin in it. Its initialisers run, as those of any library do; that plugins are
     // native code of the operator's choice is what the README says of them.
@@ -203,7 +203,7 @@ unsafe fn open_now(path: &Path) -> Result<libloading::Library, libloading::Error
 }
 
 /// The library that a refused one needs and the system does not find, as far as the system does not say so itself.
-fn missing(image: &Image) -> Option<String> {
+fn missing(image: &VerifiedLibrary) -> Option<String> {
     #[cfg(windows)]
     {
         use libloading::os::windows::{LOAD_LIBRARY_AS_IMAGE_RESOURCE, LOAD_LIBRARY_SEARCH_DEFAULT_DIRS, Library};
@@ -317,11 +317,11 @@ impl Plugin {
     }
 
     /// What is wrong with it, given why it did not start.
-    pub(crate) fn start_fault(&self, failed: Failed) -> LoadError {
+    pub(crate) fn start_fault(&self, failed: PluginError) -> LoadError {
         let name = self.name().to_owned();
         let fault = match failed {
-            Failed::Panicked(said) => LoadFault::StartPanicked { name, said },
-            Failed::Error(said) | Failed::Settings(said) => LoadFault::StartFailed { name, said },
+            PluginError::Panicked(said) => LoadFault::StartPanicked { name, said },
+            PluginError::Error(said) | PluginError::Settings(said) => LoadFault::StartFailed { name, said },
         };
         LoadError { path: self.path().to_owned(), fault }
     }

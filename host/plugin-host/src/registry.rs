@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
-use crate::{Chain, Each, Port};
+use crate::{Chain, Each, HostContext};
 use parking_lot::Mutex;
 
+use crate::chain_swap::{ChainGuard, ChainSwap, wait_until};
 use crate::error::LoadError;
-use crate::exchange::{Candidate, Exchange, not_quiet};
-use crate::gate::{Entered, Gate, wait_until};
 use crate::load::{Plugin, destroy, libraries};
-use crate::terms::Settings;
+use crate::reload::{Candidate, Reload, not_drained};
+use crate::settings::Settings;
 use crate::ticker::Ticker;
 
 /// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
@@ -39,20 +39,20 @@ pub struct Source {
 
 /// What a reload did with one plugin.
 #[derive(Debug)]
-pub struct Taken {
+pub struct ReloadReport {
     /// Its library.
     pub path: PathBuf,
     /// Its name, as far as it is known.
     pub name: Option<String>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: ReloadOutcome,
 }
 
 /// What became of a plugin at a reload.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum ReloadOutcome {
     /// Nothing about it has changed.
-    Kept,
+    Unchanged,
     /// It was not there before.
     Loaded,
     /// A new instance took the old one's place.
@@ -67,8 +67,8 @@ pub enum Outcome {
 
 /// The plugins of a host.
 pub struct Registry {
-    gate: Gate,
-    port: Arc<Port>,
+    gate: ChainSwap,
+    port: Arc<HostContext>,
     /// Held by a reload from its beginning to its end.
     reloading: Mutex<()>,
     /// Locked for moments, by [`with_loaded`](Self::with_loaded): no plugin is called meanwhile.
@@ -89,7 +89,7 @@ struct Loaded {
 }
 
 /// What others have replaced, and may still be under way.
-struct Retired {
+struct Replaced {
     tickers: Vec<Ticker>,
     chain: Option<Arc<Chain>>,
     plugins: Vec<Plugin>,
@@ -97,19 +97,19 @@ struct Retired {
 
 impl Registry {
     /// The first plugins.
-    pub fn new(plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
+    pub fn new(plugins: Vec<Plugin>, order: Vec<String>, port: Arc<HostContext>) -> Self {
         Self::with(chain(&plugins, &order), plugins, order, port)
     }
 
     /// Plugins that are part of the program, in place of libraries: for tests of the chain. They cannot be exchanged.
-    pub fn linked(chain: Chain, port: Arc<Port>) -> Self {
+    pub fn linked(chain: Chain, port: Arc<HostContext>) -> Self {
         Self::with(Arc::new(chain), Vec::new(), Vec::new(), port)
     }
 
-    fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
+    fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<HostContext>) -> Self {
         let tickers = Vec::new();
         let loaded = Loaded { plugins, order, tickers, serving: false, exchanging: false, stopped: false };
-        let (gate, loaded, stale) = (Gate::new(chain), Mutex::new(loaded), AtomicBool::new(false));
+        let (gate, loaded, stale) = (ChainSwap::new(chain), Mutex::new(loaded), AtomicBool::new(false));
         Self { gate, port, reloading: Mutex::default(), loaded, stale }
     }
 
@@ -126,23 +126,23 @@ impl Registry {
     }
 
     /// The chain for a request that begins now, unless plugins are being exchanged.
-    pub fn enter(&self) -> Option<Entered> {
-        self.gate.enter()
+    pub fn acquire(&self) -> Option<ChainGuard> {
+        self.gate.acquire()
     }
 
     /// Begins a request in the chain: now, or on another thread, when plugins have been exchanged.
-    pub fn when_open(&self, then: impl FnOnce(Entered) + Send + 'static) {
-        self.gate.when_open(then);
+    pub fn when_available(&self, then: impl FnOnce(ChainGuard) + Send + 'static) {
+        self.gate.when_available(then);
     }
 
     /// The chain for a request that begins now. Waits while plugins are exchanged, and so is not for a thread that others
     /// wait for.
-    pub fn wait_for_chain(&self) -> Arc<Chain> {
-        self.gate.wait_for_chain()
+    pub fn acquire_blocking(&self) -> Arc<Chain> {
+        self.gate.acquire_blocking()
     }
 
     /// What the plugins reach of their host.
-    pub fn port(&self) -> &Arc<Port> {
+    pub fn context(&self) -> &Arc<HostContext> {
         &self.port
     }
 
@@ -240,11 +240,11 @@ impl Registry {
     /// # Errors
     ///
     /// The folder cannot be read. Nothing has changed then.
-    pub fn reload(&self, source: &Source, scan: &SharedScan) -> std::io::Result<Vec<Taken>> {
+    pub fn reload(&self, source: &Source, scan: &SharedScan) -> std::io::Result<Vec<ReloadReport>> {
         let _alone = self.reloading.lock();
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
         let (taken, retired) = self.exchange(&paths, source, scan);
-        let Retired { tickers, chain, plugins } = retired;
+        let Replaced { tickers, chain, plugins } = retired;
         for name in Ticker::end(tickers, Instant::now() + PATIENCE) {
             tracing::warn!(
                 plugin = name,
@@ -265,8 +265,8 @@ impl Registry {
     }
 
     /// Returns what happened, and what others have replaced.
-    fn exchange(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<Taken>, Retired) {
-        let mut exchange = Exchange::new(self.with_loaded(|loaded| loaded.plugins.clone()));
+    fn exchange(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<ReloadReport>, Replaced) {
+        let mut exchange = Reload::new(self.with_loaded(|loaded| loaded.plugins.clone()));
         // First those that are gone: another library may have one's name now, or the same one another place.
         let is_gone = |plugin: &mut Plugin| !paths.iter().any(|path| path == plugin.path());
         let mut gone = exchange.old.extract_if(.., is_gone).collect::<Vec<_>>();
@@ -275,11 +275,11 @@ impl Registry {
         }
         for plugin in &gone {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
-            exchange.taken.push(Taken { path, name, outcome: Outcome::Removed });
+            exchange.taken.push(ReloadReport { path, name, outcome: ReloadOutcome::Removed });
         }
         let quiet = !exchange.counts() || self.close();
-        exchange.start(scan, || if quiet { Ok(()) } else { Err(not_quiet()) });
-        let Exchange { mut old, next, taken } = exchange;
+        exchange.start(scan, || if quiet { Ok(()) } else { Err(not_drained()) });
+        let Reload { mut old, next, taken } = exchange;
         let mut plugins = Vec::new();
         for Candidate { plugin, failed, .. } in next {
             let replaced = old.iter().position(|old| old.path() == plugin.path());
@@ -305,7 +305,7 @@ impl Registry {
             let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
             (loaded.idle_tickers(), Some(chain))
         });
-        (taken, Retired { tickers, chain, plugins: gone })
+        (taken, Replaced { tickers, chain, plugins: gone })
     }
 
     /// Closes the gate for a reload, and waits until nothing is under way. Returns whether it is so.

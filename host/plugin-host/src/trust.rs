@@ -18,7 +18,7 @@ const PREFIX: &str = "vkog-plugin-";
 pub(crate) const LIBRARY_MAX: u64 = 256 << 20;
 
 /// What a library file held when it was read, whatever becomes of the file.
-pub(crate) struct Image {
+pub(crate) struct VerifiedLibrary {
     origin: PathBuf,
     bytes: Vec<u8>,
     sha256: Sha256,
@@ -33,7 +33,7 @@ pub(crate) struct PrivateCopy {
     memory: Option<File>,
 }
 
-impl Image {
+impl VerifiedLibrary {
     /// Reads a library that can be trusted. A path without a folder is one in the current directory, and no path is ever
     /// searched for. Of a library that is pinned by its hash, owners and permissions are not checked: the caller compares
     /// the hash of what was read, and nothing else is opened.
@@ -316,7 +316,7 @@ mod tests {
         std::fs::write(&other, "exchanged").expect("a file can be written");
         let file = open(&library, false).expect("it can be trusted");
         std::fs::rename(&other, &library).expect("it can be replaced");
-        let image = Image::of(&library, file).expect("it can be read");
+        let image = VerifiedLibrary::of(&library, file).expect("it can be read");
         assert_eq!(image.bytes(), b"checked");
 
         std::fs::write(&library, "exchanged again").expect("a file can be written");
@@ -330,7 +330,7 @@ mod tests {
         let folder = folder();
         let library = folder.path().join(format!("{}vkog_x.so", std::env::consts::DLL_PREFIX));
         std::fs::write(&library, "abc").expect("a file can be written");
-        let image = Image::read(&library, false).expect("it can be trusted");
+        let image = VerifiedLibrary::read(&library, false).expect("it can be trusted");
         let (one, two) = (image.copy().expect("one"), image.copy().expect("two at once"));
         let name = format!("vkog_x-ba7816bf8f01{}", std::env::consts::DLL_SUFFIX);
         assert!(one.path().is_absolute() && one.path().ends_with(&name), "{}", one.path().display());

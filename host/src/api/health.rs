@@ -19,7 +19,7 @@ pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
     }
     let chain = ops.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
-    match quarantined.find(|member| member.conduct().on_failure == OnFailure::Refuse) {
+    match quarantined.find(|member| member.failure_policy().on_failure == OnFailure::Refuse) {
         Some(member) => {
             let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
             Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(manner)

@@ -108,7 +108,7 @@ impl Collector for Numbers {
         }
         let mut published = BTreeSet::new();
         for member in chain.members() {
-            for (name, metric) in self.ops.plugins().port().metrics(member.name()) {
+            for (name, metric) in self.ops.plugins().context().metrics(member.name()) {
                 let name = own_name(member.name(), &name, metric.is_gauge);
                 // Plugins whose names differ in what no name of a metric has may have the same; the first is published.
                 if published.insert(name.clone()) {

@@ -24,7 +24,7 @@ use percent_encoding::percent_decode_str;
 use crate::config::Right;
 use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
 use crate::ops::{Conditions, KEY_MAX, Ops, Request};
-use vkog_plugin_host::{Origin, Taken, Verb};
+use vkog_plugin_host::{Origin, ReloadReport, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::owned_content_type;
 
@@ -60,7 +60,7 @@ pub struct Api {
 }
 
 /// Takes in what has changed of the configuration, or says what could not be.
-pub type Reload = dyn Fn() -> Result<Vec<Taken>, ReloadError> + Send + Sync;
+pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {

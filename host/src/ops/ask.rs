@@ -7,17 +7,17 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
-use vkog_plugin_host::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
+use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store as _, owned_content_type};
 
 /// The plugin that asks, and what its request carries.
-struct Asker {
+struct PluginOrigin {
     plugin: &'static str,
     headers: Vec<(String, Vec<u8>)>,
 }
 
-impl Origin for Asker {
+impl Origin for PluginOrigin {
     fn header(&self, name: &str) -> Option<&[u8]> {
         let mut fields = self.headers.iter();
         fields.find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice())
@@ -36,16 +36,16 @@ impl Origin for Asker {
     }
 }
 
-impl Services for Ops {
-    fn ask(self: Arc<Self>, asked: &Asked<'_>, answer: &mut dyn FnMut(Answered<'_>)) {
+impl StoreAccess for Ops {
+    fn request(self: Arc<Self>, asked: &PluginRequest<'_>, answer: &mut dyn FnMut(PluginResponse<'_>)) {
         let request = match request(&self, asked) {
             Ok(request) => request,
-            Err((status, message)) => return answer(Answered::Refused(Cow::Owned(by_host(status, message)))),
+            Err((status, message)) => return answer(PluginResponse::Refused(Cow::Owned(by_host(status, message)))),
         };
         // This thread waits here, so that it must not be the one to be told.
         let _detached = Mailbox::detach();
         let (tell, told) = bounded(1);
-        let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
+        let chain = asked.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         self.run_in(Guard::from_inner(chain), request, move |answer, _: Added| {
             let _ = tell.send(answer);
         });
@@ -53,10 +53,10 @@ impl Services for Ops {
         give(told.recv().ok(), answer);
     }
 
-    fn ask_each(self: Arc<Self>, asked: &[Asked<'_>], answer: &mut dyn FnMut(Answered<'_>)) {
+    fn request_each(self: Arc<Self>, asked: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>)) {
         let Some(first) = asked.first() else { return };
         let _detached = Mailbox::detach();
-        let chain = first.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
+        let chain = first.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         let (tell, told) = bounded(asked.len());
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(asked.len());
         // All begin before the first is waited for, so that the log is synced once for as many as have come by then.
@@ -79,9 +79,9 @@ impl Services for Ops {
         answers.into_iter().for_each(|told| give(told, answer));
     }
 
-    fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool) {
+    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
         for entry in self.store.with_prefix(prefix) {
-            let asked = Asked {
+            let asked = PluginRequest {
                 verb: Verb::Get,
                 key: entry.key(),
                 value: &[],
@@ -89,11 +89,11 @@ impl Services for Ops {
                 query: "",
                 headers: Vec::new(),
                 if_revision: None,
-                from: from.clone(),
+                scope: scope.clone(),
             };
             let mut goes_on = true;
-            Arc::clone(&self).ask(&asked, &mut |answered| {
-                if let Answered::Found(seen) = answered {
+            Arc::clone(&self).request(&asked, &mut |answered| {
+                if let PluginResponse::Found(seen) = answered {
                     goes_on = each(entry.key(), seen);
                 }
             });
@@ -103,33 +103,33 @@ impl Services for Ops {
         }
     }
 
-    fn quarantined(&self) {
+    fn on_quarantine(&self) {
         self.plugins.quarantine();
     }
 }
 
 /// Gives a plugin what became of what it asked for.
-fn give(told: Option<Answer>, answer: &mut dyn FnMut(Answered<'_>)) {
+fn give(told: Option<Answer>, answer: &mut dyn FnMut(PluginResponse<'_>)) {
     answer(match told {
-        None => Answered::Refused(Cow::Owned(by_host(500, "the host failed; its log says more".to_owned()))),
-        Some(Answer::Found(entry)) => return answer(Answered::Found(seen(&entry))),
-        Some(Answer::Written(revision) | Answer::Removed(revision)) => Answered::Done(revision),
-        Some(Answer::Absent) => Answered::Absent,
+        None => PluginResponse::Refused(Cow::Owned(by_host(500, "the host failed; its log says more".to_owned()))),
+        Some(Answer::Found(entry)) => return answer(PluginResponse::Found(seen(&entry))),
+        Some(Answer::Written(revision) | Answer::Removed(revision)) => PluginResponse::Done(revision),
+        Some(Answer::Absent) => PluginResponse::Absent,
         Some(Answer::Unexpected(_)) => {
             let message = "the entry does not have the revision that was named".to_owned();
-            Answered::Refused(Cow::Owned(by_host(412, message)))
+            PluginResponse::Refused(Cow::Owned(by_host(412, message)))
         }
-        Some(Answer::Refused(refusal)) => Answered::Refused(Cow::Owned(refusal)),
+        Some(Answer::Refused(refusal)) => PluginResponse::Refused(Cow::Owned(refusal)),
         Some(Answer::Failed(error)) => {
             let status = if error.is_full() { 507 } else { 503 };
             let words = if error.is_certain() { "Not kept" } else { "Outcome unknown" };
-            Answered::Refused(Cow::Owned(by_host(status, format!("{words}: {error}"))))
+            PluginResponse::Refused(Cow::Owned(by_host(status, format!("{words}: {error}"))))
         }
     });
 }
 
 /// What was asked, as a request; or the status and the message with which it is refused.
-fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
+fn request(ops: &Ops, asked: &PluginRequest<'_>) -> Result<Request, (u16, String)> {
     let (key_len, type_len) = (asked.key.len(), asked.content_type.len());
     if key_len == 0 {
         return Err((400, "Key cannot be empty".to_owned()));
@@ -156,8 +156,8 @@ fn request(ops: &Ops, asked: &Asked<'_>) -> Result<Request, (u16, String)> {
             none_of: None,
         },
         arrived: ops.revision(),
-        depth: asked.from.depth,
-        origin: Arc::new(Asker { plugin: asked.from.plugin, headers }),
+        depth: asked.scope.depth,
+        origin: Arc::new(PluginOrigin { plugin: asked.scope.plugin, headers }),
     })
 }
 

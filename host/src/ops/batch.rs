@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
-use vkog_plugin_host::{Chain, Origin, Subject, Verb};
+use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store as _, Update};
 
@@ -233,9 +233,9 @@ impl Batch {
     }
 
     /// Asks something about an operation.
-    fn about<R>(&self, index: usize, ask: impl FnOnce(&Subject<'_>) -> R) -> R {
+    fn about<R>(&self, index: usize, ask: impl FnOnce(&OpContext<'_>) -> R) -> R {
         let operation = &self.operations[index];
-        ask(&Subject {
+        ask(&OpContext {
             verb: operation.verb,
             key: &operation.key,
             value: &operation.value,

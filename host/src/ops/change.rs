@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
-use vkog_plugin_host::{Chain, Subject, Verb};
+use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store as _, Update};
 
 /// So often a write is decided again at the most for which plugins make room.
@@ -147,7 +147,7 @@ fn make_room(
 /// What becomes of an entry that is locked: it is written, with these details; or it is removed; or why not.
 pub(super) fn decide(
     chain: &Arc<Chain>,
-    subject: &Subject<'_>,
+    subject: &OpContext<'_>,
     conditions: &Conditions,
     current: Option<&Entry>,
 ) -> Result<Option<Vec<u8>>, Answer> {

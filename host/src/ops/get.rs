@@ -5,12 +5,12 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Added, Answer, Ops, Request, aside, seen};
-use vkog_plugin_host::Entered;
+use vkog_plugin_host::ChainGuard;
 use vkog_store::Store as _;
 
 pub(super) fn get(
     ops: &Arc<Ops>,
-    chain: Entered,
+    chain: ChainGuard,
     request: Request,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
 ) {
@@ -21,7 +21,7 @@ pub(super) fn get(
     }
 }
 
-fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+fn look(ops: &Arc<Ops>, chain: ChainGuard, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
     let subject = request.subject();
     let (answer, what) = ops.store.read(&request.key, |entry| {
         let Some(entry) = entry else { return Answer::Absent };
@@ -59,7 +59,7 @@ fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(An
 }
 
 /// The last part of it, when what was read is kept.
-fn tell(chain: Entered, request: &Request, answer: Answer, finish: impl FnOnce(Answer, Added)) {
+fn tell(chain: ChainGuard, request: &Request, answer: Answer, finish: impl FnOnce(Answer, Added)) {
     let added = match &answer {
         Answer::Found(entry) => {
             let found = Some(seen(entry));

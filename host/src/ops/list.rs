@@ -140,7 +140,7 @@ impl Ops {
     ///
     /// As those of [`list`](Self::list).
     pub fn count(self: &Arc<Self>, prefix: &str, viewer: &Viewer) -> Result<u64, Refusal> {
-        if self.plugins.wait_for_chain().is_unasked(Verb::Get) {
+        if self.plugins.acquire_blocking().has_no_hooks(Verb::Get) {
             return Ok(self.store.count(prefix));
         }
         self.store.with_prefix(prefix).try_fold(0, |count, entry| {
@@ -151,8 +151,8 @@ impl Ops {
 
     /// The entry as a GET finds it now, if one would.
     fn shown(self: &Arc<Self>, entry: Entry, viewer: &Viewer) -> Result<Option<Entry>, Refusal> {
-        let chain = self.plugins.wait_for_chain();
-        if chain.is_unasked(Verb::Get) {
+        let chain = self.plugins.acquire_blocking();
+        if chain.has_no_hooks(Verb::Get) {
             return Ok(Some(entry));
         }
         let request = viewer.get(entry.key(), self.revision());

@@ -20,8 +20,8 @@ pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
 use vkog_plugin_host::{
-    Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
-    Verb,
+    Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Refusal, Registry, ReloadReport, SharedScan,
+    Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
 use vkog_store::{Entry, LocalStore, Store as _, StoreError};
@@ -95,8 +95,8 @@ impl Ops {
         let waiting = Arc::new(ThreadPool::bounded("waiting", WAITING_MAX));
         let ops = Arc::new(Self { store, plugins, waiting });
         ops.plugins.start(&ops.scan())?;
-        let services: Arc<dyn Services> = Arc::<Self>::clone(&ops);
-        ops.plugins.port().open(Arc::downgrade(&services));
+        let services: Arc<dyn StoreAccess> = Arc::<Self>::clone(&ops);
+        ops.plugins.context().open(Arc::downgrade(&services));
         Ok(ops)
     }
 
@@ -120,7 +120,7 @@ impl Ops {
     /// # Errors
     ///
     /// The folder cannot be read. Nothing has changed then.
-    pub fn reload(self: &Arc<Self>, source: &Source) -> std::io::Result<Vec<Taken>> {
+    pub fn reload(self: &Arc<Self>, source: &Source) -> std::io::Result<Vec<ReloadReport>> {
         self.plugins.reload(source, &self.scan())
     }
 
@@ -135,17 +135,22 @@ impl Ops {
     /// Does what the request asks for. `finish` is called once, from this thread or another, now or later.
     pub fn run(self: &Arc<Self>, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
         // Only who has to wait needs a share of this for it.
-        match self.plugins.enter() {
+        match self.plugins.acquire() {
             Some(chain) => self.begin(chain, request, finish),
             None => {
                 let ops = Arc::clone(self);
-                self.plugins.when_open(move |chain| ops.begin(chain, request, finish));
+                self.plugins.when_available(move |chain| ops.begin(chain, request, finish));
             }
         }
     }
 
     /// Does it on this thread, or, where plugins may wait, on another one.
-    fn begin(self: &Arc<Self>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+    fn begin(
+        self: &Arc<Self>,
+        chain: ChainGuard,
+        request: Request,
+        finish: impl FnOnce(Answer, Added) + Send + 'static,
+    ) {
         match self.aside(&chain, &request) {
             None => self.run_in(chain, request, finish),
             Some(threads) => {
@@ -164,14 +169,19 @@ impl Ops {
     /// Does all that a batch asks for in one step, or nothing of it. `finish` is called as that of [`run`](Self::run).
     pub fn run_all(self: &Arc<Self>, batch: Batch, finish: impl FnOnce(Outcome) + Send + 'static) {
         let ops = Arc::clone(self);
-        self.plugins.when_open(move |chain| {
+        self.plugins.when_available(move |chain| {
             let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));
             let threads = blocks.then(|| Arc::clone(&ops.waiting));
             aside(threads.clone(), move || batch::run(ops, Guard::into_inner(chain), batch, threads, finish));
         });
     }
 
-    fn run_in(self: &Arc<Self>, chain: Entered, request: Request, finish: impl FnOnce(Answer, Added) + Send + 'static) {
+    fn run_in(
+        self: &Arc<Self>,
+        chain: ChainGuard,
+        request: Request,
+        finish: impl FnOnce(Answer, Added) + Send + 'static,
+    ) {
         match request.verb {
             Verb::Get => get::get(self, chain, request, finish),
             Verb::Post | Verb::Put | Verb::Delete => change::change(self, Guard::into_inner(chain), request, finish),
@@ -180,8 +190,8 @@ impl Ops {
 }
 
 impl Request {
-    fn subject(&self) -> Subject<'_> {
-        Subject {
+    fn subject(&self) -> OpContext<'_> {
+        OpContext {
             verb: self.verb,
             key: &self.key,
             value: &self.value,
@@ -203,8 +213,8 @@ fn aside(threads: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) 
 }
 
 /// An entry as the plugins see it.
-fn seen(entry: &Entry) -> Seen<'_> {
-    Seen {
+fn seen(entry: &Entry) -> EntryView<'_> {
+    EntryView {
         value: entry.value(),
         content_type: entry.content_type(),
         details: entry.details(),

@@ -101,7 +101,7 @@ impl Watcher {
 
     /// Asks the plugins which of these may be told. Where none has a hook for that, all may.
     fn ask(&mut self, events: Vec<Event>) {
-        if self.ops.plugins.enter().is_some_and(|chain| chain.is_unasked(Verb::Get)) {
+        if self.ops.plugins.acquire().is_some_and(|chain| chain.has_no_hooks(Verb::Get)) {
             self.passed = events.into();
             self.asked_to = self.watch.revision();
             return;
@@ -109,7 +109,7 @@ impl Watcher {
         let asked = Arc::new(Asked::default());
         self.asks = Some(Arc::clone(&asked));
         let (ops, viewer) = (Arc::clone(&self.ops), Arc::clone(&self.viewer));
-        self.ops.plugins.when_open(move |chain| {
+        self.ops.plugins.when_available(move |chain| {
             let mut passed = VecDeque::with_capacity(events.len());
             let mut ended = None;
             for event in events {

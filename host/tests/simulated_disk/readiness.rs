@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vkog::api::{Access, Api};
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
-use vkog_plugin_host::{Port, Registry, system_clock};
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 
 use crate::client::{ALWAYS, open, refused};
 use crate::disk::{Call, Fault, SimulatedDisk};
@@ -15,7 +15,7 @@ use crate::disk::{Call, Fault, SimulatedDisk};
 fn a_server_that_cannot_write_its_store_is_not_ready() {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, ALWAYS).expect("a store");
-    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
+    let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(HostContext::new(1000, system_clock)));
     let ops = Ops::new(store, plugins).expect("no plugin to fail");
     let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
     let api = Api::new(Arc::clone(&ops), 1000, access, Arc::new(|| Ok(Vec::new())));

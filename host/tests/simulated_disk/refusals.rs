@@ -16,7 +16,7 @@ use vkog_plugin_api::{
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
-use vkog_plugin_host::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
+use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, OnFailure, Origin, Registry, Verb, system_clock};
 
 use crate::client::{ALWAYS, DEADLINE, close, contents, open};
 use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
@@ -114,13 +114,13 @@ act! {
     Delete: BeforeDelete before_delete, GuardDelete guard_delete, UndoDelete undo_delete, AfterDelete after_delete;
 }
 
-fn member<const N: usize>(port: &Arc<Port>) -> Arc<Member> {
+fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
     let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
     // Five panics would be over in a moment.
-    let conduct = Conduct { on_failure: OnFailure::Keep, ..Conduct::default() };
+    let failure_policy = FailurePolicy { on_failure: OnFailure::Keep, ..FailurePolicy::default() };
     // SAFETY: the module is of this program, made by the same vkog-plugin-api.
-    Arc::new(unsafe { Member::create(module, "{}", port, conduct) }.expect("it is created"))
+    Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
 }
 
 struct Nobody;
@@ -191,7 +191,7 @@ fn files_of(disk: &SimulatedDisk) -> Image {
 /// Five actors around a store.
 fn stage(disk: &SimulatedDisk) -> Arc<Ops> {
     let store = open(disk, ALWAYS).expect("a store");
-    let port = Arc::new(Port::new(1000, system_clock));
+    let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
     // What panics on purpose says nothing: there are thousands.

@@ -11,7 +11,7 @@ use super::log::{Log, logged};
 use super::store::{Done, InMemory, Store, Wanted, lock};
 use vkog_plugin_api::abi::{PluginModuleRef, Verb};
 use vkog_plugin_api::export::{self, Exported};
-use vkog_plugin_host::{Chain, Conduct, Failed, Member, Origin, Port, Services};
+use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, Origin, PluginError, StoreAccess};
 
 /// When a test begins, unless it says so: 1 January 2026, 00:00 UTC.
 const BEGIN: Duration = Duration::from_secs(1_767_225_600);
@@ -35,18 +35,18 @@ impl Candidate {
         self.module.name().as_str()
     }
 
-    fn create(&self, port: &Arc<Port>) -> Result<Arc<Member>, String> {
+    fn create(&self, port: &Arc<HostContext>) -> Result<Arc<Member>, String> {
         // SAFETY: this program itself made the module, so it has the layout that this program knows, and stays.
-        let created = unsafe { Member::create(self.module, &self.settings, port, Conduct::default()) };
+        let created = unsafe { Member::create(self.module, &self.settings, port, FailurePolicy::default()) };
         created.map(Arc::new).map_err(|failed| self.failure(failed))
     }
 
-    fn failure(&self, failed: Failed) -> String {
+    fn failure(&self, failed: PluginError) -> String {
         let name = self.name();
         match failed {
-            Failed::Settings(said) => format!("plugin \"{name}\" cannot read its settings: {said}"),
-            Failed::Error(said) => format!("plugin \"{name}\" does not start: {said}"),
-            Failed::Panicked(said) => format!("plugin \"{name}\" panicked while starting: {said}"),
+            PluginError::Settings(said) => format!("plugin \"{name}\" cannot read its settings: {said}"),
+            PluginError::Error(said) => format!("plugin \"{name}\" does not start: {said}"),
+            PluginError::Panicked(said) => format!("plugin \"{name}\" panicked while starting: {said}"),
         }
     }
 }
@@ -163,7 +163,7 @@ struct Clock {
 /// Plugins from their creation to their end.
 struct Running {
     store: Arc<InMemory>,
-    port: Arc<Port>,
+    port: Arc<HostContext>,
     /// Who ticks, and when again, by [`Clock::passed`].
     ticks: Mutex<Vec<(Arc<Member>, u64)>>,
 }
@@ -173,7 +173,7 @@ impl Running {
         // What panics in a test is the test's to print.
         export::leave_panics();
         let shown = Arc::clone(clock);
-        let port = Arc::new(Port::new(setup.max_size, move || shown.now.load(SeqCst)));
+        let port = Arc::new(HostContext::new(setup.max_size, move || shown.now.load(SeqCst)));
         let started = logged(dispatch, || {
             let members = setup.candidates.iter().map(|candidate| candidate.create(&port));
             let chain = Chain::new(members.collect::<Result<_, _>>()?, &setup.order);
@@ -190,7 +190,7 @@ impl Running {
         let ticks = chain.members().iter().filter(|member| member.has("tick"));
         let ticks = Mutex::new(ticks.map(|member| (Arc::clone(member), passed)).collect());
         let store = Arc::new(InMemory::new(store, chain, setup.order.clone(), dispatch.clone()));
-        let services: Weak<dyn Services> = Arc::<InMemory>::downgrade(&store);
+        let services: Weak<dyn StoreAccess> = Arc::<InMemory>::downgrade(&store);
         port.open(services);
         let running = Self { store, port, ticks };
         running.tick_until(clock, passed);

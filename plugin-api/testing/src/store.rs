@@ -11,7 +11,9 @@ use tracing::Dispatch;
 
 use super::log::logged;
 use vkog_plugin_api::abi::Verb;
-use vkog_plugin_host::{Answered, Asked, Asking, Chain, Origin, Refusal, Seen, Services, Subject};
+use vkog_plugin_host::{
+    CallScope, Chain, EntryView, OpContext, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess,
+};
 
 /// What the server takes for a key and a media type.
 const KEY_MAX: usize = 1024;
@@ -32,8 +34,13 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn seen(&self) -> Seen<'_> {
-        Seen { value: &self.value, content_type: &self.content_type, details: &self.details, revision: self.revision }
+    fn seen(&self) -> EntryView<'_> {
+        EntryView {
+            value: &self.value,
+            content_type: &self.content_type,
+            details: &self.details,
+            revision: self.revision,
+        }
     }
 }
 
@@ -52,7 +59,7 @@ impl Store {
         self.failures.store(count, SeqCst);
     }
 
-    pub(super) fn for_each(&self, each: &mut dyn FnMut(&str, Seen<'_>)) {
+    pub(super) fn for_each(&self, each: &mut dyn FnMut(&str, EntryView<'_>)) {
         lock(&self.entries).iter().for_each(|(key, entry)| each(key, entry.seen()));
     }
 
@@ -125,7 +132,7 @@ impl InMemory {
     }
 
     fn run_in(&self, chain: &Arc<Chain>, wanted: &Wanted<'_>) -> Result<Done, Refusal> {
-        let subject = Subject {
+        let subject = OpContext {
             verb: wanted.verb,
             key: wanted.key,
             value: wanted.value,
@@ -136,7 +143,7 @@ impl InMemory {
             origin: wanted.origin,
         };
         let prepared = chain.before(&subject)?;
-        let subject = Subject { value: prepared.value.as_deref().unwrap_or(subject.value), ..subject };
+        let subject = OpContext { value: prepared.value.as_deref().unwrap_or(subject.value), ..subject };
         match wanted.verb {
             Verb::Get if prepared.hidden => Ok(Done::Absent),
             Verb::Get => self.get(chain, &subject, wanted.if_revision),
@@ -144,7 +151,7 @@ impl InMemory {
         }
     }
 
-    fn get(&self, chain: &Arc<Chain>, subject: &Subject<'_>, if_revision: Option<u64>) -> Result<Done, Refusal> {
+    fn get(&self, chain: &Arc<Chain>, subject: &OpContext<'_>, if_revision: Option<u64>) -> Result<Done, Refusal> {
         let entries = lock(&self.store.entries);
         let Some(entry) = entries.get(subject.key).cloned() else { return Ok(Done::Absent) };
         expected(if_revision, Some(&entry))?;
@@ -156,7 +163,7 @@ impl InMemory {
         Ok(Done::Found(entry, headers))
     }
 
-    fn change(&self, chain: &Arc<Chain>, subject: &Subject<'_>, if_revision: Option<u64>) -> Result<Done, Refusal> {
+    fn change(&self, chain: &Arc<Chain>, subject: &OpContext<'_>, if_revision: Option<u64>) -> Result<Done, Refusal> {
         let mut entries = lock(&self.store.entries);
         let before = entries.get(subject.key).cloned();
         let seen = before.as_deref().map(Kept::seen);
@@ -215,12 +222,12 @@ fn expected(if_revision: Option<u64>, entry: Option<&Arc<Kept>>) -> Result<(), R
 }
 
 /// The plugin that asks, and what it sends.
-struct Asker<'a> {
+struct PluginOrigin<'a> {
     plugin: &'a str,
     headers: &'a [(&'a str, &'a [u8])],
 }
 
-impl Origin for Asker<'_> {
+impl Origin for PluginOrigin<'_> {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
     }
@@ -238,9 +245,9 @@ impl Origin for Asker<'_> {
     }
 }
 
-impl Services for InMemory {
-    fn ask(self: Arc<Self>, asked: &Asked<'_>, answer: &mut dyn FnMut(Answered<'_>)) {
-        let origin = Asker { plugin: asked.from.plugin, headers: &asked.headers };
+impl StoreAccess for InMemory {
+    fn request(self: Arc<Self>, asked: &PluginRequest<'_>, answer: &mut dyn FnMut(PluginResponse<'_>)) {
+        let origin = PluginOrigin { plugin: asked.scope.plugin, headers: &asked.headers };
         let wanted = Wanted {
             verb: asked.verb,
             key: asked.key,
@@ -248,27 +255,27 @@ impl Services for InMemory {
             content_type: asked.content_type,
             query: asked.query,
             if_revision: asked.if_revision,
-            depth: asked.from.depth,
+            depth: asked.scope.depth,
             origin: &origin,
         };
-        let chain = asked.from.chain.clone().unwrap_or_else(|| self.chain());
+        let chain = asked.scope.chain.clone().unwrap_or_else(|| self.chain());
         let done = logged(&self.dispatch, || {
             check(&wanted).and_then(|()| self.run_in(&chain, &wanted)).unwrap_or_else(Done::Refused)
         });
         answer(match &done {
-            Done::Found(entry, _) => Answered::Found(entry.seen()),
-            Done::Written(revision, _) | Done::Removed(revision, _) => Answered::Done(*revision),
-            Done::Absent => Answered::Absent,
-            Done::Refused(refusal) => Answered::Refused(Cow::Borrowed(refusal)),
+            Done::Found(entry, _) => PluginResponse::Found(entry.seen()),
+            Done::Written(revision, _) | Done::Removed(revision, _) => PluginResponse::Done(*revision),
+            Done::Absent => PluginResponse::Absent,
+            Done::Refused(refusal) => PluginResponse::Refused(Cow::Borrowed(refusal)),
         });
     }
 
-    fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool) {
+    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
         let entries = lock(&self.store.entries);
         let keys: Vec<String> = entries.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
         drop(entries);
         for key in keys {
-            let asked = Asked {
+            let asked = PluginRequest {
                 verb: Verb::Get,
                 key: &key,
                 value: &[],
@@ -276,11 +283,11 @@ impl Services for InMemory {
                 query: "",
                 headers: Vec::new(),
                 if_revision: None,
-                from: from.clone(),
+                scope: scope.clone(),
             };
             let mut goes_on = true;
-            Arc::clone(&self).ask(&asked, &mut |answered| {
-                if let Answered::Found(seen) = answered {
+            Arc::clone(&self).request(&asked, &mut |answered| {
+                if let PluginResponse::Found(seen) = answered {
                     goes_on = each(&key, seen);
                 }
             });
@@ -290,7 +297,7 @@ impl Services for InMemory {
         }
     }
 
-    fn quarantined(&self) {
+    fn on_quarantine(&self) {
         let members = self.chain().members().to_vec();
         *self.chain.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Chain::new(members, &self.order));
     }

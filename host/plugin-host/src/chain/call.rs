@@ -21,7 +21,7 @@ pub trait Origin: Send + Sync {
 
 /// What a hook is called about.
 #[derive(Copy, Clone)]
-pub struct Subject<'a> {
+pub struct OpContext<'a> {
     /// What is asked for.
     pub verb: Verb,
     /// The key.
@@ -42,7 +42,7 @@ pub struct Subject<'a> {
 
 /// An entry as hooks see it.
 #[derive(Copy, Clone)]
-pub struct Seen<'a> {
+pub struct EntryView<'a> {
     /// The value.
     pub value: &'a [u8],
     /// Its media type.
@@ -53,7 +53,7 @@ pub struct Seen<'a> {
     pub revision: u64,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> EntryView<'a> {
     pub(super) fn raw(&self, plugin: &str) -> RawEntry<'a> {
         RawEntry { details: details::find(self.details, plugin).into(), ..self.raw_without_details() }
     }
@@ -71,25 +71,25 @@ impl<'a> Seen<'a> {
 }
 
 /// A function that is called with the key of an entry and the entry.
-pub type Each<'a> = dyn FnMut(&str, Seen<'_>) + 'a;
+pub type Each<'a> = dyn FnMut(&str, EntryView<'_>) + 'a;
 
 /// Gives every entry of the store to a function.
 pub type Scan<'a> = &'a dyn Fn(&mut Each<'_>);
 
 /// What a plugin said during a call, beside its verdict. [`RawCall::cx`] points to it.
-pub(super) struct Said<'a> {
+pub(super) struct CallOutput<'a> {
     pub(super) plugin: &'static str,
     pub(super) origin: &'a dyn Origin,
     pub(super) scan: Option<Scan<'a>>,
     /// None while it has said nothing, as most do: there is less to make and to drop then.
-    pub(super) words: Option<Box<Words>>,
+    pub(super) lazy: Option<Box<LazyOutput>>,
 }
 
-impl Drop for Said<'_> {
+impl Drop for CallOutput<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(words) = self.words.take() {
-            drop_words(words);
+        if let Some(lazy) = self.lazy.take() {
+            drop_lazy(lazy);
         }
     }
 }
@@ -97,35 +97,35 @@ impl Drop for Said<'_> {
 /// Apart, because most have said nothing.
 #[cold]
 #[inline(never)]
-fn drop_words(words: Box<Words>) {
-    drop(words);
+fn drop_lazy(lazy: Box<LazyOutput>) {
+    drop(lazy);
 }
 
 /// What a plugin says through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
 #[derive(Default)]
-pub(super) struct Words {
+pub(super) struct LazyOutput {
     pub(super) message: Option<String>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) value: Option<Vec<u8>>,
     pub(super) details: Option<Vec<u8>>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> CallOutput<'a> {
     #[inline(always)]
     pub(super) fn nothing(origin: &'a dyn Origin) -> Self {
-        Self { plugin: "", origin, scan: None, words: None }
+        Self { plugin: "", origin, scan: None, lazy: None }
     }
 
     /// Its words, to be added to.
-    pub(super) fn words(&mut self) -> &mut Words {
-        self.words.get_or_insert_default()
+    pub(super) fn lazy(&mut self) -> &mut LazyOutput {
+        self.lazy.get_or_insert_default()
     }
 
     /// Takes one of its words, if there are any.
     #[inline(always)]
-    pub(super) fn take<T: Default>(&mut self, word: impl FnOnce(&mut Words) -> &mut T) -> T {
-        match &mut self.words {
-            Some(words) => std::mem::take(word(words)),
+    pub(super) fn take<T: Default>(&mut self, field: impl FnOnce(&mut LazyOutput) -> &mut T) -> T {
+        match &mut self.lazy {
+            Some(lazy) => std::mem::take(field(lazy)),
             None => T::default(),
         }
     }
@@ -134,7 +134,7 @@ impl<'a> Said<'a> {
 /// A call that is about this, without a [`RawCall::cx`].
 #[inline(always)]
 pub(super) fn about<'a>(
-    subject: &Subject<'a>,
+    subject: &OpContext<'a>,
     [before, after]: [Option<&'a RawEntry<'a>>; 2],
     revision: u64,
 ) -> RawCall<'a> {
@@ -156,8 +156,8 @@ pub(super) fn about<'a>(
 
 /// A call that is about this, with the value that a plugin put in place of the request's. Apart, because few do.
 #[cold]
-pub(super) fn about_replaced<'a>(subject: &Subject<'a>, value: &'a [u8]) -> RawCall<'a> {
-    about(&Subject { value, ..*subject }, [None, None], 0)
+pub(super) fn about_replaced<'a>(subject: &OpContext<'a>, value: &'a [u8]) -> RawCall<'a> {
+    about(&OpContext { value, ..*subject }, [None, None], 0)
 }
 
 /// Calls a hook. What the plugin says beside its verdict is in `said` then.
@@ -167,7 +167,12 @@ pub(super) fn about_replaced<'a>(subject: &Subject<'a>, value: &'a [u8]) -> RawC
 /// The instance is that of the module this function came from, and not destroyed; the module's layout was checked, and what
 /// it is part of is loaded.
 #[inline(always)]
-pub(super) unsafe fn call(hook: HookFn, instance: RawInstance, raw: &mut RawCall<'_>, said: &mut Said<'_>) -> Outcome {
+pub(super) unsafe fn call(
+    hook: HookFn,
+    instance: RawInstance,
+    raw: &mut RawCall<'_>,
+    said: &mut CallOutput<'_>,
+) -> Outcome {
     raw.cx = std::ptr::from_mut(said).cast();
     // SAFETY: the caller's promise.
     unsafe { (hook.call)(instance.ptr, raw) }

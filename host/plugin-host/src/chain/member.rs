@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
 
-use super::call::{Said, Scan, Subject, about, call};
-use super::port::{HOST_API, Identity, Lock, Port, Scope};
+use super::call::{CallOutput, OpContext, Scan, about, call};
+use super::port::{HOST_API, HostContext, Identity, Lock, Scope};
 use super::stats::HookStats;
 use super::{Chain, MAKE_ROOM, NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
 use vkog_plugin_api::abi::{
@@ -35,7 +35,7 @@ pub enum OnFailure {
 
 /// How a plugin is treated.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Conduct {
+pub struct FailurePolicy {
     /// What becomes of it if it panics again and again.
     pub on_failure: OnFailure,
     /// A call that takes longer is counted and logged.
@@ -44,7 +44,7 @@ pub struct Conduct {
 
 /// Why a plugin was not created or does not start. What it said is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failed {
+pub enum PluginError {
     /// Its settings cannot be read.
     Settings(String),
     /// It returned an error.
@@ -58,7 +58,7 @@ pub struct Member {
     module: PluginModuleRef,
     instance: RawInstance,
     identity: &'static Identity,
-    conduct: Conduct,
+    failure_policy: FailurePolicy,
     /// By hook id.
     hooks: [Option<(HookFn, Arc<HookStats>)>; HOOK_NAMES.len()],
     /// By hook id: it may wait.
@@ -85,9 +85,9 @@ impl Member {
     pub unsafe fn create(
         module: PluginModuleRef,
         settings: &str,
-        port: &Arc<Port>,
-        conduct: Conduct,
-    ) -> Result<Self, Failed> {
+        port: &Arc<HostContext>,
+        failure_policy: FailurePolicy,
+    ) -> Result<Self, PluginError> {
         let name = module.name().to_string();
         let identity = Identity { name, port: Arc::clone(port), may_ask: AtomicBool::new(false) };
         let identity: &'static Identity = Box::leak(Box::new(identity));
@@ -98,9 +98,9 @@ impl Member {
             RErr(RawFailure { kind, message, .. }) => {
                 let said = one_line(&message).into_owned();
                 return Err(match kind {
-                    RawFailure::SETTINGS => Failed::Settings(said),
-                    RawFailure::PANIC => Failed::Panicked(said),
-                    _ => Failed::Error(said),
+                    RawFailure::SETTINGS => PluginError::Settings(said),
+                    RawFailure::PANIC => PluginError::Panicked(said),
+                    _ => PluginError::Error(said),
                 });
             }
         };
@@ -114,7 +114,7 @@ impl Member {
         }
         identity.may_ask.store(hooks[START].is_none(), Relaxed);
         let (panics, quarantined) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { module, instance, identity, conduct, hooks, blocks, panics, quarantined })
+        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, panics, quarantined })
     }
 
     /// The name, which is also that of its table in the configuration.
@@ -128,8 +128,8 @@ impl Member {
     }
 
     /// How it is treated.
-    pub fn conduct(&self) -> Conduct {
-        self.conduct
+    pub fn failure_policy(&self) -> FailurePolicy {
+        self.failure_policy
     }
 
     /// Whether it panicked so often that it is not called any more.
@@ -164,14 +164,14 @@ impl Member {
     /// # Errors
     ///
     /// What it said.
-    pub fn start(&self, scan: Scan<'_>) -> Result<(), Failed> {
+    pub fn start(&self, scan: Scan<'_>) -> Result<(), PluginError> {
         self.call(START, &[], Some(scan))?;
         self.identity.may_ask.store(true, Relaxed);
         Ok(())
     }
 
     /// Tells it its new settings, a JSON object. `None` if it has no hook for that.
-    pub fn settings_changed(&self, settings: &str) -> Option<Result<(), Failed>> {
+    pub fn settings_changed(&self, settings: &str) -> Option<Result<(), PluginError>> {
         self.hooks[SETTINGS_CHANGED].is_some().then(|| self.call(SETTINGS_CHANGED, settings.as_bytes(), None).map(drop))
     }
 
@@ -196,14 +196,20 @@ impl Member {
     }
 
     /// Calls a hook that no request is for.
-    fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+    fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, PluginError> {
         self.call_in(std::ptr::null(), id, value, scan)
     }
 
     /// The same in a chain that the caller holds, or in none.
-    fn call_in(&self, chain: *const Chain, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+    fn call_in(
+        &self,
+        chain: *const Chain,
+        id: usize,
+        value: &[u8],
+        scan: Option<Scan<'_>>,
+    ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
-        let subject = Subject {
+        let subject = OpContext {
             verb: Verb::Get,
             key: "",
             value,
@@ -214,7 +220,7 @@ impl Member {
             origin: &NOWHERE,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut said = Said::nothing(&NOWHERE);
+        let mut said = CallOutput::nothing(&NOWHERE);
         (said.plugin, said.scan) = (self.name(), scan);
         let mut raw = about(&subject, [None, None], 0);
         let begun = Instant::now();
@@ -222,16 +228,16 @@ impl Member {
         let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
-        let message = one_line(&said.take(|words| &mut words.message).unwrap_or_default()).into_owned();
+        let message = one_line(&said.take(|output| &mut output.message).unwrap_or_default()).into_owned();
         match outcome.kind {
             Outcome::GO_ON => Ok(outcome),
             Outcome::PANICKED => {
                 self.panicked(id, stats, &message);
-                Err(Failed::Panicked(message))
+                Err(PluginError::Panicked(message))
             }
             _ => {
                 stats.refusals.fetch_add(1, Relaxed);
-                Err(Failed::Error(message))
+                Err(PluginError::Error(message))
             }
         }
     }
@@ -240,7 +246,7 @@ impl Member {
     pub(super) fn panicked(&self, id: usize, stats: &HookStats, said: &str) {
         log_failure(self.name(), id, said);
         stats.panics.fetch_add(1, Relaxed);
-        if self.conduct.on_failure == OnFailure::Keep {
+        if self.failure_policy.on_failure == OnFailure::Keep {
             return;
         }
         let now = Instant::now();
@@ -254,14 +260,14 @@ impl Member {
         }
         drop(panics);
         let (plugin, count) = (self.name(), QUARANTINE_PANICS);
-        let what = if self.conduct.on_failure == OnFailure::Skip { "left out" } else { "refused" };
+        let what = if self.failure_policy.on_failure == OnFailure::Skip { "left out" } else { "refused" };
         tracing::error!(
             plugin,
             "plugin \"{plugin}\" is in quarantine after {count} panics in a minute: what it would be asked is {what} until \
              it is reloaded"
         );
         if let Some(services) = self.identity.port.services() {
-            services.quarantined();
+            services.on_quarantine();
         }
     }
 }

@@ -14,16 +14,16 @@ use std::time::Instant;
 
 use vkog_plugin_api::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance, Verb};
 
-pub use call::{Each, Origin, Scan, Seen, Subject};
-pub use member::{Conduct, Failed, Member, OnFailure, QUARANTINE_PANICS, QUARANTINE_WINDOW};
-pub use port::{Answered, Asked, Asking, DEPTH_MAX, Metric, Port, Services, system_clock};
+pub use call::{Each, EntryView, OpContext, Origin, Scan};
+pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
+pub use port::{CallScope, DEPTH_MAX, HostContext, Metric, PluginRequest, PluginResponse, StoreAccess, system_clock};
 pub use stats::HookStats;
 
 use vkog_runtime::Counts;
 
-use call::{Said, Words, about, about_replaced, call};
+use call::{CallOutput, LazyOutput, about, about_replaced, call};
 use details::DETAILS_MAX;
-use port::{Entered, Lock, Scope};
+use port::{Lock, Scope, ScopeGuard};
 
 const BEFORE: usize = 0;
 const GUARD: usize = 4;
@@ -65,14 +65,14 @@ pub struct Prepared {
 /// What the guards made of an operation that they let pass.
 #[derive(Debug, Default)]
 pub struct Passed {
-    /// The details of the entry to be written, for [`Seen::details`].
+    /// The details of the entry to be written, for [`EntryView::details`].
     pub details: Vec<u8>,
     /// The entry counts as absent (get).
     pub hidden: bool,
 }
 
 /// A member's place in one hook's list.
-struct Link {
+struct HookSlot {
     /// Its place in the chain, which keeps the instance alive.
     member: usize,
     instance: RawInstance,
@@ -84,26 +84,26 @@ struct Link {
 
 /// Those who have a hook, in the order in which they are called.
 #[derive(Default)]
-struct List {
-    links: Vec<Link>,
+struct HookList {
+    slots: Vec<HookSlot>,
     /// Somebody has a budget: every run is timed.
     always_timed: bool,
 }
 
-// SAFETY: a link's instance is a member's, which may be sent and shared.
-unsafe impl Send for Link {}
+// SAFETY: a slot's instance is a member's, which may be sent and shared.
+unsafe impl Send for HookSlot {}
 // SAFETY: as above.
-unsafe impl Sync for Link {}
+unsafe impl Sync for HookSlot {}
 
 /// Plugins in their order. It never changes: another order, or other plugins, are another chain, and what is under way
 /// ends in the one it began in.
 pub struct Chain {
     members: Vec<Arc<Member>>,
     /// By hook id.
-    lists: [List; HOOK_NAMES.len()],
+    lists: [HookList; HOOK_NAMES.len()],
     /// By verb: a hook may wait.
     blocks: [bool; 4],
-    /// How often each was gone through: each link was called so often, but for what its statistics take away.
+    /// How often each was gone through: each slot was called so often, but for what its statistics take away.
     runs: Counts<{ HOOK_NAMES.len() }>,
 }
 
@@ -112,16 +112,16 @@ impl Chain {
     pub fn new(mut members: Vec<Arc<Member>>, order: &[String]) -> Self {
         let rank = |member: &Member| order.iter().position(|name| name == member.name()).unwrap_or(order.len());
         members.sort_by_key(|member| (rank(member), member.stage(), member.name()));
-        let mut lists: [List; HOOK_NAMES.len()] = std::array::from_fn(|_| List::default());
+        let mut lists: [HookList; HOOK_NAMES.len()] = std::array::from_fn(|_| HookList::default());
         let mut blocks = [false; 4];
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
             for (id, list) in lists.iter_mut().enumerate().take(START) {
                 let Some((hook, stats)) = member.hook(id) else { continue };
-                if quarantined && (id >= AFTER || member.conduct().on_failure == OnFailure::Skip) {
+                if quarantined && (id >= AFTER || member.failure_policy().on_failure == OnFailure::Skip) {
                     continue;
                 }
-                let link = Link {
+                let slot = HookSlot {
                     member: index,
                     instance: member.instance(),
                     name: member.name(),
@@ -129,9 +129,9 @@ impl Chain {
                     stats: Arc::clone(stats),
                 };
                 blocks[id % blocks.len()] |= !quarantined && member.blocks_in(id);
-                list.always_timed |= member.conduct().budget.is_some();
+                list.always_timed |= member.failure_policy().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
-                if id >= AFTER { list.links.insert(0, link) } else { list.links.push(link) }
+                if id >= AFTER { list.slots.insert(0, slot) } else { list.slots.push(slot) }
             }
         }
         Self { members, lists, blocks, runs: Counts::default() }
@@ -146,8 +146,8 @@ impl Chain {
     pub fn stats<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = (&'static str, u64, &'a HookStats)> + 'a {
         (0..HOOK_NAMES.len()).filter_map(move |id| {
             let (_, stats) = member.hook(id)?;
-            let listed = |link: &Link| Arc::ptr_eq(&link.stats, stats) && link.hook.is_some();
-            let runs = if counts_runs(id) && self.lists[id].links.iter().any(listed) { self.runs.sum(id) } else { 0 };
+            let listed = |slot: &HookSlot| Arc::ptr_eq(&slot.stats, stats) && slot.hook.is_some();
+            let runs = if counts_runs(id) && self.lists[id].slots.iter().any(listed) { self.runs.sum(id) } else { 0 };
             Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
         })
     }
@@ -159,12 +159,12 @@ impl Chain {
 
     /// Whether no plugin has a guard for this verb, so that none has to be asked under a lock.
     pub fn is_unguarded(&self, verb: Verb) -> bool {
-        self.lists[GUARD + verb as usize].links.is_empty()
+        self.lists[GUARD + verb as usize].slots.is_empty()
     }
 
     /// Whether no plugin has a say in, or is told of, an operation of this verb.
-    pub fn is_unasked(&self, verb: Verb) -> bool {
-        [BEFORE, GUARD, AFTER].iter().all(|phase| self.lists[phase + verb as usize].links.is_empty())
+    pub fn has_no_hooks(&self, verb: Verb) -> bool {
+        [BEFORE, GUARD, AFTER].iter().all(|phase| self.lists[phase + verb as usize].slots.is_empty())
     }
 
     /// Whether a plugin may be able to make room.
@@ -183,21 +183,21 @@ impl Chain {
     /// # Errors
     ///
     /// The first refusal.
-    pub fn before(self: &Arc<Self>, subject: &Subject<'_>) -> Result<Prepared, Refusal> {
+    pub fn before(self: &Arc<Self>, subject: &OpContext<'_>) -> Result<Prepared, Refusal> {
         let id = BEFORE + subject.verb as usize;
         let mut prepared = Prepared::default();
-        if self.lists[id].links.is_empty() {
+        if self.lists[id].slots.is_empty() {
             return Ok(prepared);
         }
-        let mut round = Round::begin(self, id, subject, Lock::Free);
+        let mut dispatch = Dispatch::begin(self, id, subject, Lock::Free);
         let mut raw = about(subject, [None, None], 0);
-        for (position, link) in round.list.links.iter().enumerate() {
-            let outcome = round.ask(link, &mut raw);
+        for (position, slot) in dispatch.list.slots.iter().enumerate() {
+            let outcome = dispatch.ask(slot, &mut raw);
             if outcome.kind != Outcome::GO_ON {
-                return Err(round.refused(position, outcome));
+                return Err(dispatch.refused(position, outcome));
             }
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
-            if let Some(value) = round.said.take(|words| &mut words.value) {
+            if let Some(value) = dispatch.said.take(|output| &mut output.value) {
                 let value = prepared.value.insert(value);
                 raw = about_replaced(subject, value);
             }
@@ -210,32 +210,32 @@ impl Chain {
     /// # Errors
     ///
     /// The first refusal.
-    pub fn guard(self: &Arc<Self>, subject: &Subject<'_>, entry: Option<Seen<'_>>) -> Result<Passed, Refusal> {
+    pub fn guard(self: &Arc<Self>, subject: &OpContext<'_>, entry: Option<EntryView<'_>>) -> Result<Passed, Refusal> {
         let id = GUARD + subject.verb as usize;
-        if self.lists[id].links.is_empty() {
+        if self.lists[id].slots.is_empty() {
             return Ok(Passed::default());
         }
         let mut details = Vec::new();
-        let mut round = Round::begin(self, id, subject, Lock::Held);
-        let raw_entry = entry.as_ref().map(Seen::raw_without_details);
+        let mut dispatch = Dispatch::begin(self, id, subject, Lock::Held);
+        let raw_entry = entry.as_ref().map(EntryView::raw_without_details);
         let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
         let detailed = detailed([entry.as_ref(), None]);
-        for (position, link) in round.list.links.iter().enumerate() {
-            let outcome = round.ask_with_details(link, &mut raw, detailed);
+        for (position, slot) in dispatch.list.slots.iter().enumerate() {
+            let outcome = dispatch.call_with_details(slot, &mut raw, detailed);
             if outcome.kind != Outcome::GO_ON {
                 self.undo_before(position, subject, entry);
-                return Err(round.refused(position, outcome));
+                return Err(dispatch.refused(position, outcome));
             }
             if outcome.bits & Outcome::HIDE != 0 {
                 self.undo_before(position, subject, entry);
-                round.stopped(position);
+                dispatch.uncount_rest(position);
                 return Ok(Passed { details: Vec::new(), hidden: true });
             }
-            if let Some(own) = round.said.take(|words| &mut words.details).filter(|own| !own.is_empty()) {
-                let plugin = link.name;
+            if let Some(own) = dispatch.said.take(|output| &mut output.details).filter(|own| !own.is_empty()) {
+                let plugin = slot.name;
                 if own.len() > DETAILS_MAX {
                     self.undo_before(position + 1, subject, entry);
-                    round.stopped(position);
+                    dispatch.uncount_rest(position);
                     let message =
                         format!("plugin \"{plugin}\" set {} bytes of details; {DETAILS_MAX} is the most", own.len());
                     tracing::error!(plugin, hook = HOOK_NAMES[id], "{message}");
@@ -251,28 +251,28 @@ impl Chain {
     }
 
     /// Undoes all guards of an operation: they had passed, and it will not happen.
-    pub fn undo(self: &Arc<Self>, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
-        self.undo_before(self.lists[GUARD + subject.verb as usize].links.len(), subject, entry);
+    pub fn undo(self: &Arc<Self>, subject: &OpContext<'_>, entry: Option<EntryView<'_>>) {
+        self.undo_before(self.lists[GUARD + subject.verb as usize].slots.len(), subject, entry);
     }
 
     /// Undoes the guards at positions below `end`, the last first.
-    fn undo_before(self: &Arc<Self>, end: usize, subject: &Subject<'_>, entry: Option<Seen<'_>>) {
-        let (id, guards) = (UNDO + subject.verb as usize, &self.lists[GUARD + subject.verb as usize].links);
+    fn undo_before(self: &Arc<Self>, end: usize, subject: &OpContext<'_>, entry: Option<EntryView<'_>>) {
+        let (id, guards) = (UNDO + subject.verb as usize, &self.lists[GUARD + subject.verb as usize].slots);
         let passed = &guards[..end];
-        if self.lists[id].links.is_empty() || passed.is_empty() {
+        if self.lists[id].slots.is_empty() || passed.is_empty() {
             return;
         }
         // Who has an undo hook has the guard, too.
         let all = end == guards.len();
-        let mut round = Round::begin(self, id, subject, Lock::Held);
-        let raw_entry = entry.as_ref().map(Seen::raw_without_details);
+        let mut dispatch = Dispatch::begin(self, id, subject, Lock::Held);
+        let raw_entry = entry.as_ref().map(EntryView::raw_without_details);
         let mut raw = about(subject, [raw_entry.as_ref(), None], 0);
         let detailed = detailed([entry.as_ref(), None]);
-        for link in &round.list.links {
-            if all || passed.iter().any(|guard| guard.member == link.member) {
-                round.ask_with_details(link, &mut raw, detailed);
+        for slot in &dispatch.list.slots {
+            if all || passed.iter().any(|guard| guard.member == slot.member) {
+                dispatch.call_with_details(slot, &mut raw, detailed);
             } else {
-                link.stats.calls.fetch_sub(1, Relaxed);
+                slot.stats.calls.fetch_sub(1, Relaxed);
             }
         }
     }
@@ -281,35 +281,35 @@ impl Chain {
     /// answer.
     pub fn after(
         self: &Arc<Self>,
-        subject: &Subject<'_>,
+        subject: &OpContext<'_>,
         revision: u64,
-        before: Option<Seen<'_>>,
-        after: Option<Seen<'_>>,
+        before: Option<EntryView<'_>>,
+        after: Option<EntryView<'_>>,
     ) -> Vec<(String, String)> {
         let id = AFTER + subject.verb as usize;
-        if self.lists[id].links.is_empty() {
+        if self.lists[id].slots.is_empty() {
             return Vec::new();
         }
-        let mut round = Round::begin(self, id, subject, Lock::Free);
-        let raw_before = before.as_ref().map(Seen::raw_without_details);
-        let raw_after = after.as_ref().map(Seen::raw_without_details);
+        let mut dispatch = Dispatch::begin(self, id, subject, Lock::Free);
+        let raw_before = before.as_ref().map(EntryView::raw_without_details);
+        let raw_after = after.as_ref().map(EntryView::raw_without_details);
         let mut raw = about(subject, [raw_before.as_ref(), raw_after.as_ref()], revision);
         let detailed = detailed([before.as_ref(), after.as_ref()]);
-        for link in &round.list.links {
+        for slot in &dispatch.list.slots {
             // That it failed changes nothing for the client.
-            round.ask_with_details(link, &mut raw, detailed);
+            dispatch.call_with_details(slot, &mut raw, detailed);
         }
-        match &mut round.said.words {
+        match &mut dispatch.said.lazy {
             None => Vec::new(),
-            Some(words) => added(words, id),
+            Some(output) => added(output, id),
         }
     }
 }
 
 /// The headers that after-hooks added. Apart, because most add none.
 #[cold]
-fn added(words: &mut Words, id: usize) -> Vec<(String, String)> {
-    let mut headers = std::mem::take(&mut words.headers);
+fn added(output: &mut LazyOutput, id: usize) -> Vec<(String, String)> {
+    let mut headers = std::mem::take(&mut output.headers);
     headers.retain(|header| may_be_sent(header, "after", id));
     headers
 }
@@ -318,8 +318,8 @@ impl Drop for Chain {
     fn drop(&mut self) {
         // The counts go on in the next chain.
         for (id, list) in self.lists.iter().enumerate().filter(|(id, _)| counts_runs(*id)) {
-            for link in list.links.iter().filter(|link| link.hook.is_some()) {
-                link.stats.calls.fetch_add(self.runs.sum(id), Relaxed);
+            for slot in list.slots.iter().filter(|slot| slot.hook.is_some()) {
+                slot.stats.calls.fetch_add(self.runs.sum(id), Relaxed);
             }
         }
     }
@@ -331,93 +331,98 @@ fn counts_runs(id: usize) -> bool {
 }
 
 /// The entries before and after, if any plugin has details of them.
-type Detailed<'a> = Option<[Option<&'a Seen<'a>>; 2]>;
+type Detailed<'a> = Option<[Option<&'a EntryView<'a>>; 2]>;
 
 #[inline(always)]
-fn detailed<'a>(entries: [Option<&'a Seen<'a>>; 2]) -> Detailed<'a> {
+fn detailed<'a>(entries: [Option<&'a EntryView<'a>>; 2]) -> Detailed<'a> {
     entries.iter().flatten().any(|entry| !entry.details.is_empty()).then_some(entries)
 }
 
 /// Going once through a list.
-struct Round<'a> {
+struct Dispatch<'a> {
     chain: &'a Chain,
-    list: &'a List,
+    list: &'a HookList,
     id: usize,
-    said: Said<'a>,
-    /// When the last call ended, if this round is timed.
+    said: CallOutput<'a>,
+    /// When the last call ended, if this dispatch is timed.
     clock: Option<Instant>,
-    _scope: Entered,
+    _scope: ScopeGuard,
 }
 
-impl<'a> Round<'a> {
+impl<'a> Dispatch<'a> {
     #[inline(always)]
-    fn begin(chain: &'a Arc<Chain>, id: usize, subject: &Subject<'a>, lock: Lock) -> Self {
+    fn begin(chain: &'a Arc<Chain>, id: usize, subject: &OpContext<'a>, lock: Lock) -> Self {
         let list = &chain.lists[id];
         let entered = Scope { depth: subject.depth, lock, chain: Arc::as_ptr(chain) }.enter();
         let run = chain.runs.count(id);
         let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
         let clock = timed.then(Instant::now);
         // Last, so that it is made where it stays: to move it costs as much as a call.
-        Self { chain, list, id, clock, _scope: entered, said: Said::nothing(subject.origin) }
+        Self { chain, list, id, clock, _scope: entered, said: CallOutput::nothing(subject.origin) }
     }
 
     /// Asks about the entries before and after, with the plugin's own details in them where any plugin has some.
     #[inline(always)]
-    fn ask_with_details(&mut self, link: &'a Link, raw: &mut RawCall<'_>, entries: Detailed<'_>) -> Outcome {
+    fn call_with_details(&mut self, slot: &'a HookSlot, raw: &mut RawCall<'_>, entries: Detailed<'_>) -> Outcome {
         match entries {
-            None => self.ask(link, raw),
-            Some(entries) => self.ask_with_own_details(link, raw, entries),
+            None => self.ask(slot, raw),
+            Some(entries) => self.call_with_own_details(slot, raw, entries),
         }
     }
 
     // Apart, so that what it needs of the call is not kept for those who do not come here.
     #[inline(never)]
-    fn ask_with_own_details(&mut self, link: &'a Link, raw: &RawCall<'_>, entries: [Option<&Seen<'_>>; 2]) -> Outcome {
-        let [before, after] = entries.map(|entry| entry.map(|entry| entry.raw(link.name)));
-        self.ask(link, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
+    fn call_with_own_details(
+        &mut self,
+        slot: &'a HookSlot,
+        raw: &RawCall<'_>,
+        entries: [Option<&EntryView<'_>>; 2],
+    ) -> Outcome {
+        let [before, after] = entries.map(|entry| entry.map(|entry| entry.raw(slot.name)));
+        self.ask(slot, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
     }
 
     #[inline(always)]
-    fn ask(&mut self, link: &'a Link, raw: &mut RawCall<'_>) -> Outcome {
-        self.said.plugin = link.name;
-        let Some(hook) = link.hook else {
-            self.said.words().message =
-                Some(format!("plugin \"{}\" is in quarantine after it failed again and again", link.name));
+    fn ask(&mut self, slot: &'a HookSlot, raw: &mut RawCall<'_>) -> Outcome {
+        self.said.plugin = slot.name;
+        let Some(hook) = slot.hook else {
+            self.said.lazy().message =
+                Some(format!("plugin \"{}\" is in quarantine after it failed again and again", slot.name));
             return Outcome { kind: Outcome::REFUSED, status: 503, bits: 0 };
         };
         // SAFETY: whoever created the member promised that its module is sound; the chain keeps the instance alive.
-        let outcome = unsafe { call(hook, link.instance, raw, &mut self.said) };
+        let outcome = unsafe { call(hook, slot.instance, raw, &mut self.said) };
         if let Some(begun) = self.clock {
-            self.clock = Some(link.note(self.id, &self.chain.members[link.member], begun));
+            self.clock = Some(slot.note(self.id, &self.chain.members[slot.member], begun));
         }
         if outcome.kind != Outcome::GO_ON {
-            self.went_wrong(link, outcome);
+            self.record_failure(slot, outcome);
         }
         outcome
     }
 
     #[cold]
-    fn went_wrong(&mut self, link: &Link, outcome: Outcome) {
+    fn record_failure(&mut self, slot: &HookSlot, outcome: Outcome) {
         if outcome.kind == Outcome::PANICKED {
-            let said = self.said.take(|words| &mut words.message).unwrap_or_default();
-            self.chain.members[link.member].panicked(self.id, &link.stats, &said);
+            let said = self.said.take(|output| &mut output.message).unwrap_or_default();
+            self.chain.members[slot.member].panicked(self.id, &slot.stats, &said);
         } else {
-            link.stats.refusals.fetch_add(1, Relaxed);
+            slot.stats.refusals.fetch_add(1, Relaxed);
         }
     }
 
     /// Those behind this position are not asked.
     #[cold]
-    fn stopped(&self, position: usize) {
-        for link in self.list.links[position + 1..].iter().filter(|link| link.hook.is_some()) {
-            link.stats.calls.fetch_sub(1, Relaxed);
+    fn uncount_rest(&self, position: usize) {
+        for slot in self.list.slots[position + 1..].iter().filter(|slot| slot.hook.is_some()) {
+            slot.stats.calls.fetch_sub(1, Relaxed);
         }
     }
 
     /// What the client is told of what the plugin at this position said.
     #[cold]
     fn refused(&mut self, position: usize, outcome: Outcome) -> Refusal {
-        self.stopped(position);
+        self.uncount_rest(position);
         let (id, plugin) = (self.id, self.said.plugin);
         if outcome.kind == Outcome::PANICKED {
             // What a panic says is for the log: it may tell a client what is not its business.
@@ -434,21 +439,21 @@ impl<'a> Round<'a> {
             );
             status = 500;
         }
-        let mut headers = self.said.take(|words| &mut words.headers);
+        let mut headers = self.said.take(|output| &mut output.headers);
         headers.retain(|header| may_be_sent(header, plugin, id));
-        let message = self.said.take(|words| &mut words.message).unwrap_or_default();
+        let message = self.said.take(|output| &mut output.message).unwrap_or_default();
         Refusal { plugin: plugin.to_owned(), status, message, headers }
     }
 }
 
-impl Link {
+impl HookSlot {
     /// Notes how long a call took that began then. Returns when it ended.
     #[cold]
     fn note(&self, id: usize, member: &Member, begun: Instant) -> Instant {
         let ended = Instant::now();
         let time = ended - begun;
         self.stats.times.record(time);
-        if let Some(budget) = member.conduct().budget.filter(|budget| time > *budget) {
+        if let Some(budget) = member.failure_policy().budget.filter(|budget| time > *budget) {
             self.stats.overruns.fetch_add(1, Relaxed);
             let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
             tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 
-use super::call::{Origin, Said, Seen};
+use super::call::{CallOutput, EntryView, Origin};
 use super::{Chain, Refusal, one_line};
 use vkog_plugin_api::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn, Verb};
 
@@ -19,7 +19,7 @@ use vkog_plugin_api::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, Raw
 pub const DEPTH_MAX: u32 = 8;
 
 /// What a plugin asks of the store.
-pub struct Asked<'a> {
+pub struct PluginRequest<'a> {
     /// What to do.
     pub verb: Verb,
     /// With which entry.
@@ -35,12 +35,12 @@ pub struct Asked<'a> {
     /// The revision that the entry has to have.
     pub if_revision: Option<u64>,
     /// From where it is asked.
-    pub from: Asking,
+    pub scope: CallScope,
 }
 
 /// From where a plugin asks.
 #[derive(Clone)]
-pub struct Asking {
+pub struct CallScope {
     /// The plugin.
     pub plugin: &'static str,
     /// How deep in hooks this is: 1 for what no hook asks.
@@ -50,9 +50,9 @@ pub struct Asking {
 }
 
 /// What became of what a plugin asked for.
-pub enum Answered<'a> {
+pub enum PluginResponse<'a> {
     /// A get found this.
-    Found(Seen<'a>),
+    Found(EntryView<'a>),
     /// It is done, with this revision.
     Done(u64),
     /// There is no such entry.
@@ -62,32 +62,32 @@ pub enum Answered<'a> {
 }
 
 /// The store as plugins ask it, through their chain.
-pub trait Services: Send + Sync {
+pub trait StoreAccess: Send + Sync {
     /// Does what a plugin asks for, waits until it is kept, and gives what became of it.
-    fn ask(self: Arc<Self>, asked: &Asked<'_>, answer: &mut dyn FnMut(Answered<'_>));
+    fn request(self: Arc<Self>, asked: &PluginRequest<'_>, answer: &mut dyn FnMut(PluginResponse<'_>));
 
     /// Does all that a plugin asks for, each by itself, waits until all of it is kept, and gives what became of each, in the
     /// same order.
-    fn ask_each(self: Arc<Self>, asked: &[Asked<'_>], answer: &mut dyn FnMut(Answered<'_>)) {
-        asked.iter().for_each(|asked| Arc::clone(&self).ask(asked, answer));
+    fn request_each(self: Arc<Self>, asked: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>)) {
+        asked.iter().for_each(|asked| Arc::clone(&self).request(asked, answer));
     }
 
     /// Gives every entry whose key begins so, and that a get would find, to a function, until that says `false`.
-    fn for_each(self: Arc<Self>, prefix: &str, from: &Asking, each: &mut dyn FnMut(&str, Seen<'_>) -> bool);
+    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
 
     /// A plugin has panicked so often that it must not be called any more: [`Member::is_quarantined`](super::Member).
-    fn quarantined(&self);
+    fn on_quarantine(&self);
 }
 
 /// What the plugins of one host share of it.
-pub struct Port {
+pub struct HostContext {
     max_size: u64,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
-    services: RwLock<Option<Weak<dyn Services>>>,
+    services: RwLock<Option<Weak<dyn StoreAccess>>>,
     metrics: Mutex<BTreeMap<(&'static str, String), Metric>>,
 }
 
-/// The system's time, as a [`Port`]'s clock.
+/// The system's time, as a [`HostContext`]'s clock.
 pub fn system_clock() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -110,14 +110,14 @@ impl Metric {
     }
 }
 
-impl Port {
+impl HostContext {
     /// Nothing can be asked yet. The clock gives milliseconds since 1970.
     pub fn new(max_size: u64, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         Self { max_size, clock: Box::new(clock), services: RwLock::default(), metrics: Mutex::default() }
     }
 
     /// From now on plugins may ask.
-    pub fn open(&self, services: Weak<dyn Services>) {
+    pub fn open(&self, services: Weak<dyn StoreAccess>) {
         *self.services.write().unwrap_or_else(PoisonError::into_inner) = Some(services);
     }
 
@@ -133,7 +133,7 @@ impl Port {
         own.map(|((_, name), metric)| (name.clone(), metric.clone())).collect()
     }
 
-    pub(super) fn services(&self) -> Option<Arc<dyn Services>> {
+    pub(super) fn services(&self) -> Option<Arc<dyn StoreAccess>> {
         self.services.read().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
     }
 }
@@ -142,7 +142,7 @@ impl Port {
 /// may still log.
 pub(super) struct Identity {
     pub(super) name: String,
-    pub(super) port: Arc<Port>,
+    pub(super) port: Arc<HostContext>,
     /// It has started and is not destroyed. Before and after it may wait for whoever waits for it: who exchanges plugins.
     pub(super) may_ask: AtomicBool,
 }
@@ -170,16 +170,16 @@ thread_local! {
 }
 
 /// The scope before, which comes back when this is dropped.
-pub(super) struct Entered(Scope);
+pub(super) struct ScopeGuard(Scope);
 
 impl Scope {
     #[inline(always)]
-    pub(super) fn enter(self) -> Entered {
-        Entered(SCOPE.replace(self))
+    pub(super) fn enter(self) -> ScopeGuard {
+        ScopeGuard(SCOPE.replace(self))
     }
 }
 
-impl Drop for Entered {
+impl Drop for ScopeGuard {
     #[inline(always)]
     fn drop(&mut self) {
         SCOPE.set(self.0);
@@ -187,7 +187,7 @@ impl Drop for Entered {
 }
 
 /// From where the plugin asks, or why it must not.
-fn asking(identity: &'static Identity) -> Result<(Arc<dyn Services>, Asking), Refusal> {
+fn asking(identity: &'static Identity) -> Result<(Arc<dyn StoreAccess>, CallScope), Refusal> {
     let scope = SCOPE.get();
     let refuse =
         |message: &str| Refusal { plugin: String::new(), status: 508, message: message.into(), headers: vec![] };
@@ -208,7 +208,7 @@ fn asking(identity: &'static Identity) -> Result<(Arc<dyn Services>, Asking), Re
             Arc::from_raw(scope.chain)
         }
     });
-    Ok((services, Asking { plugin: &identity.name, depth: scope.depth + 1, chain }))
+    Ok((services, CallScope { plugin: &identity.name, depth: scope.depth + 1, chain }))
 }
 
 /// The functions every plugin is handed.
@@ -255,8 +255,8 @@ unsafe fn identity(cx: *const ()) -> &'static Identity {
 ///
 /// `cx` is the [`RawCall::cx`](vkog_plugin_api::abi::RawCall::cx) of a call that has not returned. The views see to it: they borrow
 /// the call.
-unsafe fn said<'a>(cx: *mut ()) -> &'a mut Said<'a> {
-    // SAFETY: call.rs set it to a `Said` that outlives the call.
+unsafe fn said<'a>(cx: *mut ()) -> &'a mut CallOutput<'a> {
+    // SAFETY: call.rs set it to a `CallOutput` that outlives the call.
     unsafe { &mut *cx.cast() }
 }
 
@@ -286,22 +286,22 @@ unsafe extern "C" fn now(cx: *const ()) -> u64 {
 
 unsafe extern "C" fn message(cx: *mut (), text: RStr<'_>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.words().message = Some(text.to_string()));
+    contained((), || unsafe { said(cx) }.lazy().message = Some(text.to_string()));
 }
 
 unsafe extern "C" fn refusal_header(cx: *mut (), name: RStr<'_>, value: RStr<'_>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.words().headers.push((name.to_string(), value.to_string())));
+    contained((), || unsafe { said(cx) }.lazy().headers.push((name.to_string(), value.to_string())));
 }
 
 unsafe extern "C" fn replace_value(cx: *mut (), value: RSlice<'_, u8>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.words().value = Some(value.to_vec()));
+    contained((), || unsafe { said(cx) }.lazy().value = Some(value.to_vec()));
 }
 
 unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {
     // SAFETY: see `said`.
-    contained((), || unsafe { said(cx) }.words().details = Some(details.to_vec()));
+    contained((), || unsafe { said(cx) }.lazy().details = Some(details.to_vec()));
 }
 
 unsafe extern "C" fn header(cx: *mut (), name: RStr<'_>) -> ROption<RSlice<'static, u8>> {
@@ -362,8 +362,8 @@ unsafe extern "C" fn ask_each(cx: *const (), raw: RSlice<'_, RawAsk<'_>>, state:
     unsafe { ask_all_of(cx, raw.as_slice(), state, answer) }
 }
 
-fn asked<'a>(raw: &'a RawAsk<'a>, from: &Asking) -> Asked<'a> {
-    Asked {
+fn asked<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginRequest<'a> {
+    PluginRequest {
         verb: raw.verb,
         key: raw.key.as_str(),
         value: raw.value.as_slice(),
@@ -371,7 +371,7 @@ fn asked<'a>(raw: &'a RawAsk<'a>, from: &Asking) -> Asked<'a> {
         query: raw.query.as_str(),
         headers: raw.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect(),
         if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
-        from: from.clone(),
+        scope: scope.clone(),
     }
 }
 
@@ -382,7 +382,7 @@ unsafe fn ask_all_of(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: 
     contained((), || {
         // SAFETY: see `identity`.
         let identity = unsafe { identity(cx) };
-        let mut give = |answered: Answered<'_>| {
+        let mut give = |answered: PluginResponse<'_>| {
             let mut raw = RawAnswer {
                 entry: None,
                 message: RStr::empty(),
@@ -394,14 +394,14 @@ unsafe fn ask_all_of(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: 
             };
             let found;
             match &answered {
-                Answered::Found(seen) => {
+                PluginResponse::Found(seen) => {
                     found = seen.raw(&identity.name);
                     raw.entry = Some(&found);
                     raw.revision = seen.revision;
                 }
-                Answered::Done(revision) => raw.revision = *revision,
-                Answered::Absent => raw.status = 404,
-                Answered::Refused(refusal) => {
+                PluginResponse::Done(revision) => raw.revision = *revision,
+                PluginResponse::Absent => raw.status = 404,
+                PluginResponse::Refused(refusal) => {
                     raw.status = refusal.status.into();
                     raw.message = refusal.message.as_str().into();
                     raw.plugin = refusal.plugin.as_str().into();
@@ -412,13 +412,13 @@ unsafe fn ask_all_of(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: 
         };
         let (services, from) = match asking(identity) {
             Ok(asking) => asking,
-            Err(refusal) => return raw.iter().for_each(|_| give(Answered::Refused(Cow::Borrowed(&refusal)))),
+            Err(refusal) => return raw.iter().for_each(|_| give(PluginResponse::Refused(Cow::Borrowed(&refusal)))),
         };
         match raw {
-            [one] => services.ask(&asked(one, &from), &mut give),
+            [one] => services.request(&asked(one, &from), &mut give),
             several => {
                 let asked: Vec<_> = several.iter().map(|raw| asked(raw, &from)).collect();
-                services.ask_each(&asked, &mut give);
+                services.request_each(&asked, &mut give);
             }
         }
     });

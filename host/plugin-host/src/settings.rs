@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::Conduct;
+use crate::FailurePolicy;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -18,25 +18,25 @@ pub type Settings = BTreeMap<String, Table>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
     /// What is the host's.
-    pub terms: Terms,
+    pub host: HostSettings,
     /// What is the plugin's.
     pub settings: serde_json::Map<String, serde_json::Value>,
 }
 
 /// On which terms a plugin is taken in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct HostSettings {
     /// Whether the host stays away when the plugin cannot be loaded.
     pub required: bool,
     /// What its library has to be, to the byte.
     pub sha256: Option<Sha256>,
     /// How it is treated.
-    pub conduct: Conduct,
+    pub failure_policy: FailurePolicy,
 }
 
-impl Default for Terms {
+impl Default for HostSettings {
     fn default() -> Self {
-        Self { required: true, sha256: None, conduct: Conduct::default() }
+        Self { required: true, sha256: None, failure_policy: FailurePolicy::default() }
     }
 }
 
@@ -47,15 +47,15 @@ impl Table {
     ///
     /// A key of the host's has a wrong value.
     pub fn new(mut settings: serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
-        let terms = Terms {
+        let host = HostSettings {
             required: take(&mut settings, "required")?.unwrap_or(true),
             sha256: take(&mut settings, "sha256")?,
-            conduct: Conduct {
+            failure_policy: FailurePolicy {
                 on_failure: take(&mut settings, "on_failure")?.unwrap_or_default(),
                 budget: take::<Budget>(&mut settings, "budget")?.map(|budget| budget.0),
             },
         };
-        Ok(Self { terms, settings })
+        Ok(Self { host, settings })
     }
 
     /// The plugin's part, as it is handed over.
@@ -96,7 +96,7 @@ pub(crate) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) 
 
 /// Whether a plugin that this library is called after is pinned, so that [`check_file_name`] passes one content alone.
 pub(crate) fn is_pinned(settings: &Settings, path: &Path) -> bool {
-    called_after(settings, path).any(|(_, table)| table.terms.sha256.is_some())
+    called_after(settings, path).any(|(_, table)| table.host.sha256.is_some())
 }
 
 /// Checks the pin of the plugin that a library turned out to have.
@@ -105,7 +105,7 @@ pub(crate) fn check_name(settings: &Settings, name: &str, sha256: Sha256) -> Res
 }
 
 fn check_pin(name: &str, table: &Table, found: Sha256) -> Result<(), LoadFault> {
-    match table.terms.sha256 {
+    match table.host.sha256 {
         Some(pinned) if pinned != found => Err(LoadFault::WrongSha256 { name: name.to_owned(), pinned, found }),
         _ => Ok(()),
     }
@@ -115,8 +115,8 @@ fn check_pin(name: &str, table: &Table, found: Sha256) -> Result<(), LoadFault> 
 /// the one that its file is called after.
 pub fn is_required(settings: &Settings, error: &LoadError) -> bool {
     match error.fault.plugin().and_then(|name| settings.get(name)) {
-        Some(table) => table.terms.required,
-        None => called_after(settings, &error.path).all(|(_, table)| table.terms.required),
+        Some(table) => table.host.required,
+        None => called_after(settings, &error.path).all(|(_, table)| table.host.required),
     }
 }
 
@@ -147,15 +147,15 @@ mod tests {
         let written = format!(
             "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \"here\"\n"
         );
-        let Table { terms, settings } = table(&written).expect("valid");
+        let Table { host, settings } = table(&written).expect("valid");
         assert_eq!(settings.keys().collect::<Vec<_>>(), ["limit", "where"]);
-        let pinned = terms.sha256.map(|sha256| sha256.to_string());
+        let pinned = host.sha256.map(|sha256| sha256.to_string());
         let budget = Some(Duration::from_millis(50));
         assert_eq!(
-            (terms.required, pinned, terms.conduct),
-            (false, Some(pin), Conduct { on_failure: OnFailure::Skip, budget })
+            (host.required, pinned, host.failure_policy),
+            (false, Some(pin), FailurePolicy { on_failure: OnFailure::Skip, budget })
         );
-        assert_eq!(table("limit = 5").expect("valid").terms, Terms::default());
+        assert_eq!(table("limit = 5").expect("valid").host, HostSettings::default());
     }
 
     #[test]

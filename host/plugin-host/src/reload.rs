@@ -3,20 +3,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Failed, Port};
+use crate::{HostContext, PluginError};
 
 use crate::error::{LoadError, LoadFault};
 use crate::load::{Library, Plugin};
-use crate::registry::{Outcome, PATIENCE, SharedScan, Taken};
-use crate::terms::{Settings, Table, is_pinned};
-use crate::trust::Image;
+use crate::registry::{PATIENCE, ReloadOutcome, ReloadReport, SharedScan};
+use crate::settings::{Settings, Table, is_pinned};
+use crate::trust::VerifiedLibrary;
 use vkog_runtime::run_with_timeout;
 
 /// What is loaded while others are to take its place.
-pub(crate) struct Exchange {
+pub(crate) struct Reload {
     pub(crate) old: Vec<Plugin>,
     pub(crate) next: Vec<Candidate>,
-    pub(crate) taken: Vec<Taken>,
+    pub(crate) taken: Vec<ReloadReport>,
 }
 
 /// A plugin that is to be in the next chain.
@@ -29,49 +29,51 @@ pub(crate) struct Candidate {
 }
 
 /// Why a plugin that counts what the store holds does not start.
-pub(crate) fn not_quiet() -> Failed {
-    Failed::Error(format!("requests under way did not end within {PATIENCE:?}, and it counts what the store holds"))
+pub(crate) fn not_drained() -> PluginError {
+    PluginError::Error(format!(
+        "requests under way did not end within {PATIENCE:?}, and it counts what the store holds"
+    ))
 }
 
-impl Exchange {
+impl Reload {
     pub(crate) fn new(old: Vec<Plugin>) -> Self {
         Self { old, next: Vec::new(), taken: Vec::new() }
     }
 
     /// Takes in a library of the folder. What stays as it is goes on in `next`; what is replaced waits in `old`.
-    pub(crate) fn take(&mut self, path: &Path, settings: &Settings, port: &Arc<Port>) {
+    pub(crate) fn take(&mut self, path: &Path, settings: &Settings, port: &Arc<HostContext>) {
         let position = self.old.iter().position(|plugin| plugin.path() == path);
         let name = position.map(|position| self.old[position].name().to_owned());
-        let outcome = match self.judge(path, position, settings, port) {
+        let outcome = match self.decide(path, position, settings, port) {
             Ok(outcome) => outcome,
-            Err(fault) => Outcome::Failed(LoadError { path: path.to_owned(), fault }),
+            Err(fault) => ReloadOutcome::Failed(LoadError { path: path.to_owned(), fault }),
         };
-        if let (Some(position), Outcome::Kept | Outcome::Reconfigured) = (position, &outcome) {
+        if let (Some(position), ReloadOutcome::Unchanged | ReloadOutcome::Reconfigured) = (position, &outcome) {
             let plugin = self.old.remove(position);
             self.next.push(Candidate { plugin, is_fresh: false, failed: false });
         }
         let name = match (&outcome, self.next.last()) {
-            (Outcome::Failed(_), _) | (_, None) => name,
+            (ReloadOutcome::Failed(_), _) | (_, None) => name,
             // It may be another than the one that was there.
             (_, Some(taken)) => Some(taken.plugin.name().to_owned()),
         };
-        self.taken.push(Taken { path: path.to_owned(), name, outcome });
+        self.taken.push(ReloadReport { path: path.to_owned(), name, outcome });
     }
 
-    fn judge(
+    fn decide(
         &mut self,
         path: &Path,
         position: Option<usize>,
         settings: &Settings,
-        port: &Arc<Port>,
-    ) -> Result<Outcome, LoadFault> {
-        let image = Image::read(path, is_pinned(settings, path))?;
+        port: &Arc<HostContext>,
+    ) -> Result<ReloadOutcome, LoadFault> {
+        let image = VerifiedLibrary::read(path, is_pinned(settings, path))?;
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();
             let same_code = plugin.sha256() == image.sha256() && !plugin.member().is_quarantined();
             if same_code && *plugin.table() == table {
-                return Ok(Outcome::Kept);
+                return Ok(ReloadOutcome::Unchanged);
             }
             if same_code && let Some(outcome) = reconfigure(plugin, table)? {
                 return Ok(outcome);
@@ -82,7 +84,7 @@ impl Exchange {
         let others: Vec<_> = others.map(|other| (other.name().to_owned(), other.path().to_owned())).collect();
         let (path, settings, port) = (path.to_owned(), settings.clone(), Arc::clone(port));
         let created = run_with_timeout("create", PATIENCE, move || {
-            let library = Library::open_image(&path, &image, &settings)?;
+            let library = Library::open_verified(&path, &image, &settings)?;
             if let Some((name, first)) = others.into_iter().find(|(name, _)| name == library.name()) {
                 return Err(LoadFault::DuplicateName { name, first });
             }
@@ -91,7 +93,7 @@ impl Exchange {
         });
         let plugin = created.unwrap_or(Err(LoadFault::NoReturn { place: "create", patience: PATIENCE }))?;
         self.next.push(Candidate { plugin, is_fresh: true, failed: false });
-        Ok(if position.is_some() { Outcome::Reloaded } else { Outcome::Loaded })
+        Ok(if position.is_some() { ReloadOutcome::Reloaded } else { ReloadOutcome::Loaded })
     }
 
     /// Whether a plugin that was created counts what the store holds.
@@ -100,7 +102,7 @@ impl Exchange {
     }
 
     /// Starts what was created. `may_count` says whether a plugin that counts what the store holds may start.
-    pub(crate) fn start(&mut self, scan: &SharedScan, may_count: impl Fn() -> Result<(), Failed>) {
+    pub(crate) fn start(&mut self, scan: &SharedScan, may_count: impl Fn() -> Result<(), PluginError>) {
         for Candidate { plugin, failed, .. } in self.next.iter_mut().filter(|candidate| candidate.is_fresh) {
             let (member, scan) = (Arc::clone(plugin.member()), Arc::clone(scan));
             let started = if member.has("start") {
@@ -121,7 +123,7 @@ impl Exchange {
                 }
             };
             if let Some(report) = self.taken.iter_mut().find(|report| report.path == plugin.path()) {
-                report.outcome = Outcome::Failed(error);
+                report.outcome = ReloadOutcome::Failed(error);
             }
             *failed = true;
         }
@@ -129,8 +131,8 @@ impl Exchange {
 }
 
 /// Hands a plugin its new settings. `None` if it has to be made anew for them.
-fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<Outcome>, LoadFault> {
-    if plugin.table().terms != table.terms || !plugin.member().has("settings_changed") {
+fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<ReloadOutcome>, LoadFault> {
+    if plugin.table().host != table.host || !plugin.member().has("settings_changed") {
         return Ok(None);
     }
     let (member, settings) = (Arc::clone(plugin.member()), table.settings_json());
@@ -139,9 +141,9 @@ fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<Outcome>, Loa
         Some(None) => Ok(None),
         Some(Some(Ok(()))) => {
             plugin.set_table(table);
-            Ok(Some(Outcome::Reconfigured))
+            Ok(Some(ReloadOutcome::Reconfigured))
         }
-        Some(Some(Err(Failed::Panicked(said) | Failed::Error(said) | Failed::Settings(said)))) => {
+        Some(Some(Err(PluginError::Panicked(said) | PluginError::Error(said) | PluginError::Settings(said)))) => {
             Err(LoadFault::BadSettings { name: plugin.name().to_owned(), said })
         }
     }

@@ -12,7 +12,7 @@ use vkog_runtime::ThreadPool;
 
 /// What every request passes. Nobody waits here, so that a thread that serves others may come: who has to wait leaves
 /// word. Nor does a request write anything that another core reads.
-pub(crate) struct Gate {
+pub(crate) struct ChainSwap {
     /// What requests begin in; `shut` while the gate is closed.
     open: ArcSwap<Chain>,
     shut: Arc<Chain>,
@@ -24,11 +24,11 @@ pub(crate) struct Gate {
 }
 
 /// The chain that a request has begun in. Who closes the gate waits until it is dropped.
-pub type Entered = Guard<Arc<Chain>>;
+pub type ChainGuard = Guard<Arc<Chain>>;
 
-type Waiting = Box<dyn FnOnce(Entered) + Send>;
+type Waiting = Box<dyn FnOnce(ChainGuard) + Send>;
 
-impl Gate {
+impl ChainSwap {
     pub(crate) fn new(chain: Arc<Chain>) -> Self {
         let open = ArcSwap::new(Arc::clone(&chain));
         let shut = Arc::new(Chain::new(Vec::new(), &[]));
@@ -41,23 +41,23 @@ impl Gate {
     }
 
     /// The chain for something that begins now, unless the gate is closed.
-    pub(crate) fn enter(&self) -> Option<Entered> {
+    pub(crate) fn acquire(&self) -> Option<ChainGuard> {
         let chain = self.open.load();
         (!Arc::ptr_eq(&chain, &self.shut)).then_some(chain)
     }
 
     /// Begins something in the chain: now, or on another thread when the gate is open again.
-    pub(crate) fn when_open(&self, then: impl FnOnce(Entered) + Send + 'static) {
-        match self.enter() {
+    pub(crate) fn when_available(&self, then: impl FnOnce(ChainGuard) + Send + 'static) {
+        match self.acquire() {
             Some(chain) => then(chain),
             None => self.wait(Box::new(then)),
         }
     }
 
     /// Waits until the gate is open. Not for a thread that others wait for.
-    pub(crate) fn wait_for_chain(&self) -> Arc<Chain> {
+    pub(crate) fn acquire_blocking(&self) -> Arc<Chain> {
         let (tell, told) = bounded(1);
-        self.when_open(move |chain| {
+        self.when_available(move |chain| {
             let _ = tell.send(Guard::into_inner(chain));
         });
         told.recv().unwrap_or_else(|_| self.chain())
@@ -67,7 +67,7 @@ impl Gate {
     fn wait(&self, then: Waiting) {
         let mut waiting = self.waiting.lock();
         // Who opens the gate looks for those who wait afterwards: either they see that it is open, or are seen.
-        match self.enter() {
+        match self.acquire() {
             None => waiting.push(then),
             Some(chain) => {
                 drop(waiting);
