@@ -11,8 +11,8 @@ use serde_json::json;
 use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Responder, Service};
-use vkog::ops::Ops;
-use vkog_plugin_host::{Chain, HostContext, Registry, system_clock};
+use vkog_engine::Engine;
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {
@@ -54,9 +54,9 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
-    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses");
+    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
     let access = config::Access { open: true, ..config::Access::default() };
-    let api = Api::new(ops, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())));
+    let api = Api::new(engine, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())));
     bencher
         .counter(ItemsCount::new(OPERATIONS))
         .with_inputs(|| body.to_vec())

@@ -9,14 +9,12 @@ use crate::build;
 /// The host's modules, and which other modules of the host each may name.
 const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
-    ("ops", &[]),
     // Who may change the host is in the configuration.
-    ("api", &["config", "http", "ops"]),
+    ("api", &["config", "http"]),
     ("config", &["http"]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "ops", "progress"]),
-    // The limits of a key are the operations'.
-    ("commands", &["cli", "config", "ops", "progress"]),
+    ("serve", &["api", "cli", "config", "http", "progress"]),
+    ("commands", &["cli", "config", "progress"]),
     ("cli", &["commands", "config", "serve"]),
 ];
 
@@ -27,7 +25,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("host/runtime", &[]),
     ("host/store", &["vkog-runtime"]),
     ("host/plugin-host", &["vkog-plugin-api", "vkog-runtime"]),
-    ("host", &["vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
+    ("host/engine", &["vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
+    ("host", &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
     ("plugins/*", &["vkog-plugin-api", "vkog-plugin-testing"]),
     ("examples/*", &["vkog-plugin-api", "vkog-plugin-testing"]),
     ("tests/plugins/*", &["vkog-plugin-api"]),
@@ -80,6 +79,7 @@ pub(crate) fn check() -> Result<()> {
     }
     for folder in [
         "host/src",
+        "host/engine/src",
         "host/plugin-host/src",
         "host/runtime/src",
         "host/store/src",

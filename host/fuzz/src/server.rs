@@ -8,9 +8,9 @@ use std::sync::{Arc, LazyLock};
 use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
-use vkog::ops::Ops;
+use vkog_engine::Engine;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
-use vkog_plugin_host::{Chain, HostContext, Registry, system_clock};
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
@@ -30,10 +30,10 @@ pub fn start() -> Arc<Api> {
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
-    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
+    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
     let access = config::Access { open: true, ..config::Access::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
-    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
+    Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Access::new(access)), reload))
 }
 
 /// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.

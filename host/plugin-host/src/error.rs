@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::one_line;
+use crate::{PluginError, one_line};
 
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
@@ -17,6 +17,17 @@ pub struct LoadError {
     pub path: PathBuf,
     /// What is wrong with it.
     pub fault: LoadFault,
+}
+
+impl LoadError {
+    /// The error of a plugin that did not start.
+    pub(crate) fn start(path: PathBuf, name: String, failed: PluginError) -> Self {
+        let fault = match failed {
+            PluginError::Panicked(said) => LoadFault::StartPanicked { name, said },
+            PluginError::Error(said) | PluginError::Settings(said) => LoadFault::StartFailed { name, said },
+        };
+        Self { path, fault }
+    }
 }
 
 /// Which part of a library's place it is about.

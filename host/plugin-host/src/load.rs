@@ -318,12 +318,7 @@ impl Plugin {
 
     /// What is wrong with it, given why it did not start.
     pub(crate) fn start_fault(&self, failed: PluginError) -> LoadError {
-        let name = self.name().to_owned();
-        let fault = match failed {
-            PluginError::Panicked(said) => LoadFault::StartPanicked { name, said },
-            PluginError::Error(said) | PluginError::Settings(said) => LoadFault::StartFailed { name, said },
-        };
-        LoadError { path: self.path().to_owned(), fault }
+        LoadError::start(self.path().to_owned(), self.name().to_owned(), failed)
     }
 
     /// Where in the chain it stands, as a number: a later version of the interface may know more stages.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
-use crate::{Chain, Each, HostContext};
+use crate::{Chain, Each, HostContext, Member};
 use parking_lot::Mutex;
 
 use crate::chain_swap::{ChainGuard, ChainSwap, wait_until};
@@ -79,6 +79,8 @@ pub struct Registry {
 
 struct Loaded {
     plugins: Vec<Plugin>,
+    /// Plugins that are part of the program.
+    linked: Vec<Arc<Member>>,
     order: Vec<String>,
     tickers: Vec<Ticker>,
     serving: bool,
@@ -98,18 +100,19 @@ struct Replaced {
 impl Registry {
     /// The first plugins.
     pub fn new(plugins: Vec<Plugin>, order: Vec<String>, port: Arc<HostContext>) -> Self {
-        Self::with(chain(&plugins, &order), plugins, order, port)
+        Self::with(plugins, Vec::new(), order, port)
     }
 
-    /// Plugins that are part of the program, in place of libraries: for tests of the chain. They cannot be exchanged.
-    pub fn linked(chain: Chain, port: Arc<HostContext>) -> Self {
-        Self::with(Arc::new(chain), Vec::new(), Vec::new(), port)
+    /// Plugins that are part of the program, in place of libraries: for tests of plugins and of their host. The registry does
+    /// not call their `tick`.
+    pub fn linked(members: Vec<Arc<Member>>, order: Vec<String>, port: Arc<HostContext>) -> Self {
+        Self::with(Vec::new(), members, order, port)
     }
 
-    fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<HostContext>) -> Self {
+    fn with(plugins: Vec<Plugin>, linked: Vec<Arc<Member>>, order: Vec<String>, port: Arc<HostContext>) -> Self {
         let tickers = Vec::new();
-        let loaded = Loaded { plugins, order, tickers, serving: false, exchanging: false, stopped: false };
-        let (gate, loaded, stale) = (ChainSwap::new(chain), Mutex::new(loaded), AtomicBool::new(false));
+        let loaded = Loaded { plugins, linked, order, tickers, serving: false, exchanging: false, stopped: false };
+        let (gate, loaded, stale) = (ChainSwap::new(loaded.chain()), Mutex::new(loaded), AtomicBool::new(false));
         Self { gate, port, reloading: Mutex::default(), loaded, stale }
     }
 
@@ -162,7 +165,7 @@ impl Registry {
             let plugin = plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
             member.start(&**scan).map_err(|failed| match plugin {
                 Some(plugin) => plugin.start_fault(failed),
-                None => unreachable!("what is linked refuses nothing: {failed:?}"),
+                None => LoadError::start(member.name().into(), member.name().to_owned(), failed),
             })
         })
     }
@@ -178,10 +181,11 @@ impl Registry {
     /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way and plugins
     /// have until the deadline; what then has not returned is left to itself. Returns what that is, in words for the log.
     pub fn stop(&self, deadline: Instant) -> Vec<String> {
-        let (tickers, plugins) = self.with_loaded(|loaded| {
+        let (tickers, plugins, linked) = self.with_loaded(|loaded| {
             // A reload that is under way finds this, and changes nothing any more.
             (loaded.serving, loaded.stopped) = (false, true);
-            (std::mem::take(&mut loaded.tickers), std::mem::take(&mut loaded.plugins))
+            let Loaded { tickers, plugins, linked, .. } = loaded;
+            (std::mem::take(tickers), std::mem::take(plugins), std::mem::take(linked))
         });
         let mut abandoned: Vec<String> =
             Ticker::end(tickers, deadline).into_iter().map(|name| format!("the tick of plugin \"{name}\"")).collect();
@@ -190,7 +194,8 @@ impl Registry {
             // The gate stays closed: nothing passes without the plugins.
             self.gate.forget();
         } else {
-            let names: Vec<_> = plugins.iter().map(Plugin::name).collect();
+            let linked = linked.iter().map(|member| member.name());
+            let names: Vec<_> = plugins.iter().map(Plugin::name).chain(linked).collect();
             abandoned.push(format!("a request in a hook of a plugin ({})", names.join(", ")));
         }
         let names = destroy(plugins, deadline).into_iter();
@@ -224,7 +229,7 @@ impl Registry {
                 return;
             }
             if self.stale.swap(false, SeqCst) {
-                drop(self.gate.open(chain(&loaded.plugins, &loaded.order)));
+                drop(self.gate.open(loaded.chain()));
             }
         }
     }
@@ -302,10 +307,24 @@ impl Registry {
             loaded.plugins = plugins;
             loaded.order.clone_from(&source.order);
             loaded.exchanging = false;
-            let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
+            let chain = self.gate.open(loaded.chain());
             (loaded.idle_tickers(), Some(chain))
         });
         (taken, Replaced { tickers, chain, plugins: gone })
+    }
+
+    /// Replaces the linked plugin of the same name by this one, which has started. Requests in flight end in the old chain.
+    /// Returns whether they have ended within ten seconds.
+    pub fn replace_linked(&self, member: Arc<Member>) -> bool {
+        let (before, replaced) = self.with_loaded(|loaded| {
+            let same_name = |old: &&mut Arc<Member>| old.name() == member.name();
+            let replaced = loaded.linked.iter_mut().find(same_name).map(|old| std::mem::replace(old, member));
+            (self.gate.open(loaded.chain()), replaced)
+        });
+        let ended = wait_until(PATIENCE, || Arc::strong_count(&before) == 1);
+        // The last references: the plugin is destroyed here.
+        drop((before, replaced));
+        ended
     }
 
     /// Closes the gate for a reload, and waits until nothing is under way. Returns whether it is so.
@@ -315,11 +334,12 @@ impl Registry {
     }
 }
 
-fn chain(plugins: &[Plugin], order: &[String]) -> Arc<Chain> {
-    Arc::new(Chain::new(plugins.iter().map(|plugin| Arc::clone(plugin.member())).collect(), order))
-}
-
 impl Loaded {
+    fn chain(&self) -> Arc<Chain> {
+        let loaded = self.plugins.iter().map(|plugin| Arc::clone(plugin.member()));
+        Arc::new(Chain::new(loaded.chain(self.linked.iter().cloned()).collect(), &self.order))
+    }
+
     /// Takes out the tickers of plugins that are not loaded any more.
     fn idle_tickers(&mut self) -> Vec<Ticker> {
         let Self { plugins, tickers, .. } = self;

@@ -8,7 +8,7 @@ use super::origin;
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
 use crate::http::{Head, Reply};
-use crate::ops::by_host;
+use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
 use vkog_plugin_host::Sha256;
 
@@ -98,15 +98,15 @@ impl config::Access {
         if right == Right::Admin {
             if self.tokens.iter().all(|token| token.right < Right::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
-                return Err(by_host(403, format!("Administration is off; {way_out}")));
+                return Err(host_refusal(403, format!("Administration is off; {way_out}")));
             }
             if !self.remote_admin && !origin::is_on_this_machine(head, self) {
                 let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
-                return Err(by_host(403, format!("Administration is for this machine alone; {way_out}")));
+                return Err(host_refusal(403, format!("Administration is for this machine alone; {way_out}")));
             }
         }
         let Some(token) = token else {
-            let mut refusal = by_host(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
+            let mut refusal = host_refusal(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
             refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
             return Err(refusal);
         };
@@ -119,7 +119,7 @@ impl config::Access {
                 head.method,
                 head.path()
             );
-            return Err(by_host(403, format!("Not allowed: {fact}")));
+            return Err(host_refusal(403, format!("Not allowed: {fact}")));
         }
         if right == Right::Admin {
             tracing::info!(

@@ -3,21 +3,21 @@
 
 use super::problem::{Manner, Problem};
 use crate::http::Reply;
-use crate::ops::Ops;
+use vkog_engine::Engine;
 use vkog_plugin_host::OnFailure;
 use vkog_store::Store as _;
 
 /// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
 /// quarantine.
-pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
-    let store = ops.store();
+pub(super) fn ready(engine: &Engine, manner: Manner) -> Reply {
+    let store = engine.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
         return Problem::new(503, format!("Not ready: {error}")).reply(manner);
     }
     if let Some(error) = store.snapshot_failure() {
         return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(manner);
     }
-    let chain = ops.plugins().chain();
+    let chain = engine.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
     match quarantined.find(|member| member.failure_policy().on_failure == OnFailure::Refuse) {
         Some(member) => {

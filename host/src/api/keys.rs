@@ -9,7 +9,7 @@ use super::plugins::{json, json_reply};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
 use crate::http::{Budget, Exhausted, Head, Reply};
-use crate::ops::{Listing, Ops, Viewer};
+use vkog_engine::{Engine, Listing, RequestContext};
 
 /// The most keys and prefixes of one page, and as many as are given to who does not say.
 const LIMIT_MAX: usize = 1000;
@@ -79,17 +79,17 @@ struct Count {
 
 /// The answer. Waits, for the disk and for plugins.
 pub(super) fn answer(
-    ops: &Arc<Ops>,
+    engine: &Arc<Engine>,
     question: &Question,
     query: String,
     head: Arc<Head>,
     budget: &'static Budget,
     manner: Manner,
 ) -> Reply {
-    let viewer = Viewer { origin: head, query };
+    let viewer = RequestContext { origin: head, query };
     let answered = match question {
-        Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
-        Question::Page(listing) => ops.list(listing, &viewer).map(|page| {
+        Question::Count { prefix } => engine.count(prefix, &viewer).map(|count| json(&Count { count })),
+        Question::Page(listing) => engine.list(listing, &viewer).map(|page| {
             let keys = page.entries.iter().map(|entry| Key {
                 key: entry.key(),
                 size: entry.value().len(),

@@ -23,7 +23,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
 use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
-use crate::ops::{Conditions, KEY_MAX, Ops, Request};
+use vkog_engine::{Conditions, Engine, Request, check_key, check_value};
 use vkog_plugin_host::{Origin, ReloadReport, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::owned_content_type;
@@ -41,7 +41,7 @@ const LARGE: usize = 64 << 10;
 
 /// The HTTP interface of a store.
 pub struct Api {
-    ops: Arc<Ops>,
+    engine: Arc<Engine>,
     value_max: u64,
     budget: &'static Budget,
     access: Arc<Access>,
@@ -97,13 +97,13 @@ struct Entry {
 
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
-    pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
+    pub fn new(engine: Arc<Engine>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), ThreadPool::new("admin"));
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let large = Arc::new(ThreadPool::bounded("large", cores));
-        Self { ops, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
+        Self { engine, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
     }
 
     /// The same, and whether each request is logged.
@@ -138,7 +138,7 @@ impl Api {
         Ok(match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(head, methods, key, query)?,
             (None, "/batch") => {
-                let arrived = self.ops.revision();
+                let arrived = self.engine.revision();
                 // Each operation is asked about when it is known.
                 self.access.check(head, Right::Read, Scope::Later)?;
                 entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
@@ -166,11 +166,11 @@ impl Api {
             }
             (None, "/metrics") => {
                 self.access.check(head, Right::Read, Scope::All)?;
-                return Err(metrics::text(&self.ops, self.requests, &self.connections));
+                return Err(metrics::text(&self.engine, self.requests, &self.connections));
             }
             // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
             (None, "/livez") => return Err(health::ok()),
-            (None, "/readyz") => return Err(health::ready(&self.ops, manner())),
+            (None, "/readyz") => return Err(health::ready(&self.engine, manner())),
             // What is the same for every server.
             (None, "/openapi.json") => return Err(openapi::document()),
             (None, "/") => return Err(page::page()),
@@ -180,7 +180,7 @@ impl Api {
 
     /// What a request for an entry is.
     fn entry(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<Target, Reply> {
-        let arrived = self.ops.revision();
+        let arrived = self.engine.revision();
         let manner = || Manner::of(head);
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
@@ -228,7 +228,7 @@ fn bad_escape(encoded: &str) -> Option<usize> {
 /// A key as it stands in a path, decoded once.
 fn decode_key(encoded: &str) -> Result<String, Problem> {
     let key = if encoded.contains('%') { decode(encoded)? } else { encoded.to_owned() };
-    key_fits(&key)?;
+    check_key(&key)?;
     Ok(key)
 }
 
@@ -241,17 +241,6 @@ fn decode(encoded: &str) -> Result<String, Problem> {
         .decode_utf8()
         .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {} of it", error.valid_up_to())))?;
     Ok(key.into_owned())
-}
-
-/// Whether a text can be a key.
-fn key_fits(key: &str) -> Result<(), Problem> {
-    if key.is_empty() {
-        return Err(Problem::new(400, "Key cannot be empty"));
-    }
-    if key.len() > KEY_MAX {
-        return Err(Problem::new(414, format!("Key too long: {} bytes, {KEY_MAX} is the most", key.len())));
-    }
-    Ok(())
 }
 
 impl Service for Api {
@@ -306,8 +295,8 @@ impl Service for Api {
         let answer = move |reply| responder.reply(noted.answered(reply));
         match target {
             Target::Entry(Entry { verb, key, query, content_type, conditions, arrived }) => {
-                if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-                    return answer(Problem::new(400, "No content provided").reply(manner));
+                if let Err(invalid) = check_value(verb, &body) {
+                    return answer(Problem::from(invalid).reply(manner));
                 }
                 let range = Range::of(&head);
                 let origin = head;
@@ -315,37 +304,38 @@ impl Service for Api {
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
                 let finish = move |done, added| answer(entry::reply(done, added, verb == Verb::Get, range, manner));
                 if request.value.len() <= LARGE {
-                    self.ops.run(request, finish);
+                    self.engine.run(request, finish);
                 } else {
-                    let ops = Arc::clone(&self.ops);
-                    self.large.run(move || ops.run(request, finish));
+                    let engine = Arc::clone(&self.engine);
+                    self.large.run(move || engine.run(request, finish));
                 }
             }
             Target::Batch(admitted) => {
-                let (ops, access, large) = (Arc::clone(&self.ops), Arc::clone(&self.access), Arc::clone(&self.large));
-                let server = batch::Server { ops, access, value_max: self.value_max, large };
+                let (engine, access, large) =
+                    (Arc::clone(&self.engine), Arc::clone(&self.access), Arc::clone(&self.large));
+                let server = batch::Server { engine, access, value_max: self.value_max, large };
                 server.serve(head, admitted, body, answer);
             }
             Target::Keys { question, query } => {
-                let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
+                let (engine, under_way) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
                 if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
                     return answer(keys::too_many(manner));
                 }
                 let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::answer(&ops, &question, query, head, budget, manner);
+                    let reply = keys::answer(&engine, &question, query, head, budget, manner);
                     // A client may take its time to read, and is none of those who look for keys then.
                     drop(under_way);
                     answer(reply);
                 });
             }
             Target::Watch { question, query } => {
-                answer(watch::answer(&self.ops, &self.access, &self.encoded, question, query, head));
+                answer(watch::answer(&self.engine, &self.access, &self.encoded, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {
-                let ops = Arc::clone(&self.ops);
-                self.threads.run(move || answer(plugins::list(&ops)));
+                let engine = Arc::clone(&self.engine);
+                self.threads.run(move || answer(plugins::list(&engine)));
             }
             Target::Reload => {
                 let reload = Arc::clone(&self.reload);
@@ -380,6 +370,8 @@ fn one_line(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use vkog_engine::KEY_MAX;
+
     use super::*;
 
     #[test]

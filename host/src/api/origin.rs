@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::problem::Problem;
 use crate::config::{Access, Proxy, split_port};
 use crate::http::Head;
-use crate::ops::by_host;
+use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
 
 /// The header fields that proxies add.
@@ -58,7 +58,7 @@ pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
     if access.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
-        return Err(by_host(421, format!("Host {host:?} is not a name of this server; {way_out}")));
+        return Err(host_refusal(421, format!("Host {host:?} is not a name of this server; {way_out}")));
     }
     let mut sites = head.headers.all("sec-fetch-site");
     let may_be_own = match (sites.next(), sites.next()) {
@@ -76,7 +76,7 @@ pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
         return Ok(());
     }
     let way_out = "add the host of its origin to allowed-hosts (--allowed-hosts), or require tokens";
-    Err(by_host(403, format!("Refused a request of another site; {way_out}")))
+    Err(host_refusal(403, format!("Refused a request of another site; {way_out}")))
 }
 
 /// Whether a host is this machine for every browser, whatever the domain name system says.

@@ -12,13 +12,13 @@ use serde_json::{Map, Value};
 use super::one_line;
 use super::problem::{Manner, Problem};
 use crate::http::Reply;
-use crate::ops::Ops;
+use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
 /// Everything that is loaded, in the order of the chain.
-pub(super) fn list(ops: &Ops) -> Reply {
-    json(&ops.plugins().look(|plugins, chain, order| {
-        let port = ops.plugins().context();
+pub(super) fn list(engine: &Engine) -> Reply {
+    json(&engine.plugins().look(|plugins, chain, order| {
+        let port = engine.plugins().context();
         let listed = chain.members().iter().filter_map(|member| {
             let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
             let metrics = port.metrics(member.name()).into_iter();

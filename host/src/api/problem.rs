@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::one_line;
 use crate::http::{Head, Reply};
+use vkog_engine::InvalidRequest;
 use vkog_plugin_host::Refusal;
 
 /// How a client wants to be told.
@@ -51,6 +52,12 @@ pub(super) struct Problem {
     key: Option<Box<str>>,
     #[serde(skip)]
     headers: Vec<(String, String)>,
+}
+
+impl From<InvalidRequest> for Problem {
+    fn from(invalid: InvalidRequest) -> Self {
+        Self::new(invalid.status(), invalid.to_string())
+    }
 }
 
 impl Problem {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use super::problem::{Manner, Problem};
 use super::query::parameters;
 use crate::config::Right;
 use crate::http::{Body, Head, Reply, Stream};
-use crate::ops::{Ended, Ops, Viewer, Watcher};
+use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -100,7 +100,7 @@ pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
 
 /// The answer. Waits for nobody.
 pub(super) fn answer(
-    ops: &Arc<Ops>,
+    engine: &Arc<Engine>,
     access: &Arc<Access>,
     encoded: &Arc<Encoded>,
     question: Question,
@@ -109,8 +109,8 @@ pub(super) fn answer(
 ) -> Reply {
     let manner = Manner::of(&head);
     let Question { prefix, since, values } = question;
-    let viewer = Viewer { origin: Arc::clone(&head) as _, query };
-    let watcher = match ops.watch(prefix.clone(), since, viewer) {
+    let viewer = RequestContext { origin: Arc::clone(&head) as _, query };
+    let watcher = match engine.watch(prefix.clone(), since, viewer) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable).reply(manner),
     };
@@ -119,7 +119,7 @@ pub(super) fn answer(
     let mut events = Events { watcher, values, prefix, access, encoded, head, piece, next: None, ended: false };
     // A client that comes again to what ended its stream learns it from the status, and so does not come for ever.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
-        Poll::Ready(Err(Ended::Refused(refusal))) => return Problem::of(refusal).reply(manner),
+        Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(manner),
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
@@ -142,7 +142,7 @@ struct Events {
     /// What is to be sent.
     piece: Piece,
     /// What the watcher said already.
-    next: Option<Result<Event, Ended>>,
+    next: Option<Result<Event, WatchEnd>>,
     ended: bool,
 }
 
@@ -230,7 +230,7 @@ impl Events {
             && let Err(reply) = self.access.check(&self.head, Right::Read, scope)
         {
             self.piece = Piece::EMPTY;
-            self.end(Ended::Refused(Refusal {
+            self.end(WatchEnd::Refused(Refusal {
                 plugin: String::new(),
                 status: reply.status,
                 message: "The token is not for this any more".to_owned(),
@@ -239,12 +239,12 @@ impl Events {
         }
     }
 
-    fn end(&mut self, ended: Ended) {
+    fn end(&mut self, ended: WatchEnd) {
         self.ended = true;
         let problem = match ended {
-            Ended::Stopped => return,
-            Ended::Unwatchable(unwatchable) => gone(unwatchable),
-            Ended::Refused(refusal) => Problem::of(refusal),
+            WatchEnd::Stopped => return,
+            WatchEnd::Unwatchable(unwatchable) => gone(unwatchable),
+            WatchEnd::Refused(refusal) => Problem::of(refusal),
         };
         put(self.piece.many(), None, "end", &problem);
     }

@@ -8,12 +8,12 @@ use super::{allowed, tell_unknown, unreadable};
 use crate::api::{Access, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
-use crate::ops::Ops;
+use vkog_engine::Engine;
 use vkog_plugin_host::{ReloadOutcome, ReloadReport, Source};
 
 /// What a reload changes.
 pub(super) struct Reloader<C> {
-    pub(super) ops: Arc<Ops>,
+    pub(super) engine: Arc<Engine>,
     pub(super) access: Arc<Access>,
     pub(super) tls: Option<Arc<Tls>>,
     /// Only this machine reaches the server.
@@ -31,7 +31,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
     /// were not changed.
     pub(super) fn reload(&self) -> Result<Vec<ReloadReport>, ReloadError> {
         let source = self.reload_access().map_err(ReloadError::Nothing)?;
-        let taken = self.ops.reload(&source).map_err(|error| {
+        let taken = self.engine.reload(&source).map_err(|error| {
             ReloadError::Plugins(match &source.folder {
                 Some(folder) => unreadable(folder, &error).into(),
                 None => error.into(),
@@ -48,7 +48,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
                 ReloadOutcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
             }
         }
-        self.ops.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
+        self.engine.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
         Ok(taken)
     }
 
