@@ -97,7 +97,7 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
     loop {
         match reader.next()? {
             Next::Change(_) => records += 1,
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return Ok(records),
         }
     }

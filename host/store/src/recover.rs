@@ -29,7 +29,7 @@ pub(super) struct Recovered {
     /// The log was made for this.
     pub(super) log_is_new: bool,
     /// The snapshot says whether the store was stopped cleanly, and whether it said so.
-    pub(super) has_mark: bool,
+    pub(super) has_clean_flag: bool,
     pub(super) was_clean: bool,
     /// What was found out that somebody should know.
     pub(super) notes: Vec<String>,
@@ -157,7 +157,7 @@ fn first_revision(disk: &dyn Disk, path: &Path) -> Option<u64> {
     loop {
         match reader.next().ok()? {
             Next::Change(Record::Write { revision, .. } | Record::Remove { revision, .. }) => return Some(revision),
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return None,
         }
     }
@@ -201,7 +201,7 @@ pub(super) fn recover(
         (None, None) => {
             changed(&paths.next, disk.remove(&paths.next))?;
             let store = if store == 0 { random() } else { store };
-            let salt = if meta.has_mark() { meta.log } else { random_salt() };
+            let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
             let head = Head { generation, store, base, salt };
             let begin = || {
                 let file = disk.create(&paths.log)?;
@@ -217,7 +217,7 @@ pub(super) fn recover(
         && let Some(file) = snapshot
     {
         // From here on the log is needed.
-        changed(&paths.file, snapshot::mark(&*file, false))?;
+        changed(&paths.file, snapshot::set_clean(&*file, false))?;
     }
     Ok(Recovered {
         map,
@@ -227,7 +227,7 @@ pub(super) fn recover(
         unfinished,
         snapshot_len,
         log_is_new,
-        has_mark: meta.has_mark(),
+        has_clean_flag: meta.has_clean_flag(),
         was_clean: meta.clean,
         notes,
     })
@@ -260,7 +260,7 @@ impl Head {
         let Some(file) = open(disk, path)? else { return Ok(None) };
         let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
             Start::Log(reader) => reader.head,
-            Start::Unborn => return Ok(None),
+            Start::Unused => return Ok(None),
         };
         Ok(Some((file, head)))
     }
@@ -279,7 +279,7 @@ impl Findings {
             let fact = "it continues another store's file".to_owned();
             return Err(StoreError::Mismatch { path: path.to_owned(), fact });
         }
-        if self.meta.has_mark() && head.generation == self.meta.generation && head.salt != self.meta.log {
+        if self.meta.has_clean_flag() && head.generation == self.meta.generation && head.salt != self.meta.log {
             let fact = format!("it continues another copy of generation {} of the store", head.generation);
             return Err(StoreError::Mismatch { path: path.to_owned(), fact });
         }
@@ -294,7 +294,7 @@ impl Findings {
 
     /// Finds out whether the log of the snapshot is lost: unless the store was stopped cleanly, it has a head and a mark.
     fn look_for_log(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), StoreError> {
-        if !self.meta.has_mark() || self.meta.clean {
+        if !self.meta.has_clean_flag() || self.meta.clean {
             return Ok(());
         }
         let generation = self.meta.generation;
@@ -324,7 +324,7 @@ impl Findings {
             progress(at, len);
             let revision = match reader.next()? {
                 Next::End { torn } => return Ok((at, torn)),
-                Next::Mark { .. } => continue,
+                Next::DurableOffset { .. } => continue,
                 Next::Change(record) => {
                     let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
                     let hashed = self.map.hash(key.as_bytes());

@@ -248,7 +248,7 @@ impl Meta {
     }
 
     /// Whether the file says whether the store was stopped cleanly.
-    pub(super) fn has_mark(&self) -> bool {
+    pub(super) fn has_clean_flag(&self) -> bool {
         self.log != 0
     }
 }
@@ -259,7 +259,7 @@ fn is_first(head: &[u8]) -> bool {
 }
 
 /// Marks a snapshot: the store was stopped cleanly, or it is open again.
-pub(super) fn mark(file: &dyn File, clean: bool) -> io::Result<()> {
+pub(super) fn set_clean(file: &dyn File, clean: bool) -> io::Result<()> {
     let at = Meta::default().encode().len() - CLEAN_FROM_END;
     file.write_at(at as u64, &[if clean { Marker::True } else { Marker::False }.to_u8()])?;
     file.sync()
