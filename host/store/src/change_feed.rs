@@ -367,8 +367,15 @@ impl Drop for Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
     use super::*;
-    use crate::NewEntry;
+    use crate::entry::NewEntry;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
 
     fn entry(key: &str, value: &[u8], revision: u64) -> Entry {
         let draft = NewEntry { value, content_type: "text/plain", details: Vec::new() };
@@ -491,6 +498,40 @@ mod tests {
         feed.end();
         (0..4).for_each(|_| turn());
         assert_eq!(count(), WATCHERS - 1, "and one that is not waiting");
+    }
+
+    #[test]
+    fn no_change_is_missed_by_a_watcher_that_starts_to_wait() {
+        /// Unparks the thread of the watcher.
+        struct Unpark(thread::Thread);
+
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut watch = watch(&feed, "", 0).expect("it begins there");
+        let (send, seen) = bounded(1);
+        thread::spawn(move || {
+            let waker = Waker::from(Arc::new(Unpark(thread::current())));
+            loop {
+                match watch.poll(&Context::from_waker(&waker)) {
+                    Poll::Pending => thread::park(),
+                    Poll::Ready(Ok(events)) if events.is_empty() => return,
+                    Poll::Ready(events) => {
+                        let _ = send.send(events.map(|events| events.len()));
+                    }
+                }
+            }
+        });
+        // One change at a time, the next as soon as it was seen: a later one would hide that one was missed.
+        for revision in 1..=20_000 {
+            feed.append([write("k", 1, revision)].iter());
+            assert_eq!(seen.recv_timeout(DEADLINE), Ok(Ok(1)), "change {revision}");
+        }
+        feed.end();
     }
 
     #[test]

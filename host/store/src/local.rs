@@ -52,8 +52,18 @@ impl LocalStore {
 
     /// Continues from what was recovered.
     pub(crate) fn start(disk: impl Disk, paths: Paths, options: Options, floor: u64, recovered: Recovered) -> Self {
-        let Recovered { map, revision, store, log, unfinished, snapshot_len, log_is_new, has_clean_flag, was_clean, notes } =
-            recovered;
+        let Recovered {
+            map,
+            revision,
+            store,
+            log,
+            unfinished,
+            snapshot_len,
+            log_is_new,
+            has_clean_flag,
+            was_clean,
+            notes,
+        } = recovered;
         for note in notes {
             tracing::warn!("{note}");
         }

@@ -205,7 +205,9 @@ impl Salvage {
             let Some(head) = head else { return true };
             origin = match (meta, go_len) {
                 (Some(meta), _) if head.store != meta.store => Some(Origin::Foreign),
-                (Some(meta), _) if meta.has_clean_flag() && head.generation == meta.generation && head.salt != meta.log => {
+                (Some(meta), _)
+                    if meta.has_clean_flag() && head.generation == meta.generation && head.salt != meta.log =>
+                {
                     Some(Origin::Foreign)
                 }
                 (Some(meta), _) if head.generation + 1 == meta.generation && snapshot_has_holes => None,
