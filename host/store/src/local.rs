@@ -165,7 +165,7 @@ impl LocalStore {
 
     /// The number of open watches.
     pub fn watching(&self) -> u64 {
-        self.shared.feed.watching()
+        self.shared.feed.watch_count()
     }
 
     /// The size of the entries in the change feed, in bytes.
