@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::ReadTicket;
-use crate::error::{StoreError, is_lack_of_room};
+use crate::error::{StoreError, is_lack_of_space};
 use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::random::random_salt;
@@ -140,7 +140,7 @@ impl Shared {
             Ok((file, at))
         };
         let begun = begin().or_else(|error: io::Error| {
-            if !is_lack_of_room(&error) {
+            if !is_lack_of_space(&error) {
                 return Err(error);
             }
             self.commit.release_preallocation();

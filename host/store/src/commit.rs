@@ -360,7 +360,7 @@ impl Commit {
             writer.append(pending.iter().map(|pending| &pending.all), syncs, preallocation_max)
         {
             let attempted = writer.attempted;
-            self.fail(map, &mut writer, pending, &error, in_sync, attempted);
+            self.fail(map, &mut writer, pending, error, in_sync, attempted);
             return Gathered::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
@@ -404,7 +404,7 @@ impl Commit {
                 writer.synced = at.max(writer.synced);
                 Ok(())
             }
-            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0)),
+            Err(error) => Err(self.fail(map, &mut writer, Gathered::new(), error, true, 0)),
         }
     }
 
@@ -425,7 +425,7 @@ impl Commit {
         if (writer.synced < writer.at || writer.at < writer.preallocated)
             && let Err(error) = writer.truncate().and_then(|()| synced(&*writer.file, &self.syncs))
         {
-            return Err(self.fail(map, &mut writer, Gathered::new(), &error, true, 0));
+            return Err(self.fail(map, &mut writer, Gathered::new(), error, true, 0));
         }
         *writer = Writer::new(path, tail);
         self.len.store(writer.at, Ordering::Relaxed);

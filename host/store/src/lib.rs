@@ -6,6 +6,7 @@
 mod change_feed;
 mod checkpoint;
 mod commit;
+mod damage;
 mod disk;
 mod entry;
 mod error;
@@ -36,6 +37,7 @@ mod writer;
 
 pub use change_feed::{Event, Unwatchable, Watch};
 pub use commit::{Fsync, ReadTicket};
+pub use damage::{Damage, Defect, Mismatch};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry, owned_content_type};
 pub use error::StoreError;
@@ -47,7 +49,7 @@ pub use memory::MemoryStore;
 pub use options::Options;
 pub use paths::has_file;
 pub use recover::LostLog;
-pub use repair::{Kept, Lost, Origin, Repaired, Salvaged, repair};
+pub use repair::{Kept, Lost, Origin, Repair, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 pub use store::{RolledBack, Store};
 pub use update::{Change, Changes, Decide, Decision, Update};

@@ -4,13 +4,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::damage::{Damage, Defect, Mismatch};
 use super::disk::{Disk, File};
 use super::entry::Entry;
 use super::error::StoreError;
 use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
-use super::snapshot::{self, Damage, Progress};
+use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
 /// What the files hold.
@@ -87,12 +88,12 @@ pub(super) fn examine(
                 Some(first) => first.saturating_sub(entries + 1),
                 None => floor,
             };
-            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, &damage))?
+            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, damage))?
         }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
     let snapshot_len = match &snapshot {
-        Some(file) => file.len().map_err(|error| unreadable(&paths.file, &error.into()))?,
+        Some(file) => file.len().map_err(|error| unreadable(&paths.file, error.into()))?,
         None => 0,
     };
     let mut findings = Findings {
@@ -121,12 +122,8 @@ pub(super) fn examine(
         (log, next) => {
             let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
             let found = found.unwrap_or_default();
-            let fact = format!(
-                "it continues generation {found} of the store, {} is generation {}",
-                paths.file.display(),
-                meta.generation
-            );
-            return Err(StoreError::Mismatch { path: path.clone(), fact });
+            let mismatch = Mismatch::Generation { continues: found, snapshot: (paths.file.clone(), meta.generation) };
+            return Err(StoreError::Mismatch { path: path.clone(), mismatch });
         }
     }
     if let Some((file, head)) = log
@@ -142,7 +139,7 @@ pub(super) fn examine(
             && at < len
             && findings.revision > before
         {
-            return Err(unreadable(&paths.log, &Damage::At(at, "a damaged record (the log goes on)".to_owned())));
+            return Err(unreadable(&paths.log, Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
         }
         findings.next = Some(tail);
     }
@@ -258,7 +255,7 @@ impl Head {
     /// A log's file and head, where there is one that was ever used.
     fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
         let Some(file) = open(disk, path)? else { return Ok(None) };
-        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
+        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, damage))? {
             Start::Log(reader) => reader.head,
             Start::Unused => return Ok(None),
         };
@@ -276,16 +273,14 @@ impl Findings {
         progress: Progress<'_>,
     ) -> Result<Tail, StoreError> {
         if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
-            let fact = "it continues another store's file".to_owned();
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Store });
         }
         if self.meta.has_clean_flag() && head.generation == self.meta.generation && head.salt != self.meta.log {
-            let fact = format!("it continues another copy of generation {} of the store", head.generation);
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Copy(head.generation) });
         }
         self.store = head.store;
-        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
-        let len = file.len().map_err(|error| unreadable(path, &error.into()))?;
+        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, damage))?;
+        let len = file.len().map_err(|error| unreadable(path, error.into()))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
@@ -307,7 +302,7 @@ impl Findings {
             Some(_) => None,
             None => {
                 let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
-                let len = len.map_err(|error| unreadable(&paths.log, &error.into()))?;
+                let len = len.map_err(|error| unreadable(&paths.log, error.into()))?;
                 Some(LostLog { path: paths.log.clone(), len })
             }
         };
@@ -342,7 +337,7 @@ impl Findings {
                 }
             };
             if revision <= last {
-                return Err(Damage::At(at, format!("revision {revision} after revision {last}")));
+                return Err(Damage::at(at, Defect::RevisionOrder { revision, after: last }));
             }
             last = revision;
             self.revision = self.revision.max(revision);
@@ -351,9 +346,9 @@ impl Findings {
 }
 
 fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    disk.open(path).map_err(|error| unreadable(path, &error.into()))
+    disk.open(path).map_err(|error| unreadable(path, error.into()))
 }
 
-fn unreadable(path: &Path, damage: &Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
 }

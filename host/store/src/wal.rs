@@ -30,9 +30,10 @@ use std::ops::Range;
 
 use rmp::encode;
 
+use super::damage::{Damage, Defect};
 use super::disk::File;
 use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
-use super::snapshot::{Damage, put_bytes, take_bytes};
+use super::snapshot::{put_bytes, take_bytes};
 use super::update::Change;
 
 const FORMAT: u64 = 2;
@@ -247,10 +248,8 @@ impl<'a> Reader<'a> {
                 reader.at = Head::LEN;
                 Ok(Start::Log(reader))
             }
-            Some(Err(format)) => {
-                Err(Damage::At(0, format!("its format is {format}, this program reads 1 to {FORMAT};")))
-            }
-            None => Err(Damage::At(0, "its head is damaged".to_owned())),
+            Some(Err(format)) => Err(Damage::at(0, Defect::Format { found: format, known: "1 to 2" })),
+            None => Err(Damage::at(0, Defect::Head)),
         }
     }
 
@@ -269,7 +268,7 @@ impl<'a> Reader<'a> {
             self.rest = start..start + length;
         }
         let mut rest = &self.window[self.rest.clone()];
-        let next = take(&mut rest).ok_or_else(|| Damage::At(at, "an invalid record".to_owned()))?;
+        let next = take(&mut rest).ok_or_else(|| Damage::at(at, Defect::Record))?;
         self.rest.start = self.rest.end - rest.len();
         Ok(next)
     }
@@ -331,8 +330,7 @@ impl<'a> Reader<'a> {
                 && let Some(Next::DurableOffset { synced }) = take(&mut payload)
                 && synced > damaged
             {
-                let fact = format!("a damaged record (whole ones follow at byte {at})");
-                return Err(Damage::At(damaged, fact));
+                return Err(Damage::at(damaged, Defect::DamagedRecord { later: at }));
             }
         }
         Ok(())
@@ -409,8 +407,8 @@ mod tests {
                     assert!(matches!(reader.next(), Ok(Next::Change(Record::Write { revision: 1, key: "key", .. }))));
                     assert!(matches!(reader.next(), Ok(Next::End { torn: 0 })));
                 }
-                (0 | 3, Err(Damage::At(0, said))) => {
-                    assert!(said.contains(&format!("its format is {format}, this program reads")), "{said}");
+                (0 | 3, Err(Damage::At { offset: 0, defect: Defect::Format { found, .. } })) => {
+                    assert_eq!(found, format)
                 }
                 _ => panic!("format {format} is read otherwise"),
             }

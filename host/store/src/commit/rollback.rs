@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::completion::Completion;
 use super::{Commit, Gathered, Pending};
-use crate::error::{StoreError, is_lack_of_room};
+use crate::error::{StoreError, is_lack_of_space};
 use crate::map::Map;
 use crate::store::RolledBack;
 use crate::update::Change;
@@ -23,17 +23,17 @@ impl Commit {
         map: &Map,
         writer: &mut Writer,
         mut pending: Gathered<Pending>,
-        error: &io::Error,
+        error: io::Error,
         in_sync: bool,
         attempted: u64,
     ) -> Arc<StoreError> {
         let path = writer.path.clone();
-        let is_full = is_lack_of_room(error) && !in_sync;
-        let said = error.to_string();
+        let is_full = is_lack_of_space(&error) && !in_sync;
+        let source = Arc::new(error);
         let mut error = Arc::new(if is_full {
             StoreError::Full { path: path.clone() }
         } else {
-            StoreError::Failed { path: path.clone(), said: said.clone() }
+            StoreError::Failed { path: path.clone(), source: Arc::clone(&source), then: None }
         });
         tracing::error!("{error}");
         let written = pending.len();
@@ -51,11 +51,13 @@ impl Commit {
         // For the writes that may be in the log. Those that only queued are rolled back for certain.
         let mut unknown = None;
         if let Err(then) = writer.invalidate(attempted, &self.syncs) {
-            let outcome = StoreError::Unknown { path: path.clone(), said: said.clone(), then: then.to_string() };
+            let then = Arc::new(then);
+            let outcome =
+                StoreError::Unknown { path: path.clone(), source: Arc::clone(&source), then: Arc::clone(&then) };
             tracing::error!(writes = written, "{outcome}");
             unknown = Some(Arc::new(outcome));
             if is_full {
-                error = Arc::new(StoreError::Failed { path, said: format!("{said}, and then {then}") });
+                error = Arc::new(StoreError::Failed { path, source, then: Some(then) });
                 tracing::error!("{error}");
             }
         } else if is_full {

@@ -1,7 +1,8 @@
 //! What is whole in a damaged log: every record whose checksum is right, also behind damage.
 
+use super::super::damage::Damage;
 use super::super::disk::File;
-use super::super::snapshot::{Damage, Progress};
+use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
 /// A part of a log that holds no whole record.
