@@ -3,13 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::damage::Damage;
 use super::disk::{self, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
 use super::map::SHARDS;
 use super::paths::{Paths, resolve};
 use super::recover::{self, Findings, LostLog, Tail};
-use super::snapshot::{Damage, Progress};
+use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
 /// What a store's files hold.
@@ -43,8 +44,8 @@ impl Contents {
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };
-            let records = count_records(&**file)
-                .map_err(|damage| StoreError::Unreadable { path: path.clone(), fact: damage.to_string() })?;
+            let records =
+                count_records(&**file).map_err(|damage| StoreError::Unreadable { path: path.clone(), damage })?;
             logs.push(LogContents { path: path.clone(), len: *at, records, torn: *torn });
         }
         Ok(Self { findings, logs })
@@ -97,7 +98,7 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
     loop {
         match reader.next()? {
             Next::Change(_) => records += 1,
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return Ok(records),
         }
     }

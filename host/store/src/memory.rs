@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 use crate::change_feed::{ChangeFeed, Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::key_ranges;
 use crate::map::Map;
-use crate::store::{Decide, RolledBack, Store};
-use crate::update::{Changes, Run, Update, assign};
+use crate::range;
+use crate::store::{RolledBack, Store};
+use crate::update::{Changes, Decide, Run, Update, assign, writes};
 
 /// Entries in memory. It starts no thread, except to wake watchers that wait on a thread without a mailbox.
 pub struct MemoryStore {
@@ -93,7 +93,7 @@ impl Store for MemoryStore {
             let mut last_assigned = self.last_assigned.lock();
             assign(&mut run.changes, *last_assigned);
             *last_assigned += run.count;
-            self.feed.append(run.changes.iter().filter(|change| !change.is_read()));
+            self.feed.append(writes(&run.changes));
         }
         let changes = run.changes.clone();
         run.apply(&self.map);
@@ -106,7 +106,7 @@ impl Store for MemoryStore {
 
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry> {
         self.map.key_ranges.forget_idle();
-        key_ranges::entries(&self.map, from, end, count, &mut 0, || {})
+        range::entries(&self.map, from, end, count, &mut 0, || {})
     }
 
     fn count(&self, prefix: &str) -> u64 {

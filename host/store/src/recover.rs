@@ -4,13 +4,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::damage::{Damage, Defect, Mismatch};
 use super::disk::{Disk, File};
 use super::entry::Entry;
 use super::error::StoreError;
 use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
-use super::snapshot::{self, Damage, Progress};
+use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
 /// What the files hold.
@@ -29,7 +30,7 @@ pub(super) struct Recovered {
     /// The log was made for this.
     pub(super) log_is_new: bool,
     /// The snapshot says whether the store was stopped cleanly, and whether it said so.
-    pub(super) has_mark: bool,
+    pub(super) has_clean_flag: bool,
     pub(super) was_clean: bool,
     /// What was found out that somebody should know.
     pub(super) notes: Vec<String>,
@@ -87,12 +88,12 @@ pub(super) fn examine(
                 Some(first) => first.saturating_sub(entries + 1),
                 None => floor,
             };
-            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, &damage))?
+            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, damage))?
         }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
     let snapshot_len = match &snapshot {
-        Some(file) => file.len().map_err(|error| unreadable(&paths.file, &error.into()))?,
+        Some(file) => file.len().map_err(|error| unreadable(&paths.file, error.into()))?,
         None => 0,
     };
     let mut findings = Findings {
@@ -121,12 +122,8 @@ pub(super) fn examine(
         (log, next) => {
             let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
             let found = found.unwrap_or_default();
-            let fact = format!(
-                "it continues generation {found} of the store, {} is generation {}",
-                paths.file.display(),
-                meta.generation
-            );
-            return Err(StoreError::Mismatch { path: path.clone(), fact });
+            let mismatch = Mismatch::Generation { continues: found, snapshot: (paths.file.clone(), meta.generation) };
+            return Err(StoreError::Mismatch { path: path.clone(), mismatch });
         }
     }
     if let Some((file, head)) = log
@@ -142,7 +139,7 @@ pub(super) fn examine(
             && at < len
             && findings.revision > before
         {
-            return Err(unreadable(&paths.log, &Damage::At(at, "a damaged record (the log goes on)".to_owned())));
+            return Err(unreadable(&paths.log, Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
         }
         findings.next = Some(tail);
     }
@@ -157,7 +154,7 @@ fn first_revision(disk: &dyn Disk, path: &Path) -> Option<u64> {
     loop {
         match reader.next().ok()? {
             Next::Change(Record::Write { revision, .. } | Record::Remove { revision, .. }) => return Some(revision),
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return None,
         }
     }
@@ -201,7 +198,7 @@ pub(super) fn recover(
         (None, None) => {
             changed(&paths.next, disk.remove(&paths.next))?;
             let store = if store == 0 { random() } else { store };
-            let salt = if meta.has_mark() { meta.log } else { random_salt() };
+            let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
             let head = Head { generation, store, base, salt };
             let begin = || {
                 let file = disk.create(&paths.log)?;
@@ -217,7 +214,7 @@ pub(super) fn recover(
         && let Some(file) = snapshot
     {
         // From here on the log is needed.
-        changed(&paths.file, snapshot::mark(&*file, false))?;
+        changed(&paths.file, snapshot::set_clean(&*file, false))?;
     }
     Ok(Recovered {
         map,
@@ -227,7 +224,7 @@ pub(super) fn recover(
         unfinished,
         snapshot_len,
         log_is_new,
-        has_mark: meta.has_mark(),
+        has_clean_flag: meta.has_clean_flag(),
         was_clean: meta.clean,
         notes,
     })
@@ -258,9 +255,9 @@ impl Head {
     /// A log's file and head, where there is one that was ever used.
     fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
         let Some(file) = open(disk, path)? else { return Ok(None) };
-        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
+        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, damage))? {
             Start::Log(reader) => reader.head,
-            Start::Unborn => return Ok(None),
+            Start::Unused => return Ok(None),
         };
         Ok(Some((file, head)))
     }
@@ -276,16 +273,14 @@ impl Findings {
         progress: Progress<'_>,
     ) -> Result<Tail, StoreError> {
         if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
-            let fact = "it continues another store's file".to_owned();
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Store });
         }
-        if self.meta.has_mark() && head.generation == self.meta.generation && head.salt != self.meta.log {
-            let fact = format!("it continues another copy of generation {} of the store", head.generation);
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+        if self.meta.has_clean_flag() && head.generation == self.meta.generation && head.salt != self.meta.log {
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Copy(head.generation) });
         }
         self.store = head.store;
-        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
-        let len = file.len().map_err(|error| unreadable(path, &error.into()))?;
+        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, damage))?;
+        let len = file.len().map_err(|error| unreadable(path, error.into()))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
@@ -294,7 +289,7 @@ impl Findings {
 
     /// Finds out whether the log of the snapshot is lost: unless the store was stopped cleanly, it has a head and a mark.
     fn look_for_log(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), StoreError> {
-        if !self.meta.has_mark() || self.meta.clean {
+        if !self.meta.has_clean_flag() || self.meta.clean {
             return Ok(());
         }
         let generation = self.meta.generation;
@@ -307,7 +302,7 @@ impl Findings {
             Some(_) => None,
             None => {
                 let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
-                let len = len.map_err(|error| unreadable(&paths.log, &error.into()))?;
+                let len = len.map_err(|error| unreadable(&paths.log, error.into()))?;
                 Some(LostLog { path: paths.log.clone(), len })
             }
         };
@@ -324,7 +319,7 @@ impl Findings {
             progress(at, len);
             let revision = match reader.next()? {
                 Next::End { torn } => return Ok((at, torn)),
-                Next::Mark { .. } => continue,
+                Next::DurableOffset { .. } => continue,
                 Next::Change(record) => {
                     let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
                     let hashed = self.map.hash(key.as_bytes());
@@ -342,7 +337,7 @@ impl Findings {
                 }
             };
             if revision <= last {
-                return Err(Damage::At(at, format!("revision {revision} after revision {last}")));
+                return Err(Damage::at(at, Defect::RevisionOrder { revision, after: last }));
             }
             last = revision;
             self.revision = self.revision.max(revision);
@@ -351,9 +346,9 @@ impl Findings {
 }
 
 fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    disk.open(path).map_err(|error| unreadable(path, &error.into()))
+    disk.open(path).map_err(|error| unreadable(path, error.into()))
 }
 
-fn unreadable(path: &Path, damage: &Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::damage::{Damage, Defect};
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
@@ -14,10 +15,21 @@ use super::map::Map;
 use super::options::microseconds;
 use super::paths::{Paths, beside};
 use super::random::{random, random_salt};
-use super::recover;
+use super::recover::{self, LostLog};
 use super::snapshot::salvage::{self, Kind};
-use super::snapshot::{self, Damage, Meta, Progress};
+use super::snapshot::{self, Meta, Progress};
 use super::wal::{self, Head, Record};
+
+/// The outcome of a repair.
+#[derive(Debug)]
+pub enum Repair {
+    /// The store is whole: nothing was changed.
+    Whole,
+    /// The files are whole, but a log is missing, and with it the last changes. Nothing was changed.
+    LostLog(LostLog),
+    /// The store was damaged, and opens again.
+    Repaired(Repaired),
+}
 
 /// What was made of a damaged store.
 #[derive(Debug)]
@@ -99,17 +111,17 @@ pub struct Kept {
     pub to: PathBuf,
 }
 
-/// Makes a store that opens from the files of one that does not, which the caller has locked; `None` where it opens as it
-/// is, and then nothing is changed.
+/// Creates a store that opens from the files of one that does not. The caller holds the lock of the files. A store that opens as
+/// it is stays unchanged.
 ///
 /// # Errors
 ///
-/// Nothing in the files is a store's, a file is of another format, or the new ones cannot be written. Nothing is lost in
+/// Nothing in the files is a store's, a file has an unknown format, or the new files cannot be written. Nothing is lost in
 /// any case.
-pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Option<Repaired>, StoreError> {
+pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
     let paths = Paths::of(path);
     match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
-        Ok(_) => return Ok(None),
+        Ok(findings) => return Ok(findings.lost.map_or(Repair::Whole, Repair::LostLog)),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),
     }
@@ -118,10 +130,9 @@ pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Option<Repaired>, S
     salvage.add_log(&paths.next, progress)?;
     let nothing = salvage.files.iter().all(|file| !file.origin.is_something());
     if nothing {
-        let fact = "there is nothing in it that a store has".to_owned();
-        return Err(StoreError::Unreadable { path: path.to_owned(), fact });
+        return Err(unreadable(path, Damage::at(0, Defect::NothingToSalvage)));
     }
-    salvage.finish(&paths).map(Some)
+    salvage.finish(&paths).map(Repair::Repaired)
 }
 
 impl Origin {
@@ -162,8 +173,8 @@ impl Salvage {
             files: Vec::new(),
         };
         let Some(file) = open(&paths.file)? else { return Ok(salvage) };
-        let len = file.len().map_err(|error| unreadable(&paths.file, &error.into()))?;
-        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, &damage))?;
+        let len = file.len().map_err(|error| unreadable(&paths.file, error.into()))?;
+        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, damage))?;
         let origin = match found.kind {
             Kind::Own => Origin::Snapshot {
                 chunks: found.chunks,
@@ -205,7 +216,9 @@ impl Salvage {
             let Some(head) = head else { return true };
             origin = match (meta, go_len) {
                 (Some(meta), _) if head.store != meta.store => Some(Origin::Foreign),
-                (Some(meta), _) if meta.has_mark() && head.generation == meta.generation && head.salt != meta.log => {
+                (Some(meta), _)
+                    if meta.has_clean_flag() && head.generation == meta.generation && head.salt != meta.log =>
+                {
                     Some(Origin::Foreign)
                 }
                 (Some(meta), _) if head.generation + 1 == meta.generation && snapshot_has_holes => None,
@@ -220,7 +233,7 @@ impl Salvage {
         let found = wal::salvage::salvage(&*file, progress, wanted, |record| {
             *revision = (*revision).max(apply(map, removed, &record, &mut scratch));
         })
-        .map_err(|damage| unreadable(path, &damage))?;
+        .map_err(|damage| unreadable(path, damage))?;
         let mut gap = false;
         if let Some(head) = found.head {
             self.generation = self.generation.max(head.generation);
@@ -336,9 +349,9 @@ fn keep(paths: &Paths) -> io::Result<Vec<Kept>> {
 }
 
 fn open(path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, &error.into()))
+    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, error.into()))
 }
 
-fn unreadable(path: &Path, damage: &Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
 }

@@ -18,7 +18,6 @@
 mod go;
 pub(super) mod salvage;
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +26,7 @@ use parking_lot::Mutex;
 use rmp::Marker;
 use rmp::encode;
 
+use super::damage::{Damage, Defect};
 use super::disk::File;
 use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::map::{Map, SHARDS, Shard};
@@ -84,30 +84,7 @@ impl Default for Meta {
     }
 }
 
-/// Why a file is not a snapshot that can be read.
-#[derive(Debug)]
-pub(super) enum Damage {
-    Io(io::Error),
-    /// The fact, and where in the file.
-    At(u64, String),
-}
-
-impl From<io::Error> for Damage {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "{error}"),
-            Self::At(offset, fact) => write!(f, "{fact} at byte {offset}"),
-        }
-    }
-}
-
-/// Is told how much of the work is done: bytes, of how many.
+/// Called with the progress of long work: bytes done, and bytes in total.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 // Writing to a vector cannot fail, which rmp's functions cannot know.
@@ -204,19 +181,18 @@ impl Meta {
         let mut meta = Self { format: if is_first(&head) { FORMAT_1 } else { FORMAT }, ..Self::default() };
         let head_len = meta.encode().len();
         if head.len() < head_len {
-            return Err(Damage::At(len, "it ends within its head".to_owned()));
+            return Err(Damage::at(len, Defect::HeadCutOff));
         }
         head.truncate(head_len);
         // The numbers are at the same places in every file: what precedes one is its name, whose length is known.
         let mut rest = &head[own.len() + 1..];
         let mut number = || {
             let number = take_bytes(&mut rest).and_then(|_name| rmp::decode::read_u64(&mut rest).ok());
-            number.ok_or_else(|| Damage::At(6, "its head is damaged".to_owned()))
+            number.ok_or_else(|| Damage::at(6, Defect::Head))
         };
         let format = number()?;
         if format != meta.format {
-            let fact = format!("its format is {format}, this program reads {FORMAT_1} and {FORMAT};");
-            return Err(Damage::At(6, fact));
+            return Err(Damage::at(6, Defect::Format { found: format, known: "1 and 2" }));
         }
         for field in [
             &mut meta.generation,
@@ -242,13 +218,13 @@ impl Meta {
         let mut tail = &head[head.len() - 17..head.len() - 8];
         meta.size = rmp::decode::read_u64(&mut tail).unwrap_or_default();
         if meta.encode() != head {
-            return Err(Damage::At(6, "its head is damaged".to_owned()));
+            return Err(Damage::at(6, Defect::Head));
         }
         Ok(Some(meta))
     }
 
     /// Whether the file says whether the store was stopped cleanly.
-    pub(super) fn has_mark(&self) -> bool {
+    pub(super) fn has_clean_flag(&self) -> bool {
         self.log != 0
     }
 }
@@ -259,7 +235,7 @@ fn is_first(head: &[u8]) -> bool {
 }
 
 /// Marks a snapshot: the store was stopped cleanly, or it is open again.
-pub(super) fn mark(file: &dyn File, clean: bool) -> io::Result<()> {
+pub(super) fn set_clean(file: &dyn File, clean: bool) -> io::Result<()> {
     let at = Meta::default().encode().len() - CLEAN_FROM_END;
     file.write_at(at as u64, &[if clean { Marker::True } else { Marker::False }.to_u8()])?;
     file.sync()
@@ -440,21 +416,18 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     let head = meta.encode().len() as u64;
     let len = file.len()?;
     if len != meta.end {
-        return Err(Damage::At(
-            len.min(meta.end),
-            format!("it has {len} bytes and should have {}, it differs", meta.end),
-        ));
+        return Err(Damage::at(len.min(meta.end), Defect::Length { found: len, expected: meta.end }));
     }
     let directory_len = meta.end.checked_sub(meta.chunks_at).unwrap_or(u64::MAX);
     if directory_len > len {
-        return Err(Damage::At(6, "its head is damaged".to_owned()));
+        return Err(Damage::at(6, Defect::Head));
     }
     let mut directory = vec![0; directory_len as usize];
     file.read_at(meta.chunks_at, &mut directory)?;
     if crc32c::crc32c(&directory) != meta.chunks_crc {
-        return Err(Damage::At(meta.chunks_at, "the directory of chunks is damaged".to_owned()));
+        return Err(Damage::at(meta.chunks_at, Defect::Directory));
     }
-    let damaged = || Damage::At(meta.chunks_at, "the directory of chunks makes no sense".to_owned());
+    let damaged = || Damage::at(meta.chunks_at, Defect::InvalidDirectory);
     let rows = rows(meta, head, &directory).ok_or_else(damaged)?;
     let heading = heading(meta.chunks as u32);
     let pieces_end = rows.last().map_or(head, |row| row.at + row.length);
@@ -466,7 +439,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     }
     file.read_at(pieces_end, &mut found)?;
     if found != heading {
-        return Err(Damage::At(pieces_end, "the heading of the chunks is damaged".to_owned()));
+        return Err(Damage::at(pieces_end, Defect::Heading));
     }
 
     let map = Map::new(meta.seed);
@@ -483,7 +456,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
                     if let Err(damage) = loader.load(file, row) {
                         let mut first = first.lock();
                         let earlier = |other: &Damage| match (other, &damage) {
-                            (Damage::At(other, _), Damage::At(this, _)) => other < this,
+                            (Damage::At { offset: other, .. }, Damage::At { offset: this, .. }) => other < this,
                             _ => true,
                         };
                         if !first.as_ref().is_some_and(earlier) {
@@ -501,11 +474,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     }
     let totals = map.totals();
     if totals != (meta.entries, meta.size) {
-        let fact = format!(
-            "it holds {} entries of {} bytes, not {} of {}, as it says",
-            totals.0, totals.1, meta.entries, meta.size
-        );
-        return Err(Damage::At(6, fact));
+        return Err(Damage::at(6, Defect::Totals { found: totals, expected: (meta.entries, meta.size) }));
     }
     Ok(map)
 }
@@ -524,12 +493,10 @@ impl Loader<'_> {
         self.bytes.resize(row.length as usize, 0);
         file.read_at(row.at, &mut self.bytes)?;
         if crc32c::crc32c(&self.bytes) != row.crc {
-            return Err(Damage::At(
-                row.at,
-                format!("the chunk of {} bytes and {} entries is damaged", row.length, row.entries),
-            ));
+            let defect = Defect::Chunk { bytes: row.length, entries: row.entries.into() };
+            return Err(Damage::at(row.at, defect));
         }
-        let senseless = || Damage::At(row.at, "a chunk makes no sense".to_owned());
+        let senseless = || Damage::at(row.at, Defect::InvalidChunk);
         let (mut revisions, mut extras) = (row.revisions, row.extras);
         let mut extras_left = rmp::decode::read_array_len(&mut extras).map_err(|_| senseless())?;
         let mut extra = None;

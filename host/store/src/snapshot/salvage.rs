@@ -4,10 +4,11 @@
 //! entry counts that reads as one, and is told apart: nothing proves that its value is what was written. Revisions are
 //! believed only under a right checksum; an entry without one has revision 0, and gets a new one from the caller.
 
+use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::{Map, SHARDS};
-use super::{Damage, FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
+use super::{FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
 
 /// A piece of a file that could not be read as what it was.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Res
         found.kind = Kind::Own;
         match Meta::decode(file) {
             Ok(Some(meta)) => found.meta = Some(meta),
-            Err(damage @ Damage::At(..)) if is_of_another_format(&head) => return Err(damage),
+            Err(damage @ Damage::At { .. }) if is_of_another_format(&head) => return Err(damage),
             Err(Damage::Io(error)) => return Err(error.into()),
             _ => {}
         }

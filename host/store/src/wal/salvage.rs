@@ -1,7 +1,8 @@
 //! What is whole in a damaged log: every record whose checksum is right, also behind damage.
 
+use super::super::damage::Damage;
 use super::super::disk::File;
-use super::super::snapshot::{Damage, Progress};
+use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
 /// A part of a log that holds no whole record.
@@ -36,7 +37,7 @@ pub(crate) fn salvage(
             found.head = Some(reader.head);
             reader
         }
-        Ok(Start::Unborn) => return Ok(found),
+        Ok(Start::Unused) => return Ok(found),
         Err(Damage::Io(error)) => return Err(error.into()),
         Err(damage) => {
             let mut reader = Reader::without_head(file)?;
@@ -131,7 +132,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
-    use super::super::{put_changes, put_mark};
+    use super::super::{put_changes, put_durable_offset};
     use super::*;
     use crate::update::Change;
 
@@ -148,7 +149,7 @@ mod tests {
             let change = Change { before: None, after: Some(entry), revision };
             put_changes(&mut log, HEAD.salt, [change].iter());
             let synced = log.len() as u64;
-            put_mark(&mut log, HEAD.salt, synced);
+            put_durable_offset(&mut log, HEAD.salt, synced);
         }
         (log, starts)
     }

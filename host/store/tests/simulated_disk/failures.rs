@@ -147,7 +147,7 @@ fn no_reader_is_told_of_a_write_that_is_then_refused() {
     put(&store, "removed", "kept");
     // The last one is final.
     for (call, fault) in [(Call::Write, FULL), (Call::Write, HALF_FULL), (Call::Sync, EIO)] {
-        disk.hold(call, ".log");
+        let held = disk.hold(call, ".log");
         disk.fault(call, ".log", fault, 1);
         let (tell, told) = bounded(3);
         let keys = [("key", Some(Content::text("new"))), ("absent", Some(Content::text("new"))), ("removed", None)];
@@ -170,7 +170,7 @@ fn no_reader_is_told_of_a_write_that_is_then_refused() {
             let _ = tell_stayed.send(answer);
         });
         assert!(stayed.try_recv().is_err(), "that there is nothing to remove is not known yet");
-        disk.release();
+        held.release();
         for _ in &keys {
             assert!(matches!(told.recv_timeout(DEADLINE), Ok(Answer::Refused(_))));
         }

@@ -35,7 +35,7 @@ fn nobody_who_watches_is_told_of_what_is_not_kept_yet_or_is_taken_back() {
     let first = put(&store, "key", "kept");
     assert_eq!(told(&mut watching), [(first, "key".to_owned(), false)]);
     for (call, fault) in [(Call::Write, ErrorKind::StorageFull), (Call::Sync, ErrorKind::Other)] {
-        disk.hold(call, ".log");
+        let held = disk.hold(call, ".log");
         disk.fault(call, ".log", Fault::Fails(fault), 1);
         let (tell, answer) = bounded(2);
         for content in [Some(Content::text("refused")), None] {
@@ -47,7 +47,7 @@ fn nobody_who_watches_is_told_of_what_is_not_kept_yet_or_is_taken_back() {
         disk.wait_held();
         assert_eq!(told(&mut watching), [], "of what may be taken back");
         assert_eq!(told(&mut watch(&store, store.revision())), []);
-        disk.release();
+        held.release();
         for _ in 0..2 {
             assert!(matches!(answer.recv_timeout(DEADLINE), Ok(Answer::Refused(_))));
         }
