@@ -179,14 +179,17 @@ impl Registry {
     }
 
     /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way and plugins
-    /// have until the deadline; what then has not returned is left to itself. Returns what that is, in words for the log.
+    /// have until the deadline; what then has not returned is left to itself. Returns what that is, in words for the log. A
+    /// second call does nothing.
     pub fn stop(&self, deadline: Instant) -> Vec<String> {
-        let (tickers, plugins, linked) = self.with_loaded(|loaded| {
+        let stopped = self.with_loaded(|loaded| {
             // A reload that is under way finds this, and changes nothing any more.
-            (loaded.serving, loaded.stopped) = (false, true);
+            loaded.serving = false;
+            let first = !std::mem::replace(&mut loaded.stopped, true);
             let Loaded { tickers, plugins, linked, .. } = loaded;
-            (std::mem::take(tickers), std::mem::take(plugins), std::mem::take(linked))
+            first.then(|| (std::mem::take(tickers), std::mem::take(plugins), std::mem::take(linked)))
         });
+        let Some((tickers, plugins, linked)) = stopped else { return Vec::new() };
         let mut abandoned: Vec<String> =
             Ticker::end(tickers, deadline).into_iter().map(|name| format!("the tick of plugin \"{name}\"")).collect();
         self.port.close();
