@@ -36,13 +36,13 @@ pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     };
     repaired.files.iter().flat_map(lines).for_each(|line| say(&line));
     let (number, size) = repaired.totals;
-    let kept: Vec<String> = repaired.kept.iter().map(|kept| kept.to.display().to_string()).collect();
+    let moved: Vec<String> = repaired.moved.iter().map(|moved| moved.to.display().to_string()).collect();
     say(&format!(
         "{shown}: repaired; {} of {}, revision {}; what was there before is in {}",
         entries(number),
         bytes(size),
         repaired.revision,
-        kept.join(", ")
+        moved.join(", ")
     ));
     Ok(ExitCode::SUCCESS)
 }

@@ -49,7 +49,7 @@ pub use memory::MemoryStore;
 pub use options::Options;
 pub use paths::has_file;
 pub use recover::LostLog;
-pub use repair::{Kept, Lost, Origin, Repair, Repaired, Salvaged, repair};
+pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, repair};
 pub use snapshot::Progress;
 pub use store::{RolledBack, Store};
 pub use update::{Change, Changes, Decide, Decision, Update};

@@ -1,19 +1,19 @@
-//! FILE: the whole map as one MessagePack map that any MessagePack library reads.
+//! The snapshot, FILE: all entries as one MessagePack map that any MessagePack library can read.
 //!
 //! | key | value |
 //! |---|---|
-//! | `VKOG` | what this program needs to know first: format, generation, revision, where the chunks are, checksums |
+//! | `VKOG` | the head: format, generation, revision, position of the chunks, checksums |
 //! | `KVSize` | the sum of `len(key) + len(value)`, as the Go program counted |
 //! | `KV` | key → value; text as *str*, other bytes as *bin* |
-//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the smallest revision, what the entries' revisions are more than that, and rows of place, media type and details for those that have them |
+//! | `Chunks` | the directory, an array with a row for each chunk of `KV`: its length in bytes, the number of its entries, the CRC-32C of its bytes, the lowest revision, the offsets of the revisions from that, and rows of index, media type and details for the entries that have them |
 //!
-//! `VKOG` also names the log that follows, by its salt, and says whether the store was stopped cleanly since: then the log is
-//! empty and may be missing. That is one byte beside the checksum, so that it can be changed in place: a write of one byte
-//! leaves the old value, the new one, or one that counts as "not stopped cleanly". (Format 1 had neither, and whole revisions
-//! in its rows. It is read.)
+//! `VKOG` also identifies the log that follows by its salt, and records whether the store was stopped cleanly since. Then the log
+//! is empty and may be missing. This clean flag is one byte outside the checksum, so that it can be changed in place: a write
+//! of one byte leaves the old value, the new one, or one that counts as "not stopped cleanly". (Format 1 had neither, and
+//! complete revisions in its rows. It can be read.)
 //!
-//! All numbers before `KV` have a fixed width, because they are known only when all else is written. A file of the Go
-//! program has `KV` and `KVSize` only, and every value is a *str*.
+//! All numbers before `KV` have a fixed width, because they are known only when the rest has been written. A file of the Go
+//! program has only `KV` and `KVSize`, and every value is a *str*.
 
 mod go;
 pub(super) mod salvage;
@@ -35,24 +35,24 @@ use super::map::{Map, SHARDS, Shard};
 const FORMAT: u64 = 2;
 /// The format without the name of the log.
 const FORMAT_1: u64 = 1;
-/// Where the mark of a clean stop is, counted from the end of the head: behind it are `KVSize` and the head of `KV`.
+/// The position of the clean flag, from the end of the head: `KVSize` and the head of `KV` follow it.
 const CLEAN_FROM_END: usize = 25;
-/// A piece of `KV` is closed when it has this many bytes: one read, one checksum, one thread's work.
+/// A chunk of `KV` is closed when it has this many bytes: one read, one checksum, one thread's work.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// What a snapshot knows about itself.
+/// The head of a snapshot.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     format: u64,
-    /// Which log belongs to it: the one of the same generation holds what came after.
+    /// The generation of the log that follows it.
     pub(super) generation: u64,
-    /// A random number that this store's files share.
+    /// The random number that the files of the store share.
     pub(super) store: u64,
     /// The seed of the map's hash.
     pub(super) seed: u64,
-    /// No revision up to this one may be given again.
+    /// No revision up to this one may be assigned again.
     pub(super) revision: u64,
-    /// The salt of the log that follows; 0 where that is not known.
+    /// The salt of the log that follows; 0 if it is unknown.
     pub(super) log: u32,
     /// The store was stopped cleanly, and not opened since: its log is empty.
     pub(super) clean: bool,
@@ -124,7 +124,7 @@ pub(super) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 impl Meta {
-    /// What a new snapshot says of itself: its generation, its store, and the salt of the log that follows.
+    /// The head of a new snapshot. `log` is the salt of the log that follows.
     pub(super) fn new(generation: u64, store: u64, log: u32) -> Self {
         Self { generation, store, log, ..Self::default() }
     }
@@ -223,7 +223,7 @@ impl Meta {
         Ok(Some(meta))
     }
 
-    /// Whether the file says whether the store was stopped cleanly.
+    /// Whether the file records whether the store was stopped cleanly.
     pub(super) fn has_clean_flag(&self) -> bool {
         self.log != 0
     }
@@ -234,18 +234,18 @@ fn is_first(head: &[u8]) -> bool {
     head.get(6) == Some(&0x8b) || head.get(22) == Some(&(FORMAT_1 as u8))
 }
 
-/// Marks a snapshot: the store was stopped cleanly, or it is open again.
+/// Sets the clean flag of a snapshot, and syncs it.
 pub(super) fn set_clean(file: &dyn File, clean: bool) -> io::Result<()> {
     let at = Meta::default().encode().len() - CLEAN_FROM_END;
     file.write_at(at as u64, &[if clean { Marker::True } else { Marker::False }.to_u8()])?;
     file.sync()
 }
 
-/// Writes the map to an empty file, while others read and write the map: a shard's entries are shared under its lock, and
-/// encoded and written without it. Returns the bytes written. What was written is not synced.
+/// Writes the map to an empty file, while other threads read and write the map: the entries of a shard are shared under its lock,
+/// and encoded and written without it. Returns the number of bytes. Does not sync the file.
 ///
-/// `meta` says which store it is and which log follows. `revision` is asked last: no entry in the file has a greater one.
-/// `pause` is how long to rest after each chunk.
+/// `meta` identifies the store and the log that follows. `revision` is called last: no entry in the file has a higher one.
+/// `pause` is the pause after each chunk.
 pub(super) fn write(
     map: &Map,
     file: &dyn File,
@@ -289,7 +289,7 @@ pub(super) fn write(
     Ok(meta.end)
 }
 
-/// What stands between `KV` and its directory.
+/// The heading between `KV` and its directory.
 fn heading(chunks: u32) -> Vec<u8> {
     let mut out = Vec::new();
     put!(write_str(&mut out, "Chunks"));
@@ -297,7 +297,7 @@ fn heading(chunks: u32) -> Vec<u8> {
     out
 }
 
-/// A piece of `KV` as it grows.
+/// A chunk of `KV` that is being written.
 #[derive(Default)]
 struct Chunk {
     bytes: Vec<u8>,

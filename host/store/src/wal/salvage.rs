@@ -1,30 +1,30 @@
-//! What is whole in a damaged log: every record whose checksum is right, also behind damage.
+//! Salvage of a damaged log: every record whose checksum is right, also behind damage.
 
 use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// A part of a log that holds no whole record.
+/// A part of a log without a whole record.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
     pub(crate) at: u64,
     pub(crate) bytes: u64,
-    /// It reaches to the end, as after a crash.
+    /// It extends to the end, as after a crash.
     pub(crate) is_tail: bool,
 }
 
 /// What is whole in a log.
 pub(crate) struct Found {
-    /// The head, where it is whole.
+    /// The head, if it is whole.
     pub(crate) head: Option<Head>,
-    /// How many changes were found.
+    /// The number of changes.
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
 }
 
-/// Gives every whole change to a function, as they follow each other. `wanted` is asked first, with the head as far as it
-/// is whole; where it says no, the log is left alone.
+/// Calls a function for every whole change, in order. `wanted` is called first, with the head if it is whole; if it returns
+/// false, the log is not read.
 pub(crate) fn salvage(
     file: &dyn File,
     progress: Progress<'_>,

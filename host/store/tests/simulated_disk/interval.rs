@@ -64,7 +64,7 @@ fn power_cut(seed: u64, fsync: Fsync) {
 }
 
 #[test]
-fn a_power_cut_takes_back_only_what_came_after_the_last_sync_began_and_leaves_no_gap() {
+fn a_power_cut_loses_only_writes_after_the_start_of_the_last_sync() {
     for seed in 0..150 {
         power_cut(seed, Fsync::Every(Duration::from_micros(200 + seed % 7 * 300)));
     }

@@ -14,7 +14,7 @@ use crate::client::{Content, DEADLINE, open, put, start};
 use crate::disk::{Call, Fault, SimulatedDisk};
 
 #[test]
-fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
+fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back() {
     for fails in [false, true] {
         // With one window and with none: removals and additions are seen in both.
         for listed_before in [false, true] {
