@@ -50,7 +50,7 @@ const UNSAFE: &[&str] = &[
     "plugin-api/src/host.rs",
     "plugin-api/src/metrics.rs",
     // A plugin of the test's own program is created without a library.
-    "plugin-api/testing/src/bench.rs",
+    "plugin-api/testing/src/test_host.rs",
 ];
 
 pub(crate) fn check() -> Result<()> {

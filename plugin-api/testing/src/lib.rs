@@ -44,14 +44,14 @@
 //!
 //! What is the same as in a server: the order of plugins, the phases, the lock that a guard runs under, undo, details,
 //! panics and quarantine, and what plugins ask of the store. What is not: entries live in memory, nothing happens on
-//! another thread unless the test or the plugin makes one, and time stands still until [`Bench::advance`] or
-//! [`Bench::set_time`].
+//! another thread unless the test or the plugin makes one, and time stands still until [`TestHost::advance`] or
+//! [`TestHost::set_time`].
 
-mod bench;
 mod log;
 mod store;
+mod test_host;
 
-pub use bench::{Bench, Candidate, Reply, Request, Setup};
+pub use test_host::{Candidate, Reply, Request, Setup, TestHost};
 
 /// A plugin that this crate does not export, under a name of its own: one more for a [`Setup`], to have something to get
 /// along with.

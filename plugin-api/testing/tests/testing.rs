@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
-use vkog_plugin_testing::{Bench, Setup, plugin};
+use vkog_plugin_testing::{Setup, TestHost, plugin};
 
 /// Holds as much as its guards reserved, and gives it back.
 struct Holder {
@@ -63,7 +63,7 @@ impl AfterPut for Moody {
     }
 }
 
-fn held_and_moody() -> Bench {
+fn held_and_moody() -> TestHost {
     Setup::new().load_other(plugin!(Moody, "moody")).load_other(plugin!(Holder, "holder")).start()
 }
 
@@ -155,8 +155,8 @@ fn what_a_plugin_asks_of_the_store_passes_the_chain_eight_deep_and_nothing_is_as
     let bench = Setup::new().load_other(plugin!(Teller, "teller")).start();
     bench.post("a", "1").expect(200);
     bench.get("last").is("a");
-    bench.post("deep", "1").refused(508, "plugins ask each other more than 8 deep");
-    bench.post("guard", "1").refused(508, "nothing can be asked of the store in guard");
+    bench.post("deep", "1").refused(508, "requests of plugins are nested more than 8 deep");
+    bench.post("guard", "1").refused(508, "guard and undo hooks cannot send requests");
     bench.delete("a").expect(200).has("X-Left", "last");
     assert_eq!(bench.log(), "");
 }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 
-use vkog_plugin_testing::{Bench, Reply, Setup, plugin};
+use vkog_plugin_testing::{Reply, Setup, TestHost, plugin};
 
 use super::*;
 
-fn bench() -> Bench {
+fn bench() -> TestHost {
     Setup::new().load::<Ttl>().start()
 }
 
@@ -19,11 +19,11 @@ fn seconds(count: u64) -> Duration {
 }
 
 /// Lets the clock show a later time without a tick: what has expired is not removed.
-fn pass(bench: &Bench, time: Duration) {
+fn pass(bench: &TestHost, time: Duration) {
     bench.set_time(bench.now() + time);
 }
 
-fn write(bench: &Bench, verb: Verb, key: &str, ttl: &str) -> Reply {
+fn write(bench: &TestHost, verb: Verb, key: &str, ttl: &str) -> Reply {
     bench.request(verb, key).header("Vkog-TTL", ttl).body("value").send()
 }
 
@@ -65,7 +65,7 @@ impl AfterDelete for Strict {
     }
 }
 
-fn strict() -> Bench {
+fn strict() -> TestHost {
     Setup::new().load::<Ttl>().load_other(plugin!(Strict, "strict")).start()
 }
 

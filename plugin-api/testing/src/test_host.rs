@@ -44,14 +44,14 @@ impl Candidate {
     fn failure(&self, failed: PluginError) -> String {
         let name = self.name();
         match failed {
-            PluginError::Settings(said) => format!("plugin \"{name}\" cannot read its settings: {said}"),
-            PluginError::Error(said) => format!("plugin \"{name}\" does not start: {said}"),
-            PluginError::Panicked(said) => format!("plugin \"{name}\" panicked while starting: {said}"),
+            PluginError::Settings { message } => format!("plugin \"{name}\" cannot read its settings: {message}"),
+            PluginError::Panicked { message } => format!("plugin \"{name}\" panicked while starting: {message}"),
+            error => format!("plugin \"{name}\" does not start: {error}"),
         }
     }
 }
 
-/// What a [`Bench`] is to be: the plugins, their settings and order, the time.
+/// What a [`TestHost`] is to be: the plugins, their settings and order, the time.
 #[derive(Clone)]
 pub struct Setup {
     candidates: Vec<Candidate>,
@@ -131,7 +131,7 @@ impl Setup {
     ///
     /// A plugin does not start.
     #[track_caller]
-    pub fn start(self) -> Bench {
+    pub fn start(self) -> TestHost {
         self.try_start().unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -140,12 +140,12 @@ impl Setup {
     /// # Errors
     ///
     /// What a plugin said that cannot be created or does not start.
-    pub fn try_start(self) -> Result<Bench, String> {
+    pub fn try_start(self) -> Result<TestHost, String> {
         let log = Log::default();
         let dispatch = log.dispatch();
         let clock = Arc::new(Clock { now: AtomicU64::new(millis(self.now)), passed: AtomicU64::new(0) });
         let running = Running::new(&self, Arc::default(), &clock, &dispatch)?;
-        Ok(Bench { setup: self, running, clock, log, dispatch })
+        Ok(TestHost { setup: self, running, clock, log, dispatch })
     }
 }
 
@@ -235,7 +235,7 @@ fn pause_of(pause: Duration) -> u64 {
 }
 
 /// Plugins around a store in memory. Any thread may ask it; what a test does to it as a whole needs it alone.
-pub struct Bench {
+pub struct TestHost {
     setup: Setup,
     running: Running,
     clock: Arc<Clock>,
@@ -243,7 +243,7 @@ pub struct Bench {
     dispatch: Dispatch,
 }
 
-impl Bench {
+impl TestHost {
     /// Reads a key.
     pub fn get(&self, key: &str) -> Reply {
         self.request(Verb::Get, key).send()
@@ -444,7 +444,7 @@ impl Running {
 
 /// A request that is being put together.
 pub struct Request<'a> {
-    bench: &'a Bench,
+    bench: &'a TestHost,
     verb: Verb,
     key: &'a str,
     value: Vec<u8>,
