@@ -303,6 +303,38 @@ mod tests {
         file
     }
 
+    /// An ELF library for x86-64 that has a section of 16 bytes at its end, behind the table that lists it.
+    fn elf_with_a_section_behind_the_table() -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        // Kind of file (a dynamic library), processor; version; entry, program headers, section headers; flags.
+        file.extend([3_u16, 62].into_iter().flat_map(u16::to_le_bytes));
+        file.extend(1_u32.to_le_bytes());
+        file.extend([0_u64, 0, 64].into_iter().flat_map(u64::to_le_bytes));
+        file.extend(0_u32.to_le_bytes());
+        // Size of this header; size and number of program headers and of section headers; section with the names.
+        file.extend([64_u16, 56, 0, 64, 3, 1].into_iter().flat_map(u16::to_le_bytes));
+        file.extend([0; 64]);
+        // A table of strings (3) with one empty text, then 16 bytes of the program (1).
+        for (kind, offset, size) in [(3, 256, 1), (1, 257, 16)] {
+            // Name, kind; flags, address, offset, size; link, info; alignment, size of an entry.
+            file.extend([0_u32, kind].into_iter().flat_map(u32::to_le_bytes));
+            file.extend([0_u64, 0, offset, size].into_iter().flat_map(u64::to_le_bytes));
+            file.extend([0_u32, 0].into_iter().flat_map(u32::to_le_bytes));
+            file.extend([1_u64, 0].into_iter().flat_map(u64::to_le_bytes));
+        }
+        file.push(0);
+        file.extend([0xcc; 16]);
+        file
+    }
+
+    #[test]
+    fn an_elf_file_is_cut_off_if_a_section_behind_its_tables_is() {
+        let whole = elf_with_a_section_behind_the_table();
+        refused(&whole[..whole.len() - 1], "cut-off", "sections would lie beyond");
+        let linux = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+        refused(&whole, if linux { "no-plugin" } else { "wrong-architecture" }, "");
+    }
+
     /// A Mach-O file with one part, for this processor.
     fn fat(processor: u32, part: &[u8]) -> Vec<u8> {
         let header: [u32; 7] = [0xcafe_babe, 1, processor, 3, 28, part.len() as u32, 0];

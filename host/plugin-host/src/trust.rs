@@ -323,6 +323,31 @@ mod tests {
         assert_eq!((copied.as_slice(), Sha256::of(&copied)), (&b"checked"[..], verified.sha256()));
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_link_through_a_folder_that_a_group_can_write_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let plugins = folder();
+        let (between, inner) = (plugins.path().join("between"), plugins.path().join("between/inner"));
+        std::fs::create_dir_all(&inner).expect("folders can be made");
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        let (library, link) = (inner.join("libvkog_x.so"), plugins.path().join("libvkog_x.so"));
+        std::fs::write(&library, "library").expect("a file can be written");
+        symlink(&library, &link).expect("a link can be made");
+        for (path, mode) in [(&library, 0o600), (&inner, 0o755), (&between, 0o755)] {
+            set_mode(path, mode);
+        }
+        open(&link, false).expect("only its owner can write on the way to it");
+        set_mode(&between, 0o775);
+        match open(&link, false) {
+            Err(LoadFault::Writable { path, part: Part::Folder, .. }) => assert!(path.ends_with("between"), "{path:?}"),
+            other => panic!("not refused for the folder between, but {other:?}"),
+        }
+    }
+
     #[test]
     fn a_private_copy_is_named_after_plugin_and_hash_and_removed_on_drop() {
         let folder = folder();
