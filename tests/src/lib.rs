@@ -32,7 +32,7 @@ pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
-pub use frozen::{Frozen, frozen};
+pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use gate::Gate;
 pub use process::{Exit, Running};
 pub use server::{Server, Setup, bytes, conflict, only_ours, ttl};

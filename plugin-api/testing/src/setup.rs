@@ -49,9 +49,9 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plugin, cause } = self;
         match cause {
-            PluginError::Settings(message) => write!(f, "plugin \"{plugin}\" cannot read its settings: {message}"),
-            PluginError::Error(message) => write!(f, "plugin \"{plugin}\" does not start: {message}"),
-            PluginError::Panicked(message) => write!(f, "plugin \"{plugin}\" panicked while starting: {message}"),
+            PluginError::Settings { message } => write!(f, "plugin \"{plugin}\" cannot read its settings: {message}"),
+            PluginError::Panicked { message } => write!(f, "plugin \"{plugin}\" panicked while starting: {message}"),
+            error => write!(f, "plugin \"{plugin}\" does not start: {error}"),
         }
     }
 }
@@ -61,9 +61,8 @@ impl std::error::Error for StartError {}
 impl From<LoadError> for StartError {
     fn from(LoadError { path, fault }: LoadError) -> Self {
         let (plugin, cause) = match fault {
-            LoadFault::StartFailed { name, said } => (name, PluginError::Error(said)),
-            LoadFault::StartPanicked { name, said } => (name, PluginError::Panicked(said)),
-            other => (path.display().to_string(), PluginError::Error(other.to_string())),
+            LoadFault::StartFailed { name, error } | LoadFault::StartPanicked { name, error } => (name, error),
+            other => (path.display().to_string(), PluginError::Returned { message: other.to_string() }),
         };
         Self { plugin, cause }
     }
