@@ -284,7 +284,7 @@ impl File {
         }
         let mut settings = Settings::new();
         for (name, table) in tables {
-            let table = Table::new(table).map_err(|fact| format!("[plugins.{name}] {fact}"))?;
+            let table = Table::new(table).map_err(|error| format!("[plugins.{name}] {error}"))?;
             settings.insert(name, table);
         }
         let access = table.remove("access").map(Access::parse).transpose();

@@ -9,7 +9,6 @@ pub mod http;
 pub mod listen;
 pub mod logging;
 pub mod notify;
-pub mod ops;
 pub mod progress;
 pub mod serve;
 pub mod signals;

@@ -15,13 +15,13 @@ use parking_lot::Mutex;
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{Certificate, HttpServer, Tls};
+use crate::http::{self, Certificate, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::notify;
-use crate::ops::Ops;
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use vkog_plugin_host::{self as plugins, Port, Registry, Source};
+use vkog_engine::Engine;
+use vkog_plugin_host::{self as plugins, HostContext, Registry, Source};
 use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _};
 
 use self::reload::Reloader;
@@ -57,9 +57,9 @@ pub fn serve(
             recv(told) -> started => break started.map_err(|_| Failure::new(["the start failed"]))??,
         }
     };
-    let Running { ops, engine, reload, address, socket_file, file } = running;
+    let Running { engine, http, reload, address, socket_file, file } = running;
     announce(address)?;
-    ops.plugins().serve();
+    engine.plugins().serve();
     notify::ready();
     let reloads = Chore::new("reload", move || {
         notify::reloading();
@@ -69,10 +69,10 @@ pub fn serve(
         notify::ready();
     })?;
     let snapshots = Chore::new("snapshots", {
-        let ops = Arc::clone(&ops);
+        let engine = Arc::clone(&engine);
         move || {
             // The store logs one that fails, and tries it again.
-            if ops.store().snapshot().is_ok() {
+            if engine.store().snapshot().is_ok() {
                 tracing::info!("wrote {}", file.display());
             }
         }
@@ -86,22 +86,22 @@ pub fn serve(
     }
     let begun = Instant::now();
     tracing::info!("stopping");
-    ops.store().end_watches();
+    engine.store().end_watches();
     notify::stopping();
-    // Before the engine closes the socket: until then its inode is not another file's.
+    // Before the HTTP engine closes the socket: until then its inode is not another file's.
     drop(socket_file);
-    if !stop::drain(engine) {
+    if !stop::drain(http) {
         tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
     }
-    stop::close(&ops, begun)?;
+    stop::close(&engine, begun)?;
     tracing::info!("stopped");
     Ok(())
 }
 
 /// A server that runs.
 struct Running {
-    ops: Arc<Ops>,
-    engine: HttpServer,
+    engine: Arc<Engine>,
+    http: http::Engine,
     reload: Arc<Reload>,
     address: String,
     /// Removes the file of a Unix socket when it is dropped.
@@ -130,7 +130,7 @@ fn start(
     let local = claim.is_local();
     let address = claim.address();
     let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+    let port = Arc::new(HostContext::new(config.max_size, plugins::system_clock));
     let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
     let lock = Lock::take(&config.file).map_err(failure)?;
     let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
@@ -142,7 +142,7 @@ fn start(
     store.hold(lock);
     let (entries, size) = store.totals();
     tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
-    let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
+    let engine = Engine::new(store, plugins).map_err(|error| Failure::new([error]))?;
 
     let (listener, socket_file) = claim.listen().map_err(|error| Failure::new([error]))?;
     let address = match config.listen {
@@ -155,14 +155,14 @@ fn start(
     }
     let access = Arc::new(Access::new(allowed));
     let reloader = Reloader {
-        ops: Arc::clone(&ops),
+        engine: Arc::clone(&engine),
         access: Arc::clone(&access),
         tls: tls.clone(),
         is_local: local,
         configured: Mutex::new(configured),
     };
     let reload: Arc<Reload> = Arc::new(move || reloader.reload());
-    let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
+    let service = Api::new(Arc::clone(&engine), config.max_value, access, Arc::clone(&reload));
     let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     let tiny = config.http == Http::Tiny;
     if tiny && !local {
@@ -172,14 +172,14 @@ fn start(
         );
     }
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
-    let engine = if tiny {
-        HttpServer::tiny(listener, service)
+    let http = if tiny {
+        http::Engine::tiny(listener, service)
     } else {
-        HttpServer::hyper(listener, tls, service.connections(), service)
+        http::Engine::hyper(listener, tls, service.connections(), service)
     };
-    let engine = engine.map_err(|error| Failure::new([error]))?;
-    ops.store().keep_files();
-    Ok(Running { ops, engine, reload, address, socket_file, file: config.file })
+    let http = http.map_err(|error| Failure::new([error]))?;
+    engine.store().keep_files();
+    Ok(Running { engine, http, reload, address, socket_file, file: config.file })
 }
 
 /// Work that a signal asks for, on a thread of its own. However often it is asked for meanwhile, it is done once more.
@@ -229,7 +229,7 @@ fn unreadable(folder: &Path, error: &std::io::Error) -> String {
 }
 
 /// Loads every library of the plugin folder, or says of each that cannot be loaded why.
-fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin>, Failure> {
+fn load_plugins(source: &Source, port: &Arc<HostContext>) -> Result<Vec<plugins::Plugin>, Failure> {
     let Some(folder) = &source.folder else { return Ok(Vec::new()) };
     let libraries = plugins::libraries(folder).map_err(|error| Failure::new([unreadable(folder, &error)]))?;
     let mut loaded = Vec::new();

@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use vkog::api::{Access, Api};
 use vkog::config;
-use vkog::http::{RequestHead, Headers, Method, Response, Responder, Service};
-use vkog::ops::Ops;
+use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
+use vkog_engine::Engine;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
-use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
@@ -29,11 +29,11 @@ pub fn start() -> Arc<Api> {
     let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
-    let port = Arc::new(Port::new(VALUE_MAX, system_clock));
-    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
+    let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
+    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
     let access = config::Access { open: true, ..config::Access::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
-    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
+    Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Access::new(access)), reload))
 }
 
 /// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.
@@ -51,8 +51,8 @@ pub fn with(run: impl FnOnce(&Arc<Api>)) {
 }
 
 /// Asks for something, as an engine does.
-pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Response {
-    let head = Arc::new(RequestHead::new(method, target.to_owned(), headers, None));
+pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Reply {
+    let head = Arc::new(Head::new(method, target.to_owned(), headers, None));
     let admitted = match api.admit(head) {
         Ok(admitted) => admitted,
         Err(reply) => return reply,
@@ -63,7 +63,7 @@ pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8
 }
 
 /// Holds a reply against what every reply is.
-pub fn check(reply: &Response) {
+pub fn check(reply: &Reply) {
     let body = reply.body.as_ref();
     assert!(
         matches!(reply.status, 200..=299 | 304 | 400..=499),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use vkog_store::{self as store, Contents, Fsync, LocalDisk, Options, LocalStore, StoreError};
+use vkog_store::{self as store, Contents, Fsync, LocalDisk, LocalStore, Options, Repair, StoreError};
 
 use crate::server::FOLDER;
 
@@ -46,7 +46,7 @@ pub fn check(data: &[u8]) {
         }
     }
     put();
-    if let Ok(Some(_)) = store::repair(&path, &|_, _| {}) {
+    if let Ok(Repair::Repaired(_)) = store::repair(&path, &|_, _| {}) {
         open(&path).expect("what was repaired opens");
     }
     for file in std::fs::read_dir(FOLDER.path()).expect("it is there") {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, Conduct, Member, Origin, Port, Seen, Subject, Verb, system_clock};
+use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, OpContext, Origin, Verb, system_clock};
 
 fn main() {
     divan::main();
@@ -74,12 +74,12 @@ impl Origin for Nobody {
 }
 
 fn chain(plugins: usize) -> Arc<Chain> {
-    let port = Arc::new(Port::new(0, system_clock));
+    let port = Arc::new(HostContext::new(0, system_clock));
     let member = |index| {
         let name: &'static str = format!("idle-{index:02}").leak();
         let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle));
         // SAFETY: the module is of this program.
-        let member = unsafe { Member::create(module, "{}", &port, Conduct::default()) };
+        let member = unsafe { Member::create(module, "{}", &port, FailurePolicy::default()) };
         Arc::new(member.expect("it does nothing"))
     };
     let chain = Arc::new(Chain::new((0..plugins).map(member).collect(), &[]));
@@ -94,8 +94,8 @@ fn chain(plugins: usize) -> Arc<Chain> {
     chain
 }
 
-fn subject(verb: Verb) -> Subject<'static> {
-    Subject {
+fn subject(verb: Verb) -> OpContext<'static> {
+    OpContext {
         verb,
         key: "some/key",
         value: &[7; 64],
@@ -107,7 +107,7 @@ fn subject(verb: Verb) -> Subject<'static> {
     }
 }
 
-const ENTRY: Seen<'static> = Seen { value: &[7; 64], content_type: "text/plain", details: &[], revision: 6 };
+const ENTRY: EntryView<'static> = EntryView { value: &[7; 64], content_type: "text/plain", details: &[], revision: 6 };
 
 const PLUGINS: [usize; 3] = [0, 1, 10];
 

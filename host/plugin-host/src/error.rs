@@ -1,16 +1,16 @@
-//! Every way a plugin library can be wrong: one stable code and one sentence each.
+//! The errors of loading a plugin: each has a stable code and one sentence.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::one_line;
-
+use crate::chain::{PluginError, one_line};
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
 
-/// Why a library is not a plugin of this host.
+/// A plugin library cannot be loaded.
 #[derive(Debug)]
 pub struct LoadError {
     /// The library.
@@ -19,222 +19,238 @@ pub struct LoadError {
     pub fault: LoadFault,
 }
 
-/// Which part of a library's place it is about.
+impl LoadError {
+    /// The error of a plugin that did not start.
+    pub(crate) fn start(path: PathBuf, name: String, error: PluginError) -> Self {
+        let fault = match error {
+            PluginError::Panicked { .. } => LoadFault::StartPanicked { name, error },
+            _ => LoadFault::StartFailed { name, error },
+        };
+        Self { path, fault }
+    }
+}
+
+/// The part of a path that a check of owners and permissions is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The library itself.
     Library,
-    /// The folder it is in.
+    /// The folder that contains the library.
     Folder,
-    /// A folder around that one.
+    /// A folder above that one.
     Ancestor,
 }
 
-/// What is wrong with a library. [`code`](Self::code) names the variant for scripts.
+/// The reason why a library cannot be loaded. [`code`](Self::code) names the variant for scripts.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LoadFault {
-    /// The file, or a folder on the way to it, could not be read.
+    /// The file, or a folder on its path, cannot be read.
     Unreadable(io::Error),
-    /// It is a folder, a pipe, a device.
+    /// The path leads to a folder, a pipe, a socket or a device.
     NotAFile {
-        /// Which of them.
+        /// Which of these.
         found: &'static str,
     },
-    /// It is larger than what is read.
+    /// The file is larger than the maximum.
     TooLarge {
-        /// How long it is, in bytes, as far as that was read.
+        /// The size in bytes, as far as the file was read.
         len: u64,
     },
-    /// It is a symbolic link to another folder.
+    /// The path is a symbolic link into another folder.
     SymlinkOut {
-        /// What it leads to.
+        /// The target.
         to: PathBuf,
     },
-    /// Others than the operator can write it, or put something in its place.
+    /// Another user can modify or replace the library.
     Writable {
-        /// What they can write.
+        /// The file or folder that the user can write.
         path: PathBuf,
-        /// What that is of the library.
+        /// The part of the path.
         part: Part,
-        /// Its permissions.
+        /// Its mode.
         mode: u32,
     },
-    /// It belongs neither to the user of the host nor to root.
+    /// The owner is neither root nor the user of this process.
     WrongOwner {
-        /// What belongs to somebody else.
+        /// The file or folder.
         path: PathBuf,
-        /// What that is of the library.
+        /// The part of the path.
         part: Part,
-        /// The owner's number.
+        /// The user id of the owner.
         owner: u32,
-        /// The number of the user of the host.
+        /// The user id of this process.
         user: u32,
     },
-    /// It is not the library that the configuration pins.
+    /// The hash differs from the pin in the configuration.
     WrongSha256 {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// The hash in the configuration.
+        /// The pinned hash.
         pinned: Sha256,
         /// The hash of the library.
         found: Sha256,
     },
-    /// It has the dynamic linker look for other libraries where anybody may put them.
+    /// The library makes the dynamic linker search for other libraries in a relative path.
     SearchPath {
         /// The entry of its dynamic section.
         entry: &'static str,
-        /// What that says.
-        says: String,
+        /// The value of the entry.
+        value: String,
     },
-    /// It needs a library that the dynamic linker would look for in the current directory.
+    /// The dynamic linker would search the current directory for a library that this one needs.
     LibraryPath {
-        /// That library.
+        /// The needed library.
         needed: String,
-        /// What LD_LIBRARY_PATH is.
+        /// The value of LD_LIBRARY_PATH.
         folders: String,
     },
-    /// The private copy of it could not be made.
+    /// The private copy cannot be written.
     NoCopy {
-        /// Where.
+        /// The folder for private copies.
         folder: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
-    /// Nothing may be run from where private copies are made.
+    /// The folder for private copies is mounted noexec.
     NoExec {
-        /// Where that is.
+        /// The folder.
         folder: PathBuf,
     },
-    /// It is not a shared library of any system.
+    /// The file is not a shared library of any system.
     NotALibrary {
-        /// How it begins.
+        /// The first bytes.
         found: String,
     },
-    /// A part of the file that its own tables name is missing.
+    /// The file is shorter than its own tables say.
     CutOff {
-        /// What is missing.
+        /// The missing part.
         missing: &'static str,
-        /// How long the file is, in bytes.
+        /// The size of the file in bytes.
         len: u64,
     },
-    /// It was built for another processor or another system.
+    /// The library is for another processor or another system.
     WrongArchitecture {
-        /// What it is for.
+        /// The target of the library.
         theirs: String,
-        /// What this host runs on.
+        /// The target of this server.
         ours: String,
     },
-    /// The system's dynamic linker refused it.
+    /// The dynamic linker refused the library.
     NotLoadable {
-        /// What that said.
-        said: String,
-        /// The library that it needs and that is not there, where that is not said.
+        /// The error of the linker.
+        error: libloading::Error,
+        /// The missing library that it needs, if the error does not name it.
         missing: Option<String>,
     },
-    /// It wants room in the static thread-local storage, and the process has none left.
+    /// The library uses static thread-local storage, and the process has none left.
     StaticTls {
-        /// What the linker said.
-        said: String,
+        /// The error of the linker.
+        error: libloading::Error,
     },
-    /// What it says of its plugin cannot be that.
+    /// The name or the version of its plugin is malformed.
     BadName {
-        /// The name or the version.
+        /// Which: `name` or `version`.
         what: &'static str,
-        /// What it says.
-        says: String,
+        /// The malformed text.
+        value: String,
     },
-    /// It is a library, but exports no plugin.
+    /// The library exports no plugin.
     NoPlugin,
-    /// It exports a plugin through another version of abi_stable.
-    OtherAbi(String),
-    /// It was built with another major version of vkog-plugin-api.
+    /// The plugin was exported by an incompatible version of abi_stable.
+    OtherAbi {
+        /// The report of abi_stable, as one line.
+        report: String,
+    },
+    /// The plugin was built with another major version of vkog-plugin-api.
     OtherMajor {
-        /// The version it was built with.
+        /// The version that it was built with.
         theirs: String,
-        /// The version this host has.
+        /// The version of this server.
         ours: String,
     },
-    /// The types at the boundary are laid out differently.
-    OtherLayout(String),
-    /// A panic of it would end the host.
+    /// The types at the boundary have another layout.
+    OtherLayout {
+        /// The report of abi_stable, as one line.
+        report: String,
+    },
+    /// The plugin aborts the process when it panics.
     PanicAbort {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
     },
-    /// It needs a hook that this host does not know.
+    /// The plugin requires a hook that this server does not have.
     MissingHook {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// The hook's number.
+        /// The id of the hook.
         id: u32,
-        /// The version of vkog-plugin-api it was built with.
+        /// The version of vkog-plugin-api that it was built with.
         theirs: String,
     },
-    /// Another library has a plugin of the same name.
+    /// Another library contains a plugin with the same name.
     DuplicateName {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
         /// The library that was loaded first.
         first: PathBuf,
     },
-    /// Its table of the configuration cannot be read.
+    /// The plugin rejected its table in the configuration.
     BadSettings {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// Why.
-        said: String,
+        /// The error of the plugin.
+        error: PluginError,
     },
     /// `create` returned an error.
     CreateFailed {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// The error.
-        said: String,
+        /// The error of the plugin.
+        error: PluginError,
     },
     /// `create`, or the constructor of the module, panicked.
     CreatePanicked {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// What the panic said.
-        said: String,
+        /// The panic.
+        error: PluginError,
     },
     /// `start` returned an error.
     StartFailed {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// The error.
-        said: String,
+        /// The error of the plugin.
+        error: PluginError,
     },
     /// `start` panicked.
     StartPanicked {
-        /// The plugin's name.
+        /// The name of the plugin.
         name: String,
-        /// What the panic said.
-        said: String,
+        /// The panic.
+        error: PluginError,
     },
-    /// At a reload, its code did not return in time.
+    /// A function of the plugin did not return in time during a reload.
     NoReturn {
-        /// What was called.
-        place: &'static str,
-        /// How long it had.
-        patience: Duration,
+        /// The function.
+        function: &'static str,
+        /// The timeout.
+        timeout: Duration,
     },
 }
 
 impl LoadFault {
-    /// Why the linker refused a library.
+    /// Returns the fault for an error of the dynamic linker.
     pub(crate) fn of_linker(error: libloading::Error, missing: Option<String>) -> Self {
-        // What the linker said is the error's source.
-        let said = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        // "static TLS" is what glibc says, the other one musl.
-        if said.contains("static TLS") || said.contains("initial-exec TLS") {
-            return Self::StaticTls { said };
+        let text = linker_text(&error);
+        // The text of glibc and that of musl.
+        if text.contains("static TLS") || text.contains("initial-exec TLS") {
+            return Self::StaticTls { error };
         }
-        Self::NotLoadable { said, missing }
+        Self::NotLoadable { error, missing }
     }
 
-    /// The name of the plugin, where the library has told it or the configuration stands for it.
+    /// Returns the name of the plugin, if it is known from the library or from the configuration.
     pub fn plugin(&self) -> Option<&str> {
         match self {
             Self::WrongSha256 { name, .. }
@@ -250,7 +266,7 @@ impl LoadFault {
         }
     }
 
-    /// A word that stays the same in every version, for scripts and tests.
+    /// Returns a code for scripts and tests, which is stable across versions.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
@@ -275,9 +291,9 @@ impl LoadFault {
             Self::StaticTls { .. } => "static-tls",
             Self::BadName { .. } => "bad-name",
             Self::NoPlugin => "no-plugin",
-            Self::OtherAbi(_) => "other-abi",
+            Self::OtherAbi { .. } => "other-abi",
             Self::OtherMajor { .. } => "other-major",
-            Self::OtherLayout(_) => "other-layout",
+            Self::OtherLayout { .. } => "other-layout",
             Self::PanicAbort { .. } => "panic-abort",
             Self::MissingHook { .. } => "missing-hook",
             Self::DuplicateName { .. } => "duplicate-name",
@@ -292,7 +308,7 @@ impl LoadFault {
 }
 
 impl fmt::Display for LoadFault {
-    /// One line, whatever a library or a plugin says of itself.
+    /// Writes one line, whatever text the library or the plugin contains.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut sentence = String::new();
         self.write(&mut sentence)?;
@@ -348,9 +364,9 @@ impl LoadFault {
                 "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it \
                  is the one you mean"
             ),
-            Self::SearchPath { entry, says } => write!(
+            Self::SearchPath { entry, value } => write!(
                 f,
-                "its {entry} is \"{says}\", which leads the linker to where anybody may put a library; link it without, \
+                "its {entry} is \"{value}\", which leads the linker to where anybody may put a library; link it without, \
                  or with an absolute path"
             ),
             Self::LibraryPath { needed, folders } => write!(
@@ -379,28 +395,30 @@ impl LoadFault {
             Self::WrongArchitecture { theirs, ours } => {
                 write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
             }
-            Self::NotLoadable { said, missing } => {
+            Self::NotLoadable { error, missing } => {
+                let said = linker_text(error);
                 let missing = missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: "));
                 write!(
                     f,
                     "the system does not load it: {missing}{said}; install what it needs, or build it on this system"
                 )
             }
-            Self::StaticTls { said } => write!(
+            Self::StaticTls { error } => write!(
                 f,
-                "it uses static thread-local storage, as allocators do, and the process has none left: {said}; build it \
+                "it uses static thread-local storage, as allocators do, and the process has none left: {}; build it \
                  without (tikv-jemallocator: feature disable_initial_exec_tls; mimalloc: feature local_dynamic_tls), or \
-                 restart the server if the library loaded before"
+                 restart the server if the library loaded before",
+                linker_text(error)
             ),
-            Self::BadName { what, says } => write!(
+            Self::BadName { what, value } => write!(
                 f,
-                "the {what} of its plugin is \"{says}\"; a {what} is at most 64 ASCII letters, digits and {}",
+                "the {what} of its plugin is \"{value}\"; a {what} is at most 64 ASCII letters, digits and {}",
                 if *what == "name" { "- or _" } else { "., + or -" }
             ),
             Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
-            Self::OtherAbi(said) => write!(
+            Self::OtherAbi { report } => write!(
                 f,
-                "its plugin was exported with an incompatible abi_stable ({said}); rebuild it with abi_stable 0.11"
+                "its plugin was exported with an incompatible abi_stable ({report}); rebuild it with abi_stable 0.11"
             ),
             Self::OtherMajor { theirs, ours } => {
                 let major = ours.split('.').next().unwrap_or(ours);
@@ -410,9 +428,9 @@ impl LoadFault {
                      host of its version"
                 )
             }
-            Self::OtherLayout(said) => write!(
+            Self::OtherLayout { report } => write!(
                 f,
-                "the types at its boundary differ from this host's ({said}); rebuild it with an unchanged vkog-plugin-api"
+                "the types at its boundary differ from this host's ({report}); rebuild it with an unchanged vkog-plugin-api"
             ),
             Self::PanicAbort { name } => write!(
                 f,
@@ -429,24 +447,24 @@ impl LoadFault {
                 "its plugin is called \"{name}\" like that of {}; remove one of the two, or rename its crate",
                 first.display()
             ),
-            Self::BadSettings { name, said } => {
-                write!(f, "bad settings for plugin \"{name}\": {said}; correct [plugins.{name}] in the configuration")
+            Self::BadSettings { name, error } => {
+                write!(f, "bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")
             }
-            Self::CreateFailed { name, said } => {
-                write!(f, "plugin \"{name}\" could not be created: {said}; correct that or remove the library")
+            Self::CreateFailed { name, error } => {
+                write!(f, "plugin \"{name}\" could not be created: {error}; correct that or remove the library")
             }
-            Self::CreatePanicked { name, said } => {
-                write!(f, "plugin \"{name}\" panicked while it was created: {said}; report it to its author")
+            Self::CreatePanicked { name, error } => {
+                write!(f, "plugin \"{name}\" panicked while it was created: {error}; report it to its author")
             }
-            Self::StartFailed { name, said } => {
-                write!(f, "plugin \"{name}\" did not start: {said}; correct that or remove the library")
+            Self::StartFailed { name, error } => {
+                write!(f, "plugin \"{name}\" did not start: {error}; correct that or remove the library")
             }
-            Self::StartPanicked { name, said } => {
-                write!(f, "plugin \"{name}\" panicked while it started: {said}; report it to its author")
+            Self::StartPanicked { name, error } => {
+                write!(f, "plugin \"{name}\" panicked while it started: {error}; report it to its author")
             }
-            Self::NoReturn { place, patience } => write!(
+            Self::NoReturn { function, timeout } => write!(
                 f,
-                "its {place} did not return within {patience:?} and was abandoned; reload again when what it waits for is \
+                "its {function} did not return within {timeout:?} and was abandoned; reload again when what it waits for is \
                  there, or report it to its author"
             ),
         }
@@ -459,4 +477,28 @@ impl fmt::Display for LoadError {
     }
 }
 
-impl std::error::Error for LoadError {}
+impl Error for LoadError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.fault.source()
+    }
+}
+
+impl Error for LoadFault {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unreadable(error) | Self::NoCopy { error, .. } => Some(error),
+            Self::NotLoadable { error, .. } | Self::StaticTls { error } => Some(error),
+            Self::BadSettings { error, .. }
+            | Self::CreateFailed { error, .. }
+            | Self::CreatePanicked { error, .. }
+            | Self::StartFailed { error, .. }
+            | Self::StartPanicked { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the text of the dynamic linker, which is the source of the error, if there is one.
+fn linker_text(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}

@@ -158,9 +158,9 @@ fn check_pe<Pe: ImageNtHeaders>(file: Option<PeFile<'_, Pe>>, data: &[u8]) -> Re
             return Err(cut_off("signature"));
         }
     }
-    // A name without a folder is looked for where `load.rs` says.
+    // A name without a folder is looked for where `load.rs` value.
     match needed(&file).ok_or_else(|| cut_off("imports"))?.into_iter().find(|name| name.contains(['/', '\\', ':'])) {
-        Some(says) => Err(LoadFault::SearchPath { entry: "import", says }),
+        Some(value) => Err(LoadFault::SearchPath { entry: "import", value }),
         None => Ok(()),
     }
 }
@@ -199,10 +199,10 @@ fn check_mach_o<Mach: MachHeader<Endian = Endianness>>(
             LoadCommandVariant::Dylib(dylib) => ("library", dylib.dylib.name),
             _ => continue,
         };
-        let says = String::from_utf8_lossy(command.string(file.endian(), path).map_err(|_| cut_off())?).into_owned();
-        let is_fixed = says.starts_with('/') || entry == "library" && says.starts_with("@rpath/");
+        let value = String::from_utf8_lossy(command.string(file.endian(), path).map_err(|_| cut_off())?).into_owned();
+        let is_fixed = value.starts_with('/') || entry == "library" && value.starts_with("@rpath/");
         if !is_fixed {
-            return Err(LoadFault::SearchPath { entry, says });
+            return Err(LoadFault::SearchPath { entry, value });
         }
     }
     Ok(())
@@ -253,18 +253,18 @@ fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
                 elf::DT_NEEDED | elf::DT_AUXILIARY | elf::DT_FILTER => "NEEDED",
                 _ => continue,
             };
-            let says = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or_else(cut_off)?;
-            let says = String::from_utf8_lossy(says);
+            let value = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or_else(cut_off)?;
+            let value = String::from_utf8_lossy(value);
             // A bare name is looked up where the system keeps its libraries, but first in LD_LIBRARY_PATH. An absolute
             // folder there is the operator's decision, like that for the host's own libraries.
-            if name == "NEEDED" && !says.contains(['/', '$']) {
+            if name == "NEEDED" && !value.contains(['/', '$']) {
                 let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
                 let folders = folders.to_string_lossy();
-                if !folders.is_empty() && is_astray(&folders) && !is_loaded(&says) {
-                    return Err(LoadFault::LibraryPath { needed: says.into_owned(), folders: folders.into_owned() });
+                if !folders.is_empty() && is_astray(&folders) && !is_loaded(&value) {
+                    return Err(LoadFault::LibraryPath { needed: value.into_owned(), folders: folders.into_owned() });
                 }
-            } else if is_astray(&says) {
-                return Err(LoadFault::SearchPath { entry: name, says: says.into_owned() });
+            } else if is_astray(&value) {
+                return Err(LoadFault::SearchPath { entry: name, value: value.into_owned() });
             }
         }
     }
@@ -301,6 +301,38 @@ mod tests {
         file.extend(rpath);
         file.extend([0; 4]);
         file
+    }
+
+    /// An ELF library for x86-64 that has a section of 16 bytes at its end, behind the table that lists it.
+    fn elf_with_a_section_behind_the_table() -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        // Kind of file (a dynamic library), processor; version; entry, program headers, section headers; flags.
+        file.extend([3_u16, 62].into_iter().flat_map(u16::to_le_bytes));
+        file.extend(1_u32.to_le_bytes());
+        file.extend([0_u64, 0, 64].into_iter().flat_map(u64::to_le_bytes));
+        file.extend(0_u32.to_le_bytes());
+        // Size of this header; size and number of program headers and of section headers; section with the names.
+        file.extend([64_u16, 56, 0, 64, 3, 1].into_iter().flat_map(u16::to_le_bytes));
+        file.extend([0; 64]);
+        // A table of strings (3) with one empty text, then 16 bytes of the program (1).
+        for (kind, offset, size) in [(3, 256, 1), (1, 257, 16)] {
+            // Name, kind; flags, address, offset, size; link, info; alignment, size of an entry.
+            file.extend([0_u32, kind].into_iter().flat_map(u32::to_le_bytes));
+            file.extend([0_u64, 0, offset, size].into_iter().flat_map(u64::to_le_bytes));
+            file.extend([0_u32, 0].into_iter().flat_map(u32::to_le_bytes));
+            file.extend([1_u64, 0].into_iter().flat_map(u64::to_le_bytes));
+        }
+        file.push(0);
+        file.extend([0xcc; 16]);
+        file
+    }
+
+    #[test]
+    fn an_elf_file_is_cut_off_if_a_section_behind_its_tables_is() {
+        let whole = elf_with_a_section_behind_the_table();
+        refused(&whole[..whole.len() - 1], "cut-off", "sections would lie beyond");
+        let linux = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+        refused(&whole, if linux { "no-plugin" } else { "wrong-architecture" }, "");
     }
 
     /// A Mach-O file with one part, for this processor.

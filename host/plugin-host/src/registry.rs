@@ -1,7 +1,7 @@
-//! The plugins that are loaded now, and how others take their place while requests are under way.
+//! The registry: the loaded plugins, their hot reload, and their end.
 //!
-//! Code of a plugin that nobody waits for in a request (its creation, start, tick, new settings, end) runs on threads of its
-//! own, without a lock, and for a limited time: one that never returns holds up neither others' reload nor the stop.
+//! Plugin code outside of operations (create, start, tick, new settings, drop) runs on threads of its own, without a lock and
+//! for a limited time. A plugin that never returns blocks neither the reload of others nor the stop of the server.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,165 +9,168 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
-use crate::{Chain, Each, Port};
 use parking_lot::Mutex;
 
+use crate::chain::{Chain, Each, HostContext, Member};
+use crate::chain_swap::{ChainGuard, ChainSwap, wait_until};
 use crate::error::LoadError;
-use crate::exchange::{Candidate, Exchange, not_quiet};
-use crate::gate::{Entered, Gate, wait_until};
 use crate::load::{Plugin, destroy, libraries};
-use crate::terms::Settings;
+use crate::reload::{Candidate, Reload};
+use crate::settings::Settings;
 use crate::ticker::Ticker;
 
-/// How long requests under way may take to end before a plugin is exchanged that counts what the store holds, and before one
-/// that was replaced is destroyed; and how long a plugin may take at a reload to be created, to start, to end a tick.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// The timeout of each step of a reload: of operations in flight, before a plugin with a `start` hook starts and before a
+/// replaced plugin is destroyed, and of the `create`, `start`, `settings_changed`, last tick and drop of a plugin.
+pub(crate) const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Gives every entry of the store to a function, from any thread, without a lock held meanwhile.
+/// A function that calls another one with every entry of the store, from any thread, without holding a lock.
 pub type SharedScan = Arc<dyn Fn(&mut Each<'_>) + Send + Sync>;
 
-/// Where plugins come from, and what is said of them.
+/// The source of the plugins: their folder and their configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
-    /// The plugin folder; none for a plain map.
+    /// The plugin folder; `None` for a server without plugins.
     pub folder: Option<PathBuf>,
-    /// The plugins' tables.
+    /// The tables of the plugins.
     pub settings: Settings,
-    /// The plugins that come first in the chain, in this order.
+    /// The names of the plugins that come first in the chain, in this order.
     pub order: Vec<String>,
 }
 
-/// What a reload did with one plugin.
+/// The report of a reload about one plugin.
 #[derive(Debug)]
-pub struct Taken {
-    /// Its library.
+pub struct ReloadReport {
+    /// The library.
     pub path: PathBuf,
-    /// Its name, as far as it is known.
+    /// The name of the plugin, if it is known.
     pub name: Option<String>,
-    /// What became of it.
-    pub outcome: Outcome,
+    /// What the reload did.
+    pub outcome: ReloadOutcome,
 }
 
-/// What became of a plugin at a reload.
+/// What a reload did with a plugin.
 #[derive(Debug)]
-pub enum Outcome {
-    /// Nothing about it has changed.
-    Kept,
-    /// It was not there before.
+pub enum ReloadOutcome {
+    /// Neither its library nor its settings have changed.
+    Unchanged,
+    /// It is new.
     Loaded,
-    /// A new instance took the old one's place.
+    /// A new instance replaced the old one.
     Reloaded,
-    /// It took in its new settings.
+    /// It accepted its new settings.
     Reconfigured,
-    /// Its library is gone, and so is it.
+    /// Its library was removed, and so was the plugin.
     Removed,
-    /// It could not be taken in. The old one goes on, where there is one.
+    /// It could not be loaded. The old instance, if any, continues.
     Failed(LoadError),
 }
 
-/// The plugins of a host.
+/// The plugins of a server.
 pub struct Registry {
-    gate: Gate,
-    port: Arc<Port>,
-    /// Held by a reload from its beginning to its end.
+    chain: ChainSwap,
+    context: Arc<HostContext>,
+    /// Locked by a reload from its beginning to its end.
     reloading: Mutex<()>,
-    /// Locked for moments, by [`with_loaded`](Self::with_loaded): no plugin is called meanwhile.
+    /// Locked by [`with_loaded`](Self::with_loaded) only, for a short time in which no plugin is called.
     loaded: Mutex<Loaded>,
-    /// A plugin came into quarantine, and the chain does not know of it yet.
+    /// A plugin went into quarantine, and the chain still calls it.
     stale: AtomicBool,
 }
 
 struct Loaded {
     plugins: Vec<Plugin>,
+    /// Plugins that are part of the program and have no libraries.
+    linked: Vec<Arc<Member>>,
     order: Vec<String>,
     tickers: Vec<Ticker>,
     serving: bool,
-    /// The gate is closed while plugins start at a reload.
-    exchanging: bool,
-    /// The gate is closed for good.
+    /// A reload has closed the chain swap while plugins start.
+    reloading: bool,
+    /// The chain swap is closed for good.
     stopped: bool,
 }
 
-/// What others have replaced, and may still be under way.
-struct Retired {
+/// What a reload has replaced; operations may still be in flight in it.
+struct Replaced {
     tickers: Vec<Ticker>,
     chain: Option<Arc<Chain>>,
     plugins: Vec<Plugin>,
 }
 
 impl Registry {
-    /// The first plugins.
-    pub fn new(plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
-        Self::with(chain(&plugins, &order), plugins, order, port)
+    /// Creates a registry with the plugins that were loaded first, in this order.
+    pub fn new(plugins: Vec<Plugin>, order: Vec<String>, context: Arc<HostContext>) -> Self {
+        Self::with(plugins, Vec::new(), order, context)
     }
 
-    /// Plugins that are part of the program, in place of libraries: for tests of the chain. They cannot be exchanged.
-    pub fn linked(chain: Chain, port: Arc<Port>) -> Self {
-        Self::with(Arc::new(chain), Vec::new(), Vec::new(), port)
+    /// Creates a registry of plugins that are part of the program and have no libraries, for tests. A reload leaves them as
+    /// they are, and nothing calls their `tick`.
+    pub fn linked(members: Vec<Arc<Member>>, order: Vec<String>, context: Arc<HostContext>) -> Self {
+        Self::with(Vec::new(), members, order, context)
     }
 
-    fn with(chain: Arc<Chain>, plugins: Vec<Plugin>, order: Vec<String>, port: Arc<Port>) -> Self {
+    fn with(plugins: Vec<Plugin>, linked: Vec<Arc<Member>>, order: Vec<String>, context: Arc<HostContext>) -> Self {
         let tickers = Vec::new();
-        let loaded = Loaded { plugins, order, tickers, serving: false, exchanging: false, stopped: false };
-        let (gate, loaded, stale) = (Gate::new(chain), Mutex::new(loaded), AtomicBool::new(false));
-        Self { gate, port, reloading: Mutex::default(), loaded, stale }
+        let loaded = Loaded { plugins, linked, order, tickers, serving: false, reloading: false, stopped: false };
+        let (chain, loaded, stale) = (ChainSwap::new(loaded.chain()), Mutex::new(loaded), AtomicBool::new(false));
+        Self { chain, context, reloading: Mutex::default(), loaded, stale }
     }
 
-    /// Does something with what is loaded, which is short and calls no plugin.
+    /// Runs a short function, which calls no plugin, with the loaded plugins.
     fn with_loaded<R>(&self, run: impl FnOnce(&mut Loaded) -> R) -> R {
         let result = run(&mut self.loaded.lock());
-        self.renew();
+        self.rebuild_if_stale();
         result
     }
 
-    /// The chain of the moment, to look at it.
+    /// Returns the current chain for inspection.
     pub fn chain(&self) -> Arc<Chain> {
-        self.gate.chain()
+        self.chain.current()
     }
 
-    /// The chain for a request that begins now, unless plugins are being exchanged.
-    pub fn enter(&self) -> Option<Entered> {
-        self.gate.enter()
+    /// Returns the chain for a new operation, or `None` while a reload has closed it. Never blocks.
+    #[inline]
+    pub fn acquire(&self) -> Option<ChainGuard> {
+        self.chain.acquire()
     }
 
-    /// Begins a request in the chain: now, or on another thread, when plugins have been exchanged.
-    pub fn when_open(&self, then: impl FnOnce(Entered) + Send + 'static) {
-        self.gate.when_open(then);
+    /// Runs an operation in the chain: now on this thread, or on another thread after the reload that has closed it.
+    pub fn when_available(&self, then: impl FnOnce(ChainGuard) + Send + 'static) {
+        self.chain.when_available(then);
     }
 
-    /// The chain for a request that begins now. Waits while plugins are exchanged, and so is not for a thread that others
-    /// wait for.
-    pub fn wait_for_chain(&self) -> Arc<Chain> {
-        self.gate.wait_for_chain()
+    /// Returns the chain for a new operation. Blocks while a reload has closed it, so do not call it on an event loop.
+    pub fn acquire_blocking(&self) -> Arc<Chain> {
+        self.chain.acquire_blocking()
     }
 
-    /// What the plugins reach of their host.
-    pub fn port(&self) -> &Arc<Port> {
-        &self.port
+    /// Returns what the plugins share of the server.
+    pub fn context(&self) -> &Arc<HostContext> {
+        &self.context
     }
 
-    /// Looks at what is loaded, and in which chain. No plugin takes another's place meanwhile.
+    /// Calls a function with the loaded plugins, their chain, and the configured order. No plugin is replaced meanwhile.
     pub fn look<R>(&self, look: impl FnOnce(&[Plugin], &Chain, &[String]) -> R) -> R {
         self.with_loaded(|loaded| look(&loaded.plugins, &self.chain(), &loaded.order))
     }
 
-    /// Tells the plugins what the store holds, before anything is served. Waits for them as long as they take.
+    /// Starts the plugins in order, before the server accepts requests. Waits for them without a timeout.
     ///
     /// # Errors
     ///
-    /// The first plugin that refuses to start.
+    /// The first plugin that does not start.
     pub fn start(&self, scan: &SharedScan) -> Result<(), LoadError> {
         let plugins = self.with_loaded(|loaded| loaded.plugins.clone());
         self.chain().members().iter().try_for_each(|member| {
             let plugin = plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
-            member.start(&**scan).map_err(|failed| match plugin {
-                Some(plugin) => plugin.start_fault(failed),
-                None => unreachable!("what is linked refuses nothing: {failed:?}"),
+            member.start(&**scan).map_err(|error| match plugin {
+                Some(plugin) => plugin.start_error(error),
+                None => LoadError::start(member.name().into(), member.name().to_owned(), error),
             })
         })
     }
 
-    /// From now on requests are served: plugins begin to tick.
+    /// Starts the ticks of the plugins, because the server accepts requests from now on.
     pub fn serve(&self) {
         self.with_loaded(|loaded| {
             loaded.serving = true;
@@ -175,22 +178,26 @@ impl Registry {
         });
     }
 
-    /// Nothing is served any more: plugins end to tick and to ask, and are destroyed. Requests that are under way and plugins
-    /// have until the deadline; what then has not returned is left to itself. Returns what that is, in words for the log.
+    /// Stops the plugins: ends their ticks and their requests, waits for operations in flight, and destroys them. Abandons what
+    /// has not returned at the deadline. Returns descriptions of that for the log. A second call does nothing.
     pub fn stop(&self, deadline: Instant) -> Vec<String> {
-        let (tickers, plugins) = self.with_loaded(|loaded| {
-            // A reload that is under way finds this, and changes nothing any more.
-            (loaded.serving, loaded.stopped) = (false, true);
-            (std::mem::take(&mut loaded.tickers), std::mem::take(&mut loaded.plugins))
+        let stopped = self.with_loaded(|loaded| {
+            // A reload in progress sees this and changes nothing.
+            loaded.serving = false;
+            let first = !std::mem::replace(&mut loaded.stopped, true);
+            let Loaded { tickers, plugins, linked, .. } = loaded;
+            first.then(|| (std::mem::take(tickers), std::mem::take(plugins), std::mem::take(linked)))
         });
+        let Some((tickers, plugins, linked)) = stopped else { return Vec::new() };
         let mut abandoned: Vec<String> =
             Ticker::end(tickers, deadline).into_iter().map(|name| format!("the tick of plugin \"{name}\"")).collect();
-        self.port.close();
-        if self.gate.close(deadline.saturating_duration_since(Instant::now())) {
-            // The gate stays closed: nothing passes without the plugins.
-            self.gate.forget();
+        self.context.close();
+        if self.chain.drain(deadline.saturating_duration_since(Instant::now())) {
+            // The swap stays closed: no operation may pass without the plugins.
+            self.chain.release();
         } else {
-            let names: Vec<_> = plugins.iter().map(Plugin::name).collect();
+            let linked = linked.iter().map(|member| member.name());
+            let names: Vec<_> = plugins.iter().map(Plugin::name).chain(linked).collect();
             abandoned.push(format!("a request in a hook of a plugin ({})", names.join(", ")));
         }
         let names = destroy(plugins, deadline).into_iter();
@@ -198,88 +205,89 @@ impl Registry {
         abandoned
     }
 
-    /// Whether a reload is under way.
+    /// Whether a reload is in progress.
     pub fn is_reloading(&self) -> bool {
         self.reloading.is_locked()
     }
 
-    /// Makes the chain anew after a plugin came into quarantine.
+    /// Rebuilds the chain after a plugin went into quarantine.
     pub fn quarantine(&self) {
         self.stale.store(true, SeqCst);
-        self.renew();
+        self.rebuild_if_stale();
     }
 
-    /// Makes the chain anew if it is stale. Waits for nobody, because hooks come here, and whoever exchanges plugins may
-    /// wait for those: who has the lock comes here when it is free.
-    fn renew(&self) {
+    /// Rebuilds the chain if it is stale. Never blocks, because hooks call it, and a reload may wait for those hooks. A thread
+    /// that holds the lock calls it after it has released the lock.
+    fn rebuild_if_stale(&self) {
         loop {
-            // Either the other sees that it is stale, or this one that the lock is free.
+            // Either the other thread sees that the chain is stale, or this thread sees that the lock is free.
             fence(SeqCst);
             if !self.stale.load(SeqCst) {
                 return;
             }
             let Some(loaded) = self.loaded.try_lock() else { return };
-            // Who has closed the gate comes here when it is open.
-            if loaded.exchanging || loaded.stopped {
+            // The reload calls this again when it has opened the swap.
+            if loaded.reloading || loaded.stopped {
                 return;
             }
             if self.stale.swap(false, SeqCst) {
-                drop(self.gate.open(chain(&loaded.plugins, &loaded.order)));
+                drop(self.chain.open(loaded.chain()));
             }
         }
     }
 
-    /// Takes in what has changed in the folder and in the configuration: libraries that are new or have other bytes, those
-    /// that are gone, other settings. A plugin in quarantine is made anew. Each on its own: of one that cannot be taken in,
-    /// or does not return in time, the old goes on.
+    /// Reloads the plugins whose libraries or settings have changed, loads new libraries, removes plugins whose libraries are
+    /// gone, and creates plugins in quarantine again. Each succeeds or fails on its own: if a plugin cannot be loaded or does
+    /// not return in time, its old instance continues.
     ///
-    /// A plugin that counts what the store holds (it has a `start` hook) is exchanged while nothing is under way: requests
-    /// wait as long. For any other, requests under way end in the old one, and those that begin when this has returned
-    /// find the new one. By then the old one is destroyed, unless something is under way in it for very long.
+    /// A plugin with a `start` hook counts what the store holds. It is replaced while no operation is in flight, and new
+    /// operations wait meanwhile. For other plugins, operations in flight end in the old instance, and operations that begin
+    /// after this has returned use the new one. The old instance is destroyed before this returns, unless an operation in it
+    /// takes longer than the timeout.
     ///
     /// # Errors
     ///
-    /// The folder cannot be read. Nothing has changed then.
-    pub fn reload(&self, source: &Source, scan: &SharedScan) -> std::io::Result<Vec<Taken>> {
-        let _alone = self.reloading.lock();
+    /// The folder cannot be read. Nothing has changed.
+    pub fn reload(&self, source: &Source, scan: &SharedScan) -> std::io::Result<Vec<ReloadReport>> {
+        let _one_at_a_time = self.reloading.lock();
         let paths = source.folder.as_deref().map(libraries).transpose()?.unwrap_or_default();
-        let (taken, retired) = self.exchange(&paths, source, scan);
-        let Retired { tickers, chain, plugins } = retired;
-        for name in Ticker::end(tickers, Instant::now() + PATIENCE) {
+        let (reports, replaced) = self.replace(&paths, source, scan);
+        let Replaced { tickers, chain, plugins } = replaced;
+        for name in Ticker::end(tickers, Instant::now() + RELOAD_TIMEOUT) {
             tracing::warn!(
                 plugin = name,
-                "plugin \"{name}\" was replaced, and its tick does not return; it is abandoned"
+                "plugin \"{name}\" was replaced, but its tick does not return; it is abandoned"
             );
         }
         self.with_loaded(Loaded::tick);
         if let Some(chain) = chain.filter(|_| !plugins.is_empty()) {
-            wait_until(PATIENCE, || Arc::strong_count(&chain) == 1);
+            wait_until(RELOAD_TIMEOUT, || Arc::strong_count(&chain) == 1);
         }
-        for name in destroy(plugins, Instant::now() + PATIENCE) {
+        for name in destroy(plugins, Instant::now() + RELOAD_TIMEOUT) {
             tracing::warn!(
                 plugin = name,
-                "plugin \"{name}\" was replaced, and its end does not return; it is abandoned"
+                "plugin \"{name}\" was replaced, but its drop does not return; it is abandoned"
             );
         }
-        Ok(taken)
+        Ok(reports)
     }
 
-    /// Returns what happened, and what others have replaced.
-    fn exchange(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<Taken>, Retired) {
-        let mut exchange = Exchange::new(self.with_loaded(|loaded| loaded.plugins.clone()));
-        // First those that are gone: another library may have one's name now, or the same one another place.
-        let is_gone = |plugin: &mut Plugin| !paths.iter().any(|path| path == plugin.path());
-        let mut gone = exchange.old.extract_if(.., is_gone).collect::<Vec<_>>();
+    /// Replaces the plugins. Returns the reports, and what was replaced.
+    fn replace(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<ReloadReport>, Replaced) {
+        let mut reload = Reload::new(self.with_loaded(|loaded| loaded.plugins.clone()));
+        // Remove first what is gone: its name may now belong to another library, or its library may have moved.
+        let is_gone = |plugin: &Plugin| !paths.iter().any(|path| path == plugin.path());
+        let mut gone = extract(&mut reload.old, is_gone);
         for path in paths {
-            exchange.take(path, &source.settings, &self.port);
+            reload.add(path, &source.settings, &self.context);
         }
         for plugin in &gone {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
-            exchange.taken.push(Taken { path, name, outcome: Outcome::Removed });
+            reload.reports.push(ReloadReport { path, name, outcome: ReloadOutcome::Removed });
         }
-        let quiet = !exchange.counts() || self.close();
-        exchange.start(scan, || if quiet { Ok(()) } else { Err(not_quiet()) });
-        let Exchange { mut old, next, taken } = exchange;
+        let drained = !reload.counts() || self.drain();
+        reload.start(scan, drained);
+        let Reload { mut old, next, reports } = reload;
         let mut plugins = Vec::new();
         for Candidate { plugin, failed, .. } in next {
             let replaced = old.iter().position(|old| old.path() == plugin.path());
@@ -292,7 +300,7 @@ impl Registry {
                 (true, _) => gone.push(plugin),
             }
         }
-        // What is left goes on, because what was to take its place could not.
+        // The rest continues, because its replacement failed.
         plugins.append(&mut old);
         let (tickers, chain) = self.with_loaded(|loaded| {
             if loaded.stopped {
@@ -301,33 +309,56 @@ impl Registry {
             }
             loaded.plugins = plugins;
             loaded.order.clone_from(&source.order);
-            loaded.exchanging = false;
-            let chain = self.gate.open(chain(&loaded.plugins, &loaded.order));
+            loaded.reloading = false;
+            let chain = self.chain.open(loaded.chain());
             (loaded.idle_tickers(), Some(chain))
         });
-        (taken, Retired { tickers, chain, plugins: gone })
+        (reports, Replaced { tickers, chain, plugins: gone })
     }
 
-    /// Closes the gate for a reload, and waits until nothing is under way. Returns whether it is so.
-    fn close(&self) -> bool {
-        self.with_loaded(|loaded| loaded.exchanging = true);
-        self.gate.close(PATIENCE)
+    /// Replaces the linked plugin of the same name by this one, which has started. Operations in flight end in the old chain.
+    /// Returns `false` if they have not ended within the timeout of a reload.
+    pub fn replace_linked(&self, member: Arc<Member>) -> bool {
+        let (before, replaced) = self.with_loaded(|loaded| {
+            let same_name = |old: &&mut Arc<Member>| old.name() == member.name();
+            let replaced = loaded.linked.iter_mut().find(same_name).map(|old| std::mem::replace(old, member));
+            (self.chain.open(loaded.chain()), replaced)
+        });
+        let ended = wait_until(RELOAD_TIMEOUT, || Arc::strong_count(&before) == 1);
+        // The last references: the old plugin is destroyed here.
+        drop((before, replaced));
+        ended
+    }
+
+    /// Closes the chain swap for a reload, and waits until no operation is in flight. Returns `false` after the timeout.
+    fn drain(&self) -> bool {
+        self.with_loaded(|loaded| loaded.reloading = true);
+        self.chain.drain(RELOAD_TIMEOUT)
     }
 }
 
-fn chain(plugins: &[Plugin], order: &[String]) -> Arc<Chain> {
-    Arc::new(Chain::new(plugins.iter().map(|plugin| Arc::clone(plugin.member())).collect(), order))
+/// Removes and returns the elements for which a condition holds.
+fn extract<T>(from: &mut Vec<T>, holds: impl Fn(&T) -> bool) -> Vec<T> {
+    let (extracted, rest) = std::mem::take(from).into_iter().partition(holds);
+    *from = rest;
+    extracted
 }
 
 impl Loaded {
-    /// Takes out the tickers of plugins that are not loaded any more.
-    fn idle_tickers(&mut self) -> Vec<Ticker> {
-        let Self { plugins, tickers, .. } = self;
-        let is_idle = |ticker: &mut Ticker| !plugins.iter().any(|plugin| ticker.is_of(plugin.member()));
-        tickers.extract_if(.., is_idle).collect()
+    /// Creates the chain of all plugins.
+    fn chain(&self) -> Arc<Chain> {
+        let loaded = self.plugins.iter().map(|plugin| Arc::clone(plugin.member()));
+        Arc::new(Chain::new(loaded.chain(self.linked.iter().cloned()).collect(), &self.order))
     }
 
-    /// Has all plugins tick that are loaded.
+    /// Removes and returns the tickers of plugins that are not loaded any more.
+    fn idle_tickers(&mut self) -> Vec<Ticker> {
+        let Self { plugins, tickers, .. } = self;
+        let is_idle = |ticker: &Ticker| !plugins.iter().any(|plugin| ticker.is_of(plugin.member()));
+        extract(tickers, is_idle)
+    }
+
+    /// Starts the tickers of loaded plugins that have none.
     fn tick(&mut self) {
         if !self.serving {
             return;
@@ -341,7 +372,7 @@ impl Loaded {
     }
 }
 
-/// The names in an order that are of no plugin.
+/// Returns the names in an order that belong to no plugin.
 pub fn unknown_in_order<'a>(order: &'a [String], plugins: &[Plugin]) -> BTreeSet<&'a str> {
     let known = |name: &&str| !plugins.iter().any(|plugin| plugin.name() == *name);
     order.iter().map(String::as_str).filter(known).collect()

@@ -1,4 +1,4 @@
-//! What bytes are told apart by: a library from another one, a secret from a guess.
+//! SHA-256 hashes of libraries and secrets.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 use sha2::Digest;
 
-/// A SHA-256.
+/// A SHA-256 hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// That of these bytes.
+    /// Returns the hash of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
     }
@@ -23,17 +23,28 @@ impl fmt::Display for Sha256 {
     }
 }
 
+/// A text is not a SHA-256 hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseSha256Error;
+
+impl fmt::Display for ParseSha256Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a SHA-256; write the 64 hexadecimal digits that sha256sum prints")
+    }
+}
+
+impl std::error::Error for ParseSha256Error {}
+
 impl FromStr for Sha256 {
-    type Err = &'static str;
+    type Err = ParseSha256Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WANTED: &str = "not a SHA-256; write the 64 hexadecimal digits that sha256sum prints";
         if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(WANTED);
+            return Err(ParseSha256Error);
         }
         let mut bytes = [0; 32];
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| WANTED)?;
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| ParseSha256Error)?;
         }
         Ok(Self(bytes))
     }

@@ -1,17 +1,18 @@
-//! The thread on which a plugin ticks.
+//! The thread that calls the `tick` hook of a plugin.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::Member;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-/// A plugin that ticks.
+use crate::chain::Member;
+
+/// The ticking thread of a plugin.
 pub(crate) struct Ticker {
     member: Arc<Member>,
-    /// Dropped to end the thread.
+    /// Dropping it ends the thread after the current tick.
     stop: Sender<Infallible>,
     /// Disconnected when the thread has ended.
     ended: Receiver<Infallible>,
@@ -29,22 +30,22 @@ impl Ticker {
                     break;
                 }
             }
-            // Before the end is known: who waits for it destroys the plugin.
+            // Drop it before the end is visible, because the thread that waits for the end destroys the plugin.
             drop(ticking);
         });
         if let Err(error) = thread {
-            tracing::error!(plugin = member.name(), "it does not tick: no further thread: {error}");
+            tracing::error!(plugin = member.name(), "cannot start its tick: no thread: {error}");
         }
         Self { member, stop, ended }
     }
 
-    /// Whether it is this plugin that ticks.
+    /// Whether it belongs to this plugin.
     pub(crate) fn is_of(&self, member: &Arc<Member>) -> bool {
         Arc::ptr_eq(&self.member, member)
     }
 
-    /// Ends tickers, and waits until the deadline for ticks that are under way. A plugin whose tick does not return is
-    /// destroyed when it does. Returns their names.
+    /// Ends tickers, and waits for running ticks until the deadline. Returns the names of the plugins whose ticks have not
+    /// returned; each of those plugins is destroyed when its tick returns.
     pub(crate) fn end(tickers: Vec<Self>, deadline: Instant) -> Vec<&'static str> {
         let mut ended = Vec::with_capacity(tickers.len());
         for Self { member, stop, ended: end } in tickers {

@@ -1,5 +1,5 @@
-//! Whose code a library is: nobody but the operator and root may have been able to write it. What is checked is what is
-//! opened: a library is read once, and its bytes, not its path, are judged, hashed, copied and mapped.
+//! Trust checks: VKOG loads only libraries that nobody except the operator and root could have modified. A library is read
+//! once. Its bytes, not its path, are checked, hashed, copied and mapped, so that what is checked is what is opened.
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
@@ -11,32 +11,31 @@ use crate::error::{LoadFault, Part};
 use crate::preflight;
 use crate::sha256::Sha256;
 
-/// How the names of folders begin in which private copies are.
+/// The prefix of the names of folders for private copies.
 const PREFIX: &str = "vkog-plugin-";
 
-/// The largest library that is read, in bytes. A plugin with all of its debug information has a tenth of it.
+/// The maximum size of a library, in bytes. A plugin with all its debug information has a tenth of that.
 pub(crate) const LIBRARY_MAX: u64 = 256 << 20;
 
-/// What a library file held when it was read, whatever becomes of the file.
-pub(crate) struct Image {
+/// The content of a library that passed the trust checks, as it was read. Later changes of the file do not affect it.
+pub(crate) struct VerifiedLibrary {
     origin: PathBuf,
     bytes: Vec<u8>,
     sha256: Sha256,
 }
 
-/// An image as a file that only this process's user can reach, for the linker. It is gone when this is dropped, and what
-/// is mapped stays mapped; but Windows keeps a file that is mapped.
+/// A copy of a verified library for the linker, which only the user of this process can access. Dropping it removes the file;
+/// what is mapped stays mapped. Windows keeps a file that is mapped.
 pub(crate) struct PrivateCopy {
     folder: TempDir,
     path: PathBuf,
-    /// The file that the path leads to, where it is in memory and not in the folder.
+    /// The file in memory that the path links to, if the copy is not in the folder.
     memory: Option<File>,
 }
 
-impl Image {
-    /// Reads a library that can be trusted. A path without a folder is one in the current directory, and no path is ever
-    /// searched for. Of a library that is pinned by its hash, owners and permissions are not checked: the caller compares
-    /// the hash of what was read, and nothing else is opened.
+impl VerifiedLibrary {
+    /// Checks and reads a library. A path without a folder is in the current directory; no search path is used. The owner and
+    /// the permissions of a pinned library are not checked: the caller compares the hash of what was read, and opens that.
     pub(crate) fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
         Self::of(path, open(path, pinned)?)
     }
@@ -46,7 +45,7 @@ impl Image {
         let len = file.metadata().map_err(LoadFault::Unreadable)?.len();
         too_large(len)?;
         let mut bytes = Vec::with_capacity(len as usize);
-        // One byte more, for a file that grows meanwhile.
+        // Read one byte more, to notice a file that grows meanwhile.
         file.take(LIBRARY_MAX + 1).read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
         too_large(bytes.len() as u64)?;
         let sha256 = Sha256::of(&bytes);
@@ -61,18 +60,18 @@ impl Image {
         self.sha256
     }
 
-    /// Writes it to a file with a name of its own, because the linker hands out the old library for a path it knows, and
-    /// because a library that is written over while it is mapped crashes the process. The name, which debuggers and
-    /// profilers show, is that of the plugin and the beginning of the hash.
+    /// Writes a private copy with a unique path. The linker would return the old library for a path that it knows, and a
+    /// library that is overwritten while it is mapped crashes the process. The file name, which debuggers and profilers show,
+    /// has the name of the plugin and the first digits of the hash.
     ///
-    /// On Linux that file is in memory: a library is never closed, so that a file on a disk would take its room there until
-    /// the process ends, however often the plugin was reloaded.
+    /// On Linux the file is in memory. A library is never closed, so a file on a disk would occupy space until the process
+    /// ends, once for each reload.
     pub(crate) fn copy(&self) -> Result<PrivateCopy, LoadFault> {
         let base = std::env::temp_dir();
         let failed = |error| LoadFault::NoCopy { folder: base.clone(), error };
-        // From the root, since the linker searches for a name without a folder.
+        // Use an absolute path, because the linker searches for a name without a folder.
         let folder = system::from_root(&base).and_then(|base| system::private_folder(&base)).map_err(failed)?;
-        // Whoever may rename the folder may put another one in its place.
+        // A user who can rename the folder could replace it.
         ancestors(folder.path())?;
         let name = self.origin.file_stem().unwrap_or_default().to_string_lossy();
         let name = name.strip_prefix(std::env::consts::DLL_PREFIX).unwrap_or(&name);
@@ -90,12 +89,12 @@ impl Image {
 }
 
 impl PrivateCopy {
-    /// Where it is, from the root.
+    /// Returns the absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Why the linker refused it: what it said, or that nothing may be run from where the copy is.
+    /// Returns the fault for an error of the linker, or that the folder is mounted noexec.
     pub(crate) fn refused(&self, error: libloading::Error, missing: Option<String>) -> LoadFault {
         if self.memory.is_none() && system::noexec(self.folder.path()) {
             let base = self.folder.path().parent().unwrap_or(self.folder.path());
@@ -105,7 +104,8 @@ impl PrivateCopy {
     }
 }
 
-/// Opens a library after its folder was checked; then what was opened is checked, not what may lie there now.
+/// Checks the folders of a library, opens the file, and checks the opened file, which may differ from the one that the path
+/// leads to by then.
 fn open(path: &Path, pinned: bool) -> Result<File, LoadFault> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = folder.canonicalize().map_err(LoadFault::Unreadable)?;
@@ -120,7 +120,7 @@ fn open(path: &Path, pinned: bool) -> Result<File, LoadFault> {
         }
         ancestors(&folder)?;
     }
-    // Looked at before it is opened, too: to open a device can do something, and a socket cannot be opened at all.
+    // Check the kind before opening, too: opening a device can have an effect, and a socket cannot be opened.
     regular(&real.metadata().map_err(LoadFault::Unreadable)?)?;
     let file = system::open(&real).map_err(LoadFault::Unreadable)?;
     let metadata = file.metadata().map_err(LoadFault::Unreadable)?;
@@ -135,8 +135,8 @@ fn regular(metadata: &Metadata) -> Result<(), LoadFault> {
     if metadata.is_file() { Ok(()) } else { Err(LoadFault::NotAFile { found: system::kind(metadata) }) }
 }
 
-/// Checks every folder around one that was checked. It is enough that not everybody can rename what is in them: whoever
-/// else can has nothing to put there that belongs to the operator or to root.
+/// Checks every folder above one that was checked. It suffices that others cannot rename entries in it: a user who can has no
+/// folder to put there that belongs to the operator or to root.
 fn ancestors(folder: &Path) -> Result<(), LoadFault> {
     for folder in folder.ancestors().skip(1) {
         system::check(folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Ancestor)?;
@@ -144,7 +144,7 @@ fn ancestors(folder: &Path) -> Result<(), LoadFault> {
     Ok(())
 }
 
-/// What differs between systems. Windows keeps owners and rights elsewhere, and they are not looked at there.
+/// The checks of the operating system. Windows stores owners and rights elsewhere, and they are not checked there.
 #[cfg(unix)]
 mod system {
     use std::fs::{File, Metadata, OpenOptions, Permissions};
@@ -177,10 +177,10 @@ mod system {
         Ok(())
     }
 
-    /// Follows no link, since the path was resolved, and waits for nobody at the other end of a pipe.
+    /// Opens a resolved path without following a link and without waiting for the other end of a pipe.
     pub(crate) fn open(path: &Path) -> io::Result<File> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
+        OpenOptions::new().read(true).custom_flags(flags as i32).open(path)
     }
 
     pub(crate) fn kind(metadata: &Metadata) -> &'static str {
@@ -204,9 +204,9 @@ mod system {
         tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(0o700)).tempdir_in(base)
     }
 
-    /// Puts bytes into a file in memory that nobody can change any more, and a link to it at the path. The linker needs a
-    /// path that it has never seen, which that of a descriptor is not once its number was used before. `None` where there
-    /// is no such file: a system that has none or forbids it, or no `/proc`.
+    /// Writes bytes to a sealed file in memory and creates a link to it at the path. The linker needs a path that it has never
+    /// seen, and the path of a file descriptor repeats when its number is reused. Returns `None` if the system does not
+    /// support or allow that, or has no `/proc`.
     #[cfg(target_os = "linux")]
     pub(crate) fn in_memory(name: &str, bytes: &[u8], path: &Path) -> Option<File> {
         use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -215,7 +215,7 @@ mod system {
         use std::os::fd::AsRawFd;
 
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // That it cannot be started as a program is all that some systems allow, and what kernels before 6.3 do not know.
+        // Some systems allow only files that cannot be executed as a program; kernels before 6.3 do not have the flag.
         let memory = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
             Err(Errno::INVAL) => memfd_create(name, flags),
             made => made,
@@ -266,15 +266,13 @@ mod system {
         if metadata.is_dir() { "a folder" } else { "a device" }
     }
 
-    /// Windows writes what `canonicalize` gives as `\\?\C:\...`, and not all that looks at the path of a loaded library
-    /// reads that.
+    /// On Windows `canonicalize` returns `\\?\C:\...`, which some readers of the paths of loaded libraries do not understand.
     pub(crate) fn from_root(path: &Path) -> io::Result<PathBuf> {
         std::path::absolute(path)
     }
 
-    /// A user's temporary folder is that user's alone. A library that is mapped cannot be removed: those that earlier
-    /// processes left are removed now, and of those that are in use yet nothing is. What was made just now may be another
-    /// process's that is about to open it.
+    /// The temporary folder belongs to one user. A mapped library cannot be removed, so the folders of earlier processes are
+    /// removed here, except those in use and those that another process may have created just now.
     pub(crate) fn private_folder(base: &Path) -> io::Result<TempDir> {
         const NEW: Duration = Duration::from_secs(600);
         static SWEPT: Once = Once::new();
@@ -309,29 +307,54 @@ mod tests {
     }
 
     #[test]
-    fn a_library_exchanged_after_it_was_checked_is_not_what_is_opened() {
+    fn a_library_replaced_after_its_check_is_not_opened() {
         let folder = folder();
         let (library, other) = (folder.path().join("libvkog_x.so"), folder.path().join("other"));
         std::fs::write(&library, "checked").expect("a file can be written");
         std::fs::write(&other, "exchanged").expect("a file can be written");
         let file = open(&library, false).expect("it can be trusted");
         std::fs::rename(&other, &library).expect("it can be replaced");
-        let image = Image::of(&library, file).expect("it can be read");
-        assert_eq!(image.bytes(), b"checked");
+        let verified = VerifiedLibrary::of(&library, file).expect("it can be read");
+        assert_eq!(verified.bytes(), b"checked");
 
         std::fs::write(&library, "exchanged again").expect("a file can be written");
-        let copy = image.copy().expect("a copy can be made");
+        let copy = verified.copy().expect("a copy can be made");
         let copied = std::fs::read(copy.path()).expect("the copy is there");
-        assert_eq!((copied.as_slice(), Sha256::of(&copied)), (&b"checked"[..], image.sha256()));
+        assert_eq!((copied.as_slice(), Sha256::of(&copied)), (&b"checked"[..], verified.sha256()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_through_a_folder_that_a_group_can_write_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let plugins = folder();
+        let (between, inner) = (plugins.path().join("between"), plugins.path().join("between/inner"));
+        std::fs::create_dir_all(&inner).expect("folders can be made");
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        let (library, link) = (inner.join("libvkog_x.so"), plugins.path().join("libvkog_x.so"));
+        std::fs::write(&library, "library").expect("a file can be written");
+        symlink(&library, &link).expect("a link can be made");
+        for (path, mode) in [(&library, 0o600), (&inner, 0o755), (&between, 0o755)] {
+            set_mode(path, mode);
+        }
+        open(&link, false).expect("only its owner can write on the way to it");
+        set_mode(&between, 0o775);
+        match open(&link, false) {
+            Err(LoadFault::Writable { path, part: Part::Folder, .. }) => assert!(path.ends_with("between"), "{path:?}"),
+            other => panic!("not refused for the folder between, but {other:?}"),
+        }
     }
 
     #[test]
-    fn a_copy_is_named_after_its_plugin_and_content_and_gone_when_it_is_dropped() {
+    fn a_private_copy_is_named_after_plugin_and_hash_and_removed_on_drop() {
         let folder = folder();
         let library = folder.path().join(format!("{}vkog_x.so", std::env::consts::DLL_PREFIX));
         std::fs::write(&library, "abc").expect("a file can be written");
-        let image = Image::read(&library, false).expect("it can be trusted");
-        let (one, two) = (image.copy().expect("one"), image.copy().expect("two at once"));
+        let verified = VerifiedLibrary::read(&library, false).expect("it can be trusted");
+        let (one, two) = (verified.copy().expect("one"), verified.copy().expect("two at once"));
         let name = format!("vkog_x-ba7816bf8f01{}", std::env::consts::DLL_SUFFIX);
         assert!(one.path().is_absolute() && one.path().ends_with(&name), "{}", one.path().display());
         assert_ne!(one.path(), two.path());

@@ -16,10 +16,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 
 use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
-use super::{LARGE, entry, key_fits};
+use super::{LARGE, entry};
 use crate::config::{BATCH_MIN, Right};
-use crate::http::{RequestHead, Response};
-use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
+use crate::http::{Head, Reply};
+use vkog_engine::{Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Operation, Outcome, Revisions};
 use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
 use vkog_store::DEFAULT_CONTENT_TYPE;
@@ -40,14 +40,14 @@ pub(super) enum Format {
 
 impl Format {
     /// That of a request's body.
-    pub(super) fn of(head: &RequestHead) -> Result<Self, Problem> {
+    pub(super) fn of(head: &Head) -> Result<Self, Problem> {
         let known = head.headers.get("content-type").and_then(|name| str::from_utf8(name).ok()).and_then(Self::named);
         let fact = "A batch is application/msgpack or application/json; say which in Content-Type";
         known.ok_or_else(|| Problem::new(415, fact))
     }
 
     /// That of the answer: what the client names first, or what it sent.
-    pub(super) fn of_answer(self, head: &RequestHead) -> Self {
+    pub(super) fn of_answer(self, head: &Head) -> Self {
         let accept = head.headers.get("accept").and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
         accept.split(',').find_map(Self::named).unwrap_or(self)
     }
@@ -94,7 +94,7 @@ pub(super) struct Admitted {
 
 /// What batches need of the server.
 pub(super) struct Server {
-    pub(super) ops: Arc<Ops>,
+    pub(super) engine: Arc<Engine>,
     pub(super) access: Arc<Access>,
     pub(super) value_max: u64,
     pub(super) large: Arc<ThreadPool>,
@@ -104,10 +104,10 @@ impl Server {
     /// Does what a batch asks for. A large one is read and answered on threads of its own.
     pub(super) fn serve(
         self,
-        head: Arc<RequestHead>,
+        head: Arc<Head>,
         admitted: Admitted,
         body: Vec<u8>,
-        reply_with: impl FnOnce(Response) + Send + 'static,
+        reply_with: impl FnOnce(Reply) + Send + 'static,
     ) {
         if body.len() <= LARGE {
             return self.run(head, admitted, body, reply_with);
@@ -118,12 +118,12 @@ impl Server {
 
     fn run(
         self,
-        head: Arc<RequestHead>,
+        head: Arc<Head>,
         Admitted { sent, answer, query, arrived }: Admitted,
         body: Vec<u8>,
-        reply_with: impl FnOnce(Response) + Send + 'static,
+        reply_with: impl FnOnce(Reply) + Send + 'static,
     ) {
-        let Self { ops, access, value_max, large } = self;
+        let Self { engine, access, value_max, large } = self;
         let manner = answer.manner();
         let operations = match decode(&body.into(), sent).and_then(|operations| checked(operations, value_max)) {
             Ok(operations) => operations,
@@ -139,7 +139,7 @@ impl Server {
         }
         let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
         let batch = Batch { operations, query, arrived, values_max, origin: head };
-        ops.run_all(batch, move |outcome| match outcome {
+        engine.run_batch(batch, move |outcome| match outcome {
             Ok(done) if values_len(&done) > LARGE => large.run(move || reply_with(answer::streamed(done, answer))),
             Ok(done) => reply_with(answer::whole(&done, answer)),
             Err(failure) => reply_with(refused(failure, answer)),
@@ -148,31 +148,30 @@ impl Server {
 }
 
 /// How many bytes of values an answer has.
-fn values_len(done: &[(Answer, Added)]) -> usize {
-    let len = |(answer, _): &(Answer, Added)| if let Answer::Found(entry) = answer { entry.value().len() } else { 0 };
+fn values_len(done: &[(Outcome, ExtraHeaders)]) -> usize {
+    let len = |(answer, _): &(Outcome, ExtraHeaders)| {
+        if let Outcome::Found(entry) = answer { entry.value().len() } else { 0 }
+    };
     done.iter().map(len).sum()
 }
 
 /// The reply to a batch of which nothing was done.
-fn refused(Failure { at, answer }: Failure, format: Format) -> Response {
-    let problem = entry::problem(answer);
+fn refused(BatchFailure { at, outcome }: BatchFailure, format: Format) -> Reply {
+    let problem = entry::problem(outcome);
     let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
     problem.reply(format.manner())
 }
 
 /// What is wrong with an operation that could be read, if anything is.
 fn checked(operations: Vec<Operation>, value_max: u64) -> Result<Vec<Operation>, Problem> {
-    for (index, Operation { verb, key, value, content_type, .. }) in operations.iter().enumerate() {
-        let fits = key_fits(key).and_then(|()| entry::media_type(content_type.as_bytes()).map(drop)).and_then(|()| {
-            if value.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-                return Err(Problem::new(400, "No content provided"));
-            }
-            if value.len() as u64 > value_max {
-                return Err(entry::too_large(Some(value.len() as u64), value_max));
-            }
-            Ok(())
-        });
-        fits.map_err(|problem| problem.at(index, Some(key.clone())))?;
+    for (index, operation) in operations.iter().enumerate() {
+        let len = operation.value.len() as u64;
+        let fits = match operation.check() {
+            Err(invalid) => Err(invalid.into()),
+            Ok(()) if len > value_max => Err(entry::too_large(Some(len), value_max)),
+            Ok(()) => Ok(()),
+        };
+        fits.map_err(|problem: Problem| problem.at(index, Some(operation.key.clone())))?;
     }
     Ok(operations)
 }
@@ -357,7 +356,8 @@ impl Named<'_> {
             }
             _ => Cow::Borrowed(DEFAULT_CONTENT_TYPE),
         };
-        let conditions = Conditions { one_of: if_match.map(|tags| tags.0), none_of: if_none_match.map(|tags| tags.0) };
+        let conditions =
+            Conditions { if_match: if_match.map(|tags| tags.0), if_none_match: if_none_match.map(|tags| tags.0) };
         Ok(Operation { verb, key: key.into_owned(), value, content_type, conditions, headers: fields, hidden: false })
     }
 }

@@ -4,27 +4,13 @@ use bytes::Bytes;
 
 use super::problem::{Manner, Problem};
 use super::range::{Range, Unsatisfiable};
-use crate::http::{Body, RequestHead, Response};
-use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
-use vkog_store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
+use crate::http::{Body, Head, Reply};
+use vkog_engine::{Conditions, ExtraHeaders, Outcome, PreconditionFailed, Revisions, media_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
-    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
-}
-
-/// The media type that a client gives a value.
-pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
-    if value.len() > CONTENT_TYPE_MAX {
-        let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
-        return Err(Problem::new(400, fact));
-    }
-    // It is given back as it is, so it must be something that may be sent.
-    match str::from_utf8(value) {
-        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
-        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
-        _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
-    }
+pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
 /// Checks that the body of a request is a whole value, or a whole batch, as it is to be read.
@@ -32,7 +18,7 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
 /// # Errors
 ///
 /// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
+pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
     let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
     if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
         let fact = "Content-Encoding is not supported; send the value as it is to be read";
@@ -54,20 +40,20 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 /// # Errors
 ///
 /// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
+pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
     // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
     let condition = |name, weak| {
         let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
         revisions(head, name, weak).map_err(|NotTags| fault())
     };
-    Ok(Conditions { one_of: condition("If-Match", false)?, none_of: condition("If-None-Match", true)? })
+    Ok(Conditions { if_match: condition("If-Match", false)?, if_none_match: condition("If-None-Match", true)? })
 }
 
 /// A condition is neither `*` nor a list of entity tags.
 #[derive(Debug)]
 struct NotTags;
 
-fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
+fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
     let mut values = head.headers.all(name).peekable();
     if values.peek().is_none() {
         return Ok(None);
@@ -115,16 +101,16 @@ fn opaque(tag: &str) -> Option<u64> {
 
 /// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
 /// of the value.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Response {
-    let mut reply = bare(answer, reads, range, manner);
+pub(super) fn reply(outcome: Outcome, added: ExtraHeaders, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+    let mut reply = bare(outcome, reads, range, manner);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Response {
-    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
-    match answer {
-        Answer::Found(entry) => {
+fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+    match outcome {
+        Outcome::Found(entry) => {
             let len = entry.value().len();
             let part = match range.map_or(Ok(None), |range| range.within(&entry)) {
                 Ok(part) => part,
@@ -134,8 +120,8 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Response::new(200, &b""[..])
-                .with_revision(entry.revision())
+            let mut reply = Reply::new(200, &b""[..])
+                .of_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .inert();
@@ -150,36 +136,24 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             reply
         }
-        Answer::Written(revision) => ok().with_revision(revision),
-        Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Response::new(304, &b""[..]).with_revision(revision),
-        Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
-            problem(answer).reply(manner)
+        Outcome::Written(revision) => ok().of_revision(revision),
+        Outcome::Removed(_) => ok(),
+        Outcome::PreconditionFailed(PreconditionFailed::IfNoneMatch(revision)) if reads => {
+            Reply::new(304, &b""[..]).of_revision(revision)
+        }
+        Outcome::PreconditionFailed(_) | Outcome::Absent | Outcome::Refused(_) | Outcome::StoreFailed(_) => {
+            problem(outcome).reply(manner)
         }
     }
 }
 
-/// Why an operation was not done.
-pub(super) fn problem(answer: Answer) -> Problem {
-    match answer {
-        Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected"),
-        Answer::Absent => Problem::new(404, "Not Found"),
-        Answer::Refused(refusal) => Problem::of(refusal),
-        Answer::Failed(error) => {
-            let (status, words) = not_kept(&error);
-            Problem::new(status, format!("{words}: {error}"))
-        }
-        Answer::Found(_) | Answer::Written(_) | Answer::Removed(_) => Problem::new(500, "Internal error"),
+/// Why an operation failed.
+pub(super) fn problem(outcome: Outcome) -> Problem {
+    if let Outcome::Refused(refusal) = outcome {
+        return Problem::of(refusal);
     }
-}
-
-/// The status of a write that is not kept, and the first words.
-fn not_kept(error: &StoreError) -> (u16, &'static str) {
-    match error {
-        error if error.is_full() => (507, "Not kept"),
-        error if error.is_certain() => (503, "Not kept"),
-        _ => (503, "Outcome unknown"),
-    }
+    let (status, text) = outcome.failure().unwrap_or((500, "Internal error".into()));
+    Problem::new(status, text)
 }
 
 /// The problem of a value that is longer than the maximum, in bytes.

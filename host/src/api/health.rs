@@ -2,24 +2,24 @@
 //! work.
 
 use super::problem::{Manner, Problem};
-use crate::http::Response;
-use crate::ops::Ops;
+use crate::http::Reply;
+use vkog_engine::Engine;
 use vkog_plugin_host::OnFailure;
 use vkog_store::Store as _;
 
 /// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
 /// quarantine.
-pub(super) fn ready(ops: &Ops, manner: Manner) -> Response {
-    let store = ops.store();
+pub(super) fn ready(engine: &Engine, manner: Manner) -> Reply {
+    let store = engine.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
         return Problem::new(503, format!("Not ready: {error}")).reply(manner);
     }
     if let Some(error) = store.snapshot_failure() {
         return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(manner);
     }
-    let chain = ops.plugins().chain();
+    let chain = engine.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
-    match quarantined.find(|member| member.conduct().on_failure == OnFailure::Refuse) {
+    match quarantined.find(|member| member.failure_policy().on_failure == OnFailure::Refuse) {
         Some(member) => {
             let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
             Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(manner)
@@ -29,6 +29,6 @@ pub(super) fn ready(ops: &Ops, manner: Manner) -> Response {
 }
 
 /// The process answers, so it lives.
-pub(super) fn ok() -> Response {
-    Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
+pub(super) fn ok() -> Reply {
+    Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

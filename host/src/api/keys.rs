@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::plugins::{json, json_reply};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
-use crate::http::{Budget, Exhausted, RequestHead, Response};
-use crate::ops::{Listing, Ops, Viewer};
+use crate::http::{Budget, Exhausted, Head, Reply};
+use vkog_engine::{Engine, Listing, RequestContext};
 
 /// The most keys and prefixes of one page, and as many as are given to who does not say.
 const LIMIT_MAX: usize = 1000;
@@ -79,17 +79,17 @@ struct Count {
 
 /// The answer. Waits, for the disk and for plugins.
 pub(super) fn answer(
-    ops: &Arc<Ops>,
+    engine: &Arc<Engine>,
     question: &Question,
     query: String,
-    head: Arc<RequestHead>,
+    head: Arc<Head>,
     budget: &'static Budget,
     manner: Manner,
-) -> Response {
-    let viewer = Viewer { origin: head, query };
+) -> Reply {
+    let viewer = RequestContext { origin: head, query };
     let answered = match question {
-        Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
-        Question::Page(listing) => ops.list(listing, &viewer).map(|page| {
+        Question::Count { prefix } => engine.count(prefix, &viewer).map(|count| json(&Count { count })),
+        Question::Page(listing) => engine.list(listing, &viewer).map(|page| {
             let keys = page.entries.iter().map(|entry| Key {
                 key: entry.key(),
                 size: entry.value().len(),
@@ -104,7 +104,7 @@ pub(super) fn answer(
 }
 
 /// The answer in JSON within the memory budget: its length is reserved before it is made.
-fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Response, Exhausted> {
+fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Reply, Exhausted> {
     let mut length = Length(0);
     // Counting does not fail.
     let _ = serde_json::to_writer_pretty(&mut length, page);
@@ -130,13 +130,13 @@ impl io::Write for Length {
     }
 }
 
-fn no_memory(manner: Manner) -> Response {
+fn no_memory(manner: Manner) -> Reply {
     let fact = "Not enough memory for this answer beside other requests in flight; try again";
     Problem::new(503, fact).with_header("Retry-After", "1").reply(manner)
 }
 
 /// The answer where too many others are under way.
-pub(super) fn too_many(manner: Manner) -> Response {
+pub(super) fn too_many(manner: Manner) -> Reply {
     let fact = format!("Too many requests for keys at once: {AT_ONCE_MAX} are the most; try again");
     Problem::new(503, fact).reply(manner).with_header("Retry-After", "1")
 }

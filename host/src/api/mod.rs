@@ -22,9 +22,9 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
-use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
-use crate::ops::{Conditions, KEY_MAX, Ops, Request};
-use vkog_plugin_host::{Origin, Taken, Verb};
+use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
+use vkog_engine::{Conditions, Engine, Request, check_key, check_value};
+use vkog_plugin_host::{Origin, ReloadReport, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::owned_content_type;
 
@@ -41,13 +41,13 @@ const LARGE: usize = 64 << 10;
 
 /// The HTTP interface of a store.
 pub struct Api {
-    ops: Arc<Ops>,
+    engine: Arc<Engine>,
     value_max: u64,
     budget: &'static Budget,
     access: Arc<Access>,
     reload: Arc<Reload>,
     requests: &'static Requests,
-    connections: Arc<ConnectionCounts>,
+    connections: Arc<Connections>,
     /// Events as watchers get them.
     encoded: Arc<watch::Encoded>,
     /// For what takes longer than an operation.
@@ -60,11 +60,11 @@ pub struct Api {
 }
 
 /// Takes in what has changed of the configuration, or says what could not be.
-pub type Reload = dyn Fn() -> Result<Vec<Taken>, ReloadError> + Send + Sync;
+pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sync;
 
 /// A request that has a route.
 pub struct Admitted {
-    head: Arc<RequestHead>,
+    head: Arc<Head>,
     target: Target,
     noted: Noted,
 }
@@ -97,13 +97,13 @@ struct Entry {
 
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
-    pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
+    pub fn new(engine: Arc<Engine>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
         let (requests, threads) = (Requests::begun(), ThreadPool::new("admin"));
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let large = Arc::new(ThreadPool::bounded("large", cores));
-        Self { ops, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
+        Self { engine, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
     }
 
     /// The same, and whether each request is logged.
@@ -118,13 +118,13 @@ impl Api {
     }
 
     /// Where an engine is to count its connections.
-    pub fn connections(&self) -> Arc<ConnectionCounts> {
+    pub fn connections(&self) -> Arc<Connections> {
         Arc::clone(&self.connections)
     }
 
     /// What a request is for, or the reply where that needs no body.
-    fn target(&self, head: &RequestHead) -> Result<Target, Response> {
-        let (path, query) = (head.path(), head.query());
+    fn target(&self, head: &Head) -> Result<Target, Reply> {
+        let (path, query) = path_and_query(&head.target);
         let manner = || Manner::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
         self.access.admit(head);
@@ -132,13 +132,13 @@ impl Api {
         let methods = Methods::of(path).ok_or_else(no_path)?;
         match head.method {
             method if !methods.include(method) => return Err(not_allowed(methods, manner())),
-            Method::Options => return Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
             _ => {}
         }
         Ok(match (path.strip_prefix("/k/"), path) {
             (Some(key), _) => self.entry(head, methods, key, query)?,
             (None, "/batch") => {
-                let arrived = self.ops.revision();
+                let arrived = self.engine.revision();
                 // Each operation is asked about when it is known.
                 self.access.check(head, Right::Read, Scope::Later)?;
                 entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
@@ -166,11 +166,11 @@ impl Api {
             }
             (None, "/metrics") => {
                 self.access.check(head, Right::Read, Scope::All)?;
-                return Err(metrics::text(&self.ops, self.requests, &self.connections));
+                return Err(metrics::text(&self.engine, self.requests, &self.connections));
             }
             // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
             (None, "/livez") => return Err(health::ok()),
-            (None, "/readyz") => return Err(health::ready(&self.ops, manner())),
+            (None, "/readyz") => return Err(health::ready(&self.engine, manner())),
             // What is the same for every server.
             (None, "/openapi.json") => return Err(openapi::document()),
             (None, "/") => return Err(page::page()),
@@ -179,8 +179,8 @@ impl Api {
     }
 
     /// What a request for an entry is.
-    fn entry(&self, head: &RequestHead, methods: &Methods, key: &str, query: &str) -> Result<Target, Response> {
-        let arrived = self.ops.revision();
+    fn entry(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<Target, Reply> {
+        let arrived = self.engine.revision();
         let manner = || Manner::of(head);
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
@@ -205,8 +205,17 @@ impl Api {
 }
 
 /// The answer to a method that a path does not have.
-fn not_allowed(methods: &Methods, manner: Manner) -> Response {
+fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
     Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", methods.allow.clone())
+}
+
+/// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
+fn path_and_query(target: &str) -> (&str, &str) {
+    let local = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
+        _ => target,
+    };
+    local.split_once('?').unwrap_or((local, ""))
 }
 
 /// Where a text is not percent-encoded as it should be, if anywhere.
@@ -219,7 +228,7 @@ fn bad_escape(encoded: &str) -> Option<usize> {
 /// A key as it stands in a path, decoded once.
 fn decode_key(encoded: &str) -> Result<String, Problem> {
     let key = if encoded.contains('%') { decode(encoded)? } else { encoded.to_owned() };
-    key_fits(&key)?;
+    check_key(&key)?;
     Ok(key)
 }
 
@@ -234,21 +243,10 @@ fn decode(encoded: &str) -> Result<String, Problem> {
     Ok(key.into_owned())
 }
 
-/// Whether a text can be a key.
-fn key_fits(key: &str) -> Result<(), Problem> {
-    if key.is_empty() {
-        return Err(Problem::new(400, "Key cannot be empty"));
-    }
-    if key.len() > KEY_MAX {
-        return Err(Problem::new(414, format!("Key too long: {} bytes, {KEY_MAX} is the most", key.len())));
-    }
-    Ok(())
-}
-
 impl Service for Api {
     type Admitted = Admitted;
 
-    fn admit(&self, head: Arc<RequestHead>) -> Result<Admitted, Response> {
+    fn admit(&self, head: Arc<Head>) -> Result<Admitted, Reply> {
         let noted = self.requests.begin(&head);
         match self.target(&head) {
             Ok(target) => Ok(Admitted { head, target, noted }),
@@ -267,7 +265,7 @@ impl Service for Api {
         }
     }
 
-    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Response {
+    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
         let problem = match fault {
             BodyFault::Encoded => {
                 Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
@@ -278,9 +276,9 @@ impl Service for Api {
                 Target::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
-            BodyFault::CutOff { received, declared } => {
+            BodyFault::CutOff { came, declared } => {
                 let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
-                Problem::new(400, format!("Body cut off: {received}{of} bytes arrived; nothing was written"))
+                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
@@ -294,11 +292,11 @@ impl Service for Api {
 
     fn serve(&self, Admitted { head, target, noted }: Admitted, body: Vec<u8>, responder: Responder) {
         let manner = Manner::of(&head);
-        let answer = move |reply| responder.respond(noted.answered(reply));
+        let answer = move |reply| responder.reply(noted.answered(reply));
         match target {
             Target::Entry(Entry { verb, key, query, content_type, conditions, arrived }) => {
-                if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-                    return answer(Problem::new(400, "No content provided").reply(manner));
+                if let Err(invalid) = check_value(verb, &body) {
+                    return answer(Problem::from(invalid).reply(manner));
                 }
                 let range = Range::of(&head);
                 let origin = head;
@@ -306,37 +304,38 @@ impl Service for Api {
                     Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
                 let finish = move |done, added| answer(entry::reply(done, added, verb == Verb::Get, range, manner));
                 if request.value.len() <= LARGE {
-                    self.ops.run(request, finish);
+                    self.engine.run(request, finish);
                 } else {
-                    let ops = Arc::clone(&self.ops);
-                    self.large.run(move || ops.run(request, finish));
+                    let engine = Arc::clone(&self.engine);
+                    self.large.run(move || engine.run(request, finish));
                 }
             }
             Target::Batch(admitted) => {
-                let (ops, access, large) = (Arc::clone(&self.ops), Arc::clone(&self.access), Arc::clone(&self.large));
-                let server = batch::Server { ops, access, value_max: self.value_max, large };
+                let (engine, access, large) =
+                    (Arc::clone(&self.engine), Arc::clone(&self.access), Arc::clone(&self.large));
+                let server = batch::Server { engine, access, value_max: self.value_max, large };
                 server.serve(head, admitted, body, answer);
             }
             Target::Keys { question, query } => {
-                let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
+                let (engine, under_way) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
                 if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
                     return answer(keys::too_many(manner));
                 }
                 let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::answer(&ops, &question, query, head, budget, manner);
+                    let reply = keys::answer(&engine, &question, query, head, budget, manner);
                     // A client may take its time to read, and is none of those who look for keys then.
                     drop(under_way);
                     answer(reply);
                 });
             }
             Target::Watch { question, query } => {
-                answer(watch::answer(&self.ops, &self.access, &self.encoded, question, query, head));
+                answer(watch::answer(&self.engine, &self.access, &self.encoded, question, query, head));
             }
             // It waits while plugins are exchanged, which the thread of an engine must not do.
             Target::Plugins => {
-                let ops = Arc::clone(&self.ops);
-                self.threads.run(move || answer(plugins::list(&ops)));
+                let engine = Arc::clone(&self.engine);
+                self.threads.run(move || answer(plugins::list(&engine)));
             }
             Target::Reload => {
                 let reload = Arc::clone(&self.reload);
@@ -346,7 +345,7 @@ impl Service for Api {
     }
 }
 
-impl Origin for RequestHead {
+impl Origin for Head {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }
@@ -371,6 +370,8 @@ fn one_line(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use vkog_engine::KEY_MAX;
+
     use super::*;
 
     #[test]
@@ -390,5 +391,13 @@ mod tests {
             assert_eq!(decode_key(key).err().map(|problem| problem.status()), Some(status), "{key}");
         }
         assert!(decode_key(&"k".repeat(KEY_MAX)).is_ok());
+    }
+
+    #[test]
+    fn an_absolute_url_is_as_good_as_a_path() {
+        assert_eq!(path_and_query("/k/a?b=1?2"), ("/k/a", "b=1?2"));
+        assert_eq!(path_and_query("http://127.0.0.1:3110/k/a?b"), ("/k/a", "b"));
+        assert_eq!(path_and_query("/k/http://a"), ("/k/http://a", ""));
+        assert_eq!(path_and_query("http://a"), ("/", ""));
     }
 }

@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 
 use super::one_line;
 use super::problem::{Manner, Problem};
-use crate::http::Response;
-use crate::ops::Ops;
-use vkog_plugin_host::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
+use crate::http::Reply;
+use vkog_engine::Engine;
+use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
 /// Everything that is loaded, in the order of the chain.
-pub(super) fn list(ops: &Ops) -> Response {
-    json(&ops.plugins().look(|plugins, chain, order| {
-        let port = ops.plugins().port();
+pub(super) fn list(engine: &Engine) -> Reply {
+    json(&engine.plugins().look(|plugins, chain, order| {
+        let port = engine.plugins().context();
         let listed = chain.members().iter().filter_map(|member| {
             let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
             let metrics = port.metrics(member.name()).into_iter();
@@ -76,7 +76,7 @@ struct Time {
 
 impl Listed {
     fn new(plugin: &Plugin, chain: &Chain, order: &[String], metrics: BTreeMap<String, i64>) -> Self {
-        let (member, conduct) = (plugin.member(), plugin.member().conduct());
+        let (member, failure_policy) = (plugin.member(), plugin.member().failure_policy());
         Self {
             name: plugin.name().to_owned(),
             version: plugin.version().to_owned(),
@@ -86,8 +86,8 @@ impl Listed {
             stage: plugin.stage_name(),
             ordered_by: if order.iter().any(|name| name == plugin.name()) { "plugins.order" } else { "stage" },
             settings: hide_secrets(&plugin.table().settings),
-            on_failure: conduct.on_failure,
-            budget_ns: conduct.budget.map(nanoseconds),
+            on_failure: failure_policy.on_failure,
+            budget_ns: failure_policy.budget.map(nanoseconds),
             quarantined: member.is_quarantined(),
             blocks: member.blocks(),
             hooks: chain.stats(member).map(|(hook, calls, stats)| Hook::new(hook, calls, stats)).collect(),
@@ -176,7 +176,7 @@ impl fmt::Display for ReloadError {
 impl Error for ReloadError {}
 
 /// What a reload did. 409 if one of the plugins could not be taken in: the others were.
-pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -> Response {
+pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, manner: Manner) -> Reply {
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
@@ -189,15 +189,15 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -
             return Problem::new(409, fact).reply(manner);
         }
     };
-    let failed = taken.iter().any(|taken| matches!(taken.outcome, Outcome::Failed(_)));
-    let plugins = taken.into_iter().map(|Taken { path, name, outcome }| {
+    let failed = taken.iter().any(|taken| matches!(taken.outcome, ReloadOutcome::Failed(_)));
+    let plugins = taken.into_iter().map(|ReloadReport { path, name, outcome }| {
         let (outcome, error) = match outcome {
-            Outcome::Kept => ("kept", None),
-            Outcome::Loaded => ("loaded", None),
-            Outcome::Reloaded => ("reloaded", None),
-            Outcome::Reconfigured => ("reconfigured", None),
-            Outcome::Removed => ("removed", None),
-            Outcome::Failed(error) => ("failed", Some(error)),
+            ReloadOutcome::Unchanged => ("kept", None),
+            ReloadOutcome::Loaded => ("loaded", None),
+            ReloadOutcome::Reloaded => ("reloaded", None),
+            ReloadOutcome::Reconfigured => ("reconfigured", None),
+            ReloadOutcome::Removed => ("removed", None),
+            ReloadOutcome::Failed(error) => ("failed", Some(error)),
         };
         let code = error.as_ref().map(|error| error.fault.code());
         let error = error.map(|error| one_line(&error.fault.to_string()).into_owned());
@@ -209,15 +209,15 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -
 }
 
 /// An answer in JSON.
-pub(super) fn json(value: &impl Serialize) -> Response {
+pub(super) fn json(value: &impl Serialize) -> Reply {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     json_reply(body)
 }
 
 /// An answer that is JSON.
-pub(super) fn json_reply(body: impl Into<Bytes>) -> Response {
-    let reply = Response::new(200, body).with_header("Content-Type", "application/json");
+pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
+    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
     reply.with_header("Cache-Control", "no-store").inert()
 }
 

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::one_line;
-use crate::http::{RequestHead, Response};
+use crate::http::{Head, Reply};
+use vkog_engine::InvalidRequest;
 use vkog_plugin_host::Refusal;
 
 /// How a client wants to be told.
@@ -20,7 +21,7 @@ pub(super) enum Manner {
 
 impl Manner {
     /// As its `Accept` says: a document if it names JSON and not plain text before.
-    pub(super) fn of(head: &RequestHead) -> Self {
+    pub(super) fn of(head: &Head) -> Self {
         let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
         let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
         for range in named {
@@ -53,6 +54,12 @@ pub(super) struct Problem {
     headers: Vec<(String, String)>,
 }
 
+impl From<InvalidRequest> for Problem {
+    fn from(invalid: InvalidRequest) -> Self {
+        Self::new(invalid.status(), invalid.to_string())
+    }
+}
+
 impl Problem {
     pub(super) fn new(status: u16, title: impl Into<Cow<'static, str>>) -> Self {
         let kind = "about:blank";
@@ -82,13 +89,13 @@ impl Problem {
         self.status
     }
 
-    pub(super) fn reply(self, manner: Manner) -> Response {
+    pub(super) fn reply(self, manner: Manner) -> Reply {
         let (content_type, body) = match manner {
             Manner::Text => ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.title)).into_bytes()),
             Manner::Document => ("application/problem+json", serde_json::to_vec(&self).unwrap_or_default()),
             Manner::Packed => ("application/msgpack", rmp_serde::to_vec_named(&self).unwrap_or_default()),
         };
-        let mut reply = Response::new(self.status, body).with_header("Content-Type", content_type);
+        let mut reply = Reply::new(self.status, body).with_header("Content-Type", content_type);
         if let Some(plugin) = self.plugin {
             reply = reply.with_header("Vkog-Plugin", String::from(plugin));
         }

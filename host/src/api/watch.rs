@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -14,8 +14,8 @@ use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
 use crate::config::Right;
-use crate::http::{Body, RequestHead, Response, Stream};
-use crate::ops::{Ended, Ops, Viewer, Watcher};
+use crate::http::{Body, Head, Reply, Stream};
+use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -81,7 +81,7 @@ impl Question {
 
 /// What a query asks for. A client that comes again sends the query of the first time, so that the event that it saw last
 /// goes before `since`.
-pub(super) fn question(query: &str, head: &RequestHead) -> Result<Question, Problem> {
+pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values has no value; write &values"));
@@ -100,17 +100,17 @@ pub(super) fn question(query: &str, head: &RequestHead) -> Result<Question, Prob
 
 /// The answer. Waits for nobody.
 pub(super) fn answer(
-    ops: &Arc<Ops>,
+    engine: &Arc<Engine>,
     access: &Arc<Access>,
     encoded: &Arc<Encoded>,
     question: Question,
     query: String,
-    head: Arc<RequestHead>,
-) -> Response {
+    head: Arc<Head>,
+) -> Reply {
     let manner = Manner::of(&head);
     let Question { prefix, since, values } = question;
-    let viewer = Viewer { origin: Arc::clone(&head) as _, query };
-    let watcher = match ops.watch(prefix.clone(), since, viewer) {
+    let viewer = RequestContext { origin: Arc::clone(&head) as _, query };
+    let watcher = match engine.watch(prefix.clone(), since, viewer) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable).reply(manner),
     };
@@ -119,11 +119,11 @@ pub(super) fn answer(
     let mut events = Events { watcher, values, prefix, access, encoded, head, piece, next: None, ended: false };
     // A client that comes again to what ended its stream learns it from the status, and so does not come for ever.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
-        Poll::Ready(Err(Ended::Refused(refusal))) => return Problem::of(refusal).reply(manner),
+        Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(manner),
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
-    let mut reply = Response::new(200, &b""[..])
+    let mut reply = Reply::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
         .with_header("Cache-Control", "no-store")
         .inert();
@@ -138,11 +138,11 @@ struct Events {
     prefix: String,
     access: Arc<Access>,
     encoded: Arc<Encoded>,
-    head: Arc<RequestHead>,
+    head: Arc<Head>,
     /// What is to be sent.
     piece: Piece,
     /// What the watcher said already.
-    next: Option<Result<Event, Ended>>,
+    next: Option<Result<Event, WatchEnd>>,
     ended: bool,
 }
 
@@ -212,7 +212,7 @@ impl Stream for Events {
     }
 
     /// How far the watcher is, so that it does not come again from where it was told of something last.
-    fn heartbeat(&mut self) -> Option<Bytes> {
+    fn silent(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }
@@ -230,7 +230,7 @@ impl Events {
             && let Err(reply) = self.access.check(&self.head, Right::Read, scope)
         {
             self.piece = Piece::EMPTY;
-            self.end(Ended::Refused(Refusal {
+            self.end(WatchEnd::Refused(Refusal {
                 plugin: String::new(),
                 status: reply.status,
                 message: "The token is not for this any more".to_owned(),
@@ -239,12 +239,12 @@ impl Events {
         }
     }
 
-    fn end(&mut self, ended: Ended) {
+    fn end(&mut self, ended: WatchEnd) {
         self.ended = true;
         let problem = match ended {
-            Ended::Stopped => return,
-            Ended::Unwatchable(unwatchable) => gone(unwatchable),
-            Ended::Refused(refusal) => Problem::of(refusal),
+            WatchEnd::Stopped => return,
+            WatchEnd::Unwatchable(unwatchable) => gone(unwatchable),
+            WatchEnd::Refused(refusal) => Problem::of(refusal),
         };
         put(self.piece.many(), None, "end", &problem);
     }

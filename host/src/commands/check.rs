@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{bytes, count, entries, failure, hold, read, say};
 use crate::cli::Failure;
-use vkog_store::{Contents, StoreError};
+use vkog_store::{Contents, LostLog, StoreError};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;
@@ -54,9 +54,14 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
     );
     lines.insert(0, whole);
     if let Some(lost) = contents.lost_log() {
-        lines.push(format!("{lost}; put it back, or start a server to go on without it"));
+        lines.push(lost_log(lost));
     }
     lines
+}
+
+/// The line about a log that is missing.
+pub(super) fn lost_log(lost: &LostLog) -> String {
+    format!("{lost}; put it back, or start a server to go on without it")
 }
 
 /// What is wrong, with what can be done about it from here.
@@ -64,8 +69,8 @@ fn way_out(path: &Path, error: &StoreError) -> String {
     let mend =
         format!("nothing was changed, put back a copy, or salvage what is whole with `vkog repair {}`", path.display());
     match error {
-        StoreError::Unreadable { path, fact } => format!("cannot read {}: {fact}; {mend}", path.display()),
-        StoreError::Mismatch { path, fact } => format!("cannot use {}: {fact}; {mend}", path.display()),
+        StoreError::Unreadable { path, damage } => format!("cannot read {}: {damage}; {mend}", path.display()),
+        StoreError::Mismatch { path, mismatch } => format!("cannot use {}: {mismatch}; {mend}", path.display()),
         _ => error.to_string(),
     }
 }

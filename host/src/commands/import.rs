@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::{count, entries, failure, say};
 use crate::cli::Failure;
-use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::progress::Bar;
+use vkog_engine::{CONTENT_TYPE_MAX, KEY_MAX};
 use vkog_store::{DEFAULT_CONTENT_TYPE, Import, LocalDisk, Lock, NewEntry, VALUE_MAX};
 
 /// An entry as a line of JSON.

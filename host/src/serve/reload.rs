@@ -8,12 +8,12 @@ use super::{allowed, tell_unknown, unreadable};
 use crate::api::{Access, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
-use crate::ops::Ops;
-use vkog_plugin_host::{Outcome, Source, Taken};
+use vkog_engine::Engine;
+use vkog_plugin_host::{ReloadOutcome, ReloadReport, Source};
 
 /// What a reload changes.
 pub(super) struct Reloader<C> {
-    pub(super) ops: Arc<Ops>,
+    pub(super) engine: Arc<Engine>,
     pub(super) access: Arc<Access>,
     pub(super) tls: Option<Arc<Tls>>,
     /// Only this machine reaches the server.
@@ -29,26 +29,26 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
     ///
     /// The configuration cannot be used, and nothing was changed; or the plugin folder cannot be read, and only the plugins
     /// were not changed.
-    pub(super) fn reload(&self) -> Result<Vec<Taken>, ReloadError> {
+    pub(super) fn reload(&self) -> Result<Vec<ReloadReport>, ReloadError> {
         let source = self.reload_access().map_err(ReloadError::Nothing)?;
-        let taken = self.ops.reload(&source).map_err(|error| {
+        let taken = self.engine.reload(&source).map_err(|error| {
             ReloadError::Plugins(match &source.folder {
                 Some(folder) => unreadable(folder, &error).into(),
                 None => error.into(),
             })
         })?;
-        for Taken { path, name, outcome } in &taken {
+        for ReloadReport { path, name, outcome } in &taken {
             let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
             match outcome {
-                Outcome::Kept => tracing::debug!("{name} ({path}) has not changed"),
-                Outcome::Loaded => tracing::info!("loaded {name} ({path})"),
-                Outcome::Reloaded => tracing::info!("reloaded {name} ({path})"),
-                Outcome::Reconfigured => tracing::info!("{name} ({path}) took in its new settings"),
-                Outcome::Removed => tracing::info!("removed {name} ({path})"),
-                Outcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
+                ReloadOutcome::Unchanged => tracing::debug!("{name} ({path}) has not changed"),
+                ReloadOutcome::Loaded => tracing::info!("loaded {name} ({path})"),
+                ReloadOutcome::Reloaded => tracing::info!("reloaded {name} ({path})"),
+                ReloadOutcome::Reconfigured => tracing::info!("{name} ({path}) took in its new settings"),
+                ReloadOutcome::Removed => tracing::info!("removed {name} ({path})"),
+                ReloadOutcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
             }
         }
-        self.ops.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
+        self.engine.plugins().look(|plugins, _, _| tell_unknown(&source, plugins));
         Ok(taken)
     }
 

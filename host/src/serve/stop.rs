@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE as REQUESTS;
 use crate::cli::Failure;
-use crate::http::HttpServer;
-use crate::ops::Ops;
+use crate::http;
 use crate::{logging, signals};
+use vkog_engine::Engine;
 use vkog_runtime::run_with_timeout;
 
 /// From the signal to the end of what plugins are waited for.
@@ -19,25 +19,25 @@ const PLUGINS: Duration = Duration::from_secs(12);
 const ALL: Duration = Duration::from_secs(14);
 
 /// Takes no further request, and returns whether those in flight were answered in time.
-pub(super) fn drain(engine: HttpServer) -> bool {
-    // On another thread, and a little longer: an engine may itself wait for a thread that is in a hook.
-    let drained = run_with_timeout("drain", REQUESTS + Duration::from_millis(500), move || engine.stop(REQUESTS));
+pub(super) fn drain(http: http::Engine) -> bool {
+    // On another thread, and a little longer: the HTTP engine may itself wait for a thread that is in a hook.
+    let drained = run_with_timeout("drain", REQUESTS + Duration::from_millis(500), move || http.stop(REQUESTS));
     drained.unwrap_or(false)
 }
 
 /// Ends the plugins, then closes the store. Where a plugin did not return, this ends the process.
-pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
+pub(super) fn close(engine: &Arc<Engine>, begun: Instant) -> Result<(), Failure> {
     // Before the store is closed: a thread of a plugin that asks it would wait for ever.
-    let abandoned = ops.plugins().stop(begun + PLUGINS);
+    let abandoned = engine.plugins().stop(begun + PLUGINS);
     if abandoned.is_empty() {
-        let result = ops.store().close().map_err(|error| Failure::new([error]));
+        let result = engine.store().close().map_err(|error| Failure::new([error]));
         // A library that is being loaded may hold a lock that the end of the process would wait for.
-        return if ops.plugins().is_reloading() { leave(result) } else { result };
+        return if engine.plugins().is_reloading() { leave(result) } else { result };
     }
     for what in abandoned {
         tracing::warn!("{what} did not return and is abandoned");
     }
-    let closing = Arc::clone(ops);
+    let closing = Arc::clone(engine);
     let left = (begun + ALL).saturating_duration_since(Instant::now());
     match run_with_timeout("close", left, move || closing.store().close()) {
         Some(Ok(())) => leave(Ok(())),

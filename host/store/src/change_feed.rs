@@ -1,5 +1,5 @@
-//! The last changes that were kept, in the order of their revisions, for whoever watches. A watcher is a position in it
-//! and nothing else: nobody waits for one, and one that is too slow finds that what comes next is forgotten.
+//! The change feed: the last durable changes, in the order of their revisions, for watchers. A watcher is a position in the feed
+//! and nothing else. No writer waits for a watcher; one that is too slow finds that its next change was dropped.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use super::entry::Entry;
 use super::update::Change;
 use vkog_runtime::{Mailbox, Steps, ThreadPool};
 
-/// A change that is kept.
+/// A durable change.
 #[derive(Clone)]
 pub struct Event {
-    /// What was written, or what was removed.
+    /// The entry that was written or removed.
     entry: Entry,
     revision: u64,
 }
 
 impl Event {
-    /// What was written; of a removal, what was removed.
+    /// The entry that was written; for a removal, the entry that was removed.
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
@@ -37,69 +37,69 @@ impl Event {
     }
 }
 
-/// Why nothing can be watched from somewhere on.
+/// Why a watch cannot start at a revision, or cannot continue.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Unwatchable {
-    /// What came next is forgotten: changes are known only after this revision.
+    /// The next changes were dropped from the feed, which starts after this revision.
     Forgotten(u64),
-    /// No such revision was given yet; this one was the last. Where it had been given, that was by another store, or by
-    /// this one before it lost what it had not promised to keep.
+    /// No such revision was assigned; the last one is this. A client can have it from another store, or from this one before it
+    /// lost changes that were not yet durable.
     Ahead(u64),
 }
 
-/// See the module.
+/// The changes and the watchers that wait for the next one.
 pub(super) struct ChangeFeed {
     ring: RwLock<Ring>,
-    /// The last revision before the store was opened, and the one after which it goes on: none between them was given.
+    /// The last revision before the store was opened, and the one after which it continues: none between them was assigned.
     gap: (u64, u64),
-    /// How many bytes the entries may have that it holds.
+    /// The maximum size of its entries, in bytes.
     bytes_max: u64,
-    waiting: Arc<Mutex<Vec<Place>>>,
-    /// For those that wait nowhere in particular.
+    waiting: Arc<Mutex<Vec<WaitList>>>,
+    /// Wakes the watchers that wait on threads without a mailbox.
     threads: ThreadPool,
-    /// How many watches were begun, and how many have ended.
+    /// How many watches were opened, and how many have ended.
     watches: [AtomicU64; 2],
 }
 
 struct Ring {
     events: VecDeque<Event>,
     bytes: u64,
-    /// How many events were here and are not any more.
-    forgotten: u64,
-    /// The last revision that is not here.
+    /// How many events were dropped.
+    dropped: u64,
+    /// The last revision before the first event.
     begins: u64,
-    /// Nobody is told of anything any more.
+    /// All watches have ended.
     ended: bool,
 }
 
-/// The watchers that wait at a mailbox, by their numbers.
-struct Place {
+/// The watchers that wait on one mailbox, or on threads without one, by their numbers.
+struct WaitList {
     mailbox: Option<Arc<Mailbox>>,
-    /// Those who know all that was told when they came to wait.
+    /// Those that had seen all events when they started to wait.
     idle: HashMap<u64, Waker>,
-    /// Those for whom there is more already.
+    /// Those for which there are more events already.
     due: HashMap<u64, Waker>,
-    /// They are being woken, those first who waited when that began.
-    round: bool,
-    /// Something was told of which the idle ones do not know.
+    /// A round of wake-ups is running.
+    in_round: bool,
+    /// There are events that the idle ones have not seen.
     stale: bool,
 }
 
-/// What an event costs beside the bytes of its entry: its place here, and the entry's head and allocation.
+/// The memory of an event beside the bytes of its entry: its slot here, and the entry's header and allocation, in bytes.
 const OVERHEAD: u64 = 64;
-/// So many watchers are woken in one go. What an event loop has to do for those comes before anything that arrives meanwhile.
+/// The number of watchers that are woken in one step. An event loop serves them before anything that arrives meanwhile.
 const WOKEN_MAX: usize = 32;
-/// So many events are looked at in one go, so that a writer never waits for long.
-const LOOKED_AT_MAX: usize = 256;
-/// The bytes after which a run of events ends: a watcher that does not go on holds no more, but one entry.
-const RUN_BYTES_MAX: u64 = 64 << 10;
+/// The number of events that a watcher reads in one step, so that no writer waits for long.
+const SCANNED_MAX: usize = 256;
+/// The size after which a batch of events ends, in bytes. A watcher that stops reading holds no more than this and one entry.
+const BATCH_BYTES_MAX: u64 = 64 << 10;
 
 impl ChangeFeed {
-    /// A history that begins after a revision; those that follow are greater than `floor` as well.
+    /// A feed that begins after a revision. All later revisions are also greater than `floor`.
     pub(super) fn new(begins: u64, floor: u64, bytes_max: u64) -> Self {
         Self {
             gap: (begins, floor),
-            ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, forgotten: 0, begins, ended: false }),
+            ring: RwLock::new(Ring { events: VecDeque::new(), bytes: 0, dropped: 0, begins, ended: false }),
             bytes_max,
             waiting: Arc::default(),
             threads: ThreadPool::new("watch"),
@@ -107,7 +107,7 @@ impl ChangeFeed {
         }
     }
 
-    /// Takes in changes that are kept, in the order of their revisions, and wakes who waits for them.
+    /// Appends durable changes, in the order of their revisions, and wakes the watchers that wait.
     pub(super) fn append<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
         let mut ring = self.ring.write();
         for change in changes {
@@ -119,44 +119,44 @@ impl ChangeFeed {
         self.wake();
     }
 
-    /// Tells nobody of anything any more.
+    /// Ends all watches.
     pub(super) fn end(&self) {
         self.ring.write().ended = true;
         self.wake();
     }
 
-    /// The bytes that the entries have which are held.
+    /// The size of its entries, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.ring.read().bytes
     }
 
-    /// How many watch.
-    pub(super) fn watching(&self) -> u64 {
+    /// The number of open watches.
+    pub(super) fn watch_count(&self) -> u64 {
         let [begun, ended] = &self.watches;
         let ended = ended.load(Ordering::Relaxed);
         begun.load(Ordering::Relaxed).saturating_sub(ended)
     }
 
-    /// Has each mailbox wake its own, some at a time. While a mailbox is not through with that, what is told only has it begin
-    /// again afterwards: a watcher that is woken later finds more.
+    /// Has each mailbox wake its watchers, a few at a time. A round that is still running is followed by another one: a watcher that
+    /// is woken later finds more events.
     fn wake(&self) {
-        for (at, place) in self.waiting.lock().iter_mut().enumerate() {
-            place.stale = true;
-            self.begin_round(at, place);
+        for (at, list) in self.waiting.lock().iter_mut().enumerate() {
+            list.stale = true;
+            self.begin_round(at, list);
         }
     }
 
-    fn begin_round(&self, at: usize, place: &mut Place) {
-        if place.round {
+    fn begin_round(&self, at: usize, list: &mut WaitList) {
+        if list.in_round {
             return;
         }
-        let wakers = place.ready();
+        let wakers = list.ready();
         if wakers.len() == 0 {
             return;
         }
-        place.round = true;
+        list.in_round = true;
         let steps = rounds(Arc::clone(&self.waiting), at, wakers);
-        let steps = match &place.mailbox {
+        let steps = match &list.mailbox {
             None => Some(steps),
             Some(mailbox) => mailbox.send_steps(steps),
         };
@@ -165,47 +165,47 @@ impl ChangeFeed {
         }
     }
 
-    /// Has a watcher wait for what is told.
+    /// Makes a watcher wait for the next event.
     fn wait(&self, watch: u64, waker: Waker) {
         let mut waiting = self.waiting.lock();
-        place(&mut waiting, Mailbox::current()).1.idle.insert(watch, waker);
+        wait_list(&mut waiting, Mailbox::current()).1.idle.insert(watch, waker);
     }
 
-    /// Has a watcher that was served wait for what comes after so many events, or for its turn where that has come already:
-    /// else all that were woken once would keep their mailbox busy for as long as changes come, and a request would wait
-    /// behind all of them. A watcher without a mailbox shares its thread with nobody, and need not wait: `false`.
+    /// Makes a watcher that was served wait for the event with the number `next`, or for its turn if there is one already.
+    /// Otherwise all watchers that were woken once would keep their event loop busy as long as there are changes, and a request
+    /// would wait behind them. Returns false for a watcher without a mailbox: it has a thread of its own and need not wait.
     fn wait_for_turn(&self, watch: u64, waker: Waker, next: u64) -> bool {
         let Some(here) = Mailbox::current() else { return false };
         let mut waiting = self.waiting.lock();
-        let (at, place) = place(&mut waiting, Some(here));
+        let (at, list) = wait_list(&mut waiting, Some(here));
         let ring = self.ring.read();
-        if ring.told() == next && !ring.ended {
-            place.idle.insert(watch, waker);
+        if ring.appended() == next && !ring.ended {
+            list.idle.insert(watch, waker);
         } else {
-            place.due.insert(watch, waker);
-            self.begin_round(at, place);
+            list.due.insert(watch, waker);
+            self.begin_round(at, list);
         }
         true
     }
 }
 
-/// The place for those who wait at a mailbox, and its number.
-fn place(waiting: &mut Vec<Place>, here: Option<Arc<Mailbox>>) -> (usize, &mut Place) {
-    let same = |place: &Place| match (&place.mailbox, &here) {
+/// The wait list of a mailbox, and its index.
+fn wait_list(waiting: &mut Vec<WaitList>, here: Option<Arc<Mailbox>>) -> (usize, &mut WaitList) {
+    let same = |list: &WaitList| match (&list.mailbox, &here) {
         (Some(mailbox), Some(here)) => Arc::ptr_eq(mailbox, here),
         (None, None) => true,
         _ => false,
     };
     let at = waiting.iter().position(same).unwrap_or_else(|| {
         let (idle, due) = (HashMap::new(), HashMap::new());
-        waiting.push(Place { mailbox: here.clone(), idle, due, round: false, stale: false });
+        waiting.push(WaitList { mailbox: here.clone(), idle, due, in_round: false, stale: false });
         waiting.len() - 1
     });
     (at, &mut waiting[at])
 }
 
-impl Place {
-    /// Takes those out who are to be woken.
+impl WaitList {
+    /// Takes the watchers that are to be woken.
     fn ready(&mut self) -> hash_map::IntoValues<u64, Waker> {
         let mut ready = std::mem::take(&mut self.due);
         if std::mem::take(&mut self.stale) {
@@ -219,19 +219,19 @@ impl Place {
     }
 }
 
-/// Wakes all of these, and then those for whom there is news by then, as long as there are any.
-fn rounds(waiting: Arc<Mutex<Vec<Place>>>, at: usize, mut wakers: hash_map::IntoValues<u64, Waker>) -> Steps {
+/// Wakes these watchers, and then those for which there are new events, as long as there are any.
+fn rounds(waiting: Arc<Mutex<Vec<WaitList>>>, at: usize, mut wakers: hash_map::IntoValues<u64, Waker>) -> Steps {
     Box::new(move || {
         wakers.by_ref().take(WOKEN_MAX).for_each(Waker::wake);
         if wakers.len() > 0 {
             return Poll::Pending;
         }
-        let place = &mut waiting.lock()[at];
-        wakers = place.ready();
+        let list = &mut waiting.lock()[at];
+        wakers = list.ready();
         if wakers.len() > 0 {
             return Poll::Pending;
         }
-        place.round = false;
+        list.in_round = false;
         Poll::Ready(())
     })
 }
@@ -240,21 +240,21 @@ impl Ring {
     fn push(&mut self, event: Event, bytes_max: u64) {
         self.bytes += cost(&event);
         self.events.push_back(event);
-        // The last one stays, however large it is: who has seen all others is to see it.
+        // The last one stays, however large it is, for the watchers that have seen all others.
         while self.bytes > bytes_max && self.events.len() > 1 {
             let Some(event) = self.events.pop_front() else { return };
             self.bytes -= cost(&event);
-            self.forgotten += 1;
+            self.dropped += 1;
             self.begins = event.revision;
         }
     }
 
-    /// How many events there were.
-    fn told(&self) -> u64 {
-        self.forgotten + self.events.len() as u64
+    /// How many events were ever appended.
+    fn appended(&self) -> u64 {
+        self.dropped + self.events.len() as u64
     }
 
-    /// The last revision that was told.
+    /// The revision of the last event.
     fn last(&self) -> u64 {
         self.events.back().map_or(self.begins, |event| event.revision)
     }
@@ -264,25 +264,26 @@ fn cost(event: &Event) -> u64 {
     event.entry.len() as u64 + OVERHEAD
 }
 
-/// A position in the history of a store.
+/// An open watch: a position in the change feed of a store.
 pub struct Watch {
     feed: Arc<ChangeFeed>,
     prefix: String,
     number: u64,
-    /// How many events there were before the one that comes next.
+    /// How many events were appended before its next one.
     next: u64,
     revision: u64,
-    /// Something was given since it last waited.
+    /// It has returned events since it last waited.
     served: bool,
 }
 
 impl Watch {
-    /// Watches changes of the keys that begin so, after a revision or from now on; `given` is the last revision that was given.
+    /// Watches the changes of keys that start with a prefix, after a revision or from now on. `assigned` is the last revision that
+    /// was assigned.
     pub(super) fn new(
         feed: &Arc<ChangeFeed>,
         prefix: String,
         since: Option<u64>,
-        given: u64,
+        assigned: u64,
     ) -> Result<Self, Unwatchable> {
         let ring = feed.ring.read();
         let revision = since.unwrap_or_else(|| ring.last());
@@ -290,27 +291,27 @@ impl Watch {
             return Err(Unwatchable::Forgotten(ring.begins));
         }
         let (before, floor) = feed.gap;
-        // What another life of the store gave is not what follows here.
-        if revision > given || before < revision && revision <= floor {
-            return Err(Unwatchable::Ahead(given));
+        // A revision of another life of the store is not followed by the changes of this one.
+        if revision > assigned || before < revision && revision <= floor {
+            return Err(Unwatchable::Ahead(assigned));
         }
-        let next = ring.forgotten + ring.events.partition_point(|event| event.revision <= revision) as u64;
+        let next = ring.dropped + ring.events.partition_point(|event| event.revision <= revision) as u64;
         drop(ring);
         let number = feed.watches[0].fetch_add(1, Ordering::Relaxed);
         Ok(Self { feed: Arc::clone(feed), prefix, number, next, revision, served: false })
     }
 
-    /// To where all has been given.
+    /// The revision up to which all events were returned.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// The events that come next, at least one; none when there will be no more. Where there is none yet, the waker is
-    /// woken when it is worth to look again.
+    /// Returns the next events, at least one; none once the watches have ended. Where there is no event yet, the waker is woken when
+    /// there may be one.
     ///
     /// # Errors
     ///
-    /// What comes next is forgotten.
+    /// The next events were dropped from the feed.
     pub fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Vec<Event>, Unwatchable>> {
         if std::mem::take(&mut self.served) && self.feed.wait_for_turn(self.number, context.waker().clone(), self.next)
         {
@@ -318,35 +319,35 @@ impl Watch {
         }
         for waits in [false, true] {
             if waits {
-                // What was told before this has to be looked for once more, what is told after it wakes.
+                // An event that was appended before this needs a second look; one that is appended later wakes the watcher.
                 self.feed.wait(self.number, context.waker().clone());
             }
             let ring = self.feed.ring.read();
             if ring.ended {
                 return Poll::Ready(Ok(Vec::new()));
             }
-            let Some(skipped) = self.next.checked_sub(ring.forgotten) else {
+            let Some(skipped) = self.next.checked_sub(ring.dropped) else {
                 return Poll::Ready(Err(Unwatchable::Forgotten(ring.begins)));
             };
-            let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
-            for event in ring.events.range(skipped as usize..).take(LOOKED_AT_MAX) {
-                if bytes > RUN_BYTES_MAX {
+            let (mut found, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+            for event in ring.events.range(skipped as usize..).take(SCANNED_MAX) {
+                if bytes > BATCH_BYTES_MAX {
                     break;
                 }
-                looked_at += 1;
+                scanned += 1;
                 self.revision = event.revision;
                 if event.entry.key_bytes().starts_with(self.prefix.as_bytes()) {
                     bytes += cost(event);
                     found.push(event.clone());
                 }
             }
-            self.next += looked_at;
+            self.next += scanned;
             if !found.is_empty() {
                 self.served = true;
                 return Poll::Ready(Ok(found));
             }
-            if self.next < ring.told() {
-                // There may be more, but others have to have their turn.
+            if self.next < ring.appended() {
+                // There may be more, but other work has its turn first.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -357,9 +358,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        for place in &mut *self.feed.waiting.lock() {
-            place.idle.remove(&self.number);
-            place.due.remove(&self.number);
+        for list in &mut *self.feed.waiting.lock() {
+            list.idle.remove(&self.number);
+            list.due.remove(&self.number);
         }
         self.feed.watches[1].fetch_add(1, Ordering::Relaxed);
     }
@@ -367,8 +368,15 @@ impl Drop for Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
     use super::*;
-    use crate::NewEntry;
+    use crate::entry::NewEntry;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
 
     fn entry(key: &str, value: &[u8], revision: u64) -> Entry {
         let draft = NewEntry { value, content_type: "text/plain", details: Vec::new() };
@@ -393,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_longer_fits_is_forgotten_and_who_has_not_seen_it_learns_of_that() {
+    fn a_slow_watcher_learns_that_its_next_events_were_dropped() {
         let room = 4 * (OVERHEAD + "k".len() as u64 + "text/plain".len() as u64 + 100);
         let feed = Arc::new(ChangeFeed::new(10, 0, room));
         let mut slow = watch(&feed, "", 10).expect("it begins there");
@@ -418,18 +426,18 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_goes_past_what_it_is_not_told_of() {
+    fn a_watcher_passes_the_events_of_other_keys() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut others = watch(&feed, "a/", 0).expect("it begins there");
-        let writes: Vec<_> = (1..=2 * LOOKED_AT_MAX as u64 + 1).map(|revision| write("b/k", 1, revision)).collect();
+        let writes: Vec<_> = (1..=2 * SCANNED_MAX as u64 + 1).map(|revision| write("b/k", 1, revision)).collect();
         feed.append(writes.iter());
-        for looked_at in [LOOKED_AT_MAX, 2 * LOOKED_AT_MAX, 2 * LOOKED_AT_MAX + 1] {
-            assert_eq!((revisions(&mut others), others.revision()), (None, looked_at as u64));
+        for scanned in [SCANNED_MAX, 2 * SCANNED_MAX, 2 * SCANNED_MAX + 1] {
+            assert_eq!((revisions(&mut others), others.revision()), (None, scanned as u64));
         }
     }
 
     #[test]
-    fn a_removal_tells_what_was_removed() {
+    fn the_event_of_a_removal_has_the_entry_that_was_removed() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut watch = watch(&feed, "", 0).expect("it begins there");
         feed.append([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
@@ -450,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_wakes_its_watchers_some_at_a_time_and_once_for_all_that_is_told_meanwhile() {
+    fn a_mailbox_wakes_a_few_watchers_at_a_time_and_each_once() {
         const WATCHERS: usize = 3 * WOKEN_MAX + 1;
         let mailbox = Arc::<Mailbox>::default();
         mailbox.attach();
@@ -494,7 +502,41 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_that_was_served_learns_of_the_end() {
+    fn no_change_is_missed_by_a_watcher_that_starts_to_wait() {
+        /// Unparks the thread of the watcher.
+        struct Unpark(thread::Thread);
+
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut watch = watch(&feed, "", 0).expect("it begins there");
+        let (send, seen) = bounded(1);
+        thread::spawn(move || {
+            let waker = Waker::from(Arc::new(Unpark(thread::current())));
+            loop {
+                match watch.poll(&Context::from_waker(&waker)) {
+                    Poll::Pending => thread::park(),
+                    Poll::Ready(Ok(events)) if events.is_empty() => return,
+                    Poll::Ready(events) => {
+                        let _ = send.send(events.map(|events| events.len()));
+                    }
+                }
+            }
+        });
+        // One change at a time, the next as soon as it was seen: a later one would hide that one was missed.
+        for revision in 1..=20_000 {
+            feed.append([write("k", 1, revision)].iter());
+            assert_eq!(seen.recv_timeout(DEADLINE), Ok(Ok(1)), "change {revision}");
+        }
+        feed.end();
+    }
+
+    #[test]
+    fn a_watcher_that_was_served_learns_that_watches_have_ended() {
         let mailbox = Arc::<Mailbox>::default();
         mailbox.attach();
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
@@ -510,9 +552,9 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_kept_once_however_often_it_looks_and_not_when_it_has_gone() {
+    fn a_watcher_waits_once_however_often_it_polls_and_not_after_its_end() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
-        let count = || feed.waiting.lock().iter().map(|place| place.idle.len() + place.due.len()).sum::<usize>();
+        let count = || feed.waiting.lock().iter().map(|list| list.idle.len() + list.due.len()).sum::<usize>();
         let mut watches: Vec<_> = (0..3).map(|_| watch(&feed, "", 0).expect("it begins there")).collect();
         for _ in 0..5 {
             watches.iter_mut().for_each(|watch| assert_eq!(revisions(watch), None));

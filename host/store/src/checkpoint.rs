@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::ReadTicket;
-use crate::error::{StoreError, is_lack_of_room};
-use crate::local::Shared;
+use crate::error::{StoreError, is_lack_of_space};
 use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::random::random_salt;
 use crate::recover::Tail;
+use crate::shared::{Shared, Snapshots};
 use crate::snapshot::{self, Meta};
 use crate::space::DiskSpace;
 use crate::wal::{self, Head};
@@ -23,22 +23,6 @@ use vkog_runtime::lower_priority;
 
 /// How long a snapshot pauses after each chunk, which takes about as long to write: requests go first.
 pub(crate) const PAUSE: Duration = Duration::from_millis(1);
-
-/// What the next snapshot starts from. Its lock is held while one is written.
-pub(crate) struct Snapshots {
-    /// The generation of the log that is written to.
-    pub(crate) generation: u64,
-    /// The salt of that log.
-    pub(crate) salt: u32,
-    /// That log is FILE.log.next: the snapshot that it follows is not in place yet.
-    pub(crate) unfinished: bool,
-    /// It was renamed to FILE.log, which a power cut may still undo.
-    pub(crate) renamed: bool,
-    /// The snapshot that is in place records whether the store was stopped cleanly.
-    pub(crate) has_mark: bool,
-    /// The length of the last snapshot, in bytes.
-    pub(crate) len: u64,
-}
 
 impl Shared {
     /// The length of the log from which on a snapshot is written, in bytes.
@@ -72,20 +56,32 @@ impl Shared {
 
     /// Marks the snapshot clean: its log is empty.
     pub(crate) fn mark_clean(&self, snapshots: &Snapshots) -> io::Result<()> {
-        if snapshots.has_mark
+        if snapshots.has_clean_flag
             && let Some(file) = self.disk.open(&self.paths.file)?
         {
-            snapshot::mark(&*file, true)?;
+            snapshot::set_clean(&*file, true)?;
         }
         Ok(())
     }
 
+    /// Removes what opening has created or changed, of a store that was not used: a start that is refused leaves nothing.
+    pub(crate) fn leave_as_found(&self) {
+        if self.commit.len() > Head::EMPTY_LEN || self.snapshots.lock().unfinished {
+            return;
+        }
+        let marked = if self.opened.was_clean { self.mark_clean(&self.snapshots.lock()) } else { Ok(()) };
+        if marked.is_ok() && self.opened.log_is_new {
+            // A log that stays is empty and harmless.
+            let _ = self.disk.remove(&self.paths.log);
+        }
+    }
+
     /// Writes a snapshot. Counts and logs its outcome.
     pub(crate) fn checkpoint(&self, snapshots: &mut Snapshots, pause: Duration) -> Result<(), Arc<StoreError>> {
-        let fits = self.disk.free(&self.paths.file).is_none_or(|free| DiskSpace::new(free, self.map.totals()).fits());
+        let fits = self.disk_space().is_none_or(DiskSpace::fits);
         let written = self.write_and_switch(snapshots, pause);
         match &written {
-            Ok(()) if self.outcomes.wrote() => tracing::info!("wrote {} again", self.paths.file.display()),
+            Ok(()) if self.outcomes.record_written() => tracing::info!("wrote {} again", self.paths.file.display()),
             Ok(()) => {}
             Err(error) => self.snapshot_failed(error, fits),
         }
@@ -96,7 +92,7 @@ impl Shared {
     pub(crate) fn snapshot_failed(&self, error: &Arc<StoreError>, fitted: bool) {
         tracing::error!("no snapshot: {error}");
         if self.commit.closed().is_none() {
-            self.outcomes.failed(error, fitted);
+            self.outcomes.record_failed(error, fitted);
             self.want_snapshot();
         }
     }
@@ -122,7 +118,7 @@ impl Shared {
             let _ = self.disk.remove(&self.paths.new);
         }
         snapshots.len = written?;
-        snapshots.has_mark = true;
+        snapshots.has_clean_flag = true;
         if !snapshots.renamed {
             self.disk.rename(next, log).map_err(io_error(log))?;
             self.commit.renamed(log.clone());
@@ -144,10 +140,10 @@ impl Shared {
             Ok((file, at))
         };
         let begun = begin().or_else(|error: io::Error| {
-            if !is_lack_of_room(&error) {
+            if !is_lack_of_space(&error) {
                 return Err(error);
             }
-            self.commit.release_room();
+            self.commit.release_preallocation();
             begin()
         });
         let (file, at) = begun?;

@@ -1,5 +1,5 @@
-//! The files of the store, as far as it needs them. Tests put a simulated disk in their place that loses, reorders and
-//! tears what was not synced.
+//! The interface to the file system. Tests implement it by a simulated disk that loses, reorders and tears what was not
+//! synced.
 
 use std::fs;
 use std::io;
@@ -7,23 +7,23 @@ use std::path::Path;
 #[cfg(unix)]
 use std::sync::Once;
 
-/// A folder's worth of files.
+/// The files of a folder.
 pub trait Disk: Send + Sync + 'static {
-    /// Opens a file to read and write; `None` where there is none.
+    /// Opens a file for reading and writing; `None` where there is none.
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>>;
-    /// Makes an empty file in the place of whatever is there.
+    /// Creates an empty file. Replaces what is at the path.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
-    /// Gives a file the mode and the owner of another one, if that is there; a new file is its owner's alone.
+    /// Gives a file the mode and the owner of another one, if that exists. A new file is accessible to its owner only.
     fn imitate(&self, _path: &Path, _other: &Path) -> io::Result<()> {
         Ok(())
     }
-    /// Puts a file in the place of another, in one step.
+    /// Renames a file, and replaces another one in the same step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes what was created, renamed and removed beside this path last through a power cut.
+    /// Makes all files durable that were created, renamed and removed in the folder of this path.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
-    /// How many bytes can still be written beside this path, where that is known.
+    /// The free space of the folder of this path, in bytes, if it is known.
     fn free(&self, _path: &Path) -> Option<u64> {
         None
     }
@@ -33,18 +33,18 @@ pub trait Disk: Send + Sync + 'static {
     }
 }
 
-/// An open file. Nothing has a position: every read and write says where.
-#[expect(clippy::len_without_is_empty, reason = "nobody asks a file whether it is empty")]
+/// An open file, without a position: every read and write has an offset.
+#[expect(clippy::len_without_is_empty, reason = "no caller asks whether a file is empty")]
 pub trait File: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Fills the buffer from this offset on, or fails.
+    /// Fills the buffer from an offset on, or fails.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Writes all of the data.
+    /// Writes all of the data at an offset.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Cuts the file off, or fills it up with zeros.
+    /// Truncates the file, or extends it with zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Makes what was written last through a power cut.
+    /// Makes all data durable that was written.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -87,7 +87,7 @@ impl Disk for LocalDisk {
     #[cfg(unix)]
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         match fs::File::open(folder(path))?.sync_all() {
-            // The system says that this filesystem has no such call, not that it failed.
+            // The file system has no such call; this is not a failure.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| {
@@ -112,11 +112,11 @@ impl Disk for LocalDisk {
     #[cfg(unix)]
     fn free(&self, path: &Path) -> Option<u64> {
         let about = rustix::fs::statvfs(folder(path)).ok()?;
-        // Some network filesystems know nothing and say zero.
+        // Some network file systems do not know it and return zero.
         (about.f_blocks > 0).then(|| about.f_bavail.saturating_mul(about.f_frsize))
     }
 
-    /// Windows has no such call: NTFS keeps its own journal of names.
+    /// Windows has no such call: NTFS has a journal of names.
     #[cfg(not(unix))]
     fn sync_folder(&self, _path: &Path) -> io::Result<()> {
         Ok(())
@@ -131,7 +131,7 @@ pub(super) fn imitate(path: &Path, other: &Path) -> io::Result<()> {
     let Ok(like) = fs::metadata(other) else { return Ok(()) };
     let now = fs::metadata(path)?;
     let mut mode = like.mode() & 0o777;
-    // Only root may give a file away. A group that is not the same must not get the rights of the other one.
+    // Only root may change the owner. Another group must not get the rights of the group of the other file.
     if now.gid() != like.gid() && chown(path, None, Some(like.gid())).is_err() {
         mode &= !0o070;
     }
@@ -141,7 +141,7 @@ pub(super) fn imitate(path: &Path, other: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// On Windows a file inherits the rights of its folder.
+/// On Windows a file inherits the access rights of its folder.
 #[cfg(not(unix))]
 pub(super) fn imitate(_: &Path, _: &Path) -> io::Result<()> {
     Ok(())
@@ -156,7 +156,7 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// The disk of this machine, to look at only.
+/// The disk of this machine, read-only.
 pub(super) struct ReadOnlyDisk;
 
 impl Disk for ReadOnlyDisk {
@@ -204,7 +204,7 @@ impl File for fs::File {
     #[cfg(windows)]
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
-            match std::os::key_ranges::fs::FileExt::seek_read(self, buffer, offset)? {
+            match std::os::windows::fs::FileExt::seek_read(self, buffer, offset)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => (buffer, offset) = (&mut buffer[read..], offset + read as u64),
             }
@@ -215,7 +215,7 @@ impl File for fs::File {
     #[cfg(windows)]
     fn write_at(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let written = std::os::key_ranges::fs::FileExt::seek_write(self, data, offset)?;
+            let written = std::os::windows::fs::FileExt::seek_write(self, data, offset)?;
             (data, offset) = (&data[written..], offset + written as u64);
         }
         Ok(())

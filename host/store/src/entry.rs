@@ -1,4 +1,4 @@
-//! One entry: key, media type, details and value in one allocation, shared by whoever reads it.
+//! An entry: key, media type, details and value in one allocation, which its readers share.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use triomphe::ThinArc;
 
-/// The media type of a value that came without one.
+/// The media type of a value that was sent without one.
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// A media type to be kept longer than what it was read from. The default one needs no heap.
+/// An owned copy of a media type. The default one needs no heap.
 pub fn owned_content_type(content_type: &str) -> Cow<'static, str> {
     match content_type {
         DEFAULT_CONTENT_TYPE => DEFAULT_CONTENT_TYPE.into(),
@@ -17,25 +17,24 @@ pub fn owned_content_type(content_type: &str) -> Cow<'static, str> {
     }
 }
 
-/// What is about to be written under a key.
+/// The content of an entry that is about to be written.
 #[derive(Clone, Debug)]
 pub struct NewEntry<'a> {
     /// The value.
     pub value: &'a [u8],
-    /// Its media type, at most 65,535 bytes.
+    /// The media type, at most 65,535 bytes.
     pub content_type: &'a str,
-    /// What belongs to the entry beside its value: an encoded MessagePack value, or nothing. The store never looks inside.
+    /// Further data of the entry: an encoded MessagePack value, or nothing. The store does not interpret it.
     pub details: Vec<u8>,
 }
 
-/// An entry of the store. Cloning shares it; an entry that is in the store never changes, a write replaces it.
+/// An entry of the store. A clone shares the allocation. An entry that is in the store never changes: a write replaces it.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Header, u8>);
 
-/// The lengths of what follows: the key, the media type (none stands for the default one), the details; the rest is the
-/// value.
+/// The lengths of the key, the media type (0 for the default one) and the details. The rest is the value.
 struct Header {
-    /// 0 until it is known.
+    /// 0 until it is assigned.
     revision: AtomicU64,
     key_len: u16,
     content_type_len: u16,
@@ -46,7 +45,7 @@ struct Header {
 const SCRATCH_KEPT: usize = 1 << 20;
 
 impl Entry {
-    /// Makes an entry that is not in a store, and has no revision yet.
+    /// Creates an entry that has no revision yet and is in no store.
     pub fn new(key: &str, draft: &NewEntry<'_>) -> Self {
         thread_local! {
             static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -60,7 +59,7 @@ impl Entry {
         })
     }
 
-    /// Makes an entry. `scratch` is overwritten; a caller that makes many keeps it.
+    /// Creates an entry. `scratch` is overwritten; a caller that creates many entries reuses it.
     pub(super) fn with_revision(key: &str, draft: &NewEntry<'_>, revision: u64, scratch: &mut Vec<u8>) -> Self {
         let content_type = if draft.content_type == DEFAULT_CONTENT_TYPE { "" } else { draft.content_type };
         let header = Header {
@@ -71,7 +70,7 @@ impl Entry {
         };
         debug_assert!(key.len() <= u16::MAX.into() && content_type.len() <= u16::MAX.into());
         scratch.clear();
-        // All at once: a buffer that grows by doubling could need twice as much.
+        // Exactly: a buffer that grows by doubling could need twice as much.
         scratch.reserve_exact(key.len() + content_type.len() + draft.details.len() + draft.value.len());
         for part in [key.as_bytes(), content_type.as_bytes(), &draft.details, draft.value] {
             scratch.extend_from_slice(part);
@@ -79,8 +78,8 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(header, scratch))
     }
 
-    /// Gives a new entry its revision, which is known only when its place in the log is: before the lock is free under
-    /// which it comes into the store, so that no other thread ever sees it without.
+    /// Assigns a new entry its revision, which is known only with its position in the log. The caller still holds the lock of its
+    /// shard, so that no other thread ever sees the entry without a revision.
     pub(super) fn set_revision(&self, revision: u64) {
         debug_assert_eq!(self.revision(), 0, "an entry gets its revision once");
         self.0.header.header.revision.store(revision, Relaxed);
@@ -93,11 +92,11 @@ impl Entry {
 
     /// The key.
     pub fn key(&self) -> &str {
-        // Only whole strings are ever stored here, so the check cannot fail; it costs less than the cache miss before it.
+        // Only strings are stored, so the check cannot fail. It costs less than the cache miss before it.
         str::from_utf8(self.key_bytes()).unwrap_or_default()
     }
 
-    /// The key's bytes, without looking at them.
+    /// The bytes of the key, without a check for UTF-8.
     pub(super) fn key_bytes(&self) -> &[u8] {
         &self.0.slice[..self.lens().0]
     }
@@ -111,7 +110,7 @@ impl Entry {
         }
     }
 
-    /// The details, as they were drafted.
+    /// The details.
     pub fn details(&self) -> &[u8] {
         let (key, content_type, details) = self.lens();
         &self.0.slice[key + content_type..][..details]
@@ -128,12 +127,12 @@ impl Entry {
         self.0.header.header.revision.load(Relaxed)
     }
 
-    /// The bytes of all its parts.
+    /// The length of all its parts, in bytes.
     pub(super) fn len(&self) -> usize {
         self.0.slice.len()
     }
 
-    /// How much the entry counts for: the bytes of its key and of its value, as the Go program counted.
+    /// The size of the key and the value in bytes, as the Go program counted.
     pub fn size(&self) -> u64 {
         let (_, content_type, details) = self.lens();
         (self.0.slice.len() - content_type - details) as u64
@@ -141,7 +140,7 @@ impl Entry {
 }
 
 impl AsRef<[u8]> for Entry {
-    /// The value, so that an entry can be the body of an answer.
+    /// The value: an entry can be the body of a response.
     fn as_ref(&self) -> &[u8] {
         self.value()
     }
@@ -152,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_gives_back_what_it_was_made_of() {
+    fn an_entry_returns_the_parts_it_was_created_from() {
         let draft = NewEntry { value: b"value", content_type: "text/plain", details: b"\x80".to_vec() };
         let entry = Entry::with_revision("a/key", &draft, 0, &mut Vec::new());
         entry.set_revision(7);
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_media_type_takes_no_room() {
+    fn the_default_media_type_takes_no_space() {
         let draft = NewEntry { value: b"", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
         let entry = Entry::with_revision("k", &draft, 0, &mut Vec::new());
         assert_eq!(entry.content_type(), DEFAULT_CONTENT_TYPE);

@@ -3,24 +3,27 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::damage::{Damage, Mismatch};
 
 /// Why a store cannot be opened or written.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A file cannot be read as what it should be. It was not changed.
+    /// A file cannot be read, or its content is not what it should be. It was not changed.
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and where.
-        fact: String,
+        /// What is wrong with it.
+        damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
     Mismatch {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        fact: String,
+        mismatch: Mismatch,
     },
     /// A file cannot be written.
     Unwritable {
@@ -29,38 +32,40 @@ pub enum StoreError {
         /// The system's error.
         source: io::Error,
     },
-    /// The disk is full. What was asked for was not done; it can be asked for again when there is room.
+    /// The disk is full. The write was rolled back; the client may repeat it when there is space.
     Full {
         /// The file that could not grow.
         path: PathBuf,
     },
-    /// The log may not grow, because the next snapshot needs the room. What was asked for was not done; it can be asked for
-    /// again when there is room.
+    /// The log may not grow, because the next snapshot needs the space. The write was refused; the client may repeat it when there
+    /// is space.
     Reserved {
         /// The store.
         path: PathBuf,
-        /// About how much was to be written, in bytes.
+        /// The approximate size of the write, in bytes.
         bytes: u64,
         /// How much is free, in bytes.
         free: u64,
-        /// How much of that the next snapshot needs, in bytes.
+        /// How much the next snapshot needs, in bytes.
         reserved: u64,
     },
-    /// Writing failed once, and what is on the disk is not known any more. The store can only be read.
+    /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
     Failed {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        said: String,
+        source: Arc<io::Error>,
+        /// The error of the attempt to remove the write from the log, where that failed as well.
+        then: Option<Arc<io::Error>>,
     },
-    /// Writing failed, and what had reached the disk could not be made invalid. A restart may find the write or not.
+    /// A write failed, and could not be removed from the log. A restart may find the write or not.
     Unknown {
         /// The file.
         path: PathBuf,
         /// The error of the write.
-        said: String,
-        /// The error of the attempt to make it invalid.
-        then: String,
+        source: Arc<io::Error>,
+        /// The error of the attempt to remove it.
+        then: Arc<io::Error>,
     },
     /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
     MountPoint {
@@ -94,12 +99,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether room on the disk is all that is missing.
+    /// Whether the write would succeed with more space on the disk.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Reserved { .. })
     }
 
-    /// Whether it is certain that the write is not in the store, also after a restart.
+    /// Whether the write is certainly not in the store, also after a restart.
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Unknown { .. })
     }
@@ -108,17 +113,17 @@ impl StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable { path, fact } => {
+            Self::Unreadable { path, damage } => {
                 let path = path.display();
                 write!(
                     f,
-                    "cannot read {path}: {fact}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or \
+                    "cannot read {path}: {damage}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or \
                      move it aside to start empty"
                 )
             }
-            Self::Mismatch { path, fact } => write!(
+            Self::Mismatch { path, mismatch } => write!(
                 f,
-                "cannot use {}: {fact}; nothing was changed, put back the file it belongs to, or see `vkog repair`",
+                "cannot use {}: {mismatch}; nothing was changed, put back the file it belongs to, or see `vkog repair`",
                 path.display()
             ),
             Self::Unwritable { path, source } => {
@@ -133,14 +138,16 @@ impl fmt::Display for StoreError {
                  entries, or make room on its disk",
                 path.display()
             ),
-            Self::Failed { path, said } => write!(
+            Self::Failed { path, source, then } => {
+                write!(f, "{} can only be read since a write failed ({source}", path.display())?;
+                if let Some(then) = then {
+                    write!(f, ", and then {then}")?;
+                }
+                f.write_str("); check the disk, then start again")
+            }
+            Self::Unknown { path, source, then } => write!(
                 f,
-                "{} can only be read since a write failed ({said}); check the disk, then start again",
-                path.display()
-            ),
-            Self::Unknown { path, said, then } => write!(
-                f,
-                "a write to {} failed ({said}) and could not be made invalid ({then}): a restart may or may not find it; check \
+                "a write to {} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check \
                  the disk, start again, then read the entry",
                 path.display()
             ),
@@ -177,14 +184,16 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
+            Self::Unreadable { damage, .. } => Some(damage),
             Self::Unwritable { source, .. } => Some(source),
+            Self::Failed { source, .. } | Self::Unknown { source, .. } => Some(source),
             _ => None,
         }
     }
 }
 
-/// Whether an error of the system is a lack of room: on the disk, in a quota, or in what a file may have.
-pub(super) fn is_lack_of_room(error: &io::Error) -> bool {
+/// Whether an error of the system is a lack of space: on the disk, in a quota, or in the maximum length of a file.
+pub(super) fn is_lack_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -1,4 +1,4 @@
-//! An exclusive lock of a file, also where its filesystem has no `flock`, as some network and FUSE filesystems.
+//! Exclusive locks of files, also on file systems without `flock`, as some network and FUSE file systems.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -7,8 +7,8 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-/// Locks a file. Returns false where another process has it locked. A filesystem that knows no lock at all is worth a
-/// warning: a single server needs none.
+/// Locks a file. Returns false where another process has it locked. Only warns on a file system without any locks: a single
+/// server needs none.
 pub(super) fn try_lock(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => return Ok(true),
@@ -28,7 +28,7 @@ pub(super) fn try_lock(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether the filesystem has no such lock.
+/// Whether the file system has no such lock.
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
         || matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::INVAL))

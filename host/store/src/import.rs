@@ -1,4 +1,4 @@
-//! Many entries at once: all of them are kept, or none is.
+//! Imports: many entries are written in one step, all of them or none.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,48 +12,48 @@ use super::paths::Paths;
 use super::recover;
 use super::snapshot::Progress;
 
-/// Entries that are about to go into a store.
+/// Entries that are about to be written to a store.
 #[derive(Default)]
 pub struct Import {
     entries: Vec<Entry>,
     scratch: Vec<u8>,
 }
 
-/// What an import did.
+/// The outcome of an import.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Added {
-    /// How many keys were not there before.
+    /// The number of keys that were absent before.
     pub new: u64,
-    /// How many entries were there before, and have another content now.
+    /// The number of entries that were overwritten.
     pub overwritten: u64,
-    /// How many entries the store has now.
+    /// The number of entries after the import.
     pub entries: u64,
-    /// The last revision that was given.
+    /// The last revision that was assigned.
     pub revision: u64,
 }
 
 impl Import {
-    /// Adds an entry. Of two with the same key the later one counts.
+    /// Adds an entry. A later one with the same key replaces it.
     pub fn push(&mut self, key: &str, draft: &NewEntry<'_>) {
         self.entries.push(Entry::with_revision(key, draft, 0, &mut self.scratch));
     }
 
-    /// How many entries were added.
+    /// The number of entries that were added.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is nothing to do.
+    /// Whether no entry was added.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Puts the entries into a store that nobody serves, each with a new revision, by writing a snapshot of everything:
-    /// a crash leaves the store as it was, or with all of them.
+    /// Writes the entries to a store that no server has open, each with a new revision, as a snapshot of all entries: a crash
+    /// leaves the store as it was, or with all of them.
     ///
     /// # Errors
     ///
-    /// The store cannot be read or written. It is as it was then.
+    /// The store cannot be read or written. It is unchanged then.
     pub fn run(self, disk: impl Disk, path: &Path, progress: Progress<'_>) -> Result<Added, Arc<StoreError>> {
         let paths = Paths::of(path);
         let options = Options::default();
@@ -69,7 +69,7 @@ impl Import {
             let hashed = recovered.map.hash(shared.key_bytes());
             let mut shard = recovered.map.write(recovered.map.shard_of(hashed));
             let replaces = recovered.map.insert(&mut shard, hashed, entry);
-            // What came with this import itself is no entry that was there before.
+            // An entry of the same import does not count as overwritten.
             overwritten += u64::from(replaces.is_some_and(|entry| entry.revision() < first));
         }
         let (entries, _) = recovered.map.totals();

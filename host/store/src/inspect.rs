@@ -1,18 +1,19 @@
-//! What a store's files hold, found out without changing one.
+//! Inspection: what the files of a store hold, found without changing one.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::damage::Damage;
 use super::disk::{self, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
 use super::map::SHARDS;
 use super::paths::{Paths, resolve};
 use super::recover::{self, Findings, LostLog, Tail};
-use super::snapshot::{Damage, Progress};
+use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// What a store's files hold.
+/// What the files of a store hold.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,
@@ -25,9 +26,9 @@ pub struct LogContents {
     pub path: PathBuf,
     /// Its length up to the end of its last whole record, in bytes.
     pub len: u64,
-    /// How many writes and removals it has.
+    /// The number of its writes and removals.
     pub records: u64,
-    /// How many bytes of unfinished records are behind that.
+    /// The length of unfinished records behind that, in bytes.
     pub torn: u64,
 }
 
@@ -43,24 +44,24 @@ impl Contents {
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };
-            let records = count_records(&**file)
-                .map_err(|damage| StoreError::Unreadable { path: path.clone(), fact: damage.to_string() })?;
+            let records =
+                count_records(&**file).map_err(|damage| StoreError::Unreadable { path: path.clone(), damage })?;
             logs.push(LogContents { path: path.clone(), len: *at, records, torn: *torn });
         }
         Ok(Self { findings, logs })
     }
 
-    /// How many entries there are, and the sum of their sizes.
+    /// The number of entries, and the sum of their sizes in bytes.
     pub fn totals(&self) -> (u64, u64) {
         self.findings.map.totals()
     }
 
-    /// The last revision that was given.
+    /// The last revision that was assigned.
     pub fn revision(&self) -> u64 {
         self.findings.revision
     }
 
-    /// The generation of the snapshot: 0 where there is none, or one that the Go program wrote.
+    /// The generation of the snapshot; 0 where there is none, or the Go program wrote it.
     pub fn generation(&self) -> u64 {
         self.findings.generation
     }
@@ -70,17 +71,17 @@ impl Contents {
         self.findings.snapshot_len
     }
 
-    /// The log that should be there, where it is not: the files are whole, and what they hold is not all that was written.
+    /// The log that is missing, if one is: the files are whole, but the last changes are lost.
     pub fn lost_log(&self) -> Option<&LostLog> {
         self.findings.lost.as_ref()
     }
 
-    /// What came after the snapshot.
+    /// The logs after the snapshot.
     pub fn logs(&self) -> &[LogContents] {
         &self.logs
     }
 
-    /// All entries, by their keys.
+    /// All entries, sorted by key.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.totals().0 as usize);
         for shard in 0..SHARDS {
@@ -97,17 +98,17 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
     loop {
         match reader.next()? {
             Next::Change(_) => records += 1,
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return Ok(records),
         }
     }
 }
 
-/// Whether any of a store's files is there.
+/// Whether any file of a store exists.
 ///
 /// # Errors
 ///
-/// The system cannot tell.
+/// The operating system cannot tell.
 pub fn exists(path: &Path) -> io::Result<bool> {
     let Paths { file, log, next, .. } = Paths::of(&resolve(path));
     Ok(file.try_exists()? || log.try_exists()? || next.try_exists()?)

@@ -3,29 +3,26 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::change_feed::{ChangeFeed, Unwatchable, Watch};
-use crate::checkpoint::Snapshots;
 use crate::commit::{Commit, Fsync, Pending, ReadTicket};
 use crate::disk::Disk;
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::key_ranges;
 use crate::lock::Lock;
-use crate::map::Map;
 use crate::options::Options;
+use crate::outcomes::Outcomes;
 use crate::paths::Paths;
+use crate::range;
 use crate::recover::{self, Recovered};
-use crate::schedule::Outcomes;
+use crate::shared::{Opened, Shared, Snapshots};
 use crate::snapshot::Progress;
 use crate::space::SpaceBudget;
-use crate::store::{Decide, RolledBack, Store};
-use crate::update::{Changes, Run, Update, assign};
-use crate::wal::Head;
+use crate::store::{RolledBack, Store};
+use crate::update::{Changes, Decide, Run, Update, assign};
 use vkog_runtime::Histogram;
 use vkog_runtime::Mailbox;
 
@@ -35,30 +32,6 @@ pub struct LocalStore {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Dropped to end the threads.
     stop: Mutex<Option<Sender<()>>>,
-}
-
-/// What the store's threads share.
-pub(crate) struct Shared {
-    pub(crate) map: Map,
-    pub(crate) commit: Commit,
-    feed: Arc<ChangeFeed>,
-    pub(crate) disk: Box<dyn Disk>,
-    pub(crate) paths: Paths,
-    pub(crate) lock: OnceLock<Lock>,
-    opened: Opened,
-    /// The random number that the files of this store share.
-    pub(crate) id: u64,
-    pub(crate) options: Options,
-    pub(crate) snapshots: Mutex<Snapshots>,
-    pub(crate) outcomes: Outcomes,
-    /// Asks for a snapshot.
-    wanted: Sender<()>,
-}
-
-/// What opening the files has changed in them.
-struct Opened {
-    log_is_new: bool,
-    was_clean: bool,
 }
 
 impl LocalStore {
@@ -79,8 +52,18 @@ impl LocalStore {
 
     /// Continues from what was recovered.
     pub(crate) fn start(disk: impl Disk, paths: Paths, options: Options, floor: u64, recovered: Recovered) -> Self {
-        let Recovered { map, revision, store, log, unfinished, snapshot_len, log_is_new, has_mark, was_clean, notes } =
-            recovered;
+        let Recovered {
+            map,
+            revision,
+            store,
+            log,
+            unfinished,
+            snapshot_len,
+            log_is_new,
+            has_clean_flag,
+            was_clean,
+            notes,
+        } = recovered;
         for note in notes {
             tracing::warn!("{note}");
         }
@@ -89,7 +72,7 @@ impl LocalStore {
             salt: log.head.salt,
             unfinished,
             renamed: false,
-            has_mark,
+            has_clean_flag,
             len: snapshot_len,
         };
         let log_path = if unfinished { &paths.next } else { &paths.log };
@@ -119,7 +102,7 @@ impl LocalStore {
         if unfinished {
             shared.want_snapshot();
         }
-        shared.measure();
+        shared.check_disk_space();
         let (stop, stopped) = bounded(0);
         let store = Self { shared, threads: Mutex::default(), stop: Mutex::new(Some(stop)) };
         store.spawn("snapshot", {
@@ -127,7 +110,7 @@ impl LocalStore {
             move |shared| shared.write_snapshots(&asked, &stopped)
         });
         match options.fsync {
-            Fsync::Always => store.spawn("commit", |shared| shared.commit.commit(&shared.map)),
+            Fsync::Always => store.spawn("commit", |shared| shared.commit.run_committer(&shared.map)),
             Fsync::Every(interval) => store.spawn("sync", move |shared| shared.sync_every(interval, &stopped)),
             Fsync::Never => {}
         }
@@ -182,7 +165,7 @@ impl LocalStore {
 
     /// The number of open watches.
     pub fn watching(&self) -> u64 {
-        self.shared.feed.watching()
+        self.shared.feed.watch_count()
     }
 
     /// The size of the entries in the change feed, in bytes.
@@ -279,7 +262,7 @@ impl Store for LocalStore {
             return finish(Update::ReadOnly(error));
         }
         if commit.is_stale() {
-            self.shared.measure();
+            self.shared.check_disk_space();
         }
         let rollback_epoch = commit.rollback_epoch();
         let mut run = Run::new(map, keys, &mut decide);
@@ -298,7 +281,7 @@ impl Store for LocalStore {
             });
         }
         let mut finish = Some(finish);
-        let pushed = commit.push(run.count, run.growth, |last_assigned| {
+        let queued = commit.enqueue(run.count, run.growth, |last_assigned| {
             assign(&mut run.changes, last_assigned);
             let finish = finish.take();
             Pending {
@@ -313,7 +296,7 @@ impl Store for LocalStore {
                 mailbox: Mailbox::current(),
             }
         });
-        if let Err(error) = pushed {
+        if let Err(error) = queued {
             let (_, change) = run.unlock();
             if let Some(finish) = finish {
                 finish(Update::RolledBack { error, change });
@@ -321,7 +304,7 @@ impl Store for LocalStore {
             return;
         }
         run.apply(map);
-        commit.pushed(map);
+        commit.write_unsynced(map);
         if self.log_len() > self.shared.log_max() {
             self.shared.want_snapshot();
         }
@@ -334,7 +317,7 @@ impl Store for LocalStore {
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry> {
         let shared = &*self.shared;
         shared.read_durable(|revision| {
-            key_ranges::entries(&shared.map, from, end, count, revision, || {
+            range::entries(&shared.map, from, end, count, revision, || {
                 // A key that is absent may have been removed a moment ago, and is back if that removal is rolled back.
                 let (revision, rollback_epoch) = (shared.commit.last_assigned(), shared.commit.rollback_epoch());
                 let _ = shared.outcome(ReadTicket { revision, rollback_epoch });
@@ -366,60 +349,5 @@ impl Drop for LocalStore {
         if self.shared.lock.get().is_some_and(|lock| !lock.is_used()) {
             self.shared.leave_as_found();
         }
-    }
-}
-
-impl Shared {
-    /// Asks for a snapshot, if none is wanted yet.
-    pub(crate) fn want_snapshot(&self) {
-        let _ = self.wanted.try_send(());
-    }
-
-    /// Removes what opening has created or changed, of a store that was not used: a start that is refused leaves nothing.
-    fn leave_as_found(&self) {
-        if self.commit.len() > Head::EMPTY_LEN || self.snapshots.lock().unfinished {
-            return;
-        }
-        let marked = if self.opened.was_clean { self.mark_clean(&self.snapshots.lock()) } else { Ok(()) };
-        if marked.is_ok() && self.opened.log_is_new {
-            // A log that stays is empty and harmless.
-            let _ = self.disk.remove(&self.paths.log);
-        }
-    }
-
-    fn sync_every(&self, interval: Duration, stopped: &Receiver<()>) {
-        // An error closes the store, which reports it to the next writer.
-        while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-            let _ = self.commit.sync(&self.map);
-        }
-        let _ = self.commit.sync(&self.map);
-    }
-
-    /// Waits until what was read is durable or was rolled back. An error means that nobody will report either.
-    pub(crate) fn outcome(&self, ticket: ReadTicket) -> Result<Result<(), RolledBack>, RecvError> {
-        let (tell, told) = bounded(1);
-        self.commit.pushed(&self.map);
-        self.commit.when_durable(ticket, move |durable| {
-            let _ = tell.send(durable);
-        });
-        told.recv()
-    }
-
-    /// Reads, and repeats that where what was read is rolled back. `look` returns the last revision that it saw in its
-    /// argument.
-    fn read_durable<R>(&self, mut look: impl FnMut(&mut u64) -> R) -> R {
-        loop {
-            let (rollback_epoch, mut revision) = (self.commit.rollback_epoch(), 0);
-            let found = look(&mut revision);
-            if !matches!(self.outcome(ReadTicket { revision, rollback_epoch }), Ok(Err(RolledBack))) {
-                return found;
-            }
-        }
-    }
-
-    /// The error behind a rollback. Only a full disk heals, so it was full if writes are possible again.
-    pub(crate) fn rollback_cause(&self) -> Arc<StoreError> {
-        let full = || Arc::new(StoreError::Full { path: self.paths.log.clone() });
-        self.commit.closed().unwrap_or_else(full)
     }
 }

@@ -1,5 +1,5 @@
-//! One process at a time: FILE.lock, which the process that has the store open keeps locked, and the inode of FILE, so that
-//! no other name of the same file opens it a second time.
+//! The lock of a store: one process at a time may open it. The process holds a lock of FILE.lock, and one of the inode of FILE,
+//! so that the store cannot be opened under another name.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,26 +12,26 @@ use super::disk::imitate;
 use super::error::StoreError;
 use super::paths::{beside, resolve};
 
-/// The right to a store's files, until it is dropped.
+/// The exclusive right to the files of a store, until it is dropped.
 pub struct Lock {
     store: PathBuf,
     path: PathBuf,
-    /// FILE.lock, locked; none once the lock is given up.
+    /// FILE.lock, locked; none once the lock is released.
     file: Option<File>,
-    /// This process made FILE.lock.
+    /// This process created FILE.lock.
     made: bool,
-    /// The files were used, or are going to be.
+    /// The files were used, or are about to be.
     used: AtomicBool,
-    /// FILE, or FILE.log where there is no FILE yet, locked as well.
+    /// FILE, or FILE.log where there is no FILE yet, which is locked as well.
     covered: Mutex<Option<File>>,
 }
 
 impl Lock {
-    /// Takes the lock of the store that the path stands for, also through symbolic links.
+    /// Takes the lock of the store at a path. Follows symbolic links.
     ///
     /// # Errors
     ///
-    /// Another process has the store, the path is not that of a file, or the lock file cannot be made.
+    /// Another process has the store open, the path is not that of a file, or the lock file cannot be created.
     pub fn take(path: &Path) -> Result<Self, StoreError> {
         let store = resolve(path);
         if store.metadata().is_ok_and(|found| !found.is_file()) {
@@ -40,7 +40,7 @@ impl Lock {
         let lock_path = beside(&store, "lock");
         let unwritable = |source| StoreError::Unwritable { path: lock_path.clone(), source };
         let Some((file, made)) = system::take(&lock_path).map_err(unwritable)? else {
-            // While another process has it, its id is in it.
+            // It contains the id of the process that holds it.
             let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
             let pid = if pid.is_empty() { "(unknown)".to_owned() } else { pid.trim().to_owned() };
             return Err(StoreError::Locked { path: path.to_owned(), pid });
@@ -67,12 +67,12 @@ impl Lock {
         writeln!(file, "{}", std::process::id())
     }
 
-    /// FILE itself, where the path was that of a symbolic link.
+    /// FILE itself: the path with all symbolic links followed.
     pub fn store(&self) -> &Path {
         &self.store
     }
 
-    /// Keeps FILE.lock when the lock is dropped: the store was used.
+    /// Keeps FILE.lock when the lock is dropped, because the store was used.
     pub fn keep(&self) {
         self.used.store(true, Ordering::Relaxed);
     }
@@ -82,8 +82,8 @@ impl Lock {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Locks the file that holds the data from now on instead of the one before; whether no other process has it. Where that
-    /// cannot be known, FILE.lock has to do.
+    /// Locks the file that holds the data from now on, instead of the one before. Returns false if another process has it locked. A
+    /// file system without locks counts as unlocked: FILE.lock has to suffice.
     pub(super) fn cover(&self, path: &Path) -> bool {
         match system::lock(path) {
             Ok(Some(file)) => {
@@ -100,11 +100,11 @@ impl Lock {
         self.covered.lock().is_none()
     }
 
-    /// Finds out whether FILE.lock is still the file that this process has locked.
+    /// Checks that FILE.lock is still the file that this process has locked.
     ///
     /// # Errors
     ///
-    /// It was removed or replaced: another process may have the store by now.
+    /// It was removed or replaced: another process may have opened the store.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match &self.file {
             Some(file) if !system::is_at(file, &self.path) => {
@@ -133,7 +133,7 @@ mod system {
 
     use super::super::flock;
 
-    /// Opens the file and locks it, and says whether it was made; none where another process has it.
+    /// Opens the file and locks it. Returns whether it was created; none where another process has it.
     pub(super) fn take(path: &Path) -> io::Result<Option<(File, bool)>> {
         loop {
             let mut options = File::options();
@@ -153,15 +153,15 @@ mod system {
             if !flock::try_lock(&file, path)? {
                 return Ok(None);
             }
-            // What is locked has to be what others find.
+            // The locked file has to be the one that other processes find.
             if is_at(&file, path) {
                 return Ok(Some((file, made)));
             }
         }
     }
 
-    /// Locks a file that is there; none where another process has it. Not by `fcntl` where there is no `flock`: such a lock ends
-    /// when any handle of the file is closed.
+    /// Locks an existing file; none where another process has it. Does not fall back to `fcntl`, whose locks end when any handle of
+    /// the file is closed.
     pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
         let file = File::open(path)?;
         match file.try_lock() {
@@ -171,7 +171,7 @@ mod system {
         }
     }
 
-    /// Whether a file is the one at a path. Where the system cannot say, it counts as such.
+    /// Whether a file is the one at a path. True where the operating system cannot tell.
     pub(super) fn is_at(file: &File, path: &Path) -> bool {
         let Ok(ours) = file.metadata() else { return true };
         match fs::metadata(path) {
@@ -193,16 +193,16 @@ mod system {
 mod system {
     use std::fs::{self, File};
     use std::io;
-    use std::os::key_ranges::fs::OpenOptionsExt;
+    use std::os::windows::fs::OpenOptionsExt;
     use std::path::Path;
 
-    /// From Windows' winnt.h: others may open the file to read it.
+    /// From Windows' winnt.h: other processes may open the file for reading.
     const FILE_SHARE_READ: u32 = 1;
     /// From Windows' winerror.h.
     const ERROR_SHARING_VIOLATION: i32 = 32;
 
-    /// Opens the file, and says whether it was made; none where another process has it. What a process locks on Windows no
-    /// other can read; so it is not locked, but opened such that nobody else can open it to write.
+    /// Opens the file. Returns whether it was created; none where another process has it. On Windows no other process can read a
+    /// locked file, so it is not locked but opened so that no other process can open it for writing.
     pub(super) fn take(path: &Path) -> io::Result<Option<(File, bool)>> {
         let made = !path.exists();
         let mut options = File::options();
@@ -219,12 +219,12 @@ mod system {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Nobody else can remove a file that is open.
+    /// No other process can remove a file that is open.
     pub(super) fn is_at(_: &File, _: &Path) -> bool {
         true
     }
 
-    /// Removes the file, which nobody can while it is open.
+    /// Closes and removes the file: an open one cannot be removed.
     pub(super) fn remove(file: File, path: &Path) {
         drop(file);
         let _ = fs::remove_file(path);

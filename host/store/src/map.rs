@@ -10,8 +10,8 @@ use std::hash::BuildHasher;
 use super::entry::Entry;
 use super::key_ranges::KeyRangeCache;
 
-/// So many that a writer rarely meets another, that a snapshot holds each lock for well under a millisecond, and that
-/// one shard's growth is no pause: at ten million entries a shard has ten thousand.
+/// The number of shards: enough that two writers rarely need the same lock, that a snapshot holds each lock for well under a
+/// millisecond, and that growing one table is no pause (with ten million entries, a shard has ten thousand).
 pub(super) const SHARDS: usize = 1024;
 
 /// Entries under their keys.
@@ -22,12 +22,12 @@ pub(super) struct Map {
     pub(super) key_ranges: KeyRangeCache,
 }
 
-/// A part of the map, and what its lock protects.
+/// A part of the map: what one lock protects.
 #[derive(Default)]
 pub(super) struct Shard {
     table: HashTable<Entry>,
     size: u64,
-    /// The revision of the last removal: a key that is absent may be so since then.
+    /// The revision of the last removal. An absent key may be absent since then.
     last_removal: u64,
 }
 
@@ -41,21 +41,22 @@ pub(super) struct Hashed<'a> {
 /// The shards of some keys, locked.
 pub(super) struct Locked<G> {
     shards: SmallVec<[G; 1]>,
-    places: SmallVec<[Place; 1]>,
+    /// For each key, where it is.
+    keys: SmallVec<[Location; 1]>,
 }
 
-/// Where a key of several is.
+/// Where a key is among several.
 #[derive(Copy, Clone, Default)]
-struct Place {
-    /// In which of the locked shards.
+struct Location {
+    /// The index of its shard among the locked ones.
     shard: usize,
-    /// At which place among the keys it stood before, if it did.
+    /// The index at which the same key was named before, if it was.
     earlier: Option<usize>,
 }
 
 impl Map {
-    /// An empty map. A store keeps its seed, so that what one shard wrote to a file one shard reads from it; clients
-    /// never learn it, so that they cannot make keys collide.
+    /// An empty map. A store keeps its seed, so that the entries that one shard wrote to a file return to one shard. Clients
+    /// never learn the seed, so that they cannot create collisions.
     pub(super) fn new(seed: u64) -> Self {
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
         Self { shards, hasher: FixedState::with_seed(seed), seed, key_ranges: KeyRangeCache::default() }
@@ -69,7 +70,7 @@ impl Map {
         Hashed { key, hash: self.hasher.hash_one(key) }
     }
 
-    /// Which shard a key is in: by bits that the shard's own table does not go by.
+    /// The shard of a key: by bits of its hash that the table of a shard does not use.
     pub(super) fn shard_of(&self, hashed: Hashed<'_>) -> usize {
         (hashed.hash >> 32) as usize % SHARDS
     }
@@ -82,12 +83,12 @@ impl Map {
         self.shards[shard].write()
     }
 
-    /// Locks the shards of some keys, each once and all in the order of their numbers: whoever locks others as well takes
-    /// them in the same order, so that no two can wait for each other.
+    /// Locks the shards of several keys, each once, in ascending order. All threads lock in this order, so that there is no
+    /// deadlock.
     pub(super) fn lock_all<'a, G>(&'a self, keys: &[Hashed<'_>], lock: impl Fn(&'a Self, usize) -> G) -> Locked<G> {
         let mut order: SmallVec<[usize; 1]> = (0..keys.len()).collect();
         order.sort_unstable_by_key(|&index| (self.shard_of(keys[index]), keys[index].hash, index));
-        let (mut shards, mut places) = (SmallVec::new(), smallvec![Place::default(); keys.len()]);
+        let (mut shards, mut locations) = (SmallVec::new(), smallvec![Location::default(); keys.len()]);
         let mut last = None;
         for (at, &index) in order.iter().enumerate() {
             let Hashed { key, hash } = keys[index];
@@ -96,18 +97,18 @@ impl Map {
                 shards.push(lock(self, shard));
             }
             let mut before = order[..at].iter().rev().take_while(|&&other| keys[other].hash == hash);
-            places[index] =
-                Place { shard: shards.len() - 1, earlier: before.find(|&&other| keys[other].key == key).copied() };
+            locations[index] =
+                Location { shard: shards.len() - 1, earlier: before.find(|&&other| keys[other].key == key).copied() };
         }
-        Locked { shards, places }
+        Locked { shards, keys: locations }
     }
 
-    /// Makes room in a shard for so many entries.
+    /// Reserves capacity for entries in a shard.
     pub(super) fn reserve(&self, shard: &mut Shard, entries: usize) {
         shard.table.reserve(entries, |entry| self.hasher.hash_one(entry.key_bytes()));
     }
 
-    /// Puts an entry into its shard, and gives back the one it replaces.
+    /// Inserts an entry into its shard. Returns the one that it replaces.
     pub(super) fn insert(&self, shard: &mut Shard, hashed: Hashed<'_>, entry: Entry) -> Option<Entry> {
         shard.size += entry.size();
         let rehash = |entry: &Entry| self.hasher.hash_one(entry.key_bytes());
@@ -165,7 +166,7 @@ impl Map {
         count
     }
 
-    /// How many entries there are, and the sum of their sizes.
+    /// The number of entries, and the sum of their sizes in bytes.
     pub(super) fn totals(&self) -> (u64, u64) {
         self.shards
             .iter()
@@ -175,18 +176,18 @@ impl Map {
 }
 
 impl<G> Locked<G> {
-    /// The shard of the key at this place among the keys.
+    /// The shard of the key with this index.
     pub(super) fn shard(&self, index: usize) -> &G {
-        &self.shards[self.places[index].shard]
+        &self.shards[self.keys[index].shard]
     }
 
     pub(super) fn shard_mut(&mut self, index: usize) -> &mut G {
-        &mut self.shards[self.places[index].shard]
+        &mut self.shards[self.keys[index].shard]
     }
 
-    /// At which place the same key stood before, if it did.
+    /// The index at which the same key was named before, if it was.
     pub(super) fn earlier(&self, index: usize) -> Option<usize> {
-        self.places[index].earlier
+        self.keys[index].earlier
     }
 }
 
@@ -195,13 +196,13 @@ impl Shard {
         self.table.find(hashed.hash, |entry| entry.key_bytes() == hashed.key)
     }
 
-    /// What a look at this key sees: the entry, and the revision to which that is true.
+    /// What a read of a key sees: the entry, and the last revision on which that depends.
     pub(super) fn see(&self, hashed: Hashed<'_>) -> (Option<&Entry>, u64) {
         let entry = self.get(hashed);
         (entry, entry.map_or(self.last_removal, Entry::revision))
     }
 
-    /// Takes an entry out, as of a revision.
+    /// Removes an entry, as of a revision.
     pub(super) fn remove(&mut self, hashed: Hashed<'_>, revision: u64) -> Option<Entry> {
         let found = self.table.find_entry(hashed.hash, |entry| entry.key_bytes() == hashed.key).ok()?;
         let (entry, _) = found.remove();
@@ -210,9 +211,9 @@ impl Shard {
         Some(entry)
     }
 
-    /// Removals after this revision were taken back.
-    pub(super) fn forget_removals_after(&mut self, kept: u64) {
-        self.last_removal = self.last_removal.min(kept);
+    /// Forgets the removals after a revision, which were rolled back.
+    pub(super) fn forget_removals_after(&mut self, revision: u64) {
+        self.last_removal = self.last_removal.min(revision);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
@@ -226,7 +227,7 @@ mod tests {
     use crate::NewEntry;
 
     #[test]
-    fn the_map_agrees_with_the_standard_one_and_counts_its_bytes() {
+    fn the_map_agrees_with_a_standard_map_and_counts_its_bytes() {
         let map = Map::new(1);
         let mut model = std::collections::HashMap::new();
         for step in 0..20_000_u64 {

@@ -1,24 +1,32 @@
 //! A store without files: every change is durable at once, and every function is called on the thread of the caller. For
 //! tests of what uses a store.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
 use crate::change_feed::{ChangeFeed, Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::key_ranges;
 use crate::map::Map;
-use crate::store::{Decide, RolledBack, Store};
-use crate::update::{Changes, Run, Update, assign};
+use crate::range;
+use crate::store::{RolledBack, Store};
+use crate::update::{Changes, Decide, Run, Update, assign, writes};
 
-/// Entries in memory. It starts no thread, except to wake watchers that wait on a thread without a mailbox.
-pub struct MemoryStore {
+/// Entries in memory. A clone is the same store. It starts no thread, except to wake watchers that wait on a thread without a
+/// mailbox.
+#[derive(Clone)]
+pub struct MemoryStore(Arc<Inner>);
+
+struct Inner {
     map: Map,
     feed: Arc<ChangeFeed>,
     /// The last revision that was assigned. Locked while changes get theirs, so that the change feed has them in order.
     last_assigned: Mutex<u64>,
+    /// The number of updates that are still to be rolled back.
+    failures: AtomicU64,
 }
 
 impl Default for MemoryStore {
@@ -32,11 +40,18 @@ impl MemoryStore {
     /// An empty store. The change feed holds `feed_max` bytes; the first change gets the revision `first_revision`.
     pub fn new(feed_max: u64, first_revision: u64) -> Self {
         let before = first_revision.saturating_sub(1);
-        Self {
+        Self(Arc::new(Inner {
             map: Map::new(0),
             feed: Arc::new(ChangeFeed::new(0, before, feed_max)),
             last_assigned: Mutex::new(before),
-        }
+            failures: AtomicU64::new(0),
+        }))
+    }
+
+    /// Rolls back the next updates that change something, as a store does whose disk fails: after they were decided, before
+    /// anyone sees them. `count` is the number of these updates.
+    pub fn fail_updates(&self, count: u64) {
+        self.0.failures.store(count, SeqCst);
     }
 }
 
@@ -44,11 +59,11 @@ impl Store for MemoryStore {
     type Ticket = ();
 
     fn revision(&self) -> u64 {
-        *self.last_assigned.lock()
+        *self.0.last_assigned.lock()
     }
 
     fn totals(&self) -> (u64, u64) {
-        self.map.totals()
+        self.0.map.totals()
     }
 
     fn closed(&self) -> Option<Arc<StoreError>> {
@@ -60,12 +75,12 @@ impl Store for MemoryStore {
     }
 
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, ()) {
-        let hashed = self.map.hash(key.as_bytes());
-        (look(self.map.read(self.map.shard_of(hashed)).get(hashed)), ())
+        let hashed = self.0.map.hash(key.as_bytes());
+        (look(self.0.map.read(self.0.map.shard_of(hashed)).get(hashed)), ())
     }
 
     fn read_all<R>(&self, keys: &[&str], look: impl FnOnce(&[Option<&Entry>]) -> R) -> (R, ()) {
-        (self.map.read_all(keys, |entries, _| look(entries)), ())
+        (self.0.map.read_all(keys, |entries, _| look(entries)), ())
     }
 
     fn is_durable(&self, (): ()) -> bool {
@@ -82,7 +97,8 @@ impl Store for MemoryStore {
         mut decide: D,
         finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
     ) {
-        let mut run = Run::new(&self.map, keys, &mut decide);
+        let Inner { map, feed, last_assigned, failures } = &*self.0;
+        let mut run = Run::new(map, keys, &mut decide);
         if run.rejection.is_some() {
             if let (Some(reason), _) = run.unlock() {
                 finish(Update::Rejected(reason));
@@ -90,34 +106,40 @@ impl Store for MemoryStore {
             return;
         }
         if run.count > 0 {
-            let mut last_assigned = self.last_assigned.lock();
+            if failures.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                let (_, change) = run.unlock();
+                let source = io::Error::other("a test lets this update fail");
+                let error = Arc::new(StoreError::Unwritable { path: "memory".into(), source });
+                return finish(Update::RolledBack { error, change });
+            }
+            let mut last_assigned = last_assigned.lock();
             assign(&mut run.changes, *last_assigned);
             *last_assigned += run.count;
-            self.feed.append(run.changes.iter().filter(|change| !change.is_read()));
+            feed.append(writes(&run.changes));
         }
         let changes = run.changes.clone();
-        run.apply(&self.map);
+        run.apply(map);
         finish(Update::Committed(changes));
     }
 
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
-        self.map.with_prefix(prefix)
+        self.0.map.with_prefix(prefix)
     }
 
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry> {
-        self.map.key_ranges.forget_idle();
-        key_ranges::entries(&self.map, from, end, count, &mut 0, || {})
+        self.0.map.key_ranges.forget_idle();
+        range::entries(&self.0.map, from, end, count, &mut 0, || {})
     }
 
     fn count(&self, prefix: &str) -> u64 {
-        self.map.count(prefix)
+        self.0.map.count(prefix)
     }
 
     fn watch(&self, prefix: String, since: Option<u64>) -> Result<Watch, Unwatchable> {
-        Watch::new(&self.feed, prefix, since, self.revision())
+        Watch::new(&self.0.feed, prefix, since, self.revision())
     }
 
     fn end_watches(&self) {
-        self.feed.end();
+        self.0.feed.end();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// FILE.`ending`
+/// FILE.`ending`.
 pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
@@ -10,7 +10,7 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// The file that a path stands for: where it is a symbolic link, the file it leads to, which need not be there yet.
+/// Follows symbolic links: the file that a path stands for, which need not exist.
 pub(super) fn resolve(path: &Path) -> PathBuf {
     /// As many as Linux follows.
     const LINKS_MAX: usize = 40;
@@ -22,7 +22,7 @@ pub(super) fn resolve(path: &Path) -> PathBuf {
     path
 }
 
-/// Whether a path is that of one of a store's files.
+/// Whether a path is that of a file of a store.
 pub fn has_file(store: &Path, path: &Path) -> bool {
     let store = resolve(store);
     let Paths { file, log, next, new } = Paths::of(&store);
@@ -30,7 +30,7 @@ pub fn has_file(store: &Path, path: &Path) -> bool {
     [file, log, next, new, lock].iter().any(|own| is_same(own, path))
 }
 
-/// Whether two paths name the same place, also where no file is there.
+/// Whether two paths are the same, also where no file exists.
 fn is_same(one: &Path, other: &Path) -> bool {
     let folder = |path: &Path| std::path::absolute(path).and_then(|path| path.parent().unwrap_or(&path).canonicalize());
     one.file_name() == other.file_name() && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other)
@@ -41,11 +41,11 @@ fn is_same(one: &Path, other: &Path) -> bool {
 pub(super) struct Paths {
     /// The snapshot.
     pub(super) file: PathBuf,
-    /// What came after it.
+    /// The log of the changes since the snapshot.
     pub(super) log: PathBuf,
-    /// What came after a snapshot that is being written now; becomes the log when that is in its place.
+    /// The log of the changes since the snapshot that is being written. It becomes the log when that is in place.
     pub(super) next: PathBuf,
-    /// A snapshot that is being written now.
+    /// A snapshot that is being written.
     pub(super) new: PathBuf,
 }
 

@@ -1,46 +1,47 @@
-//! From the files to the store as it was. Never guesses: what contradicts itself is an error, and then nothing on disk is
-//! changed.
+//! Recovery: from the files to the map as it was. It never guesses: files that contradict each other are an error, and then
+//! nothing on disk is changed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::damage::{Damage, Defect, Mismatch};
 use super::disk::{Disk, File};
 use super::entry::Entry;
 use super::error::StoreError;
 use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
-use super::snapshot::{self, Damage, Progress};
+use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
 /// What the files hold.
 pub(super) struct Recovered {
     pub(super) map: Map,
-    /// The last revision that was given.
+    /// The last revision that was assigned.
     pub(super) revision: u64,
-    /// The store's random number.
+    /// The random number that the files of the store share.
     pub(super) store: u64,
-    /// The log to go on with.
+    /// The log to continue.
     pub(super) log: Tail,
-    /// The log belongs to a snapshot that was not finished: it is FILE.log.next, and FILE.log is still needed.
+    /// The log follows a snapshot that was not completed: it is FILE.log.next, and FILE.log is still needed.
     pub(super) unfinished: bool,
     /// The length of the snapshot, in bytes.
     pub(super) snapshot_len: u64,
-    /// The log was made for this.
+    /// The log was created by this recovery.
     pub(super) log_is_new: bool,
-    /// The snapshot says whether the store was stopped cleanly, and whether it said so.
-    pub(super) has_mark: bool,
+    /// The snapshot records whether the store was stopped cleanly, and whether it was.
+    pub(super) has_clean_flag: bool,
     pub(super) was_clean: bool,
-    /// What was found out that somebody should know.
+    /// Warnings for the operator.
     pub(super) notes: Vec<String>,
 }
 
-/// A log that should be there, and is not, or not whole: what was written after the snapshot is lost.
+/// A log that is missing or was cut off: the changes after the snapshot are lost.
 #[derive(Clone, Debug)]
 pub struct LostLog {
     /// The file.
     pub path: PathBuf,
-    /// Its length, where it is there.
+    /// Its length in bytes, if it exists.
     pub len: Option<u64>,
 }
 
@@ -50,13 +51,13 @@ pub(super) struct Tail {
     pub(super) head: Head,
     /// Where the next record goes.
     pub(super) at: u64,
-    /// How many bytes behind that were never promised to anybody.
+    /// How many bytes follow of writes that were never acknowledged.
     pub(super) torn: u64,
-    /// The length of the file, with room behind the records.
+    /// The length of the file with its preallocated zeros, in bytes.
     pub(super) len: u64,
 }
 
-/// What the files hold, as far as it can be told without changing one.
+/// What the files hold, found without changing one.
 pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,
@@ -72,7 +73,7 @@ pub(super) struct Findings {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the files and changes nothing. Entries of the Go program get revisions after `floor`, unless a log follows them.
+/// Reads the files without changing one. Entries of the Go program get revisions after `floor`, unless a log follows them.
 pub(super) fn examine(
     disk: &dyn Disk,
     paths: &Paths,
@@ -82,17 +83,17 @@ pub(super) fn examine(
     let snapshot = open(disk, &paths.file)?;
     let (map, meta) = match &snapshot {
         Some(file) => {
-            // The same as when the log was begun, because its records have to be later.
+            // The same revisions as when the log was begun, because its records have to be later.
             let before = |entries: u64| match first_revision(disk, &paths.log) {
                 Some(first) => first.saturating_sub(entries + 1),
                 None => floor,
             };
-            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, &damage))?
+            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, damage))?
         }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
     let snapshot_len = match &snapshot {
-        Some(file) => file.len().map_err(|error| unreadable(&paths.file, &error.into()))?,
+        Some(file) => file.len().map_err(|error| unreadable(&paths.file, error.into()))?,
         None => 0,
     };
     let mut findings = Findings {
@@ -116,17 +117,13 @@ pub(super) fn examine(
         (None, None) => {}
         (Some(log), None) if log == meta.generation => {}
         (Some(log), Some(next)) if log == meta.generation && next == log + 1 => {}
-        // The snapshot was finished, the old log not yet replaced.
+        // The snapshot was completed, and the old log not yet replaced.
         (log, Some(next)) if next == meta.generation && log.is_none_or(|log| log + 1 == next) => {}
         (log, next) => {
             let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
             let found = found.unwrap_or_default();
-            let fact = format!(
-                "it continues generation {found} of the store, {} is generation {}",
-                paths.file.display(),
-                meta.generation
-            );
-            return Err(StoreError::Mismatch { path: path.clone(), fact });
+            let mismatch = Mismatch::Generation { continues: found, snapshot: (paths.file.clone(), meta.generation) };
+            return Err(StoreError::Mismatch { path: path.clone(), mismatch });
         }
     }
     if let Some((file, head)) = log
@@ -137,12 +134,12 @@ pub(super) fn examine(
     if let Some((file, head)) = next {
         let before = findings.revision;
         let tail = findings.replay(&paths.next, file, head, progress)?;
-        // The old log was cut off at its end, and synced, before the first record went into the new one.
+        // The old log was truncated to its end, and synced, before the first record was written to the new one.
         if let Some(Tail { at, len, .. }) = findings.log
             && at < len
             && findings.revision > before
         {
-            return Err(unreadable(&paths.log, &Damage::At(at, "a damaged record (the log goes on)".to_owned())));
+            return Err(unreadable(&paths.log, Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
         }
         findings.next = Some(tail);
     }
@@ -150,20 +147,20 @@ pub(super) fn examine(
     Ok(findings)
 }
 
-/// The first revision that the log of a file of the Go program gave.
+/// The first revision in the log of a file of the Go program.
 fn first_revision(disk: &dyn Disk, path: &Path) -> Option<u64> {
     let file = disk.open(path).ok().flatten()?;
     let Ok(Start::Log(mut reader)) = Reader::open(&*file) else { return None };
     loop {
         match reader.next().ok()? {
             Next::Change(Record::Write { revision, .. } | Record::Remove { revision, .. }) => return Some(revision),
-            Next::Mark { .. } => {}
+            Next::DurableOffset { .. } => {}
             Next::End { .. } => return None,
         }
     }
 }
 
-/// Reads the files and makes them ready to be written.
+/// Reads the files and prepares them for writing.
 pub(super) fn recover(
     disk: &dyn Disk,
     paths: &Paths,
@@ -185,7 +182,7 @@ pub(super) fn recover(
         if tail.at < tail.len {
             changed(path, tail.file.set_len(tail.at))?;
         }
-        // What was read may have been in the system's memory only.
+        // The data may have been in the cache of the operating system only.
         changed(path, tail.file.sync())?;
     }
     let log = match (log, next) {
@@ -201,7 +198,7 @@ pub(super) fn recover(
         (None, None) => {
             changed(&paths.next, disk.remove(&paths.next))?;
             let store = if store == 0 { random() } else { store };
-            let salt = if meta.has_mark() { meta.log } else { random_salt() };
+            let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
             let head = Head { generation, store, base, salt };
             let begin = || {
                 let file = disk.create(&paths.log)?;
@@ -216,8 +213,8 @@ pub(super) fn recover(
     if meta.clean
         && let Some(file) = snapshot
     {
-        // From here on the log is needed.
-        changed(&paths.file, snapshot::mark(&*file, false))?;
+        // From now on the log is needed.
+        changed(&paths.file, snapshot::set_clean(&*file, false))?;
     }
     Ok(Recovered {
         map,
@@ -227,7 +224,7 @@ pub(super) fn recover(
         unfinished,
         snapshot_len,
         log_is_new,
-        has_mark: meta.has_mark(),
+        has_clean_flag: meta.has_clean_flag(),
         was_clean: meta.clean,
         notes,
     })
@@ -245,7 +242,7 @@ impl fmt::Display for LostLog {
 }
 
 impl Tail {
-    /// A log that was just begun.
+    /// The end of a new log.
     pub(super) fn new(file: Box<dyn File>, head: Head, at: u64) -> Self {
         Self { file, head, at, torn: 0, len: at }
     }
@@ -255,19 +252,19 @@ impl Tail {
 type Found = (Box<dyn File>, Head);
 
 impl Head {
-    /// A log's file and head, where there is one that was ever used.
+    /// The file and the head of a log, if there is one that was ever used.
     fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
         let Some(file) = open(disk, path)? else { return Ok(None) };
-        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, &damage))? {
+        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, damage))? {
             Start::Log(reader) => reader.head,
-            Start::Unborn => return Ok(None),
+            Start::Unused => return Ok(None),
         };
         Ok(Some((file, head)))
     }
 }
 
 impl Findings {
-    /// Brings the map to where a log ends.
+    /// Applies a log to the map.
     fn replay(
         &mut self,
         path: &Path,
@@ -276,25 +273,23 @@ impl Findings {
         progress: Progress<'_>,
     ) -> Result<Tail, StoreError> {
         if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
-            let fact = "it continues another store's file".to_owned();
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Store });
         }
-        if self.meta.has_mark() && head.generation == self.meta.generation && head.salt != self.meta.log {
-            let fact = format!("it continues another copy of generation {} of the store", head.generation);
-            return Err(StoreError::Mismatch { path: path.to_owned(), fact });
+        if self.meta.has_clean_flag() && head.generation == self.meta.generation && head.salt != self.meta.log {
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Copy(head.generation) });
         }
         self.store = head.store;
-        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, &damage))?;
-        let len = file.len().map_err(|error| unreadable(path, &error.into()))?;
+        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, damage))?;
+        let len = file.len().map_err(|error| unreadable(path, error.into()))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
         Ok(Tail { file, head, at, torn, len })
     }
 
-    /// Finds out whether the log of the snapshot is lost: unless the store was stopped cleanly, it has a head and a mark.
+    /// Detects that the log of the snapshot is lost. Unless the store was stopped cleanly, it has a head and a durable-offset record.
     fn look_for_log(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), StoreError> {
-        if !self.meta.has_mark() || self.meta.clean {
+        if !self.meta.has_clean_flag() || self.meta.clean {
             return Ok(());
         }
         let generation = self.meta.generation;
@@ -307,7 +302,7 @@ impl Findings {
             Some(_) => None,
             None => {
                 let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
-                let len = len.map_err(|error| unreadable(&paths.log, &error.into()))?;
+                let len = len.map_err(|error| unreadable(&paths.log, error.into()))?;
                 Some(LostLog { path: paths.log.clone(), len })
             }
         };
@@ -324,12 +319,12 @@ impl Findings {
             progress(at, len);
             let revision = match reader.next()? {
                 Next::End { torn } => return Ok((at, torn)),
-                Next::Mark { .. } => continue,
+                Next::DurableOffset { .. } => continue,
                 Next::Change(record) => {
                     let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
                     let hashed = self.map.hash(key.as_bytes());
                     let mut shard = self.map.write(self.map.shard_of(hashed));
-                    // A snapshot that was written beside the traffic may be ahead of the log's first records.
+                    // The snapshot may be ahead of the first records of its log, which were written at the same time.
                     if shard.get(hashed).is_none_or(|entry| entry.revision() < revision) {
                         if let Record::Write { draft, .. } = &record {
                             let entry = Entry::with_revision(key, draft, revision, &mut scratch);
@@ -342,7 +337,7 @@ impl Findings {
                 }
             };
             if revision <= last {
-                return Err(Damage::At(at, format!("revision {revision} after revision {last}")));
+                return Err(Damage::at(at, Defect::RevisionOrder { revision, after: last }));
             }
             last = revision;
             self.revision = self.revision.max(revision);
@@ -351,9 +346,9 @@ impl Findings {
 }
 
 fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    disk.open(path).map_err(|error| unreadable(path, &error.into()))
+    disk.open(path).map_err(|error| unreadable(path, error.into()))
 }
 
-fn unreadable(path: &Path, damage: &Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
 }

@@ -1,4 +1,4 @@
-//! From damaged files to a store that opens again: whatever is whole in them goes into a new snapshot, and they are kept
+//! Repair: everything that is whole in damaged files goes into a new snapshot, and the store opens again. The damaged files stay
 //! beside it under other names.
 
 use std::collections::HashMap;
@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::damage::{Damage, Defect};
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::StoreError;
@@ -14,102 +15,113 @@ use super::map::Map;
 use super::options::microseconds;
 use super::paths::{Paths, beside};
 use super::random::{random, random_salt};
-use super::recover;
+use super::recover::{self, LostLog};
 use super::snapshot::salvage::{self, Kind};
-use super::snapshot::{self, Damage, Meta, Progress};
+use super::snapshot::{self, Meta, Progress};
 use super::wal::{self, Head, Record};
 
-/// What was made of a damaged store.
+/// The outcome of a repair.
 #[derive(Debug)]
-pub struct Repaired {
-    /// What came from which file.
-    pub files: Vec<Salvaged>,
-    /// How many entries the store has now, and the sum of their sizes.
-    pub totals: (u64, u64),
-    /// The last revision that counts as given.
-    pub revision: u64,
-    /// Where the files are now that were there before.
-    pub kept: Vec<Kept>,
+pub enum Repair {
+    /// The store is whole: nothing was changed.
+    Whole,
+    /// The files are whole, but a log is missing, and with it the last changes. Nothing was changed.
+    LostLog(LostLog),
+    /// The store was damaged, and opens again.
+    Repaired(Repaired),
 }
 
-/// What came from a file.
+/// A store that was repaired.
+#[derive(Debug)]
+pub struct Repaired {
+    /// What was salvaged from each file.
+    pub files: Vec<Salvaged>,
+    /// The number of entries, and the sum of their sizes in bytes.
+    pub totals: (u64, u64),
+    /// The last revision that counts as assigned.
+    pub revision: u64,
+    /// The damaged files, under their new names.
+    pub moved: Vec<Moved>,
+}
+
+/// What was salvaged from a file.
 #[derive(Debug)]
 pub struct Salvaged {
     /// The file.
     pub path: PathBuf,
-    /// What it is, and what was whole in it.
+    /// Its kind, and what was whole in it.
     pub origin: Origin,
-    /// What was not.
+    /// What was lost.
     pub lost: Vec<Lost>,
 }
 
-/// What a file is, and what was whole in it.
+/// The kind of a file, and what was whole in it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The snapshot, as this program writes it.
     Snapshot {
-        /// How many pieces have a right checksum.
+        /// The number of chunks whose checksums are right.
         chunks: u64,
-        /// How many entries are in them.
+        /// The number of their entries.
         entries: u64,
-        /// How many entries came from where no checksum is right.
+        /// The number of entries from parts whose checksums are wrong.
         unverified: u64,
-        /// Media types and details are under no right checksum, and revisions had to be given anew.
+        /// The checksum of media types and details is wrong, and the revisions are new.
         directory_is_damaged: bool,
     },
     /// A file of the Go program, which has no checksums.
     GoFile {
-        /// How many entries could be read.
+        /// The number of entries that could be read.
         entries: u64,
     },
-    /// Nothing that a store has could be found in it.
+    /// It has nothing that belongs to a store.
     Nothing,
     /// A log.
     Log {
-        /// How many records have a right checksum.
+        /// The number of records whose checksums are right.
         records: u64,
-        /// It continues a later generation of the store than the snapshot: what came between is missing.
+        /// It continues a later generation of the store than the snapshot: the changes in between are missing.
         gap: bool,
     },
-    /// A log of another store, of another copy of this one, or of another file in this one's place. Nothing was taken from it.
+    /// A log of another store, of another copy of this store, or of another file. Nothing was salvaged from it.
     Foreign,
-    /// A log from before the snapshot. The snapshot has all that was in it.
+    /// A log from before the snapshot, which has all its changes.
     Superseded,
 }
 
 /// A part of a file that was not whole.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// Where it starts.
+    /// Where it starts, in bytes.
     pub at: u64,
-    /// How long it is.
+    /// Its length, in bytes.
     pub bytes: u64,
-    /// How many entries were in it, where that is known.
+    /// The number of its entries, if it is known.
     pub entries: Option<u64>,
-    /// It is the end of a log, which nobody can tell from records that a crash left unfinished.
+    /// It is the end of a log, and may be unfinished records after a crash.
     pub is_tail: bool,
 }
 
-/// A file that got another name.
+/// A file that was renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// Its name before.
+pub struct Moved {
+    /// Its previous name.
     pub from: PathBuf,
-    /// Its name now.
+    /// Its new name.
     pub to: PathBuf,
 }
 
-/// Makes a store that opens from the files of one that does not, which the caller has locked; `None` where it opens as it
-/// is, and then nothing is changed.
+/// Creates a store that opens from the files of one that does not. The caller holds the lock of the files. A store that opens as
+/// it is stays unchanged.
 ///
 /// # Errors
 ///
-/// Nothing in the files is a store's, a file is of another format, or the new ones cannot be written. Nothing is lost in
+/// Nothing in the files is a store's, a file has an unknown format, or the new files cannot be written. Nothing is lost in
 /// any case.
-pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Option<Repaired>, StoreError> {
+pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
     let paths = Paths::of(path);
     match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
-        Ok(_) => return Ok(None),
+        Ok(findings) => return Ok(findings.lost.map_or(Repair::Whole, Repair::LostLog)),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),
     }
@@ -118,10 +130,9 @@ pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Option<Repaired>, S
     salvage.add_log(&paths.next, progress)?;
     let nothing = salvage.files.iter().all(|file| !file.origin.is_something());
     if nothing {
-        let fact = "there is nothing in it that a store has".to_owned();
-        return Err(StoreError::Unreadable { path: path.to_owned(), fact });
+        return Err(unreadable(path, Damage::at(0, Defect::NothingToSalvage)));
     }
-    salvage.finish(&paths).map(Some)
+    salvage.finish(&paths).map(Repair::Repaired)
 }
 
 impl Origin {
@@ -130,17 +141,17 @@ impl Origin {
     }
 }
 
-/// What was salvaged so far.
+/// What has been salvaged so far.
 struct Salvage {
     map: Map,
-    /// The snapshot's head, where it is whole.
+    /// The head of the snapshot, if it is whole.
     meta: Option<Meta>,
-    /// The length of a file of the Go program that is whole.
+    /// The length of the file of the Go program, if it is whole, in bytes.
     go_len: Option<u64>,
     revision: u64,
-    /// The greatest generation seen in any file.
+    /// The highest generation in any file.
     generation: u64,
-    /// The generation of the log that comes next, where that is known.
+    /// The generation of the next log, if it is known.
     expected: Option<u64>,
     store: u64,
     /// The revision of the last removal of each key that a log removed.
@@ -162,8 +173,8 @@ impl Salvage {
             files: Vec::new(),
         };
         let Some(file) = open(&paths.file)? else { return Ok(salvage) };
-        let len = file.len().map_err(|error| unreadable(&paths.file, &error.into()))?;
-        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, &damage))?;
+        let len = file.len().map_err(|error| unreadable(&paths.file, error.into()))?;
+        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, damage))?;
         let origin = match found.kind {
             Kind::Own => Origin::Snapshot {
                 chunks: found.chunks,
@@ -193,7 +204,7 @@ impl Salvage {
         Ok(salvage)
     }
 
-    /// Brings the map to where a log ends, as far as the log belongs to it.
+    /// Applies a log to the map, if it belongs to it.
     fn add_log(&mut self, path: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
         let Some(file) = open(path)? else { return Ok(()) };
         let mut origin = None;
@@ -205,7 +216,9 @@ impl Salvage {
             let Some(head) = head else { return true };
             origin = match (meta, go_len) {
                 (Some(meta), _) if head.store != meta.store => Some(Origin::Foreign),
-                (Some(meta), _) if meta.has_mark() && head.generation == meta.generation && head.salt != meta.log => {
+                (Some(meta), _)
+                    if meta.has_clean_flag() && head.generation == meta.generation && head.salt != meta.log =>
+                {
                     Some(Origin::Foreign)
                 }
                 (Some(meta), _) if head.generation + 1 == meta.generation && snapshot_has_holes => None,
@@ -220,7 +233,7 @@ impl Salvage {
         let found = wal::salvage::salvage(&*file, progress, wanted, |record| {
             *revision = (*revision).max(apply(map, removed, &record, &mut scratch));
         })
-        .map_err(|damage| unreadable(path, &damage))?;
+        .map_err(|damage| unreadable(path, damage))?;
         let mut gap = false;
         if let Some(head) = found.head {
             self.generation = self.generation.max(head.generation);
@@ -241,7 +254,7 @@ impl Salvage {
         Ok(())
     }
 
-    /// Writes the new snapshot and puts it in the place of the files as they were.
+    /// Writes the new snapshot and replaces the damaged files.
     fn finish(mut self, paths: &Paths) -> Result<Repaired, StoreError> {
         let floor = self.revision.max(microseconds());
         let mut last = floor;
@@ -270,12 +283,12 @@ impl Salvage {
             let _ = LocalDisk.remove(&paths.new);
             return Err(unwritable(&paths.new)(error));
         }
-        let kept = keep(paths).map_err(unwritable(&paths.file))?;
-        Ok(Repaired { totals: self.map.totals(), files: self.files, revision: self.revision, kept })
+        let moved = move_aside(paths).map_err(unwritable(&paths.file))?;
+        Ok(Repaired { totals: self.map.totals(), files: self.files, revision: self.revision, moved })
     }
 }
 
-/// Makes a change in the map, unless a later one of the same key was made there. Returns its revision.
+/// Applies a change to the map, unless a later change of the same key was applied. Returns its revision.
 fn apply(map: &Map, removed: &mut HashMap<Box<str>, u64>, record: &Record<'_>, scratch: &mut Vec<u8>) -> u64 {
     let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
     let hashed = map.hash(key.as_bytes());
@@ -294,9 +307,9 @@ fn apply(map: &Map, removed: &mut HashMap<Box<str>, u64>, record: &Record<'_>, s
     *revision
 }
 
-/// Puts the new snapshot in its place, and the files that were there beside it. A crash on the way leaves a store that
-/// does not open, with everything in it, to be repaired again.
-fn keep(paths: &Paths) -> io::Result<Vec<Kept>> {
+/// Renames the damaged files, and the new snapshot to FILE. A crash in between leaves a store that does not open, has
+/// everything in it, and can be repaired again.
+fn move_aside(paths: &Paths) -> io::Result<Vec<Moved>> {
     let mut files = Vec::new();
     for path in [&paths.file, &paths.log, &paths.next] {
         if path.try_exists()? {
@@ -304,18 +317,18 @@ fn keep(paths: &Paths) -> io::Result<Vec<Kept>> {
         }
     }
     let mut number = 1;
-    let kept = loop {
+    let moved = loop {
         let ending = if number == 1 { "damaged".to_owned() } else { format!("damaged.{number}") };
-        let kept = files.iter().map(|&from| Kept { from: from.clone(), to: beside(from, &ending) });
-        let kept: Vec<Kept> = kept.collect();
+        let moved = files.iter().map(|&from| Moved { from: from.clone(), to: beside(from, &ending) });
+        let moved: Vec<Moved> = moved.collect();
         // All of them get the same number, so that what belongs together can be seen.
         let all = [&paths.file, &paths.log, &paths.next].map(|path| beside(path, &ending));
         if !all.iter().any(|path| path.symlink_metadata().is_ok()) {
-            break kept;
+            break moved;
         }
         number += 1;
     };
-    let of = |path: &Path| kept.iter().find(|kept| kept.from == path).map(|kept| kept.to.as_path());
+    let of = |path: &Path| moved.iter().find(|moved| moved.from == path).map(|moved| moved.to.as_path());
     // A second name first, so that there is no moment without a snapshot: a store without one is a new, empty store. Not
     // every file system can do that.
     if let Some(to) = of(&paths.file)
@@ -332,13 +345,13 @@ fn keep(paths: &Paths) -> io::Result<Vec<Kept>> {
         }
     }
     LocalDisk.sync_folder(&paths.file)?;
-    Ok(kept)
+    Ok(moved)
 }
 
 fn open(path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, &error.into()))
+    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, error.into()))
 }
 
-fn unreadable(path: &Path, damage: &Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), fact: damage.to_string() }
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
 }

@@ -1,119 +1,69 @@
-//! When a snapshot is written: as soon as one is wanted, and again, ever more seldom, after one that failed. A snapshot for
-//! which there was no room is written as soon as there is.
+//! When snapshots are written: when the log is long, when one would free space that the disk lacks, and after one that failed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never, select};
-use parking_lot::Mutex;
 
-use super::checkpoint::{PAUSE, Snapshots};
-use super::error::StoreError;
-use super::key_ranges;
-use super::local::Shared;
-use super::space::DiskSpace;
+use crate::checkpoint::PAUSE;
+use crate::error::StoreError;
+use crate::key_ranges;
+use crate::shared::{Shared, Snapshots};
+use crate::space::DiskSpace;
 use vkog_runtime::lower_priority;
 
-/// How often the disk is measured while something fails for lack of room, or may be tried again.
-const LOOK: Duration = Duration::from_secs(1);
-/// How long to wait after the first failed snapshot, and at most.
-const RETRY_MIN: Duration = Duration::from_secs(5);
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// What became of the snapshots.
-#[derive(Default)]
-pub(super) struct Outcomes {
-    failure: Mutex<Option<Failure>>,
-    written: AtomicU64,
-    failed: AtomicU64,
-}
-
-/// Snapshots fail.
-struct Failure {
-    error: Arc<StoreError>,
-    due: Instant,
-    delay: Duration,
-    /// Whether there seemed to be room for it.
-    fitted: bool,
-}
-
-impl Outcomes {
-    /// Why the last snapshot failed, if it did.
-    pub(super) fn failure(&self) -> Option<Arc<StoreError>> {
-        self.failure.lock().as_ref().map(|failure| Arc::clone(&failure.error))
-    }
-
-    /// How many were written, and how many failed.
-    pub(super) fn counts(&self) -> (u64, u64) {
-        (self.written.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
-    }
-
-    /// Notes one that was written. Returns whether those before had failed.
-    pub(super) fn wrote(&self) -> bool {
-        self.written.fetch_add(1, Ordering::Relaxed);
-        self.failure.lock().take().is_some()
-    }
-
-    /// Notes one that failed.
-    pub(super) fn failed(&self, error: &Arc<StoreError>, fitted: bool) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        let mut failure = self.failure.lock();
-        let delay = failure.as_ref().map_or(RETRY_MIN, |failure| (failure.delay * 2).min(RETRY_MAX));
-        *failure = Some(Failure { error: Arc::clone(error), due: Instant::now() + delay, delay, fitted });
-    }
-
-    /// Whether one that failed is to be tried again.
-    fn is_due(&self, fits: bool) -> bool {
-        let failure = self.failure.lock();
-        failure.as_ref().is_some_and(|failure| failure.due <= Instant::now() || fits && !failure.fitted)
-    }
-}
+/// How often the free space is determined while something fails for lack of it, or may be tried again.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {
-    /// Measures the disk, and wants a snapshot if that makes room.
-    pub(super) fn measure(&self) -> Option<DiskSpace> {
-        let free = self.disk.free(&self.paths.file);
-        let measure = free.map(|free| DiskSpace::new(free, self.map.totals()));
-        if self.commit.measured(measure) {
+    /// Determines the free disk space, and asks for a snapshot if that would free some. `None` where the system does not know.
+    pub(crate) fn check_disk_space(&self) -> Option<DiskSpace> {
+        let space = self.disk_space();
+        if self.commit.set_disk_space(space) {
             tracing::info!("{} has room again", self.paths.file.display());
         }
         // While one is written, no other one is needed.
-        let wants = |snapshots: &Snapshots| self.makes_room(snapshots, measure);
-        if measure.is_some() && self.snapshots.try_lock().is_some_and(|snapshots| wants(&snapshots)) {
+        let wants = |snapshots: &Snapshots| self.frees_space(snapshots, space);
+        if space.is_some() && self.snapshots.try_lock().is_some_and(|snapshots| wants(&snapshots)) {
             self.want_snapshot();
         }
-        measure
+        space
     }
 
-    /// Whether the log is longer than it is to be.
+    /// The free disk space, and what the next snapshot needs of it.
+    pub(crate) fn disk_space(&self) -> Option<DiskSpace> {
+        let free = self.disk.free(&self.paths.file)?;
+        Some(DiskSpace::new(free, self.map.totals()))
+    }
+
+    /// Whether the log is longer than the options allow.
     fn is_long(&self, snapshots: &Snapshots) -> bool {
         snapshots.unfinished || self.commit.len() > snapshots.len.max(self.options.log_min)
     }
 
-    /// Whether a snapshot would free more than twice what the log may still grow, and enough to be worth its writing.
-    fn makes_room(&self, snapshots: &Snapshots, measure: Option<DiskSpace>) -> bool {
+    /// Whether a snapshot would free more than twice what the log may still grow, and enough to be worth writing.
+    fn frees_space(&self, snapshots: &Snapshots, space: Option<DiskSpace>) -> bool {
         const WORTH_MIN: u64 = 64 << 10;
         if self.options.log_min == u64::MAX {
             return false;
         }
         let log = self.commit.len();
-        let Some(measure) = measure else { return log > WORTH_MIN };
-        let freed = (snapshots.len + log).saturating_sub(measure.needed);
-        freed > WORTH_MIN.max(measure.needed / 16) && measure.left() < freed / 2
+        let Some(space) = space else { return log > WORTH_MIN };
+        let freed = (snapshots.len + log).saturating_sub(space.needed);
+        freed > WORTH_MIN.max(space.needed / 16) && space.left() < freed / 2
     }
 
     /// The thread that writes snapshots.
-    pub(super) fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
+    pub(crate) fn write_snapshots(&self, wanted: &Receiver<()>, stopped: &Receiver<()>) {
         lower_priority();
         loop {
             let ails = self.commit.full().is_some() || self.outcomes.failure().is_some();
-            // While something fails, every write would want one.
+            // While something fails, every write would ask for one.
             let calm = if ails { &never() } else { wanted };
             let asked = select! {
                 recv(stopped) -> _ => return,
                 recv(calm) -> _ => true,
-                default(if ails { LOOK } else { key_ranges::IDLE }) => false,
+                default(if ails { CHECK_INTERVAL } else { key_ranges::IDLE_TIMEOUT }) => false,
             };
             if !asked {
                 self.map.key_ranges.forget_idle();
@@ -121,40 +71,40 @@ impl Shared {
                     continue;
                 }
             }
-            let measure = self.measure();
+            let space = self.check_disk_space();
             let asked = wanted.try_recv().is_ok() || asked;
             let mut snapshots = self.snapshots.lock();
             let is_due = if self.commit.closed().is_some() {
                 false
             } else if self.outcomes.failure().is_some() {
-                self.outcomes.is_due(measure.is_none_or(DiskSpace::fits))
+                self.outcomes.is_due(space.is_none_or(DiskSpace::fits))
             } else {
-                // What was asked for then may be done by now.
-                asked && (self.is_long(&snapshots) || self.makes_room(&snapshots, measure))
+                // What was asked for may be done by now.
+                asked && (self.is_long(&snapshots) || self.frees_space(&snapshots, space))
             };
             if is_due {
-                self.try_snapshot(&mut snapshots, measure);
+                self.try_snapshot(&mut snapshots, space);
                 drop(snapshots);
-                self.measure();
+                self.check_disk_space();
             }
         }
     }
 
-    /// Writes a snapshot if it may fit. One that does not would take the room from deletes while it is tried.
-    fn try_snapshot(&self, snapshots: &mut Snapshots, mut measure: Option<DiskSpace>) {
-        if measure.is_some_and(|measure| !measure.fits()) {
-            self.commit.release_room();
-            measure = self.disk.free(&self.paths.file).map(|free| DiskSpace::new(free, self.map.totals()));
+    /// Writes a snapshot if it may fit. One that does not would take the space from removals while it is tried.
+    fn try_snapshot(&self, snapshots: &mut Snapshots, mut space: Option<DiskSpace>) {
+        if space.is_some_and(|space| !space.fits()) {
+            self.commit.release_preallocation();
+            space = self.disk_space();
         }
-        match measure {
-            Some(measure) if !measure.may_fit() => {
-                let DiskSpace { free, needed } = measure;
+        match space {
+            Some(space) if !space.may_fit() => {
+                let DiskSpace { free, needed } = space;
                 let path = self.paths.file.clone();
                 let error = StoreError::Reserved { path, bytes: needed, free, reserved: needed };
                 self.snapshot_failed(&Arc::new(error), false);
             }
             _ => {
-                // What fails is logged and noted there.
+                // An error is logged and recorded there.
                 let _ = self.checkpoint(snapshots, PAUSE);
             }
         }

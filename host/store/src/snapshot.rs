@@ -1,24 +1,23 @@
-//! FILE: the whole map as one MessagePack map that any MessagePack library reads.
+//! The snapshot, FILE: all entries as one MessagePack map that any MessagePack library can read.
 //!
 //! | key | value |
 //! |---|---|
-//! | `VKOG` | what this program needs to know first: format, generation, revision, where the chunks are, checksums |
+//! | `VKOG` | the head: format, generation, revision, position of the chunks, checksums |
 //! | `KVSize` | the sum of `len(key) + len(value)`, as the Go program counted |
 //! | `KV` | key → value; text as *str*, other bytes as *bin* |
-//! | `Chunks` | an array with a row for every piece of `KV`: its length in bytes, how many entries, the CRC-32C of its bytes, the smallest revision, what the entries' revisions are more than that, and rows of place, media type and details for those that have them |
+//! | `Chunks` | the directory, an array with a row for each chunk of `KV`: its length in bytes, the number of its entries, the CRC-32C of its bytes, the lowest revision, the offsets of the revisions from that, and rows of index, media type and details for the entries that have them |
 //!
-//! `VKOG` also names the log that follows, by its salt, and says whether the store was stopped cleanly since: then the log is
-//! empty and may be missing. That is one byte beside the checksum, so that it can be changed in place: a write of one byte
-//! leaves the old value, the new one, or one that counts as "not stopped cleanly". (Format 1 had neither, and whole revisions
-//! in its rows. It is read.)
+//! `VKOG` also identifies the log that follows by its salt, and records whether the store was stopped cleanly since. Then the log
+//! is empty and may be missing. This clean flag is one byte outside the checksum, so that it can be changed in place: a write
+//! of one byte leaves the old value, the new one, or one that counts as "not stopped cleanly". (Format 1 had neither, and
+//! complete revisions in its rows. It can be read.)
 //!
-//! All numbers before `KV` have a fixed width, because they are known only when all else is written. A file of the Go
-//! program has `KV` and `KVSize` only, and every value is a *str*.
+//! All numbers before `KV` have a fixed width, because they are known only when the rest has been written. A file of the Go
+//! program has only `KV` and `KVSize`, and every value is a *str*.
 
 mod go;
 pub(super) mod salvage;
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +26,7 @@ use parking_lot::Mutex;
 use rmp::Marker;
 use rmp::encode;
 
+use super::damage::{Damage, Defect};
 use super::disk::File;
 use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::map::{Map, SHARDS, Shard};
@@ -35,24 +35,24 @@ use super::map::{Map, SHARDS, Shard};
 const FORMAT: u64 = 2;
 /// The format without the name of the log.
 const FORMAT_1: u64 = 1;
-/// Where the mark of a clean stop is, counted from the end of the head: behind it are `KVSize` and the head of `KV`.
+/// The position of the clean flag, from the end of the head: `KVSize` and the head of `KV` follow it.
 const CLEAN_FROM_END: usize = 25;
-/// A piece of `KV` is closed when it has this many bytes: one read, one checksum, one thread's work.
+/// A chunk of `KV` is closed when it has this many bytes: one read, one checksum, one thread's work.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// What a snapshot knows about itself.
+/// The head of a snapshot.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     format: u64,
-    /// Which log belongs to it: the one of the same generation holds what came after.
+    /// The generation of the log that follows it.
     pub(super) generation: u64,
-    /// A random number that this store's files share.
+    /// The random number that the files of the store share.
     pub(super) store: u64,
     /// The seed of the map's hash.
     pub(super) seed: u64,
-    /// No revision up to this one may be given again.
+    /// No revision up to this one may be assigned again.
     pub(super) revision: u64,
-    /// The salt of the log that follows; 0 where that is not known.
+    /// The salt of the log that follows; 0 if it is unknown.
     pub(super) log: u32,
     /// The store was stopped cleanly, and not opened since: its log is empty.
     pub(super) clean: bool,
@@ -84,30 +84,7 @@ impl Default for Meta {
     }
 }
 
-/// Why a file is not a snapshot that can be read.
-#[derive(Debug)]
-pub(super) enum Damage {
-    Io(io::Error),
-    /// The fact, and where in the file.
-    At(u64, String),
-}
-
-impl From<io::Error> for Damage {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "{error}"),
-            Self::At(offset, fact) => write!(f, "{fact} at byte {offset}"),
-        }
-    }
-}
-
-/// Is told how much of the work is done: bytes, of how many.
+/// Called with the progress of long work: bytes done, and bytes in total.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 // Writing to a vector cannot fail, which rmp's functions cannot know.
@@ -147,7 +124,7 @@ pub(super) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 impl Meta {
-    /// What a new snapshot says of itself: its generation, its store, and the salt of the log that follows.
+    /// The head of a new snapshot. `log` is the salt of the log that follows.
     pub(super) fn new(generation: u64, store: u64, log: u32) -> Self {
         Self { generation, store, log, ..Self::default() }
     }
@@ -204,19 +181,18 @@ impl Meta {
         let mut meta = Self { format: if is_first(&head) { FORMAT_1 } else { FORMAT }, ..Self::default() };
         let head_len = meta.encode().len();
         if head.len() < head_len {
-            return Err(Damage::At(len, "it ends within its head".to_owned()));
+            return Err(Damage::at(len, Defect::HeadCutOff));
         }
         head.truncate(head_len);
         // The numbers are at the same places in every file: what precedes one is its name, whose length is known.
         let mut rest = &head[own.len() + 1..];
         let mut number = || {
             let number = take_bytes(&mut rest).and_then(|_name| rmp::decode::read_u64(&mut rest).ok());
-            number.ok_or_else(|| Damage::At(6, "its head is damaged".to_owned()))
+            number.ok_or_else(|| Damage::at(6, Defect::Head))
         };
         let format = number()?;
         if format != meta.format {
-            let fact = format!("its format is {format}, this program reads {FORMAT_1} and {FORMAT};");
-            return Err(Damage::At(6, fact));
+            return Err(Damage::at(6, Defect::Format { found: format, known: "1 and 2" }));
         }
         for field in [
             &mut meta.generation,
@@ -242,13 +218,13 @@ impl Meta {
         let mut tail = &head[head.len() - 17..head.len() - 8];
         meta.size = rmp::decode::read_u64(&mut tail).unwrap_or_default();
         if meta.encode() != head {
-            return Err(Damage::At(6, "its head is damaged".to_owned()));
+            return Err(Damage::at(6, Defect::Head));
         }
         Ok(Some(meta))
     }
 
-    /// Whether the file says whether the store was stopped cleanly.
-    pub(super) fn has_mark(&self) -> bool {
+    /// Whether the file records whether the store was stopped cleanly.
+    pub(super) fn has_clean_flag(&self) -> bool {
         self.log != 0
     }
 }
@@ -258,18 +234,18 @@ fn is_first(head: &[u8]) -> bool {
     head.get(6) == Some(&0x8b) || head.get(22) == Some(&(FORMAT_1 as u8))
 }
 
-/// Marks a snapshot: the store was stopped cleanly, or it is open again.
-pub(super) fn mark(file: &dyn File, clean: bool) -> io::Result<()> {
+/// Sets the clean flag of a snapshot, and syncs it.
+pub(super) fn set_clean(file: &dyn File, clean: bool) -> io::Result<()> {
     let at = Meta::default().encode().len() - CLEAN_FROM_END;
     file.write_at(at as u64, &[if clean { Marker::True } else { Marker::False }.to_u8()])?;
     file.sync()
 }
 
-/// Writes the map to an empty file, while others read and write the map: a shard's entries are shared under its lock, and
-/// encoded and written without it. Returns the bytes written. What was written is not synced.
+/// Writes the map to an empty file, while other threads read and write the map: the entries of a shard are shared under its lock,
+/// and encoded and written without it. Returns the number of bytes. Does not sync the file.
 ///
-/// `meta` says which store it is and which log follows. `revision` is asked last: no entry in the file has a greater one.
-/// `pause` is how long to rest after each chunk.
+/// `meta` identifies the store and the log that follows. `revision` is called last: no entry in the file has a higher one.
+/// `pause` is the pause after each chunk.
 pub(super) fn write(
     map: &Map,
     file: &dyn File,
@@ -313,7 +289,7 @@ pub(super) fn write(
     Ok(meta.end)
 }
 
-/// What stands between `KV` and its directory.
+/// The heading between `KV` and its directory.
 fn heading(chunks: u32) -> Vec<u8> {
     let mut out = Vec::new();
     put!(write_str(&mut out, "Chunks"));
@@ -321,7 +297,7 @@ fn heading(chunks: u32) -> Vec<u8> {
     out
 }
 
-/// A piece of `KV` as it grows.
+/// A chunk of `KV` that is being written.
 #[derive(Default)]
 struct Chunk {
     bytes: Vec<u8>,
@@ -440,21 +416,18 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     let head = meta.encode().len() as u64;
     let len = file.len()?;
     if len != meta.end {
-        return Err(Damage::At(
-            len.min(meta.end),
-            format!("it has {len} bytes and should have {}, it differs", meta.end),
-        ));
+        return Err(Damage::at(len.min(meta.end), Defect::Length { found: len, expected: meta.end }));
     }
     let directory_len = meta.end.checked_sub(meta.chunks_at).unwrap_or(u64::MAX);
     if directory_len > len {
-        return Err(Damage::At(6, "its head is damaged".to_owned()));
+        return Err(Damage::at(6, Defect::Head));
     }
     let mut directory = vec![0; directory_len as usize];
     file.read_at(meta.chunks_at, &mut directory)?;
     if crc32c::crc32c(&directory) != meta.chunks_crc {
-        return Err(Damage::At(meta.chunks_at, "the directory of chunks is damaged".to_owned()));
+        return Err(Damage::at(meta.chunks_at, Defect::Directory));
     }
-    let damaged = || Damage::At(meta.chunks_at, "the directory of chunks makes no sense".to_owned());
+    let damaged = || Damage::at(meta.chunks_at, Defect::InvalidDirectory);
     let rows = rows(meta, head, &directory).ok_or_else(damaged)?;
     let heading = heading(meta.chunks as u32);
     let pieces_end = rows.last().map_or(head, |row| row.at + row.length);
@@ -466,7 +439,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     }
     file.read_at(pieces_end, &mut found)?;
     if found != heading {
-        return Err(Damage::At(pieces_end, "the heading of the chunks is damaged".to_owned()));
+        return Err(Damage::at(pieces_end, Defect::Heading));
     }
 
     let map = Map::new(meta.seed);
@@ -483,7 +456,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
                     if let Err(damage) = loader.load(file, row) {
                         let mut first = first.lock();
                         let earlier = |other: &Damage| match (other, &damage) {
-                            (Damage::At(other, _), Damage::At(this, _)) => other < this,
+                            (Damage::At { offset: other, .. }, Damage::At { offset: this, .. }) => other < this,
                             _ => true,
                         };
                         if !first.as_ref().is_some_and(earlier) {
@@ -501,11 +474,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     }
     let totals = map.totals();
     if totals != (meta.entries, meta.size) {
-        let fact = format!(
-            "it holds {} entries of {} bytes, not {} of {}, as it says",
-            totals.0, totals.1, meta.entries, meta.size
-        );
-        return Err(Damage::At(6, fact));
+        return Err(Damage::at(6, Defect::Totals { found: totals, expected: (meta.entries, meta.size) }));
     }
     Ok(map)
 }
@@ -524,12 +493,10 @@ impl Loader<'_> {
         self.bytes.resize(row.length as usize, 0);
         file.read_at(row.at, &mut self.bytes)?;
         if crc32c::crc32c(&self.bytes) != row.crc {
-            return Err(Damage::At(
-                row.at,
-                format!("the chunk of {} bytes and {} entries is damaged", row.length, row.entries),
-            ));
+            let defect = Defect::Chunk { bytes: row.length, entries: row.entries.into() };
+            return Err(Damage::at(row.at, defect));
         }
-        let senseless = || Damage::At(row.at, "a chunk makes no sense".to_owned());
+        let senseless = || Damage::at(row.at, Defect::InvalidChunk);
         let (mut revisions, mut extras) = (row.revisions, row.extras);
         let mut extras_left = rmp::decode::read_array_len(&mut extras).map_err(|_| senseless())?;
         let mut extra = None;

@@ -9,52 +9,11 @@ use std::sync::Arc;
 use crate::change_feed::{Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::update::{Change, Changes, Decision, Update};
+use crate::update::{Changes, Decide, Update};
 
 /// What was read is no longer there: the change that wrote it was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack;
-
-/// Decides what one update does to each of its entries.
-///
-/// A store may run the decisions of an update several times; only the last run counts. Before it runs them again it calls
-/// [`undo`](Self::undo) with what the run before has decided. So a decision may have side effects, such as the guards of
-/// plugins, if `undo` takes them back.
-///
-/// A store may keep the object and call it on another thread. A closure decides where nothing has to be undone.
-pub trait Decide: Send + 'static {
-    /// Why an update is rejected.
-    type Rejection: Send + 'static;
-
-    /// Decides what becomes of the next entry. `before` is what this run has decided for the keys before it, and its length
-    /// is the index of the key. `current` is the entry under that key. Where the same key was named before, that is the entry as
-    /// the earlier decision leaves it, with revision 0 until the update is assigned its revisions.
-    ///
-    /// Runs with the locks of all shards of the update: it must be quick, and must not call the store.
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Self::Rejection>;
-
-    /// Takes back the side effects of decisions that the store drops, the last one first: because a later decision of the run
-    /// rejected the update, or because the store is about to run all of them again. `decided` lists them in order.
-    ///
-    /// Runs on the thread and under the locks of [`decide`](Self::decide). It is not called for an update that ends as
-    /// [`Update::RolledBack`]: the completion has the decisions, and may take the time that their undoing needs.
-    fn undo(&mut self, decided: &[Change]);
-}
-
-impl<R, F> Decide for F
-where
-    R: Send + 'static,
-    F: FnMut(&[Change], Option<&Entry>) -> Decision<R> + Send + 'static,
-{
-    type Rejection = R;
-
-    #[inline]
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<R> {
-        self(before, current)
-    }
-
-    fn undo(&mut self, _: &[Change]) {}
-}
 
 /// Entries under their keys, each change of which has a revision.
 ///

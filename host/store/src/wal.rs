@@ -1,27 +1,27 @@
-//! FILE.log: what came after the snapshot, a record after the other.
+//! The write-ahead log, FILE.log: the changes since the snapshot, one record after the other.
 //!
 //! A record is a length (u32, little endian), a CRC-32C (u32, little endian) of the length and the payload, and the
 //! payload, MessagePack arrays:
 //!
 //! | payload | meaning |
 //! |---|---|
-//! | `[0, "VKOG", format, generation, store, base, salt]` | the head, once, at the start |
+//! | `[0, "VKOG", format, generation, store, base, salt]` | the head, the first record |
 //! | `[1, revision, key, value, media type, details]` | an entry was written |
 //! | `[2, revision, key]` | an entry was removed |
-//! | `[3, offset]` | when this was written, the log up to that offset was on disk |
+//! | `[3, offset]` | a durable-offset record: when it was written, the log was on disk up to that offset |
 //!
-//! A record has one array, or several that were written or removed in one step: one checksum is over all of them, so that
-//! a crash leaves all or none. (Format 1 had one array in each record. It is read, and such a log goes on as it is.)
+//! A record has one array for each change of one update, under one checksum: a crash leaves all of them or none. (Format 1 had
+//! one array in each record. Such a log is read and continued.)
 //!
-//! The checksums of all records but the head start from the salt, a random number, so that no value a client sends can
-//! pass for a record.
+//! The checksums of all records but the head start from the salt, a random number, so that no value from a client can look like
+//! a record.
 //!
-//! After a power cut the end of a log may hold anything: what was written and never synced can be missing, whole, or torn,
-//! page by page. So the first record that is not whole ends the log — unless a mark further on proves that the place had
-//! been on disk: then it was damaged later, and nothing is guessed.
+//! After a power cut the end of a log may hold anything: what was written and never synced can be missing, whole or torn, page by
+//! page. So the first record that is not whole ends the log, unless a durable-offset record behind it proves that it had been
+//! on disk. Then it was damaged later, and the log is refused.
 //!
-//! Behind the last record there may be room, zeros that the next records take the place of: a file that does not grow is
-//! synced in two thirds of the time. No record has a length of zero.
+//! The log is preallocated: zeros may follow the last record, and later records overwrite them. The sync of a file that does not
+//! grow takes two thirds of the time. No record has a length of zero.
 
 pub(super) mod salvage;
 
@@ -30,34 +30,35 @@ use std::ops::Range;
 
 use rmp::encode;
 
+use super::damage::{Damage, Defect};
 use super::disk::File;
 use super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
-use super::snapshot::{Damage, put_bytes, take_bytes};
+use super::snapshot::{put_bytes, take_bytes};
 use super::update::Change;
 
 const FORMAT: u64 = 2;
 /// Length and checksum.
 const FRAME: usize = 8;
-/// The longest payload that is believed. A value is at most 4 GiB, as MessagePack has it.
+/// The longest payload that is accepted. A MessagePack value has at most 4 GiB.
 const PAYLOAD_MAX: u32 = u32::MAX - FRAME as u32;
-/// The largest value that a store holds, in bytes: what the 32 bits of a length leave beside a key, a media type, details and
-/// the other operations of a batch.
+/// The maximum size of a value, in bytes: what the 32 bits of a length leave beside a key, a media type, details and the other
+/// operations of a batch.
 pub const VALUE_MAX: u64 = PAYLOAD_MAX as u64 - (64 << 20);
 
-/// What a log says of itself.
+/// The head of a log.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// The generation of the snapshot it follows.
+    /// The generation of the snapshot that it follows.
     pub(super) generation: u64,
     /// The store's random number.
     pub(super) store: u64,
-    /// The length of the file it follows, where that has no generation: one of the Go program, or none.
+    /// The length of the file that it follows, where that has no generation: a file of the Go program, or none.
     pub(super) base: u64,
-    /// Where the checksums start; what the snapshot that it follows names it by.
+    /// The start of the checksums. The snapshot that the log follows identifies it by its salt.
     pub(super) salt: u32,
 }
 
-/// A change as the log has it.
+/// A change in the log.
 pub(super) enum Record<'a> {
     Write { revision: u64, key: &'a str, draft: NewEntry<'a> },
     Remove { revision: u64, key: &'a str },
@@ -71,10 +72,11 @@ macro_rules! put {
 }
 
 impl Head {
-    /// How long the head is in a file, in bytes.
+    /// The length of the encoded head, in bytes.
     pub(super) const LEN: u64 = (FRAME + 1 + 1 + 5 + 5 * 9) as u64;
 
-    /// How long a log is that nothing was written to: it has a mark, so that one that was cut off can be told from it.
+    /// The length of a log without changes, in bytes. It has a durable-offset record, which distinguishes it from one that was cut
+    /// off.
     pub(super) const EMPTY_LEN: u64 = Self::LEN + FRAME as u64 + 3;
 
     /// The head as the first record of a file.
@@ -121,7 +123,7 @@ fn checksum(salt: u32, length: u32, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(salt, &length.to_le_bytes()), payload)
 }
 
-/// Appends the record of what was changed in one step, if anything was.
+/// Appends the record of an update, if it has changes.
 pub(super) fn put_changes<'a>(out: &mut Vec<u8>, salt: u32, changes: impl Iterator<Item = &'a Change>) {
     let mut changes = changes.peekable();
     if changes.peek().is_some() {
@@ -137,7 +139,7 @@ pub(super) fn put_changes<'a>(out: &mut Vec<u8>, salt: u32, changes: impl Iterat
     }
 }
 
-/// The most bytes that a change takes in a record, its frame included.
+/// The maximum length of a change in a record, with the frame, in bytes.
 pub(super) fn len_of(change: &Change) -> usize {
     const REST: usize = 64;
     change.after.as_ref().or(change.before.as_ref()).map_or(0, |entry| entry.len() + REST)
@@ -161,8 +163,8 @@ fn put_remove(out: &mut Vec<u8>, revision: u64, key: &[u8]) {
     put_bytes(out, key);
 }
 
-/// Appends a mark: the log up to this offset is on disk.
-pub(super) fn put_mark(out: &mut Vec<u8>, salt: u32, synced: u64) {
+/// Appends a durable-offset record: the log is on disk up to this offset.
+pub(super) fn put_durable_offset(out: &mut Vec<u8>, salt: u32, synced: u64) {
     frame(out, salt, |out| {
         put!(write_array_len(out, 2));
         put!(write_uint(out, 3));
@@ -170,7 +172,7 @@ pub(super) fn put_mark(out: &mut Vec<u8>, salt: u32, synced: u64) {
     });
 }
 
-/// What a payload says next; `None` where it makes no sense.
+/// Decodes the next array of a payload; `None` where it is invalid.
 fn take<'a>(rest: &mut &'a [u8]) -> Option<Next<'a>> {
     let columns = rmp::decode::read_array_len(rest).ok()?;
     let kind: u64 = rmp::decode::read_int(rest).ok()?;
@@ -187,12 +189,12 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<Next<'a>> {
             Next::Change(Record::Write { revision: number, key, draft: NewEntry { value, content_type, details } })
         }
         (2, 3) => Next::Change(Record::Remove { revision: number, key: str::from_utf8(take_bytes(rest)?).ok()? }),
-        (3, 2) => Next::Mark { synced: number },
+        (3, 2) => Next::DurableOffset { synced: number },
         _ => return None,
     })
 }
 
-/// A log that is read from its start, a window at a time.
+/// Reads a log from its start, a window at a time.
 pub(super) struct Reader<'a> {
     file: &'a dyn File,
     len: u64,
@@ -202,25 +204,25 @@ pub(super) struct Reader<'a> {
     pub(super) at: u64,
     window: Vec<u8>,
     window_at: u64,
-    /// What of the last record was not given yet, in the window.
+    /// The part of the last record that was not returned yet, in the window.
     rest: Range<usize>,
 }
 
-/// How a log begins.
+/// The start of a log.
 pub(super) enum Start<'a> {
     Log(Reader<'a>),
-    /// It was made and never used: its head had not reached the disk.
-    Unborn,
+    /// It was created and never used: its head did not reach the disk.
+    Unused,
 }
 
-/// What comes next in a log.
+/// The next part of a log.
 pub(super) enum Next<'a> {
     Change(Record<'a>),
-    /// When this was written, the log up to that offset was on disk.
-    Mark {
+    /// When this was written, the log was on disk up to that offset.
+    DurableOffset {
         synced: u64,
     },
-    /// The log ends here; behind it are so many bytes that were never promised to anybody, and perhaps room.
+    /// The log ends here. Behind it are `torn` bytes of writes that were never acknowledged, and perhaps preallocated zeros.
     End {
         torn: u64,
     },
@@ -229,7 +231,7 @@ pub(super) enum Next<'a> {
 const WINDOW: usize = 1 << 20;
 
 impl<'a> Reader<'a> {
-    /// Reads a log's head.
+    /// Reads the head of a log.
     pub(super) fn open(file: &'a dyn File) -> Result<Start<'a>, Damage> {
         let head = Head { generation: 0, store: 0, base: 0, salt: 0 };
         let mut reader = Self { file, len: file.len()?, head, at: 0, window: Vec::new(), window_at: 0, rest: 0..0 };
@@ -237,7 +239,7 @@ impl<'a> Reader<'a> {
         let decoded = match reader.frame_at(0)? {
             Some(payload) => Head::decode(payload),
             // The head is synced before the first record is written.
-            None if len <= Head::EMPTY_LEN => return Ok(Start::Unborn),
+            None if len <= Head::EMPTY_LEN => return Ok(Start::Unused),
             None => None,
         };
         match decoded {
@@ -246,14 +248,12 @@ impl<'a> Reader<'a> {
                 reader.at = Head::LEN;
                 Ok(Start::Log(reader))
             }
-            Some(Err(format)) => {
-                Err(Damage::At(0, format!("its format is {format}, this program reads 1 to {FORMAT};")))
-            }
-            None => Err(Damage::At(0, "its head is damaged".to_owned())),
+            Some(Err(format)) => Err(Damage::at(0, Defect::Format { found: format, known: "1 to 2" })),
+            None => Err(Damage::at(0, Defect::Head)),
         }
     }
 
-    /// What comes next.
+    /// Reads the next change, durable offset, or the end.
     pub(super) fn next(&mut self) -> Result<Next<'_>, Damage> {
         let at = self.at;
         if self.rest.is_empty() {
@@ -268,7 +268,7 @@ impl<'a> Reader<'a> {
             self.rest = start..start + length;
         }
         let mut rest = &self.window[self.rest.clone()];
-        let next = take(&mut rest).ok_or_else(|| Damage::At(at, "a record that makes no sense".to_owned()))?;
+        let next = take(&mut rest).ok_or_else(|| Damage::at(at, Defect::Record))?;
         self.rest.start = self.rest.end - rest.len();
         Ok(next)
     }
@@ -286,7 +286,7 @@ impl<'a> Reader<'a> {
         Ok(payload.filter(|payload| checksum(salt, length, payload) == crc))
     }
 
-    /// So many bytes from an offset on; `None` beyond the end.
+    /// Bytes at an offset; `None` beyond the end of the file.
     fn bytes(&mut self, at: u64, count: usize) -> Result<Option<&[u8]>, Damage> {
         if at + count as u64 > self.len {
             return Ok(None);
@@ -302,7 +302,7 @@ impl<'a> Reader<'a> {
         Ok(Some(&self.window[start..start + count]))
     }
 
-    /// Where nothing but zeros follows, from an offset on.
+    /// From an offset on, the end of the data: only zeros follow.
     fn end_of_data(&mut self, from: u64) -> Result<u64, Damage> {
         let (mut at, mut end) = (from, from);
         while at < self.len {
@@ -316,29 +316,28 @@ impl<'a> Reader<'a> {
         Ok(end)
     }
 
-    /// Looks behind a record that is not whole for a mark that proves it once was.
+    /// Refuses a log if a durable-offset record behind a record that is not whole proves that it once was.
     fn refuse_damage(&mut self, damaged: u64, end: u64) -> Result<(), Damage> {
-        // A mark has at most 11 bytes of payload and begins with an array of two, a 3.
-        const MARK_MAX: u32 = 11;
+        // A durable-offset record has at most 11 bytes of payload, which starts with an array of two and a 3.
+        const PAYLOAD_LEN_MAX: u32 = 11;
         for at in damaged + 1..end {
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
             let length = u32::from_le_bytes([start[0], start[1], start[2], start[3]]);
-            if length > MARK_MAX || start[FRAME..] != [0x92, 3] {
+            if length > PAYLOAD_LEN_MAX || start[FRAME..] != [0x92, 3] {
                 continue;
             }
             if let Some(mut payload) = self.frame_at(at)?
-                && let Some(Next::Mark { synced }) = take(&mut payload)
+                && let Some(Next::DurableOffset { synced }) = take(&mut payload)
                 && synced > damaged
             {
-                let fact = format!("a damaged record (whole ones follow at byte {at})");
-                return Err(Damage::At(damaged, fact));
+                return Err(Damage::at(damaged, Defect::DamagedRecord { later: at }));
             }
         }
         Ok(())
     }
 }
 
-/// What is before the zeros at the end of some bytes.
+/// The bytes before the zeros at the end.
 fn without_zeros(mut bytes: &[u8]) -> &[u8] {
     // Mostly that is all of them, and many are compared as fast as a few.
     while let Some(rest) = bytes.strip_suffix(&[0; 4096]) {
@@ -350,10 +349,10 @@ fn without_zeros(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Writes a new log's head and its first mark, and makes them last.
+/// Writes the head of a new log and its first durable-offset record, and syncs them.
 pub(super) fn begin(file: &dyn File, head: &Head) -> io::Result<u64> {
     let mut bytes = head.encode();
-    put_mark(&mut bytes, head.salt, 0);
+    put_durable_offset(&mut bytes, head.salt, 0);
     debug_assert_eq!(bytes.len() as u64, Head::EMPTY_LEN);
     file.write_at(0, &bytes)?;
     file.sync()?;
@@ -384,7 +383,7 @@ mod tests {
         let head = Head { salt: 0x9be0_9bab, ..HEAD };
         assert_eq!(checksum(head.salt, 0, &[]), 0, "zeros could pass for a record");
         let mut log = head.encode();
-        put_mark(&mut log, head.salt, Head::LEN);
+        put_durable_offset(&mut log, head.salt, Head::LEN);
         let end = log.len();
         log.extend([0; 100]);
         for torn in [0, 41] {
@@ -392,7 +391,7 @@ mod tests {
             log[end..][..torn].fill(1);
             File::write_at(&file, 0, &log).expect("it can be written");
             let Ok(Start::Log(mut reader)) = Reader::open(&file) else { panic!("it is no log") };
-            assert!(matches!(reader.next(), Ok(Next::Mark { synced: Head::LEN })));
+            assert!(matches!(reader.next(), Ok(Next::DurableOffset { synced: Head::LEN })));
             assert!(matches!(reader.next(), Ok(Next::End { torn: found }) if found == torn as u64), "{torn}");
         }
     }
@@ -408,8 +407,8 @@ mod tests {
                     assert!(matches!(reader.next(), Ok(Next::Change(Record::Write { revision: 1, key: "key", .. }))));
                     assert!(matches!(reader.next(), Ok(Next::End { torn: 0 })));
                 }
-                (0 | 3, Err(Damage::At(0, said))) => {
-                    assert!(said.contains(&format!("its format is {format}, this program reads")), "{said}");
+                (0 | 3, Err(Damage::At { offset: 0, defect: Defect::Format { found, .. } })) => {
+                    assert_eq!(found, format)
                 }
                 _ => panic!("format {format} is read otherwise"),
             }

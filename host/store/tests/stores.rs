@@ -269,12 +269,12 @@ fn events(watch: &mut Watch) -> Vec<(String, u64, bool)> {
 
 fn a_watch_has_each_change_once_and_in_order(store: &impl Store) {
     let first = put(store, "a/1", "value");
-    let mut now = store.watch("a/".to_owned(), None).ok().expect("it is open");
+    let mut now = store.watch("a/".to_owned(), None).expect("it is open");
     commit(store, vec![("a/2", Step::Write("new")), ("b", Step::Write("other")), ("a/1", Step::Remove)]);
     let two = [("a/2".to_owned(), first + 1, false), ("a/1".to_owned(), first + 3, true)];
     assert_eq!(events(&mut now), two);
     assert_eq!(events(&mut now), []);
-    let mut since = store.watch("a/".to_owned(), Some(first)).ok().expect("the feed goes back to it");
+    let mut since = store.watch("a/".to_owned(), Some(first)).expect("the feed goes back to it");
     assert_eq!(events(&mut since), two);
 }
 
@@ -285,7 +285,7 @@ fn a_watch_of_unknown_revisions_is_refused(store: &impl Store) {
 }
 
 fn ended_watches_return_nothing_more(store: &impl Store) {
-    let mut watch = store.watch(String::new(), None).ok().expect("it is open");
+    let mut watch = store.watch(String::new(), None).expect("it is open");
     store.end_watches();
     put(store, "key", "value");
     let polled = watch.poll(&Context::from_waker(Waker::noop()));

@@ -8,6 +8,9 @@ mod client;
 #[path = "../../store/tests/simulated_disk/disk.rs"]
 mod disk;
 #[allow(dead_code)]
+#[path = "../../store/tests/simulated_disk/inode.rs"]
+mod inode;
+#[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/random.rs"]
 mod random;
 mod readiness;

@@ -1,4 +1,4 @@
-//! A plugin in `cargo test`: the real chain around a store in memory, without a server and without a socket.
+//! A plugin in `cargo test`: the server's engine with a store in memory, without a server and without a socket.
 //!
 //! ```
 //! use vkog_plugin_api::*;
@@ -28,10 +28,10 @@
 //! fn a_value_over_5_bytes_is_refused() {
 //!     use vkog_plugin_testing::Setup;
 //!
-//!     let bench = Setup::new().load::<Short>().start();
-//!     bench.put("a", "short").expect(200);
-//!     bench.put("a", "much too long").refused(413, "at most 5 bytes");
-//!     bench.get("a").expect(200).is("short");
+//!     let host = Setup::new().load::<Short>().start();
+//!     host.put("a", "short").expect(200);
+//!     host.put("a", "much too long").refused(413, "at most 5 bytes");
+//!     host.get("a").expect(200).is("short");
 //! }
 //! ```
 //!
@@ -42,19 +42,23 @@
 //! vkog-plugin-testing = { path = "../vkog/plugin-api/testing" }
 //! ```
 //!
-//! What is the same as in a server: the order of plugins, the phases, the lock that a guard runs under, undo, details,
-//! panics and quarantine, and what plugins ask of the store. What is not: entries live in memory, nothing happens on
-//! another thread unless the test or the plugin makes one, and time stands still until [`Bench::advance`] or
-//! [`Bench::set_time`].
+//! A [`TestHost`] runs the code of the server: the chain of plugins, conditions, batches, listings, watches, quarantine, and
+//! the requests that plugins make. It differs in three ways: entries live in memory; hooks run on the thread of the test,
+//! unless a plugin starts threads of its own; and time stands still until [`TestHost::advance`] or [`TestHost::set_time`].
 
-mod bench;
 mod log;
-mod store;
+mod reply;
+mod request;
+mod setup;
+mod test_host;
 
-pub use bench::{Bench, Candidate, Reply, Request, Setup};
+pub use reply::{BatchReply, Reply};
+pub use request::{Change, Request, Watch};
+pub use setup::{Candidate, Setup, StartError};
+pub use test_host::TestHost;
 
-/// A plugin that this crate does not export, under a name of its own: one more for a [`Setup`], to have something to get
-/// along with.
+/// A plugin that this crate does not export, under a name of its own: one more for a [`Setup`], to test how plugins work
+/// together.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -76,9 +80,9 @@ pub use bench::{Bench, Candidate, Reply, Request, Setup};
 ///     }
 /// }
 ///
-/// let bench = Setup::new().load_other(plugin!(ReadOnly, "read-only")).start();
-/// bench.post("a", "1").expect(200);
-/// bench.delete("a").refused(403, "nothing is removed").has("Vkog-Plugin", "read-only");
+/// let host = Setup::new().load_other(plugin!(ReadOnly, "read-only")).start();
+/// host.post("a", "1").expect(200);
+/// host.delete("a").refused(403, "nothing is removed").has("Vkog-Plugin", "read-only");
 /// ```
 #[macro_export]
 macro_rules! plugin {

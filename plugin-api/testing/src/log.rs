@@ -7,14 +7,14 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber, dispatcher};
 
-/// The lines of one bench. A clone has the same.
+/// The lines of one test host. A clone has the same.
 #[derive(Clone, Default)]
 pub(super) struct Log {
     lines: Arc<Mutex<String>>,
 }
 
 impl Log {
-    /// What was logged so far, a line each: `WARN short: said something`.
+    /// The log so far, a line per message: `WARN short: said something`.
     pub(super) fn text(&self) -> String {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

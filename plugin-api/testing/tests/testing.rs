@@ -1,4 +1,4 @@
-//! The bench that plugin authors test with does what a server does: each property is provoked by a plugin made for it.
+//! The host that plugin authors test with does what a server does: each property is provoked by a plugin made for it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
-use vkog_plugin_testing::{Bench, Setup, plugin};
+use vkog_plugin_testing::{Setup, TestHost, plugin};
 
 /// Holds as much as its guards reserved, and gives it back.
 struct Holder {
@@ -63,41 +63,41 @@ impl AfterPut for Moody {
     }
 }
 
-fn held_and_moody() -> Bench {
+fn held_and_moody() -> TestHost {
     Setup::new().load_other(plugin!(Moody, "moody")).load_other(plugin!(Holder, "holder")).start()
 }
 
 #[test]
 fn a_guard_is_undone_when_a_later_plugin_refuses_or_panics_or_the_store_fails() {
-    let bench = held_and_moody();
-    bench.put("a", "four").expect(200).has("X-Client", "127.0.0.1:50000");
-    bench.put("a", "refuse").refused(422, "not that").has("X-Mood", "bad").has("Vkog-Plugin", "moody");
-    bench.put("a", "panic").refused(500, "plugin \"moody\" failed in guard_put");
-    bench.fail_writes(1);
-    bench.put("a", "five!").refused(503, "Not kept");
-    assert_eq!(bench.metric("holder", "held"), 4);
-    bench.get("a").is("four");
-    assert!(bench.log().contains("ERROR moody: plugin \"moody\" failed in guard_put: never that"), "{}", bench.log());
+    let host = held_and_moody();
+    host.put("a", "four").expect(200).has("X-Client", "127.0.0.1:50000");
+    host.put("a", "refuse").refused(422, "not that").has("X-Mood", "bad").has("Vkog-Plugin", "moody");
+    host.put("a", "panic").refused(500, "plugin \"moody\" failed in guard_put");
+    host.fail_writes(1);
+    host.put("a", "five!").refused(503, "Not kept");
+    assert_eq!(host.metric("holder", "held"), 4);
+    host.get("a").is("four");
+    assert!(host.log().contains("ERROR moody: plugin \"moody\" failed in guard_put: never that"), "{}", host.log());
 }
 
 #[test]
 fn the_order_that_a_test_names_is_the_order_of_the_chain() {
     let setup = Setup::new().load_other(plugin!(Moody, "moody")).load_other(plugin!(Holder, "holder"));
-    let bench = setup.order(&["moody"]).start();
-    bench.put("a", "refuse").expect(422);
-    assert_eq!(bench.metric("holder", "held"), 0, "the holder was not asked");
+    let host = setup.order(&["moody"]).start();
+    host.put("a", "refuse").expect(422);
+    assert_eq!(host.metric("holder", "held"), 0, "the holder was not asked");
 }
 
 #[test]
 fn a_plugin_that_panics_again_and_again_goes_into_quarantine_until_it_is_made_anew() {
-    let mut bench = held_and_moody();
+    let mut host = held_and_moody();
     for _ in 0..5 {
-        bench.put("a", "panic").expect(500);
+        host.put("a", "panic").expect(500);
     }
-    assert!(bench.is_quarantined("moody"));
-    bench.put("a", "fine").refused(503, "plugin \"moody\" is in quarantine");
-    bench.restart();
-    bench.put("a", "fine").expect(200);
+    assert!(host.is_quarantined("moody"));
+    host.put("a", "fine").refused(503, "plugin \"moody\" is in quarantine");
+    host.restart();
+    host.put("a", "fine").expect(200);
 }
 
 /// Writes what it is told of into the entry "last", and asks deeper and deeper for "deep".
@@ -152,13 +152,13 @@ impl AfterDelete for Teller {
 
 #[test]
 fn what_a_plugin_asks_of_the_store_passes_the_chain_eight_deep_and_nothing_is_asked_under_a_lock() {
-    let bench = Setup::new().load_other(plugin!(Teller, "teller")).start();
-    bench.post("a", "1").expect(200);
-    bench.get("last").is("a");
-    bench.post("deep", "1").refused(508, "plugins ask each other more than 8 deep");
-    bench.post("guard", "1").refused(508, "nothing can be asked of the store in guard");
-    bench.delete("a").expect(200).has("X-Left", "last");
-    assert_eq!(bench.log(), "");
+    let host = Setup::new().load_other(plugin!(Teller, "teller")).start();
+    host.post("a", "1").expect(200);
+    host.get("last").is("a");
+    host.post("deep", "1").refused(508, "plugins ask each other more than 8 deep");
+    host.post("guard", "1").refused(508, "nothing can be asked of the store in guard");
+    host.delete("a").expect(200).has("X-Left", "last");
+    assert_eq!(host.log(), "");
 }
 
 /// Counts in the entry's details how often it was written, and ticks as it is set to.
@@ -229,45 +229,48 @@ fn counting(seconds: u64) -> Setup {
 
 #[test]
 fn ticks_run_at_their_time_and_a_clock_that_is_set_makes_none() {
-    let mut bench = counting(20).start();
-    let begin = bench.now();
-    bench.get("tick 0").expect(200);
-    bench.get("tick 1").expect(404);
-    bench.set_time(begin + Duration::from_secs(1000));
-    bench.get("tick 1").expect(404);
-    bench.advance(Duration::from_secs(59));
+    let mut host = counting(20).start();
+    let begin = host.now();
+    host.get("tick 0").expect(200);
+    host.get("tick 1").expect(404);
+    host.set_time(begin + Duration::from_secs(1000));
+    host.get("tick 1").expect(404);
+    host.advance(Duration::from_secs(59));
     let at = (begin + Duration::from_secs(1040)).duration_since(std::time::SystemTime::UNIX_EPOCH).expect("later");
-    bench.get("tick 2").is(at.as_millis().to_string());
-    bench.get("tick 3").expect(404);
-    assert_eq!(bench.now(), begin + Duration::from_secs(1059));
-    assert_eq!(bench.tick("counting"), Duration::from_secs(20));
-    bench.get("tick 3").expect(200);
-    let error = bench.change_settings("counting", r#"{"seconds": 0}"#).expect_err("0 is refused");
-    assert!(error.ends_with("seconds is 0; give 1 or more"), "{error}");
-    bench.change_settings("counting", r#"{"seconds": 1}"#).expect("1 is fine");
-    bench.advance(Duration::from_secs(22));
-    bench.get("tick 6").expect(200);
-    bench.get("tick 7").expect(404);
+    host.get("tick 2").is(at.as_millis().to_string());
+    host.get("tick 3").expect(404);
+    assert_eq!(host.now(), begin + Duration::from_secs(1059));
+    assert_eq!(host.tick("counting"), Duration::from_secs(20));
+    host.get("tick 3").expect(200);
+    let error = host.change_settings("counting", r#"{"seconds": 0}"#).expect_err("0 is refused");
+    assert!(error.to_string().ends_with("seconds is 0; give 1 or more"), "{error}");
+    host.change_settings("counting", r#"{"seconds": 1}"#).expect("1 is fine");
+    host.advance(Duration::from_secs(22));
+    host.get("tick 6").expect(200);
+    host.get("tick 7").expect(404);
 }
 
 #[test]
 fn entries_and_their_details_outlive_the_plugins() {
-    let mut bench = counting(1000).start();
+    let mut host = counting(1000).start();
     for value in ["1", "2", "3"] {
-        bench.put("a", value).expect(200);
+        host.put("a", value).expect(200);
     }
-    assert_eq!(bench.metric("counting", "found"), 0);
-    bench.restart();
-    assert_eq!(bench.metric("counting", "found"), 4, "three writes and the first tick");
-    bench.get("a").is("3").has("ETag", "\"4\"");
+    assert_eq!(host.metric("counting", "found"), 0);
+    host.restart();
+    assert_eq!(host.metric("counting", "found"), 4, "three writes and the first tick");
+    host.get("a").is("3").has("ETag", "\"4\"");
 }
 
 #[test]
 fn settings_that_cannot_be_read_are_an_error_that_names_the_plugin_and_the_known_keys() {
     let error = counting(0).try_start().err().expect("0 is refused");
-    assert_eq!(error, "plugin \"counting\" does not start: seconds is 0; give 1 or more");
+    assert_eq!(error.to_string(), "plugin \"counting\" does not start: seconds is 0; give 1 or more");
     let error = counting(1).settings(r#"{"second": 1}"#).try_start().err().expect("there is no second");
-    assert_eq!(error, "plugin \"counting\" cannot read its settings: unknown key \"second\"; known keys: seconds");
+    assert_eq!(
+        error.to_string(),
+        "plugin \"counting\" cannot read its settings: unknown key \"second\"; known keys: seconds"
+    );
 }
 
 /// Refuses a key that is there.
@@ -289,8 +292,8 @@ impl GuardPost for Once {
 
 #[test]
 fn of_threads_that_create_one_key_exactly_one_does() {
-    let bench = Setup::new().load_other(plugin!(Once, "once")).start();
-    let create = || bench.post("a", "1").status;
+    let host = Setup::new().load_other(plugin!(Once, "once")).start();
+    let create = || host.post("a", "1").status;
     let statuses: Vec<u16> = thread::scope(|scope| {
         let threads: Vec<_> = (0..16).map(|_| scope.spawn(create)).collect();
         threads.into_iter().map(|thread| thread.join().expect("it answers")).collect()
@@ -300,12 +303,12 @@ fn of_threads_that_create_one_key_exactly_one_does() {
 
 #[test]
 fn what_a_server_refuses_by_itself_a_bench_refuses_too() {
-    let bench = Setup::new().start();
-    bench.post("", "1").refused(400, "Key cannot be empty");
-    bench.post("a", "").refused(400, "No content provided");
-    bench.post(&"k".repeat(1025), "1").expect(414);
-    bench.delete("a").expect(404);
-    let revision = bench.post("a", "1").revision();
-    bench.request(Verb::Get, "a").if_revision(revision + 1).send().expect(412);
-    bench.request(Verb::Put, "a").if_revision(revision).body("2").send().expect(200);
+    let host = Setup::new().start();
+    host.post("", "1").refused(400, "Key cannot be empty");
+    host.post("a", "").refused(400, "No content provided");
+    host.post(&"k".repeat(1025), "1").expect(414);
+    host.delete("a").expect(404);
+    let revision = host.post("a", "1").revision();
+    host.request(Verb::Get, "a").if_revision(revision + 1).send().expect(412);
+    host.request(Verb::Put, "a").if_revision(revision).body("2").send().expect(200);
 }

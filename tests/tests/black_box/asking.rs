@@ -70,7 +70,7 @@ fn in_guard_and_undo_nothing_can_be_asked_and_nothing_waits() {
             server.put("k", "v").expect(200);
             // Of the very key that is locked, too.
             let guard = send(&server, verb, &format!("/k/k?ask=guard_{verb}:{asked}:k"));
-            guard.refused(508, "nothing can be asked of the store in guard and undo hooks").has("Vkog-Plugin", "drill");
+            guard.refused(508, "guard and undo hooks cannot send requests to the store").has("Vkog-Plugin", "drill");
             let path = format!("/k/k?ask=undo_{verb}:{asked}:k&refuse=guard_{verb}");
             send(&server, verb, &path).expect(403).has("Vkog-Plugin", "fault-refuses");
             server.get("k").expect(200).is("v");
@@ -86,11 +86,11 @@ fn in_guard_and_undo_nothing_can_be_asked_and_nothing_waits() {
 fn plugins_ask_each_other_eight_deep_and_no_deeper() {
     let server = setup("").start();
     server.post("k", "v").expect(200);
-    server.path("GET", "/k/k?again=before_get").send().refused(508, "plugins ask each other more than 8 deep");
+    server.path("GET", "/k/k?again=before_get").send().refused(508, "requests of plugins are nested more than 8 deep");
     assert_eq!(server.count("drill", "before_get", "calls"), 9);
     server.path("GET", "/k/k?again=after_get").send().expect(200).is("v").has("X-Asked", "found v");
     assert_eq!(server.count("drill", "after_get", "calls"), 9);
-    server.logs(&["after_get: refused 508 plugins ask each other more than 8 deep"]);
+    server.logs(&["after_get: refused 508 requests of plugins are nested more than 8 deep"]);
     server.path("PUT", "/k/k?again=after_put").body("w").send().expect(200).has("X-Asked", "done");
     assert_eq!(server.count("drill", "after_put", "calls"), 9);
     server.get("k").expect(200).is("asked");

@@ -1,7 +1,7 @@
-//! The promise of `vkog-plugin-api` 1.x, in both directions: what was built against 1.0.0 works in this host, and what is
-//! built against this version works in a host of 1.0.0, as far as that goes.
+//! `vkog-plugin-api` 1.x is compatible in both directions: plugins built against 1.0.0 and 1.2.0 work in this server, and a
+//! plugin built against this version works in a host of 1.0.0, except for what that host does not have.
 
-use vkog_tests::{Setup, frozen, program, written_plugin};
+use vkog_tests::{Setup, administered, frozen, frozen_1_2, program, written_plugin};
 
 #[test]
 fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
@@ -26,6 +26,32 @@ fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
     server.logs(&["found 1 entries"]);
     server.logs(&["k was written 3 times, and read"]);
     server.logs(&["k is not to be deleted"]);
+}
+
+#[test]
+fn a_plugin_built_against_1_2_0_loads_and_what_1_1_and_1_2_added_works() {
+    let config = |suffix: &str| administered(&format!("[plugins.abi-1-2-frozen]\nsuffix = {suffix:?}\n"));
+    let setup = Setup::new().load(frozen_1_2()).config(config("one"));
+    let server = setup.start();
+    server.logs(&["wrote the entry of its tick"]);
+    server.get("ticked").expect(200).is("yes");
+
+    server.post("old/1", "1").expect(200);
+    server.post("old/2", "2").expect(200);
+    server.post("removed", "0").expect(200);
+    server.post("k", "1").expect(200);
+    server.path("PUT", "/k/k?old/").body("2").send().expect(200).has("X-Frozen", "one");
+    server.get("old/1").expect(404);
+    server.get("removed").expect(200).is("2");
+
+    setup.write_config(&config("two"));
+    assert_eq!(server.reloaded("abi-1-2-frozen"), "reconfigured");
+    server.put("k", "3").expect(200).has("X-Frozen", "two");
+    let metrics = server.path("GET", "/metrics").send().expect(200).text();
+    let values: Vec<_> = metrics.lines().filter(|line| line.starts_with("vkog_plugin_abi_1_2_frozen_")).collect();
+    assert_eq!(values.len(), 2, "{metrics}");
+    assert!(values.iter().any(|line| line.contains("ticks") && line.ends_with(" 1")), "{values:?}");
+    assert!(values.iter().any(|line| line.contains("puts_total") && line.ends_with(" 3")), "{values:?}");
 }
 
 /// With everything that came after 1.0.0.

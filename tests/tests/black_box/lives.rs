@@ -47,6 +47,10 @@ fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
             }
         }
         check(&setup, 3, &["incomplete; 1 entry", words, "changes after its last snapshot are lost"]);
+        let repaired = setup.run(["repair", "store.vkog"]).expect(3);
+        for word in ["incomplete; nothing was changed", words, "changes after its last snapshot are lost"] {
+            assert!(repaired.stdout.contains(word), "{word} in {repaired}");
+        }
         let server = setup.start();
         server.logs(&["WARN", words, "changes after its last snapshot are lost"]);
         server.get("snapshot").expect(200);

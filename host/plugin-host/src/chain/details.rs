@@ -1,9 +1,9 @@
-//! The details that plugins keep with an entry: one MessagePack map, plugin name → bytes, empty where there are none.
+//! The details that plugins store with an entry: one MessagePack map from plugin name to bytes, or nothing if there are none.
 
-/// The most that one plugin may keep with one entry, in bytes.
+/// The maximum size of the details that one plugin stores with one entry, in bytes.
 pub(super) const DETAILS_MAX: usize = 4096;
 
-/// The details of one plugin.
+/// Returns the details of one plugin, or nothing if it has none or the map is damaged.
 pub(super) fn find<'a>(all: &'a [u8], plugin: &str) -> &'a [u8] {
     let mut rest = all;
     let Ok(count) = rmp::decode::read_map_len(&mut rest) else {
@@ -20,7 +20,7 @@ pub(super) fn find<'a>(all: &'a [u8], plugin: &str) -> &'a [u8] {
     &[]
 }
 
-/// All details as one map.
+/// Returns the details of several plugins as one map.
 pub(super) fn join(each: &[(&str, Vec<u8>)]) -> Vec<u8> {
     if each.is_empty() {
         return Vec::new();

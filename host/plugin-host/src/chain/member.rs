@@ -1,106 +1,142 @@
-//! A plugin that was created: the module, the instance, and how it behaves.
+//! A created plugin: its module, its instance, its statistics, and its state of health.
 
 use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
-
-use super::call::{Said, Scan, Subject, about, call};
-use super::port::{HOST_API, Identity, Lock, Port, Scope};
-use super::stats::HookStats;
-use super::{Chain, MAKE_ROOM, NOWHERE, SETTINGS_CHANGED, START, TICK, log_failure, one_line};
 use vkog_plugin_api::abi::{
     HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
 };
 
-/// So many panics within [`QUARANTINE_WINDOW`] put a plugin into quarantine.
+use super::call::{CallOutput, NO_ORIGIN, OpContext, Scan, call, raw_call};
+use super::host_api::HOST_API;
+use super::host_context::{HostContext, PluginIdentity};
+use super::scope::{Lock, Scope};
+use super::stats::HookStats;
+use super::text::{log_panic, one_line};
+use super::{Chain, MAKE_ROOM, SETTINGS_CHANGED, START, TICK};
+
+/// The number of panics within [`QUARANTINE_WINDOW`] that puts a plugin into quarantine.
 pub const QUARANTINE_PANICS: usize = 5;
 /// See [`QUARANTINE_PANICS`].
 pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(60);
 
-/// What becomes of a plugin that panics again and again.
+/// What happens to a plugin after [`QUARANTINE_PANICS`] panics.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
-    /// It goes into quarantine: what it would be asked about is refused.
+    /// It goes into quarantine, and operations that have a `before` or `guard` hook of it are refused.
     #[default]
     Refuse,
-    /// It goes into quarantine: requests pass as if it were not there.
+    /// It goes into quarantine, and operations pass without it.
     Skip,
-    /// It is asked on; each panic refuses the request it happened in.
+    /// It stays. Each panic refuses the operation in which it happened.
     Keep,
 }
 
-/// How a plugin is treated.
+/// The failure policy of a plugin: what its panics and its slow calls lead to.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Conduct {
-    /// What becomes of it if it panics again and again.
+pub struct FailurePolicy {
+    /// What happens after repeated panics.
     pub on_failure: OnFailure,
-    /// A call that takes longer is counted and logged.
+    /// The time budget of a call. A call that takes longer is counted and logged.
     pub budget: Option<Duration>,
 }
 
-/// Why a plugin was not created or does not start. What it said is one line.
+/// Why a plugin was not created, did not start, or rejected its settings. The message is what the plugin returned, as one
+/// line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failed {
-    /// Its settings cannot be read.
-    Settings(String),
-    /// It returned an error.
-    Error(String),
-    /// It panicked.
-    Panicked(String),
+#[non_exhaustive]
+pub enum PluginError {
+    /// The plugin cannot read its settings.
+    Settings {
+        /// What is wrong with them.
+        message: String,
+    },
+    /// The plugin returned an error.
+    Returned {
+        /// The error.
+        message: String,
+    },
+    /// The plugin panicked.
+    Panicked {
+        /// The message of the panic.
+        message: String,
+    },
+    /// The plugin has a `start` hook, and the operations in flight did not end in time.
+    NotDrained {
+        /// The time that they had.
+        timeout: Duration,
+    },
 }
 
-/// A plugin that was created. Dropping it destroys the plugin.
+impl fmt::Display for PluginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings { message } | Self::Returned { message } | Self::Panicked { message } => {
+                f.write_str(message)
+            }
+            Self::NotDrained { timeout } => {
+                write!(f, "operations in flight did not end within {timeout:?}, and it counts what the store holds")
+            }
+        }
+    }
+}
+
+impl Error for PluginError {}
+
+/// A created plugin, as part of a chain. Dropping it destroys the plugin.
 pub struct Member {
     module: PluginModuleRef,
     instance: RawInstance,
-    identity: &'static Identity,
-    conduct: Conduct,
+    identity: &'static PluginIdentity,
+    failure_policy: FailurePolicy,
     /// By hook id.
     hooks: [Option<(HookFn, Arc<HookStats>)>; HOOK_NAMES.len()],
-    /// By hook id: it may wait.
+    /// By hook id: whether the hook may block.
     blocks: [bool; HOOK_NAMES.len()],
     panics: Mutex<VecDeque<Instant>>,
     quarantined: AtomicBool,
 }
 
-// SAFETY: `Plugin: Send + Sync` is what plugin-api asks of every plugin type, and the instance is one; hooks take `&self`.
+// SAFETY: vkog-plugin-api requires `Send + Sync` of every plugin type, and the instance is one; hooks take `&self`.
 unsafe impl Send for Member {}
 // SAFETY: as above.
 unsafe impl Sync for Member {}
 
 impl Member {
-    /// Creates a plugin with its settings, a JSON object.
+    /// Creates a plugin with its settings, a JSON object. Runs code of the plugin on this thread, without a lock.
     ///
     /// # Errors
     ///
-    /// What it said.
+    /// The plugin returned an error or panicked.
     ///
     /// # Safety
     ///
-    /// The layout of the module was checked, and what it is part of stays loaded until the process ends.
+    /// The layout of the module was checked, and its library stays loaded until the process ends.
     pub unsafe fn create(
         module: PluginModuleRef,
         settings: &str,
-        port: &Arc<Port>,
-        conduct: Conduct,
-    ) -> Result<Self, Failed> {
+        context: &Arc<HostContext>,
+        failure_policy: FailurePolicy,
+    ) -> Result<Self, PluginError> {
         let name = module.name().to_string();
-        let identity = Identity { name, port: Arc::clone(port), may_ask: AtomicBool::new(false) };
-        let identity: &'static Identity = Box::leak(Box::new(identity));
+        let identity = PluginIdentity { name, context: Arc::clone(context), may_send: AtomicBool::new(false) };
+        let identity: &'static PluginIdentity = Box::leak(Box::new(identity));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the caller's promise.
         let instance = match unsafe { module.create()(host, settings.into()) } {
             ROk(instance) => instance,
             RErr(RawFailure { kind, message, .. }) => {
-                let said = one_line(&message).into_owned();
+                let message = one_line(&message).into_owned();
                 return Err(match kind {
-                    RawFailure::SETTINGS => Failed::Settings(said),
-                    RawFailure::PANIC => Failed::Panicked(said),
-                    _ => Failed::Error(said),
+                    RawFailure::SETTINGS => PluginError::Settings { message },
+                    RawFailure::PANIC => PluginError::Panicked { message },
+                    _ => PluginError::Returned { message },
                 });
             }
         };
@@ -112,27 +148,27 @@ impl Member {
                 blocks[entry.id as usize] = entry.flags & HookEntry::BLOCKS != 0;
             }
         }
-        identity.may_ask.store(hooks[START].is_none(), Relaxed);
+        identity.may_send.store(hooks[START].is_none(), Relaxed);
         let (panics, quarantined) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { module, instance, identity, conduct, hooks, blocks, panics, quarantined })
+        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, panics, quarantined })
     }
 
-    /// The name, which is also that of its table in the configuration.
+    /// Returns the name, which is also the name of its table in the configuration.
     pub fn name(&self) -> &'static str {
         &self.identity.name
     }
 
-    /// Where in the chain it stands, as a number: a later version of the interface may know more stages.
+    /// Returns its stage in the chain as a number, because a later version of the interface may have more stages.
     pub fn stage(&self) -> u32 {
         self.module.stage()
     }
 
-    /// How it is treated.
-    pub fn conduct(&self) -> Conduct {
-        self.conduct
+    /// Returns its failure policy.
+    pub fn failure_policy(&self) -> FailurePolicy {
+        self.failure_policy
     }
 
-    /// Whether it panicked so often that it is not called any more.
+    /// Whether it is in quarantine: it panicked too often and is not called any more.
     pub fn is_quarantined(&self) -> bool {
         self.quarantined.load(Relaxed)
     }
@@ -142,7 +178,7 @@ impl Member {
         HOOK_NAMES.iter().position(|name| *name == hook).is_some_and(|id| self.hooks[id].is_some())
     }
 
-    /// Whether one of its hooks may wait.
+    /// Whether one of its hooks may block.
     pub fn blocks(&self) -> bool {
         self.blocks.contains(&true)
     }
@@ -159,51 +195,57 @@ impl Member {
         self.hooks[id].as_ref()
     }
 
-    /// Tells it what the store holds. `scan` gives every entry to a function.
+    /// Calls its `start` hook, which may read every entry through `scan`. No lock is held.
     ///
     /// # Errors
     ///
-    /// What it said.
-    pub fn start(&self, scan: Scan<'_>) -> Result<(), Failed> {
+    /// The plugin returned an error or panicked.
+    pub fn start(&self, scan: Scan<'_>) -> Result<(), PluginError> {
         self.call(START, &[], Some(scan))?;
-        self.identity.may_ask.store(true, Relaxed);
+        self.identity.may_send.store(true, Relaxed);
         Ok(())
     }
 
-    /// Tells it its new settings, a JSON object. `None` if it has no hook for that.
-    pub fn settings_changed(&self, settings: &str) -> Option<Result<(), Failed>> {
+    /// Calls its `settings_changed` hook with new settings, a JSON object. Returns `None` if it has no such hook.
+    pub fn settings_changed(&self, settings: &str) -> Option<Result<(), PluginError>> {
         self.hooks[SETTINGS_CHANGED].is_some().then(|| self.call(SETTINGS_CHANGED, settings.as_bytes(), None).map(drop))
     }
 
-    /// Lets it work. Returns how long to wait until it is let again; `None` if it has no hook for that, or is in
+    /// Calls its `tick` hook. Returns the time to wait until the next call, or `None` if it has no such hook or is in
     /// quarantine.
     pub fn tick(&self) -> Option<Duration> {
         if self.hooks[TICK].is_none() || self.is_quarantined() {
             return None;
         }
         Some(match self.call(TICK, &[], None) {
-            // None at all would have it ask for the processor as often as it gets it.
+            // At least a millisecond: without a pause it would take all of a core.
             Ok(outcome) => Duration::from_millis(outcome.bits.max(1).into()),
             Err(_) => Duration::from_secs(1),
         })
     }
 
-    /// Has it make room for a request that passes this chain. Says whether it did.
+    /// Calls its `make_room` hook for an operation that passes this chain. Returns whether it made room.
     pub(super) fn make_room(&self, chain: &Arc<Chain>) -> bool {
-        // Who exchanges plugins waits for that request: what is asked meanwhile has to pass the same chain.
+        // A reload waits for that operation, so the requests of the hook must pass the same chain.
         let called = || self.call_in(Arc::as_ptr(chain), MAKE_ROOM, &[], None);
         !self.is_quarantined() && called().is_ok_and(|outcome| outcome.bits != 0)
     }
 
-    /// Calls a hook that no request is for.
-    fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+    /// Calls a hook that belongs to no operation.
+    fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, PluginError> {
         self.call_in(std::ptr::null(), id, value, scan)
     }
 
-    /// The same in a chain that the caller holds, or in none.
-    fn call_in(&self, chain: *const Chain, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, Failed> {
+    /// Calls such a hook in a chain, to which the caller holds a reference, or outside of a chain.
+    fn call_in(
+        &self,
+        chain: *const Chain,
+        id: usize,
+        value: &[u8],
+        scan: Option<Scan<'_>>,
+    ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
-        let subject = Subject {
+        let op = OpContext {
             verb: Verb::Get,
             key: "",
             value,
@@ -211,36 +253,36 @@ impl Member {
             query: "",
             arrived: 0,
             depth: 0,
-            origin: &NOWHERE,
+            origin: &NO_ORIGIN,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut said = Said::nothing(&NOWHERE);
-        (said.plugin, said.scan) = (self.name(), scan);
-        let mut raw = about(&subject, [None, None], 0);
+        let mut output = CallOutput::new(&NO_ORIGIN);
+        (output.plugin, output.scan) = (self.name(), scan);
+        let mut raw = raw_call(&op, [None, None], 0);
         let begun = Instant::now();
-        // SAFETY: `create` was promised that the module is sound; the instance is dropped with the member.
-        let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut said) };
+        // SAFETY: the caller of `create` promised that the module is sound; the instance is dropped with the member.
+        let outcome = unsafe { call(*hook, self.instance, &mut raw, &mut output) };
         stats.times.record(begun.elapsed());
         stats.calls.fetch_add(1, Relaxed);
-        let message = one_line(&said.take(|words| &mut words.message).unwrap_or_default()).into_owned();
+        let message = one_line(&output.take(|output| &mut output.message).unwrap_or_default()).into_owned();
         match outcome.kind {
             Outcome::GO_ON => Ok(outcome),
             Outcome::PANICKED => {
-                self.panicked(id, stats, &message);
-                Err(Failed::Panicked(message))
+                self.record_panic(id, stats, &message);
+                Err(PluginError::Panicked { message })
             }
             _ => {
                 stats.refusals.fetch_add(1, Relaxed);
-                Err(Failed::Error(message))
+                Err(PluginError::Returned { message })
             }
         }
     }
 
-    /// Notes a panic. Too many of them put the plugin into quarantine.
-    pub(super) fn panicked(&self, id: usize, stats: &HookStats, said: &str) {
-        log_failure(self.name(), id, said);
+    /// Records a panic. Too many of them put the plugin into quarantine.
+    pub(super) fn record_panic(&self, id: usize, stats: &HookStats, message: &str) {
+        log_panic(self.name(), id, message);
         stats.panics.fetch_add(1, Relaxed);
-        if self.conduct.on_failure == OnFailure::Keep {
+        if self.failure_policy.on_failure == OnFailure::Keep {
             return;
         }
         let now = Instant::now();
@@ -254,26 +296,26 @@ impl Member {
         }
         drop(panics);
         let (plugin, count) = (self.name(), QUARANTINE_PANICS);
-        let what = if self.conduct.on_failure == OnFailure::Skip { "left out" } else { "refused" };
+        let skips = self.failure_policy.on_failure == OnFailure::Skip;
+        let effect = if skips { "operations pass without it" } else { "operations that it has a hook for are refused" };
         tracing::error!(
             plugin,
-            "plugin \"{plugin}\" is in quarantine after {count} panics in a minute: what it would be asked is {what} until \
-             it is reloaded"
+            "plugin \"{plugin}\" is in quarantine after {count} panics in a minute: {effect} until it is reloaded"
         );
-        if let Some(services) = self.identity.port.services() {
-            services.quarantined();
+        if let Some(store) = self.identity.context.store() {
+            store.on_quarantine();
         }
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.identity.may_ask.store(false, Relaxed);
+        self.identity.may_send.store(false, Relaxed);
         // SAFETY: `create` of the same module made the instance, and a member is dropped once, when no call borrows it.
-        if let RSome(said) = unsafe { self.module.destroy()(self.instance) } {
+        if let RSome(message) = unsafe { self.module.destroy()(self.instance) } {
             let plugin = self.name();
-            let said = one_line(&said);
-            tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {said}");
+            let message = one_line(&message);
+            tracing::error!(plugin, "plugin \"{plugin}\" failed while it was dropped: {message}");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! How the hooks of a plugin behave, in numbers.
+//! Statistics of the hooks of a plugin.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use vkog_runtime::Histogram;
 
-/// What is known of one hook of a plugin since that was created. All but the times is exact.
+/// Statistics of one hook of a plugin since the plugin was created. All but the times are exact.
 #[derive(Debug, Default)]
 pub struct HookStats {
-    /// Beside what the list of the hook has counted: a list counts once for all who are in it, and this takes away where
-    /// one was not reached. So it may pass zero downwards.
+    /// The difference between the calls of this hook and the dispatches of its list: a dispatch is counted once for all
+    /// plugins in the list, and subtracted here if it ended before this one. So it may wrap below zero.
     pub(super) calls: AtomicU64,
     pub(super) refusals: AtomicU64,
     pub(super) panics: AtomicU64,
@@ -17,22 +17,22 @@ pub struct HookStats {
 }
 
 impl HookStats {
-    /// How often it refused.
+    /// Returns the number of refusals.
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Relaxed)
     }
 
-    /// How often it panicked.
+    /// Returns the number of panics.
     pub fn panics(&self) -> u64 {
         self.panics.load(Relaxed)
     }
 
-    /// How often it took longer than its budget.
+    /// Returns the number of calls that took longer than the time budget.
     pub fn overruns(&self) -> u64 {
         self.overruns.load(Relaxed)
     }
 
-    /// How long it took: of the first calls, then of one in 256; of all where there is a budget.
+    /// Returns the durations of the first 256 calls on each thread, then of one in 256, or of all if a plugin has a budget.
     pub fn times(&self) -> &Histogram {
         &self.times
     }

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::Format;
-use crate::http::{Body, Response, Stream};
-use crate::ops::{Added, Answer};
+use crate::http::{Body, Reply, Stream};
+use vkog_engine::{ExtraHeaders, Outcome};
 use vkog_store::Entry;
 
 /// A piece ends after this many bytes.
@@ -22,7 +22,7 @@ const PIECE: usize = 64 << 10;
 const PART: usize = 24 << 10;
 
 /// The answer in one piece.
-pub(super) fn whole(done: &[(Answer, Added)], format: Format) -> Response {
+pub(super) fn whole(done: &[(Outcome, ExtraHeaders)], format: Format) -> Reply {
     let done: Vec<Done<'_>> = done.iter().map(|done| Done::new(done, format)).collect();
     let body = match format {
         Format::Json => {
@@ -32,17 +32,17 @@ pub(super) fn whole(done: &[(Answer, Added)], format: Format) -> Response {
         }
         Format::MessagePack => rmp_serde::to_vec_named(&done).unwrap_or_default(),
     };
-    described(Response::new(200, body), format)
+    described(Reply::new(200, body), format)
 }
 
 /// The answer as a stream. Looks through all values once, so that this is not for an event loop.
-pub(super) fn streamed(done: Vec<(Answer, Added)>, format: Format) -> Response {
-    let mut reply = described(Response::new(200, &b""[..]), format);
+pub(super) fn streamed(done: Vec<(Outcome, ExtraHeaders)>, format: Format) -> Reply {
+    let mut reply = described(Reply::new(200, &b""[..]), format);
     reply.body = Body::Stream(Box::new(Pieces::new(done, format)));
     reply
 }
 
-fn described(reply: Response, format: Format) -> Response {
+fn described(reply: Reply, format: Format) -> Reply {
     let content_type = match format {
         Format::Json => "application/json",
         Format::MessagePack => "application/msgpack",
@@ -86,10 +86,10 @@ fn map<S: Serializer>(fields: &[(String, String)], to: S) -> Result<S::Ok, S::Er
 }
 
 impl<'a> Done<'a> {
-    fn new((answer, headers): &'a (Answer, Added), format: Format) -> Self {
+    fn new((answer, headers): &'a (Outcome, ExtraHeaders), format: Format) -> Self {
         let mut done = Self { status: 200, revision: None, content_type: None, value: None, base64: None, headers };
         match answer {
-            Answer::Found(entry) => {
+            Outcome::Found(entry) => {
                 (done.revision, done.content_type) = (Some(entry.revision()), Some(entry.content_type()));
                 match format {
                     Format::MessagePack => done.value = Some(Value::Bytes(entry.value())),
@@ -99,7 +99,7 @@ impl<'a> Done<'a> {
                     },
                 }
             }
-            Answer::Written(revision) | Answer::Removed(revision) => done.revision = Some(*revision),
+            Outcome::Written(revision) | Outcome::Removed(revision) => done.revision = Some(*revision),
             // A get found nothing. Whatever else is not done, the whole batch is not.
             _ => done.status = 404,
         }
@@ -123,7 +123,7 @@ enum Encoding {
 /// A value of which a part has been written, at least none.
 struct Open {
     entry: Entry,
-    added: Added,
+    added: ExtraHeaders,
     encoding: Encoding,
     at: usize,
 }
@@ -131,7 +131,7 @@ struct Open {
 /// The pieces of an answer.
 struct Pieces {
     format: Format,
-    rest: vec::IntoIter<(Answer, Added, Encoding)>,
+    rest: vec::IntoIter<(Outcome, ExtraHeaders, Encoding)>,
     open: Option<Open>,
     begun: bool,
     /// Whether something has been written that a comma follows.
@@ -140,9 +140,9 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new(done: Vec<(Answer, Added)>, format: Format) -> Self {
-        let encoding = |answer: &Answer| match (format, answer) {
-            (Format::Json, Answer::Found(entry)) if str::from_utf8(entry.value()).is_ok() => Encoding::Text,
+    fn new(done: Vec<(Outcome, ExtraHeaders)>, format: Format) -> Self {
+        let encoding = |answer: &Outcome| match (format, answer) {
+            (Format::Json, Outcome::Found(entry)) if str::from_utf8(entry.value()).is_ok() => Encoding::Text,
             (Format::Json, _) => Encoding::Base64,
             (Format::MessagePack, _) => Encoding::Raw,
         };
@@ -179,7 +179,7 @@ impl Pieces {
                     }
                     put_begin(piece, &answer, &added, encoding);
                     match answer {
-                        Answer::Found(entry) => self.open = Some(Open { entry, added, encoding, at: 0 }),
+                        Outcome::Found(entry) => self.open = Some(Open { entry, added, encoding, at: 0 }),
                         _ => put_end(piece, &added, self.format),
                     }
                 }
@@ -203,25 +203,25 @@ impl Stream for Pieces {
         Poll::Ready((!piece.is_empty()).then(|| piece.into()))
     }
 
-    fn heartbeat(&mut self) -> Option<Bytes> {
+    fn silent(&mut self) -> Option<Bytes> {
         None
     }
 
-    fn is_finite(&self) -> bool {
+    fn ends(&self) -> bool {
         true
     }
 }
 
 /// Writes what comes before a value, or all but the header fields where there is none.
-fn put_begin(piece: &mut Vec<u8>, answer: &Answer, added: &Added, encoding: Encoding) {
+fn put_begin(piece: &mut Vec<u8>, answer: &Outcome, added: &ExtraHeaders, encoding: Encoding) {
     let mut done = Done { status: 200, revision: None, content_type: None, value: None, base64: None, headers: &[] };
     let mut value_len = None;
     match answer {
-        Answer::Found(entry) => {
+        Outcome::Found(entry) => {
             (done.revision, done.content_type) = (Some(entry.revision()), Some(entry.content_type()));
             value_len = Some(entry.value().len());
         }
-        Answer::Written(revision) | Answer::Removed(revision) => done.revision = Some(*revision),
+        Outcome::Written(revision) | Outcome::Removed(revision) => done.revision = Some(*revision),
         _ => done.status = 404,
     }
     if encoding == Encoding::Raw {
@@ -279,7 +279,7 @@ impl Open {
 }
 
 /// Writes what comes after a value.
-fn put_end(piece: &mut Vec<u8>, added: &Added, format: Format) {
+fn put_end(piece: &mut Vec<u8>, added: &ExtraHeaders, format: Format) {
     let fields = Fields(added);
     match format {
         Format::Json => {
@@ -304,13 +304,13 @@ mod tests {
     use super::*;
     use vkog_store::{DEFAULT_CONTENT_TYPE, NewEntry};
 
-    fn found(value: &[u8], content_type: &str) -> (Answer, Added) {
+    fn found(value: &[u8], content_type: &str) -> (Outcome, ExtraHeaders) {
         let entry = Entry::new("key", &NewEntry { value, content_type, details: Vec::new() });
-        (Answer::Found(entry), Vec::new())
+        (Outcome::Found(entry), Vec::new())
     }
 
     /// The whole stream, of which no piece is large.
-    fn all(reply: Response) -> Vec<u8> {
+    fn all(reply: Reply) -> Vec<u8> {
         let Body::Stream(mut stream) = reply.body else { unreachable!("it is a stream") };
         let mut bytes = Vec::new();
         while let Poll::Ready(Some(piece)) = stream.poll(&mut Context::from_waker(Waker::noop())) {
@@ -327,14 +327,14 @@ mod tests {
         let fields = || vec![("X-Added".to_owned(), "by \"a\" plugin".to_owned())];
         let done = || {
             vec![
-                (Answer::Absent, Vec::new()),
+                (Outcome::Absent, Vec::new()),
                 found(text.as_bytes(), "text/plain"),
-                (Answer::Written(7), fields()),
+                (Outcome::Written(7), fields()),
                 found(&binary, DEFAULT_CONTENT_TYPE),
                 (found(&text.as_bytes()[1..], "text/\"x\"").0, fields()),
                 found(b"", "text/plain"),
                 found(&[1; PART], "text/plain"),
-                (Answer::Removed(u64::MAX), Vec::new()),
+                (Outcome::Removed(u64::MAX), Vec::new()),
             ]
         };
         for format in [Format::Json, Format::MessagePack] {

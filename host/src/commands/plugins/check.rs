@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::say;
 use crate::cli::describe;
 use crate::config::Config;
-use vkog_plugin_host::{self as plugins, Port};
+use vkog_plugin_host::{self as plugins, HostContext};
 
 /// What is said with `--json`. A key keeps its meaning in every version; more may come.
 #[derive(Serialize)]
@@ -40,7 +40,7 @@ enum Told<'a> {
 
 /// Loads libraries with their settings, and says what came of each: a line a library, or one JSON document for all.
 pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> ExitCode {
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+    let port = Arc::new(HostContext::new(config.max_size, plugins::system_clock));
     let loaded = plugins::load(libraries, &config.plugins.settings, &port);
     let told = libraries.iter().map(|path| path.display().to_string()).zip(&loaded);
     if json {

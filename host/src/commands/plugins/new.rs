@@ -16,10 +16,12 @@ use super::super::{failure, say};
 use crate::cli::Failure;
 
 /// The crates to copy: their folders in the workspace, where `plugin-api` has vkog-plugin-testing in it.
-static CRATES: [(&str, Dir<'_>); 3] = [
+static CRATES: [(&str, Dir<'_>); 5] = [
     ("plugin-api", include_dir!("$CARGO_MANIFEST_DIR/../plugin-api")),
+    ("host/engine", include_dir!("$CARGO_MANIFEST_DIR/engine")),
     ("host/plugin-host", include_dir!("$CARGO_MANIFEST_DIR/plugin-host")),
     ("host/runtime", include_dir!("$CARGO_MANIFEST_DIR/runtime")),
+    ("host/store", include_dir!("$CARGO_MANIFEST_DIR/store")),
 ];
 /// The manifest from which these inherit.
 const WORKSPACE: &str = include_str!("../../../../Cargo.toml");

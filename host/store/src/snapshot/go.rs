@@ -1,9 +1,10 @@
 //! A file of the Go program: `KV` and `KVSize`, nothing else.
 
+use super::super::damage::{Damage, Defect};
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::Map;
-use super::{Damage, Meta, Progress, take_bytes};
+use super::{Meta, Progress, take_bytes};
 
 /// Reads such a file into a new map.
 pub(super) fn read(
@@ -16,7 +17,7 @@ pub(super) fn read(
     file.read_at(0, &mut data)?;
     let mut rest = data.as_slice();
     let at = |rest: &[u8]| (data.len() - rest.len()) as u64;
-    let no_map = |rest: &[u8]| Damage::At(at(rest), "not MessagePack, or not a store,".to_owned());
+    let no_map = |rest: &[u8]| Damage::at(at(rest), Defect::NotAStore);
     let map = Map::new(seed);
     let mut meta = Meta { seed, ..Meta::default() };
     let mut scratch = Vec::new();
@@ -33,7 +34,7 @@ pub(super) fn read(
                     let key = str::from_utf8(key)
                         .ok()
                         .filter(|key| key.len() <= u16::MAX.into())
-                        .ok_or_else(|| Damage::At(at(start), "a key that is not UTF-8 or too long".to_owned()))?;
+                        .ok_or_else(|| Damage::at(at(start), Defect::Key))?;
                     // Every entry needs a revision; the order of the file is as good as any.
                     meta.revision += 1;
                     let draft = NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
@@ -47,17 +48,14 @@ pub(super) fn read(
                 rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| no_map(start))?;
             }
             Some(other) => {
-                let fact = format!(
-                    "an unknown part \"{}\"",
-                    other.escape_ascii().to_string().chars().take(40).collect::<String>()
-                );
-                return Err(Damage::At(at(start), fact));
+                let name = other.escape_ascii().to_string().chars().take(40).collect();
+                return Err(Damage::at(at(start), Defect::UnknownPart(name)));
             }
             None => return Err(no_map(start)),
         }
     }
     if !rest.is_empty() {
-        return Err(Damage::At(at(rest), "more bytes than the map has".to_owned()));
+        return Err(Damage::at(at(rest), Defect::TrailingBytes));
     }
     Ok((map, meta))
 }

@@ -1,29 +1,30 @@
-//! What is whole in a damaged snapshot.
+//! Salvage of a damaged snapshot.
 //!
-//! A piece of `KV` whose checksum is right is whole, whatever else is damaged. Where the checksums themselves are lost, an
-//! entry counts that reads as one, and is told apart: nothing proves that its value is what was written. Revisions are
-//! believed only under a right checksum; an entry without one has revision 0, and gets a new one from the caller.
+//! A chunk of `KV` whose checksum is right is whole, whatever else is damaged. Where the checksums themselves are lost, everything
+//! that can be read as an entry counts as one, and is reported as unverified. A revision is trusted only if its checksum is
+//! right; an entry without one has revision 0, and the caller assigns it a new one.
 
+use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::{Map, SHARDS};
-use super::{Damage, FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
+use super::{FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
 
-/// A piece of a file that could not be read as what it was.
+/// A part of a file that could not be read.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
     pub(crate) at: u64,
     pub(crate) bytes: u64,
-    /// How many entries were in it, where that is known.
+    /// The number of its entries, if it is known.
     pub(crate) entries: Option<u64>,
 }
 
-/// Who wrote a file.
+/// The program that wrote a file.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Own,
     Go,
-    /// There is nothing in it that a store has.
+    /// It has nothing that belongs to a store.
     Unknown,
 }
 
@@ -31,21 +32,21 @@ pub(crate) enum Kind {
 pub(crate) struct Found {
     pub(crate) map: Map,
     pub(crate) kind: Kind,
-    /// The head, where it is whole.
+    /// The head, if it is whole.
     pub(crate) meta: Option<Meta>,
-    /// The greatest revision that is known to have been given, or may have been.
+    /// The highest revision that was or may have been assigned.
     pub(crate) revision: u64,
-    /// How many pieces are whole, and how many entries came from them.
+    /// The number of whole chunks, and of their entries.
     pub(crate) chunks: u64,
     pub(crate) whole: u64,
-    /// How many entries came from elsewhere.
+    /// The number of other entries.
     pub(crate) unverified: u64,
-    /// Media types, details and revisions are not under a right checksum.
+    /// The checksum of media types, details and revisions is wrong.
     pub(crate) directory_is_damaged: bool,
     pub(crate) holes: Vec<Hole>,
 }
 
-/// A revision beyond this was never given by counting: it comes from damaged bytes.
+/// A higher revision was never assigned: it comes from damaged bytes.
 const REVISION_MAX: u64 = 1 << 53;
 /// The name of the directory.
 const HEADING: &[u8] = b"\xa6Chunks";
@@ -70,7 +71,7 @@ pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Res
         found.kind = Kind::Own;
         match Meta::decode(file) {
             Ok(Some(meta)) => found.meta = Some(meta),
-            Err(damage @ Damage::At(..)) if is_of_another_format(&head) => return Err(damage),
+            Err(damage @ Damage::At { .. }) if is_of_another_format(&head) => return Err(damage),
             Err(Damage::Io(error)) => return Err(error.into()),
             _ => {}
         }
@@ -208,7 +209,7 @@ impl Found {
     }
 }
 
-/// Gives every entry that has no revision a new one, and takes from it a media type that cannot have been written.
+/// Assigns every entry without a revision a new one, and removes a media type that cannot have been written.
 pub(crate) fn give_revisions(map: &Map, revision: &mut u64) {
     let mut scratch = Vec::new();
     for index in 0..SHARDS {

@@ -1,29 +1,30 @@
-//! What is whole in a damaged log: every record whose checksum is right, also behind damage.
+//! Salvage of a damaged log: every record whose checksum is right, also behind damage.
 
+use super::super::damage::Damage;
 use super::super::disk::File;
-use super::super::snapshot::{Damage, Progress};
+use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// A part of a log that holds no whole record.
+/// A part of a log without a whole record.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
     pub(crate) at: u64,
     pub(crate) bytes: u64,
-    /// It reaches to the end, as after a crash.
+    /// It extends to the end, as after a crash.
     pub(crate) is_tail: bool,
 }
 
 /// What is whole in a log.
 pub(crate) struct Found {
-    /// The head, where it is whole.
+    /// The head, if it is whole.
     pub(crate) head: Option<Head>,
-    /// How many changes were found.
+    /// The number of changes.
     pub(crate) records: u64,
     pub(crate) holes: Vec<Hole>,
 }
 
-/// Gives every whole change to a function, as they follow each other. `wanted` is asked first, with the head as far as it
-/// is whole; where it says no, the log is left alone.
+/// Calls a function for every whole change, in order. `wanted` is called first, with the head if it is whole; if it returns
+/// false, the log is not read.
 pub(crate) fn salvage(
     file: &dyn File,
     progress: Progress<'_>,
@@ -36,7 +37,7 @@ pub(crate) fn salvage(
             found.head = Some(reader.head);
             reader
         }
-        Ok(Start::Unborn) => return Ok(found),
+        Ok(Start::Unused) => return Ok(found),
         Err(Damage::Io(error)) => return Err(error.into()),
         Err(damage) => {
             let mut reader = Reader::without_head(file)?;
@@ -131,7 +132,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
-    use super::super::{put_changes, put_mark};
+    use super::super::{put_changes, put_durable_offset};
     use super::*;
     use crate::update::Change;
 
@@ -148,7 +149,7 @@ mod tests {
             let change = Change { before: None, after: Some(entry), revision };
             put_changes(&mut log, HEAD.salt, [change].iter());
             let synced = log.len() as u64;
-            put_mark(&mut log, HEAD.salt, synced);
+            put_durable_offset(&mut log, HEAD.salt, synced);
         }
         (log, starts)
     }

@@ -14,10 +14,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use vkog_store::{Disk, File};
 
 use crate::client::DEADLINE;
+use crate::inode::{Inode, Keep, What};
 use crate::random::Random;
-
-/// What reaches a disk in one piece, if at all.
-const SECTOR: u64 = 512;
 
 /// What a disk can be asked to do.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -77,29 +75,6 @@ struct State {
     acknowledged: Arc<AtomicU64>,
     promised: u64,
     log_syncs: u64,
-}
-
-#[derive(Default)]
-struct Inode {
-    now: Vec<u8>,
-    durable: Vec<u8>,
-    /// What happened since, in this order.
-    pieces: Vec<Piece>,
-    serial: u64,
-}
-
-struct Piece {
-    serial: u64,
-    /// It was synced, but one before it was not.
-    firm: bool,
-    /// A sync of it failed: the system believes it is written, and no later sync tries again.
-    given_up: bool,
-    what: What,
-}
-
-enum What {
-    Write { offset: u64, data: Vec<u8> },
-    SetLen(u64),
 }
 
 enum NameChange {
@@ -168,12 +143,14 @@ impl SimulatedDisk {
         self.0.state.lock().used()
     }
 
-    /// From now on such a call does not return, until [`release`](Self::release).
-    pub(crate) fn hold(&self, call: Call, ending: &str) {
+    /// Holds such calls: they do not return until what this returns is dropped, also by a test that fails.
+    #[must_use]
+    pub(crate) fn hold(&self, call: Call, ending: &str) -> Held {
         self.0.state.lock().held = Some((call, ending.to_owned()));
+        Held(self.clone())
     }
 
-    /// From now on a sync that fails does so, and does not say it until [`release`](Self::release).
+    /// From now on a sync that fails does so, and does not say it until [`release_failed_syncs`](Self::release_failed_syncs).
     pub(crate) fn hold_failed_syncs(&self) {
         self.0.state.lock().late = true;
     }
@@ -187,17 +164,10 @@ impl SimulatedDisk {
         }
     }
 
-    /// Lets go of what [`hold`](Self::hold) holds, alone.
-    pub(crate) fn release_held(&self) {
+    /// Releases what [`hold_failed_syncs`](Self::hold_failed_syncs) holds.
+    pub(crate) fn release_failed_syncs(&self) {
         let mut state = self.0.state.lock();
-        (state.held, state.waits) = (None, false);
-        self.0.changed.notify_all();
-    }
-
-    pub(crate) fn release(&self) {
-        let mut state = self.0.state.lock();
-        (state.held, state.late) = (None, false);
-        state.waits = false;
+        (state.late, state.waits) = (false, false);
         self.0.changed.notify_all();
     }
 
@@ -290,6 +260,21 @@ impl SimulatedDisk {
     }
 }
 
+/// Calls are held until this is dropped.
+pub(crate) struct Held(SimulatedDisk);
+
+impl Held {
+    pub(crate) fn release(self) {}
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.0.0.state.lock();
+        (state.held, state.waits) = (None, false);
+        self.0.0.changed.notify_all();
+    }
+}
+
 enum Outcome {
     Done,
     Crash,
@@ -327,38 +312,6 @@ fn crashed() -> io::Error {
     io::Error::other("crashed")
 }
 
-/// Which of the unsynced changes a power cut keeps.
-enum Keep {
-    All,
-    None,
-    /// What came first.
-    First(usize),
-    /// Each with this chance, in percent.
-    Some(usize),
-}
-
-impl Keep {
-    fn draw(random: &mut Random, changes: usize) -> Self {
-        match random.below(8) {
-            0 => Self::All,
-            1 => Self::None,
-            2 => Self::First(random.below(changes + 1)),
-            3 => Self::Some(95),
-            4 => Self::Some(5),
-            _ => Self::Some(random.below(101)),
-        }
-    }
-
-    fn keeps(&self, random: &mut Random, index: usize) -> bool {
-        match self {
-            Self::All => true,
-            Self::None => false,
-            Self::First(count) => index < *count,
-            Self::Some(percent) => random.below(100) < *percent,
-        }
-    }
-}
-
 impl State {
     fn used(&self) -> u64 {
         self.names.values().map(|inode| self.inodes[*inode].now.len() as u64).sum()
@@ -371,75 +324,6 @@ impl State {
     fn is_log(&self, inode: usize) -> bool {
         let name = self.name_of(inode);
         name.extension().is_some_and(|ending| ending == "log" || ending == "next")
-    }
-}
-
-impl Inode {
-    fn change(&mut self, what: What) {
-        apply(&mut self.now, &what);
-        self.serial += 1;
-        self.pieces.push(Piece { serial: self.serial, firm: false, given_up: false, what });
-    }
-
-    fn write(&mut self, mut offset: u64, mut data: &[u8]) {
-        while !data.is_empty() {
-            let room = (SECTOR - offset % SECTOR).min(data.len() as u64) as usize;
-            let (piece, rest) = data.split_at(room);
-            self.change(What::Write { offset, data: piece.to_vec() });
-            (offset, data) = (offset + room as u64, rest);
-        }
-    }
-
-    /// What happened up to this piece is synced.
-    fn synced(&mut self, serial: u64) {
-        for piece in &mut self.pieces {
-            piece.firm |= piece.serial <= serial && !piece.given_up;
-        }
-        let firm = self.pieces.iter().take_while(|piece| piece.firm).count();
-        for piece in self.pieces.drain(..firm) {
-            apply(&mut self.durable, &piece.what);
-        }
-    }
-
-    fn after_power_cut(&self, random: &mut Random) -> Vec<u8> {
-        let mut data = self.durable.clone();
-        let keep = Keep::draw(random, self.pieces.len());
-        for (index, piece) in self.pieces.iter().enumerate() {
-            if piece.firm || keep.keeps(random, index) {
-                apply(&mut data, &piece.what);
-                continue;
-            }
-            let (Keep::Some(_) | Keep::First(_), What::Write { offset, data: piece }) = (&keep, &piece.what) else {
-                continue;
-            };
-            let half = random.below(piece.len() + 1);
-            let torn = match random.below(8) {
-                // Torn within the sector, its start or its end written.
-                0 => What::Write { offset: *offset, data: piece[..half].to_vec() },
-                1 => What::Write { offset: *offset + half as u64, data: piece[half..].to_vec() },
-                // The length arrived, the data did not.
-                2 => What::Write { offset: *offset, data: vec![0; piece.len()] },
-                // Whatever had been at that place of the disk.
-                3 => What::Write { offset: *offset, data: piece.iter().map(|_| random.next() as u8).collect() },
-                _ => continue,
-            };
-            apply(&mut data, &torn);
-        }
-        data
-    }
-}
-
-fn apply(data: &mut Vec<u8>, what: &What) {
-    match what {
-        What::Write { data: piece, .. } if piece.is_empty() => {}
-        What::Write { offset, data: piece } => {
-            let start = *offset as usize;
-            if data.len() < start + piece.len() {
-                data.resize(start + piece.len(), 0);
-            }
-            data[start..start + piece.len()].copy_from_slice(piece);
-        }
-        What::SetLen(len) => data.resize(*len as usize, 0),
     }
 }
 

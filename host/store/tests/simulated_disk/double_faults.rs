@@ -142,7 +142,7 @@ fn a_write_that_only_waited_beside_one_of_unknown_outcome_is_refused_for_certain
     put(&store, "key", "kept");
     disk.fault(Call::Sync, ".log", EIO, ALL);
     disk.fault(Call::SetLen, ".log", EIO, ALL);
-    disk.hold(Call::Sync, ".log");
+    let held = disk.hold(Call::Sync, ".log");
     let (tell, told) = crossbeam_channel::unbounded();
     for (key, content) in [("key", None), ("waits", Some(Content::text("new")))] {
         let tell = tell.clone();
@@ -151,7 +151,7 @@ fn a_write_that_only_waited_beside_one_of_unknown_outcome_is_refused_for_certain
         });
         disk.wait_held();
     }
-    disk.release();
+    held.release();
     for _ in 0..2 {
         let (key, answer) = told.recv_timeout(crate::client::DEADLINE).expect("an answer");
         let Answer::Refused(error) = answer else { panic!("{key}: {answer:?}") };

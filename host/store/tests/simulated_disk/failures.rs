@@ -141,13 +141,13 @@ fn what_a_failed_sync_left_behind_agrees_after_a_power_cut() {
 }
 
 #[test]
-fn no_reader_is_told_of_a_write_that_is_then_refused() {
+fn reads_of_a_write_that_is_then_refused_are_rolled_back() {
     let (disk, store) = new_store(Fsync::Always);
     let kept = put(&store, "key", "kept");
     put(&store, "removed", "kept");
     // The last one is final.
     for (call, fault) in [(Call::Write, FULL), (Call::Write, HALF_FULL), (Call::Sync, EIO)] {
-        disk.hold(call, ".log");
+        let held = disk.hold(call, ".log");
         disk.fault(call, ".log", fault, 1);
         let (tell, told) = bounded(3);
         let keys = [("key", Some(Content::text("new"))), ("absent", Some(Content::text("new"))), ("removed", None)];
@@ -170,7 +170,7 @@ fn no_reader_is_told_of_a_write_that_is_then_refused() {
             let _ = tell_stayed.send(answer);
         });
         assert!(stayed.try_recv().is_err(), "that there is nothing to remove is not known yet");
-        disk.release();
+        held.release();
         for _ in &keys {
             assert!(matches!(told.recv_timeout(DEADLINE), Ok(Answer::Refused(_))));
         }
@@ -186,7 +186,7 @@ fn no_reader_is_told_of_a_write_that_is_then_refused() {
 }
 
 #[test]
-fn no_reader_is_told_of_a_value_that_comes_and_goes_under_load() {
+fn no_read_under_load_is_durable_that_was_never_acknowledged() {
     let (disk, store) = new_store(Fsync::Always);
     let history = History::default();
     let told = Mutex::new(Vec::new());
@@ -310,7 +310,7 @@ fn a_full_disk_whose_refused_write_stays_valid_is_final_and_says_so() {
 }
 
 #[test]
-fn a_store_that_healed_takes_a_snapshot_and_closes_although_nothing_was_written_since() {
+fn a_healed_store_takes_a_snapshot_and_closes_without_a_further_write() {
     for fault in [FULL, HALF_FULL] {
         let (disk, store) = new_store(Fsync::Always);
         put(&store, "key", "kept");
@@ -325,7 +325,7 @@ fn a_store_that_healed_takes_a_snapshot_and_closes_although_nothing_was_written_
 }
 
 #[test]
-fn whoever_reads_after_a_store_healed_is_told_at_once() {
+fn reads_of_a_healed_store_are_durable_at_once() {
     let (disk, store) = new_store(Fsync::Always);
     put(&store, "key", "kept");
     put(&store, "gone", "kept");

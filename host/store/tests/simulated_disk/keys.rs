@@ -14,7 +14,7 @@ use crate::client::{Content, DEADLINE, open, put, start};
 use crate::disk::{Call, Fault, SimulatedDisk};
 
 #[test]
-fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
+fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back() {
     for fails in [false, true] {
         // With one window and with none: removals and additions are seen in both.
         for listed_before in [false, true] {
@@ -29,7 +29,7 @@ fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
             if listed_before {
                 assert_eq!(keys(), ["a", "b", "c"]);
             }
-            disk.hold(Call::Sync, ".log");
+            let held = disk.hold(Call::Sync, ".log");
             if fails {
                 disk.fault(Call::Sync, ".log", Fault::Fails(ErrorKind::Other), 1);
             }
@@ -44,7 +44,7 @@ fn a_page_waits_for_what_it_saw_and_has_none_of_what_was_taken_back() {
                 scope.spawn(|| tell_count.send(store.count("")));
                 // Time to be told too early: what is wrong then is found below, whoever comes first.
                 let early = told.recv_timeout(Duration::from_millis(50)).is_ok() || !told_count.is_empty();
-                disk.release();
+                held.release();
                 assert!(!early, "told before it was kept; fails: {fails}, listed before: {listed_before}");
                 let (keys, count) = (told.recv_timeout(DEADLINE), told_count.recv_timeout(DEADLINE));
                 let expected: &[&str] = if fails { &["a", "b", "c"] } else { &["a", "c", "d", "e"] };

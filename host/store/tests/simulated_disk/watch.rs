@@ -28,14 +28,14 @@ fn watch(store: &LocalStore, since: u64) -> Watch {
 }
 
 #[test]
-fn nobody_who_watches_is_told_of_what_is_not_kept_yet_or_is_taken_back() {
+fn watchers_receive_only_durable_changes() {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, ALWAYS).expect("a store");
     let mut watching = watch(&store, 0);
     let first = put(&store, "key", "kept");
     assert_eq!(told(&mut watching), [(first, "key".to_owned(), false)]);
     for (call, fault) in [(Call::Write, ErrorKind::StorageFull), (Call::Sync, ErrorKind::Other)] {
-        disk.hold(call, ".log");
+        let held = disk.hold(call, ".log");
         disk.fault(call, ".log", Fault::Fails(fault), 1);
         let (tell, answer) = bounded(2);
         for content in [Some(Content::text("refused")), None] {
@@ -47,7 +47,7 @@ fn nobody_who_watches_is_told_of_what_is_not_kept_yet_or_is_taken_back() {
         disk.wait_held();
         assert_eq!(told(&mut watching), [], "of what may be taken back");
         assert_eq!(told(&mut watch(&store, store.revision())), []);
-        disk.release();
+        held.release();
         for _ in 0..2 {
             assert!(matches!(answer.recv_timeout(DEADLINE), Ok(Answer::Refused(_))));
         }
@@ -64,7 +64,7 @@ fn nobody_who_watches_is_told_of_what_is_not_kept_yet_or_is_taken_back() {
 }
 
 #[test]
-fn each_change_that_is_kept_is_told_once_and_in_order_whatever_fails() {
+fn watchers_receive_each_durable_change_once_and_in_order() {
     for seed in 0..30 {
         let mut random = Random::new(seed);
         let disk = SimulatedDisk::empty();
@@ -98,7 +98,7 @@ fn each_change_that_is_kept_is_told_once_and_in_order_whatever_fails() {
 }
 
 #[test]
-fn a_history_begins_where_the_store_was_opened() {
+fn the_change_feed_begins_where_the_store_was_opened() {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, ALWAYS).expect("a store");
     let last = (0..3).map(|_| put(&store, "key", "value")).last().expect("three");

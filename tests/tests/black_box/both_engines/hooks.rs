@@ -51,11 +51,12 @@ fn before_and_guard_run_from_the_first_stage_to_the_last_and_after_the_other_way
 }
 
 #[test]
-fn a_refused_guard_is_undone_from_the_last_to_the_first_and_nobody_is_told_after() {
+fn guards_before_a_refusal_are_undone_the_last_first_and_no_after_hook_is_called() {
     let refuses = artefacts().library("fault-refuses");
-    // By its name it stands before witness-last, which has the same stage: that one is not asked, and has nothing to undo.
+    // The order puts both witnesses before the plugin that refuses, so that both have something to undo.
+    let plugin_order = "[plugins]\norder = [\"witness-first\", \"witness-last\"]\n";
     for verb in ["get", "post", "put", "delete"] {
-        let config = format!("[plugins.fault-refuses]\nwhere = \"guard_{verb}\"\nvalue = \"\"\n");
+        let config = format!("{plugin_order}[plugins.fault-refuses]\nwhere = \"guard_{verb}\"\nvalue = \"\"\n");
         let setup = setup().load(conflict()).load(&refuses).config(config);
         let seeding = Setup::on(ENGINE).store(setup.store_file()).start();
         seeding.post("k", "v").expect(200);
@@ -65,10 +66,11 @@ fn a_refused_guard_is_undone_from_the_last_to_the_first_and_nobody_is_told_after
         let request = if verb == "post" || verb == "put" { request.body("!") } else { request };
         request.send().expect(403);
         let calls = told(&server);
-        let expected = ["first before", "last before", "first guard", "first undo"];
+        let expected = ["first before", "last before", "first guard", "last guard", "last undo", "first undo"];
         assert_eq!(order(&calls), expected.map(|call| format!("{call}_{verb}")), "{}", server.log());
-        // Undo is shown what the guard was.
-        assert_eq!(calls[2].1["entries"], calls[3].1["entries"]);
+        // Each undo hook sees the same entries as its guard.
+        assert_eq!(calls[2].1["entries"], calls[5].1["entries"]);
+        assert_eq!(calls[3].1["entries"], calls[4].1["entries"]);
     }
 }
 

@@ -1,11 +1,11 @@
-//! What has to be true of an entry for an operation to be done (RFC 9110, section 13).
+//! Conditional requests (RFC 9110, section 13): what must hold for an entry before an operation succeeds.
 
-/// Revisions that a client names.
+/// The revisions that a condition names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revisions {
-    /// Any: the entry is there.
+    /// Every revision: the entry exists.
     Any,
-    /// One of these.
+    /// These revisions.
     These(Vec<u64>),
 }
 
@@ -19,33 +19,33 @@ impl Revisions {
     }
 }
 
-/// The conditions of a request. None is always true.
+/// The conditions of a request. A condition that is absent holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
-    /// `If-Match`: the entry's revision has to be one of these.
-    pub one_of: Option<Revisions>,
-    /// `If-None-Match`: the entry's revision must not be one of these.
-    pub none_of: Option<Revisions>,
+    /// `If-Match`: the entry has one of these revisions.
+    pub if_match: Option<Revisions>,
+    /// `If-None-Match`: the entry has none of these revisions.
+    pub if_none_match: Option<Revisions>,
 }
 
-/// Which condition does not hold.
+/// The condition that does not hold.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Unmet {
-    /// The entry is none of those that it had to be.
-    OneOf,
-    /// The entry is one of those that it must not be: this one.
-    NoneOf(u64),
+pub enum PreconditionFailed {
+    /// `If-Match`.
+    IfMatch,
+    /// `If-None-Match`, because the entry has this revision.
+    IfNoneMatch(u64),
 }
 
 impl Conditions {
-    /// Whether an entry with this revision, or an absent one, is as the client expects it.
-    pub(super) fn check(&self, current: Option<u64>) -> Result<(), Unmet> {
-        if self.one_of.as_ref().is_some_and(|revisions| !revisions.include(current)) {
-            return Err(Unmet::OneOf);
+    /// Checks the conditions for an entry with this revision, or for an absent one.
+    pub(super) fn check(&self, current: Option<u64>) -> Result<(), PreconditionFailed> {
+        if self.if_match.as_ref().is_some_and(|revisions| !revisions.include(current)) {
+            return Err(PreconditionFailed::IfMatch);
         }
         match current {
-            Some(revision) if self.none_of.as_ref().is_some_and(|revisions| revisions.include(current)) => {
-                Err(Unmet::NoneOf(revision))
+            Some(revision) if self.if_none_match.as_ref().is_some_and(|revisions| revisions.include(current)) => {
+                Err(PreconditionFailed::IfNoneMatch(revision))
             }
             _ => Ok(()),
         }
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn conditions_hold_for_the_entries_that_they_name() {
         let these = |revisions: &[u64]| Some(Revisions::These(revisions.to_vec()));
-        let all = |one_of, none_of| Conditions { one_of, none_of };
+        let all = |if_match, if_none_match| Conditions { if_match, if_none_match };
         for (conditions, absent, seven) in [
             (all(None, None), true, true),
             (all(Some(Revisions::Any), None), false, true),
