@@ -215,6 +215,15 @@ impl Commit {
         ends
     }
 
+    /// Writes zeros behind the records where the system refused a write though it reports free space, and takes them away
+    /// again. Returns whether they fit, which ends the lack of room.
+    pub(super) fn try_room(&self) -> bool {
+        let needed = self.queue.lock().room.unproven();
+        let Some(needed) = needed else { return false };
+        let mut writer = self.writer.lock();
+        writer.try_room(needed).is_ok() && self.queue.lock().room.proved()
+    }
+
     /// Gives the room behind the records back to the disk, for a snapshot that has none.
     pub(super) fn release_room(&self) {
         let mut writer = self.writer.lock();

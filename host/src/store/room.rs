@@ -73,6 +73,9 @@ struct Full {
     error: Arc<StoreError>,
     /// This much room ends it.
     needed: u64,
+    /// The system refused the write. A quota leaves free space that this process may not use, so only a write that succeeds
+    /// proves that there is room again.
+    by_system: bool,
 }
 
 impl Full {
@@ -111,7 +114,18 @@ impl Room {
 
     /// A write of so many bytes was refused for lack of room.
     pub(super) fn refused(&mut self, error: &Arc<StoreError>, bytes: u64) {
-        self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX) });
+        let by_system = matches!(**error, StoreError::Full { .. });
+        self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX), by_system });
+    }
+
+    /// Returns how many bytes a trial write needs to prove that there is room again, where no measure can prove it.
+    pub(super) fn unproven(&self) -> Option<u64> {
+        self.full.as_ref().filter(|full| full.by_system && self.measure.is_some()).map(|full| full.needed)
+    }
+
+    /// A trial write succeeded. Returns whether that ends the lack of room.
+    pub(super) fn proved(&mut self) -> bool {
+        self.full.take_if(|full| full.by_system).is_some()
     }
 
     /// How much is queued, and not in the log yet.
@@ -122,9 +136,7 @@ impl Room {
     /// So much of what was queued is in the log, or was refused.
     pub(super) fn written(&mut self, bytes: u64) {
         self.unwritten -= bytes;
-        if self.measure.is_none() {
-            self.full = None;
-        }
+        self.full.take_if(|full| full.by_system);
     }
 
     /// The disk is to be measured before the next write.
@@ -138,7 +150,7 @@ impl Room {
         self.measure = measure;
         self.used = self.unwritten;
         let left = self.left();
-        measure.is_some() && self.full.take_if(|full| left >= full.needed).is_some()
+        measure.is_some() && self.full.take_if(|full| !full.by_system && left >= full.needed).is_some()
     }
 
     /// Why the last write was refused, while there is still no room for it.
@@ -182,6 +194,21 @@ mod tests {
         assert!(room.full().is_some());
         room.written(1);
         assert!(room.full().is_none(), "a write succeeded");
+    }
+
+    #[test]
+    fn free_space_does_not_end_what_the_system_refused() {
+        let mut room = measured(1 << 30, 0);
+        assert!(room.take(WRITE).is_ok());
+        room.written(WRITE.bytes);
+        room.refused(&Arc::new(StoreError::Full { path: "log".into() }), 1000);
+        assert!(!room.measured(Some(Measure { free: 2 << 30, needed: 0 })) && room.full().is_some());
+        assert_eq!(room.unproven(), Some(1000));
+        assert!(room.proved() && room.full().is_none() && room.unproven().is_none());
+        room.refused(&Arc::new(StoreError::Full { path: "log".into() }), 1000);
+        assert!(room.take(WRITE).is_ok(), "free space lets the next write try");
+        room.written(WRITE.bytes);
+        assert!(room.full().is_none(), "that write succeeded");
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl Shared {
                 }
             }
             let measure = self.measure();
+            if self.commit.try_room() {
+                tracing::info!("{} has room again", self.paths.file.display());
+            }
             let asked = wanted.try_recv().is_ok() || asked;
             let mut snapshots = self.snapshots.lock();
             let is_due = if self.commit.closed().is_some() {

@@ -113,6 +113,17 @@ impl Writer {
         }
     }
 
+    /// Writes this many zeros behind the records, then cuts them off.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses the write. Zeros that remain end the log, as those that are written ahead do.
+    pub(super) fn try_room(&mut self, bytes: u64) -> io::Result<()> {
+        let written = self.zeros(self.at, self.at + bytes);
+        let cut = self.end();
+        written.and(cut)
+    }
+
     /// Makes sure that so many bytes of refused records behind the log are not found by the next start. They are cut off;
     /// where that fails, they are overwritten, because a record of length zero ends the log.
     pub(super) fn invalidate(&mut self, refused: u64, syncs: &Histogram) -> io::Result<()> {
@@ -126,10 +137,16 @@ impl Writer {
     /// Puts zeros in the place of so many bytes behind the records. The first come first: without them the rest is no log.
     fn overwrite(&mut self, count: u64) -> io::Result<()> {
         let end = self.at + count;
-        for at in (self.at..end).step_by(ROOM_MAX as usize) {
-            self.file.write_at(at, &ZEROS[..(end - at).min(ROOM_MAX) as usize])?;
-        }
+        self.zeros(self.at, end)?;
         self.room = end;
+        Ok(())
+    }
+
+    /// Writes zeros from one position to another, the first ones first.
+    fn zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        for at in (from..to).step_by(ROOM_MAX as usize) {
+            self.file.write_at(at, &ZEROS[..(to - at).min(ROOM_MAX) as usize])?;
+        }
         Ok(())
     }
 
