@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use once_cell::race::OnceNonZeroUsize;
 use parking_lot::{Condvar, Mutex};
 
 /// How long a thread waits for the next job.
@@ -20,6 +21,14 @@ pub type Job = Box<dyn FnOnce() + Send>;
 
 /// Long work in short steps; ready when there is no further one.
 pub type Steps = Box<dyn FnMut() -> Poll<()> + Send>;
+
+/// Returns the number of threads that the process can run at once, as the system reports it. 2 where it does not; the next
+/// call asks again then.
+pub fn cores() -> usize {
+    static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    // The system looks it up in files, so it is asked once.
+    CORES.get_or_try_init(thread::available_parallelism).map_or(2, usize::from)
+}
 
 /// From now on this thread, and each that it starts, runs once the core is free, where it would have interrupted another one
 /// on it. Many threads that pass each other small work so do all that has come before they make room for one another. Linux

@@ -50,7 +50,7 @@ use super::{
     Body, BodyFault, BodyLength, Bound, Connections, Head, Headers, Intake, Method, Reply, Responder, Service, Share,
     Tls,
 };
-use crate::threads::Home;
+use crate::threads::{Home, cores};
 
 /// A client has this long to send a request's head, and to go on with a body that it sends or an answer that it reads:
 /// so many rounds. hyper's own timer would be set anew for each request, which costs a call of the system.
@@ -132,8 +132,7 @@ impl Hyper {
         // A client may end its side when it has sent all, as `nc` does, and is answered.
         builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_MAX).half_close(true);
         let connections_max = connections_max();
-        let cores = thread::available_parallelism().map_or(2, usize::from);
-        let loops = (0..cores).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
+        let loops = (0..cores()).map(|_| Loop::start()).collect::<io::Result<Vec<_>>>()?;
         let places = loops.iter().map(|each| Place::new(each.handle.clone())).collect();
         let places = Arc::new(Places::new(places));
         let (under_way, drained) = bounded(0);

@@ -15,8 +15,8 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use tiny_http::{Listener, Server};
 use self::newcomers::Newcomers;
 use self::sockets::Closing;
 use super::{Body, BodyFault, BodyLength, Bound, Intake, Reply, Responder, Service, Share};
-use crate::threads::{Threads, schedule_as_batch};
+use crate::threads::{Threads, cores, schedule_as_batch};
 
 /// What tiny_http has read before it hands a request over, in bytes.
 const BUFFERED_BODY_MAX: u64 = 1024;
@@ -417,12 +417,6 @@ impl<S: Service> Engine<S> {
             }
         }
     }
-}
-
-/// How many threads can run at a time. To ask the system costs it many calls.
-fn cores() -> usize {
-    static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from));
-    *CORES
 }
 
 impl Queue {
