@@ -1,17 +1,18 @@
-//! What bytes are told apart by: a library from another one, a secret from a guess.
+//! SHA-256 hashes: of plugin libraries and of access tokens.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 use sha2::Digest;
+use thiserror::Error;
 
 /// A SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// That of these bytes.
+    /// Computes the hash of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
     }
@@ -23,17 +24,21 @@ impl fmt::Display for Sha256 {
     }
 }
 
-impl FromStr for Sha256 {
-    type Err = &'static str;
+/// A text that is not a SHA-256 in hexadecimal digits.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
+#[error("not a SHA-256; write the 64 hexadecimal digits that sha256sum prints")]
+pub struct NotASha256;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WANTED: &str = "not a SHA-256; write the 64 hexadecimal digits that sha256sum prints";
+impl FromStr for Sha256 {
+    type Err = NotASha256;
+
+    fn from_str(text: &str) -> Result<Self, NotASha256> {
         if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(WANTED);
+            return Err(NotASha256);
         }
         let mut bytes = [0; 32];
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| WANTED)?;
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| NotASha256)?;
         }
         Ok(Self(bytes))
     }

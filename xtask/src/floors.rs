@@ -14,13 +14,15 @@ const MODULES: &[(&str, &[&str])] = &[
     ("ops", &["plugins", "store"]),
     // `Verb` and `Origin` are the plugins' words, the default media type is the store's.
     // Who may change the host is in the configuration.
-    ("api", &["config", "http", "ops", "plugins", "store"]),
+    ("api", &["config", "http", "ops", "plugins", "schema", "store"]),
     ("config", &["http", "plugins", "store"]),
+    ("failure", &[]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "ops", "plugins", "progress", "store"]),
+    ("schema", &[]),
+    ("serve", &["api", "config", "failure", "http", "ops", "plugins", "progress", "store"]),
     // The limits of a key are the operations'.
-    ("commands", &["cli", "config", "ops", "plugins", "progress", "store"]),
-    ("cli", &["commands", "config", "plugins", "serve", "store"]),
+    ("commands", &["config", "failure", "ops", "plugins", "progress", "schema", "store"]),
+    ("cli", &["commands", "config", "failure", "plugins", "serve", "store"]),
 ];
 
 /// Packages that may depend on no other package of the workspace than these.

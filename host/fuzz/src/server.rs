@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
 use vkog::ops::Ops;
@@ -31,9 +31,9 @@ pub fn start() -> Arc<Api> {
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(Port::new(VALUE_MAX, system_clock));
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
-    let access = config::Access { open: true, ..config::Access::default() };
+    let auth = config::Auth { open: true, ..config::Auth::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
-    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
+    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Authorizer::new(auth)), reload))
 }
 
 /// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::problem::{Manner, Problem};
+use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, Head, Reply};
-use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
+use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
 /// The media type of a request's body.
@@ -49,79 +49,15 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
 }
 
-/// The conditions of a request.
-///
-/// # Errors
-///
-/// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
-    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
-    let condition = |name, weak| {
-        let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
-        revisions(head, name, weak).map_err(|NotTags| fault())
-    };
-    Ok(Conditions { one_of: condition("If-Match", false)?, none_of: condition("If-None-Match", true)? })
-}
-
-/// A condition is neither `*` nor a list of entity tags.
-#[derive(Debug)]
-struct NotTags;
-
-fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
-    let mut values = head.headers.all(name).peekable();
-    if values.peek().is_none() {
-        return Ok(None);
-    }
-    let (mut revisions, mut tags, mut any) = (Vec::new(), 0, 0);
-    for value in values {
-        let value = String::from_utf8_lossy(value.trim_ascii());
-        if value == "*" {
-            any += 1;
-            continue;
-        }
-        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
-        let mut rest = value.trim_start_matches(BETWEEN_TAGS);
-        while !rest.is_empty() {
-            let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
-            let (tag, after) = quoted.strip_prefix('"').and_then(|tag| tag.split_once('"')).ok_or(NotTags)?;
-            tags += 1;
-            revisions.extend(opaque(tag).filter(|_| weak || !is_weak));
-            rest = after.trim_start_matches([' ', '\t']);
-            if !rest.is_empty() && !rest.starts_with(',') {
-                return Err(NotTags);
-            }
-            rest = rest.trim_start_matches(BETWEEN_TAGS);
-        }
-    }
-    match (any, tags) {
-        (1, 0) => Ok(Some(Revisions::Any)),
-        (0, 1..) => Ok(Some(Revisions::These(revisions))),
-        _ => Err(NotTags),
-    }
-}
-
-/// What may stand between the elements of a list (RFC 9110, section 5.6.1.2).
-const BETWEEN_TAGS: [char; 3] = [',', ' ', '\t'];
-
-/// The revision that a strong entity tag names.
-pub(super) fn revision(tag: &str) -> Option<u64> {
-    opaque(tag.strip_prefix('"')?.strip_suffix('"')?)
-}
-
-/// The revision between quotation marks. A tag that is none of ours names none, and "07" is not "7".
-fn opaque(tag: &str) -> Option<u64> {
-    tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
-}
-
 /// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
 /// of the value.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let mut reply = bare(answer, reads, range, manner);
+pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, format: ErrorFormat) -> Reply {
+    let mut reply = bare(answer, reads, range, format);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) -> Reply {
     let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
@@ -130,7 +66,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
                 Ok(part) => part,
                 Err(Unsatisfiable) => {
                     return Problem::new(416, format!("Range not satisfiable: the value has {len} bytes"))
-                        .reply(manner)
+                        .reply(format)
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
@@ -154,7 +90,7 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
         Answer::Removed(_) => ok(),
         Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
         Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
-            problem(answer).reply(manner)
+            problem(answer).reply(format)
         }
     }
 }

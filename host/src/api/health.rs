@@ -1,27 +1,27 @@
 //! `/livez` and `/readyz`: whether the process lives, and whether the store can be written, snapshots succeed and all plugins
 //! work.
 
-use super::problem::{Manner, Problem};
+use super::problem::{ErrorFormat, Problem};
 use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::OnFailure;
 
 /// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
 /// quarantine.
-pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
+pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Reply {
     let store = ops.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
-        return Problem::new(503, format!("Not ready: {error}")).reply(manner);
+        return Problem::new(503, format!("Not ready: {error}")).reply(format);
     }
     if let Some(error) = store.snapshot_failure() {
-        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(manner);
+        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(format);
     }
     let chain = ops.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
     match quarantined.find(|member| member.conduct().on_failure == OnFailure::Refuse) {
         Some(member) => {
             let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
-            Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(manner)
+            Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(format)
         }
         None => ok(),
     }

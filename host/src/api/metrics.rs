@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::requests::{CLASSES, METHODS, Requests};
+use super::access_log::{AccessLog, CLASSES, METHODS};
 use crate::counting::Histogram;
 use crate::http::{Connections, Reply};
 use crate::logging;
@@ -33,10 +33,10 @@ const BUCKETS: [Duration; 8] = [
 ];
 
 /// Everything that is counted, as text.
-pub(super) fn text(ops: &Arc<Ops>, requests: &'static Requests, connections: &Arc<Connections>) -> Reply {
+pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<Connections>) -> Reply {
     let mut registry = Registry::default();
     let (ops, connections) = (Arc::clone(ops), Arc::clone(connections));
-    registry.register_collector(Box::new(Numbers { ops, requests, connections }));
+    registry.register_collector(Box::new(Numbers { ops, log, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
@@ -47,7 +47,7 @@ pub(super) fn text(ops: &Arc<Ops>, requests: &'static Requests, connections: &Ar
 /// What is looked up when somebody asks, and counted nowhere else.
 struct Numbers {
     ops: Arc<Ops>,
-    requests: &'static Requests,
+    log: &'static AccessLog,
     connections: Arc<Connections>,
 }
 
@@ -66,7 +66,7 @@ impl Collector for Numbers {
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_log_bytes", "The length of the log", self.ops.store().log_len()),
-            ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
+            ("vkog_requests_under_way", "Requests that are not answered yet", self.log.in_flight()),
             ("vkog_writable", "Whether the store can be written: 0 after a failed write and on a full disk", writable),
             ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
             ("vkog_watchers", "Clients that watch", self.ops.store().watching()),
@@ -125,7 +125,7 @@ impl Numbers {
         let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;
         for (method, name) in METHODS.into_iter().enumerate() {
             for (class, status) in CLASSES.into_iter().enumerate() {
-                let count = self.requests.answered(method, class);
+                let count = self.log.responses(method, class);
                 if count > 0 {
                     counter(family.encode_family(&[("method", name), ("status", status)])?, count)?;
                 }
@@ -135,7 +135,7 @@ impl Numbers {
         let mut family =
             encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (method, name) in METHODS.into_iter().enumerate() {
-            let times = self.requests.times(method);
+            let times = self.log.times(method);
             if times.count() > 0 {
                 histogram(family.encode_family(&[("method", name)])?, times)?;
             }

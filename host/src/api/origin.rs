@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::problem::Problem;
-use crate::config::{Access, Proxy, split_port};
+use crate::config::{Auth, Proxy, split_port};
 use crate::http::Head;
 use crate::ops::by_host;
 use crate::plugins::Refusal;
@@ -52,10 +52,10 @@ fn is_authority(host: &[u8]) -> bool {
 ///
 /// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
 /// origin, once the name is bound to this machine. 403 for the request of another site.
-pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
+pub(super) fn check(head: &Head, auth: &Auth) -> Result<(), Refusal> {
     let host = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
-    let is_allowed = |authority: &str| access.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
-    if access.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
+    let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
+    if auth.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
         return Err(by_host(421, format!("Host {host:?} is not a name of this server; {way_out}")));
@@ -119,17 +119,17 @@ impl Forwarded {
 }
 
 /// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
-pub(super) fn name_client(head: &Head, access: &Access) {
-    if !access.proxy.is_empty()
-        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &access.proxy)
+pub(super) fn name_client(head: &Head, auth: &Auth) {
+    if !auth.proxy.is_empty()
+        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &auth.proxy)
     {
         head.name_client(client.map_or_else(|| "unknown".to_owned(), |client| client.to_string()));
     }
 }
 
 /// Whether the client is on this machine. One behind a proxy that is not trusted may be anywhere.
-pub(super) fn is_on_this_machine(head: &Head, access: &Access) -> bool {
-    match Forwarded::of(head, &access.proxy) {
+pub(super) fn is_on_this_machine(head: &Head, auth: &Auth) -> bool {
+    match Forwarded::of(head, &auth.proxy) {
         Some(forwarded) => forwarded.is_local,
         None => is_loopback(head.client) && !BY_PROXIES.iter().any(|name| head.headers.get(name).is_some()),
     }

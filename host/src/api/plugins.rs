@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use thiserror::Error;
 
-use super::one_line;
-use super::problem::{Manner, Problem};
+use super::json::json;
+use super::problem::{ErrorFormat, Problem, one_line};
 use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
@@ -154,39 +153,28 @@ struct TakenIn {
     error: Option<String>,
 }
 
-/// Why a reload did not do all that it was asked to do.
-#[derive(Debug)]
+/// Why a reload failed, as a whole or for the plugins.
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReloadError {
     /// The configuration, or a file that it names, cannot be used. Nothing was changed.
-    Nothing(Box<dyn Error + Send + Sync>),
-    /// The plugin folder cannot be read. Who may do what, and the certificate, are as the configuration says.
-    Plugins(Box<dyn Error + Send + Sync>),
+    #[error("nothing was reloaded: {0}")]
+    Nothing(#[source] Box<dyn Error + Send + Sync>),
+    /// The plugin folder cannot be read. Access tokens and the certificate were reloaded.
+    #[error("plugins were not reloaded, access and certificate were: {0}")]
+    Plugins(#[source] Box<dyn Error + Send + Sync>),
 }
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing(error) => write!(f, "nothing was reloaded: {error}"),
-            Self::Plugins(error) => write!(f, "plugins were not reloaded, access and certificate were: {error}"),
-        }
-    }
-}
-
-impl Error for ReloadError {}
 
 /// What a reload did. 409 if one of the plugins could not be taken in: the others were.
-pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -> Reply {
+pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, format: ErrorFormat) -> Reply {
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            let fact = match error {
-                ReloadError::Nothing(error) => format!("Nothing was reloaded: {error}"),
-                ReloadError::Plugins(error) => {
-                    format!("Plugins were not reloaded, access and certificate were: {error}")
-                }
-            };
-            return Problem::new(409, fact).reply(manner);
+            let mut title = error.to_string();
+            if let Some(first) = title.get_mut(..1) {
+                first.make_ascii_uppercase();
+            }
+            return Problem::new(409, title).reply(format);
         }
     };
     let failed = taken.iter().any(|taken| matches!(taken.outcome, Outcome::Failed(_)));
@@ -206,19 +194,6 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -
     let mut reply = json(&Reloaded { plugins: plugins.collect() });
     reply.status = if failed { 409 } else { 200 };
     reply
-}
-
-/// An answer in JSON.
-pub(super) fn json(value: &impl Serialize) -> Reply {
-    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
-    body.push(b'\n');
-    json_reply(body)
-}
-
-/// An answer that is JSON.
-pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
-    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
-    reply.with_header("Cache-Control", "no-store").inert()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::bad_escape;
+use super::path::bad_escape;
 use super::problem::Problem;
 
 /// The values of these parameters, each there at most once, and no other.

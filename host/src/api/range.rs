@@ -2,7 +2,7 @@
 
 use std::ops;
 
-use super::entry::revision;
+use super::etag::revision;
 use crate::http::{Head, Method};
 use crate::store::Entry;
 

@@ -3,10 +3,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{bytes, count, entries, failure, hold, say};
-use crate::cli::Failure;
+use thiserror::Error;
+
+use super::{bytes, count, entries, lock, say};
+use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::store::{self, Lost, Origin, Salvaged, StoreError};
+
+/// A store that cannot be repaired, with what the operator can do.
+#[derive(Debug, Error)]
+#[error("{}", way_out(.0))]
+struct RepairError(#[source] StoreError);
 
 /// Repairs a store, where there is something to repair.
 ///
@@ -14,12 +21,12 @@ use crate::store::{self, Lost, Origin, Salvaged, StoreError};
 ///
 /// Nothing could be salvaged or written, or another process has the store.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
-    let lock = hold(path)?;
+    let lock = lock(path)?;
     let shown = path.display();
     let bar = Bar::new(format!("repairing {shown}"));
-    let repaired = store::repair(lock.store(), &|done, total| bar.tell(done, total));
+    let repaired = store::repair(lock.store(), &|done, total| bar.set(done, total));
     drop(bar);
-    let Some(repaired) = repaired.map_err(|error| failure(way_out(&error)))? else {
+    let Some(repaired) = repaired.map_err(RepairError)? else {
         say(&format!("{shown}: whole; nothing was changed"));
         return Ok(ExitCode::SUCCESS);
     };

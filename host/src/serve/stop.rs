@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE as REQUESTS;
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::http::Engine;
 use crate::ops::Ops;
 use crate::threads::within;
 use crate::{logging, signals};
 
+/// From the signal to the end of the wait for requests in flight.
+pub(super) const REQUESTS: Duration = Duration::from_secs(10);
 /// From the signal to the end of what plugins are waited for.
 const PLUGINS: Duration = Duration::from_secs(12);
 /// From the signal to the end of a stop in which a plugin did not return.
@@ -30,7 +31,7 @@ pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
     // Before the store is closed: a thread of a plugin that asks it would wait for ever.
     let abandoned = ops.plugins().stop(begun + PLUGINS);
     if abandoned.is_empty() {
-        let result = ops.store().close().map_err(|error| Failure::new([error]));
+        let result = ops.store().close().map_err(Failure::from);
         // A library that is being loaded may hold a lock that the end of the process would wait for.
         return if ops.plugins().is_reloading() { leave(result) } else { result };
     }
@@ -41,7 +42,7 @@ pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
     let left = (begun + ALL).saturating_duration_since(Instant::now());
     match within("close", left, move || closing.store().close()) {
         Some(Ok(())) => leave(Ok(())),
-        Some(Err(error)) => leave(Err(Failure::new([error]))),
+        Some(Err(error)) => leave(Err(error.into())),
         None => {
             tracing::warn!("no snapshot was written, because a plugin may hold entries locked; the log has all writes");
             leave(Ok(()))

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::http::{Head, Headers, Method, Service};
 use vkog::ops::Ops;
 use vkog::plugins::{Port, Registry, system_clock};
@@ -90,8 +90,8 @@ fn a_host_whose_store_cannot_be_written_says_that_it_is_not_ready() {
     let (disk, store) = new_store(Fsync::Always);
     let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
     let ops = Ops::new(store, plugins).expect("no plugin to fail");
-    let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
-    let api = Api::new(Arc::clone(&ops), 1000, access, Arc::new(|| Ok(Vec::new())));
+    let auth = Arc::new(Authorizer::new(vkog::config::Auth { open: true, ..Default::default() }));
+    let api = Api::new(Arc::clone(&ops), 1000, auth, Arc::new(|| Ok(Vec::new())));
     let ask = |path: &str| {
         let head = Arc::new(Head::new(Method::Get, path.to_owned(), Headers::default(), None));
         let reply = api.admit(head).err().expect("the reply needs no body");
