@@ -1,4 +1,4 @@
-//! A server from its configuration to its clean stop: the one place where all the parts meet.
+//! A server from its configuration to its clean stop. All parts of the program meet here.
 
 mod error;
 mod plugins;
@@ -6,7 +6,7 @@ mod reload;
 mod stop;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -24,22 +24,22 @@ use crate::plugins::{Port, Registry, system_clock};
 use crate::progress::Bar;
 use crate::sd_notify;
 use crate::signals::{Signal, signals};
-use crate::store::{self, LocalDisk, Lock, Options, Store};
+use crate::store::{self, LocalDisk, Lock, Options, Store, StoreError};
 
 use self::error::StartError;
 use self::reload::Reloader;
 
-/// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
+/// Serves until a signal stops the server. `configured` reads the configuration again, for a reload.
 ///
 /// # Errors
 ///
-/// The store, a plugin or the address cannot be used, or the store could not be written at the end.
+/// The store, a plugin or the address cannot be used, or the store cannot be written at the end.
 pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    // Before anything is opened. This thread waits for nothing but signals, so that a stop is heard whatever a start, a
-    // reload or a snapshot waits for.
+    // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
+    // stop.
     let signals = signals()?;
     let (send, receive) = bounded(1);
     thread::Builder::new().name("start".to_owned()).spawn(move || {
@@ -70,7 +70,7 @@ pub fn serve(
     let snapshots = Chore::new("snapshots", {
         let ops = Arc::clone(&ops);
         move || {
-            // The store logs one that fails, and tries it again.
+            // The store logs a failed snapshot and tries again.
             if ops.store().snapshot().is_ok() {
                 tracing::info!("wrote {}", file.display());
             }
@@ -83,21 +83,19 @@ pub fn serve(
             Signal::Snapshot => snapshots.ask(),
         }
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     tracing::info!("stopping");
     ops.store().end_watches();
     sd_notify::stopping();
-    // Before the engine closes the socket: until then its inode is not another file's.
+    // Before the engine closes the socket, because its inode may be another file's afterwards.
     drop(socket_file);
-    if !stop::drain(engine) {
-        tracing::warn!("some requests were still in flight after {:?}; they are abandoned", stop::REQUESTS);
-    }
-    stop::close(&ops, begun)?;
+    stop::drain(engine);
+    stop::close(&ops, started)?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// A server that runs.
+/// A running server.
 struct Running {
     ops: Arc<Ops>,
     engine: Engine,
@@ -108,7 +106,7 @@ struct Running {
     file: PathBuf,
 }
 
-/// Opens the store, loads the plugins, and serves.
+/// Loads the plugins, opens the store and starts the engine.
 fn start(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
@@ -120,23 +118,20 @@ fn start(
     {
         return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
     }
-    // All that can refuse the start without the store comes before the store is opened, which makes files.
+    // Checks that do not need the store come before it is opened, which makes files.
     let claim = Claim::new(&config.listen)?;
     let local = claim.is_local();
     let address = claim.address();
     let auth = config.auth.for_listener(local)?;
     let port = Arc::new(Port::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&config.plugins, &port)?, config.plugins.order, port);
-    let lock = Lock::take(&config.file)?;
-    let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
-    let options = Options { fsync, log_min, history_max, ..Options::default() };
-    let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
-    drop(bar);
-    store.hold(lock);
-    let (entries, size) = store.totals();
-    tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
-    let ops = Ops::new(store, plugins)?;
+    let options = Options {
+        fsync: config.fsync,
+        log_min: config.log_min,
+        history_max: config.watch_history,
+        ..Options::default()
+    };
+    let ops = Ops::new(open_store(&config.file, options)?, plugins)?;
 
     let (listener, socket_file) = claim.listen()?;
     let address = match config.listen {
@@ -175,7 +170,20 @@ fn start(
     Ok(Running { ops, engine, reload, address, socket_file, file: config.file })
 }
 
-/// Work that a signal asks for, on a thread of its own. However often it is asked for meanwhile, it is done once more.
+/// Locks and opens the store, with a progress bar.
+fn open_store(file: &Path, options: Options) -> Result<Store, StoreError> {
+    let lock = Lock::take(file)?;
+    let fsync = options.fsync;
+    let bar = Bar::new(format!("loading {}", file.display()));
+    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
+    drop(bar);
+    store.hold(lock);
+    let (entries, size) = store.totals();
+    tracing::info!(entries, bytes = size, ?fsync, "opened {}", file.display());
+    Ok(store)
+}
+
+/// Work on a thread of its own that a signal requests. Requests while it runs are merged into one.
 struct Chore(Sender<()>);
 
 impl Chore {
@@ -190,8 +198,8 @@ impl Chore {
     }
 }
 
-/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that
-/// stands still.
+/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that has
+/// stopped reading.
 fn announce(address: String) -> io::Result<()> {
     let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
         let _ = writeln!(std::io::stdout(), "listening on {address}");

@@ -1,4 +1,4 @@
-//! `/k/{key}`: one entry.
+//! `/k/{key}`: one entry of the store.
 
 use bytes::Bytes;
 
@@ -8,18 +8,22 @@ use crate::http::{Body, Head, Reply};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Unmet};
 use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
-/// The media type of a request's body.
+/// Returns the media type of a request body, from `Content-Type`.
 pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
 }
 
-/// The media type that a client gives a value.
+/// Checks the media type of a value.
+///
+/// # Errors
+///
+/// It is too long, or not ASCII text.
 pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
     if value.len() > CONTENT_TYPE_MAX {
         let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
         return Err(Problem::new(400, fact));
     }
-    // It is given back as it is, so it must be something that may be sent.
+    // Responses repeat it, so it must be a valid field value.
     match str::from_utf8(value) {
         Ok("") => Ok(DEFAULT_CONTENT_TYPE),
         Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
@@ -27,7 +31,7 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
     }
 }
 
-/// Checks that the body of a request is a whole value, or a whole batch, as it is to be read.
+/// Checks that a request body is a whole value or a whole batch.
 ///
 /// # Errors
 ///
@@ -44,13 +48,13 @@ pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether a content coding changes nothing.
+/// Returns whether a content coding is `identity`.
 pub(super) fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
 }
 
-/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
-/// of the value.
+/// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
+/// `range` is the requested part of the value.
 pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, format: ErrorFormat) -> Reply {
     let mut reply = bare(answer, reads, range, format);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
@@ -95,22 +99,22 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) 
     }
 }
 
-/// Why an operation was not done.
+/// Makes the problem of a failed operation.
 pub(super) fn problem(answer: Answer) -> Problem {
     match answer {
         Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected"),
         Answer::Absent => Problem::new(404, "Not Found"),
         Answer::Refused(refusal) => Problem::of(refusal),
         Answer::Failed(error) => {
-            let (status, words) = not_kept(&error);
+            let (status, words) = not_durable(&error);
             Problem::new(status, format!("{words}: {error}"))
         }
         Answer::Found(_) | Answer::Written(_) | Answer::Removed(_) => Problem::new(500, "Internal error"),
     }
 }
 
-/// The status of a write that is not kept, and the first words.
-fn not_kept(error: &StoreError) -> (u16, &'static str) {
+/// Returns the status and the first words for a write that is not durable.
+fn not_durable(error: &StoreError) -> (u16, &'static str) {
     match error {
         error if error.is_full() => (507, "Not kept"),
         error if error.is_certain() => (503, "Not kept"),

@@ -1,13 +1,12 @@
-//! `/livez` and `/readyz`: whether the process lives, and whether the store can be written, snapshots succeed and all plugins
-//! work.
+//! `/livez` and `/readyz`: the process runs; the store accepts writes, snapshots succeed and all plugins work.
 
 use super::problem::{ErrorFormat, Problem};
 use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::OnFailure;
 
-/// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
-/// quarantine.
+/// The response of `/readyz`: 503 while writes or snapshots fail, or a plugin in quarantine refuses requests. A server listens
+/// only when its store is loaded.
 pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Reply {
     let store = ops.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
@@ -27,7 +26,7 @@ pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Reply {
     }
 }
 
-/// The process answers, so it lives.
+/// The response of `/livez`.
 pub(super) fn ok() -> Reply {
     Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

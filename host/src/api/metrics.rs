@@ -1,4 +1,4 @@
-//! `/metrics`: the state of the store and the behaviour of the plugins, as Prometheus reads it.
+//! `/metrics`: the metrics of the store, of requests and of plugins in the OpenMetrics format.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -32,7 +32,7 @@ const BUCKETS: [Duration; 8] = [
     Duration::from_secs(1),
 ];
 
-/// Everything that is counted, as text.
+/// Encodes all metrics.
 pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<Connections>) -> Reply {
     let mut registry = Registry::default();
     let (ops, connections) = (Arc::clone(ops), Arc::clone(connections));
@@ -44,7 +44,7 @@ pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<Co
         .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 
-/// What is looked up when somebody asks, and counted nowhere else.
+/// The sources of the metrics, which are read at each request.
 struct Numbers {
     ops: Arc<Ops>,
     log: &'static AccessLog,

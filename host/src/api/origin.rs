@@ -1,7 +1,7 @@
-//! Where a request comes from: under which name the server was asked, whose page asks, and which client is behind a proxy.
+//! The origin of a request: the host name it uses, the site of the page that sent it, and the client behind a proxy.
 //!
-//! A browser attaches nothing secret to the requests that a foreign page makes it send, but it may reach addresses that the
-//! page's author does not. So where no token protects the store, these rules do.
+//! A browser attaches no secret to the requests of a foreign page, but it may reach addresses that the author of the page
+//! cannot. These rules protect a store that needs no token.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -118,7 +118,7 @@ impl Forwarded {
     }
 }
 
-/// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
+/// Sets the client for logs and plugins, if a trusted proxy forwards the request.
 pub(super) fn name_client(head: &Head, auth: &Auth) {
     if !auth.proxy.is_empty()
         && let Some(Forwarded { client, .. }) = Forwarded::of(head, &auth.proxy)

@@ -1,4 +1,4 @@
-//! `/plugins`: what is loaded and how it behaves; and `/plugins/reload`, for those who may.
+//! `/plugins`: the loaded plugins and their statistics; `/plugins/reload`: a reload.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,7 +14,7 @@ use crate::http::Reply;
 use crate::ops::Ops;
 use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
 
-/// Everything that is loaded, in the order of the chain.
+/// Lists the loaded plugins in the order of the chain. Blocks while a reload replaces them.
 pub(super) fn list(ops: &Ops) -> Reply {
     json(&ops.plugins().look(|plugins, chain, order| {
         let port = ops.plugins().port();
@@ -41,13 +41,13 @@ struct Listed {
     path: String,
     sha256: String,
     stage: &'static str,
-    /// Why it stands where it stands.
+    /// What determines its position in the chain.
     ordered_by: &'static str,
     settings: Map<String, Value>,
     on_failure: OnFailure,
     budget_ns: Option<u64>,
     quarantined: bool,
-    /// Whether its hooks may wait.
+    /// Whether its hooks may block.
     blocks: bool,
     hooks: Vec<Hook>,
     metrics: BTreeMap<String, i64>,
@@ -63,7 +63,7 @@ struct Hook {
     time: Time,
 }
 
-/// How long the calls took of which the time was taken.
+/// The duration of the measured calls.
 #[derive(Serialize)]
 struct Time {
     measured: u64,
@@ -113,7 +113,7 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The same settings without what is called like a secret, however deep.
+/// Hides the values of settings whose names suggest a secret, at any depth.
 fn hide_secrets(settings: &Map<String, Value>) -> Map<String, Value> {
     const SECRET: [&str; 6] = ["token", "secret", "password", "passphrase", "credential", "key"];
     let hide = |(name, value): (&String, &Value)| {
@@ -165,7 +165,7 @@ pub enum ReloadError {
     Plugins(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// What a reload did. 409 if one of the plugins could not be taken in: the others were.
+/// The response to a reload: 409 if it failed for a plugin. The other plugins were reloaded.
 pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, format: ErrorFormat) -> Reply {
     let taken = match taken {
         Ok(taken) => taken,
