@@ -80,7 +80,7 @@ impl Handler {
         let decoded = request::decode(&body.into(), request).and_then(|operations| checked(operations, value_max));
         let operations = match decoded {
             Ok(operations) => operations,
-            Err(problem) => return respond(problem.reply(response.of_errors())),
+            Err(problem) => return respond(problem.reply(response.error_format())),
         };
         let permissions = operations.iter().map(|operation| {
             let permission = if operation.verb == Verb::Get { Permission::Read } else { Permission::Write };
@@ -88,7 +88,7 @@ impl Handler {
         });
         if let Err((index, refusal)) = auth.check_all(&head, permissions) {
             let key = operations.into_iter().nth(index).map(|operation| operation.key);
-            return respond(Problem::of(refusal).at(index, key).reply(response.of_errors()));
+            return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }
         let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
         let batch = Batch { operations, query, arrived, values_max, origin: head };
@@ -110,7 +110,7 @@ fn values_len(done: &[(Answer, Added)]) -> usize {
 fn refused(Failure { at, answer }: Failure, format: Format) -> Reply {
     let problem = entry::problem(answer);
     let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
-    problem.reply(format.of_errors())
+    problem.reply(format.error_format())
 }
 
 /// Checks keys, media types and values of decoded operations.

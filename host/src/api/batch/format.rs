@@ -45,7 +45,7 @@ impl Format {
     }
 
     /// Returns the format of an error response.
-    pub(super) fn of_errors(self) -> ErrorFormat {
+    pub(super) fn error_format(self) -> ErrorFormat {
         match self {
             Self::Json => ErrorFormat::Json,
             Self::MessagePack => ErrorFormat::MessagePack,
