@@ -35,7 +35,7 @@ pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
-pub use frozen::{Frozen, frozen};
+pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use process::{Exit, Running};
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
