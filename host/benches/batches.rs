@@ -10,10 +10,10 @@ use divan::{Bencher, black_box};
 use serde_json::json;
 use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{Head, Headers, Method, Responder, Service};
+use vkog::http::{Headers, Method, RequestHead, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {
     divan::main();
@@ -40,7 +40,7 @@ fn body(format: &str, is_refused: bool) -> Vec<u8> {
 fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
     let mut headers = Headers::default();
     headers.push("content-type", format.as_bytes());
-    let head = Arc::new(Head::new(Method::Post, "/batch".to_owned(), headers, None));
+    let head = Arc::new(RequestHead::new(Method::Post, "/batch".to_owned(), headers, None));
     let admitted = api.admit(head).unwrap_or_else(|reply| panic!("{}", reply.status));
     let (tell, told) = channel();
     api.serve(admitted, body, Responder::new(move |reply| _ = tell.send(reply.status)));
@@ -53,7 +53,7 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     let port = Arc::new(Port::new(0, system_clock));
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    let store = Store::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     let api = Api::new(ops, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())));

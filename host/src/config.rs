@@ -13,8 +13,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::http::{TlsFiles, default_limit};
-use crate::plugins::{Settings, Source, Table};
-use crate::store::{Fsync, VALUE_MAX};
+use vkog_plugin_host::{Settings, Source, Table};
+use vkog_store::{Fsync, VALUE_MAX};
 
 pub use auth::{Auth, Permission, Token};
 pub use error::{AuthError, ConfigError, Conflict, FileError, ProxyError, ValueError};

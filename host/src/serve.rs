@@ -17,14 +17,14 @@ use parking_lot::Mutex;
 use crate::api::{Api, Authorizer, Reload};
 use crate::config::{Config, ConfigError, Http, Listen};
 use crate::failure::Failure;
-use crate::http::{Certificate, Engine, Tls};
+use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::ops::Ops;
-use crate::plugins::{Port, Registry, system_clock};
 use crate::progress::Bar;
 use crate::sd_notify;
 use crate::signals::{Signal, signals};
-use crate::store::{self, LocalDisk, Lock, Options, Store, StoreError};
+use vkog_plugin_host::{Port, Registry, system_clock};
+use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
 
 use self::error::StartError;
 use self::reload::Reloader;
@@ -98,7 +98,7 @@ pub fn serve(
 /// A running server.
 struct Running {
     ops: Arc<Ops>,
-    engine: Engine,
+    engine: HttpServer,
     reload: Arc<Reload>,
     address: String,
     /// Removes the file of a Unix socket when it is dropped.
@@ -162,20 +162,20 @@ fn start(
     }
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
     let engine = if tiny {
-        Engine::tiny(listener, service)?
+        HttpServer::tiny(listener, service)?
     } else {
-        Engine::hyper(listener, tls, service.connections(), service)?
+        HttpServer::hyper(listener, tls, service.connections(), service)?
     };
     ops.store().keep_files();
     Ok(Running { ops, engine, reload, address, socket_file, file: config.file })
 }
 
 /// Locks and opens the store, with a progress bar.
-fn open_store(file: &Path, options: Options) -> Result<Store, StoreError> {
+fn open_store(file: &Path, options: Options) -> Result<LocalStore, StoreError> {
     let lock = Lock::take(file)?;
     let fsync = options.fsync;
     let bar = Bar::new(format!("loading {}", file.display()));
-    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
+    let store = LocalStore::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
     drop(bar);
     store.hold(lock);
     let (entries, size) = store.totals();

@@ -12,11 +12,11 @@ use std::time::Duration;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
+use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
 use vkog_plugin_api::*;
+use vkog_plugin_host::{Chain, Conduct, Member, Port, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -66,7 +66,7 @@ fn api(file: &std::path::Path) -> Api {
     let chain = Chain::new(vec![member("one"), member("two")], &[]);
     // The committer of the others would count for the request that it happens to run beside.
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = Store::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
+    let store = LocalStore::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
     let ops = Ops::new(store, Registry::linked(chain, port)).expect("they start");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     Api::new(ops, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))
@@ -91,7 +91,7 @@ fn without_engine(api: &Api, method: Method) -> f64 {
         headers.push("host", b"127.0.0.1:3110");
         headers.push("content-length", b"64");
         let body = if method == Method::Put { VALUE.to_vec() } else { Vec::new() };
-        made.push((Arc::new(Head::new(method, format!("/k/{KEY}"), headers, None)), body));
+        made.push((Arc::new(RequestHead::new(method, format!("/k/{KEY}"), headers, None)), body));
     }
     per_request(|| {
         let (head, body) = made.pop().expect("enough are made");
@@ -131,7 +131,7 @@ fn a_get_and_a_put_through_two_plugins_allocate_no_more_than_is_written_down() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let connections = api.connections();
-    let engine = Engine::hyper(Bound::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
+    let engine = HttpServer::hyper(Listener::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
     let mut client = TcpStream::connect(address).expect("it listens");
     client.set_read_timeout(Some(Duration::from_secs(60))).expect("it is no zero");
     let whole_put = with_hyper(&mut client, "PUT", VALUE);

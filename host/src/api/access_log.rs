@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::counting::{Counts, Histogram};
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
+use vkog_runtime::{Counts, Histogram};
 
 /// The methods, at the index of [`Method`](crate::http::Method).
 pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "other"];
@@ -47,7 +47,7 @@ struct Failures {
 /// A request in flight. One that is dropped before [`end`](Self::end) was lost to a panic, and its client gets 500.
 pub(super) struct RequestSpan {
     log: &'static AccessLog,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     started: Option<Instant>,
     ended: bool,
 }
@@ -65,7 +65,7 @@ impl AccessLog {
     }
 
     /// Starts the span of a received request.
-    pub(super) fn start(&'static self, head: &Arc<Head>) -> RequestSpan {
+    pub(super) fn start(&'static self, head: &Arc<RequestHead>) -> RequestSpan {
         let before = self.counts.count(head.method as usize);
         let timed = self.logs_all.load(Relaxed) || before < TIMED_FIRST || before.is_multiple_of(TIMED_EVERY);
         let started = timed.then(Instant::now);
@@ -113,7 +113,7 @@ impl Failures {
 
 impl RequestSpan {
     /// Ends the span with the response, to which it adds the id of a request that has one.
-    pub(super) fn end(mut self, reply: Reply) -> Reply {
+    pub(super) fn end(mut self, reply: Response) -> Response {
         self.record(reply.status, &reply);
         match self.head.known_id() {
             None => reply,
@@ -124,7 +124,7 @@ impl RequestSpan {
         }
     }
 
-    fn record(&mut self, status: u16, reply: &Reply) {
+    fn record(&mut self, status: u16, reply: &Response) {
         self.ended = true;
         let (log, head) = (self.log, &*self.head);
         let method = head.method as usize;
@@ -156,7 +156,7 @@ impl RequestSpan {
 impl Drop for RequestSpan {
     fn drop(&mut self) {
         if !self.ended {
-            self.record(500, &Reply::internal_error());
+            self.record(500, &Response::internal_error());
         }
     }
 }
@@ -169,10 +169,10 @@ mod tests {
     #[test]
     fn a_request_is_in_flight_until_its_response_and_is_counted_once() {
         let requests = AccessLog::leaked();
-        let head = Arc::new(Head::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
+        let head = Arc::new(RequestHead::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
         let (first, second) = (requests.start(&head), requests.start(&head));
         assert_eq!(requests.in_flight(), 2);
-        let reply = first.end(Reply::new(204, &b""[..]));
+        let reply = first.end(Response::new(204, &b""[..]));
         assert!(reply.headers.is_empty(), "no id was sent, and none is needed");
         drop(second);
         let put = Method::Put as usize;

@@ -7,10 +7,10 @@ use arc_swap::ArcSwap;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
 use crate::config::{Auth, Permission, Token};
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use crate::ops::by_host;
-use crate::plugins::Refusal;
-use crate::sha256::Sha256;
+use vkog_plugin_host::Refusal;
+use vkog_plugin_host::Sha256;
 
 /// The entries that a request is about.
 #[derive(Copy, Clone, Debug)]
@@ -46,7 +46,7 @@ impl Authorizer {
     }
 
     /// Finds out which client sent a request through a trusted proxy. Must run before every other check.
-    pub(super) fn identify_client(&self, head: &Head) {
+    pub(super) fn identify_client(&self, head: &RequestHead) {
         origin::name_client(head, &self.0.load());
     }
 
@@ -56,7 +56,7 @@ impl Authorizer {
     /// # Errors
     ///
     /// The response for a sender that has not: 401 without a known token, 403 with one that lacks the permission.
-    pub(super) fn check(&self, head: &Head, permission: Permission, scope: Scope<'_>) -> Result<(), Reply> {
+    pub(super) fn check(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> Result<(), Response> {
         let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
         self.check_all(head, [(permission, scope)]).map_err(refuse)
     }
@@ -68,7 +68,7 @@ impl Authorizer {
     /// The index of the first permission that the sender lacks, and the refusal, as for [`check`](Self::check).
     pub(super) fn check_all<'a>(
         &self,
-        head: &Head,
+        head: &RequestHead,
         checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
         let auth = self.0.load();
@@ -90,14 +90,14 @@ impl Authorizer {
 
 impl Auth {
     /// Returns the token of a request, if it is known.
-    fn token(&self, head: &Head) -> Option<&Token> {
+    fn token(&self, head: &RequestHead) -> Option<&Token> {
         let sent = sent(head)?;
         self.tokens.iter().find(|token| token.sha256 == sent)
     }
 
     fn check(
         &self,
-        head: &Head,
+        head: &RequestHead,
         token: Option<&Token>,
         permission: Permission,
         scope: Scope<'_>,
@@ -164,7 +164,7 @@ fn may(token: &Token) -> String {
 
 /// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
 /// tokens counts is for nobody to guess.
-fn sent(head: &Head) -> Option<Sha256> {
+fn sent(head: &RequestHead) -> Option<Sha256> {
     let mut all = head.headers.all("authorization");
     let (Some(authorization), None) = (all.next(), all.next()) else { return None };
     let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
@@ -176,10 +176,10 @@ mod tests {
     use super::*;
     use crate::http::{Headers, Method};
 
-    fn head(client: &str, authorizations: &[&str]) -> Head {
+    fn head(client: &str, authorizations: &[&str]) -> RequestHead {
         let mut headers = Headers::default();
         authorizations.iter().for_each(|value| headers.push("Authorization", value.as_bytes()));
-        Head::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
+        RequestHead::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
     }
 
     fn authorizer(remote_admin: bool) -> Authorizer {
@@ -193,7 +193,7 @@ mod tests {
         Authorizer::new(Auth { remote_admin, tokens, ..Auth::default() })
     }
 
-    fn status(auth: &Authorizer, head: &Head, permission: Permission, scope: Scope<'_>) -> u16 {
+    fn status(auth: &Authorizer, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> u16 {
         auth.check(head, permission, scope).map_or_else(|reply| reply.status, |()| 200)
     }
 

@@ -11,10 +11,10 @@ use super::entry;
 use super::path::check_key;
 use super::problem::Problem;
 use crate::config::{BATCH_MIN, Permission};
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use crate::ops::{Added, Answer, Batch, Failure, Operation, Ops};
-use crate::plugins::Verb;
-use crate::threads::Threads;
+use vkog_plugin_host::Verb;
+use vkog_runtime::ThreadPool;
 
 pub(super) use format::Format;
 
@@ -50,17 +50,17 @@ pub(super) struct Handler {
     pub(super) ops: Arc<Ops>,
     pub(super) auth: Arc<Authorizer>,
     pub(super) value_max: u64,
-    pub(super) large: Arc<Threads>,
+    pub(super) large: Arc<ThreadPool>,
 }
 
 impl Handler {
     /// Decodes, authorizes and runs a batch. A large one is decoded, and its response encoded, on another thread.
     pub(super) fn serve(
         self,
-        head: Arc<Head>,
+        head: Arc<RequestHead>,
         route: BatchRoute,
         body: Vec<u8>,
-        respond: impl FnOnce(Reply) + Send + 'static,
+        respond: impl FnOnce(Response) + Send + 'static,
     ) {
         if body.len() <= LARGE {
             return self.run(head, route, body, respond);
@@ -71,10 +71,10 @@ impl Handler {
 
     fn run(
         self,
-        head: Arc<Head>,
+        head: Arc<RequestHead>,
         BatchRoute { request, response, query, arrived }: BatchRoute,
         body: Vec<u8>,
-        respond: impl FnOnce(Reply) + Send + 'static,
+        respond: impl FnOnce(Response) + Send + 'static,
     ) {
         let Self { ops, auth, value_max, large } = self;
         let decoded = request::decode(&body.into(), request).and_then(|operations| checked(operations, value_max));
@@ -107,7 +107,7 @@ fn values_len(done: &[(Answer, Added)]) -> usize {
 }
 
 /// The response to a batch without effect.
-fn refused(Failure { at, answer }: Failure, format: Format) -> Reply {
+fn refused(Failure { at, answer }: Failure, format: Format) -> Response {
     let problem = entry::problem(answer);
     let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
     problem.reply(format.error_format())

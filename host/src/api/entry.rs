@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
-use crate::http::{Body, Head, Reply};
+use crate::http::{Body, RequestHead, Response};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Unmet};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
 /// Returns the media type of a request body, from `Content-Type`.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
 }
 
@@ -36,7 +36,7 @@ pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
 /// # Errors
 ///
 /// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
+pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
     let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
     if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
         let fact = "Content-Encoding is not supported; send the value as it is to be read";
@@ -55,14 +55,14 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 
 /// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
 /// `range` is the requested part of the value.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, format: ErrorFormat) -> Reply {
+pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {
     let mut reply = bare(answer, reads, range, format);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) -> Reply {
-    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {
+    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match answer {
         Answer::Found(entry) => {
             let len = entry.value().len();
@@ -74,8 +74,8 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) 
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Reply::new(200, &b""[..])
-                .of_revision(entry.revision())
+            let mut reply = Response::new(200, &b""[..])
+                .with_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .inert();
@@ -90,9 +90,9 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, format: ErrorFormat) 
             };
             reply
         }
-        Answer::Written(revision) => ok().of_revision(revision),
+        Answer::Written(revision) => ok().with_revision(revision),
         Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
+        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Response::new(304, &b""[..]).with_revision(revision),
         Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
             problem(answer).reply(format)
         }

@@ -1,7 +1,7 @@
 //! Entity tags: the revision of an entry in quotation marks, and the conditional requests that name some (RFC 9110).
 
 use super::problem::Problem;
-use crate::http::Head;
+use crate::http::RequestHead;
 use crate::ops::{Conditions, Revisions};
 
 /// Parses `If-Match` and `If-None-Match`.
@@ -9,7 +9,7 @@ use crate::ops::{Conditions, Revisions};
 /// # Errors
 ///
 /// A condition is malformed. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
+pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
     // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
     let condition = |name, weak| {
         let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
@@ -22,7 +22,7 @@ pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
 #[derive(Debug)]
 struct NotTags;
 
-fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
+fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
     let mut values = head.headers.all(name).peekable();
     if values.peek().is_none() {
         return Ok(None);

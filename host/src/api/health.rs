@@ -1,13 +1,14 @@
 //! `/livez` and `/readyz`: the process runs; the store accepts writes, snapshots succeed and all plugins work.
 
 use super::problem::{ErrorFormat, Problem};
-use crate::http::Reply;
+use crate::http::Response;
 use crate::ops::Ops;
-use crate::plugins::OnFailure;
+use vkog_plugin_host::OnFailure;
+use vkog_store::Store as _;
 
 /// The response of `/readyz`: 503 while writes or snapshots fail, or a plugin in quarantine refuses requests. A server listens
 /// only when its store is loaded.
-pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Reply {
+pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Response {
     let store = ops.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
         return Problem::new(503, format!("Not ready: {error}")).reply(format);
@@ -27,6 +28,6 @@ pub(super) fn ready(ops: &Ops, format: ErrorFormat) -> Reply {
 }
 
 /// The response of `/livez`.
-pub(super) fn ok() -> Reply {
-    Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
+pub(super) fn ok() -> Response {
+    Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

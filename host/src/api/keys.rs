@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::json::{json, json_reply};
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
-use crate::http::{Budget, Exhausted, Head, Reply};
+use crate::http::{Budget, Exhausted, RequestHead, Response};
 use crate::ops::{Listing, Ops, Viewer};
 use crate::schema::{Count, Key, Page};
 
@@ -65,10 +65,10 @@ pub(super) fn list(
     ops: &Arc<Ops>,
     query: &Query,
     raw_query: String,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     budget: &'static Budget,
     format: ErrorFormat,
-) -> Reply {
+) -> Response {
     let viewer = Viewer { origin: head, query: raw_query };
     let answered = match query {
         Query::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
@@ -87,7 +87,7 @@ pub(super) fn list(
 }
 
 /// Serializes a page within the memory budget. Its length is reserved before it is made.
-fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Reply, Exhausted> {
+fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Response, Exhausted> {
     let mut length = Length(0);
     // Counting does not fail.
     let _ = serde_json::to_writer_pretty(&mut length, page);
@@ -113,13 +113,13 @@ impl io::Write for Length {
     }
 }
 
-fn no_memory(format: ErrorFormat) -> Reply {
+fn no_memory(format: ErrorFormat) -> Response {
     let fact = "Not enough memory for this answer beside other requests in flight; try again";
     Problem::new(503, fact).with_header("Retry-After", "1").reply(format)
 }
 
 /// The response while too many listings are in flight.
-pub(super) fn too_many(format: ErrorFormat) -> Reply {
+pub(super) fn too_many(format: ErrorFormat) -> Response {
     let fact = format!("Too many requests for keys at once: {CONCURRENT_MAX} are the most; try again");
     Problem::new(503, fact).reply(format).with_header("Retry-After", "1")
 }

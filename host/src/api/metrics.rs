@@ -13,12 +13,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::access_log::{AccessLog, CLASSES, METHODS};
-use crate::counting::Histogram;
-use crate::http::{Connections, Reply};
+use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Metric};
-use crate::store::Fsync;
+use vkog_plugin_host::{Chain, HookStats, Metric};
+use vkog_runtime::Histogram;
+use vkog_store::{Fsync, Store as _};
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [
@@ -33,14 +33,14 @@ const BUCKETS: [Duration; 8] = [
 ];
 
 /// Encodes all metrics.
-pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<Connections>) -> Reply {
+pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<ConnectionCounts>) -> Response {
     let mut registry = Registry::default();
     let (ops, connections) = (Arc::clone(ops), Arc::clone(connections));
     registry.register_collector(Box::new(Numbers { ops, log, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
-    Reply::new(200, text.into_bytes())
+    Response::new(200, text.into_bytes())
         .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 
@@ -48,7 +48,7 @@ pub(super) fn text(ops: &Arc<Ops>, log: &'static AccessLog, connections: &Arc<Co
 struct Numbers {
     ops: Arc<Ops>,
     log: &'static AccessLog,
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionCounts>,
 }
 
 impl fmt::Debug for Numbers {
@@ -144,14 +144,13 @@ impl Numbers {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Connections { accepted, ended, refused } = &*self.connections;
-        let (ended, accepted) = (ended.load(Relaxed), accepted.load(Relaxed));
+        let ConnectionCounts { accepted, refused, .. } = &*self.connections;
         let help = "Connections that are open; with hyper only";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
-            .encode_gauge(&accepted.saturating_sub(ended))?;
+            .encode_gauge(&self.connections.open())?;
         for (name, help, value) in [
-            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted),
+            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted.load(Relaxed)),
             ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;

@@ -24,18 +24,18 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::config::Permission;
-use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
+use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use crate::ops::{Conditions, Ops, Request};
-use crate::plugins::{Origin, Taken, Verb};
-use crate::store::owned_content_type;
-use crate::threads::{Threads, cores};
+use vkog_plugin_host::{Origin, Taken, Verb};
+use vkog_runtime::{ThreadPool, cores};
+use vkog_store::owned_content_type;
 
 use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
 use auth::Scope;
 use batch::{BatchRoute, Format};
 use openapi::Methods;
-use path::{decode_key, path_and_query};
+use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
@@ -48,14 +48,14 @@ pub struct Api {
     auth: Arc<Authorizer>,
     reload: Arc<Reload>,
     log: &'static AccessLog,
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionCounts>,
     /// Encoded events, shared by watchers.
     encoded: Arc<watch::Encoded>,
     /// Runs what takes longer than an operation.
-    threads: Threads,
+    threads: ThreadPool,
     /// Runs operations with large values, because copying those would block an event loop. Few threads, because each copy
     /// needs memory beyond the budget.
-    large: Arc<Threads>,
+    large: Arc<ThreadPool>,
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
 }
@@ -65,7 +65,7 @@ pub type Reload = dyn Fn() -> Result<Vec<Taken>, ReloadError> + Send + Sync;
 
 /// An authorized request with its route, before its body is read.
 pub struct RoutedRequest {
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     route: Route,
     span: RequestSpan,
 }
@@ -99,10 +99,10 @@ struct EntryRoute {
 impl Api {
     /// Makes the interface. `value_max` is the maximum length of a value, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, auth: Arc<Authorizer>, reload: Arc<Reload>) -> Self {
-        let (log, threads) = (AccessLog::leaked(), Threads::new("admin"));
+        let (log, threads) = (AccessLog::leaked(), ThreadPool::new("admin"));
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
-        let large = Arc::new(Threads::at_most("large", cores()));
+        let large = Arc::new(ThreadPool::bounded("large", cores()));
         Self { ops, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings }
     }
 
@@ -118,25 +118,25 @@ impl Api {
     }
 
     /// Returns the connection counters, for an engine to count in.
-    pub fn connections(&self) -> Arc<Connections> {
+    pub fn connections(&self) -> Arc<ConnectionCounts> {
         Arc::clone(&self.connections)
     }
 
     /// Routes and authorizes a request. The error is the response of a request that needs no body.
-    fn route(&self, head: &Head) -> Result<Route, Reply> {
-        let (path, query) = path_and_query(&head.target);
+    fn route(&self, head: &RequestHead) -> Result<Route, Response> {
+        let (path, query) = (head.path(), head.query());
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         self.auth.identify_client(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
         let methods = Methods::of(path).map_err(|error| {
             tracing::error!("{error}");
-            Reply::internal_error()
+            Response::internal_error()
         })?;
         let methods = methods.ok_or_else(no_path)?;
         match head.method {
             method if !methods.include(method) => return Err(not_allowed(methods, format())),
-            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            Method::Options => return Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
             _ => {}
         }
         if let Some(key) = path.strip_prefix("/k/") {
@@ -171,7 +171,13 @@ impl Api {
     }
 
     /// Parses and authorizes an operation on one entry.
-    fn entry_route(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<EntryRoute, Reply> {
+    fn entry_route(
+        &self,
+        head: &RequestHead,
+        methods: &Methods,
+        key: &str,
+        query: &str,
+    ) -> Result<EntryRoute, Response> {
         let arrived = self.ops.revision();
         let format = || ErrorFormat::of(head);
         let verb = match head.method {
@@ -196,7 +202,7 @@ impl Api {
     }
 
     /// Parses what the head says of a batch. Its operations are authorized one by one when the body is there.
-    fn batch_route(&self, head: &Head, query: &str) -> Result<BatchRoute, Reply> {
+    fn batch_route(&self, head: &RequestHead, query: &str) -> Result<BatchRoute, Response> {
         let arrived = self.ops.revision();
         let format = || ErrorFormat::of(head);
         self.auth.check(head, Permission::Read, Scope::Later)?;
@@ -207,14 +213,14 @@ impl Api {
 }
 
 /// The response for a method that the path does not have.
-fn not_allowed(methods: &Methods, format: ErrorFormat) -> Reply {
+fn not_allowed(methods: &Methods, format: ErrorFormat) -> Response {
     Problem::new(405, "Method not allowed").reply(format).with_header("Allow", methods.allow.clone())
 }
 
 impl Service for Api {
     type Admitted = RoutedRequest;
 
-    fn admit(&self, head: Arc<Head>) -> Result<RoutedRequest, Reply> {
+    fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
         let span = self.log.start(&head);
         match self.route(&head) {
             Ok(route) => Ok(RoutedRequest { head, route, span }),
@@ -233,7 +239,7 @@ impl Service for Api {
         }
     }
 
-    fn refuse_body(&self, request: RoutedRequest, fault: BodyFault) -> Reply {
+    fn refuse_body(&self, request: RoutedRequest, fault: BodyFault) -> Response {
         let problem = match fault {
             BodyFault::Encoded => {
                 Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
@@ -244,9 +250,9 @@ impl Service for Api {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
-            BodyFault::CutOff { came, declared } => {
+            BodyFault::CutOff { received, declared } => {
                 let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
-                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
+                Problem::new(400, format!("Body cut off: {received}{of} bytes arrived; nothing was written"))
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
@@ -260,7 +266,7 @@ impl Service for Api {
 
     fn serve(&self, RoutedRequest { head, route, span }: RoutedRequest, body: Vec<u8>, responder: Responder) {
         let format = ErrorFormat::of(&head);
-        let respond = move |reply| responder.reply(span.end(reply));
+        let respond = move |reply| responder.respond(span.end(reply));
         match route {
             Route::Entry(route) => self.serve_entry(head, route, body, respond),
             Route::Batch(route) => {
@@ -300,10 +306,10 @@ impl Api {
     /// Runs an operation on one entry, on another thread if its value is large.
     fn serve_entry(
         &self,
-        head: Arc<Head>,
+        head: Arc<RequestHead>,
         EntryRoute { verb, key, query, content_type, conditions, arrived }: EntryRoute,
         value: Vec<u8>,
-        respond: impl FnOnce(Reply) + Send + 'static,
+        respond: impl FnOnce(Response) + Send + 'static,
     ) {
         let format = ErrorFormat::of(&head);
         if value.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
@@ -321,7 +327,7 @@ impl Api {
     }
 }
 
-impl Origin for Head {
+impl Origin for RequestHead {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }

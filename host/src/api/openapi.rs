@@ -7,7 +7,7 @@ use once_cell::sync::OnceCell;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::http::{Method, Reply};
+use crate::http::{Method, Response};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -79,8 +79,8 @@ impl Paths {
 }
 
 /// The response with the document.
-pub(super) fn document() -> Reply {
-    Reply::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
+pub(super) fn document() -> Response {
+    Response::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
 }
 
 #[cfg(test)]

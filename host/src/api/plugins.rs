@@ -10,12 +10,12 @@ use thiserror::Error;
 
 use super::json::json;
 use super::problem::{ErrorFormat, Problem, one_line};
-use crate::http::Reply;
+use crate::http::Response;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
+use vkog_plugin_host::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
 
 /// Lists the loaded plugins in the order of the chain. Blocks while a reload replaces them.
-pub(super) fn list(ops: &Ops) -> Reply {
+pub(super) fn list(ops: &Ops) -> Response {
     json(&ops.plugins().look(|plugins, chain, order| {
         let port = ops.plugins().port();
         let listed = chain.members().iter().filter_map(|member| {
@@ -166,7 +166,7 @@ pub enum ReloadError {
 }
 
 /// The response to a reload: 409 if it failed for a plugin. The other plugins were reloaded.
-pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, format: ErrorFormat) -> Reply {
+pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, format: ErrorFormat) -> Response {
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {

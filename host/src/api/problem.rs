@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use crate::http::{Head, Reply};
-use crate::plugins::Refusal;
+use crate::http::{RequestHead, Response};
 use crate::schema::Problem as Document;
+use vkog_plugin_host::Refusal;
 
 /// The format of an error response, by content negotiation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum ErrorFormat {
 
 impl ErrorFormat {
     /// Chooses the format by `Accept`: JSON if it names JSON before plain text.
-    pub(super) fn of(head: &Head) -> Self {
+    pub(super) fn of(head: &RequestHead) -> Self {
         let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
         let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
         for range in named {
@@ -77,7 +77,7 @@ impl Problem {
     }
 
     /// Makes the response.
-    pub(super) fn reply(self, format: ErrorFormat) -> Reply {
+    pub(super) fn reply(self, format: ErrorFormat) -> Response {
         let (content_type, body) = match format {
             ErrorFormat::Text => {
                 ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.document.title)).into_bytes())
@@ -87,7 +87,7 @@ impl Problem {
                 ("application/msgpack", rmp_serde::to_vec_named(&self.document).unwrap_or_default())
             }
         };
-        let mut reply = Reply::new(self.document.status, body).with_header("Content-Type", content_type);
+        let mut reply = Response::new(self.document.status, body).with_header("Content-Type", content_type);
         if let Some(plugin) = self.document.plugin {
             reply = reply.with_header("Vkog-Plugin", plugin.into_owned());
         }

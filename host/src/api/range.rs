@@ -3,8 +3,8 @@
 use std::ops;
 
 use super::etag::revision;
-use crate::http::{Head, Method};
-use crate::store::Entry;
+use crate::http::{Method, RequestHead};
+use vkog_store::Entry;
 
 /// A requested range.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ enum Bytes {
 
 impl Range {
     /// Parses `Range` and `If-Range`. Returns `None`, which is the whole value, for several ranges and for unknown units.
-    pub(super) fn of(head: &Head) -> Option<Self> {
+    pub(super) fn of(head: &RequestHead) -> Option<Self> {
         let mut all = head.headers.all("range");
         let (Some(range), None) = (all.next(), all.next()) else { return None };
         if head.method != Method::Get {

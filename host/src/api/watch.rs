@@ -14,10 +14,10 @@ use super::auth::{Authorizer, Scope};
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use crate::config::Permission;
-use crate::http::{Body, Head, Reply, Stream};
+use crate::http::{Body, RequestHead, Response, Stream};
 use crate::ops::{Ended, Ops, Viewer, Watcher};
-use crate::plugins::Refusal;
-use crate::store::{Event, Unwatchable};
+use vkog_plugin_host::Refusal;
+use vkog_store::{Event, Unwatchable};
 
 /// The reconnection delay of clients, in milliseconds.
 const RETRY: u32 = 1000;
@@ -84,7 +84,7 @@ impl Subscription {
 /// # Errors
 ///
 /// A parameter is unknown, given twice, or has a wrong value.
-pub(super) fn parse_query(query: &str, head: &Head) -> Result<Subscription, Problem> {
+pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscription, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values has no value; write &values"));
@@ -108,8 +108,8 @@ pub(super) fn stream(
     encoded: &Arc<Encoded>,
     subscription: Subscription,
     query: String,
-    head: Arc<Head>,
-) -> Reply {
+    head: Arc<RequestHead>,
+) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values } = subscription;
     let viewer = Viewer { origin: Arc::clone(&head) as _, query };
@@ -126,7 +126,7 @@ pub(super) fn stream(
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
-    let mut reply = Reply::new(200, &b""[..])
+    let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
         .with_header("Cache-Control", "no-store")
         .inert();
@@ -141,7 +141,7 @@ struct Events {
     prefix: String,
     auth: Arc<Authorizer>,
     encoded: Arc<Encoded>,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     /// The next piece to be sent.
     piece: Piece,
     /// What the watcher has returned, and the stream has not used.
@@ -215,7 +215,7 @@ impl Stream for Events {
     }
 
     /// Sends the position of the watcher, so that its client reconnects there and not at the last event.
-    fn silent(&mut self) -> Option<Bytes> {
+    fn heartbeat(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }

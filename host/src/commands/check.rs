@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{bytes, count, entries, lock, read, say};
 use crate::failure::Failure;
-use crate::store::{Contents, StoreError};
+use vkog_store::{Contents, StoreError};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;

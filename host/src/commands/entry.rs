@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{DEFAULT_CONTENT_TYPE, Entry};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Entry};
 
 /// An entry as a line of JSON.
 #[derive(Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use super::entry::Line;
 use super::{entries, lock, read, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::store::Entry;
+use vkog_store::Entry;
 
 /// How an export is written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::progress::Bar;
-use crate::store::{self, Contents, Lock, StoreError};
+use vkog_store::{self as store, Contents, Lock, StoreError};
 
 /// Why a command cannot open a store.
 #[derive(Debug, Error)]

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{bytes, count, entries, lock, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::store::{self, Lost, Origin, Salvaged, StoreError};
+use vkog_store::{self as store, Lost, Origin, Salvaged, StoreError};
 
 /// A store that cannot be repaired, with what the operator can do.
 #[derive(Debug, Error)]

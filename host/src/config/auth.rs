@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::error::AuthError;
 use super::origin::{AllowedHost, Proxy};
-use crate::sha256::Sha256;
+use vkog_plugin_host::Sha256;
 
 /// The authentication and authorization of clients, as the configuration has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

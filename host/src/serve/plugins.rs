@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::PluginFolderError;
 use crate::failure::Failure;
-use crate::plugins::{self, Plugin, Port, Source};
+use vkog_plugin_host::{self as plugins, Plugin, Port, Source};
 
 /// Loads every library of the plugin folder.
 ///

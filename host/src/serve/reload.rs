@@ -10,7 +10,7 @@ use crate::api::{Authorizer, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
 use crate::ops::Ops;
-use crate::plugins::{Outcome, Source, Taken};
+use vkog_plugin_host::{Outcome, Source, Taken};
 
 /// What a reload reads and changes.
 pub(super) struct Reloader<C> {

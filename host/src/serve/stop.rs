@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
-use crate::http::Engine;
+use crate::http::HttpServer;
 use crate::ops::Ops;
-use crate::threads::within;
 use crate::{logging, signals};
+use vkog_runtime::run_with_timeout;
 
 /// The timeout of requests in flight, from the signal.
 const REQUESTS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,10 +20,10 @@ const PLUGINS_TIMEOUT: Duration = Duration::from_secs(12);
 const STOP_TIMEOUT: Duration = Duration::from_secs(14);
 
 /// Stops accepting requests and waits for those in flight.
-pub(super) fn drain(engine: Engine) {
+pub(super) fn drain(engine: HttpServer) {
     // On another thread, and a little longer: an engine may itself wait for a thread that is in a hook.
     let limit = REQUESTS_TIMEOUT + Duration::from_millis(500);
-    if within("drain", limit, move || engine.stop(REQUESTS_TIMEOUT)) != Some(true) {
+    if run_with_timeout("drain", limit, move || engine.stop(REQUESTS_TIMEOUT)) != Some(true) {
         tracing::warn!("some requests were still in flight after {REQUESTS_TIMEOUT:?}; they are abandoned");
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn close(ops: &Arc<Ops>, started: Instant) -> Result<(), Failure> {
     }
     let closing = Arc::clone(ops);
     let left = (started + STOP_TIMEOUT).saturating_duration_since(Instant::now());
-    match within("close", left, move || closing.store().close()) {
+    match run_with_timeout("close", left, move || closing.store().close()) {
         Some(Ok(())) => leave(Ok(())),
         Some(Err(error)) => leave(Err(error.into())),
         None => {

@@ -1,7 +1,7 @@
 //! The two formats of a batch and of its response.
 
 use crate::api::problem::{ErrorFormat, Problem};
-use crate::http::Head;
+use crate::http::RequestHead;
 
 /// The format of a batch or of its response.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -12,14 +12,14 @@ pub(in crate::api) enum Format {
 
 impl Format {
     /// Returns the format of a request body, by `Content-Type`.
-    pub(in crate::api) fn of_request(head: &Head) -> Result<Self, Problem> {
+    pub(in crate::api) fn of_request(head: &RequestHead) -> Result<Self, Problem> {
         let content_type = head.headers.get("content-type").and_then(|name| str::from_utf8(name).ok());
         let fact = "A batch is application/msgpack or application/json; say which in Content-Type";
         content_type.and_then(Self::of_media_type).ok_or_else(|| Problem::new(415, fact))
     }
 
     /// Returns the format of the response to a batch in this format: the first one in `Accept`, else the same.
-    pub(in crate::api) fn of_response(self, head: &Head) -> Self {
+    pub(in crate::api) fn of_response(self, head: &RequestHead) -> Self {
         let accept = head.headers.get("accept").and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
         accept.split(',').find_map(Self::of_media_type).unwrap_or(self)
     }

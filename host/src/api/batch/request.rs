@@ -21,8 +21,8 @@ use super::format::Format;
 use crate::api::entry::is_identity;
 use crate::api::problem::Problem;
 use crate::ops::{Conditions, Operation, Revisions};
-use crate::plugins::Verb;
-use crate::store::DEFAULT_CONTENT_TYPE;
+use vkog_plugin_host::Verb;
+use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum number of operations of a batch.
 const OPERATIONS_MAX: usize = 1024;

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::format::Format;
-use crate::http::{Body, Reply, Stream};
+use crate::http::{Body, Response, Stream};
 use crate::ops::{Added, Answer};
-use crate::store::Entry;
+use vkog_store::Entry;
 
 /// The length after which a piece ends, in bytes.
 const PIECE: usize = 64 << 10;
@@ -22,19 +22,19 @@ const PIECE: usize = 64 << 10;
 const PART: usize = 24 << 10;
 
 /// Encodes the response in one piece.
-pub(super) fn whole(done: &[(Answer, Added)], format: Format) -> Reply {
+pub(super) fn whole(done: &[(Answer, Added)], format: Format) -> Response {
     let results: Vec<_> = done.iter().map(|done| OperationResult::whole(done, format)).collect();
     let mut body = Vec::new();
     put(&mut body, &results, format);
     if format == Format::Json {
         body.push(b'\n');
     }
-    Reply::new(200, body).with_header("Content-Type", format.media_type()).inert()
+    Response::new(200, body).with_header("Content-Type", format.media_type()).inert()
 }
 
 /// Encodes the response as a stream. Reads all values once, so it must not run on an event loop.
-pub(super) fn streamed(done: Vec<(Answer, Added)>, format: Format) -> Reply {
-    let mut reply = Reply::new(200, &b""[..]).with_header("Content-Type", format.media_type()).inert();
+pub(super) fn streamed(done: Vec<(Answer, Added)>, format: Format) -> Response {
+    let mut reply = Response::new(200, &b""[..]).with_header("Content-Type", format.media_type()).inert();
     reply.body = Body::Stream(Box::new(Results::new(done, format)));
     reply
 }
@@ -204,11 +204,11 @@ impl Stream for Results {
         Poll::Ready((!piece.is_empty()).then(|| piece.into()))
     }
 
-    fn silent(&mut self) -> Option<Bytes> {
+    fn heartbeat(&mut self) -> Option<Bytes> {
         None
     }
 
-    fn ends(&self) -> bool {
+    fn is_finite(&self) -> bool {
         true
     }
 }
@@ -255,15 +255,15 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::store::{DEFAULT_CONTENT_TYPE, Draft};
+    use vkog_store::{DEFAULT_CONTENT_TYPE, NewEntry};
 
     fn found(value: &[u8], content_type: &str) -> (Answer, Added) {
-        let entry = Entry::made("key", &Draft { value, content_type, details: Vec::new() });
+        let entry = Entry::new("key", &NewEntry { value, content_type, details: Vec::new() });
         (Answer::Found(entry), Vec::new())
     }
 
     /// The whole stream, of which no piece is large.
-    fn all(reply: Reply) -> Vec<u8> {
+    fn all(reply: Response) -> Vec<u8> {
         let Body::Stream(mut stream) = reply.body else { unreachable!("it is a stream") };
         let mut bytes = Vec::new();
         while let Poll::Ready(Some(piece)) = stream.poll(&mut Context::from_waker(Waker::noop())) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::super::say;
 use crate::config::Config;
-use crate::plugins::{self, Port};
+use vkog_plugin_host::{self as plugins, Port};
 
 /// The document of `--json`. Later versions may add keys; a key keeps its meaning.
 #[derive(Serialize)]

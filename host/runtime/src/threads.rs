@@ -1,0 +1,56 @@
+//! How a thread is scheduled, and jobs that are abandoned after a timeout.
+
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use once_cell::race::OnceNonZeroUsize;
+
+/// Returns the number of threads that the process can run at once, as the system reports it. 2 where it does not; the next
+/// call asks again then.
+pub fn cores() -> usize {
+    static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    // The system needs many calls to find out, so it is asked once.
+    CORES.get_or_try_init(thread::available_parallelism).map_or(2, usize::from)
+}
+
+/// Puts this thread, and each that it starts, into the scheduling class for batch jobs: it runs when the core is free, and
+/// does not interrupt another thread. Many threads that pass small work to each other then finish what has arrived before they
+/// make room for one another. Only Linux has this class; where it is forbidden, threads run as usual.
+pub fn set_sched_batch() {
+    #[cfg(target_os = "linux")]
+    {
+        let none = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the call reads the parameter, which outlives it, and changes this thread only.
+        if unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) } != 0 {
+            tracing::debug!("threads interrupt each other: {}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+/// Gives this thread the lowest priority: a snapshot may take its time, requests may not. Only Linux has priorities of single
+/// threads; elsewhere the system shares as it likes.
+pub fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!("a snapshot competes with requests: {error}");
+    }
+}
+
+/// Runs a job on a thread of its own. Returns `None` if the job has not returned within the timeout, or has panicked. Its
+/// thread is abandoned then: it continues, and drops what the job returns.
+pub fn run_with_timeout<T: Send + 'static>(
+    name: &str,
+    timeout: Duration,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    // Without capacity: a result is either received here or dropped there.
+    let (send, result) = bounded(0);
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _ = send.send(job());
+    });
+    if let Err(error) = spawned {
+        tracing::error!("no thread for {name}: {error}");
+    }
+    result.recv_timeout(timeout).ok()
+}
