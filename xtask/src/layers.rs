@@ -68,13 +68,15 @@ const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
     ("ops", &[]),
     // Tokens are in the configuration.
-    ("api", &["config", "http", "ops"]),
+    ("api", &["config", "http", "ops", "schema"]),
     ("config", &["http"]),
+    ("failure", &[]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "ops", "progress"]),
+    ("schema", &[]),
+    ("serve", &["api", "config", "failure", "http", "ops", "progress"]),
     // The limits of a key are the operations'.
-    ("commands", &["cli", "config", "ops", "progress"]),
-    ("cli", &["commands", "config", "serve"]),
+    ("commands", &["config", "failure", "ops", "progress", "schema"]),
+    ("cli", &["commands", "config", "failure", "serve"]),
 ];
 
 /// The only files and folders below `host` and `plugin-api` that may hold unsafe code.

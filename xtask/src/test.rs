@@ -18,7 +18,7 @@ const MUTATED: [&str; 6] = [
     "host/engine/src/**",
     "host/src/store/**",
     "host/src/ops/**",
-    "host/src/api/access.rs",
+    "host/src/api/auth.rs",
 ];
 
 /// How a step ended.

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::http::{Headers, Method, RequestHead, Service};
 use vkog::ops::Ops;
 use vkog_plugin_host::{Port, Registry, system_clock};
@@ -17,8 +17,8 @@ fn a_server_that_cannot_write_its_store_is_not_ready() {
     let store = open(&disk, ALWAYS).expect("a store");
     let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(Port::new(1000, system_clock)));
     let ops = Ops::new(store, plugins).expect("no plugin to fail");
-    let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
-    let api = Api::new(Arc::clone(&ops), 1000, access, Arc::new(|| Ok(Vec::new())));
+    let auth = Arc::new(Authorizer::new(vkog::config::Auth { open: true, ..Default::default() }));
+    let api = Api::new(Arc::clone(&ops), 1000, auth, Arc::new(|| Ok(Vec::new())));
     let ask = |path: &str| {
         let head = Arc::new(RequestHead::new(Method::Get, path.to_owned(), Headers::default(), None));
         let reply = api.admit(head).err().expect("the reply needs no body");
