@@ -66,15 +66,15 @@ const BUILDS_WITHOUT: &[(&str, &[&str])] = &[
 /// The modules of the package `vkog`, and the other modules that each may name.
 const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
-    ("ops", &[]),
     // Tokens are in the configuration.
-    ("api", &["config", "http", "ops"]),
+    ("api", &["config", "http", "schema"]),
     ("config", &["http"]),
+    ("failure", &[]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "ops", "progress"]),
-    // The limits of a key are the operations'.
-    ("commands", &["cli", "config", "ops", "progress"]),
-    ("cli", &["commands", "config", "serve"]),
+    ("schema", &[]),
+    ("serve", &["api", "config", "failure", "http", "progress"]),
+    ("commands", &["config", "failure", "progress", "schema"]),
+    ("cli", &["commands", "config", "failure", "serve"]),
 ];
 
 /// The only files and folders below `host` and `plugin-api` that may hold unsafe code.

@@ -5,15 +5,6 @@ use percent_encoding::percent_decode_str;
 use super::problem::Problem;
 use vkog_engine::check_key;
 
-/// Splits a request target into path and query. An absolute URL is reduced to both (RFC 9112, section 3.2.2).
-pub(super) fn path_and_query(target: &str) -> (&str, &str) {
-    let local = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
-        _ => target,
-    };
-    local.split_once('?').unwrap_or((local, ""))
-}
-
 /// Returns the position of the first `%` that two hexadecimal digits do not follow.
 pub(super) fn bad_escape(encoded: &str) -> Option<usize> {
     let is_hex = |hex: &[u8]| hex.iter().all(u8::is_ascii_hexdigit);
@@ -66,13 +57,5 @@ mod tests {
             assert_eq!(decode_key(key).err().map(|problem| problem.status()), Some(status), "{key}");
         }
         assert!(decode_key(&"k".repeat(KEY_MAX)).is_ok());
-    }
-
-    #[test]
-    fn an_absolute_url_is_reduced_to_path_and_query() {
-        assert_eq!(path_and_query("/k/a?b=1?2"), ("/k/a", "b=1?2"));
-        assert_eq!(path_and_query("http://127.0.0.1:3110/k/a?b"), ("/k/a", "b"));
-        assert_eq!(path_and_query("/k/http://a"), ("/k/http://a", ""));
-        assert_eq!(path_and_query("http://a"), ("/", ""));
     }
 }

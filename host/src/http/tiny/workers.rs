@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use tiny_http::Server;
+use vkog_runtime::cores;
 
 use super::{Shared, TIMEOUT, sockets};
 use crate::http::Service;
