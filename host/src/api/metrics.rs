@@ -144,15 +144,14 @@ impl Numbers {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let ConnectionCounts { accepted, ended, refused } = &*self.connections;
-        let (ended, accepted) = (ended.load(Relaxed), accepted.load(Relaxed));
-        let help = "ConnectionCounts that are open; with hyper only";
+        let ConnectionCounts { accepted, refused, .. } = &*self.connections;
+        let help = "Connections that are open; with hyper only";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
-            .encode_gauge(&accepted.saturating_sub(ended))?;
+            .encode_gauge(&self.connections.open())?;
         for (name, help, value) in [
-            ("vkog_connections_accepted", "ConnectionCounts that were accepted; with hyper only", accepted),
-            ("vkog_connections_refused", "ConnectionCounts that were one too many", refused.load(Relaxed)),
+            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted.load(Relaxed)),
+            ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
         }

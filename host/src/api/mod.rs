@@ -35,7 +35,7 @@ pub use auth::Authorizer;
 use auth::Scope;
 use batch::{BatchRoute, Format};
 use openapi::Methods;
-use path::{decode_key, path_and_query};
+use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
@@ -124,7 +124,7 @@ impl Api {
 
     /// Routes and authorizes a request. The error is the response of a request that needs no body.
     fn route(&self, head: &RequestHead) -> Result<Route, Response> {
-        let (path, query) = path_and_query(&head.target);
+        let (path, query) = (head.path(), head.query());
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         self.auth.identify_client(head);
@@ -250,9 +250,9 @@ impl Service for Api {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
-            BodyFault::CutOff { received: came, declared } => {
+            BodyFault::CutOff { received, declared } => {
                 let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
-                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
+                Problem::new(400, format!("Body cut off: {received}{of} bytes arrived; nothing was written"))
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {

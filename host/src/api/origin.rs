@@ -23,6 +23,9 @@ pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
     if head.target.contains('#') {
         return Err(Problem::new(400, "Target has a fragment; write # as %23"));
     }
+    if head.authority().is_some_and(|authority| authority.is_empty() || !is_authority(authority.as_bytes())) {
+        return Err(Problem::new(400, "Target must be a path, or a URL whose host is a name or an address"));
+    }
     let mut hosts = head.headers.all("host");
     match (hosts.next(), hosts.next()) {
         (None, _) if head.version < (1, 1) => Ok(()),
@@ -53,9 +56,14 @@ fn is_authority(host: &[u8]) -> bool {
 /// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
 /// origin, once the name is bound to this machine. 403 for the request of another site.
 pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
-    let host = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
+    let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
+    // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
+    let host = head.authority().unwrap_or(field);
     let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
-    if auth.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
+    let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
+    if auth.checks_host
+        && let Some(host) = [host, field].into_iter().find(is_foreign)
+    {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
         return Err(host_refusal(421, format!("Host {host:?} is not a name of this server; {way_out}")));

@@ -14,7 +14,6 @@ use vkog_runtime::cores;
 
 use super::{Shared, TIMEOUT, sockets};
 use crate::http::Service;
-use vkog_runtime::cores;
 
 /// Maximum number of workers of a server.
 pub(super) const WORKERS_MAX: usize = 4096;
