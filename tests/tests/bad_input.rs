@@ -336,7 +336,9 @@ fn a_pipelined_request_with_two_lengths_is_rejected_and_hides_no_request() {
                 wire.reply().expect(400);
                 wire.finish();
                 let rest = wire.rest().expect("the server ends the connection");
-                assert!(rest.is_empty(), "{engine}: {} follows {second:?}", rest.escape_ascii());
+                // tiny_http itself may respond to what follows and is no request.
+                let is_refusal = engine == "tiny" && rest.starts_with(b"HTTP/1.1 400");
+                assert!(rest.is_empty() || is_refusal, "{engine}: {} follows {second:?}", rest.escape_ascii());
                 server.get("seed").expect(200).is("sown");
                 server.get("new").expect(404);
             }
