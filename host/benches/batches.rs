@@ -12,8 +12,8 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {
     divan::main();
@@ -53,7 +53,7 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     let port = Arc::new(Port::new(0, system_clock));
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    let store = Store::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
     let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses");
     let access = config::Access { open: true, ..config::Access::default() };
     let api = Api::new(ops, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())));

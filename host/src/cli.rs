@@ -11,8 +11,8 @@ use crate::commands::plugins::new::CrateName;
 use crate::commands::{self, client, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::logging;
-use crate::plugins::Plugin;
 use crate::serve;
+use vkog_plugin_host::Plugin;
 
 /// A small key-value server that is extended by native plugins
 #[derive(Parser)]
@@ -344,6 +344,14 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_help_txt_is_the_help_of_serve() {
+        let help = Cli::command().term_width(100).try_get_matches_from(["vkog", "serve", "--help"]);
+        let help = help.expect_err("help is no match").to_string();
+        let fix = "run: cargo run -p vkog -- serve --help | cat > host/src/serve-help.txt";
+        assert!(help == include_str!("serve-help.txt"), "cargo xtask serve checks options against an old text; {fix}");
     }
 
     #[test]

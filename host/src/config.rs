@@ -11,8 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::http::{TlsFiles, default_limit};
-use crate::plugins::{Settings, Source, Table};
-use crate::store::{Fsync, VALUE_MAX};
+use vkog_plugin_host::{Settings, Source, Table};
+use vkog_store::{Fsync, VALUE_MAX};
 
 pub use access::{Access, Right, Token};
 pub use origin::{AllowedHost, Proxy, ProxyHeader, split_port};

@@ -19,10 +19,10 @@ use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::notify;
 use crate::ops::Ops;
-use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
 use crate::signals::{Signal, signals};
-use crate::store::{self, LocalDisk, Lock, Options, Store};
+use vkog_plugin_host::{self as plugins, Port, Registry, Source};
+use vkog_store::{self as store, LocalDisk, LocalStore, Lock, Options, Store as _};
 
 use self::reload::Reloader;
 
@@ -136,7 +136,8 @@ fn start(
     let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
     let options = Options { fsync, log_min, history_max, ..Options::default() };
     let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let store =
+        LocalStore::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
     drop(bar);
     store.hold(lock);
     let (entries, size) = store.totals();

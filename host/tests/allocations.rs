@@ -14,9 +14,9 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
 use vkog_plugin_api::*;
+use vkog_plugin_host::{Chain, Conduct, Member, Port, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -66,7 +66,7 @@ fn api(file: &std::path::Path) -> Api {
     let chain = Chain::new(vec![member("one"), member("two")], &[]);
     // The committer of the others would count for the request that it happens to run beside.
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = Store::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
+    let store = LocalStore::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
     let ops = Ops::new(store, Registry::linked(chain, port)).expect("they start");
     let access = config::Access { open: true, ..config::Access::default() };
     Api::new(ops, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())))

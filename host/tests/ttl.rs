@@ -12,8 +12,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
 use vkog::ops::{Added, Answer, Conditions, Ops, Request};
-use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_plugin_host::{Origin, Port, Registry, Settings, Verb, load};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
 /// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
@@ -28,7 +28,7 @@ static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(||
     let (target, profile) = (built.parent().expect("as above"), built.file_name().expect("as above"));
     let profile = if profile == "debug" { "dev".as_ref() } else { profile };
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--workspace", "--features", "vkog-plugin-api/testing", "--profile"]).arg(profile);
+    cargo.args(["build", "--quiet", "--workspace", "--profile"]).arg(profile);
     cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     assert!(cargo.status().expect("cargo runs").success(), "{cargo:?} failed");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -78,7 +78,8 @@ impl Host {
         let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };
-        let store = Store::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
+        let store =
+            LocalStore::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
         let ops = Ops::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
         Self { ops, clock }
     }

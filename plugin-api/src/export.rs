@@ -63,9 +63,8 @@ fn said(payload: &(dyn Any + Send)) -> String {
 /// Says once where this library's panics go.
 static PANICS: Once = Once::new();
 
-/// Leaves panics to who has them printed now: a test that runs the plugin in its own program.
-#[cfg(feature = "testing")]
-pub(crate) fn leave_panics() {
+/// Keeps the panic hook of this program, where a test runs a plugin in its own program.
+pub fn leave_panics() {
     PANICS.call_once(|| {});
 }
 

@@ -53,7 +53,7 @@ fn position(text: &[u8]) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::testing::Setup;
+    use vkog_plugin_testing::Setup;
 
     use super::*;
 

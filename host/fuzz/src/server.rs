@@ -9,8 +9,8 @@ use vkog::api::{Access, Api};
 use vkog::config;
 use vkog::http::{RequestHead, Headers, Method, Response, Responder, Service};
 use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
+use vkog_plugin_host::{Chain, Port, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
@@ -26,7 +26,7 @@ pub fn start() -> Arc<Api> {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     let path = FOLDER.path().join(format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = Store::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
+    let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(Port::new(VALUE_MAX, system_clock));

@@ -9,8 +9,8 @@ use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
 use crate::http::{RequestHead, Response};
 use crate::ops::by_host;
-use crate::plugins::Refusal;
-use crate::sha256::Sha256;
+use vkog_plugin_host::Refusal;
+use vkog_plugin_host::Sha256;
 
 /// What a request is about.
 #[derive(Copy, Clone, Debug)]

@@ -20,9 +20,9 @@ use super::{LARGE, entry, key_fits};
 use crate::config::{BATCH_MIN, Right};
 use crate::http::{RequestHead, Response};
 use crate::ops::{Added, Answer, Batch, Conditions, Failure, Operation, Ops, Revisions};
-use crate::plugins::Verb;
-use crate::store::DEFAULT_CONTENT_TYPE;
-use vkog_runtime::threads::Threads;
+use vkog_plugin_host::Verb;
+use vkog_runtime::ThreadPool;
+use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The most operations of one batch.
 const OPERATIONS_MAX: usize = 1024;
@@ -97,7 +97,7 @@ pub(super) struct Server {
     pub(super) ops: Arc<Ops>,
     pub(super) access: Arc<Access>,
     pub(super) value_max: u64,
-    pub(super) large: Arc<Threads>,
+    pub(super) large: Arc<ThreadPool>,
 }
 
 impl Server {

@@ -6,7 +6,7 @@ use super::problem::{Manner, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, RequestHead, Response};
 use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
 
 /// The media type of a request's body.
 pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {

@@ -4,7 +4,8 @@
 use super::problem::{Manner, Problem};
 use crate::http::Response;
 use crate::ops::Ops;
-use crate::plugins::OnFailure;
+use vkog_plugin_host::OnFailure;
+use vkog_store::Store as _;
 
 /// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
 /// quarantine.

@@ -16,9 +16,10 @@ use super::requests::{CLASSES, METHODS, Requests};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Metric};
-use crate::store::Fsync;
+use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
+use vkog_store::Fsync;
+use vkog_store::Store as _;
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [

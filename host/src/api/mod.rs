@@ -24,9 +24,9 @@ use percent_encoding::percent_decode_str;
 use crate::config::Right;
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use crate::ops::{Conditions, KEY_MAX, Ops, Request};
-use crate::plugins::{Origin, Taken, Verb};
-use crate::store::owned_content_type;
-use vkog_runtime::threads::Threads;
+use vkog_plugin_host::{Origin, Taken, Verb};
+use vkog_runtime::ThreadPool;
+use vkog_store::owned_content_type;
 
 pub use access::Access;
 use access::Scope;
@@ -51,10 +51,10 @@ pub struct Api {
     /// Events as watchers get them.
     encoded: Arc<watch::Encoded>,
     /// For what takes longer than an operation.
-    threads: Threads,
+    threads: ThreadPool,
     /// For operations with large values: copying those would hold up an event loop. Few threads, because each copy needs
     /// memory beyond the budget.
-    large: Arc<Threads>,
+    large: Arc<ThreadPool>,
     /// Held by each request for keys that is under way.
     listings: Arc<()>,
 }
@@ -98,11 +98,11 @@ struct Entry {
 impl Api {
     /// The interface, with the longest value that is accepted, in bytes.
     pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
-        let (requests, threads) = (Requests::begun(), Threads::new("admin"));
+        let (requests, threads) = (Requests::begun(), ThreadPool::new("admin"));
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let large = Arc::new(Threads::at_most("large", cores));
+        let large = Arc::new(ThreadPool::bounded("large", cores));
         Self { ops, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
     }
 

@@ -9,7 +9,7 @@ use super::problem::Problem;
 use crate::config::{Access, Proxy, split_port};
 use crate::http::RequestHead;
 use crate::ops::by_host;
-use crate::plugins::Refusal;
+use vkog_plugin_host::Refusal;
 
 /// The header fields that proxies add.
 const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via"];

@@ -13,7 +13,7 @@ use super::one_line;
 use super::problem::{Manner, Problem};
 use crate::http::Response;
 use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
+use vkog_plugin_host::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
 
 /// Everything that is loaded, in the order of the chain.
 pub(super) fn list(ops: &Ops) -> Response {

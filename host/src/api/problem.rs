@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::one_line;
 use crate::http::{RequestHead, Response};
-use crate::plugins::Refusal;
+use vkog_plugin_host::Refusal;
 
 /// How a client wants to be told.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::ops;
 
 use super::entry::revision;
 use crate::http::{Method, RequestHead};
-use crate::store::Entry;
+use vkog_store::Entry;
 
 /// A part that a client asks for.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

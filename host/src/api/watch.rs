@@ -16,8 +16,8 @@ use super::query::parameters;
 use crate::config::Right;
 use crate::http::{Body, RequestHead, Response, Stream};
 use crate::ops::{Ended, Ops, Viewer, Watcher};
-use crate::plugins::Refusal;
-use crate::store::{Event, Unwatchable};
+use vkog_plugin_host::Refusal;
+use vkog_store::{Event, Unwatchable};
 
 /// After how many milliseconds a client comes again whose connection was lost.
 const RETRY: u32 = 1000;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{bytes, count, entries, failure, hold, read, say};
 use crate::cli::Failure;
-use crate::store::{Contents, StoreError};
+use vkog_store::{Contents, StoreError};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{entries, failure, hold, read, say};
 use crate::cli::Failure;
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Entry};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Entry};
 
 /// How an export is written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]

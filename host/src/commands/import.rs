@@ -14,7 +14,7 @@ use super::{count, entries, failure, say};
 use crate::cli::Failure;
 use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock, VALUE_MAX};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Import, LocalDisk, Lock, NewEntry, VALUE_MAX};
 
 /// An entry as a line of JSON.
 #[derive(Deserialize)]
@@ -151,7 +151,7 @@ fn add_line(import: &mut Import, text: &[u8]) -> Result<(), String> {
     };
     check_value(&value)?;
     let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
-    import.push(&line.key, &Draft { value: &value, content_type, details });
+    import.push(&line.key, &NewEntry { value: &value, content_type, details });
     Ok(())
 }
 
@@ -191,7 +191,7 @@ fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, String> {
                     let value =
                         take_bytes(&mut rest).ok_or_else(|| at(start, "a value that is neither text nor bytes"))?;
                     check_value(value).map_err(|fact| at(start, &fact))?;
-                    import.push(key, &Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
+                    import.push(key, &NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
                     bar.tell((data.len() - rest.len()) as u64, data.len() as u64);
                 }
             }

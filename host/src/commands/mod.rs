@@ -12,7 +12,7 @@ use std::path::Path;
 
 use crate::cli::Failure;
 use crate::progress::Bar;
-use crate::store::{self, Contents, Lock, StoreError};
+use vkog_store::{self as store, Contents, Lock, StoreError};
 
 /// The right to the files of a store that is there.
 ///

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::{bytes, count, entries, failure, hold, say};
 use crate::cli::Failure;
 use crate::progress::Bar;
-use crate::store::{self, Lost, Origin, Salvaged, StoreError};
+use vkog_store::{self as store, Lost, Origin, Salvaged, StoreError};
 
 /// Repairs a store, where there is something to repair.
 ///

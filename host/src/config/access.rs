@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer};
 
 use super::{AllowedHost, Proxy};
-use crate::sha256::Sha256;
+use vkog_plugin_host::Sha256;
 
 /// Who may do what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Added, Answer, CONTENT_TYPE_MAX, Conditions, KEY_MAX, Ops, Request, Revisions, seen};
-use crate::plugins::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
-use crate::store::{DEFAULT_CONTENT_TYPE, owned_content_type};
-use vkog_runtime::threads::Home;
+use vkog_plugin_host::{Answered, Asked, Asking, Origin, Refusal, Seen, Services, Verb};
+use vkog_runtime::Mailbox;
+use vkog_store::{DEFAULT_CONTENT_TYPE, Store as _, owned_content_type};
 
 /// The plugin that asks, and what its request carries.
 struct Asker {
@@ -43,7 +43,7 @@ impl Services for Ops {
             Err((status, message)) => return answer(Answered::Refused(Cow::Owned(by_host(status, message)))),
         };
         // This thread waits here, so that it must not be the one to be told.
-        let _away = Home::away();
+        let _detached = Mailbox::detach();
         let (tell, told) = bounded(1);
         let chain = asked.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
         self.run_in(Guard::from_inner(chain), request, move |answer, _: Added| {
@@ -55,7 +55,7 @@ impl Services for Ops {
 
     fn ask_each(self: Arc<Self>, asked: &[Asked<'_>], answer: &mut dyn FnMut(Answered<'_>)) {
         let Some(first) = asked.first() else { return };
-        let _away = Home::away();
+        let _detached = Mailbox::detach();
         let chain = first.from.chain.clone().unwrap_or_else(|| self.plugins.wait_for_chain());
         let (tell, told) = bounded(asked.len());
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(asked.len());

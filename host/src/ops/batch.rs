@@ -9,9 +9,9 @@ use bytes::Bytes;
 use super::ask::by_host;
 use super::change::{decide, made_early, written};
 use super::{Added, Answer, Conditions, Ops, aside, seen};
-use crate::plugins::{Chain, Origin, Subject, Verb};
-use crate::store::{Change, Changes, Decision, Entry, Update};
-use vkog_runtime::threads::Threads;
+use vkog_plugin_host::{Chain, Origin, Subject, Verb};
+use vkog_runtime::ThreadPool;
+use vkog_store::{Change, Changes, Decide, Decision, Entry, Store as _, Update};
 
 /// What a client asked for to be done in one step.
 pub struct Batch {
@@ -68,7 +68,7 @@ pub(super) fn run(
     ops: Arc<Ops>,
     chain: Arc<Chain>,
     mut batch: Batch,
-    threads: Option<Arc<Threads>>,
+    threads: Option<Arc<ThreadPool>>,
     finish: impl FnOnce(Outcome) + Send + 'static,
 ) {
     let mut room = batch.values_max;
@@ -98,43 +98,27 @@ fn change(
     chain: Arc<Chain>,
     batch: &Arc<Batch>,
     room: usize,
-    threads: Option<Arc<Threads>>,
+    threads: Option<Arc<ThreadPool>>,
     finish: impl FnOnce(Outcome) + Send + 'static,
 ) {
-    let mut left = room;
     let made =
         |Operation { verb, key, value, content_type, .. }: &Operation| made_early(*verb, key, value, content_type);
-    let mut made: Vec<Option<Entry>> = batch.operations.iter().map(made).collect();
-    let decide = |before: &[Change], current: Option<&Entry>| {
-        let index = before.len();
-        if index == 0 {
-            left = room;
-        }
-        let operation = &batch.operations[index];
-        let decided = if operation.verb == Verb::Get {
-            let shown = batch.shows(&chain, index, current, &mut left);
-            shown.map(|shown| if shown { Decision::Show } else { Decision::Hide })
-        } else {
-            let decided = batch.about(index, |subject| decide(&chain, subject, &operation.conditions, current));
-            decided.map(|details| match details {
-                Some(details) => written(&mut made[index], &operation.value, &operation.content_type, details),
-                None => Decision::Remove,
-            })
-        };
-        decided.unwrap_or_else(|answer| {
-            batch.undo(&chain, before.iter().map(|change| change.before.as_ref()));
-            Decision::Keep(batch.failure(index, answer))
-        })
+    let decide = Write {
+        made: batch.operations.iter().map(made).collect(),
+        chain: Arc::clone(&chain),
+        batch: Arc::clone(batch),
+        room,
+        left: room,
     };
     let (links, asked) = (Arc::clone(&chain), Arc::clone(batch));
     let finish = move |update: Update<Failure, Changes>| match update {
-        Update::Stayed(failure) => finish(Err(failure)),
-        Update::Closed(error) => finish(Err(Failure { at: None, answer: Answer::Failed(error) })),
-        Update::Undone { error, change } => {
+        Update::Rejected(failure) => finish(Err(failure)),
+        Update::ReadOnly(error) => finish(Err(Failure { at: None, answer: Answer::Failed(error) })),
+        Update::RolledBack { error, change } => {
             asked.undo(&links, change.iter().map(|change| change.before.as_ref()));
             finish(Err(Failure { at: None, answer: Answer::Failed(error) }));
         }
-        Update::Done(changes) => {
+        Update::Committed(changes) => {
             let done = changes.into_iter().enumerate().map(|(index, change)| {
                 if asked.operations[index].verb == Verb::Get {
                     return asked.found(&links, index, change.before);
@@ -152,12 +136,57 @@ fn change(
     ops.store.update_all(&batch.keys(), decide, move |update| aside(threads, move || finish(update)));
 }
 
+/// Decides the operations of a batch, of which one at least writes.
+struct Write {
+    /// The entries that were made before the locks.
+    made: Vec<Option<Entry>>,
+    chain: Arc<Chain>,
+    batch: Arc<Batch>,
+    /// How many bytes of values may be read, and how many of them are left.
+    room: usize,
+    left: usize,
+}
+
+impl Decide for Write {
+    type Rejection = Failure;
+
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Failure> {
+        let Self { made, chain, batch, room, left } = self;
+        let index = before.len();
+        if index == 0 {
+            *left = *room;
+        }
+        let operation = &batch.operations[index];
+        let decided = if operation.verb == Verb::Get {
+            let shown = batch.shows(chain, index, current, left);
+            shown.map(|shown| if shown { Decision::Read } else { Decision::ReadAbsent })
+        } else {
+            let decided = batch.about(index, |subject| decide(chain, subject, &operation.conditions, current));
+            decided.map(|details| match details {
+                Some(details) => Decision::Write(written(
+                    &mut made[index],
+                    &operation.key,
+                    &operation.value,
+                    &operation.content_type,
+                    details,
+                )),
+                None => Decision::Remove,
+            })
+        };
+        decided.unwrap_or_else(|answer| Decision::Reject(batch.failure(index, answer)))
+    }
+
+    fn undo(&mut self, decided: &[Change]) {
+        self.batch.undo(&self.chain, decided.iter().map(|change| change.before.as_ref()));
+    }
+}
+
 /// Does what a batch asks for that only reads.
 fn look(
     ops: Arc<Ops>,
     chain: Arc<Chain>,
     batch: Arc<Batch>,
-    threads: Option<Arc<Threads>>,
+    threads: Option<Arc<ThreadPool>>,
     finish: impl FnOnce(Outcome) + Send + 'static,
 ) {
     let (found, what) = ops.store.read_all(&batch.keys(), |entries| {
@@ -191,7 +220,7 @@ fn look(
             look(ops, chain, batch, again, finish);
         }
     };
-    store.store.when_kept(what, move |kept| aside(threads, move || finish(kept)));
+    store.store.when_durable(what, move |kept| aside(threads, move || finish(kept)));
 }
 
 impl Batch {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Added, Answer, Conditions, Ops, Request, aside, seen};
-use crate::plugins::{Chain, Subject, Verb};
-use crate::store::{Decision, Draft, Entry, Update};
+use vkog_plugin_host::{Chain, Subject, Verb};
+use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store as _, Update};
 
 /// So often a write is decided again at the most for which plugins make room.
 const ROOM_MADE_MAX: usize = 256;
@@ -35,30 +35,25 @@ fn attempt(
     room_made: usize,
     finish: impl FnOnce(Answer, Added) + Send + 'static,
 ) {
-    let subject = request.subject();
-    let mut made = made_early(request.verb, &request.key, &request.value, &request.content_type);
-    // Where plugins may make room for it, with what is needed to try once more.
-    let again = |answer: &Answer| {
-        let is_full = matches!(answer, Answer::Refused(refusal) if refusal.status == 413);
-        (is_full && room_made < ROOM_MADE_MAX && chain.may_make_room()).then(|| Arc::clone(ops))
-    };
-    let decide = |current: Option<&Entry>| match decide(&chain, &subject, &request.conditions, current) {
-        Ok(Some(details)) => written(&mut made, &request.value, &request.content_type, details),
-        Ok(None) => Decision::Remove,
-        Err(answer) => Decision::Keep((again(&answer), answer)),
+    let decide = Write {
+        made: made_early(request.verb, &request.key, &request.value, &request.content_type),
+        ops: Arc::clone(ops),
+        chain: Arc::clone(&chain),
+        request: Arc::clone(&request),
+        room_made,
     };
     let (links, asked, threads) = (Arc::clone(&chain), Arc::clone(&request), ops.aside(&chain, &request));
     let finish = move |update: Update<(Option<Arc<Ops>>, Answer)>| {
         let subject = asked.subject();
         match update {
-            Update::Stayed((Some(ops), answer)) => make_room(ops, links, asked, room_made, answer, finish),
-            Update::Stayed((None, answer)) => finish(answer, Vec::new()),
-            Update::Closed(error) => finish(Answer::Failed(error), Vec::new()),
-            Update::Undone { error, change } => {
+            Update::Rejected((Some(ops), answer)) => make_room(ops, links, asked, room_made, answer, finish),
+            Update::Rejected((None, answer)) => finish(answer, Vec::new()),
+            Update::ReadOnly(error) => finish(Answer::Failed(error), Vec::new()),
+            Update::RolledBack { error, change } => {
                 links.undo(&subject, change.before.as_ref().map(seen));
                 finish(Answer::Failed(error), Vec::new());
             }
-            Update::Done(change) => {
+            Update::Committed(change) => {
                 let (before, after) = (change.before.as_ref().map(seen), change.after.as_ref().map(seen));
                 let headers = links.after(&subject, change.revision, before, after);
                 let done = if change.after.is_some() { Answer::Written } else { Answer::Removed };
@@ -69,25 +64,62 @@ fn attempt(
     ops.store.update(&request.key, decide, move |update| aside(threads, move || finish(update)));
 }
 
+/// Decides a write: whether its conditions hold, and whether all guards let it pass.
+struct Write {
+    /// The entry, where it was made before the lock.
+    made: Option<Entry>,
+    ops: Arc<Ops>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+}
+
+impl Decide for Write {
+    /// Where plugins may make room for it, with what is needed to try once more.
+    type Rejection = (Option<Arc<Ops>>, Answer);
+
+    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Self::Rejection> {
+        let Self { made, ops, chain, request, room_made } = self;
+        match decide(chain, &request.subject(), &request.conditions, current) {
+            Ok(Some(details)) => {
+                Decision::Write(written(made, &request.key, &request.value, &request.content_type, details))
+            }
+            Ok(None) => Decision::Remove,
+            Err(answer) => {
+                let is_full = matches!(&answer, Answer::Refused(refusal) if refusal.status == 413);
+                let again = is_full && *room_made < ROOM_MADE_MAX && chain.may_make_room();
+                Decision::Reject((again.then(|| Arc::clone(ops)), answer))
+            }
+        }
+    }
+
+    fn undo(&mut self, decided: &[Change]) {
+        for change in decided {
+            self.chain.undo(&self.request.subject(), change.before.as_ref().map(seen));
+        }
+    }
+}
+
 /// A larger value is copied before its shard is locked, in bytes.
 const COPIED_EARLY: usize = 4 << 10;
 
 /// The entry that is to be written, where its value is large: made without details, which come with the lock.
 pub(super) fn made_early(verb: Verb, key: &str, value: &[u8], content_type: &str) -> Option<Entry> {
     let is_large = value.len() > COPIED_EARLY && matches!(verb, Verb::Post | Verb::Put);
-    is_large.then(|| Entry::made(key, &Draft { value, content_type, details: Vec::new() }))
+    is_large.then(|| Entry::new(key, &NewEntry { value, content_type, details: Vec::new() }))
 }
 
-/// The decision to write a value with these details.
-pub(super) fn written<'a, R>(
+/// The entry that is written with these details. A run that is repeated makes it anew.
+pub(super) fn written(
     made: &mut Option<Entry>,
-    value: &'a [u8],
-    content_type: &'a str,
+    key: &str,
+    value: &[u8],
+    content_type: &str,
     details: Vec<u8>,
-) -> Decision<'a, R> {
+) -> Entry {
     match made.take().filter(|_| details.is_empty()) {
-        Some(entry) => Decision::Put(entry),
-        None => Decision::Write(Draft { value, content_type, details }),
+        Some(entry) => entry,
+        None => Entry::new(key, &NewEntry { value, content_type, details }),
     }
 }
 

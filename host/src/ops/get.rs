@@ -5,7 +5,8 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Added, Answer, Ops, Request, aside, seen};
-use crate::plugins::Entered;
+use vkog_plugin_host::Entered;
+use vkog_store::Store as _;
 
 pub(super) fn get(
     ops: &Arc<Ops>,
@@ -37,12 +38,12 @@ fn look(ops: &Arc<Ops>, chain: Entered, request: Request, finish: impl FnOnce(An
         Answer::Found(entry.clone())
     });
     // Nearly always, and then nothing is made for later.
-    if ops.store.is_kept(what) {
+    if ops.store.is_durable(what) {
         return tell(chain, &request, answer, finish);
     }
     let (later, threads) = (Arc::clone(ops), ops.aside(&chain, &request));
     let chain = Guard::into_inner(chain);
-    ops.store.when_kept(what, move |kept| {
+    ops.store.when_durable(what, move |kept| {
         aside(threads, move || {
             let chain = Guard::from_inner(chain);
             if kept.is_ok() {

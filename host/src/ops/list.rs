@@ -8,8 +8,8 @@ use crossbeam_channel::bounded;
 
 use super::ask::by_host;
 use super::{Added, Answer, Conditions, Ops, Request};
-use crate::plugins::{Origin, Refusal, Verb};
-use crate::store::Entry;
+use vkog_plugin_host::{Origin, Refusal, Verb};
+use vkog_store::{Entry, Store as _};
 
 /// So many entries are taken at a time where most of them may go into one prefix.
 const FOLDED: usize = 16;
@@ -107,7 +107,7 @@ impl Ops {
             let shown = page.entries.len() + page.prefixes.len();
             // One more than fits says whether there are more.
             let count = if delimiter.is_some() { FOLDED } else { limit + 1 - shown };
-            let entries = self.store.in_order(&from, end.as_deref(), count);
+            let entries = self.store.range(&from, end.as_deref(), count);
             let is_last = entries.len() < count;
             for entry in entries {
                 if entry.key().as_bytes() < from.as_slice() {

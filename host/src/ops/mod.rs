@@ -19,12 +19,12 @@ pub use condition::{Conditions, Revisions, Unmet};
 pub use list::{Listing, Page, Viewer};
 pub use watch::{Ended, Watcher};
 
-use crate::plugins::{
+use vkog_plugin_host::{
     Chain, Each, Entered, LoadError, Origin, Refusal, Registry, Seen, Services, SharedScan, Source, Subject, Taken,
     Verb,
 };
-use crate::store::{Entry, Store, StoreError};
-use vkog_runtime::threads::Threads;
+use vkog_runtime::ThreadPool;
+use vkog_store::{Entry, LocalStore, Store as _, StoreError};
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 1024;
@@ -36,10 +36,10 @@ const WAITING_MAX: usize = 256;
 
 /// The store and the plugins around it.
 pub struct Ops {
-    store: Store,
+    store: LocalStore,
     plugins: Registry,
     /// For operations whose plugins may wait.
-    waiting: Arc<Threads>,
+    waiting: Arc<ThreadPool>,
 }
 
 /// What a client asked for.
@@ -91,8 +91,8 @@ impl Ops {
     /// # Errors
     ///
     /// A plugin that does not start.
-    pub fn new(store: Store, plugins: Registry) -> Result<Arc<Self>, LoadError> {
-        let waiting = Arc::new(Threads::at_most("waiting", WAITING_MAX));
+    pub fn new(store: LocalStore, plugins: Registry) -> Result<Arc<Self>, LoadError> {
+        let waiting = Arc::new(ThreadPool::bounded("waiting", WAITING_MAX));
         let ops = Arc::new(Self { store, plugins, waiting });
         ops.plugins.start(&ops.scan())?;
         let services: Arc<dyn Services> = Arc::<Self>::clone(&ops);
@@ -106,7 +106,7 @@ impl Ops {
     }
 
     /// The store, for what concerns the whole of it.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &LocalStore {
         &self.store
     }
 
@@ -157,7 +157,7 @@ impl Ops {
 
     /// The threads for an operation that may have to wait. What a plugin asks for is done on the thread that waits for it
     /// anyway: of a limited number all could wait for each other.
-    fn aside(&self, chain: &Chain, request: &Request) -> Option<Arc<Threads>> {
+    fn aside(&self, chain: &Chain, request: &Request) -> Option<Arc<ThreadPool>> {
         (chain.blocks(request.verb) && request.depth == 0).then(|| Arc::clone(&self.waiting))
     }
 
@@ -195,7 +195,7 @@ impl Request {
 }
 
 /// Does something here, or on other threads.
-fn aside(threads: Option<Arc<Threads>>, job: impl FnOnce() + Send + 'static) {
+fn aside(threads: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
     match threads {
         None => job(),
         Some(threads) => threads.run(job),

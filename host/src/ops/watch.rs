@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::list::is_about_the_key;
 use super::{Ops, Viewer, seen};
-use crate::plugins::{Chain, Refusal, Verb};
-use crate::store::{Event, Unwatchable, Watch};
+use vkog_plugin_host::{Chain, Refusal, Verb};
+use vkog_store::{Event, Store as _, Unwatchable, Watch};
 
 /// Why a watch ends.
 pub enum Ended {

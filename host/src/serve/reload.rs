@@ -9,7 +9,7 @@ use crate::api::{Access, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
 use crate::ops::Ops;
-use crate::plugins::{Outcome, Source, Taken};
+use vkog_plugin_host::{Outcome, Source, Taken};
 
 /// What a reload changes.
 pub(super) struct Reloader<C> {

@@ -11,7 +11,7 @@ use crate::cli::Failure;
 use crate::http::HttpServer;
 use crate::ops::Ops;
 use crate::{logging, signals};
-use vkog_runtime::threads::within;
+use vkog_runtime::run_with_timeout;
 
 /// From the signal to the end of what plugins are waited for.
 const PLUGINS: Duration = Duration::from_secs(12);
@@ -21,7 +21,7 @@ const ALL: Duration = Duration::from_secs(14);
 /// Takes no further request, and returns whether those in flight were answered in time.
 pub(super) fn drain(engine: HttpServer) -> bool {
     // On another thread, and a little longer: an engine may itself wait for a thread that is in a hook.
-    let drained = within("drain", REQUESTS + Duration::from_millis(500), move || engine.stop(REQUESTS));
+    let drained = run_with_timeout("drain", REQUESTS + Duration::from_millis(500), move || engine.stop(REQUESTS));
     drained.unwrap_or(false)
 }
 
@@ -39,7 +39,7 @@ pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
     }
     let closing = Arc::clone(ops);
     let left = (begun + ALL).saturating_duration_since(Instant::now());
-    match within("close", left, move || closing.store().close()) {
+    match run_with_timeout("close", left, move || closing.store().close()) {
         Some(Ok(())) => leave(Ok(())),
         Some(Err(error)) => leave(Err(Failure::new([error]))),
         None => {

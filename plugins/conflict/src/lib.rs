@@ -82,7 +82,7 @@ export_plugin!(Conflict, required: [guard_post, guard_put, guard_delete]);
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::testing::{Setup, plugin};
+    use vkog_plugin_testing::{Setup, plugin};
 
     use super::*;
 

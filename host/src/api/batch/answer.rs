@@ -14,7 +14,7 @@ use serde::ser::Serializer;
 use super::Format;
 use crate::http::{Body, Response, Stream};
 use crate::ops::{Added, Answer};
-use crate::store::Entry;
+use vkog_store::Entry;
 
 /// A piece ends after this many bytes.
 const PIECE: usize = 64 << 10;
@@ -302,10 +302,10 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::store::{DEFAULT_CONTENT_TYPE, Draft};
+    use vkog_store::{DEFAULT_CONTENT_TYPE, NewEntry};
 
     fn found(value: &[u8], content_type: &str) -> (Answer, Added) {
-        let entry = Entry::made("key", &Draft { value, content_type, details: Vec::new() });
+        let entry = Entry::new("key", &NewEntry { value, content_type, details: Vec::new() });
         (Answer::Found(entry), Vec::new())
     }
 

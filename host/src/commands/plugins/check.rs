@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::say;
 use crate::cli::describe;
 use crate::config::Config;
-use crate::plugins::{self, Port};
+use vkog_plugin_host::{self as plugins, Port};
 
 /// What is said with `--json`. A key keeps its meaning in every version; more may come.
 #[derive(Serialize)]

@@ -1,8 +1,8 @@
 //! `vkog plugins new`: the crate of a small plugin that builds, tests and loads.
 //!
-//! The sources of vkog-plugin-api are in this program, and a copy goes into the crate: the interface is on no registry, and
-//! whoever has only the program has no other place to take it from. So a new crate builds wherever it is made, against
-//! exactly the version that this host loads, and stays buildable when the host is replaced.
+//! The program contains the sources of vkog-plugin-api and of vkog-plugin-testing, with the crates that this one needs, and
+//! copies them into the new crate. So a new crate builds where no registry has them, against the version that this server
+//! loads, and still builds after an upgrade of the server.
 
 use std::fs;
 use std::io;
@@ -15,27 +15,34 @@ use include_dir::{Dir, include_dir};
 use super::super::{failure, say};
 use crate::cli::Failure;
 
-static API_SOURCES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../plugin-api/src");
-const API_MANIFEST: &str = include_str!("../../../../plugin-api/Cargo.toml");
+/// The crates to copy: their folders in the workspace, where `plugin-api` has vkog-plugin-testing in it.
+static CRATES: [(&str, Dir<'_>); 3] = [
+    ("plugin-api", include_dir!("$CARGO_MANIFEST_DIR/../plugin-api")),
+    ("host/plugin-host", include_dir!("$CARGO_MANIFEST_DIR/plugin-host")),
+    ("host/runtime", include_dir!("$CARGO_MANIFEST_DIR/runtime")),
+];
+/// The manifest from which these inherit.
+const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 const LICENSE: &str = include_str!("../../../../LICENSE");
 
 const MANIFEST: &str = include_str!("template/Cargo.toml.in");
 const SOURCE: &str = include_str!("template/lib.rs");
 const README: &str = include_str!("template/README.md");
 
-/// Where the copy goes, in the crate.
-const VENDORED: &str = "vendor/vkog-plugin-api";
+/// The folder of the new crate that the copies go to. They lie in it as they do in the workspace, so that their manifests
+/// find each other.
+const VENDORED: &str = "vendor/vkog";
 
 /// Names that the language, the compiler, cargo's target folder or the new crate itself have a use for.
 #[rustfmt::skip]
-const TAKEN: [&str; 64] = [
+const TAKEN: [&str; 65] = [
     "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
     "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
     "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true",
     "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
     "alloc", "core", "proc_macro", "std", "test",
     "build", "deps", "examples", "incremental",
-    "abi_stable", "serde", "serde_json", "vkog_plugin_api",
+    "abi_stable", "serde", "serde_json", "vkog_plugin_api", "vkog_plugin_testing",
 ];
 
 /// The name of a crate that can be a plugin.
@@ -81,7 +88,7 @@ impl FromStr for CrateName {
     }
 }
 
-/// Makes the crate `name` in a folder, with its own copy of vkog-plugin-api, or with a path to one, and says how to go on.
+/// Makes the crate `name` in a folder, with its own copies of vkog-plugin-api and vkog-plugin-testing, or with a path to one, and says how to go on.
 ///
 /// # Errors
 ///
@@ -140,7 +147,7 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
                 "A copy from vkog {}, which loads what is built with it; no registry has it.",
                 env!("CARGO_PKG_VERSION")
             ),
-            VENDORED.to_owned(),
+            format!("{VENDORED}/plugin-api"),
         ),
     };
     // A JSON string is a TOML string.
@@ -153,13 +160,22 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
     fs::write(folder.join("README.md"), named(README))?;
     fs::write(folder.join(".gitignore"), "/target\n")?;
     if api.is_none() {
-        let vendored = folder.join(VENDORED);
-        fs::create_dir_all(vendored.join("src"))?;
-        API_SOURCES.extract(vendored.join("src"))?;
-        fs::write(vendored.join("Cargo.toml"), API_MANIFEST)?;
-        fs::write(vendored.join("LICENSE"), LICENSE)?;
+        vendor(&folder.join(VENDORED))?;
     }
     Ok(())
+}
+
+/// Writes the copies, as a workspace with no other members.
+fn vendor(folder: &Path) -> io::Result<()> {
+    for (path, sources) in &CRATES {
+        fs::create_dir_all(folder.join(path))?;
+        sources.extract(folder.join(path))?;
+    }
+    let is_members = |line: &&str| line.starts_with("members = ");
+    let members = WORKSPACE.lines().find(is_members).unwrap_or_default();
+    let copied = r#"members = ["plugin-api", "plugin-api/testing", "host/*"]"#;
+    fs::write(folder.join("Cargo.toml"), WORKSPACE.replace(members, copied))?;
+    fs::write(folder.join("LICENSE"), LICENSE)
 }
 
 #[cfg(test)]

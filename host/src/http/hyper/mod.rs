@@ -38,7 +38,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
 use super::{ConnectionCounts, Listener, Service, Tls};
-use vkog_runtime::threads::Home;
+use vkog_runtime::Mailbox;
 
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ pub struct HyperServer {
 
 /// An event loop and its thread.
 struct EventLoop {
-    home: Arc<Home>,
+    mailbox: Arc<Mailbox>,
     handle: Handle,
     thread: thread::JoinHandle<()>,
 }
@@ -142,8 +142,8 @@ impl HyperServer {
     pub fn stop(self, timeout: Duration) -> bool {
         self.stopping.send_replace(true);
         let drained = self.drained.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected);
-        for EventLoop { home, thread, .. } in self.event_loops {
-            home.end();
+        for EventLoop { mailbox, thread, .. } in self.event_loops {
+            mailbox.close();
             // A thread that is still busy may never return.
             if drained {
                 let _ = thread.join();
@@ -180,13 +180,13 @@ fn connections_max() -> usize {
 impl EventLoop {
     fn start() -> io::Result<Self> {
         let runtime: Runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let home = Arc::<Home>::default();
-        let (handle, ours) = (runtime.handle().clone(), Arc::clone(&home));
+        let mailbox = Arc::<Mailbox>::default();
+        let (handle, ours) = (runtime.handle().clone(), Arc::clone(&mailbox));
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
-            ours.settle();
+            ours.attach();
             runtime.block_on(std::future::poll_fn(|context| ours.poll(context)));
         })?;
-        Ok(Self { home, handle, thread })
+        Ok(Self { mailbox, handle, thread })
     }
 }
 

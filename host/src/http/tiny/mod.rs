@@ -24,7 +24,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use tiny_http::Server;
-use vkog_runtime::threads::{Threads, schedule_as_batch};
+use vkog_runtime::{ThreadPool, set_sched_batch};
 
 use self::sockets::Closing;
 use self::stall_breaker::StallBreaker;
@@ -52,7 +52,7 @@ struct Shared<S: Service> {
     stall_breaker: StallBreaker,
     closing: Closing,
     /// Sends long responses that another thread than the worker completes.
-    senders: Threads,
+    senders: ThreadPool,
     /// The threads of the streams that have a slot, and since when each has been writing, if it is.
     streams: Mutex<HashMap<ThreadId, Option<Instant>>>,
     stopping: AtomicBool,
@@ -71,7 +71,7 @@ impl TinyServer {
         sockets::prepare(&listener, TIMEOUT)?;
         // All threads of the engine and of tiny_http inherit this. A request passes from the client's thread to its
         // connection's and to a worker's, and each would preempt the one before for a few microseconds of work.
-        schedule_as_batch();
+        set_sched_batch();
         let (in_flight, drained) = bounded(0);
         let shared = Arc::new(Shared {
             service,
@@ -79,7 +79,7 @@ impl TinyServer {
             pools: Mutex::default(),
             stall_breaker: StallBreaker::new(),
             closing: Closing::default(),
-            senders: Threads::at_most("http-send", WORKERS_MAX),
+            senders: ThreadPool::bounded("http-send", WORKERS_MAX),
             streams: Mutex::default(),
             stopping: AtomicBool::new(false),
             in_flight: Mutex::new(Some(in_flight)),
