@@ -10,7 +10,8 @@ use vkog_runtime::threads::Threads;
 
 use crate::chain::Chain;
 
-/// Holds the current chain. Acquiring it never blocks and writes nothing that another core reads, so event loops may do it.
+/// Holds the current chain. Acquiring it never blocks and writes nothing that another core reads, so event loops
+/// may do it.
 /// While the swap is closed, operations queue up as closures and run when it opens.
 pub(crate) struct ChainSwap {
     /// The chain for new operations; equal to `closed` while the swap is closed.
@@ -68,8 +69,8 @@ impl ChainSwap {
     #[cold]
     fn wait(&self, then: Waiting) {
         let mut waiting = self.waiting.lock();
-        // `open` publishes the chain first and takes the queue afterwards. So either this thread sees the chain, or `open`
-        // sees the queued operation.
+        // `open` publishes the chain first and takes the queue afterwards. So either this thread sees the chain, or
+        // `open` sees the queued operation.
         match self.acquire() {
             None => waiting.push(then),
             Some(chain) => {
@@ -79,7 +80,7 @@ impl ChainSwap {
         }
     }
 
-    /// Closes the swap, and waits until no operation is in flight in the chain. Returns `false` if some are after the timeout.
+    /// Closes the swap, and waits until no operation is in flight in the chain. Returns `false` after the timeout.
     pub(crate) fn drain(&self, timeout: Duration) -> bool {
         // From the swap on, each guard holds a reference that is counted.
         drop(self.open.swap(Arc::clone(&self.closed)));
