@@ -10,7 +10,7 @@ use divan::{Bencher, black_box};
 use serde_json::json;
 use vkog::api::{Access, Api};
 use vkog::config;
-use vkog::http::{Head, Headers, Method, Responder, Service};
+use vkog::http::{Headers, Method, RequestHead, Responder, Service};
 use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
@@ -40,7 +40,7 @@ fn body(format: &str, is_refused: bool) -> Vec<u8> {
 fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
     let mut headers = Headers::default();
     headers.push("content-type", format.as_bytes());
-    let head = Arc::new(Head::new(Method::Post, "/batch".to_owned(), headers, None));
+    let head = Arc::new(RequestHead::new(Method::Post, "/batch".to_owned(), headers, None));
     let admitted = api.admit(head).unwrap_or_else(|reply| panic!("{}", reply.status));
     let (tell, told) = channel();
     api.serve(admitted, body, Responder::new(move |reply| _ = tell.send(reply.status)));

@@ -347,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn serve_help_txt_is_the_help_of_serve() {
+        let help = Cli::command().term_width(100).try_get_matches_from(["vkog", "serve", "--help"]);
+        let help = help.expect_err("help is no match").to_string();
+        let fix = "run: cargo run -p vkog -- serve --help | cat > host/src/serve-help.txt";
+        assert!(help == include_str!("serve-help.txt"), "cargo xtask serve checks options against an old text; {fix}");
+    }
+
+    #[test]
     fn a_wrong_option_is_told_in_one_line() {
         let error = Cli::try_parse_from(["vkog", "--max-sise", "5"]).err().expect("there is no such option");
         let told = "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog --help";

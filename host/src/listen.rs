@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::Listen;
-use crate::http::Bound;
+use crate::http::Listener;
 
 /// Maximum number of connections that wait to be accepted, if the system allows it. With the 128 of the standard library each
 /// further connection of a burst waits for a second.
@@ -134,14 +134,14 @@ impl Claim {
     /// # Errors
     ///
     /// The system refuses it.
-    pub fn listen(self) -> Result<(Bound, Option<SocketFile>), ListenError> {
+    pub fn listen(self) -> Result<(Listener, Option<SocketFile>), ListenError> {
         match self.0 {
             Claimed::Tcp { socket, address, .. } => {
                 socket.listen(BACKLOG).map_err(|source| ListenError::Refused { address, source })?;
-                Ok((Bound::Tcp(socket.into()), None))
+                Ok((Listener::Tcp(socket.into()), None))
             }
             #[cfg(unix)]
-            Claimed::Unix { file, listener } => Ok((Bound::Unix(listener), Some(file))),
+            Claimed::Unix { file, listener } => Ok((Listener::Unix(listener), Some(file))),
         }
     }
 }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::api::{Access, Api, Reload};
 use crate::cli::{Failure, describe};
 use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{self, Certificate, Tls};
+use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile};
 use crate::notify;
 use crate::progress::Bar;
@@ -101,7 +101,7 @@ pub fn serve(
 /// A server that runs.
 struct Running {
     engine: Arc<Engine>,
-    http: http::Engine,
+    http: HttpServer,
     reload: Arc<Reload>,
     address: String,
     /// Removes the file of a Unix socket when it is dropped.
@@ -173,9 +173,9 @@ fn start(
     }
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
     let http = if tiny {
-        http::Engine::tiny(listener, service)
+        HttpServer::tiny(listener, service)
     } else {
-        http::Engine::hyper(listener, tls, service.connections(), service)
+        HttpServer::hyper(listener, tls, service.connections(), service)
     };
     let http = http.map_err(|error| Failure::new([error]))?;
     engine.store().keep_files();

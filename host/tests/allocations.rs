@@ -12,7 +12,7 @@ use std::time::Duration;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use vkog::api::{Access, Api};
 use vkog::config;
-use vkog::http::{self, Bound, Head, Headers, Method, Responder, Service};
+use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
 use vkog_engine::Engine;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, system_clock};
@@ -91,7 +91,7 @@ fn without_engine(api: &Api, method: Method) -> f64 {
         headers.push("host", b"127.0.0.1:3110");
         headers.push("content-length", b"64");
         let body = if method == Method::Put { VALUE.to_vec() } else { Vec::new() };
-        made.push((Arc::new(Head::new(method, format!("/k/{KEY}"), headers, None)), body));
+        made.push((Arc::new(RequestHead::new(method, format!("/k/{KEY}"), headers, None)), body));
     }
     per_request(|| {
         let (head, body) = made.pop().expect("enough are made");
@@ -131,7 +131,7 @@ fn a_get_and_a_put_through_two_plugins_allocate_no_more_than_is_written_down() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let connections = api.connections();
-    let engine = http::Engine::hyper(Bound::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
+    let engine = HttpServer::hyper(Listener::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
     let mut client = TcpStream::connect(address).expect("it listens");
     client.set_read_timeout(Some(Duration::from_secs(60))).expect("it is no zero");
     let whole_put = with_hyper(&mut client, "PUT", VALUE);

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use vkog::api::{Access, Api};
 use vkog::config;
-use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
+use vkog::http::{RequestHead, Headers, Method, Response, Responder, Service};
 use vkog_engine::Engine;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
 use vkog_plugin_host::{HostContext, Registry, system_clock};
@@ -51,8 +51,8 @@ pub fn with(run: impl FnOnce(&Arc<Api>)) {
 }
 
 /// Asks for something, as an engine does.
-pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Reply {
-    let head = Arc::new(Head::new(method, target.to_owned(), headers, None));
+pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Response {
+    let head = Arc::new(RequestHead::new(method, target.to_owned(), headers, None));
     let admitted = match api.admit(head) {
         Ok(admitted) => admitted,
         Err(reply) => return reply,
@@ -63,7 +63,7 @@ pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8
 }
 
 /// Holds a reply against what every reply is.
-pub fn check(reply: &Reply) {
+pub fn check(reply: &Response) {
     let body = reply.body.as_ref();
     assert!(
         matches!(reply.status, 200..=299 | 304 | 400..=499),

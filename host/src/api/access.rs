@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use super::origin;
 use super::problem::{Manner, Problem};
 use crate::config::{self, Right, Token};
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
 use vkog_plugin_host::Sha256;
@@ -46,7 +46,7 @@ impl Access {
     }
 
     /// Looks at who sent a request, before anything else does.
-    pub(super) fn admit(&self, head: &Head) {
+    pub(super) fn admit(&self, head: &RequestHead) {
         origin::name_client(head, &self.0.load());
     }
 
@@ -55,7 +55,7 @@ impl Access {
     /// # Errors
     ///
     /// The reply to one that may not: 401 without a token that is known, 403 with one that is not for this.
-    pub(super) fn check(&self, head: &Head, right: Right, scope: Scope<'_>) -> Result<(), Reply> {
+    pub(super) fn check(&self, head: &RequestHead, right: Right, scope: Scope<'_>) -> Result<(), Response> {
         let refuse = |(_, refusal)| Problem::of(refusal).reply(Manner::of(head));
         self.check_all(head, [(right, scope)]).map_err(refuse)
     }
@@ -67,7 +67,7 @@ impl Access {
     /// Which of it is the first that it may not do, and what to say, as [`check`](Self::check) does.
     pub(super) fn check_all<'a>(
         &self,
-        head: &Head,
+        head: &RequestHead,
         asked: impl IntoIterator<Item = (Right, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
         let access = self.0.load();
@@ -89,12 +89,12 @@ impl Access {
 
 impl config::Access {
     /// The token that came, if it is known.
-    fn token(&self, head: &Head) -> Option<&Token> {
+    fn token(&self, head: &RequestHead) -> Option<&Token> {
         let sent = sent(head)?;
         self.tokens.iter().find(|token| token.sha256 == sent)
     }
 
-    fn check(&self, head: &Head, token: Option<&Token>, right: Right, scope: Scope<'_>) -> Result<(), Refusal> {
+    fn check(&self, head: &RequestHead, token: Option<&Token>, right: Right, scope: Scope<'_>) -> Result<(), Refusal> {
         if right == Right::Admin {
             if self.tokens.iter().all(|token| token.right < Right::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
@@ -157,7 +157,7 @@ fn may(token: &Token) -> String {
 
 /// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
 /// tokens counts is for nobody to guess.
-fn sent(head: &Head) -> Option<Sha256> {
+fn sent(head: &RequestHead) -> Option<Sha256> {
     let mut all = head.headers.all("authorization");
     let (Some(authorization), None) = (all.next(), all.next()) else { return None };
     let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
@@ -169,10 +169,10 @@ mod tests {
     use super::*;
     use crate::http::{Headers, Method};
 
-    fn head(client: &str, authorizations: &[&str]) -> Head {
+    fn head(client: &str, authorizations: &[&str]) -> RequestHead {
         let mut headers = Headers::default();
         authorizations.iter().for_each(|value| headers.push("Authorization", value.as_bytes()));
-        Head::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
+        RequestHead::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
     }
 
     fn access(remote_admin: bool) -> Access {
@@ -186,7 +186,7 @@ mod tests {
         Access::new(config::Access { remote_admin, tokens, ..config::Access::default() })
     }
 
-    fn status(access: &Access, head: &Head, right: Right, scope: Scope<'_>) -> u16 {
+    fn status(access: &Access, head: &RequestHead, right: Right, scope: Scope<'_>) -> u16 {
         access.check(head, right, scope).map_or_else(|reply| reply.status, |()| 200)
     }
 

@@ -18,7 +18,7 @@ use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
 use super::{LARGE, entry};
 use crate::config::{BATCH_MIN, Right};
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use vkog_engine::{Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Operation, Outcome, Revisions};
 use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
@@ -40,14 +40,14 @@ pub(super) enum Format {
 
 impl Format {
     /// That of a request's body.
-    pub(super) fn of(head: &Head) -> Result<Self, Problem> {
+    pub(super) fn of(head: &RequestHead) -> Result<Self, Problem> {
         let known = head.headers.get("content-type").and_then(|name| str::from_utf8(name).ok()).and_then(Self::named);
         let fact = "A batch is application/msgpack or application/json; say which in Content-Type";
         known.ok_or_else(|| Problem::new(415, fact))
     }
 
     /// That of the answer: what the client names first, or what it sent.
-    pub(super) fn of_answer(self, head: &Head) -> Self {
+    pub(super) fn of_answer(self, head: &RequestHead) -> Self {
         let accept = head.headers.get("accept").and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
         accept.split(',').find_map(Self::named).unwrap_or(self)
     }
@@ -104,10 +104,10 @@ impl Server {
     /// Does what a batch asks for. A large one is read and answered on threads of its own.
     pub(super) fn serve(
         self,
-        head: Arc<Head>,
+        head: Arc<RequestHead>,
         admitted: Admitted,
         body: Vec<u8>,
-        reply_with: impl FnOnce(Reply) + Send + 'static,
+        reply_with: impl FnOnce(Response) + Send + 'static,
     ) {
         if body.len() <= LARGE {
             return self.run(head, admitted, body, reply_with);
@@ -118,10 +118,10 @@ impl Server {
 
     fn run(
         self,
-        head: Arc<Head>,
+        head: Arc<RequestHead>,
         Admitted { sent, answer, query, arrived }: Admitted,
         body: Vec<u8>,
-        reply_with: impl FnOnce(Reply) + Send + 'static,
+        reply_with: impl FnOnce(Response) + Send + 'static,
     ) {
         let Self { engine, access, value_max, large } = self;
         let manner = answer.manner();
@@ -156,7 +156,7 @@ fn values_len(done: &[(Outcome, ExtraHeaders)]) -> usize {
 }
 
 /// The reply to a batch of which nothing was done.
-fn refused(BatchFailure { at, outcome }: BatchFailure, format: Format) -> Reply {
+fn refused(BatchFailure { at, outcome }: BatchFailure, format: Format) -> Response {
     let problem = entry::problem(outcome);
     let problem = if let Some((index, key)) = at { problem.at(index, Some(key)) } else { problem };
     problem.reply(format.manner())

@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::problem::{Manner, Problem};
 use super::range::{Range, Unsatisfiable};
-use crate::http::{Body, Head, Reply};
+use crate::http::{Body, RequestHead, Response};
 use vkog_engine::{Conditions, ExtraHeaders, Outcome, PreconditionFailed, Revisions, media_type};
 use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
 /// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
+pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
@@ -18,7 +18,7 @@ pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
 /// # Errors
 ///
 /// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
+pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
     let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
     if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
         let fact = "Content-Encoding is not supported; send the value as it is to be read";
@@ -40,7 +40,7 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 /// # Errors
 ///
 /// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
+pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
     // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
     let condition = |name, weak| {
         let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
@@ -53,7 +53,7 @@ pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
 #[derive(Debug)]
 struct NotTags;
 
-fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
+fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
     let mut values = head.headers.all(name).peekable();
     if values.peek().is_none() {
         return Ok(None);
@@ -101,14 +101,20 @@ fn opaque(tag: &str) -> Option<u64> {
 
 /// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
 /// of the value.
-pub(super) fn reply(outcome: Outcome, added: ExtraHeaders, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
+pub(super) fn reply(
+    outcome: Outcome,
+    added: ExtraHeaders,
+    reads: bool,
+    range: Option<Range>,
+    manner: Manner,
+) -> Response {
     let mut reply = bare(outcome, reads, range, manner);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> Response {
+    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match outcome {
         Outcome::Found(entry) => {
             let len = entry.value().len();
@@ -120,8 +126,8 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> 
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Reply::new(200, &b""[..])
-                .of_revision(entry.revision())
+            let mut reply = Response::new(200, &b""[..])
+                .with_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .inert();
@@ -136,10 +142,10 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> 
             };
             reply
         }
-        Outcome::Written(revision) => ok().of_revision(revision),
+        Outcome::Written(revision) => ok().with_revision(revision),
         Outcome::Removed(_) => ok(),
         Outcome::PreconditionFailed(PreconditionFailed::IfNoneMatch(revision)) if reads => {
-            Reply::new(304, &b""[..]).of_revision(revision)
+            Response::new(304, &b""[..]).with_revision(revision)
         }
         Outcome::PreconditionFailed(_) | Outcome::Absent | Outcome::Refused(_) | Outcome::StoreFailed(_) => {
             problem(outcome).reply(manner)

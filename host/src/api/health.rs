@@ -2,14 +2,14 @@
 //! work.
 
 use super::problem::{Manner, Problem};
-use crate::http::Reply;
+use crate::http::Response;
 use vkog_engine::Engine;
 use vkog_plugin_host::OnFailure;
 use vkog_store::Store as _;
 
 /// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
 /// quarantine.
-pub(super) fn ready(engine: &Engine, manner: Manner) -> Reply {
+pub(super) fn ready(engine: &Engine, manner: Manner) -> Response {
     let store = engine.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
         return Problem::new(503, format!("Not ready: {error}")).reply(manner);
@@ -29,6 +29,6 @@ pub(super) fn ready(engine: &Engine, manner: Manner) -> Reply {
 }
 
 /// The process answers, so it lives.
-pub(super) fn ok() -> Reply {
-    Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
+pub(super) fn ok() -> Response {
+    Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::plugins::{json, json_reply};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
-use crate::http::{Budget, Exhausted, Head, Reply};
+use crate::http::{Budget, Exhausted, RequestHead, Response};
 use vkog_engine::{Engine, Listing, RequestContext};
 
 /// The most keys and prefixes of one page, and as many as are given to who does not say.
@@ -82,10 +82,10 @@ pub(super) fn answer(
     engine: &Arc<Engine>,
     question: &Question,
     query: String,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     budget: &'static Budget,
     manner: Manner,
-) -> Reply {
+) -> Response {
     let viewer = RequestContext { origin: head, query };
     let answered = match question {
         Question::Count { prefix } => engine.count(prefix, &viewer).map(|count| json(&Count { count })),
@@ -104,7 +104,7 @@ pub(super) fn answer(
 }
 
 /// The answer in JSON within the memory budget: its length is reserved before it is made.
-fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Reply, Exhausted> {
+fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Response, Exhausted> {
     let mut length = Length(0);
     // Counting does not fail.
     let _ = serde_json::to_writer_pretty(&mut length, page);
@@ -130,13 +130,13 @@ impl io::Write for Length {
     }
 }
 
-fn no_memory(manner: Manner) -> Reply {
+fn no_memory(manner: Manner) -> Response {
     let fact = "Not enough memory for this answer beside other requests in flight; try again";
     Problem::new(503, fact).with_header("Retry-After", "1").reply(manner)
 }
 
 /// The answer where too many others are under way.
-pub(super) fn too_many(manner: Manner) -> Reply {
+pub(super) fn too_many(manner: Manner) -> Response {
     let fact = format!("Too many requests for keys at once: {AT_ONCE_MAX} are the most; try again");
     Problem::new(503, fact).reply(manner).with_header("Retry-After", "1")
 }

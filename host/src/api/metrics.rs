@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::requests::{CLASSES, METHODS, Requests};
-use crate::http::{Connections, Reply};
+use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, Metric};
@@ -34,14 +34,14 @@ const BUCKETS: [Duration; 8] = [
 ];
 
 /// Everything that is counted, as text.
-pub(super) fn text(engine: &Arc<Engine>, requests: &'static Requests, connections: &Arc<Connections>) -> Reply {
+pub(super) fn text(engine: &Arc<Engine>, requests: &'static Requests, connections: &Arc<ConnectionCounts>) -> Response {
     let mut registry = Registry::default();
     let (engine, connections) = (Arc::clone(engine), Arc::clone(connections));
     registry.register_collector(Box::new(Numbers { engine, requests, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
-    Reply::new(200, text.into_bytes())
+    Response::new(200, text.into_bytes())
         .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 
@@ -49,7 +49,7 @@ pub(super) fn text(engine: &Arc<Engine>, requests: &'static Requests, connection
 struct Numbers {
     engine: Arc<Engine>,
     requests: &'static Requests,
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionCounts>,
 }
 
 impl fmt::Debug for Numbers {
@@ -145,14 +145,13 @@ impl Numbers {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Connections { accepted, ended, refused } = &*self.connections;
-        let (ended, accepted) = (ended.load(Relaxed), accepted.load(Relaxed));
+        let ConnectionCounts { accepted, refused, .. } = &*self.connections;
         let help = "Connections that are open; with hyper only";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
-            .encode_gauge(&accepted.saturating_sub(ended))?;
+            .encode_gauge(&self.connections.open())?;
         for (name, help, value) in [
-            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted),
+            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted.load(Relaxed)),
             ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;

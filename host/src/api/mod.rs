@@ -22,7 +22,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::config::Right;
-use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
+use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Request, check_key, check_value};
 use vkog_plugin_host::{Origin, ReloadReport, Verb};
 use vkog_runtime::ThreadPool;
@@ -47,7 +47,7 @@ pub struct Api {
     access: Arc<Access>,
     reload: Arc<Reload>,
     requests: &'static Requests,
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionCounts>,
     /// Events as watchers get them.
     encoded: Arc<watch::Encoded>,
     /// For what takes longer than an operation.
@@ -64,7 +64,7 @@ pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sy
 
 /// A request that has a route.
 pub struct Admitted {
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     target: Target,
     noted: Noted,
 }
@@ -118,13 +118,13 @@ impl Api {
     }
 
     /// Where an engine is to count its connections.
-    pub fn connections(&self) -> Arc<Connections> {
+    pub fn connections(&self) -> Arc<ConnectionCounts> {
         Arc::clone(&self.connections)
     }
 
     /// What a request is for, or the reply where that needs no body.
-    fn target(&self, head: &Head) -> Result<Target, Reply> {
-        let (path, query) = path_and_query(&head.target);
+    fn target(&self, head: &RequestHead) -> Result<Target, Response> {
+        let (path, query) = (head.path(), head.query());
         let manner = || Manner::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
         self.access.admit(head);
@@ -132,7 +132,7 @@ impl Api {
         let methods = Methods::of(path).ok_or_else(no_path)?;
         match head.method {
             method if !methods.include(method) => return Err(not_allowed(methods, manner())),
-            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            Method::Options => return Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
             _ => {}
         }
         Ok(match (path.strip_prefix("/k/"), path) {
@@ -179,7 +179,7 @@ impl Api {
     }
 
     /// What a request for an entry is.
-    fn entry(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<Target, Reply> {
+    fn entry(&self, head: &RequestHead, methods: &Methods, key: &str, query: &str) -> Result<Target, Response> {
         let arrived = self.engine.revision();
         let manner = || Manner::of(head);
         let verb = match head.method {
@@ -205,17 +205,8 @@ impl Api {
 }
 
 /// The answer to a method that a path does not have.
-fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
+fn not_allowed(methods: &Methods, manner: Manner) -> Response {
     Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", methods.allow.clone())
-}
-
-/// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
-fn path_and_query(target: &str) -> (&str, &str) {
-    let local = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
-        _ => target,
-    };
-    local.split_once('?').unwrap_or((local, ""))
 }
 
 /// Where a text is not percent-encoded as it should be, if anywhere.
@@ -246,7 +237,7 @@ fn decode(encoded: &str) -> Result<String, Problem> {
 impl Service for Api {
     type Admitted = Admitted;
 
-    fn admit(&self, head: Arc<Head>) -> Result<Admitted, Reply> {
+    fn admit(&self, head: Arc<RequestHead>) -> Result<Admitted, Response> {
         let noted = self.requests.begin(&head);
         match self.target(&head) {
             Ok(target) => Ok(Admitted { head, target, noted }),
@@ -265,7 +256,7 @@ impl Service for Api {
         }
     }
 
-    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
+    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Response {
         let problem = match fault {
             BodyFault::Encoded => {
                 Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
@@ -276,9 +267,9 @@ impl Service for Api {
                 Target::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
-            BodyFault::CutOff { came, declared } => {
+            BodyFault::CutOff { received, declared } => {
                 let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
-                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
+                Problem::new(400, format!("Body cut off: {received}{of} bytes arrived; nothing was written"))
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
@@ -292,7 +283,7 @@ impl Service for Api {
 
     fn serve(&self, Admitted { head, target, noted }: Admitted, body: Vec<u8>, responder: Responder) {
         let manner = Manner::of(&head);
-        let answer = move |reply| responder.reply(noted.answered(reply));
+        let answer = move |reply| responder.respond(noted.answered(reply));
         match target {
             Target::Entry(Entry { verb, key, query, content_type, conditions, arrived }) => {
                 if let Err(invalid) = check_value(verb, &body) {
@@ -345,7 +336,7 @@ impl Service for Api {
     }
 }
 
-impl Origin for Head {
+impl Origin for RequestHead {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }
@@ -391,13 +382,5 @@ mod tests {
             assert_eq!(decode_key(key).err().map(|problem| problem.status()), Some(status), "{key}");
         }
         assert!(decode_key(&"k".repeat(KEY_MAX)).is_ok());
-    }
-
-    #[test]
-    fn an_absolute_url_is_as_good_as_a_path() {
-        assert_eq!(path_and_query("/k/a?b=1?2"), ("/k/a", "b=1?2"));
-        assert_eq!(path_and_query("http://127.0.0.1:3110/k/a?b"), ("/k/a", "b"));
-        assert_eq!(path_and_query("/k/http://a"), ("/k/http://a", ""));
-        assert_eq!(path_and_query("http://a"), ("/", ""));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use crate::http::{Method, Reply};
+use crate::http::{Method, Response};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -52,8 +52,8 @@ fn described() -> BTreeMap<String, Methods> {
 }
 
 /// The document.
-pub(super) fn document() -> Reply {
-    Reply::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
+pub(super) fn document() -> Response {
+    Response::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::http::Reply;
+use crate::http::Response;
 
 const PAGE: &str = include_str!("page.html");
 
 /// The page. It may run its own script and style alone, ask this server alone, and be shown in no other page.
-pub(super) fn page() -> Reply {
+pub(super) fn page() -> Response {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let (script, style) = (hash("script"), hash("style"));
         format!(
@@ -19,7 +19,7 @@ pub(super) fn page() -> Reply {
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
     });
-    Reply::new(200, PAGE.as_bytes())
+    Response::new(200, PAGE.as_bytes())
         .with_header("Content-Type", "text/html; charset=utf-8")
         .with_header("Content-Security-Policy", POLICY.as_str())
         .with_header("X-Content-Type-Options", "nosniff")

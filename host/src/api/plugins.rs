@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 
 use super::one_line;
 use super::problem::{Manner, Problem};
-use crate::http::Reply;
+use crate::http::Response;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
 /// Everything that is loaded, in the order of the chain.
-pub(super) fn list(engine: &Engine) -> Reply {
+pub(super) fn list(engine: &Engine) -> Response {
     json(&engine.plugins().look(|plugins, chain, order| {
         let port = engine.plugins().context();
         let listed = chain.members().iter().filter_map(|member| {
@@ -176,7 +176,7 @@ impl fmt::Display for ReloadError {
 impl Error for ReloadError {}
 
 /// What a reload did. 409 if one of the plugins could not be taken in: the others were.
-pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, manner: Manner) -> Reply {
+pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, manner: Manner) -> Response {
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
@@ -209,15 +209,15 @@ pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, manner: Ma
 }
 
 /// An answer in JSON.
-pub(super) fn json(value: &impl Serialize) -> Reply {
+pub(super) fn json(value: &impl Serialize) -> Response {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     json_reply(body)
 }
 
 /// An answer that is JSON.
-pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
-    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
+pub(super) fn json_reply(body: impl Into<Bytes>) -> Response {
+    let reply = Response::new(200, body).with_header("Content-Type", "application/json");
     reply.with_header("Cache-Control", "no-store").inert()
 }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::one_line;
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use vkog_engine::InvalidRequest;
 use vkog_plugin_host::Refusal;
 
@@ -21,7 +21,7 @@ pub(super) enum Manner {
 
 impl Manner {
     /// As its `Accept` says: a document if it names JSON and not plain text before.
-    pub(super) fn of(head: &Head) -> Self {
+    pub(super) fn of(head: &RequestHead) -> Self {
         let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
         let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
         for range in named {
@@ -89,13 +89,13 @@ impl Problem {
         self.status
     }
 
-    pub(super) fn reply(self, manner: Manner) -> Reply {
+    pub(super) fn reply(self, manner: Manner) -> Response {
         let (content_type, body) = match manner {
             Manner::Text => ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.title)).into_bytes()),
             Manner::Document => ("application/problem+json", serde_json::to_vec(&self).unwrap_or_default()),
             Manner::Packed => ("application/msgpack", rmp_serde::to_vec_named(&self).unwrap_or_default()),
         };
-        let mut reply = Reply::new(self.status, body).with_header("Content-Type", content_type);
+        let mut reply = Response::new(self.status, body).with_header("Content-Type", content_type);
         if let Some(plugin) = self.plugin {
             reply = reply.with_header("Vkog-Plugin", String::from(plugin));
         }

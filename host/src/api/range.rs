@@ -3,7 +3,7 @@
 use std::ops;
 
 use super::entry::revision;
-use crate::http::{Head, Method};
+use crate::http::{Method, RequestHead};
 use vkog_store::Entry;
 
 /// A part that a client asks for.
@@ -24,7 +24,7 @@ enum Bytes {
 
 impl Range {
     /// What a request asks for, or all where it asks for more than one part, or in words that nobody has to understand.
-    pub(super) fn of(head: &Head) -> Option<Self> {
+    pub(super) fn of(head: &RequestHead) -> Option<Self> {
         let mut all = head.headers.all("range");
         let (Some(range), None) = (all.next(), all.next()) else { return None };
         if head.method != Method::Get {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::http::{Head, Reply};
+use crate::http::{RequestHead, Response};
 use vkog_runtime::{Counts, Histogram};
 
 /// The methods, at the index of [`Method`](crate::http::Method).
@@ -46,7 +46,7 @@ struct Failures {
 /// A request that is to be answered. Dropped without it was lost to a panic, and its client gets 500.
 pub(super) struct Noted {
     requests: &'static Requests,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     begun: Option<Instant>,
     answered: bool,
 }
@@ -64,7 +64,7 @@ impl Requests {
     }
 
     /// Notes that a request has come.
-    pub(super) fn begin(&'static self, head: &Arc<Head>) -> Noted {
+    pub(super) fn begin(&'static self, head: &Arc<RequestHead>) -> Noted {
         let before = self.counts.count(head.method as usize);
         let timed = self.logs.load(Relaxed) || before < TIMED_FIRST || before.is_multiple_of(TIMED_EVERY);
         let begun = timed.then(Instant::now);
@@ -111,7 +111,7 @@ impl Failures {
 
 impl Noted {
     /// Notes the answer. One to a request that has an id tells it.
-    pub(super) fn answered(mut self, reply: Reply) -> Reply {
+    pub(super) fn answered(mut self, reply: Response) -> Response {
         self.note(reply.status, &reply);
         match self.head.known_id() {
             None => reply,
@@ -122,7 +122,7 @@ impl Noted {
         }
     }
 
-    fn note(&mut self, status: u16, reply: &Reply) {
+    fn note(&mut self, status: u16, reply: &Response) {
         self.answered = true;
         let (requests, head) = (self.requests, &*self.head);
         let method = head.method as usize;
@@ -154,7 +154,7 @@ impl Noted {
 impl Drop for Noted {
     fn drop(&mut self) {
         if !self.answered {
-            self.note(500, &Reply::internal_error());
+            self.note(500, &Response::internal_error());
         }
     }
 }
@@ -167,10 +167,10 @@ mod tests {
     #[test]
     fn each_request_is_under_way_until_it_is_answered_and_then_counted_once() {
         let requests = Requests::begun();
-        let head = Arc::new(Head::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
+        let head = Arc::new(RequestHead::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
         let (first, second) = (requests.begin(&head), requests.begin(&head));
         assert_eq!(requests.under_way(), 2);
-        let reply = first.answered(Reply::new(204, &b""[..]));
+        let reply = first.answered(Response::new(204, &b""[..]));
         assert!(reply.headers.is_empty(), "no id was sent, and none is needed");
         drop(second);
         let put = Method::Put as usize;

@@ -14,7 +14,7 @@ use super::access::{Access, Scope};
 use super::problem::{Manner, Problem};
 use super::query::parameters;
 use crate::config::Right;
-use crate::http::{Body, Head, Reply, Stream};
+use crate::http::{Body, RequestHead, Response, Stream};
 use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
@@ -81,7 +81,7 @@ impl Question {
 
 /// What a query asks for. A client that comes again sends the query of the first time, so that the event that it saw last
 /// goes before `since`.
-pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
+pub(super) fn question(query: &str, head: &RequestHead) -> Result<Question, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values has no value; write &values"));
@@ -105,8 +105,8 @@ pub(super) fn answer(
     encoded: &Arc<Encoded>,
     question: Question,
     query: String,
-    head: Arc<Head>,
-) -> Reply {
+    head: Arc<RequestHead>,
+) -> Response {
     let manner = Manner::of(&head);
     let Question { prefix, since, values } = question;
     let viewer = RequestContext { origin: Arc::clone(&head) as _, query };
@@ -123,7 +123,7 @@ pub(super) fn answer(
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
-    let mut reply = Reply::new(200, &b""[..])
+    let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
         .with_header("Cache-Control", "no-store")
         .inert();
@@ -138,7 +138,7 @@ struct Events {
     prefix: String,
     access: Arc<Access>,
     encoded: Arc<Encoded>,
-    head: Arc<Head>,
+    head: Arc<RequestHead>,
     /// What is to be sent.
     piece: Piece,
     /// What the watcher said already.
@@ -212,7 +212,7 @@ impl Stream for Events {
     }
 
     /// How far the watcher is, so that it does not come again from where it was told of something last.
-    fn silent(&mut self) -> Option<Bytes> {
+    fn heartbeat(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }

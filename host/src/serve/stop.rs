@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE as REQUESTS;
 use crate::cli::Failure;
-use crate::http;
+use crate::http::HttpServer;
 use crate::{logging, signals};
 use vkog_engine::Engine;
 use vkog_runtime::run_with_timeout;
@@ -19,7 +19,7 @@ const PLUGINS: Duration = Duration::from_secs(12);
 const ALL: Duration = Duration::from_secs(14);
 
 /// Takes no further request, and returns whether those in flight were answered in time.
-pub(super) fn drain(http: http::Engine) -> bool {
+pub(super) fn drain(http: HttpServer) -> bool {
     // On another thread, and a little longer: the HTTP engine may itself wait for a thread that is in a hook.
     let drained = run_with_timeout("drain", REQUESTS + Duration::from_millis(500), move || http.stop(REQUESTS));
     drained.unwrap_or(false)

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use vkog::api::{Access, Api};
-use vkog::http::{Head, Headers, Method, Service};
+use vkog::http::{Headers, Method, RequestHead, Service};
 use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 
@@ -20,7 +20,7 @@ fn a_server_that_cannot_write_its_store_is_not_ready() {
     let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
     let api = Api::new(Arc::clone(&engine), 1000, access, Arc::new(|| Ok(Vec::new())));
     let ask = |path: &str| {
-        let head = Arc::new(Head::new(Method::Get, path.to_owned(), Headers::default(), None));
+        let head = Arc::new(RequestHead::new(Method::Get, path.to_owned(), Headers::default(), None));
         let reply = api.admit(head).err().expect("the reply needs no body");
         (reply.status, String::from_utf8_lossy(reply.body.as_ref()).into_owned())
     };

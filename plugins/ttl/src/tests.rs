@@ -3,8 +3,8 @@
 use std::thread;
 
 use std::collections::HashMap;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 
 use vkog_plugin_testing::{Reply, Setup, TestHost, plugin};
 
@@ -359,4 +359,57 @@ fn of_20000_entries_with_a_clock_that_jumps_none_is_served_late_and_none_is_remo
     host.advance(seconds(7200));
     assert_eq!(host.metric("ttl", "entries"), 0);
     assert!(expiries.keys().all(|key| host.get(key).status == 404));
+}
+
+/// The plugin's part in a DELETE, with a plugin that the test can look into.
+struct Visible(Arc<Ttl>);
+
+static VISIBLE: Mutex<Option<Arc<Ttl>>> = Mutex::new(None);
+
+impl Plugin for Visible {
+    type Settings = Settings;
+
+    fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
+        let ttl = Arc::new(Ttl::create(host, settings)?);
+        *VISIBLE.lock().expect("no holder of this lock panics") = Some(Arc::clone(&ttl));
+        Ok(Visible(ttl))
+    }
+}
+
+impl GuardDelete for Visible {
+    fn guard_delete(&self, delete: &mut Guard<'_, Delete>) -> Verdict {
+        self.0.guard_delete(delete)
+    }
+}
+
+impl UndoDelete for Visible {
+    fn undo_delete(&self, delete: &Undo<'_, Delete>) {
+        self.0.undo_delete(delete);
+    }
+}
+
+/// Lets nothing be removed.
+struct Refuses;
+
+impl Plugin for Refuses {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Refuses)
+    }
+}
+
+impl GuardDelete for Refuses {
+    fn guard_delete(&self, _: &mut Guard<'_, Delete>) -> Verdict {
+        Err(Refusal::new(423, "nothing is removed"))
+    }
+}
+
+#[test]
+fn a_delete_that_a_later_guard_refuses_leaves_no_key_behind() {
+    let bench = Setup::new().load_other(plugin!(Visible, "first")).load_other(plugin!(Refuses, "second")).start();
+    bench.put("k", "v").expect(200);
+    bench.delete("k").expect(423).has("Vkog-Plugin", "second");
+    let ttl = VISIBLE.lock().expect("no holder of this lock panics").clone().expect("it was created");
+    assert_eq!(ttl.index().remembered(), 0);
 }

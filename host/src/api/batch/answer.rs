@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::Format;
-use crate::http::{Body, Reply, Stream};
+use crate::http::{Body, Response, Stream};
 use vkog_engine::{ExtraHeaders, Outcome};
 use vkog_store::Entry;
 
@@ -22,7 +22,7 @@ const PIECE: usize = 64 << 10;
 const PART: usize = 24 << 10;
 
 /// The answer in one piece.
-pub(super) fn whole(done: &[(Outcome, ExtraHeaders)], format: Format) -> Reply {
+pub(super) fn whole(done: &[(Outcome, ExtraHeaders)], format: Format) -> Response {
     let done: Vec<Done<'_>> = done.iter().map(|done| Done::new(done, format)).collect();
     let body = match format {
         Format::Json => {
@@ -32,17 +32,17 @@ pub(super) fn whole(done: &[(Outcome, ExtraHeaders)], format: Format) -> Reply {
         }
         Format::MessagePack => rmp_serde::to_vec_named(&done).unwrap_or_default(),
     };
-    described(Reply::new(200, body), format)
+    described(Response::new(200, body), format)
 }
 
 /// The answer as a stream. Looks through all values once, so that this is not for an event loop.
-pub(super) fn streamed(done: Vec<(Outcome, ExtraHeaders)>, format: Format) -> Reply {
-    let mut reply = described(Reply::new(200, &b""[..]), format);
+pub(super) fn streamed(done: Vec<(Outcome, ExtraHeaders)>, format: Format) -> Response {
+    let mut reply = described(Response::new(200, &b""[..]), format);
     reply.body = Body::Stream(Box::new(Pieces::new(done, format)));
     reply
 }
 
-fn described(reply: Reply, format: Format) -> Reply {
+fn described(reply: Response, format: Format) -> Response {
     let content_type = match format {
         Format::Json => "application/json",
         Format::MessagePack => "application/msgpack",
@@ -203,11 +203,11 @@ impl Stream for Pieces {
         Poll::Ready((!piece.is_empty()).then(|| piece.into()))
     }
 
-    fn silent(&mut self) -> Option<Bytes> {
+    fn heartbeat(&mut self) -> Option<Bytes> {
         None
     }
 
-    fn ends(&self) -> bool {
+    fn is_finite(&self) -> bool {
         true
     }
 }
@@ -310,7 +310,7 @@ mod tests {
     }
 
     /// The whole stream, of which no piece is large.
-    fn all(reply: Reply) -> Vec<u8> {
+    fn all(reply: Response) -> Vec<u8> {
         let Body::Stream(mut stream) = reply.body else { unreachable!("it is a stream") };
         let mut bytes = Vec::new();
         while let Poll::Ready(Some(piece)) = stream.poll(&mut Context::from_waker(Waker::noop())) {
