@@ -40,7 +40,12 @@ const PACKAGES: &[Package] = &[
     Package::new("host/plugin-host", &["vkog-plugin-api", "vkog-runtime"]),
     Package::new("host/engine", &["vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
     Package::new("plugin-api/testing", &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-store"]),
-    Package::new("host", &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
+    Package {
+        folder: "host",
+        imports: &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"],
+        // A test compares it with the server.
+        tests_import: &["vkog-plugin-testing"],
+    },
     Package::plugin("plugins/*"),
     Package::plugin("examples/*"),
     Package::plugin("tests/plugins/*"),
