@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use serde_json::json;
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Service};
 use vkog_engine::Engine;
@@ -55,8 +55,8 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
     let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
-    let access = config::Access { open: true, ..config::Access::default() };
-    let api = Api::new(engine, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())));
+    let auth = config::Auth { open: true, ..config::Auth::default() };
+    let api = Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())));
     bencher
         .counter(ItemsCount::new(OPERATIONS))
         .with_inputs(|| body.to_vec())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::Duration;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
 use vkog_engine::Engine;
@@ -68,8 +68,8 @@ fn api(file: &std::path::Path) -> Api {
     let options = Options { fsync: Fsync::Never, ..Options::default() };
     let store = LocalStore::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
     let engine = Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("they start");
-    let access = config::Access { open: true, ..config::Access::default() };
-    Api::new(engine, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())))
+    let auth = config::Auth { open: true, ..config::Auth::default() };
+    Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))
 }
 
 /// Allocations and reallocations of a request, the mean of many.

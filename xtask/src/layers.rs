@@ -76,12 +76,14 @@ const DEPENDS_ON: &[(&str, &[&str])] = &[("vkog-plugin-api", &["abi_stable", "se
 const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
     // Tokens are in the configuration.
-    ("api", &["config", "http"]),
+    ("api", &["config", "http", "schema"]),
     ("config", &["http"]),
+    ("failure", &[]),
     ("progress", &[]),
-    ("serve", &["api", "cli", "config", "http", "progress"]),
-    ("commands", &["cli", "config", "progress"]),
-    ("cli", &["commands", "config", "serve"]),
+    ("schema", &[]),
+    ("serve", &["api", "config", "failure", "http", "progress"]),
+    ("commands", &["config", "failure", "progress", "schema"]),
+    ("cli", &["commands", "config", "failure", "serve"]),
 ];
 
 /// The only files and folders below `host` and `plugin-api` that may hold unsafe code.

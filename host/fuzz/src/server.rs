@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{RequestHead, Headers, Method, Response, Responder, Service};
+use vkog::http::{Headers, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::Engine;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
 use vkog_plugin_host::{HostContext, Registry, system_clock};
@@ -31,9 +31,9 @@ pub fn start() -> Arc<Api> {
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
     let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
-    let access = config::Access { open: true, ..config::Access::default() };
+    let auth = config::Auth { open: true, ..config::Auth::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
-    Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Access::new(access)), reload))
+    Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Authorizer::new(auth)), reload))
 }
 
 /// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.

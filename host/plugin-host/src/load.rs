@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -278,6 +279,21 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
     let telling = report.lines().find_map(|line| line.trim().strip_prefix("Error:").map(str::trim));
     let line = telling.or_else(|| report.lines().map(str::trim).find(|line| !line.is_empty())).unwrap_or("unknown");
     line.chars().take(200).collect()
+}
+
+impl fmt::Display for Plugin {
+    /// Writes the plugin's name, its versions, its stage and its hooks in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}, vkog-plugin-api {}, stage {}, hooks {}",
+            self.name(),
+            self.version(),
+            self.api_version(),
+            self.stage_name(),
+            self.hook_names().collect::<Vec<_>>().join(" ")
+        )
+    }
 }
 
 impl Plugin {

@@ -1,5 +1,5 @@
-//! What can be known of a library before the dynamic linker sees it. glibc kills the process with SIGBUS over a library
-//! that is cut off, and calls one for another processor missing; so the file's own tables are read first.
+//! The preflight: checks of the tables of a library file before the dynamic linker opens it. A library that is cut off would
+//! end the process with SIGBUS in glibc, and the error for another processor would be "not found".
 
 use object::read::elf::{Dyn, ElfFile32, ElfFile64, FileHeader, ProgramHeader, SectionHeader};
 use object::read::macho::{
@@ -14,7 +14,7 @@ use vkog_plugin_api::abi::ROOT_SYMBOL;
 use crate::error::LoadFault;
 use crate::load::is_loaded;
 
-/// Checks that `data` is a whole shared library for this processor and system that exports a plugin.
+/// Checks that `data` is a complete shared library for this processor and system that exports a plugin.
 pub(crate) fn check(data: &[u8]) -> Result<(), LoadFault> {
     let file = match object::FileKind::parse(data) {
         Ok(kind) => kind,
@@ -54,8 +54,8 @@ pub(crate) fn check(data: &[u8]) -> Result<(), LoadFault> {
     Err(LoadFault::NoPlugin)
 }
 
-/// The part of a library for this system that the linker reads: all up to the end of its last segment. Behind that are its
-/// sections, the largest of which are for debuggers.
+/// Returns the part of an ELF library that the linker reads: everything up to the end of the last segment. The sections for
+/// debuggers, which are the largest, come after that.
 pub(crate) fn mapped(data: &[u8]) -> &[u8] {
     fn end<Elf: FileHeader<Endian = Endianness>>(data: &[u8]) -> Option<u64> {
         let header = Elf::parse(data).ok()?;
@@ -113,8 +113,8 @@ fn host_architecture() -> Architecture {
     }
 }
 
-/// The whole table of sections has to lie inside the file. The linker itself does without the sections, but they are
-/// written last, so a copy that stopped early misses them first.
+/// Checks that all sections of an ELF file lie inside the file. The linker does not need them, but they are written last, so
+/// an incomplete copy lacks them first.
 fn check_elf<'data, Elf: FileHeader<Endian = Endianness>>(
     file: Option<object::read::elf::ElfFile<'data, Elf>>,
     data: &'data [u8],
@@ -134,8 +134,8 @@ fn check_elf<'data, Elf: FileHeader<Endian = Endianness>>(
     check_dynamic(header, endian, data)
 }
 
-/// A PE file's sections are its segments, which are looked at for every format. What lies behind them Windows does without,
-/// but a copy that stopped early misses it first.
+/// Checks the parts of a PE file behind its sections. Windows does not need them, but an incomplete copy lacks them first. The
+/// sections are segments, which [`check`] covers for every format.
 fn check_pe<Pe: ImageNtHeaders>(file: Option<PeFile<'_, Pe>>, data: &[u8]) -> Result<(), LoadFault> {
     let len = data.len() as u64;
     let cut_off = |missing| LoadFault::CutOff { missing, len };
@@ -145,27 +145,27 @@ fn check_pe<Pe: ImageNtHeaders>(file: Option<PeFile<'_, Pe>>, data: &[u8]) -> Re
     if symbols_at != 0 {
         let symbols = u64::from(header.number_of_symbols.get(LittleEndian)) * size_of::<pe::ImageSymbol>() as u64;
         let strings_at = usize::try_from(symbols_at + symbols).map_err(|_| cut_off("symbols"))?;
-        // The strings begin with how long they are.
+        // The strings begin with their total length.
         let strings = data.get(strings_at..).and_then(|rest| rest.first_chunk()).ok_or_else(|| cut_off("symbols"))?;
         if strings_at as u64 + u64::from(u32::from_le_bytes(*strings)) > len {
             return Err(cut_off("names of symbols"));
         }
     }
     if let Some(signature) = file.data_directory(pe::IMAGE_DIRECTORY_ENTRY_SECURITY) {
-        // Its address is that in the file, because it is never loaded.
+        // Its address is an offset in the file, because it is never mapped.
         let (at, size) = signature.address_range();
         if u64::from(at) + u64::from(size) > len {
             return Err(cut_off("signature"));
         }
     }
-    // A name without a folder is looked for where `load.rs` value.
+    // load.rs decides where the linker searches for a name without a folder.
     match needed(&file).ok_or_else(|| cut_off("imports"))?.into_iter().find(|name| name.contains(['/', '\\', ':'])) {
         Some(value) => Err(LoadFault::SearchPath { entry: "import", value }),
         None => Ok(()),
     }
 }
 
-/// The names of the libraries that a PE file has loaded with it.
+/// Returns the names of the libraries that a PE file needs.
 fn needed<Pe: ImageNtHeaders>(file: &PeFile<'_, Pe>) -> Option<Vec<String>> {
     let mut names = Vec::new();
     if let Some(table) = file.import_table().ok()? {
@@ -178,14 +178,14 @@ fn needed<Pe: ImageNtHeaders>(file: &PeFile<'_, Pe>) -> Option<Vec<String>> {
     Some(names)
 }
 
-/// The names of the libraries that one for Windows has loaded with it.
+/// Returns the names of the libraries that a library for Windows needs.
 #[cfg(windows)]
 pub(crate) fn needed_on_windows(data: &[u8]) -> Vec<String> {
     PeFile64::parse(data).ok().as_ref().and_then(needed).unwrap_or_default()
 }
 
-/// Every command to the linker has to be whole, and none may have it look for other libraries where the current directory or
-/// the place of the private copy says. `@rpath` stands for folders that other commands name.
+/// Checks that all load commands of a Mach-O file are complete, and that none makes the linker search for other libraries
+/// relative to the current directory or to the private copy. `@rpath` stands for folders of other load commands.
 fn check_mach_o<Mach: MachHeader<Endian = Endianness>>(
     file: Option<MachOFile<'_, Mach>>,
     data: &[u8],
@@ -208,7 +208,7 @@ fn check_mach_o<Mach: MachHeader<Endian = Endianness>>(
     Ok(())
 }
 
-/// Of a file with libraries for several processors the linker takes the one for its own.
+/// Checks the part for this processor in a file with libraries for several processors.
 fn check_fat<Arch: FatArch>(parts: object::read::Result<&[Arch]>, data: &[u8]) -> Result<(), LoadFault> {
     let cut_off = |_| LoadFault::CutOff { missing: "part for this processor", len: data.len() as u64 };
     let parts = parts.map_err(cut_off)?;
@@ -224,9 +224,9 @@ fn check_fat<Arch: FatArch>(parts: object::read::Result<&[Arch]>, data: &[u8]) -
     }
 }
 
-/// The linker takes what a library needs from where that library says, before any of its code is known. Read as the
-/// linker reads it, by the segments. An absolute path is the builder's decision; whatever hangs on the current directory
-/// or on where the library lies is not, since it is the private copy that lies somewhere.
+/// Checks where the linker would search for the libraries that an ELF library needs. Reads the dynamic section through the
+/// segments, as the linker does. Absolute paths are the decision of the author. Paths relative to the current directory or to
+/// the library are refused, because the linker opens a private copy.
 fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
     header: &Elf,
     endian: Endianness,
@@ -238,7 +238,7 @@ fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
         let Some(dynamic) = segment.dynamic(endian, data).map_err(|_| cut_off())? else { continue };
         let end = dynamic.iter().position(|entry| entry.tag(endian) == elf::DT_NULL).unwrap_or(dynamic.len());
         let entries = &dynamic[..end];
-        // Of two, the linker keeps the last.
+        // The linker uses the last of two entries.
         let value = |tag| entries.iter().rfind(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian));
         let Some((address, size)) = value(elf::DT_STRTAB).zip(value(elf::DT_STRSZ)) else { continue };
         let mut loaded = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
@@ -255,8 +255,8 @@ fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
             };
             let value = entry.val32(endian).and_then(|at| strings.get(at).ok()).ok_or_else(cut_off)?;
             let value = String::from_utf8_lossy(value);
-            // A bare name is looked up where the system keeps its libraries, but first in LD_LIBRARY_PATH. An absolute
-            // folder there is the operator's decision, like that for the host's own libraries.
+            // The linker searches for a bare name in LD_LIBRARY_PATH and then in the folders of the system. Absolute
+            // folders in LD_LIBRARY_PATH are the decision of the operator.
             if name == "NEEDED" && !value.contains(['/', '$']) {
                 let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
                 let folders = folders.to_string_lossy();
@@ -271,8 +271,8 @@ fn check_dynamic<Elf: FileHeader<Endian = Endianness>>(
     Ok(())
 }
 
-/// Whether a list of folders, or one path, has one that is not the same from everywhere. Nothing between two separators
-/// is the current directory; beside the colon, glibc takes a semicolon, and musl the end of a line.
+/// Whether a list of paths contains a relative one. An empty path means the current directory. The separators are the colon,
+/// the semicolon in glibc, and the end of a line in musl.
 fn is_astray(paths: &str) -> bool {
     paths.split([':', ';', '\n']).any(|path| !path.starts_with('/') || path.contains('$'))
 }

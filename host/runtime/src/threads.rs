@@ -4,6 +4,15 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use once_cell::race::OnceNonZeroUsize;
+
+/// Returns the number of threads that the process can run at once, as the system reports it. 2 where it does not; the next
+/// call asks again then.
+pub fn cores() -> usize {
+    static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    // The system looks it up in files, so it is asked once.
+    CORES.get_or_try_init(thread::available_parallelism).map_or(2, usize::from)
+}
 
 /// Puts this thread, and each that it starts, into the scheduling class for batch jobs: it runs when the core is free, and
 /// does not interrupt another thread. Many threads that pass small work to each other then finish what has arrived before they

@@ -1,19 +1,19 @@
-//! `/k/{key}`: one entry.
+//! `/k/{key}`: one entry of the store.
 
 use bytes::Bytes;
 
-use super::problem::{Manner, Problem};
+use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, RequestHead, Response};
-use vkog_engine::{Conditions, ExtraHeaders, Outcome, PreconditionFailed, Revisions, media_type};
+use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, media_type};
 use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
-/// The media type of a request's body.
+/// Returns the media type of a request body, from `Content-Type`.
 pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
-/// Checks that the body of a request is a whole value, or a whole batch, as it is to be read.
+/// Checks that a request body is a whole value or a whole batch.
 ///
 /// # Errors
 ///
@@ -30,90 +30,26 @@ pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether a content coding changes nothing.
+/// Returns whether a content coding is `identity`.
 pub(super) fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
 }
 
-/// The conditions of a request.
-///
-/// # Errors
-///
-/// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
-    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
-    let condition = |name, weak| {
-        let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
-        revisions(head, name, weak).map_err(|NotTags| fault())
-    };
-    Ok(Conditions { if_match: condition("If-Match", false)?, if_none_match: condition("If-None-Match", true)? })
-}
-
-/// A condition is neither `*` nor a list of entity tags.
-#[derive(Debug)]
-struct NotTags;
-
-fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
-    let mut values = head.headers.all(name).peekable();
-    if values.peek().is_none() {
-        return Ok(None);
-    }
-    let (mut revisions, mut tags, mut any) = (Vec::new(), 0, 0);
-    for value in values {
-        let value = String::from_utf8_lossy(value.trim_ascii());
-        if value == "*" {
-            any += 1;
-            continue;
-        }
-        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
-        let mut rest = value.trim_start_matches(BETWEEN_TAGS);
-        while !rest.is_empty() {
-            let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
-            let (tag, after) = quoted.strip_prefix('"').and_then(|tag| tag.split_once('"')).ok_or(NotTags)?;
-            tags += 1;
-            revisions.extend(opaque(tag).filter(|_| weak || !is_weak));
-            rest = after.trim_start_matches([' ', '\t']);
-            if !rest.is_empty() && !rest.starts_with(',') {
-                return Err(NotTags);
-            }
-            rest = rest.trim_start_matches(BETWEEN_TAGS);
-        }
-    }
-    match (any, tags) {
-        (1, 0) => Ok(Some(Revisions::Any)),
-        (0, 1..) => Ok(Some(Revisions::These(revisions))),
-        _ => Err(NotTags),
-    }
-}
-
-/// What may stand between the elements of a list (RFC 9110, section 5.6.1.2).
-const BETWEEN_TAGS: [char; 3] = [',', ' ', '\t'];
-
-/// The revision that a strong entity tag names.
-pub(super) fn revision(tag: &str) -> Option<u64> {
-    opaque(tag.strip_prefix('"')?.strip_suffix('"')?)
-}
-
-/// The revision between quotation marks. A tag that is none of ours names none, and "07" is not "7".
-fn opaque(tag: &str) -> Option<u64> {
-    tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
-}
-
-/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
-/// of the value.
+/// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
+/// `range` is the requested part of the value.
 pub(super) fn reply(
-    outcome: Outcome,
+    answer: Outcome,
     added: ExtraHeaders,
     reads: bool,
     range: Option<Range>,
-    manner: Manner,
+    format: ErrorFormat,
 ) -> Response {
-    let mut reply = bare(outcome, reads, range, manner);
+    let mut reply = bare(answer, reads, range, format);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> Response {
+fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {
     let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
     match outcome {
         Outcome::Found(entry) => {
@@ -122,7 +58,7 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> 
                 Ok(part) => part,
                 Err(Unsatisfiable) => {
                     return Problem::new(416, format!("Range not satisfiable: the value has {len} bytes"))
-                        .reply(manner)
+                        .reply(format)
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
@@ -148,12 +84,12 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, manner: Manner) -> 
             Response::new(304, &b""[..]).with_revision(revision)
         }
         Outcome::PreconditionFailed(_) | Outcome::Absent | Outcome::Refused(_) | Outcome::StoreFailed(_) => {
-            problem(outcome).reply(manner)
+            problem(outcome).reply(format)
         }
     }
 }
 
-/// Why an operation failed.
+/// Makes the problem of a failed operation.
 pub(super) fn problem(outcome: Outcome) -> Problem {
     if let Outcome::Refused(refusal) = outcome {
         return Problem::of(refusal);

@@ -1,4 +1,4 @@
-//! `/metrics`: the state of the store and the behaviour of the plugins, as Prometheus reads it.
+//! `/metrics`: the metrics of the store, of requests and of plugins in the OpenMetrics format.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,14 +12,13 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::requests::{CLASSES, METHODS, Requests};
+use super::access_log::{AccessLog, CLASSES, METHODS};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
-use vkog_store::Fsync;
-use vkog_store::Store as _;
+use vkog_store::{Fsync, Store as _};
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [
@@ -33,11 +32,11 @@ const BUCKETS: [Duration; 8] = [
     Duration::from_secs(1),
 ];
 
-/// Everything that is counted, as text.
-pub(super) fn text(engine: &Arc<Engine>, requests: &'static Requests, connections: &Arc<ConnectionCounts>) -> Response {
+/// Encodes all metrics.
+pub(super) fn text(engine: &Arc<Engine>, log: &'static AccessLog, connections: &Arc<ConnectionCounts>) -> Response {
     let mut registry = Registry::default();
     let (engine, connections) = (Arc::clone(engine), Arc::clone(connections));
-    registry.register_collector(Box::new(Numbers { engine, requests, connections }));
+    registry.register_collector(Box::new(Numbers { engine, log, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
@@ -45,10 +44,10 @@ pub(super) fn text(engine: &Arc<Engine>, requests: &'static Requests, connection
         .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 
-/// What is looked up when somebody asks, and counted nowhere else.
+/// The sources of the metrics, which are read at each request.
 struct Numbers {
     engine: Arc<Engine>,
-    requests: &'static Requests,
+    log: &'static AccessLog,
     connections: Arc<ConnectionCounts>,
 }
 
@@ -67,7 +66,7 @@ impl Collector for Numbers {
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_log_bytes", "The length of the log", self.engine.store().log_len()),
-            ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
+            ("vkog_requests_under_way", "Requests that are not answered yet", self.log.in_flight()),
             ("vkog_writable", "Whether the store can be written: 0 after a failed write and on a full disk", writable),
             ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
             ("vkog_watchers", "Clients that watch", self.engine.store().watching()),
@@ -126,7 +125,7 @@ impl Numbers {
         let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;
         for (method, name) in METHODS.into_iter().enumerate() {
             for (class, status) in CLASSES.into_iter().enumerate() {
-                let count = self.requests.answered(method, class);
+                let count = self.log.responses(method, class);
                 if count > 0 {
                     counter(family.encode_family(&[("method", name), ("status", status)])?, count)?;
                 }
@@ -136,7 +135,7 @@ impl Numbers {
         let mut family =
             encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (method, name) in METHODS.into_iter().enumerate() {
-            let times = self.requests.times(method);
+            let times = self.log.times(method);
             if times.count() > 0 {
                 histogram(family.encode_family(&[("method", name)])?, times)?;
             }

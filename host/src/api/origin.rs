@@ -1,12 +1,12 @@
-//! Where a request comes from: under which name the server was asked, whose page asks, and which client is behind a proxy.
+//! The origin of a request: the host name it uses, the site of the page that sent it, and the client behind a proxy.
 //!
-//! A browser attaches nothing secret to the requests that a foreign page makes it send, but it may reach addresses that the
-//! page's author does not. So where no token protects the store, these rules do.
+//! A browser attaches no secret to the requests of a foreign page, but it may reach addresses that the author of the page
+//! cannot. These rules protect a store that needs no token.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::problem::Problem;
-use crate::config::{Access, Proxy, split_port};
+use crate::config::{Auth, Proxy, split_port};
 use crate::http::RequestHead;
 use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
@@ -55,13 +55,13 @@ fn is_authority(host: &[u8]) -> bool {
 ///
 /// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
 /// origin, once the name is bound to this machine. 403 for the request of another site.
-pub(super) fn check(head: &RequestHead, access: &Access) -> Result<(), Refusal> {
+pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
     // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
     let host = head.authority().unwrap_or(field);
-    let is_allowed = |authority: &str| access.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
+    let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
     let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
-    if access.checks_host
+    if auth.checks_host
         && let Some(host) = [host, field].into_iter().find(is_foreign)
     {
         let (name, _) = split_port(host);
@@ -126,18 +126,18 @@ impl Forwarded {
     }
 }
 
-/// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
-pub(super) fn name_client(head: &RequestHead, access: &Access) {
-    if !access.proxy.is_empty()
-        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &access.proxy)
+/// Sets the client for logs and plugins, if a trusted proxy forwards the request.
+pub(super) fn name_client(head: &RequestHead, auth: &Auth) {
+    if !auth.proxy.is_empty()
+        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &auth.proxy)
     {
         head.name_client(client.map_or_else(|| "unknown".to_owned(), |client| client.to_string()));
     }
 }
 
 /// Whether the client is on this machine. One behind a proxy that is not trusted may be anywhere.
-pub(super) fn is_on_this_machine(head: &RequestHead, access: &Access) -> bool {
-    match Forwarded::of(head, &access.proxy) {
+pub(super) fn is_on_this_machine(head: &RequestHead, auth: &Auth) -> bool {
+    match Forwarded::of(head, &auth.proxy) {
         Some(forwarded) => forwarded.is_local,
         None => is_loopback(head.client) && !BY_PROXIES.iter().any(|name| head.headers.get(name).is_some()),
     }

@@ -1,4 +1,4 @@
-//! `/`: a page for people. It asks for what it shows as every client does.
+//! `/`: the web UI, a page that uses the HTTP interface like every client.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use crate::http::Response;
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page. It may run its own script and style alone, ask this server alone, and be shown in no other page.
+/// The response with the page. Its policy allows only its own script and style, connections to this server, and no frames.
 pub(super) fn page() -> Response {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let (script, style) = (hash("script"), hash("style"));
@@ -27,7 +27,7 @@ pub(super) fn page() -> Response {
         .with_header("Cache-Control", "no-cache")
 }
 
-/// The hash by which a browser knows the only element of this name.
+/// Returns the hash of the only element with this name, for the content security policy.
 fn hash(element: &str) -> String {
     let (_, from) = PAGE.split_once(&format!("<{element}>")).unwrap_or_default();
     let (content, _) = from.split_once(&format!("</{element}>")).unwrap_or_default();

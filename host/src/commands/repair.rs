@@ -3,11 +3,18 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use thiserror::Error;
+
 use super::check::{LOG_IS_LOST, lost_log};
-use super::{bytes, count, entries, failure, hold, say};
-use crate::cli::Failure;
+use super::{bytes, count, entries, lock, say};
+use crate::failure::Failure;
 use crate::progress::Bar;
 use vkog_store::{self as store, Lost, Origin, Repair, Salvaged, StoreError};
+
+/// A store that cannot be repaired, with what the operator can do.
+#[derive(Debug, Error)]
+#[error("{}", way_out(.0))]
+struct RepairError(#[source] StoreError);
 
 /// Repairs a store, where there is something to repair.
 ///
@@ -17,12 +24,12 @@ use vkog_store::{self as store, Lost, Origin, Repair, Salvaged, StoreError};
 ///
 /// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing, as that of `vkog check`.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
-    let lock = hold(path)?;
+    let lock = lock(path)?;
     let shown = path.display();
     let bar = Bar::new(format!("repairing {shown}"));
-    let repaired = store::repair(lock.store(), &|done, total| bar.tell(done, total));
+    let repaired = store::repair(lock.store(), &|done, total| bar.set(done, total));
     drop(bar);
-    let repaired = match repaired.map_err(|error| failure(way_out(&error)))? {
+    let repaired = match repaired.map_err(RepairError)? {
         Repair::Whole => {
             say(&format!("{shown}: whole; nothing was changed"));
             return Ok(ExitCode::SUCCESS);

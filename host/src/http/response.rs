@@ -86,8 +86,8 @@ impl Response {
         })
     }
 
-    /// Adds the fields that keep a browser from running the body, whoever wrote it: it is a document without an origin, and
-    /// of no other type than its own.
+    /// Adds the fields that keep a browser from running the body: it becomes a document without an origin, and its type is
+    /// not guessed.
     pub fn inert(self) -> Self {
         self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
     }

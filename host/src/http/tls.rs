@@ -84,7 +84,15 @@ impl fmt::Display for TlsError {
     }
 }
 
-impl std::error::Error for TlsError {}
+impl std::error::Error for TlsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable { source, .. } => Some(source),
+            Self::Malformed { source, .. } => Some(source),
+            Self::Unusable { source, .. } => Some(source),
+        }
+    }
+}
 
 impl Certificate {
     /// Reads a certificate and its key.

@@ -217,6 +217,15 @@ impl Commit {
         ends
     }
 
+    /// Writes zeros behind the records where the system refused a write although it reports free space, and removes them again.
+    /// Returns whether they fit, which ends the lack of space.
+    pub(crate) fn try_space(&self) -> bool {
+        let needed = self.queue.lock().space.unproven();
+        let Some(needed) = needed else { return false };
+        let mut writer = self.writer.lock();
+        writer.try_space(needed).is_ok() && self.queue.lock().space.proved()
+    }
+
     /// Frees the preallocated part of the log, for a snapshot that has no space.
     pub(crate) fn release_preallocation(&self) {
         let mut writer = self.writer.lock();

@@ -72,6 +72,9 @@ impl Shared {
                 }
             }
             let space = self.check_disk_space();
+            if self.commit.try_space() {
+                tracing::info!("{} has space again", self.paths.file.display());
+            }
             let asked = wanted.try_recv().is_ok() || asked;
             let mut snapshots = self.snapshots.lock();
             let is_due = if self.commit.closed().is_some() {

@@ -73,6 +73,9 @@ struct Full {
     error: Arc<StoreError>,
     /// This much space ends it.
     needed: u64,
+    /// The system refused the write. A quota leaves free space that this process may not use, so only a write that succeeds
+    /// proves that there is space again.
+    by_system: bool,
 }
 
 impl Full {
@@ -111,7 +114,18 @@ impl SpaceBudget {
 
     /// Records that a write of this many bytes was refused for lack of space.
     pub(super) fn refused(&mut self, error: &Arc<StoreError>, bytes: u64) {
-        self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX) });
+        let by_system = matches!(**error, StoreError::Full { .. });
+        self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX), by_system });
+    }
+
+    /// Returns how many bytes a trial write needs to prove that there is space again, where no measurement can prove it.
+    pub(super) fn unproven(&self) -> Option<u64> {
+        self.full.as_ref().filter(|full| full.by_system && self.space.is_some()).map(|full| full.needed)
+    }
+
+    /// Records that a trial write succeeded. Returns whether that ends the lack of space.
+    pub(super) fn proved(&mut self) -> bool {
+        self.full.take_if(|full| full.by_system).is_some()
     }
 
     /// How many bytes are queued, and not in the log yet.
@@ -122,9 +136,7 @@ impl SpaceBudget {
     /// Records that this many of the queued bytes are in the log, or were refused.
     pub(super) fn written(&mut self, bytes: u64) {
         self.unwritten -= bytes;
-        if self.space.is_none() {
-            self.full = None;
-        }
+        self.full.take_if(|full| full.by_system);
     }
 
     /// Whether the free space is to be determined before the next write.
@@ -138,7 +150,7 @@ impl SpaceBudget {
         self.space = space;
         self.used = self.unwritten;
         let left = self.left();
-        space.is_some() && self.full.take_if(|full| left >= full.needed).is_some()
+        space.is_some() && self.full.take_if(|full| !full.by_system && left >= full.needed).is_some()
     }
 
     /// Why the last write was refused, while there is still no space for it.
@@ -185,6 +197,21 @@ mod tests {
         assert!(budget.full().is_some());
         budget.written(1);
         assert!(budget.full().is_none(), "a write succeeded");
+    }
+
+    #[test]
+    fn free_space_does_not_end_what_the_system_refused() {
+        let mut budget = budget(1 << 30, 0);
+        assert!(budget.take(WRITE).is_ok());
+        budget.written(WRITE.bytes);
+        budget.refused(&Arc::new(StoreError::Full { path: "log".into() }), 1000);
+        assert!(!budget.set_disk_space(Some(DiskSpace { free: 2 << 30, needed: 0 })) && budget.full().is_some());
+        assert_eq!(budget.unproven(), Some(1000));
+        assert!(budget.proved() && budget.full().is_none() && budget.unproven().is_none());
+        budget.refused(&Arc::new(StoreError::Full { path: "log".into() }), 1000);
+        assert!(budget.take(WRITE).is_ok(), "free space lets the next write try");
+        budget.written(WRITE.bytes);
+        assert!(budget.full().is_none(), "that write succeeded");
     }
 
     #[test]

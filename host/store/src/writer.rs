@@ -113,6 +113,17 @@ impl Writer {
         }
     }
 
+    /// Writes this many zeros behind the records, then cuts them off.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses the write. Zeros that remain end the log, as preallocated ones do.
+    pub(super) fn try_space(&mut self, bytes: u64) -> io::Result<()> {
+        let written = self.write_zeros(self.at, self.at + bytes);
+        let cut = self.truncate();
+        written.and(cut)
+    }
+
     /// Removes bytes that may have been written behind the records, so that no later start finds them. They are cut off. Where
     /// that fails they are overwritten, because a record of length zero ends the log.
     pub(super) fn invalidate(&mut self, attempted: u64, syncs: &Histogram) -> io::Result<()> {
@@ -126,10 +137,16 @@ impl Writer {
     /// Overwrites bytes behind the records with zeros, the first ones first: without them the rest is no log.
     fn overwrite(&mut self, count: u64) -> io::Result<()> {
         let end = self.at + count;
-        for at in (self.at..end).step_by(PREALLOCATION_MAX as usize) {
-            self.file.write_at(at, &ZEROS[..(end - at).min(PREALLOCATION_MAX) as usize])?;
-        }
+        self.write_zeros(self.at, end)?;
         self.preallocated = end;
+        Ok(())
+    }
+
+    /// Writes zeros from one position to another, the first ones first.
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        for at in (from..to).step_by(PREALLOCATION_MAX as usize) {
+            self.file.write_at(at, &ZEROS[..(to - at).min(PREALLOCATION_MAX) as usize])?;
+        }
         Ok(())
     }
 

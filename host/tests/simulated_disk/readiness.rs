@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::http::{Headers, Method, RequestHead, Service};
 use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
@@ -17,7 +17,7 @@ fn a_server_that_cannot_write_its_store_is_not_ready() {
     let store = open(&disk, ALWAYS).expect("a store");
     let plugins = Registry::new(Vec::new(), Vec::new(), Arc::new(HostContext::new(1000, system_clock)));
     let engine = Engine::new(store, plugins).expect("no plugin to fail");
-    let access = Arc::new(Access::new(vkog::config::Access { open: true, ..Default::default() }));
+    let access = Arc::new(Authorizer::new(vkog::config::Auth { open: true, ..Default::default() }));
     let api = Api::new(Arc::clone(&engine), 1000, access, Arc::new(|| Ok(Vec::new())));
     let ask = |path: &str| {
         let head = Arc::new(RequestHead::new(Method::Get, path.to_owned(), Headers::default(), None));

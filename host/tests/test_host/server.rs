@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::Engine;
@@ -54,8 +54,8 @@ impl Server {
         );
         let registry = Registry::linked(members, Vec::new(), context);
         let engine = Engine::new(store.expect("a new store opens"), registry).expect("all plugins start");
-        let access = Arc::new(Access::new(config::Access { open: true, ..config::Access::default() }));
-        let api = Api::new(Arc::clone(&engine), 16 << 20, access, Arc::new(|| Ok(Vec::new())));
+        let auth = Arc::new(Authorizer::new(config::Auth { open: true, ..config::Auth::default() }));
+        let api = Api::new(Arc::clone(&engine), 16 << 20, auth, Arc::new(|| Ok(Vec::new())));
         let mut server = Self { first: 0, api, engine, _folder: folder };
         let written = server.send(Method::Put, format!("/k/{key}"), &[], value.as_bytes());
         assert_eq!(written.status, 200);

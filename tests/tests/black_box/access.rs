@@ -195,7 +195,7 @@ fn an_address_that_others_reach_is_not_served_without_access_or_open() {
         let others = ["--no-plugins", "--http", engine, "--listen", "0.0.0.0:0"];
         let open = setup.clone().env("VKOG_OPEN", "true").start_with(others);
         assert_eq!(served(&open, None), 200);
-        open.logs(&["--open", "whoever comes"]);
+        open.logs(&["--open", "every client"]);
         open.stop().expect(0);
         setup.write_config(CONFIG);
         let known = setup.start_with(others.into_iter().chain(["--config", "vkog.toml"]));

@@ -112,7 +112,7 @@ fn a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is
     assert!(shown(&first) && !shown(&second));
     second.write(setup.folder());
     server.signal("HUP");
-    server.logs(&["took in another certificate"]);
+    server.logs(&["reloaded the certificate"]);
     assert!(!shown(&first) && shown(&second));
     // Connections from before go on.
     server.get("k").expect(200).is("v");

@@ -38,7 +38,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
 use super::{ConnectionCounts, Listener, Service, Tls};
-use vkog_runtime::Mailbox;
+use vkog_runtime::{Mailbox, cores};
 
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -124,8 +124,7 @@ impl HyperServer {
         builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(READ_MAX);
         // A client that shuts down its sending side after the request, as `nc` does, still gets its response.
         builder.half_close(true);
-        let cores = thread::available_parallelism().map_or(2, usize::from);
-        let event_loops = (0..cores).map(|_| EventLoop::start()).collect::<io::Result<Vec<_>>>()?;
+        let event_loops = (0..cores()).map(|_| EventLoop::start()).collect::<io::Result<Vec<_>>>()?;
         let handles = event_loops.iter().map(|each| LoopHandle::new(each.handle.clone())).collect();
         let handles = Arc::new(EventLoops::new(handles));
         let first = handles.at(0).handle.clone();

@@ -2,7 +2,7 @@
 //! Content-Length fields it shows one, and of Content-Length beside Transfer-Encoding it shows Transfer-Encoding alone.
 //!
 //! The scanner follows the framing from message to message, so it sees pipelined requests too. It does not validate: hyper
-//! and [`Head::body_len`](crate::http::Head::body_len) reject malformed messages, and a rejected message ends
+//! and [`RequestHead::body_len`](crate::http::RequestHead::body_len) reject malformed messages, and a rejected message ends
 //! the connection.
 
 use std::collections::VecDeque;

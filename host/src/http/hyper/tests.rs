@@ -94,7 +94,7 @@ async fn a_connection_times_out_only_without_progress() {
     assert!(!times_out(Connection::note_progress).await);
 }
 
-/// The first line of the response to an upload in this number of pieces of so many bytes, with a pause after each.
+/// The first line of the response to an upload in this number of pieces of this number of bytes, with a pause after each.
 async fn response_to_upload(chunked: bool, pieces: usize, bytes: usize, pause: Duration) -> String {
     let (_stop, shared) = shared(Echo(Duration::ZERO));
     let (client, server) = duplex(1 << 20);

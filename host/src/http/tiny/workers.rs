@@ -3,13 +3,14 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tiny_http::Server;
+use vkog_runtime::cores;
 
 use super::{Shared, TIMEOUT, sockets};
 use crate::http::Service;
@@ -41,12 +42,6 @@ pub(super) struct WorkerPool {
     last_active: Mutex<(u64, Instant)>,
     /// The number of workers to keep; further ones end.
     wanted: AtomicUsize,
-}
-
-/// The number of threads that can run at the same time. Cached, because the system needs many calls to find out.
-fn cores() -> usize {
-    static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from));
-    *CORES
 }
 
 impl<S: Service> Shared<S> {

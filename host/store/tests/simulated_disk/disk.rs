@@ -72,6 +72,7 @@ struct State {
     waits: bool,
     capacity: Option<u64>,
     tells_free: bool,
+    measured: u64,
     acknowledged: Arc<AtomicU64>,
     promised: u64,
     log_syncs: u64,
@@ -136,6 +137,11 @@ impl SimulatedDisk {
     /// From now on the disk says how much is free.
     pub(crate) fn tell_free(&self) {
         self.0.state.lock().tells_free = true;
+    }
+
+    /// How often the store asked how much is free.
+    pub(crate) fn measured(&self) -> u64 {
+        self.0.state.lock().measured
     }
 
     /// How many bytes are in files now.
@@ -389,7 +395,8 @@ impl Disk for SimulatedDisk {
     }
 
     fn free(&self, _: &Path) -> Option<u64> {
-        let state = self.0.state.lock();
+        let mut state = self.0.state.lock();
+        state.measured += 1;
         let capacity = state.capacity.filter(|_| state.tells_free)?;
         Some(capacity.saturating_sub(state.used()))
     }

@@ -4,13 +4,14 @@
 //! Clients write, overwrite and remove at random on small disks of several sizes; another program takes all the room and gives
 //! it back.
 
+use std::io::ErrorKind;
 use std::thread;
 use std::time::Instant;
 
 use vkog_store::{Fsync, LocalStore, Options, Store as _};
 
 use crate::client::{Answer, Content, DEADLINE, change, close, contents, open, put, refused};
-use crate::disk::SimulatedDisk;
+use crate::disk::{Call, Fault, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
 
@@ -112,4 +113,26 @@ fn a_disk_that_another_program_fills_closes_opens_and_heals_without_a_restart() 
     wait_until("the store notices that there is room", || store.full().is_none());
     put(&store, "key-1", &"y".repeat(300_000));
     close(store);
+}
+
+#[test]
+fn a_store_that_a_quota_fills_is_full_until_a_write_succeeds() {
+    // The disk reports free space throughout.
+    let (disk, store) = small_store(64 << 20);
+    put(&store, "key", "durable");
+    disk.fault(Call::Write, ".log", Fault::Fails(ErrorKind::QuotaExceeded), u32::MAX);
+    assert!(refused(&store, "key", "refused").is_full());
+    let measured = disk.measured();
+    wait_until("the store measures the disk twice", || disk.measured() >= measured + 2);
+    assert!(store.full().is_some(), "free space is no proof");
+    disk.mend();
+    wait_until("a trial write succeeds", || store.full().is_none());
+    put(&store, "key", "durable again");
+    disk.fault(Call::Write, ".log", Fault::Fails(ErrorKind::StorageFull), 1);
+    assert!(refused(&store, "key", "refused").is_full());
+    put(&store, "key", "the next one succeeds");
+    assert!(store.full().is_none());
+    let before = contents(&store);
+    close(store);
+    assert_eq!(contents(&open(&disk, OPTIONS).expect("a store")), before);
 }

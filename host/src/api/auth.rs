@@ -1,102 +1,109 @@
-//! Who may do what: the tokens of `[access]`, held against what a request asks for.
+//! Authentication by token and authorization of each request.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use super::origin;
-use super::problem::{Manner, Problem};
-use crate::config::{self, Right, Token};
+use super::problem::{ErrorFormat, Problem};
+use crate::config::{Auth, Permission, Token};
 use crate::http::{RequestHead, Response};
 use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
 use vkog_plugin_host::Sha256;
 
-/// What a request is about.
+/// The entries that a request is about.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Scope<'a> {
     /// One entry, by its key as it is stored: decoded.
     Key(&'a str),
-    /// All entries whose keys begin so.
+    /// All entries whose keys have this prefix.
     Prefix(&'a str),
-    /// Entries that are named later, each of which is then asked about.
+    /// Entries that the body names. Each is checked when the body is there.
     Later,
     /// The server as a whole.
     All,
 }
 
-/// Who may do what, at the moment.
-pub struct Access(ArcSwap<config::Access>);
+/// Authorizes requests by the current configuration, which a reload replaces.
+pub struct Authorizer(ArcSwap<Auth>);
 
-impl Access {
-    /// What the configuration says.
-    pub fn new(access: config::Access) -> Self {
-        Self(ArcSwap::from_pointee(access))
+impl Authorizer {
+    /// Starts with this configuration.
+    pub fn new(auth: Auth) -> Self {
+        Self(ArcSwap::from_pointee(auth))
     }
 
-    /// Takes in what the configuration says now. Says whether anything changed.
-    pub fn set(&self, access: config::Access) -> bool {
-        let access = Arc::new(access);
-        self.0.swap(Arc::clone(&access)) != access
+    /// Replaces the configuration. Returns whether anything changed.
+    pub fn set(&self, auth: Auth) -> bool {
+        let auth = Arc::new(auth);
+        self.0.swap(Arc::clone(&auth)) != auth
     }
 
-    /// Whether no token is asked for.
+    /// Whether clients need no token to read and write.
     pub fn is_open(&self) -> bool {
         self.0.load().open
     }
 
-    /// Looks at who sent a request, before anything else does.
-    pub(super) fn admit(&self, head: &RequestHead) {
+    /// Finds out which client sent a request through a trusted proxy. Must run before every other check.
+    pub(super) fn identify_client(&self, head: &RequestHead) {
         origin::name_client(head, &self.0.load());
     }
 
-    /// Whether whoever sent this may do it. Where no token is asked for, the page of another site may not.
+    /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site
+    /// sent the request.
     ///
     /// # Errors
     ///
-    /// The reply to one that may not: 401 without a token that is known, 403 with one that is not for this.
-    pub(super) fn check(&self, head: &RequestHead, right: Right, scope: Scope<'_>) -> Result<(), Response> {
-        let refuse = |(_, refusal)| Problem::of(refusal).reply(Manner::of(head));
-        self.check_all(head, [(right, scope)]).map_err(refuse)
+    /// The response for a sender that has not: 401 without a known token, 403 with one that lacks the permission.
+    pub(super) fn check(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> Result<(), Response> {
+        let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
+        self.check_all(head, [(permission, scope)]).map_err(refuse)
     }
 
-    /// Whether whoever sent this may do all of it.
+    /// Checks several permissions of the sender of a request.
     ///
     /// # Errors
     ///
-    /// Which of it is the first that it may not do, and what to say, as [`check`](Self::check) does.
+    /// The index of the first permission that the sender lacks, and the refusal, as for [`check`](Self::check).
     pub(super) fn check_all<'a>(
         &self,
         head: &RequestHead,
-        asked: impl IntoIterator<Item = (Right, Scope<'a>)>,
+        checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
-        let access = self.0.load();
-        let mut sender = None;
-        for (index, (right, scope)) in asked.into_iter().enumerate() {
-            if access.open && right < Right::Admin {
+        let auth = self.0.load();
+        let mut token = None;
+        for (index, (permission, scope)) in checks.into_iter().enumerate() {
+            if auth.open && permission < Permission::Admin {
                 if index == 0 {
-                    origin::check(head, &access).map_err(|refusal| (index, refusal))?;
+                    origin::check(head, &auth).map_err(|refusal| (index, refusal))?;
                 }
                 continue;
             }
-            // To hash what was sent takes longer than all the rest.
-            let token = *sender.get_or_insert_with(|| access.token(head));
-            access.check(head, token, right, scope).map_err(|refusal| (index, refusal))?;
+            // Hashing the token takes longer than all the rest.
+            let token = *token.get_or_insert_with(|| auth.token(head));
+            auth.check(head, token, permission, scope).map_err(|refusal| (index, refusal))?;
         }
         Ok(())
     }
 }
 
-impl config::Access {
-    /// The token that came, if it is known.
+impl Auth {
+    /// Returns the token of a request, if it is known.
     fn token(&self, head: &RequestHead) -> Option<&Token> {
         let sent = sent(head)?;
         self.tokens.iter().find(|token| token.sha256 == sent)
     }
 
-    fn check(&self, head: &RequestHead, token: Option<&Token>, right: Right, scope: Scope<'_>) -> Result<(), Refusal> {
-        if right == Right::Admin {
-            if self.tokens.iter().all(|token| token.right < Right::Admin) {
+    fn check(
+        &self,
+        head: &RequestHead,
+        token: Option<&Token>,
+        permission: Permission,
+        scope: Scope<'_>,
+    ) -> Result<(), Refusal> {
+        if permission == Permission::Admin {
+            if self.tokens.iter().all(|token| token.permission < Permission::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
                 return Err(host_refusal(403, format!("Administration is off; {way_out}")));
             }
@@ -110,7 +117,7 @@ impl config::Access {
             refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
             return Err(refusal);
         };
-        if token.right < right || !scope.is_within(&token.prefix) {
+        if token.permission < permission || !scope.is_within(&token.prefix) {
             let fact = format!("{} is not for this: it may {}", shown(token), may(token));
             tracing::warn!(
                 request = head.id(),
@@ -121,7 +128,7 @@ impl config::Access {
             );
             return Err(host_refusal(403, format!("Not allowed: {fact}")));
         }
-        if right == Right::Admin {
+        if permission == Permission::Admin {
             tracing::info!(
                 request = head.id(),
                 client = head.client_text(),
@@ -150,8 +157,8 @@ fn shown(token: &Token) -> String {
 
 fn may(token: &Token) -> String {
     match token.prefix.as_str() {
-        "" => token.right.name().to_owned(),
-        prefix => format!("{} keys that begin with {prefix:?}", token.right.name()),
+        "" => token.permission.name().to_owned(),
+        prefix => format!("{} keys that begin with {prefix:?}", token.permission.name()),
     }
 }
 
@@ -175,19 +182,19 @@ mod tests {
         RequestHead::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
     }
 
-    fn access(remote_admin: bool) -> Access {
-        let token = |name: &str, right, prefix: &str| Token {
+    fn authorizer(remote_admin: bool) -> Authorizer {
+        let token = |name: &str, permission, prefix: &str| Token {
             name: name.to_owned(),
             sha256: Sha256::of(name.as_bytes()),
-            right,
+            permission,
             prefix: prefix.to_owned(),
         };
-        let tokens = vec![token("op", Right::Admin, ""), token("a", Right::Write, "a/")];
-        Access::new(config::Access { remote_admin, tokens, ..config::Access::default() })
+        let tokens = vec![token("op", Permission::Admin, ""), token("a", Permission::Write, "a/")];
+        Authorizer::new(Auth { remote_admin, tokens, ..Auth::default() })
     }
 
-    fn status(access: &Access, head: &RequestHead, right: Right, scope: Scope<'_>) -> u16 {
-        access.check(head, right, scope).map_or_else(|reply| reply.status, |()| 200)
+    fn status(auth: &Authorizer, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> u16 {
+        auth.check(head, permission, scope).map_or_else(|reply| reply.status, |()| 200)
     }
 
     #[test]
@@ -201,8 +208,8 @@ mod tests {
             ("10.0.0.1:1", true, 200),
         ] {
             let head = head(client, &["Bearer op"]);
-            assert_eq!(status(&access(remote_admin), &head, Right::Admin, Scope::All), expected, "{client}");
-            assert_eq!(status(&access(remote_admin), &head, Right::Write, Scope::All), 200, "{client}");
+            assert_eq!(status(&authorizer(remote_admin), &head, Permission::Admin, Scope::All), expected, "{client}");
+            assert_eq!(status(&authorizer(remote_admin), &head, Permission::Write, Scope::All), 200, "{client}");
         }
     }
 
@@ -220,14 +227,18 @@ mod tests {
             (Scope::Prefix(""), 403),
             (Scope::All, 403),
         ] {
-            assert_eq!(status(&access(false), &head, Right::Write, scope), expected, "{scope:?}");
+            assert_eq!(status(&authorizer(false), &head, Permission::Write, scope), expected, "{scope:?}");
         }
     }
 
     #[test]
     fn of_two_tokens_none_counts() {
         for sent in [&["Bearer op", "Bearer op"][..], &["Bearer op, Bearer a"], &["op"], &[]] {
-            assert_eq!(status(&access(false), &head("127.0.0.1:1", sent), Right::Read, Scope::All), 401, "{sent:?}");
+            assert_eq!(
+                status(&authorizer(false), &head("127.0.0.1:1", sent), Permission::Read, Scope::All),
+                401,
+                "{sent:?}"
+            );
         }
     }
 }

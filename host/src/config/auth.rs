@@ -1,41 +1,42 @@
-//! The table `[access]`: who may do what.
+//! Authentication and authorization in the configuration: the table `[access]` and its tokens.
 
 use serde::{Deserialize, Deserializer};
 
-use super::{AllowedHost, Proxy};
+use super::error::AuthError;
+use super::origin::{AllowedHost, Proxy};
 use vkog_plugin_host::Sha256;
 
-/// Who may do what.
+/// The authentication and authorization of clients, as the configuration has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Access {
-    /// Whether whoever comes may read and write (`--open`).
+pub struct Auth {
+    /// Whether clients may read and write without a token (`--open`).
     pub open: bool,
-    /// Whether administration is for other machines too.
+    /// Whether clients on other machines may administer the server.
     pub remote_admin: bool,
-    /// What those who come may send.
+    /// The tokens that clients may send.
     pub tokens: Vec<Token>,
-    /// Names of this server in addition to those of every machine for itself.
+    /// Names of this server in addition to localhost and loopback addresses.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Whether a request that needs no token has to ask for one of these names.
+    /// Whether a request without a token must have one of these names in its `Host` header.
     pub checks_host: bool,
-    /// The proxies that say who the client is.
+    /// The proxies whose header fields name the client.
     pub proxy: Proxy,
 }
 
-/// What somebody may do. Each right has those before it.
+/// A permission of a token. Each one includes those before it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Right {
-    /// To see entries, and how the server is.
+pub enum Permission {
+    /// Read entries and the state of the server.
     Read,
-    /// To change entries.
+    /// Write and delete entries.
     Write,
-    /// To change the server.
+    /// Administer the server.
     Admin,
 }
 
-impl Right {
-    /// As it is written.
+impl Permission {
+    /// Returns the name that the configuration uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -45,26 +46,41 @@ impl Right {
     }
 }
 
-/// A secret, and what who sends it may do. The secret itself is not kept.
+/// A token and its permission. Only the hash of the secret is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// What the log calls it.
+    /// The name for the log and for responses.
     pub name: String,
     /// The SHA-256 of the secret.
     pub sha256: Sha256,
-    /// What it is for.
-    pub right: Right,
-    /// How the keys begin that it is for; empty for everything.
+    /// What its sender may do.
+    pub permission: Permission,
+    /// The token is valid for keys with this prefix; an empty prefix is every key and the server itself.
     pub prefix: String,
 }
 
-impl Access {
-    /// Reads the table.
+impl Auth {
+    /// Returns what holds for a listener that only this machine reaches (`is_local`), or that other machines reach.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and the way out.
-    pub(super) fn parse(table: toml::Value) -> Result<Self, String> {
+    /// Other machines reach the listener, and there is no token.
+    pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
+        // The names of an address that other machines reach are unknown, unless the configuration has them.
+        self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
+        match self {
+            _ if self.open || !self.tokens.is_empty() => Ok(self),
+            _ if is_local => Ok(Self { open: true, ..self }),
+            _ => Err(AuthError::Unprotected),
+        }
+    }
+
+    /// Parses the table.
+    ///
+    /// # Errors
+    ///
+    /// It has no token, two tokens are the same, or a value cannot be used.
+    pub(super) fn parse(table: toml::Value) -> Result<Self, AuthError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
@@ -73,18 +89,17 @@ impl Access {
             #[serde(default)]
             tokens: Vec<Token>,
         }
-        let Written { remote_admin, tokens } =
-            table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
+        let Written { remote_admin, tokens } = table.try_into()?;
         if tokens.is_empty() {
-            return Err("it has no token, and nobody could come in; write a table [[access.tokens]]".to_owned());
+            return Err(AuthError::NoTokens);
         }
         for (at, token) in tokens.iter().enumerate() {
             let name = &token.name;
             if tokens[..at].iter().any(|other| other.name == *name) {
-                return Err(format!("two tokens are called {name:?}; give each a name of its own"));
+                return Err(AuthError::SameName(name.clone()));
             }
             if let Some(other) = tokens[..at].iter().find(|other| other.sha256 == token.sha256) {
-                return Err(format!("{:?} and {name:?} are the same token; give each one of its own", other.name));
+                return Err(AuthError::SameToken(other.name.clone(), name.clone()));
             }
         }
         Ok(Self { remote_admin, tokens, ..Self::default() })
@@ -99,10 +114,11 @@ impl<'de> Deserialize<'de> for Token {
             name: String,
             token: Option<String>,
             token_sha256: Option<Sha256>,
-            right: Right,
+            #[serde(rename = "right")]
+            permission: Permission,
             prefix: Option<String>,
         }
-        let Written { name, token, token_sha256, right, prefix } = Written::deserialize(deserializer)?;
+        let Written { name, token, token_sha256, permission, prefix } = Written::deserialize(deserializer)?;
         let wrong = |fact: &str| Err(serde::de::Error::custom(format!("token {name:?}: {fact}")));
         let sha256 = match (token, token_sha256) {
             (Some(token), None) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
@@ -114,14 +130,14 @@ impl<'de> Deserialize<'de> for Token {
             (None, Some(sha256)) => sha256,
             _ => return wrong("write either token or token_sha256"),
         };
-        // An empty one would be for everything, which is more than whoever wrote it can have meant.
+        // An empty prefix would match every key, which is more than the operator can have meant.
         if prefix.as_deref() == Some("") {
             return wrong("its prefix is empty; leave it out for a token that is for every key");
         }
-        if right == Right::Admin && prefix.is_some() {
+        if permission == Permission::Admin && prefix.is_some() {
             return wrong("administration has no keys; leave prefix out, or take the right \"write\"");
         }
-        Ok(Self { name, sha256, right, prefix: prefix.unwrap_or_default() })
+        Ok(Self { name, sha256, permission, prefix: prefix.unwrap_or_default() })
     }
 }
 
@@ -129,8 +145,8 @@ impl<'de> Deserialize<'de> for Token {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Access, String> {
-        Access::parse(toml::Value::Table(toml::from_str(text).expect("valid TOML")))
+    fn parse(text: &str) -> Result<Auth, AuthError> {
+        Auth::parse(toml::Value::Table(toml::from_str(text).expect("valid TOML")))
     }
 
     #[test]
@@ -138,14 +154,15 @@ mod tests {
         let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
         let by_hash = parse(&format!("[[tokens]]\nname = \"a\"\ntoken_sha256 = \"{hash}\"\nright = \"read\""));
         let by_text = parse("[[tokens]]\nname = \"a\"\ntoken = \"test\"\nright = \"read\"");
-        assert_eq!(by_hash, by_text);
-        let token = &by_text.expect("valid").tokens[0];
-        assert_eq!((token.right, token.prefix.as_str()), (Right::Read, ""));
-        assert!(Right::Read < Right::Write && Right::Write < Right::Admin);
+        let by_text = by_text.expect("valid");
+        assert_eq!(by_hash.expect("valid"), by_text);
+        let token = &by_text.tokens[0];
+        assert_eq!((token.permission, token.prefix.as_str()), (Permission::Read, ""));
+        assert!(Permission::Read < Permission::Write && Permission::Write < Permission::Admin);
     }
 
     #[test]
-    fn a_token_that_is_none_is_told_by_its_name() {
+    fn a_malformed_token_is_reported_by_its_name() {
         let token = |rest: &str| format!("[[tokens]]\nname = \"a\"\n{rest}\n");
         let good = token("token = \"t\"\nright = \"read\"");
         for (text, words) in [
@@ -164,7 +181,7 @@ mod tests {
             (good.repeat(2), ["two tokens", "\"a\""]),
             (format!("{good}{}", good.replace("\"a\"", "\"b\"")), ["\"a\" and \"b\"", "the same"]),
         ] {
-            let error = parse(&text).expect_err(&text);
+            let error = parse(&text).expect_err(&text).to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
     }
