@@ -66,7 +66,11 @@ const BUILDS_WITHOUT: &[(&str, &[&str])] = &[
     ("vkog-store", &["abi_stable"]),
     ("vkog-plugin-host", FRONT_END),
     ("vkog-engine", FRONT_END),
+    ("vkog-plugin-testing", FRONT_END),
 ];
+
+/// All that a package may depend on, outside of tests. abi_stable needs serde_json anyway.
+const DEPENDS_ON: &[(&str, &[&str])] = &[("vkog-plugin-api", &["abi_stable", "serde", "serde_json"])];
 
 /// The modules of the package `vkog`, and the other modules that each may name.
 const MODULES: &[(&str, &[&str])] = &[
@@ -147,6 +151,17 @@ fn check_packages(metadata: &Value, broken: &mut Vec<String>) -> Result<()> {
             broken.push(format!("{}: no rule in xtask/src/layers.rs; add one", folder.display()));
             continue;
         };
+        let name = text(package, "name");
+        if let Some((_, allowed)) = DEPENDS_ON.iter().find(|(other, _)| *other == name) {
+            let shipped = list(package, "dependencies").filter(|dependency| text(dependency, "kind") != "dev");
+            for other in shipped.map(|dependency| text(dependency, "name")).filter(|other| !allowed.contains(other)) {
+                broken.push(format!("{}/Cargo.toml: must not depend on {other}", folder.display()));
+            }
+        }
+        // A feature would select what of a package is compiled for whom.
+        if package["features"].as_object().is_some_and(|features| !features.is_empty()) {
+            broken.push(format!("{}/Cargo.toml: has features; make a package of what they select", folder.display()));
+        }
         // A dependency with a path is a package of the workspace.
         for dependency in list(package, "dependencies").filter(|dependency| !dependency["path"].is_null()) {
             let name = text(dependency, "name");

@@ -155,8 +155,8 @@ fn what_a_plugin_asks_of_the_store_passes_the_chain_eight_deep_and_nothing_is_as
     let host = Setup::new().load_other(plugin!(Teller, "teller")).start();
     host.post("a", "1").expect(200);
     host.get("last").is("a");
-    host.post("deep", "1").refused(508, "plugins ask each other more than 8 deep");
-    host.post("guard", "1").refused(508, "nothing can be asked of the store in guard");
+    host.post("deep", "1").refused(508, "requests of plugins are nested more than 8 deep");
+    host.post("guard", "1").refused(508, "guard and undo hooks cannot send requests");
     host.delete("a").expect(200).has("X-Left", "last");
     assert_eq!(host.log(), "");
 }
@@ -302,13 +302,150 @@ fn of_threads_that_create_one_key_exactly_one_does() {
 }
 
 #[test]
-fn what_a_server_refuses_by_itself_a_bench_refuses_too() {
+fn a_test_host_refuses_what_a_server_refuses() {
     let host = Setup::new().start();
     host.post("", "1").refused(400, "Key cannot be empty");
     host.post("a", "").refused(400, "No content provided");
     host.post(&"k".repeat(1025), "1").expect(414);
     host.delete("a").expect(404);
     let revision = host.post("a", "1").revision();
-    host.request(Verb::Get, "a").if_revision(revision + 1).send().expect(412);
+    let put = |content_type| host.request(Verb::Put, "a").body("2").content_type(content_type).send();
+    put("text/caf\u{e9}").refused(400, "Content-Type must be ASCII text");
+    put(&"t".repeat(256)).refused(400, "Content-Type too long: 256 bytes, 255 is the most");
+    let other = host.request(Verb::Get, "a").if_revision(revision + 1).send();
+    other.refused(412, "Precondition failed: the entry is not as expected");
     host.request(Verb::Put, "a").if_revision(revision).body("2").send().expect(200);
+}
+
+/// Logs its guards and undos in the order of their calls, refuses "refused", and hides keys that start with "hidden".
+struct Noting {
+    host: Host,
+}
+
+impl Plugin for Noting {
+    type Settings = NoSettings;
+
+    fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Noting { host })
+    }
+}
+
+impl Noting {
+    fn note(&self, hook: &str, key: &str) {
+        self.host.log(Level::Info, &format!("{hook} {key}"));
+    }
+}
+
+impl GuardPut for Noting {
+    fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
+        self.note("guard", put.key());
+        if put.key() == "refused" { Err(Refusal::new(409, "not that one")) } else { Ok(()) }
+    }
+}
+
+impl UndoPut for Noting {
+    fn undo_put(&self, put: &Undo<'_, Put>) {
+        self.note("undo", put.key());
+    }
+}
+
+impl GuardGet for Noting {
+    fn guard_get(&self, get: &mut Guard<'_, Get>) -> Verdict {
+        if get.key().starts_with("hidden") {
+            get.hide();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_batch_undoes_its_guards_from_the_last_to_the_first() {
+    let host = Setup::new().load_other(plugin!(Noting, "noting")).start();
+    let put = |key| host.request(Verb::Put, key).body("1");
+    let logged = || host.log().replace("INFO noting: ", "").replace('\n', ", ");
+    let failed = host.batch([put("a"), put("b"), put("refused"), put("c")]).failed(2, 409, "not that one");
+    failed.has("Vkog-Plugin", "noting");
+    let refused = "guard a, guard b, guard refused, undo b, undo a, ";
+    assert_eq!(logged(), refused);
+    host.fail_writes(1);
+    let (index, reply) = host.batch([put("a"), put("b")]).0.expect_err("the store fails");
+    assert_eq!(index, None, "no operation failed by itself");
+    reply.refused(503, "Not kept");
+    assert_eq!(logged(), format!("{refused}guard a, guard b, undo b, undo a, "));
+    host.get("a").expect(404);
+    assert_eq!(host.batch([put("a"), put("b")]).succeeded()[1].revision(), 2);
+}
+
+#[test]
+fn listings_and_watches_show_what_plugins_let_a_client_see() {
+    let host = Setup::new().load_other(plugin!(Noting, "noting")).start();
+    let mut watch = host.watch("");
+    for key in ["b", "a", "hidden"] {
+        host.put(key, "1").expect(200);
+    }
+    assert_eq!(host.keys("").expect("nobody refuses"), ["a", "b"]);
+    assert_eq!(host.count("").expect("nobody refuses"), 2);
+    let seen: Vec<_> = watch.changes().into_iter().map(|change| (change.key, change.revision)).collect();
+    assert_eq!(seen, [("b".to_owned(), 1), ("a".to_owned(), 2)]);
+    host.delete("hidden").expect(200);
+    let [change] = &watch.changes()[..] else { panic!("one change") };
+    assert_eq!((change.key.as_str(), &change.value), ("hidden", &None), "that an entry is gone is no secret");
+    assert!(watch.changes().is_empty() && watch.end().is_none());
+}
+
+/// Lets in one entry, and makes room by removing "old".
+struct One {
+    host: Host,
+    entries: AtomicI64,
+}
+
+impl Plugin for One {
+    type Settings = NoSettings;
+
+    fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(One { host, entries: AtomicI64::new(0) })
+    }
+}
+
+impl GuardPost for One {
+    fn guard_post(&self, _: &mut Guard<'_, Post>) -> Verdict {
+        if self.entries.fetch_add(1, SeqCst) > 0 {
+            self.entries.fetch_sub(1, SeqCst);
+            return Err(Refusal::new(413, "one entry is the most"));
+        }
+        Ok(())
+    }
+}
+
+impl UndoPost for One {
+    fn undo_post(&self, _: &Undo<'_, Post>) {
+        self.entries.fetch_sub(1, SeqCst);
+    }
+}
+
+impl AfterDelete for One {
+    fn after_delete(&self, _: &After<'_, Delete>) {
+        self.entries.fetch_sub(1, SeqCst);
+    }
+}
+
+impl MakeRoom for One {
+    fn make_room(&self) -> bool {
+        self.host.delete("old").unwrap_or(false)
+    }
+}
+
+#[test]
+fn a_write_and_a_batch_are_decided_again_after_a_plugin_made_room() {
+    let host = Setup::new().load_other(plugin!(One, "one")).start();
+    let post = |key| host.request(Verb::Post, key).body("1");
+    host.post("old", "1").expect(200);
+    host.post("new", "1").expect(200);
+    host.post("another", "1").refused(413, "one entry is the most");
+    host.delete("new").expect(200);
+    host.post("old", "1").expect(200);
+    host.batch([host.request(Verb::Get, "old"), post("new")]).succeeded();
+    host.get("old").expect(404);
+    host.batch([post("another")]).failed(0, 413, "one entry is the most");
+    assert_eq!(host.keys("").expect("nobody refuses"), ["new"]);
 }
