@@ -21,8 +21,9 @@ const SHELLS: [(&str, &str); 5] = [
     ("zsh", "_vkog"),
 ];
 
-/// What is taken along as it is.
-const DOCUMENTS: [&str; 3] = ["README.md", "LICENSE", "CHANGELOG.md"];
+/// The documents of the distribution. Links between them work there as in the repository.
+const DOCUMENTS: [&str; 7] =
+    ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
 pub(crate) fn dist(options: &[&str]) -> Result<()> {
     std::env::set_current_dir(build::root())?;
@@ -49,8 +50,14 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
     for document in DOCUMENTS {
         copy(document.as_ref(), &folder)?;
     }
-    for page in fs::read_dir("docs")? {
-        copy(&page?.path(), &folder.join("docs"))?;
+    copy_tree("docs".as_ref(), &folder.join("docs"))?;
+    for crates in ["plugins", "examples"] {
+        for member in fs::read_dir(crates)? {
+            let member = member?.path();
+            if member.join("README.md").is_file() {
+                copy(&member.join("README.md"), &folder.join(&member))?;
+            }
+        }
     }
     // A program for another system cannot say it here; this system's says the same.
     let mut says = if triple == native {
@@ -95,6 +102,19 @@ fn copy(file: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let name = file.file_name().ok_or_else(|| format!("{} is no file", file.display()))?;
     fs::copy(file, folder.join(name)).map_err(|error| format!("cannot copy {}: {error}", file.display()))?;
+    Ok(())
+}
+
+/// Copies the files of a folder and of the folders in it.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            copy_tree(&path, &to.join(path.file_name().unwrap_or_default()))?;
+        } else {
+            copy(&path, to)?;
+        }
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! disk, the thread that has it then sends it.
 //!
 //! As many workers as cores do not wait, as long as there are fewer than [`WORKERS_MAX`]; workers that are not needed end.
-//! [`supervise`](Engine::supervise) does what tiny_http leaves undone; what nothing can do is listed in docs/http.md.
+//! [`supervise`](Engine::supervise) does what tiny_http leaves undone; what nothing can do is listed in docs/reference/http.md.
 
 mod newcomers;
 mod sockets;
