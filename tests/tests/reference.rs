@@ -328,7 +328,7 @@ fn the_offsets_of_the_file_format_page_are_those_of_a_file() {
     }
     assert_eq!(checked, 16, "rows with a name and an offset");
     assert_eq!((file[0], file[6], file[212]), (0x84, 0x8d, 0xc3), "the map, the header, the mark of a clean stop");
-    assert_eq!(&file[237..244], b"\xa1a\xa5hello", "the first entry");
+    assert_eq!(&file[237..245], b"\xa1a\xa5hello", "the first entry");
 }
 
 #[test]
