@@ -106,7 +106,7 @@ fn the_command_line_page_equals_the_help_of_each_command() {
         [Configuration](configuration.md) explains each server option, [Errors](errors.md#exit-statuses) the exit statuses.\n"
         .to_owned();
     for command in COMMANDS {
-        page += &format!("\n## vkog {command}",).trim_end().to_owned();
+        page += format!("\n## vkog {command}").trim_end();
         page += &format!("\n\n```text\n{}\n```\n", help(command).trim_end());
     }
     // Every command of the overview is here.
