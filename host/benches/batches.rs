@@ -8,12 +8,12 @@ use std::sync::mpsc::channel;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use serde_json::json;
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{Head, Headers, Method, Responder, Service};
-use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog::http::{Headers, Method, RequestHead, Responder, Service};
+use vkog_engine::Engine;
+use vkog_plugin_host::{HostContext, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 fn main() {
     divan::main();
@@ -40,7 +40,7 @@ fn body(format: &str, is_refused: bool) -> Vec<u8> {
 fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
     let mut headers = Headers::default();
     headers.push("content-type", format.as_bytes());
-    let head = Arc::new(Head::new(Method::Post, "/batch".to_owned(), headers, None));
+    let head = Arc::new(RequestHead::new(Method::Post, "/batch".to_owned(), headers, None));
     let admitted = api.admit(head).unwrap_or_else(|reply| panic!("{}", reply.status));
     let (tell, told) = channel();
     api.serve(admitted, body, Responder::new(move |reply| _ = tell.send(reply.status)));
@@ -50,13 +50,13 @@ fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
 /// Each batch goes through the interface of a store without plugins, and is answered with this status.
 fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u16) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let port = Arc::new(Port::new(0, system_clock));
+    let port = Arc::new(HostContext::new(0, system_clock));
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    let store = Store::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
-    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses");
-    let access = config::Access { open: true, ..config::Access::default() };
-    let api = Api::new(ops, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())));
+    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
+    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
+    let auth = config::Auth { open: true, ..config::Auth::default() };
+    let api = Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())));
     bencher
         .counter(ItemsCount::new(OPERATIONS))
         .with_inputs(|| body.to_vec())

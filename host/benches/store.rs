@@ -12,7 +12,9 @@ use dashmap::DashMap;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use parking_lot::{Mutex, RwLock};
-use vkog::store::{Decision, Disk, Draft, Entry, File, Fsync, Import, LocalDisk, Options, Store, Update};
+use vkog_store::{
+    Change, Decision, Disk, Entry, File, Fsync, Import, LocalDisk, LocalStore, NewEntry, Options, Store as _, Update,
+};
 
 fn main() {
     divan::main();
@@ -111,8 +113,8 @@ fn spread(keys: &[String], turn: &AtomicU64) -> usize {
     (turn.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % keys.len()
 }
 
-fn draft() -> Draft<'static> {
-    Draft { value: VALUE, content_type: "text/plain", details: Vec::new() }
+fn draft() -> NewEntry<'static> {
+    NewEntry { value: VALUE, content_type: "text/plain", details: Vec::new() }
 }
 
 /// A disk with a store of [`KEYS`] entries.
@@ -124,15 +126,16 @@ fn filled() -> MemoryDisk {
     disk
 }
 
-fn open(disk: impl Disk, path: &Path) -> Store {
+fn open(disk: impl Disk, path: &Path) -> LocalStore {
     // No snapshot of its own accord.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    Store::open(disk, path, options, &|_, _| {}).expect("it was just written")
+    LocalStore::open(disk, path, options, &|_, _| {}).expect("it was just written")
 }
 
-fn put(store: &Store, key: &str) {
-    let decide = |_: Option<&Entry>| Decision::<()>::Write(draft());
-    store.update(key, decide, |update| assert!(matches!(update, Update::Done(_))));
+fn put(store: &LocalStore, key: &str) {
+    let mut entry = Some(Entry::new(key, &draft()));
+    let decide = move |_: &[Change], _: Option<&Entry>| entry.take().map_or(Decision::Reject(()), Decision::Write);
+    store.update(key, decide, |update| assert!(matches!(update, Update::Committed(_))));
 }
 
 mod read {

@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::error::Error;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,8 +12,8 @@ use ureq::http::Method;
 use crate::commands::plugins::new::CrateName;
 use crate::commands::{self, client, export, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
+use crate::failure::Failure;
 use crate::logging;
-use crate::plugins::Plugin;
 use crate::serve;
 
 /// A small key-value server that is extended by native plugins
@@ -214,73 +216,48 @@ enum PluginsCommand {
     },
 }
 
-/// What the program was asked to do.
+/// A parsed command line.
 pub struct Invocation(Cli);
 
-/// Why it was not done.
-pub struct Failure {
-    lines: Vec<String>,
-    usage: bool,
-}
+/// A command line that cannot be parsed. Its text is clap's report without the usage and the line breaks.
+#[derive(Debug)]
+struct UsageError(clap::Error);
 
-impl Failure {
-    /// One line for everything that is wrong, without the program's name.
-    pub fn lines(&self) -> &[String] {
-        &self.lines
-    }
-
-    /// Prints it to standard error.
-    pub fn report(&self) {
-        for line in &self.lines {
-            logging::say(&format!("vkog: {line}"));
-        }
-    }
-
-    /// The exit status: 2 for a wrong command line, else 1.
-    pub fn status(&self) -> u8 {
-        if self.usage { 2 } else { 1 }
-    }
-
-    /// Something other than the command line is wrong.
-    pub fn new(lines: impl IntoIterator<Item = impl ToString>) -> Self {
-        Self { lines: lines.into_iter().map(|line| line.to_string()).collect(), usage: false }
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0.to_string();
+        let lines = report.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+        let fact = lines.join(" ").replacen("error: ", "", 1).replace(" tip: ", "; ");
+        write!(f, "{fact}; see vkog --help")
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::new([error])
+impl Error for UsageError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
     }
 }
 
-/// Reads the command line and the environment. Help and version are printed here and end the program.
+/// Parses the command line and the environment. Help and version are printed here and end the program.
 ///
 /// # Errors
 ///
-/// A wrong command line.
+/// The command line is wrong.
 pub fn parse() -> Result<Invocation, Failure> {
     Cli::try_parse().map(Invocation).map_err(|error| {
         if !error.use_stderr() {
             error.exit();
         }
-        Failure { lines: vec![in_one_line(&error)], usage: true }
+        Failure::usage(UsageError(error))
     })
 }
 
-/// clap's report without its usage and its line breaks: what is wrong, its tips, and where there is more to read.
-fn in_one_line(error: &clap::Error) -> String {
-    let report = error.to_string();
-    let told = report.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let told: Vec<&str> = told.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-    let fact = told.join(" ").replacen("error: ", "", 1).replace(" tip: ", "; ");
-    format!("{fact}; see vkog --help")
-}
-
-/// Does what the program was asked to.
+/// Runs the command and returns the exit status of the program.
 ///
 /// # Errors
 ///
-/// It could not be done.
+/// The command failed.
 pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
     match cli.command {
         None => serve_with(cli.serve),
@@ -293,15 +270,15 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Watch(watch)) => client::watch::watch(watch),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
-            commands::plugins::new::new(&name, path.as_deref(), api.as_deref())
+            Ok(commands::plugins::new::new(&name, path.as_deref(), api.as_deref())?)
         }
         Some(Command::Plugins(PluginsCommand::Check { libraries, config, json })) => {
             let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
             logging::start(Some(LogFormat::Text));
-            Ok(commands::plugins::check::check(&libraries, &config, json))
+            Ok(commands::plugins::check::check(&libraries, &config, json)?)
         }
         Some(Command::Completions { shell }) => Ok(shell::completions(Cli::command(), shell)),
-        Some(Command::Man) => shell::man(Cli::command()),
+        Some(Command::Man) => Ok(shell::man(Cli::command())?),
         Some(Command::Check { file }) => commands::check::check(&file),
         Some(Command::Repair { file }) => commands::repair::repair(&file),
         Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
@@ -325,18 +302,6 @@ fn configured(options: Options, file: Option<&Path>) -> Result<Config, ConfigErr
     Config::new(options, file.map(File::read).transpose()?.unwrap_or_default())
 }
 
-/// What a plugin is, in one line.
-pub fn describe(plugin: &Plugin) -> String {
-    format!(
-        "{} {}, vkog-plugin-api {}, stage {}, hooks {}",
-        plugin.name(),
-        plugin.version(),
-        plugin.api_version(),
-        plugin.stage_name(),
-        plugin.hook_names().collect::<Vec<_>>().join(" ")
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,9 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_option_is_told_in_one_line() {
+    fn a_wrong_option_is_reported_in_one_line() {
         let error = Cli::try_parse_from(["vkog", "--max-sise", "5"]).err().expect("there is no such option");
         let told = "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog --help";
-        assert_eq!(in_one_line(&error), told);
+        assert_eq!(UsageError(error).to_string(), told);
     }
 }

@@ -1,21 +1,24 @@
-//! Flags, environment and file become one checked configuration: a flag beats the environment, which beats the file.
+//! The configuration from flags, environment variables and a file. A flag takes precedence over a variable, which takes
+//! precedence over the file.
 
-mod access;
+mod auth;
+mod error;
 mod origin;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
 use crate::http::{TlsFiles, default_limit};
-use crate::plugins::{Settings, Source, Table};
-use crate::store::{Fsync, VALUE_MAX};
+use vkog_plugin_host::{Settings, Source, Table};
+use vkog_store::{Fsync, VALUE_MAX};
 
-pub use access::{Access, Right, Token};
-pub use origin::{AllowedHost, Proxy, ProxyHeader, split_port};
+pub use auth::{Auth, Permission, Token};
+pub use error::{AuthError, ConfigError, Conflict, FileError, ProxyError, ValueError};
+pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -28,12 +31,12 @@ pub const BATCH_MIN: u64 = 16 << 20;
 pub struct Size(pub u64);
 
 impl FromStr for Size {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         match text.parse::<bytesize::ByteSize>() {
             Ok(size) => Ok(Self(size.as_u64())),
-            Err(_) => Err("not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB".to_owned()),
+            Err(_) => Err(ValueError::Size),
         }
     }
 }
@@ -63,15 +66,15 @@ pub enum Listen {
 }
 
 impl FromStr for Listen {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(Self::Unix(path.into())) };
+            return if path.is_empty() { Err(ValueError::NoPath) } else { Ok(Self::Unix(path.into())) };
         }
         match text.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
-            _ => Err("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH".to_owned()),
+            _ => Err(ValueError::Address),
         }
     }
 }
@@ -174,13 +177,13 @@ pub struct Options {
     pub log_format: Option<LogFormat>,
 }
 
-fn fsync(text: &str) -> Result<Fsync, String> {
+fn fsync(text: &str) -> Result<Fsync, ValueError> {
     match text {
         "always" => Ok(Fsync::Always),
         "never" => Ok(Fsync::Never),
         _ => match humantime::parse_duration(text) {
             Ok(interval) if !interval.is_zero() => Ok(Fsync::Every(interval)),
-            _ => Err("write always, never, or a duration such as 100ms or 1s".to_owned()),
+            _ => Err(ValueError::Fsync),
         },
     }
 }
@@ -189,7 +192,7 @@ fn fsync_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     fsync(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
-fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
+fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
     String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
@@ -199,26 +202,26 @@ pub struct File {
     options: Options,
     settings: Settings,
     order: Vec<String>,
-    access: Access,
+    auth: Auth,
     proxy: Proxy,
 }
 
-/// A configuration that holds together.
+/// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
     /// The store's file.
     pub file: PathBuf,
     /// How much the store may hold, in bytes.
     pub max_size: u64,
-    /// Where the plugins are, and what is said of them.
+    /// The plugin folder and the settings of the plugins.
     pub plugins: Source,
-    /// Who may do what.
-    pub access: Access,
+    /// Authentication and authorization of clients.
+    pub auth: Auth,
     /// Where to listen.
     pub listen: Listen,
     /// The HTTP engine.
     pub http: Http,
-    /// What it is made secret with.
+    /// The certificate and the key of TLS, if it is on.
     pub tls: Option<TlsFiles>,
     /// When a write is on disk.
     pub fsync: Fsync,
@@ -230,47 +233,31 @@ pub struct Config {
     pub memory_budget: u64,
     /// Whether each request is logged.
     pub log_requests: bool,
-    /// How much of the last changes is held for who watches, in bytes.
+    /// The size of the change history for watchers, in bytes.
     pub watch_history: u64,
-    /// How a log line is written; none goes by the terminal.
+    /// The format of log lines; `None` is text on a terminal, else JSON.
     pub log_format: Option<LogFormat>,
 }
-
-/// What is wrong with a configuration: the subject, the fact and the way out.
-#[derive(Debug)]
-pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 impl File {
     /// Reads a configuration file.
     ///
     /// # Errors
     ///
-    /// It cannot be read, is no TOML, or has a key that there is not.
+    /// It cannot be read, is not TOML, or has an unknown key or a wrong value.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let shown = path.display();
         let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError(format!("cannot read {shown}: {error}; give the path of a TOML file")))?;
-        Self::parse(&text).map_err(|fact| ConfigError(format!("cannot use {shown}: {fact}")))
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
-        let place = |error: toml::de::Error| {
-            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
-            let message = error.message().replace('\n', " ");
-            line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
+    fn parse(text: &str) -> Result<Self, FileError> {
+        let syntax = |source: toml::de::Error| {
+            let line = source.span().map(|span| text[..span.start].lines().count().max(1));
+            FileError::Syntax { line, source }
         };
-        let mut table: toml::Table = toml::from_str(text).map_err(place)?;
-        let wrong = |key: &str, error: toml::de::Error, way_out: &str| {
-            format!("{key}: {}; {way_out}", error.message().replace('\n', " "))
-        };
+        let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let wrong = |key, source, way_out| FileError::Key { key, source, way_out };
         let mut order = Vec::new();
         let mut tables = BTreeMap::<String, serde_json::Map<_, _>>::new();
         if let Some(plugins) = table.remove("plugins") {
@@ -284,66 +271,48 @@ impl File {
         }
         let mut settings = Settings::new();
         for (name, table) in tables {
-            let table = Table::new(table).map_err(|fact| format!("[plugins.{name}] {fact}"))?;
-            settings.insert(name, table);
+            match Table::new(table) {
+                Ok(table) => settings.insert(name, table),
+                Err(fault) => return Err(FileError::Plugin { name, source: fault.into() }),
+            };
         }
-        let access = table.remove("access").map(Access::parse).transpose();
-        let access = access.map_err(|fact| format!("[access] {fact}"))?.unwrap_or_default();
-        let proxy = table.remove("proxy").map(Proxy::parse).transpose();
-        let proxy = proxy.map_err(|fact| format!("[proxy] {fact}"))?.unwrap_or_default();
-        let options = table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
-        Ok(Self { options, settings, order, access, proxy })
+        let auth = table.remove("access").map(Auth::parse).transpose().map_err(FileError::Access)?.unwrap_or_default();
+        let proxy = table.remove("proxy").map(Proxy::parse).transpose().map_err(FileError::Proxy)?.unwrap_or_default();
+        let options = table.try_into().map_err(FileError::Options)?;
+        Ok(Self { options, settings, order, auth, proxy })
     }
 }
 
 impl Config {
-    /// What was given on the command line and in the environment, with the file's values where it says nothing.
+    /// Merges the options of the command line and of the environment with those of the file.
     ///
     /// # Errors
     ///
-    /// Values that contradict each other.
+    /// Options contradict each other, or a path or a size cannot be used.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
-        let File { options: written, settings, order, access, proxy } = file;
+        let File { options: written, settings, order, auth, proxy } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
             _ if no_plugins => None,
             Some(folder) if folder.is_dir() => Some(folder),
-            Some(folder) => {
-                let shown = folder.display();
-                return Err(ConfigError(format!(
-                    "cannot use --plugin-dir {shown}: it is not a folder; make it, or start with --no-plugins"
-                )));
-            }
+            Some(folder) => return Err(ConfigError::NoPluginFolder(folder)),
             None => beside_the_program(),
         };
         let listen = given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned()));
         let http = given.http.or(written.http).unwrap_or(Http::Auto);
-        let tls = match (given.tls_cert.or(written.tls_cert), given.tls_key.or(written.tls_key)) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
-            (Some(_), None) => return Err(contradiction("--tls-cert", "there is no --tls-key; give both")),
-            (None, Some(_)) => return Err(contradiction("--tls-key", "there is no --tls-cert; give both")),
-        };
-        if tls.is_some() && http == Http::Tiny {
-            return Err(contradiction("--tls-cert", "tiny_http speaks no TLS; use --http hyper"));
-        }
-        if tls.is_some() && matches!(listen, Listen::Unix(_)) {
-            let fact = "only this machine reaches a Unix socket; leave it out, or listen on host:port";
-            return Err(contradiction("--tls-cert", fact));
-        }
-        let access = Access {
+        let tls = tls(given.tls_cert.or(written.tls_cert), given.tls_key.or(written.tls_key), http, &listen)?;
+        let auth = Auth {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
             // No browser reaches a Unix socket.
             checks_host: matches!(listen, Listen::Tcp(_)),
             proxy,
-            ..access
+            ..auth
         };
         let max_value = match given.max_value.or(written.max_value) {
             Some(Size(bytes)) if bytes > VALUE_MAX => {
-                let fact = format!("a store holds values of at most {VALUE_MAX} bytes; choose that or less");
-                return Err(contradiction("--max-value", &fact));
+                return Err(conflict("--max-value", Conflict::ValueMax { max: VALUE_MAX }));
             }
             Some(Size(bytes)) => bytes,
             None => max_size.min(VALUE_MAX),
@@ -353,7 +322,7 @@ impl Config {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
-            access,
+            auth,
             listen,
             http,
             tls,
@@ -368,22 +337,35 @@ impl Config {
     }
 }
 
-/// The memory budget: one that holds the longest body at least.
+/// Returns the memory budget, which holds the longest body at least.
 fn memory_budget(given: Option<Size>, max_value: u64) -> Result<u64, ConfigError> {
     let least = max_value.max(BATCH_MIN);
     match given {
         None => Ok(default_limit().max(least)),
         Some(Size(bytes)) if bytes >= least => Ok(bytes),
-        Some(_) => Err(contradiction(
-            "--memory-budget",
-            &format!("one body may have {least} bytes; give at least that, or lower --max-value"),
-        )),
+        Some(_) => Err(conflict("--memory-budget", Conflict::BudgetMin { least })),
     }
 }
 
-/// An option that goes together with no other as it should.
-fn contradiction(option: &str, fact: &str) -> ConfigError {
-    ConfigError(format!("cannot use {option}: {fact}"))
+/// Returns the files of TLS, if it is on.
+fn tls(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    http: Http,
+    listen: &Listen,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    match (certificate, key) {
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(conflict("--tls-cert", Conflict::NoKey)),
+        (None, Some(_)) => Err(conflict("--tls-key", Conflict::NoCertificate)),
+        _ if http == Http::Tiny => Err(conflict("--tls-cert", Conflict::TinyTls)),
+        _ if matches!(listen, Listen::Unix(_)) => Err(conflict("--tls-cert", Conflict::UnixTls)),
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+    }
+}
+
+fn conflict(option: &'static str, conflict: Conflict) -> ConfigError {
+    ConfigError::Conflict { option, conflict }
 }
 
 /// The folder `plugins` beside the executable, where there is one.
@@ -447,16 +429,17 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_there_is_not_is_named_with_those_there_are() {
-        let error = File::parse("max_size = 5").expect_err("it is max-size");
+    fn an_unknown_key_is_reported_with_the_known_ones() {
+        let error_of = |text: &str| File::parse(text).expect_err(text).to_string();
+        let error = error_of("max_size = 5");
         assert!(error.contains("max_size") && error.contains("max-size"), "{error}");
-        let error = File::parse("[plugins]\nbytes = 5").expect_err("a plugin has a table");
+        let error = error_of("[plugins]\nbytes = 5");
         assert!(error.contains("[plugins.NAME]"), "{error}");
-        let error = File::parse("[plugins]\norder = 5").expect_err("an order is of names");
+        let error = error_of("[plugins]\norder = 5");
         assert!(error.starts_with("plugins.order: ") && error.contains("order = [\"conflict\""), "{error}");
-        let error = File::parse("[access]\ntokns = []").expect_err("it is tokens");
+        let error = error_of("[access]\ntokns = []");
         assert!(error.starts_with("[access] ") && error.contains("tokns") && error.contains("`tokens`"), "{error}");
-        let error = File::parse("a = 1\nb = = 2").expect_err("not TOML");
+        let error = error_of("a = 1\nb = = 2");
         assert!(error.starts_with("line 2"), "{error}");
     }
 }

@@ -1,18 +1,18 @@
 //! The VKOG key-value server. A library for its own program, tests and benchmarks only: nothing of it is promised to
 //! others. Plugins are written against `vkog-plugin-api`.
 
+#![deny(clippy::unwrap_used)]
+
 pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod failure;
 pub mod http;
 pub mod listen;
 pub mod logging;
-pub mod notify;
-pub mod ops;
-pub mod plugins;
 pub mod progress;
+pub mod schema;
+pub mod sd_notify;
 pub mod serve;
-pub mod sha256;
 pub mod signals;
-pub mod store;

@@ -1,5 +1,5 @@
-//! The address of a server. It is claimed before the store is opened, so that an address in use changes no file, and it is
-//! served once the store is loaded.
+//! The address of a server. The server claims it before it opens the store, so that an address in use changes no file, and
+//! listens once the store is loaded.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::Listen;
-use crate::http::Bound;
+use crate::http::Listener;
 
 /// Maximum number of connections that wait to be accepted, if the system allows it. With the 128 of the standard library each
 /// further connection of a burst waits for a second.
@@ -71,7 +71,7 @@ impl std::error::Error for ListenError {
     }
 }
 
-/// An address that no other process can take any more.
+/// An address that this process has bound.
 pub struct Claim(Claimed);
 
 enum Claimed {
@@ -111,7 +111,7 @@ impl Claim {
         }
     }
 
-    /// Whether only this machine reaches the address.
+    /// Returns whether only this machine reaches the address.
     pub fn is_local(&self) -> bool {
         match &self.0 {
             Claimed::Tcp { local, .. } => local.ip().is_loopback(),
@@ -120,7 +120,7 @@ impl Claim {
         }
     }
 
-    /// The address with the port that the system chose: `127.0.0.1:3110`, `unix:PATH`.
+    /// Returns the address with the port that the system chose: `127.0.0.1:3110`, `unix:PATH`.
     pub fn address(&self) -> String {
         match &self.0 {
             Claimed::Tcp { local, .. } => local.to_string(),
@@ -129,24 +129,24 @@ impl Claim {
         }
     }
 
-    /// Listens. The file of a Unix socket is removed when the second value is dropped.
+    /// Starts to listen. Dropping the second value removes the file of a Unix socket.
     ///
     /// # Errors
     ///
     /// The system refuses it.
-    pub fn listen(self) -> Result<(Bound, Option<SocketFile>), ListenError> {
+    pub fn listen(self) -> Result<(Listener, Option<SocketFile>), ListenError> {
         match self.0 {
             Claimed::Tcp { socket, address, .. } => {
                 socket.listen(BACKLOG).map_err(|source| ListenError::Refused { address, source })?;
-                Ok((Bound::Tcp(socket.into()), None))
+                Ok((Listener::Tcp(socket.into()), None))
             }
             #[cfg(unix)]
-            Claimed::Unix { file, listener } => Ok((Bound::Unix(listener), Some(file))),
+            Claimed::Unix { file, listener } => Ok((Listener::Unix(listener), Some(file))),
         }
     }
 }
 
-/// Binds the first of the addresses that a name stands for.
+/// Binds the first usable address of a host name.
 fn bind(address: &str) -> io::Result<(Socket, SocketAddr)> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in address.to_socket_addrs()? {
@@ -166,14 +166,14 @@ fn bind(address: &str) -> io::Result<(Socket, SocketAddr)> {
     Err(last)
 }
 
-/// The file of a Unix socket, which is removed when this is dropped, unless another one has taken its place.
+/// The file of a Unix socket. Dropping it removes the file, unless another one has replaced it.
 #[cfg(unix)]
 pub struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
 }
 
-/// There are no files of sockets.
+/// This system has no Unix sockets.
 #[cfg(not(unix))]
 pub struct SocketFile;
 
@@ -212,7 +212,7 @@ impl SocketFile {
     }
 }
 
-/// Connects and hangs up, without waiting for a place in a full queue.
+/// Connects and disconnects, without waiting while the accept queue is full.
 #[cfg(unix)]
 fn connect(path: &std::path::Path) -> io::Result<()> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

@@ -1,17 +1,17 @@
-//! The log: lines on standard error that never hold up the thread that logs, and never end the process.
+//! The log: lines on standard error. Logging never blocks a thread for long and never ends the process.
 //!
-//! A line goes into a queue of limited size, and one thread writes the queue to standard error. Where standard error is
-//! closed, full, or not read, lines are dropped and counted; the first line that can be written again is followed by one that
-//! says how many are missing.
+//! A line goes into a queue of limited size, and one thread writes the queue to standard error. While standard error is
+//! closed, full, or not read, lines are dropped and counted; the first line that can be written again is followed by one with
+//! the number of missing lines.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use once_cell::sync::OnceCell;
 use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::debug_fn;
@@ -20,9 +20,9 @@ use crate::config::LogFormat;
 
 /// Maximum size of the lines that wait to be written, in bytes: some thousand of them.
 const QUEUE_MAX: usize = 1 << 20;
-/// How long [`flush`] waits at the end of the process for a reader that stands still.
-pub const PATIENCE: Duration = Duration::from_secs(1);
-/// A descriptor that does not block is tried again after this pause while it is full.
+/// The timeout of [`flush`] at the end of the process, for a reader that has stopped reading.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The delay before a full non-blocking file descriptor is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
 thread_local! {
@@ -30,13 +30,20 @@ thread_local! {
     static IS_WRITER: Cell<bool> = const { Cell::new(false) };
 }
 
-static QUEUE: LazyLock<Queue> = LazyLock::new(|| {
-    let started = thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.run(&mut Standard));
-    // The process cannot have even one more thread: then lines are written where they are logged.
-    Queue { has_writer: started.is_ok(), ..Queue::default() }
-});
+static QUEUE: Queue = Queue::new();
 
-/// Logs events to standard error from now on, and panics as events. The default format is text on a terminal, else JSON.
+/// Queues text for the writer, which the first text starts. While the process cannot have one more thread, text is written
+/// by the thread that logs it, and the next text tries to start the writer again.
+fn push(text: &[u8]) {
+    static WRITER: OnceCell<()> = OnceCell::new();
+    let start = || thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.run(&mut Standard));
+    match WRITER.get_or_try_init(|| start().map(drop)) {
+        Ok(()) => QUEUE.push(text),
+        Err(_) => _ = Standard.write(text),
+    }
+}
+
+/// Starts logging events, and panics as events, to standard error. The default format is text on a terminal, else JSON.
 pub fn start(format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
@@ -54,8 +61,7 @@ pub fn start(format: Option<LogFormat>) {
     log_panics();
 }
 
-/// Has the panics of this program logged. The standard library would print them past the log, and panic once more where that
-/// is not possible.
+/// Logs panics as events. The standard library would print them directly, and panic again if it cannot.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
         let thread = thread::current();
@@ -64,43 +70,40 @@ pub fn log_panics() {
         let backtrace = std::backtrace::Backtrace::capture();
         let is_captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
         let backtrace = is_captured.then(|| backtrace.to_string());
-        let said = info.payload_as_str().unwrap_or("a panic without a message");
-        tracing::error!(thread = name, place, backtrace, "panicked: {said}");
+        let message = info.payload_as_str().unwrap_or("a panic without a message");
+        tracing::error!(thread = name, place, backtrace, "panicked: {message}");
         // Its panic ends the process.
         if name == "main" {
-            flush(PATIENCE);
+            flush(FLUSH_TIMEOUT);
         }
     }));
 }
 
-/// Prints one line to standard error that is not an event: what the program says before it ends.
+/// Prints a line that is not an event to standard error, such as the error that ends the program.
 pub fn say(line: &str) {
     let mut text = String::with_capacity(line.len() + 1);
     let _ = Escaped(&mut text).write_str(line);
     text.push('\n');
-    QUEUE.push(text.as_bytes());
+    push(text.as_bytes());
 }
 
-/// Waits until all lines are written or dropped, for a limited time. Returns whether they are.
-pub fn flush(patience: Duration) -> bool {
-    QUEUE.flush(patience)
+/// Waits until all lines are written or dropped, or until the timeout. Returns whether they are.
+pub fn flush(timeout: Duration) -> bool {
+    QUEUE.flush(timeout)
 }
 
-/// The number of lines that were dropped because they could not be written.
+/// Returns the number of lines that were dropped because they could not be written.
 pub fn dropped() -> u64 {
     QUEUE.dropped.load(Relaxed)
 }
 
-/// Lines that wait for the thread that writes them.
-#[derive(Default)]
+/// Lines that wait for the writer.
 struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     dropped: AtomicU64,
-    has_writer: bool,
 }
 
-#[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
     /// The writer has taken lines and not written them yet.
@@ -108,11 +111,12 @@ struct Waiting {
 }
 
 impl Queue {
+    const fn new() -> Self {
+        let waiting = Waiting { lines: Vec::new(), writes: false };
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new(), dropped: AtomicU64::new(0) }
+    }
+
     fn push(&self, line: &[u8]) {
-        if !self.has_writer {
-            let _ = Standard.write(line);
-            return;
-        }
         let mut waiting = self.waiting.lock();
         if waiting.lines.len() + line.len() > QUEUE_MAX && !IS_WRITER.get() {
             drop(waiting);
@@ -127,8 +131,8 @@ impl Queue {
         }
     }
 
-    fn flush(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut waiting = self.waiting.lock();
         while waiting.writes || !waiting.lines.is_empty() {
             if self.changed.wait_until(&mut waiting, deadline).timed_out() {
@@ -187,7 +191,7 @@ fn write_all(to: &mut impl Write, mut lines: &[u8]) -> Result<(), u64> {
     Ok(())
 }
 
-/// Standard error as it is. The standard library's reports success where the descriptor is closed.
+/// Unbuffered standard error. That of the standard library reports success for a closed file descriptor.
 struct Standard;
 
 impl Write for Standard {
@@ -212,7 +216,7 @@ struct Line;
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        QUEUE.push(line);
+        push(line);
         Ok(line.len())
     }
 
@@ -273,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_the_next_line_and_keeps_what_it_has() {
-        let queue = Queue { has_writer: true, ..Queue::default() };
+        let queue = Queue::new();
         let line = [b'x'; QUEUE_MAX / 2];
         for _ in 0..3 {
             queue.push(&line);

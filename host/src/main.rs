@@ -1,4 +1,6 @@
-//! Reads the arguments, runs the command, prints what went wrong, sets the exit status.
+//! Parses the arguments, runs the command, prints its errors and sets the exit status.
+
+#![deny(clippy::unwrap_used)]
 
 use std::process::ExitCode;
 
@@ -9,6 +11,6 @@ fn main() -> ExitCode {
         failure.report();
         ExitCode::from(failure.status())
     });
-    logging::flush(logging::PATIENCE);
+    logging::flush(logging::FLUSH_TIMEOUT);
     code
 }

@@ -1,4 +1,4 @@
-//! A bar on standard error for whatever takes over a second, where that is a terminal.
+//! A progress bar on standard error for work that takes over a second, if standard error is a terminal.
 
 use std::convert::Infallible;
 use std::io::IsTerminal;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Work that takes less is not worth a bar.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Shorter work has no bar.
+const DELAY: Duration = Duration::from_secs(1);
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// A bar. It is there until it is dropped, and leaves nothing behind.
+/// A progress bar. Dropping it clears its line.
 pub struct Bar {
     state: Arc<State>,
     /// Dropped to end the thread that draws.
@@ -30,7 +30,7 @@ struct State {
 }
 
 impl Bar {
-    /// A bar for something that begins now, as it is called in the middle of a line: "loading local.vkog".
+    /// Starts a bar with a label such as "loading local.vkog".
     pub fn new(what: impl Into<String>) -> Self {
         let mut bar = Self { state: Arc::default(), stop: None, ended: None };
         if std::io::stderr().is_terminal() {
@@ -48,8 +48,8 @@ impl Bar {
         bar
     }
 
-    /// How much is done, of how much: 0 where that is not known. Costs next to nothing, from any thread.
-    pub fn tell(&self, done: u64, total: u64) {
+    /// Sets how much is done, of how much; a total of 0 is not known. Cheap, from any thread.
+    pub fn set(&self, done: u64, total: u64) {
         self.state.done.store(done, Ordering::Relaxed);
         self.state.total.store(total, Ordering::Relaxed);
     }
@@ -58,21 +58,21 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.stop.take();
-        // A terminal may stand still, and then the bar stays.
+        // A terminal may be stopped. Then the bar stays.
         if let Some(ended) = self.ended.take() {
-            let _ = ended.recv_timeout(PATIENCE);
+            let _ = ended.recv_timeout(DELAY);
         }
     }
 }
 
 fn draw(state: &State, what: String, stopped: &Receiver<()>) {
-    if stopped.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
+    if stopped.recv_timeout(DELAY) != Err(RecvTimeoutError::Timeout) {
         return;
     }
     let style = |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let known = style("{msg} [{bar:30}] {percent}%, {eta} left").progress_chars("=> ");
     let unknown = style("{msg} {spinner} {elapsed}");
-    let bar = ProgressBar::no_length().with_message(what).with_elapsed(PATIENCE);
+    let bar = ProgressBar::no_length().with_message(what).with_elapsed(DELAY);
     let mut shown = None;
     loop {
         let (done, total) = (state.done.load(Ordering::Relaxed), state.total.load(Ordering::Relaxed));

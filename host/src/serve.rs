@@ -1,78 +1,77 @@
-//! A server from its configuration to its clean stop: the one place where all the parts meet.
+//! A server from its configuration to its clean stop. All parts of the program meet here.
 
+mod error;
+mod plugins;
 mod reload;
 mod stop;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded, select_biased};
 use parking_lot::Mutex;
 
-use crate::api::{Access, Api, Reload};
-use crate::cli::{Failure, describe};
-use crate::config::{self, Config, ConfigError, Http, Listen};
-use crate::http::{Certificate, Engine, Tls};
+use crate::api::{Api, Authorizer, Reload};
+use crate::config::{Config, ConfigError, Http, Listen};
+use crate::failure::Failure;
+use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile};
-use crate::notify;
-use crate::ops::Ops;
-use crate::plugins::{self, Port, Registry, Source};
 use crate::progress::Bar;
+use crate::sd_notify;
 use crate::signals::{Signal, signals};
-use crate::store::{self, LocalDisk, Lock, Options, Store};
+use vkog_engine::Engine;
+use vkog_plugin_host::{HostContext, Registry, system_clock};
+use vkog_store::{LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
 
+use self::error::StartError;
 use self::reload::Reloader;
 
-/// How long requests under way may take to finish at a stop.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Serves until a signal asks to stop. `configured` reads the configuration once more, for a reload.
+/// Serves until a signal stops the server. `configured` reads the configuration again, for a reload.
 ///
 /// # Errors
 ///
-/// The store, a plugin or the address cannot be used, or the store could not be written at the end.
+/// The store, a plugin or the address cannot be used, or the store cannot be written at the end.
 pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    // Before anything is opened. This thread waits for nothing but signals, so that a stop is heard whatever a start, a
-    // reload or a snapshot waits for.
-    let signals = signals().map_err(|error| Failure::new([error]))?;
-    let (tell, told) = bounded(1);
-    let starting = thread::Builder::new().name("start".to_owned()).spawn(move || {
-        let _ = tell.send(start(config, configured));
-    });
-    starting.map_err(|error| Failure::new([error]))?;
+    // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
+    // stop.
+    let signals = signals()?;
+    let (send, receive) = bounded(1);
+    thread::Builder::new().name("start".to_owned()).spawn(move || {
+        let _ = send.send(start(config, configured));
+    })?;
     let mut early = Vec::new();
     let running = loop {
         select_biased! {
             recv(signals) -> signal => match signal {
                 Ok(Signal::Stop) => stop::before_serving(),
                 Ok(other) => early.push(other),
-                Err(_) => return Err(Failure::new(["cannot wait for signals"])),
+                Err(_) => return Err(StartError::NoSignals.into()),
             },
-            recv(told) -> started => break started.map_err(|_| Failure::new(["the start failed"]))??,
+            recv(receive) -> started => break started.map_err(|_| StartError::Panicked)??,
         }
     };
-    let Running { ops, engine, reload, address, socket_file, file } = running;
+    let Running { engine, http, reload, address, socket_file, file } = running;
     announce(address)?;
-    ops.plugins().serve();
-    notify::ready();
+    engine.plugins().serve();
+    sd_notify::ready();
     let reloads = Chore::new("reload", move || {
-        notify::reloading();
+        sd_notify::reloading();
         if let Err(error) = reload() {
             tracing::error!("{error}");
         }
-        notify::ready();
+        sd_notify::ready();
     })?;
     let snapshots = Chore::new("snapshots", {
-        let ops = Arc::clone(&ops);
+        let engine = Arc::clone(&engine);
         move || {
-            // The store logs one that fails, and tries it again.
-            if ops.store().snapshot().is_ok() {
+            // The store logs a failed snapshot and tries again.
+            if engine.store().snapshot().is_ok() {
                 tracing::info!("wrote {}", file.display());
             }
         }
@@ -84,24 +83,22 @@ pub fn serve(
             Signal::Snapshot => snapshots.ask(),
         }
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     tracing::info!("stopping");
-    ops.store().end_watches();
-    notify::stopping();
-    // Before the engine closes the socket: until then its inode is not another file's.
+    engine.store().end_watches();
+    sd_notify::stopping();
+    // Before the HTTP engine closes the socket, because its inode may be another file's afterwards.
     drop(socket_file);
-    if !stop::drain(engine) {
-        tracing::warn!("some requests were still under way after {PATIENCE:?}; they are given up");
-    }
-    stop::close(&ops, begun)?;
+    stop::drain(http);
+    stop::close(&engine, started)?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// A server that runs.
+/// A running server.
 struct Running {
-    ops: Arc<Ops>,
-    engine: Engine,
+    engine: Arc<Engine>,
+    http: HttpServer,
     reload: Arc<Reload>,
     address: String,
     /// Removes the file of a Unix socket when it is dropped.
@@ -109,59 +106,52 @@ struct Running {
     file: PathBuf,
 }
 
-/// Opens the store, loads the plugins, and serves.
+/// Loads the plugins, opens the store and starts the engine.
 fn start(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<Running, Failure> {
-    let failure = |error| Failure::new([error]);
-    let tls = config.tls.as_ref().map(Certificate::read).transpose().map_err(|error| Failure::new([error]))?;
+    let tls = config.tls.as_ref().map(Certificate::read).transpose()?;
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
     if let Listen::Unix(path) = &config.listen
-        && store::has_file(&config.file, path)
+        && vkog_store::has_file(&config.file, path)
     {
-        let (path, file) = (path.display(), config.file.display());
-        return Err(Failure::new([format!(
-            "cannot listen on unix:{path}: {file} has a file of that name; choose another path"
-        )]));
+        return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
     }
-    // All that can refuse the start without the store comes before the store is opened, which makes files.
-    let claim = Claim::new(&config.listen).map_err(|error| Failure::new([error]))?;
+    // Checks that do not need the store come before it is opened, which makes files.
+    let claim = Claim::new(&config.listen)?;
     let local = claim.is_local();
     let address = claim.address();
-    let allowed = allowed(config.access, local).map_err(|error| Failure::new([error]))?;
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
-    let plugins = Registry::new(load_plugins(&config.plugins, &port)?, config.plugins.order, port);
-    let lock = Lock::take(&config.file).map_err(failure)?;
-    let (fsync, log_min, history_max) = (config.fsync, config.log_min, config.watch_history);
-    let options = Options { fsync, log_min, history_max, ..Options::default() };
-    let bar = Bar::new(format!("loading {}", config.file.display()));
-    let store = Store::open(LocalDisk, lock.store(), options, &|done, total| bar.tell(done, total)).map_err(failure)?;
-    drop(bar);
-    store.hold(lock);
-    let (entries, size) = store.totals();
-    tracing::info!(entries, bytes = size, fsync = ?config.fsync, "opened {}", config.file.display());
-    let ops = Ops::new(store, plugins).map_err(|error| Failure::new([error]))?;
+    let auth = config.auth.for_listener(local)?;
+    let port = Arc::new(HostContext::new(config.max_size, system_clock));
+    let plugins = Registry::new(plugins::load(&config.plugins, &port)?, config.plugins.order, port);
+    let options = Options {
+        fsync: config.fsync,
+        log_min: config.log_min,
+        history_max: config.watch_history,
+        ..Options::default()
+    };
+    let engine = Engine::new(open_store(&config.file, options)?, plugins)?;
 
-    let (listener, socket_file) = claim.listen().map_err(|error| Failure::new([error]))?;
+    let (listener, socket_file) = claim.listen()?;
     let address = match config.listen {
         Listen::Tcp(_) if tls.is_some() => format!("https://{address}"),
         Listen::Tcp(_) => format!("http://{address}"),
         Listen::Unix(_) => address,
     };
-    if allowed.open && !local {
-        tracing::warn!("--open on {address}, which others reach: whoever comes may read and write everything");
+    if auth.open && !local {
+        tracing::warn!("--open on {address}, which other machines reach: every client may read and write everything");
     }
-    let access = Arc::new(Access::new(allowed));
+    let auth = Arc::new(Authorizer::new(auth));
     let reloader = Reloader {
-        ops: Arc::clone(&ops),
-        access: Arc::clone(&access),
+        engine: Arc::clone(&engine),
+        auth: Arc::clone(&auth),
         tls: tls.clone(),
         is_local: local,
         configured: Mutex::new(configured),
     };
     let reload: Arc<Reload> = Arc::new(move || reloader.reload());
-    let service = Api::new(Arc::clone(&ops), config.max_value, access, Arc::clone(&reload));
+    let service = Api::new(Arc::clone(&engine), config.max_value, auth, Arc::clone(&reload));
     let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     let tiny = config.http == Http::Tiny;
     if tiny && !local {
@@ -171,24 +161,36 @@ fn start(
         );
     }
     tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
-    let engine = if tiny {
-        Engine::tiny(listener, service)
+    let http = if tiny {
+        HttpServer::tiny(listener, service)?
     } else {
-        Engine::hyper(listener, tls, service.connections(), service)
+        HttpServer::hyper(listener, tls, service.connections(), service)?
     };
-    let engine = engine.map_err(|error| Failure::new([error]))?;
-    ops.store().keep_files();
-    Ok(Running { ops, engine, reload, address, socket_file, file: config.file })
+    engine.store().keep_files();
+    Ok(Running { engine, http, reload, address, socket_file, file: config.file })
 }
 
-/// Work that a signal asks for, on a thread of its own. However often it is asked for meanwhile, it is done once more.
+/// Locks and opens the store, with a progress bar.
+fn open_store(file: &Path, options: Options) -> Result<LocalStore, StoreError> {
+    let lock = Lock::take(file)?;
+    let fsync = options.fsync;
+    let bar = Bar::new(format!("loading {}", file.display()));
+    let store = LocalStore::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
+    drop(bar);
+    store.hold(lock);
+    let (entries, size) = store.totals();
+    tracing::info!(entries, bytes = size, ?fsync, "opened {}", file.display());
+    Ok(store)
+}
+
+/// Work on a thread of its own that a signal requests. Requests while it runs are merged into one.
 struct Chore(Sender<()>);
 
 impl Chore {
-    fn new(name: &str, work: impl Fn() + Send + 'static) -> Result<Self, Failure> {
+    fn new(name: &str, work: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (ask, asked) = bounded(1);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || asked.iter().for_each(|()| work()));
-        thread.map(|_| Self(ask)).map_err(|error| Failure::new([error]))
+        thread.map(|_| Self(ask))
     }
 
     fn ask(&self) {
@@ -196,70 +198,11 @@ impl Chore {
     }
 }
 
-/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that
-/// stands still.
-fn announce(address: String) -> Result<(), Failure> {
+/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that has
+/// stopped reading.
+fn announce(address: String) -> io::Result<()> {
     let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
         let _ = writeln!(std::io::stdout(), "listening on {address}");
     });
-    announced.map(drop).map_err(|error| Failure::new([error]))
-}
-
-/// What the configuration's word on access comes to, where only this machine reaches the address, or where others do.
-///
-/// # Errors
-///
-/// It says nothing, and others reach it.
-fn allowed(mut access: config::Access, local: bool) -> Result<config::Access, &'static str> {
-    // Of an address that others reach nobody knows the names, unless they are given.
-    access.checks_host = access.checks_host && local || !access.allowed_hosts.is_empty();
-    match access {
-        _ if access.open || !access.tokens.is_empty() => Ok(access),
-        _ if local => Ok(config::Access { open: true, ..access }),
-        _ => Err(
-            "cannot serve an address that others reach without [access]: whoever comes could read and write; name who \
-                  may in [[access.tokens]] of the configuration, or say --open",
-        ),
-    }
-}
-
-fn unreadable(folder: &Path, error: &std::io::Error) -> String {
-    format!("cannot read {}: {error}; let this user read the plugin folder", folder.display())
-}
-
-/// Loads every library of the plugin folder, or says of each that cannot be loaded why.
-fn load_plugins(source: &Source, port: &Arc<Port>) -> Result<Vec<plugins::Plugin>, Failure> {
-    let Some(folder) = &source.folder else { return Ok(Vec::new()) };
-    let libraries = plugins::libraries(folder).map_err(|error| Failure::new([unreadable(folder, &error)]))?;
-    let mut loaded = Vec::new();
-    let mut failed = Vec::new();
-    for result in plugins::load(&libraries, &source.settings, port) {
-        match result {
-            Ok(plugin) => {
-                tracing::info!("loaded {}: {}", plugin.path().display(), describe(&plugin));
-                loaded.push(plugin);
-            }
-            Err(error) if plugins::is_required(&source.settings, &error) => failed.push(error),
-            Err(error) => tracing::warn!("{error}; started without it, because it is not required"),
-        }
-    }
-    if !failed.is_empty() {
-        return Err(Failure::new(failed));
-    }
-    tell_unknown(source, &loaded);
-    Ok(loaded)
-}
-
-/// Logs which names of the configuration are of no plugin.
-fn tell_unknown(source: &Source, loaded: &[plugins::Plugin]) {
-    let Some(folder) = &source.folder else { return };
-    for name in source.settings.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
-        tracing::warn!(
-            "[plugins.{name}] is in the configuration, and no such plugin was loaded from {}",
-            folder.display()
-        );
-    }
-    for name in plugins::unknown_in_order(&source.order, loaded) {
-        tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
-    }
+    announced.map(drop)
 }

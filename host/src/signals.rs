@@ -1,4 +1,4 @@
-//! What a server is asked from outside of HTTP: by signals on Unix; on Windows, where there are none, by its console.
+//! Signals on Unix, and the events of the console on Windows.
 
 use std::io;
 use std::thread;
@@ -8,28 +8,28 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use crate::logging;
 
-/// What is asked for.
+/// A request from outside of HTTP.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// A clean stop.
+    /// Stop cleanly.
     Stop,
-    /// The log is to be brought into the file.
+    /// Write a snapshot.
     Snapshot,
-    /// What has changed of plugins and access is to be taken in.
+    /// Reload plugins, access tokens and the certificate.
     Reload,
 }
 
-/// What is asked for from now on. SIGTERM and SIGINT ask to stop, SIGUSR1 for a snapshot, SIGHUP to reload. A second request
-/// to stop ends the process.
+/// Receives signals from now on. SIGTERM and SIGINT stop the server, SIGUSR1 writes a snapshot, SIGHUP reloads. A second
+/// signal to stop ends the process.
 ///
 /// # Errors
 ///
-/// The system gives no signals.
+/// The system refuses to install a handler.
 #[cfg(unix)]
 pub fn signals() -> io::Result<Receiver<Signal>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
-    // A write beyond the largest file that the process may have (ulimit -f) fails then, as on a full disk, and ends nothing.
+    // Without a handler, a write beyond the file-size limit (ulimit -f) ends the process. With one it fails as on a full disk.
     signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default())?;
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
     let (send, receive) = unbounded();
@@ -46,12 +46,12 @@ pub fn signals() -> io::Result<Receiver<Signal>> {
     Ok(receive)
 }
 
-/// What is asked for from now on. Ctrl-C and Ctrl-Break ask to stop, and so do the end of the console, of the session and
-/// of the system; after those Windows leaves a process some seconds. A second request to stop ends the process.
+/// Receives console events from now on. Ctrl-C and Ctrl-Break stop the server, and so does the end of the console, of the
+/// session and of the system, after which Windows leaves a process some seconds. A second event ends the process.
 ///
 /// # Errors
 ///
-/// The system tells nothing of the console.
+/// The system refuses to install a handler.
 #[cfg(windows)]
 pub fn signals() -> io::Result<Receiver<Signal>> {
     use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_logoff, ctrl_shutdown};
@@ -78,9 +78,9 @@ pub fn signals() -> io::Result<Receiver<Signal>> {
     Ok(receive)
 }
 
-/// Some programs that end another one send their signal twice: to it, and to its process group. A clean stop has at least this
-/// long.
-const TWICE: Duration = Duration::from_millis(300);
+/// The minimum time between the first signal and the end by a second one. Some programs send their signal twice, to the
+/// process and to its group.
+const REPEAT_MIN: Duration = Duration::from_millis(300);
 
 /// The requests to stop so far.
 #[derive(Default)]
@@ -89,11 +89,11 @@ struct Stops {
 }
 
 impl Stops {
-    /// Notes a request. The second ends the process: an operator who asks again does not want to wait. Nothing that was
-    /// acknowledged is lost by it, for that is in the log.
+    /// Records a signal to stop. The second one ends the process, because an operator who repeats it does not want to wait.
+    /// Acknowledged writes are in the log and are not lost.
     fn note(&mut self) -> Signal {
         if let Some(first) = self.first {
-            thread::sleep((first + TWICE).saturating_duration_since(Instant::now()));
+            thread::sleep((first + REPEAT_MIN).saturating_duration_since(Instant::now()));
             tracing::warn!("stopped at once, by a second signal; what was not in a snapshot is in the log");
             logging::flush(Duration::from_millis(200));
             exit(1);
@@ -103,7 +103,7 @@ impl Stops {
     }
 }
 
-/// Ends the process now: no thread is waited for, and no code runs that libraries have for the end of a process.
+/// Ends the process at once, without waiting for threads and without the exit functions of libraries.
 pub fn exit(status: i32) -> ! {
     #[cfg(unix)]
     signal_hook::low_level::exit(status);

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::Duration;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{Bound, Engine, Head, Headers, Method, Responder, Service};
-use vkog::ops::Ops;
-use vkog::plugins::{Chain, Conduct, Member, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
+use vkog_engine::Engine;
 use vkog_plugin_api::*;
+use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, system_clock};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -56,20 +56,20 @@ idle! {
 }
 
 fn api(file: &std::path::Path) -> Api {
-    let port = Arc::new(Port::new(0, system_clock));
+    let port = Arc::new(HostContext::new(0, system_clock));
     let member = |name| {
         let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle));
         // SAFETY: the module is of this program.
-        let member = unsafe { Member::create(module, "{}", &port, Conduct::default()) };
+        let member = unsafe { Member::create(module, "{}", &port, FailurePolicy::default()) };
         Arc::new(member.expect("it does nothing"))
     };
-    let chain = Chain::new(vec![member("one"), member("two")], &[]);
+    let members = vec![member("one"), member("two")];
     // The committer of the others would count for the request that it happens to run beside.
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = Store::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
-    let ops = Ops::new(store, Registry::linked(chain, port)).expect("they start");
-    let access = config::Access { open: true, ..config::Access::default() };
-    Api::new(ops, 1 << 20, Arc::new(Access::new(access)), Arc::new(|| Ok(Vec::new())))
+    let store = LocalStore::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
+    let engine = Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("they start");
+    let auth = config::Auth { open: true, ..config::Auth::default() };
+    Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))
 }
 
 /// Allocations and reallocations of a request, the mean of many.
@@ -91,7 +91,7 @@ fn without_engine(api: &Api, method: Method) -> f64 {
         headers.push("host", b"127.0.0.1:3110");
         headers.push("content-length", b"64");
         let body = if method == Method::Put { VALUE.to_vec() } else { Vec::new() };
-        made.push((Arc::new(Head::new(method, format!("/k/{KEY}"), headers, None)), body));
+        made.push((Arc::new(RequestHead::new(method, format!("/k/{KEY}"), headers, None)), body));
     }
     per_request(|| {
         let (head, body) = made.pop().expect("enough are made");
@@ -131,7 +131,7 @@ fn a_get_and_a_put_through_two_plugins_allocate_no_more_than_is_written_down() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let connections = api.connections();
-    let engine = Engine::hyper(Bound::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
+    let engine = HttpServer::hyper(Listener::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
     let mut client = TcpStream::connect(address).expect("it listens");
     client.set_read_timeout(Some(Duration::from_secs(60))).expect("it is no zero");
     let whole_put = with_hyper(&mut client, "PUT", VALUE);

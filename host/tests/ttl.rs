@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog::ops::{Added, Answer, Conditions, Ops, Request};
-use vkog::plugins::{Origin, Port, Registry, Settings, Verb, load};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog_engine::{Conditions, Engine, ExtraHeaders, Outcome, Request};
+use vkog_plugin_host::{HostContext, Origin, Registry, Settings, Verb, load};
+use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
 /// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
@@ -28,7 +28,7 @@ static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(||
     let (target, profile) = (built.parent().expect("as above"), built.file_name().expect("as above"));
     let profile = if profile == "debug" { "dev".as_ref() } else { profile };
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--workspace", "--features", "vkog-plugin-api/testing", "--profile"]).arg(profile);
+    cargo.args(["build", "--quiet", "--workspace", "--profile"]).arg(profile);
     cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     assert!(cargo.status().expect("cargo runs").success(), "{cargo:?} failed");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -50,7 +50,7 @@ static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(||
 /// A host without a socket.
 #[derive(Clone)]
 struct Host {
-    ops: Arc<Ops>,
+    engine: Arc<Engine>,
     clock: Arc<AtomicU64>,
 }
 
@@ -74,13 +74,14 @@ impl Host {
     fn open(folder: &Path, fsync: Fsync, now: u64) -> Self {
         let clock = Arc::new(AtomicU64::new(now));
         let shown = Arc::clone(&clock);
-        let port = Arc::new(Port::new(LIMIT, move || shown.load(SeqCst)));
+        let port = Arc::new(HostContext::new(LIMIT, move || shown.load(SeqCst)));
         let plugins = load(&LIBRARIES.1, &Settings::new(), &port).into_iter();
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };
-        let store = Store::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
-        let ops = Ops::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
-        Self { ops, clock }
+        let store =
+            LocalStore::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
+        let engine = Engine::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
+        Self { engine, clock }
     }
 
     fn now(&self) -> u64 {
@@ -93,7 +94,7 @@ impl Host {
         key: &str,
         value: &[u8],
         query: &str,
-        then: impl FnOnce(Answer, Added) + Send + 'static,
+        then: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
     ) {
         let request = Request {
             verb,
@@ -102,14 +103,14 @@ impl Host {
             content_type: "text/plain".into(),
             query: query.to_owned(),
             conditions: Conditions::default(),
-            arrived: self.ops.revision(),
+            arrived: self.engine.revision(),
             depth: 0,
             origin: Arc::new(Client),
         };
-        self.ops.run(request, then);
+        self.engine.run(request, then);
     }
 
-    fn run(&self, verb: Verb, key: &str, value: &[u8], query: &str) -> (Answer, Added) {
+    fn run(&self, verb: Verb, key: &str, value: &[u8], query: &str) -> (Outcome, ExtraHeaders) {
         let (tell, told) = channel();
         self.begin(verb, key, value, query, move |answer, added| drop(tell.send((answer, added))));
         told.recv().expect("every request is answered")
@@ -118,23 +119,23 @@ impl Host {
     /// The seconds that a read says are left; none if the entry is absent.
     fn left(&self, key: &str) -> Option<u64> {
         match self.run(Verb::Get, key, b"", "") {
-            (Answer::Found(_), added) => {
+            (Outcome::Found(_), added) => {
                 let (_, left) = added.iter().find(|(name, _)| name == "Vkog-TTL").expect("every entry here expires");
                 Some(left.parse().expect("a number"))
             }
-            (Answer::Absent, _) => None,
+            (Outcome::Absent, _) => None,
             _ => panic!("{key} is neither found nor absent"),
         }
     }
 
     /// Has the plugin remove what is due now. It does so in batches.
     fn tick(&self) {
-        let chain = self.ops.plugins().chain();
+        let chain = self.engine.plugins().chain();
         let ttl = chain.members().iter().find(|member| member.name() == "ttl").expect("it is loaded");
         loop {
-            let (before, _) = self.ops.store().totals();
+            let (before, _) = self.engine.store().totals();
             ttl.tick().expect("it is not in quarantine");
-            if self.ops.store().totals().0 == before {
+            if self.engine.store().totals().0 == before {
                 return;
             }
         }
@@ -143,7 +144,7 @@ impl Host {
     /// What is stored, by the store itself.
     fn stored(&self) -> HashMap<String, u64> {
         let mut stored = HashMap::new();
-        self.ops.store().for_each(|entry| {
+        self.engine.store().for_each(|entry| {
             let bytes = entry.key().len() + entry.value().len();
             stored.insert(entry.key().to_owned(), bytes as u64);
         });
@@ -154,7 +155,7 @@ impl Host {
     #[track_caller]
     fn check_bytes(&self) {
         static PROBE: [u8; LIMIT as usize] = [b'x'; LIMIT as usize];
-        let (Answer::Refused(refusal), _) = self.run(Verb::Post, "probe", &PROBE, "") else { panic!("that fits?") };
+        let (Outcome::Refused(refusal), _) = self.run(Verb::Post, "probe", &PROBE, "") else { panic!("that fits?") };
         // After it, because what has expired makes room for a write that does not fit.
         let free = LIMIT - self.stored().values().sum::<u64>();
         let expected = format!("needs {} bytes, {free} of {LIMIT} are free", LIMIT + 5);
@@ -188,7 +189,7 @@ fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
         let (seconds, value) = entry(number);
         let tell = tell.clone();
         host.begin(Verb::Post, &number.to_string(), &value, &format!("ttl={seconds}"), move |answer, _| {
-            assert!(matches!(answer, Answer::Written(_)), "it fits");
+            assert!(matches!(answer, Outcome::Written(_)), "it fits");
             let _ = tell.send(number);
         });
     }
@@ -269,7 +270,7 @@ fn clients_that_write_while_entries_expire_lose_nothing_that_lives_and_bytes_sta
             match random.below(4) {
                 0 => {
                     let (answer, _) = host.run(Verb::Delete, &key, b"", "");
-                    let was_there = matches!(answer, Answer::Removed(_));
+                    let was_there = matches!(answer, Outcome::Removed(_));
                     assert!(was_there || known.is_none_or(|(first, _)| first <= host.now()), "{key} was gone early");
                     assert!(!was_there || known.is_some_and(|(_, last)| last > before), "{key} was there late");
                     own.remove(&key);
@@ -280,10 +281,10 @@ fn clients_that_write_while_entries_expire_lose_nothing_that_lives_and_bytes_sta
                     assert!(!is_there || known.is_some_and(|(_, last)| last > before), "{key} was there late");
                 }
                 _ => match host.run(Verb::Put, &key, &value, &format!("ttl={seconds}")) {
-                    (Answer::Written(_), _) => {
+                    (Outcome::Written(_), _) => {
                         own.insert(key, (before + seconds * 1000, host.now() + seconds * 1000));
                     }
-                    (Answer::Refused(refusal), _) => assert_eq!(refusal.status, 409, "{}", refusal.message),
+                    (Outcome::Refused(refusal), _) => assert_eq!(refusal.status, 409, "{}", refusal.message),
                     _ => panic!("a write is done or refused"),
                 },
             }

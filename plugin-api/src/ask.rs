@@ -288,7 +288,7 @@ impl Host {
         }
     }
 
-    /// The host's clock. By this one, not by the system's, a plugin can be tested at any time (`vkog_plugin_api::testing`).
+    /// The host's clock. By this one, not by the system's, a plugin can be tested at any time (`vkog-plugin-testing`).
     pub fn now(&self) -> SystemTime {
         match self.api().now() {
             // SAFETY: as in `ask`.

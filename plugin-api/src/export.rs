@@ -34,23 +34,26 @@ pub(crate) struct Instance<P> {
     pub(crate) host: Host,
 }
 
-/// Runs a plugin's code. A panic becomes what it said.
+/// The message of a panic.
+pub(crate) struct Panic(pub(crate) String);
+
+/// Runs code of a plugin and catches its panic.
 #[inline(always)]
-pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(last_words)
+pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(caught_panic)
 }
 
 #[cold]
-fn last_words(payload: Box<dyn Any + Send>) -> String {
-    let said = said(payload.as_ref());
-    // The payload's own drop may panic as well; what that leaves behind is forgotten.
+fn caught_panic(payload: Box<dyn Any + Send>) -> Panic {
+    let message = panic_message(payload.as_ref());
+    // The drop of the payload may panic as well. Forget the second payload, whose drop may panic again.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(second);
     }
-    said
+    Panic(message)
 }
 
-fn said(payload: &(dyn Any + Send)) -> String {
+fn panic_message(payload: &(dyn Any + Send)) -> String {
     if let Some(text) = payload.downcast_ref::<&str>() {
         (*text).to_owned()
     } else if let Some(text) = payload.downcast_ref::<String>() {
@@ -63,9 +66,8 @@ fn said(payload: &(dyn Any + Send)) -> String {
 /// Says once where this library's panics go.
 static PANICS: Once = Once::new();
 
-/// Leaves panics to who has them printed now: a test that runs the plugin in its own program.
-#[cfg(feature = "testing")]
-pub(crate) fn leave_panics() {
+/// Keeps the panic hook of this program, where a test runs a plugin in its own program.
+pub fn leave_panics() {
     PANICS.call_once(|| {});
 }
 
@@ -75,7 +77,7 @@ fn forward_panics(host: Host) {
     PANICS.call_once(|| {
         std::panic::set_hook(Box::new(move |info| {
             let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
-            host.log(Level::Error, &format!("panicked{place}: {}", said(info.payload())));
+            host.log(Level::Error, &format!("panicked{place}: {}", panic_message(info.payload())));
         }));
     });
 }
@@ -85,7 +87,8 @@ unsafe extern "C" fn create<P: Plugin>(host: RawHost, settings: RStr<'_>) -> RRe
     let host = Host::new(host);
     let created = caught(|| {
         forward_panics(host);
-        let settings = P::Settings::from_table(settings.as_str()).map_err(|error| (RawFailure::SETTINGS, error))?;
+        let settings =
+            P::Settings::from_table(settings.as_str()).map_err(|error| (RawFailure::SETTINGS, error.to_string()))?;
         P::create(host, settings).map_err(|error| (RawFailure::CREATE, error.to_string()))
     });
     match created {
@@ -93,7 +96,7 @@ unsafe extern "C" fn create<P: Plugin>(host: RawHost, settings: RStr<'_>) -> RRe
             ROk(RawInstance { ptr: Box::into_raw(Box::new(Instance { plugin, host })).cast_const().cast() })
         }
         Ok(Err((kind, message))) => failure(kind, message),
-        Err(said) => failure(RawFailure::PANIC, said),
+        Err(Panic(message)) => failure(RawFailure::PANIC, message),
     }
 }
 
@@ -102,7 +105,7 @@ unsafe extern "C" fn destroy<P: Plugin>(instance: RawInstance) -> ROption<RStrin
     let instance = unsafe { Box::from_raw(instance.ptr.cast_mut().cast::<Instance<P>>()) };
     match caught(|| drop(instance)) {
         Ok(()) => RNone,
-        Err(said) => RSome(said.into()),
+        Err(Panic(message)) => RSome(message.into()),
     }
 }
 

@@ -131,7 +131,7 @@ unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoOutcome>(
         let mut view = V::new(request);
         hook(&instance.plugin, &mut view).into_outcome(&request, view.bits())
     });
-    answered.unwrap_or_else(|said| request.panicked(&said))
+    answered.unwrap_or_else(|panic| request.panicked(&panic.0))
 }
 
 macro_rules! hooks {
@@ -364,7 +364,7 @@ impl<P: SettingsChanged> Probe<P> {
         unsafe extern "C" fn settings_changed<P: SettingsChanged>(instance: *const (), call: &RawCall<'_>) -> Outcome {
             let change = |plugin: &P, request: &mut Request<'_>| {
                 let json = std::str::from_utf8(request.value()).map_err(|error| error.to_string())?;
-                plugin.settings_changed(P::Settings::from_table(json)?)
+                plugin.settings_changed(P::Settings::from_table(json).map_err(|error| error.to_string())?)
             };
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, change) }

@@ -50,16 +50,12 @@
 pub mod abi;
 mod ask;
 mod call;
-#[cfg(feature = "chain")]
-pub mod chain;
 #[doc(hidden)]
 pub mod export;
 mod hooks;
 mod host;
 mod metrics;
 mod settings;
-#[cfg(feature = "testing")]
-pub mod testing;
 
 pub use abi::{Stage, Verb};
 pub use ask::{Answer, Ask, Found};

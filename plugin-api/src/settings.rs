@@ -31,22 +31,21 @@ pub struct NoSettings {}
 )]
 pub trait FromTable: Sized {
     #[doc(hidden)]
-    fn from_table(json: &str) -> Result<Self, String>;
+    fn from_table(json: &str) -> Result<Self, serde_json::Error>;
 }
 
 // Neither a supertrait nor serde's `DeserializeOwned`: with one of them between, the compiler would explain that one.
 #[diagnostic::do_not_recommend]
 impl<T: for<'de> Deserialize<'de>> FromTable for T {
-    fn from_table(json: &str) -> Result<Self, String> {
+    fn from_table(json: &str) -> Result<Self, serde_json::Error> {
         read(json)
     }
 }
 
 /// Reads settings from a JSON object. A key that the type does not have is an error that lists those it has, without
 /// the author having to ask for it.
-fn read<T: DeserializeOwned>(json: &str) -> Result<T, String> {
-    let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    T::deserialize(Strict(value)).map_err(|error| error.to_string())
+fn read<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
+    T::deserialize(Strict(serde_json::from_str(json)?))
 }
 
 /// A JSON value that refuses unknown keys when a struct is read from it: serde names the struct's fields to the
@@ -140,6 +139,11 @@ mod tests {
         Closed,
     }
 
+    /// The text of the error for settings that cannot be read.
+    fn error_of<T: DeserializeOwned>(json: &str) -> String {
+        read::<T>(json).err().expect("these are not valid").to_string()
+    }
+
     #[test]
     fn a_table_becomes_the_plugins_own_type() {
         let quota: Quota =
@@ -149,17 +153,17 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_and_the_known_ones_are_listed() {
-        let error = read::<Quota>(r#"{"limit": 5, "limt": 6}"#).expect_err("limt is no setting");
+        let error = error_of::<Quota>(r#"{"limit": 5, "limt": 6}"#);
         assert_eq!(error, "unknown key \"limt\"; known keys: limit, prefix, mode");
-        let error = read::<Quota>(r#"{"limit": 5, "prefix": {"txt": "a/"}}"#).expect_err("txt is no setting");
+        let error = error_of::<Quota>(r#"{"limit": 5, "prefix": {"txt": "a/"}}"#);
         assert_eq!(error, "unknown key \"txt\"; known keys: text");
-        let error = read::<NoSettings>(r#"{"limit": 5}"#).expect_err("it takes none");
+        let error = error_of::<NoSettings>(r#"{"limit": 5}"#);
         assert_eq!(error, "unknown key \"limit\"; known keys: none");
     }
 
     #[test]
     fn a_wrong_type_says_which_was_expected() {
-        let error = read::<Quota>(r#"{"limit": "five"}"#).expect_err("five is no number");
+        let error = error_of::<Quota>(r#"{"limit": "five"}"#);
         assert!(error.contains("expected u64"), "{error}");
     }
 }

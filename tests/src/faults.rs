@@ -219,13 +219,10 @@ pub fn copy_out(from: &str, to: &Path, package: &str) {
     let manifest = std::fs::read_to_string(workspace().join(from).join("Cargo.toml")).expect("a crate has a manifest");
     let mut own = String::from("[workspace]\n\n");
     for line in manifest.replace("[lints]\nworkspace = true\n", "").lines() {
-        if let Some(features) = line.strip_prefix("vkog-plugin-api = { workspace = true, ") {
-            own.push_str(&format!("vkog-plugin-api = {{ path = {:?}, {features}\n", workspace().join("plugin-api")));
-            continue;
-        }
         match line.strip_suffix(".workspace = true") {
-            Some("vkog-plugin-api") => {
-                own.push_str(&format!("vkog-plugin-api = {{ path = {:?} }}", workspace().join("plugin-api")));
+            Some(name @ ("vkog-plugin-api" | "vkog-plugin-testing")) => {
+                let folder = if name == "vkog-plugin-api" { "plugin-api" } else { "plugin-api/testing" };
+                own.push_str(&format!("{name} = {{ path = {:?} }}", workspace().join(folder)));
             }
             Some(name) => {
                 let inherited = root.lines().find(|line| line.starts_with(&format!("{name} = ")));

@@ -5,8 +5,10 @@
 //! request, the reply and the server's log.
 
 mod admin;
+mod amounts;
 mod artefacts;
-mod beside;
+mod background;
+mod barrier;
 mod browser;
 mod certificate;
 mod client;
@@ -14,7 +16,6 @@ mod described;
 mod descriptors;
 mod faults;
 mod frozen;
-mod gate;
 mod links;
 mod process;
 mod server;
@@ -25,19 +26,20 @@ mod wire;
 use std::time::Duration;
 
 pub use admin::{TOKEN, administered, put_in_place};
+pub use amounts::{amount, exclusive};
 pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_folder, workspace};
-pub use beside::beside;
+pub use background::with_background;
+pub use barrier::Barrier;
 pub use browser::{Browser, Tab};
 pub use certificate::Certificate;
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
-pub use frozen::{Frozen, frozen};
-pub use gate::Gate;
+pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use links::{dead_links, markdown, prose};
 pub use process::{Exit, Running};
-pub use server::{Server, Setup, bytes, conflict, only_ours, ttl};
+pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;

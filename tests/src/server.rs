@@ -15,8 +15,8 @@ use crate::process::{Exit, Running};
 use crate::windows::{self, on_windows};
 use crate::wire::Wire;
 
-/// The variable by which a run of the tests chooses what speaks HTTP: `VKOG_HTTP=hyper cargo test -p vkog-tests`.
-const ENGINE: &str = "VKOG_HTTP";
+/// The HTTP engines, by their values of `--http`.
+pub const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
 /// The bytes plugin.
 pub fn bytes() -> PathBuf {
@@ -83,6 +83,11 @@ impl Setup {
         }
     }
 
+    /// The same, served by one of the [`ENGINES`].
+    pub fn on(engine: &str) -> Self {
+        Self::new().env("VKOG_HTTP", engine)
+    }
+
     /// With one plugin more: a copy of the library goes into the plugin folder.
     pub fn load(self, library: impl AsRef<Path>) -> Self {
         let name = library.as_ref().file_name().expect("a library has a name").to_owned();
@@ -147,7 +152,7 @@ impl Setup {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
     }
 
-    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside but `VKOG_HTTP`.
+    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside.
     pub fn vkog(&self) -> Command {
         let Some(count) = self.descriptors else { return self.prepared(windows::program(artefacts().vkog())) };
         let mut shell = self.prepared(Command::new("sh"));
@@ -171,9 +176,6 @@ impl Setup {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
                 command.env_remove(name);
             }
-        }
-        if let Some(engine) = std::env::var_os(ENGINE) {
-            command.env(ENGINE, engine);
         }
         command.env("RUST_BACKTRACE", "0").envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -297,6 +299,17 @@ impl Server {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// A number in the server's `/proc/PID/status`, by its name: `VmRSS` and `VmHWM` (the highest so far) are the resident memory
+    /// in KiB, `Threads` is a count.
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub fn proc_status(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the server runs");
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = value.unwrap_or_else(|| panic!("no {name} in {status}"));
+        value.trim().trim_end_matches(" kB").parse().expect("it is a number")
     }
 
     /// The process id that the server itself knows: Wine's, for a program that Wine runs.

@@ -1,30 +1,37 @@
-//! Builds packages of the workspace, and knows where cargo put them.
+//! Builds packages of the workspace and finds the files that cargo made.
 
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::{Result, windows};
 
 /// The plugins that come with the program.
 pub(crate) const PLUGINS: [&str; 3] = ["vkog-bytes", "vkog-conflict", "vkog-ttl"];
 
-/// What one package was built into.
+/// The longest time without a line about a build's progress.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+
+/// A file that a package was built into.
 pub(crate) struct Artifact {
     pub(crate) package: String,
     pub(crate) file: PathBuf,
 }
 
-/// Builds packages for release, for this machine. Returns their programs and shared libraries.
+/// Builds packages as a release for this machine. Returns their programs and shared libraries.
 pub(crate) fn release(packages: &[&str]) -> Result<Vec<Artifact>> {
-    run(Command::new(env!("CARGO")).args(["build", "--release"]), packages)
+    build(packages, "release", None)
 }
 
-/// Builds packages with a profile, for another kind of machine too. Returns their programs and shared libraries.
-pub(crate) fn built(packages: &[&str], profile: &str, target: Option<&str>) -> Result<Vec<Artifact>> {
+/// Builds packages with a profile, for a target triple or for this machine. Returns their programs and shared libraries.
+pub(crate) fn build(packages: &[&str], profile: &str, target: Option<&str>) -> Result<Vec<Artifact>> {
     match target {
         Some(target) if target.contains("windows") && windows::command("build").is_some() => {
             if profile != "release" {
-                return Err("what VKOG_WINDOWS names builds for release only; leave out --profile".into());
+                return Err("the command in VKOG_WINDOWS builds releases only; leave out --profile".into());
             }
             run(&mut windows::command("build").ok_or("VKOG_WINDOWS is empty")?, packages)
         }
@@ -42,17 +49,51 @@ fn run(build: &mut Command, packages: &[&str]) -> Result<Vec<Artifact>> {
     for package in packages {
         build.args(["--package", package]);
     }
-    let output = build.stderr(Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err(format!("cargo build {}: {}", packages.join(" "), output.status).into());
+    let mut cargo = build.stderr(Stdio::inherit()).stdout(Stdio::piped()).spawn()?;
+    let messages = read_messages(cargo.stdout.take().ok_or("cargo has no standard output")?)?;
+    let status = cargo.wait()?;
+    if !status.success() {
+        return Err(format!("cargo build {}: {status}", packages.join(" ")).into());
     }
-    artifacts(&output.stdout, packages)
+    artifacts(&messages, packages)
 }
 
-/// What cargo says that it made of these packages.
-pub(crate) fn artifacts(said: &[u8], packages: &[&str]) -> Result<Vec<Artifact>> {
+/// Reads cargo's messages to their end. Reports progress whenever no message comes for [`SILENCE_MAX`]: cargo itself prints
+/// nothing while it compiles the last crate or links.
+fn read_messages(stdout: ChildStdout) -> Result<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    let reader = thread::spawn(move || -> std::io::Result<()> {
+        let mut lines = BufReader::new(stdout);
+        loop {
+            let mut line = Vec::new();
+            if lines.read_until(b'\n', &mut line)? == 0 || sender.send(line).is_err() {
+                return Ok(());
+            }
+        }
+    });
+    let (began, mut messages, mut finished) = (Instant::now(), Vec::new(), 0);
+    // Removes cargo's progress bar, which cargo draws again later.
+    let clear = if std::io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
+    loop {
+        match receiver.recv_timeout(SILENCE_MAX) {
+            Ok(line) => {
+                finished += usize::from(line.starts_with(br#"{"reason":"compiler-artifact""#));
+                messages.extend(line);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                eprintln!("{clear}    Building {} s, {finished} crates are finished", began.elapsed().as_secs());
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    reader.join().map_err(|_| "the thread that reads cargo's messages panicked")??;
+    Ok(messages)
+}
+
+/// Finds the programs and shared libraries of packages in cargo's JSON messages.
+pub(crate) fn artifacts(messages: &[u8], packages: &[&str]) -> Result<Vec<Artifact>> {
     let mut artifacts = Vec::new();
-    for line in str::from_utf8(said)?.lines() {
+    for line in str::from_utf8(messages)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         if message["reason"] != "compiler-artifact" {
             continue;

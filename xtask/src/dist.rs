@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: the folder that a user unpacks, and it packed: as .tar.gz, for Windows as .zip.
+//! `cargo xtask dist`: makes a release, as a folder and as its archive: .tar.gz, or .zip for Windows.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,7 +12,7 @@ use zip::write::SimpleFileOptions;
 use crate::Result;
 use crate::build::{self, PLUGINS};
 
-/// The shells, and what each calls a file that completes `vkog`.
+/// The shells, and the name of the file that completes `vkog` in each.
 const SHELLS: [(&str, &str); 5] = [
     ("bash", "vkog.bash"),
     ("elvish", "vkog.elv"),
@@ -21,10 +21,15 @@ const SHELLS: [(&str, &str); 5] = [
     ("zsh", "_vkog"),
 ];
 
-/// The documents of the distribution. Links between them work there as in the repository.
+/// The files that are copied as they are.
 const DOCUMENTS: [&str; 7] =
     ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
+/// Makes the folder and the archive, and prints their paths.
+///
+/// # Errors
+///
+/// An option is wrong, the build fails, or a file cannot be written.
 pub(crate) fn dist(options: &[&str]) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let (mut target, mut profile) = (None, "release");
@@ -43,7 +48,7 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
         fs::remove_dir_all(&folder)?;
     }
     let packages: Vec<&str> = PLUGINS.into_iter().chain(["vkog"]).collect();
-    for artifact in build::built(&packages, profile, target)? {
+    for artifact in build::build(&packages, profile, target)? {
         let below = if artifact.package == "vkog" { "" } else { "plugins" };
         copy(&artifact.file, &folder.join(below))?;
     }
@@ -59,43 +64,48 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
             }
         }
     }
-    // A program for another system cannot say it here; this system's says the same.
-    let mut says = if triple == native {
-        Command::new(folder.join(format!("vkog{}", std::env::consts::EXE_SUFFIX)))
-    } else {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["run", "--quiet", "--package", "vkog", "--"]);
-        cargo
-    };
-    let arguments = says.get_args().map(ToOwned::to_owned).collect::<Vec<_>>();
-    let mut said = |words: &[&str], file: PathBuf| -> Result<()> {
-        says = Command::new(says.get_program());
-        let output = says.args(&arguments).args(words).output()?;
-        if !output.status.success() {
-            return Err(format!("vkog {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr)).into());
-        }
-        fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
-        Ok(fs::write(file, output.stdout)?)
-    };
-    for (shell, file) in SHELLS {
-        said(&["completions", shell], folder.join("completions").join(file))?;
-    }
-    said(&["man"], folder.join("man/vkog.1"))?;
     if triple.contains("linux") {
         copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
     }
+    generate(&folder, triple == native)?;
 
     let packed = if triple.contains("windows") { zip(&folder, &name)? } else { tar(&folder, &name)? };
     println!("{}\n{}", folder.display(), packed.display());
     Ok(())
 }
 
-/// The kind of machine that this is.
+/// Writes the files that the program generates: completion scripts and the manual page. Where the program in the folder is
+/// for another system, one that is built for this system generates the same.
+fn generate(folder: &Path, is_native: bool) -> Result<()> {
+    let generate = |arguments: &[&str], file: &str| -> Result<()> {
+        let mut vkog = if is_native {
+            Command::new(folder.join(format!("vkog{}", std::env::consts::EXE_SUFFIX)))
+        } else {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["run", "--quiet", "--package", "vkog", "--"]);
+            cargo
+        };
+        let output = vkog.args(arguments).output()?;
+        if !output.status.success() {
+            return Err(format!("vkog {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)).into());
+        }
+        Ok(fs::write(folder.join(file), output.stdout)?)
+    };
+    for subfolder in ["completions", "man"] {
+        fs::create_dir_all(folder.join(subfolder))?;
+    }
+    for (shell, file) in SHELLS {
+        generate(&["completions", shell], &format!("completions/{file}"))?;
+    }
+    generate(&["man"], "man/vkog.1")
+}
+
+/// Returns the target triple of this machine.
 fn native() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output()?;
-    let said = String::from_utf8(output.stdout)?;
-    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.ok_or("rustc does not say which machine this is")?.to_owned())
+    let version = String::from_utf8(output.stdout)?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.ok_or("rustc -vV prints no line host:")?.to_owned())
 }
 
 fn copy(file: &Path, folder: &Path) -> Result<()> {
@@ -118,8 +128,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All that is in a folder, in the order of the names: whether it is a folder itself, and how it may be used. Whatever the
-/// umask was that it was made with, nobody but the owner may write it, or the server would refuse the plugins.
+/// Returns everything below a folder, sorted by name: its path, whether it is a folder, and its mode. The modes do not depend
+/// on the umask: only the owner may write, because the server refuses plugins that other users can modify.
 fn entries(folder: &Path) -> Result<Vec<(PathBuf, bool, u32)>> {
     let mut found = Vec::new();
     let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;

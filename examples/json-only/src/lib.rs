@@ -53,18 +53,18 @@ fn position(text: &[u8]) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::testing::Setup;
+    use vkog_plugin_testing::Setup;
 
     use super::*;
 
     #[test]
     fn what_is_not_json_is_neither_created_nor_written_over_what_is() {
-        let bench = Setup::new().load::<JsonOnly>().start();
-        bench.post("a", "{\"a\": 1}").expect(200);
-        bench.post("b", "{a}").refused(422, "Value is not JSON: ").has("Vkog-Plugin", "json-only");
-        bench.put("a", "{a}").refused(422, "Value is not JSON: ");
-        bench.get("a").is("{\"a\": 1}");
-        bench.get("b").expect(404);
+        let host = Setup::new().load::<JsonOnly>().start();
+        host.post("a", "{\"a\": 1}").expect(200);
+        host.post("b", "{a}").refused(422, "Value is not JSON: ").has("Vkog-Plugin", "json-only");
+        host.put("a", "{a}").refused(422, "Value is not JSON: ");
+        host.get("a").is("{\"a\": 1}");
+        host.get("b").expect(404);
     }
 
     fn refusal(value: &[u8]) -> String {

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog::api::{Access, Api};
+use vkog::api::{Api, Authorizer};
 use vkog::config;
-use vkog::http::{Head, Headers, Method, Reply, Responder, Service};
-use vkog::ops::Ops;
-use vkog::plugins::{Chain, Port, Registry, system_clock};
-use vkog::store::{Fsync, LocalDisk, Options, Store};
+use vkog::http::{Headers, Method, RequestHead, Responder, Response, Service};
+use vkog_engine::Engine;
+use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
+use vkog_plugin_host::{HostContext, Registry, system_clock};
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
@@ -26,14 +26,14 @@ pub fn start() -> Arc<Api> {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     let path = FOLDER.path().join(format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = Store::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
+    let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
     // It goes on without a name, and with the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
-    let port = Arc::new(Port::new(VALUE_MAX, system_clock));
-    let ops = Ops::new(store, Registry::linked(Chain::new(Vec::new(), &[]), port)).expect("no plugin refuses to start");
-    let access = config::Access { open: true, ..config::Access::default() };
+    let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
+    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
+    let auth = config::Auth { open: true, ..config::Auth::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
-    Arc::new(Api::new(ops, VALUE_MAX, Arc::new(Access::new(access)), reload))
+    Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Authorizer::new(auth)), reload))
 }
 
 /// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.
@@ -51,8 +51,8 @@ pub fn with(run: impl FnOnce(&Arc<Api>)) {
 }
 
 /// Asks for something, as an engine does.
-pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Reply {
-    let head = Arc::new(Head::new(method, target.to_owned(), headers, None));
+pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Response {
+    let head = Arc::new(RequestHead::new(method, target.to_owned(), headers, None));
     let admitted = match api.admit(head) {
         Ok(admitted) => admitted,
         Err(reply) => return reply,
@@ -63,7 +63,7 @@ pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8
 }
 
 /// Holds a reply against what every reply is.
-pub fn check(reply: &Reply) {
+pub fn check(reply: &Response) {
     let body = reply.body.as_ref();
     assert!(
         matches!(reply.status, 200..=299 | 304 | 400..=499),

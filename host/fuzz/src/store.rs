@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use vkog::store::{self, Contents, Fsync, LocalDisk, Options, Store, StoreError};
+use vkog_store::{self as store, Contents, Fsync, LocalDisk, LocalStore, Options, Repair, StoreError};
 
 use crate::server::FOLDER;
 
@@ -46,7 +46,7 @@ pub fn check(data: &[u8]) {
         }
     }
     put();
-    if let Ok(Some(_)) = store::repair(&path, &|_, _| {}) {
+    if let Ok(Repair::Repaired(_)) = store::repair(&path, &|_, _| {}) {
         open(&path).expect("what was repaired opens");
     }
     for file in std::fs::read_dir(FOLDER.path()).expect("it is there") {
@@ -60,7 +60,7 @@ pub fn check(data: &[u8]) {
 fn open(path: &Path) -> Result<Held, StoreError> {
     // What is read without opening has no time in its revisions either.
     let options = Options { fsync: Fsync::Never, first_revision: || 0, ..Options::default() };
-    let store = Store::open(LocalDisk, path, options, &|_, _| {})?;
+    let store = LocalStore::open(LocalDisk, path, options, &|_, _| {})?;
     let mut held = Held::new();
     store.for_each(|entry| {
         let twice = held.insert(entry.key().to_owned(), (entry.revision(), entry.value().to_vec()));

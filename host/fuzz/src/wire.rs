@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use vkog::http::{Bound, Engine};
+use vkog::http::{Listener, HttpServer};
 
 use crate::server;
 
@@ -17,7 +17,7 @@ static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
     let address = listener.local_addr().expect("it is bound");
     // It serves until the process ends.
     let api = server::start();
-    let engine = Engine::hyper(Bound::Tcp(listener), None, api.connections(), api);
+    let engine = HttpServer::hyper(Listener::Tcp(listener), None, api.connections(), api);
     std::mem::forget(engine.expect("it serves"));
     address
 });

@@ -1,93 +1,93 @@
-//! How often things happened, counted without a locked instruction: each thread has numbers of its own.
+//! Counters without locked instructions: each thread increments its own slot.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// So many threads count on their own. Those beyond share a place, and wait for each other's caches.
-const OWN_PLACES: usize = 64;
-const SHARED_PLACE: usize = OWN_PLACES;
+/// The number of threads that have a slot of their own. All others share one, with locked instructions.
+const OWN_SLOTS: usize = 64;
+const SHARED_SLOT: usize = OWN_SLOTS;
 
-/// The numbers of one place, in cache lines of their own.
+/// The counters of one slot, in their own cache lines.
 #[repr(align(128))]
-struct Place<const N: usize>([AtomicU64; N]);
+struct Slot<const N: usize>([AtomicU64; N]);
 
-/// So many numbers that any thread may count up: for what happens so often that a locked instruction would show.
-pub struct Counts<const N: usize>(Box<[Place<N>]>);
+/// `N` counters that any thread may increment, for events so frequent that a locked instruction would be measurable.
+pub struct Counts<const N: usize>(Box<[Slot<N>]>);
 
 impl<const N: usize> Default for Counts<N> {
     fn default() -> Self {
-        Self((0..=OWN_PLACES).map(|_| Place([const { AtomicU64::new(0) }; N])).collect())
+        Self((0..=OWN_SLOTS).map(|_| Slot([const { AtomicU64::new(0) }; N])).collect())
     }
 }
 
 impl<const N: usize> Counts<N> {
-    /// Counts one more, and returns how many there were before at this thread's place.
+    /// Increments a counter. Returns the value that it had before in this thread's slot.
     #[inline(always)]
     pub fn count(&self, index: usize) -> u64 {
-        let place = PLACE.get();
-        if place < OWN_PLACES {
-            let number = &self.0[place].0[index];
-            // Nobody else writes it, so that reading and writing need not be one step.
+        let slot = SLOT.get();
+        if slot < OWN_SLOTS {
+            let number = &self.0[slot].0[index];
+            // Only this thread writes it, so that reading and writing need not be one step.
             let before = number.load(Relaxed);
             number.store(before + 1, Relaxed);
             return before;
         }
-        self.count_elsewhere(index)
+        self.count_slowly(index)
     }
 
     #[cold]
-    fn count_elsewhere(&self, index: usize) -> u64 {
-        if PLACE.get() == UNKNOWN {
-            PLACE.set(Claim::take());
+    fn count_slowly(&self, index: usize) -> u64 {
+        if SLOT.get() == UNKNOWN {
+            SLOT.set(Claim::take());
             return self.count(index);
         }
-        self.0[SHARED_PLACE].0[index].fetch_add(1, Relaxed)
+        self.0[SHARED_SLOT].0[index].fetch_add(1, Relaxed)
     }
 
-    /// How many were counted by all threads.
+    /// The sum over all threads.
     pub fn sum(&self, index: usize) -> u64 {
-        self.0.iter().map(|place| place.0[index].load(Relaxed)).sum()
+        self.0.iter().map(|slot| slot.0[index].load(Relaxed)).sum()
     }
 }
 
 const UNKNOWN: usize = usize::MAX;
 
 thread_local! {
-    static PLACE: Cell<usize> = const { Cell::new(UNKNOWN) };
-    /// Gives the place back when the thread ends.
+    static SLOT: Cell<usize> = const { Cell::new(UNKNOWN) };
+    /// Frees the slot when the thread ends.
     static CLAIM: Cell<Option<Claim>> = const { Cell::new(None) };
 }
 
-/// A thread's right to a place of its own.
+/// A thread's right to its slot.
 struct Claim(usize);
 
-/// The places that no thread has, and the first that none has had yet.
+/// The slots that threads have freed, and the first one that was never used.
 static FREE: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
 
 impl Claim {
-    /// A place for this thread, until it ends.
+    /// Returns a slot for this thread, until it ends.
     fn take() -> usize {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = match free.0.pop() {
-            Some(place) => place,
-            None if free.1 < OWN_PLACES => {
+        let slot = match free.0.pop() {
+            Some(slot) => slot,
+            None if free.1 < OWN_SLOTS => {
                 free.1 += 1;
                 free.1 - 1
             }
-            None => return SHARED_PLACE,
+            None => return SHARED_SLOT,
         };
-        // A thread whose locals are gone already counts with the others.
-        match CLAIM.try_with(|claim| claim.set(Some(Claim(place)))) {
-            Ok(()) => place,
-            Err(_) => SHARED_PLACE,
+        // A thread that is ending, whose locals are destroyed already, uses the shared slot.
+        match CLAIM.try_with(|claim| claim.set(Some(Claim(slot)))) {
+            Ok(()) => slot,
+            Err(_) => SHARED_SLOT,
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        PLACE.set(SHARED_PLACE);
+        SLOT.set(SHARED_SLOT);
         FREE.lock().unwrap_or_else(PoisonError::into_inner).0.push(self.0);
     }
 }
@@ -99,16 +99,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_run_is_lost_however_many_threads_count_and_end() {
-        let runs = Counts::<4>::default();
+    fn no_count_is_lost_while_threads_start_and_end() {
+        let counts = Counts::<4>::default();
         for _ in 0..3 {
             thread::scope(|scope| {
-                for _ in 0..OWN_PLACES + 20 {
-                    scope.spawn(|| (0..1000).for_each(|_| _ = runs.count(3)));
+                for _ in 0..OWN_SLOTS + 20 {
+                    scope.spawn(|| (0..1000).for_each(|_| _ = counts.count(3)));
                 }
             });
         }
-        assert_eq!(runs.sum(3), 3 * 1000 * (OWN_PLACES as u64 + 20));
-        assert_eq!(runs.sum(2), 0);
+        assert_eq!(counts.sum(3), 3 * 1000 * (OWN_SLOTS as u64 + 20));
+        assert_eq!(counts.sum(2), 0);
     }
 }

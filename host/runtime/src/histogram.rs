@@ -1,15 +1,15 @@
-//! How long things take, recorded by many threads.
+//! Histograms of durations, recorded by many threads.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Each power of two of nanoseconds is split into so many buckets, so that a quantile is at most an eighth too high.
+/// The number of buckets for each power of two of nanoseconds: a quantile is at most an eighth too high.
 const SPLIT: u64 = 8;
 /// The buckets go up to 2⁴⁰ ns, 18 minutes.
 const BUCKETS: usize = 39 * SPLIT as usize;
 
-/// How often something took how long. Any thread may record and read.
+/// A histogram of durations. Any thread may record and read.
 pub struct Histogram {
     counts: Box<[AtomicU64]>,
     total_ns: AtomicU64,
@@ -21,39 +21,39 @@ impl Default for Histogram {
     }
 }
 
-/// Where a time is counted.
+/// The bucket of a duration.
 fn bucket(ns: u64) -> usize {
     let exponent = u64::from(ns.max(1).ilog2());
     let index = if ns < SPLIT { ns } else { (exponent - 2) * SPLIT + (ns >> (exponent - 3)) % SPLIT };
     (index as usize).min(BUCKETS - 1)
 }
 
-/// The first time that is too long for a bucket, in nanoseconds.
+/// The end of a bucket, exclusive, in nanoseconds.
 fn end(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     if bucket < SPLIT { bucket + 1 } else { (SPLIT + bucket % SPLIT + 1) << (bucket / SPLIT - 1) }
 }
 
 impl Histogram {
-    /// Records one.
+    /// Records a duration.
     pub fn record(&self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(ns)].fetch_add(1, Relaxed);
         self.total_ns.fetch_add(ns, Relaxed);
     }
 
-    /// How many times were recorded.
+    /// The number of durations that were recorded.
     pub fn count(&self) -> u64 {
         self.counts.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// The sum of all times recorded.
+    /// The sum of all durations that were recorded.
     pub fn total(&self) -> Duration {
         Duration::from_nanos(self.total_ns.load(Relaxed))
     }
 
-    /// The time that this part of all calls, from 0 to 1, did not exceed; at most an eighth too high. None before the
-    /// first call.
+    /// A quantile: the duration that this part (0 to 1) of those recorded did not exceed, at most an eighth too high. None where
+    /// nothing was recorded.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let rank = (self.count() as f64 * part).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -64,7 +64,7 @@ impl Histogram {
         found.map(|bucket| Duration::from_nanos(end(bucket)))
     }
 
-    /// How many of the times recorded are at most so long; a bucket that is longer in part counts as longer.
+    /// The number of recorded durations up to this one. A bucket that ends later is not counted.
     pub fn at_most(&self, time: Duration) -> u64 {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let within = self.counts.iter().enumerate().take_while(|(index, _)| end(*index) <= ns);

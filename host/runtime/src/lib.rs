@@ -1,9 +1,14 @@
-//! What the crates of the VKOG server share: threads for blocking work, mailboxes that bring completions back to the thread
-//! that started an operation, and counters that many threads increment.
+//! What the crates of the VKOG server share: thread pools for blocking work, mailboxes that bring completions back to the
+//! thread that started an operation, and counters that many threads increment.
 
 mod counts;
 mod histogram;
-pub mod threads;
+mod mailbox;
+mod thread_pool;
+mod threads;
 
 pub use counts::Counts;
 pub use histogram::Histogram;
+pub use mailbox::{Detached, Job, Mailbox, Steps};
+pub use thread_pool::ThreadPool;
+pub use threads::{cores, lower_priority, run_with_timeout, set_sched_batch};

@@ -1,38 +1,24 @@
-//! `/k/{key}`: one entry.
+//! `/k/{key}`: one entry of the store.
 
 use bytes::Bytes;
 
-use super::problem::{Manner, Problem};
+use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
-use crate::http::{Body, Head, Reply};
-use crate::ops::{Added, Answer, CONTENT_TYPE_MAX, Conditions, Revisions, Unmet};
-use crate::store::{DEFAULT_CONTENT_TYPE, StoreError, owned_content_type};
+use crate::http::{Body, RequestHead, Response};
+use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, media_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
-/// The media type of a request's body.
-pub(super) fn content_type(head: &Head) -> Result<&str, Problem> {
-    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), media_type)
+/// Returns the media type of a request body, from `Content-Type`.
+pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
+    head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
-/// The media type that a client gives a value.
-pub(super) fn media_type(value: &[u8]) -> Result<&str, Problem> {
-    if value.len() > CONTENT_TYPE_MAX {
-        let fact = format!("Content-Type too long: {} bytes, {CONTENT_TYPE_MAX} is the most", value.len());
-        return Err(Problem::new(400, fact));
-    }
-    // It is given back as it is, so it must be something that may be sent.
-    match str::from_utf8(value) {
-        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
-        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
-        _ => Err(Problem::new(400, "Content-Type must be ASCII text")),
-    }
-}
-
-/// Checks that the body of a request is a whole value, or a whole batch, as it is to be read.
+/// Checks that a request body is a whole value or a whole batch.
 ///
 /// # Errors
 ///
 /// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
+pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
     let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
     if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
         let fact = "Content-Encoding is not supported; send the value as it is to be read";
@@ -44,98 +30,40 @@ pub(super) fn check_body_is_plain(head: &Head) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether a content coding changes nothing.
+/// Returns whether a content coding is `identity`.
 pub(super) fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
 }
 
-/// The conditions of a request.
-///
-/// # Errors
-///
-/// A condition that cannot be read. To ignore it would do what the client wanted to prevent.
-pub(super) fn conditions(head: &Head) -> Result<Conditions, Problem> {
-    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
-    let condition = |name, weak| {
-        let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
-        revisions(head, name, weak).map_err(|NotTags| fault())
-    };
-    Ok(Conditions { one_of: condition("If-Match", false)?, none_of: condition("If-None-Match", true)? })
-}
-
-/// A condition is neither `*` nor a list of entity tags.
-#[derive(Debug)]
-struct NotTags;
-
-fn revisions(head: &Head, name: &str, weak: bool) -> Result<Option<Revisions>, NotTags> {
-    let mut values = head.headers.all(name).peekable();
-    if values.peek().is_none() {
-        return Ok(None);
-    }
-    let (mut revisions, mut tags, mut any) = (Vec::new(), 0, 0);
-    for value in values {
-        let value = String::from_utf8_lossy(value.trim_ascii());
-        if value == "*" {
-            any += 1;
-            continue;
-        }
-        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
-        let mut rest = value.trim_start_matches(BETWEEN_TAGS);
-        while !rest.is_empty() {
-            let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
-            let (tag, after) = quoted.strip_prefix('"').and_then(|tag| tag.split_once('"')).ok_or(NotTags)?;
-            tags += 1;
-            revisions.extend(opaque(tag).filter(|_| weak || !is_weak));
-            rest = after.trim_start_matches([' ', '\t']);
-            if !rest.is_empty() && !rest.starts_with(',') {
-                return Err(NotTags);
-            }
-            rest = rest.trim_start_matches(BETWEEN_TAGS);
-        }
-    }
-    match (any, tags) {
-        (1, 0) => Ok(Some(Revisions::Any)),
-        (0, 1..) => Ok(Some(Revisions::These(revisions))),
-        _ => Err(NotTags),
-    }
-}
-
-/// What may stand between the elements of a list (RFC 9110, section 5.6.1.2).
-const BETWEEN_TAGS: [char; 3] = [',', ' ', '\t'];
-
-/// The revision that a strong entity tag names.
-pub(super) fn revision(tag: &str) -> Option<u64> {
-    opaque(tag.strip_prefix('"')?.strip_suffix('"')?)
-}
-
-/// The revision between quotation marks. A tag that is none of ours names none, and "07" is not "7".
-fn opaque(tag: &str) -> Option<u64> {
-    tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
-}
-
-/// The reply to an operation on an entry, with what plugins add to it. `reads` is whether it only reads, and `range` what
-/// of the value.
-pub(super) fn reply(answer: Answer, added: Added, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let mut reply = bare(answer, reads, range, manner);
+/// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
+/// `range` is the requested part of the value.
+pub(super) fn reply(
+    answer: Outcome,
+    added: ExtraHeaders,
+    reads: bool,
+    range: Option<Range>,
+    format: ErrorFormat,
+) -> Response {
+    let mut reply = bare(answer, reads, range, format);
     reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
     reply
 }
 
-fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Reply {
-    let ok = || Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
-    match answer {
-        Answer::Found(entry) => {
+fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {
+    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+    match outcome {
+        Outcome::Found(entry) => {
             let len = entry.value().len();
             let part = match range.map_or(Ok(None), |range| range.within(&entry)) {
                 Ok(part) => part,
                 Err(Unsatisfiable) => {
                     return Problem::new(416, format!("Range not satisfiable: the value has {len} bytes"))
-                        .reply(manner)
+                        .reply(format)
                         .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Reply::new(200, &b""[..])
-                .of_revision(entry.revision())
+            let mut reply = Response::new(200, &b""[..])
+                .with_revision(entry.revision())
                 .with_header("Content-Type", owned_content_type(entry.content_type()))
                 .with_header("Accept-Ranges", "bytes")
                 .inert();
@@ -150,36 +78,24 @@ fn bare(answer: Answer, reads: bool, range: Option<Range>, manner: Manner) -> Re
             };
             reply
         }
-        Answer::Written(revision) => ok().of_revision(revision),
-        Answer::Removed(_) => ok(),
-        Answer::Unexpected(Unmet::NoneOf(revision)) if reads => Reply::new(304, &b""[..]).of_revision(revision),
-        Answer::Unexpected(_) | Answer::Absent | Answer::Refused(_) | Answer::Failed(_) => {
-            problem(answer).reply(manner)
+        Outcome::Written(revision) => ok().with_revision(revision),
+        Outcome::Removed(_) => ok(),
+        Outcome::PreconditionFailed(PreconditionFailed::IfNoneMatch(revision)) if reads => {
+            Response::new(304, &b""[..]).with_revision(revision)
+        }
+        Outcome::PreconditionFailed(_) | Outcome::Absent | Outcome::Refused(_) | Outcome::StoreFailed(_) => {
+            problem(outcome).reply(format)
         }
     }
 }
 
-/// Why an operation was not done.
-pub(super) fn problem(answer: Answer) -> Problem {
-    match answer {
-        Answer::Unexpected(_) => Problem::new(412, "Precondition failed: the entry is not as expected"),
-        Answer::Absent => Problem::new(404, "Not Found"),
-        Answer::Refused(refusal) => Problem::of(refusal),
-        Answer::Failed(error) => {
-            let (status, words) = not_kept(&error);
-            Problem::new(status, format!("{words}: {error}"))
-        }
-        Answer::Found(_) | Answer::Written(_) | Answer::Removed(_) => Problem::new(500, "Internal error"),
+/// Makes the problem of a failed operation.
+pub(super) fn problem(outcome: Outcome) -> Problem {
+    if let Outcome::Refused(refusal) = outcome {
+        return Problem::of(refusal);
     }
-}
-
-/// The status of a write that is not kept, and the first words.
-fn not_kept(error: &StoreError) -> (u16, &'static str) {
-    match error {
-        error if error.is_full() => (507, "Not kept"),
-        error if error.is_certain() => (503, "Not kept"),
-        _ => (503, "Outcome unknown"),
-    }
+    let (status, text) = outcome.failure().unwrap_or((500, "Internal error".into()));
+    Problem::new(status, text)
 }
 
 /// The problem of a value that is longer than the maximum, in bytes.

@@ -1,33 +1,33 @@
-//! `/livez` and `/readyz`: whether the process lives, and whether the store can be written, snapshots succeed and all plugins
-//! work.
+//! `/livez` and `/readyz`: the process runs; the store accepts writes, snapshots succeed and all plugins work.
 
-use super::problem::{Manner, Problem};
-use crate::http::Reply;
-use crate::ops::Ops;
-use crate::plugins::OnFailure;
+use super::problem::{ErrorFormat, Problem};
+use crate::http::Response;
+use vkog_engine::Engine;
+use vkog_plugin_host::OnFailure;
+use vkog_store::Store as _;
 
-/// A server listens only when its store is loaded. It is not ready while writes or snapshots fail, or a plugin is in
-/// quarantine.
-pub(super) fn ready(ops: &Ops, manner: Manner) -> Reply {
-    let store = ops.store();
+/// The response of `/readyz`: 503 while writes or snapshots fail, or a plugin in quarantine refuses requests. A server listens
+/// only when its store is loaded.
+pub(super) fn ready(engine: &Engine, format: ErrorFormat) -> Response {
+    let store = engine.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {
-        return Problem::new(503, format!("Not ready: {error}")).reply(manner);
+        return Problem::new(503, format!("Not ready: {error}")).reply(format);
     }
     if let Some(error) = store.snapshot_failure() {
-        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(manner);
+        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(format);
     }
-    let chain = ops.plugins().chain();
+    let chain = engine.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
-    match quarantined.find(|member| member.conduct().on_failure == OnFailure::Refuse) {
+    match quarantined.find(|member| member.failure_policy().on_failure == OnFailure::Refuse) {
         Some(member) => {
             let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
-            Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(manner)
+            Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(format)
         }
         None => ok(),
     }
 }
 
-/// The process answers, so it lives.
-pub(super) fn ok() -> Reply {
-    Reply::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
+/// The response of `/livez`.
+pub(super) fn ok() -> Response {
+    Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")
 }

@@ -1,29 +1,28 @@
-//! `/keys`: which keys there are, in byte order and page by page, and how many.
+//! `/keys`: lists keys in byte order, page by page, or counts them.
 
 use std::io;
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use super::plugins::{json, json_reply};
-use super::problem::{Manner, Problem};
+use super::json::{json, json_reply};
+use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
-use crate::http::{Budget, Exhausted, Head, Reply};
-use crate::ops::{Listing, Ops, Viewer};
+use crate::http::{Budget, Exhausted, RequestHead, Response};
+use crate::schema::{Count, Key, Page};
+use vkog_engine::{Engine, Listing, RequestContext};
 
-/// The most keys and prefixes of one page, and as many as are given to who does not say.
+/// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
-/// So many requests for keys are under way at most. Each has a thread of its own.
-pub(super) const AT_ONCE_MAX: usize = 64;
+/// The maximum number of listings in flight. Each has a thread of its own.
+pub(super) const CONCURRENT_MAX: usize = 64;
 
-/// What somebody wants to know of the keys.
-pub(super) enum Question {
+/// The parsed query of a listing.
+pub(super) enum Query {
     Page(Listing),
     Count { prefix: String },
 }
 
-impl Question {
-    /// How all keys begin that the answer may speak of.
+impl Query {
+    /// Returns the prefix of all keys in the response.
     pub(super) fn prefix(&self) -> &str {
         match self {
             Self::Page(listing) => &listing.prefix,
@@ -32,14 +31,18 @@ impl Question {
     }
 }
 
-/// What a query asks for.
-pub(super) fn question(query: &str) -> Result<Question, Problem> {
+/// Parses the query.
+///
+/// # Errors
+///
+/// A parameter is unknown, given twice, or has a wrong value.
+pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     let [prefix, after, limit, delimiter, count] =
         parameters(query, ["prefix", "after", "limit", "delimiter", "count"])?;
     let prefix = prefix.unwrap_or_default();
     if let Some(count) = count {
         return if count.is_empty() && after.is_none() && limit.is_none() && delimiter.is_none() {
-            Ok(Question::Count { prefix })
+            Ok(Query::Count { prefix })
         } else {
             Err(Problem::new(400, "count has no value, and goes with prefix alone"))
         };
@@ -54,57 +57,37 @@ pub(super) fn question(query: &str) -> Result<Question, Problem> {
             _ => return Err(Problem::new(400, format!("limit is \"{text}\"; give a number from 1 to {LIMIT_MAX}"))),
         },
     };
-    Ok(Question::Page(Listing { prefix, after, limit, delimiter }))
+    Ok(Query::Page(Listing { prefix, after, limit, delimiter }))
 }
 
-#[derive(Serialize)]
-struct Page<'a> {
-    keys: Vec<Key<'a>>,
-    prefixes: Vec<String>,
-    next: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Key<'a> {
-    key: &'a str,
-    size: usize,
-    revision: u64,
-    content_type: &'a str,
-}
-
-#[derive(Serialize)]
-struct Count {
-    count: u64,
-}
-
-/// The answer. Waits, for the disk and for plugins.
-pub(super) fn answer(
-    ops: &Arc<Ops>,
-    question: &Question,
-    query: String,
-    head: Arc<Head>,
+/// Makes the response. Blocks, on the disk and on plugins.
+pub(super) fn list(
+    engine: &Arc<Engine>,
+    query: &Query,
+    raw_query: String,
+    head: Arc<RequestHead>,
     budget: &'static Budget,
-    manner: Manner,
-) -> Reply {
-    let viewer = Viewer { origin: head, query };
-    let answered = match question {
-        Question::Count { prefix } => ops.count(prefix, &viewer).map(|count| json(&Count { count })),
-        Question::Page(listing) => ops.list(listing, &viewer).map(|page| {
+    format: ErrorFormat,
+) -> Response {
+    let viewer = RequestContext { origin: head, query: raw_query };
+    let answered = match query {
+        Query::Count { prefix } => engine.count(prefix, &viewer).map(|count| json(&Count { count })),
+        Query::Page(listing) => engine.list(listing, &viewer).map(|page| {
             let keys = page.entries.iter().map(|entry| Key {
-                key: entry.key(),
-                size: entry.value().len(),
+                key: entry.key().into(),
+                size: entry.value().len() as u64,
                 revision: entry.revision(),
-                content_type: entry.content_type(),
+                content_type: entry.content_type().into(),
             });
             let page = Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next };
-            within(budget, &page).unwrap_or_else(|_| no_memory(manner))
+            within(budget, &page).unwrap_or_else(|_| no_memory(format))
         }),
     };
-    answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(manner))
+    answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(format))
 }
 
-/// The answer in JSON within the memory budget: its length is reserved before it is made.
-fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Reply, Exhausted> {
+/// Serializes a page within the memory budget. Its length is reserved before it is made.
+fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Response, Exhausted> {
     let mut length = Length(0);
     // Counting does not fail.
     let _ = serde_json::to_writer_pretty(&mut length, page);
@@ -130,15 +113,15 @@ impl io::Write for Length {
     }
 }
 
-fn no_memory(manner: Manner) -> Reply {
+fn no_memory(format: ErrorFormat) -> Response {
     let fact = "Not enough memory for this answer beside other requests in flight; try again";
-    Problem::new(503, fact).with_header("Retry-After", "1").reply(manner)
+    Problem::new(503, fact).with_header("Retry-After", "1").reply(format)
 }
 
-/// The answer where too many others are under way.
-pub(super) fn too_many(manner: Manner) -> Reply {
-    let fact = format!("Too many requests for keys at once: {AT_ONCE_MAX} are the most; try again");
-    Problem::new(503, fact).reply(manner).with_header("Retry-After", "1")
+/// The response while too many listings are in flight.
+pub(super) fn too_many(format: ErrorFormat) -> Response {
+    let fact = format!("Too many requests for keys at once: {CONCURRENT_MAX} are the most; try again");
+    Problem::new(503, fact).reply(format).with_header("Retry-After", "1")
 }
 
 #[cfg(test)]
@@ -146,12 +129,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_decoded_once_and_a_plus_sign_is_one() {
-        let Ok(Question::Page(listing)) = question("prefix=a%2Fb&after=a+b%2520&delimiter=%C3%A9&limit=7&") else {
+    fn a_query_is_decoded_once_and_keeps_its_plus_signs() {
+        let Ok(Query::Page(listing)) = parse_query("prefix=a%2Fb&after=a+b%2520&delimiter=%C3%A9&limit=7&") else {
             unreachable!("the query is a good one")
         };
         assert_eq!((listing.prefix.as_str(), listing.after.as_deref()), ("a/b", Some("a+b%20")));
         assert_eq!((listing.delimiter.as_deref(), listing.limit), (Some("\u{e9}"), 7));
-        assert!(matches!(question("count&prefix=%61"), Ok(Question::Count { prefix }) if prefix == "a"));
+        assert!(matches!(parse_query("count&prefix=%61"), Ok(Query::Count { prefix }) if prefix == "a"));
     }
 }

@@ -1,4 +1,4 @@
-//! `/metrics`: the state of the store and the behaviour of the plugins, as Prometheus reads it.
+//! `/metrics`: the metrics of the store, of requests and of plugins in the OpenMetrics format.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,13 +12,13 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::requests::{CLASSES, METHODS, Requests};
-use crate::http::{Connections, Reply};
+use super::access_log::{AccessLog, CLASSES, METHODS};
+use crate::http::{ConnectionCounts, Response};
 use crate::logging;
-use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, Metric};
-use crate::store::Fsync;
+use vkog_engine::Engine;
+use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_runtime::Histogram;
+use vkog_store::{Fsync, Store as _};
 
 /// The upper bounds of the histograms' buckets.
 const BUCKETS: [Duration; 8] = [
@@ -32,23 +32,23 @@ const BUCKETS: [Duration; 8] = [
     Duration::from_secs(1),
 ];
 
-/// Everything that is counted, as text.
-pub(super) fn text(ops: &Arc<Ops>, requests: &'static Requests, connections: &Arc<Connections>) -> Reply {
+/// Encodes all metrics.
+pub(super) fn text(engine: &Arc<Engine>, log: &'static AccessLog, connections: &Arc<ConnectionCounts>) -> Response {
     let mut registry = Registry::default();
-    let (ops, connections) = (Arc::clone(ops), Arc::clone(connections));
-    registry.register_collector(Box::new(Numbers { ops, requests, connections }));
+    let (engine, connections) = (Arc::clone(engine), Arc::clone(connections));
+    registry.register_collector(Box::new(Numbers { engine, log, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
-    Reply::new(200, text.into_bytes())
+    Response::new(200, text.into_bytes())
         .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 
-/// What is looked up when somebody asks, and counted nowhere else.
+/// The sources of the metrics, which are read at each request.
 struct Numbers {
-    ops: Arc<Ops>,
-    requests: &'static Requests,
-    connections: Arc<Connections>,
+    engine: Arc<Engine>,
+    log: &'static AccessLog,
+    connections: Arc<ConnectionCounts>,
 }
 
 impl fmt::Debug for Numbers {
@@ -59,26 +59,26 @@ impl fmt::Debug for Numbers {
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (entries, size) = self.ops.store().totals();
-        let writable = u64::from(self.ops.store().closed().is_none() && self.ops.store().full().is_none());
-        let failing = u64::from(self.ops.store().snapshot_failure().is_some());
+        let (entries, size) = self.engine.store().totals();
+        let writable = u64::from(self.engine.store().closed().is_none() && self.engine.store().full().is_none());
+        let failing = u64::from(self.engine.store().snapshot_failure().is_some());
         for (name, help, value) in [
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
-            ("vkog_log_bytes", "The length of the log", self.ops.store().log_len()),
-            ("vkog_requests_under_way", "Requests that are not answered yet", self.requests.under_way()),
+            ("vkog_log_bytes", "The length of the log", self.engine.store().log_len()),
+            ("vkog_requests_under_way", "Requests that are not answered yet", self.log.in_flight()),
             ("vkog_writable", "Whether the store can be written: 0 after a failed write and on a full disk", writable),
             ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
-            ("vkog_watchers", "Clients that watch", self.ops.store().watching()),
-            ("vkog_watch_history_bytes", "What is held of the last changes", self.ops.store().history_bytes()),
+            ("vkog_watchers", "Clients that watch", self.engine.store().watching()),
+            ("vkog_watch_history_bytes", "What is held of the last changes", self.engine.store().history_bytes()),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
-        let revision = self.ops.revision();
+        let revision = self.engine.revision();
         encoder
             .encode_descriptor("vkog_revision", "The last revision that was given", None, MetricType::Gauge)?
             .encode_gauge(&revision)?;
-        let (written, failed) = self.ops.store().snapshots();
+        let (written, failed) = self.engine.store().snapshots();
         for (name, help, value) in [
             ("vkog_snapshots", "Snapshots that were written", written),
             ("vkog_snapshots_failed", "Snapshots that failed", failed),
@@ -93,7 +93,7 @@ impl Collector for Numbers {
             encoder.encode_descriptor("vkog_log_lines_dropped", help, None, MetricType::Counter)?,
             logging::dropped(),
         )?;
-        let chain = self.ops.plugins().chain();
+        let chain = self.engine.plugins().chain();
         hooks(&mut encoder, &chain)?;
         let mut quarantined = encoder.encode_descriptor(
             "vkog_plugin_quarantined",
@@ -107,7 +107,7 @@ impl Collector for Numbers {
         }
         let mut published = BTreeSet::new();
         for member in chain.members() {
-            for (name, metric) in self.ops.plugins().port().metrics(member.name()) {
+            for (name, metric) in self.engine.plugins().context().metrics(member.name()) {
                 let name = own_name(member.name(), &name, metric.is_gauge);
                 // Plugins whose names differ in what no name of a metric has may have the same; the first is published.
                 if published.insert(name.clone()) {
@@ -125,7 +125,7 @@ impl Numbers {
         let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;
         for (method, name) in METHODS.into_iter().enumerate() {
             for (class, status) in CLASSES.into_iter().enumerate() {
-                let count = self.requests.answered(method, class);
+                let count = self.log.responses(method, class);
                 if count > 0 {
                     counter(family.encode_family(&[("method", name), ("status", status)])?, count)?;
                 }
@@ -135,7 +135,7 @@ impl Numbers {
         let mut family =
             encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (method, name) in METHODS.into_iter().enumerate() {
-            let times = self.requests.times(method);
+            let times = self.log.times(method);
             if times.count() > 0 {
                 histogram(family.encode_family(&[("method", name)])?, times)?;
             }
@@ -144,14 +144,13 @@ impl Numbers {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Connections { accepted, ended, refused } = &*self.connections;
-        let (ended, accepted) = (ended.load(Relaxed), accepted.load(Relaxed));
+        let ConnectionCounts { accepted, refused, .. } = &*self.connections;
         let help = "Connections that are open; with hyper only";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
-            .encode_gauge(&accepted.saturating_sub(ended))?;
+            .encode_gauge(&self.connections.open())?;
         for (name, help, value) in [
-            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted),
+            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted.load(Relaxed)),
             ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
@@ -162,8 +161,8 @@ impl Numbers {
     fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "How long it took to have the log on disk";
         let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        histogram(descriptor, self.ops.store().syncs())?;
-        let mode = match self.ops.store().fsync() {
+        histogram(descriptor, self.engine.store().syncs())?;
+        let mode = match self.engine.store().fsync() {
             Fsync::Always => "always".to_owned(),
             Fsync::Every(interval) => format!("{interval:?}"),
             Fsync::Never => "never".to_owned(),

@@ -1,92 +1,93 @@
-//! From path and method to an operation, and from its answer to a reply. The only place with status codes of its own.
+//! The HTTP interface: routes a request by path and method, authorizes it, runs the operation and makes the response.
+//! Status codes of the server itself come from here only.
 
-mod access;
+mod access_log;
+mod auth;
 mod batch;
 mod entry;
+mod etag;
 mod health;
+mod json;
 mod keys;
 mod metrics;
 mod openapi;
 mod origin;
 mod page;
+mod path;
 mod plugins;
 mod problem;
 mod query;
 mod range;
-mod requests;
 mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use percent_encoding::percent_decode_str;
+use crate::config::Permission;
+use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
+use vkog_engine::{Conditions, Engine, Request, check_value};
+use vkog_plugin_host::{Origin, ReloadReport, Verb};
+use vkog_runtime::{ThreadPool, cores};
+use vkog_store::owned_content_type;
 
-use crate::config::Right;
-use crate::http::{BodyFault, Budget, Connections, Head, Method, Reply, Responder, Service};
-use crate::ops::{Conditions, KEY_MAX, Ops, Request};
-use crate::plugins::{Origin, Taken, Verb};
-use crate::store::owned_content_type;
-use vkog_runtime::threads::Threads;
-
-pub use access::Access;
-use access::Scope;
+use access_log::{AccessLog, RequestSpan};
+pub use auth::Authorizer;
+use auth::Scope;
+use batch::{BatchRoute, Format};
 use openapi::Methods;
+use path::decode_key;
 pub use plugins::ReloadError;
-use problem::{Manner, Problem};
+use problem::{ErrorFormat, Problem};
 use range::Range;
-use requests::{Noted, Requests};
-
-/// Operations on more bytes than this run on threads of their own.
-const LARGE: usize = 64 << 10;
 
 /// The HTTP interface of a store.
 pub struct Api {
-    ops: Arc<Ops>,
+    engine: Arc<Engine>,
     value_max: u64,
     budget: &'static Budget,
-    access: Arc<Access>,
+    auth: Arc<Authorizer>,
     reload: Arc<Reload>,
-    requests: &'static Requests,
-    connections: Arc<Connections>,
-    /// Events as watchers get them.
+    log: &'static AccessLog,
+    connections: Arc<ConnectionCounts>,
+    /// Encoded events, shared by watchers.
     encoded: Arc<watch::Encoded>,
-    /// For what takes longer than an operation.
-    threads: Threads,
-    /// For operations with large values: copying those would hold up an event loop. Few threads, because each copy needs
-    /// memory beyond the budget.
-    large: Arc<Threads>,
-    /// Held by each request for keys that is under way.
+    /// Runs what takes longer than an operation.
+    threads: ThreadPool,
+    /// Runs operations with large values, because copying those would block an event loop. Few threads, because each copy
+    /// needs memory beyond the budget.
+    large: Arc<ThreadPool>,
+    /// Held by each request for keys that is in flight.
     listings: Arc<()>,
 }
 
-/// Takes in what has changed of the configuration, or says what could not be.
-pub type Reload = dyn Fn() -> Result<Vec<Taken>, ReloadError> + Send + Sync;
+/// Reloads the configuration and the plugins.
+pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sync;
 
-/// A request that has a route.
-pub struct Admitted {
-    head: Arc<Head>,
-    target: Target,
-    noted: Noted,
+/// An authorized request with its route, before its body is read.
+pub struct RoutedRequest {
+    head: Arc<RequestHead>,
+    route: Route,
+    span: RequestSpan,
 }
 
-/// What a request is for.
-enum Target {
-    /// An operation on an entry.
-    Entry(Entry),
-    /// Several operations in one step.
-    Batch(batch::Admitted),
-    /// Which keys there are.
-    Keys { question: keys::Question, query: String },
-    /// What changes.
-    Watch { question: watch::Question, query: String },
-    /// What is loaded.
+/// The handler of a request, with the parsed parameters.
+enum Route {
+    /// `/k/{key}`: an operation on one entry.
+    Entry(EntryRoute),
+    /// `/batch`: several operations in one step.
+    Batch(BatchRoute),
+    /// `/keys`: a listing of keys, or their number.
+    Keys { listing: keys::Query, query: String },
+    /// `/watch`: a stream of changes.
+    Watch { subscription: watch::Subscription, query: String },
+    /// `/plugins`: the loaded plugins.
     Plugins,
-    /// A reload of the plugins.
+    /// `/plugins/reload`: a reload of configuration and plugins.
     Reload,
 }
 
-/// An operation on an entry.
-struct Entry {
+/// The parameters of an operation on one entry.
+struct EntryRoute {
     verb: Verb,
     key: String,
     query: String,
@@ -96,172 +97,134 @@ struct Entry {
 }
 
 impl Api {
-    /// The interface, with the longest value that is accepted, in bytes.
-    pub fn new(ops: Arc<Ops>, value_max: u64, access: Arc<Access>, reload: Arc<Reload>) -> Self {
-        let (requests, threads) = (Requests::begun(), Threads::new("admin"));
+    /// Makes the interface. `value_max` is the maximum length of a value, in bytes.
+    pub fn new(engine: Arc<Engine>, value_max: u64, auth: Arc<Authorizer>, reload: Arc<Reload>) -> Self {
+        let (log, threads) = (AccessLog::leaked(), ThreadPool::new("admin"));
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let large = Arc::new(Threads::at_most("large", cores));
-        Self { ops, value_max, budget, access, reload, requests, connections, encoded, threads, large, listings }
+        let large = Arc::new(ThreadPool::bounded("large", cores()));
+        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings }
     }
 
-    /// The same, and whether each request is logged.
+    /// Sets whether every request is logged, and not only failures.
     pub fn log_requests(self, logs: bool) -> Self {
-        self.requests.log(logs);
+        self.log.log_all(logs);
         self
     }
 
-    /// The same with a memory budget for requests in flight, in bytes.
+    /// Sets the memory budget of requests in flight, in bytes.
     pub fn memory_budget(self, limit: u64) -> Self {
         Self { budget: Budget::new(limit), ..self }
     }
 
-    /// Where an engine is to count its connections.
-    pub fn connections(&self) -> Arc<Connections> {
+    /// Returns the connection counters, for an engine to count in.
+    pub fn connections(&self) -> Arc<ConnectionCounts> {
         Arc::clone(&self.connections)
     }
 
-    /// What a request is for, or the reply where that needs no body.
-    fn target(&self, head: &Head) -> Result<Target, Reply> {
-        let (path, query) = path_and_query(&head.target);
-        let manner = || Manner::of(head);
-        origin::check_head(head).map_err(|problem| problem.reply(manner()))?;
-        self.access.admit(head);
-        let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(manner());
-        let methods = Methods::of(path).ok_or_else(no_path)?;
+    /// Routes and authorizes a request. The error is the response of a request that needs no body.
+    fn route(&self, head: &RequestHead) -> Result<Route, Response> {
+        let (path, query) = (head.path(), head.query());
+        let format = || ErrorFormat::of(head);
+        origin::check_head(head).map_err(|problem| problem.reply(format()))?;
+        self.auth.identify_client(head);
+        let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
+        let methods = Methods::of(path).map_err(|error| {
+            tracing::error!("{error}");
+            Response::internal_error()
+        })?;
+        let methods = methods.ok_or_else(no_path)?;
         match head.method {
-            method if !methods.include(method) => return Err(not_allowed(methods, manner())),
-            Method::Options => return Err(Reply::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            method if !methods.include(method) => return Err(not_allowed(methods, format())),
+            Method::Options => return Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
             _ => {}
         }
-        Ok(match (path.strip_prefix("/k/"), path) {
-            (Some(key), _) => self.entry(head, methods, key, query)?,
-            (None, "/batch") => {
-                let arrived = self.ops.revision();
-                // Each operation is asked about when it is known.
-                self.access.check(head, Right::Read, Scope::Later)?;
-                entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
-                let sent = batch::Format::of(head).map_err(|problem| problem.reply(manner()))?;
-                let (answer, query) = (sent.of_answer(head), query.to_owned());
-                Target::Batch(batch::Admitted { sent, answer, query, arrived })
+        if let Some(key) = path.strip_prefix("/k/") {
+            return self.entry_route(head, methods, key, query).map(Route::Entry);
+        }
+        match path {
+            "/batch" => self.batch_route(head, query).map(Route::Batch),
+            "/keys" => {
+                let listing = keys::parse_query(query).map_err(|problem| problem.reply(format()))?;
+                self.auth.check(head, Permission::Read, Scope::Prefix(listing.prefix()))?;
+                Ok(Route::Keys { listing, query: query.to_owned() })
             }
-            (None, "/keys") => {
-                let question = keys::question(query).map_err(|problem| problem.reply(manner()))?;
-                self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
-                Target::Keys { question, query: query.to_owned() }
+            "/watch" => {
+                let subscription = watch::parse_query(query, head).map_err(|problem| problem.reply(format()))?;
+                self.auth.check(head, Permission::Read, Scope::Prefix(subscription.prefix()))?;
+                Ok(Route::Watch { subscription, query: query.to_owned() })
             }
-            (None, "/watch") => {
-                let question = watch::question(query, head).map_err(|problem| problem.reply(manner()))?;
-                self.access.check(head, Right::Read, Scope::Prefix(question.prefix()))?;
-                Target::Watch { question, query: query.to_owned() }
+            "/plugins/reload" => self.auth.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
+            "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
+            "/metrics" => {
+                self.auth.check(head, Permission::Read, Scope::All)?;
+                Err(metrics::text(&self.engine, self.log, &self.connections))
             }
-            (None, "/plugins/reload") => {
-                self.access.check(head, Right::Admin, Scope::All)?;
-                Target::Reload
-            }
-            (None, "/plugins") => {
-                self.access.check(head, Right::Read, Scope::All)?;
-                Target::Plugins
-            }
-            (None, "/metrics") => {
-                self.access.check(head, Right::Read, Scope::All)?;
-                return Err(metrics::text(&self.ops, self.requests, &self.connections));
-            }
-            // Open to all: they tell nothing of what is kept, and what watches a server has no secrets.
-            (None, "/livez") => return Err(health::ok()),
-            (None, "/readyz") => return Err(health::ready(&self.ops, manner())),
-            // What is the same for every server.
-            (None, "/openapi.json") => return Err(openapi::document()),
-            (None, "/") => return Err(page::page()),
-            (None, _) => return Err(no_path()),
-        })
+            // These two need no token: they return no data, and health checks have no secrets.
+            "/livez" => Err(health::ok()),
+            "/readyz" => Err(health::ready(&self.engine, format())),
+            // These two are the same on every server.
+            "/openapi.json" => Err(openapi::document()),
+            "/" => Err(page::page()),
+            _ => Err(no_path()),
+        }
     }
 
-    /// What a request for an entry is.
-    fn entry(&self, head: &Head, methods: &Methods, key: &str, query: &str) -> Result<Target, Reply> {
-        let arrived = self.ops.revision();
-        let manner = || Manner::of(head);
+    /// Parses and authorizes an operation on one entry.
+    fn entry_route(
+        &self,
+        head: &RequestHead,
+        methods: &Methods,
+        key: &str,
+        query: &str,
+    ) -> Result<EntryRoute, Response> {
+        let arrived = self.engine.revision();
+        let format = || ErrorFormat::of(head);
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
             Method::Post => Verb::Post,
             Method::Put => Verb::Put,
             Method::Delete => Verb::Delete,
-            Method::Options | Method::Other => return Err(not_allowed(methods, manner())),
+            Method::Options | Method::Other => return Err(not_allowed(methods, format())),
         };
-        let key = decode_key(key).map_err(|problem| problem.reply(manner()))?;
-        let right = if verb == Verb::Get { Right::Read } else { Right::Write };
-        self.access.check(head, right, Scope::Key(&key))?;
-        let sent = entry::content_type(head).map_err(|problem| problem.reply(manner()))?;
+        let key = decode_key(key).map_err(|problem| problem.reply(format()))?;
+        let permission = if verb == Verb::Get { Permission::Read } else { Permission::Write };
+        self.auth.check(head, permission, Scope::Key(&key))?;
+        let sent = entry::content_type(head).map_err(|problem| problem.reply(format()))?;
         // It is that of a value, and nothing else has one.
         let writes = matches!(verb, Verb::Post | Verb::Put);
         if writes {
-            entry::check_body_is_plain(head).map_err(|problem| problem.reply(manner()))?;
+            entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
         }
-        let conditions = entry::conditions(head).map_err(|problem| problem.reply(manner()))?;
+        let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
-        Ok(Target::Entry(Entry { verb, key, query: query.to_owned(), content_type, conditions, arrived }))
+        Ok(EntryRoute { verb, key, query: query.to_owned(), content_type, conditions, arrived })
+    }
+
+    /// Parses what the head says of a batch. Its operations are authorized one by one when the body is there.
+    fn batch_route(&self, head: &RequestHead, query: &str) -> Result<BatchRoute, Response> {
+        let arrived = self.engine.revision();
+        let format = || ErrorFormat::of(head);
+        self.auth.check(head, Permission::Read, Scope::Later)?;
+        entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
+        let request = Format::of_request(head).map_err(|problem| problem.reply(format()))?;
+        Ok(BatchRoute { request, response: request.of_response(head), query: query.to_owned(), arrived })
     }
 }
 
-/// The answer to a method that a path does not have.
-fn not_allowed(methods: &Methods, manner: Manner) -> Reply {
-    Problem::new(405, "Method not allowed").reply(manner).with_header("Allow", methods.allow.clone())
-}
-
-/// A request's target as path and query. An absolute URL is cut down to them (RFC 9112, section 3.2.2).
-fn path_and_query(target: &str) -> (&str, &str) {
-    let local = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
-        _ => target,
-    };
-    local.split_once('?').unwrap_or((local, ""))
-}
-
-/// Where a text is not percent-encoded as it should be, if anywhere.
-fn bad_escape(encoded: &str) -> Option<usize> {
-    let is_hex = |hex: &[u8]| hex.iter().all(u8::is_ascii_hexdigit);
-    let mut escapes = encoded.match_indices('%').map(|(at, _)| at);
-    escapes.find(|at| !encoded.as_bytes().get(at + 1..at + 3).is_some_and(is_hex))
-}
-
-/// A key as it stands in a path, decoded once.
-fn decode_key(encoded: &str) -> Result<String, Problem> {
-    let key = if encoded.contains('%') { decode(encoded)? } else { encoded.to_owned() };
-    key_fits(&key)?;
-    Ok(key)
-}
-
-fn decode(encoded: &str) -> Result<String, Problem> {
-    if let Some(at) = bad_escape(encoded) {
-        let fact = format!("Key is not percent-encoded correctly at byte {at}; write % as %25");
-        return Err(Problem::new(400, fact));
-    }
-    let key = percent_decode_str(encoded)
-        .decode_utf8()
-        .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {} of it", error.valid_up_to())))?;
-    Ok(key.into_owned())
-}
-
-/// Whether a text can be a key.
-fn key_fits(key: &str) -> Result<(), Problem> {
-    if key.is_empty() {
-        return Err(Problem::new(400, "Key cannot be empty"));
-    }
-    if key.len() > KEY_MAX {
-        return Err(Problem::new(414, format!("Key too long: {} bytes, {KEY_MAX} is the most", key.len())));
-    }
-    Ok(())
+/// The response for a method that the path does not have.
+fn not_allowed(methods: &Methods, format: ErrorFormat) -> Response {
+    Problem::new(405, "Method not allowed").reply(format).with_header("Allow", methods.allow.clone())
 }
 
 impl Service for Api {
-    type Admitted = Admitted;
+    type Admitted = RoutedRequest;
 
-    fn admit(&self, head: Arc<Head>) -> Result<Admitted, Reply> {
-        let noted = self.requests.begin(&head);
-        match self.target(&head) {
-            Ok(target) => Ok(Admitted { head, target, noted }),
-            Err(reply) => Err(noted.answered(reply)),
+    fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
+        let span = self.log.start(&head);
+        match self.route(&head) {
+            Ok(route) => Ok(RoutedRequest { head, route, span }),
+            Err(reply) => Err(span.end(reply)),
         }
     }
 
@@ -269,27 +232,27 @@ impl Service for Api {
         self.budget
     }
 
-    fn body_max(&self, admitted: &Admitted) -> u64 {
-        match admitted.target {
-            Target::Batch(_) => batch::body_max(self.value_max),
+    fn body_max(&self, request: &RoutedRequest) -> u64 {
+        match request.route {
+            Route::Batch(_) => batch::body_max(self.value_max),
             _ => self.value_max,
         }
     }
 
-    fn refuse_body(&self, admitted: Admitted, fault: BodyFault) -> Reply {
+    fn refuse_body(&self, request: RoutedRequest, fault: BodyFault) -> Response {
         let problem = match fault {
             BodyFault::Encoded => {
                 Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
             }
             BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
             BodyFault::TwoLengths => Problem::new(400, "Content-Length and Transfer-Encoding exclude each other"),
-            BodyFault::TooLarge { declared } => match admitted.target {
-                Target::Batch(_) => batch::too_large(declared, self.value_max),
+            BodyFault::TooLarge { declared } => match request.route {
+                Route::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
-            BodyFault::CutOff { came, declared } => {
+            BodyFault::CutOff { received, declared } => {
                 let of = declared.map(|declared| format!(" of {declared}")).unwrap_or_default();
-                Problem::new(400, format!("Body cut off: {came}{of} bytes came; nothing was written"))
+                Problem::new(400, format!("Body cut off: {received}{of} bytes arrived; nothing was written"))
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
@@ -298,64 +261,73 @@ impl Service for Api {
             }
             BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };
-        admitted.noted.answered(problem.reply(Manner::of(&admitted.head)))
+        request.span.end(problem.reply(ErrorFormat::of(&request.head)))
     }
 
-    fn serve(&self, Admitted { head, target, noted }: Admitted, body: Vec<u8>, responder: Responder) {
-        let manner = Manner::of(&head);
-        let answer = move |reply| responder.reply(noted.answered(reply));
-        match target {
-            Target::Entry(Entry { verb, key, query, content_type, conditions, arrived }) => {
-                if body.is_empty() && matches!(verb, Verb::Post | Verb::Put) {
-                    return answer(Problem::new(400, "No content provided").reply(manner));
-                }
-                let range = Range::of(&head);
-                let origin = head;
-                let request =
-                    Request { verb, key, value: body, content_type, query, conditions, arrived, depth: 0, origin };
-                let finish = move |done, added| answer(entry::reply(done, added, verb == Verb::Get, range, manner));
-                if request.value.len() <= LARGE {
-                    self.ops.run(request, finish);
-                } else {
-                    let ops = Arc::clone(&self.ops);
-                    self.large.run(move || ops.run(request, finish));
-                }
+    fn serve(&self, RoutedRequest { head, route, span }: RoutedRequest, body: Vec<u8>, responder: Responder) {
+        let format = ErrorFormat::of(&head);
+        let respond = move |reply| responder.respond(span.end(reply));
+        match route {
+            Route::Entry(route) => self.serve_entry(head, route, body, respond),
+            Route::Batch(route) => {
+                let (engine, auth, large) = (Arc::clone(&self.engine), Arc::clone(&self.auth), Arc::clone(&self.large));
+                batch::Handler { engine, auth, value_max: self.value_max, large }.serve(head, route, body, respond);
             }
-            Target::Batch(admitted) => {
-                let (ops, access, large) = (Arc::clone(&self.ops), Arc::clone(&self.access), Arc::clone(&self.large));
-                let server = batch::Server { ops, access, value_max: self.value_max, large };
-                server.serve(head, admitted, body, answer);
-            }
-            Target::Keys { question, query } => {
-                let (ops, under_way) = (Arc::clone(&self.ops), Arc::clone(&self.listings));
-                if Arc::strong_count(&under_way) > keys::AT_ONCE_MAX + 1 {
-                    return answer(keys::too_many(manner));
+            Route::Keys { listing, query } => {
+                let (engine, in_flight) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
+                if Arc::strong_count(&in_flight) > keys::CONCURRENT_MAX + 1 {
+                    return respond(keys::too_many(format));
                 }
                 let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::answer(&ops, &question, query, head, budget, manner);
-                    // A client may take its time to read, and is none of those who look for keys then.
-                    drop(under_way);
-                    answer(reply);
+                    let reply = keys::list(&engine, &listing, query, head, budget, format);
+                    // Before the response is sent: a client that reads slowly must not count as a listing in flight.
+                    drop(in_flight);
+                    respond(reply);
                 });
             }
-            Target::Watch { question, query } => {
-                answer(watch::answer(&self.ops, &self.access, &self.encoded, question, query, head));
+            Route::Watch { subscription, query } => {
+                respond(watch::stream(&self.engine, &self.auth, &self.encoded, subscription, query, head));
             }
-            // It waits while plugins are exchanged, which the thread of an engine must not do.
-            Target::Plugins => {
-                let ops = Arc::clone(&self.ops);
-                self.threads.run(move || answer(plugins::list(&ops)));
+            // Waits while a reload replaces plugins, which the thread of an engine must not do.
+            Route::Plugins => {
+                let engine = Arc::clone(&self.engine);
+                self.threads.run(move || respond(plugins::list(&engine)));
             }
-            Target::Reload => {
+            Route::Reload => {
                 let reload = Arc::clone(&self.reload);
-                self.threads.run(move || answer(plugins::reloaded(reload(), manner)));
+                self.threads.run(move || respond(plugins::reloaded(reload(), format)));
             }
         }
     }
 }
 
-impl Origin for Head {
+impl Api {
+    /// Runs an operation on one entry, on another thread if its value is large.
+    fn serve_entry(
+        &self,
+        head: Arc<RequestHead>,
+        EntryRoute { verb, key, query, content_type, conditions, arrived }: EntryRoute,
+        value: Vec<u8>,
+        respond: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let format = ErrorFormat::of(&head);
+        if let Err(invalid) = check_value(verb, &value) {
+            return respond(Problem::from(invalid).reply(format));
+        }
+        let range = Range::of(&head);
+        let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
+        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, format));
+        if request.value.len() <= batch::LARGE {
+            self.engine.run(request, finish);
+        } else {
+            let engine = Arc::clone(&self.engine);
+            self.large.run(move || engine.run(request, finish));
+        }
+    }
+}
+
+impl Origin for RequestHead {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }
@@ -366,46 +338,5 @@ impl Origin for Head {
 
     fn client(&self) -> &str {
         self.client_text()
-    }
-}
-
-/// One line: what would break it is a space.
-fn one_line(text: &str) -> Cow<'_, str> {
-    if text.contains(char::is_control) {
-        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect::<String>().into()
-    } else {
-        text.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_decoded_once_and_keeps_its_slashes() {
-        assert_eq!(decode_key("a%2Fb").ok().as_deref(), Some("a/b"));
-        assert_eq!(decode_key("a/b").ok().as_deref(), Some("a/b"));
-        assert_eq!(decode_key("100%2525").ok().as_deref(), Some("100%25"));
-        assert_eq!(decode_key("a+b%20c").ok().as_deref(), Some("a+b c"));
-    }
-
-    #[test]
-    fn a_key_that_cannot_be_one_is_refused_with_its_status() {
-        let long = "k".repeat(KEY_MAX + 1);
-        for (key, status) in
-            [("%", 400), ("a%2", 400), ("%zz", 400), ("%+1", 400), ("%ff", 400), ("", 400), (long.as_str(), 414)]
-        {
-            assert_eq!(decode_key(key).err().map(|problem| problem.status()), Some(status), "{key}");
-        }
-        assert!(decode_key(&"k".repeat(KEY_MAX)).is_ok());
-    }
-
-    #[test]
-    fn an_absolute_url_is_as_good_as_a_path() {
-        assert_eq!(path_and_query("/k/a?b=1?2"), ("/k/a", "b=1?2"));
-        assert_eq!(path_and_query("http://127.0.0.1:3110/k/a?b"), ("/k/a", "b"));
-        assert_eq!(path_and_query("/k/http://a"), ("/k/http://a", ""));
-        assert_eq!(path_and_query("http://a"), ("/", ""));
     }
 }

@@ -1,12 +1,13 @@
-//! `/openapi.json`: the interface as OpenAPI 3.1. What it does not describe is not served: the methods of each path are taken
-//! from there.
+//! `/openapi.json`: the interface as OpenAPI 3.1. The router takes the methods of each path from it, so the server serves only
+//! what it describes.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
+use once_cell::sync::OnceCell;
 use serde_json::Value;
+use thiserror::Error;
 
-use crate::http::{Method, Reply};
+use crate::http::{Method, Response};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -20,19 +21,32 @@ const METHODS: [(Method, &str); 6] = [
     (Method::Options, "options"),
 ];
 
+/// Why the interface is not known.
+#[derive(Debug, Error)]
+pub(super) enum DocumentError {
+    #[error("openapi.json is not valid: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("openapi.json does not describe {ENTRY}")]
+    NoEntryPath,
+}
+
 /// The methods of a path.
 pub(super) struct Methods {
     methods: Vec<Method>,
-    /// The same as `Allow` has it.
+    /// The value of the header field `Allow`.
     pub(super) allow: String,
 }
 
 impl Methods {
-    /// Those that the document describes, if it describes the path at all.
-    pub(super) fn of(path: &str) -> Option<&'static Self> {
-        static PATHS: LazyLock<BTreeMap<String, Methods>> = LazyLock::new(described);
-        static ENTRY: LazyLock<Option<&Methods>> = LazyLock::new(|| PATHS.get("/k/{key}"));
-        if path.starts_with("/k/") { *ENTRY } else { PATHS.get(path) }
+    /// Returns the methods of a path, or `None` if the document does not describe the path.
+    ///
+    /// # Errors
+    ///
+    /// The document cannot be parsed.
+    pub(super) fn of(path: &str) -> Result<Option<&'static Self>, DocumentError> {
+        static PATHS: OnceCell<Paths> = OnceCell::new();
+        let Paths { entry, others } = PATHS.get_or_try_init(|| Paths::parse(DOCUMENT))?;
+        Ok(if path.starts_with("/k/") { Some(entry) } else { others.get(path) })
     }
 
     pub(super) fn include(&self, method: Method) -> bool {
@@ -40,20 +54,33 @@ impl Methods {
     }
 }
 
-fn described() -> BTreeMap<String, Methods> {
-    let document: Value = serde_json::from_str(DOCUMENT).unwrap_or_default();
-    let paths = document["paths"].as_object().into_iter().flatten();
-    let methods = |item: &Value| {
-        let all = METHODS.iter().filter(|(_, name)| item.get(name).is_some());
-        let allow = all.clone().map(|(_, name)| name.to_uppercase()).collect::<Vec<_>>().join(", ");
-        Methods { methods: all.map(|(method, _)| *method).collect(), allow }
-    };
-    paths.map(|(path, item)| (path.clone(), methods(item))).collect()
+/// The path of an entry in the document.
+const ENTRY: &str = "/k/{key}";
+
+/// The paths that the document describes.
+struct Paths {
+    entry: Methods,
+    others: BTreeMap<String, Methods>,
 }
 
-/// The document.
-pub(super) fn document() -> Reply {
-    Reply::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
+impl Paths {
+    fn parse(document: &str) -> Result<Self, DocumentError> {
+        let document: Value = serde_json::from_str(document)?;
+        let paths = document["paths"].as_object().into_iter().flatten();
+        let methods = |item: &Value| {
+            let all = METHODS.iter().filter(|(_, name)| item.get(name).is_some());
+            let allow = all.clone().map(|(_, name)| name.to_uppercase()).collect::<Vec<_>>().join(", ");
+            Methods { methods: all.map(|(method, _)| *method).collect(), allow }
+        };
+        let mut others: BTreeMap<_, _> = paths.map(|(path, item)| (path.clone(), methods(item))).collect();
+        let entry = others.remove(ENTRY).ok_or(DocumentError::NoEntryPath)?;
+        Ok(Self { entry, others })
+    }
+}
+
+/// The response with the document.
+pub(super) fn document() -> Response {
+    Response::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
 }
 
 #[cfg(test)]
@@ -61,14 +88,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_is_one_and_of_this_version() {
+    fn the_document_is_valid_and_has_the_version_of_the_server() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("it is JSON");
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
-        assert_eq!(
-            Methods::of("/k/{key}").map(|methods| &*methods.allow),
-            Some("GET, HEAD, POST, PUT, DELETE, OPTIONS")
-        );
-        assert_eq!(Methods::of("/plugins/reload").map(|methods| &*methods.allow), Some("POST, OPTIONS"));
-        assert!(Methods::of("/plugins/").is_none());
+        let allow = |path: &str| Methods::of(path).expect("it is valid").map(|methods| &*methods.allow);
+        assert_eq!(allow("/k/{key}"), Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"));
+        assert_eq!(allow("/plugins/reload"), Some("POST, OPTIONS"));
+        assert_eq!(allow("/plugins/"), None);
+    }
+
+    #[test]
+    fn an_invalid_document_is_an_error() {
+        assert!(matches!(Paths::parse("{"), Err(DocumentError::Malformed(_))));
+        assert!(matches!(Paths::parse("{\"paths\":{\"/keys\":{}}}"), Err(DocumentError::NoEntryPath)));
     }
 }

@@ -1,15 +1,15 @@
-//! Where a request comes from: under which name the server was asked, whose page asks, and which client is behind a proxy.
+//! The origin of a request: the host name it uses, the site of the page that sent it, and the client behind a proxy.
 //!
-//! A browser attaches nothing secret to the requests that a foreign page makes it send, but it may reach addresses that the
-//! page's author does not. So where no token protects the store, these rules do.
+//! A browser attaches no secret to the requests of a foreign page, but it may reach addresses that the author of the page
+//! cannot. These rules protect a store that needs no token.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::problem::Problem;
-use crate::config::{Access, Proxy, split_port};
-use crate::http::Head;
-use crate::ops::by_host;
-use crate::plugins::Refusal;
+use crate::config::{Auth, Proxy, split_port};
+use crate::http::RequestHead;
+use vkog_engine::host_refusal;
+use vkog_plugin_host::Refusal;
 
 /// The header fields that proxies add.
 const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via"];
@@ -19,9 +19,12 @@ const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via
 /// # Errors
 ///
 /// The head does not say which server and which resource it is about.
-pub(super) fn check_head(head: &Head) -> Result<(), Problem> {
+pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
     if head.target.contains('#') {
         return Err(Problem::new(400, "Target has a fragment; write # as %23"));
+    }
+    if head.authority().is_some_and(|authority| authority.is_empty() || !is_authority(authority.as_bytes())) {
+        return Err(Problem::new(400, "Target must be a path, or a URL whose host is a name or an address"));
     }
     let mut hosts = head.headers.all("host");
     match (hosts.next(), hosts.next()) {
@@ -52,13 +55,18 @@ fn is_authority(host: &[u8]) -> bool {
 ///
 /// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
 /// origin, once the name is bound to this machine. 403 for the request of another site.
-pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
-    let host = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
-    let is_allowed = |authority: &str| access.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
-    if access.checks_host && !host.is_empty() && !is_local(host) && !is_allowed(host) {
+pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
+    let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
+    // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
+    let host = head.authority().unwrap_or(field);
+    let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
+    let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
+    if auth.checks_host
+        && let Some(host) = [host, field].into_iter().find(is_foreign)
+    {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
-        return Err(by_host(421, format!("Host {host:?} is not a name of this server; {way_out}")));
+        return Err(host_refusal(421, format!("Host {host:?} is not a name of this server; {way_out}")));
     }
     let mut sites = head.headers.all("sec-fetch-site");
     let may_be_own = match (sites.next(), sites.next()) {
@@ -76,7 +84,7 @@ pub(super) fn check(head: &Head, access: &Access) -> Result<(), Refusal> {
         return Ok(());
     }
     let way_out = "add the host of its origin to allowed-hosts (--allowed-hosts), or require tokens";
-    Err(by_host(403, format!("Refused a request of another site; {way_out}")))
+    Err(host_refusal(403, format!("Refused a request of another site; {way_out}")))
 }
 
 /// Whether a host is this machine for every browser, whatever the domain name system says.
@@ -97,7 +105,7 @@ struct Forwarded {
 
 impl Forwarded {
     /// Reads the header field of a proxy that is trusted: the client is the last address in it that is no such proxy.
-    fn of(head: &Head, proxy: &Proxy) -> Option<Self> {
+    fn of(head: &RequestHead, proxy: &Proxy) -> Option<Self> {
         if !proxy.trusts(head.client.map(|peer| peer.ip())) {
             return None;
         }
@@ -118,18 +126,18 @@ impl Forwarded {
     }
 }
 
-/// Names the client for logs and plugins, where a proxy that is trusted forwards its request.
-pub(super) fn name_client(head: &Head, access: &Access) {
-    if !access.proxy.is_empty()
-        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &access.proxy)
+/// Sets the client for logs and plugins, if a trusted proxy forwards the request.
+pub(super) fn name_client(head: &RequestHead, auth: &Auth) {
+    if !auth.proxy.is_empty()
+        && let Some(Forwarded { client, .. }) = Forwarded::of(head, &auth.proxy)
     {
         head.name_client(client.map_or_else(|| "unknown".to_owned(), |client| client.to_string()));
     }
 }
 
 /// Whether the client is on this machine. One behind a proxy that is not trusted may be anywhere.
-pub(super) fn is_on_this_machine(head: &Head, access: &Access) -> bool {
-    match Forwarded::of(head, &access.proxy) {
+pub(super) fn is_on_this_machine(head: &RequestHead, auth: &Auth) -> bool {
+    match Forwarded::of(head, &auth.proxy) {
         Some(forwarded) => forwarded.is_local,
         None => is_loopback(head.client) && !BY_PROXIES.iter().any(|name| head.headers.get(name).is_some()),
     }

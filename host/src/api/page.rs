@@ -1,4 +1,4 @@
-//! `/`: a page for people. It asks for what it shows as every client does.
+//! `/`: the web UI, a page that uses the HTTP interface like every client.
 
 use std::sync::LazyLock;
 
@@ -6,12 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::http::Reply;
+use crate::http::Response;
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page. It may run its own script and style alone, ask this server alone, and be shown in no other page.
-pub(super) fn page() -> Reply {
+/// The response with the page. Its policy allows only its own script and style, connections to this server, and no frames.
+pub(super) fn page() -> Response {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let (script, style) = (hash("script"), hash("style"));
         format!(
@@ -19,7 +19,7 @@ pub(super) fn page() -> Reply {
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
     });
-    Reply::new(200, PAGE.as_bytes())
+    Response::new(200, PAGE.as_bytes())
         .with_header("Content-Type", "text/html; charset=utf-8")
         .with_header("Content-Security-Policy", POLICY.as_str())
         .with_header("X-Content-Type-Options", "nosniff")
@@ -27,7 +27,7 @@ pub(super) fn page() -> Reply {
         .with_header("Cache-Control", "no-cache")
 }
 
-/// The hash by which a browser knows the only element of this name.
+/// Returns the hash of the only element with this name, for the content security policy.
 fn hash(element: &str) -> String {
     let (_, from) = PAGE.split_once(&format!("<{element}>")).unwrap_or_default();
     let (content, _) = from.split_once(&format!("</{element}>")).unwrap_or_default();

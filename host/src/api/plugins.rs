@@ -1,24 +1,23 @@
-//! `/plugins`: what is loaded and how it behaves; and `/plugins/reload`, for those who may.
+//! `/plugins`: the loaded plugins and their statistics; `/plugins/reload`: a reload.
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use thiserror::Error;
 
-use super::one_line;
-use super::problem::{Manner, Problem};
-use crate::http::Reply;
-use crate::ops::Ops;
-use crate::plugins::{Chain, HookStats, OnFailure, Outcome, Plugin, Taken};
+use super::json::json;
+use super::problem::{ErrorFormat, Problem, one_line};
+use crate::http::Response;
+use vkog_engine::Engine;
+use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
-/// Everything that is loaded, in the order of the chain.
-pub(super) fn list(ops: &Ops) -> Reply {
-    json(&ops.plugins().look(|plugins, chain, order| {
-        let port = ops.plugins().port();
+/// Lists the loaded plugins in the order of the chain. Blocks while a reload replaces them.
+pub(super) fn list(engine: &Engine) -> Response {
+    json(&engine.plugins().look(|plugins, chain, order| {
+        let port = engine.plugins().context();
         let listed = chain.members().iter().filter_map(|member| {
             let plugin = plugins.iter().find(|plugin| plugin.name() == member.name())?;
             let metrics = port.metrics(member.name()).into_iter();
@@ -42,13 +41,13 @@ struct Listed {
     path: String,
     sha256: String,
     stage: &'static str,
-    /// Why it stands where it stands.
+    /// What determines its position in the chain.
     ordered_by: &'static str,
     settings: Map<String, Value>,
     on_failure: OnFailure,
     budget_ns: Option<u64>,
     quarantined: bool,
-    /// Whether its hooks may wait.
+    /// Whether its hooks may block.
     blocks: bool,
     hooks: Vec<Hook>,
     metrics: BTreeMap<String, i64>,
@@ -64,7 +63,7 @@ struct Hook {
     time: Time,
 }
 
-/// How long the calls took of which the time was taken.
+/// The duration of the measured calls.
 #[derive(Serialize)]
 struct Time {
     measured: u64,
@@ -76,7 +75,7 @@ struct Time {
 
 impl Listed {
     fn new(plugin: &Plugin, chain: &Chain, order: &[String], metrics: BTreeMap<String, i64>) -> Self {
-        let (member, conduct) = (plugin.member(), plugin.member().conduct());
+        let (member, failure_policy) = (plugin.member(), plugin.member().failure_policy());
         Self {
             name: plugin.name().to_owned(),
             version: plugin.version().to_owned(),
@@ -86,8 +85,8 @@ impl Listed {
             stage: plugin.stage_name(),
             ordered_by: if order.iter().any(|name| name == plugin.name()) { "plugins.order" } else { "stage" },
             settings: hide_secrets(&plugin.table().settings),
-            on_failure: conduct.on_failure,
-            budget_ns: conduct.budget.map(nanoseconds),
+            on_failure: failure_policy.on_failure,
+            budget_ns: failure_policy.budget.map(nanoseconds),
             quarantined: member.is_quarantined(),
             blocks: member.blocks(),
             hooks: chain.stats(member).map(|(hook, calls, stats)| Hook::new(hook, calls, stats)).collect(),
@@ -114,7 +113,7 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The same settings without what is called like a secret, however deep.
+/// Hides the values of settings whose names suggest a secret, at any depth.
 fn hide_secrets(settings: &Map<String, Value>) -> Map<String, Value> {
     const SECRET: [&str; 6] = ["token", "secret", "password", "passphrase", "credential", "key"];
     let hide = |(name, value): (&String, &Value)| {
@@ -154,50 +153,39 @@ struct TakenIn {
     error: Option<String>,
 }
 
-/// Why a reload did not do all that it was asked to do.
-#[derive(Debug)]
+/// Why a reload failed, as a whole or for the plugins.
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReloadError {
     /// The configuration, or a file that it names, cannot be used. Nothing was changed.
-    Nothing(Box<dyn Error + Send + Sync>),
-    /// The plugin folder cannot be read. Who may do what, and the certificate, are as the configuration says.
-    Plugins(Box<dyn Error + Send + Sync>),
+    #[error("nothing was reloaded: {0}")]
+    Nothing(#[source] Box<dyn Error + Send + Sync>),
+    /// The plugin folder cannot be read. Access tokens and the certificate were reloaded.
+    #[error("plugins were not reloaded, access and certificate were: {0}")]
+    Plugins(#[source] Box<dyn Error + Send + Sync>),
 }
 
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing(error) => write!(f, "nothing was reloaded: {error}"),
-            Self::Plugins(error) => write!(f, "plugins were not reloaded, access and certificate were: {error}"),
-        }
-    }
-}
-
-impl Error for ReloadError {}
-
-/// What a reload did. 409 if one of the plugins could not be taken in: the others were.
-pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -> Reply {
+/// The response to a reload: 409 if it failed for a plugin. The other plugins were reloaded.
+pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, format: ErrorFormat) -> Response {
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            let fact = match error {
-                ReloadError::Nothing(error) => format!("Nothing was reloaded: {error}"),
-                ReloadError::Plugins(error) => {
-                    format!("Plugins were not reloaded, access and certificate were: {error}")
-                }
-            };
-            return Problem::new(409, fact).reply(manner);
+            let mut title = error.to_string();
+            if let Some(first) = title.get_mut(..1) {
+                first.make_ascii_uppercase();
+            }
+            return Problem::new(409, title).reply(format);
         }
     };
-    let failed = taken.iter().any(|taken| matches!(taken.outcome, Outcome::Failed(_)));
-    let plugins = taken.into_iter().map(|Taken { path, name, outcome }| {
+    let failed = taken.iter().any(|taken| matches!(taken.outcome, ReloadOutcome::Failed(_)));
+    let plugins = taken.into_iter().map(|ReloadReport { path, name, outcome }| {
         let (outcome, error) = match outcome {
-            Outcome::Kept => ("kept", None),
-            Outcome::Loaded => ("loaded", None),
-            Outcome::Reloaded => ("reloaded", None),
-            Outcome::Reconfigured => ("reconfigured", None),
-            Outcome::Removed => ("removed", None),
-            Outcome::Failed(error) => ("failed", Some(error)),
+            ReloadOutcome::Unchanged => ("kept", None),
+            ReloadOutcome::Loaded => ("loaded", None),
+            ReloadOutcome::Reloaded => ("reloaded", None),
+            ReloadOutcome::Reconfigured => ("reconfigured", None),
+            ReloadOutcome::Removed => ("removed", None),
+            ReloadOutcome::Failed(error) => ("failed", Some(error)),
         };
         let code = error.as_ref().map(|error| error.fault.code());
         let error = error.map(|error| one_line(&error.fault.to_string()).into_owned());
@@ -206,19 +194,6 @@ pub(super) fn reloaded(taken: Result<Vec<Taken>, ReloadError>, manner: Manner) -
     let mut reply = json(&Reloaded { plugins: plugins.collect() });
     reply.status = if failed { 409 } else { 200 };
     reply
-}
-
-/// An answer in JSON.
-pub(super) fn json(value: &impl Serialize) -> Reply {
-    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
-    body.push(b'\n');
-    json_reply(body)
-}
-
-/// An answer that is JSON.
-pub(super) fn json_reply(body: impl Into<Bytes>) -> Reply {
-    let reply = Reply::new(200, body).with_header("Content-Type", "application/json");
-    reply.with_header("Cache-Control", "no-store").inert()
 }
 
 #[cfg(test)]

@@ -1,31 +1,31 @@
-//! What a client is told when something is not done: one line of text, or a problem document (RFC 9457) with the same
-//! facts, in JSON or in MessagePack.
+//! Error responses: one line of text, or a problem document (RFC 9457) with the same facts in JSON or MessagePack.
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use crate::http::{RequestHead, Response};
+use crate::schema::Problem as Document;
+use vkog_engine::InvalidRequest;
+use vkog_plugin_host::Refusal;
 
-use super::one_line;
-use crate::http::{Head, Reply};
-use crate::plugins::Refusal;
-
-/// How a client wants to be told.
+/// The format of an error response, by content negotiation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum ErrorFormat {
+    /// One line of text.
     Text,
-    Document,
-    /// A document in MessagePack, for who sent some.
-    Packed,
+    /// A problem document in JSON.
+    Json,
+    /// A problem document in MessagePack, for clients that sent MessagePack.
+    MessagePack,
 }
 
-impl Manner {
-    /// As its `Accept` says: a document if it names JSON and not plain text before.
-    pub(super) fn of(head: &Head) -> Self {
+impl ErrorFormat {
+    /// Chooses the format by `Accept`: JSON if it names JSON before plain text.
+    pub(super) fn of(head: &RequestHead) -> Self {
         let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
         let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
         for range in named {
             match range {
-                "application/json" | "application/problem+json" => return Self::Document,
+                "application/json" | "application/problem+json" => return Self::Json,
                 "text/plain" | "text/*" | "*/*" => return Self::Text,
                 _ => {}
             }
@@ -34,70 +34,76 @@ impl Manner {
     }
 }
 
-/// Why something is not done.
-#[derive(Debug, Serialize)]
+/// An error response before its format is chosen.
+#[derive(Debug)]
 pub(super) struct Problem {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    title: Cow<'static, str>,
-    status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plugin: Option<Box<str>>,
-    /// Which operation of a batch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<usize>,
-    /// The key of that operation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<Box<str>>,
-    #[serde(skip)]
+    document: Document<'static>,
     headers: Vec<(String, String)>,
+}
+
+impl From<InvalidRequest> for Problem {
+    fn from(invalid: InvalidRequest) -> Self {
+        Self::new(invalid.status(), invalid.to_string())
+    }
 }
 
 impl Problem {
     pub(super) fn new(status: u16, title: impl Into<Cow<'static, str>>) -> Self {
-        let kind = "about:blank";
-        Self { kind, title: title.into(), status, plugin: None, index: None, key: None, headers: Vec::new() }
+        let document = Document { kind: "about:blank".into(), title: title.into(), status, ..Document::default() };
+        Self { document, headers: Vec::new() }
     }
 
-    /// What a plugin refused, or the host where no plugin is named.
+    /// Makes the problem of a refusal by a plugin, or by the host where no plugin is named.
     pub(super) fn of(refusal: Refusal) -> Self {
         let Refusal { plugin, status, message, headers } = refusal;
-        let by_plugin = !plugin.is_empty();
-        Self { plugin: by_plugin.then(|| plugin.into()), headers, ..Self::new(status, message) }
+        let mut problem = Self { headers, ..Self::new(status, message) };
+        problem.document.plugin = Some(plugin).filter(|plugin| !plugin.is_empty()).map(Cow::Owned);
+        problem
     }
 
-    /// The same with a header field.
+    /// Adds a header field to the response.
     pub(super) fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The same, of an operation of a batch.
-    pub(super) fn at(self, index: usize, key: Option<String>) -> Self {
-        Self { index: Some(index), key: key.map(Into::into), ..self }
+    /// Names the operation of a batch that failed.
+    pub(super) fn at(mut self, index: usize, key: Option<String>) -> Self {
+        (self.document.index, self.document.key) = (Some(index), key.map(Cow::Owned));
+        self
+    }
+
+    /// Returns the document, to be sent as an event.
+    pub(super) fn document(&self) -> &Document<'static> {
+        &self.document
     }
 
     #[cfg(test)]
     pub(super) fn status(&self) -> u16 {
-        self.status
+        self.document.status
     }
 
-    pub(super) fn reply(self, manner: Manner) -> Reply {
-        let (content_type, body) = match manner {
-            Manner::Text => ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.title)).into_bytes()),
-            Manner::Document => ("application/problem+json", serde_json::to_vec(&self).unwrap_or_default()),
-            Manner::Packed => ("application/msgpack", rmp_serde::to_vec_named(&self).unwrap_or_default()),
+    /// Makes the response.
+    pub(super) fn reply(self, format: ErrorFormat) -> Response {
+        let (content_type, body) = match format {
+            ErrorFormat::Text => {
+                ("text/plain; charset=utf-8", format!("{}\n", one_line(&self.document.title)).into_bytes())
+            }
+            ErrorFormat::Json => ("application/problem+json", serde_json::to_vec(&self.document).unwrap_or_default()),
+            ErrorFormat::MessagePack => {
+                ("application/msgpack", rmp_serde::to_vec_named(&self.document).unwrap_or_default())
+            }
         };
-        let mut reply = Reply::new(self.status, body).with_header("Content-Type", content_type);
-        if let Some(plugin) = self.plugin {
-            reply = reply.with_header("Vkog-Plugin", String::from(plugin));
+        let mut reply = Response::new(self.document.status, body).with_header("Content-Type", content_type);
+        if let Some(plugin) = self.document.plugin {
+            reply = reply.with_header("Vkog-Plugin", plugin.into_owned());
         }
         // It may quote what a client sent, and a plugin may say it in HTML.
         reply = reply.inert();
         for (name, value) in self.headers {
             if name.eq_ignore_ascii_case("content-type") {
                 // A plugin may say what its own text is.
-                if manner != Manner::Text {
+                if format != ErrorFormat::Text {
                     continue;
                 }
                 reply.headers.retain(|(other, _)| other != "Content-Type");
@@ -105,5 +111,14 @@ impl Problem {
             reply = reply.with_header(name, value);
         }
         reply
+    }
+}
+
+/// Replaces control characters by spaces, so that the text is one line.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect::<String>().into()
+    } else {
+        text.into()
     }
 }

@@ -2,10 +2,14 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::bad_escape;
+use super::path::bad_escape;
 use super::problem::Problem;
 
-/// The values of these parameters, each there at most once, and no other.
+/// Parses a query of these parameters.
+///
+/// # Errors
+///
+/// A parameter is unknown, given twice, or not percent-encoded correctly.
 pub(super) fn parameters<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], Problem> {
     let mut values = [const { None }; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -22,7 +26,7 @@ pub(super) fn parameters<const N: usize>(query: &str, names: [&str; N]) -> Resul
     Ok(values)
 }
 
-/// A value, decoded once. A plus sign is one: the same text in a path and in a query is the same key.
+/// Decodes a value once. A plus sign stays one, so that a text is the same key in a path and in a query.
 fn decode(name: &str, value: &str) -> Result<String, Problem> {
     if let Some(at) = bad_escape(value) {
         let fact = format!("{name} is not percent-encoded correctly at byte {at}; write % as %25");

@@ -2,29 +2,29 @@
 
 use std::ops;
 
-use super::entry::revision;
-use crate::http::{Head, Method};
-use crate::store::Entry;
+use super::etag::revision;
+use crate::http::{Method, RequestHead};
+use vkog_store::Entry;
 
-/// A part that a client asks for.
+/// A requested range.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     bytes: Bytes,
-    /// Only while the entry has this revision; otherwise all of it.
+    /// The revision of `If-Range`. An entry with another one is sent as a whole.
     of: Option<u64>,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Bytes {
-    /// From one to another, both included.
+    /// From the first to the last position, both included.
     Between(u64, u64),
-    /// So many at the end.
+    /// The last bytes, by their number.
     Last(u64),
 }
 
 impl Range {
-    /// What a request asks for, or all where it asks for more than one part, or in words that nobody has to understand.
-    pub(super) fn of(head: &Head) -> Option<Self> {
+    /// Parses `Range` and `If-Range`. Returns `None`, which is the whole value, for several ranges and for unknown units.
+    pub(super) fn of(head: &RequestHead) -> Option<Self> {
         let mut all = head.headers.all("range");
         let (Some(range), None) = (all.next(), all.next()) else { return None };
         if head.method != Method::Get {
@@ -43,17 +43,17 @@ impl Range {
         };
         let of = match head.headers.get("if-range") {
             None => None,
-            // A weak tag, a date or another's tag is of no entry here.
+            // No entry of this server has a weak tag, a date or another server's tag.
             Some(other) => Some(revision(str::from_utf8(other).ok()?)?),
         };
         Some(Self { bytes, of })
     }
 
-    /// Where the part is in an entry's value: none if it is the whole of it.
+    /// Returns the positions of the range in a value, or `None` for the whole value.
     ///
     /// # Errors
     ///
-    /// It is beyond the value's end.
+    /// The range is beyond the end of the value.
     pub(super) fn within(self, entry: &Entry) -> Result<Option<ops::Range<usize>>, Unsatisfiable> {
         if self.of.is_some_and(|revision| revision != entry.revision()) {
             return Ok(None);
@@ -68,11 +68,11 @@ impl Range {
     }
 }
 
-/// A part that a value does not have.
+/// A range beyond the end of a value.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unsatisfiable;
 
-/// One beyond all values is as good as any other.
+/// Parses a position. Positions beyond every value are equal.
 fn number(digits: &str) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))

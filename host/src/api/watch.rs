@@ -1,41 +1,41 @@
-//! `/watch`: what is kept, as it is kept, as server-sent events.
+//! `/watch`: durable changes as server-sent events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::access::{Access, Scope};
-use super::problem::{Manner, Problem};
+use super::auth::{Authorizer, Scope};
+use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
-use crate::config::Right;
-use crate::http::{Body, Head, Reply, Stream};
-use crate::ops::{Ended, Ops, Viewer, Watcher};
-use crate::plugins::Refusal;
-use crate::store::{Event, Unwatchable};
+use crate::config::Permission;
+use crate::http::{Body, RequestHead, Response, Stream};
+use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
+use vkog_plugin_host::Refusal;
+use vkog_store::{Event, Unwatchable};
 
-/// After how many milliseconds a client comes again whose connection was lost.
+/// The reconnection delay of clients, in milliseconds.
 const RETRY: u32 = 1000;
-/// A longer value is not sent: who wants it reads the key. In bytes.
+/// The maximum length of a value in an event, in bytes. Clients read longer ones by their keys.
 const VALUE_MAX: usize = 64 << 10;
-/// The bytes after which a piece ends.
+/// The length after which a piece ends, in bytes.
 const PIECE: usize = 4 << 10;
 
-/// So many bytes of encoded events are kept, for other watchers of the same.
+/// The size of the cache of encoded events, in bytes.
 const ENCODED_MAX: usize = 4 << 20;
 
-/// The last events that were encoded, each once however many watchers it is sent to.
+/// A cache of the last encoded events, so that each is encoded once for all watchers.
 #[derive(Default)]
-pub(super) struct Encoded(Mutex<Kept>);
+pub(super) struct Encoded(Mutex<Cache>);
 
 #[derive(Default)]
-struct Kept {
-    /// By revision, and whether the value is in it.
+struct Cache {
+    /// By revision, and by whether the event has the value.
     events: HashMap<(u64, bool), Bytes>,
     /// In the order in which they were encoded.
     order: VecDeque<(u64, bool)>,
@@ -43,7 +43,7 @@ struct Kept {
 }
 
 impl Encoded {
-    /// An event as a watcher gets it.
+    /// Returns an encoded event.
     fn event(&self, event: &Event, values: bool) -> Bytes {
         let key = (event.revision(), values);
         if let Some(bytes) = self.0.lock().events.get(&key) {
@@ -52,36 +52,39 @@ impl Encoded {
         let mut encoded = Vec::new();
         put_event(&mut encoded, event, values);
         let encoded = Bytes::from(encoded);
-        let mut kept = self.0.lock();
-        if kept.events.insert(key, encoded.clone()).is_none() {
-            kept.order.push_back(key);
-            kept.bytes += encoded.len();
+        let mut cache = self.0.lock();
+        if cache.events.insert(key, encoded.clone()).is_none() {
+            cache.order.push_back(key);
+            cache.bytes += encoded.len();
         }
-        while kept.bytes > ENCODED_MAX {
-            let oldest = kept.order.pop_front().and_then(|key| kept.events.remove(&key));
-            kept.bytes -= oldest.map_or(0, |bytes| bytes.len());
+        while cache.bytes > ENCODED_MAX {
+            let oldest = cache.order.pop_front().and_then(|key| cache.events.remove(&key));
+            cache.bytes -= oldest.map_or(0, |bytes| bytes.len());
         }
         encoded
     }
 }
 
-/// What somebody wants to watch.
-pub(super) struct Question {
+/// The parsed query of a watcher.
+pub(super) struct Subscription {
     prefix: String,
     since: Option<u64>,
     values: bool,
 }
 
-impl Question {
-    /// How all keys begin that the answer may speak of.
+impl Subscription {
+    /// Returns the prefix of all keys in the events.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
 }
 
-/// What a query asks for. A client that comes again sends the query of the first time, so that the event that it saw last
-/// goes before `since`.
-pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
+/// Parses the query. `Last-Event-ID` takes precedence over `since`, because a client that reconnects repeats its first query.
+///
+/// # Errors
+///
+/// A parameter is unknown, given twice, or has a wrong value.
+pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscription, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values has no value; write &values"));
@@ -95,35 +98,35 @@ pub(super) fn question(query: &str, head: &Head) -> Result<Question, Problem> {
             _ => return Err(Problem::new(400, format!("{name} is \"{text}\"; give a revision"))),
         },
     };
-    Ok(Question { prefix: prefix.unwrap_or_default(), since, values: values.is_some() })
+    Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some() })
 }
 
-/// The answer. Waits for nobody.
-pub(super) fn answer(
-    ops: &Arc<Ops>,
-    access: &Arc<Access>,
+/// Starts the stream of events. Does not block.
+pub(super) fn stream(
+    engine: &Arc<Engine>,
+    auth: &Arc<Authorizer>,
     encoded: &Arc<Encoded>,
-    question: Question,
+    subscription: Subscription,
     query: String,
-    head: Arc<Head>,
-) -> Reply {
-    let manner = Manner::of(&head);
-    let Question { prefix, since, values } = question;
-    let viewer = Viewer { origin: Arc::clone(&head) as _, query };
-    let watcher = match ops.watch(prefix.clone(), since, viewer) {
+    head: Arc<RequestHead>,
+) -> Response {
+    let format = ErrorFormat::of(&head);
+    let Subscription { prefix, since, values } = subscription;
+    let viewer = RequestContext { origin: Arc::clone(&head) as _, query };
+    let watcher = match engine.watch(prefix.clone(), since, viewer) {
         Ok(watcher) => watcher,
-        Err(unwatchable) => return gone(unwatchable).reply(manner),
+        Err(unwatchable) => return gone(unwatchable).reply(format),
     };
     let begin = format!("retry: {RETRY}\nid: {}\n\n", watcher.revision());
-    let (access, encoded, piece) = (Arc::clone(access), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
-    let mut events = Events { watcher, values, prefix, access, encoded, head, piece, next: None, ended: false };
-    // A client that comes again to what ended its stream learns it from the status, and so does not come for ever.
+    let (auth, encoded, piece) = (Arc::clone(auth), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
+    let mut events = Events { watcher, values, prefix, auth, encoded, head, piece, next: None, ended: false };
+    // A client that reconnects to a stream that has ended gets a status, so that it does not reconnect for ever.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
-        Poll::Ready(Err(Ended::Refused(refusal))) => return Problem::of(refusal).reply(manner),
+        Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(format),
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
-    let mut reply = Reply::new(200, &b""[..])
+    let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
         .with_header("Cache-Control", "no-store")
         .inert();
@@ -136,19 +139,19 @@ struct Events {
     watcher: Watcher,
     values: bool,
     prefix: String,
-    access: Arc<Access>,
+    auth: Arc<Authorizer>,
     encoded: Arc<Encoded>,
-    head: Arc<Head>,
-    /// What is to be sent.
+    head: Arc<RequestHead>,
+    /// The next piece to be sent.
     piece: Piece,
-    /// What the watcher said already.
-    next: Option<Result<Event, Ended>>,
+    /// What the watcher has returned, and the stream has not used.
+    next: Option<Result<Event, WatchEnd>>,
     ended: bool,
 }
 
-/// What is sent at once.
+/// Bytes that are sent together.
 enum Piece {
-    /// One event, which others get too; or nothing.
+    /// One event, shared with other watchers; or nothing.
     One(Bytes),
     Many(Vec<u8>),
 }
@@ -171,7 +174,7 @@ impl Piece {
         }
     }
 
-    /// To be added to.
+    /// Makes the piece a buffer of its own, to append to.
     fn many(&mut self) -> &mut Vec<u8> {
         if let Self::One(bytes) = self {
             *self = Self::Many(bytes.to_vec());
@@ -211,8 +214,8 @@ impl Stream for Events {
         Poll::Ready((!piece.is_empty()).then_some(piece))
     }
 
-    /// How far the watcher is, so that it does not come again from where it was told of something last.
-    fn silent(&mut self) -> Option<Bytes> {
+    /// Sends the position of the watcher, so that its client reconnects there and not at the last event.
+    fn heartbeat(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }
@@ -223,14 +226,14 @@ impl Stream for Events {
 }
 
 impl Events {
-    /// Nothing is sent to whom it may not be told any more.
+    /// Ends the stream if its client has no permission any more.
     fn check(&mut self) {
         let scope = Scope::Prefix(&self.prefix);
         if !self.ended
-            && let Err(reply) = self.access.check(&self.head, Right::Read, scope)
+            && let Err(reply) = self.auth.check(&self.head, Permission::Read, scope)
         {
             self.piece = Piece::EMPTY;
-            self.end(Ended::Refused(Refusal {
+            self.end(WatchEnd::Refused(Refusal {
                 plugin: String::new(),
                 status: reply.status,
                 message: "The token is not for this any more".to_owned(),
@@ -239,18 +242,18 @@ impl Events {
         }
     }
 
-    fn end(&mut self, ended: Ended) {
+    fn end(&mut self, ended: WatchEnd) {
         self.ended = true;
         let problem = match ended {
-            Ended::Stopped => return,
-            Ended::Unwatchable(unwatchable) => gone(unwatchable),
-            Ended::Refused(refusal) => Problem::of(refusal),
+            WatchEnd::Stopped => return,
+            WatchEnd::Unwatchable(unwatchable) => gone(unwatchable),
+            WatchEnd::Refused(refusal) => Problem::of(refusal),
         };
-        put(self.piece.many(), None, "end", &problem);
+        put(self.piece.many(), None, "end", problem.document());
     }
 }
 
-/// Why a watcher cannot go on from where it wants to.
+/// The problem of a watcher that cannot resume at the revision that it names.
 fn gone(unwatchable: Unwatchable) -> Problem {
     Problem::new(
         410,
@@ -296,7 +299,7 @@ fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
     put(into, Some(revision), "put", &data);
 }
 
-/// An event. JSON in one line has no line end in it, whatever a key has.
+/// Writes an event. Compact JSON escapes line ends, so that it is one line whatever the key is.
 fn put(into: &mut Vec<u8>, id: Option<u64>, event: &str, data: &impl Serialize) {
     if let Some(id) = id {
         into.extend_from_slice(format!("id: {id}\n").as_bytes());
@@ -312,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_that_are_sent_together_are_those_that_are_sent_alone_one_after_the_other() {
+    fn events_in_one_piece_are_the_concatenated_events() {
         let (one, two) = (Bytes::from_static(b"one\n\n"), Bytes::from_static(b"two\n\n"));
         let mut piece = Piece::EMPTY;
         piece.push(one.clone());

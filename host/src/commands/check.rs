@@ -1,16 +1,26 @@
 //! `vkog check`: what a store holds, and whether it is whole. Changes nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{bytes, count, entries, failure, hold, read, say};
-use crate::cli::Failure;
-use crate::store::{Contents, StoreError};
+use thiserror::Error;
+
+use super::{bytes, count, entries, lock, read, say};
+use crate::failure::Failure;
+use vkog_store::{Contents, LostLog, StoreError};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;
 
-/// Says what a store holds.
+/// A store that cannot be read, with what the operator can do.
+#[derive(Debug, Error)]
+#[error("{}", way_out(.path, .source))]
+struct CheckError {
+    path: PathBuf,
+    source: StoreError,
+}
+
+/// Verifies a store and prints a summary.
 ///
 /// # Errors
 ///
@@ -18,8 +28,8 @@ pub const LOG_IS_LOST: u8 = 3;
 ///
 /// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
-    let lock = hold(path)?;
-    let contents = read(lock.store()).map_err(|error| failure(way_out(path, &error)))?;
+    let lock = lock(path)?;
+    let contents = read(lock.store()).map_err(|source| CheckError { path: path.to_owned(), source })?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
 }
@@ -54,18 +64,23 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
     );
     lines.insert(0, whole);
     if let Some(lost) = contents.lost_log() {
-        lines.push(format!("{lost}; put it back, or start a server to go on without it"));
+        lines.push(lost_log(lost));
     }
     lines
 }
 
+/// The line about a log that is missing.
+pub(super) fn lost_log(lost: &LostLog) -> String {
+    format!("{lost}; put it back, or start a server to go on without it")
+}
+
 /// What is wrong, with what can be done about it from here.
 fn way_out(path: &Path, error: &StoreError) -> String {
-    let mend =
+    let salvage =
         format!("nothing was changed, put back a copy, or salvage what is whole with `vkog repair {}`", path.display());
     match error {
-        StoreError::Unreadable { path, fact } => format!("cannot read {}: {fact}; {mend}", path.display()),
-        StoreError::Mismatch { path, fact } => format!("cannot use {}: {fact}; {mend}", path.display()),
+        StoreError::Unreadable { path, damage } => format!("cannot read {}: {damage}; {salvage}", path.display()),
+        StoreError::Mismatch { path, mismatch } => format!("cannot use {}: {mismatch}; {salvage}", path.display()),
         _ => error.to_string(),
     }
 }

@@ -2,17 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use thiserror::Error;
 
-use super::{entries, failure, hold, read, say};
-use crate::cli::Failure;
+use super::entry::Line;
+use super::{entries, lock, read, say};
+use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Entry};
+use vkog_store::Entry;
 
 /// How an export is written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,83 +22,75 @@ pub enum Format {
     Msgpack,
 }
 
-/// An entry as a line of JSON.
-#[derive(Serialize)]
-struct Line<'a> {
-    key: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_base64: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_type: Option<&'a str>,
-    revision: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    details_base64: Option<String>,
+/// Why an export cannot be written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+enum ExportError {
+    #[error("cannot write standard output: {0}; give a file instead")]
+    Stdout(#[source] io::Error),
+    #[error("cannot write {}: it is there already; remove it, or choose another name", .0.display())]
+    Exists(PathBuf),
+    #[error("cannot write {}: {source}; choose another place", .path.display())]
+    Unwritable { path: PathBuf, source: io::Error },
 }
 
-impl<'a> Line<'a> {
-    fn new(entry: &'a Entry) -> Self {
-        let text = str::from_utf8(entry.value()).ok();
-        Self {
-            key: entry.key(),
-            value: text,
-            value_base64: if text.is_none() { Some(STANDARD.encode(entry.value())) } else { None },
-            content_type: Some(entry.content_type()).filter(|content_type| *content_type != DEFAULT_CONTENT_TYPE),
-            revision: entry.revision(),
-            details_base64: Some(entry.details()).filter(|details| !details.is_empty()).map(|it| STANDARD.encode(it)),
-        }
-    }
-}
+/// More entries than a MessagePack map can have.
+#[derive(Debug, Error)]
+#[error("a MessagePack map has at most 4,294,967,295 entries")]
+struct TooManyEntries;
 
-/// Writes all entries of a store, by their keys, to a new file, or to standard output.
+/// Writes all entries of a store, ordered by key, to a new file or to standard output.
 ///
 /// # Errors
 ///
 /// The store cannot be read, another process has it, or the output cannot be written.
 pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
-    let lock = hold(path)?;
-    let contents = read(lock.store()).map_err(failure)?;
+    let lock = lock(path)?;
+    let contents = read(lock.store())?;
     let bar = Bar::new(format!("exporting {}", path.display()));
     let all = contents.entries();
     let Some(output) = output.filter(|output| *output != "-") else {
         return match write(io::stdout().lock(), &all, format, &bar) {
-            // Whoever reads has read enough.
+            // The reader has gone.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-            Err(error) => Err(failure(format!("cannot write standard output: {error}; give a file instead"))),
+            Err(error) => Err(ExportError::Stdout(error).into()),
             Ok(()) => Ok(ExitCode::SUCCESS),
         };
     };
-    let shown = output.display();
-    let unwritable = |error: io::Error| match error.kind() {
-        // It may be a store, its own even.
-        io::ErrorKind::AlreadyExists => {
-            failure(format!("cannot write {shown}: it is there already; remove it, or choose another name"))
-        }
-        _ => failure(format!("cannot write {shown}: {error}; choose another place")),
+    write_file(output, &all, format, bar)?;
+    let (count, shown) = (entries(all.len() as u64), output.display());
+    say(&format!("{}: exported {count} to {shown}", path.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the entries to a new file, or to a device or a pipe.
+fn write_file(output: &Path, all: &[Entry], format: Format, bar: Bar) -> Result<(), ExportError> {
+    let unwritable = |source: io::Error| match source.kind() {
+        // The file may be a store, even the exported one.
+        io::ErrorKind::AlreadyExists => ExportError::Exists(output.to_owned()),
+        _ => ExportError::Unwritable { path: output.to_owned(), source },
     };
-    // A device or a pipe is there, and meant.
+    // The operator means a device or a pipe that exists.
     let is_special = output.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir());
     let mut options = File::options();
     options.write(true).create_new(!is_special);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // As a new store: what is in it is its owner's.
+        // Only the owner may read it, as a new store.
         options.mode(0o600);
     }
     let file = options.open(output).map_err(unwritable)?;
-    let written = write(&file, &all, format, &bar).and_then(|()| if is_special { Ok(()) } else { file.sync_all() });
+    let written = write(&file, all, format, &bar).and_then(|()| if is_special { Ok(()) } else { file.sync_all() });
     drop(bar);
     if let Err(error) = written {
         if !is_special {
-            // Half an export is none.
+            // A part of an export is of no use.
             let _ = std::fs::remove_file(output);
         }
         return Err(unwritable(error));
     }
-    say(&format!("{}: exported {} to {shown}", path.display(), entries(all.len() as u64)));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn write(out: impl Write, all: &[Entry], format: Format, bar: &Bar) -> io::Result<()> {
@@ -108,14 +99,13 @@ fn write(out: impl Write, all: &[Entry], format: Format, bar: &Bar) -> io::Resul
     match format {
         Format::Json => {
             for (number, entry) in (1..).zip(all) {
-                serde_json::to_writer(&mut out, &Line::new(entry))?;
+                serde_json::to_writer(&mut out, &Line::from(entry))?;
                 out.write_all(b"\n")?;
-                bar.tell(number, total);
+                bar.set(number, total);
             }
         }
         Format::Msgpack => {
-            let count = u32::try_from(total)
-                .map_err(|_| io::Error::other("a MessagePack map has at most 4,294,967,295 entries"))?;
+            let count = u32::try_from(total).map_err(|_| io::Error::other(TooManyEntries))?;
             rmp::encode::write_map_len(&mut out, 2)?;
             rmp::encode::write_str(&mut out, "KV")?;
             rmp::encode::write_map_len(&mut out, count)?;
@@ -125,7 +115,7 @@ fn write(out: impl Write, all: &[Entry], format: Format, bar: &Bar) -> io::Resul
                     Ok(text) => rmp::encode::write_str(&mut out, text)?,
                     Err(_) => rmp::encode::write_bin(&mut out, entry.value())?,
                 }
-                bar.tell(number, total);
+                bar.set(number, total);
             }
             rmp::encode::write_str(&mut out, "KVSize")?;
             rmp::encode::write_uint(&mut out, all.iter().map(Entry::size).sum())?;

@@ -3,39 +3,87 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use thiserror::Error;
 
-use super::{count, entries, failure, say};
-use crate::cli::Failure;
-use crate::ops::{CONTENT_TYPE_MAX, KEY_MAX};
+use super::entry::Line;
+use super::{count, entries, say};
+use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::store::{DEFAULT_CONTENT_TYPE, Draft, Import, LocalDisk, Lock, VALUE_MAX};
+use vkog_engine::{CONTENT_TYPE_MAX, KEY_MAX};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Import, LocalDisk, Lock, NewEntry, VALUE_MAX};
 
-/// An entry as a line of JSON.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line<'a> {
-    #[serde(borrow)]
-    key: Cow<'a, str>,
-    #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    value_base64: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    content_type: Option<Cow<'a, str>>,
-    /// Whatever it was, the entry gets the store's next one.
-    #[serde(rename = "revision")]
-    _revision: Option<u64>,
-    #[serde(borrow)]
-    details_base64: Option<Cow<'a, str>>,
+/// Why an import fails. Nothing is changed then.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+enum ImportError {
+    #[error("cannot read {}: {source}; give the path of an export", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("cannot import {name}: {source}; nothing was changed, fix it and try again")]
+    Malformed { name: String, source: InputError },
 }
 
-/// What is read, and how much of it there is, where that is known.
+/// Why an input is not an export.
+#[derive(Debug, Error)]
+enum InputError {
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error("line {number}: {source}")]
+    Line { number: u64, source: Fault },
+    #[error("byte {at}: {source}")]
+    Byte { at: usize, source: Fault },
+    #[error("it is a store, not an export; export it first with `vkog export -f`")]
+    Store,
+}
+
+/// What is wrong at one position of an input.
+#[derive(Debug, Error)]
+enum Fault {
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error("{}", without_line(.0))]
+    Json(#[from] serde_json::Error),
+    #[error("{name} is not base64: {source}")]
+    Base64 { name: &'static str, source: base64::DecodeError },
+    #[error("there is neither value nor value_base64")]
+    NoValue,
+    #[error("there is both value and value_base64")]
+    TwoValues,
+    #[error("content_type has {0} bytes, {CONTENT_TYPE_MAX} is the most")]
+    LongContentType(usize),
+    #[error("content_type must be ASCII text")]
+    ContentTypeNotAscii,
+    #[error("the key is empty")]
+    EmptyKey,
+    #[error("the key has {0} bytes, {KEY_MAX} is the most")]
+    LongKey(usize),
+    #[error("the value has {0} bytes, {VALUE_MAX} is the most")]
+    LongValue(u64),
+    #[error("not a MessagePack map")]
+    NotAMap,
+    #[error("a key that is no text")]
+    KeyIsNotText,
+    #[error("a value that is neither text nor bytes")]
+    NotAValue,
+    #[error("KVSize is no number")]
+    SizeIsNotANumber,
+    #[error("not KV, and not KVSize")]
+    UnknownField,
+    #[error("more bytes than the map has")]
+    TrailingBytes,
+}
+
+/// Returns the message of a JSON error with its column only, because the line is known.
+fn without_line(error: &serde_json::Error) -> String {
+    let fact = error.to_string();
+    fact.rsplit_once(" at line ").map_or(fact.clone(), |(fact, _)| format!("{fact} at column {}", error.column()))
+}
+
+/// An input, and its length in bytes; 0 if it is not known.
 struct Input {
     name: String,
     reader: Box<dyn BufRead>,
@@ -48,19 +96,17 @@ struct Input {
 ///
 /// The input is wrong somewhere, the store cannot be read or written, or another process has it. Nothing is changed then.
 pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
-    let lock = Lock::take(path).map_err(failure)?;
+    let lock = Lock::take(path)?;
     let input = Input::open(input)?;
     let name = input.name.clone();
-    let import = input
-        .read()
-        .map_err(|fact| failure(format!("cannot import {name}: {fact}; nothing was changed, mend it and try again")))?;
+    let import = input.read().map_err(|source| ImportError::Malformed { name: name.clone(), source })?;
     let shown = path.display();
     if import.is_empty() {
         say(&format!("{shown}: there is no entry in {name}; nothing was changed"));
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::new(format!("importing into {shown}"));
-    let added = import.run(LocalDisk, lock.store(), &|done, total| bar.tell(done, total)).map_err(failure)?;
+    let added = import.run(LocalDisk, lock.store(), &|done, total| bar.set(done, total))?;
     drop(bar);
     lock.keep();
     say(&format!(
@@ -74,28 +120,27 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
 }
 
 impl Input {
-    fn open(path: Option<&Path>) -> Result<Self, Failure> {
+    fn open(path: Option<&Path>) -> Result<Self, ImportError> {
         let Some(path) = path.filter(|path| *path != "-") else {
             let reader = Box::new(BufReader::with_capacity(1 << 20, io::stdin()));
             return Ok(Self { name: "standard input".to_owned(), reader, len: 0 });
         };
         let shown = path.display();
-        let file = File::open(path)
-            .map_err(|error| failure(format!("cannot read {shown}: {error}; give the path of an export")))?;
+        let file = File::open(path).map_err(|source| ImportError::Unreadable { path: path.to_owned(), source })?;
         let len = file.metadata().map_or(0, |it| it.len());
         Ok(Self { name: shown.to_string(), reader: Box::new(BufReader::with_capacity(1 << 20, file)), len })
     }
 
-    /// Reads all of it, or says what is wrong and where.
-    fn read(self) -> Result<Import, String> {
+    /// Reads all entries.
+    fn read(self) -> Result<Import, InputError> {
         let Self { name, mut reader, len } = self;
         let bar = Bar::new(format!("reading {name}"));
-        let first = reader.fill_buf().map_err(|error| error.to_string())?.first().copied();
+        let first = reader.fill_buf()?.first().copied();
         match first {
-            // A map, as MessagePack begins one.
+            // The first byte of a map in MessagePack.
             Some(0x80..=0x8f | 0xde | 0xdf) => {
                 let mut data = Vec::new();
-                reader.read_to_end(&mut data).map_err(|error| error.to_string())?;
+                reader.read_to_end(&mut data)?;
                 from_msgpack(&data, &bar)
             }
             _ => from_lines(reader, len, &bar),
@@ -103,110 +148,100 @@ impl Input {
     }
 }
 
-fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, String> {
+fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, InputError> {
     let mut import = Import::default();
     let mut line = Vec::new();
     let mut done = 0;
     for number in 1_u64.. {
         line.clear();
-        let read = reader.read_until(b'\n', &mut line).map_err(|error| format!("line {number}: {error}"))?;
+        let fault = |source| InputError::Line { number, source };
+        let read = reader.read_until(b'\n', &mut line).map_err(|error| fault(error.into()))?;
         if read == 0 {
             break;
         }
         done += read as u64;
-        // A mark of the encoding, as some editors write it.
+        // Some editors write a byte order mark.
         let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         if !text.trim_ascii().is_empty() {
-            add_line(&mut import, text).map_err(|fact| format!("line {number}: {fact}"))?;
+            add_line(&mut import, text).map_err(fault)?;
         }
-        bar.tell(done, len);
+        bar.set(done, len);
     }
     Ok(import)
 }
 
-fn add_line(import: &mut Import, text: &[u8]) -> Result<(), String> {
-    let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
-        let fact = error.to_string();
-        // The line is known better here.
-        fact.rsplit_once(" at line ").map_or(fact.clone(), |(fact, _)| format!("{fact} at column {}", error.column()))
-    })?;
+fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
+    let line: Line<'_> = serde_json::from_slice(text)?;
     check_key(&line.key)?;
-    let decode =
-        |name: &str, text: &str| STANDARD.decode(text).map_err(|error| format!("{name} is not base64: {error}"));
+    let decode = |name, text: &str| STANDARD.decode(text).map_err(|source| Fault::Base64 { name, source });
     let value = match (&line.value, &line.value_base64) {
         (Some(value), None) => Cow::Borrowed(value.as_bytes()),
         (None, Some(text)) => Cow::Owned(decode("value_base64", text)?),
-        (None, None) => return Err("there is neither value nor value_base64".to_owned()),
-        (Some(_), Some(_)) => return Err("there is both value and value_base64".to_owned()),
+        (None, None) => return Err(Fault::NoValue),
+        (Some(_), Some(_)) => return Err(Fault::TwoValues),
     };
     let content_type = match line.content_type.as_deref() {
         None | Some("") => DEFAULT_CONTENT_TYPE,
-        Some(text) if text.len() > CONTENT_TYPE_MAX => {
-            return Err(format!("content_type has {} bytes, {CONTENT_TYPE_MAX} is the most", text.len()));
-        }
+        Some(text) if text.len() > CONTENT_TYPE_MAX => return Err(Fault::LongContentType(text.len())),
         Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
-            return Err("content_type must be ASCII text".to_owned());
+            return Err(Fault::ContentTypeNotAscii);
         }
         Some(text) => text,
     };
     check_value(&value)?;
     let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
-    import.push(&line.key, &Draft { value: &value, content_type, details });
+    import.push(&line.key, &NewEntry { value: &value, content_type, details });
     Ok(())
 }
 
-/// The limit of a value is that of the files.
-fn check_value(value: &[u8]) -> Result<(), String> {
+/// Checks the length of a value, which the files limit.
+fn check_value(value: &[u8]) -> Result<(), Fault> {
     match value.len() as u64 {
         0..=VALUE_MAX => Ok(()),
-        len => Err(format!("the value has {len} bytes, {VALUE_MAX} is the most")),
+        len => Err(Fault::LongValue(len)),
     }
 }
 
-/// The limits of a key are those it has over HTTP.
-fn check_key(key: &str) -> Result<(), String> {
+/// Checks the length of a key, which has the limits of HTTP.
+fn check_key(key: &str) -> Result<(), Fault> {
     match key.len() {
-        0 => Err("the key is empty".to_owned()),
+        0 => Err(Fault::EmptyKey),
         1..=KEY_MAX => Ok(()),
-        len => Err(format!("the key has {len} bytes, {KEY_MAX} is the most")),
+        len => Err(Fault::LongKey(len)),
     }
 }
 
-fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, String> {
+fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {
     let mut import = Import::default();
     let mut rest = data;
-    let at = |rest: &[u8], fact: &str| format!("byte {}: {fact}", data.len() - rest.len());
-    let no_map = |rest: &[u8]| at(rest, "not a MessagePack map");
-    for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(data))? {
+    let at = |rest: &[u8], source| InputError::Byte { at: data.len() - rest.len(), source };
+    for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| at(data, Fault::NotAMap))? {
         let start = rest;
         match take_bytes(&mut rest) {
             Some(b"KV") => {
                 let start = rest;
-                for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| no_map(start))? {
+                for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| at(start, Fault::NotAMap))? {
                     let start = rest;
                     let key = take_bytes(&mut rest).and_then(|key| str::from_utf8(key).ok());
-                    let key = key.ok_or_else(|| at(start, "a key that is no text"))?;
-                    check_key(key).map_err(|fact| at(start, &fact))?;
+                    let key = key.ok_or_else(|| at(start, Fault::KeyIsNotText))?;
+                    check_key(key).map_err(|fault| at(start, fault))?;
                     let start = rest;
-                    let value =
-                        take_bytes(&mut rest).ok_or_else(|| at(start, "a value that is neither text nor bytes"))?;
-                    check_value(value).map_err(|fact| at(start, &fact))?;
-                    import.push(key, &Draft { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
-                    bar.tell((data.len() - rest.len()) as u64, data.len() as u64);
+                    let value = take_bytes(&mut rest).ok_or_else(|| at(start, Fault::NotAValue))?;
+                    check_value(value).map_err(|fault| at(start, fault))?;
+                    import.push(key, &NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
+                    bar.set((data.len() - rest.len()) as u64, data.len() as u64);
                 }
             }
-            // It is counted anew.
+            // The store counts again.
             Some(b"KVSize") => {
-                rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| at(start, "KVSize is no number"))?;
+                rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| at(start, Fault::SizeIsNotANumber))?;
             }
-            // Its media types are beside the values, and are not read here.
-            Some(b"VKOG") => {
-                return Err("it is a store, not an export; export it first with `vkog export -f`".to_owned());
-            }
-            _ => return Err(at(start, "not KV, and not KVSize")),
+            // The media types of a store are beside the values, and are not read here.
+            Some(b"VKOG") => return Err(InputError::Store),
+            _ => return Err(at(start, Fault::UnknownField)),
         }
     }
-    if rest.is_empty() { Ok(import) } else { Err(at(rest, "more bytes than the map has")) }
+    if rest.is_empty() { Ok(import) } else { Err(at(rest, Fault::TrailingBytes)) }
 }
 
 /// A string or a byte string.
@@ -226,11 +261,11 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Result<usize, String> {
-        from_lines(text.as_bytes(), 0, &Bar::new("")).map(|import| import.len())
+        from_lines(text.as_bytes(), 0, &Bar::new("")).map(|import| import.len()).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn a_wrong_line_is_told_by_its_number_and_what_is_wrong() {
+    fn a_wrong_line_is_reported_with_its_number_and_mistake() {
         let good = r#"{"key":"a","value":"1"}"#;
         assert_eq!(lines(&format!("\u{feff}{good}\r\n\n{good}")), Ok(2));
         for (bad, fact) in [
@@ -255,7 +290,7 @@ mod tests {
     #[test]
     fn a_map_is_read_whole_or_not_at_all() {
         let bar = Bar::new("");
-        let read = |data: &[u8]| from_msgpack(data, &bar).map(|import| import.len());
+        let read = |data: &[u8]| from_msgpack(data, &bar).map(|import| import.len()).map_err(|error| error.to_string());
         let map = b"\x82\xa2KV\x82\xa1a\xa11\xa1b\xc4\x01\xff\xa6KVSize\x04";
         assert_eq!(read(map), Ok(2));
         for end in 0..map.len() {

@@ -1,49 +1,62 @@
-//! What is done with a store, or with plugins, that are not being served; and the client of those that are.
+//! The commands that work on a store or on plugins without a server, and the client of a server.
 
 pub mod check;
 pub mod client;
+mod entry;
 pub mod export;
 pub mod import;
 pub mod plugins;
 pub mod repair;
 pub mod shell;
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::cli::Failure;
+use thiserror::Error;
+
 use crate::progress::Bar;
-use crate::store::{self, Contents, Lock, StoreError};
+use vkog_store::{self as store, Contents, Lock, StoreError};
 
-/// The right to the files of a store that is there.
+/// Why a command cannot open a store.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is no store at the path.
+    #[error("cannot read {}: there is no such file; give the path of a store", .0.display())]
+    Missing(PathBuf),
+    /// The system does not tell whether there is one.
+    #[error("cannot read {}: {source}; give the path of a store", .path.display())]
+    Unreadable {
+        /// The path.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// Another process has the store.
+    #[error(transparent)]
+    Locked(#[from] StoreError),
+}
+
+/// Locks an existing store.
 ///
 /// # Errors
 ///
 /// There is none, or another process has it.
-fn hold(path: &Path) -> Result<Lock, Failure> {
-    let shown = path.display();
+fn lock(path: &Path) -> Result<Lock, OpenError> {
     match store::exists(path) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Failure::new([format!(
-                "cannot read {shown}: there is no such file; give the path of a store"
-            )]));
-        }
-        Err(error) => return Err(Failure::new([format!("cannot read {shown}: {error}; give the path of a store")])),
+        Ok(true) => Ok(Lock::take(path)?),
+        Ok(false) => Err(OpenError::Missing(path.to_owned())),
+        Err(source) => Err(OpenError::Unreadable { path: path.to_owned(), source }),
     }
-    Lock::take(path).map_err(failure)
 }
 
-/// What the files of a store hold, with a bar for the time that it takes.
+/// Reads a store, with a progress bar.
 fn read(path: &Path) -> Result<Contents, StoreError> {
     let bar = Bar::new(format!("reading {}", path.display()));
-    Contents::read(path, &|done, total| bar.tell(done, total))
+    Contents::read(path, &|done, total| bar.set(done, total))
 }
 
-fn failure(error: impl ToString) -> Failure {
-    Failure::new([error.to_string()])
-}
-
-/// A number and what is counted: `1 entry`, `2 entries`.
+/// Formats a number with what it counts: `1 entry`, `2 entries`.
 fn count(number: u64, one: &str, more: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { more })
 }
@@ -56,7 +69,7 @@ fn bytes(number: u64) -> String {
     count(number, "byte", "bytes")
 }
 
-/// Prints a line. Whoever reads may have read enough.
+/// Prints a line. A reader of standard output that has gone is no error.
 fn say(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -3,35 +3,53 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{bytes, count, entries, failure, hold, say};
-use crate::cli::Failure;
+use thiserror::Error;
+
+use super::check::{LOG_IS_LOST, lost_log};
+use super::{bytes, count, entries, lock, say};
+use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::store::{self, Lost, Origin, Salvaged, StoreError};
+use vkog_store::{self as store, Lost, Origin, Repair, Salvaged, StoreError};
+
+/// A store that cannot be repaired, with what the operator can do.
+#[derive(Debug, Error)]
+#[error("{}", way_out(.0))]
+struct RepairError(#[source] StoreError);
 
 /// Repairs a store, where there is something to repair.
 ///
 /// # Errors
 ///
 /// Nothing could be salvaged or written, or another process has the store.
+///
+/// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing, as that of `vkog check`.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
-    let lock = hold(path)?;
+    let lock = lock(path)?;
     let shown = path.display();
     let bar = Bar::new(format!("repairing {shown}"));
-    let repaired = store::repair(lock.store(), &|done, total| bar.tell(done, total));
+    let repaired = store::repair(lock.store(), &|done, total| bar.set(done, total));
     drop(bar);
-    let Some(repaired) = repaired.map_err(|error| failure(way_out(&error)))? else {
-        say(&format!("{shown}: whole; nothing was changed"));
-        return Ok(ExitCode::SUCCESS);
+    let repaired = match repaired.map_err(RepairError)? {
+        Repair::Whole => {
+            say(&format!("{shown}: whole; nothing was changed"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Repair::LostLog(lost) => {
+            say(&format!("{shown}: incomplete; nothing was changed"));
+            say(&lost_log(&lost));
+            return Ok(ExitCode::from(LOG_IS_LOST));
+        }
+        Repair::Repaired(repaired) => repaired,
     };
     repaired.files.iter().flat_map(lines).for_each(|line| say(&line));
     let (number, size) = repaired.totals;
-    let kept: Vec<String> = repaired.kept.iter().map(|kept| kept.to.display().to_string()).collect();
+    let moved: Vec<String> = repaired.moved.iter().map(|moved| moved.to.display().to_string()).collect();
     say(&format!(
         "{shown}: repaired; {} of {}, revision {}; what was there before is in {}",
         entries(number),
         bytes(size),
         repaired.revision,
-        kept.join(", ")
+        moved.join(", ")
     ));
     Ok(ExitCode::SUCCESS)
 }
@@ -87,8 +105,11 @@ fn hole(lost: &Lost) -> String {
 
 fn way_out(error: &StoreError) -> String {
     match error {
-        StoreError::Unreadable { path, fact } => {
-            format!("cannot repair {}: {fact}; nothing was changed, put back a copy, or move it aside", path.display())
+        StoreError::Unreadable { path, damage } => {
+            format!(
+                "cannot repair {}: {damage}; nothing was changed, put back a copy, or move it aside",
+                path.display()
+            )
         }
         _ => error.to_string(),
     }

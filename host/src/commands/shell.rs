@@ -1,13 +1,10 @@
-//! `vkog completions` and `vkog man`: what a shell and a reader are told of the command line, from its own definition.
+//! `vkog completions` and `vkog man`: a shell completion script and the manual page, from the definition of the command line.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Command;
 use clap_complete::Shell;
-
-use super::failure;
-use crate::cli::Failure;
 
 /// Prints the script that completes `vkog` in this shell.
 pub fn completions(mut command: Command, shell: Shell) -> ExitCode {
@@ -20,14 +17,14 @@ pub fn completions(mut command: Command, shell: Shell) -> ExitCode {
 ///
 /// # Errors
 ///
-/// It could not be made.
-pub fn man(command: Command) -> Result<ExitCode, Failure> {
+/// Its template failed.
+pub fn man(command: Command) -> io::Result<ExitCode> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).map_err(failure)?;
+    clap_mangen::Man::new(command).render(&mut page)?;
     Ok(print(&page))
 }
 
-/// Whoever reads may have read enough.
+/// Prints to standard output. A reader that has gone is no error.
 fn print(bytes: &[u8]) -> ExitCode {
     let _ = io::stdout().write_all(bytes);
     ExitCode::SUCCESS

@@ -1,10 +1,13 @@
-//! By which names the server is known to browsers (`allowed-hosts`), and which proxies it trusts (`[proxy]`).
+//! The host names that browsers may use for this server (`allowed-hosts`), and the proxies that it trusts (`[proxy]`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+use super::error::ProxyError;
 
 /// A name of this server, in lower case, and its port if only that one is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,20 +33,24 @@ pub fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-impl FromStr for AllowedHost {
-    type Err = &'static str;
+/// A text that is not a host name with an optional port.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
+#[error("not a host; write a name such as vkog.example or vkog.example:8080")]
+pub struct NotAHost;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = "not a host; write a name such as vkog.example or vkog.example:8080";
+impl FromStr for AllowedHost {
+    type Err = NotAHost;
+
+    fn from_str(text: &str) -> Result<Self, NotAHost> {
         let (name, port) = split_port(text);
-        let port = port.map(str::parse).transpose().map_err(|_| wrong)?;
+        let port = port.map(str::parse).transpose().map_err(|_| NotAHost)?;
         let is_address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|inner| {
             let address: Result<IpAddr, _> = inner.parse();
             address.is_ok_and(|address| address.is_ipv6())
         });
         let is_name =
             !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if is_name || is_address { Ok(Self { name: name.to_ascii_lowercase(), port }) } else { Err(wrong) }
+        if is_name || is_address { Ok(Self { name: name.to_ascii_lowercase(), port }) } else { Err(NotAHost) }
     }
 }
 
@@ -105,12 +112,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Reads the table.
+    /// Parses the table.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and the way out.
-    pub(super) fn parse(table: toml::Value) -> Result<Self, String> {
+    /// It names no proxy, or something that is not one.
+    pub(super) fn parse(table: toml::Value) -> Result<Self, ProxyError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
@@ -118,24 +125,19 @@ impl Proxy {
             #[serde(default)]
             header: ProxyHeader,
         }
-        let Written { trusted, header } =
-            table.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))?;
+        let Written { trusted, header } = table.try_into()?;
+        if trusted.is_empty() {
+            return Err(ProxyError::NoProxies);
+        }
         let mut proxy = Self { header, ..Self::default() };
         for text in &trusted {
             match text.parse().or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address))) {
                 _ if text == "unix" => proxy.unix = true,
                 Ok(network) => proxy.networks.push(network),
-                Err(_) => {
-                    let way_out = "write an address (127.0.0.1), a network (10.0.0.0/8) or unix";
-                    return Err(format!("trusted: {text:?} is no address; {way_out}"));
-                }
+                Err(_) => return Err(ProxyError::NotAnAddress(text.clone())),
             }
         }
-        if trusted.is_empty() {
-            Err("trusted is empty; name a proxy or leave the table out".to_owned())
-        } else {
-            Ok(proxy)
-        }
+        Ok(proxy)
     }
 
     /// Whether there are none.
@@ -219,7 +221,7 @@ mod tests {
             ("trusted = [\"unix\"]\nheader = \"Via\"", "X-Real-IP"),
             ("header = \"Forwarded\"", "trusted"),
         ] {
-            let error = table(text).expect_err(text);
+            let error = table(text).expect_err(text).to_string();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -72,7 +72,7 @@ impl Share {
         Ok(())
     }
 
-    /// The body of an answer, which counts until it is dropped: when the client has it.
+    /// Makes a response body that holds the share until it is dropped, when the client has received it.
     pub fn body(self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(Counted { bytes, _share: self })
     }

@@ -1,4 +1,4 @@
-//! TLS: a certificate and its key, and how others take their place while connections come and go.
+//! TLS: a certificate and its key, which a reload replaces while the server runs.
 
 use std::fmt;
 use std::io;
@@ -15,16 +15,16 @@ use tokio_rustls::rustls::{self, ServerConfig};
 /// The files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificate, then those that vouch for it, as PEM.
+    /// The certificate, followed by its chain, as PEM.
     pub certificate: PathBuf,
     /// Its private key, as PEM.
     pub key: PathBuf,
 }
 
-/// What new connections are made secret with.
+/// The TLS configuration of new connections.
 pub struct Tls(RwLock<Certificate>);
 
-/// A certificate with its key, ready for use.
+/// A certificate with its private key, ready for use.
 pub struct Certificate {
     chain: Vec<CertificateDer<'static>>,
     config: Arc<ServerConfig>,
@@ -36,25 +36,25 @@ pub struct Certificate {
 pub enum TlsError {
     /// A file cannot be read.
     Unreadable {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file does not hold what it should.
     Malformed {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What it should hold.
         wanted: &'static str,
-        /// Why it does not.
+        /// The cause.
         source: pem::Error,
     },
-    /// The certificate and the key do not go together, or are of no use.
+    /// The certificate and the key do not match, or cannot be used.
     Unusable {
-        /// Both.
+        /// Both files.
         files: TlsFiles,
-        /// Why.
+        /// The cause.
         source: rustls::Error,
     },
 }
@@ -84,14 +84,22 @@ impl fmt::Display for TlsError {
     }
 }
 
-impl std::error::Error for TlsError {}
+impl std::error::Error for TlsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable { source, .. } => Some(source),
+            Self::Malformed { source, .. } => Some(source),
+            Self::Unusable { source, .. } => Some(source),
+        }
+    }
+}
 
 impl Certificate {
     /// Reads a certificate and its key.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read or is no PEM, or two that do not go together.
+    /// A file cannot be read or is not PEM, or the two do not match.
     pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
         let unusable = |source| TlsError::Unusable { files: files.clone(), source };
         let (path, wanted) = (&files.certificate, "certificate");
@@ -120,16 +128,16 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 impl Tls {
-    /// Begins with this certificate.
+    /// Creates a configuration with this certificate.
     pub fn new(certificate: Certificate) -> Self {
         Self(RwLock::new(certificate))
     }
 
-    /// Takes another certificate for the connections to come. Says whether it is another.
+    /// Replaces the certificate for new connections. Returns whether it is a different one.
     pub fn set(&self, certificate: Certificate) -> bool {
         let mut current = self.0.write();
         let renewed = current.chain != certificate.chain;
-        // The sessions of the same certificate can be taken up again.
+        // With an unchanged certificate, clients can resume their sessions.
         if renewed {
             *current = certificate;
         }

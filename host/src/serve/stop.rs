@@ -1,47 +1,50 @@
-//! The stop: bounded, whatever a plugin does.
+//! The stop of a server, which takes a limited time whatever a plugin does.
 //!
-//! Requests in flight have [`REQUESTS`]. What then has not returned is in code of a plugin, and is left to itself: the store is
-//! closed beside it, and the process ends without waiting for its threads.
+//! Requests in flight have [`REQUESTS_TIMEOUT`]. A request that has not returned then is in code of a plugin and is abandoned:
+//! the store is closed, and the process ends without waiting for its threads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE as REQUESTS;
-use crate::cli::Failure;
-use crate::http::Engine;
-use crate::ops::Ops;
+use crate::failure::Failure;
+use crate::http::HttpServer;
 use crate::{logging, signals};
-use vkog_runtime::threads::within;
+use vkog_engine::Engine;
+use vkog_runtime::run_with_timeout;
 
-/// From the signal to the end of what plugins are waited for.
-const PLUGINS: Duration = Duration::from_secs(12);
-/// From the signal to the end of a stop in which a plugin did not return.
-const ALL: Duration = Duration::from_secs(14);
+/// The timeout of requests in flight, from the signal.
+const REQUESTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of plugins, from the signal.
+const PLUGINS_TIMEOUT: Duration = Duration::from_secs(12);
+/// The timeout of the whole stop if a plugin does not return, from the signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(14);
 
-/// Takes no further request, and returns whether those in flight were answered in time.
-pub(super) fn drain(engine: Engine) -> bool {
-    // On another thread, and a little longer: an engine may itself wait for a thread that is in a hook.
-    let drained = within("drain", REQUESTS + Duration::from_millis(500), move || engine.stop(REQUESTS));
-    drained.unwrap_or(false)
+/// Stops accepting requests and waits for those in flight.
+pub(super) fn drain(http: HttpServer) {
+    // On another thread, and a little longer: the HTTP engine may itself wait for a thread that is in a hook.
+    let limit = REQUESTS_TIMEOUT + Duration::from_millis(500);
+    if run_with_timeout("drain", limit, move || http.stop(REQUESTS_TIMEOUT)) != Some(true) {
+        tracing::warn!("some requests were still in flight after {REQUESTS_TIMEOUT:?}; they are abandoned");
+    }
 }
 
-/// Ends the plugins, then closes the store. Where a plugin did not return, this ends the process.
-pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
-    // Before the store is closed: a thread of a plugin that asks it would wait for ever.
-    let abandoned = ops.plugins().stop(begun + PLUGINS);
+/// Destroys the plugins, then closes the store. Ends the process if a plugin does not return.
+pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failure> {
+    // Before the store is closed: a thread of a plugin that calls it would wait for ever.
+    let abandoned = engine.plugins().stop(started + PLUGINS_TIMEOUT);
     if abandoned.is_empty() {
-        let result = ops.store().close().map_err(|error| Failure::new([error]));
+        let result = engine.store().close().map_err(Failure::from);
         // A library that is being loaded may hold a lock that the end of the process would wait for.
-        return if ops.plugins().is_reloading() { leave(result) } else { result };
+        return if engine.plugins().is_reloading() { leave(result) } else { result };
     }
     for what in abandoned {
         tracing::warn!("{what} did not return and is abandoned");
     }
-    let closing = Arc::clone(ops);
-    let left = (begun + ALL).saturating_duration_since(Instant::now());
-    match within("close", left, move || closing.store().close()) {
+    let closing = Arc::clone(engine);
+    let left = (started + STOP_TIMEOUT).saturating_duration_since(Instant::now());
+    match run_with_timeout("close", left, move || closing.store().close()) {
         Some(Ok(())) => leave(Ok(())),
-        Some(Err(error)) => leave(Err(Failure::new([error]))),
+        Some(Err(error)) => leave(Err(error.into())),
         None => {
             tracing::warn!("no snapshot was written, because a plugin may hold entries locked; the log has all writes");
             leave(Ok(()))
@@ -49,13 +52,13 @@ pub(super) fn close(ops: &Arc<Ops>, begun: Instant) -> Result<(), Failure> {
     }
 }
 
-/// A stop was asked for before anything was served: nothing has been changed, and nothing has to be waited for.
+/// Ends the process before it serves. Nothing has changed, and nothing has to be waited for.
 pub(super) fn before_serving() -> ! {
     tracing::info!("stopped before anything was served");
     leave(Ok(()))
 }
 
-/// Ends the process without waiting for threads, or for what libraries do at its end.
+/// Ends the process without waiting for threads, and without the exit functions of libraries.
 fn leave(result: Result<(), Failure>) -> ! {
     let status = match result {
         Ok(()) => {

@@ -1,16 +1,17 @@
-//! The store on a simulated disk: power cuts at every step, files cut off and bits flipped, syncs that fail, a disk that is
-//! full. Each module's head says what has to hold and how it is provoked.
+//! The host on the simulated disk of the store's tests: refused writes, and what the server reports when it cannot write.
 
+// The fixtures have functions that only the store's tests call.
+#[allow(dead_code)]
+#[path = "../../store/tests/simulated_disk/client.rs"]
 mod client;
-mod crashes;
-mod damage;
+#[allow(dead_code)]
+#[path = "../../store/tests/simulated_disk/disk.rs"]
 mod disk;
-mod double_faults;
-mod failures;
-mod full_disk;
-mod history;
-mod interval;
-mod keys;
+#[allow(dead_code)]
+#[path = "../../store/tests/simulated_disk/inode.rs"]
+mod inode;
+#[allow(dead_code)]
+#[path = "../../store/tests/simulated_disk/random.rs"]
 mod random;
+mod readiness;
 mod refusals;
-mod watch;

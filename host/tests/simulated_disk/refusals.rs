@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog::ops::{Answer, Batch, Conditions, Failure, Operation, Ops, Outcome, Request};
-use vkog::plugins::{Chain, Conduct, Member, OnFailure, Origin, Port, Registry, Verb, system_clock};
+use vkog_engine::{Batch, BatchFailure, BatchOutcome, Conditions, Engine, Operation, Outcome, Request};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
+use vkog_plugin_host::{FailurePolicy, HostContext, Member, OnFailure, Origin, Registry, Verb, system_clock};
 
 use crate::client::{ALWAYS, DEADLINE, close, contents, open};
-use crate::disk::{Call, Fault, SimulatedDisk};
+use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::random::Random;
 
 const PLUGINS: usize = 5;
@@ -114,13 +114,13 @@ act! {
     Delete: BeforeDelete before_delete, GuardDelete guard_delete, UndoDelete undo_delete, AfterDelete after_delete;
 }
 
-fn member<const N: usize>(port: &Arc<Port>) -> Arc<Member> {
+fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
     let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
     // Five panics would be over in a moment.
-    let conduct = Conduct { on_failure: OnFailure::Keep, ..Conduct::default() };
+    let failure_policy = FailurePolicy { on_failure: OnFailure::Keep, ..FailurePolicy::default() };
     // SAFETY: the module is of this program, made by the same vkog-plugin-api.
-    Arc::new(unsafe { Member::create(module, "{}", port, conduct) }.expect("it is created"))
+    Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
 }
 
 struct Nobody;
@@ -139,7 +139,7 @@ impl Origin for Nobody {
     }
 }
 
-fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
+fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     let request = Request {
         verb,
         key: key.to_owned(),
@@ -147,12 +147,12 @@ fn ask(ops: &Arc<Ops>, verb: Verb, key: &str, value: &str) -> Answer {
         content_type: "text/plain".into(),
         query: String::new(),
         conditions: Conditions::default(),
-        arrived: ops.revision(),
+        arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(Nobody),
     };
     let (tell, told) = bounded(1);
-    ops.run(request, move |answer, _| {
+    engine.run(request, move |answer, _| {
         let _ = tell.send(answer);
     });
     told.recv_timeout(DEADLINE).expect("every request is answered")
@@ -179,10 +179,19 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
     (calls, None)
 }
 
+/// The files, without the zeros that the log is filled up with.
+fn files_of(disk: &SimulatedDisk) -> Image {
+    let mut image = disk.now();
+    for data in image.0.values_mut() {
+        data.truncate(without_room(data).len());
+    }
+    image
+}
+
 /// Five actors around a store.
-fn stage(disk: &SimulatedDisk) -> Arc<Ops> {
+fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let store = open(disk, ALWAYS).expect("a store");
-    let port = Arc::new(Port::new(1000, system_clock));
+    let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
     // What panics on purpose says nothing: there are thousands.
@@ -193,14 +202,14 @@ fn stage(disk: &SimulatedDisk) -> Arc<Ops> {
             print(info);
         }
     }));
-    Ops::new(store, Registry::linked(Chain::new(members, &[]), port)).expect("nobody refuses to start")
+    Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("nobody refuses to start")
 }
 
 #[test]
 fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
     let _alone = STAGE.lock();
     let disk = SimulatedDisk::empty();
-    let ops = stage(&disk);
+    let engine = stage(&disk);
     let mut random = Random::new(7);
     let (mut refused, mut panicked, mut full, mut done) = (0, 0, 0, 0);
     while refused + panicked + full < FAILURES {
@@ -213,11 +222,11 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
             })
             .collect();
         let fails = random.percent(20);
-        let there = contents(ops.store()).contains_key(&key);
+        let there = contents(engine.store()).contains_key(&key);
         let writes = matches!(verb, Verb::Post | Verb::Put) || verb == Verb::Delete && there;
         let (calls, stopped) = expected(&acts, there || writes, !(fails && writes));
 
-        let (before, files) = (contents(ops.store()), disk.now_without_room());
+        let (before, files) = (contents(engine.store()), files_of(&disk));
         let placed = acts.iter().map(|(plugin, phase, act)| (0, *plugin, *phase, *act)).collect();
         *PLAY.lock() = Play { acts: placed, called: Vec::new() };
         if fails && writes && stopped.is_none() {
@@ -225,44 +234,44 @@ fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
         }
         let value = format!("value {}", random.below(1_000_000));
-        let answer = ask(&ops, verb, &key, &value);
+        let answer = ask(&engine, verb, &key, &value);
         let what = || format!("{verb:?} {key} with {acts:?}, a disk that fails: {fails}");
         let called: Calls = PLAY.lock().called.iter().map(|(_, plugin, phase)| (*plugin, *phase)).collect();
         assert_eq!(called, calls, "{}", what());
         match (stopped, &answer) {
-            (Some((plugin, act)), Answer::Refused(refusal)) => {
+            (Some((plugin, act)), Outcome::Refused(refusal)) => {
                 let status = if act == Act::Panic { 500 } else { 403 };
                 assert_eq!((refusal.plugin.as_str(), refusal.status), (format!("actor-{plugin}").as_str(), status));
                 *(if act == Act::Panic { &mut panicked } else { &mut refused }) += 1;
             }
-            (None, Answer::Failed(_)) if fails && writes => full += 1,
-            (None, Answer::Written(_)) if !fails && matches!(verb, Verb::Post | Verb::Put) => {
-                assert_eq!(contents(ops.store())[&key].1.value, value.as_bytes(), "{}", what());
+            (None, Outcome::StoreFailed(_)) if fails && writes => full += 1,
+            (None, Outcome::Written(_)) if !fails && matches!(verb, Verb::Post | Verb::Put) => {
+                assert_eq!(contents(engine.store())[&key].1.value, value.as_bytes(), "{}", what());
                 done += 1;
                 continue;
             }
-            (None, Answer::Removed(_)) if !fails && writes => {
-                assert!(!contents(ops.store()).contains_key(&key), "{}", what());
+            (None, Outcome::Removed(_)) if !fails && writes => {
+                assert!(!contents(engine.store()).contains_key(&key), "{}", what());
                 done += 1;
                 continue;
             }
-            (None, Answer::Found(_)) if there => {}
-            (None, Answer::Absent) if !there => {}
+            (None, Outcome::Found(_)) if there => {}
+            (None, Outcome::Absent) if !there => {}
             _ => panic!("another answer to {}", what()),
         }
-        assert_eq!(contents(ops.store()), before, "the map after {}", what());
-        assert_eq!(disk.now_without_room(), files, "the files after {}", what());
+        assert_eq!(contents(engine.store()), before, "the map after {}", what());
+        assert_eq!(files_of(&disk), files, "the files after {}", what());
     }
     println!("{refused} refusals, {panicked} panics, {full} times no room, {done} writes between");
     assert!(refused.min(panicked).min(full).min(done) > 500, "{refused} {panicked} {full} {done}");
-    let held = contents(ops.store());
-    drop(ops);
+    let held = contents(engine.store());
+    drop(engine);
     let store = open(&disk, ALWAYS).expect("a store");
     assert_eq!(contents(&store), held, "memory and disk");
     close(store);
 }
 
-fn ask_all(ops: &Arc<Ops>, operations: &[(Verb, String)], value: &str) -> Outcome {
+fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> BatchOutcome {
     let operation = |(place, (verb, key)): (usize, &(Verb, String))| Operation {
         verb: *verb,
         key: key.clone(),
@@ -279,12 +288,12 @@ fn ask_all(ops: &Arc<Ops>, operations: &[(Verb, String)], value: &str) -> Outcom
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),
         query: String::new(),
-        arrived: ops.revision(),
+        arrived: engine.revision(),
         values_max: usize::MAX,
         origin: Arc::new(Nobody),
     };
     let (tell, told) = bounded(1);
-    ops.run_all(batch, move |outcome| {
+    engine.run_batch(batch, move |outcome| {
         let _ = tell.send(outcome);
     });
     told.recv_timeout(DEADLINE).expect("every batch is answered")
@@ -362,7 +371,7 @@ fn expected_of_all(
 fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() {
     let _alone = STAGE.lock();
     let disk = SimulatedDisk::empty();
-    let ops = stage(&disk);
+    let engine = stage(&disk);
     let mut random = Random::new(11);
     let (mut refused, mut panicked, mut absent, mut full, mut done) = (0, 0, 0, 0, 0);
     while refused + panicked + absent + full < FAILURES / 2 {
@@ -381,7 +390,7 @@ fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() 
             .collect();
         let writes = operations.iter().any(|(verb, _)| *verb != Verb::Get);
         let fails = writes && random.percent(20);
-        let (before, files) = (contents(ops.store()), disk.now_without_room());
+        let (before, files) = (contents(engine.store()), files_of(&disk));
         let expected = expected_of_all(&operations, &acts, before.keys().cloned().collect(), !fails);
 
         *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
@@ -390,44 +399,44 @@ fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() 
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
         }
         let value = format!("value {}", random.below(1_000_000));
-        let revision = ops.revision();
-        let outcome = ask_all(&ops, &operations, &value);
+        let revision = engine.revision();
+        let outcome = ask_all(&engine, &operations, &value);
         let what = || format!("{operations:?} with {acts:?}, a disk that fails: {fails}");
         assert_eq!(PLAY.lock().called, expected.calls, "{}", what());
         match (expected.stop, outcome) {
-            (Some((place, act)), Err(Failure { at, answer })) => {
+            (Some((place, act)), Err(BatchFailure { at, outcome })) => {
                 assert_eq!(at, Some((place, operations[place].1.clone())), "{}", what());
-                match (act, answer) {
-                    (Some((plugin, act)), Answer::Refused(refusal)) => {
+                match (act, outcome) {
+                    (Some((plugin, act)), Outcome::Refused(refusal)) => {
                         let status = if act == Act::Panic { 500 } else { 403 };
                         assert_eq!((refusal.plugin, refusal.status), (format!("actor-{plugin}"), status), "{}", what());
                         *(if act == Act::Panic { &mut panicked } else { &mut refused }) += 1;
                     }
-                    (None, Answer::Absent) => absent += 1,
+                    (None, Outcome::Absent) => absent += 1,
                     _ => panic!("another reason for {}", what()),
                 }
             }
-            (None, Err(Failure { at: None, answer: Answer::Failed(_) })) if fails => full += 1,
+            (None, Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(_) })) if fails => full += 1,
             (None, Ok(answers)) if !fails => {
                 let mut next = revision;
                 for (place, (answer, (verb, key))) in answers.iter().zip(&operations).enumerate() {
                     let written =
                         operations[..place].iter().rposition(|(verb, other)| other == key && *verb != Verb::Get);
                     match (verb, answer) {
-                        (Verb::Get, (Answer::Found(entry), _)) if expected.done[place] => {
+                        (Verb::Get, (Outcome::Found(entry), _)) if expected.done[place] => {
                             let found = entry.value();
                             let left = written.map(|place| format!("{value} {place}").into_bytes());
                             assert_eq!(found, left.unwrap_or_else(|| before[key].1.value.clone()), "{}", what());
                         }
-                        (Verb::Get, (Answer::Absent, _)) if !expected.done[place] => {}
-                        (_, (Answer::Written(given) | Answer::Removed(given), _)) => {
+                        (Verb::Get, (Outcome::Absent, _)) if !expected.done[place] => {}
+                        (_, (Outcome::Written(given) | Outcome::Removed(given), _)) => {
                             next += 1;
                             assert_eq!(*given, next, "the revisions of {}", what());
                         }
                         _ => panic!("another answer at {place} to {}", what()),
                     }
                 }
-                assert_eq!(ops.revision(), next, "{}", what());
+                assert_eq!(engine.revision(), next, "{}", what());
                 if writes {
                     done += 1;
                     continue;
@@ -435,13 +444,13 @@ fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() 
             }
             _ => panic!("another outcome of {}", what()),
         }
-        assert_eq!(contents(ops.store()), before, "the map after {}", what());
-        assert_eq!(disk.now_without_room(), files, "the files after {}", what());
+        assert_eq!(contents(engine.store()), before, "the map after {}", what());
+        assert_eq!(files_of(&disk), files, "the files after {}", what());
     }
     println!("{refused} refusals, {panicked} panics, {absent} absent, {full} times no room, {done} batches between");
     assert!(refused.min(panicked).min(absent).min(full).min(done) > 250, "{refused} {panicked} {absent} {full} {done}");
-    let held = contents(ops.store());
-    drop(ops);
+    let held = contents(engine.store());
+    drop(engine);
     let store = open(&disk, ALWAYS).expect("a store");
     assert_eq!(contents(&store), held, "memory and disk");
     close(store);

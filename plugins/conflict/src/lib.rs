@@ -82,21 +82,21 @@ export_plugin!(Conflict, required: [guard_post, guard_put, guard_delete]);
 
 #[cfg(test)]
 mod tests {
-    use vkog_plugin_api::testing::{Setup, plugin};
+    use vkog_plugin_testing::{Setup, plugin};
 
     use super::*;
 
     #[test]
     fn post_only_creates_and_put_only_updates() {
-        let bench = Setup::new().load::<Conflict>().start();
-        bench.put("a", "1").refused(404, "Key does not exist").has("Vkog-Plugin", "conflict");
-        bench.post("a", "1").expect(200);
-        bench.post("a", "2").refused(409, "Key already exists");
-        bench.put("a", "3").expect(200);
-        bench.get("a").is("3");
-        bench.request(Verb::Put, "b").header("If-None-Match", "*").body("1").send().expect(200);
-        bench.delete("a").expect(200);
-        bench.post("a", "4").expect(200);
+        let host = Setup::new().load::<Conflict>().start();
+        host.put("a", "1").refused(404, "Key does not exist").has("Vkog-Plugin", "conflict");
+        host.post("a", "1").expect(200);
+        host.post("a", "2").refused(409, "Key already exists");
+        host.put("a", "3").expect(200);
+        host.get("a").is("3");
+        host.request(Verb::Put, "b").header("If-None-Match", "*").body("1").send().expect(200);
+        host.delete("a").expect(200);
+        host.post("a", "4").expect(200);
     }
 
     /// Writes the key itself while a client's request for it is under way.
@@ -125,24 +125,24 @@ mod tests {
     #[test]
     fn an_entry_written_since_the_request_arrived_is_refused_with_409_where_that_is_set() {
         let setup = Setup::new().load_other(plugin!(Faster, "faster")).load::<Conflict>();
-        let bench = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
-        bench.post("a", "1").expect(200);
-        bench.put("a", "slow").refused(409, "Entry changed while the request was under way: read it again");
-        bench.delete("a").refused(409, "Entry changed");
-        bench.get("a").is("faster");
+        let host = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
+        host.post("a", "1").expect(200);
+        host.put("a", "slow").refused(409, "Entry changed while the request was under way: read it again");
+        host.delete("a").refused(409, "Entry changed");
+        host.get("a").is("faster");
 
-        let bench = setup.start();
-        bench.post("a", "1").expect(200);
-        bench.put("a", "slow").expect(200);
-        bench.delete("a").expect(200);
+        let host = setup.start();
+        host.post("a", "1").expect(200);
+        host.put("a", "slow").expect(200);
+        host.delete("a").expect(200);
     }
 
     #[test]
     fn an_entry_as_old_as_the_request_and_an_absent_key_do_not_overlap() {
-        let bench = Setup::new().load::<Conflict>().settings("{\"overlap\": \"refuse\"}").start();
-        bench.post("a", "1").expect(200);
-        bench.put("a", "2").expect(200);
-        bench.delete("a").expect(200);
-        bench.post("a", "3").expect(200);
+        let host = Setup::new().load::<Conflict>().settings("{\"overlap\": \"refuse\"}").start();
+        host.post("a", "1").expect(200);
+        host.put("a", "2").expect(200);
+        host.delete("a").expect(200);
+        host.post("a", "3").expect(200);
     }
 }

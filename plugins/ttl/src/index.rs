@@ -40,6 +40,12 @@ impl Index {
         self.due.len()
     }
 
+    /// How many keys are remembered, whether they expire or not.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The guard of a write has passed: [`done`](Self::done) or [`undone`](Self::undone) follows.
     pub(crate) fn begun(&mut self, key: &str) {
         if let Some(slot) = self.slots.get_mut(key) {

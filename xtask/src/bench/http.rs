@@ -1,6 +1,7 @@
 //! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
 //! before Redis, and Redis itself; and what plugins, many entries and many connections cost. Those who are compared take
-//! turns in every round. Parts of it by name: see [`PARTS`]; `--quick` for fewer and shorter rounds.
+//! turns in every round. Parts of it by name: see [`PARTS`]; `--quick` for fewer and shorter rounds; `--against PROGRAM`
+//! compares with another vkog.
 
 use std::cell::Cell;
 use std::fs;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::against::Against;
 use super::peers::{Load, Peer, redis_benchmark, wrk};
+use super::plugins::{idle_plugins, plugin_folder};
 use super::store::{machine, make_store, requests};
-use super::{Table, median};
+use super::{Options, Table, median};
 use crate::Result;
 use crate::build;
 
@@ -24,13 +27,12 @@ const IDLE_CONNECTIONS: usize = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
 /// So many operations a batch, or commands a pipeline.
 const BATCH: u32 = 64;
+/// The number of clients that send batches.
+const BATCH_CLIENTS: u32 = 16;
 
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let (quick, parts): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| **word == "--quick");
-    if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(part)) {
-        return Err(format!("there is no part {unknown}; the parts are {}", PARTS.join(", ")).into());
-    }
-    let built = build::release(&["vkog", "vkog-bytes", "vkog-conflict"])?;
+    let options = Options::parse(words, &PARTS)?;
+    let built = build::build(&["vkog", "vkog-bytes", "vkog-conflict"], options.profile(), None)?;
     let program = &built.iter().find(|built| built.package == "vkog").ok_or("cargo built no vkog")?.file;
     let folder = program.parent().ok_or("no folder")?.join("bench");
     let _ = fs::remove_dir_all(&folder);
@@ -38,11 +40,16 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let shipped: Vec<PathBuf> =
         built.iter().filter(|built| built.package != "vkog").map(|built| built.file.clone()).collect();
     let shipped = plugin_folder(&folder.join("shipped"), &shipped)?;
-    let (rounds, seconds) = if quick.is_empty() { (5, 2) } else { (3, 1) };
+    let (rounds, seconds) = if options.quick { (3, 1) } else { (5, 2) };
+    if let Some(other) = &options.against {
+        let against = Against::new([program, other], &folder, rounds, seconds);
+        compare(against, &options, &folder, &shipped)?;
+        return Ok(fs::remove_dir_all(&folder)?);
+    }
     let bench = Bench { program, folder: &folder, shipped: &shipped, rounds, seconds, stores: Cell::new(0) };
     println!("{}; medians of {rounds} rounds of {seconds} s, latencies are p50 and p99\n", machine());
     let mut table = Table::default();
-    for part in PARTS.iter().filter(|part| parts.is_empty() || parts.contains(part)) {
+    for part in PARTS.iter().filter(|part| options.includes(part)) {
         match *part {
             "reads" => CLIENTS.iter().try_for_each(|clients| bench.reads(*clients, &mut table))?,
             "writes" => CLIENTS.iter().try_for_each(|clients| bench.writes(*clients, &mut table))?,
@@ -55,6 +62,36 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     }
     fs::remove_dir_all(&folder)?;
     table.print("peer");
+    Ok(())
+}
+
+/// Compares with another vkog in the parts that put a load on a server.
+fn compare(mut against: Against<'_>, options: &Options, folder: &Path, shipped: &Path) -> Result<()> {
+    for part in PARTS.iter().filter(|part| options.includes(part)) {
+        match *part {
+            "reads" => CLIENTS
+                .iter()
+                .try_for_each(|clients| against.requests("GET", "never", *clients, KEYS, Some(shipped)))?,
+            "writes" => CLIENTS
+                .iter()
+                .try_for_each(|clients| against.requests("PUT", "never", *clients, KEYS, Some(shipped)))?,
+            "durable" => CLIENTS
+                .iter()
+                .try_for_each(|clients| against.requests("PUT", "always", *clients, KEYS, Some(shipped)))?,
+            "batches" => {
+                let script = folder.join("batches.lua");
+                fs::write(&script, batches())?;
+                for fsync in ["never", "always"] {
+                    let what = format!("batches of {BATCH} PUTs, --fsync {fsync}, {BATCH_CLIENTS} clients");
+                    against.load(&what, BATCH_CLIENTS, &script, fsync, KEYS, Some(shipped))?;
+                }
+            }
+            "plugins" => against.requests("GET", "never", 64, KEYS, None)?,
+            "entries" if !options.quick => against.requests("GET", "never", 64, MANY_KEYS, None)?,
+            part => eprintln!("{part}: left out of this comparison"),
+        }
+    }
+    against.print();
     Ok(())
 }
 
@@ -225,7 +262,6 @@ impl Bench<'_> {
 
     /// Batches of PUTs in MessagePack, of keys that are there, beside Redis' pipelines.
     fn batches(&self, table: &mut Table) -> Result<()> {
-        const CLIENTS: u32 = 16;
         let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
         let script = self.folder.join("batches.lua");
         fs::write(&script, batches())?;
@@ -234,10 +270,10 @@ impl Bench<'_> {
             let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), fsync));
             let (hyper, tiny) = (hyper?, tiny?);
             let puts = |peer: &Peer| -> Result<Load> {
-                let load = wrk(&format!("http://127.0.0.1:{}", peer.port), CLIENTS, self.seconds, &script)?;
+                let load = wrk(&format!("http://127.0.0.1:{}", peer.port), BATCH_CLIENTS, self.seconds, &script)?;
                 Ok(Load { per_second: load.per_second * f64::from(BATCH), ..load })
             };
-            let sets = |redis: &Peer| redis_benchmark(redis.port, CLIENTS, BATCH, 500_000 * self.seconds, "set");
+            let sets = |redis: &Peer| redis_benchmark(redis.port, BATCH_CLIENTS, BATCH, 500_000 * self.seconds, "set");
             let [theirs, hyper, tiny] = self.race([
                 redis.as_ref().map(|redis| Box::new(move || sets(redis)) as Racer<'_>),
                 Some(Box::new(|| puts(&hyper))),
@@ -245,7 +281,7 @@ impl Bench<'_> {
             ])?;
             for ((http, ours), goal) in ENGINES.iter().zip([hyper, tiny]).zip([goal, ""]) {
                 let what = format!(
-                    "PUTs, {BATCH} a batch, --fsync {fsync}, {http}, {CLIENTS} clients; Redis SET, {BATCH} a pipeline, the same"
+                    "PUTs, {BATCH} a batch, --fsync {fsync}, {http}, {BATCH_CLIENTS} clients; Redis SET, {BATCH} a pipeline, the same"
                 );
                 ours.beside(&what, &theirs, goal, table);
             }
@@ -365,83 +401,4 @@ function request()
 end
 "#
     )
-}
-
-/// A folder with these libraries, which only its owner can write.
-fn plugin_folder(folder: &Path, libraries: &[PathBuf]) -> Result<PathBuf> {
-    fs::create_dir_all(folder)?;
-    for library in libraries {
-        let copy = folder.join(library.file_name().ok_or("a library has a name")?);
-        fs::copy(library, &copy)?;
-        only_ours(&copy)?;
-    }
-    only_ours(folder)?;
-    Ok(folder.to_owned())
-}
-
-fn only_ours(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
-}
-
-/// Writes and builds plugins that differ in nothing but their names.
-fn idle_plugins(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
-    let crates = folder.join("idle");
-    let names: Vec<String> = (1..=count).map(|number| format!("idle-{number:02}")).collect();
-    let source = idle_source();
-    for name in &names {
-        fs::create_dir_all(crates.join(name).join("src"))?;
-        fs::write(crates.join(name).join("src/lib.rs"), &source)?;
-        let api = build::root().canonicalize()?.join("plugin-api");
-        fs::write(
-            crates.join(name).join("Cargo.toml"),
-            format!(
-                "[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n\
-                 [dependencies]\nvkog-plugin-api = {{ path = {api:?} }}\n"
-            ),
-        )?;
-    }
-    fs::write(crates.join("Cargo.toml"), format!("[workspace]\nresolver = \"3\"\nmembers = {names:?}\n"))?;
-    fs::copy(build::root().join("Cargo.lock"), crates.join("Cargo.lock"))?;
-    let target = folder.parent().and_then(Path::parent).ok_or("no target folder")?;
-    let built = Command::new(env!("CARGO"))
-        .current_dir(&crates)
-        .args(["build", "--release", "--offline", "--target-dir"])
-        .arg(target)
-        .status()?;
-    if !built.success() {
-        return Err("the plugins that do nothing could not be built".into());
-    }
-    let library = |name: &String| {
-        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-        target.join("release").join(format!("{prefix}{}{suffix}", name.replace('-', "_")))
-    };
-    Ok(names.iter().map(library).collect())
-}
-
-fn idle_source() -> String {
-    let mut source =
-        "use vkog_plugin_api::*;\n\nstruct Idle;\n\nimpl Plugin for Idle {\n    type Settings = NoSettings;\n\n    \
-                      fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {\n        Ok(Idle)\n    }\n}\n"
-            .to_owned();
-    for (phase, method, reference, result, body) in [
-        ("Before", "before", "&mut ", " -> Verdict", "Ok(())"),
-        ("Guard", "guard", "&mut ", " -> Verdict", "Ok(())"),
-        ("Undo", "undo", "&", "", ""),
-        ("After", "after", "&", "", ""),
-    ] {
-        for verb in ["Get", "Post", "Put", "Delete"] {
-            let hook = format!("{method}_{}", verb.to_lowercase());
-            source.push_str(&format!(
-                "\nimpl {phase}{verb} for Idle {{\n    fn {hook}(&self, _: {reference}{phase}<'_, {verb}>){result} {{\n        \
-                 {body}\n    }}\n}}\n"
-            ));
-        }
-    }
-    source.push_str("\nexport_plugin!(Idle);\n");
-    source
 }

@@ -5,8 +5,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::against::{Against, middle};
 use super::peers::{Load, Peer, redis_benchmark, wrk};
-use super::{Table, median};
+use super::{Options, Table, median};
 use crate::Result;
 use crate::build;
 
@@ -44,13 +45,24 @@ end
 
 const ROUNDS: usize = 3;
 const CLIENTS: u32 = 64;
+const MILLION: u64 = 1_000_000;
 
-pub(crate) fn run() -> Result<()> {
-    let program = build::release(&["vkog"])?.into_iter().next().ok_or("cargo built no vkog")?.file;
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let options = Options::parse(words, &[])?;
+    if options.quick && options.against.is_none() {
+        return Err("--quick is for comparisons; add --against=PROGRAM".into());
+    }
+    let program =
+        build::build(&["vkog"], options.profile(), None)?.into_iter().next().ok_or("cargo built no vkog")?.file;
     // Below the target folder: on a disk, not in memory as a temporary folder may be.
     let folder = program.parent().ok_or("no folder")?.join("bench");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
+    if let Some(other) = &options.against {
+        let seconds = if options.quick { 1 } else { 3 };
+        compare(Against::new([&program, other], &folder, ROUNDS, seconds), options.quick)?;
+        return Ok(fs::remove_dir_all(&folder)?);
+    }
     let mut table = Table::default();
     println!("{}\n", machine());
     writes(&program, &folder, &mut table)?;
@@ -58,6 +70,18 @@ pub(crate) fn run() -> Result<()> {
     growth(&program, &folder, &mut table)?;
     fs::remove_dir_all(&folder)?;
     table.print("Redis");
+    Ok(())
+}
+
+/// Compares with another vkog: writes, reads, start, snapshot, memory.
+fn compare(mut against: Against<'_>, quick: bool) -> Result<()> {
+    let entries = if quick { 100_000 } else { MILLION };
+    for fsync in ["always", "100ms", "never"] {
+        against.requests("PUT", fsync, CLIENTS, entries, None)?;
+    }
+    against.requests("GET", "never", CLIENTS, entries, None)?;
+    against.start_and_snapshot(entries)?;
+    against.print();
     Ok(())
 }
 
@@ -158,55 +182,33 @@ pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()
 
 /// One million entries: 16-byte keys, 64-byte values.
 fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
-    const ENTRIES: u64 = 1_000_000;
     let file = folder.join("million.vkog");
-    make_store(program, &file, ENTRIES)?;
+    make_store(program, &file, MILLION)?;
     let redis_folder = folder.join("redis");
     fs::create_dir_all(&redis_folder)?;
     let (redis, _) = Peer::redis(&redis_folder, &["--enable-debug-command", "yes"])?;
     // `DEBUG POPULATE` makes keys `key:0` …; their values are filled up to 64 bytes.
-    redis.command(&["DEBUG", "POPULATE", &ENTRIES.to_string(), "key:000000", "64"])?;
+    redis.command(&["DEBUG", "POPULATE", &MILLION.to_string(), "key:000000", "64"])?;
     redis.command(&["SAVE"])?;
     redis.stop()?;
 
     engines(program, folder, &file, table)?;
-    let (mut start, mut save, mut memory) = ((vec![], vec![]), (vec![], vec![]), (vec![], vec![]));
+    let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        let (redis, loaded) = Peer::redis(&redis_folder, &[])?;
-        start.1.push(loaded.as_secs_f64());
-        memory.1.push(redis.resident()?);
-        let began = Instant::now();
-        redis.command(&["SAVE"])?;
-        save.1.push(began.elapsed().as_secs_f64());
-        redis.stop()?;
-
-        let (vkog, loaded) = Peer::vkog(program, &file, &[])?;
-        start.0.push(loaded.as_secs_f64());
-        memory.0.push(vkog.resident()?);
-        // One write, so that there is something to save; the stop writes the snapshot.
-        put(vkog.port)?;
-        save.0.push(vkog.stop()?.as_secs_f64());
+        theirs.push(redis_life(&redis_folder)?);
+        ours.push(vkog_life(program, &file)?);
     }
-    let (ours, theirs) = (median(start.0), median(start.1));
-    table.row(
-        "start with 1,000,000 entries",
-        seconds(ours),
-        seconds(theirs),
-        format!("{:.2} × as fast", theirs / ours),
-        "≥ 2.5",
-    );
-    let (ours, theirs) = (median(save.0), median(save.1));
-    table.row(
-        "snapshot of them; Redis SAVE",
-        seconds(ours),
-        seconds(theirs),
-        format!("{:.2} × as fast", theirs / ours),
-        "≥ 2",
-    );
-    let (ours, theirs) = (median(memory.0), median(memory.1));
-    table.row("resident memory with them", megabytes(ours), megabytes(theirs), format!("{:.2}", ours / theirs), "< 1");
+    let (ours, theirs) = (Life::medians(&ours), Life::medians(&theirs));
+    for (what, ours, theirs, goal) in [
+        ("start with 1,000,000 entries", ours.start, theirs.start, "≥ 2.5"),
+        ("snapshot of them; Redis SAVE", ours.save, theirs.save, "≥ 2"),
+    ] {
+        table.row(what, seconds(ours), seconds(theirs), format!("{:.2} × as fast", theirs / ours), goal);
+    }
+    let ratio = format!("{:.2}", ours.memory / theirs.memory);
+    table.row("resident memory with them", megabytes(ours.memory), megabytes(theirs.memory), ratio, "< 1");
 
-    let (without, with) = reads_beside_snapshots(program, &file, &script(folder, "GET", ENTRIES)?)?;
+    let (without, with) = reads_beside_snapshots(program, &file, &script(folder, "GET", MILLION)?)?;
     table.row(
         "p99 of GET, 16 clients: without a snapshot, while snapshots are written",
         format!("{:.2} ms, {:.2} ms", without.p99, with.p99),
@@ -215,6 +217,38 @@ fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         "≤ 2",
     );
     Ok(())
+}
+
+/// What was measured from a server's start to its stop: seconds, seconds, megabytes.
+pub(super) struct Life {
+    pub(super) start: f64,
+    pub(super) save: f64,
+    pub(super) memory: f64,
+}
+
+impl Life {
+    pub(super) fn medians(lives: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> f64| median(lives.iter().map(value).collect());
+        Self { start: of(|life| life.start), save: of(|life| life.save), memory: of(|life| life.memory) }
+    }
+}
+
+fn redis_life(folder: &Path) -> Result<Life> {
+    let (redis, start) = Peer::redis(folder, &[])?;
+    let memory = redis.resident()?;
+    let began = Instant::now();
+    redis.command(&["SAVE"])?;
+    let save = began.elapsed().as_secs_f64();
+    redis.stop()?;
+    Ok(Life { start: start.as_secs_f64(), save, memory })
+}
+
+pub(super) fn vkog_life(program: &Path, file: &Path) -> Result<Life> {
+    let (vkog, start) = Peer::vkog(program, file, &[])?;
+    let memory = vkog.resident()?;
+    // A server writes a snapshot when it stops, if anything has changed.
+    put(vkog.port)?;
+    Ok(Life { start: start.as_secs_f64(), save: vkog.stop()?.as_secs_f64(), memory })
 }
 
 /// Reads without a snapshot, and reads while one after the other is written.
@@ -239,15 +273,10 @@ fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<
         snapshots.join().map_err(|_| "the thread that asks for snapshots failed")??;
     }
     vkog.stop()?;
-    let middle = |loads: Vec<Load>| Load {
-        per_second: median(loads.iter().map(|load| load.per_second).collect()),
-        p50: median(loads.iter().map(|load| load.p50).collect()),
-        p99: median(loads.iter().map(|load| load.p99).collect()),
-    };
-    Ok((middle(without), middle(with)))
+    Ok((middle(&without), middle(&with)))
 }
 
-fn put(port: u16) -> std::io::Result<()> {
+pub(super) fn put(port: u16) -> std::io::Result<()> {
     use std::io::Read;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
     stream.write_all(b"PUT /k/bench HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nv")?;
@@ -286,10 +315,10 @@ fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     format!("{value:.3} s")
 }
 
-fn megabytes(value: f64) -> String {
+pub(super) fn megabytes(value: f64) -> String {
     format!("{value:.0} MB")
 }

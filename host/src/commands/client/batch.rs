@@ -1,25 +1,27 @@
-//! `vkog batch`: operations from lines of JSON, many in one request.
+//! `vkog batch`: runs operations from lines of JSON, many in one request.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
-use ureq::http::Method;
+use thiserror::Error;
 use ureq::http::header::CONTENT_TYPE;
+use ureq::http::{Method, StatusCode};
 
-use super::{Counted, Remote, Server, Trouble, as_json};
-use crate::cli::Failure;
-use crate::commands::{count, failure, say};
+use super::error::{ClientError, RequestError};
+use super::{Counted, Remote, Server, as_json};
+use crate::commands::{count, say};
+use crate::failure::Failure;
+use crate::schema::Problem;
 
-/// The most operations that a server takes at once.
+/// The maximum number of operations of a batch.
 const OPERATIONS_MAX: usize = 1024;
-/// A batch is sent when it is so long, in bytes: a server reads 16 MiB at least.
+/// The length at which a batch is sent, in bytes. Every server accepts 16 MiB.
 const LEN_MAX: usize = 8 << 20;
 
-/// Where operations come from.
+/// The source of the operations.
 #[derive(clap::Args)]
 pub struct Batch {
     /// The operations, an object a line; without it standard input, as for -
@@ -29,12 +31,17 @@ pub struct Batch {
     remote: Remote,
 }
 
-/// What a server says of a batch that it did not do.
-#[derive(Deserialize)]
-struct Problem {
-    title: String,
-    /// Which operation it is about, counted from 0.
-    index: Option<usize>,
+/// Why a batch of the client fails.
+#[derive(Debug, Error)]
+enum BatchError {
+    #[error("cannot read {name}: line {line}: {source}")]
+    Line { name: String, line: usize, source: io::Error },
+    #[error("{name}: line {line} is no object of JSON: {source}; {}", so_far(*.done))]
+    NotAnObject { name: String, line: usize, source: serde_json::Error, done: usize },
+    #[error("{name}: {place}: {title} ({}); {}", .status.as_str(), so_far(*.done))]
+    Refused { name: String, place: String, title: String, status: StatusCode, done: usize },
+    #[error("{name}: {place}: {source}; those before are done, of these it is not known")]
+    Lost { name: String, place: String, source: RequestError },
 }
 
 /// Operations that are sent in one request.
@@ -45,11 +52,11 @@ struct Chunk {
     lines: Vec<usize>,
 }
 
-/// Does all operations, in batches of which each is done as a whole or not at all, in their order.
+/// Runs all operations in order, in batches of which each succeeds as a whole or has no effect.
 ///
 /// # Errors
 ///
-/// A line is no object, or the server did not do it. Batches before its own are done, all others are not.
+/// A line is not an object, or the server refused it. Earlier batches are done, later ones are not.
 pub fn batch(Batch { file, remote }: Batch) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     match file.filter(|file| file.as_os_str() != "-") {
@@ -57,7 +64,7 @@ pub fn batch(Batch { file, remote }: Batch) -> Result<ExitCode, Failure> {
         Some(path) => {
             let shown = path.display().to_string();
             let opened = File::open(&path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
-            let (file, len) = opened.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
+            let (file, len) = opened.map_err(|source| ClientError::Read { name: shown.clone(), source })?;
             send_all(&server, file, &shown, len)
         }
     }
@@ -67,15 +74,15 @@ fn send_all(server: &Server, from: impl io::Read, shown: &str, len: u64) -> Resu
     let (mut chunk, mut done) = (Chunk::default(), 0);
     let input = Counted::new(from, format!("sending {shown}"), len);
     for (number, line) in (1..).zip(BufReader::with_capacity(64 << 10, input).lines()) {
-        let line = line.map_err(|error| failure(format!("cannot read {shown}: line {number}: {error}")))?;
+        let name = || shown.to_owned();
+        let line = line.map_err(|source| BatchError::Line { name: name(), line: number, source })?;
         let line = line.trim();
         if line.is_empty() {
             continue;
         }
-        // Each line stands for itself: two that are an array only together are none.
-        if let Err(error) = serde_json::from_str::<std::collections::BTreeMap<String, IgnoredAny>>(line) {
-            let fact = format!("{shown}: line {number} is no object of JSON: {error}");
-            return Err(failure(so_far(&fact, done)));
+        // Each line must be valid alone, or lines could change the meaning of the array between them.
+        if let Err(source) = serde_json::from_str::<std::collections::BTreeMap<String, IgnoredAny>>(line) {
+            return Err(BatchError::NotAnObject { name: name(), line: number, source, done }.into());
         }
         if chunk.lines.len() == OPERATIONS_MAX || !chunk.lines.is_empty() && chunk.body.len() + line.len() > LEN_MAX {
             done = send(server, std::mem::take(&mut chunk), shown, done)?;
@@ -91,7 +98,7 @@ fn send_all(server: &Server, from: impl io::Read, shown: &str, len: u64) -> Resu
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sends a batch, and says how many operations are done then.
+/// Sends a batch and returns how many operations are done after it.
 fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: usize) -> Result<usize, Failure> {
     body.push(']');
     let request = as_json(server.request(Method::POST, "/batch")).header(CONTENT_TYPE, "application/json");
@@ -99,23 +106,24 @@ fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: us
     let (first, last) = (lines[0], lines[lines.len() - 1]);
     match server.send(request, Cursor::new(body), len) {
         Ok(_) => Ok(done + lines.len()),
-        Err(Trouble::Refused(status, told)) => {
-            let problem = serde_json::from_str(&told).unwrap_or(Problem { title: told, index: None });
-            let line = problem.index.and_then(|index| lines.get(index));
+        Err(RequestError::Refused { status, message }) => {
+            let Problem { title, index, .. } = serde_json::from_str(&message)
+                .unwrap_or(Problem { title: message.as_str().into(), ..Problem::default() });
+            let line = index.and_then(|index| lines.get(index));
             let place = line.map_or_else(|| format!("lines {first} to {last}"), |line| format!("line {line}"));
-            Err(failure(so_far(&format!("{shown}: {place}: {} ({})", problem.title, status.as_str()), done)))
+            let (name, title) = (shown.to_owned(), title.into_owned());
+            Err(BatchError::Refused { name, place, title, status, done }.into())
         }
-        Err(Trouble::Lost(fact)) => {
-            let unknown = "those before are done, of these it is not known";
-            Err(failure(format!("{shown}: lines {first} to {last}: {fact}; {unknown}")))
+        Err(source) => {
+            Err(BatchError::Lost { name: shown.to_owned(), place: format!("lines {first} to {last}"), source }.into())
         }
     }
 }
 
-/// What is wrong, and what was done before.
-fn so_far(fact: &str, done: usize) -> String {
+/// Says how much was done before an error.
+fn so_far(done: usize) -> String {
     match done {
-        0 => format!("{fact}; nothing was done"),
-        _ => format!("{fact}; the first {} done, no other", count(done as u64, "operation is", "operations are")),
+        0 => "nothing was done".to_owned(),
+        _ => format!("the first {} done, no other", count(done as u64, "operation is", "operations are")),
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ureq::http::Method;
 
 use super::{Conditions, Remote, Server};
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// What to remove.
 #[derive(clap::Args)]
@@ -24,10 +24,10 @@ pub struct Delete {
 ///
 /// # Errors
 ///
-/// There is none, the server cannot be reached, or it refused.
+/// There is no such entry, the server cannot be reached, or it refused.
 pub fn delete(Delete { key, conditions, remote }: Delete) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let request = conditions.add_to(server.for_key(Method::DELETE, &key));
-    server.ask(request).map_err(|trouble| trouble.ends(&format!("delete {key}")))?;
+    server.ask(request).map_err(|error| error.of(format!("delete {key}")))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
+use super::error::ClientError;
 use super::{Conditions, Counted, Remote, Server, revision, say};
-use crate::cli::Failure;
-use crate::commands::failure;
+use crate::failure::Failure;
 
 /// What to get, and where to put it.
 #[derive(clap::Args)]
@@ -41,59 +41,59 @@ pub struct Get {
 pub fn get(Get { key, output, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
-    let what = format!("get {key}");
+    let action = format!("get {key}");
     let request = conditions.add_to(server.for_key(method, &key));
-    let response = server.ask(request).map_err(|trouble| trouble.ends(&what))?;
+    let response = server.ask(request).map_err(|error| error.of(&*action))?;
     if response.status() == StatusCode::NOT_MODIFIED {
         return Ok(ExitCode::SUCCESS);
     }
     if only_revision {
-        let revision = revision(&response).ok_or_else(|| failure(format!("cannot {what}: no revision came")))?;
-        return say(revision).map(|_| ExitCode::SUCCESS);
+        let revision = revision(&response).ok_or(ClientError::NoRevision { action })?;
+        say(revision)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let body = response.into_body();
     let total = body.content_length().unwrap_or(0);
     let mut value = Counted::new(body.into_with_config().limit(u64::MAX).reader(), format!("getting {key}"), total);
     match output {
-        None => copy(&mut value, io::stdout().lock(), &what, "standard output")?,
-        Some(path) => write(&mut value, &path, &what)?,
+        None => copy(&mut value, io::stdout().lock(), &action, "standard output")?,
+        Some(path) => write(&mut value, &path, &action)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Copies a value. Whoever reads standard output may have read enough.
-fn copy(value: &mut impl Read, mut to: impl Write, what: &str, shown: &str) -> Result<(), Failure> {
+/// Copies a value. A reader of standard output that has gone is no error.
+fn copy(value: &mut impl Read, mut to: impl Write, action: &str, name: &str) -> Result<(), ClientError> {
+    let unwritable = |source| ClientError::Write { name: name.to_owned(), source };
     let mut piece = vec![0; 64 << 10];
     loop {
         match value.read(&mut piece) {
             Ok(0) => break,
             Ok(read) => match to.write_all(&piece[..read]) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|error| failure(format!("cannot write {shown}: {error}")))?,
+                written => written.map_err(unwritable)?,
             },
-            Err(error) => return Err(failure(format!("cannot {what}: the connection was lost: {error}"))),
+            Err(source) => return Err(ClientError::Lost { action: action.to_owned(), source }),
         }
     }
     match to.flush() {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(failure(format!("cannot write {shown}: {error}")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(error)),
         _ => Ok(()),
     }
 }
 
-/// Writes a value beside the file, then puts it in the file's place: half a value is none.
-fn write(value: &mut impl Read, path: &Path, what: &str) -> Result<(), Failure> {
+/// Writes a value beside the file, then renames it: a part of a value never replaces the file.
+fn write(value: &mut impl Read, path: &Path, action: &str) -> Result<(), ClientError> {
     let shown = path.display().to_string();
-    let unwritable = |error: io::Error| failure(format!("cannot write {shown}: {error}"));
-    // A device or a pipe is there, and meant; a link is followed.
+    let unwritable = |source: io::Error| ClientError::Write { name: shown.clone(), source };
+    // The user means a device or a pipe that exists; a link is followed.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return copy(value, File::options().write(true).open(&path).map_err(unwritable)?, what, &shown);
+        return copy(value, File::options().write(true).open(&path).map_err(unwritable)?, action, &shown);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
-    // As every program makes its files; what was there keeps its own.
+    // The permissions of a new file, or those of the file that is replaced.
     #[cfg(unix)]
     let builder = {
         use std::os::unix::fs::PermissionsExt;
@@ -101,6 +101,6 @@ fn write(value: &mut impl Read, path: &Path, what: &str) -> Result<(), Failure> 
             .permissions(path.metadata().map_or_else(|_| PermissionsExt::from_mode(0o666), |there| there.permissions()))
     };
     let mut file: NamedTempFile = builder.prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
-    copy(value, file.as_file_mut(), what, &shown)?;
+    copy(value, file.as_file_mut(), action, &shown)?;
     file.persist(&path).map(drop).map_err(|error| unwritable(error.error))
 }

@@ -1,17 +1,17 @@
-//! `vkog ls`: which keys there are, in byte order, page after page.
+//! `vkog ls`: lists keys in byte order, page after page.
 
 use std::process::ExitCode;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use ureq::http::Method;
 
+use super::error::ClientError;
 use super::{Remote, Server, encode, say, shown};
-use crate::cli::Failure;
-use crate::commands::failure;
+use crate::failure::Failure;
+use crate::schema::{Count, Key, Page};
 
-/// The most that the server gives at once.
+/// The maximum length of a page of the server.
 const PAGE: u64 = 1000;
 
 /// What to list.
@@ -49,18 +49,6 @@ pub struct Ls {
     remote: Remote,
 }
 
-#[derive(Deserialize)]
-struct Page {
-    keys: Vec<Map<String, Value>>,
-    prefixes: Vec<String>,
-    next: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Count {
-    count: u64,
-}
-
 /// Lists keys.
 ///
 /// # Errors
@@ -71,7 +59,8 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     if count {
         let Count { count } = ask(&server, &format!("/keys?count&prefix={}", encode(&prefix)))?;
-        return say(&count.to_string()).map(|_| ExitCode::SUCCESS);
+        say(&count.to_string())?;
+        return Ok(ExitCode::SUCCESS);
     }
     let mut left = limit.unwrap_or(u64::MAX);
     while left > 0 {
@@ -81,9 +70,9 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
                 path.push_str(&format!("&{name}={}", encode(value)));
             }
         }
-        let Page { keys, prefixes, next } = ask(&server, &path)?;
+        let Page { keys, prefixes, next } = ask::<Page<'static>>(&server, &path)?;
         left -= left.min((keys.len() + prefixes.len()) as u64);
-        let mut lines: Vec<_> = keys.into_iter().map(|key| line(key, long, json)).collect();
+        let mut lines: Vec<_> = keys.into_iter().map(|key| line(key, long, json)).collect::<Result<_, _>>()?;
         lines.extend(prefixes.into_iter().map(|prefix| folded(prefix, long, json)));
         lines.sort_unstable();
         for (_, line) in lines {
@@ -99,28 +88,23 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, Failure> {
-    let response = server.ask(server.request(Method::GET, path)).map_err(|trouble| trouble.ends("list keys"))?;
+fn ask<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, ClientError> {
+    let response = server.ask(server.request(Method::GET, path)).map_err(|error| error.of("list keys"))?;
     let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    serde_json::from_reader(body).map_err(|error| failure(format!("cannot list keys: what came is no list: {error}")))
+    Ok(serde_json::from_reader(body)?)
 }
 
-/// A key, and the line for it.
-fn line(key: Map<String, Value>, long: bool, json: bool) -> (String, String) {
-    let text = |name| key.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let number = |name| key.get(name).and_then(Value::as_u64).unwrap_or_default();
-    let name = text("key");
+/// Returns a key and the line for it.
+fn line(key: Key<'_>, long: bool, json: bool) -> Result<(String, String), ClientError> {
     let line = match (long, json) {
-        (_, true) => Value::from(key).to_string(),
-        (true, _) => {
-            columns(&number("size").to_string(), &number("revision").to_string(), &text("content_type"), &name)
-        }
-        _ => shown(&name),
+        (_, true) => serde_json::to_string(&key)?,
+        (true, _) => columns(&key.size.to_string(), &key.revision.to_string(), &key.content_type, &key.key),
+        _ => shown(&key.key),
     };
-    (name, line)
+    Ok((key.key.into_owned(), line))
 }
 
-/// A prefix, and the line for it.
+/// Returns a prefix and the line for it.
 fn folded(prefix: String, long: bool, json: bool) -> (String, String) {
     let line = match (long, json) {
         (_, true) => json!({ "prefix": prefix }).to_string(),

@@ -1,8 +1,9 @@
-//! The command-line client: asks a server over HTTP, as everybody else does.
+//! The command-line client, which uses the HTTP interface of a server.
 
 pub mod batch;
 mod connect;
 pub mod delete;
+mod error;
 pub mod get;
 pub mod ls;
 #[cfg(unix)]
@@ -23,18 +24,17 @@ use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode,
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
-use super::failure;
-use crate::cli::Failure;
+use self::error::{ClientError, RequestError, ValueError};
 use crate::progress::Bar;
 
-/// What stands for itself in a path and in a query.
+/// The characters that a path and a query need not encode.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-/// How long a server may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a server may take nothing of what is sent. Then it is listened to.
-const TAKE: Duration = Duration::from_secs(30);
+/// The timeout of connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of a write. After it the client reads the response, which may be there already.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which server is asked, and as whom.
+/// The server, and how to authenticate.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Server")]
 pub struct Remote {
@@ -59,7 +59,7 @@ pub struct Remote {
     header: Vec<Header>,
 }
 
-/// For which revision of the entry something is done.
+/// Conditions on the revision of the entry.
 #[derive(clap::Args)]
 pub struct Conditions {
     /// Only if the entry has this revision, or one of these; * is any
@@ -78,31 +78,31 @@ impl Conditions {
     }
 }
 
-/// Revisions as entity tags; what is none is left as it is.
-fn tags(text: &str) -> Result<HeaderValue, String> {
+/// Turns revisions into entity tags. Other texts are sent as they are.
+fn tags(text: &str) -> Result<HeaderValue, ValueError> {
     let tag = |tag: &str| match tag.trim() {
         number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) => format!("\"{number}\""),
         other => other.to_owned(),
     };
     let tags = text.split(',').map(tag).collect::<Vec<_>>().join(", ");
-    HeaderValue::from_str(&tags).map_err(|_| "not a revision; write its number, or *".to_owned())
+    HeaderValue::from_str(&tags).map_err(|_| ValueError::Revision)
 }
 
 #[derive(Clone)]
 struct Header(HeaderName, HeaderValue);
 
 impl FromStr for Header {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, value) = text.split_once(':').ok_or("not a header; write NAME: VALUE")?;
-        let name = HeaderName::from_str(name.trim()).map_err(|_| "the name is not one of a header")?;
-        let value = HeaderValue::from_str(value.trim()).map_err(|_| "the value cannot be sent in a header")?;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (name, value) = text.split_once(':').ok_or(ValueError::Header)?;
+        let name = HeaderName::from_str(name.trim()).map_err(|_| ValueError::HeaderName)?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| ValueError::HeaderValue)?;
         Ok(Self(name, value))
     }
 }
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone)]
 enum Url {
     /// `http://` or `https://`, without a slash at the end.
@@ -111,9 +111,9 @@ enum Url {
 }
 
 impl FromStr for Url {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
@@ -121,7 +121,7 @@ impl FromStr for Url {
         let is_web = (url.starts_with("http://") || url.starts_with("https://")) && !url.contains(['?', '#', '@']);
         match url.parse::<ureq::http::Uri>() {
             Ok(uri) if is_web && uri.host().is_some_and(|host| !host.is_empty()) => Ok(Self::Web(url.to_owned())),
-            _ => Err("not the address of a server; write http://host:port, https://host or unix:PATH".to_owned()),
+            _ => Err(ValueError::Url),
         }
     }
 }
@@ -135,31 +135,7 @@ impl Display for Url {
     }
 }
 
-/// Why a server did not do what it was asked for.
-enum Trouble {
-    /// It cannot be reached, or the connection was lost.
-    Lost(String),
-    /// It said no.
-    Refused(StatusCode, String),
-}
-
-impl Trouble {
-    /// The same as the end of the command: what was to be done is "get a/b".
-    fn ends(self, what: &str) -> Failure {
-        failure(format!("cannot {what}: {self}"))
-    }
-}
-
-impl Display for Trouble {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lost(fact) => f.write_str(fact),
-            Self::Refused(status, sentence) => write!(f, "{sentence} ({})", status.as_str()),
-        }
-    }
-}
-
-/// A server to be asked.
+/// A server, with what every request to it needs.
 struct Server {
     agent: Agent,
     url: Url,
@@ -167,35 +143,32 @@ struct Server {
 }
 
 impl Server {
-    fn new(remote: Remote) -> Result<Self, Failure> {
-        Self::with_silence(remote, None)
+    fn new(remote: Remote) -> Result<Self, ClientError> {
+        Self::with_read_timeout(remote, None)
     }
 
-    /// A server that may be silent for so long at most, once it began to answer.
-    fn with_silence(remote: Remote, silence: Option<Duration>) -> Result<Self, Failure> {
+    /// Sets the timeout of reading each part of a response.
+    fn with_read_timeout(remote: Remote, timeout: Option<Duration>) -> Result<Self, ClientError> {
         let Remote { url, token, token_file, cacert, header: mut headers } = remote;
         let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|error| failure(format!("cannot read {}: {error}", path.display())))
+            std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
         };
         let token = match &token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => token,
         };
         if let Some(token) = token {
-            let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let value =
-                value.map_err(|_| failure("the token cannot be sent in a header; check where it comes from"))?;
-            headers.push(Header(AUTHORIZATION, value));
+            headers.push(Header(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}"))?));
         }
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            // A server of one's own is not behind the proxy that leads to the web.
+            // A proxy to the web does not lead to the user's own server.
             .proxy(None)
             .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(CONNECT))
-            .timeout_per_write(Some(TAKE))
-            .timeout_per_read(silence);
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_per_write(Some(WRITE_TIMEOUT))
+            .timeout_per_read(timeout);
         let config = match &cacert {
             None => config,
             Some(path) => {
@@ -206,7 +179,7 @@ impl Server {
                 };
                 let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
                 if trusted.is_empty() {
-                    return Err(failure(format!("no certificate in {}: give one in PEM", path.display())));
+                    return Err(ClientError::NoCertificate(path.clone()));
                 }
                 config.tls_config(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
             }
@@ -216,12 +189,12 @@ impl Server {
             #[cfg(unix)]
             Url::Unix(path) => connect::to_socket(config.build(), path),
             #[cfg(not(unix))]
-            Url::Unix(_) => return Err(failure("there are no sockets unix:PATH here; give an address http://…")),
+            Url::Unix(_) => return Err(ClientError::NoUnixSockets),
         };
         Ok(Self { agent, url, headers })
     }
 
-    /// A request for a path that is encoded.
+    /// Starts a request for an encoded path.
     fn request(&self, method: Method, path: &str) -> request::Builder {
         let base = match &self.url {
             Url::Web(url) => url,
@@ -231,36 +204,56 @@ impl Server {
         self.headers.iter().fold(request, |request, Header(name, value)| request.header(name, value))
     }
 
-    /// A request for a key.
+    /// Starts a request for a key.
     fn for_key(&self, method: Method, key: &str) -> request::Builder {
         self.request(method, &format!("/k/{}", encode(key)))
     }
 
-    /// Sends a request without a body, and gives what was answered if that is no refusal.
-    fn ask(&self, request: request::Builder) -> Result<Response<Body>, Trouble> {
+    /// Sends a request without a body and returns the response.
+    ///
+    /// # Errors
+    ///
+    /// There is no response, or it is a refusal.
+    fn ask(&self, request: request::Builder) -> Result<Response<Body>, RequestError> {
         self.run(request, ())
     }
 
-    /// The same with a body of this length.
-    fn send(&self, request: request::Builder, body: impl Read + 'static, len: u64) -> Result<Response<Body>, Trouble> {
+    /// Sends a request with a body of this length and returns the response.
+    fn send(
+        &self,
+        request: request::Builder,
+        body: impl Read + 'static,
+        len: u64,
+    ) -> Result<Response<Body>, RequestError> {
         self.run(request.header(CONTENT_LENGTH, len), SendBody::from_owned_reader(body))
     }
 
-    fn run(&self, request: request::Builder, body: impl AsSendBody) -> Result<Response<Body>, Trouble> {
-        let lost = |error| Trouble::Lost(lost(&self.url, &error));
+    fn run(&self, request: request::Builder, body: impl AsSendBody) -> Result<Response<Body>, RequestError> {
+        let lost = |error| self.lost(error);
         let request = request.body(body).map_err(|error| lost(error.into()))?;
         let mut response = self.agent.run(request).map_err(lost)?;
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }
-        let told = response.body_mut().read_to_string().unwrap_or_default();
-        let sentence = match told.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
-            Some(_) if is_problem(&response) => told,
+        let text = response.body_mut().read_to_string().unwrap_or_default();
+        let message = match text.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+            Some(_) if is_problem(&response) => text,
             Some(line) => line.to_owned(),
             None => status.canonical_reason().unwrap_or("it said no more").to_owned(),
         };
-        Err(Trouble::Refused(status, sentence))
+        Err(RequestError::Refused { status, message })
+    }
+
+    /// Returns why there is no response.
+    fn lost(&self, error: ureq::Error) -> RequestError {
+        let url = self.url.to_string();
+        match error {
+            ureq::Error::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                RequestError::NotListening { url, source }
+            }
+            other => RequestError::NoResponse { url, source: Box::new(other) },
+        }
     }
 }
 
@@ -268,28 +261,17 @@ fn is_problem(response: &Response<Body>) -> bool {
     response.body().mime_type() == Some("application/problem+json")
 }
 
-/// Why there is no answer, and what can be done about it.
-fn lost(url: &Url, error: &ureq::Error) -> String {
-    match error {
-        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            format!("nobody listens at {url}; start the server, or give --url")
-        }
-        ureq::Error::Io(error) => format!("no answer from {url}: {error}"),
-        other => format!("no answer from {url}: {other}"),
-    }
-}
-
-/// A key or a text in a path or a query.
+/// Encodes a text for a path or a query.
 fn encode(text: &str) -> impl Display + '_ {
     utf8_percent_encode(text, PLAIN)
 }
 
-/// The revision that an answer tells.
+/// Returns the revision of a response.
 fn revision(response: &Response<Body>) -> Option<&str> {
     response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
 }
 
-/// A text on its way to standard output. A terminal gets no control characters from others.
+/// Returns a text for standard output, without control characters if that is a terminal.
 fn shown(text: &str) -> String {
     if io::stdout().is_terminal() {
         text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
@@ -298,22 +280,22 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// Prints a line at once. Says whether somebody still reads.
-fn say(line: &str) -> Result<bool, Failure> {
+/// Prints a line at once. Returns whether standard output still has a reader.
+fn say(line: &str) -> Result<bool, ClientError> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(failure(format!("cannot write standard output: {error}"))),
+        Err(source) => Err(ClientError::Write { name: "standard output".to_owned(), source }),
     }
 }
 
-/// Asks for what a program reads.
+/// Asks for JSON.
 fn as_json(request: request::Builder) -> request::Builder {
     request.header(ACCEPT, "application/json")
 }
 
-/// Something that is read, with a bar that shows how far.
+/// A reader with a progress bar.
 struct Counted<R> {
     reader: R,
     bar: Bar,
@@ -322,7 +304,7 @@ struct Counted<R> {
 }
 
 impl<R: Read> Counted<R> {
-    /// What is done is "sending a/b"; a total of 0 is not known.
+    /// Makes a reader whose bar says `what`, as in "sending a/b". A total of 0 is not known.
     fn new(reader: R, what: String, total: u64) -> Self {
         Self { reader, bar: Bar::new(what), done: 0, total }
     }
@@ -332,7 +314,7 @@ impl<R: Read> Read for Counted<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(into)?;
         self.done += read as u64;
-        self.bar.tell(self.done, self.total);
+        self.bar.set(self.done, self.total);
         Ok(read)
     }
 }
@@ -355,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_told() {
+    fn invalid_server_addresses_are_refused() {
         for url in ["", "127.0.0.1:3110", "ftp://a", "http://", "http://a?b", "http://user:pass@a", "unix:"] {
             assert!(url.parse::<Url>().is_err(), "{url}");
         }

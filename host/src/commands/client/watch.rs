@@ -8,14 +8,15 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use ureq::http::{Method, StatusCode};
 
-use super::{Remote, Server, Trouble, encode, say, shown};
-use crate::cli::Failure;
+use super::error::{ClientError, RequestError};
+use super::{Remote, Server, encode, say, shown};
+use crate::failure::Failure;
 use crate::logging;
 
-/// A server says something every 15 s at least. One that is silent for longer is not there any more.
-const SILENCE: Duration = Duration::from_secs(45);
-/// How long it is waited before a server is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The timeout of reading. A server sends something every 15 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(45);
+/// The delay before the client reconnects.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// What to watch.
 #[derive(clap::Args)]
@@ -36,14 +37,14 @@ pub struct Watch {
     remote: Remote,
 }
 
-/// Prints changes until nobody reads them. A connection that is lost is made again, and goes on where it was.
+/// Prints changes until standard output has no reader. It reconnects after a lost connection and resumes there.
 ///
 /// # Errors
 ///
-/// The server cannot be reached at first, or it refused: its history does not reach back to where it should go on.
+/// The first connection fails, or the server refuses: its history does not reach back to the last event.
 pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, Failure> {
-    let server = Server::with_silence(remote, Some(SILENCE))?;
-    let what = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
+    let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
+    let action = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
     let mut seen = since.map(|since| since.to_string());
     let mut began = false;
     loop {
@@ -54,35 +55,37 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
                 began = true;
                 let body = response.into_body().into_with_config().limit(u64::MAX).reader();
                 match follow(BufReader::new(body), &mut seen, json) {
-                    Ok(Ended::Unread) => return Ok(ExitCode::SUCCESS),
-                    // It is asked again, and what it answers is known then.
-                    Ok(Ended::Closed) => "the server closed the connection".to_owned(),
-                    Err(Broken::Output(failure)) => return Err(failure),
+                    Ok(StreamEnd::Unread) => return Ok(ExitCode::SUCCESS),
+                    // The next response says why.
+                    Ok(StreamEnd::Closed) => "the server closed the connection".to_owned(),
+                    Err(Broken::Output(error)) => return Err(error.into()),
                     Err(Broken::Input(error)) => format!("the connection was lost: {error}"),
                 }
             }
-            Err(Trouble::Lost(fact)) if began => fact,
-            Err(Trouble::Refused(StatusCode::SERVICE_UNAVAILABLE, sentence)) if began => sentence,
-            Err(trouble) => return Err(trouble.ends(&what)),
+            Err(RequestError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, message }) if began => message,
+            Err(error @ (RequestError::NotListening { .. } | RequestError::NoResponse { .. })) if began => {
+                error.to_string()
+            }
+            Err(error) => return Err(error.of(action).into()),
         };
-        logging::say(&format!("vkog: {lost}; asking again"));
-        thread::sleep(PAUSE);
+        logging::say(&format!("vkog: {lost}; reconnecting"));
+        thread::sleep(RECONNECT_DELAY);
     }
 }
 
-enum Ended {
-    /// Nobody reads any more.
+enum StreamEnd {
+    /// Standard output has no reader.
     Unread,
     Closed,
 }
 
 enum Broken {
     Input(io::Error),
-    Output(Failure),
+    Output(ClientError),
 }
 
-/// Prints the events of a stream, and keeps the id of the last one that came whole.
-fn follow(stream: impl BufRead, seen: &mut Option<String>, json: bool) -> Result<Ended, Broken> {
+/// Prints the events of a stream, and stores the id of the last complete one.
+fn follow(stream: impl BufRead, seen: &mut Option<String>, json: bool) -> Result<StreamEnd, Broken> {
     let (mut id, mut event, mut data) = (None, String::new(), String::new());
     for line in stream.lines() {
         let line = line.map_err(Broken::Input)?;
@@ -95,8 +98,10 @@ fn follow(stream: impl BufRead, seen: &mut Option<String>, json: bool) -> Result
             "data" => data.push_str(value),
             "" if line.is_empty() => {
                 let (event, data) = (std::mem::take(&mut event), std::mem::take(&mut data));
-                if ["put", "delete"].contains(&&*event) && !say(&told(&event, &data, json)).map_err(Broken::Output)? {
-                    return Ok(Ended::Unread);
+                if ["put", "delete"].contains(&&*event)
+                    && !say(&formatted(&event, &data, json)).map_err(Broken::Output)?
+                {
+                    return Ok(StreamEnd::Unread);
                 }
                 if id.is_some() {
                     *seen = id.take();
@@ -105,11 +110,11 @@ fn follow(stream: impl BufRead, seen: &mut Option<String>, json: bool) -> Result
             _ => {}
         }
     }
-    Ok(Ended::Closed)
+    Ok(StreamEnd::Closed)
 }
 
-/// An event as a line.
-fn told(event: &str, data: &str, json: bool) -> String {
+/// Formats an event as a line.
+fn formatted(event: &str, data: &str, json: bool) -> String {
     let mut change: Map<String, Value> = serde_json::from_str(data).unwrap_or_default();
     if json {
         change.insert("event".to_owned(), event.into());
@@ -125,17 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_counts_when_its_empty_line_has_come() {
+    fn an_event_is_complete_at_its_empty_line() {
         let stream = "retry: 1000\nid: 41\n\n:comment\n\nid: 42\n\nid: 43\nevent: other\ndata: {}\n";
         let mut seen = None;
-        assert!(matches!(follow(stream.as_bytes(), &mut seen, false), Ok(Ended::Closed)));
+        assert!(matches!(follow(stream.as_bytes(), &mut seen, false), Ok(StreamEnd::Closed)));
         assert_eq!(seen.as_deref(), Some("42"));
     }
 
     #[test]
-    fn a_change_is_told_in_one_line() {
+    fn a_change_is_one_line() {
         let data = "{\"key\":\"a b\",\"revision\":7,\"size\":1}";
-        assert_eq!(told("put", data, false), "put 7 a b");
-        assert_eq!(told("put", data, true), "{\"event\":\"put\",\"key\":\"a b\",\"revision\":7,\"size\":1}");
+        assert_eq!(formatted("put", data, false), "put 7 a b");
+        assert_eq!(formatted("put", data, true), "{\"event\":\"put\",\"key\":\"a b\",\"revision\":7,\"size\":1}");
     }
 }

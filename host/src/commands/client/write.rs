@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use ureq::http::Method;
 use ureq::http::header::CONTENT_TYPE;
 
+use super::error::ClientError;
 use super::{Conditions, Counted, Remote, Server, revision, say};
-use crate::cli::Failure;
-use crate::commands::failure;
+use crate::failure::Failure;
 use crate::progress::Bar;
 
 /// What to write.
@@ -55,14 +55,14 @@ pub fn write(method: Method, write: Write) -> Result<ExitCode, Failure> {
     let request = conditions.add_to(server.for_key(method, &key));
     let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
     let value = Counted::new(value, format!("sending {key}"), len);
-    let response = server.send(request, value, len).map_err(|trouble| trouble.ends(&what))?;
+    let response = server.send(request, value, len).map_err(|error| error.of(what))?;
     if let Some(revision) = revision(&response) {
         say(revision)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A value and its length, which has to be told before it is sent.
+/// A value and its length in bytes, which the request needs before the value.
 type Value = (Box<dyn Read>, u64);
 
 fn held(bytes: Vec<u8>) -> Value {
@@ -70,22 +70,22 @@ fn held(bytes: Vec<u8>) -> Value {
     (Box::new(Cursor::new(bytes)), len)
 }
 
-/// A file is read while it is sent. What is none has no length, and is read before.
-fn open(path: &Path) -> Result<Value, Failure> {
+/// Opens a file, which is read while it is sent. A pipe has no length, and is read before.
+fn open(path: &Path) -> Result<Value, ClientError> {
     let shown = path.display();
     let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
-    let (file, metadata) = opened.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
+    let (file, metadata) = opened.map_err(|source| ClientError::Read { name: shown.to_string(), source })?;
     if metadata.is_file() {
         return Ok((Box::new(file.take(metadata.len())), metadata.len()));
     }
     all_of(file, &shown.to_string())
 }
 
-fn all_of(from: impl Read, shown: &str) -> Result<Value, Failure> {
+fn all_of(from: impl Read, shown: &str) -> Result<Value, ClientError> {
     let mut bytes = Vec::new();
     let bar = Bar::new(format!("reading {shown}"));
     let read = { from }.read_to_end(&mut bytes);
     drop(bar);
-    read.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
+    read.map_err(|source| ClientError::Read { name: shown.to_owned(), source })?;
     Ok(held(bytes))
 }

@@ -1,4 +1,4 @@
-//! `vkog plugins check`: what libraries are, and whether this host would load them.
+//! `vkog plugins check`: describes plugin libraries and says whether this host would load them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,19 +7,18 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::super::say;
-use crate::cli::describe;
 use crate::config::Config;
-use crate::plugins::{self, Port};
+use vkog_plugin_host::{self as plugins, HostContext};
 
-/// What is said with `--json`. A key keeps its meaning in every version; more may come.
+/// The document of `--json`. Later versions may add keys; a key keeps its meaning.
 #[derive(Serialize)]
 struct Document<'a> {
-    plugins: Vec<Told<'a>>,
+    plugins: Vec<Verdict<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Told<'a> {
+enum Verdict<'a> {
     Loads {
         path: String,
         ok: bool,
@@ -38,15 +37,19 @@ enum Told<'a> {
     },
 }
 
-/// Loads libraries with their settings, and says what came of each: a line a library, or one JSON document for all.
-pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> ExitCode {
-    let port = Arc::new(Port::new(config.max_size, plugins::system_clock));
+/// Loads libraries with their settings and prints the result: a line for each library, or one JSON document for all.
+///
+/// # Errors
+///
+/// The document cannot be made.
+pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::Result<ExitCode> {
+    let port = Arc::new(HostContext::new(config.max_size, plugins::system_clock));
     let loaded = plugins::load(libraries, &config.plugins.settings, &port);
-    let told = libraries.iter().map(|path| path.display().to_string()).zip(&loaded);
+    let results = libraries.iter().map(|path| path.display().to_string()).zip(&loaded);
     if json {
-        let plugins = told
+        let plugins = results
             .map(|(path, result)| match result {
-                Ok(plugin) => Told::Loads {
+                Ok(plugin) => Verdict::Loads {
                     path,
                     ok: true,
                     name: plugin.name(),
@@ -57,18 +60,18 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> ExitCode {
                     required_hooks: plugin.required_hook_names().collect(),
                 },
                 Err(error) => {
-                    Told::Fails { path, ok: false, code: error.fault.code(), message: error.fault.to_string() }
+                    Verdict::Fails { path, ok: false, code: error.fault.code(), message: error.fault.to_string() }
                 }
             })
             .collect();
-        say(&serde_json::to_string_pretty(&Document { plugins }).expect("texts and lists of them are JSON"));
+        say(&serde_json::to_string_pretty(&Document { plugins })?);
     } else {
-        for (path, result) in told {
+        for (path, result) in results {
             say(&match result {
-                Ok(plugin) => format!("{path}: {}; this host loads it", describe(plugin)),
+                Ok(plugin) => format!("{path}: {plugin}; this host loads it"),
                 Err(error) => format!("{path}: cannot be loaded: {} [{}]", error.fault, error.fault.code()),
             });
         }
     }
-    if loaded.iter().all(Result::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if loaded.iter().all(Result::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

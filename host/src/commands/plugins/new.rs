@@ -1,8 +1,8 @@
 //! `vkog plugins new`: the crate of a small plugin that builds, tests and loads.
 //!
-//! The sources of vkog-plugin-api are in this program, and a copy goes into the crate: the interface is on no registry, and
-//! whoever has only the program has no other place to take it from. So a new crate builds wherever it is made, against
-//! exactly the version that this host loads, and stays buildable when the host is replaced.
+//! The program contains the sources of vkog-plugin-api and of vkog-plugin-testing, with the crates that this one needs, and
+//! copies them into the new crate. So a new crate builds where no registry has them, against the version that this server
+//! loads, and still builds after an upgrade of the server.
 
 use std::fs;
 use std::io;
@@ -12,30 +12,40 @@ use std::str::FromStr;
 
 use include_dir::{Dir, include_dir};
 
-use super::super::{failure, say};
-use crate::cli::Failure;
+use thiserror::Error;
 
-static API_SOURCES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../plugin-api/src");
-const API_MANIFEST: &str = include_str!("../../../../plugin-api/Cargo.toml");
+use super::super::say;
+
+/// The crates to copy: their folders in the workspace, where `plugin-api` has vkog-plugin-testing in it.
+static CRATES: [(&str, Dir<'_>); 5] = [
+    ("plugin-api", include_dir!("$CARGO_MANIFEST_DIR/../plugin-api")),
+    ("host/engine", include_dir!("$CARGO_MANIFEST_DIR/engine")),
+    ("host/plugin-host", include_dir!("$CARGO_MANIFEST_DIR/plugin-host")),
+    ("host/runtime", include_dir!("$CARGO_MANIFEST_DIR/runtime")),
+    ("host/store", include_dir!("$CARGO_MANIFEST_DIR/store")),
+];
+/// The manifest from which these inherit.
+const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 const LICENSE: &str = include_str!("../../../../LICENSE");
 
 const MANIFEST: &str = include_str!("template/Cargo.toml.in");
 const SOURCE: &str = include_str!("template/lib.rs");
 const README: &str = include_str!("template/README.md");
 
-/// Where the copy goes, in the crate.
-const VENDORED: &str = "vendor/vkog-plugin-api";
+/// The folder of the new crate that the copies go to. They lie in it as they do in the workspace, so that their manifests
+/// find each other.
+const VENDORED: &str = "vendor/vkog";
 
 /// Names that the language, the compiler, cargo's target folder or the new crate itself have a use for.
 #[rustfmt::skip]
-const TAKEN: [&str; 64] = [
+const TAKEN: [&str; 65] = [
     "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
     "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
     "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true",
     "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
     "alloc", "core", "proc_macro", "std", "test",
     "build", "deps", "examples", "incremental",
-    "abi_stable", "serde", "serde_json", "vkog_plugin_api",
+    "abi_stable", "serde", "serde_json", "vkog_plugin_api", "vkog_plugin_testing",
 ];
 
 /// The name of a crate that can be a plugin.
@@ -55,54 +65,117 @@ impl CrateName {
     }
 }
 
-impl FromStr for CrateName {
-    type Err = String;
+/// Why a text cannot be the name of a plugin crate.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// It begins with something else than a small letter.
+    #[error("a plugin's name begins with a small letter; take a name such as short-values")]
+    Start,
+    /// It has a character that no name has.
+    #[error("a plugin's name has small letters, digits, - and _, and no {0:?}; take a name such as short-values")]
+    Character(char),
+    /// It is too long.
+    #[error("a plugin's name has at most 64 characters, and this has {0}; take a name such as short-values")]
+    Length(usize),
+    /// It is only the prefix `vkog-`.
+    #[error("no name is left without the leading vkog-; take a name such as short-values")]
+    OnlyPrefix,
+    /// It is a keyword, or a name that the compiler or cargo uses.
+    #[error("Rust or cargo has another use for this name; take a name such as short-values")]
+    ReloadReport,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |fact: &str| Err(format!("{fact}; take a name such as short-values"));
+/// Why a crate cannot be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NewError {
+    /// The folder exists.
+    #[error("cannot make {}: it is there already; take another name, or another folder with --path", .0.display())]
+    Exists(PathBuf),
+    /// The folder cannot be made.
+    #[error("cannot make {}: {source}; give a folder that is there and can be written with --path", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}; nothing of it was kept, make room and try again", .path.display())]
+    Write {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// `--api` names a folder whose manifest cannot be read.
+    #[error(
+        "cannot use --api {}: it has no Cargo.toml that can be read ({source}); give the folder plugin-api of a clone of VKOG",
+        .path.display()
+    )]
+    NoManifest {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// `--api` names another crate.
+    #[error("cannot use --api {}: its crate is another one; give the folder plugin-api of a clone of VKOG", .0.display())]
+    OtherCrate(PathBuf),
+    /// `--api` names a path that the system cannot make absolute.
+    #[error("cannot use --api {}: {source}; give the folder plugin-api of a clone of VKOG", .path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+impl FromStr for CrateName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
         if !text.starts_with(|first: char| first.is_ascii_lowercase()) {
-            return wrong("a plugin's name begins with a small letter");
+            return Err(NameError::Start);
         }
         let fits = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-' || char == '_';
         if let Some(char) = text.chars().find(|char| !fits(*char)) {
-            return wrong(&format!("a plugin's name has small letters, digits, - and _, and no {char:?}"));
+            return Err(NameError::Character(char));
         }
         if text.len() > 64 {
-            return wrong(&format!("a plugin's name has at most 64 characters, and this has {}", text.len()));
+            return Err(NameError::Length(text.len()));
         }
         let name = Self(text.to_owned());
         if name.plugin().is_empty() {
-            return wrong("no name is left without the leading vkog-");
+            return Err(NameError::OnlyPrefix);
         }
         if TAKEN.contains(&text.replace('-', "_").as_str()) {
-            return wrong("Rust or cargo has another use for this name");
+            return Err(NameError::ReloadReport);
         }
         Ok(name)
     }
 }
 
-/// Makes the crate `name` in a folder, with its own copy of vkog-plugin-api, or with a path to one, and says how to go on.
+/// Makes the crate `name` in a folder, with its own copies of vkog-plugin-api and vkog-plugin-testing, or with a path to one, and says how to go on.
 ///
 /// # Errors
 ///
 /// The folder is there already or cannot be written, or the path is not one of vkog-plugin-api.
-pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Result<ExitCode, Failure> {
+pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Result<ExitCode, NewError> {
     let api = api.map(own_api).transpose()?;
     let folder = parent.map_or_else(|| PathBuf::from(&name.0), |parent| parent.join(&name.0));
     let shown = folder.display();
     // Not `create_dir_all`: that a folder was made here is what allows to remove it again.
-    fs::create_dir(&folder).map_err(|error| {
-        failure(match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                format!("cannot make {shown}: it is there already; take another name, or another folder with --path")
-            }
-            _ => format!("cannot make {shown}: {error}; give a folder that is there and can be written with --path"),
-        })
+    fs::create_dir(&folder).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => NewError::Exists(folder.clone()),
+        _ => NewError::Folder { path: folder.clone(), source },
     })?;
-    if let Err(error) = fill(&folder, name, api.as_deref()) {
-        // What remains is told of by what stopped the writing.
+    if let Err(source) = fill(&folder, name, api.as_deref()) {
+        // If this fails as well, the error of the write says why.
         let _ = fs::remove_dir_all(&folder);
-        return Err(failure(format!("cannot write {shown}: {error}; nothing of it was kept, make room and try again")));
+        return Err(NewError::Write { path: folder, source });
     }
     let target = Path::new("target").join("release");
     say(&format!(
@@ -117,19 +190,15 @@ pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The path of a vkog-plugin-api, so that it holds from within the new crate.
-fn own_api(path: &Path) -> Result<PathBuf, Failure> {
-    let shown = path.display();
-    let wrong = |fact: String| {
-        failure(format!("cannot use --api {shown}: {fact}; give the folder plugin-api of a clone of VKOG"))
-    };
+/// Returns the absolute path of a vkog-plugin-api, because a relative one would not hold from within the new crate.
+fn own_api(path: &Path) -> Result<PathBuf, NewError> {
     let manifest = fs::read_to_string(path.join("Cargo.toml"))
-        .map_err(|error| wrong(format!("it has no Cargo.toml that can be read ({error})")))?;
+        .map_err(|source| NewError::NoManifest { path: path.to_owned(), source })?;
     if !manifest.lines().any(|line| line == "name = \"vkog-plugin-api\"") {
-        return Err(wrong("its crate is another one".to_owned()));
+        return Err(NewError::OtherCrate(path.to_owned()));
     }
     // Not `canonicalize`: of what that gives on Windows (`\\?\C:\...`) cargo makes nothing good.
-    std::path::absolute(path).map_err(|error| wrong(error.to_string()))
+    std::path::absolute(path).map_err(|source| NewError::Path { path: path.to_owned(), source })
 }
 
 fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
@@ -140,7 +209,7 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
                 "A copy from vkog {}, which loads what is built with it; no registry has it.",
                 env!("CARGO_PKG_VERSION")
             ),
-            VENDORED.to_owned(),
+            format!("{VENDORED}/plugin-api"),
         ),
     };
     // A JSON string is a TOML string.
@@ -153,13 +222,22 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
     fs::write(folder.join("README.md"), named(README))?;
     fs::write(folder.join(".gitignore"), "/target\n")?;
     if api.is_none() {
-        let vendored = folder.join(VENDORED);
-        fs::create_dir_all(vendored.join("src"))?;
-        API_SOURCES.extract(vendored.join("src"))?;
-        fs::write(vendored.join("Cargo.toml"), API_MANIFEST)?;
-        fs::write(vendored.join("LICENSE"), LICENSE)?;
+        vendor(&folder.join(VENDORED))?;
     }
     Ok(())
+}
+
+/// Writes the copies, as a workspace with no other members.
+fn vendor(folder: &Path) -> io::Result<()> {
+    for (path, sources) in &CRATES {
+        fs::create_dir_all(folder.join(path))?;
+        sources.extract(folder.join(path))?;
+    }
+    let is_members = |line: &&str| line.starts_with("members = ");
+    let members = WORKSPACE.lines().find(is_members).unwrap_or_default();
+    let copied = r#"members = ["plugin-api", "plugin-api/testing", "host/*"]"#;
+    fs::write(folder.join("Cargo.toml"), WORKSPACE.replace(members, copied))?;
+    fs::write(folder.join("LICENSE"), LICENSE)
 }
 
 #[cfg(test)]
@@ -191,7 +269,7 @@ mod tests {
             &long,
         ] {
             let error = text.parse::<CrateName>().expect_err(text);
-            assert!(error.contains("; take a name such as "), "{error}");
+            assert!(error.to_string().contains("; take a name such as "), "{error}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! The sockets of the connections, which tiny_http keeps to itself. Linux lists them among the open files of the process.
+//! Finds the sockets of the connections, which tiny_http does not expose: Linux lists them among the open files of the
+//! process.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,24 +10,24 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use socket2::SockRef;
-use tiny_http::Listener;
 
-use crate::http::{BodyLength, Bound};
+use crate::http::{BodyLength, Listener};
 
-/// How long a client that is still sending may take to read the last response of its connection.
+/// How long a connection lingers: its client may still be sending, and has not read the last response.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long a body that nobody wants is read, and after which pause no more.
-const DRAINED_FOR: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(100);
-/// The most connections that linger.
+/// Timeout for reading an unwanted body.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause after which an unwanted body is read no further.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Maximum number of lingering connections.
 const LINGERING_MAX: usize = 64;
-/// By then nothing of a connection that was closed is in the queue any more.
-const REMEMBERED: Duration = Duration::from_secs(10);
+/// How long a closed connection is remembered. By then none of its requests is queued.
+const CLOSED_FOR: Duration = Duration::from_secs(10);
 
-/// Sets what the connections inherit from the listening socket.
-pub(super) fn prepare(listener: &Bound, timeout: Duration) -> io::Result<()> {
+/// Sets the options that connections inherit from the listening socket.
+pub(super) fn prepare(listener: &Listener, timeout: Duration) -> io::Result<()> {
     let socket = match listener {
-        Bound::Tcp(listener) => {
+        Listener::Tcp(listener) => {
             let socket = SockRef::from(listener);
             // tiny_http writes a response of over 1 KiB in two pieces, and without this the second waits for the client's
             // delayed acknowledgement of the first: 44 ms.
@@ -34,9 +35,9 @@ pub(super) fn prepare(listener: &Bound, timeout: Duration) -> io::Result<()> {
             socket
         }
         #[cfg(unix)]
-        Bound::Unix(listener) => SockRef::from(listener),
+        Listener::Unix(listener) => SockRef::from(listener),
     };
-    // The listening socket heeds it as well; the supervisor connects more often than that.
+    // They also apply to the listening socket; the supervisor connects to it more often than that.
     if cfg!(target_os = "linux") {
         socket.set_read_timeout(Some(timeout))?;
         socket.set_write_timeout(Some(timeout))?;
@@ -44,48 +45,48 @@ pub(super) fn prepare(listener: &Bound, timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether some more files can be opened: a connection needs two.
+/// Whether several more files can be opened: a connection needs two.
 pub(super) fn has_room() -> bool {
     let files: Vec<_> = (0..8).map(|_| File::open(if cfg!(windows) { "NUL" } else { "/dev/null" })).collect();
     files.iter().all(Result::is_ok)
 }
 
-/// Reads a body that nobody wants, as long as it comes without a pause. Many clients read no response before they have sent
-/// all of their request. Returns whether the body has come to its end, so that the connection can be kept.
+/// Reads an unwanted body while it arrives without a pause. Many clients read no response before they have sent the whole
+/// request. Returns whether the end of the body was reached, so that the connection can stay open.
 pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength) -> bool {
     let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
-    let (began, mut came, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
-    while length != BodyLength::Known(came) && began.elapsed() < DRAINED_FOR && comes(&stream) {
+    let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
+    while length != BodyLength::Known(received) && began.elapsed() < DRAIN_TIMEOUT && is_sending(&stream) {
         match request.as_reader().read(&mut piece) {
             Ok(0) => return length == BodyLength::Chunked && is_open(request),
-            Ok(length) => came += length as u64,
+            Ok(length) => received += length as u64,
             Err(_) => return false,
         }
     }
-    length == BodyLength::Known(came)
+    length == BodyLength::Known(received)
 }
 
-/// Whether a client is sending.
-fn comes(stream: &TcpStream) -> bool {
+/// Whether a client sends within [`PAUSE_MAX`].
+fn is_sending(stream: &TcpStream) -> bool {
     let began = Instant::now();
     loop {
         match peek(stream) {
             Some(length) => return length > 0,
-            None if began.elapsed() > PAUSE => return false,
+            None if began.elapsed() > PAUSE_MAX => return false,
             None => std::thread::sleep(Duration::from_millis(1)),
         }
     }
 }
 
-/// Whether a request's client has not ended its side of the connection, as far as can be told.
+/// Whether a request's client still has its side of the connection open, as far as is known.
 pub(super) fn is_open(request: &tiny_http::Request) -> bool {
     let Some((stream, socket)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
-    // tiny_http itself may have shut down the reading side: behind the body of a last request.
+    // tiny_http itself may have shut down the reading side, after the body of a last request.
     peek(&stream) != Some(0) || is_established(socket)
 }
 
-/// Whether neither side of a socket's connection has ended it, as Linux has it in its table (proc_pid_net(5): the fourth column
-/// is the state, 01 that of an open connection, the tenth the number of the socket).
+/// Whether a socket's connection is established, by Linux's table (proc_pid_net(5): the fourth column is the state, 01 for an
+/// established connection, and the tenth the inode of the socket).
 fn is_established(socket: u64) -> bool {
     let socket = socket.to_string();
     let tables =
@@ -94,7 +95,7 @@ fn is_established(socket: u64) -> bool {
     rows.any(|mut row| row.nth(3) == Some("01") && row.nth(5) == Some(socket.as_str()))
 }
 
-/// How many bytes can be read, one at most; none where nothing has come, 0 at the end.
+/// How many bytes can be read, at most one: `None` where nothing has arrived yet, 0 at the end.
 fn peek(stream: &TcpStream) -> Option<usize> {
     #[cfg(unix)]
     {
@@ -112,20 +113,20 @@ fn peek(stream: &TcpStream) -> Option<usize> {
     }
 }
 
-/// The listening socket of a tiny_http server, whose thread closes it when it ends.
+/// The listening socket of a tiny_http server. The server's accepting thread closes it when it ends.
 pub(super) struct Accepting {
     #[cfg(target_os = "linux")]
     file: Option<(String, u64)>,
 }
 
 impl Accepting {
-    pub(super) fn of(listener: &Listener) -> Self {
+    pub(super) fn of(listener: &tiny_http::Listener) -> Self {
         #[cfg(target_os = "linux")]
         {
             use std::os::fd::AsRawFd;
             let number = match listener {
-                Listener::Tcp(listener) => listener.as_raw_fd(),
-                Listener::Unix(listener) => listener.as_raw_fd(),
+                tiny_http::Listener::Tcp(listener) => listener.as_raw_fd(),
+                tiny_http::Listener::Unix(listener) => listener.as_raw_fd(),
             };
             let path = format!("/proc/self/fd/{number}");
             let inode = inode(&path);
@@ -138,11 +139,11 @@ impl Accepting {
         }
     }
 
-    /// Whether the thread still runs, as far as can be told.
+    /// Whether the accepting thread still runs, as far as is known.
     pub(super) fn lasts(&self) -> bool {
         #[cfg(target_os = "linux")]
         {
-            // Not where there is no /proc to ask.
+            // Without /proc it is not known.
             self.file.as_ref().is_none_or(|(path, ours)| inode(path) == Some(*ours))
         }
         #[cfg(not(target_os = "linux"))]
@@ -150,7 +151,7 @@ impl Accepting {
     }
 }
 
-/// The number of an open file's socket.
+/// The inode of an open file's socket.
 #[cfg(target_os = "linux")]
 fn inode(path: &str) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
@@ -160,24 +161,24 @@ fn inode(path: &str) -> Option<u64> {
 /// The connections that are being closed.
 #[derive(Default)]
 pub(super) struct Closing {
-    /// Whether there are any that may still have requests in the queue.
+    /// Whether any of them may still have queued requests.
     any: AtomicBool,
     closed: Mutex<HashMap<SocketAddr, (u64, Instant)>>,
     lingering: Mutex<Vec<(TcpStream, Instant)>>,
 }
 
-/// Ends a connection's sending side when it is dropped.
-pub(super) struct Closes(TcpStream);
+/// Shuts down the sending side of a connection when it is dropped.
+pub(super) struct ShutdownGuard(TcpStream);
 
-impl Drop for Closes {
+impl Drop for ShutdownGuard {
     fn drop(&mut self) {
-        // It fails where the client has closed the connection.
+        // This fails if the client has closed the connection.
         let _ = self.0.shutdown(Shutdown::Write);
     }
 }
 
 impl Closing {
-    /// Whether a request is of a connection that is being closed. A client may be another one at the same address.
+    /// Whether a client's connection is being closed. A later client may have the same address.
     pub(super) fn includes(&self, client: SocketAddr) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return false;
@@ -191,9 +192,9 @@ impl Closing {
         is_the_same
     }
 
-    /// Has a connection end when its last response is sent and read, at the latest after [`LINGER`]. None where its socket
-    /// is not found.
-    pub(super) fn begin(&self, client: SocketAddr) -> Option<Closes> {
+    /// Begins to close a connection: it ends when its last response has been sent and read, or after [`LINGER`]. Returns
+    /// `None` where the socket is not found.
+    pub(super) fn begin(&self, client: SocketAddr) -> Option<ShutdownGuard> {
         let (stream, socket) = find(client)?;
         let lingers = stream.try_clone().ok()?;
         self.closed.lock().insert(client, (socket, Instant::now()));
@@ -203,10 +204,10 @@ impl Closing {
             end(&lingering.remove(0).0);
         }
         lingering.push((lingers, Instant::now()));
-        Some(Closes(stream))
+        Some(ShutdownGuard(stream))
     }
 
-    /// Closes what has lingered for long enough.
+    /// Closes the connections that have lingered for [`LINGER`].
     pub(super) fn end_overdue(&self) {
         if !self.any.load(Ordering::Acquire) {
             return;
@@ -219,17 +220,17 @@ impl Closing {
             lingers
         });
         let mut closed = self.closed.lock();
-        closed.retain(|_, (_, since)| since.elapsed() < REMEMBERED);
+        closed.retain(|_, (_, since)| since.elapsed() < CLOSED_FOR);
         self.any.store(!closed.is_empty(), Ordering::Release);
     }
 }
 
 fn end(stream: &TcpStream) {
-    // It fails where the client has closed the connection.
+    // This fails if the client has closed the connection.
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// A client's socket, as another handle, and its number.
+/// Finds a client's socket. Returns a new handle to it, and its inode.
 #[cfg(target_os = "linux")]
 fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
     use std::os::fd::BorrowedFd;
@@ -240,8 +241,8 @@ fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
         if !std::fs::read_link(entry.path()).ok()?.to_string_lossy().starts_with("socket:") {
             return None;
         }
-        // SAFETY: the number is used for the one call that makes a handle of our own. If the file was closed meanwhile the
-        // call fails, or gives another file of this process, which is looked at below like any.
+        // SAFETY: the borrowed descriptor lives only for the call that duplicates it. If the file was closed meanwhile, the
+        // call fails or duplicates another file of this process, whose peer is checked below like any other.
         let handle = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
         let is_the_clients = SockRef::from(&handle).peer_addr().ok()?.as_socket() == Some(client);
         let file = File::from(handle);

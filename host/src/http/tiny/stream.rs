@@ -1,7 +1,8 @@
-//! Responses that are streams: each has a worker as long as it lasts.
+//! Responses that are streams. Each occupies a worker as long as it lasts.
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread::{self, Thread};
@@ -9,46 +10,66 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::Engine;
+use super::Shared;
 use super::wire::{Shape, head_of, send};
-use crate::http::{Reply, SILENCE, Service, Stream};
+use crate::http::{HEARTBEAT_INTERVAL, Response, Service, Stream};
 
-/// The most streams at a time.
+/// Maximum number of endless streams at a time.
 const STREAMS_MAX: usize = 64;
-/// A stream that has been writing for longer loses its slot to one that needs it: its client does not read.
+/// A stream that has been writing for longer loses its slot to a new stream: its client does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl<S: Service> Engine<S> {
-    /// Sends a stream to its end. While one writes that does not end by itself, no stop waits for it: a write cannot be ended
-    /// here, however long the client takes to read.
+impl<S: Service> Shared<S> {
+    /// Sends a stream to its end. Then it ends the connection of an HTTP/1.0 client, because HTTP/1.0 has no chunks: nothing
+    /// else ends the body. tiny_http would keep the connection of a client that has asked for it.
     pub(super) fn stream(
         &self,
-        shape: &Shape,
+        shape: Shape,
         mut out: Box<dyn Write + Send>,
-        head: &Reply,
+        client: Option<SocketAddr>,
+        head: &Response,
+        stream: Box<dyn Stream>,
+        in_flight: Sender<Infallible>,
+    ) {
+        let is_chunked = shape.version > (1, 0);
+        let ends_connection = !is_chunked && shape.keeps_alive();
+        let shape = if is_chunked { shape } else { shape.closing() };
+        self.stream_body(&shape, &mut *out, head, stream, in_flight);
+        if ends_connection {
+            // In this order, so that pipelined requests are not served.
+            drop(client.and_then(|client| self.closing.begin(client)));
+            drop(out);
+        }
+    }
+
+    /// Sends the response. A stop does not wait for an endless stream that is writing: a write cannot be interrupted here,
+    /// however long the client takes to read.
+    fn stream_body(
+        &self,
+        shape: &Shape,
+        out: &mut dyn Write,
+        head: &Response,
         mut stream: Box<dyn Stream>,
         in_flight: Sender<Infallible>,
     ) {
-        // One that ends by itself is the answer to something that has been done: it is not refused.
-        let slot = if stream.ends() { Some(Slot(None)) } else { Slot::among(self) };
+        // A finite stream is the response to an operation that has succeeded: it is never refused.
+        let slot = if stream.is_finite() { Some(StreamSlot(None)) } else { StreamSlot::acquire(self) };
         let Some(slot) = slot else {
             let fact = format!("Too many streams at once: {STREAMS_MAX} are the most of this engine; try again\n");
-            let reply = Reply::new(503, fact.into_bytes())
+            let response = Response::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
                 .with_header("Retry-After", "1");
-            return send(shape, &mut *out, &reply);
+            return send(shape, out, &response);
         };
         let is_chunked = shape.version > (1, 0);
-        // For HTTP/1.0 each response ends with its connection.
-        let framing: (&str, &[u8]) =
-            if is_chunked { ("Transfer-Encoding", b"chunked") } else { ("Connection", b"close") };
-        let mut next = Some(head_of(head, shape, Some(framing)));
-        let parked = Arc::new(Parked(thread::current())).into();
+        let framing = is_chunked.then_some(("Transfer-Encoding", &b"chunked"[..]));
+        let mut next = Some(head_of(head, shape, framing));
+        let parked = Arc::new(Unpark(thread::current())).into();
         let mut context = Context::from_waker(&parked);
         let mut in_flight = Some(in_flight);
         while let Some(bytes) = next {
-            slot.writes_since(Some(Instant::now()));
-            if !stream.ends() {
+            slot.set_writing_since(Some(Instant::now()));
+            if !stream.is_finite() {
                 in_flight = None;
             }
             if out.write_all(&bytes).and_then(|()| out.flush()).is_err() || shape.is_head {
@@ -57,74 +78,75 @@ impl<S: Service> Engine<S> {
             if in_flight.is_none() {
                 in_flight.clone_from(&self.in_flight.lock());
             }
-            if !slot.writes_since(None) || in_flight.is_none() {
+            if !slot.set_writing_since(None) || in_flight.is_none() {
                 break;
             }
-            next = next_piece(&mut *stream, &mut context).map(|piece| if is_chunked { chunk(&piece) } else { piece });
+            next = next_chunk(&mut *stream, &mut context)
+                .map(|bytes| if is_chunked { encode_chunk(&bytes) } else { bytes });
         }
         if is_chunked {
-            let _ = out.write_all(&chunk(b"")).and_then(|()| out.flush());
+            let _ = out.write_all(&encode_chunk(b"")).and_then(|()| out.flush());
         }
         drop(in_flight);
     }
 }
 
-/// The slot of this thread's stream, if it needs one.
-struct Slot<'a, S: Service>(Option<&'a Engine<S>>);
+/// The slot of this thread's stream; `None` for a finite stream, which needs none.
+struct StreamSlot<'a, S: Service>(Option<&'a Shared<S>>);
 
-impl<'a, S: Service> Slot<'a, S> {
-    /// A slot, unless there are too many that read.
-    fn among(engine: &'a Engine<S>) -> Option<Self> {
-        let mut streams = engine.streams.lock();
+impl<'a, S: Service> StreamSlot<'a, S> {
+    /// Acquires a slot, unless all belong to streams whose clients read.
+    fn acquire(shared: &'a Shared<S>) -> Option<Self> {
+        let mut streams = shared.streams.lock();
         if streams.len() == STREAMS_MAX {
             let is_stuck = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT);
             let stuck = streams.iter().find_map(|(&thread, since)| is_stuck(since).then_some(thread))?;
             streams.remove(&stuck);
         }
         streams.insert(thread::current().id(), None);
-        Some(Self(Some(engine)))
+        Some(Self(Some(shared)))
     }
 
-    /// Notes since when the stream writes, if it does. Returns whether it still has its slot.
-    fn writes_since(&self, since: Option<Instant>) -> bool {
-        self.0.is_none_or(|engine| {
-            engine.streams.lock().get_mut(&thread::current().id()).map(|slot| *slot = since).is_some()
+    /// Sets since when the stream has been writing, if it is. Returns whether it still has its slot.
+    fn set_writing_since(&self, since: Option<Instant>) -> bool {
+        self.0.is_none_or(|shared| {
+            shared.streams.lock().get_mut(&thread::current().id()).map(|slot| *slot = since).is_some()
         })
     }
 }
 
-impl<S: Service> Drop for Slot<'_, S> {
+impl<S: Service> Drop for StreamSlot<'_, S> {
     fn drop(&mut self) {
-        if let Some(engine) = self.0 {
-            engine.streams.lock().remove(&thread::current().id());
+        if let Some(shared) = self.0 {
+            shared.streams.lock().remove(&thread::current().id());
         }
     }
 }
 
-/// Wakes a thread that is parked.
-struct Parked(Thread);
+/// Wakes a parked thread.
+struct Unpark(Thread);
 
-impl Wake for Parked {
+impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
     }
 }
 
-/// Waits for the next piece of a stream, or for the end of its silence.
-fn next_piece(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<u8>> {
-    let until = Instant::now() + SILENCE;
+/// Waits for the next chunk of a stream, or for its heartbeat.
+fn next_chunk(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<u8>> {
+    let until = Instant::now() + HEARTBEAT_INTERVAL;
     loop {
-        if let Poll::Ready(piece) = stream.poll(context) {
-            return piece.map(Vec::from);
+        if let Poll::Ready(chunk) = stream.poll(context) {
+            return chunk.map(Vec::from);
         }
         match until.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => return stream.silent().map(Vec::from),
+            Duration::ZERO => return stream.heartbeat().map(Vec::from),
             left => thread::park_timeout(left),
         }
     }
 }
 
-/// tiny_http would keep what it sends in chunks until it has enough.
-fn chunk(piece: &[u8]) -> Vec<u8> {
-    [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+/// Encodes a chunk. tiny_http's own encoder would buffer it until it has more.
+fn encode_chunk(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }

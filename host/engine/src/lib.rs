@@ -1,0 +1,244 @@
+//! The request pipeline of VKOG: get, write, batch, list, watch, and the requests that plugins make.
+//!
+//! A request passes the before-hooks, then the guards under the lock of its entry, then the store, then the after-hooks. A
+//! guard whose operation does not succeed is undone. The engine works with every [`Store`], and knows neither sockets nor
+//! files.
+
+mod batch;
+mod conditions;
+mod get;
+mod list;
+mod outcome;
+mod plugin_request;
+mod validation;
+mod watch;
+mod write;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use arc_swap::Guard;
+
+pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
+pub use conditions::{Conditions, PreconditionFailed, Revisions};
+pub use list::{Listing, Page};
+pub use outcome::{ExtraHeaders, Outcome, host_refusal};
+pub use validation::{CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_operation, check_value, media_type};
+pub use watch::{WatchEnd, Watcher};
+
+use vkog_plugin_host::{
+    Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan, Source,
+    StoreAccess, Verb,
+};
+use vkog_runtime::ThreadPool;
+use vkog_store::{Entry, LocalStore, Store};
+
+/// The maximum number of threads that run blocking hooks.
+const BLOCKING_THREADS_MAX: usize = 256;
+
+/// A store, the plugins around it, and the operations that pass both.
+pub struct Engine<S = LocalStore> {
+    store: S,
+    plugins: Registry,
+    /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
+    blocking_pool: Option<Arc<ThreadPool>>,
+}
+
+/// One operation, as a client or a plugin requests it.
+pub struct Request {
+    /// The operation.
+    pub verb: Verb,
+    /// The key of its entry.
+    pub key: String,
+    /// The value to write; empty for get and delete.
+    pub value: Vec<u8>,
+    /// The media type of that value.
+    pub content_type: Cow<'static, str>,
+    /// The query, still percent-encoded.
+    pub query: String,
+    /// What must hold for the entry.
+    pub conditions: Conditions,
+    /// [`Engine::revision`] when the request arrived.
+    pub arrived: u64,
+    /// How many hooks of plugins are waiting for it: 0 for a client's request.
+    pub depth: u32,
+    /// The headers, and the client's address.
+    pub origin: Arc<dyn Origin>,
+}
+
+/// Who lists or watches: plugins decide which entries that client sees.
+#[derive(Clone)]
+pub struct RequestContext {
+    /// The headers, and the client's address.
+    pub origin: Arc<dyn Origin>,
+    /// The query, still percent-encoded.
+    pub query: String,
+}
+
+impl<S: Store> Engine<S> {
+    /// Starts the plugins with what the store holds.
+    ///
+    /// # Errors
+    ///
+    /// A plugin does not start.
+    pub fn new(store: S, plugins: Registry) -> Result<Arc<Self>, LoadError> {
+        Self::start(store, plugins, Some(Arc::new(ThreadPool::bounded("blocking", BLOCKING_THREADS_MAX))))
+    }
+
+    /// Like [`new`](Self::new), but every hook runs on the thread that calls the engine, even if it blocks. For tests of
+    /// plugins, and for stores that call their completions on that thread as well.
+    ///
+    /// # Errors
+    ///
+    /// A plugin does not start.
+    pub fn single_threaded(store: S, plugins: Registry) -> Result<Arc<Self>, LoadError> {
+        Self::start(store, plugins, None)
+    }
+
+    fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
+        let engine = Arc::new(Self { store, plugins, blocking_pool });
+        engine.plugins.start(&engine.scan())?;
+        let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
+        engine.plugins.context().open(Arc::downgrade(&access));
+        Ok(engine)
+    }
+
+    /// The last revision that was assigned.
+    pub fn revision(&self) -> u64 {
+        self.store.revision()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The plugins.
+    pub fn plugins(&self) -> &Registry {
+        &self.plugins
+    }
+
+    /// Reloads the plugins that have changed: see [`Registry::reload`].
+    ///
+    /// # Errors
+    ///
+    /// The plugin folder cannot be read. Nothing has changed then.
+    pub fn reload(self: &Arc<Self>, source: &Source) -> std::io::Result<Vec<ReloadReport>> {
+        self.plugins.reload(source, &self.scan())
+    }
+
+    /// A function that passes every entry to another one. It holds no lock meanwhile: it calls plugins, which may not return.
+    pub fn scan(self: &Arc<Self>) -> SharedScan {
+        let engine = Arc::clone(self);
+        Arc::new(move |each: &mut Each<'_>| {
+            engine.store.with_prefix("").for_each(|entry| each(entry.key(), view(&entry)));
+        })
+    }
+
+    /// Runs a request, whose key, media type and value have been [checked](check_operation). Calls `on_done` once: on this
+    /// thread or another one, before it returns or later.
+    pub fn run(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
+        // Only a request that waits needs a reference of its own.
+        match self.plugins.acquire() {
+            Some(chain) => self.dispatch(chain, request, on_done),
+            None => {
+                let engine = Arc::clone(self);
+                self.plugins.when_available(move |chain| engine.dispatch(chain, request, on_done));
+            }
+        }
+    }
+
+    /// Runs a request on this thread, or on the blocking pool if its hooks may block.
+    fn dispatch(
+        self: &Arc<Self>,
+        chain: ChainGuard,
+        request: Request,
+        on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+    ) {
+        match self.pool_for(&chain, &request) {
+            None => self.run_in(chain, request, on_done),
+            Some(pool) => {
+                let engine = Arc::clone(self);
+                pool.run(move || engine.run_in(chain, request, on_done));
+            }
+        }
+    }
+
+    /// The pool for a request whose hooks may block. A plugin's request runs on the thread of that plugin, which waits for it
+    /// anyway: the threads of a pool could all wait for each other.
+    fn pool_for(&self, chain: &Chain, request: &Request) -> Option<Arc<ThreadPool>> {
+        if chain.blocks(request.verb) && request.depth == 0 { self.blocking_pool.clone() } else { None }
+    }
+
+    /// Runs all operations of a batch, or none. Calls `on_done` as [`run`](Self::run) does.
+    pub fn run_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+        let engine = Arc::clone(self);
+        self.plugins.when_available(move |chain| {
+            let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));
+            let pool = if blocks { engine.blocking_pool.clone() } else { None };
+            offload(pool.clone(), move || batch::run(engine, Guard::into_inner(chain), batch, pool, on_done));
+        });
+    }
+
+    fn run_in(
+        self: &Arc<Self>,
+        chain: ChainGuard,
+        request: Request,
+        on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+    ) {
+        match request.verb {
+            Verb::Get => get::get(self, chain, request, on_done),
+            Verb::Post | Verb::Put | Verb::Delete => write::write(self, Guard::into_inner(chain), request, on_done),
+        }
+    }
+}
+
+impl Request {
+    fn op_context(&self) -> OpContext<'_> {
+        OpContext {
+            verb: self.verb,
+            key: &self.key,
+            value: &self.value,
+            content_type: &self.content_type,
+            query: &self.query,
+            arrived: self.arrived,
+            depth: self.depth,
+            origin: &*self.origin,
+        }
+    }
+}
+
+impl RequestContext {
+    /// A get of a key by this client.
+    fn get(&self, key: &str, arrived: u64) -> Request {
+        Request {
+            verb: Verb::Get,
+            key: key.to_owned(),
+            value: Vec::new(),
+            content_type: "".into(),
+            query: self.query.clone(),
+            conditions: Conditions::default(),
+            arrived,
+            depth: 0,
+            origin: Arc::clone(&self.origin),
+        }
+    }
+}
+
+/// Runs a job on a pool, or on this thread where there is none.
+fn offload(pool: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
+    match pool {
+        None => job(),
+        Some(pool) => pool.run(job),
+    }
+}
+
+/// An entry as plugins see it.
+fn view(entry: &Entry) -> EntryView<'_> {
+    EntryView {
+        value: entry.value(),
+        content_type: entry.content_type(),
+        details: entry.details(),
+        revision: entry.revision(),
+    }
+}

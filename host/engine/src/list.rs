@@ -1,0 +1,180 @@
+//! Listing: the keys in byte order, page by page, and their number. Plugins see each key that is listed or counted as a get: a
+//! key that a get would not find is left out, and so is one that it would not be allowed to see.
+
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use crossbeam_channel::bounded;
+
+use super::{Engine, ExtraHeaders, Outcome, RequestContext, host_refusal};
+use vkog_plugin_host::{Refusal, Verb};
+use vkog_store::{Entry, Store};
+
+/// The number of entries that are read at a time where most of them may be folded into one prefix.
+const FOLDED: usize = 16;
+
+/// A page of keys to list.
+#[derive(Debug)]
+pub struct Listing {
+    /// What the keys start with.
+    pub prefix: String,
+    /// What the keys come after: the [`Page::next`] of the page before, or any text.
+    pub after: Option<String>,
+    /// The maximum number of keys and prefixes, at least 1.
+    pub limit: usize,
+    /// Keys that contain this after the prefix are folded into the part up to its end.
+    pub delimiter: Option<String>,
+}
+
+/// A page of a listing.
+#[derive(Default)]
+pub struct Page {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// The prefixes that keys were folded into.
+    pub prefixes: Vec<String>,
+    /// The last key or prefix of the page, if more follow.
+    pub next: Option<String>,
+}
+
+/// Whether a plugin refused a get because of its key, and not because of the client or because it failed.
+pub(super) fn is_about_the_key(refusal: &Refusal) -> bool {
+    matches!(refusal.status, 403 | 404 | 410)
+}
+
+impl<S: Store> Engine<S> {
+    /// Lists a page of keys. Blocks for the disk and for plugins: do not call it from an event loop.
+    ///
+    /// # Errors
+    ///
+    /// A plugin refused to let a key be read, and not because of the key (403, 404 and 410 leave the key out): it does not
+    /// know the client, or it failed. A page without such keys would look complete.
+    pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
+        let Listing { prefix, after, limit, delimiter } = listing;
+        let end = end_of(prefix);
+        let mut from = prefix.as_bytes().to_vec();
+        if let Some(after) = after {
+            from = from.max(match folded(after, prefix, delimiter.as_deref()) {
+                // All keys of that prefix were listed.
+                Some(folded) if folded == after => end_of(folded).unwrap_or_default(),
+                _ => behind(after),
+            });
+        }
+        let mut page = Page::default();
+        let mut last = String::new();
+        loop {
+            let shown = page.entries.len() + page.prefixes.len();
+            // One entry more than fits shows whether more follow.
+            let count = if delimiter.is_some() { FOLDED } else { limit + 1 - shown };
+            let entries = self.store.range(&from, end.as_deref(), count);
+            let is_last = entries.len() < count;
+            for entry in entries {
+                if entry.key().as_bytes() < from.as_slice() {
+                    continue;
+                }
+                from = behind(entry.key());
+                let Some(entry) = self.shown(entry, client)? else { continue };
+                if page.entries.len() + page.prefixes.len() == *limit {
+                    page.next = Some(last);
+                    return Ok(page);
+                }
+                if let Some(folded) = folded(entry.key(), prefix, delimiter.as_deref()) {
+                    from = end_of(folded).unwrap_or_default();
+                    folded.clone_into(&mut last);
+                    page.prefixes.push(folded.to_owned());
+                } else {
+                    entry.key().clone_into(&mut last);
+                    page.entries.push(entry);
+                }
+            }
+            if is_last {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Counts the keys that start with a prefix. Blocks as [`list`](Self::list) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`list`](Self::list).
+    pub fn count(self: &Arc<Self>, prefix: &str, client: &RequestContext) -> Result<u64, Refusal> {
+        if self.plugins.acquire_blocking().has_no_hooks(Verb::Get) {
+            return Ok(self.store.count(prefix));
+        }
+        self.store.with_prefix(prefix).try_fold(0, |count, entry| {
+            let shown = self.shown(entry, client)?;
+            Ok(count + u64::from(shown.is_some()))
+        })
+    }
+
+    /// The entry as a get by this client finds it now, if it does.
+    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext) -> Result<Option<Entry>, Refusal> {
+        let chain = self.plugins.acquire_blocking();
+        if chain.has_no_hooks(Verb::Get) {
+            return Ok(Some(entry));
+        }
+        let request = client.get(entry.key(), self.revision());
+        let (send, outcome) = bounded(1);
+        self.run_in(Guard::from_inner(chain), request, move |outcome, _: ExtraHeaders| {
+            let _ = send.send(outcome);
+        });
+        match outcome.recv() {
+            Ok(Outcome::Found(entry)) => Ok(Some(entry)),
+            Ok(Outcome::Refused(refusal)) if !is_about_the_key(&refusal) => Err(refusal),
+            Ok(_) => Ok(None),
+            // The host panicked, which was logged.
+            Err(_) => Err(host_refusal(500, "Internal error; the log says more")),
+        }
+    }
+}
+
+/// The prefix that a key is folded into, if any.
+fn folded<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Option<&'a str> {
+    let (rest, delimiter) = (key.strip_prefix(prefix)?, delimiter?);
+    let at = rest.find(delimiter)?;
+    Some(&key[..prefix.len() + at + delimiter.len()])
+}
+
+/// The first key after this one.
+fn behind(key: &str) -> Vec<u8> {
+    [key.as_bytes(), &[0]].concat()
+}
+
+/// The end of the range of keys with this prefix; none for the empty prefix.
+fn end_of(prefix: &str) -> Option<Vec<u8>> {
+    let mut end = prefix.as_bytes().to_vec();
+    // No byte of UTF-8 is 255.
+    *end.last_mut()? += 1;
+    Some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_folded_at_the_first_delimiter_behind_the_prefix() {
+        for (key, prefix, delimiter, expected) in [
+            ("a/b/c", "", "/", Some("a/")),
+            ("a/b/c", "a/", "/", Some("a/b/")),
+            ("a/b/c", "a/b", "/", Some("a/b/")),
+            ("a/b/c", "a/b/", "/", None),
+            ("/a", "", "/", Some("/")),
+            ("a::b", "", "::", Some("a::")),
+            ("a:b", "", "::", None),
+            ("b/c", "a", "/", None),
+        ] {
+            assert_eq!(folded(key, prefix, Some(delimiter)), expected, "{key} {prefix}");
+        }
+        assert_eq!(folded("a/b", "", None), None);
+    }
+
+    #[test]
+    fn a_prefix_ends_behind_all_that_begin_with_it() {
+        let end = end_of("aé");
+        assert!("aé\u{10ffff}".as_bytes() < end.as_deref().unwrap_or_default());
+        assert!("aê".as_bytes() >= end.as_deref().unwrap_or_default());
+        assert_eq!(end_of(""), None);
+    }
+}

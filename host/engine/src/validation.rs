@@ -1,0 +1,142 @@
+//! What every request must fulfil, whether a client or a plugin makes it.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::host_refusal;
+use vkog_plugin_host::{Refusal, Verb};
+use vkog_store::DEFAULT_CONTENT_TYPE;
+
+/// The maximum length of a key, in bytes.
+pub const KEY_MAX: usize = 1024;
+/// The maximum length of a media type, in bytes.
+pub const CONTENT_TYPE_MAX: usize = 255;
+
+/// Why a request is refused before any plugin sees it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidRequest {
+    /// The key is empty.
+    EmptyKey,
+    /// The key is longer than [`KEY_MAX`].
+    KeyTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The media type is longer than [`CONTENT_TYPE_MAX`].
+    ContentTypeTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The media type has bytes other than printable ASCII characters and spaces.
+    ContentTypeNotAscii,
+    /// A post or put has no value.
+    NoContent,
+}
+
+impl InvalidRequest {
+    /// The HTTP status of the refusal.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::KeyTooLong { .. } => 414,
+            _ => 400,
+        }
+    }
+}
+
+impl fmt::Display for InvalidRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyKey => f.write_str("Key cannot be empty"),
+            Self::KeyTooLong { bytes } => write!(f, "Key too long: {bytes} bytes, {KEY_MAX} is the most"),
+            Self::ContentTypeTooLong { bytes } => {
+                write!(f, "Content-Type too long: {bytes} bytes, {CONTENT_TYPE_MAX} is the most")
+            }
+            Self::ContentTypeNotAscii => f.write_str("Content-Type must be ASCII text"),
+            Self::NoContent => f.write_str("No content provided"),
+        }
+    }
+}
+
+impl Error for InvalidRequest {}
+
+impl From<InvalidRequest> for Refusal {
+    fn from(invalid: InvalidRequest) -> Self {
+        host_refusal(invalid.status(), invalid.to_string())
+    }
+}
+
+/// Checks the length of a key.
+///
+/// # Errors
+///
+/// The key is empty or too long.
+pub fn check_key(key: &str) -> Result<(), InvalidRequest> {
+    match key.len() {
+        0 => Err(InvalidRequest::EmptyKey),
+        1..=KEY_MAX => Ok(()),
+        bytes => Err(InvalidRequest::KeyTooLong { bytes }),
+    }
+}
+
+/// The media type that a client names for a value; the default where it is empty.
+///
+/// # Errors
+///
+/// It is too long, or could not be sent back in a header.
+pub fn media_type(name: &[u8]) -> Result<&str, InvalidRequest> {
+    if name.len() > CONTENT_TYPE_MAX {
+        return Err(InvalidRequest::ContentTypeTooLong { bytes: name.len() });
+    }
+    match str::from_utf8(name) {
+        Ok("") => Ok(DEFAULT_CONTENT_TYPE),
+        Ok(text) if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Ok(text),
+        _ => Err(InvalidRequest::ContentTypeNotAscii),
+    }
+}
+
+/// Checks that a post or put has a value.
+///
+/// # Errors
+///
+/// It has none.
+pub fn check_value(verb: Verb, value: &[u8]) -> Result<(), InvalidRequest> {
+    if value.is_empty() && matches!(verb, Verb::Post | Verb::Put) { Err(InvalidRequest::NoContent) } else { Ok(()) }
+}
+
+/// Checks the key, the media type and the value of an operation.
+///
+/// # Errors
+///
+/// The first of them that is invalid.
+pub fn check_operation(verb: Verb, key: &str, content_type: &str, value: &[u8]) -> Result<(), InvalidRequest> {
+    check_key(key)?;
+    media_type(content_type.as_bytes())?;
+    check_value(verb, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_refused_for_its_key_first_then_its_media_type_then_its_value() {
+        let long = "k".repeat(KEY_MAX + 1);
+        let type_max = "t".repeat(CONTENT_TYPE_MAX);
+        for (key, content_type, value, expected) in [
+            ("", "\n", "", Err((400, "Key cannot be empty"))),
+            (long.as_str(), "\n", "", Err((414, "Key too long: 1025 bytes, 1024 is the most"))),
+            (&long[1..], "text/\u{e9}", "", Err((400, "Content-Type must be ASCII text"))),
+            ("k", "text\tplain", "1", Err((400, "Content-Type must be ASCII text"))),
+            ("k", &format!("{type_max}t"), "1", Err((400, "Content-Type too long: 256 bytes, 255 is the most"))),
+            ("k", "text/plain", "", Err((400, "No content provided"))),
+            (&long[1..], &type_max, "1", Ok(())),
+        ] {
+            let refused = check_operation(Verb::Put, key, content_type, value.as_bytes());
+            let refused = refused.map_err(|invalid| (invalid.status(), invalid.to_string()));
+            assert_eq!(refused, expected.map_err(|(status, text)| (status, text.to_owned())), "{key} {content_type}");
+        }
+        assert_eq!(check_operation(Verb::Delete, "k", "", b""), Ok(()));
+        assert_eq!(media_type(b""), Ok(DEFAULT_CONTENT_TYPE));
+    }
+}

@@ -1,0 +1,184 @@
+//! Watching: durable changes, as they are committed. Plugins see each of them as a get, by the watching client, of the entry
+//! that was written or removed. A change that such a get would not be allowed to see is not delivered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use parking_lot::Mutex;
+
+use super::list::is_about_the_key;
+use super::{Engine, RequestContext, view};
+use vkog_plugin_host::{Chain, Refusal, Verb};
+use vkog_store::{Event, LocalStore, Store, Unwatchable, Watch};
+
+/// Why a watch ends.
+pub enum WatchEnd {
+    /// The change feed no longer has the next change.
+    Unwatchable(Unwatchable),
+    /// A plugin refused to let the client see a change, and not because of its key: it does not know the client, or it failed.
+    Refused(Refusal),
+    /// The server stops.
+    Stopped,
+}
+
+/// A client that watches.
+pub struct Watcher<S = LocalStore> {
+    engine: Arc<Engine<S>>,
+    client: Arc<RequestContext>,
+    watch: Watch,
+    /// The changes that may be delivered, and the end of the watch after them.
+    passed: VecDeque<Event>,
+    end: Option<WatchEnd>,
+    /// The revision up to which every change was delivered, left out, or is in `passed`.
+    filtered_to: u64,
+    filtering: Option<Arc<Filtering>>,
+}
+
+/// The changes that plugins let pass, and the waker of the task that waits for them.
+#[derive(Default)]
+struct Filtering(Mutex<(Option<Passed>, Option<Waker>)>);
+
+type Passed = (VecDeque<Event>, Option<WatchEnd>);
+
+impl<S: Store> Engine<S> {
+    /// Watches the changes of keys that start with a prefix: those after a revision, or those from now on.
+    ///
+    /// # Errors
+    ///
+    /// The change feed no longer has the changes after `since`, or that revision was never assigned.
+    pub fn watch(
+        self: &Arc<Self>,
+        prefix: String,
+        since: Option<u64>,
+        client: RequestContext,
+    ) -> Result<Watcher<S>, Unwatchable> {
+        let watch = self.store.watch(prefix, since)?;
+        let filtered_to = watch.revision();
+        let (engine, client) = (Arc::clone(self), Arc::new(client));
+        Ok(Watcher { engine, client, watch, passed: VecDeque::new(), end: None, filtered_to, filtering: None })
+    }
+}
+
+impl<S: Store> Watcher<S> {
+    /// The revision up to which all changes were delivered or left out.
+    pub fn revision(&self) -> u64 {
+        self.passed.front().map_or(self.filtered_to, |next| next.revision() - 1)
+    }
+
+    /// Returns the next change, or wakes the task when there may be one. Does not block: plugins are called on this thread,
+    /// or, during a reload, later on another one.
+    ///
+    /// # Errors
+    ///
+    /// The watch has ended.
+    pub fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Event, WatchEnd>> {
+        loop {
+            if let Some(event) = self.passed.pop_front() {
+                return Poll::Ready(Ok(event));
+            }
+            if let Some(end) = self.end.take() {
+                return Poll::Ready(Err(end));
+            }
+            if let Some(filtering) = &self.filtering {
+                (self.passed, self.end) = ready!(filtering.poll(context));
+                self.filtering = None;
+                self.filtered_to = self.watch.revision();
+                if self.passed.is_empty() && self.end.is_none() {
+                    // There may be more, but other tasks must have their turn.
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            let polled = self.watch.poll(context);
+            if polled.is_pending() {
+                self.filtered_to = self.watch.revision();
+            }
+            match ready!(polled) {
+                Err(unwatchable) => return Poll::Ready(Err(WatchEnd::Unwatchable(unwatchable))),
+                Ok(events) if events.is_empty() => return Poll::Ready(Err(WatchEnd::Stopped)),
+                Ok(events) => self.filter(events),
+            }
+        }
+    }
+
+    /// Lets plugins decide which of these changes the client may see: all, if no plugin has a hook for get.
+    fn filter(&mut self, events: Vec<Event>) {
+        if self.engine.plugins.acquire().is_some_and(|chain| chain.has_no_hooks(Verb::Get)) {
+            self.passed = events.into();
+            self.filtered_to = self.watch.revision();
+            return;
+        }
+        let filtering = Arc::new(Filtering::default());
+        self.filtering = Some(Arc::clone(&filtering));
+        let (engine, client) = (Arc::clone(&self.engine), Arc::clone(&self.client));
+        self.engine.plugins.when_available(move |chain| {
+            let mut passed = VecDeque::with_capacity(events.len());
+            let mut end = None;
+            for event in events {
+                match engine.may_see(&chain, &event, &client) {
+                    Ok(true) => passed.push_back(event),
+                    Ok(false) => {}
+                    Err(refusal) => {
+                        end = Some(WatchEnd::Refused(refusal));
+                        break;
+                    }
+                }
+            }
+            // A reload must not wait for a watcher.
+            drop(chain);
+            filtering.complete((passed, end));
+        });
+    }
+}
+
+impl Filtering {
+    fn complete(&self, passed: Passed) {
+        let mut state = self.0.lock();
+        state.0 = Some(passed);
+        let waker = state.1.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<Passed> {
+        let mut state = self.0.lock();
+        match state.0.take() {
+            Some(passed) => Poll::Ready(passed),
+            None => {
+                state.1 = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// Whether a client may see a change. A removal may also be seen where a get would find nothing, because that is what it
+    /// reports.
+    fn may_see(self: &Arc<Self>, chain: &Arc<Chain>, event: &Event, client: &RequestContext) -> Result<bool, Refusal> {
+        let entry = event.entry();
+        let request = client.get(entry.key(), self.revision());
+        let context = request.op_context();
+        let seen = Some(view(entry));
+        let found = chain.before(&context).and_then(|prepared| {
+            if prepared.hidden {
+                return Ok(false);
+            }
+            // Under the lock that guards rely on, whatever the entry is now.
+            let (passed, _) = self.store.read(entry.key(), |_| chain.guard(&context, seen));
+            Ok(!passed?.hidden)
+        });
+        match found {
+            Ok(true) => {
+                // An event has no headers that plugins could add to.
+                let _ = chain.after(&context, entry.revision(), seen, seen);
+                Ok(true)
+            }
+            Ok(false) => Ok(event.is_removal()),
+            Err(refusal) if is_about_the_key(&refusal) => Ok(event.is_removal() && refusal.status != 403),
+            Err(refusal) => Err(refusal),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Post, put and delete: before-hooks, guards under the lock of the entry, write, after-hooks. Plugins make post differ from
+//! put.
+
+use std::sync::Arc;
+
+use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
+use vkog_plugin_host::{Chain, OpContext, Verb};
+use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
+
+/// How often a write is decided again at most because plugins made room for it.
+const ROOM_MADE_MAX: usize = 256;
+
+pub(super) fn write<S: Store>(
+    engine: &Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    mut request: Request,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    match chain.before(&request.op_context()) {
+        Err(refusal) => return on_done(Outcome::Refused(refusal), Vec::new()),
+        Ok(prepared) => {
+            if let Some(value) = prepared.value {
+                request.value = value;
+            }
+        }
+    }
+    // The decision and the completion share the request.
+    attempt(engine, chain, Arc::new(request), 0, on_done);
+}
+
+/// Decides a write and commits it.
+fn attempt<S: Store>(
+    engine: &Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    let write = Write {
+        prepared: prepare(request.verb, &request.key, &request.value, &request.content_type),
+        engine: Arc::clone(engine),
+        chain: Arc::clone(&chain),
+        request: Arc::clone(&request),
+        room_made,
+    };
+    let (key, pool) = (Arc::clone(&request), engine.pool_for(&chain, &request));
+    let on_update = move |update: Update<(Option<Arc<Engine<S>>>, Outcome)>| {
+        let context = request.op_context();
+        match update {
+            Update::Rejected((Some(engine), outcome)) => {
+                make_room(engine, chain, request, room_made, outcome, on_done);
+            }
+            Update::Rejected((None, outcome)) => on_done(outcome, Vec::new()),
+            Update::ReadOnly(error) => on_done(Outcome::StoreFailed(error), Vec::new()),
+            Update::RolledBack { error, change } => {
+                chain.undo(&context, change.before.as_ref().map(view));
+                on_done(Outcome::StoreFailed(error), Vec::new());
+            }
+            Update::Committed(change) => {
+                let headers = committed(&chain, &context, &change);
+                on_done(outcome_of(&change), headers);
+            }
+        }
+    };
+    engine.store.update(&key.key, write, move |update| offload(pool, move || on_update(update)));
+}
+
+/// Runs the after-hooks of a write that is durable.
+pub(super) fn committed(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) -> ExtraHeaders {
+    let (before, after) = (change.before.as_ref().map(view), change.after.as_ref().map(view));
+    chain.after(context, change.revision, before, after)
+}
+
+/// The outcome of a write that is durable.
+pub(super) fn outcome_of(change: &Change) -> Outcome {
+    let outcome = if change.after.is_some() { Outcome::Written } else { Outcome::Removed };
+    outcome(change.revision)
+}
+
+/// Decides a write: its conditions hold and all guards pass.
+struct Write<S> {
+    /// The entry, if it was made before the lock was taken.
+    prepared: Option<Entry>,
+    engine: Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+}
+
+impl<S: Store> Decide for Write<S> {
+    /// With the engine, to try again, where plugins may be able to make room.
+    type Rejection = (Option<Arc<Engine<S>>>, Outcome);
+
+    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Self::Rejection> {
+        let Self { prepared, engine, chain, request, room_made } = self;
+        match decide(chain, &request.op_context(), &request.conditions, current) {
+            Ok(Some(details)) => {
+                Decision::Write(entry(prepared, &request.key, &request.value, &request.content_type, details))
+            }
+            Ok(None) => Decision::Remove,
+            Err(outcome) => {
+                let retry = may_make_room(chain, &outcome, *room_made);
+                Decision::Reject((retry.then(|| Arc::clone(engine)), outcome))
+            }
+        }
+    }
+
+    fn undo(&mut self, decided: &[Change]) {
+        for change in decided {
+            self.chain.undo(&self.request.op_context(), change.before.as_ref().map(view));
+        }
+    }
+}
+
+/// Larger values are copied before their shard is locked, in bytes.
+const PREPARED_MIN: usize = 4 << 10;
+
+/// Makes the entry of a write with a large value before the lock is taken. The guards add its details later.
+pub(super) fn prepare(verb: Verb, key: &str, value: &[u8], content_type: &str) -> Option<Entry> {
+    let is_large = value.len() > PREPARED_MIN && matches!(verb, Verb::Post | Verb::Put);
+    is_large.then(|| Entry::new(key, &NewEntry { value, content_type, details: Vec::new() }))
+}
+
+/// The entry of a write with these details. When a decision runs again it makes a new entry.
+pub(super) fn entry(
+    prepared: &mut Option<Entry>,
+    key: &str,
+    value: &[u8],
+    content_type: &str,
+    details: Vec<u8>,
+) -> Entry {
+    match prepared.take().filter(|_| details.is_empty()) {
+        Some(entry) => entry,
+        None => Entry::new(key, &NewEntry { value, content_type, details }),
+    }
+}
+
+/// Whether plugins may make room for a write that one of them refused for lack of it.
+pub(super) fn may_make_room(chain: &Chain, outcome: &Outcome, room_made: usize) -> bool {
+    let is_full = matches!(outcome, Outcome::Refused(refusal) if refusal.status == 413 && !refusal.plugin.is_empty());
+    is_full && room_made < ROOM_MADE_MAX && chain.may_make_room()
+}
+
+/// Calls `make_room` of the plugins, and decides the write again if one of them made room.
+#[cold]
+fn make_room<S: Store>(
+    engine: Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    request: Arc<Request>,
+    room_made: usize,
+    refused: Outcome,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    // A plugin's request stays on the thread that waits for it.
+    let pool = if request.depth == 0 { engine.blocking_pool.clone() } else { None };
+    offload(pool, move || {
+        if chain.make_room() {
+            attempt(&engine, chain, request, room_made + 1, on_done);
+        } else {
+            on_done(refused, Vec::new());
+        }
+    });
+}
+
+/// Decides a write of an entry that is locked. Returns the details of the entry to write, or none to remove it.
+pub(super) fn decide(
+    chain: &Arc<Chain>,
+    context: &OpContext<'_>,
+    conditions: &Conditions,
+    current: Option<&Entry>,
+) -> Result<Option<Vec<u8>>, Outcome> {
+    let removes = context.verb == Verb::Delete;
+    // A request that fails without its conditions fails in the same way with them (RFC 9110, section 13.2.1).
+    if removes && current.is_none() {
+        return Err(Outcome::Absent);
+    }
+    if let Err(failed) = conditions.check(current.map(Entry::revision)) {
+        return Err(Outcome::PreconditionFailed(failed));
+    }
+    match chain.guard(context, current.map(view)) {
+        Err(refusal) => Err(Outcome::Refused(refusal)),
+        Ok(passed) => Ok((!removes).then_some(passed.details)),
+    }
+}

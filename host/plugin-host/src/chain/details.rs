@@ -1,0 +1,68 @@
+//! The details that plugins store with an entry: one MessagePack map from plugin name to bytes, or nothing if there are none.
+
+/// The maximum size of the details that one plugin stores with one entry, in bytes.
+pub(super) const DETAILS_MAX: usize = 4096;
+
+/// Returns the details of one plugin, or nothing if it has none or the map is damaged.
+pub(super) fn find<'a>(all: &'a [u8], plugin: &str) -> &'a [u8] {
+    let mut rest = all;
+    let Ok(count) = rmp::decode::read_map_len(&mut rest) else {
+        return &[];
+    };
+    for _ in 0..count {
+        let Some((name, after)) = text(rest) else { return &[] };
+        let Some((details, after)) = binary(after) else { return &[] };
+        if name == plugin.as_bytes() {
+            return details;
+        }
+        rest = after;
+    }
+    &[]
+}
+
+/// Returns the details of several plugins as one map.
+pub(super) fn join(each: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    if each.is_empty() {
+        return Vec::new();
+    }
+    let mut all = Vec::with_capacity(each.iter().map(|(name, details)| name.len() + details.len() + 8).sum());
+    // Writing to a vector cannot fail.
+    let _ = rmp::encode::write_map_len(&mut all, each.len() as u32);
+    for (name, details) in each {
+        let _ = rmp::encode::write_str(&mut all, name);
+        let _ = rmp::encode::write_bin(&mut all, details);
+    }
+    all
+}
+
+fn text(mut rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = rmp::decode::read_str_len(&mut rest).ok()?;
+    rest.split_at_checked(length as usize)
+}
+
+fn binary(mut rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = rmp::decode::read_bin_len(&mut rest).ok()?;
+    rest.split_at_checked(length as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_plugin_finds_its_own_details_and_no_others() {
+        let all = join(&[("ttl", vec![1, 2, 3]), ("owner", b"ann".to_vec())]);
+        assert_eq!(find(&all, "ttl"), [1, 2, 3]);
+        assert_eq!(find(&all, "owner"), b"ann");
+        assert_eq!(find(&all, "own"), b"");
+        assert_eq!(find(&join(&[]), "ttl"), b"");
+    }
+
+    #[test]
+    fn damaged_details_count_as_none() {
+        let all = join(&[("ttl", vec![1, 2, 3])]);
+        for cut in 0..all.len() {
+            assert_eq!(find(&all[..cut], "ttl"), b"");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Dispatch: one pass through the plugins that have a hook. It calls each of them and turns what they return into a result.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use vkog_plugin_api::abi::{HOOK_NAMES, HookFn, Outcome, RawCall, RawInstance};
+
+use super::call::{CallOutput, EntryView, OpContext, call};
+use super::member::Member;
+use super::scope::{Lock, Scope, ScopeGuard};
+use super::stats::HookStats;
+use super::text::may_be_sent;
+use super::{Chain, Refusal};
+
+/// The number of dispatches of a hook that each thread times at first. After that it times one in [`TIMED_EVERY`], because
+/// reading the clock costs more than calling a plugin.
+const TIMED_FIRST: u64 = 256;
+/// See [`TIMED_FIRST`].
+const TIMED_EVERY: u64 = 256;
+
+/// A plugin in the list of one hook.
+pub(super) struct HookSlot {
+    /// The index of the plugin in the chain, which keeps the instance alive.
+    pub(super) member: usize,
+    pub(super) instance: RawInstance,
+    pub(super) name: &'static str,
+    /// `None` if the plugin is in quarantine and its calls are refused.
+    pub(super) hook: Option<HookFn>,
+    pub(super) stats: Arc<HookStats>,
+}
+
+/// The plugins that have a hook, in the order in which they are called.
+#[derive(Default)]
+pub(super) struct HookList {
+    pub(super) slots: Vec<HookSlot>,
+    /// Every dispatch is timed, because a plugin has a time budget.
+    pub(super) always_timed: bool,
+}
+
+// SAFETY: the instance of a slot belongs to a `Member`, which is `Send` and `Sync`.
+unsafe impl Send for HookSlot {}
+// SAFETY: as above.
+unsafe impl Sync for HookSlot {}
+
+/// One pass through the list of a hook.
+pub(super) struct Dispatch<'a> {
+    chain: &'a Chain,
+    pub(super) list: &'a HookList,
+    id: usize,
+    pub(super) output: CallOutput<'a>,
+    /// When the last call ended, if this dispatch is timed.
+    clock: Option<Instant>,
+    _scope: ScopeGuard,
+}
+
+impl<'a> Dispatch<'a> {
+    #[inline(always)]
+    pub(super) fn begin(chain: &'a Arc<Chain>, id: usize, op: &OpContext<'a>, lock: Lock) -> Self {
+        let list = &chain.lists[id];
+        let scope = Scope { depth: op.depth, lock, chain: Arc::as_ptr(chain) }.enter();
+        let run = chain.runs.count(id);
+        let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
+        let clock = timed.then(Instant::now);
+        // Build the output last, in its final place: moving it costs as much as a call.
+        Self { chain, list, id, clock, _scope: scope, output: CallOutput::new(op.origin) }
+    }
+
+    /// Calls a hook. If any plugin has details of the entries, it passes the entries with this plugin's own details.
+    #[inline(always)]
+    pub(super) fn call_with_details(
+        &mut self,
+        slot: &'a HookSlot,
+        raw: &mut RawCall<'_>,
+        entries: Detailed<'_>,
+    ) -> Outcome {
+        match entries {
+            None => self.call(slot, raw),
+            Some(entries) => self.call_with_own_details(slot, raw, entries),
+        }
+    }
+
+    // A function of its own, so that other calls do not save the registers that it needs.
+    #[inline(never)]
+    fn call_with_own_details(
+        &mut self,
+        slot: &'a HookSlot,
+        raw: &RawCall<'_>,
+        entries: [Option<&EntryView<'_>>; 2],
+    ) -> Outcome {
+        let [before, after] = entries.map(|entry| entry.map(|entry| entry.raw(slot.name)));
+        self.call(slot, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
+    }
+
+    #[inline(always)]
+    pub(super) fn call(&mut self, slot: &'a HookSlot, raw: &mut RawCall<'_>) -> Outcome {
+        self.output.plugin = slot.name;
+        let Some(hook) = slot.hook else {
+            let message = format!("plugin \"{}\" is in quarantine after it failed again and again", slot.name);
+            self.output.lazy().message = Some(message);
+            return Outcome { kind: Outcome::REFUSED, status: 503, bits: 0 };
+        };
+        // SAFETY: the caller of `Member::create` promised that the module is sound; the chain keeps the instance alive.
+        let outcome = unsafe { call(hook, slot.instance, raw, &mut self.output) };
+        if let Some(begun) = self.clock {
+            self.clock = Some(slot.record_time(self.id, &self.chain.members[slot.member], begun));
+        }
+        if outcome.kind != Outcome::GO_ON {
+            self.record_failure(slot, outcome);
+        }
+        outcome
+    }
+
+    #[cold]
+    fn record_failure(&mut self, slot: &HookSlot, outcome: Outcome) {
+        if outcome.kind == Outcome::PANICKED {
+            let message = self.output.take(|output| &mut output.message).unwrap_or_default();
+            self.chain.members[slot.member].record_panic(self.id, &slot.stats, &message);
+        } else {
+            slot.stats.refusals.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Takes the plugins behind a position out of the count of calls, because the dispatch ended before it reached them.
+    #[cold]
+    pub(super) fn uncount_rest(&self, position: usize) {
+        for slot in self.list.slots[position + 1..].iter().filter(|slot| slot.hook.is_some()) {
+            slot.stats.calls.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Ends the dispatch at the plugin that refused or panicked, and returns what the client gets.
+    #[cold]
+    pub(super) fn refused(&mut self, position: usize, outcome: Outcome) -> Refusal {
+        self.uncount_rest(position);
+        let (id, plugin) = (self.id, self.output.plugin);
+        if outcome.kind == Outcome::PANICKED {
+            // The message of a panic goes to the log only: it may contain data of another client.
+            let message = format!("plugin \"{plugin}\" failed in {}; nothing was changed", HOOK_NAMES[id]);
+            return Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() };
+        }
+        let mut status = outcome.status;
+        if !(400..=599).contains(&status) {
+            let hook = HOOK_NAMES[id];
+            tracing::warn!(plugin, hook, status, "refused with a status that is not an error; 500 is sent instead");
+            status = 500;
+        }
+        let mut headers = self.output.take(|output| &mut output.headers);
+        headers.retain(|header| may_be_sent(header, plugin, id));
+        let message = self.output.take(|output| &mut output.message).unwrap_or_default();
+        Refusal { plugin: plugin.to_owned(), status, message, headers }
+    }
+
+    /// Returns the headers that plugins added to a response.
+    #[inline(always)]
+    pub(super) fn added_headers(&mut self) -> Vec<(String, String)> {
+        if self.output.is_empty() { Vec::new() } else { self.take_headers() }
+    }
+
+    // A function of its own, because most dispatches add no header.
+    #[cold]
+    fn take_headers(&mut self) -> Vec<(String, String)> {
+        let id = self.id;
+        let mut headers = self.output.take(|output| &mut output.headers);
+        headers.retain(|header| may_be_sent(header, "after", id));
+        headers
+    }
+}
+
+impl HookSlot {
+    /// Records the time since `begun` as that of a call, and returns the end of the call.
+    #[cold]
+    fn record_time(&self, id: usize, member: &Member, begun: Instant) -> Instant {
+        let ended = Instant::now();
+        let time = ended - begun;
+        self.stats.times.record(time);
+        if let Some(budget) = member.failure_policy().budget.filter(|budget| time > *budget) {
+            self.stats.overruns.fetch_add(1, Relaxed);
+            let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
+            tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
+        }
+        ended
+    }
+}
+
+/// The entries before and after an operation, if any plugin has details of them.
+pub(super) type Detailed<'a> = Option<[Option<&'a EntryView<'a>>; 2]>;
+
+#[inline(always)]
+pub(super) fn detailed<'a>(entries: [Option<&'a EntryView<'a>>; 2]) -> Detailed<'a> {
+    entries.iter().flatten().any(|entry| !entry.details.is_empty()).then_some(entries)
+}

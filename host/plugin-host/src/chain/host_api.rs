@@ -1,0 +1,262 @@
+//! The functions of the host that plugins call. Each is `extern "C"`, checks nothing that vkog-plugin-api has checked, and
+//! lets no panic cross the boundary.
+
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
+
+use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
+use vkog_plugin_api::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn};
+
+use super::call::{CallOutput, Origin};
+use super::host_context::PluginIdentity;
+use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
+use super::text::one_line;
+
+/// The functions that every plugin gets.
+pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
+    HostApi {
+        log,
+        max_size,
+        message,
+        refusal_header,
+        replace_value,
+        set_details,
+        header,
+        header_at,
+        client,
+        scan,
+        ask,
+        for_each,
+        now,
+        metric,
+        asker,
+        ask_each,
+    }
+    .leak_into_prefix()
+});
+
+/// Keeps a panic of the host's own code from unwinding into a plugin, which would end the process.
+fn contained<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(otherwise)
+}
+
+/// Returns the plugin that `cx` points to.
+///
+/// # Safety
+///
+/// `cx` is the [`RawHost::cx`](vkog_plugin_api::abi::RawHost) that the plugin was created with.
+unsafe fn identity(cx: *const ()) -> &'static PluginIdentity {
+    // SAFETY: `Member::create` leaked it for this plugin.
+    unsafe { &*cx.cast() }
+}
+
+/// Returns the output of the call that `cx` points to.
+///
+/// # Safety
+///
+/// `cx` is the [`RawCall::cx`](vkog_plugin_api::abi::RawCall::cx) of a call that has not returned. The views of
+/// vkog-plugin-api guarantee it: they borrow the call.
+unsafe fn output<'a>(cx: *mut ()) -> &'a mut CallOutput<'a> {
+    // SAFETY: call.rs set it to a `CallOutput` that outlives the call.
+    unsafe { &mut *cx.cast() }
+}
+
+/// Returns the origin of the call that `cx` points to. It lives as long as the call, which `'static` only stands for.
+///
+/// # Safety
+///
+/// As for [`output`].
+unsafe fn origin(cx: *mut ()) -> &'static dyn Origin {
+    // SAFETY: the origin outlives the call, and the views of vkog-plugin-api lend nothing for longer than that.
+    unsafe { std::mem::transmute::<&dyn Origin, &'static dyn Origin>(output(cx).origin) }
+}
+
+unsafe extern "C" fn log(cx: *const (), level: u32, line: RStr<'_>) {
+    contained((), || {
+        // SAFETY: see `identity`.
+        let plugin = unsafe { identity(cx) }.name.as_str();
+        let line = one_line(line.as_str());
+        match level {
+            1 => tracing::error!(plugin, "{line}"),
+            2 => tracing::warn!(plugin, "{line}"),
+            3 => tracing::info!(plugin, "{line}"),
+            _ => tracing::debug!(plugin, "{line}"),
+        }
+    });
+}
+
+unsafe extern "C" fn max_size(cx: *const ()) -> u64 {
+    // SAFETY: see `identity`.
+    unsafe { identity(cx) }.context.max_size
+}
+
+unsafe extern "C" fn now(cx: *const ()) -> u64 {
+    // SAFETY: see `identity`.
+    contained(0, || unsafe { identity(cx) }.context.now())
+}
+
+unsafe extern "C" fn message(cx: *mut (), text: RStr<'_>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().message = Some(text.to_string()));
+}
+
+unsafe extern "C" fn refusal_header(cx: *mut (), name: RStr<'_>, value: RStr<'_>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().headers.push((name.to_string(), value.to_string())));
+}
+
+unsafe extern "C" fn replace_value(cx: *mut (), value: RSlice<'_, u8>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().value = Some(value.to_vec()));
+}
+
+unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().details = Some(details.to_vec()));
+}
+
+unsafe extern "C" fn header(cx: *mut (), name: RStr<'_>) -> ROption<RSlice<'static, u8>> {
+    // SAFETY: see `origin`.
+    contained(RNone, || unsafe { origin(cx) }.header(name.as_str()).map(RSlice::from_slice).into())
+}
+
+unsafe extern "C" fn header_at(cx: *mut (), index: usize) -> ROption<RawHeader<'static>> {
+    contained(RNone, || {
+        // SAFETY: see `origin`.
+        match unsafe { origin(cx) }.header_at(index) {
+            Some((name, value)) => RSome(RawHeader { name: name.into(), value: value.into() }),
+            None => RNone,
+        }
+    })
+}
+
+unsafe extern "C" fn client(cx: *mut ()) -> RStr<'static> {
+    // SAFETY: see `origin`.
+    contained(RStr::empty(), || unsafe { origin(cx) }.client().into())
+}
+
+unsafe extern "C" fn asker(cx: *mut ()) -> RStr<'static> {
+    // SAFETY: see `origin`.
+    contained(RStr::empty(), || unsafe { origin(cx) }.asker().into())
+}
+
+unsafe extern "C" fn scan(cx: *mut (), state: *mut (), each: ScanFn) {
+    contained((), || {
+        // SAFETY: see `output`.
+        let (plugin, scan) = unsafe { (output(cx).plugin, output(cx).scan) };
+        if let Some(scan) = scan {
+            scan(&mut |key, entry| {
+                // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until the scan ends.
+                unsafe { (each.each)(state, key.into(), &entry.raw(plugin)) }
+            });
+        }
+    });
+}
+
+unsafe extern "C" fn ask(cx: *const (), raw: &RawAsk<'_>, state: *mut (), answer: AnswerFn) {
+    // SAFETY: vkog-plugin-api passes a state that belongs to the function, and waits until this returns.
+    unsafe { send(cx, std::slice::from_ref(raw), state, answer) }
+}
+
+unsafe extern "C" fn ask_each(cx: *const (), raw: RSlice<'_, RawAsk<'_>>, state: *mut (), answer: AnswerFn) {
+    // SAFETY: as in `ask`.
+    unsafe { send(cx, raw.as_slice(), state, answer) }
+}
+
+fn request<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginRequest<'a> {
+    PluginRequest {
+        verb: raw.verb,
+        key: raw.key.as_str(),
+        value: raw.value.as_slice(),
+        content_type: raw.content_type.as_str(),
+        query: raw.query.as_str(),
+        headers: raw.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect(),
+        if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
+        scope: scope.clone(),
+    }
+}
+
+/// Sends requests to the store and calls `answer` with the result of each.
+///
+/// # Safety
+///
+/// As for [`identity`]; the state belongs to the function `answer`, and lives until this returns.
+unsafe fn send(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: AnswerFn) {
+    contained((), || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        let mut respond = |response: PluginResponse<'_>| {
+            let mut raw = RawAnswer {
+                entry: None,
+                message: RStr::empty(),
+                plugin: RStr::empty(),
+                revision: 0,
+                status: 200,
+                flags: 0,
+                reserved: [0; 2],
+            };
+            let found;
+            match &response {
+                PluginResponse::Found(entry) => {
+                    found = entry.raw(&identity.name);
+                    raw.entry = Some(&found);
+                    raw.revision = entry.revision;
+                }
+                PluginResponse::Done(revision) => raw.revision = *revision,
+                PluginResponse::Absent => raw.status = 404,
+                PluginResponse::Refused(refusal) => {
+                    raw.status = refusal.status.into();
+                    raw.message = refusal.message.as_str().into();
+                    raw.plugin = refusal.plugin.as_str().into();
+                }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { (answer.answer)(state, &raw) }
+        };
+        let (store, scope) = match access(identity) {
+            Ok(access) => access,
+            Err(refusal) => {
+                return raw.iter().for_each(|_| respond(PluginResponse::Refused(Cow::Borrowed(&refusal))));
+            }
+        };
+        match raw {
+            [one] => store.request(&request(one, &scope), &mut respond),
+            several => {
+                let requests: Vec<_> = several.iter().map(|raw| request(raw, &scope)).collect();
+                store.request_each(&requests, &mut respond);
+            }
+        }
+    });
+}
+
+unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), each: EachFn) -> u32 {
+    contained(500, || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        let (store, scope) = match access(identity) {
+            Ok(access) => access,
+            Err(refusal) => return refusal.status.into(),
+        };
+        store.for_each(prefix.as_str(), &scope, &mut |key, entry| {
+            // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until this returns.
+            unsafe { (each.each)(state, key.into(), &entry.raw(&identity.name)) }
+        });
+        0
+    })
+}
+
+unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr<'_>) -> *const u64 {
+    contained(std::ptr::null(), || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let (plugin, name) = (identity.name.as_str(), name.as_str());
+        if name.is_empty() || !name.bytes().all(letter) || kind > 1 {
+            tracing::warn!(plugin, "cannot publish the metric {name:?}: a name has a to z, 0 to 9 and _ only");
+            return std::ptr::null();
+        }
+        identity.context.metric(plugin, name, help.as_str(), kind == 1).as_ptr().cast_const()
+    })
+}

@@ -1,0 +1,96 @@
+//! What the plugins of one server share: its clock, its limits, its store, and the metrics that they publish.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::SystemTime;
+
+use super::store_access::StoreAccess;
+
+/// What the plugins of one server share of it.
+pub struct HostContext {
+    pub(super) max_size: u64,
+    clock: Box<dyn Fn() -> u64 + Send + Sync>,
+    store: RwLock<Option<Weak<dyn StoreAccess>>>,
+    /// By plugin and name.
+    metrics: Mutex<BTreeMap<(&'static str, String), Metric>>,
+}
+
+/// Returns the time of the system as milliseconds since 1970 in UTC: the clock of a [`HostContext`] in a server.
+pub fn system_clock() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A metric that a plugin publishes.
+#[derive(Clone)]
+pub struct Metric {
+    /// The help text.
+    pub help: String,
+    /// Whether it is a gauge, which may shrink and be negative, and not a counter.
+    pub is_gauge: bool,
+    value: &'static AtomicU64,
+}
+
+impl Metric {
+    /// Returns the value. A gauge may be negative.
+    pub fn value(&self) -> i64 {
+        self.value.load(Relaxed) as i64
+    }
+}
+
+impl HostContext {
+    /// Creates the context without a store: requests of plugins are refused until [`open`](Self::open). `max_size` is the
+    /// server's `--max-size` in bytes; the clock returns milliseconds since 1970 in UTC.
+    pub fn new(max_size: u64, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self { max_size, clock: Box::new(clock), store: RwLock::default(), metrics: Mutex::default() }
+    }
+
+    /// Sets the store that requests of plugins go to.
+    pub fn open(&self, store: Weak<dyn StoreAccess>) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(store);
+    }
+
+    /// Refuses requests of plugins from now on.
+    pub fn close(&self) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Returns the metrics that a plugin publishes, by name.
+    pub fn metrics(&self, plugin: &str) -> Vec<(String, Metric)> {
+        let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = metrics.iter().filter(|((owner, _), _)| *owner == plugin);
+        own.map(|((_, name), metric)| (name.clone(), metric.clone())).collect()
+    }
+
+    pub(super) fn store(&self) -> Option<Arc<dyn StoreAccess>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// Returns the value of a plugin's metric. It is created on first use and leaked, because the plugin may use it until
+    /// the process ends.
+    pub(super) fn metric(&self, plugin: &'static str, name: &str, help: &str, is_gauge: bool) -> &'static AtomicU64 {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let metric = metrics.entry((plugin, name.to_owned())).or_insert_with(|| Metric {
+            help: help.to_owned(),
+            is_gauge,
+            value: Box::leak(Box::new(AtomicU64::new(0))),
+        });
+        metric.is_gauge = is_gauge;
+        metric.value
+    }
+}
+
+/// The plugin that calls a function of the host: [`RawHost::cx`](vkog_plugin_api::abi::RawHost) points to it. It is leaked,
+/// so that a thread which the plugin left running may still log.
+pub(super) struct PluginIdentity {
+    pub(super) name: String,
+    pub(super) context: Arc<HostContext>,
+    /// The plugin has started and is not destroyed. Before and after that, a request could wait for a reload that waits for
+    /// the plugin.
+    pub(super) may_send: AtomicBool,
+}

@@ -1,0 +1,98 @@
+//! Requests of plugins: what a plugin sends to the store through the chain, and what it gets back.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use vkog_plugin_api::abi::Verb;
+
+use super::call::EntryView;
+use super::host_context::PluginIdentity;
+use super::scope::{Lock, Scope};
+use super::{Chain, Refusal};
+
+/// The maximum nesting depth of plugin requests: a hook that a plugin request calls may send another one, and so on.
+pub const DEPTH_MAX: u32 = 8;
+
+/// An operation that a plugin requests.
+pub struct PluginRequest<'a> {
+    /// The kind of operation.
+    pub verb: Verb,
+    /// The key.
+    pub key: &'a str,
+    /// The value to write; empty for get and delete.
+    pub value: &'a [u8],
+    /// The media type of the value; empty for the default.
+    pub content_type: &'a str,
+    /// The query that hooks see.
+    pub query: &'a str,
+    /// The headers that hooks see.
+    pub headers: Vec<(&'a str, &'a [u8])>,
+    /// The revision that the entry must have, if any.
+    pub if_revision: Option<u64>,
+    /// The hook that sent the request.
+    pub scope: CallScope,
+}
+
+/// Where a plugin request was sent from.
+#[derive(Clone)]
+pub struct CallScope {
+    /// The plugin.
+    pub plugin: &'static str,
+    /// The nesting depth of the request: 1 if no hook of a plugin request sent it.
+    pub depth: u32,
+    /// The chain that the sending hook runs in. The request passes the same chain, because a reload waits until the
+    /// operation in that chain has ended.
+    pub chain: Option<Arc<Chain>>,
+}
+
+/// The result of a [`PluginRequest`].
+pub enum PluginResponse<'a> {
+    /// A get found this entry.
+    Found(EntryView<'a>),
+    /// The write succeeded and is durable, with this revision.
+    Done(u64),
+    /// The entry does not exist.
+    Absent,
+    /// A plugin refused the request, or the host, whose name is empty.
+    Refused(Cow<'a, Refusal>),
+}
+
+/// The store as plugins use it. Every request passes the chain. The engine implements it; calls come from any thread, which
+/// may block.
+pub trait StoreAccess: Send + Sync {
+    /// Runs a request, waits until its effect is durable, and passes the result to `answer`.
+    fn request(self: Arc<Self>, request: &PluginRequest<'_>, answer: &mut dyn FnMut(PluginResponse<'_>));
+
+    /// Runs several independent requests, waits until all effects are durable, and passes each result to `answer`, in the
+    /// order of the requests.
+    fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>)) {
+        requests.iter().for_each(|request| Arc::clone(&self).request(request, answer));
+    }
+
+    /// Calls `each` with every entry whose key begins with the prefix and that a get in this scope would find, until `each`
+    /// returns `false`.
+    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
+
+    /// Is called when a plugin went into quarantine ([`Member::is_quarantined`](super::Member::is_quarantined)), so that the
+    /// host builds a chain that does not call it.
+    fn on_quarantine(&self);
+}
+
+/// Returns the store and the scope for a request of a plugin from this thread, or the reason why it must not send one.
+pub(super) fn access(identity: &'static PluginIdentity) -> Result<(Arc<dyn StoreAccess>, CallScope), Refusal> {
+    let scope = Scope::current();
+    let refuse =
+        |message: &str| Refusal { plugin: String::new(), status: 508, message: message.into(), headers: vec![] };
+    if scope.lock == Lock::Held {
+        return Err(refuse("guard and undo hooks cannot send requests to the store: an entry is locked"));
+    }
+    if scope.depth >= DEPTH_MAX {
+        return Err(refuse(&format!("requests of plugins are nested more than {DEPTH_MAX} deep")));
+    }
+    if !identity.may_send.load(Relaxed) {
+        return Err(refuse("this plugin has not started yet, or is not loaded any more"));
+    }
+    let store = identity.context.store().ok_or_else(|| refuse("the store is not open yet, or is closed"))?;
+    Ok((store, CallScope { plugin: &identity.name, depth: scope.depth + 1, chain: scope.chain() }))
+}

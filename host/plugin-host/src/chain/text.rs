@@ -1,0 +1,66 @@
+//! Checks of the text and headers that plugins produce, before they reach the log or a client.
+
+use std::borrow::Cow;
+
+use vkog_plugin_api::abi::HOOK_NAMES;
+
+/// Returns a text as one line. Control characters and line separators, which could forge a line of the log or change a
+/// terminal, are escaped.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    let breaks = |char: char| char.is_control() || matches!(char, '\u{2028}' | '\u{2029}');
+    if !text.contains(breaks) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for char in text.chars() {
+        if breaks(char) { line.extend(char.escape_default()) } else { line.push(char) }
+    }
+    line.into()
+}
+
+/// Logs a panic of a plugin.
+pub(super) fn log_panic(plugin: &str, id: usize, message: &str) {
+    let (hook, message) = (HOOK_NAMES[id], one_line(message));
+    tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {message}");
+}
+
+/// Whether a header from a plugin is well-formed (RFC 9110, section 5) and does not change the framing of the response,
+/// which belongs to the host.
+pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: usize) -> bool {
+    const FRAMING: [&str; 6] =
+        ["connection", "content-length", "transfer-encoding", "trailer", "upgrade", "vkog-plugin"];
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let sent = !name.is_empty()
+        && name.bytes().all(token)
+        && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t')
+        && !FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing));
+    if !sent {
+        tracing::warn!(plugin, hook = HOOK_NAMES[id], name, "dropped a header that cannot be sent");
+    }
+    sent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_with_line_breaks_and_escapes_becomes_one_line() {
+        assert_eq!(
+            one_line("a \u{1b}[31m\r\nERROR b\u{2028}\u{85}\0"),
+            "a \\u{1b}[31m\\r\\nERROR b\\u{2028}\\u{85}\\u{0}"
+        );
+        assert!(matches!(one_line("caf\u{e9} \"x\" \\n"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_header_that_would_break_the_response_is_not_sent() {
+        let may_be_sent = |name: &str, value: &str| may_be_sent(&(name.to_owned(), value.to_owned()), "mine", 0);
+        assert!(may_be_sent("WWW-Authenticate", "Bearer realm=\"vkog\""));
+        assert!(!may_be_sent("X-Two\r\nLines", "1"));
+        assert!(!may_be_sent("X-Split", "1\r\nSet-Cookie: a"));
+        assert!(!may_be_sent("", "1"));
+        assert!(!may_be_sent("content-LENGTH", "0"));
+        assert!(!may_be_sent("Vkog-Plugin", "somebody else"));
+    }
+}

@@ -1,0 +1,161 @@
+//! The sentence of each load error: one lower-case clause with the fact and the way out.
+
+use std::fmt;
+
+use super::{LoadFault, Part, linker_text};
+use crate::trust::LIBRARY_MAX;
+
+impl LoadFault {
+    pub(super) fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
+        match self {
+            Self::Unreadable(error) => write!(f, "{error}; check that it exists and that this user may read it"),
+            Self::NotAFile { found } => write!(f, "it is {found} and not a file; put the library itself there"),
+            Self::TooLarge { len } => write!(
+                f,
+                "it has {len} bytes or more, and at most {LIBRARY_MAX} are read; put the plugin's library there, or strip it \
+                 of its debug information"
+            ),
+            Self::SymlinkOut { to } => write!(
+                f,
+                "it is a link out of its folder, to {}; put a copy of that there, or name that folder",
+                to.display()
+            ),
+            Self::Writable { path, part, mode } => {
+                let (path, who) = (path.display(), if mode & 0o002 == 0 { "its group" } else { "everybody" });
+                match part {
+                    Part::Library => write!(
+                        f,
+                        "{who} can write it (mode {mode:04o}); make sure that it is yours still, then chmod go-w {path}"
+                    ),
+                    Part::Folder => write!(
+                        f,
+                        "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then \
+                         chmod go-w {path}"
+                    ),
+                    Part::Ancestor => write!(
+                        f,
+                        "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w \
+                         {path}, or use another folder"
+                    ),
+                }
+            }
+            Self::WrongOwner { path, part, owner, user } => {
+                let what = if *part == Part::Library { "it" } else { "its folder" };
+                write!(
+                    f,
+                    "{what} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; \
+                     make sure what it is, then chown {user} {}",
+                    path.display()
+                )
+            }
+            Self::WrongSha256 { name, pinned, found } => write!(
+                f,
+                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it \
+                 is the one you mean"
+            ),
+            Self::SearchPath { entry, value } => write!(
+                f,
+                "its {entry} is \"{value}\", which leads the linker to where anybody may put a library; link it without, \
+                 or with an absolute path"
+            ),
+            Self::LibraryPath { needed, folders } => write!(
+                f,
+                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current \
+                 directory; leave only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
+            ),
+            Self::NoCopy { folder, error } => write!(
+                f,
+                "no private copy of it can be made in {}: {error}; make room there, or set {} to another folder",
+                folder.display(),
+                if cfg!(windows) { "TMP" } else { "TMPDIR" }
+            ),
+            Self::NoExec { folder } => write!(
+                f,
+                "{}, where the private copy of it is made, is mounted noexec; set TMPDIR to a folder that is not",
+                folder.display()
+            ),
+            Self::NotALibrary { found } => write!(
+                f,
+                "it is not a shared library, it begins with {found}; build the plugin with crate-type = [\"cdylib\"]"
+            ),
+            Self::CutOff { missing, len } => {
+                write!(f, "it is cut off, its {missing} would lie beyond its {len} bytes; copy it again")
+            }
+            Self::WrongArchitecture { theirs, ours } => {
+                write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
+            }
+            Self::NotLoadable { error, missing } => {
+                let said = linker_text(error);
+                let missing = missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: "));
+                write!(
+                    f,
+                    "the system does not load it: {missing}{said}; install what it needs, or build it on this system"
+                )
+            }
+            Self::StaticTls { error } => write!(
+                f,
+                "it uses static thread-local storage, as allocators do, and the process has none left: {}; build it \
+                 without (tikv-jemallocator: feature disable_initial_exec_tls; mimalloc: feature local_dynamic_tls), or \
+                 restart the server if the library loaded before",
+                linker_text(error)
+            ),
+            Self::BadName { what, value } => write!(
+                f,
+                "the {what} of its plugin is \"{value}\"; a {what} is at most 64 ASCII letters, digits and {}",
+                if *what == "name" { "- or _" } else { "., + or -" }
+            ),
+            Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
+            Self::OtherAbi { report } => write!(
+                f,
+                "its plugin was exported with an incompatible abi_stable ({report}); rebuild it with abi_stable 0.11"
+            ),
+            Self::OtherMajor { theirs, ours } => {
+                let major = ours.split('.').next().unwrap_or(ours);
+                write!(
+                    f,
+                    "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {major}.x, or use a \
+                     host of its version"
+                )
+            }
+            Self::OtherLayout { report } => write!(
+                f,
+                "the types at its boundary differ from this host's ({report}); rebuild it with an unchanged vkog-plugin-api"
+            ),
+            Self::PanicAbort { name } => write!(
+                f,
+                "plugin \"{name}\" was built with panic = \"abort\", so that its panic would end this host; rebuild it with \
+                 panic = \"unwind\""
+            ),
+            Self::MissingHook { name, id, theirs } => write!(
+                f,
+                "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a \
+                 newer host, or an older version of the plugin"
+            ),
+            Self::DuplicateName { name, first } => write!(
+                f,
+                "its plugin is called \"{name}\" like that of {}; remove one of the two, or rename its crate",
+                first.display()
+            ),
+            Self::BadSettings { name, error } => {
+                write!(f, "bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")
+            }
+            Self::CreateFailed { name, error } => {
+                write!(f, "plugin \"{name}\" could not be created: {error}; correct that or remove the library")
+            }
+            Self::CreatePanicked { name, error } => {
+                write!(f, "plugin \"{name}\" panicked while it was created: {error}; report it to its author")
+            }
+            Self::StartFailed { name, error } => {
+                write!(f, "plugin \"{name}\" did not start: {error}; correct that or remove the library")
+            }
+            Self::StartPanicked { name, error } => {
+                write!(f, "plugin \"{name}\" panicked while it started: {error}; report it to its author")
+            }
+            Self::NoReturn { function, timeout } => write!(
+                f,
+                "its {function} did not return within {timeout:?} and was abandoned; reload again when what it waits for is \
+                 there, or report it to its author"
+            ),
+        }
+    }
+}

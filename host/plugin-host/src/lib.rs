@@ -1,0 +1,25 @@
+//! The plugins of a server: loads their libraries, calls their hooks in order, and replaces them while requests run (hot
+//! reload). Knows nothing of HTTP or of the store.
+
+#![deny(clippy::unwrap_used)]
+
+mod chain;
+mod chain_swap;
+mod error;
+mod load;
+mod preflight;
+mod registry;
+mod reload;
+mod settings;
+mod sha256;
+mod ticker;
+mod trust;
+
+pub use chain::*;
+pub use chain_swap::ChainGuard;
+pub use error::{LoadError, LoadFault, Part};
+pub use load::{Library, Plugin, libraries, load};
+pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, unknown_in_order};
+pub use settings::{HostSettings, SettingError, Settings, Table, is_required};
+pub use sha256::{ParseSha256Error, Sha256};
+pub use vkog_plugin_api::Verb;

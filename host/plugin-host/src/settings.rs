@@ -1,0 +1,209 @@
+//! The table of a plugin in the configuration, and the keys in it that belong to the host.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::chain::FailurePolicy;
+use crate::error::{LoadError, LoadFault};
+use crate::sha256::Sha256;
+
+/// The tables of all plugins, by plugin name.
+pub type Settings = BTreeMap<String, Table>;
+
+/// The table of a plugin in the configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// The keys of the host.
+    pub host: HostSettings,
+    /// The keys of the plugin.
+    pub settings: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The settings of the host for a plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostSettings {
+    /// Whether the server refuses to start if the plugin cannot be loaded.
+    pub required: bool,
+    /// The pinned hash of the library.
+    pub sha256: Option<Sha256>,
+    /// What panics and slow calls of the plugin lead to.
+    pub failure_policy: FailurePolicy,
+}
+
+impl Default for HostSettings {
+    fn default() -> Self {
+        Self { required: true, sha256: None, failure_policy: FailurePolicy::default() }
+    }
+}
+
+/// A key of the host in the table of a plugin has a wrong value.
+#[derive(Debug)]
+pub struct SettingError {
+    /// The key.
+    pub key: &'static str,
+    /// What is wrong with its value.
+    source: serde_json::Error,
+}
+
+impl fmt::Display for SettingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.source)
+    }
+}
+
+impl Error for SettingError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl Table {
+    /// Separates the keys of the host from those of the plugin.
+    ///
+    /// # Errors
+    ///
+    /// A key of the host has a wrong value.
+    pub fn new(mut settings: serde_json::Map<String, serde_json::Value>) -> Result<Self, SettingError> {
+        let host = HostSettings {
+            required: take(&mut settings, "required")?.unwrap_or(true),
+            sha256: take(&mut settings, "sha256")?,
+            failure_policy: FailurePolicy {
+                on_failure: take(&mut settings, "on_failure")?.unwrap_or_default(),
+                budget: take::<Budget>(&mut settings, "budget")?.map(|budget| budget.0),
+            },
+        };
+        Ok(Self { host, settings })
+    }
+
+    /// Returns the keys of the plugin as a JSON object.
+    pub(crate) fn settings_json(&self) -> String {
+        serde_json::Value::Object(self.settings.clone()).to_string()
+    }
+}
+
+/// A duration such as `50ms`.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Budget(Duration);
+
+impl TryFrom<String> for Budget {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match humantime::parse_duration(&text) {
+            Ok(budget) if !budget.is_zero() => Ok(Self(budget)),
+            _ => Err("not a duration; write one such as 50ms or 1s"),
+        }
+    }
+}
+
+fn take<T: DeserializeOwned>(
+    settings: &mut serde_json::Map<String, serde_json::Value>,
+    key: &'static str,
+) -> Result<Option<T>, SettingError> {
+    let value = settings.remove(key).map(serde_json::from_value).transpose();
+    value.map_err(|source| SettingError { key, source })
+}
+
+/// Checks the library against the pins of the plugins that its file name stands for. This happens before the library is opened,
+/// because opening runs its initialisers, and only its module has the true name.
+pub(crate) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) -> Result<(), LoadFault> {
+    called_after(settings, path).try_for_each(|(name, table)| check_pin(name, table, sha256))
+}
+
+/// Whether a plugin that the file name stands for is pinned, so that [`check_file_name`] accepts one content only.
+pub(crate) fn is_pinned(settings: &Settings, path: &Path) -> bool {
+    called_after(settings, path).any(|(_, table)| table.host.sha256.is_some())
+}
+
+/// Checks the library against the pin of the plugin that it contains.
+pub(crate) fn check_name(settings: &Settings, name: &str, sha256: Sha256) -> Result<(), LoadFault> {
+    settings.get(name).map_or(Ok(()), |table| check_pin(name, table, sha256))
+}
+
+fn check_pin(name: &str, table: &Table, found: Sha256) -> Result<(), LoadFault> {
+    match table.host.sha256 {
+        Some(pinned) if pinned != found => Err(LoadFault::WrongSha256 { name: name.to_owned(), pinned, found }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the server refuses to start because this library cannot be loaded. If the name of its plugin is unknown, the file
+/// name stands for it.
+pub fn is_required(settings: &Settings, error: &LoadError) -> bool {
+    match error.fault.plugin().and_then(|name| settings.get(name)) {
+        Some(table) => table.host.required,
+        None => called_after(settings, &error.path).all(|(_, table)| table.host.required),
+    }
+}
+
+/// Returns the tables of the plugins whose libraries could have this file name: `libvkog_NAME.so`, `libNAME.so`.
+fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item = (&'a str, &'a Table)> {
+    let normal = |name: &str| name.to_ascii_lowercase().replace('-', "_");
+    let stem = normal(&path.file_stem().unwrap_or_default().to_string_lossy());
+    // The prefix is optional, and the prefixes of other systems are accepted, too.
+    let plain = stem.strip_prefix("lib").unwrap_or(&stem).to_owned();
+    let short = plain.strip_prefix("vkog_").unwrap_or(&plain).to_owned();
+    let tables = settings.iter().map(|(name, table)| (name.as_str(), table));
+    tables.filter(move |(name, _)| [&stem, &plain, &short].contains(&&normal(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::OnFailure;
+
+    fn table(text: &str) -> Result<Table, SettingError> {
+        Table::new(toml::from_str(text).expect("valid TOML"))
+    }
+
+    #[test]
+    fn the_keys_of_the_host_are_separated_from_those_of_the_plugin() {
+        let pin = "0123456789abcdef".repeat(4);
+        let written = format!(
+            "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \"here\"\n"
+        );
+        let Table { host, settings } = table(&written).expect("valid");
+        assert_eq!(settings.keys().collect::<Vec<_>>(), ["limit", "where"]);
+        let pinned = host.sha256.map(|sha256| sha256.to_string());
+        let budget = Some(Duration::from_millis(50));
+        assert_eq!(
+            (host.required, pinned, host.failure_policy),
+            (false, Some(pin), FailurePolicy { on_failure: OnFailure::Skip, budget })
+        );
+        assert_eq!(table("limit = 5").expect("valid").host, HostSettings::default());
+    }
+
+    #[test]
+    fn a_wrong_value_of_a_key_of_the_host_is_an_error_that_names_the_key() {
+        for (written, words) in [
+            ("required = \"no\"", ["required: ", "boolean"]),
+            ("sha256 = \"abc\"", ["sha256: ", "64 hexadecimal digits"]),
+            ("sha256 = \"é23456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"", ["sha256: ", "64 hex"]),
+            ("on_failure = \"ignore\"", ["on_failure: ", "`refuse`, `skip`, `keep`"]),
+            ("budget = \"0s\"", ["budget: ", "50ms"]),
+            ("budget = 5", ["budget: ", "string"]),
+        ] {
+            let error = table(written).expect_err(written).to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_name_stands_for_the_plugin_that_cargo_would_name_so() {
+        let settings: Settings =
+            ["json-only", "vkog-x", "other"].map(|name| (name.to_owned(), Table::default())).into();
+        let names = |file: &str| called_after(&settings, Path::new(file)).map(|(name, _)| name).collect::<Vec<_>>();
+        for file in ["libvkog_json_only.so", "/p/libjson_only.so", "json-only.so", "vkog_JSON_only.dll"] {
+            assert_eq!(names(file), ["json-only"], "{file}");
+        }
+        assert_eq!(names("libvkog_x.so"), ["vkog-x"]);
+        assert_eq!(names("libjson_only_too.so"), [""; 0]);
+    }
+}

@@ -1,0 +1,169 @@
+//! Mailboxes: queues that bring jobs back to the thread that started an operation.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// Work for another thread.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// Long work in short steps; ready after the last one.
+pub type Steps = Box<dyn FnMut() -> Poll<()> + Send>;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Mailbox>>> = const { RefCell::new(None) };
+}
+
+/// The jobs that other threads send to a thread, which runs them as a future of its event loop.
+#[derive(Default)]
+pub struct Mailbox {
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Wakes the thread.
+    waker: Option<Waker>,
+    jobs: Vec<Job>,
+    steps: VecDeque<Steps>,
+    closed: bool,
+}
+
+impl Mailbox {
+    /// The mailbox of this thread, if it has one.
+    pub fn current() -> Option<Arc<Self>> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// Makes this the mailbox of this thread.
+    pub fn attach(self: &Arc<Self>) {
+        CURRENT.set(Some(Arc::clone(self)));
+    }
+
+    /// Detaches this thread from its mailbox until the returned guard is dropped. Operations that start meanwhile complete on
+    /// other threads, so that this one may block until they do.
+    pub fn detach() -> Detached {
+        Detached(CURRENT.take())
+    }
+
+    /// Sends a job to the thread. Returns the job if the mailbox is closed.
+    pub fn send(&self, job: Job) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return Some(job);
+        }
+        queue.jobs.push(job);
+        // Many jobs wake the thread once.
+        let waker = if queue.jobs.len() == 1 { queue.waker.clone() } else { None };
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        None
+    }
+
+    /// Sends long work to the thread, which runs one step, then all jobs that have arrived, then the next step. Returns the
+    /// work if the mailbox is closed.
+    pub fn send_steps(&self, steps: Steps) -> Option<Steps> {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return Some(steps);
+        }
+        queue.steps.push_back(steps);
+        let waker = queue.waker.clone();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        None
+    }
+
+    /// Closes the mailbox. What was sent before still runs.
+    pub fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Runs what was sent. Ready when the mailbox is closed and empty.
+    pub fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        loop {
+            let mut queue = self.queue.lock();
+            if queue.jobs.is_empty() {
+                if let Some(mut steps) = queue.steps.pop_front() {
+                    drop(queue);
+                    let stepped = catch_unwind(AssertUnwindSafe(&mut steps)).unwrap_or(Poll::Ready(()));
+                    let mut queue = self.queue.lock();
+                    if stepped.is_pending() {
+                        queue.steps.push_back(steps);
+                    }
+                    if queue.closed {
+                        continue;
+                    }
+                    queue.waker = Some(context.waker().clone());
+                    drop(queue);
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                if queue.closed {
+                    return Poll::Ready(());
+                }
+                if !queue.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                    queue.waker = Some(context.waker().clone());
+                }
+                return Poll::Pending;
+            }
+            let jobs = std::mem::take(&mut queue.jobs);
+            drop(queue);
+            for job in jobs {
+                let _ = catch_unwind(AssertUnwindSafe(job));
+            }
+        }
+    }
+}
+
+/// Attaches the thread to its mailbox again when it is dropped. See [`Mailbox::detach`].
+pub struct Detached(Option<Arc<Mailbox>>);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_run_before_the_next_step_of_long_work() {
+        let mailbox = Mailbox::default();
+        let (done, told) = std::sync::mpsc::channel();
+        let mut left = 3;
+        let step = done.clone();
+        let steps: Steps = Box::new(move || {
+            left -= 1;
+            let _ = step.send("step");
+            if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        assert!(mailbox.send_steps(steps).is_none());
+        let context = Context::from_waker(Waker::noop());
+        for ran in [&["job", "step"][..], &["job", "step"], &["job", "step"], &["job"]] {
+            let done = done.clone();
+            assert!(mailbox.send(Box::new(move || done.send("job").unwrap_or_default())).is_none());
+            assert_eq!(mailbox.poll(&context), Poll::Pending);
+            assert_eq!(told.try_iter().collect::<Vec<_>>(), ran);
+        }
+        mailbox.close();
+        assert_eq!(mailbox.poll(&context), Poll::Ready(()));
+        assert!(mailbox.send_steps(Box::new(|| Poll::Ready(()))).is_some());
+    }
+}

@@ -1,0 +1,244 @@
+//! Authentication by token and authorization of each request.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::origin;
+use super::problem::{ErrorFormat, Problem};
+use crate::config::{Auth, Permission, Token};
+use crate::http::{RequestHead, Response};
+use vkog_engine::host_refusal;
+use vkog_plugin_host::Refusal;
+use vkog_plugin_host::Sha256;
+
+/// The entries that a request is about.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Scope<'a> {
+    /// One entry, by its key as it is stored: decoded.
+    Key(&'a str),
+    /// All entries whose keys have this prefix.
+    Prefix(&'a str),
+    /// Entries that the body names. Each is checked when the body is there.
+    Later,
+    /// The server as a whole.
+    All,
+}
+
+/// Authorizes requests by the current configuration, which a reload replaces.
+pub struct Authorizer(ArcSwap<Auth>);
+
+impl Authorizer {
+    /// Starts with this configuration.
+    pub fn new(auth: Auth) -> Self {
+        Self(ArcSwap::from_pointee(auth))
+    }
+
+    /// Replaces the configuration. Returns whether anything changed.
+    pub fn set(&self, auth: Auth) -> bool {
+        let auth = Arc::new(auth);
+        self.0.swap(Arc::clone(&auth)) != auth
+    }
+
+    /// Whether clients need no token to read and write.
+    pub fn is_open(&self) -> bool {
+        self.0.load().open
+    }
+
+    /// Finds out which client sent a request through a trusted proxy. Must run before every other check.
+    pub(super) fn identify_client(&self, head: &RequestHead) {
+        origin::name_client(head, &self.0.load());
+    }
+
+    /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site
+    /// sent the request.
+    ///
+    /// # Errors
+    ///
+    /// The response for a sender that has not: 401 without a known token, 403 with one that lacks the permission.
+    pub(super) fn check(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> Result<(), Response> {
+        let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
+        self.check_all(head, [(permission, scope)]).map_err(refuse)
+    }
+
+    /// Checks several permissions of the sender of a request.
+    ///
+    /// # Errors
+    ///
+    /// The index of the first permission that the sender lacks, and the refusal, as for [`check`](Self::check).
+    pub(super) fn check_all<'a>(
+        &self,
+        head: &RequestHead,
+        checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
+    ) -> Result<(), (usize, Refusal)> {
+        let auth = self.0.load();
+        let mut token = None;
+        for (index, (permission, scope)) in checks.into_iter().enumerate() {
+            if auth.open && permission < Permission::Admin {
+                if index == 0 {
+                    origin::check(head, &auth).map_err(|refusal| (index, refusal))?;
+                }
+                continue;
+            }
+            // Hashing the token takes longer than all the rest.
+            let token = *token.get_or_insert_with(|| auth.token(head));
+            auth.check(head, token, permission, scope).map_err(|refusal| (index, refusal))?;
+        }
+        Ok(())
+    }
+}
+
+impl Auth {
+    /// Returns the token of a request, if it is known.
+    fn token(&self, head: &RequestHead) -> Option<&Token> {
+        let sent = sent(head)?;
+        self.tokens.iter().find(|token| token.sha256 == sent)
+    }
+
+    fn check(
+        &self,
+        head: &RequestHead,
+        token: Option<&Token>,
+        permission: Permission,
+        scope: Scope<'_>,
+    ) -> Result<(), Refusal> {
+        if permission == Permission::Admin {
+            if self.tokens.iter().all(|token| token.permission < Permission::Admin) {
+                let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
+                return Err(host_refusal(403, format!("Administration is off; {way_out}")));
+            }
+            if !self.remote_admin && !origin::is_on_this_machine(head, self) {
+                let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
+                return Err(host_refusal(403, format!("Administration is for this machine alone; {way_out}")));
+            }
+        }
+        let Some(token) = token else {
+            let mut refusal = host_refusal(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
+            refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
+            return Err(refusal);
+        };
+        if token.permission < permission || !scope.is_within(&token.prefix) {
+            let fact = format!("{} is not for this: it may {}", shown(token), may(token));
+            tracing::warn!(
+                request = head.id(),
+                client = head.client_text(),
+                "refused {:?} {}: {fact}",
+                head.method,
+                head.path()
+            );
+            return Err(host_refusal(403, format!("Not allowed: {fact}")));
+        }
+        if permission == Permission::Admin {
+            tracing::info!(
+                request = head.id(),
+                client = head.client_text(),
+                "{} administers: {}",
+                shown(token),
+                head.path()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Scope<'_> {
+    fn is_within(self, prefix: &str) -> bool {
+        match self {
+            Self::Key(begins) | Self::Prefix(begins) => begins.starts_with(prefix),
+            Self::Later => true,
+            Self::All => prefix.is_empty(),
+        }
+    }
+}
+
+fn shown(token: &Token) -> String {
+    format!("the token {:?}", token.name)
+}
+
+fn may(token: &Token) -> String {
+    match token.prefix.as_str() {
+        "" => token.permission.name().to_owned(),
+        prefix => format!("{} keys that begin with {prefix:?}", token.permission.name()),
+    }
+}
+
+/// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
+/// tokens counts is for nobody to guess.
+fn sent(head: &RequestHead) -> Option<Sha256> {
+    let mut all = head.headers.all("authorization");
+    let (Some(authorization), None) = (all.next(), all.next()) else { return None };
+    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| Sha256::of(token.trim_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Headers, Method};
+
+    fn head(client: &str, authorizations: &[&str]) -> RequestHead {
+        let mut headers = Headers::default();
+        authorizations.iter().for_each(|value| headers.push("Authorization", value.as_bytes()));
+        RequestHead::new(Method::Post, "/".to_owned(), headers, Some(client.parse().expect("an address")))
+    }
+
+    fn authorizer(remote_admin: bool) -> Authorizer {
+        let token = |name: &str, permission, prefix: &str| Token {
+            name: name.to_owned(),
+            sha256: Sha256::of(name.as_bytes()),
+            permission,
+            prefix: prefix.to_owned(),
+        };
+        let tokens = vec![token("op", Permission::Admin, ""), token("a", Permission::Write, "a/")];
+        Authorizer::new(Auth { remote_admin, tokens, ..Auth::default() })
+    }
+
+    fn status(auth: &Authorizer, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> u16 {
+        auth.check(head, permission, scope).map_or_else(|reply| reply.status, |()| 200)
+    }
+
+    #[test]
+    fn administration_is_for_this_machine_unless_the_configuration_says_more() {
+        for (client, remote_admin, expected) in [
+            ("127.0.0.1:1", false, 200),
+            ("[::1]:1", false, 200),
+            ("[::ffff:127.0.0.1]:1", false, 200),
+            ("10.0.0.1:1", false, 403),
+            ("[::ffff:10.0.0.1]:1", false, 403),
+            ("10.0.0.1:1", true, 200),
+        ] {
+            let head = head(client, &["Bearer op"]);
+            assert_eq!(status(&authorizer(remote_admin), &head, Permission::Admin, Scope::All), expected, "{client}");
+            assert_eq!(status(&authorizer(remote_admin), &head, Permission::Write, Scope::All), 200, "{client}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_for_what_begins_with_its_prefix() {
+        let head = head("10.0.0.1:1", &["Bearer a"]);
+        for (scope, expected) in [
+            (Scope::Key("a/"), 200),
+            (Scope::Key("a/../b"), 200),
+            (Scope::Key("a"), 403),
+            (Scope::Key("ab"), 403),
+            (Scope::Prefix("a/b"), 200),
+            (Scope::Prefix("a/"), 200),
+            (Scope::Prefix("a"), 403),
+            (Scope::Prefix(""), 403),
+            (Scope::All, 403),
+        ] {
+            assert_eq!(status(&authorizer(false), &head, Permission::Write, scope), expected, "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_tokens_none_counts() {
+        for sent in [&["Bearer op", "Bearer op"][..], &["Bearer op, Bearer a"], &["op"], &[]] {
+            assert_eq!(
+                status(&authorizer(false), &head("127.0.0.1:1", sent), Permission::Read, Scope::All),
+                401,
+                "{sent:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Authentication and authorization in the configuration: the table `[access]` and its tokens.
+
+use serde::{Deserialize, Deserializer};
+
+use super::error::AuthError;
+use super::origin::{AllowedHost, Proxy};
+use vkog_plugin_host::Sha256;
+
+/// The authentication and authorization of clients, as the configuration has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// Whether clients may read and write without a token (`--open`).
+    pub open: bool,
+    /// Whether clients on other machines may administer the server.
+    pub remote_admin: bool,
+    /// The tokens that clients may send.
+    pub tokens: Vec<Token>,
+    /// Names of this server in addition to localhost and loopback addresses.
+    pub allowed_hosts: Vec<AllowedHost>,
+    /// Whether a request without a token must have one of these names in its `Host` header.
+    pub checks_host: bool,
+    /// The proxies whose header fields name the client.
+    pub proxy: Proxy,
+}
+
+/// A permission of a token. Each one includes those before it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Permission {
+    /// Read entries and the state of the server.
+    Read,
+    /// Write and delete entries.
+    Write,
+    /// Administer the server.
+    Admin,
+}
+
+impl Permission {
+    /// Returns the name that the configuration uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A token and its permission. Only the hash of the secret is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The name for the log and for responses.
+    pub name: String,
+    /// The SHA-256 of the secret.
+    pub sha256: Sha256,
+    /// What its sender may do.
+    pub permission: Permission,
+    /// The token is valid for keys with this prefix; an empty prefix is every key and the server itself.
+    pub prefix: String,
+}
+
+impl Auth {
+    /// Returns what holds for a listener that only this machine reaches (`is_local`), or that other machines reach.
+    ///
+    /// # Errors
+    ///
+    /// Other machines reach the listener, and there is no token.
+    pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
+        // The names of an address that other machines reach are unknown, unless the configuration has them.
+        self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
+        match self {
+            _ if self.open || !self.tokens.is_empty() => Ok(self),
+            _ if is_local => Ok(Self { open: true, ..self }),
+            _ => Err(AuthError::Unprotected),
+        }
+    }
+
+    /// Parses the table.
+    ///
+    /// # Errors
+    ///
+    /// It has no token, two tokens are the same, or a value cannot be used.
+    pub(super) fn parse(table: toml::Value) -> Result<Self, AuthError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            #[serde(default)]
+            remote_admin: bool,
+            #[serde(default)]
+            tokens: Vec<Token>,
+        }
+        let Written { remote_admin, tokens } = table.try_into()?;
+        if tokens.is_empty() {
+            return Err(AuthError::NoTokens);
+        }
+        for (at, token) in tokens.iter().enumerate() {
+            let name = &token.name;
+            if tokens[..at].iter().any(|other| other.name == *name) {
+                return Err(AuthError::SameName(name.clone()));
+            }
+            if let Some(other) = tokens[..at].iter().find(|other| other.sha256 == token.sha256) {
+                return Err(AuthError::SameToken(other.name.clone(), name.clone()));
+            }
+        }
+        Ok(Self { remote_admin, tokens, ..Self::default() })
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            name: String,
+            token: Option<String>,
+            token_sha256: Option<Sha256>,
+            #[serde(rename = "right")]
+            permission: Permission,
+            prefix: Option<String>,
+        }
+        let Written { name, token, token_sha256, permission, prefix } = Written::deserialize(deserializer)?;
+        let wrong = |fact: &str| Err(serde::de::Error::custom(format!("token {name:?}: {fact}")));
+        let sha256 = match (token, token_sha256) {
+            (Some(token), None) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Sha256::of(token.as_bytes())
+            }
+            (Some(_), None) => {
+                return wrong("no header can carry it; write ASCII letters, digits and signs, without spaces");
+            }
+            (None, Some(sha256)) => sha256,
+            _ => return wrong("write either token or token_sha256"),
+        };
+        // An empty prefix would match every key, which is more than the operator can have meant.
+        if prefix.as_deref() == Some("") {
+            return wrong("its prefix is empty; leave it out for a token that is for every key");
+        }
+        if permission == Permission::Admin && prefix.is_some() {
+            return wrong("administration has no keys; leave prefix out, or take the right \"write\"");
+        }
+        Ok(Self { name, sha256, permission, prefix: prefix.unwrap_or_default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Auth, AuthError> {
+        Auth::parse(toml::Value::Table(toml::from_str(text).expect("valid TOML")))
+    }
+
+    #[test]
+    fn a_token_may_be_given_by_its_hash() {
+        let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        let by_hash = parse(&format!("[[tokens]]\nname = \"a\"\ntoken_sha256 = \"{hash}\"\nright = \"read\""));
+        let by_text = parse("[[tokens]]\nname = \"a\"\ntoken = \"test\"\nright = \"read\"");
+        let by_text = by_text.expect("valid");
+        assert_eq!(by_hash.expect("valid"), by_text);
+        let token = &by_text.tokens[0];
+        assert_eq!((token.permission, token.prefix.as_str()), (Permission::Read, ""));
+        assert!(Permission::Read < Permission::Write && Permission::Write < Permission::Admin);
+    }
+
+    #[test]
+    fn a_malformed_token_is_reported_by_its_name() {
+        let token = |rest: &str| format!("[[tokens]]\nname = \"a\"\n{rest}\n");
+        let good = token("token = \"t\"\nright = \"read\"");
+        for (text, words) in [
+            (String::new(), ["no token", "[[access.tokens]]"]),
+            ("tokens = []".to_owned(), ["no token", "[[access.tokens]]"]),
+            (token("right = \"read\""), ["\"a\"", "either token or token_sha256"]),
+            (token("token = \"t\"\nright = \"all\""), ["all", "`read`, `write`"]),
+            (token("token = \"t\""), ["right", "missing"]),
+            (token("token = \"\"\nright = \"read\""), ["\"a\"", "ASCII"]),
+            (token("token = \"two words\"\nright = \"read\""), ["\"a\"", "ASCII"]),
+            (token("token = \"\u{e9}\"\nright = \"read\""), ["\"a\"", "ASCII"]),
+            (token("token_sha256 = \"abc\"\nright = \"read\""), ["SHA-256", "64 hexadecimal"]),
+            (token("token = \"t\"\nright = \"read\"\nprefix = \"\""), ["\"a\"", "leave it out"]),
+            (token("token = \"t\"\nright = \"admin\"\nprefix = \"a/\""), ["\"a\"", "leave prefix out"]),
+            (token("tokn = \"t\"\nright = \"read\""), ["tokn", "token_sha256"]),
+            (good.repeat(2), ["two tokens", "\"a\""]),
+            (format!("{good}{}", good.replace("\"a\"", "\"b\"")), ["\"a\" and \"b\"", "the same"]),
+        ] {
+            let error = parse(&text).expect_err(&text).to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+}

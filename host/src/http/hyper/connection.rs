@@ -1,0 +1,313 @@
+//! One connection: its timeouts, and each of its requests from head to response.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Version};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::convert::{HyperResponse, hyper_response, request_head};
+use super::futures::{ReadyOr, WakeFiltered};
+use super::idle::{IdleTrackingStream, LINGER};
+use super::oneshot::Oneshot;
+use super::scanner::RequestScanner;
+use super::{Shared, stopped};
+use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, Responder, Response, Service, Share};
+
+/// A connection times out after this many checks in a row that found no progress of the client.
+const CHECKS_MAX: u32 = 3;
+/// The interval between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum length of an unwanted body that is read to its end so that the connection stays usable, in bytes.
+const DISCARDED_BODY_MAX: u64 = 64 << 10;
+/// Timeout for reading an unwanted body.
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(100);
+
+type ResponseFuture = ReadyOr<HyperResponse>;
+
+/// Serves a connection until it ends.
+pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, client: Option<SocketAddr>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service,
+{
+    let mut stopping = shared.stopping.clone();
+    let builder = shared.builder.clone();
+    let connection = Arc::new(Connection::new(shared, client));
+    let io = TokioIo::new(IdleTrackingStream::new(stream, Arc::clone(&connection)));
+    let serving = Arc::clone(&connection);
+    let service = service_fn(move |request| serving.handle(request));
+    let mut served = pin!(builder.serve_connection(io, service));
+    let timed = Arc::clone(&connection);
+    let interrupted = WakeFiltered::new(async move {
+        tokio::select! {
+            () = timed.timed_out() => Interrupted::TimedOut,
+            () = stopped(&mut stopping) => Interrupted::Stopping,
+        }
+    });
+    let result = tokio::select! {
+        biased;
+        result = &mut served => result,
+        interrupted = interrupted => {
+            if let Interrupted::TimedOut = interrupted {
+                return;
+            }
+            served.as_mut().graceful_shutdown();
+            // An endless stream has ended by now. A client that does not read the rest of it delays the stop no longer.
+            let grace = if connection.sends_endless.load(Ordering::Relaxed) { LINGER } else { Duration::MAX };
+            tokio::select! {
+                result = served => result,
+                () = connection.timed_out() => return,
+                () = sleep(grace) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!("a connection ended: {error}");
+    }
+}
+
+/// Why a connection ends early.
+enum Interrupted {
+    TimedOut,
+    Stopping,
+}
+
+/// The state of a connection, shared by its stream and its request handler. One task at a time uses it, except for the
+/// oneshot.
+pub(super) struct Connection<S: Service> {
+    shared: Arc<Shared<S>>,
+    client: Option<SocketAddr>,
+    /// Grows with every request head, and with every piece of a body that is received or sent.
+    progress: AtomicU32,
+    /// Whether a complete request waits for its response: the client waits for the server, not the reverse.
+    awaits_response: AtomicBool,
+    /// Whether the response is a stream that does not end on its own.
+    sends_endless: AtomicBool,
+    /// Whether the client may still be sending when it gets the last response of the connection.
+    lingers: AtomicBool,
+    /// Whether the current request is of HTTP/1.0.
+    is_http_1_0: AtomicBool,
+    response: Oneshot,
+    scanner: Mutex<RequestScanner>,
+}
+
+impl<S: Service> Connection<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>, client: Option<SocketAddr>) -> Self {
+        let [awaits_response, sends_endless, lingers, is_http_1_0] = [const { AtomicBool::new(false) }; 4];
+        let (progress, response, scanner) = (AtomicU32::new(0), Oneshot::default(), Mutex::default());
+        Self { shared, client, progress, awaits_response, sends_endless, lingers, is_http_1_0, response, scanner }
+    }
+
+    /// Notes that the client has made progress.
+    pub(super) fn note_progress(&self) {
+        // No read-modify-write: only the task of the connection stores it.
+        self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Scans bytes that have been received.
+    pub(super) fn scan(&self, bytes: &[u8]) {
+        self.scanner.lock().scan(bytes);
+    }
+
+    /// Whether the last response was sent while the client may still be sending.
+    pub(super) fn lingers(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the client has made no progress for [`CHECKS_MAX`] checks while the server waited for it.
+    pub(super) async fn timed_out(&self) {
+        let (mut checks, mut seen) = (0, 0);
+        while checks < CHECKS_MAX {
+            sleep(CHECK_INTERVAL).await;
+            let progress = self.progress.load(Ordering::Relaxed);
+            let is_active = progress != seen || self.awaits_response.load(Ordering::Relaxed);
+            checks = if is_active { 0 } else { checks + 1 };
+            seen = progress;
+        }
+    }
+
+    /// Handles a request.
+    fn handle(self: &Arc<Self>, request: Request<Incoming>) -> ResponseFuture {
+        self.note_progress();
+        let (parts, body) = request.into_parts();
+        self.is_http_1_0.store(parts.version == Version::HTTP_10, Ordering::Relaxed);
+        let service = &self.shared.service;
+        let scanned = self.scanner.lock().next_head();
+        let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);
+        let head = request_head(&parts, has_fragment, self.client);
+        // The scanner loses track only in malformed chunks.
+        let length = head.body_len().and_then(|length| {
+            let scanned = scanned.ok_or(BodyFault::BadChunk)?;
+            scanned.check(length).map(|()| length)
+        });
+        let expects = head.headers.get("expect").is_some();
+        // A panic becomes a 500.
+        let admitted = catch_unwind(AssertUnwindSafe(|| service.admit(head)));
+        let admitted = admitted.unwrap_or_else(|_| Err(Response::internal_error()));
+        let length = match length {
+            Ok(length) => length,
+            Err(fault) => {
+                let refused = |admitted| service.refuse_body(admitted, fault);
+                return ReadyOr::ready(self.last_response(admitted.map_or_else(|response| response, refused)));
+            }
+        };
+        if length == BodyLength::Known(0) {
+            return match admitted {
+                Ok(admitted) => self.run(admitted, Vec::new(), None),
+                Err(response) => ReadyOr::ready(self.response(response)),
+            };
+        }
+        let refusal = match admitted {
+            Err(response) => response,
+            Ok(admitted) => match BodyBuffer::new(length, service.body_max(&admitted), service.budget()) {
+                Ok(buffer) => {
+                    let connection = Arc::clone(self);
+                    return ReadyOr::later(async move {
+                        match connection.receive(body, buffer).await {
+                            Ok((bytes, share)) => connection.run(admitted, bytes, Some(share)).value().await,
+                            Err(fault) => {
+                                connection.last_response(connection.shared.service.refuse_body(admitted, fault))
+                            }
+                        }
+                    });
+                }
+                Err(fault) => service.refuse_body(admitted, fault),
+            },
+        };
+        self.refuse(refusal, length, body, expects)
+    }
+
+    /// Refuses a request with an unwanted body. A short body that arrives at once is read to its end, so that the connection
+    /// stays usable.
+    fn refuse(
+        self: &Arc<Self>,
+        refusal: Response,
+        length: BodyLength,
+        body: Incoming,
+        expects: bool,
+    ) -> ResponseFuture {
+        if expects || matches!(length, BodyLength::Known(length) if length > DISCARDED_BODY_MAX) {
+            return ReadyOr::ready(self.last_response(refusal));
+        }
+        let connection = Arc::clone(self);
+        ReadyOr::later(async move {
+            let discarded = timeout(DISCARD_TIMEOUT, connection.discard(body)).await;
+            if discarded == Ok(true) { connection.response(refusal) } else { connection.last_response(refusal) }
+        })
+    }
+
+    /// Runs the request. The response is delivered through the oneshot, possibly later. The body's share of the memory budget
+    /// is held until then.
+    fn run(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>, share: Option<Share>) -> ResponseFuture {
+        let waiting = Arc::clone(self);
+        let responder = Responder::new(move |response| {
+            drop(share);
+            waiting.response.send(response);
+        });
+        // After a panic the dropped responder delivers a 500.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.shared.service.serve(admitted, body, responder)));
+        match self.response.try_receive() {
+            Some(response) => ReadyOr::ready(self.response(response)),
+            None => {
+                let connection = Arc::clone(self);
+                ReadyOr::later(async move { connection.late_response().await })
+            }
+        }
+    }
+
+    /// Waits for the response to a request that another thread completes.
+    async fn late_response(&self) -> HyperResponse {
+        self.awaits_response.store(true, Ordering::Relaxed);
+        let response = std::future::poll_fn(|context| self.response.poll(context)).await;
+        self.awaits_response.store(false, Ordering::Relaxed);
+        self.response(response)
+    }
+
+    /// Receives a body to its end.
+    async fn receive(&self, mut body: Incoming, mut buffer: BodyBuffer) -> Result<(Vec<u8>, Share), BodyFault> {
+        let began = Instant::now();
+        while !buffer.is_full() {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            let piece = match frame {
+                // Trailers are ignored.
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) if is_bad_chunk(&error) => return Err(BodyFault::BadChunk),
+                Some(Err(_)) => return Err(buffer.cut_off()),
+                None => break,
+            };
+            self.note_progress();
+            buffer.push(&piece)?;
+            if !buffer.is_full() {
+                buffer.check_rate(began.elapsed())?;
+            }
+        }
+        buffer.finish()
+    }
+
+    /// Reads an unwanted body. Returns whether its end was reached.
+    async fn discard(&self, mut body: Incoming) -> bool {
+        let mut left = DISCARDED_BODY_MAX;
+        loop {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+            let Some(frame) = frame else { return true };
+            let Some(rest) = frame.ok().and_then(|frame| {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                left.checked_sub(length as u64)
+            }) else {
+                return false;
+            };
+            self.note_progress();
+            left = rest;
+        }
+    }
+
+    /// Makes hyper's response.
+    fn response(&self, response: Response) -> HyperResponse {
+        let (has_length, is_endless) = match &response.body {
+            Body::Whole(_) => (true, false),
+            Body::Stream(stream) => (false, !stream.is_finite()),
+        };
+        self.sends_endless.store(is_endless, Ordering::Relaxed);
+        let response = hyper_response(response);
+        if has_length { response } else { self.close_http_1_0(response) }
+    }
+
+    /// Makes hyper's response, which ends the connection.
+    fn last_response(&self, response: Response) -> HyperResponse {
+        self.lingers.store(true, Ordering::Relaxed);
+        let mut response = self.response(response);
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        self.close_http_1_0(response)
+    }
+
+    /// Ends the connection of an HTTP/1.0 client with the response. Without a length nothing else ends the body, since
+    /// HTTP/1.0 has no chunks. hyper adds `Connection: keep-alive` for a client that sent it, whatever the response says,
+    /// unless the response is of HTTP/1.0 too.
+    fn close_http_1_0(&self, mut response: HyperResponse) -> HyperResponse {
+        if self.is_http_1_0.load(Ordering::Relaxed) {
+            *response.version_mut() = Version::HTTP_10;
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// Whether a body ended with malformed chunks, not with the connection.
+fn is_bad_chunk(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+}

@@ -1,0 +1,79 @@
+//! Converts hyper's request heads, and the response heads for hyper.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{StatusCode, Version};
+
+use super::body::ResponseBody;
+use crate::http::{Headers, Method, RequestHead, Response};
+
+/// A response as hyper sends it.
+pub(super) type HyperResponse = hyper::Response<ResponseBody>;
+
+/// Converts a request head. The scanner reports whether the target had a fragment, which hyper has removed.
+pub(super) fn request_head(parts: &Parts, has_fragment: bool, client: Option<SocketAddr>) -> Arc<RequestHead> {
+    let method = match parts.method {
+        hyper::Method::GET => Method::Get,
+        hyper::Method::HEAD => Method::Head,
+        hyper::Method::POST => Method::Post,
+        hyper::Method::PUT => Method::Put,
+        hyper::Method::DELETE => Method::Delete,
+        hyper::Method::OPTIONS => Method::Options,
+        _ => Method::Other,
+    };
+    let length = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let mut headers = Headers::with_capacity(length, parts.headers.len());
+    for (name, value) in &parts.headers {
+        headers.push(name.as_str(), value.as_bytes());
+    }
+    let mut target = match parts.uri.scheme() {
+        Some(_) => parts.uri.to_string(),
+        None => parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
+    };
+    if has_fragment {
+        target.push('#');
+    }
+    let version = if parts.version == Version::HTTP_10 { (1, 0) } else { (1, 1) };
+    Arc::new(RequestHead::new(method, target, headers, client).with_version(version))
+}
+
+/// Converts a response. Header fields that HTTP does not permit are left out.
+pub(super) fn hyper_response(response: Response) -> HyperResponse {
+    // Two more are added here.
+    let mut headers = HeaderMap::with_capacity(response.headers.len() + 2);
+    headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+    if let Some(Ok(tag)) = response.etag().as_deref().map(HeaderValue::from_bytes) {
+        headers.insert(header::ETAG, tag);
+    }
+    for (name, value) in response.headers {
+        if let (Some(name), Some(value)) = (field_name(&name), field_value(value)) {
+            headers.append(name, value);
+        }
+    }
+    let mut converted = hyper::Response::new(ResponseBody::new(response.body));
+    *converted.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *converted.headers_mut() = headers;
+    converted
+}
+
+fn field_name(name: &str) -> Option<HeaderName> {
+    // The fields of nearly every response need no parsing.
+    match name {
+        "Content-Type" => Some(header::CONTENT_TYPE),
+        "Accept-Ranges" => Some(header::ACCEPT_RANGES),
+        "X-Content-Type-Options" => Some(header::X_CONTENT_TYPE_OPTIONS),
+        "Content-Security-Policy" => Some(header::CONTENT_SECURITY_POLICY),
+        _ => HeaderName::from_bytes(name.as_bytes()).ok(),
+    }
+}
+
+fn field_value(value: Cow<'static, str>) -> Option<HeaderValue> {
+    match value {
+        Cow::Borrowed(value) => Some(HeaderValue::from_static(value)),
+        Cow::Owned(value) => HeaderValue::try_from(value).ok(),
+    }
+}

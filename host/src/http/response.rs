@@ -1,0 +1,138 @@
+//! A response, and what delivers it.
+
+use std::borrow::Cow;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// A stream sends a heartbeat after this time without a chunk: clients and proxies may take a longer silence for a lost
+/// connection.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The body of a response.
+pub enum Body {
+    /// All bytes, which others may share.
+    Whole(Bytes),
+    /// Chunks, whose number is not known.
+    Stream(Box<dyn Stream>),
+}
+
+impl AsRef<[u8]> for Body {
+    /// Returns the bytes; none for a stream.
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Whole(bytes) => bytes,
+            Self::Stream(_) => &[],
+        }
+    }
+}
+
+/// A response body that is produced chunk by chunk. An engine polls for a chunk only after the client has read the previous
+/// one.
+pub trait Stream: Send {
+    /// Returns the next chunk, which is not empty, or `None` at the end. If there is no chunk yet, the waker is woken when it
+    /// is worth polling again.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
+
+    /// Returns what is sent after each [`HEARTBEAT_INTERVAL`] without a chunk. `None` ends the stream.
+    fn heartbeat(&mut self) -> Option<Bytes>;
+
+    /// Whether the stream ends on its own, unlike a stream of changes. A stop of the server waits for finite streams.
+    fn is_finite(&self) -> bool {
+        false
+    }
+}
+
+/// A response to a client.
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// The revision of the entry that the response is about, sent as `ETag`.
+    pub revision: Option<u64>,
+    /// The other header fields, without those of the framing.
+    pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 4]>,
+    /// The body. A response to HEAD sends its length only.
+    pub body: Body,
+}
+
+impl Response {
+    /// Creates a response without header fields.
+    pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self { status, revision: None, headers: SmallVec::new(), body: Body::Whole(body.into()) }
+    }
+
+    /// Creates the response to a request that was lost to a panic.
+    pub fn internal_error() -> Self {
+        Self::new(500, &b"Internal error; the log says more\n"[..])
+            .with_header("Content-Type", "text/plain; charset=utf-8")
+    }
+
+    /// Sets the revision.
+    pub fn with_revision(mut self, revision: u64) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// Returns the entity tag (RFC 9110, section 8.8.3).
+    pub fn etag(&self) -> Option<SmallVec<[u8; 22]>> {
+        self.revision.map(|revision| {
+            let mut tag = SmallVec::new();
+            for part in ["\"", itoa::Buffer::new().format(revision), "\""] {
+                tag.extend_from_slice(part.as_bytes());
+            }
+            tag
+        })
+    }
+
+    /// Adds the fields that keep a browser from running the body: it becomes a document without an origin, and its type is
+    /// not guessed.
+    pub fn inert(self) -> Self {
+        self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
+    }
+
+    /// Adds a header field.
+    pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// Delivers the response to one request, once, from any thread. A responder that is dropped delivers a 500, so that no
+/// client waits for a request that was lost to a panic.
+pub struct Responder(Option<Box<dyn FnOnce(Response) + Send>>);
+
+impl Responder {
+    /// Creates a responder that passes the response to a function.
+    pub fn new(send: impl FnOnce(Response) + Send + 'static) -> Self {
+        Self(Some(Box::new(send)))
+    }
+
+    /// Delivers the response.
+    pub fn respond(mut self, response: Response) {
+        if let Some(send) = self.0.take() {
+            send(response);
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if let Some(send) = self.0.take() {
+            send(Response::internal_error());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_responder_delivers_a_500() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        drop(Responder::new(move |response| sender.send(response.status).unwrap_or_default()));
+        assert_eq!(receiver.recv(), Ok(500));
+    }
+}

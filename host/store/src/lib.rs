@@ -1,0 +1,56 @@
+//! The store of VKOG: a map in memory and the files that make it durable. It knows neither HTTP nor plugins.
+//!
+//! [`Store`] is the interface. [`LocalStore`] implements it with a write-ahead log (FILE.log) and snapshots (FILE),
+//! [`MemoryStore`] without files.
+
+mod change_feed;
+mod checkpoint;
+mod commit;
+mod damage;
+mod disk;
+mod entry;
+mod error;
+#[cfg(unix)]
+mod flock;
+mod import;
+mod inspect;
+mod key_ranges;
+mod local;
+mod lock;
+mod map;
+mod memory;
+mod options;
+mod outcomes;
+mod paths;
+mod random;
+mod range;
+mod recover;
+mod repair;
+mod schedule;
+mod shared;
+mod snapshot;
+mod space;
+mod store;
+mod update;
+mod wal;
+mod writer;
+
+pub use change_feed::{Event, Unwatchable, Watch};
+pub use commit::{Fsync, ReadTicket};
+pub use damage::{Damage, Defect, Mismatch};
+pub use disk::{Disk, File, LocalDisk};
+pub use entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry, owned_content_type};
+pub use error::StoreError;
+pub use import::{Added, Import};
+pub use inspect::{Contents, LogContents, exists};
+pub use local::LocalStore;
+pub use lock::Lock;
+pub use memory::MemoryStore;
+pub use options::Options;
+pub use paths::has_file;
+pub use recover::LostLog;
+pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, repair};
+pub use snapshot::Progress;
+pub use store::{RolledBack, Store};
+pub use update::{Change, Changes, Decide, Decision, Update};
+pub use wal::VALUE_MAX;

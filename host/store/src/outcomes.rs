@@ -1,0 +1,63 @@
+//! The outcomes of snapshots, and when one that failed is tried again: ever more seldom, or as soon as it has the space that
+//! it lacked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::StoreError;
+
+/// The delay before the first retry, and the longest one.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How many snapshots were written and how many failed, and the error of the last one.
+#[derive(Default)]
+pub(super) struct Outcomes {
+    failure: Mutex<Option<Failure>>,
+    written: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The last snapshot failed.
+struct Failure {
+    error: Arc<StoreError>,
+    due: Instant,
+    delay: Duration,
+    /// Whether there seemed to be space for it.
+    fitted: bool,
+}
+
+impl Outcomes {
+    /// The error of the last snapshot, if it failed.
+    pub(super) fn failure(&self) -> Option<Arc<StoreError>> {
+        self.failure.lock().as_ref().map(|failure| Arc::clone(&failure.error))
+    }
+
+    /// How many were written, and how many failed.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.written.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Records one that was written. Returns whether the one before had failed.
+    pub(super) fn record_written(&self) -> bool {
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.failure.lock().take().is_some()
+    }
+
+    /// Records one that failed.
+    pub(super) fn record_failed(&self, error: &Arc<StoreError>, fitted: bool) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut failure = self.failure.lock();
+        let delay = failure.as_ref().map_or(RETRY_MIN, |failure| (failure.delay * 2).min(RETRY_MAX));
+        *failure = Some(Failure { error: Arc::clone(error), due: Instant::now() + delay, delay, fitted });
+    }
+
+    /// Whether one that failed is to be tried again.
+    pub(super) fn is_due(&self, fits: bool) -> bool {
+        let failure = self.failure.lock();
+        failure.as_ref().is_some_and(|failure| failure.due <= Instant::now() || fits && !failure.fitted)
+    }
+}

@@ -1,0 +1,354 @@
+//! Recovery: from the files to the map as it was. It never guesses: files that contradict each other are an error, and then
+//! nothing on disk is changed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::damage::{Damage, Defect, Mismatch};
+use super::disk::{Disk, File};
+use super::entry::Entry;
+use super::error::StoreError;
+use super::map::Map;
+use super::paths::Paths;
+use super::random::{random, random_salt};
+use super::snapshot::{self, Progress};
+use super::wal::{self, Head, Next, Reader, Record, Start};
+
+/// What the files hold.
+pub(super) struct Recovered {
+    pub(super) map: Map,
+    /// The last revision that was assigned.
+    pub(super) revision: u64,
+    /// The random number that the files of the store share.
+    pub(super) store: u64,
+    /// The log to continue.
+    pub(super) log: Tail,
+    /// The log follows a snapshot that was not completed: it is FILE.log.next, and FILE.log is still needed.
+    pub(super) unfinished: bool,
+    /// The length of the snapshot, in bytes.
+    pub(super) snapshot_len: u64,
+    /// The log was created by this recovery.
+    pub(super) log_is_new: bool,
+    /// The snapshot records whether the store was stopped cleanly, and whether it was.
+    pub(super) has_clean_flag: bool,
+    pub(super) was_clean: bool,
+    /// Warnings for the operator.
+    pub(super) notes: Vec<String>,
+}
+
+/// A log that is missing or was cut off: the changes after the snapshot are lost.
+#[derive(Clone, Debug)]
+pub struct LostLog {
+    /// The file.
+    pub path: PathBuf,
+    /// Its length in bytes, if it exists.
+    pub len: Option<u64>,
+}
+
+/// The end of a log.
+pub(super) struct Tail {
+    pub(super) file: Box<dyn File>,
+    pub(super) head: Head,
+    /// Where the next record goes.
+    pub(super) at: u64,
+    /// How many bytes follow of writes that were never acknowledged.
+    pub(super) torn: u64,
+    /// The length of the file with its preallocated zeros, in bytes.
+    pub(super) len: u64,
+}
+
+/// What the files hold, found without changing one.
+pub(super) struct Findings {
+    pub(super) map: Map,
+    pub(super) revision: u64,
+    pub(super) snapshot_len: u64,
+    snapshot: Option<Box<dyn File>>,
+    meta: snapshot::Meta,
+    store: u64,
+    pub(super) generation: u64,
+    base: u64,
+    pub(super) log: Option<Tail>,
+    pub(super) next: Option<Tail>,
+    pub(super) lost: Option<LostLog>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Reads the files without changing one. Entries of the Go program get revisions after `floor`, unless a log follows them.
+pub(super) fn examine(
+    disk: &dyn Disk,
+    paths: &Paths,
+    floor: u64,
+    progress: Progress<'_>,
+) -> Result<Findings, StoreError> {
+    let snapshot = open(disk, &paths.file)?;
+    let (map, meta) = match &snapshot {
+        Some(file) => {
+            // The same revisions as when the log was begun, because its records have to be later.
+            let before = |entries: u64| match first_revision(disk, &paths.log) {
+                Some(first) => first.saturating_sub(entries + 1),
+                None => floor,
+            };
+            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, damage))?
+        }
+        None => (Map::new(random()), snapshot::Meta::default()),
+    };
+    let snapshot_len = match &snapshot {
+        Some(file) => file.len().map_err(|error| unreadable(&paths.file, error.into()))?,
+        None => 0,
+    };
+    let mut findings = Findings {
+        map,
+        revision: meta.revision,
+        snapshot_len,
+        snapshot,
+        meta,
+        store: meta.store,
+        generation: meta.generation,
+        base: if meta.generation == 0 { snapshot_len } else { 0 },
+        log: None,
+        next: None,
+        lost: None,
+        notes: Vec::new(),
+    };
+    let log = Head::find(disk, &paths.log)?;
+    let next = Head::find(disk, &paths.next)?;
+    let generation = |log: &Option<Found>| log.as_ref().map(|(_, head)| head.generation);
+    match (generation(&log), generation(&next)) {
+        (None, None) => {}
+        (Some(log), None) if log == meta.generation => {}
+        (Some(log), Some(next)) if log == meta.generation && next == log + 1 => {}
+        // The snapshot was completed, and the old log not yet replaced.
+        (log, Some(next)) if next == meta.generation && log.is_none_or(|log| log + 1 == next) => {}
+        (log, next) => {
+            let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
+            let found = found.unwrap_or_default();
+            let mismatch = Mismatch::Generation { continues: found, snapshot: (paths.file.clone(), meta.generation) };
+            return Err(StoreError::Mismatch { path: path.clone(), mismatch });
+        }
+    }
+    if let Some((file, head)) = log
+        && head.generation == meta.generation
+    {
+        findings.log = Some(findings.replay(&paths.log, file, head, progress)?);
+    }
+    if let Some((file, head)) = next {
+        let before = findings.revision;
+        let tail = findings.replay(&paths.next, file, head, progress)?;
+        // The old log was truncated to its end, and synced, before the first record was written to the new one.
+        if let Some(Tail { at, len, .. }) = findings.log
+            && at < len
+            && findings.revision > before
+        {
+            return Err(unreadable(&paths.log, Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
+        }
+        findings.next = Some(tail);
+    }
+    findings.look_for_log(disk, paths)?;
+    Ok(findings)
+}
+
+/// The first revision in the log of a file of the Go program.
+fn first_revision(disk: &dyn Disk, path: &Path) -> Option<u64> {
+    let file = disk.open(path).ok().flatten()?;
+    let Ok(Start::Log(mut reader)) = Reader::open(&*file) else { return None };
+    loop {
+        match reader.next().ok()? {
+            Next::Change(Record::Write { revision, .. } | Record::Remove { revision, .. }) => return Some(revision),
+            Next::DurableOffset { .. } => {}
+            Next::End { .. } => return None,
+        }
+    }
+}
+
+/// Reads the files and prepares them for writing.
+pub(super) fn recover(
+    disk: &dyn Disk,
+    paths: &Paths,
+    floor: u64,
+    progress: Progress<'_>,
+) -> Result<Recovered, StoreError> {
+    let findings = examine(disk, paths, floor, progress)?;
+    let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
+        findings;
+    notes.extend(lost.map(|lost| format!("{lost}; put it back and start again, or go on without it")));
+    let changed = |path: &Path, result: std::io::Result<()>| {
+        result.map_err(|source| StoreError::Unwritable { path: path.to_owned(), source })
+    };
+    changed(&paths.new, disk.remove(&paths.new))?;
+    let unfinished = log.is_some() && next.is_some();
+    let log_is_new = log.is_none() && next.is_none();
+    for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
+        let Some(tail) = tail else { continue };
+        if tail.at < tail.len {
+            changed(path, tail.file.set_len(tail.at))?;
+        }
+        // The data may have been in the cache of the operating system only.
+        changed(path, tail.file.sync())?;
+    }
+    let log = match (log, next) {
+        (Some(_), Some(next)) => next,
+        (Some(log), None) => {
+            changed(&paths.next, disk.remove(&paths.next))?;
+            log
+        }
+        (None, Some(next)) => {
+            changed(&paths.log, disk.rename(&paths.next, &paths.log))?;
+            next
+        }
+        (None, None) => {
+            changed(&paths.next, disk.remove(&paths.next))?;
+            let store = if store == 0 { random() } else { store };
+            let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
+            let head = Head { generation, store, base, salt };
+            let begin = || {
+                let file = disk.create(&paths.log)?;
+                disk.imitate(&paths.log, &paths.file)?;
+                let at = wal::begin(&*file, &head)?;
+                Ok(Tail::new(file, head, at))
+            };
+            begin().map_err(|source| StoreError::Unwritable { path: paths.log.clone(), source })?
+        }
+    };
+    changed(&paths.log, disk.sync_folder(&paths.log))?;
+    if meta.clean
+        && let Some(file) = snapshot
+    {
+        // From now on the log is needed.
+        changed(&paths.file, snapshot::set_clean(&*file, false))?;
+    }
+    Ok(Recovered {
+        map,
+        revision,
+        store: log.head.store,
+        log,
+        unfinished,
+        snapshot_len,
+        log_is_new,
+        has_clean_flag: meta.has_clean_flag(),
+        was_clean: meta.clean,
+        notes,
+    })
+}
+
+impl fmt::Display for LostLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.len {
+            None => write!(f, "{path} is missing")?,
+            Some(len) => write!(f, "{path} was cut off after {len} bytes")?,
+        }
+        f.write_str(", and the store was not stopped cleanly: changes after its last snapshot are lost")
+    }
+}
+
+impl Tail {
+    /// The end of a new log.
+    pub(super) fn new(file: Box<dyn File>, head: Head, at: u64) -> Self {
+        Self { file, head, at, torn: 0, len: at }
+    }
+}
+
+/// A log's file and head.
+type Found = (Box<dyn File>, Head);
+
+impl Head {
+    /// The file and the head of a log, if there is one that was ever used.
+    fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
+        let Some(file) = open(disk, path)? else { return Ok(None) };
+        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, damage))? {
+            Start::Log(reader) => reader.head,
+            Start::Unused => return Ok(None),
+        };
+        Ok(Some((file, head)))
+    }
+}
+
+impl Findings {
+    /// Applies a log to the map.
+    fn replay(
+        &mut self,
+        path: &Path,
+        file: Box<dyn File>,
+        head: Head,
+        progress: Progress<'_>,
+    ) -> Result<Tail, StoreError> {
+        if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Store });
+        }
+        if self.meta.has_clean_flag() && head.generation == self.meta.generation && head.salt != self.meta.log {
+            return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Copy(head.generation) });
+        }
+        self.store = head.store;
+        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, damage))?;
+        let len = file.len().map_err(|error| unreadable(path, error.into()))?;
+        if torn > 0 {
+            self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
+        }
+        Ok(Tail { file, head, at, torn, len })
+    }
+
+    /// Detects that the log of the snapshot is lost. Unless the store was stopped cleanly, it has a head and a durable-offset record.
+    fn look_for_log(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), StoreError> {
+        if !self.meta.has_clean_flag() || self.meta.clean {
+            return Ok(());
+        }
+        let generation = self.meta.generation;
+        let tails = [(&paths.log, &self.log), (&paths.next, &self.next)];
+        let own = tails.into_iter().find_map(|(path, tail)| {
+            tail.as_ref().filter(|tail| tail.head.generation == generation).map(|tail| (path, tail))
+        });
+        self.lost = match own {
+            Some((path, tail)) if tail.at <= Head::LEN => Some(LostLog { path: path.clone(), len: Some(tail.len) }),
+            Some(_) => None,
+            None => {
+                let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
+                let len = len.map_err(|error| unreadable(&paths.log, error.into()))?;
+                Some(LostLog { path: paths.log.clone(), len })
+            }
+        };
+        Ok(())
+    }
+
+    fn apply(&mut self, file: &dyn File, progress: Progress<'_>) -> Result<(u64, u64), Damage> {
+        let len = file.len()?;
+        let Start::Log(mut reader) = Reader::open(file)? else { return Ok((0, 0)) };
+        let mut scratch = Vec::new();
+        let mut last = 0;
+        loop {
+            let at = reader.at;
+            progress(at, len);
+            let revision = match reader.next()? {
+                Next::End { torn } => return Ok((at, torn)),
+                Next::DurableOffset { .. } => continue,
+                Next::Change(record) => {
+                    let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
+                    let hashed = self.map.hash(key.as_bytes());
+                    let mut shard = self.map.write(self.map.shard_of(hashed));
+                    // The snapshot may be ahead of the first records of its log, which were written at the same time.
+                    if shard.get(hashed).is_none_or(|entry| entry.revision() < revision) {
+                        if let Record::Write { draft, .. } = &record {
+                            let entry = Entry::with_revision(key, draft, revision, &mut scratch);
+                            self.map.insert(&mut shard, hashed, entry);
+                        } else {
+                            shard.remove(hashed, 0);
+                        }
+                    }
+                    revision
+                }
+            };
+            if revision <= last {
+                return Err(Damage::at(at, Defect::RevisionOrder { revision, after: last }));
+            }
+            last = revision;
+            self.revision = self.revision.max(revision);
+        }
+    }
+}
+
+fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
+    disk.open(path).map_err(|error| unreadable(path, error.into()))
+}
+
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
+}

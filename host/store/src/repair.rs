@@ -1,0 +1,357 @@
+//! Repair: everything that is whole in damaged files goes into a new snapshot, and the store opens again. The damaged files stay
+//! beside it under other names.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::damage::{Damage, Defect};
+use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
+use super::entry::Entry;
+use super::error::StoreError;
+use super::map::Map;
+use super::options::microseconds;
+use super::paths::{Paths, beside};
+use super::random::{random, random_salt};
+use super::recover::{self, LostLog};
+use super::snapshot::salvage::{self, Kind};
+use super::snapshot::{self, Meta, Progress};
+use super::wal::{self, Head, Record};
+
+/// The outcome of a repair.
+#[derive(Debug)]
+pub enum Repair {
+    /// The store is whole: nothing was changed.
+    Whole,
+    /// The files are whole, but a log is missing, and with it the last changes. Nothing was changed.
+    LostLog(LostLog),
+    /// The store was damaged, and opens again.
+    Repaired(Repaired),
+}
+
+/// A store that was repaired.
+#[derive(Debug)]
+pub struct Repaired {
+    /// What was salvaged from each file.
+    pub files: Vec<Salvaged>,
+    /// The number of entries, and the sum of their sizes in bytes.
+    pub totals: (u64, u64),
+    /// The last revision that counts as assigned.
+    pub revision: u64,
+    /// The damaged files, under their new names.
+    pub moved: Vec<Moved>,
+}
+
+/// What was salvaged from a file.
+#[derive(Debug)]
+pub struct Salvaged {
+    /// The file.
+    pub path: PathBuf,
+    /// Its kind, and what was whole in it.
+    pub origin: Origin,
+    /// What was lost.
+    pub lost: Vec<Lost>,
+}
+
+/// The kind of a file, and what was whole in it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The snapshot, as this program writes it.
+    Snapshot {
+        /// The number of chunks whose checksums are right.
+        chunks: u64,
+        /// The number of their entries.
+        entries: u64,
+        /// The number of entries from parts whose checksums are wrong.
+        unverified: u64,
+        /// The checksum of media types and details is wrong, and the revisions are new.
+        directory_is_damaged: bool,
+    },
+    /// A file of the Go program, which has no checksums.
+    GoFile {
+        /// The number of entries that could be read.
+        entries: u64,
+    },
+    /// It has nothing that belongs to a store.
+    Nothing,
+    /// A log.
+    Log {
+        /// The number of records whose checksums are right.
+        records: u64,
+        /// It continues a later generation of the store than the snapshot: the changes in between are missing.
+        gap: bool,
+    },
+    /// A log of another store, of another copy of this store, or of another file. Nothing was salvaged from it.
+    Foreign,
+    /// A log from before the snapshot, which has all its changes.
+    Superseded,
+}
+
+/// A part of a file that was not whole.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Where it starts, in bytes.
+    pub at: u64,
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// The number of its entries, if it is known.
+    pub entries: Option<u64>,
+    /// It is the end of a log, and may be unfinished records after a crash.
+    pub is_tail: bool,
+}
+
+/// A file that was renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Its previous name.
+    pub from: PathBuf,
+    /// Its new name.
+    pub to: PathBuf,
+}
+
+/// Creates a store that opens from the files of one that does not. The caller holds the lock of the files. A store that opens as
+/// it is stays unchanged.
+///
+/// # Errors
+///
+/// Nothing in the files is a store's, a file has an unknown format, or the new files cannot be written. Nothing is lost in
+/// any case.
+pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
+    let paths = Paths::of(path);
+    match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
+        Ok(findings) => return Ok(findings.lost.map_or(Repair::Whole, Repair::LostLog)),
+        Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let mut salvage = Salvage::of_snapshot(&paths, progress)?;
+    salvage.add_log(&paths.log, progress)?;
+    salvage.add_log(&paths.next, progress)?;
+    let nothing = salvage.files.iter().all(|file| !file.origin.is_something());
+    if nothing {
+        return Err(unreadable(path, Damage::at(0, Defect::NothingToSalvage)));
+    }
+    salvage.finish(&paths).map(Repair::Repaired)
+}
+
+impl Origin {
+    fn is_something(self) -> bool {
+        !matches!(self, Self::Nothing | Self::Foreign | Self::Superseded | Self::Log { records: 0, .. })
+    }
+}
+
+/// What has been salvaged so far.
+struct Salvage {
+    map: Map,
+    /// The head of the snapshot, if it is whole.
+    meta: Option<Meta>,
+    /// The length of the file of the Go program, if it is whole, in bytes.
+    go_len: Option<u64>,
+    revision: u64,
+    /// The highest generation in any file.
+    generation: u64,
+    /// The generation of the next log, if it is known.
+    expected: Option<u64>,
+    store: u64,
+    /// The revision of the last removal of each key that a log removed.
+    removed: HashMap<Box<str>, u64>,
+    files: Vec<Salvaged>,
+}
+
+impl Salvage {
+    fn of_snapshot(paths: &Paths, progress: Progress<'_>) -> Result<Self, StoreError> {
+        let mut salvage = Self {
+            map: Map::new(random()),
+            meta: None,
+            go_len: None,
+            revision: 0,
+            generation: 0,
+            expected: None,
+            store: 0,
+            removed: HashMap::new(),
+            files: Vec::new(),
+        };
+        let Some(file) = open(&paths.file)? else { return Ok(salvage) };
+        let len = file.len().map_err(|error| unreadable(&paths.file, error.into()))?;
+        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, damage))?;
+        let origin = match found.kind {
+            Kind::Own => Origin::Snapshot {
+                chunks: found.chunks,
+                entries: found.whole,
+                unverified: found.unverified,
+                directory_is_damaged: found.directory_is_damaged,
+            },
+            Kind::Go => Origin::GoFile { entries: found.unverified },
+            Kind::Unknown => Origin::Nothing,
+        };
+        let lost =
+            |hole: &salvage::Hole| Lost { at: hole.at, bytes: hole.bytes, entries: hole.entries, is_tail: false };
+        let mut lost: Vec<Lost> = found.holes.iter().map(lost).collect();
+        if found.kind == Kind::Unknown {
+            lost.push(Lost { at: 0, bytes: len, entries: None, is_tail: false });
+        }
+        let go_is_whole = found.kind == Kind::Go && snapshot::read(&*file, random(), &|_| 0, progress).is_ok();
+        salvage.go_len = go_is_whole.then_some(len);
+        salvage.files.push(Salvaged { path: paths.file.clone(), origin, lost });
+        salvage.map = found.map;
+        salvage.revision = found.revision;
+        salvage.meta = found.meta;
+        if let Some(meta) = found.meta {
+            (salvage.generation, salvage.store) = (meta.generation, meta.store);
+            salvage.expected = Some(meta.generation);
+        }
+        Ok(salvage)
+    }
+
+    /// Applies a log to the map, if it belongs to it.
+    fn add_log(&mut self, path: &Path, progress: Progress<'_>) -> Result<(), StoreError> {
+        let Some(file) = open(path)? else { return Ok(()) };
+        let mut origin = None;
+        let (meta, go_len) = (self.meta, self.go_len);
+        // A log from before the snapshot may still have what the snapshot has lost. Only the last one before it: between
+        // an older one and the snapshot a key may have been removed.
+        let snapshot_has_holes = self.files.first().is_some_and(|file| !file.lost.is_empty());
+        let wanted = |head: Option<&Head>| {
+            let Some(head) = head else { return true };
+            origin = match (meta, go_len) {
+                (Some(meta), _) if head.store != meta.store => Some(Origin::Foreign),
+                (Some(meta), _)
+                    if meta.has_clean_flag() && head.generation == meta.generation && head.salt != meta.log =>
+                {
+                    Some(Origin::Foreign)
+                }
+                (Some(meta), _) if head.generation + 1 == meta.generation && snapshot_has_holes => None,
+                (Some(meta), _) if head.generation < meta.generation => Some(Origin::Superseded),
+                (None, Some(len)) if head.generation != 0 || head.base != len => Some(Origin::Foreign),
+                _ => None,
+            };
+            origin.is_none()
+        };
+        let (map, removed, revision) = (&self.map, &mut self.removed, &mut self.revision);
+        let mut scratch = Vec::new();
+        let found = wal::salvage::salvage(&*file, progress, wanted, |record| {
+            *revision = (*revision).max(apply(map, removed, &record, &mut scratch));
+        })
+        .map_err(|damage| unreadable(path, damage))?;
+        let mut gap = false;
+        if let Some(head) = found.head {
+            self.generation = self.generation.max(head.generation);
+            if origin.is_none() {
+                gap = self.expected.is_some_and(|expected| head.generation > expected);
+                self.expected = Some(head.generation + 1);
+                self.store = head.store;
+            }
+        }
+        let origin = origin.unwrap_or(Origin::Log { records: found.records, gap });
+        let lost = found.holes.iter().map(|hole| Lost {
+            at: hole.at,
+            bytes: hole.bytes,
+            entries: None,
+            is_tail: hole.is_tail,
+        });
+        self.files.push(Salvaged { path: path.to_owned(), origin, lost: lost.collect() });
+        Ok(())
+    }
+
+    /// Writes the new snapshot and replaces the damaged files.
+    fn finish(mut self, paths: &Paths) -> Result<Repaired, StoreError> {
+        let floor = self.revision.max(microseconds());
+        let mut last = floor;
+        salvage::give_revisions(&self.map, &mut last);
+        if last > floor {
+            self.revision = last;
+        }
+        let store = if self.store == 0 { random() } else { self.store };
+        // Greater than that of every log there is: none of them can be taken for one that follows the new snapshot.
+        let generation = self.generation + 1;
+        let unwritable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Unwritable { path, source }
+        };
+        // There is no log yet, and none is missing.
+        let mut meta = Meta::new(generation, store, random_salt());
+        meta.clean = true;
+        let write = || {
+            let file = LocalDisk.create(&paths.new)?;
+            LocalDisk.imitate(&paths.new, &paths.file)?;
+            snapshot::write(&self.map, &*file, meta, || self.revision, Duration::ZERO)?;
+            file.sync()
+        };
+        if let Err(error) = write() {
+            // It takes the room of which there may be none.
+            let _ = LocalDisk.remove(&paths.new);
+            return Err(unwritable(&paths.new)(error));
+        }
+        let moved = move_aside(paths).map_err(unwritable(&paths.file))?;
+        Ok(Repaired { totals: self.map.totals(), files: self.files, revision: self.revision, moved })
+    }
+}
+
+/// Applies a change to the map, unless a later change of the same key was applied. Returns its revision.
+fn apply(map: &Map, removed: &mut HashMap<Box<str>, u64>, record: &Record<'_>, scratch: &mut Vec<u8>) -> u64 {
+    let (Record::Write { revision, key, .. } | Record::Remove { revision, key }) = record;
+    let hashed = map.hash(key.as_bytes());
+    let mut shard = map.write(map.shard_of(hashed));
+    let is_late = shard.get(hashed).is_some_and(|entry| entry.revision() >= *revision)
+        || removed.get(*key).is_some_and(|removal| removal > revision);
+    if is_late {
+        return *revision;
+    }
+    if let Record::Write { draft, .. } = record {
+        map.insert(&mut shard, hashed, Entry::with_revision(key, draft, *revision, scratch));
+    } else {
+        shard.remove(hashed, 0);
+        removed.insert((*key).into(), *revision);
+    }
+    *revision
+}
+
+/// Renames the damaged files, and the new snapshot to FILE. A crash in between leaves a store that does not open, has
+/// everything in it, and can be repaired again.
+fn move_aside(paths: &Paths) -> io::Result<Vec<Moved>> {
+    let mut files = Vec::new();
+    for path in [&paths.file, &paths.log, &paths.next] {
+        if path.try_exists()? {
+            files.push(path);
+        }
+    }
+    let mut number = 1;
+    let moved = loop {
+        let ending = if number == 1 { "damaged".to_owned() } else { format!("damaged.{number}") };
+        let moved = files.iter().map(|&from| Moved { from: from.clone(), to: beside(from, &ending) });
+        let moved: Vec<Moved> = moved.collect();
+        // All of them get the same number, so that what belongs together can be seen.
+        let all = [&paths.file, &paths.log, &paths.next].map(|path| beside(path, &ending));
+        if !all.iter().any(|path| path.symlink_metadata().is_ok()) {
+            break moved;
+        }
+        number += 1;
+    };
+    let of = |path: &Path| moved.iter().find(|moved| moved.from == path).map(|moved| moved.to.as_path());
+    // A second name first, so that there is no moment without a snapshot: a store without one is a new, empty store. Not
+    // every file system can do that.
+    if let Some(to) = of(&paths.file)
+        && fs::hard_link(&paths.file, to).is_err()
+    {
+        LocalDisk.rename(&paths.file, to)?;
+    }
+    LocalDisk.sync_folder(&paths.file)?;
+    LocalDisk.rename(&paths.new, &paths.file)?;
+    LocalDisk.sync_folder(&paths.file)?;
+    for path in [&paths.log, &paths.next] {
+        if let Some(to) = of(path) {
+            LocalDisk.rename(path, to)?;
+        }
+    }
+    LocalDisk.sync_folder(&paths.file)?;
+    Ok(moved)
+}
+
+fn open(path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
+    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, error.into()))
+}
+
+fn unreadable(path: &Path, damage: Damage) -> StoreError {
+    StoreError::Unreadable { path: path.to_owned(), damage }
+}

@@ -1,0 +1,94 @@
+//! The interface of a store: what the request pipeline needs, whatever keeps the entries.
+//!
+//! Three kinds of store fit it. [`LocalStore`](crate::LocalStore) decides under the locks of its shards and commits to its own
+//! write-ahead log. [`MemoryStore`](crate::MemoryStore) does the same without a log. A store that several servers share decides
+//! on the copy that it has, commits by compare-and-swap on another machine, and decides again where another server was faster.
+
+use std::sync::Arc;
+
+use crate::change_feed::{Unwatchable, Watch};
+use crate::entry::Entry;
+use crate::error::StoreError;
+use crate::update::{Changes, Decide, Update};
+
+/// What was read is no longer there: the change that wrote it was rolled back.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct RolledBack;
+
+/// Entries under their keys, each change of which has a revision.
+///
+/// Reads see every change at once, also one that is not durable yet. A caller passes on what it has read only when
+/// [`when_durable`](Self::when_durable) reports that no crash can roll it back.
+pub trait Store: Send + Sync + 'static {
+    /// Identifies what a read saw.
+    type Ticket: Copy + Send + 'static;
+
+    /// The last revision that was assigned.
+    fn revision(&self) -> u64;
+
+    /// The number of entries, and the sum of their sizes in bytes.
+    fn totals(&self) -> (u64, u64);
+
+    /// Why nothing can be written, if so.
+    fn closed(&self) -> Option<Arc<StoreError>>;
+
+    /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
+    fn full(&self) -> Option<Arc<StoreError>>;
+
+    /// Reads an entry under the lock of its shard. `look` must not call the store.
+    fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
+
+    /// Reads several entries as they are at one moment. `look` must not call the store.
+    fn read_all<R>(&self, keys: &[&str], look: impl FnOnce(&[Option<&Entry>]) -> R) -> (R, Self::Ticket);
+
+    /// Whether what was read is durable.
+    fn is_durable(&self, ticket: Self::Ticket) -> bool;
+
+    /// Calls a function when what was read is durable or was rolled back: at once on this thread, or later on the mailbox of
+    /// this thread or on another one.
+    fn when_durable(&self, ticket: Self::Ticket, then: impl FnOnce(Result<(), RolledBack>) + Send + 'static);
+
+    /// Updates several entries in one step: all of it becomes durable, or nothing. The revisions of the changes follow each
+    /// other. See [`Decide`] for how it is decided.
+    ///
+    /// `finish` is called once, when the outcome is certain: on this thread without any lock, or later on the mailbox of this
+    /// thread or on another one.
+    fn update_all<D: Decide>(
+        &self,
+        keys: &[&str],
+        decide: D,
+        finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
+    );
+
+    /// Updates one entry. As [`update_all`](Self::update_all) of one key.
+    fn update<D: Decide>(&self, key: &str, decide: D, finish: impl FnOnce(Update<D::Rejection>) + Send + 'static) {
+        self.update_all(&[key], decide, move |update| {
+            if let Some(update) = update.single() {
+                finish(update);
+            }
+        });
+    }
+
+    /// The entries whose keys start with a prefix, in no order. No lock is held between two of them.
+    fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a;
+
+    /// The first entries of a range of keys, in byte order: `count` of them, fewer only where the range has no more. A key that
+    /// is present throughout the call is found, whatever else is written meanwhile.
+    ///
+    /// Blocks until all that it read is durable.
+    fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry>;
+
+    /// The number of keys that start with a prefix. Blocks as [`range`](Self::range) does.
+    fn count(&self, prefix: &str) -> u64;
+
+    /// Watches the durable changes of keys that start with a prefix, in the order of their revisions: those after `since`, or
+    /// those from now on.
+    ///
+    /// # Errors
+    ///
+    /// The change feed no longer has the changes after `since`, or that revision was never assigned.
+    fn watch(&self, prefix: String, since: Option<u64>) -> Result<Watch, Unwatchable>;
+
+    /// Ends all watches, and those that are opened from now on.
+    fn end_watches(&self);
+}

@@ -1,0 +1,373 @@
+//! Requests of a test: one operation, a batch, a listing, a watch.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::task::{Context, Poll, Wake, Waker};
+
+use crate::log::logged;
+use crate::reply::{BatchReply, Reply};
+use crate::test_host::TestHost;
+use vkog_engine::{
+    Batch, Conditions, Listing, Operation, Outcome, RequestContext, Revisions, WatchEnd, Watcher, check_operation,
+    media_type,
+};
+use vkog_plugin_api::abi::Verb;
+use vkog_plugin_host::Origin;
+use vkog_store::{MemoryStore, owned_content_type};
+
+/// The address of a client that the test gives none.
+const CLIENT: &str = "127.0.0.1:50000";
+/// The maximum number of keys of a page of a listing.
+const PAGE: usize = 1000;
+
+impl TestHost {
+    /// Reads a key.
+    pub fn get(&self, key: &str) -> Reply {
+        self.request(Verb::Get, key).send()
+    }
+
+    /// Creates a key.
+    pub fn post(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
+        self.request(Verb::Post, key).body(value).send()
+    }
+
+    /// Updates a key.
+    pub fn put(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
+        self.request(Verb::Put, key).body(value).send()
+    }
+
+    /// Removes a key.
+    pub fn delete(&self, key: &str) -> Reply {
+        self.request(Verb::Delete, key).send()
+    }
+
+    /// A request for a key, to build.
+    ///
+    /// ```
+    /// use vkog_plugin_api::Verb;
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// let put = host.request(Verb::Put, "page").header("X-Token", "s3cret").query("draft").body("<p>");
+    /// let revision = put.content_type("text/html").send().expect(200).revision();
+    /// host.get("page").has("Content-Type", "text/html");
+    /// host.request(Verb::Delete, "page").if_revision(revision + 1).send().expect(412);
+    /// ```
+    pub fn request<'a>(&'a self, verb: Verb, key: &'a str) -> Request<'a> {
+        Request {
+            host: self,
+            verb,
+            key,
+            value: Vec::new(),
+            content_type: "",
+            query: "",
+            headers: Vec::new(),
+            client: CLIENT,
+            if_revision: None,
+        }
+    }
+
+    /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. The query and the client
+    /// of the batch are those of its first operation.
+    ///
+    /// ```
+    /// use vkog_plugin_api::Verb;
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// let put = |key| host.request(Verb::Put, key).body("1");
+    /// let replies = host.batch([put("a"), host.request(Verb::Get, "a"), put("b")]).succeeded();
+    /// assert_eq!(replies[1].text(), "1");
+    /// host.batch([put("c"), host.request(Verb::Delete, "d")]).failed(1, 404, "Not Found");
+    /// host.get("c").expect(404);
+    /// ```
+    pub fn batch<'a>(&'a self, operations: impl IntoIterator<Item = Request<'a>>) -> BatchReply {
+        let operations: Vec<Request<'a>> = operations.into_iter().collect();
+        let shown = operations.iter().map(Request::shown).collect::<Vec<_>>();
+        let (query, client) = operations.first().map_or(("", CLIENT), |first| (first.query, first.client));
+        let origin = Arc::new(Client { headers: Vec::new(), address: client.to_owned() });
+        let operations: Vec<Operation> = operations.into_iter().map(Request::operation).collect();
+        for (index, operation) in operations.iter().enumerate() {
+            if let Err(invalid) = operation.check() {
+                let reply = Reply::new(shown[index].clone(), Outcome::Refused(invalid.into()), Vec::new(), self.log());
+                return BatchReply(Err((Some(index), reply)));
+            }
+        }
+        let batch = Batch {
+            operations,
+            query: query.to_owned(),
+            arrived: self.engine().revision(),
+            values_max: usize::MAX,
+            origin,
+        };
+        let (send, done) = channel();
+        logged(&self.dispatch, || {
+            self.engine().run_batch(batch, move |outcome| _ = send.send(outcome));
+        });
+        let Ok(outcome) = done.recv() else { panic!("the batch panicked in the host") };
+        let reply = |shown: &String, outcome, headers| Reply::new(shown.clone(), outcome, headers, self.log());
+        BatchReply(match outcome {
+            Ok(done) => {
+                let done = done.into_iter().zip(&shown);
+                Ok(done.map(|((outcome, headers), shown)| reply(shown, outcome, headers)).collect())
+            }
+            Err(failure) => {
+                let index = failure.at.map(|(index, _)| index);
+                let shown = index.map_or_else(|| "a batch".to_owned(), |index| shown[index].clone());
+                Err((index, reply(&shown, failure.outcome, Vec::new())))
+            }
+        })
+    }
+
+    /// The keys that start with a prefix and that a client may see, in byte order.
+    ///
+    /// # Errors
+    ///
+    /// A plugin refused the listing, and not because of a key (403, 404 and 410 leave the key out).
+    pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Reply> {
+        let (mut keys, mut after) = (Vec::new(), None);
+        loop {
+            let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None };
+            let page = logged(&self.dispatch, || self.engine().list(&listing, &context()));
+            let page = page.map_err(|refusal| self.refused("a listing", Outcome::Refused(refusal)))?;
+            keys.extend(page.entries.iter().map(|entry| entry.key().to_owned()));
+            if page.next.is_none() {
+                return Ok(keys);
+            }
+            after = page.next;
+        }
+    }
+
+    /// The number of keys that start with a prefix and that a client may see.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`keys`](Self::keys).
+    pub fn count(&self, prefix: &str) -> Result<u64, Reply> {
+        let count = logged(&self.dispatch, || self.engine().count(prefix, &context()));
+        count.map_err(|refusal| self.refused("a count", Outcome::Refused(refusal)))
+    }
+
+    /// Watches the changes of keys that start with a prefix from now on.
+    ///
+    /// ```
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// let mut watch = host.watch("a");
+    /// host.put("a1", "1").expect(200);
+    /// host.put("b", "1").expect(200);
+    /// host.delete("a1").expect(200);
+    /// let seen: Vec<_> = watch.changes().into_iter().map(|change| (change.key, change.value)).collect();
+    /// assert_eq!(seen, [("a1".to_owned(), Some(b"1".to_vec())), ("a1".to_owned(), None)]);
+    /// ```
+    pub fn watch(&self, prefix: &str) -> Watch<'_> {
+        let Ok(watcher) = self.engine().watch(prefix.to_owned(), None, context()) else {
+            unreachable!("a watch from now on needs no earlier change")
+        };
+        Watch { host: self, watcher, end: None }
+    }
+
+    fn refused(&self, what: &str, outcome: Outcome) -> Reply {
+        Reply::new(what.to_owned(), outcome, Vec::new(), self.log())
+    }
+}
+
+fn context() -> RequestContext {
+    let origin = Arc::new(Client { headers: Vec::new(), address: CLIENT.to_owned() });
+    RequestContext { origin, query: String::new() }
+}
+
+/// A request to build.
+pub struct Request<'a> {
+    host: &'a TestHost,
+    verb: Verb,
+    key: &'a str,
+    value: Vec<u8>,
+    content_type: &'a str,
+    query: &'a str,
+    headers: Vec<(String, String)>,
+    client: &'a str,
+    if_revision: Option<u64>,
+}
+
+impl<'a> Request<'a> {
+    /// Adds a header, for hooks to read. The test host itself ignores headers.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets the query, without the question mark.
+    pub fn query(mut self, query: &'a str) -> Self {
+        self.query = query;
+        self
+    }
+
+    /// Sets the value to write.
+    pub fn body(mut self, value: impl AsRef<[u8]>) -> Self {
+        self.value = value.as_ref().to_vec();
+        self
+    }
+
+    /// Sets the media type of the value.
+    pub fn content_type(mut self, content_type: &'a str) -> Self {
+        self.content_type = content_type;
+        self.header("Content-Type", content_type)
+    }
+
+    /// Sets the client's address, `ip:port`.
+    pub fn client(mut self, address: &'a str) -> Self {
+        self.client = address;
+        self
+    }
+
+    /// Fails the request with 412 if the entry has another revision, as `If-Match` does.
+    pub fn if_revision(mut self, revision: u64) -> Self {
+        self.if_revision = Some(revision);
+        self.header("If-Match", &format!("\"{revision}\""))
+    }
+
+    /// Sends the request.
+    pub fn send(self) -> Reply {
+        let (host, shown) = (self.host, self.shown());
+        if let Err(invalid) = check_operation(self.verb, self.key, self.content_type, &self.value) {
+            return host.refused(&shown, Outcome::Refused(invalid.into()));
+        }
+        let request = vkog_engine::Request {
+            verb: self.verb,
+            key: self.key.to_owned(),
+            content_type: self.media_type(),
+            query: self.query.to_owned(),
+            conditions: self.conditions(),
+            arrived: host.engine().revision(),
+            depth: 0,
+            value: self.value,
+            origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
+        };
+        let (send, done) = channel();
+        logged(&host.dispatch, || {
+            host.engine().run(request, move |outcome, headers| _ = send.send((outcome, headers)));
+        });
+        let Ok((outcome, headers)) = done.recv() else { panic!("{shown} panicked in the host") };
+        Reply::new(shown, outcome, headers, host.log())
+    }
+
+    /// The request in words, for failed assertions.
+    fn shown(&self) -> String {
+        let Self { verb, key, value, headers, .. } = self;
+        format!("{} {key:?} {headers:?}, {} bytes", verb.method(), value.len())
+    }
+
+    fn operation(self) -> Operation {
+        Operation {
+            verb: self.verb,
+            key: self.key.to_owned(),
+            content_type: self.media_type(),
+            conditions: self.conditions(),
+            headers: self.headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
+            value: self.value.into(),
+            hidden: false,
+        }
+    }
+
+    fn conditions(&self) -> Conditions {
+        let if_match = self.if_revision.map(|revision| Revisions::These(vec![revision]));
+        Conditions { if_match, if_none_match: None }
+    }
+
+    /// The media type, as the engine takes it: the default where there is none, none where nothing is written.
+    fn media_type(&self) -> Cow<'static, str> {
+        match self.verb {
+            Verb::Get | Verb::Delete => "".into(),
+            Verb::Post | Verb::Put => match media_type(self.content_type.as_bytes()) {
+                Ok(name) => owned_content_type(name),
+                Err(_) => self.content_type.to_owned().into(),
+            },
+        }
+    }
+}
+
+/// The client of a test.
+struct Client {
+    headers: Vec<(String, String)>,
+    address: String,
+}
+
+impl Origin for Client {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_bytes())
+    }
+
+    fn header_at(&self, index: usize) -> Option<(&str, &[u8])> {
+        self.headers.get(index).map(|(name, value)| (name.as_str(), value.as_bytes()))
+    }
+
+    fn client(&self) -> &str {
+        &self.address
+    }
+}
+
+/// A watch: [`TestHost::watch`].
+pub struct Watch<'a> {
+    host: &'a TestHost,
+    watcher: Watcher<MemoryStore>,
+    end: Option<Reply>,
+}
+
+/// A change that a watch delivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: String,
+    /// The revision of the change.
+    pub revision: u64,
+    /// The value that was written; none if the entry was removed.
+    pub value: Option<Vec<u8>>,
+}
+
+impl Watch<'_> {
+    /// The changes since the last call.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let flag = Arc::new(Flag(AtomicBool::new(true)));
+        let waker = Waker::from(Arc::clone(&flag));
+        while self.end.is_none() && flag.0.swap(false, SeqCst) {
+            loop {
+                match logged(&self.host.dispatch, || self.watcher.poll(&Context::from_waker(&waker))) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(event)) => {
+                        let entry = event.entry();
+                        let value = (!event.is_removal()).then(|| entry.value().to_vec());
+                        changes.push(Change { key: entry.key().to_owned(), revision: event.revision(), value });
+                    }
+                    Poll::Ready(Err(end)) => {
+                        let outcome = match end {
+                            WatchEnd::Refused(refusal) => Outcome::Refused(refusal),
+                            WatchEnd::Unwatchable(_) | WatchEnd::Stopped => Outcome::Absent,
+                        };
+                        self.end = Some(self.host.refused("a watch", outcome));
+                        break;
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// The refusal of a plugin that has ended the watch, or 404 if the change feed was too short.
+    pub fn end(&self) -> Option<&Reply> {
+        self.end.as_ref()
+    }
+}
+
+/// Whether a task was woken.
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}

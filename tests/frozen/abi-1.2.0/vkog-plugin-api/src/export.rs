@@ -1,0 +1,271 @@
+//! What [`export_plugin!`](crate::export_plugin) expands to: the root module of a plugin library. Public for the macro
+//! only; nothing here is part of the promise.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use abi_stable::library::RootModuleResult;
+use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, RStr, RString};
+
+use crate::abi::{HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
+use crate::hooks::Plugin;
+use crate::host::{Host, Level};
+use crate::settings::FromTable;
+
+pub use crate::hooks::NoHooks;
+pub use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult as ModuleResult};
+
+/// Finds out at compile time which hooks a type has: `Probe::<P>::GUARD_PUT` is an inherent constant where `P: GuardPut`,
+/// else the `None` of [`NoHooks`].
+pub struct Probe<P>(PhantomData<P>);
+
+/// A type that [`export_plugin!`](crate::export_plugin) made a plugin library of.
+pub trait Exported: Plugin {
+    /// What the library exports.
+    fn module() -> PluginModuleRef;
+}
+
+/// What [`RawInstance::ptr`] points to.
+pub(crate) struct Instance<P> {
+    pub(crate) plugin: P,
+    pub(crate) host: Host,
+}
+
+/// Runs a plugin's code. A panic becomes what it said.
+#[inline(always)]
+pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(last_words)
+}
+
+#[cold]
+fn last_words(payload: Box<dyn Any + Send>) -> String {
+    let said = said(payload.as_ref());
+    // The payload's own drop may panic as well; what that leaves behind is forgotten.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+    said
+}
+
+fn said(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}
+
+/// Says once where this library's panics go.
+static PANICS: Once = Once::new();
+
+/// Sends what panics in this library say to the host's log. A plugin has a panic hook of its own, because it has a
+/// standard library of its own, and that would print to the host's standard error past its log.
+fn forward_panics(host: Host) {
+    PANICS.call_once(|| {
+        std::panic::set_hook(Box::new(move |info| {
+            let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+            host.log(Level::Error, &format!("panicked{place}: {}", said(info.payload())));
+        }));
+    });
+}
+
+unsafe extern "C" fn create<P: Plugin>(host: RawHost, settings: RStr<'_>) -> RResult<RawInstance, RawFailure> {
+    let failure = |kind, message: String| RErr(RawFailure { kind, reserved: 0, message: message.into() });
+    let host = Host::new(host);
+    let created = caught(|| {
+        forward_panics(host);
+        let settings = P::Settings::from_table(settings.as_str()).map_err(|error| (RawFailure::SETTINGS, error))?;
+        P::create(host, settings).map_err(|error| (RawFailure::CREATE, error.to_string()))
+    });
+    match created {
+        Ok(Ok(plugin)) => {
+            ROk(RawInstance { ptr: Box::into_raw(Box::new(Instance { plugin, host })).cast_const().cast() })
+        }
+        Ok(Err((kind, message))) => failure(kind, message),
+        Err(said) => failure(RawFailure::PANIC, said),
+    }
+}
+
+unsafe extern "C" fn destroy<P: Plugin>(instance: RawInstance) -> ROption<RString> {
+    // SAFETY: `create` above made the pointer with `Box::into_raw`, and the host destroys an instance once.
+    let instance = unsafe { Box::from_raw(instance.ptr.cast_mut().cast::<Instance<P>>()) };
+    match caught(|| drop(instance)) {
+        Ok(()) => RNone,
+        Err(said) => RSome(said.into()),
+    }
+}
+
+/// The table without the hooks that are not implemented. It is made once for a library and lives as long as it.
+fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry> {
+    let flags = if blocks { HookEntry::BLOCKS } else { 0 };
+    let flagged = |entry: &HookEntry| HookEntry { flags: entry.flags | flags, ..*entry };
+    let table: Vec<HookEntry> = hooks.iter().flatten().map(flagged).collect();
+    RSlice::from_slice(table.leak())
+}
+
+/// The root module of `P`.
+pub fn module<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+) -> PluginModuleRef {
+    PluginModule {
+        name: name.into(),
+        version: version.into(),
+        unwinds,
+        stage: P::STAGE as u32,
+        create: create::<P>,
+        destroy: destroy::<P>,
+        hooks: table(hooks, P::BLOCKS),
+    }
+    .leak_into_prefix()
+}
+
+/// What the library's header calls.
+pub fn load(make: fn() -> PluginModuleRef) -> RootModuleResult {
+    abi_stable::library::__call_root_module_loader(make)
+}
+
+/// The name of a plugin: that of its crate, without a leading `vkog-`.
+pub const fn plugin_name(package: &str) -> &str {
+    const PREFIX: &[u8] = b"vkog-";
+    let bytes = package.as_bytes();
+    let mut at = 0;
+    while at < PREFIX.len() {
+        if at >= bytes.len() || bytes[at] != PREFIX[at] {
+            return package;
+        }
+        at += 1;
+    }
+    match core::str::from_utf8(bytes.split_at(PREFIX.len()).1) {
+        Ok(name) => name,
+        Err(_) => package,
+    }
+}
+
+/// Whether a table has a hook at all.
+pub const fn is_empty(hooks: &[Option<HookEntry>]) -> bool {
+    let mut at = 0;
+    while at < hooks.len() {
+        if hooks[at].is_some() {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// The same table, with the named hooks marked as required. Beside each name is the error of a table without it: constant
+/// code can join no texts.
+pub const fn require<const N: usize>(
+    mut hooks: [Option<HookEntry>; N],
+    required: &[(&str, &str)],
+) -> [Option<HookEntry>; N] {
+    let mut index = 0;
+    while index < required.len() {
+        let (name, error) = required[index];
+        let mut id = 0;
+        while id < N && !same(crate::abi::HOOK_NAMES[id], name) {
+            id += 1;
+        }
+        if id == N {
+            panic!("{}", error);
+        }
+        match &mut hooks[id] {
+            Some(entry) => entry.flags |= HookEntry::REQUIRED,
+            None => panic!("{}", error),
+        }
+        index += 1;
+    }
+    hooks
+}
+
+const fn same(left: &str, right: &str) -> bool {
+    let (left, right) = (left.as_bytes(), right.as_bytes());
+    if left.len() != right.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < left.len() {
+        if left[at] != right[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// Makes a library of a plugin: `export_plugin!(Type);`, once in a crate with `crate-type = ["cdylib"]`.
+///
+/// The hooks are found by the traits that the type implements. A hook that the plugin is worthless without is named as
+/// required; a host that does not know it then refuses to load the plugin, and says so, instead of leaving it out:
+/// `export_plugin!(Type, required: [guard_put]);`
+///
+/// ```compile_fail
+/// use vkog_plugin_api::*;
+/// struct Idle;
+/// impl Plugin for Idle {
+///     type Settings = NoSettings;
+///     fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Idle) }
+/// }
+/// export_plugin!(Idle); // error: this plugin implements no hook
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! export_plugin {
+    ($plugin:ty $(, required: [$($hook:ident),+ $(,)?])? $(,)?) => {
+        const _: () = {
+            const HOOKS: [::core::option::Option<$crate::abi::HookEntry>; $crate::abi::HOOK_NAMES.len()] =
+                $crate::export::require($crate::__hooks!($plugin), &[$($((
+                    stringify!($hook),
+                    concat!(
+                        "`", stringify!($hook), "` is required, but this plugin implements no hook of that name: implement \
+                         its trait, or correct the name (`required: [guard_put]`), or leave it out"
+                    ),
+                )),+)?]);
+            assert!(
+                !$crate::export::is_empty(&HOOKS),
+                "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut"
+            );
+
+            impl $crate::export::Exported for $plugin {
+                fn module() -> $crate::abi::PluginModuleRef {
+                    const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
+                    $crate::export::module::<$plugin>(NAME, env!("CARGO_PKG_VERSION"), cfg!(panic = "unwind"), &HOOKS)
+                }
+            }
+
+            extern "C" fn load() -> $crate::export::ModuleResult {
+                $crate::export::load(<$plugin as $crate::export::Exported>::module)
+            }
+
+            $crate::__root!(load);
+        };
+    };
+}
+
+/// The static that abi_stable's loader looks up by name, apart so that the name stands in one place.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __root {
+    ($load:ident) => {
+        #[allow(non_upper_case_globals)]
+        // The symbol's name is taken by no other plugin in the same program: each is a library of its own.
+        #[unsafe(no_mangle)]
+        pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::export::LibHeader = {
+            // SAFETY: the constructor returns the module type that is named here.
+            unsafe {
+                $crate::export::LibHeader::from_constructor::<$crate::abi::PluginModuleRef>(
+                    $load,
+                    $crate::export::CheckTypeLayout::Yes,
+                )
+            }
+        };
+    };
+}

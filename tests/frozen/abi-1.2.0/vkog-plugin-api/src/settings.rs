@@ -1,0 +1,165 @@
+//! From a plugin's table of the configuration to its own type.
+
+use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
+use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
+use serde_json::Value;
+
+/// Why a plugin could not be created: any error, or a text (`Err("no such file".into())`).
+pub type CreateError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The settings of a plugin that takes none.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// struct Quiet;
+/// impl Plugin for Quiet {
+///     type Settings = NoSettings;
+///     fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+///         Ok(Quiet)
+///     }
+/// }
+/// ```
+#[derive(Deserialize, Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct NoSettings {}
+
+/// What can be the settings of a plugin: whatever serde can read without borrowing. A trait of its own for the sake of
+/// what the compiler says where it is missing, which must not send authors for a serde of their own.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be read from a plugin's table of the configuration",
+    note = "derive it: `#[derive(vkog_plugin_api::serde::Deserialize)]` with `#[serde(crate = \"vkog_plugin_api::serde\")]`"
+)]
+pub trait FromTable: Sized {
+    #[doc(hidden)]
+    fn from_table(json: &str) -> Result<Self, String>;
+}
+
+// Neither a supertrait nor serde's `DeserializeOwned`: with one of them between, the compiler would explain that one.
+#[diagnostic::do_not_recommend]
+impl<T: for<'de> Deserialize<'de>> FromTable for T {
+    fn from_table(json: &str) -> Result<Self, String> {
+        read(json)
+    }
+}
+
+/// Reads settings from a JSON object. A key that the type does not have is an error that lists those it has, without
+/// the author having to ask for it.
+fn read<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+    let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    T::deserialize(Strict(value)).map_err(|error| error.to_string())
+}
+
+/// A JSON value that refuses unknown keys when a struct is read from it: serde names the struct's fields to the
+/// deserializer, and most formats do not listen.
+struct Strict(Value);
+
+impl<'de> Deserializer<'de> for Strict {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.0.deserialize_any(visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        let Value::Object(map) = self.0 else {
+            return self.0.deserialize_any(visitor);
+        };
+        if let Some(unknown) = map.keys().find(|key| !fields.contains(&key.as_str())) {
+            let known = if fields.is_empty() { "none".to_owned() } else { fields.join(", ") };
+            return Err(de::Error::custom(format_args!("unknown key \"{unknown}\"; known keys: {known}")));
+        }
+        visitor.visit_map(de::value::MapDeserializer::new(map.into_iter().map(|(key, value)| (key, Strict(value)))))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        match self.0 {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0.deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map identifier ignored_any
+    }
+}
+
+impl<'de> IntoDeserializer<'de, serde_json::Error> for Strict {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    struct Quota {
+        limit: u64,
+        #[serde(default)]
+        prefix: Option<Prefix>,
+        #[serde(default)]
+        mode: Mode,
+    }
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    struct Prefix {
+        text: String,
+    }
+
+    #[derive(Deserialize, Debug, PartialEq, Default)]
+    #[serde(rename_all = "lowercase")]
+    enum Mode {
+        #[default]
+        Open,
+        Closed,
+    }
+
+    #[test]
+    fn a_table_becomes_the_plugins_own_type() {
+        let quota: Quota =
+            read(r#"{"limit": 5, "prefix": {"text": "a/"}, "mode": "closed"}"#).expect("these are valid");
+        assert_eq!(quota, Quota { limit: 5, prefix: Some(Prefix { text: "a/".into() }), mode: Mode::Closed });
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_the_known_ones_are_listed() {
+        let error = read::<Quota>(r#"{"limit": 5, "limt": 6}"#).expect_err("limt is no setting");
+        assert_eq!(error, "unknown key \"limt\"; known keys: limit, prefix, mode");
+        let error = read::<Quota>(r#"{"limit": 5, "prefix": {"txt": "a/"}}"#).expect_err("txt is no setting");
+        assert_eq!(error, "unknown key \"txt\"; known keys: text");
+        let error = read::<NoSettings>(r#"{"limit": 5}"#).expect_err("it takes none");
+        assert_eq!(error, "unknown key \"limit\"; known keys: none");
+    }
+
+    #[test]
+    fn a_wrong_type_says_which_was_expected() {
+        let error = read::<Quota>(r#"{"limit": "five"}"#).expect_err("five is no number");
+        assert!(error.contains("expected u64"), "{error}");
+    }
+}

@@ -1,0 +1,58 @@
+//! The boundary in numbers. A change of one of them is a new major version of `vkog-plugin-api`.
+#![cfg(target_pointer_width = "64")]
+
+use std::mem::{align_of, offset_of, size_of};
+
+use vkog_plugin_api::abi::*;
+
+macro_rules! layout {
+    ($type:ty: $size:literal, $align:literal $(, $field:ident at $offset:literal)*) => {
+        assert_eq!((size_of::<$type>(), align_of::<$type>()), ($size, $align), stringify!($type));
+        $(assert_eq!(offset_of!($type, $field), $offset, concat!(stringify!($type), ".", stringify!($field)));)*
+    };
+}
+
+#[test]
+fn the_types_that_cross_have_these_sizes_and_offsets() {
+    layout!(RawCall<'static>: 120, 8, key at 0, value at 16, content_type at 32, query at 48, before at 64, after at 72,
+        arrived at 80, verb at 88, flags at 92, revision at 96, reserved at 104, cx at 112);
+    layout!(RawEntry<'static>: 72, 8, value at 0, content_type at 16, details at 32, revision at 48, reserved at 56);
+    layout!(RawHeader<'static>: 32, 8, name at 0, value at 16);
+    layout!(Outcome: 8, 4, kind at 0, status at 2, bits at 4);
+    layout!(HookEntry: 16, 8, id at 0, flags at 4, hook at 8);
+    layout!(HookFn: 8, 8);
+    layout!(ScanFn: 8, 8);
+    layout!(RawHost: 16, 8, api at 0, cx at 8);
+    layout!(RawInstance: 8, 8);
+    layout!(RawFailure: 40, 8, kind at 0, reserved at 4, message at 8);
+    layout!(PluginModule: 72, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
+        hooks at 56);
+    layout!(RawAsk<'static>: 112, 8, key at 0, value at 16, content_type at 32, query at 48, headers at 64, verb at 80,
+        flags at 84, revision at 88, reserved at 96);
+    layout!(RawAnswer<'static>: 72, 8, entry at 0, message at 8, plugin at 24, revision at 40, status at 48, flags at 52,
+        reserved at 56);
+    layout!(AnswerFn: 8, 8);
+    layout!(EachFn: 8, 8);
+    layout!(HostApi: 120, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+        set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
+        now at 96, metric at 104, asker at 112);
+}
+
+#[test]
+fn the_flags_of_a_hook_keep_their_bits() {
+    assert_eq!((HookEntry::REQUIRED, HookEntry::BLOCKS), (1, 2));
+}
+
+#[test]
+fn verbs_stages_and_hooks_keep_their_numbers() {
+    use vkog_plugin_api::{Stage, Verb};
+    assert_eq!([Verb::Get, Verb::Post, Verb::Put, Verb::Delete].map(|verb| verb as u32), [0, 1, 2, 3]);
+    let stages = [Stage::Access, Stage::Transform, Stage::Policy, Stage::Accounting, Stage::Observe];
+    assert_eq!(stages.map(|stage| stage as u32), [0, 1, 2, 3, 4]);
+    assert_eq!(
+        HOOK_NAMES.join(" "),
+        "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
+         after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
+         settings_changed"
+    );
+}

@@ -1,0 +1,40 @@
+//! A plugin that says that its hooks may wait holds up nobody but those who asked for what it waits for.
+//!
+//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections go on:
+//! more than there are threads that serve. Both engines are started.
+
+use vkog_tests::{ENGINES, Setup, artefacts, conflict};
+
+#[test]
+fn a_hook_that_waits_holds_up_no_other_connection() {
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine]).load(artefacts().library("waits")).start();
+        server.put("before", "v").expect(200);
+        let (mut reads, mut writes) = (server.wire(), server.wire());
+        reads.send("GET /k/before HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        writes.send("PUT /k/after HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nw");
+        for hook in ["before_get waits", "after_put waits"] {
+            server.logs(&[hook]);
+        }
+        // The write is kept, and its answer waits.
+        for mut wire in server.wires(16) {
+            wire.request("PUT", "/k/k", b"value").expect(200);
+            wire.request("GET", "/k/k", b"").expect(200).is("value");
+            wire.request("GET", "/k/after", b"").expect(200).is("w");
+        }
+        server.post("open", "now").expect(200);
+        reads.reply().expect(200).is("v");
+        writes.reply().expect(200).begins("Ok");
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn it_is_told_of_a_plugin_whether_it_may_wait() {
+    let server = Setup::new().load(artefacts().library("waits")).load(conflict()).start();
+    let listed: serde_json::Value =
+        serde_json::from_slice(&server.path("GET", "/plugins").send().expect(200).body).expect("it is JSON");
+    let plugins = listed["plugins"].as_array().expect("a list");
+    let told: Vec<_> = plugins.iter().map(|plugin| (plugin["name"].as_str(), plugin["blocks"].as_bool())).collect();
+    assert_eq!(told, [(Some("conflict"), Some(false)), (Some("waits"), Some(true))]);
+}

@@ -1,0 +1,246 @@
+//! What clients do to exhaust a server costs it little, and another client gets all its answers meanwhile.
+//!
+//! Provoked with connections that send a byte a second, uploads that stop halfway, lengths that nobody could send, a header
+//! line without an end, another protocol, and requests sent ahead by the hundred thousand. Each on the engines that survive
+//! it; what tiny_http does not is in docs/reference/http.md. Further ones: file descriptors that run out, silent connections in a burst
+//! with others, and large values over many connections.
+
+#![cfg(target_os = "linux")]
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vkog_tests::{DEADLINE, ENGINES, Server, Setup, Wire, amount, exclusive, raise_descriptors, with_background};
+
+const HYPER: [&str; 1] = ["hyper"];
+
+/// Attacks a server, and asserts that another client is served meanwhile, that the server lives, and that its memory has
+/// not grown by more than so much at any time.
+fn attack(engines: &[&str], mib_max: u64, attack: impl Fn(&Server)) {
+    let _alone = exclusive();
+    raise_descriptors();
+    for engine in engines {
+        let server = Setup::new().args(["--http", engine]).start();
+        server.put("k", "value").expect(200);
+        let before = server.proc_status("VmRSS");
+        let client = server.client();
+        let began = Instant::now();
+        with_background([|| drop(client.get("k").expect(200).is("value"))], || attack(&server));
+        let grown = server.proc_status("VmHWM").saturating_sub(before) >> 10;
+        eprintln!("{engine}: {grown} MiB more, {:?}", began.elapsed());
+        assert!(grown <= mib_max, "{engine}: {grown} MiB more than before");
+        server.put("k", "after").expect(200);
+        server.client().get("k").expect(200).is("after");
+    }
+}
+
+fn connect(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(server.address()).expect("the server listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
+    stream.set_write_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
+    stream
+}
+
+/// The status that a connection is answered with, if it is.
+fn status(stream: &mut TcpStream) -> Option<u16> {
+    let mut text = [0; 12];
+    stream.read_exact(&mut text).ok()?;
+    str::from_utf8(&text[9..]).ok()?.parse().ok()
+}
+
+#[test]
+fn five_thousand_connections_that_send_a_byte_a_second() {
+    attack(&HYPER, 200, |server| {
+        let mut slow: Vec<TcpStream> = (0..5000).map(|_| connect(server)).collect();
+        let head = b"GET /k/k HTTP/1.1\r\n";
+        for byte in head.chunks(1).take(5) {
+            let round = Instant::now();
+            slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("nobody is given up yet"));
+            thread::sleep(Duration::from_secs(1).saturating_sub(round.elapsed()));
+        }
+        // They are connections like others, in the end.
+        for stream in slow.iter_mut().take(10) {
+            stream.write_all(&head[5..]).expect("nobody is given up yet");
+            stream.write_all(b"Host: localhost\r\n\r\n").expect("nobody is given up yet");
+            assert_eq!(status(stream), Some(200));
+        }
+    });
+}
+
+#[test]
+fn a_thousand_uploads_that_stop_halfway() {
+    attack(&ENGINES, 100, |server| {
+        let half = |_| {
+            let mut stream = connect(server);
+            let head = "PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n";
+            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&[b'x'; 2000])).expect("it is read");
+            stream
+        };
+        let halves: Vec<TcpStream> = (0..1000).map(half).collect();
+        server.client().get("half").expect(404);
+        drop(halves);
+        server.client().get("half").expect(404);
+    });
+}
+
+#[test]
+fn ten_gib_declared_are_refused_before_they_come() {
+    attack(&ENGINES, 20, |server| {
+        for _ in 0..20 {
+            for length in ["10737418240", "18446744073709551615", "99999999999999999999999"] {
+                let mut stream = connect(server);
+                let head = format!("PUT /k/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+                stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&[b'x'; 1000])).expect("it is read");
+                let status = status(&mut stream);
+                assert!(matches!(status, Some(413 | 400 | 431)), "{length}: {status:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_header_line_of_200_mb_ends_its_connection() {
+    attack(&HYPER, 20, |server| {
+        let mut stream = connect(server);
+        stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\nX-Long: ").expect("it is read");
+        let piece = [b'x'; 100_000];
+        let sent = (0..2000).find(|_| stream.write_all(&piece).is_err());
+        assert!(sent.is_some_and(|pieces| pieces < 1000), "the server read all of it");
+    });
+}
+
+#[test]
+fn the_preface_of_http_2() {
+    attack(&HYPER, 20, |server| {
+        for _ in 0..200 {
+            let mut stream = connect(server);
+            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0").expect("it is read");
+            let mut rest = Vec::new();
+            // A reset is an end as well.
+            let _ = stream.read_to_end(&mut rest);
+            assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{}", rest.escape_ascii());
+        }
+    });
+}
+
+#[test]
+fn a_hundred_thousand_requests_sent_ahead() {
+    const COUNT: usize = 100_000;
+    attack(&ENGINES, 150, |server| {
+        let mut stream = connect(server);
+        let mut reader = BufReader::new(stream.try_clone().expect("an open connection has a second handle"));
+        let ahead = thread::spawn(move || {
+            let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
+            (0..COUNT / 1000).try_for_each(|_| stream.write_all(requests.as_bytes()))
+        });
+        let mut answers = 0;
+        let (mut text, mut piece) = (Vec::new(), [0; 1 << 16]);
+        while answers < COUNT {
+            let read = reader.read(&mut piece).expect("the server answers");
+            assert!(read > 0, "{answers} answers, and the connection ends");
+            text.extend_from_slice(&piece[..read]);
+            let end = b"\r\n\r\nvalue";
+            while let Some(at) = text.windows(end.len()).position(|window| window == end) {
+                assert!(text.starts_with(b"HTTP/1.1 200"), "{}", text.escape_ascii());
+                text.drain(..at + end.len());
+                answers += 1;
+            }
+        }
+        ahead.join().expect("it does not panic").expect("all was read");
+    });
+}
+
+#[test]
+fn who_sends_ahead_and_reads_nothing_is_not_read_any_more() {
+    attack(&HYPER, 30, |server| {
+        let mut stream = connect(server);
+        stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
+        let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
+        // 37 MB of requests, and 150 of answers.
+        let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
+        assert!(blocked.is_some(), "the server has taken all of it");
+    });
+}
+
+#[test]
+fn clients_are_served_after_file_descriptors_ran_out() {
+    let _alone = exclusive();
+    for engine in ENGINES {
+        // No client waits for long: tiny_http ends to accept when it finds no descriptor, and has to be started again.
+        let server = Setup::new().descriptors(256).args(["--http", engine]).start();
+        server.put("k", "v").expect(200);
+        for round in 0..3 {
+            let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
+            for mut stream in &held {
+                // Those that are over the limit may be closed.
+                let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\n");
+            }
+            thread::sleep(Duration::from_millis(300));
+            drop(held);
+            for client in 0..5 {
+                let mut wire = server.wire();
+                wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                let reply = wire.try_reply();
+                assert!(reply.is_ok_and(|reply| reply.status == 200), "{engine}: client {client} of round {round}");
+            }
+        }
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn requests_in_a_burst_of_silent_connections_are_answered() {
+    let _alone = exclusive();
+    raise_descriptors();
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine]).start();
+        server.put("k", "v").expect(200);
+        for (silent, requests) in [(4, 2), (8, 6), (30, 6), (200, 6), (4, 1), (200, 1)] {
+            let mut quiet: Vec<TcpStream> = Vec::new();
+            let mut wires: Vec<Wire> = Vec::new();
+            for number in 0..silent + requests {
+                if number % (silent / requests + 1) == 0 && wires.len() < requests {
+                    let mut wire = server.wire();
+                    wire.send("GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                    wires.push(wire);
+                } else {
+                    quiet.push(connect(&server));
+                }
+            }
+            for wire in &mut wires {
+                let reply = wire.try_reply();
+                assert!(reply.is_ok_and(|reply| reply.status == 200), "{engine}: {requests} among {silent}");
+            }
+        }
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn large_values_over_many_connections_leave_few_threads_and_little_memory() {
+    const CONNECTIONS: usize = 16;
+    let _alone = exclusive();
+    let count = amount(480, 3000);
+    let value = vec![b'x'; 1 << 20];
+    for engine in ENGINES {
+        for fsync in ["never", "100ms", "always"] {
+            let server = Setup::new().args(["--http", engine, "--fsync", fsync]).start();
+            thread::scope(|scope| {
+                for connection in 0..CONNECTIONS {
+                    let (server, value) = (&server, &value);
+                    scope.spawn(move || {
+                        let client = server.client();
+                        for _ in 0..count / CONNECTIONS {
+                            client.put(&format!("key-{connection}"), value).expect(200);
+                        }
+                    });
+                }
+            });
+            let threads = server.proc_status("Threads");
+            let memory = server.proc_status("VmRSS") >> 10;
+            assert!(threads <= 100 && memory <= 400, "{engine}, {fsync}: {threads} threads, {memory} MiB");
+        }
+    }
+}

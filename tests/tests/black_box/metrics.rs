@@ -1,0 +1,101 @@
+//! `/metrics`: what is counted agrees with what was done, and every line is one that Prometheus reads.
+
+use vkog_tests::{ENGINES, Server, Setup, bytes, conflict};
+
+/// The value of a number, by its name with labels.
+fn number(server: &Server, name: &str) -> f64 {
+    let reply = server.path("GET", "/metrics").send().expect(200);
+    let text = reply.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
+}
+
+#[test]
+fn what_is_counted_is_what_was_done() {
+    let server = Setup::new().load(bytes()).load(conflict()).start();
+    server.post("a", "12345").expect(200);
+    let second = server.post("b", "12345").expect(200).revision();
+    server.post("b", "12345").expect(409);
+    server.delete("a").expect(200);
+    for (name, value) in [
+        ("vkog_entries", 1.0),
+        ("vkog_entry_bytes", 6.0),
+        ("vkog_writable", 1.0),
+        ("vkog_revision", (second + 1) as f64),
+        ("vkog_plugin_calls_total{plugin=\"conflict\",hook=\"guard_post\"}", 3.0),
+        ("vkog_plugin_refusals_total{plugin=\"conflict\",hook=\"guard_post\"}", 1.0),
+        // Behind the one that refused.
+        ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"after_delete\"}", 1.0),
+        ("vkog_plugin_call_seconds_count{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_call_seconds_bucket{le=\"+Inf\",plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
+        ("vkog_plugin_quarantined{plugin=\"bytes\"}", 0.0),
+    ] {
+        assert_eq!(number(&server, name), value, "{name}");
+    }
+    assert!(number(&server, "vkog_log_bytes") > 0.0);
+}
+
+#[test]
+fn requests_connections_and_syncs_are_counted_to_the_last_one() {
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine]).start();
+        let mut wires = server.wires(3);
+        for (count, wire) in wires.iter_mut().enumerate() {
+            for _ in 0..=1000 * count {
+                wire.request("PUT", "/k/k", b"v").expect(200);
+                wire.request("GET", "/k/k", b"").expect(200);
+                wire.request("GET", "/k/absent", b"").expect(404);
+            }
+        }
+        wires[0].request("DELETE", "/k/absent", b"").expect(404);
+        wires[0].request("BREW", "/k/k", b"").expect(405);
+        wires[0].request("PUT", "/k/k", b"").expect(400);
+        let count = 3.0 + 3000.0;
+        for (labels, value) in [
+            ("{method=\"OPTIONS\",status=\"2xx\"}", 3.0),
+            ("{method=\"PUT\",status=\"2xx\"}", count),
+            ("{method=\"PUT\",status=\"4xx\"}", 1.0),
+            ("{method=\"GET\",status=\"4xx\"}", count),
+            ("{method=\"DELETE\",status=\"4xx\"}", 1.0),
+            ("{method=\"other\",status=\"4xx\"}", 1.0),
+        ] {
+            assert_eq!(number(&server, &format!("vkog_requests_total{labels}")), value, "{engine}: {labels}");
+        }
+        // The question itself is under way.
+        assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
+        // Of the first all, then some.
+        let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");
+        assert!((256.0..count).contains(&timed), "{engine}: {timed}");
+        assert_eq!(number(&server, "vkog_fsync_mode{mode=\"always\"}"), 1.0);
+        let syncs = number(&server, "vkog_fsync_seconds_count");
+        assert!((1000.0..=count).contains(&syncs), "{engine}: {syncs} syncs");
+        assert!(number(&server, "vkog_fsync_seconds_sum") > 0.0);
+        if engine == "hyper" {
+            // And the client that asks.
+            assert_eq!(number(&server, "vkog_connections"), 4.0);
+            drop(wires);
+            assert!((0..10_000).any(|_| number(&server, "vkog_connections") == 1.0), "three connections have ended");
+            assert_eq!(number(&server, "vkog_connections_accepted_total"), 4.0);
+        }
+    }
+    let server = Setup::new().args(["--fsync", "never"]).start();
+    server.put("k", "v").expect(200);
+    assert_eq!(number(&server, "vkog_fsync_seconds_count"), 0.0);
+    assert_eq!(number(&server, "vkog_fsync_mode{mode=\"never\"}"), 1.0);
+}
+
+#[test]
+fn every_line_is_a_number_with_a_name_or_says_what_one_is() {
+    let server = Setup::new().load(bytes()).start();
+    server.post("a", "1").expect(200);
+    let reply = server.path("GET", "/metrics").send().expect(200);
+    assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
+    let text = reply.text();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with("# ")) {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        assert!(name.starts_with("vkog_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+    server.path("POST", "/metrics").body("1").send().expect(405).has("Allow", "GET, HEAD, OPTIONS");
+}

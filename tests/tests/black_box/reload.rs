@@ -1,0 +1,346 @@
+//! Plugins are exchanged while requests are under way: no request fails, what is asked for after the answer runs new code,
+//! and what cannot be taken in leaves the old going on.
+//!
+//! Provoked with two versions of a plugin that tell which they are, put in each other's place while clients write and read;
+//! with libraries that are broken, that refuse, and that panic; and with the bytes plugin, whose count has to stay exact.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use vkog_tests::{
+    Server, Setup, TOKEN, administered, amount, artefacts, as_library, bytes, conflict, on_windows, pattern,
+    put_in_place, with_background,
+};
+
+fn old() -> PathBuf {
+    artefacts().library("versioned")
+}
+
+fn new() -> PathBuf {
+    artefacts().library("vkog-versioned")
+}
+
+fn setup() -> Setup {
+    Setup::new().load_as(old(), as_library("libversioned")).config(administered(""))
+}
+
+/// Which version answers.
+#[track_caller]
+fn version(server: &Server) -> String {
+    let reply = server.get("k").expect(200);
+    reply.header("X-Version").unwrap_or_else(|| panic!("no version in {reply}")).to_owned()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
+    const WARM: usize = 10;
+
+    let reloads = amount(40, 100);
+    let server = setup().args(["--fsync", "never"]).start();
+    server.post("k", "v").expect(200);
+    let place = server.library_of("versioned");
+    let libraries = [old(), new()];
+    // Even where the version is certain, and odd while it changes; the half says which.
+    let turn = AtomicUsize::new(0);
+    let clients = server.wires(4).into_iter().enumerate().map(|(client, mut wire)| {
+        let (turn, own) = (&turn, format!("/k/own-{client}"));
+        move || {
+            wire.request("PUT", &own, b"v").expect(200);
+            let before = turn.load(SeqCst);
+            let read = wire.request("GET", "/k/k", b"").expect(200);
+            if before % 2 == 0 && turn.load(SeqCst) == before {
+                let version = ["old", "new"][before / 2 % 2];
+                assert_eq!(read.header("X-Version"), Some(version), "after reload {}", before / 2);
+            }
+        }
+    });
+    let mut warm = 0;
+    with_background(clients, || {
+        for reload in 1..=reloads {
+            turn.fetch_add(1, SeqCst);
+            put_in_place(&libraries[reload % 2], &place);
+            assert_eq!(server.reloaded("versioned"), "reloaded", "reload {reload}");
+            turn.fetch_add(1, SeqCst);
+            assert_eq!(version(&server), ["old", "new"][reload % 2], "after reload {reload}");
+            if reload == WARM {
+                warm = server.proc_status("VmRSS") << 10;
+            }
+        }
+    });
+    let grown = (server.proc_status("VmRSS") << 10).saturating_sub(warm) / (reloads - WARM) as u64;
+    let library = std::fs::metadata(&place).expect("the library is there").len();
+    println!("{grown} bytes of memory for each reload of a library of {library}");
+    assert!(grown <= 2 * library, "{grown} bytes of memory for each reload of a library of {library}");
+    server.stop().expect(0);
+}
+
+#[test]
+fn the_replaced_plugin_is_destroyed_when_the_reload_is_answered() {
+    let server = setup().start();
+    server.post("k", "v").expect(200);
+    put_in_place(&new(), &server.library_of("versioned"));
+    assert_eq!(server.reloaded("versioned"), "reloaded");
+    server.logs(&["versioned", "old is dropped"]);
+    server.logs_no(&["new is dropped"]);
+    let log = server.stop().expect(0).stderr;
+    assert_eq!(log.matches("is dropped").count(), 2, "each once in {log}");
+}
+
+#[test]
+fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with_its_code() {
+    let plugins = artefacts();
+    let (refuses, panics) = (plugins.library("fault-refuses"), plugins.library("fault-panics"));
+    let setup = setup();
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    let place = server.library_of("versioned");
+    let cut_off = setup.folder().join("cut-off");
+    let whole = std::fs::read(new()).expect("a library can be read");
+    std::fs::write(&cut_off, &whole[..whole.len() / 2]).expect("half of it can be written");
+    for (library, config, code) in [
+        (cut_off.as_path(), "", "cut-off"),
+        (refuses.as_path(), "[plugins.fault-refuses]\nwhere = \"create\"\n", "create-failed"),
+        (refuses.as_path(), "[plugins.fault-refuses]\nwhere = \"start\"\n", "start-failed"),
+        (refuses.as_path(), "[plugins.fault-refuses]\nwhen = \"now\"\n", "bad-settings"),
+        (panics.as_path(), "[plugins.fault-panics]\nwhere = \"create\"\n", "create-panicked"),
+        (panics.as_path(), "[plugins.fault-panics]\nwhere = \"start\"\n", "start-panicked"),
+    ] {
+        setup.write_config(&administered(config));
+        put_in_place(library, &place);
+        assert_eq!(server.reloaded(&as_library("libversioned")), code);
+        assert_eq!(version(&server), "old", "after {code}");
+        server.logs(&["cannot load", code, "what was loaded goes on"]);
+        server.path("GET", "/readyz").send().expect(200);
+    }
+    server.logs_no(&["is dropped"]);
+    put_in_place(&new(), &place);
+    assert_eq!(server.reloaded("versioned"), "reloaded");
+    assert_eq!(version(&server), "new");
+}
+
+#[test]
+fn bytes_counts_exactly_however_often_it_is_reloaded_under_writing_load() {
+    const LIMIT: usize = 64 * 1024;
+    const CLIENTS: usize = 6;
+
+    let limit = LIMIT.to_string();
+    // A put sleeps between its arrival and its guard, so that many are under way.
+    let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("drill"));
+    let setup = setup.config(administered("[plugins.drill]\nsleep_ms = 2\n"));
+    let server = setup.args(["--max-size", &limit, "--max-value", "1MiB", "--fsync", "never"]).start();
+    let place = server.library_of("bytes");
+    let clients = server.wires(CLIENTS).into_iter().enumerate().map(|(client, mut wire)| {
+        let mut round = client;
+        move || {
+            round += 7;
+            let path = format!("/k/{}", round % 10);
+            let reply = match round % 4 {
+                0 => wire.request("POST", &path, &pattern(1 + round * 37 % 9000)),
+                1 | 2 => wire.request("PUT", &path, &pattern(1 + round * 53 % 9000)),
+                _ => wire.request("DELETE", &path, b""),
+            };
+            assert!([200, 404, 409, 413].contains(&reply.status), "{reply}");
+        }
+    });
+    with_background(clients, || {
+        let mut library = std::fs::read(bytes()).expect("a library can be read");
+        let changed = changed(&place);
+        for _ in 0..15 {
+            // Behind its end it is another library to the host, and the same to the linker.
+            library.push(0);
+            std::fs::write(&changed, &library).expect("a library can be written");
+            put_in_place(&changed, &place);
+            assert_eq!(server.reloaded("bytes"), "reloaded");
+        }
+    });
+    let held: usize = (0..10)
+        .map(|key| server.get(&key.to_string()))
+        .filter(|reply| reply.status == 200)
+        .map(|reply| 1 + reply.body.len())
+        .sum();
+    let free = LIMIT - held;
+    println!("{held} of {LIMIT} bytes are held");
+    server.post("z", pattern(free)).refused(413, "Max size exceeded").says(&format!(", {free} of {LIMIT} are free"));
+    server.post("z", pattern(free - 1)).expect(200);
+    server.post("y", "").expect(400);
+    server.post("y", "v").refused(413, "Max size exceeded").says(", 0 of ");
+}
+
+/// Where a changed library can be put together: beside the plugin folder.
+fn changed(place: &Path) -> PathBuf {
+    place.parent().and_then(Path::parent).expect("the plugin folder is in a folder").join("changed")
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answer_holds_up_no_reload() {
+    let server =
+        Setup::new().load(bytes()).load(conflict()).config(administered("")).args(["--fsync", "never"]).start();
+    server.post("big", pattern(32 << 20)).expect(200);
+    let mut lazy = server.wires(1).remove(0);
+    lazy.send("GET /k/big HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    // It has begun to answer, and cannot end.
+    lazy.begin_reply();
+    let began = Instant::now();
+    std::fs::remove_file(server.library_of("conflict")).expect("a library can be removed");
+    put_in_place(&new(), &server.library_of("bytes").with_file_name(as_library("libversioned")));
+    let mut library = std::fs::read(bytes()).expect("a library can be read");
+    library.push(0);
+    let changed = changed(&server.library_of("bytes"));
+    std::fs::write(&changed, &library).expect("a library can be written");
+    put_in_place(&changed, &server.library_of("bytes"));
+    assert_eq!(server.reloaded("bytes"), "reloaded");
+    assert!(began.elapsed() < Duration::from_secs(5), "the reload took {:?}", began.elapsed());
+    server.post("k", "v").expect(200);
+}
+
+#[test]
+fn a_hook_that_outlasts_a_reload_fails_it_and_the_old_counting_plugin_continues() {
+    let setup = Setup::new().load(bytes()).load(artefacts().library("waits")).config(administered(""));
+    let server = setup.args(["--max-size", "100"]).start();
+    server.post("k", "v").expect(200);
+    let mut waiting = server.wire();
+    waiting.send("GET /k/before HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    server.logs(&["before_get waits"]);
+    let mut library = std::fs::read(bytes()).expect("a library can be read");
+    library.push(0);
+    let place = server.library_of("bytes");
+    std::fs::write(changed(&place), &library).expect("a library can be written");
+    put_in_place(&changed(&place), &place);
+    // It counts what the store holds, so it is started only while no request is in flight. The hook waits for longer than a
+    // reload waits for that.
+    assert_eq!(server.reloaded("bytes"), "start-failed");
+    server.logs(&["did not end within 10s"]);
+    // The old plugin has counted on: this entry is in the numbers below.
+    server.post("open", "v").expect(200);
+    // The hook has returned by now, because the entry lets it or because it has waited for long enough.
+    waiting.reply();
+    server.post("large", "v".repeat(94)).refused(413, "Max size exceeded").says("needs 99 bytes, 93 of 100 are free");
+    assert_eq!(server.reloaded("bytes"), "reloaded");
+    server.post("large", "v".repeat(94)).refused(413, "Max size exceeded").says("needs 99 bytes, 93 of 100 are free");
+}
+
+#[test]
+fn a_signal_reloads_as_the_request_does() {
+    let server = setup().start();
+    server.post("k", "v").expect(200);
+    put_in_place(&new(), &server.library_of("versioned"));
+    assert_eq!(version(&server), "old");
+    server.signal("HUP");
+    server.logs(&["reloaded versioned"]);
+    server.logs(&["old is dropped"]);
+    assert_eq!(version(&server), "new");
+}
+
+#[test]
+fn only_who_has_the_token_may_reload() {
+    let server = setup().start();
+    for wrong in [
+        None,
+        Some(""),
+        Some(TOKEN),
+        Some("Bearer"),
+        Some("Bearer wrong"),
+        Some("Basic s3cret"),
+        Some("Bearer s3cret2"),
+    ] {
+        server.reload_as(wrong).refused(401, "Send a token").has("WWW-Authenticate", "Bearer realm=\"vkog\"");
+    }
+    server.reload_as(Some("bearer s3cret")).expect(200).says("kept");
+    server.path("GET", "/plugins/reload").send().refused(405, "Method not allowed").has("Allow", "POST, OPTIONS");
+    assert!(!server.log().contains(TOKEN), "the token is in the log:\n{}", server.log());
+    let server = Setup::new().load(old()).start();
+    server.reload().refused(403, "Administration is off").says("[[access.tokens]]");
+}
+
+#[test]
+fn libraries_come_and_go_and_move() {
+    let setup = setup();
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    server.post("k", "v").expect(200);
+    let folder = server.library_of("versioned").parent().expect("it is in a folder").to_owned();
+    let place = folder.join(as_library("libconflict"));
+    put_in_place(&conflict(), &place);
+    assert_eq!(server.reloaded("conflict"), "loaded");
+    server.post("k", "v").expect(409);
+    // Another file name is no other plugin.
+    let moved = folder.join(as_library("libmoved"));
+    std::fs::rename(&place, &moved).expect("a library can be renamed");
+    assert_eq!(server.reloaded(&as_library("libmoved")), "loaded");
+    server.post("k", "v").expect(409);
+    assert_eq!(server.library_of("conflict"), moved);
+    // A second one of the same name is refused, and the first goes on.
+    put_in_place(&conflict(), &place);
+    assert_eq!(server.reloaded(&as_library("libconflict")), "duplicate-name");
+    server.post("k", "v").expect(409);
+    std::fs::remove_file(&place).expect("a library can be removed");
+    assert_eq!(server.reloaded(&as_library("libmoved")), "kept");
+    std::fs::remove_file(&moved).expect("a library can be removed");
+    assert_eq!(server.reloaded("conflict"), "removed");
+    server.post("k", "v").expect(200);
+    // Another plugin in the place of one that was there is called by its own name.
+    let place = server.library_of("versioned");
+    put_in_place(&conflict(), &place);
+    assert_eq!(server.reloaded("conflict"), "reloaded");
+    server.post("k", "v").expect(409);
+    put_in_place(&old(), &place);
+    assert_eq!(server.reloaded("versioned"), "reloaded");
+    let names: Vec<_> = server.plugins().iter().map(|plugin| plugin["name"].to_string()).collect();
+    assert_eq!(names, ["\"versioned\""]);
+}
+
+#[test]
+fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
+    let setup = setup().load(artefacts().library("drill"));
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    let read = |name: &str| server.get("k").expect(200).header(name).map(str::to_owned);
+    let configured = |config: &str| setup.write_config(&administered(config));
+
+    // With the hook, the instance stays.
+    configured("[plugins.drill]\nlabel = \"first\"\n");
+    assert_eq!(server.reloaded("drill"), "reconfigured");
+    assert_eq!(read("X-Label").as_deref(), Some("first"));
+    assert_eq!(server.plugin("drill")["settings"]["label"], "first");
+    assert_eq!(server.reloaded("drill"), "kept");
+    // What it refuses, and what it cannot read, leaves it as it was.
+    for wrong in ["label = \"wrong\"", "lable = \"second\"", "label = 2"] {
+        configured(&format!("[plugins.drill]\n{wrong}\n"));
+        assert_eq!(server.reloaded("drill"), "bad-settings", "{wrong}");
+        assert_eq!(read("X-Label").as_deref(), Some("first"), "{wrong}");
+        assert_eq!(server.plugin("drill")["settings"]["label"], "first", "{wrong}");
+    }
+    server.logs_no(&["is dropped"]);
+    // What the host itself heeds needs another instance.
+    configured("[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
+    assert_eq!(server.reloaded("drill"), "reloaded");
+    server.logs(&["first is dropped"]);
+    assert_eq!(read("X-Label").as_deref(), Some("second"));
+
+    // Without the hook, so does everything.
+    configured("[plugins.versioned]\nsaid = \"first\"\n[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
+    assert_eq!(server.reloaded("versioned"), "reloaded");
+    server.logs(&["old is dropped"]);
+    assert_eq!(read("X-Said").as_deref(), Some("first"));
+    configured("[plugins.versioned]\nsaid = 1\n[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
+    assert_eq!(server.reloaded("versioned"), "bad-settings");
+    assert_eq!(read("X-Said").as_deref(), Some("first"));
+}
+
+#[test]
+fn a_configuration_that_is_none_reloads_nothing() {
+    let setup = setup();
+    let server = setup.start();
+    server.post("k", "v").expect(200);
+    put_in_place(&new(), &server.library_of("versioned"));
+    setup.write_config("[plugins\n");
+    server.reload().refused(409, "Nothing was reloaded: cannot use ");
+    assert_eq!(version(&server), "old");
+    if !on_windows() {
+        server.signal("HUP");
+        server.logs(&["nothing was reloaded"]);
+        assert_eq!(version(&server), "old");
+    }
+}

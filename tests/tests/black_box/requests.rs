@@ -1,0 +1,71 @@
+//! A request has a name that its client, its answer and the log agree on, and the log has no secrets.
+//!
+//! Provoked with names that are sent and that are not, with each request logged or only those that fail, on both engines.
+
+use serde_json::Value;
+use vkog_tests::{ENGINES, Server, Setup, artefacts};
+
+/// What the log says of the request of this name.
+fn logged(server: &Server, message: &str, id: &str) -> Value {
+    server.logs(&[message, id]);
+    let log = server.log();
+    let of =
+        |line: &Value| line["request"] == id && line["message"].as_str().is_some_and(|text| text.contains(message));
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.find(of).unwrap_or_else(|| panic!("no {message:?} of {id} in\n{log}"))
+}
+
+#[test]
+fn with_log_requests_each_is_a_line_with_its_name_and_without_its_query() {
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine, "--log-requests"]).start();
+        let put = server.path("PUT", "/k/a%2Fb?token=s3cret").header("Authorization", "Bearer s3cret");
+        let put = put.header("X-Request-Id", "client-1").body("value").send().expect(200);
+        let put = put.has("X-Request-Id", "client-1");
+        let line = logged(&server, "answered", "client-1");
+        assert_eq!((&line["method"], &line["path"], &line["status"]), (&"PUT".into(), &"/k/a%2Fb".into(), &200.into()));
+        assert!(line["bytes"] == 2 && line["duration_us"].is_u64(), "{line} of {put}");
+        assert!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{line}");
+        for bad in ["", "two words", "quote\"", &"x".repeat(129)] {
+            let reply = server.key("GET", "absent").header("X-Request-Id", bad).send().expect(404);
+            let id = reply.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {reply}"));
+            assert!(id != bad && logged(&server, "answered", id)["status"] == 404, "{reply}");
+        }
+        server.logs_no(&["s3cret"]);
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn without_it_only_what_fails_is_logged_and_named() {
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine]).load(artefacts().library("fault-panics")).start();
+        let read = server.get("k").expect(404);
+        assert_eq!(read.header("X-Request-Id"), None, "{read}");
+        server.key("GET", "k").header("X-Request-Id", "mine").send().expect(404).has("X-Request-Id", "mine");
+        let failed = server.path("PUT", "/k/k?panic=before_put").body("v").send();
+        let failed = failed.expect(500).has("Vkog-Plugin", "fault-panics");
+        let id = failed.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {failed}"));
+        let line = logged(&server, "not done", id);
+        assert_eq!((&line["plugin"], &line["status"]), (&"fault-panics".into(), &500.into()));
+        server.logs_no(&["answered"]);
+        server.logs_no(&["mine"]);
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn who_is_refused_by_access_is_logged_with_the_name_and_without_the_token() {
+    let config = "[[access.tokens]]\nname = \"reader\"\ntoken = \"s3cret\"\nright = \"read\"\n";
+    let server = Setup::new().config(config).start();
+    let unknown = server.path("PUT", "/k/k?token=s3cret").header("Authorization", "Bearer wr0ng").body("v").send();
+    let unknown = unknown.expect(401);
+    let id = unknown.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {unknown}"));
+    assert_eq!(logged(&server, "not done", id)["status"], 401);
+    let reader = server.path("PUT", "/k/k?token=s3cret").header("Authorization", "Bearer s3cret").body("v").send();
+    let reader = reader.expect(403);
+    let id = reader.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {reader}"));
+    logged(&server, "reader", id);
+    server.logs_no(&["s3cret"]);
+    server.logs_no(&["wr0ng"]);
+}

@@ -1,0 +1,208 @@
+//! Nothing keeps a server from stopping: neither a plugin that never returns, wherever that is, nor a start or a reload under
+//! way. All acknowledged writes are there after the next start. A reload that hangs in a plugin changes access before, and the
+//! plugin itself not at all.
+//!
+//! Provoked with a plugin that never returns from the place that its settings name, and with a store that takes a while to load.
+
+#![cfg(unix)]
+
+use std::time::{Duration, Instant};
+
+use vkog_tests::{DEADLINE, ENGINES, Exit, Running, Server, Setup, administered, artefacts};
+
+/// How long a stop may take, whatever plugins do.
+const STOP_MAX: Duration = Duration::from_secs(15);
+/// How long it takes to end at once, on a machine that has other things to do.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+fn hanging(place: &str) -> Setup {
+    Setup::new().load(artefacts().library("hangs")).config(administered(&table(place)))
+}
+
+fn table(place: &str) -> String {
+    format!("[plugins.hangs]\nwhere = {place:?}\n")
+}
+
+/// A server whose plugin never returns from this place, with acknowledged writes.
+fn hung(setup: &Setup, place: &str) -> Server {
+    let server = setup.start();
+    for key in 0..100 {
+        server.put(&format!("key-{key}"), "kept").expect(200);
+    }
+    if place.ends_with("_put") {
+        let mut wire = server.wire();
+        wire.send("PUT /k/hang HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nv");
+        server.logs(&[&format!("{place} hangs")]);
+        std::mem::forget(wire);
+    } else if place == "tick" {
+        server.logs(&["tick hangs"]);
+    }
+    server
+}
+
+#[track_caller]
+fn all_is_there(setup: &Setup) {
+    let server = Setup::new().store(setup.store_file()).start();
+    for key in 0..100 {
+        server.get(&format!("key-{key}")).expect(200).is("kept");
+    }
+}
+
+/// Runs a test of each combination at the same time: most of it is waiting.
+fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(|| run(case));
+        }
+    });
+}
+
+fn cases<'a>(places: &'a [&'a str]) -> impl Iterator<Item = (&'static str, &'a str)> {
+    ENGINES.into_iter().flat_map(|engine| places.iter().map(move |place| (engine, *place)))
+}
+
+/// Waits for the end, and asserts how long that may take.
+#[track_caller]
+fn ends(server: Server, max: Duration) -> Exit {
+    let began = Instant::now();
+    let exit = server.stop();
+    assert!(began.elapsed() < max, "the stop took {:?}: {exit}", began.elapsed());
+    exit
+}
+
+#[test]
+fn a_stop_ends_in_15_seconds_whatever_place_a_plugin_never_returns_from() {
+    at_once(cases(&["before_put", "guard_put", "after_put", "tick", "drop"]), |(engine, place)| {
+        let setup = hanging(place).args(["--http", engine]);
+        let server = hung(&setup, place);
+        // A snapshot may wait for the entry that the plugin holds locked.
+        server.signal("USR1");
+        let exit = ends(server, STOP_MAX).expect(0);
+        let abandoned =
+            if place.ends_with("_put") { "a request in a hook of a plugin (hangs)" } else { "plugin \\\"hangs\\\"" };
+        let told = |line: &str| line.contains(abandoned) && line.contains("did not return and is abandoned");
+        assert!(exit.stderr.lines().any(told), "{engine}: {place}: {exit}");
+        all_is_there(&setup);
+    });
+}
+
+#[test]
+fn a_second_signal_ends_a_hanging_stop_at_once_and_keeps_all_acknowledged_writes() {
+    let modes = ["always", "1h", "never"];
+    at_once(cases(&["guard_put", "drop"]).zip(modes.into_iter().cycle()), |((engine, place), mode)| {
+        let setup = hanging(place).args(["--http", engine, "--fsync", mode]);
+        let server = hung(&setup, place);
+        server.signal("TERM");
+        server.logs(&["stopping"]);
+        let exit = ends(server, AT_ONCE).expect(1);
+        assert!(exit.stderr.contains("stopped at once, by a second signal"), "{engine}: {exit}");
+        all_is_there(&setup);
+    });
+}
+
+/// A server that does not listen yet.
+fn starting(setup: &Setup) -> Running {
+    let mut command = setup.vkog();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--config", "vkog.toml", "--file"]).arg(setup.store_file());
+    command.arg("--plugin-dir").arg(setup.plugin_folder());
+    Running::start(&mut command)
+}
+
+#[test]
+fn a_stop_during_a_start_that_hangs_in_a_plugin_ends_at_once() {
+    at_once(["create", "start"], |place| {
+        let setup = hanging(place);
+        setup.write_config(&administered(&table(place)));
+        let starting = starting(&setup);
+        assert!(starting.stderr.wait_for(|log| log.contains(&format!("{place} hangs"))), "{}", starting.stderr.text());
+        let began = Instant::now();
+        starting.signal("TERM");
+        let exit = starting.wait().expect(0);
+        assert!(began.elapsed() < AT_ONCE && exit.stdout.is_empty(), "{:?}: {exit}", began.elapsed());
+    });
+}
+
+#[test]
+fn a_stop_while_a_large_store_loads_ends_at_once() {
+    const ENTRIES: u32 = 3_000_000;
+    let setup = hanging("");
+    setup.write_config(&administered(&table("")));
+    // A MessagePack map of texts.
+    let mut store = vec![0xdf];
+    store.extend_from_slice(&ENTRIES.to_be_bytes());
+    for entry in 0..ENTRIES {
+        store.push(0xa8);
+        store.extend_from_slice(format!("{entry:08}").as_bytes());
+        store.extend_from_slice(b"\xc4\x01v");
+    }
+    std::fs::write(setup.store_file(), store).expect("it can be written");
+    let lock = setup.store_file().with_extension("vkog.lock");
+    let starting = starting(&setup);
+    let deadline = Instant::now() + DEADLINE;
+    // The lock is taken just before the store is read.
+    while std::fs::read_to_string(&lock).unwrap_or_default().trim() != starting.id().to_string() {
+        assert!(Instant::now() < deadline, "it does not open the store: {}", starting.stderr.text());
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    starting.signal("TERM");
+    let exit = starting.wait().expect(0);
+    assert!(exit.stdout.is_empty() && !exit.stderr.contains("opened"), "{exit}");
+}
+
+#[test]
+fn a_withdrawn_token_is_refused_while_the_same_reload_hangs_in_a_plugin() {
+    for engine in ENGINES {
+        let tokens = "[[access.tokens]]\nname = \"guest\"\ntoken = \"guest\"\nright = \"write\"\n";
+        let closed = |config: &str| administered(config).replace("open = true\n", "");
+        let setup = hanging("").args(["--http", engine]).config(closed(&format!("{tokens}{}", table(""))));
+        let server = setup.start();
+        let ask = |path: &str, token: &str| {
+            server.path("GET", path).header("Authorization", format!("Bearer {token}")).send().status
+        };
+        assert_eq!((ask("/k/a", "guest"), ask("/plugins", "s3cret")), (404, 200));
+        setup.write_config(&closed(&format!("{}budget = \"1s\"\n", table("create"))));
+        server.signal("HUP");
+        server.logs(&["create hangs"]);
+        assert_eq!((ask("/k/a", "guest"), ask("/plugins", "s3cret"), ask("/k/a", "s3cret")), (401, 200, 404));
+        // The reload is still under way.
+        let exit = ends(server, AT_ONCE).expect(0);
+        assert!(!exit.stderr.contains("no-return"), "{exit}");
+    }
+}
+
+#[test]
+fn a_reload_whose_plugin_never_returns_fails_and_leaves_the_old_one_and_later_reloads_working() {
+    at_once(["create", "settings_changed", "start"], |place| {
+        let setup = hanging("");
+        let server = hung(&setup, "");
+        // Other terms of the host's own want another instance.
+        let fresh = if place == "settings_changed" { "" } else { "budget = \"1s\"\n" };
+        setup.write_config(&administered(&format!("{}{fresh}", table(place))));
+        assert_eq!(server.reloaded("hangs"), "no-return", "{place}");
+        server.logs(&[place, "did not return within 10s and was abandoned"]);
+        // The old one goes on, and no entry is locked.
+        for key in 0..100 {
+            server.put(&format!("key-{key}"), "kept").expect(200);
+        }
+        assert_eq!(server.plugin("hangs")["settings"]["where"], "", "{place}");
+        setup.write_config(&administered(&format!("{}budget = \"2s\"\n", table(""))));
+        assert_eq!(server.reloaded("hangs"), "reloaded", "{place}");
+        ends(server, AT_ONCE).expect(0);
+        all_is_there(&setup);
+    });
+}
+
+#[test]
+fn a_replaced_plugin_whose_end_or_tick_never_returns_holds_up_no_later_reload() {
+    at_once(["drop", "tick"], |place| {
+        let setup = hanging(place);
+        let server = hung(&setup, place);
+        setup.write_config(&administered(&format!("{}budget = \"1s\"\n", table(""))));
+        assert_eq!(server.reloaded("hangs"), "reloaded", "{place}");
+        server.logs(&["hangs", "was replaced, and its", "is abandoned"]);
+        setup.write_config(&administered(&format!("{}budget = \"2s\"\n", table(""))));
+        assert_eq!(server.reloaded("hangs"), "reloaded", "{place}");
+        ends(server, AT_ONCE).expect(0);
+        all_is_there(&setup);
+    });
+}

@@ -1,0 +1,457 @@
+//! `/watch`: each change that is kept, once and in the order of revisions, to whoever may see it; who comes again goes on
+//! where it was, or learns that it cannot; who does not read is left behind.
+//!
+//! Provoked on both engines with clients that come and go while others write, with histories that have little room, and
+//! with clients that stop reading.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vkog_tests::{Client, DEADLINE, ENGINES, Event, Server, Setup, amount, artefacts, encode, ttl, with_background};
+
+fn start(engine: &str, arguments: &[&str]) -> Server {
+    Setup::new().args(["--http", engine]).args(arguments).start()
+}
+
+/// What the server counts under this name.
+#[track_caller]
+fn number(server: &Client, name: &str) -> u64 {
+    let text = server.path("GET", "/metrics").send().expect(200).text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// Waits until something holds.
+#[track_caller]
+fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < deadline, "{what}: not within {deadline:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_change_is_told_with_its_revision_and_what_was_written() {
+    for engine in ENGINES {
+        let server = start(engine, &[]);
+        let mut watching = server.watch("", "");
+        assert_eq!(watching.head.header("Content-Type"), Some("text/event-stream"));
+        assert_eq!(watching.head.header("Cache-Control"), Some("no-store"));
+        assert_eq!(watching.last_id, Some(0));
+        let mut with_values = server.watch("values", "");
+        let key = "\n\r\u{2028}\"\\\u{1d11e}";
+        let first = server.key("POST", key).header("Content-Type", "text/plain").body("a\nb").send().revision();
+        server.put("b", b"\xff\xfe").expect(200);
+        server.delete(key).expect(200);
+        let large = vec![b'x'; (64 << 10) + 1];
+        server.put("b", &large).expect(200);
+        server.put("b", &large[1..]).expect(200);
+        let event = |id: u64, name: &str, data| Event { id: Some(id), name: name.to_owned(), data };
+        let bytes = "application/octet-stream";
+        let told = [
+            event(first, "put", json!({ "key": key, "revision": first, "size": 3, "content_type": "text/plain" })),
+            event(first + 1, "put", json!({ "key": "b", "revision": first + 1, "size": 2, "content_type": bytes })),
+            event(first + 2, "delete", json!({ "key": key, "revision": first + 2 })),
+            event(
+                first + 3,
+                "put",
+                json!({ "key": "b", "revision": first + 3, "size": 65_537, "content_type": bytes }),
+            ),
+            event(
+                first + 4,
+                "put",
+                json!({ "key": "b", "revision": first + 4, "size": 65_536, "content_type": bytes }),
+            ),
+        ];
+        assert_eq!(watching.events(5), told, "{engine}");
+        let mut with = told;
+        with[0].data["value"] = "a\nb".into();
+        with[1].data["value_base64"] = "//4=".into();
+        // One that is longer has to be read.
+        with[4].data["value"] = String::from_utf8_lossy(&large[1..]).into();
+        assert_eq!(with_values.events(5), with, "{engine}");
+    }
+}
+
+#[test]
+fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
+    for engine in ENGINES {
+        let server = start(engine, &[]);
+        let put = |key: &str| server.put(key, "v").expect(200).revision();
+        let written = ["a/1", "b/2", "a/3", "b/4", "a/5"].map(put);
+        let before = written[0] - 1;
+        assert_eq!(written.map(|revision| revision - before), [1, 2, 3, 4, 5]);
+        let ids = |query: &str, fields: &str, count| {
+            let mut watching = server.watch(query, fields);
+            watching.events(count).iter().map(|event| event.id.expect("it has one") - before).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("since=0", "", 5), [1, 2, 3, 4, 5]);
+        assert_eq!(ids("since=0&prefix=a/", "", 3), [1, 3, 5]);
+        assert_eq!(ids(&format!("since={}", before + 3), "", 2), [4, 5]);
+        // A browser sends what it sent first, too.
+        assert_eq!(ids("since=0", &format!("Last-Event-ID: {}\r\n", before + 4), 1), [5]);
+        assert_eq!(ids(&format!("since={}&prefix=%62%2f", before + 2), "Last-Event-ID:\r\n", 1), [4]);
+        let mut now = server.watch("", "");
+        let mut behind = server.watch(&format!("since={}", before + 5), "");
+        let sixth = Some(server.put("b/6", "v").expect(200).revision());
+        assert_eq!((now.events(1)[0].id, behind.events(1)[0].id), (sixth, sixth));
+    }
+}
+
+#[test]
+fn what_is_no_question_is_refused() {
+    for engine in ENGINES {
+        let server = start(engine, &[]);
+        for (query, words) in [
+            ("sinse=1", "Unknown parameter \"sinse\"; there are prefix, since, values"),
+            ("since=-1", "since is \"-1\"; give a revision"),
+            ("since=+1", "since is \"+1\""),
+            ("since=", "since is \"\""),
+            ("since=99999999999999999999", "since is \"99999999999999999999\""),
+            ("values=1", "values has no value"),
+            ("prefix=a&prefix=b", "The parameter prefix is given twice"),
+            ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
+        ] {
+            server.path("GET", &format!("/watch?{query}")).send().refused(400, words);
+        }
+        server.path("GET", "/watch").header("Last-Event-ID", "x").send().refused(400, "Last-Event-ID is \"x\"");
+        server.path("HEAD", "/watch").send().expect(200).has("Content-Type", "text/event-stream");
+        server.path("HEAD", "/watch?since=1").send().expect(410);
+        server.path("OPTIONS", "/watch").send().expect(204).has("Allow", "GET, HEAD, OPTIONS");
+        server.path("POST", "/watch").body("x").send().refused(405, "Method not allowed");
+        wait_until(DEADLINE, "nobody watches", || number(&server, "vkog_watchers") == 0);
+    }
+}
+
+#[test]
+fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
+    let changes = amount(20_000, 100_000);
+    const WRITERS: usize = 4;
+    for engine in ENGINES {
+        let server = start(engine, &["--fsync", "never"]);
+        let (written, left) = (Mutex::new(HashMap::new()), AtomicUsize::new(changes));
+        let writers = (0..WRITERS).map(|writer| {
+            let (client, written, left) = (server.client(), &written, &left);
+            let mut step = 0;
+            move || {
+                let taken = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+                if taken.is_err() {
+                    return std::thread::yield_now();
+                }
+                step += 1;
+                let key = format!("{writer}/{}", step / 2 % 10);
+                // What is removed was written just before, by the same client.
+                if step % 2 == 0 {
+                    let revision = client.put(&key, "v").expect(200).revision();
+                    written.lock().expect("no writer panics with it").insert(revision, key);
+                } else if client.delete(&key).status == 404 {
+                    left.fetch_add(1, Relaxed);
+                }
+            }
+        });
+        let begun = Instant::now();
+        let (told, reconnects) = with_background(writers, || {
+            let (mut told, mut reconnects) = (Vec::<Event>::new(), 0);
+            while told.len() < changes {
+                let since = told.last().map_or(0, |event| event.id.expect("it has one"));
+                let mut watching = server.watch("since=0", &format!("Last-Event-ID: {since}\r\n"));
+                // A connection ends in the middle of what was sent.
+                let share = if reconnects == 50 { changes } else { changes / 51 };
+                told.extend(watching.events(share.min(changes - told.len())));
+                reconnects += 1;
+            }
+            (told, reconnects - 1)
+        });
+        eprintln!("{engine}: {} changes, {reconnects} reconnects, in {:?}", told.len(), begun.elapsed());
+        assert_eq!(reconnects, 50);
+        let first = told[0].id.expect("it has one");
+        assert!(told.iter().map(|event| event.id).eq((first..).take(changes).map(Some)), "each once and in order");
+        let written = written.into_inner().expect("no writer panicked with it");
+        let mut puts = 0;
+        for event in &told {
+            assert_eq!(event.data["revision"].as_u64(), event.id);
+            match written.get(&event.id.expect("it has one")) {
+                Some(key) => assert_eq!((event.name.as_str(), event.key()), ("put", key.as_str())),
+                None => assert_eq!(event.name, "delete", "{event:?}"),
+            }
+            puts += usize::from(event.name == "put");
+        }
+        assert_eq!(puts, written.len());
+    }
+}
+
+#[test]
+fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine, "--watch-history", "20KiB"]);
+        let server = setup.start();
+        let revisions: Vec<u64> = (0..30).map(|_| server.put("k", [b'x'; 1000]).expect(200).revision()).collect();
+        let before = revisions[0] - 1;
+        let since = |number: u64| format!("/watch?since={}", before + number);
+        let held = number(&server, "vkog_watch_history_bytes");
+        assert!((19 << 10..=20 << 10).contains(&held), "{held}");
+        let refused = server.path("GET", &since(1)).send().refused(410, "Too far back: what came up to revision ");
+        let begins =
+            refused.text().split_whitespace().find_map(|word| word.parse::<u64>().ok()).expect("it says which");
+        server.path("GET", "/watch").header("Last-Event-ID", (begins - 1).to_string()).send().expect(410);
+        assert_eq!(
+            server.watch(&format!("since={begins}"), "").events((before + 30 - begins) as usize)[0].id,
+            Some(begins + 1)
+        );
+        // One that has not all the room is told to who keeps up.
+        let mut watching = server.watch("", "");
+        server.put("k", [b'x'; 100_000]).expect(200);
+        assert_eq!(watching.events(1)[0].data["size"], 100_000);
+        let last = before + 31;
+        let ahead = format!("Too far ahead: {last} is the last revision");
+        server.path("GET", &since(32)).send().refused(410, &ahead);
+        server.stop().expect(0);
+
+        let server = setup.start();
+        let back = format!("Too far back: what came up to revision {last}");
+        server.path("GET", &since(30)).send().refused(410, &back);
+        let mut watching = server.watch(&format!("since={last}"), "");
+        server.path("GET", &since(32)).send().refused(410, &ahead);
+        server.delete("k").expect(200);
+        assert_eq!(watching.events(1)[0].name, "delete");
+        let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
+        assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
+    }
+}
+
+#[test]
+fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
+    for engine in ENGINES {
+        let server = start(engine, &["--fsync", "never", "--watch-history", "1MiB"]);
+        let mut stopped = server.watch("values", "");
+        let mut reads = server.watch("values", "");
+        // So much that no socket holds it.
+        let value = "x".repeat(60 << 10);
+        let mut first = None;
+        for _ in 0..400 {
+            let revision = server.put("k", &value).expect(200).revision();
+            first.get_or_insert(revision);
+            assert_eq!(reads.events(1)[0].id, Some(revision), "{engine}");
+        }
+        let first = first.expect("something was written");
+        let held = number(&server, "vkog_watch_history_bytes");
+        assert!(held <= 1 << 20, "{held}");
+        // What was on its way when it stopped comes whole, and nothing of it twice; then it learns why.
+        let mut came = Vec::new();
+        let end = loop {
+            let event = stopped.event().expect("it ends with an event");
+            if event.name == "end" {
+                break event;
+            }
+            came.push(event.id.expect("it has one"));
+        };
+        assert!(came.len() < 400 && came.iter().copied().eq((first..).take(came.len())), "{engine}: {came:?}");
+        assert_eq!((&end.data["status"], end.id), (&json!(410), came.last().copied()), "{engine}");
+        assert!(end.data["title"].as_str().is_some_and(|title| title.starts_with("Too far back")), "{end:?}");
+        assert_eq!(stopped.event(), None);
+        server.path("GET", &format!("/watch?since={}", came.last().copied().unwrap_or(0))).send().expect(410);
+    }
+}
+
+#[test]
+fn who_does_not_read_at_all_is_dropped_by_hyper() {
+    let server = start("hyper", &["--fsync", "never"]);
+    let _stopped = server.watch("values", "");
+    let mut reads = server.watch("values", "");
+    let value = "x".repeat(60 << 10);
+    for _ in 0..400 {
+        server.put("k", &value).expect(200);
+        reads.events(1);
+    }
+    assert_eq!(number(&server, "vkog_watchers"), 2);
+    // 30 to 40 seconds without progress; who reads what little comes meanwhile stays.
+    let deadline = Duration::from_secs(60);
+    let begun = Instant::now();
+    while number(&server, "vkog_watchers") > 1 {
+        assert!(begun.elapsed() < deadline, "it is still there\n{}", server.log());
+        assert!(reads.read());
+    }
+    server.put("k", "v").expect(200);
+    assert_eq!(reads.events(1)[0].data["value"], "v");
+}
+
+#[test]
+fn a_quiet_watcher_is_told_how_far_it_is_before_15_seconds_are_over() {
+    for engine in ENGINES {
+        let server = start(engine, &[]);
+        let mut quiet = server.watch("prefix=a/", "");
+        let begun = Instant::now();
+        for _ in 0..299 {
+            server.put("b/k", "v").expect(200);
+        }
+        let last = server.put("b/k", "v").expect(200).revision();
+        while quiet.bare_ids == 0 {
+            assert!(quiet.read());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "{engine}: {:?}", begun.elapsed());
+        assert_eq!(quiet.last_id, Some(last), "{engine}");
+        let next = server.put("a/k", "v").expect(200).revision();
+        assert_eq!(quiet.events(1)[0].id, Some(next));
+    }
+}
+
+const TOKENS: &str = r#"
+[[access.tokens]]
+name = "watcher"
+token = "watcher"
+right = "read"
+
+[[access.tokens]]
+name = "operator"
+token = "operator"
+right = "admin"
+"#;
+
+#[test]
+fn a_token_that_is_withdrawn_ends_its_watchers_and_a_reload_alone_ends_none() {
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine]).config(TOKENS);
+        let server = setup.start();
+        let put = |key: &str| {
+            server.key("PUT", key).header("Authorization", "Bearer operator").body("v").send().expect(200);
+        };
+        let reload = || {
+            server
+                .path("POST", "/plugins/reload")
+                .header("Authorization", "Bearer operator")
+                .body("")
+                .send()
+                .expect(200);
+        };
+        let fields = "Authorization: Bearer watcher\r\n";
+        let mut watching = server.watch("", fields);
+        let mut silent = server.watch("prefix=nothing", fields);
+        reload();
+        put("k");
+        assert_eq!(watching.events(1)[0].key(), "k");
+        setup.write_config(&TOKENS.replace("\"watcher\"", "\"other\""));
+        reload();
+        put("secret");
+        for watching in [&mut watching, &mut silent] {
+            let end = watching.events(1).remove(0);
+            assert_eq!((end.name.as_str(), &end.data["status"]), ("end", &json!(401)), "{engine}: {end:?}");
+            assert_eq!(watching.event(), None);
+        }
+        assert_eq!(server.try_watch("", fields).err().map(|reply| reply.status), Some(401));
+    }
+}
+
+#[test]
+fn a_plugin_that_does_not_know_who_watches_ends_the_watch() {
+    for engine in ENGINES {
+        let setup = Setup::new().load(artefacts().library("vkog-bearer")).args(["--http", engine]);
+        let server = setup.config("[plugins.bearer]\ntoken = \"s3cret\"\n").start();
+        let put = |key: &str| {
+            server.key("PUT", key).header("Authorization", "Bearer s3cret").body("v").send().expect(200);
+        };
+        // Where there is nothing to be told, nobody is asked.
+        let mut unknown = server.watch("", "");
+        let mut known = server.watch("", "Authorization: Bearer s3cret\r\n");
+        put("hidden");
+        assert_eq!(known.events(1)[0].key(), "hidden");
+        let end = unknown.events(1).remove(0);
+        assert_eq!(
+            (end.name.as_str(), &end.data["status"], &end.data["plugin"]),
+            ("end", &json!(401), &json!("bearer"))
+        );
+        assert_eq!((unknown.last_id, unknown.event()), (Some(0), None));
+        // When it comes again it learns from the status that it need not.
+        let refused = server.path("GET", "/watch").header("Last-Event-ID", "0").send().refused(401, "Send the token");
+        assert_eq!(refused.header("Vkog-Plugin"), Some("bearer"));
+    }
+}
+
+#[test]
+fn what_has_expired_is_not_told_of_and_that_it_is_gone_is() {
+    for engine in ENGINES {
+        let server = Setup::new().load(ttl()).args(["--http", engine]).start();
+        let mut watching = server.watch("", "");
+        let first = server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200).revision();
+        server.key("POST", "long").header("Vkog-TTL", "1h").body("v").send().expect(200);
+        let told: Vec<_> =
+            watching.events(3).iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
+        let event = |name: &str, key: &str| (name.to_owned(), key.to_owned());
+        assert_eq!(told, [event("put", "short"), event("put", "long"), event("delete", "short")], "{engine}");
+        let told: Vec<_> = server.watch("since=0", "").events(2).iter().map(|event| event.id).collect();
+        assert_eq!(told, [Some(first + 1), Some(first + 2)], "{engine}");
+    }
+}
+
+#[test]
+fn a_stop_ends_all_watches_and_waits_for_none() {
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine, "--fsync", "never"]);
+        let server = setup.start();
+        let mut quiet = server.watch("prefix=nothing", "");
+        let mut busy = server.watch("values", "");
+        let _stopped = server.watch("values", "");
+        let value = "x".repeat(60 << 10);
+        for _ in 0..400 {
+            server.put("k", &value).expect(200);
+            busy.events(1);
+        }
+        let exit = server.stop().expect(0);
+        assert!(!exit.stderr.contains("still under way"), "{engine}: {exit}");
+        assert_eq!((quiet.event(), busy.event()), (None, None), "{engine}");
+    }
+}
+
+#[test]
+fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
+    let server = start("tiny", &["--fsync", "never"]);
+    let mut watchers: Vec<_> = (0..64).map(|_| server.watch("prefix=a", "")).collect();
+    let refused = server.path("GET", "/watch").send().refused(503, "Too many streams at once: 64 are the most");
+    assert_eq!(refused.header("Retry-After"), Some("1"));
+    server.put("a", "v").expect(200);
+    watchers.iter_mut().for_each(|watching| assert_eq!(watching.events(1)[0].key(), "a"));
+    // Nor does one that reads lose its place to a newcomer, even in the moment in which it is told something.
+    for _ in 0..50 {
+        server.put("a", "v").expect(200);
+        (0..4).for_each(|_| drop(server.path("GET", "/watch").send().expect(503)));
+    }
+    watchers.iter_mut().for_each(|watching| drop(watching.events(50)));
+    watchers.truncate(32);
+    // Who has left is noticed when it is told something.
+    wait_until(DEADLINE, "32 have left", || {
+        server.put("a", "v").expect(200);
+        number(&server, "vkog_watchers") <= 32
+    });
+    let stopped: Vec<_> = (0..32).map(|_| server.watch("prefix=b&values", "")).collect();
+    let value = "x".repeat(60 << 10);
+    let mut place = server.try_watch("prefix=c", "");
+    wait_until(DEADLINE, "a place among those that do not read", || {
+        server.put(&encode("b"), &value).expect(200);
+        if place.is_err() {
+            place = server.try_watch("prefix=c", "");
+        }
+        place.is_ok()
+    });
+    server.put("c", "v").expect(200);
+    assert_eq!(place.ok().expect("there is one").events(1)[0].key(), "c");
+    drop(stopped);
+}
+
+#[test]
+fn an_old_client_has_a_stream_that_ends_with_its_connection() {
+    for engine in ENGINES {
+        let server = start(engine, &[]);
+        let first = server.put("k", "v").expect(200).revision();
+        let mut wire = server.wire();
+        wire.send("GET /watch?since=0 HTTP/1.0\r\n\r\n");
+        let head = wire.try_head().expect("a reply");
+        assert_eq!((head.status, head.header("Transfer-Encoding")), (200, None), "{head}");
+        server.stop().expect(0);
+        let rest = String::from_utf8(wire.rest().expect("it is closed")).expect("events are UTF-8");
+        let begin = format!("retry: 1000\nid: 0\n\nid: {first}\nevent: put\ndata: {{\"key\":\"k\"");
+        assert!(rest.starts_with(&begin), "{engine}: {rest}");
+    }
+}

@@ -1,0 +1,68 @@
+//! Many watchers get each change once and in order, with the values that each asked for, whatever they share; and a PUT is
+//! answered while they are being told.
+//!
+//! Provoked with hundreds of watchers of hyper that see changes which come faster than they are told, with different
+//! permissions and questions, and with a plugin that hides keys from some.
+
+use vkog_tests::{Setup, Watching, exclusive, raise_descriptors};
+
+/// The revisions and the values that come.
+#[track_caller]
+fn seen(watching: &mut Watching, count: usize) -> Vec<(u64, String)> {
+    let events = watching.events(count);
+    let told = |event: &vkog_tests::Event| event.data["value"].as_str().unwrap_or("none").to_owned();
+    events.iter().map(|event| (event.id.expect("every event has one"), told(event))).collect()
+}
+
+#[test]
+fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_for() {
+    const CHANGES: usize = 200;
+    let _alone = exclusive();
+    raise_descriptors();
+    let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
+    let mut plain: Vec<_> = (0..150).map(|_| server.watch("", "")).collect();
+    let mut valued: Vec<_> = (0..150).map(|_| server.watch("values", "")).collect();
+    let mut others: Vec<_> = (0..50).map(|_| server.watch("prefix=b/&values", "")).collect();
+    let mut wire = server.wire();
+    let mut put = |change| {
+        let key = if change % 10 == 0 { "/k/b/k" } else { "/k/a/k" };
+        let value = format!("v{change}");
+        (wire.request("PUT", key, value.as_bytes()).expect(200).revision(), value)
+    };
+    let all: Vec<_> = (0..CHANGES).map(&mut put).collect();
+    let bare: Vec<_> = all.iter().map(|(revision, _)| (*revision, "none".to_owned())).collect();
+    let some: Vec<_> = all.iter().step_by(10).cloned().collect();
+    plain.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), bare));
+    valued.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), all));
+    others.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES / 10), some));
+    // They wait again, and are told of a removal as of anything.
+    server.delete("b/k").expect(200);
+    for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
+        let event = watching.event().expect("there is one more");
+        assert_eq!((event.id, event.name.as_str(), event.key()), (Some(all[CHANGES - 1].0 + 1), "delete", "b/k"));
+    }
+    // An end reaches those who wait and those who were just told something.
+    let mut late = server.watch("since=0", "");
+    assert_eq!(seen(&mut late, CHANGES).len(), CHANGES);
+    server.stop().expect(0);
+    for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
+        assert_eq!(watching.event(), None);
+    }
+}
+
+#[test]
+fn a_watcher_that_catches_up_on_a_long_history_gets_all_of_it_beside_others() {
+    const CHANGES: usize = 1500;
+    let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
+    let mut idle: Vec<_> = (0..20).map(|_| server.watch("prefix=z", "")).collect();
+    let mut wire = server.wire();
+    let mut put = |change| {
+        let value = format!("{change:0>500}");
+        (wire.request("PUT", "/k/k", value.as_bytes()).expect(200).revision(), value)
+    };
+    let expected: Vec<_> = (0..CHANGES).map(&mut put).collect();
+    let mut late: Vec<_> = (0..5).map(|_| server.watch("since=0&values", "")).collect();
+    late.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), expected));
+    server.put("z", "v").expect(200);
+    idle.iter_mut().for_each(|watching| assert_eq!(watching.event().expect("there is one").key(), "z"));
+}
