@@ -1,4 +1,4 @@
-# docs/docker.md says how to run it.
+# docs/how-to/docker.md describes how to run it.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
@@ -7,7 +7,7 @@ RUN cargo xtask dist \
     && tar -xzf target/dist/vkog-*.tar.gz -C /vkog --strip-components=1
 
 FROM debian:bookworm-slim
-# The plugins belong to root, so that the server cannot write them; the store's folder is all that it can.
+# The plugins belong to root, so the server cannot write them. It can write only the folder of the store.
 COPY --from=build --chown=0:0 /vkog/vkog /usr/local/bin/vkog
 COPY --from=build --chown=0:0 /vkog/plugins /usr/local/lib/vkog/plugins
 RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/vkog
@@ -19,5 +19,5 @@ VOLUME /var/lib/vkog
 EXPOSE 3110
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/vkog"]
-# Nobody reaches a container but by what is published of it. Whoever gives arguments of his own says who may.
+# A container is reachable only through its published ports and networks. Arguments replace --open.
 CMD ["--open"]

@@ -83,7 +83,7 @@ impl FromStr for Listen {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Http {
-    /// hyper, on every address: tiny_http has limits that no code around it can lift (docs/http.md).
+    /// hyper, on every address: tiny_http has limits that no code around it can lift (docs/reference/http.md).
     Auto,
     /// tiny_http.
     Tiny,

@@ -22,7 +22,8 @@ const SHELLS: [(&str, &str); 5] = [
 ];
 
 /// The files that are copied as they are.
-const DOCUMENTS: [&str; 3] = ["README.md", "LICENSE", "CHANGELOG.md"];
+const DOCUMENTS: [&str; 7] =
+    ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
 /// Makes the folder and the archive, and prints their paths.
 ///
@@ -54,8 +55,14 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
     for document in DOCUMENTS {
         copy(document.as_ref(), &folder)?;
     }
-    for page in fs::read_dir("docs")? {
-        copy(&page?.path(), &folder.join("docs"))?;
+    copy_tree("docs".as_ref(), &folder.join("docs"))?;
+    for crates in ["plugins", "examples"] {
+        for member in fs::read_dir(crates)? {
+            let member = member?.path();
+            if member.join("README.md").is_file() {
+                copy(&member.join("README.md"), &folder.join(&member))?;
+            }
+        }
     }
     if triple.contains("linux") {
         copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
@@ -105,6 +112,19 @@ fn copy(file: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let name = file.file_name().ok_or_else(|| format!("{} is no file", file.display()))?;
     fs::copy(file, folder.join(name)).map_err(|error| format!("cannot copy {}: {error}", file.display()))?;
+    Ok(())
+}
+
+/// Copies the files of a folder and of the folders in it.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            copy_tree(&path, &to.join(path.file_name().unwrap_or_default()))?;
+        } else {
+            copy(&path, to)?;
+        }
+    }
     Ok(())
 }
 

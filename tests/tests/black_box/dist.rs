@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vkog_tests::{Setup, artefacts, on_windows, program, target_folder, workspace};
+use vkog_tests::{Setup, artefacts, dead_links, on_windows, program, target_folder, workspace};
 
 /// Runs a command to its end, and gives what it said.
 #[track_caller]
@@ -44,6 +44,7 @@ fn what_is_handed_out_runs_where_it_is_unpacked() {
     let read =
         |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     assert!(read("README.md").starts_with("# VKOG") && read("LICENSE").contains("MIT License"));
+    assert_eq!(dead_links(&folder), [""; 0], "dead links in the distribution");
     assert!(read("man/vkog.1").contains("plugin\\-dir"), "a manual page without the options");
     for file in ["vkog.bash", "vkog.elv", "vkog.fish", "_vkog.ps1", "_vkog"] {
         assert!(read(&format!("completions/{file}")).contains("--plugin-dir"), "{file} without the options");

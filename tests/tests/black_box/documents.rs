@@ -9,15 +9,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vkog_tests::{Running, Server, Setup, artefacts, bytes, conflict, target_folder, ttl, workspace, written_plugin};
+use vkog_tests::{
+    Running, Server, Setup, artefacts, bytes, conflict, markdown, target_folder, ttl, workspace, written_plugin,
+};
 
 /// What is shown of how to come to a server, and not run here: it would build and serve for real.
-const NOT_RUN: [&str; 8] =
-    ["cargo xtask serve", "cargo build", "cargo test", "cargo new", "cargo add", "cp ", "git clone ", "cd "];
+const NOT_RUN: [&str; 9] = [
+    "cargo xtask serve",
+    "cargo install",
+    "cargo build",
+    "cargo test",
+    "cargo new",
+    "cargo add",
+    "cp ",
+    "git clone ",
+    "cd ",
+];
 const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
 /// The commands that ask a server.
 const ASKING: [&str; 8] =
     ["curl ", "vkog get ", "vkog put ", "vkog post ", "vkog delete ", "vkog ls", "vkog watch", "vkog batch"];
+
+/// The tutorial that goes from an empty folder to a plugin.
+const GUIDE: &str = "docs/tutorial/first-plugin.md";
 
 /// One command of a session and the lines it should print.
 struct Step {
@@ -229,14 +243,13 @@ fn the_sessions_of_the_readme_happen_as_they_are_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
+/// The tutorial of plugins has a test of its own.
 #[test]
-fn the_session_of_batches_happens_as_it_is_shown() {
-    run_all(&workspace().join("docs/http.md"), &[bytes(), conflict()]);
-}
-
-#[test]
-fn the_session_of_the_client_happens_as_it_is_shown() {
-    run_all(&workspace().join("docs/client.md"), &[]);
+fn the_sessions_of_the_documentation_happen_as_shown() {
+    let mut documents = markdown(&workspace().join("docs"));
+    documents.retain(|path| !path.ends_with(GUIDE) && !sessions(path).is_empty());
+    assert!(documents.len() >= 3, "{documents:?}");
+    documents.iter().for_each(|document| run_all(document, &[bytes(), conflict(), ttl()]));
 }
 
 #[test]
@@ -264,12 +277,27 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
+/// What the recipes of the guide for plugin authors take for granted.
+const AROUND_RECIPES: &str = "
+    use std::time::Duration;
+    use vkog_plugin_api::*;
+    struct Mine { host: Host }
+    impl Plugin for Mine {
+        type Settings = NoSettings;
+        fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) }
+    }
+    struct Remote;
+";
+
+/// One crate has both, because a build takes longer than all else.
 #[test]
-fn the_whole_plugin_of_the_readme_is_whole() {
-    let source = &blocks("README.md", "rust")[0];
+fn the_plugin_of_the_readme_works_and_the_recipes_for_authors_compile() {
+    let recipes = blocks("docs/how-to/write-a-plugin.md", "rust").join("\n");
+    let plugin = &blocks("README.md", "rust")[0];
+    let source = format!("{plugin}\n#[allow(dead_code)]\nmod recipes {{{AROUND_RECIPES}{recipes}}}\n");
     let manifest = "[package]\nname = \"readme-plugin\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
                     [dependencies]\nvkog-plugin-api = \"1\"\n";
-    let server = Setup::new().load(written_plugin("readme-plugin", manifest, source)).start();
+    let server = Setup::new().load(written_plugin("readme-plugin", manifest, &source)).start();
     server.put("k", [b'x'; 4096]).expect(200);
     server.put("k", [b'x'; 4097]).expect(413).has("Vkog-Plugin", "readme-plugin");
 }
@@ -283,7 +311,6 @@ fn building<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 
 #[test]
 fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
-    const GUIDE: &str = "docs/plugin-authoring.md";
     let sessions = sessions(&workspace().join(GUIDE));
     let [making, asking, ..] = &sessions[..] else { panic!("{GUIDE} makes a plugin, then asks") };
     assert_eq!(making.steps.len(), 4, "four commands in {}", making.place);

@@ -2,7 +2,7 @@
 //!
 //! Provoked with connections that send a byte a second, uploads that stop halfway, lengths that nobody could send, a header
 //! line without an end, another protocol, and requests sent ahead by the hundred thousand. Each on the engines that survive
-//! it; what tiny_http does not is in docs/http.md. Further ones: file descriptors that run out, silent connections in a burst
+//! it; what tiny_http does not is in docs/reference/http.md. Further ones: file descriptors that run out, silent connections in a burst
 //! with others, and large values over many connections.
 
 #![cfg(target_os = "linux")]

@@ -2,7 +2,7 @@
 //! a request, and nothing of it is left behind.
 //!
 //! Provoked byte by byte, on both engines with the same bounds. The cases marked as [`HYPER`] are those that tiny_http does
-//! not show to the host; docs/http.md lists them.
+//! not show to the host; docs/reference/http.md lists them.
 
 #![cfg(target_os = "linux")]
 

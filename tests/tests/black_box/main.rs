@@ -39,6 +39,7 @@ mod page;
 mod plugin_files;
 mod quarantine;
 mod ranges;
+mod reference;
 mod reload;
 mod requests;
 mod service;
