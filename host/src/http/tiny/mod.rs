@@ -2,7 +2,7 @@
 //! to: for the body, for the request's turn on its connection, for the client to read. If the response has to wait for the
 //! disk, the thread that completes it sends it.
 //!
-//! The [supervisor](supervisor) works around what tiny_http lacks; docs/http.md lists the limits that remain.
+//! The [supervisor] works around what tiny_http lacks; docs/http.md lists the limits that remain.
 
 mod sockets;
 mod stall_breaker;
