@@ -3,6 +3,9 @@
 //! A request passes the before-hooks, then the guards under the lock of its entry, then the store, then the after-hooks. A
 //! guard whose operation does not succeed is undone. The engine works with every [`Store`], and knows neither sockets nor
 //! files.
+//!
+//! Operations report their outcome to a callback. As futures they would need a task each, because an operation that has begun
+//! must complete even if its client disconnects: measured, a PUT then makes 7 allocations instead of 4.
 
 mod batch;
 mod conditions;
@@ -194,6 +197,7 @@ impl<S: Store> Engine<S> {
 }
 
 impl Request {
+    #[inline]
     fn op_context(&self) -> OpContext<'_> {
         OpContext {
             verb: self.verb,
@@ -234,6 +238,7 @@ fn offload(pool: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
 }
 
 /// An entry as plugins see it.
+#[inline]
 fn view(entry: &Entry) -> EntryView<'_> {
     EntryView {
         value: entry.value(),

@@ -71,6 +71,7 @@ impl From<InvalidRequest> for Refusal {
 /// # Errors
 ///
 /// The key is empty or too long.
+#[inline]
 pub fn check_key(key: &str) -> Result<(), InvalidRequest> {
     match key.len() {
         0 => Err(InvalidRequest::EmptyKey),
@@ -84,6 +85,7 @@ pub fn check_key(key: &str) -> Result<(), InvalidRequest> {
 /// # Errors
 ///
 /// It is too long, or could not be sent back in a header.
+#[inline]
 pub fn media_type(name: &[u8]) -> Result<&str, InvalidRequest> {
     if name.len() > CONTENT_TYPE_MAX {
         return Err(InvalidRequest::ContentTypeTooLong { bytes: name.len() });
@@ -100,6 +102,7 @@ pub fn media_type(name: &[u8]) -> Result<&str, InvalidRequest> {
 /// # Errors
 ///
 /// It has none.
+#[inline]
 pub fn check_value(verb: Verb, value: &[u8]) -> Result<(), InvalidRequest> {
     if value.is_empty() && matches!(verb, Verb::Post | Verb::Put) { Err(InvalidRequest::NoContent) } else { Ok(()) }
 }

@@ -66,12 +66,14 @@ fn attempt<S: Store>(
 }
 
 /// Runs the after-hooks of a write that is durable.
+#[inline]
 pub(super) fn committed(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) -> ExtraHeaders {
     let (before, after) = (change.before.as_ref().map(view), change.after.as_ref().map(view));
     chain.after(context, change.revision, before, after)
 }
 
 /// The outcome of a write that is durable.
+#[inline]
 pub(super) fn outcome_of(change: &Change) -> Outcome {
     let outcome = if change.after.is_some() { Outcome::Written } else { Outcome::Removed };
     outcome(change.revision)
@@ -116,12 +118,14 @@ impl<S: Store> Decide for Write<S> {
 const PREPARED_MIN: usize = 4 << 10;
 
 /// Makes the entry of a write with a large value before the lock is taken. The guards add its details later.
+#[inline]
 pub(super) fn prepare(verb: Verb, key: &str, value: &[u8], content_type: &str) -> Option<Entry> {
     let is_large = value.len() > PREPARED_MIN && matches!(verb, Verb::Post | Verb::Put);
     is_large.then(|| Entry::new(key, &NewEntry { value, content_type, details: Vec::new() }))
 }
 
 /// The entry of a write with these details. When a decision runs again it makes a new entry.
+#[inline]
 pub(super) fn entry(
     prepared: &mut Option<Entry>,
     key: &str,
@@ -163,6 +167,7 @@ fn make_room<S: Store>(
 }
 
 /// Decides a write of an entry that is locked. Returns the details of the entry to write, or none to remove it.
+#[inline]
 pub(super) fn decide(
     chain: &Arc<Chain>,
     context: &OpContext<'_>,

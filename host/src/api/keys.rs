@@ -69,10 +69,10 @@ pub(super) fn list(
     budget: &'static Budget,
     format: ErrorFormat,
 ) -> Response {
-    let viewer = RequestContext { origin: head, query: raw_query };
+    let context = RequestContext { origin: head, query: raw_query };
     let answered = match query {
-        Query::Count { prefix } => engine.count(prefix, &viewer).map(|count| json(&Count { count })),
-        Query::Page(listing) => engine.list(listing, &viewer).map(|page| {
+        Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
+        Query::Page(listing) => engine.list(listing, &context).map(|page| {
             let keys = page.entries.iter().map(|entry| Key {
                 key: entry.key().into(),
                 size: entry.value().len() as u64,

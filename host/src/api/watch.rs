@@ -112,8 +112,8 @@ pub(super) fn stream(
 ) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values } = subscription;
-    let viewer = RequestContext { origin: Arc::clone(&head) as _, query };
-    let watcher = match engine.watch(prefix.clone(), since, viewer) {
+    let client = RequestContext { origin: Arc::clone(&head) as _, query };
+    let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable).reply(format),
     };

@@ -89,7 +89,7 @@ fn the_order_that_a_test_names_is_the_order_of_the_chain() {
 }
 
 #[test]
-fn a_plugin_that_panics_again_and_again_goes_into_quarantine_until_it_is_made_anew() {
+fn a_plugin_that_panics_repeatedly_is_in_quarantine_until_a_restart() {
     let mut host = held_and_moody();
     for _ in 0..5 {
         host.put("a", "panic").expect(500);
@@ -151,7 +151,7 @@ impl AfterDelete for Teller {
 }
 
 #[test]
-fn what_a_plugin_asks_of_the_store_passes_the_chain_eight_deep_and_nothing_is_asked_under_a_lock() {
+fn requests_of_plugins_nest_eight_deep_and_are_refused_under_a_lock() {
     let host = Setup::new().load_other(plugin!(Teller, "teller")).start();
     host.post("a", "1").expect(200);
     host.get("last").is("a");
@@ -263,7 +263,7 @@ fn entries_and_their_details_outlive_the_plugins() {
 }
 
 #[test]
-fn settings_that_cannot_be_read_are_an_error_that_names_the_plugin_and_the_known_keys() {
+fn an_error_of_invalid_settings_names_the_plugin_and_the_known_keys() {
     let error = counting(0).try_start().err().expect("0 is refused");
     assert_eq!(error.to_string(), "plugin \"counting\" does not start: seconds is 0; give 1 or more");
     let error = counting(1).settings(r#"{"second": 1}"#).try_start().err().expect("there is no second");
