@@ -88,13 +88,13 @@ impl Shared {
         written
     }
 
-    /// Logs a snapshot that failed, and schedules the next attempt.
+    /// Schedules the next attempt of a snapshot that failed, and logs the error.
     pub(crate) fn snapshot_failed(&self, error: &Arc<StoreError>, fitted: bool) {
-        tracing::error!("no snapshot: {error}");
         if self.commit.closed().is_none() {
             self.outcomes.record_failed(error, fitted);
             self.want_snapshot();
         }
+        tracing::error!("no snapshot: {error}");
     }
 
     fn write_and_switch(&self, snapshots: &mut Snapshots, pause: Duration) -> Result<(), Arc<StoreError>> {

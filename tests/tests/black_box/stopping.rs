@@ -199,7 +199,7 @@ fn a_replaced_plugin_whose_end_or_tick_never_returns_holds_up_no_later_reload() 
         let server = hung(&setup, place);
         setup.write_config(&administered(&format!("{}budget = \"1s\"\n", table(""))));
         assert_eq!(server.reloaded("hangs"), "reloaded", "{place}");
-        server.logs(&["hangs", "was replaced, and its", "is abandoned"]);
+        server.logs(&["hangs", "was replaced, but its", "is abandoned"]);
         setup.write_config(&administered(&format!("{}budget = \"2s\"\n", table(""))));
         assert_eq!(server.reloaded("hangs"), "reloaded", "{place}");
         ends(server, AT_ONCE).expect(0);
