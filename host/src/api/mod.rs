@@ -124,7 +124,7 @@ impl Api {
 
     /// Routes and authorizes a request. The error is the response of a request that needs no body.
     fn route(&self, head: &RequestHead) -> Result<Route, Response> {
-        let (path, query) = (head.path(), head.query());
+        let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         self.auth.identify_client(head);
@@ -268,7 +268,7 @@ impl Service for Api {
         let format = ErrorFormat::of(&head);
         let respond = move |reply| responder.respond(span.end(reply));
         match route {
-            Route::Entry(route) => self.serve_entry(head, route, body, respond),
+            Route::Entry(route) => self.serve_entry(head, route, body, format, respond),
             Route::Batch(route) => {
                 let (engine, auth, large) = (Arc::clone(&self.engine), Arc::clone(&self.auth), Arc::clone(&self.large));
                 batch::Handler { engine, auth, value_max: self.value_max, large }.serve(head, route, body, respond);
@@ -309,9 +309,9 @@ impl Api {
         head: Arc<RequestHead>,
         EntryRoute { verb, key, query, content_type, conditions, arrived }: EntryRoute,
         value: Vec<u8>,
+        format: ErrorFormat,
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
-        let format = ErrorFormat::of(&head);
         if let Err(invalid) = check_value(verb, &value) {
             return respond(Problem::from(invalid).reply(format));
         }

@@ -38,6 +38,9 @@ pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
 
 /// Whether these bytes can stand in a Host field: `uri-host [ ":" port ]` of RFC 3986, or nothing.
 fn is_authority(host: &[u8]) -> bool {
+    if is_usual_local(host) {
+        return true;
+    }
     let Ok(host) = str::from_utf8(host) else { return false };
     let (name, port) = split_port(host);
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
@@ -46,6 +49,17 @@ fn is_authority(host: &[u8]) -> bool {
         None => name.bytes().all(is_name),
     };
     is_known && port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a host is one of the usual names of this machine, with or without a port. Every request passes here, so these names
+/// are not parsed.
+fn is_usual_local(host: &[u8]) -> bool {
+    let names: [&[u8]; 3] = [b"127.0.0.1", b"localhost", b"[::1]"];
+    match names.iter().find_map(|name| host.strip_prefix(*name)) {
+        Some([b':', port @ ..]) => port.iter().all(u8::is_ascii_digit),
+        Some(rest) => rest.is_empty(),
+        None => false,
+    }
 }
 
 /// Checks that the page of another site did not send a request that no token protects. Programs that are no browsers send
@@ -62,7 +76,7 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
     let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
     if auth.checks_host
-        && let Some(host) = [host, field].into_iter().find(is_foreign)
+        && let Some(host) = head.authority().into_iter().chain([field]).find(is_foreign)
     {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
@@ -89,6 +103,9 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
 
 /// Whether a host is this machine for every browser, whatever the domain name system says.
 fn is_local(host: &str) -> bool {
+    if is_usual_local(host.as_bytes()) {
+        return true;
+    }
     let (name, _) = split_port(host);
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
     let label = name.rsplit('.').next().unwrap_or_default();
@@ -161,6 +178,17 @@ mod tests {
             ["a b", "a/b", "a@b", "a:b", "a:1:2", "[::1", "::1", "a,b c", "http://a", "\u{e9}", "a#b", "[a]]", "a]"]
         {
             assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_only_starts_like_a_usual_local_name_is_none() {
+        for other in ["127.0.0.1.a", "127.0.0.10", "localhosts", "localhost.a", "localhost:a", "[::1]a", "127.0.0.1:1a"]
+        {
+            assert!(!is_usual_local(other.as_bytes()), "{other}");
+        }
+        for local in ["127.0.0.1", "127.0.0.1:3110", "localhost:", "[::1]:1"] {
+            assert!(is_usual_local(local.as_bytes()), "{local}");
         }
     }
 

@@ -128,14 +128,14 @@ impl RequestHead {
 
     /// Returns the path without the query, which may hold secrets.
     pub fn path(&self) -> &str {
-        let local = split_authority(&self.target).1;
-        let path = local.split('?').next().unwrap_or_default();
-        if path.is_empty() && !self.target.is_empty() { "/" } else { path }
+        self.path_and_query().0
     }
 
-    /// Returns the query; empty if there is none.
-    pub fn query(&self) -> &str {
-        split_authority(&self.target).1.split_once('?').map_or("", |(_, query)| query)
+    /// Returns the path, and the query, which is empty if there is none.
+    pub fn path_and_query(&self) -> (&str, &str) {
+        let local = split_authority(&self.target).1;
+        let (path, query) = local.split_once('?').unwrap_or((local, ""));
+        (if path.is_empty() && !self.target.is_empty() { "/" } else { path }, query)
     }
 
     /// Returns the request id: the client's `X-Request-Id` if it is valid, or else one that is generated on first use.
@@ -268,7 +268,7 @@ mod tests {
             ("*", None, "*", ""),
         ] {
             let head = RequestHead::new(Method::Get, target.to_owned(), Headers::default(), None);
-            assert_eq!((head.authority(), head.path(), head.query()), (authority, path, query), "{target}");
+            assert_eq!((head.authority(), head.path_and_query()), (authority, (path, query)), "{target}");
         }
     }
 
