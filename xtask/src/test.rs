@@ -85,9 +85,15 @@ fn miri(_: bool) -> Result<Outcome> {
     if !is_installed(cargo().args(["+nightly", "miri", "--version"])) {
         return Ok(Outcome::Skipped("miri is not installed: rustup +nightly component add miri"));
     }
-    let mut miri = cargo();
-    miri.args(["+nightly", "miri", "test", "--package", "vkog-plugin-api", "--lib"]);
-    ran(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
+    // The code on both sides of the plugin boundary.
+    for tested in [&["vkog-plugin-api", "--lib"][..], &["vkog-plugin-host", "--lib", "chain::"]] {
+        let mut miri = cargo();
+        miri.args(["+nightly", "miri", "test", "--package"]).args(tested);
+        if let failed @ Outcome::Failed(_) = ran(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))? {
+            return Ok(failed);
+        }
+    }
+    Ok(Outcome::Passed)
 }
 
 fn fuzzing(_: bool) -> Result<Outcome> {
