@@ -121,7 +121,7 @@ impl<S: Store> Run<S> {
         };
         let (engine, batch, pool) = (Arc::clone(&self.engine), Arc::clone(&self.batch), self.pool.clone());
         let on_update = move |update: Update<BatchFailure, Changes>| match update {
-            Update::Rejected(failure) if may_make_room(&self.chain, &failure.outcome, room_made) => {
+            Update::Rejected(failure) if self.chain.may_make_room() && may_make_room(&failure.outcome, room_made) => {
                 self.make_room(space, room_made, failure, on_done);
             }
             Update::Rejected(failure) => on_done(Err(failure)),

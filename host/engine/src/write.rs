@@ -38,7 +38,8 @@ fn attempt<S: Store>(
 ) {
     let write = Write {
         prepared: prepare(request.verb, &request.key, &request.value, &request.content_type),
-        engine: Arc::clone(engine),
+        // Other cores count references to the engine as well: so only a write that may need it has one.
+        engine: chain.may_make_room().then(|| Arc::clone(engine)),
         chain: Arc::clone(&chain),
         request: Arc::clone(&request),
         room_made,
@@ -83,7 +84,8 @@ pub(super) fn outcome_of(change: &Change) -> Outcome {
 struct Write<S> {
     /// The entry, if it was made before the lock was taken.
     prepared: Option<Entry>,
-    engine: Arc<Engine<S>>,
+    /// To try again; none where no plugin can make room.
+    engine: Option<Arc<Engine<S>>>,
     chain: Arc<Chain>,
     request: Arc<Request>,
     room_made: usize,
@@ -101,8 +103,8 @@ impl<S: Store> Decide for Write<S> {
             }
             Ok(None) => Decision::Remove,
             Err(outcome) => {
-                let retry = may_make_room(chain, &outcome, *room_made);
-                Decision::Reject((retry.then(|| Arc::clone(engine)), outcome))
+                let retry = engine.clone().filter(|_| may_make_room(&outcome, *room_made));
+                Decision::Reject((retry, outcome))
             }
         }
     }
@@ -139,10 +141,10 @@ pub(super) fn entry(
     }
 }
 
-/// Whether plugins may make room for a write that one of them refused for lack of it.
-pub(super) fn may_make_room(chain: &Chain, outcome: &Outcome, room_made: usize) -> bool {
+/// Whether a plugin refused a write for lack of room, and it may be tried again if plugins make room.
+pub(super) fn may_make_room(outcome: &Outcome, room_made: usize) -> bool {
     let is_full = matches!(outcome, Outcome::Refused(refusal) if refusal.status == 413 && !refusal.plugin.is_empty());
-    is_full && room_made < ROOM_MADE_MAX && chain.may_make_room()
+    is_full && room_made < ROOM_MADE_MAX
 }
 
 /// Calls `make_room` of the plugins, and decides the write again if one of them made room.
