@@ -215,6 +215,8 @@ pub struct Config {
     pub max_size: u64,
     /// The plugin folder and the settings of the plugins.
     pub plugins: Source,
+    /// Whether the server runs without plugins, whatever the tables say.
+    pub no_plugins: bool,
     /// Authentication and authorization of clients.
     pub auth: Auth,
     /// Where to listen.
@@ -284,6 +286,11 @@ impl File {
 }
 
 impl Config {
+    /// Returns the plugins that a server loads. With `no-plugins` there are none, and their tables mean nothing.
+    pub fn served_plugins(&self) -> Source {
+        if self.no_plugins { Source::default() } else { self.plugins.clone() }
+    }
+
     /// Merges the options of the command line and of the environment with those of the file.
     ///
     /// # Errors
@@ -322,6 +329,7 @@ impl Config {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
             max_size,
             plugins: Source { folder, settings, order },
+            no_plugins,
             auth,
             listen,
             http,

@@ -122,9 +122,10 @@ fn start(
     let claim = Claim::new(&config.listen)?;
     let local = claim.is_local();
     let address = claim.address();
+    let source = config.served_plugins();
     let auth = config.auth.for_listener(local)?;
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
-    let plugins = Registry::new(plugins::load(&config.plugins, &port)?, config.plugins.order, port);
+    let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
     let options = Options {
         fsync: config.fsync,
         log_min: config.log_min,

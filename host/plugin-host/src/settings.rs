@@ -30,6 +30,9 @@ pub struct Table {
 pub struct HostSettings {
     /// Whether the server refuses to start if the plugin cannot be loaded.
     pub required: bool,
+    /// Whether the table says that the plugin must be there: it has `required = true`, or a pin and no `required = false`. The
+    /// server does not start without such a plugin, also if there is no library at all.
+    pub is_expected: bool,
     /// The pinned hash of the library.
     pub sha256: Option<Sha256>,
     /// What panics and slow calls of the plugin lead to.
@@ -38,7 +41,7 @@ pub struct HostSettings {
 
 impl Default for HostSettings {
     fn default() -> Self {
-        Self { required: true, sha256: None, failure_policy: FailurePolicy::default() }
+        Self { required: true, is_expected: false, sha256: None, failure_policy: FailurePolicy::default() }
     }
 }
 
@@ -70,9 +73,12 @@ impl Table {
     ///
     /// A key of the host has a wrong value.
     pub fn new(mut settings: serde_json::Map<String, serde_json::Value>) -> Result<Self, SettingError> {
+        let required: Option<bool> = take(&mut settings, "required")?;
+        let sha256: Option<Sha256> = take(&mut settings, "sha256")?;
         let host = HostSettings {
-            required: take(&mut settings, "required")?.unwrap_or(true),
-            sha256: take(&mut settings, "sha256")?,
+            required: required.unwrap_or(true),
+            is_expected: required.unwrap_or(sha256.is_some()),
+            sha256,
             failure_policy: FailurePolicy {
                 on_failure: take(&mut settings, "on_failure")?.unwrap_or_default(),
                 budget: take::<Budget>(&mut settings, "budget")?.map(|budget| budget.0),

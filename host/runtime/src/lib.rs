@@ -11,4 +11,4 @@ pub use counts::Counts;
 pub use histogram::Histogram;
 pub use mailbox::{Detached, Job, Mailbox, Steps};
 pub use thread_pool::ThreadPool;
-pub use threads::{cores, lower_priority, run_with_timeout, set_sched_batch};
+pub use threads::{can_allocate, cores, lower_priority, run_with_timeout, set_sched_batch};

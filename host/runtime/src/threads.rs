@@ -28,6 +28,15 @@ pub fn set_sched_batch() {
     }
 }
 
+/// Whether this much memory can be allocated now, in bytes. A failed allocation ends the process in most code, so work that
+/// copies a large value asks first. Another thread may take the memory in between.
+pub fn can_allocate(bytes: usize) -> bool {
+    let mut probe = Vec::<u8>::new();
+    // An allocation that nothing sees could be optimised away.
+    std::hint::black_box(&mut probe).try_reserve_exact(bytes).is_ok()
+        && std::hint::black_box(&probe).capacity() >= bytes
+}
+
 /// Gives this thread the lowest priority: a snapshot may take its time, requests may not. Only Linux has priorities of single
 /// threads; elsewhere the system shares as it likes.
 pub fn lower_priority() {

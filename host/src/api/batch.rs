@@ -65,7 +65,10 @@ impl Handler {
             return self.run(head, route, body, respond);
         }
         let large = Arc::clone(&self.large);
-        large.run(move || self.run(head, route, body, respond));
+        large.run(move || match entry::check_memory(body.len()) {
+            Ok(()) => self.run(head, route, body, respond),
+            Err(refusal) => respond(Problem::of(refusal).reply(route.response.error_format())),
+        });
     }
 
     fn run(

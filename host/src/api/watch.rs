@@ -259,10 +259,13 @@ fn gone(unwatchable: Unwatchable) -> Problem {
         410,
         match unwatchable {
             Unwatchable::Forgotten(begins) => format!(
-                "Too far back: what came up to revision {begins} is not told any more; watch from now on, and read the keys again"
+                "Too far back: changes up to revision {begins} are no longer in the history; watch without since, then list the keys"
             ),
-            Unwatchable::Ahead(last) => format!(
-                "Too far ahead: {last} is the last revision; it was another store that gave more: watch from now on, and read the keys again"
+            Unwatchable::Ahead(last) => {
+                format!("Too far ahead: {last} is the last revision; watch without since, then list the keys")
+            }
+            Unwatchable::Unassigned(first) => format!(
+                "Unknown revision: this server's revisions start after {first}; watch without since, then list the keys"
             ),
         },
     )

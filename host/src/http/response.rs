@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -99,6 +99,12 @@ impl Response {
     }
 }
 
+/// Returns the time for the field `Date`. There is none while the clock shows a time before 1970, as that of a board without a
+/// battery may: HTTP permits such a server to send none (RFC 9110, section 6.6.1), and its libraries know no such time.
+pub(super) fn date(now: SystemTime) -> Option<SystemTime> {
+    (now >= UNIX_EPOCH).then_some(now)
+}
+
 /// Delivers the response to one request, once, from any thread. A responder that is dropped delivers a 500, so that no
 /// client waits for a request that was lost to a panic.
 pub struct Responder(Option<Box<dyn FnOnce(Response) + Send>>);
@@ -134,5 +140,11 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         drop(Responder::new(move |response| sender.send(response.status).unwrap_or_default()));
         assert_eq!(receiver.recv(), Ok(500));
+    }
+
+    #[test]
+    fn a_clock_before_1970_leaves_out_the_date() {
+        assert_eq!(date(UNIX_EPOCH), Some(UNIX_EPOCH));
+        assert_eq!(date(UNIX_EPOCH - Duration::from_secs(1)), None);
     }
 }

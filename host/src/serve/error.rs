@@ -1,7 +1,7 @@
 //! Why a server does not start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -23,6 +23,27 @@ pub(super) enum StartError {
         /// The store.
         file: PathBuf,
     },
+}
+
+/// The configuration demands a plugin that was not loaded.
+#[derive(Debug, Error)]
+#[error(
+    "[plugins.{name}] demands a plugin that was not loaded {}; put its library there, or set required = false",
+    place(.folder.as_deref())
+)]
+pub(super) struct MissingPlugin {
+    /// The name of the plugin.
+    pub(super) name: String,
+    /// The plugin folder.
+    pub(super) folder: Option<PathBuf>,
+}
+
+/// Where plugins are loaded from, behind "loaded".
+pub(super) fn place(folder: Option<&Path>) -> String {
+    match folder {
+        Some(folder) => format!("from {}", folder.display()),
+        None => "because there is no plugin folder (--plugin-dir)".to_owned(),
+    }
 }
 
 /// The plugin folder cannot be read.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::error::PluginFolderError;
+use super::error::{MissingPlugin, PluginFolderError, place};
 use crate::failure::Failure;
 use vkog_plugin_host::{HostContext, Plugin, Source, is_required, libraries, unknown_in_order};
 
@@ -10,11 +10,11 @@ use vkog_plugin_host::{HostContext, Plugin, Source, is_required, libraries, unkn
 ///
 /// # Errors
 ///
-/// The folder cannot be read, or at least one required plugin cannot be loaded. Each of those has a line of its own.
+/// The folder cannot be read, or at least one required plugin cannot be loaded or is not there. Each of those has a line of its
+/// own.
 pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugin>, Failure> {
-    let Some(folder) = &source.folder else { return Ok(Vec::new()) };
-    let unreadable = |error| PluginFolderError { folder: folder.clone(), source: error };
-    let found = libraries(folder).map_err(unreadable)?;
+    let unreadable = |error| PluginFolderError { folder: source.folder.clone().unwrap_or_default(), source: error };
+    let found = source.folder.as_deref().map_or(Ok(Vec::new()), libraries).map_err(unreadable)?;
     let mut loaded = Vec::new();
     let mut failed = Vec::new();
     for result in vkog_plugin_host::load(&found, &source.settings, port) {
@@ -30,20 +30,29 @@ pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugi
     if !failed.is_empty() {
         return Err(Failure::new(failed));
     }
+    let expected = not_loaded(source, &loaded).filter(|name| source.settings[*name].host.is_expected);
+    let missing = |name: &str| MissingPlugin { name: name.to_owned(), folder: source.folder.clone() };
+    let missing: Vec<MissingPlugin> = expected.map(missing).collect();
+    if !missing.is_empty() {
+        return Err(Failure::new(missing));
+    }
     warn_unknown(source, &loaded);
     Ok(loaded)
 }
 
+/// Returns the plugins that have a table in the configuration and are not loaded.
+fn not_loaded<'a>(source: &'a Source, loaded: &'a [Plugin]) -> impl Iterator<Item = &'a str> {
+    let is_loaded = |name: &str| loaded.iter().any(|plugin| plugin.name() == name);
+    source.settings.keys().map(String::as_str).filter(move |name| !is_loaded(name))
+}
+
 /// Logs a warning for each plugin that the configuration names and that is not loaded.
 pub(super) fn warn_unknown(source: &Source, loaded: &[Plugin]) {
-    let Some(folder) = &source.folder else { return };
-    for name in source.settings.keys().filter(|name| !loaded.iter().any(|plugin| plugin.name() == *name)) {
-        tracing::warn!(
-            "[plugins.{name}] is in the configuration, and no such plugin was loaded from {}",
-            folder.display()
-        );
+    let place = place(source.folder.as_deref());
+    for name in not_loaded(source, loaded) {
+        tracing::warn!("[plugins.{name}] is in the configuration, and no such plugin was loaded {place}");
     }
     for name in unknown_in_order(&source.order, loaded) {
-        tracing::warn!("plugins.order names {name}, and no such plugin is in {}", folder.display());
+        tracing::warn!("plugins.order names {name}, and no such plugin was loaded {place}");
     }
 }

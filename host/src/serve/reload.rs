@@ -57,6 +57,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
     fn reload_access(&self) -> Result<Source, Box<dyn std::error::Error + Send + Sync>> {
         let configured = self.configured.lock();
         let config = configured()?;
+        let source = config.served_plugins();
         let auth = config.auth.for_listener(self.is_local)?;
         // All that can be wrong comes before the first change.
         let certificate = config.tls.as_ref().map(Certificate::read).transpose()?;
@@ -77,6 +78,6 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         {
             tracing::info!("reloaded the certificate");
         }
-        Ok(config.plugins)
+        Ok(source)
     }
 }

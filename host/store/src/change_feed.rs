@@ -45,6 +45,8 @@ pub enum Unwatchable {
     /// No such revision was assigned; the last one is this. A client can have it from another store, or from this one before it
     /// lost changes that were not yet durable.
     Ahead(u64),
+    /// No such revision was assigned: when the store was opened, it continued after this one.
+    Unassigned(u64),
 }
 
 /// The changes and the watchers that wait for the next one.
@@ -292,8 +294,11 @@ impl Watch {
         }
         let (before, floor) = feed.gap;
         // A revision of another life of the store is not followed by the changes of this one.
-        if revision > assigned || before < revision && revision <= floor {
+        if revision > assigned {
             return Err(Unwatchable::Ahead(assigned));
+        }
+        if before < revision && revision <= floor {
+            return Err(Unwatchable::Unassigned(floor));
         }
         let next = ring.dropped + ring.events.partition_point(|event| event.revision <= revision) as u64;
         drop(ring);

@@ -219,6 +219,30 @@ fn several_entries_are_read_in_one_step(store: &impl Store) {
     assert!(store.is_durable(ticket));
 }
 
+#[test]
+fn updates_that_name_their_keys_in_opposite_orders_do_not_wait_for_each_other() {
+    const ROUNDS: usize = 1000;
+
+    let (_folder, store) = local(Fsync::Never);
+    let (store, (send, ended)) = (Arc::new(store), bounded(2));
+    let keys: Vec<String> = (0..300).map(|key| key.to_string()).collect();
+    for keys in [keys.clone(), keys.into_iter().rev().collect()] {
+        let (store, send) = (Arc::clone(&store), send.clone());
+        // Not joined: what hangs fails the test and does not stop it.
+        std::thread::spawn(move || {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            for _ in 0..ROUNDS {
+                store.update_all(&keys, |_: &[Change], _: Option<&Entry>| Decision::Reject(()), |_| {});
+                store.read_all(&keys, |_| {});
+            }
+            let _ = send.send(());
+        });
+    }
+    for _ in 0..2 {
+        ended.recv_timeout(DEADLINE).expect("the two wait for each other");
+    }
+}
+
 fn a_range_has_its_keys_in_byte_order(store: &impl Store) {
     for key in ["b", "a", "k", "k\0", "k\u{1}", "kk", "l", "é"] {
         put(store, key, "value");

@@ -47,12 +47,18 @@ fn entries_that_expire_at_once_are_removed_by_few_syncs_and_their_room_is_free()
         std::thread::yield_now();
     }
     server.put("k", vec![b'x'; limit as usize - 1]).expect(200);
+    // The room is free before the plugin has counted what made it.
+    while metric(&server, "vkog_plugin_ttl_expired_total") < ENTRIES {
+        assert!(begun.elapsed() < DEADLINE, "not all are counted as expired");
+        std::thread::yield_now();
+    }
     assert_eq!(metric(&server, "vkog_plugin_ttl_expired_total"), ENTRIES);
     let (syncs, time) = (metric(&server, "vkog_fsync_seconds_count") - filled, seconds(&server) / all(&server));
     println!("{syncs} syncs of {time} s for {ENTRIES} removals");
-    // Removed by 16 threads, one entry after the other, 16 would share a sync at the most. A disk that syncs as fast as
-    // removals are asked for has nothing to share.
-    assert!(time < 5e-4 || syncs <= ENTRIES / 20, "{syncs} syncs for {ENTRIES} removals");
+    // Removed by 16 threads, one entry after the other, 16 would share a sync at the most. On a disk that syncs
+    // as fast as removals are asked for fewer share one, but never does each have its own.
+    let most = if time < 5e-4 { ENTRIES / 4 } else { ENTRIES / 20 };
+    assert!(syncs <= most, "{syncs} syncs for {ENTRIES} removals");
     assert_eq!((metric(&server, "vkog_entries"), metric(&server, "vkog_plugin_ttl_entries")), (1, 0));
     // Where nothing has expired a write that does not fit is refused as ever.
     server.put("l", "x").refused(413, "Max size exceeded");

@@ -288,3 +288,22 @@ fn whatever_else_lies_in_the_plugin_folder_is_left_alone() {
     );
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
 }
+
+#[test]
+fn a_plugin_that_the_configuration_demands_must_be_there() {
+    let pin = format!("sha256 = \"{}\"", "0".repeat(64));
+    for demand in ["required = true", &pin] {
+        let config = format!("[plugins.bearer]\n{demand}\n");
+        let exit = Setup::new().load(bytes()).config(&config).fail().expect(1);
+        assert!(
+            exit.stderr.contains("[plugins.bearer] demands a plugin that was not loaded from "),
+            "{demand}: {exit}"
+        );
+        // Without plugins at all the tables mean nothing.
+        Setup::new().config(&config).start().post("k", "v").expect(200);
+    }
+    for demand in ["token = \"s3cret\"".to_owned(), format!("{pin}\nrequired = false")] {
+        let server = Setup::new().load(bytes()).config(format!("[plugins.bearer]\n{demand}\n")).start();
+        server.logs(&["WARN", "[plugins.bearer]", "no such plugin was loaded from "]);
+    }
+}

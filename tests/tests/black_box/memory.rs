@@ -132,6 +132,28 @@ fn a_hundred_unfinished_uploads_and_sixteen_large_answers_fit_into_a_gigabyte() 
 }
 
 #[test]
+fn large_writes_under_an_address_space_limit_are_durable_or_refused() {
+    let _alone = exclusive();
+    let setup = Setup::new();
+    let line = "ulimit -v 1228800 && exec vkog --no-plugins --listen 127.0.0.1:0 --file store.vkog --fsync never";
+    let server = setup.start_by(&mut setup.shell(line));
+    let mut stored = None;
+    for round in 0..8 {
+        let reply = server.put("k", vec![b'a' + round; 133_000_000]);
+        match reply.status {
+            503 => drop(reply.has("Retry-After", "1")),
+            _ => stored = Some((round, reply.expect(200).status)),
+        }
+    }
+    let (round, _) = stored.expect("the first write has room");
+    let value = server.get("k").expect(200).body;
+    assert!(
+        value.len() == 133_000_000 && value.iter().all(|byte| *byte == b'a' + round),
+        "the last acknowledged value"
+    );
+}
+
+#[test]
 fn a_body_beyond_the_budget_is_503_until_others_end() {
     for engine in ENGINES {
         let server = server(engine, &["--max-value", "16MiB", "--memory-budget", "16MiB"]);

@@ -194,7 +194,7 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
         let since = |number: u64| format!("/watch?since={}", before + number);
         let held = number(&server, "vkog_watch_history_bytes");
         assert!((19 << 10..=20 << 10).contains(&held), "{held}");
-        let refused = server.path("GET", &since(1)).send().refused(410, "Too far back: what came up to revision ");
+        let refused = server.path("GET", &since(1)).send().refused(410, "Too far back: changes up to revision ");
         let begins =
             refused.text().split_whitespace().find_map(|word| word.parse::<u64>().ok()).expect("it says which");
         server.path("GET", "/watch").header("Last-Event-ID", (begins - 1).to_string()).send().expect(410);
@@ -212,12 +212,14 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
         server.stop().expect(0);
 
         let server = setup.start();
-        let back = format!("Too far back: what came up to revision {last}");
+        let back = format!("Too far back: changes up to revision {last} are no longer in the history");
         server.path("GET", &since(30)).send().refused(410, &back);
         let mut watching = server.watch(&format!("since={last}"), "");
         server.path("GET", &since(32)).send().refused(410, &ahead);
         server.delete("k").expect(200);
         assert_eq!(watching.events(1)[0].name, "delete");
+        // Between the last revision of before and the first one of now.
+        server.path("GET", &since(32)).send().refused(410, "Unknown revision: this server's revisions start after ");
         let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
         assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
     }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body::Body as _;
@@ -25,6 +25,7 @@ use super::idle::{IdleTrackingStream, LINGER};
 use super::oneshot::Oneshot;
 use super::scanner::RequestScanner;
 use super::{Shared, stopped};
+use crate::http::response::date;
 use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, Responder, Response, Service, Share};
 
 /// A connection times out after this many checks in a row that found no progress of the client.
@@ -45,7 +46,8 @@ where
     S: Service,
 {
     let mut stopping = shared.stopping.clone();
-    let builder = shared.builder.clone();
+    let mut builder = shared.builder.clone();
+    builder.auto_date_header(date(SystemTime::now()).is_some());
     let connection = Arc::new(Connection::new(shared, client));
     let io = TokioIo::new(IdleTrackingStream::new(stream, Arc::clone(&connection)));
     let serving = Arc::clone(&connection);

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use httpdate::HttpDate;
 
+use crate::http::response::date;
 use crate::http::{Headers, Method, RequestHead, Response};
 
 /// Maximum length of a body that is sent in one write with its head, in bytes.
@@ -92,14 +93,16 @@ pub(super) fn head(request: &tiny_http::Request) -> Result<Arc<RequestHead>, Res
 /// Encodes the head of a response, with the field that frames its body.
 pub(super) fn head_of(response: &Response, shape: &Shape, framing: Option<(&str, &[u8])>) -> Vec<u8> {
     let reason = tiny_http::StatusCode(response.status).default_reason_phrase();
-    let date = HttpDate::from(SystemTime::now());
     let tag = response.etag();
     let tag = tag.iter().map(|tag| ("ETag", tag.as_slice()));
     let fields = response.headers.iter().map(|(name, value)| (&**name, value.as_bytes()));
     let connection = shape.connection.map(|connection| ("Connection", connection));
     let mut head = Vec::with_capacity(1024);
     // A write to a vector does not fail.
-    let _ = write!(head, "HTTP/{} {} {reason}\r\nDate: {date}\r\nServer: vkog\r\n", shape.version, response.status);
+    let _ = write!(head, "HTTP/{} {} {reason}\r\nServer: vkog\r\n", shape.version, response.status);
+    if let Some(date) = date(SystemTime::now()) {
+        let _ = write!(head, "Date: {}\r\n", HttpDate::from(date));
+    }
     for (name, value) in tag.chain(fields).chain(connection).chain(framing) {
         // Fields that HTTP does not permit are left out.
         if !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {

@@ -40,6 +40,8 @@ fn a_put_that_must_find_nothing_creates_also_with_conflict() {
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v1"), 200);
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v2"), 412);
     assert_eq!(ask(&server, "POST", ("If-None-Match", "*"), "v2"), 412);
+    // The quoted asterisk is somebody's mistake for `*`, and would let the write through.
+    assert_eq!(ask(&server, "PUT", ("If-None-Match", "\"*\""), "v2"), 400);
     server.get("k").expect(200).is("v1");
 }
 
