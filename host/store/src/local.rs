@@ -125,10 +125,16 @@ impl LocalStore {
         }
     }
 
-    /// Keeps the lock file: the start has succeeded. Otherwise a lock file that was created for the store is removed with it.
+    /// Keeps the files, because the start has succeeded: the log and the lock file get the mode and the owner of FILE, which may
+    /// have changed while no server ran. Without this call, a lock file that was created for the store is removed with it.
     pub fn keep_files(&self) {
-        if let Some(lock) = self.shared.lock.get() {
-            lock.keep();
+        let Some(lock) = self.shared.lock.get() else { return };
+        lock.keep();
+        let Paths { file, log, .. } = &self.shared.paths;
+        for path in [log.as_path(), lock.path()] {
+            if let Err(error) = self.shared.disk.imitate(path, file) {
+                tracing::warn!("{} keeps its mode and owner: {error}", path.display());
+            }
         }
     }
 

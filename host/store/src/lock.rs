@@ -72,6 +72,11 @@ impl Lock {
         &self.store
     }
 
+    /// FILE.lock.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Keeps FILE.lock when the lock is dropped, because the store was used.
     pub fn keep(&self) {
         self.used.store(true, Ordering::Relaxed);

@@ -250,6 +250,9 @@ mod unix {
         }
         let before = file.metadata().expect("it is there");
         let server = setup.start();
+        for name in ["store.vkog.log", "store.vkog.lock"] {
+            assert_eq!(mode(&setup, name), 0o640, "{name} follows at the start");
+        }
         server.put("k", "w").expect(200);
         server.stop().expect(0);
         for name in ["store.vkog", "store.vkog.log"] {
