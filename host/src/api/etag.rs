@@ -34,15 +34,15 @@ fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisi
             any += 1;
             continue;
         }
+        // Somebody has quoted the `*` that means any entry, and no entry has such a tag.
+        if value == "\"*\"" {
+            return Err(NotTags);
+        }
         // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
         let mut rest = value.trim_start_matches(BETWEEN_TAGS);
         while !rest.is_empty() {
             let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
             let (tag, after) = quoted.strip_prefix('"').and_then(|tag| tag.split_once('"')).ok_or(NotTags)?;
-            // Somebody has quoted the `*` that means any entry. No entry has this tag.
-            if tag == "*" {
-                return Err(NotTags);
-            }
             tags += 1;
             revisions.extend(opaque(tag).filter(|_| weak || !is_weak));
             rest = after.trim_start_matches([' ', '\t']);

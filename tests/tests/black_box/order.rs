@@ -40,14 +40,14 @@ fn the_configured_order_comes_first_and_a_reload_changes_it() {
     server.post("k", "v").expect(200);
     assert_eq!(order(&server), ["bytes plugins.order", "conflict plugins.order", "drill stage"]);
     assert_eq!(first_to_refuse(&server), "bytes");
-    server.logs(&["WARN", "plugins.order names nobody, and no such plugin is in "]);
+    server.logs(&["WARN", "plugins.order names nobody, and no such plugin was loaded from "]);
 
     setup
         .write_config(&administered("[plugins]\norder = [\"conflict\", \"somebody\"]\n[plugins.anybody]\nlimit = 1\n"));
     server.reload().expect(200);
     assert_eq!(order(&server), ["conflict plugins.order", "drill stage", "bytes stage"]);
     assert_eq!(first_to_refuse(&server), "conflict");
-    server.logs(&["WARN", "plugins.order names somebody, and no such plugin is in "]);
+    server.logs(&["WARN", "plugins.order names somebody, and no such plugin was loaded from "]);
     server.logs(&["WARN", "[plugins.anybody] is in the configuration, and no such plugin"]);
 }
 

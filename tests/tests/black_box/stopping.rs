@@ -127,14 +127,15 @@ fn a_stop_while_a_large_store_loads_ends_at_once() {
     const ENTRIES: u32 = 3_000_000;
     let setup = hanging("");
     setup.write_config(&administered(&table("")));
-    // A MessagePack map of texts.
-    let mut store = vec![0xdf];
+    // A file of the Go program: a map of the entries, and their size.
+    let mut store = b"\x82\xa2KV\xdf".to_vec();
     store.extend_from_slice(&ENTRIES.to_be_bytes());
     for entry in 0..ENTRIES {
         store.push(0xa8);
         store.extend_from_slice(format!("{entry:08}").as_bytes());
         store.extend_from_slice(b"\xc4\x01v");
     }
+    store.extend_from_slice(b"\xa6KVSize\x00");
     std::fs::write(setup.store_file(), store).expect("it can be written");
     let lock = setup.store_file().with_extension("vkog.lock");
     let starting = starting(&setup);
