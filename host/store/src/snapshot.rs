@@ -446,7 +446,7 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     let next = AtomicUsize::new(0);
     let done = AtomicU64::new(0);
     let first: Mutex<Option<Damage>> = Mutex::new(None);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(rows.len().max(1));
+    let threads = vkog_runtime::cores().min(rows.len().max(1));
     let room = meta.entries as usize / SHARDS;
     std::thread::scope(|scope| {
         for _ in 0..threads {
