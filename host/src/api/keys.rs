@@ -115,13 +115,13 @@ impl io::Write for Length {
 
 fn no_memory(format: ErrorFormat) -> Response {
     let fact = "Not enough memory for this answer beside other requests in flight; try again";
-    Problem::new(503, fact).with_header("Retry-After", "1").reply(format)
+    Problem::busy(fact).reply(format)
 }
 
 /// The response while too many listings are in flight.
 pub(super) fn too_many(format: ErrorFormat) -> Response {
     let fact = format!("Too many requests for keys at once: {CONCURRENT_MAX} are the most; try again");
-    Problem::new(503, fact).reply(format).with_header("Retry-After", "1")
+    Problem::busy(fact).reply(format)
 }
 
 #[cfg(test)]

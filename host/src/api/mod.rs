@@ -257,7 +257,7 @@ impl Service for Api {
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
                 let fact = "Not enough memory for this body beside other requests in flight; try again";
-                Problem::new(503, fact).with_header("Retry-After", "1")
+                Problem::busy(fact)
             }
             BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };

@@ -53,6 +53,11 @@ impl Problem {
         Self { document, headers: Vec::new() }
     }
 
+    /// Makes the problem of a server that lacks something now: 503, to be tried again in a second.
+    pub(super) fn busy(title: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(503, title).with_header("Retry-After", "1")
+    }
+
     /// Makes the problem of a refusal by a plugin, or by the host where no plugin is named.
     pub(super) fn of(refusal: Refusal) -> Self {
         let Refusal { plugin, status, message, headers } = refusal;
