@@ -12,7 +12,7 @@ use vkog_plugin_api::abi::{
     HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
 };
 
-use super::call::{CallOutput, NO_ORIGIN, OpContext, Scan, call, raw_call};
+use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
 use super::scope::{Lock, Scope};
@@ -253,10 +253,10 @@ impl Member {
             query: "",
             arrived: 0,
             depth: 0,
-            origin: &NO_ORIGIN,
+            origin: &NoOrigin,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut output = CallOutput::new(&NO_ORIGIN);
+        let mut output = CallOutput::new(&NoOrigin);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);
         let begun = Instant::now();
