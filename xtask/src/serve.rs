@@ -1,7 +1,7 @@
 //! `cargo xtask serve`: builds the server and its plugins for a quick start, then runs the server.
 //!
-//! Checks the options before the build, against the help text that `vkog serve` prints: a test of the server holds that text
-//! and the server's own definition together. The server checks the rest when it starts.
+//! Checks the options before the build, against the help text in the reference of the command line: a test of the server
+//! compares that with what the server prints. The server checks the rest when it starts.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,12 +15,14 @@ use crate::build::{self, Artifact, PLUGINS};
 /// The profile that this builds with: see the workspace's Cargo.toml.
 const PROFILE: &str = "quick";
 
-/// What `vkog serve --help` prints.
-const HELP: &str = include_str!("../../host/src/serve-help.txt");
+/// The reference of the command line, which has all help texts.
+const REFERENCE: &str = include_str!("../../docs/reference/command-line.md");
 
 /// Adds the options of `vkog serve` to this task.
 pub(crate) fn with_options(serve: clap::Command) -> clap::Command {
-    serve.override_help(HELP).args(HELP.lines().filter_map(option))
+    let section = REFERENCE.split_once("\n## vkog serve\n\n```text\n").map_or("", |(_, section)| section);
+    let help = section.split("```").next().unwrap_or_default();
+    serve.override_help(help).args(help.lines().filter_map(option))
 }
 
 /// Reads an option from a line such as `  -s, --max-size <SIZE>  The limit`.
