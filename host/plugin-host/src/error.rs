@@ -13,7 +13,7 @@ use crate::trust::LIBRARY_MAX;
 
 /// A plugin library cannot be loaded. Its text is one line, whatever text the library or the plugin contains.
 #[derive(Debug, Error)]
-#[error("cannot load {path}: {} [{}]", one_line(&fault.to_string()), fault.code())]
+#[error("cannot load {path}: {} [{}]", fault.line(), fault.code())]
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
@@ -334,6 +334,11 @@ impl LoadFault {
             return Self::StaticTls { error };
         }
         Self::NotLoadable { error, missing }
+    }
+
+    /// Returns the message as one line, whatever text the library or the plugin contains.
+    pub fn line(&self) -> String {
+        one_line(&self.to_string()).into_owned()
     }
 
     /// Returns the name of the plugin, if it is known from the library or from the configuration.

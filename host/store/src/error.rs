@@ -1,7 +1,7 @@
 //! Why a store cannot be opened or written.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -150,6 +150,16 @@ impl StoreError {
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Unknown { .. })
     }
+}
+
+/// Returns a function that makes the error of a file that cannot be read.
+pub(super) fn unreadable<E: Into<Damage>>(path: &Path) -> impl FnOnce(E) -> StoreError {
+    |damage| StoreError::Unreadable { path: path.to_owned(), damage: damage.into() }
+}
+
+/// Returns a function that makes the error of a file that cannot be written.
+pub(super) fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    |source| StoreError::Unwritable { path: path.to_owned(), source }
 }
 
 /// Whether an error of the system is a lack of space: on the disk, in a quota, or in the maximum length of a file.
