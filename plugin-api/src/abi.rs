@@ -4,6 +4,8 @@
 //! The two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end in a minor version; everything else here is
 //! frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` holds the sizes and offsets as numbers.
 
+#![allow(unsafe_code)]
+
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
 use abi_stable::package_version_strings;

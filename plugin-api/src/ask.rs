@@ -1,5 +1,7 @@
 //! What a plugin asks of the store between calls, through the chain like any client.
 
+#![allow(unsafe_code)]
+
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,8 @@
 //! What a hook is given: the request, the entries that belong to it, and what the phase allows to do with them.
 //! Each view is one type per phase, with the operation as its parameter, so that what a phase forbids does not compile.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;

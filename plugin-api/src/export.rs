@@ -1,6 +1,8 @@
 //! What [`export_plugin!`](crate::export_plugin) expands to: the root module of a plugin library. Public for the macro
 //! only; nothing here is part of the promise.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};

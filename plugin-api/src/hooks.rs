@@ -1,5 +1,7 @@
 //! One trait for each hook, and for each of them the function that the host calls.
 
+#![allow(unsafe_code)]
+
 use std::time::Duration;
 
 use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};

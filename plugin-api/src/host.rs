@@ -1,5 +1,7 @@
 //! The host as a plugin sees it between calls.
 
+#![allow(unsafe_code)]
+
 use crate::abi::RawHost;
 
 /// How much a log line matters.

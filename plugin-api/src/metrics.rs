@@ -1,5 +1,7 @@
 //! Numbers of a plugin's own, which the host publishes among its metrics.
 
+#![allow(unsafe_code)]
+
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::host::Host;

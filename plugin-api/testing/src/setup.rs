@@ -1,5 +1,7 @@
 //! The plugins of a test, their settings and order, and the time at which it starts.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
