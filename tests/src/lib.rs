@@ -37,7 +37,7 @@ pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen, frozen_1_2};
-pub use links::{dead_links, markdown, prose};
+pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use process::{Exit, Running};
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};

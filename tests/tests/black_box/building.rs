@@ -54,6 +54,8 @@ fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
     assert!(made.stdout.contains("elsewhere") && made.stdout.contains("vkog_shorter"), "{made}");
     let written = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a crate has a manifest");
     assert!(written.contains("\"vendor/vkog/plugin-api\""), "{written}");
+    let ignored = std::fs::read_to_string(folder.join(".gitignore")).expect("a crate has a list of ignored files");
+    assert!(ignored.contains("/local.vkog*"), "a store that the tutorial makes would be committed: {ignored}");
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
     let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);

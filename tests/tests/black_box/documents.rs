@@ -33,6 +33,9 @@ const ASKING: [&str; 8] =
 /// The tutorial that goes from an empty folder to a plugin.
 const GUIDE: &str = "docs/tutorial/first-plugin.md";
 
+/// The guide to tests of plugins, whose examples test the plugin of the tutorial.
+const TESTING_GUIDE: &str = "docs/how-to/test-a-plugin.md";
+
 /// One command of a session and the lines it should print.
 struct Step {
     command: String,
@@ -279,6 +282,7 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
 
 /// What the recipes of the guide for plugin authors take for granted.
 const AROUND_RECIPES: &str = "
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
     use vkog_plugin_api::*;
     struct Mine { host: Host }
@@ -345,12 +349,19 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
         std::fs::write(path, format!("{text}\n{block}\n")).expect("it is ours");
     };
     append("src/lib.rs", in_the_chain);
+    let guide = blocks(TESTING_GUIDE, "rust").join("\n");
+    append("src/lib.rs", Some(format!("#[cfg(test)]\nmod guide {{\n{guide}\n}}")));
     append("Cargo.toml", dependency);
     let mut testing = setup.shell("cargo test --lib");
     let tested = building(&mut testing, &folder).output().expect("cargo runs");
     let said = String::from_utf8_lossy(&tested.stdout);
     let happened = tested.status.success() && said.contains("in_the_chain::a_put_over_the_limit_is_refused ... ok");
     assert!(happened, "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
+    let examples = guide.matches("#[test]").count();
+    assert!(
+        examples >= 9 && said.matches(" guide::").count() == examples,
+        "{TESTING_GUIDE}: {examples} tests in {said}"
+    );
 
     let server = setup.start_by(setup.shell(&format!("exec {}", last.command)).current_dir(&folder));
     // And what the crate says of itself.
