@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_says_which_was_expected() {
+    fn a_value_of_a_wrong_type_names_the_expected_type() {
         let error = error_of::<Quota>(r#"{"limit": "five"}"#);
         assert!(error.contains("expected u64"), "{error}");
     }

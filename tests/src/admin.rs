@@ -1,4 +1,4 @@
-//! The plugins of a server that runs: what `/plugins` says of them, and how their libraries and settings are exchanged.
+//! Administration of a running server: reads `/plugins`, and replaces libraries and settings.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! How much work the tests do, and which of them have the machine to themselves.
+//! How much work the tests do, and which of them run alone on the machine.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

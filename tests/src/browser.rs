@@ -1,4 +1,4 @@
-//! A real Chromium without a window, by its DevTools protocol over pipes.
+//! A real Chromium without a window, controlled by its DevTools protocol over pipes.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-//! Certificates made for a test, and what a client without a library between sees of a server that has one.
+//! Certificates created for a test, and a direct TLS client that shows what a server sends.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

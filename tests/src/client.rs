@@ -1,4 +1,4 @@
-//! HTTP with connections kept alive, through a client library that shares no code with the server.
+//! HTTP with persistent connections, through a client library that shares no code with the server.
 
 use ureq::http;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};

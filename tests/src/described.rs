@@ -1,5 +1,4 @@
-//! The interface as `/openapi.json` describes it. What a server answers and what is described there are held against each other
-//! with every reply that a test gets.
+//! The interface as `/openapi.json` describes it. Every response that a test receives is compared with it.
 
 use std::sync::LazyLock;
 

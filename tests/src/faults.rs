@@ -1,5 +1,5 @@
-//! Libraries that are wrong on purpose and that the workspace cannot hold: cut off, for another machine, built against
-//! another version of vkog-plugin-api, built with another panic strategy.
+//! Libraries with deliberate faults that the workspace cannot contain: truncated, for another machine, built against
+//! another version of vkog-plugin-api, or built with another panic strategy.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

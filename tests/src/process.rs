@@ -1,4 +1,4 @@
-//! A child process whose output is collected while it runs, and which is gone when its owner is.
+//! A child process whose output is collected while it runs, and which is killed when it is dropped.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -1,4 +1,4 @@
-//! A server of one's own: a free port, a temporary folder, the plugins that a test names.
+//! A server for one test: a free port, a temporary folder, the plugins that the test names.
 
 use std::ffi::OsString;
 use std::ops::Deref;

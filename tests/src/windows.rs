@@ -1,6 +1,6 @@
-//! The same tests for the program that is built for Windows: `VKOG_WINDOWS="windows.sh DIR"` names a command that, with
-//! `build ARGUMENT…` after it, does what `cargo build` does, and with `run PROGRAM ARGUMENT…` runs a program, by Wine. The
-//! tests themselves stay where they are. What cannot be shown so is told, with the reasons, by `cargo xtask windows`.
+//! Runs the same tests for the program that is built for Windows. `VKOG_WINDOWS="windows.sh DIR"` names a command: with
+//! `build ARGUMENT…` it does what `cargo build` does, and with `run PROGRAM ARGUMENT…` it runs a program under Wine.
+//! The tests themselves run on this system. `cargo xtask windows` lists the tests that cannot run so, with the reasons.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

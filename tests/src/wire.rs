@@ -1,4 +1,4 @@
-//! HTTP byte by byte, for what no client library would send, and for knowing that it is one connection.
+//! HTTP byte by byte, for requests that no client library would send, and for tests of a single connection.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};

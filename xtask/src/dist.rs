@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: makes a release, as a folder and as its archive: .tar.gz, or .zip for Windows.
+//! `cargo xtask dist`: makes a release, as a folder and as an archive: .tar.gz, or .zip for Windows.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! One thread that appends lines to one sink, fed through a bounded queue. Knows nothing of plugins, nor of what the
-//! lines say.
+//! A thread that appends lines to a sink, fed through a bounded queue. Knows neither plugins nor the content of the
+//! lines.
 
 use std::io::{self, ErrorKind, Write};
 use std::iter;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_queued_is_written_in_order_before_drop_returns() {
+    fn drop_returns_after_all_queued_lines_are_written_in_order() {
         let sink = Sink::default();
         let journal = sink.journal();
         (0..1000).for_each(|line| journal.record(line.to_string()));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_loses_lines_without_waiting_and_the_file_says_how_many() {
+    fn a_full_queue_drops_lines_without_blocking_and_the_file_counts_them() {
         let sink = Sink::default();
         let journal = sink.journal();
         let held_up = sink.lock();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_is_tried_again_from_where_it_stopped() {
+    fn a_failed_write_is_retried_from_where_it_stopped() {
         let sink = Sink::failing(2);
         let journal = sink.journal();
         journal.record("123456".to_owned());
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_stays_broken_does_not_hold_up_the_stop() {
+    fn a_sink_that_stays_broken_does_not_delay_the_stop() {
         let sink = Sink::failing(usize::MAX);
         let journal = sink.journal();
         (100_000..100_010).for_each(|line| journal.record(line.to_string()));

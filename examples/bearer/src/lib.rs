@@ -1,5 +1,5 @@
-//! Asks clients for a bearer token (RFC 6750) before anything is read or written; other plugins need none. Owns the
-//! comparison and the challenge; knows one token, not who holds it, nor what its holder may do.
+//! Requires a bearer token (RFC 6750) of clients before anything is read or written; other plugins need none. Compares
+//! the token and sends the challenge. There is one token, for all keys and operations.
 
 #![forbid(unsafe_code)]
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_opens_and_the_scheme_may_be_in_any_case() {
+    fn the_token_is_accepted_with_the_scheme_in_any_case() {
         let bearer = bearer("s3cret", "vkog").expect("these are valid");
         for header in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"] {
             assert_eq!(bearer.check(Some(header.as_bytes())), Ok(()), "{header}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_could_never_work_stop_the_start() {
+    fn unusable_settings_stop_the_start() {
         for (token, realm, at_fault) in [
             ("", "vkog", "token"),
             ("two words", "vkog", "token"),

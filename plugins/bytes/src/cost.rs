@@ -1,4 +1,4 @@
-//! What an entry counts for. A pure function of the entry, so that what was reserved is what is released.
+//! The cost of an entry in bytes. A pure function of the entry, so that exactly the reserved bytes are released.
 
 use vkog_plugin_api::serde::Deserialize;
 

@@ -1,4 +1,4 @@
-//! How many bytes are held of how many that may be, exact under any number of threads. Knows neither entries nor hooks.
+//! The number of bytes in use and its limit, exact with any number of threads. Knows neither entries nor hooks.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -1,8 +1,8 @@
-//! The memory limit. Owns the moments at which bytes are reserved and released; knows no other plugin, and leaves the
-//! counting to `ledger`.
+//! The memory limit. Decides when bytes are reserved and released; knows no other plugin, and leaves the counting to
+//! `ledger`.
 //!
-//! A write reserves its growth in the guard. What it shrinks by is released after it is kept: released earlier,
-//! somebody else could fill the room of a value that is still there.
+//! A write reserves its growth in the guard. The bytes by which it shrinks are released when it is durable. If they
+//! were released earlier, another write could take the space of a value that is rolled back.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Create and update kept apart, and writers told of each other. Owns when a write conflicts with what is stored; holds
-//! no state and looks at no value.
+//! Separates create and update, and detects overlapping writes. Decides when a write conflicts with the stored entry;
+//! has no state and ignores values.
 
 #![forbid(unsafe_code)]
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_written_since_the_request_arrived_is_refused_with_409_where_that_is_set() {
+    fn overlap_refuse_rejects_a_write_to_an_entry_that_changed_meanwhile() {
         let setup = Setup::new().load_other(plugin!(Faster, "faster")).load::<Conflict>();
         let host = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
         host.post("a", "1").expect(200);

@@ -1,8 +1,8 @@
-//! Which key expires when, as far as hooks have told. Knows neither the host nor a clock.
+//! An index of the keys that expire, as hooks report them. Knows neither the host nor a clock.
 //!
-//! After-hooks of one key come in any order. So that an old one cannot bring back what a newer one has taken away, a key is
-//! remembered from the guard of a write until its after-hook, with the newest revision that was told of; with nothing under
-//! way and nothing to expire it is forgotten.
+//! After-hooks of one key run in any order. So that an old one cannot restore what a newer one removed, the index
+//! remembers a key from the guard of a write until its after-hook, with the newest reported revision. It forgets a key
+//! without a write in flight and without an expiry.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_late_does_not_bring_back_what_was_taken_away_and_nothing_is_left() {
+    fn late_after_hooks_revive_no_removed_entry_and_leave_no_slot() {
         let mut index = Index::default();
         for _ in 0..3 {
             index.begun("a");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_is_undone_leaves_a_key_as_it_was() {
+    fn an_undone_write_leaves_its_key_unchanged() {
         let mut index = Index::default();
         index.begun("new");
         index.undone("new");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_removed_is_due_later_and_at_once_when_the_clock_was_set_back() {
+    fn a_postponed_removal_is_due_later_and_at_once_after_the_clock_is_set_back() {
         let mut index = Index::default();
         index.found("a", 1, 20);
         let found = index.due(30, 1).remove(0);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_another_revision_changes_nothing() {
+    fn reports_about_another_revision_change_nothing() {
         let mut index = Index::default();
         index.found("a", 7, 20);
         let old = Due { key: "a".into(), revision: 6 };

@@ -1,10 +1,10 @@
-//! Entries that expire. Owns until when an entry lives, and that it is absent from then on; that time is kept in the
-//! entry's details, so that it outlives the plugin. The removal goes through the chain like anybody's.
+//! Entries that expire. Decides until when an entry lives, and hides it from then on. The expiry is stored in the
+//! entry's details, so it outlives the plugin. Expired entries are removed through the hook chain.
 //!
-//! An entry lives while the host's clock shows less than its expiry. A read is judged when it reads, under the entry's
-//! lock. A write or removal is judged when it comes in: what has expired by then is removed first, so that all plugins find
-//! the key absent. If the entry expires after that and before the write, nobody can make the others see it so any more: the
-//! write is refused, and sent again it finds the key absent.
+//! An entry lives while the host's clock shows less than its expiry. A read is judged under the entry's lock. A write
+//! or removal is judged in its before-hook: an entry that has expired is removed first, so that all plugins find the
+//! key absent. If the entry expires after that and before the write, the other plugins have already seen it, so the
+//! write is refused. When the client repeats it, the key is absent.
 
 #![forbid(unsafe_code)]
 

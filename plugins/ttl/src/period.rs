@@ -1,4 +1,4 @@
-//! How long an entry is to live, as people write it. Knows no request and no clock.
+//! A time to live in the form that clients write. Knows no request and no clock.
 
 use std::fmt;
 
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_need_no_unit_and_nothing_is_read_that_is_not_meant() {
+    fn a_period_is_parsed_with_or_without_a_unit_and_malformed_text_is_not() {
         let millis = |text| Period::parse(text).map(|period| period.millis);
         let read = ["1", "60", "60s", "5m", "2h", "7d"].map(millis);
         assert_eq!(read, [1000, 60_000, 60_000, 300_000, 7_200_000, 604_800_000].map(Some));

@@ -1,6 +1,7 @@
-//! What `cargo xtask dist` makes runs where it is unpacked, with its own plugins.
+//! The distribution that `cargo xtask dist` makes runs where it is unpacked, with its own plugins, and contains the
+//! documentation.
 //!
-//! Provoked by unpacking it as a user does and starting what is in it.
+//! Provoked by unpacking it as a user does and starting its program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +34,7 @@ fn dist() -> PathBuf {
 }
 
 #[test]
-fn what_is_handed_out_runs_where_it_is_unpacked() {
+fn the_distribution_runs_where_it_is_unpacked() {
     let setup = Setup::new();
     let packed = dist();
     let name = packed.file_name().expect("an archive has a name").to_string_lossy().into_owned();

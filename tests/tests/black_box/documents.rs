@@ -1,9 +1,10 @@
-//! What the READMEs show is what happens: every fenced `console` session is run and its output compared.
+//! The examples of the documents work: every fenced `console` session is run and its output is compared.
 //!
-//! Of a session, the line that starts `vkog` becomes a server with the same options on a port of its own; each `curl`, and each
-//! command of the client, runs in a shell with that server's address in the place of the default one; `cat` and `cut` run in the server's folder. A line
-//! `...` of the expected output stands for any lines, and revisions, which begin with the time, count from the first one of the
-//! session. A `toml` block before the session is its `vkog.toml`.
+//! The line of a session that starts `vkog` becomes a server with the same options on a free port. Each `curl`, and
+//! each command of the client, runs in a shell, with that server's address instead of the default one. `cat` and `cut`
+//! run in the server's folder. A line `...` of the expected output matches any lines. Revisions, which start with the
+//! time, are compared by their distance from the first one of the session. A `toml` block before the session is its
+//! `vkog.toml`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -242,13 +243,13 @@ fn run_all(document: &Path, plugins: &[PathBuf]) {
 }
 
 #[test]
-fn the_sessions_of_the_readme_happen_as_they_are_shown() {
+fn the_sessions_of_the_readme_run_as_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
 /// The tutorial of plugins has a test of its own.
 #[test]
-fn the_sessions_of_the_documentation_happen_as_shown() {
+fn the_sessions_of_the_documentation_run_as_shown() {
     let mut documents = markdown(&workspace().join("docs"));
     documents.retain(|path| !path.ends_with(GUIDE) && !sessions(path).is_empty());
     assert!(documents.len() >= 3, "{documents:?}");
@@ -256,7 +257,7 @@ fn the_sessions_of_the_documentation_happen_as_shown() {
 }
 
 #[test]
-fn the_session_of_every_plugin_happens_as_it_is_shown() {
+fn the_session_of_every_plugin_readme_runs_as_shown() {
     for folder in folders("plugins").into_iter().chain(folders("examples")) {
         let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
         run_all(&folder.join("README.md"), &[artefacts().library(&format!("vkog-{name}"))]);
@@ -314,7 +315,7 @@ fn building<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 }
 
 #[test]
-fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
+fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let sessions = sessions(&workspace().join(GUIDE));
     let [making, asking, ..] = &sessions[..] else { panic!("{GUIDE} makes a plugin, then asks") };
     assert_eq!(making.steps.len(), 4, "four commands in {}", making.place);
@@ -379,7 +380,7 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
 }
 
 #[test]
-fn three_dots_stand_for_any_lines_and_everything_else_for_itself() {
+fn three_dots_match_any_lines_and_other_lines_match_themselves() {
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     let expected = lines("a\n...\nd");
     assert!(matches(&expected, &["a", "d"]) && matches(&expected, &["a", "b", "c", "d"]));

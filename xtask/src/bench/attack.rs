@@ -1,5 +1,5 @@
-//! `cargo xtask bench attack`: how long another client waits, and how much memory the server takes, while clients do what
-//! exhausts servers. `tests/tests/hostile.rs` asserts that it survives that; here it is measured.
+//! `cargo xtask bench attack`: measures the latency of another client and the memory of the server during attacks that
+//! exhaust servers. `tests/tests/black_box/hostile.rs` asserts that the server survives them.
 
 use std::fs;
 use std::io::{Read, Write};

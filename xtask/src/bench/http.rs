@@ -1,7 +1,7 @@
-//! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
-//! before Redis, and Redis itself; and what plugins, many entries and many connections cost. Those who are compared take
-//! turns in every round. Parts of it by name: see [`PARTS`]; `--quick` for fewer and shorter rounds; `--against PROGRAM`
-//! compares with another vkog.
+//! `cargo xtask bench http`: requests per second and latencies of both engines, beside nginx with a fixed response,
+//! Webdis before Redis, and Redis itself; and the cost of plugins, many entries and many connections. The competitors
+//! alternate in every round. Name parts to run only them: see [`PARTS`]. `--quick` runs fewer and shorter rounds;
+//! `--against PROGRAM` compares with another vkog.
 
 use std::cell::Cell;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The programs that are measured, each started on a port of 127.0.0.1 and ended by whoever started it.
+//! The measured programs. Each is started on a port of 127.0.0.1 and ended by its owner.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

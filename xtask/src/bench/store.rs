@@ -1,4 +1,5 @@
-//! `cargo xtask bench store`: durable writes, start, snapshot and memory beside Redis, and how all of that grows.
+//! `cargo xtask bench store`: durable writes, start, snapshot and memory beside Redis, and how they grow with the
+//! number of entries.
 
 use std::fs;
 use std::io::{BufWriter, Write};

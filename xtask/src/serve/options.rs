@@ -1,7 +1,7 @@
 //! Checks the options of `vkog serve` before the server is built, against the help text that the server prints.
 //!
-//! A test of the server holds the text and the server's own definition together. Values are checked where the help text
-//! says enough about them; the server checks the rest when it starts.
+//! A test of the server compares the text with the server's own definition. This module checks values as far as the
+//! help text describes them; the server checks the rest when it starts.
 
 use crate::Result;
 
