@@ -115,7 +115,7 @@ fn generate(folder: &Path, is_native: bool) -> Result<()> {
     generate(&["man"], "man/vkog.1")
 }
 
-/// Writes the documentation of the plugin interface, as `cargo doc` makes it. In a target folder of its own, because the usual one
+/// Writes the documentation of the plugin interface, as `cargo doc` makes it. In a separate target folder, because the usual one
 /// may contain the documentation of other crates, to which the pages would then link.
 fn document(folder: &Path) -> Result<()> {
     let target = Path::new("target/dist/rustdoc");
@@ -208,7 +208,7 @@ fn zip(folder: &Path, name: &str) -> Result<PathBuf> {
     let packed = folder.with_file_name(format!("{name}.zip"));
     let mut archive = ZipWriter::new(File::create(&packed)?);
     for (path, is_folder, mode) in entries(folder)? {
-        // A slash between folders, as the format has it on every system.
+        // The format requires a slash between folders on every system.
         let within = path.strip_prefix(folder)?.to_string_lossy().replace('\\', "/");
         let options = SimpleFileOptions::default().unix_permissions(mode);
         if is_folder {

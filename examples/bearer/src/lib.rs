@@ -51,7 +51,7 @@ impl Bearer {
     }
 
     fn admit(&self, request: &Request<'_>) -> Verdict {
-        // What another plugin asks for the operator has asked for, by loading it.
+        // The operator trusts the plugins that are loaded.
         if request.asker().is_some() { Ok(()) } else { self.check(request.header("authorization")) }
     }
 
@@ -59,20 +59,20 @@ impl Bearer {
         if authorization.and_then(credentials).is_some_and(|sent| same(sent, self.token.as_bytes())) {
             return Ok(());
         }
-        // One answer for all: a client without the token is not told how close it was.
+        // The same response in every case, so that a client does not learn how close its token was.
         let refusal = Refusal::new(401, "Send the token in the header Authorization: Bearer TOKEN");
         Err(refusal.with_header("WWW-Authenticate", self.challenge.clone()))
     }
 }
 
-/// The token of an `Authorization` header, if its scheme is Bearer, in whatever case.
+/// Returns the token of an `Authorization` header if its scheme is Bearer, in any case.
 fn credentials(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = authorization.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| rest.trim_ascii_start())
 }
 
-/// Compares without stopping at the first difference: how long that takes would tell a client how much it has right.
-/// The length is not hidden.
+/// Compares in constant time: stopping at the first difference would reveal how many bytes are right. The length is not
+/// hidden.
 fn same(sent: &[u8], token: &[u8]) -> bool {
     let differing = sent.iter().zip(token).fold(0, |bits, (a, b)| black_box(bits | (a ^ b)));
     sent.len() == token.len() && differing == 0

@@ -31,12 +31,12 @@ impl BeforePut for JsonOnly {
 export_plugin!(JsonOnly);
 
 fn check(value: &[u8]) -> Verdict {
-    // Apart and first: a parser that keeps nothing does not look into strings.
+    // Check UTF-8 first, because a parser that stores nothing does not check strings.
     let text = str::from_utf8(value).map_err(|error| {
         let (line, column) = position(&value[..error.valid_up_to()]);
         not_json(&format!("invalid UTF-8 at line {line} column {column}"))
     })?;
-    // Nothing is kept of the value, so that a check costs no memory and no depth is too deep.
+    // Store nothing of the value, so that the check needs no memory and accepts any depth.
     serde_json::from_str(text).map(|IgnoredAny| ()).map_err(|error: Error| not_json(&error.to_string()))
 }
 
@@ -44,7 +44,7 @@ fn not_json(why: &str) -> Refusal {
     Refusal::new(422, format!("Value is not JSON: {why}"))
 }
 
-/// Line and column, from 1 and in bytes as serde_json counts them, of what follows this text.
+/// Returns the line and column after this text. They count from 1, columns in bytes, as in serde_json.
 fn position(text: &[u8]) -> (usize, usize) {
     let line = text.iter().filter(|byte| **byte == b'\n').count() + 1;
     let column = text.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;

@@ -5,7 +5,7 @@ use std::fmt;
 use vkog_plugin_api::serde::de::{Deserializer, Error, Visitor};
 use vkog_plugin_api::serde::{self, Deserialize};
 
-/// What is accepted, for messages.
+/// The accepted forms, for messages.
 pub(crate) const ACCEPTED: &str = "seconds such as 60, or 60s, 5m, 2h, 7d";
 
 /// The units, the largest first, in milliseconds.
@@ -18,7 +18,7 @@ pub(crate) struct Period {
 }
 
 impl Period {
-    /// Reads `60`, `60s`, `5m`, `2h` or `7d`.
+    /// Parses `60`, `60s`, `5m`, `2h` or `7d`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(end);

@@ -73,7 +73,7 @@ impl<'a> Against<'a> {
         Ok(())
     }
 
-    /// Measures the start, the memory and the snapshot of a store with so many entries.
+    /// Measures the start, the memory and the snapshot of a store with this number of entries.
     pub(crate) fn start_and_snapshot(&mut self, entries: u64) -> Result<()> {
         let files = self.stores(entries)?;
         let lives = self.take_turns(|which| vkog_life(self.programs[which], &files[which]))?;

@@ -56,7 +56,7 @@ pub(crate) fn run() -> Result<()> {
 /// Begins an attack on a port.
 type Begin = fn(u16) -> Result<Attack>;
 
-/// What goes on beside the client that is measured.
+/// The load beside the measured client.
 #[derive(Default)]
 struct Attack {
     held: Vec<TcpStream>,
@@ -103,7 +103,7 @@ fn opened(port: u16, count: usize, begun: &[u8]) -> Result<Vec<TcpStream>> {
     (0..count).map(open).collect()
 }
 
-/// Connections on which a request was answered, and that are kept.
+/// Open connections on which a response was received.
 fn answered(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut streams = opened(port, count, GET)?;
     streams.iter_mut().try_for_each(|stream| stream.read(&mut [0; 1024]).map(drop))?;
@@ -144,7 +144,7 @@ fn measured(port: u16) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// As many descriptors as the system gives.
+/// Raises the limit of file descriptors to the maximum.
 fn raise_descriptors() {
     #[cfg(unix)]
     {

@@ -25,7 +25,7 @@ const MANY_KEYS: u64 = 10_000_000;
 const CLIENTS: [u32; 2] = [64, 16];
 const IDLE_CONNECTIONS: usize = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
-/// So many operations a batch, or commands a pipeline.
+/// The number of operations per batch, or of commands per pipeline.
 const BATCH: u32 = 64;
 /// The number of clients that send batches.
 const BATCH_CLIENTS: u32 = 16;
@@ -129,7 +129,7 @@ impl Rounds {
         format!("{:.0}/s, {:.2} and {:.2} ms", self.median(rate), self.median(|load| load.p50), self.median(p99))
     }
 
-    /// A row beside a peer, if that is there.
+    /// A row beside a peer, if the peer is installed.
     fn beside(&self, what: &str, peer: &Self, goal: &str, table: &mut Table) {
         if !peer.0.is_empty() {
             table.row(what, self.shown(), peer.shown(), self.over(peer, rate), goal);
@@ -146,7 +146,7 @@ fn p99(load: &Load) -> f64 {
 }
 
 impl Bench<'_> {
-    /// vkog with an engine, on a store of its own with [`KEYS`] entries.
+    /// vkog with an engine, on its own store with [`KEYS`] entries.
     fn vkog(&self, http: &str, plugins: Option<&Path>, fsync: &str) -> Result<Peer> {
         self.stores.set(self.stores.get() + 1);
         let store = self.folder.join(format!("{}.vkog", self.stores.get()));
@@ -154,7 +154,7 @@ impl Bench<'_> {
         Ok(Peer::vkog_with(self.program, &store, plugins, &["--http", http, "--fsync", fsync])?.0)
     }
 
-    /// Redis with these options. None where it is not installed.
+    /// Redis with these options; `None` if it is not installed.
     fn redis(&self, options: &[&str]) -> Result<Option<Peer>> {
         if let Err(error) = Command::new("redis-server").arg("--version").output() {
             eprintln!("Redis is left out: {error}; install Debian's redis-server");
@@ -260,7 +260,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Batches of PUTs in MessagePack, of keys that are there, beside Redis' pipelines.
+    /// Batches of PUTs of existing keys in MessagePack, beside Redis' pipelines.
     fn batches(&self, table: &mut Table) -> Result<()> {
         let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
         let script = self.folder.join("batches.lua");
@@ -322,7 +322,7 @@ impl Bench<'_> {
         Ok(fs::remove_file(large)?)
     }
 
-    /// What connections cost that are kept and not used: memory, and the others' time.
+    /// The cost of idle connections: memory, and latency of other clients.
     fn connections(&self, table: &mut Table) -> Result<()> {
         let (crowded, free) = (self.vkog("hyper", None, "never")?, self.vkog("hyper", None, "never")?);
         let before = crowded.resident()?;
@@ -339,7 +339,7 @@ impl Bench<'_> {
         for _ in 0..self.rounds {
             with.0.push(self.wrk(&crowded, 16, "GET", "/k/", KEYS)()?);
             without.0.push(self.wrk(&free, 16, "GET", "/k/", KEYS)()?);
-            // All are still there, and are not given up: that they are idle is allowed for so long only.
+            // All connections are still open, and have not reached the idle timeout.
             idle.iter_mut().try_for_each(ask)?;
         }
         let what = format!("GET, hyper, 16 clients, {IDLE_CONNECTIONS} idle connections; none");
@@ -353,7 +353,7 @@ impl Bench<'_> {
     }
 }
 
-/// So many connections that have been used once and are kept.
+/// This number of connections that have been used once and stay open.
 fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::Result;
 
-/// What the command line of a benchmark asks for.
+/// The options of a benchmark.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     /// Fewer and shorter rounds.

@@ -163,7 +163,7 @@ fn engines(program: &Path, folder: &Path, file: &Path, table: &mut Table) -> Res
     Ok(())
 }
 
-/// A store of so many entries as a file, made without a server.
+/// A store file with this number of entries, created without a server.
 pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
     let mut import = std::process::Command::new(program)
         .args(["import", "--file"])
@@ -264,7 +264,7 @@ fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<
         let snapshots = std::thread::spawn(move || -> std::io::Result<()> {
             while Instant::now() < end {
                 put(port)?;
-                // SIGUSR1 asks for a snapshot.
+                // SIGUSR1 requests a snapshot.
                 std::process::Command::new("kill").args(["-USR1", &id.to_string()]).status()?;
                 std::thread::sleep(Duration::from_millis(50));
             }

@@ -17,7 +17,7 @@ struct Opt<'a> {
     value: Option<&'a str>,
 }
 
-/// Returns true if the help text is asked for.
+/// Returns true if the options request the help text.
 pub(super) fn asks_for_help(arguments: &[String]) -> bool {
     arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()))
 }
