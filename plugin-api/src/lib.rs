@@ -2,7 +2,8 @@
 //!
 //! A plugin is a shared library that the server loads at its start or while it runs. The server calls the plugin's
 //! *hooks* before, around and after each operation. A plugin consists of a type that implements [`Plugin`], one small
-//! trait for each hook, and the line [`export_plugin!`]. It needs no `unsafe` code and no other dependency.
+//! trait for each hook, and the line [`export_plugin!`]. It needs no `unsafe` code and no other dependency. The
+//! items of this crate call the server the *host*.
 //!
 //! ```
 //! use vkog_plugin_api::*;
@@ -62,7 +63,8 @@
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and
-//! `undo` hooks from the last to the first. [`Stage`] decides the order of the plugins.
+//! `undo` hooks from the last to the first. [`Stage`] decides the order of the plugins. The server checks preconditions
+//! such as `If-Match` between `before` and `guard`.
 //!
 //! | phase | when | lock | may |
 //! |---|---|---|---|

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::artefacts::workspace;
 use crate::client::Reply;
 
-/// The document, from where the server takes it.
+/// The document, from the source file that the server embeds.
 pub fn description() -> &'static Value {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         let text = std::fs::read_to_string(workspace().join("host/src/api/openapi.json"));

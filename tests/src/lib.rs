@@ -44,16 +44,16 @@ pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;
 
-/// How long anything may take that should take moments. Long, because it only ends what hangs.
+/// The timeout of every wait. It is long, because it only ends tests that hang.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The time in the middle of several; of an even number the later of two.
+/// Returns the median of several times; of an even number the later of the two in the middle.
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
-/// The bytes of a value that differs in every byte from its neighbours, so that no part can be mistaken for another.
+/// Returns a value in which neighbouring bytes differ, so that its parts cannot be confused.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(31) >> 3) as u8 ^ at as u8).collect()
 }

@@ -1,5 +1,5 @@
-//! Links between Markdown documents, and between the HTML pages of a site: a link is dead if its file, or the heading or element
-//! that its anchor names, does not exist.
+//! Links between Markdown documents, and between the HTML pages of a site: a link is dead if its file, or the heading
+//! or element that its anchor names, does not exist.
 
 use std::collections::BTreeMap;
 use std::fs;
