@@ -1,4 +1,4 @@
-//! Descriptors for a test that opens many connections.
+//! Raises the limit of file descriptors for tests that open many connections.
 
 /// Has this process, and what it starts from now on, get as many descriptors as the system gives. Says how many.
 pub fn raise_descriptors() -> u64 {

@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_no_record_whatever_the_salt() {
+    fn preallocated_space_is_no_record_with_any_salt() {
         let head = Head { salt: 0x9be0_9bab, ..HEAD };
         assert_eq!(checksum(head.salt, 0, &[]), 0, "zeros could pass for a record");
         let mut log = head.encode();

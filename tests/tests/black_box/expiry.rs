@@ -1,4 +1,5 @@
-//! Entries that expire at the same time are removed by few syncs of the log, and from their expiry on a write finds their room.
+//! Entries that expire at the same time are removed with few syncs of the log, and a write finds their space from their
+//! expiry on.
 //!
 //! Provoked with thousands of entries of one time to live that fill the limit, with every write synced.
 
@@ -30,7 +31,7 @@ fn all(server: &Server) -> f64 {
 }
 
 #[test]
-fn entries_that_expire_at_once_are_removed_by_few_syncs_and_their_room_is_free() {
+fn entries_that_expire_together_are_removed_with_few_syncs() {
     let limit = ENTRIES * 9;
     let setup = Setup::new().load(ttl()).load(bytes()).args(["--fsync", "always", "-s", &limit.to_string()]);
     let server = setup.start();

@@ -1,8 +1,8 @@
-//! What is not HTTP as RFC 9112 has it is answered with an error, or its connection is closed; nothing of it is executed as
-//! a request, and nothing of it is left behind.
+//! A message that is not HTTP as RFC 9112 defines it gets an error, or its connection is closed. No part of it runs as
+//! a request, and nothing of it remains.
 //!
-//! Provoked byte by byte, on both engines with the same bounds. The cases marked as [`HYPER`] are those that tiny_http does
-//! not show to the host; docs/reference/http.md lists them.
+//! Provoked byte by byte, on both engines with the same bounds. tiny_http does not pass the cases marked as [`HYPER`]
+//! to the host; docs/reference/http.md lists them.
 
 #![cfg(target_os = "linux")]
 
@@ -101,7 +101,7 @@ fn ambiguous_framing_is_refused_and_nothing_after_it_is_executed() {
 }
 
 #[test]
-fn bytes_that_are_not_ascii_get_an_answer_or_a_close_and_leave_nothing() {
+fn bytes_that_are_not_ascii_get_a_response_or_a_close_and_leave_nothing() {
     for engine in ENGINES {
         let server = server(engine);
         for bytes in [
@@ -118,7 +118,7 @@ fn bytes_that_are_not_ascii_get_an_answer_or_a_close_and_leave_nothing() {
 }
 
 #[test]
-fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
+fn other_protocols_get_a_response_or_a_close_and_leave_nothing() {
     for engine in HYPER {
         let server = server(engine);
         let before = held(&server);
@@ -147,7 +147,7 @@ fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
 }
 
 #[test]
-fn a_connection_of_http_1_0_is_kept_where_the_client_asks_for_it() {
+fn an_http_1_0_connection_stays_open_if_the_client_requests_it() {
     for engine in ENGINES {
         let server = server(engine);
         let mut wire = server.wire();
@@ -165,7 +165,7 @@ fn a_connection_of_http_1_0_is_kept_where_the_client_asks_for_it() {
 }
 
 #[test]
-fn innocent_clients_at_reused_addresses_are_served_after_bad_framing() {
+fn clients_at_reused_addresses_are_served_after_bad_framing() {
     let _alone = exclusive();
     let (bad, innocent) = (amount(600, 10_000), amount(300, 3_000));
     for engine in ENGINES {

@@ -1,7 +1,8 @@
-//! `/keys`: in byte order, each key that is there throughout exactly once, whatever else is written; folded, counted,
-//! limited, and without what a GET would not find.
+//! `/keys` returns keys in byte order; each key that exists during the whole listing exactly once, during concurrent
+//! writes; folded, counted, limited, and without keys that a GET would not find.
 //!
-//! Provoked with small stores whose listings are known, at every limit, and with a million keys while eight clients write.
+//! Provoked with small stores whose listings are known, at every limit, and with a million keys while eight clients
+//! write.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -91,7 +92,7 @@ fn keys_come_in_byte_order_at_every_limit_after_any_text_and_with_any_prefix() {
 }
 
 #[test]
-fn a_delimiter_folds_what_comes_behind_it_into_prefixes() {
+fn a_delimiter_folds_keys_into_prefixes() {
     let server = Setup::new().start();
     let mut keys = vec!["a", "a/", "b/", "b0", "c//d", "c/d/e", "d"];
     let many: Vec<String> = (0..50).map(|index| format!("b/{index}")).collect();
@@ -126,7 +127,7 @@ fn a_page_has_at_most_a_thousand_keys() {
 }
 
 #[test]
-fn what_is_no_question_is_refused_and_says_what_is_one() {
+fn an_invalid_query_is_refused_with_the_valid_parameters() {
     let server = Setup::new().start();
     for (query, words) in [
         ("prefx=a", "Unknown parameter \"prefx\"; there are prefix, after, limit, delimiter, count"),
@@ -175,7 +176,7 @@ fn an_entry_that_has_expired_is_not_listed_and_not_counted() {
 }
 
 #[test]
-fn keys_are_not_shown_to_whom_a_plugin_does_not_let_read() {
+fn keys_are_hidden_from_clients_that_a_plugin_refuses() {
     let server =
         Setup::new().load(artefacts().library("vkog-bearer")).config("[plugins.bearer]\ntoken = \"s3cret\"\n").start();
     let authorized = |method: &str, path: &str| server.path(method, path).header("Authorization", "Bearer s3cret");

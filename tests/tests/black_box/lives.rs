@@ -1,8 +1,7 @@
-//! The lives of a store: copies, files of different ages, and a store that is made anew are told apart, and what is missing
-//! is said.
+//! Copies of a store, files of different ages, and recreated stores are distinguished, and missing parts are reported.
 //!
-//! Provoked with servers that are killed, with logs that are removed, cut off or taken from another copy, and with files that
-//! are put back as they were before.
+//! Provoked with servers that are killed, with logs that are removed, truncated or taken from another copy, and with
+//! restored older files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -131,7 +130,7 @@ fn the_log_of_another_copy_of_the_store_is_refused() {
 }
 
 #[test]
-fn files_of_the_formats_before_are_read_and_written_anew() {
+fn files_of_older_formats_are_read_and_rewritten() {
     let setup = Setup::new();
     for ending in ["", ".log"] {
         let from = workspace().join(format!("tests/data/format-1.vkog{ending}"));
@@ -152,7 +151,7 @@ fn files_of_the_formats_before_are_read_and_written_anew() {
 }
 
 #[test]
-fn the_revisions_of_a_store_that_was_put_back_are_not_given_again() {
+fn a_restored_store_reuses_no_revision() {
     let setup = Setup::new();
     let server = setup.start();
     server.put("k", "before").expect(200);
@@ -172,7 +171,7 @@ fn the_revisions_of_a_store_that_was_put_back_are_not_given_again() {
 }
 
 #[test]
-fn the_revisions_of_a_store_that_was_removed_are_not_given_again_by_an_import_or_a_new_store() {
+fn an_import_or_a_new_store_reuses_no_revision_of_a_removed_store() {
     let setup = Setup::new();
     let server = setup.start();
     let first = server.put("k", "v").expect(200).revision();
@@ -209,7 +208,7 @@ fn entries_of_the_go_program_keep_their_revisions_as_long_as_their_file() {
 }
 
 #[test]
-fn a_watcher_of_another_life_of_the_store_is_refused() {
+fn a_watcher_with_a_revision_of_an_earlier_opening_is_refused() {
     let setup = Setup::new();
     let server = setup.start();
     let first = server.put("k", "v").expect(200).revision();

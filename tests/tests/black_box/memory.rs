@@ -1,8 +1,8 @@
-//! The memory that clients can take is bounded: what is beyond the budget is refused, and large answers are never in memory as
-//! a whole.
+//! The memory that clients can occupy is limited: requests beyond the budget are refused, and large responses are never
+//! in memory as a whole.
 //!
-//! Provoked with uploads that stop one byte short, answers that JSON makes six times as long as the value, pages of keys
-//! that nobody reads, and an address-space limit under which a single mistake ends the process.
+//! Provoked with uploads that stop one byte before their end, responses that JSON makes six times longer than the
+//! value, pages of keys that nobody reads, and an address-space limit under which a single mistake ends the process.
 
 #![cfg(target_os = "linux")]
 
@@ -88,7 +88,7 @@ fn batch(wire: &mut Wire, fields: &str, body: &[u8]) {
 }
 
 #[test]
-fn a_hundred_unfinished_uploads_and_sixteen_large_answers_fit_into_a_gigabyte() {
+fn a_hundred_unfinished_uploads_and_large_responses_fit_into_a_gigabyte() {
     const LENGTH: usize = 90_000_000;
     let _alone = exclusive();
     for engine in ENGINES {
@@ -186,7 +186,7 @@ fn a_body_beyond_the_budget_is_503_until_others_end() {
 }
 
 #[test]
-fn an_answer_that_json_makes_six_times_as_long_is_never_in_memory_as_a_whole() {
+fn a_response_that_json_makes_six_times_longer_is_streamed() {
     const LENGTH: usize = 20 << 20;
     for engine in ENGINES {
         let server = server(engine, &["--max-value", "32MiB"]);
@@ -213,7 +213,7 @@ fn an_answer_that_json_makes_six_times_as_long_is_never_in_memory_as_a_whole() {
 }
 
 #[test]
-fn a_large_answer_of_a_batch_is_what_a_get_says_in_either_format() {
+fn a_large_batch_response_equals_a_get_in_both_formats() {
     for engine in ENGINES {
         let server = server(engine, &[]);
         let text = "one line\n\"\u{e9}\u{1f600}\"\t".repeat(20_000);
@@ -240,7 +240,7 @@ fn a_large_answer_of_a_batch_is_what_a_get_says_in_either_format() {
 }
 
 #[test]
-fn pages_of_keys_that_nobody_reads_count_against_the_budget() {
+fn unread_key_pages_count_against_the_budget() {
     for engine in ENGINES {
         let server = server(engine, &["--max-value", "1MiB", "--memory-budget", "16MiB"]);
         let control = "\u{1}".repeat(1000);
@@ -271,7 +271,7 @@ fn pages_of_keys_that_nobody_reads_count_against_the_budget() {
 }
 
 #[test]
-fn many_large_uploads_at_once_are_all_stored_whole_or_refused() {
+fn concurrent_large_uploads_are_stored_whole_or_refused() {
     let _alone = exclusive();
     for engine in ENGINES {
         let server = server(engine, &["--max-value", "16MiB", "--memory-budget", "64MiB"]);

@@ -1,7 +1,7 @@
-//! With `count = "memory"` the limit of `bytes` bounds the memory of the server: its resident memory stays below 1.15 times
-//! the limit and what an empty server takes, for small entries as for larger ones.
+//! With `count = "memory"`, the limit of `bytes` limits the memory of the server: its resident memory stays below 1.15
+//! times the limit plus that of an empty server, for small and for large entries.
 //!
-//! Provoked by filling a server, with batches, until it refuses.
+//! Provoked by filling a server with batches until it refuses.
 #![cfg(target_os = "linux")]
 
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ fn fill(server: &Server, value: &str) -> u64 {
 }
 
 #[test]
-fn with_the_count_of_memory_the_limit_bounds_the_resident_memory() {
+fn the_memory_count_bounds_the_resident_memory() {
     if on_windows() {
         return;
     }
@@ -59,7 +59,7 @@ fn with_the_count_of_memory_the_limit_bounds_the_resident_memory() {
 }
 
 #[test]
-fn the_count_of_memory_is_exact_and_the_default_counts_the_payload() {
+fn the_memory_count_is_exact_and_the_default_counts_the_payload() {
     let server = setup("memory").start();
     // A write that adds nothing is never refused, whatever it is; one that does is told what it needs.
     server.put("12345678", "x").expect(200);

@@ -1,4 +1,4 @@
-//! `/metrics`: what is counted agrees with what was done, and every line is one that Prometheus reads.
+//! `/metrics`: the counts agree with the requests that were sent, and Prometheus can parse every line.
 
 use vkog_tests::{ENGINES, Server, Setup, bytes, conflict};
 
@@ -11,7 +11,7 @@ fn number(server: &Server, name: &str) -> f64 {
 }
 
 #[test]
-fn what_is_counted_is_what_was_done() {
+fn the_metrics_count_exactly_the_requests_that_were_sent() {
     let server = Setup::new().load(bytes()).load(conflict()).start();
     server.post("a", "12345").expect(200);
     let second = server.post("b", "12345").expect(200).revision();
@@ -87,7 +87,7 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
 }
 
 #[test]
-fn every_line_is_a_number_with_a_name_or_says_what_one_is() {
+fn every_line_of_the_metrics_is_a_sample_or_a_description() {
     let server = Setup::new().load(bytes()).start();
     server.post("a", "1").expect(200);
     let reply = server.path("GET", "/metrics").send().expect(200);

@@ -1,8 +1,8 @@
-//! Files that belong to others: a server takes over no file, socket or store that another process may use, removes only what
-//! it made, and leaves nothing behind when it does not start.
+//! A server takes over no file, socket or store that another process may use, removes only what it created, and leaves
+//! nothing behind after a failed start.
 //!
-//! Provoked with files of every kind at the path of a Unix socket, with sockets whose processes live or have ended, with links
-//! to a store, and with starts that are refused.
+//! Provoked with files of every kind at the path of a Unix socket, with sockets of live and ended processes, with links
+//! to a store, and with starts that fail.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -75,7 +75,7 @@ mod unix {
     }
 
     #[test]
-    fn a_server_takes_over_nothing_but_the_socket_of_a_process_that_has_ended() {
+    fn a_server_replaces_only_the_socket_of_an_ended_process() {
         let setup = Setup::new();
         let at = |name: &str| setup.folder().join(name);
         std::fs::write(at("notes.txt"), "notes").expect("a file can be written");
@@ -111,7 +111,7 @@ mod unix {
     }
 
     #[test]
-    fn the_files_of_the_store_are_no_socket_of_its_server() {
+    fn a_socket_path_that_is_a_store_file_is_refused() {
         let setup = Setup::new();
         let server = setup.start();
         server.put("k", "v").expect(200);
@@ -125,7 +125,7 @@ mod unix {
     }
 
     #[test]
-    fn a_server_removes_no_socket_but_its_own() {
+    fn a_server_removes_only_its_own_socket() {
         for engine in ENGINES {
             let setup = Setup::new();
             let socket = setup.folder().join("s.sock");
@@ -170,7 +170,7 @@ mod unix {
     }
 
     #[test]
-    fn a_new_store_is_made_where_its_link_leads() {
+    fn a_new_store_is_created_at_the_target_of_its_link() {
         let setup = Setup::new();
         std::fs::create_dir(setup.folder().join("data")).expect("a folder can be made");
         symlink("data/real.vkog", setup.store_file()).expect("a link can be made");
@@ -221,7 +221,7 @@ mod unix {
     }
 
     #[test]
-    fn the_files_of_a_new_store_are_their_owners_alone() {
+    fn only_the_owner_may_read_the_files_of_a_new_store() {
         let setup = Setup::new();
         let server = setup.start();
         server.put("k", "v").expect(200);

@@ -1,6 +1,6 @@
-//! `/` is a page that needs nothing but its own server, and runs nothing but its own script.
+//! The web UI at `/` loads nothing from other servers, and runs only its own script.
 //!
-//! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it asks for.
+//! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it requests.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ fn between<'t>(text: &'t str, before: &str, after: &str) -> Vec<&'t str> {
 }
 
 #[test]
-fn the_page_is_served_to_whoever_comes_and_runs_nothing_but_its_own() {
+fn the_page_is_public_and_runs_only_its_own_script() {
     let page = page().has("Content-Type", "text/html; charset=utf-8").has("X-Content-Type-Options", "nosniff");
     let (policy, text) = (page.header("Content-Security-Policy").unwrap_or_default(), page.text());
     for element in ["script", "style"] {
@@ -38,7 +38,7 @@ fn the_page_is_served_to_whoever_comes_and_runs_nothing_but_its_own() {
 }
 
 #[test]
-fn the_page_asks_for_nothing_but_the_routes_of_its_server_and_puts_no_text_into_markup() {
+fn the_page_requests_only_routes_of_its_server_and_inserts_no_text_as_markup() {
     let text = page().text();
     let [script] = between(&text, "<script>", "</script>")[..] else { panic!("not one script in the page") };
     // Every path stands there as a text of its own.

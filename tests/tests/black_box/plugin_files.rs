@@ -1,9 +1,9 @@
-//! A plugin's library costs no room in `TMPDIR`, is refused with its cause where the process has no static thread-local
-//! storage left for it or where it is too large, and may be writable for others where it is pinned; what a plugin says of
-//! itself breaks no line of `/metrics` and of the log.
+//! A plugin's library takes no space in `TMPDIR`. It is refused with the cause if the process has no static
+//! thread-local storage left, or if it is too large. A pinned library may be writable by others. The texts of a plugin
+//! break no line of `/metrics` and of the log.
 //!
 //! Provoked with reloads, a sparse file, permissions, a plugin in assembly that uses static thread-local storage as
-//! allocators do, and one whose texts have line breaks.
+//! allocators do, and a plugin whose texts contain line breaks.
 #![cfg(unix)]
 
 use std::fs::OpenOptions;
@@ -86,7 +86,7 @@ export_plugin!(Stubborn);
 
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 #[test]
-fn a_plugin_that_needs_static_tls_is_refused_with_the_cause_and_the_old_one_continues() {
+fn a_plugin_that_needs_static_tls_is_refused_and_the_old_one_continues() {
     let words = ["static thread-local storage", "disable_initial_exec_tls", "local_dynamic_tls", "[static-tls]"];
     let setup = Setup::new().load(static_tls("tls-large", 1 << 16)).config(administered(""));
     let exit = setup.fail().expect(1);
@@ -112,7 +112,7 @@ fn a_plugin_that_needs_static_tls_is_refused_with_the_cause_and_the_old_one_cont
 
 #[cfg(target_os = "linux")]
 #[test]
-fn reloads_take_no_room_in_the_temporary_folder() {
+fn reloads_take_no_space_in_the_temporary_folder() {
     if on_windows() {
         return;
     }
@@ -195,7 +195,7 @@ export_plugin!(Talkative);
 }
 
 #[test]
-fn a_plugins_texts_forge_no_line_of_the_metrics_and_of_the_log() {
+fn texts_of_a_plugin_forge_no_line_of_the_metrics_or_the_log() {
     let server = Setup::new().load(talkative()).args(["--log-format", "text"]).start();
     server.put("k", "v").expect(200);
     server.put("panic", "v").expect(500);
@@ -238,7 +238,7 @@ fn a_plugin_whose_name_breaks_lines_is_refused() {
 }
 
 #[test]
-fn a_pinned_library_may_be_writable_for_others() {
+fn a_pinned_library_may_be_writable_by_others() {
     let setup = Setup::new().load_as(bytes(), as_library("libvkog_bytes"));
     let folder = setup.plugin_folder();
     let library = folder.join(as_library("libvkog_bytes"));

@@ -1,6 +1,6 @@
-//! A part of a value is what was asked for, byte for byte, and what cannot be understood or served in part is served whole.
+//! A byte range is exact, and a range that is malformed or not supported returns the whole value.
 //!
-//! Provoked with a table of what a client may send, on both engines.
+//! Provoked with a table of `Range` headers, on both engines.
 
 use vkog_tests::{ENGINES, Server, Setup, pattern};
 
@@ -16,7 +16,7 @@ fn on_each_engine(check: impl Fn(&Server)) {
 }
 
 #[test]
-fn one_range_is_206_with_these_bytes_alone() {
+fn a_range_is_206_with_only_its_bytes() {
     on_each_engine(|server| {
         let end = LEN - 1;
         for (range, first, last) in [
@@ -55,7 +55,7 @@ fn a_range_beyond_the_end_is_416_with_the_length() {
 }
 
 #[test]
-fn what_is_no_single_range_is_answered_whole() {
+fn several_or_malformed_ranges_return_the_whole_value() {
     on_each_engine(|server| {
         let bad = [
             "bytes=0-1,5-6",

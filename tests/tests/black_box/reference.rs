@@ -1,7 +1,7 @@
-//! The reference pages hold what the program has: every option, configuration key, metric, header, status, message and load code
-//! has its place, every link leads somewhere, every example parses, and the prose avoids the turns that writing rules ban.
+//! The reference pages are complete: they document every option, configuration key, metric, header, status, message and
+//! load code. Every link works, every example parses, and the prose contains no banned turn of phrase.
 //!
-//! What is compared comes from the program itself where it can tell: its help, its messages, `/metrics` and `/openapi.json`.
+//! The expected items come from the program where possible: its help, its messages, `/metrics` and `/openapi.json`.
 //! With `VKOG_BLESS=1`, the generated page is written instead of compared.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,8 @@
-//! Plugins are exchanged while requests are under way: no request fails, what is asked for after the answer runs new code,
-//! and what cannot be taken in leaves the old going on.
+//! Hot reload: while requests are in flight plugins are replaced, no request fails, requests after the response run new
+//! code, and after a failed reload the old plugin continues.
 //!
-//! Provoked with two versions of a plugin that tell which they are, put in each other's place while clients write and read;
-//! with libraries that are broken, that refuse, and that panic; and with the bytes plugin, whose count has to stay exact.
+//! Provoked with two versions of a plugin that report their version, which replace each other while clients write and
+//! read; with libraries that are broken, refuse or panic; and with the bytes plugin, whose count must stay exact.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -77,7 +77,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
 }
 
 #[test]
-fn the_replaced_plugin_is_destroyed_when_the_reload_is_answered() {
+fn a_replaced_plugin_is_destroyed_before_the_reload_responds() {
     let server = setup().start();
     server.post("k", "v").expect(200);
     put_in_place(&new(), &server.library_of("versioned"));
@@ -89,7 +89,7 @@ fn the_replaced_plugin_is_destroyed_when_the_reload_is_answered() {
 }
 
 #[test]
-fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with_its_code() {
+fn a_failed_reload_keeps_the_old_library_and_reports_the_load_code() {
     let plugins = artefacts();
     let (refuses, panics) = (plugins.library("fault-refuses"), plugins.library("fault-panics"));
     let setup = setup();
@@ -121,7 +121,7 @@ fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with
 }
 
 #[test]
-fn bytes_counts_exactly_however_often_it_is_reloaded_under_writing_load() {
+fn bytes_counts_exactly_across_reloads_during_writes() {
     const LIMIT: usize = 64 * 1024;
     const CLIENTS: usize = 6;
 
@@ -174,7 +174,7 @@ fn changed(place: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_client_that_does_not_read_its_answer_holds_up_no_reload() {
+fn a_client_that_does_not_read_its_response_delays_no_reload() {
     let server =
         Setup::new().load(bytes()).load(conflict()).config(administered("")).args(["--fsync", "never"]).start();
     server.post("big", pattern(32 << 20)).expect(200);
@@ -234,7 +234,7 @@ fn a_signal_reloads_as_the_request_does() {
 }
 
 #[test]
-fn only_who_has_the_token_may_reload() {
+fn a_reload_requires_an_admin_token() {
     let server = setup().start();
     for wrong in [
         None,
@@ -255,7 +255,7 @@ fn only_who_has_the_token_may_reload() {
 }
 
 #[test]
-fn libraries_come_and_go_and_move() {
+fn a_reload_loads_removes_and_follows_moved_libraries() {
     let setup = setup();
     let server = setup.start();
     server.post("k", "v").expect(200);
@@ -292,7 +292,7 @@ fn libraries_come_and_go_and_move() {
 }
 
 #[test]
-fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
+fn new_settings_reach_the_plugin_or_a_new_instance() {
     let setup = setup().load(artefacts().library("drill"));
     let server = setup.start();
     server.post("k", "v").expect(200);
@@ -330,7 +330,7 @@ fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
 }
 
 #[test]
-fn a_configuration_that_is_none_reloads_nothing() {
+fn an_invalid_configuration_reloads_nothing() {
     let setup = setup();
     let server = setup.start();
     server.post("k", "v").expect(200);

@@ -1,6 +1,6 @@
-//! What `/plugins` says of each hook is true: calls, refusals and overruns are exact, times are near.
+//! The statistics of hooks in `/plugins` are right: calls, refusals and overruns are exact, times are close.
 //!
-//! Provoked with a plugin that sleeps, and with many reads of which some are refused by the first of two plugins.
+//! Provoked with a plugin that sleeps, and with many reads of which the first of two plugins refuses some.
 
 use std::thread;
 use std::time::Instant;
@@ -34,7 +34,7 @@ fn a_hook_that_sleeps_five_milliseconds_shows_them() {
 }
 
 #[test]
-fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
+fn calls_and_refusals_are_exact_also_if_an_earlier_plugin_refuses() {
     const CONNECTIONS: usize = 8;
     const ROUNDS: usize = 250;
     const AHEAD: usize = 50;
@@ -92,7 +92,7 @@ fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
 }
 
 #[test]
-fn what_takes_longer_than_its_budget_is_counted_and_logged() {
+fn a_call_over_its_budget_is_counted_and_logged() {
     let config = "[plugins.drill]\nsleep_ms = 20\nbudget = \"10ms\"\n";
     let server = Setup::new().load(artefacts().library("drill")).config(config).start();
     server.post("k", "v").expect(200);

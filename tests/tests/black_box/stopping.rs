@@ -1,8 +1,9 @@
-//! Nothing keeps a server from stopping: neither a plugin that never returns, wherever that is, nor a start or a reload under
-//! way. All acknowledged writes are there after the next start. A reload that hangs in a plugin changes access before, and the
-//! plugin itself not at all.
+//! Nothing prevents a server from stopping: neither a plugin that never returns, nor a start or a reload in progress.
+//! All acknowledged writes exist after the next start. A reload that hangs in a plugin has already replaced the tokens,
+//! and does not replace the plugin.
 //!
-//! Provoked with a plugin that never returns from the place that its settings name, and with a store that takes a while to load.
+//! Provoked with a plugin that never returns from the function that its settings name, and with a store that takes a
+//! while to load.
 
 #![cfg(unix)]
 
@@ -71,7 +72,7 @@ fn ends(server: Server, max: Duration) -> Exit {
 }
 
 #[test]
-fn a_stop_ends_in_15_seconds_whatever_place_a_plugin_never_returns_from() {
+fn a_stop_ends_within_15_seconds_wherever_a_plugin_hangs() {
     at_once(cases(&["before_put", "guard_put", "after_put", "tick", "drop"]), |(engine, place)| {
         let setup = hanging(place).args(["--http", engine]);
         let server = hung(&setup, place);
@@ -172,7 +173,7 @@ fn a_withdrawn_token_is_refused_while_the_same_reload_hangs_in_a_plugin() {
 }
 
 #[test]
-fn a_reload_whose_plugin_never_returns_fails_and_leaves_the_old_one_and_later_reloads_working() {
+fn a_plugin_that_never_returns_fails_only_its_own_reload() {
     at_once(["create", "settings_changed", "start"], |place| {
         let setup = hanging("");
         let server = hung(&setup, "");
@@ -194,7 +195,7 @@ fn a_reload_whose_plugin_never_returns_fails_and_leaves_the_old_one_and_later_re
 }
 
 #[test]
-fn a_replaced_plugin_whose_end_or_tick_never_returns_holds_up_no_later_reload() {
+fn a_replaced_plugin_that_hangs_in_drop_or_tick_delays_no_later_reload() {
     at_once(["drop", "tick"], |place| {
         let setup = hanging(place);
         let server = hung(&setup, place);

@@ -1,7 +1,7 @@
-//! The file: what the Go program wrote opens as it is, and what is written at a clean stop is one MessagePack map that any
+//! The store file: a file of the Go program opens unchanged, and a clean stop writes one MessagePack map that any
 //! MessagePack library reads.
 //!
-//! Provoked with a store of 515 keys written by the Go program, whose values' SHA-256 are known.
+//! Provoked with a store of 515 keys that the Go program wrote, whose values have known SHA-256 hashes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -71,7 +71,7 @@ fn a_store_of_the_go_program_opens_and_every_value_is_right() {
 }
 
 #[test]
-fn after_writes_and_a_clean_stop_the_file_is_one_map_with_text_as_str_and_other_bytes_as_bin() {
+fn a_clean_stop_writes_one_map_with_text_as_str_and_bytes_as_bin() {
     let (setup, mut sums) = go_small();
     let setup = setup.load(bytes()).load(conflict());
     let server = setup.start();
@@ -142,7 +142,7 @@ print(json.dumps({'size': store['KVSize'], 'values': values}))
 }
 
 #[test]
-fn what_was_answered_is_there_after_a_clean_stop() {
+fn an_acknowledged_write_survives_a_clean_stop() {
     let setup = Setup::new().load(bytes()).load(conflict());
     let server = setup.start();
     for number in 0..100 {
@@ -163,7 +163,7 @@ fn what_was_answered_is_there_after_a_clean_stop() {
 }
 
 #[test]
-fn a_revision_never_comes_again_not_even_after_a_restart() {
+fn a_revision_never_repeats_even_after_a_restart() {
     let setup = Setup::new();
     let mut last = 0;
     for _ in 0..3 {
@@ -181,7 +181,7 @@ fn a_revision_never_comes_again_not_even_after_a_restart() {
 }
 
 #[test]
-fn a_file_that_is_no_store_stops_the_start_and_is_not_touched() {
+fn a_file_that_is_not_a_store_stops_the_start_and_does_not_change() {
     let go = std::fs::read(go_small().0.store_file()).expect("it was just copied");
     let no_stores: [(&str, Vec<u8>); 5] = [
         ("text", b"this is no store\n".to_vec()),
@@ -202,7 +202,7 @@ fn a_file_that_is_no_store_stops_the_start_and_is_not_touched() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_empty_and_is_written() {
+fn a_missing_store_is_empty_and_is_created() {
     let setup = Setup::new();
     let server = setup.start();
     server.get("k").expect(404);

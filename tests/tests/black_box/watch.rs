@@ -1,8 +1,8 @@
-//! `/watch`: each change that is kept, once and in the order of revisions, to whoever may see it; who comes again goes on
-//! where it was, or learns that it cannot; who does not read is left behind.
+//! `/watch` delivers each durable change once and in the order of revisions to each permitted client. A client that
+//! reconnects resumes after its last event or gets 410. A client that does not read is left behind.
 //!
-//! Provoked on both engines with clients that come and go while others write, with histories that have little room, and
-//! with clients that stop reading.
+//! Provoked on both engines with clients that connect and disconnect while others write, with short change histories,
+//! and with clients that stop reading.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -35,7 +35,7 @@ fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_change_is_told_with_its_revision_and_what_was_written() {
+fn an_event_has_the_revision_and_describes_the_entry() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let mut watching = server.watch("", "");
@@ -78,7 +78,7 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
 }
 
 #[test]
-fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
+fn a_reconnecting_client_resumes_after_its_last_event() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let put = |key: &str| server.put(key, "v").expect(200).revision();
@@ -103,7 +103,7 @@ fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
 }
 
 #[test]
-fn what_is_no_question_is_refused() {
+fn an_invalid_watch_query_is_refused() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         for (query, words) in [
@@ -128,7 +128,7 @@ fn what_is_no_question_is_refused() {
 }
 
 #[test]
-fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
+fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
     let changes = amount(20_000, 100_000);
     const WRITERS: usize = 4;
     for engine in ENGINES {
@@ -185,7 +185,7 @@ fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
 }
 
 #[test]
-fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
+fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine, "--watch-history", "20KiB"]);
         let server = setup.start();
@@ -226,7 +226,7 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
 }
 
 #[test]
-fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
+fn a_watcher_that_stops_reading_delays_no_other_client() {
     for engine in ENGINES {
         let server = start(engine, &["--fsync", "never", "--watch-history", "1MiB"]);
         let mut stopped = server.watch("values", "");
@@ -260,7 +260,7 @@ fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
 }
 
 #[test]
-fn who_does_not_read_at_all_is_dropped_by_hyper() {
+fn hyper_closes_the_connection_of_a_watcher_that_never_reads() {
     let server = start("hyper", &["--fsync", "never"]);
     let _stopped = server.watch("values", "");
     let mut reads = server.watch("values", "");
@@ -282,7 +282,7 @@ fn who_does_not_read_at_all_is_dropped_by_hyper() {
 }
 
 #[test]
-fn a_quiet_watcher_is_told_how_far_it_is_before_15_seconds_are_over() {
+fn an_idle_watcher_receives_its_position_within_15_seconds() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let mut quiet = server.watch("prefix=a/", "");
@@ -314,7 +314,7 @@ right = "admin"
 "#;
 
 #[test]
-fn a_token_that_is_withdrawn_ends_its_watchers_and_a_reload_alone_ends_none() {
+fn removing_a_token_ends_its_watches_and_a_reload_alone_ends_none() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine]).config(TOKENS);
         let server = setup.start();
@@ -348,7 +348,7 @@ fn a_token_that_is_withdrawn_ends_its_watchers_and_a_reload_alone_ends_none() {
 }
 
 #[test]
-fn a_plugin_that_does_not_know_who_watches_ends_the_watch() {
+fn a_plugin_that_refuses_the_client_ends_its_watch() {
     for engine in ENGINES {
         let setup = Setup::new().load(artefacts().library("vkog-bearer")).args(["--http", engine]);
         let server = setup.config("[plugins.bearer]\ntoken = \"s3cret\"\n").start();
@@ -373,7 +373,7 @@ fn a_plugin_that_does_not_know_who_watches_ends_the_watch() {
 }
 
 #[test]
-fn what_has_expired_is_not_told_of_and_that_it_is_gone_is() {
+fn a_watch_omits_expired_entries_and_delivers_their_removal() {
     for engine in ENGINES {
         let server = Setup::new().load(ttl()).args(["--http", engine]).start();
         let mut watching = server.watch("", "");
@@ -408,7 +408,7 @@ fn a_stop_ends_all_watches_and_waits_for_none() {
 }
 
 #[test]
-fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
+fn tiny_http_serves_64_watchers_and_drops_those_that_do_not_read() {
     let server = start("tiny", &["--fsync", "never"]);
     let mut watchers: Vec<_> = (0..64).map(|_| server.watch("prefix=a", "")).collect();
     let refused = server.path("GET", "/watch").send().refused(503, "Too many streams at once: 64 are the most");
@@ -443,7 +443,7 @@ fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
 }
 
 #[test]
-fn an_old_client_has_a_stream_that_ends_with_its_connection() {
+fn an_http_1_0_client_gets_a_stream_that_ends_with_its_connection() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let first = server.put("k", "v").expect(200).revision();

@@ -1,8 +1,8 @@
-//! Many watchers get each change once and in order, with the values that each asked for, whatever they share; and a PUT is
-//! answered while they are being told.
+//! Many watchers receive each change once and in order, with the values that each requested, and a PUT gets its
+//! response meanwhile.
 //!
-//! Provoked with hundreds of watchers of hyper that see changes which come faster than they are told, with different
-//! permissions and questions, and with a plugin that hides keys from some.
+//! Provoked with hundreds of watchers on hyper whose changes come faster than they are delivered, with different
+//! permissions and parameters, and with a plugin that hides keys from some.
 
 use vkog_tests::{Setup, Watching, exclusive, raise_descriptors};
 
@@ -15,7 +15,7 @@ fn seen(watching: &mut Watching, count: usize) -> Vec<(u64, String)> {
 }
 
 #[test]
-fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_for() {
+fn hundreds_of_watchers_each_receive_their_changes_once_and_in_order() {
     const CHANGES: usize = 200;
     let _alone = exclusive();
     raise_descriptors();
@@ -51,7 +51,7 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
 }
 
 #[test]
-fn a_watcher_that_catches_up_on_a_long_history_gets_all_of_it_beside_others() {
+fn a_watcher_receives_a_long_history_while_others_are_served() {
     const CHANGES: usize = 1500;
     let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
     let mut idle: Vec<_> = (0..20).map(|_| server.watch("prefix=z", "")).collect();

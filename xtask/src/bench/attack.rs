@@ -1,5 +1,5 @@
-//! `cargo xtask bench attack`: how long another client waits, and how much memory the server takes, while clients do what
-//! exhausts servers. `tests/tests/hostile.rs` asserts that it survives that; here it is measured.
+//! `cargo xtask bench attack`: measures the latency of another client and the memory of the server during attacks that
+//! exhaust servers. `tests/tests/black_box/hostile.rs` asserts that the server survives them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -50,7 +50,7 @@ const ATTACKS: [(&str, Begin); 5] = [
 /// Begins an attack on a port.
 type Begin = fn(u16) -> Result<Attack>;
 
-/// What goes on beside the client that is measured.
+/// The load beside the measured client.
 #[derive(Default)]
 struct Attack {
     held: Vec<TcpStream>,
@@ -97,7 +97,7 @@ fn opened(port: u16, count: usize, begun: &[u8]) -> Result<Vec<TcpStream>> {
     (0..count).map(open).collect()
 }
 
-/// Connections on which a request was answered, and that are kept.
+/// Open connections on which a response was received.
 fn answered(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut streams = opened(port, count, GET)?;
     streams.iter_mut().try_for_each(|stream| stream.read(&mut [0; 1024]).map(drop))?;
@@ -138,7 +138,7 @@ fn measured(port: u16) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// As many descriptors as the system gives.
+/// Raises the limit of file descriptors to the maximum.
 fn raise_descriptors() {
     #[cfg(unix)]
     {

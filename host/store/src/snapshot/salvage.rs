@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_file_that_was_cut_off_is_told_apart() {
+    fn a_truncated_snapshot_is_distinguished_from_a_damaged_one() {
         let (bytes, meta) = snapshot();
         let found = salvaged(&bytes[..bytes.len() / 2]);
         let entries = right(&found, false);
