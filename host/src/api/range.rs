@@ -119,8 +119,20 @@ mod tests {
     #[test]
     fn a_range_that_cannot_be_understood_is_the_whole_value() {
         for text in [
-            "", "bytes", "bytes=", "bytes=-", "bytes=1", "bytes=2-1", "bytes=+1-2", "bytes=1-+2", "bytes=1-x", "bytes=x-1",
-            "bytes=1-2,4-5", "bytes=1 -2", "items=1-2", "bytes 1-2",
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=1",
+            "bytes=2-1",
+            "bytes=+1-2",
+            "bytes=1-+2",
+            "bytes=1-x",
+            "bytes=x-1",
+            "bytes=1-2,4-5",
+            "bytes=1 -2",
+            "items=1-2",
+            "bytes 1-2",
         ] {
             assert_eq!(range(Method::Get, &[("Range", text)]), None, "{text}");
         }
