@@ -63,9 +63,8 @@ impl<S: Store> Engine<S> {
         let mut page = Page::default();
         let mut last = String::new();
         loop {
-            let shown = page.entries.len() + page.prefixes.len();
             // One entry more than fits shows whether more follow.
-            let count = if delimiter.is_some() { FOLDED } else { limit + 1 - shown };
+            let count = if delimiter.is_some() { FOLDED } else { limit + 1 };
             let entries = self.store.range(&from, end.as_deref(), count);
             let is_last = entries.len() < count;
             for entry in entries {

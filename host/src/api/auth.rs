@@ -241,4 +241,71 @@ mod tests {
             );
         }
     }
+    #[test]
+    fn a_permission_includes_those_before_it() {
+        use Permission::{Admin, Read, Write};
+        let auth = authorizer(false);
+        for (sent, permission, scope, expected) in [
+            ("Bearer op", Read, Scope::All, 200),
+            ("bearer op", Read, Scope::All, 200),
+            ("Basic op", Read, Scope::All, 401),
+            ("Bearer unknown", Read, Scope::All, 401),
+            ("Bearer a", Read, Scope::Key("a/b"), 200),
+            ("Bearer a", Write, Scope::Later, 200),
+            ("Bearer a", Admin, Scope::Later, 403),
+        ] {
+            let head = head("127.0.0.1:1", &[sent]);
+            assert_eq!(status(&auth, &head, permission, scope), expected, "{sent} {permission:?} {scope:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_token_may_do_or_how_to_send_one() {
+        let auth = authorizer(false);
+        let refused = |sent: &[&str]| {
+            let checks = [(Permission::Read, Scope::Key("a/")), (Permission::Write, Scope::Key("b"))];
+            auth.check_all(&head("127.0.0.1:1", sent), checks).expect_err("one of the two is refused")
+        };
+        let (index, refusal) = refused(&["Bearer a"]);
+        assert_eq!((index, refusal.status), (1, 403));
+        assert!(refusal.message.ends_with("the token \"a\" is not for this: it may write keys that begin with \"a/\""));
+        let (index, refusal) = refused(&[]);
+        assert_eq!((index, refusal.status), (0, 401));
+        assert_eq!(refusal.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned())]);
+        let whole = Token { prefix: String::new(), ..auth.0.load().tokens[1].clone() };
+        assert_eq!(may(&whole), "write");
+    }
+
+    #[test]
+    fn an_open_server_refuses_only_administration_and_other_sites() {
+        let own = head("127.0.0.1:1", &[]);
+        let mut headers = Headers::default();
+        headers.push("Origin", b"http://other.example");
+        let foreign = RequestHead::new(Method::Post, "/".to_owned(), headers, None);
+        let tokens = authorizer(false).0.load().tokens.clone();
+        let with_admin = Authorizer::new(Auth { open: true, tokens, ..Auth::default() });
+        let auth = Authorizer::new(Auth { open: true, ..Auth::default() });
+        for (auth, head, permission, expected) in [
+            (&auth, &own, Permission::Read, 200),
+            (&auth, &own, Permission::Write, 200),
+            (&auth, &foreign, Permission::Read, 403),
+            (&auth, &own, Permission::Admin, 403),
+            (&with_admin, &own, Permission::Write, 200),
+            (&with_admin, &own, Permission::Admin, 401),
+        ] {
+            assert_eq!(status(auth, head, permission, Scope::All), expected, "{permission:?}");
+        }
+        let checks = [(Permission::Read, Scope::Key("a")), (Permission::Read, Scope::Key("b"))];
+        assert!(auth.check_all(&own, checks).is_ok());
+        assert_eq!(auth.check_all(&foreign, checks).expect_err("another site").0, 0);
+    }
+
+    #[test]
+    fn a_replaced_configuration_is_reported_if_it_differs() {
+        let auth = authorizer(false);
+        assert!(!auth.is_open());
+        assert!(!auth.set(Auth::clone(&authorizer(false).0.load())));
+        assert!(auth.set(Auth { open: true, ..Auth::default() }));
+        assert!(auth.is_open());
+    }
 }

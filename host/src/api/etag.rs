@@ -71,3 +71,76 @@ pub(super) fn revision(tag: &str) -> Option<u64> {
 fn opaque(tag: &str) -> Option<u64> {
     tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Headers, Method};
+
+    fn conditions_of(name: &str, values: &[&str]) -> Result<Conditions, u16> {
+        let mut headers = Headers::default();
+        values.iter().for_each(|value| headers.push(name, value.as_bytes()));
+        let head = RequestHead::new(Method::Put, "/k/a".to_owned(), headers, None);
+        conditions(&head).map_err(|problem| problem.status())
+    }
+
+    #[test]
+    fn a_condition_is_an_asterisk_or_a_list_of_entity_tags() {
+        use Revisions::{Any, These};
+        for (values, expected) in [
+            (&[][..], None),
+            (&["*"], Some(Any)),
+            (&["\"7\""], Some(These(vec![7]))),
+            (&["\"7\",\"8\""], Some(These(vec![7, 8]))),
+            (&[" ,\t, \"7\" \t, ,\"8\" ,"], Some(These(vec![7, 8]))),
+            (&["\"7\"", "\"8\""], Some(These(vec![7, 8]))),
+            // Tags of another server.
+            (&["\"\", \"a,*\", \"07\", \"+7\", \"18446744073709551616\""], Some(These(vec![]))),
+        ] {
+            let all = |if_match, if_none_match| Ok(Conditions { if_match, if_none_match });
+            assert_eq!(conditions_of("If-Match", values), all(expected.clone(), None), "{values:?}");
+            assert_eq!(conditions_of("If-None-Match", values), all(None, expected), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_weak_tag_matches_only_where_weak_comparison_is_used() {
+        let values = ["W/\"7\", \"8\""];
+        let (strong, weak) = (Some(Revisions::These(vec![8])), Some(Revisions::These(vec![7, 8])));
+        let if_match = conditions_of("If-Match", &values).expect("valid");
+        assert_eq!(if_match, Conditions { if_match: strong, if_none_match: None });
+        let if_none_match = conditions_of("If-None-Match", &values).expect("valid");
+        assert_eq!(if_none_match, Conditions { if_match: None, if_none_match: weak });
+    }
+
+    #[test]
+    fn a_malformed_condition_is_refused() {
+        for values in [
+            &[""][..],
+            &[","],
+            &["7"],
+            &["\"7"],
+            &["\"7\"\"8\""],
+            &["\"7\" \"8\""],
+            &["\"7\";"],
+            &["W/7"],
+            &["w/\"7\""],
+            &["\"*\""],
+            &["\"7\"", "\"*\""],
+            &["*", "*"],
+            &["*", "\"7\""],
+            &["*, \"7\""],
+        ] {
+            assert_eq!(conditions_of("If-Match", values), Err(400), "{values:?}");
+            assert_eq!(conditions_of("If-None-Match", values), Err(400), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_revision_is_written_as_one_strong_tag() {
+        assert_eq!(revision("\"7\""), Some(7));
+        for other in ["7", "\"7", "7\"", "W/\"7\"", "\"07\"", "\"\"", "*", "\""] {
+            assert_eq!(revision(other), None, "{other}");
+        }
+    }
+}

@@ -168,6 +168,149 @@ fn is_loopback(address: Option<SocketAddr>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{Headers, Method};
+
+    fn head(client: Option<&str>, target: &str, fields: &[(&str, &str)]) -> RequestHead {
+        let mut headers = Headers::default();
+        fields.iter().for_each(|(name, value)| headers.push(name, value.as_bytes()));
+        let client = client.map(|client| client.parse().expect("an address"));
+        RequestHead::new(Method::Put, target.to_owned(), headers, client)
+    }
+
+    /// What a listener of this machine has, whose own name is vkog.example.
+    fn local() -> Auth {
+        let allowed_hosts = vec!["vkog.example".parse().expect("a name")];
+        Auth { open: true, checks_host: true, allowed_hosts, ..Auth::default() }
+    }
+
+    #[test]
+    fn a_head_names_one_host_and_no_fragment() {
+        let status = |target: &str, version, hosts: &[&str]| {
+            let fields: Vec<_> = hosts.iter().map(|host| ("Host", *host)).collect();
+            let checked = check_head(&head(None, target, &fields).with_version(version));
+            checked.map_or_else(|problem| problem.status(), |()| 200)
+        };
+        for (target, version, hosts, expected) in [
+            ("/", (1, 1), &["a"][..], 200),
+            ("/", (1, 1), &[""], 200),
+            ("/", (1, 1), &["a b"], 400),
+            ("/", (1, 1), &["a", "a"], 400),
+            ("/", (1, 1), &[], 400),
+            ("/", (1, 0), &[], 200),
+            ("/", (1, 0), &["a b"], 400),
+            ("/#", (1, 1), &["a"], 400),
+            ("http://a/", (1, 1), &["a"], 200),
+            ("http://a b/", (1, 1), &["a"], 400),
+            ("http:///", (1, 1), &["a"], 400),
+        ] {
+            assert_eq!(status(target, version, hosts), expected, "{target} {version:?} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_token_must_use_a_name_of_this_server() {
+        for (target, host, checks_host, expected) in [
+            ("/", "127.0.0.1:3110", true, None),
+            ("/", "localhost", true, None),
+            ("/", "127.9.9.9", true, None),
+            ("/", "", true, None),
+            ("/", "vkog.example:80", true, None),
+            ("/", "other.example", true, Some(421)),
+            ("/", "other.example", false, None),
+            ("http://vkog.example/", "localhost", true, None),
+            ("http://other.example/", "localhost", true, Some(421)),
+            ("http://localhost/", "other.example", true, Some(421)),
+        ] {
+            let auth = Auth { checks_host, ..local() };
+            let checked = check(&head(None, target, &[("Host", host)]), &auth);
+            assert_eq!(checked.err().map(|refusal| refusal.status), expected, "{target} {host} {checks_host}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        for (fields, expected) in [
+            (&[][..], None),
+            (&[("Sec-Fetch-Site", "same-origin")], None),
+            (&[("Sec-Fetch-Site", "none")], None),
+            (&[("Sec-Fetch-Site", "same-origin"), ("Origin", "http://other.example")], None),
+            (&[("Sec-Fetch-Site", "same-site")], Some(403)),
+            (&[("Sec-Fetch-Site", "cross-site")], Some(403)),
+            (&[("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "none")], Some(403)),
+            (&[("Sec-Fetch-Site", "cross-site"), ("Origin", "http://localhost")], Some(403)),
+            (&[("Sec-Fetch-Site", "cross-site"), ("Origin", "http://vkog.example")], None),
+            (&[("Origin", "http://LOCALHOST")], None),
+            (&[("Origin", "https://vkog.example:8443")], None),
+            (&[("Origin", "http://other.example")], Some(403)),
+            (&[("Origin", "localhost")], Some(403)),
+            (&[("Origin", "null")], Some(403)),
+            (&[("Origin", "http://localhost"), ("Origin", "http://other.example")], Some(403)),
+        ] {
+            let fields: Vec<_> = [("Host", "localhost")].iter().chain(fields).copied().collect();
+            let checked = check(&head(None, "/", &fields), &local());
+            assert_eq!(checked.err().map(|refusal| refusal.status), expected, "{fields:?}");
+        }
+        // The authority of the target is the host, whatever the field says.
+        let fields = [("Host", "localhost"), ("Origin", "http://localhost")];
+        assert!(check(&head(None, "http://vkog.example/", &fields), &local()).is_err());
+        let fields = [("Host", "localhost"), ("Origin", "http://127.0.0.1")];
+        assert!(check(&head(None, "http://127.0.0.1/", &fields), &local()).is_ok());
+    }
+
+    /// The table `[proxy]` that trusts this machine and 10.0.0.0/8.
+    fn behind_proxies() -> Auth {
+        let table = toml::from_str("trusted = [\"127.0.0.1\", \"10.0.0.0/8\"]").expect("valid TOML");
+        Auth { proxy: Proxy::parse(toml::Value::Table(table)).expect("two proxies"), ..Auth::default() }
+    }
+
+    #[test]
+    fn the_client_is_the_last_forwarded_address_that_is_no_trusted_proxy() {
+        for (peer, forwarded, named) in [
+            ("127.0.0.1:1", &[][..], "127.0.0.1:1"),
+            ("127.0.0.1:1", &["203.0.113.7"], "203.0.113.7:0"),
+            ("127.0.0.1:1", &["198.51.100.1, 203.0.113.7, 10.0.0.2"], "203.0.113.7:0"),
+            ("127.0.0.1:1", &["198.51.100.1", "203.0.113.7", "10.0.0.2"], "203.0.113.7:0"),
+            ("127.0.0.1:1", &["10.0.0.1, 10.0.0.2"], "10.0.0.1:0"),
+            ("127.0.0.1:1", &["203.0.113.7, _hidden, 10.0.0.2"], "unknown"),
+            ("203.0.113.9:1", &["198.51.100.1"], "203.0.113.9:1"),
+        ] {
+            let fields: Vec<_> = forwarded.iter().map(|value| ("X-Forwarded-For", *value)).collect();
+            let head = head(Some(peer), "/", &fields);
+            name_client(&head, &behind_proxies());
+            assert_eq!(head.client_text(), named, "{peer} {forwarded:?}");
+        }
+        let head = head(Some("127.0.0.1:1"), "/", &[("X-Forwarded-For", "203.0.113.7")]);
+        name_client(&head, &Auth::default());
+        assert_eq!(head.client_text(), "127.0.0.1:1", "no proxy is trusted");
+    }
+
+    #[test]
+    fn a_client_is_on_this_machine_only_if_every_proxy_is() {
+        let forwarded = |value| ("X-Forwarded-For", value);
+        for (peer, fields, trusting, expected) in [
+            (None, &[][..], true, true),
+            (Some("127.0.0.1:1"), &[], true, true),
+            (Some("[::ffff:127.0.0.1]:1"), &[], false, true),
+            (Some("10.0.0.1:1"), &[], true, false),
+            (Some("127.0.0.1:1"), &[forwarded("127.0.0.1")], true, true),
+            (Some("127.0.0.1:1"), &[forwarded("127.0.0.1, 127.0.0.1")], true, true),
+            (Some("127.0.0.1:1"), &[forwarded("203.0.113.7")], true, false),
+            (Some("127.0.0.1:1"), &[forwarded("203.0.113.7, 127.0.0.1")], true, false),
+            (Some("127.0.0.1:1"), &[forwarded("127.0.0.1, 10.0.0.1")], true, false),
+            // A loopback address that is no proxy: before it there may be anybody.
+            (Some("127.0.0.1:1"), &[forwarded("127.0.0.2")], true, true),
+            (Some("127.0.0.1:1"), &[forwarded("203.0.113.7, 127.0.0.2")], true, false),
+            (Some("127.0.0.1:1"), &[forwarded("unknown")], true, false),
+            (Some("10.0.0.1:1"), &[forwarded("127.0.0.1")], true, false),
+            (Some("127.0.0.1:1"), &[forwarded("127.0.0.1")], false, false),
+            (Some("127.0.0.1:1"), &[("Via", "1.1 proxy")], false, false),
+            (None, &[("Forwarded", "for=127.0.0.1")], false, false),
+        ] {
+            let auth = if trusting { behind_proxies() } else { Auth::default() };
+            let head = head(peer, "/", fields);
+            assert_eq!(is_on_this_machine(&head, &auth), expected, "{peer:?} {fields:?} {trusting}");
+        }
+    }
 
     #[test]
     fn a_host_field_is_a_name_or_an_address_and_perhaps_a_port() {

@@ -77,3 +77,76 @@ fn number(digits: &str) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Headers;
+    use vkog_store::NewEntry;
+
+    fn range(method: Method, fields: &[(&str, &str)]) -> Option<Range> {
+        let mut headers = Headers::default();
+        fields.iter().for_each(|(name, value)| headers.push(name, value.as_bytes()));
+        Range::of(&RequestHead::new(method, "/k/a".to_owned(), headers, None))
+    }
+
+    #[test]
+    fn a_range_selects_these_bytes_of_ten() {
+        let entry = NewEntry { value: b"0123456789", content_type: "text/plain", details: Vec::new() };
+        let entry = Entry::new("a", &entry);
+        for (text, expected) in [
+            ("bytes=0-0", Ok(Some(0..1))),
+            ("bytes=0-9", Ok(Some(0..10))),
+            ("bytes=9-", Ok(Some(9..10))),
+            ("bytes=5-18446744073709551615", Ok(Some(5..10))),
+            ("bytes=5-99999999999999999999", Ok(Some(5..10))),
+            ("bytes=-1", Ok(Some(9..10))),
+            ("bytes=-11", Ok(Some(0..10))),
+            ("Bytes=\t1-2 ", Ok(Some(1..3))),
+            ("bytes=10-", Err(Unsatisfiable)),
+            ("bytes=10-10", Err(Unsatisfiable)),
+            ("bytes=-0", Err(Unsatisfiable)),
+        ] {
+            let range = range(Method::Get, &[("Range", text)]).expect(text);
+            assert_eq!(range.within(&entry), expected, "{text}");
+            let other = Range { of: Some(entry.revision() + 1), ..range };
+            assert_eq!(other.within(&entry), Ok(None), "another revision is sent as a whole");
+            let same = Range { of: Some(entry.revision()), ..range };
+            assert_eq!(same.within(&entry), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_cannot_be_understood_is_the_whole_value() {
+        for text in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=1",
+            "bytes=2-1",
+            "bytes=+1-2",
+            "bytes=1-+2",
+            "bytes=1-x",
+            "bytes=x-1",
+            "bytes=1-2,4-5",
+            "bytes=1 -2",
+            "items=1-2",
+            "bytes 1-2",
+        ] {
+            assert_eq!(range(Method::Get, &[("Range", text)]), None, "{text}");
+        }
+        let one = ("Range", "bytes=1-2");
+        assert_eq!(range(Method::Get, &[one, one]), None);
+        assert_eq!(range(Method::Head, &[one]), None);
+    }
+
+    #[test]
+    fn a_range_is_for_the_revision_of_if_range() {
+        let of = |tag| range(Method::Get, &[("Range", "bytes=1-2"), ("If-Range", tag)]);
+        assert_eq!(of("\"7\""), Some(Range { bytes: Bytes::Between(1, 2), of: Some(7) }));
+        for tag in ["W/\"7\"", "7", "\"a\"", "Sun, 06 Nov 1994 08:49:37 GMT", "\u{e9}"] {
+            assert_eq!(of(tag), None, "{tag}");
+        }
+    }
+}

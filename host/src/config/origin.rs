@@ -117,7 +117,7 @@ impl Proxy {
     /// # Errors
     ///
     /// It names no proxy, or something that is not one.
-    pub(super) fn parse(table: toml::Value) -> Result<Self, ProxyError> {
+    pub(crate) fn parse(table: toml::Value) -> Result<Self, ProxyError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
