@@ -48,9 +48,9 @@ impl fmt::Display for InvalidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmptyKey => f.write_str("Key cannot be empty"),
-            Self::KeyTooLong { bytes } => write!(f, "Key too long: {bytes} bytes, {KEY_MAX} is the most"),
+            Self::KeyTooLong { bytes } => write!(f, "Key too long: {bytes} bytes; the maximum is {KEY_MAX}"),
             Self::ContentTypeTooLong { bytes } => {
-                write!(f, "Content-Type too long: {bytes} bytes, {CONTENT_TYPE_MAX} is the most")
+                write!(f, "Content-Type too long: {bytes} bytes; the maximum is {CONTENT_TYPE_MAX}")
             }
             Self::ContentTypeNotAscii => f.write_str("Content-Type must be ASCII text"),
             Self::NoContent => f.write_str("No content provided"),
@@ -128,10 +128,10 @@ mod tests {
         let type_max = "t".repeat(CONTENT_TYPE_MAX);
         for (key, content_type, value, expected) in [
             ("", "\n", "", Err((400, "Key cannot be empty"))),
-            (long.as_str(), "\n", "", Err((414, "Key too long: 1025 bytes, 1024 is the most"))),
+            (long.as_str(), "\n", "", Err((414, "Key too long: 1025 bytes; the maximum is 1024"))),
             (&long[1..], "text/\u{e9}", "", Err((400, "Content-Type must be ASCII text"))),
             ("k", "text\tplain", "1", Err((400, "Content-Type must be ASCII text"))),
-            ("k", &format!("{type_max}t"), "1", Err((400, "Content-Type too long: 256 bytes, 255 is the most"))),
+            ("k", &format!("{type_max}t"), "1", Err((400, "Content-Type too long: 256 bytes; the maximum is 255"))),
             ("k", "text/plain", "", Err((400, "No content provided"))),
             (&long[1..], &type_max, "1", Ok(())),
         ] {

@@ -104,22 +104,22 @@ pub(super) fn problem(outcome: Outcome) -> Problem {
 /// in the buffer of the log, which may have to grow by half for it.
 const COPIES: usize = 3;
 
-/// Checks that there is memory for the copies of a large value: the store cannot give up a write for lack of memory.
+/// Checks that there is memory for the copies of a large value: the store cannot abort a write for lack of memory.
 ///
 /// # Errors
 ///
-/// There is not; the client may try again.
+/// The memory is not available now; the client may try again.
 pub(super) fn check_memory(len: usize) -> Result<(), Refusal> {
     if can_allocate(len.saturating_mul(COPIES)) {
         return Ok(());
     }
-    let mut refusal = host_refusal(503, "Not enough memory for this value beside those in memory; try again later");
+    let mut refusal = host_refusal(503, "Not enough memory for this value; try again later");
     refusal.headers.push(("Retry-After".to_owned(), "1".to_owned()));
     Err(refusal)
 }
 
 /// The problem of a value that is longer than the maximum, in bytes.
 pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
-    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
-    Problem::new(413, format!("Value too large: {length}{value_max} is the most (--max-value)"))
+    let length = length.map(|length| format!(": {length} bytes")).unwrap_or_default();
+    Problem::new(413, format!("Value too large{length}; the maximum is {value_max} (--max-value)"))
 }

@@ -146,7 +146,7 @@ impl fmt::Display for Defect {
             Self::Format { found, known } => write!(f, "its format is {found}, this program reads {known};"),
             Self::Record => f.write_str("an invalid record"),
             Self::DamagedRecord { later } => write!(f, "a damaged record (whole ones follow at byte {later})"),
-            Self::DamagedRecordBeforeNextLog => f.write_str("a damaged record (the log goes on)"),
+            Self::DamagedRecordBeforeNextLog => f.write_str("a damaged record (the log continues after it)"),
             Self::RevisionOrder { revision, after } => write!(f, "revision {revision} after revision {after}"),
             Self::Length { found, expected } => {
                 write!(f, "it has {found} bytes and should have {expected}, it differs")
@@ -166,8 +166,8 @@ impl fmt::Display for Defect {
             Self::NotAStore => f.write_str("not MessagePack, or not a store,"),
             Self::Key => f.write_str("a key that is not UTF-8 or too long"),
             Self::UnknownPart(name) => write!(f, "an unknown part \"{name}\""),
-            Self::TrailingBytes => f.write_str("more bytes than the map has"),
-            Self::NothingToSalvage => f.write_str("there is nothing in it that a store has"),
+            Self::TrailingBytes => f.write_str("bytes follow the map"),
+            Self::NothingToSalvage => f.write_str("it contains no data of a store"),
         }
     }
 }

@@ -117,43 +117,47 @@ impl fmt::Display for StoreError {
                 let path = path.display();
                 write!(
                     f,
-                    "cannot read {path}: {damage}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or \
-                     move it aside to start empty"
+                    "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog repair`, \
+                     or move it aside to start empty"
                 )
             }
             Self::Mismatch { path, mismatch } => write!(
                 f,
-                "cannot use {}: {mismatch}; nothing was changed, put back the file it belongs to, or see `vkog repair`",
+                "cannot use {}: {mismatch}; nothing was changed, restore the file it belongs to, or run `vkog repair`",
                 path.display()
             ),
             Self::Unwritable { path, source } => {
-                write!(f, "cannot write {}: {source}; make room, or let this user write to its folder", path.display())
+                write!(
+                    f,
+                    "cannot write {}: {source}; free disk space, or let this user write to its folder",
+                    path.display()
+                )
             }
             Self::Full { path } => {
-                write!(f, "no room to write {}; make room on its disk, and try again", path.display())
+                write!(f, "the disk is too full to write {}; free space on it and try again", path.display())
             }
             Self::Reserved { path, bytes, free, reserved } => write!(
                 f,
-                "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {} needs {reserved}; delete \
-                 entries, or make room on its disk",
+                "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {} needs {reserved}; \
+                 delete entries, or free space on it",
                 path.display()
             ),
             Self::Failed { path, source, then } => {
-                write!(f, "{} can only be read since a write failed ({source}", path.display())?;
+                write!(f, "{} is read-only because a write failed ({source}", path.display())?;
                 if let Some(then) = then {
                     write!(f, ", and then {then}")?;
                 }
-                f.write_str("); check the disk, then start again")
+                f.write_str("); check the disk, then restart the server")
             }
             Self::Unknown { path, source, then } => write!(
                 f,
                 "a write to {} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check \
-                 the disk, start again, then read the entry",
+                 the disk, restart the server, then read the entry",
                 path.display()
             ),
             Self::MountPoint { path } => write!(
                 f,
-                "cannot use {}: it is a mount point, which no snapshot can replace; mount its folder instead of the file",
+                "cannot use {}: it is a mount point, and a snapshot cannot replace it; mount its folder instead of the file",
                 path.display()
             ),
             Self::Locked { path, pid } => write!(
@@ -169,8 +173,8 @@ impl fmt::Display for StoreError {
             ),
             Self::LockLost { path, lock } => write!(
                 f,
-                "{} can only be read since {} was removed, because another process may have it; stop all servers of this \
-                 file, run `vkog check`, then start one again",
+                "{} is read-only because {} was removed and another process may use the store; stop all servers of \
+                 this file, run `vkog check`, then start one server",
                 path.display(),
                 lock.display()
             ),

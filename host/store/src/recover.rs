@@ -170,7 +170,7 @@ pub(super) fn recover(
     let findings = examine(disk, paths, floor, progress)?;
     let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
         findings;
-    notes.extend(lost.map(|lost| format!("{lost}; put it back and start again, or go on without it")));
+    notes.extend(lost.map(|lost| format!("{lost}; restore it and restart the server, or continue without it")));
     let changed = |path: &Path, result: std::io::Result<()>| {
         result.map_err(|source| StoreError::Unwritable { path: path.to_owned(), source })
     };

@@ -9,15 +9,15 @@ impl LoadFault {
     pub(super) fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Self::Unreadable(error) => write!(f, "{error}; check that it exists and that this user may read it"),
-            Self::NotAFile { found } => write!(f, "it is {found} and not a file; put the library itself there"),
+            Self::NotAFile { found } => write!(f, "it is {found} and not a file; replace it with the library"),
             Self::TooLarge { len } => write!(
                 f,
-                "it has {len} bytes or more, and at most {LIBRARY_MAX} are read; put the plugin's library there, or strip it \
-                 of its debug information"
+                "it has {len} bytes or more, and the maximum is {LIBRARY_MAX}; make sure that it is the library of a plugin, \
+                 or strip its debug information"
             ),
             Self::SymlinkOut { to } => write!(
                 f,
-                "it is a link out of its folder, to {}; put a copy of that there, or name that folder",
+                "it is a symbolic link out of its folder, to {}; replace it with a copy, or use that folder",
                 to.display()
             ),
             Self::Writable { path, part, mode } => {
@@ -25,17 +25,17 @@ impl LoadFault {
                 match part {
                     Part::Library => write!(
                         f,
-                        "{who} can write it (mode {mode:04o}); make sure that it is yours still, then chmod go-w {path}"
+                        "{who} can write it (mode {mode:04o}); make sure that it is unchanged, then run chmod go-w {path}"
                     ),
                     Part::Folder => write!(
                         f,
-                        "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then \
+                        "{who} can put libraries into {path} (mode {mode:04o}); check its contents, then run \
                          chmod go-w {path}"
                     ),
                     Part::Ancestor => write!(
                         f,
-                        "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w \
-                         {path}, or use another folder"
+                        "{who} can rename the contents of {path} (mode {mode:04o}) and so replace the library; run \
+                         chmod o-w {path}, or use another folder"
                     ),
                 }
             }
@@ -43,35 +43,35 @@ impl LoadFault {
                 let what = if *part == Part::Library { "it" } else { "its folder" };
                 write!(
                     f,
-                    "{what} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; \
-                     make sure what it is, then chown {user} {}",
+                    "{what} belongs to user {owner}, who may change it, and not to root or to user {user} of the server; \
+                     check it, then run chown {user} {}",
                     path.display()
                 )
             }
             Self::WrongSha256 { name, pinned, found } => write!(
                 f,
-                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it \
-                 is the one you mean"
+                "its sha256 is {found}, and [plugins.{name}] pins {pinned}; restore that library, or pin \
+                 this one if you trust it"
             ),
             Self::SearchPath { entry, value } => write!(
                 f,
-                "its {entry} is \"{value}\", which leads the linker to where anybody may put a library; link it without, \
-                 or with an absolute path"
+                "its {entry} is \"{value}\", where other users may put a library; link it without, or with an \
+                 absolute path"
             ),
             Self::LibraryPath { needed, folders } => write!(
                 f,
-                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current \
-                 directory; leave only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
+                "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", makes the linker search the current \
+                 directory; use only absolute, non-empty folders in LD_LIBRARY_PATH"
             ),
             Self::NoCopy { folder, error } => write!(
                 f,
-                "no private copy of it can be made in {}: {error}; make room there, or set {} to another folder",
+                "its private copy cannot be created in {}: {error}; free space there, or set {} to another folder",
                 folder.display(),
                 if cfg!(windows) { "TMP" } else { "TMPDIR" }
             ),
             Self::NoExec { folder } => write!(
                 f,
-                "{}, where the private copy of it is made, is mounted noexec; set TMPDIR to a folder that is not",
+                "{}, the folder of its private copy, is mounted noexec; set TMPDIR to another folder",
                 folder.display()
             ),
             Self::NotALibrary { found } => write!(
@@ -79,7 +79,7 @@ impl LoadFault {
                 "it is not a shared library, it begins with {found}; build the plugin with crate-type = [\"cdylib\"]"
             ),
             Self::CutOff { missing, len } => {
-                write!(f, "it is cut off, its {missing} would lie beyond its {len} bytes; copy it again")
+                write!(f, "it is truncated: its {missing} is beyond its {len} bytes; copy it again")
             }
             Self::WrongArchitecture { theirs, ours } => {
                 write!(f, "it is built for {theirs}, this host runs on {ours}; build it for {ours}")
@@ -89,7 +89,7 @@ impl LoadFault {
                 let missing = missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: "));
                 write!(
                     f,
-                    "the system does not load it: {missing}{said}; install what it needs, or build it on this system"
+                    "the system cannot load it: {missing}{said}; install the libraries it needs, or build it on this system"
                 )
             }
             Self::StaticTls { error } => write!(
@@ -101,10 +101,10 @@ impl LoadFault {
             ),
             Self::BadName { what, value } => write!(
                 f,
-                "the {what} of its plugin is \"{value}\"; a {what} is at most 64 ASCII letters, digits and {}",
+                "the {what} of its plugin is \"{value}\"; use at most 64 ASCII letters, digits and {}",
                 if *what == "name" { "- or _" } else { "., + or -" }
             ),
-            Self::NoPlugin => write!(f, "no plugin is in it; add export_plugin!(YourType) to its lib.rs"),
+            Self::NoPlugin => write!(f, "it exports no plugin; add export_plugin!(YourType) to its lib.rs"),
             Self::OtherAbi { report } => write!(
                 f,
                 "its plugin was exported with an incompatible abi_stable ({report}); rebuild it with abi_stable 0.11"
@@ -133,28 +133,28 @@ impl LoadFault {
             ),
             Self::DuplicateName { name, first } => write!(
                 f,
-                "its plugin is called \"{name}\" like that of {}; remove one of the two, or rename its crate",
+                "its plugin has the name \"{name}\", like the plugin of {}; remove one of the two, or rename its crate",
                 first.display()
             ),
             Self::BadSettings { name, error } => {
                 write!(f, "bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")
             }
             Self::CreateFailed { name, error } => {
-                write!(f, "plugin \"{name}\" could not be created: {error}; correct that or remove the library")
+                write!(f, "plugin \"{name}\" could not be created: {error}; fix the cause, or remove the library")
             }
             Self::CreatePanicked { name, error } => {
                 write!(f, "plugin \"{name}\" panicked while it was created: {error}; report it to its author")
             }
             Self::StartFailed { name, error } => {
-                write!(f, "plugin \"{name}\" did not start: {error}; correct that or remove the library")
+                write!(f, "plugin \"{name}\" did not start: {error}; fix the cause, or remove the library")
             }
             Self::StartPanicked { name, error } => {
                 write!(f, "plugin \"{name}\" panicked while it started: {error}; report it to its author")
             }
             Self::NoReturn { function, timeout } => write!(
                 f,
-                "its {function} did not return within {timeout:?} and was abandoned; reload again when what it waits for is \
-                 there, or report it to its author"
+                "its {function} did not return within {timeout:?} and was abandoned; reload again later, \
+                 or report it to its author"
             ),
         }
     }

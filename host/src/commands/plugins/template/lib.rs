@@ -1,4 +1,4 @@
-//! Lets only short values in, by a PUT; the other operations have hooks of their own, such as
+//! Lets only short values in, by a PUT; the other operations have their own hooks, such as
 //! `BeforePost`.
 
 use vkog_plugin_api::{serde::Deserialize, *};
