@@ -1,7 +1,8 @@
 //! The command line.
 
-use std::error::Error;
-use std::fmt;
+mod usage;
+
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,15 +17,15 @@ use crate::failure::Failure;
 use crate::logging;
 use crate::serve;
 
+use self::usage::UsageError;
+
 /// A small key-value server that is extended by native plugins
 #[derive(Parser)]
 #[command(
     name = "vkog",
     version,
     args_conflicts_with_subcommands = true,
-    // `--help` says the same, and the help has to fit a screen.
-    disable_help_subcommand = true,
-    // The options of the server have a help of their own.
+    // `vkog serve --help` lists the options of the server.
     help_template = "{about-with-newline}\n{usage-heading} {usage}\n\nCommands:\n{subcommands}{after-help}",
     after_help = EXAMPLE
 )]
@@ -37,7 +38,7 @@ struct Cli {
 }
 
 const EXAMPLE: &str = "\
-Without a command vkog serves; vkog serve --help tells its options. Each command has a --help.
+Without a command, vkog starts the server; vkog serve --help lists its options.
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
@@ -45,13 +46,14 @@ Example:
   vkog get greeting";
 
 const SERVE: &str = "\
-Every option is also a variable (VKOG_FILE) and a line of the --config file (file = \"...\").
+Sizes: bytes, or a number with KiB, MiB, GiB, KB, MB or GB. Intervals: 100ms, 1s, 5m.
+Each option is also an environment variable (VKOG_FILE) and a key of the --config file.
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB";
 
 const GET: &str = "\
-Exit status: 0 done, or nothing new; 1 not done, with the reason on standard error; 2 wrong usage.
+Exit status: 0 success, or --if-none-match names the current revision; 1 failure, with the reason on standard error; 2 wrong command line.
 
 Example:
   vkog get photos/cat.jpg -o cat.jpg";
@@ -76,95 +78,97 @@ Example:
   vkog ls --count";
 
 const WATCH: &str = "\
-A line is put or delete, the revision, and the key. Lost connections are made again; nothing is missed.
+Each line is put or delete, the revision, and the key. After a lost connection, the watch reconnects and resumes without missing a change.
 
 Example:
   vkog watch photos/";
 
 const BATCH: &str = "\
-Up to 1,024 lines are one batch, which is done as a whole or not at all.
+The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a whole.
 
 Example:
   printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
 
 const CHECK: &str = "\
-Exit status: 0 whole; 1 damaged, or it cannot be read; 2 wrong usage; 3 the log is missing, and with it the last changes.
+Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
 
 Example:
   vkog check notes.vkog";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a store; this is what vkog does without a command
+    /// Start the server (the default command)
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
-    /// Get a value from a server
+    /// Print the value of a key
     #[command(after_help = GET)]
     Get(client::get::Get),
-    /// Put a value; prints its revision
+    /// Create or replace a value and print its revision
     #[command(after_help = PUT)]
     Put(client::write::Write),
-    /// Post a value, which with the conflict plugin only creates; prints its revision
+    /// Like put, but fails if the key exists (with the conflict plugin)
     #[command(after_help = POST)]
     Post(client::write::Write),
-    /// Delete an entry
+    /// Delete a key
     #[command(after_help = DELETE)]
     Delete(client::delete::Delete),
     /// List keys
     #[command(after_help = LS)]
     Ls(client::ls::Ls),
-    /// Tell what changes, as it changes
+    /// Print changes as they happen
     #[command(after_help = WATCH)]
     Watch(client::watch::Watch),
-    /// Do many operations, from lines of JSON
+    /// Run many operations from lines of JSON
     #[command(after_help = BATCH)]
     Batch(client::batch::Batch),
-    /// Say what a store holds, and whether it is whole; changes nothing
+    /// Verify a store and print a summary (read-only)
     #[command(after_help = CHECK)]
     Check {
-        /// The store
+        /// The file of the store
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Salvage what is whole in a damaged store; the damaged files are kept beside it
+    /// Repair a damaged store and rename the damaged files
     Repair {
-        /// The store
+        /// The file of the store
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Write all entries to a new file, or to standard output
+    /// Write all entries to a new file or to standard output
     Export {
         #[command(flatten)]
         store: StoreArg,
 
-        /// JSON, an entry a line, or the MessagePack map that the Go program writes
+        /// Select JSON, one entry per line, or the MessagePack map of the Go program
         #[arg(long, value_name = "json|msgpack", default_value = "json", hide_possible_values = true)]
         format: export::Format,
 
-        /// The new file; - is standard output
+        /// The new file; - or nothing is standard output
         #[arg(value_name = "OUTPUT")]
         output: Option<PathBuf>,
     },
-    /// Add the entries of an export, all or none; no plugin is asked
+    /// Add all entries of an export, or none; calls no plugins
     Import {
         #[command(flatten)]
         store: StoreArg,
 
-        /// The export, in either format; - is standard input
+        /// The export, in either format; - or nothing is standard input
         #[arg(value_name = "INPUT")]
         input: Option<PathBuf>,
     },
-    /// Make a plugin, or say what plugin libraries are
+    /// Create a plugin crate, or check plugin libraries
     #[command(subcommand)]
     Plugins(PluginsCommand),
-    /// Print what completes vkog in a shell
+    /// Generate a shell completion script
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
-    /// Print the manual page
+    /// Print the manual page in roff format
     Man,
+    /// Print the version
+    Version,
 }
 
 #[derive(clap::Args)]
@@ -172,45 +176,45 @@ struct ServeArgs {
     #[command(flatten)]
     options: Options,
 
-    /// TOML with the same options, and a table for each plugin
+    /// Read options, tokens and plugin settings from this TOML file
     #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
 struct StoreArg {
-    /// The store
+    /// Open the store in this file
     #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true, default_value = DEFAULT_FILE)]
     file: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum PluginsCommand {
-    /// Make the crate of a small plugin that builds, tests and loads
+    /// Create the crate of a small plugin, with a test
     New {
-        /// The crate's name, and the plugin's
+        /// The name of the crate and of the plugin
         #[arg(value_name = "NAME")]
         name: CrateName,
 
-        /// Make it in this folder [default: the current one]
+        /// Create the crate in this folder [default: the current folder]
         #[arg(long, value_name = "DIR")]
         path: Option<PathBuf>,
 
-        /// Depend on this vkog-plugin-api instead of a copy of the one that this host has
+        /// Depend on the vkog-plugin-api in this folder instead of a copy of it
         #[arg(long, value_name = "PATH")]
         api: Option<PathBuf>,
     },
-    /// Say what libraries are, which hooks they have, and whether this host would load them
+    /// Print name, version and hooks of libraries, and whether this server would load them
     Check {
-        /// The libraries
+        /// The library files
         #[arg(required = true, value_name = "LIBRARY")]
         libraries: Vec<PathBuf>,
 
-        /// A TOML file with the plugins' settings
+        /// Read the settings of the plugins from this TOML file
         #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
         config: Option<PathBuf>,
 
-        /// Say it in one JSON document
+        /// Print one JSON document
         #[arg(long)]
         json: bool,
     },
@@ -219,37 +223,18 @@ enum PluginsCommand {
 /// A parsed command line.
 pub struct Invocation(Cli);
 
-/// A command line that cannot be parsed. Its text is clap's report without the usage and the line breaks.
-#[derive(Debug)]
-struct UsageError(clap::Error);
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = self.0.to_string();
-        let lines = report.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-        let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-        let fact = lines.join(" ").replacen("error: ", "", 1).replace(" tip: ", "; ");
-        write!(f, "{fact}; see vkog --help")
-    }
-}
-
-impl Error for UsageError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
-    }
-}
-
 /// Parses the command line and the environment. Help and version are printed here and end the program.
 ///
 /// # Errors
 ///
 /// The command line is wrong.
 pub fn parse() -> Result<Invocation, Failure> {
-    Cli::try_parse().map(Invocation).map_err(|error| {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    Cli::try_parse_from(&arguments).map(Invocation).map_err(|error| {
         if !error.use_stderr() {
             error.exit();
         }
-        Failure::usage(UsageError(error))
+        Failure::usage(UsageError::new(error, Cli::command(), &arguments))
     })
 }
 
@@ -279,11 +264,12 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         }
         Some(Command::Completions { shell }) => Ok(shell::completions(Cli::command(), shell)),
         Some(Command::Man) => Ok(shell::man(Cli::command())?),
+        Some(Command::Version) => Ok(shell::version(&Cli::command())),
         Some(Command::Check { file }) => commands::check::check(&file),
         Some(Command::Repair { file }) => commands::repair::repair(&file),
         Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
         Some(Command::Import { store, input }) => {
-            // What recovery has to say goes to the log.
+            // Recovery reports to the log.
             logging::start(Some(LogFormat::Text));
             commands::import::import(&store.file, input.as_deref())
         }
@@ -312,9 +298,32 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_option_is_reported_in_one_line() {
-        let error = Cli::try_parse_from(["vkog", "--max-sise", "5"]).err().expect("there is no such option");
-        let told = "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog --help";
-        assert_eq!(UsageError(error).to_string(), told);
+    fn a_wrong_command_line_is_reported_in_one_line_with_its_help() {
+        for (words, expected) in [
+            (
+                "vkog --max-sise 5",
+                "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog serve --help",
+            ),
+            ("vkog gte k", "unknown command gte; a similar command exists: get; see vkog --help"),
+            ("vkog fly", "unknown command fly; see vkog --help"),
+            (
+                "vkog get k --if-mach 5",
+                "unexpected argument '--if-mach' found; a similar argument exists: '--if-match'; see vkog get --help",
+            ),
+            ("vkog plugins", "vkog plugins needs a command: new, check; see vkog plugins --help"),
+            ("vkog plugins chekc", "unknown command chekc; a similar command exists: check; see vkog plugins --help"),
+            (
+                "vkog plugins check",
+                "the following required arguments were not provided: <LIBRARY>...; see vkog plugins check --help",
+            ),
+            (
+                "vkog ls --limit 0",
+                "invalid value '0' for '--limit <NUMBER>': 0 is not in 1..18446744073709551615; see vkog ls --help",
+            ),
+        ] {
+            let arguments: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+            let error = Cli::try_parse_from(&arguments).err().expect(words);
+            assert_eq!(UsageError::new(error, Cli::command(), &arguments).to_string(), expected);
+        }
     }
 }

@@ -3,27 +3,28 @@
 
 mod auth;
 mod error;
+mod file;
 mod origin;
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
 use crate::http::{TlsFiles, default_limit};
-use vkog_plugin_host::{Settings, Source, Table};
+use vkog_plugin_host::Source;
 use vkog_store::{Fsync, VALUE_MAX};
 
 pub use auth::{Auth, Permission, Token};
-pub use error::{AuthError, ConfigError, Conflict, FileError, ProxyError, ValueError};
+pub use error::{AuthError, ConfigError, Conflict, FileError, Mistake, ProxyError, ValueError};
+pub use file::File;
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
 
-/// The store, where none is named.
+/// The default file of the store.
 pub const DEFAULT_FILE: &str = "local.vkog";
 
-/// A batch may be as long as a single value, and in any case this long, in bytes.
+/// The minimum of the maximum size of a batch, in bytes. With a larger `max-value`, that is the maximum.
 pub const BATCH_MIN: u64 = 16 << 20;
 
 /// A number of bytes: `268435456`, `256MiB`, `256MB`.
@@ -95,84 +96,83 @@ pub enum Http {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// For programs: an object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What can be set; the same names as flags, as environment variables and as lines of the file. None is unset.
+/// The options of the server, with the same names on the command line, in the environment and in the file. `None` is unset.
 #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
-    /// The store [default: local.vkog]
+    /// Open the store in this file [default: local.vkog]
     #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true)]
     pub file: Option<PathBuf>,
 
-    /// What the bytes plugin lets the store hold [default: 128MiB]
+    /// Limit the size of the store (bytes plugin) [default: 128MiB]
     #[arg(short = 's', long, value_name = "SIZE", env = "VKOG_MAX_SIZE", hide_env = true)]
     pub max_size: Option<Size>,
 
-    /// Load every plugin in it [default: plugins beside the program]
+    /// Load the plugins in DIR [default: plugins beside the program]
     #[arg(long, value_name = "DIR", env = "VKOG_PLUGIN_DIR", hide_env = true)]
     pub plugin_dir: Option<PathBuf>,
 
-    /// Be a plain map, whatever --plugin-dir says
+    /// Run without plugins; overrides --plugin-dir
     #[arg(long, env = "VKOG_NO_PLUGINS", hide_env = true)]
     pub no_plugins: bool,
 
-    /// host:port (0 picks one) or unix:PATH [default: 127.0.0.1:3110]
+    /// Listen on host:port (port 0 selects a free port) or unix:PATH [default: 127.0.0.1:3110]
     #[arg(long, value_name = "ADDR", env = "VKOG_LISTEN", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
     pub listen: Option<Listen>,
 
-    /// Serve other machines without a token
+    /// Let every client read and write without a token
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
     pub open: bool,
 
-    /// Names by which web pages may use this server without a token [default: localhost]
+    /// Accept these names in the Host header of requests without a token [default: localhost]
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
 
-    /// HTTP engine; auto is hyper [default: auto]
+    /// Select the HTTP engine; auto selects hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
     pub http: Option<Http>,
 
-    /// Serve https with this certificate and its chain, as PEM
+    /// Serve HTTPS with this certificate and its chain (PEM)
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_CERT", hide_env = true)]
     pub tls_cert: Option<PathBuf>,
 
-    /// Its private key, as PEM
+    /// Read the private key of the certificate from this file (PEM)
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_KEY", hide_env = true)]
     pub tls_key: Option<PathBuf>,
 
-    /// When a write is on disk: before its answer, at most so long after it, or when the system pleases
-    /// [default: always]
+    /// Sync the log to disk before every response, at this interval, or never [default: always]
     #[arg(long, value_name = "always|DURATION|never", env = "VKOG_FSYNC", hide_env = true, value_parser = fsync)]
     #[serde(deserialize_with = "fsync_from_text")]
     pub fsync: Option<Fsync>,
 
-    /// Size of the log from which a snapshot is written, if it is larger than the last one [default: 64MiB]
+    /// Write a snapshot when the log exceeds this size and that of the last snapshot [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "VKOG_LOG_MIN", hide_env = true)]
     pub log_min: Option<Size>,
 
-    /// The largest single value, below 4GiB [default: the max size]
+    /// Limit the size of a value [default: the value of --max-size]
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
-    /// Maximum memory for request bodies in flight [default: an eighth of the available memory]
+    /// Limit the memory for request bodies in flight [default: an eighth of the available memory]
     #[arg(long, value_name = "SIZE", env = "VKOG_MEMORY_BUDGET", hide_env = true)]
     pub memory_budget: Option<Size>,
 
-    /// Log each request
+    /// Log every request
     #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
     pub log_requests: bool,
 
-    /// How much of the last changes is held for /watch [default: 64MiB]
+    /// Limit the memory of the change history [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "VKOG_WATCH_HISTORY", hide_env = true)]
     pub watch_history: Option<Size>,
 
-    /// How to log [default: text on a terminal, else json]
+    /// Select the log format [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
 }
@@ -196,26 +196,16 @@ fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: 
     String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-/// A configuration file.
-#[derive(Debug, Default)]
-pub struct File {
-    options: Options,
-    settings: Settings,
-    order: Vec<String>,
-    auth: Auth,
-    proxy: Proxy,
-}
-
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
     /// The store's file.
     pub file: PathBuf,
-    /// How much the store may hold, in bytes.
+    /// The maximum total size of keys and values, in bytes.
     pub max_size: u64,
     /// The plugin folder and the settings of the plugins.
     pub plugins: Source,
-    /// Whether the server runs without plugins, whatever the tables say.
+    /// Whether the server runs without plugins; overrides the plugin tables.
     pub no_plugins: bool,
     /// Authentication and authorization of clients.
     pub auth: Auth,
@@ -225,13 +215,13 @@ pub struct Config {
     pub http: Http,
     /// The certificate and the key of TLS, if it is on.
     pub tls: Option<TlsFiles>,
-    /// When a write is on disk.
+    /// When the log is synced to disk.
     pub fsync: Fsync,
-    /// A log shorter than this is never reason for a snapshot, in bytes.
+    /// The size of the log below which no snapshot is written for it, in bytes.
     pub log_min: u64,
-    /// The largest single value, in bytes.
+    /// The maximum size of a value, in bytes.
     pub max_value: u64,
-    /// How many bytes the bodies of requests in flight may hold together.
+    /// The maximum memory for request bodies in flight, in bytes.
     pub memory_budget: u64,
     /// Whether each request is logged.
     pub log_requests: bool,
@@ -241,52 +231,8 @@ pub struct Config {
     pub log_format: Option<LogFormat>,
 }
 
-impl File {
-    /// Reads a configuration file.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be read, is not TOML, or has an unknown key or a wrong value.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })
-    }
-
-    fn parse(text: &str) -> Result<Self, FileError> {
-        let syntax = |source: toml::de::Error| {
-            let line = source.span().map(|span| text[..span.start].lines().count().max(1));
-            FileError::Syntax { line, source }
-        };
-        let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
-        let wrong = |key, source, way_out| FileError::Key { key, source, way_out };
-        let mut order = Vec::new();
-        let mut tables = BTreeMap::<String, serde_json::Map<_, _>>::new();
-        if let Some(plugins) = table.remove("plugins") {
-            let way_out = "write a table [plugins.NAME] for each plugin";
-            let mut plugins: toml::Table = plugins.try_into().map_err(|error| wrong("plugins", error, way_out))?;
-            if let Some(names) = plugins.remove("order") {
-                let way_out = "write the names of plugins, order = [\"conflict\", \"bytes\"]";
-                order = names.try_into().map_err(|error| wrong("plugins.order", error, way_out))?;
-            }
-            tables = plugins.try_into().map_err(|error| wrong("plugins", error, way_out))?;
-        }
-        let mut settings = Settings::new();
-        for (name, table) in tables {
-            match Table::new(table) {
-                Ok(table) => settings.insert(name, table),
-                Err(fault) => return Err(FileError::Plugin { name, source: fault.into() }),
-            };
-        }
-        let auth = table.remove("access").map(Auth::parse).transpose().map_err(FileError::Access)?.unwrap_or_default();
-        let proxy = table.remove("proxy").map(Proxy::parse).transpose().map_err(FileError::Proxy)?.unwrap_or_default();
-        let options = table.try_into().map_err(FileError::Options)?;
-        Ok(Self { options, settings, order, auth, proxy })
-    }
-}
-
 impl Config {
-    /// Returns the plugins that a server loads. With `no-plugins` there are none, and their tables mean nothing.
+    /// Returns the plugins that a server loads. With `no-plugins` there are none, and their tables are ignored.
     pub fn served_plugins(&self) -> Source {
         if self.no_plugins { Source::default() } else { self.plugins.clone() }
     }
@@ -299,6 +245,9 @@ impl Config {
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
         let File { options: written, settings, order, auth, proxy } = file;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
+        if max_size == 0 {
+            return Err(conflict("--max-size", Conflict::Zero));
+        }
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
             _ if no_plugins => None,
@@ -318,6 +267,7 @@ impl Config {
             ..auth
         };
         let max_value = match given.max_value.or(written.max_value) {
+            Some(Size(0)) => return Err(conflict("--max-value", Conflict::Zero)),
             Some(Size(bytes)) if bytes > VALUE_MAX => {
                 return Err(conflict("--max-value", Conflict::ValueMax { max: VALUE_MAX }));
             }
@@ -345,7 +295,7 @@ impl Config {
     }
 }
 
-/// Returns the memory budget, which holds the longest body at least.
+/// Returns the memory budget, which is at least the maximum size of a body.
 fn memory_budget(given: Option<Size>, max_value: u64) -> Result<u64, ConfigError> {
     let least = max_value.max(BATCH_MIN);
     match given {
@@ -376,7 +326,7 @@ fn conflict(option: &'static str, conflict: Conflict) -> ConfigError {
     ConfigError::Conflict { option, conflict }
 }
 
-/// The folder `plugins` beside the executable, where there is one.
+/// Returns the folder `plugins` beside the executable, if it exists.
 fn beside_the_program() -> Option<PathBuf> {
     let folder = std::env::current_exe().ok()?.parent()?.join("plugins");
     folder.is_dir().then_some(folder)
@@ -426,28 +376,13 @@ mod tests {
         let files = TlsFiles { certificate: "c".into(), key: "k".into() };
         assert_eq!(config(both).expect("consistent").tls, Some(files));
         for (text, words) in [
-            ("tls-cert = \"c\"".to_owned(), "no --tls-key"),
-            ("tls-key = \"k\"".to_owned(), "no --tls-cert"),
+            ("tls-cert = \"c\"".to_owned(), "--tls-key is missing"),
+            ("tls-key = \"k\"".to_owned(), "--tls-cert is missing"),
             (format!("{both}http = \"tiny\""), "use --http hyper"),
             (format!("{both}listen = \"unix:s\""), "Unix socket"),
         ] {
             let error = config(&text).expect_err(&text).to_string();
             assert!(error.contains(words), "{error}");
         }
-    }
-
-    #[test]
-    fn an_unknown_key_is_reported_with_the_known_ones() {
-        let error_of = |text: &str| File::parse(text).expect_err(text).to_string();
-        let error = error_of("max_size = 5");
-        assert!(error.contains("max_size") && error.contains("max-size"), "{error}");
-        let error = error_of("[plugins]\nbytes = 5");
-        assert!(error.contains("[plugins.NAME]"), "{error}");
-        let error = error_of("[plugins]\norder = 5");
-        assert!(error.starts_with("plugins.order: ") && error.contains("order = [\"conflict\""), "{error}");
-        let error = error_of("[access]\ntokns = []");
-        assert!(error.starts_with("[access] ") && error.contains("tokns") && error.contains("`tokens`"), "{error}");
-        let error = error_of("a = 1\nb = = 2");
-        assert!(error.starts_with("line 2"), "{error}");
     }
 }

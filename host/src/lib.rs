@@ -16,3 +16,4 @@ pub mod schema;
 pub mod sd_notify;
 pub mod serve;
 pub mod signals;
+pub mod suggest;

@@ -21,19 +21,19 @@ const BACKLOG: i32 = 4096;
 pub enum ListenError {
     /// The system refuses the address.
     Refused {
-        /// The address, as the configuration has it.
+        /// The configured address.
         address: String,
         /// The system's error.
         source: io::Error,
     },
-    /// Something is at the path that this server must not replace.
+    /// The path exists, and this server must not replace it.
     Occupied {
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// Why the path cannot be used.
         fact: &'static str,
     },
-    /// It is not known whether a process listens at the path.
+    /// The server cannot find out whether a process listens at the path.
     Unknown {
         /// The path.
         path: PathBuf,
@@ -47,14 +47,14 @@ impl fmt::Display for ListenError {
         match self {
             Self::Refused { address, source } => write!(
                 f,
-                "cannot listen on {address}: {source}; choose another --listen, or stop the process that has it"
+                "cannot listen on {address}: {source}; choose another --listen, or stop the process that uses it"
             ),
             Self::Occupied { path, fact } => {
                 write!(f, "cannot listen on unix:{}: {fact}; nothing was changed, choose another path", path.display())
             }
             Self::Unknown { path, source } => write!(
                 f,
-                "cannot listen on unix:{}: a socket is there, and connecting to it fails ({source}); choose another path, or \
+                "cannot listen on unix:{}: the socket exists, and connecting to it fails ({source}); choose another path, or \
                  remove the socket if no process uses it",
                 path.display()
             ),
@@ -188,20 +188,20 @@ impl SocketFile {
     fn clear(path: &std::path::Path) -> Result<(), ListenError> {
         use std::os::unix::fs::FileTypeExt;
 
-        // What the system says of a folder that cannot be read, it says of binding as well.
+        // If the folder cannot be read, binding reports the same error.
         let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
         let occupied = |fact| ListenError::Occupied { path: path.to_owned(), fact };
         if !found.file_type().is_socket() {
-            return Err(occupied("something is there that is not a socket"));
+            return Err(occupied("the path exists and is not a socket"));
         }
         match connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // Its queue is full: the process is there, and busy.
+            // The accept queue is full: the process is alive and busy.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(occupied("another process listens there"));
+                return Err(occupied("another process listens on it"));
             }
             Err(source) => return Err(ListenError::Unknown { path: path.to_owned(), source }),
-            Ok(()) => return Err(occupied("another process listens there")),
+            Ok(()) => return Err(occupied("another process listens on it")),
         }
         // Another server may have found the same socket and taken its place since.
         if std::fs::symlink_metadata(path).is_ok_and(|now| id(&now) == id(&found)) {

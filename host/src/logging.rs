@@ -225,7 +225,7 @@ impl Write for Line {
     }
 }
 
-/// Escapes control characters, so that no text can pretend to be another line, or tell a terminal what to do.
+/// Escapes control characters, so that no text can pretend to be another line or control a terminal.
 struct Escaped<'a, W>(&'a mut W);
 
 impl<W: fmt::Write> fmt::Write for Escaped<'_, W> {

@@ -42,7 +42,7 @@ pub struct Problem<'a> {
     /// The type of the problem.
     #[serde(rename = "type")]
     pub kind: Cow<'a, str>,
-    /// What is wrong, in one sentence.
+    /// The error, in one sentence.
     pub title: Cow<'a, str>,
     /// The status of the response.
     pub status: u16,

@@ -141,7 +141,9 @@ fn start(
         Listen::Unix(_) => address,
     };
     if auth.open && !local {
-        tracing::warn!("--open on {address}, which other machines reach: every client may read and write everything");
+        tracing::warn!(
+            "--open on {address}, which other machines can reach: every client may read and write everything"
+        );
     }
     let auth = Arc::new(Authorizer::new(auth));
     let reloader = Reloader {
@@ -157,7 +159,7 @@ fn start(
     let tiny = config.http == Http::Tiny;
     if tiny && !local {
         tracing::warn!(
-            "--http tiny on {address}, which other machines reach: tiny_http does not limit connections or the size of a \
+            "--http tiny on {address}, which other machines can reach: tiny_http does not limit connections or the size of a \
              request's head; use --http hyper"
         );
     }
@@ -184,7 +186,7 @@ fn open_store(file: &Path, options: Options) -> Result<LocalStore, StoreError> {
     Ok(store)
 }
 
-/// Work on a thread of its own that a signal requests. Requests while it runs are merged into one.
+/// Work that a signal requests, on its own thread. Requests while it runs are merged into one.
 struct Chore(Sender<()>);
 
 impl Chore {
@@ -199,7 +201,7 @@ impl Chore {
     }
 }
 
-/// Prints the line that scripts wait for. On a thread of its own, because standard output may have no reader, or one that has
+/// Prints the line that scripts wait for. On its own thread, because standard output may be closed, or its reader may have
 /// stopped reading.
 fn announce(address: String) -> io::Result<()> {
     let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {

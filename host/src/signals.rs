@@ -89,12 +89,13 @@ struct Stops {
 }
 
 impl Stops {
-    /// Records a signal to stop. The second one ends the process, because an operator who repeats it does not want to wait.
+    /// Records a signal to stop. The second one ends the process, because an operator who repeats the signal does not want to
+    /// wait.
     /// Acknowledged writes are in the log and are not lost.
     fn note(&mut self) -> Signal {
         if let Some(first) = self.first {
             thread::sleep((first + REPEAT_MIN).saturating_duration_since(Instant::now()));
-            tracing::warn!("stopped at once, by a second signal; what was not in a snapshot is in the log");
+            tracing::warn!("stopped immediately by a second signal; the log has the changes since the last snapshot");
             logging::flush(Duration::from_millis(200));
             exit(1);
         }

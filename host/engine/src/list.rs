@@ -123,7 +123,7 @@ impl<S: Store> Engine<S> {
             Ok(Outcome::Refused(refusal)) if !is_about_the_key(&refusal) => Err(refusal),
             Ok(_) => Ok(None),
             // The host panicked, which was logged.
-            Err(_) => Err(host_refusal(500, "Internal error; the log says more")),
+            Err(_) => Err(host_refusal(500, "Internal error; see the log of the server")),
         }
     }
 }

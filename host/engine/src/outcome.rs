@@ -38,8 +38,8 @@ impl Outcome {
             Self::Refused(refusal) => (refusal.status, refusal.message.clone().into()),
             Self::StoreFailed(error) => {
                 let (status, outcome) = match &**error {
-                    error if error.is_full() => (507, "Not kept"),
-                    error if error.is_certain() => (503, "Not kept"),
+                    error if error.is_full() => (507, "Rolled back"),
+                    error if error.is_certain() => (503, "Rolled back"),
                     _ => (503, "Outcome unknown"),
                 };
                 (status, format!("{outcome}: {error}").into())

@@ -112,7 +112,7 @@ impl<S: Store> StoreAccess for Engine<S> {
 /// Passes an outcome to the plugin that made the request. There is none if the host panicked, which was logged.
 fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse<'_>)) {
     let Some(outcome) = outcome else {
-        return respond(PluginResponse::Refused(Cow::Owned(host_refusal(500, "the host failed; its log says more"))));
+        return respond(PluginResponse::Refused(Cow::Owned(host_refusal(500, "the server failed; see its log"))));
     };
     match outcome {
         Outcome::Found(entry) => respond(PluginResponse::Found(view(&entry))),

@@ -18,13 +18,13 @@ pub enum InvalidRequest {
     #[error("Key cannot be empty")]
     EmptyKey,
     /// The key is longer than [`KEY_MAX`].
-    #[error("Key too long: {bytes} bytes, {KEY_MAX} is the most")]
+    #[error("Key too long: {bytes} bytes; the maximum is {KEY_MAX}")]
     KeyTooLong {
         /// Its length in bytes.
         bytes: usize,
     },
     /// The media type is longer than [`CONTENT_TYPE_MAX`].
-    #[error("Content-Type too long: {bytes} bytes, {CONTENT_TYPE_MAX} is the most")]
+    #[error("Content-Type too long: {bytes} bytes; the maximum is {CONTENT_TYPE_MAX}")]
     ContentTypeTooLong {
         /// Its length in bytes.
         bytes: usize,
@@ -109,7 +109,7 @@ pub fn check_memory(len: usize) -> Result<(), Refusal> {
     if len <= LARGE || can_allocate(len.saturating_mul(COPIES)) {
         return Ok(());
     }
-    let mut refusal = host_refusal(503, "Not enough memory for this value beside those in memory; try again later");
+    let mut refusal = host_refusal(503, "Not enough memory for this value; try again later");
     refusal.headers.push(("Retry-After".to_owned(), "1".to_owned()));
     Err(refusal)
 }
@@ -135,10 +135,10 @@ mod tests {
         let type_max = "t".repeat(CONTENT_TYPE_MAX);
         for (key, content_type, value, expected) in [
             ("", "\n", "", Err((400, "Key cannot be empty"))),
-            (long.as_str(), "\n", "", Err((414, "Key too long: 1025 bytes, 1024 is the most"))),
+            (long.as_str(), "\n", "", Err((414, "Key too long: 1025 bytes; the maximum is 1024"))),
             (&long[1..], "text/\u{e9}", "", Err((400, "Content-Type must be ASCII text"))),
             ("k", "text\tplain", "1", Err((400, "Content-Type must be ASCII text"))),
-            ("k", &format!("{type_max}t"), "1", Err((400, "Content-Type too long: 256 bytes, 255 is the most"))),
+            ("k", &format!("{type_max}t"), "1", Err((400, "Content-Type too long: 256 bytes; the maximum is 255"))),
             ("k", "text/plain", "", Err((400, "No content provided"))),
             (&long[1..], &type_max, "1", Ok(())),
         ] {

@@ -56,7 +56,10 @@ pub(crate) fn destroy(plugins: Vec<Plugin>, deadline: Instant) -> Vec<&'static s
             drop(plugin);
         });
         if let Err(error) = thread {
-            tracing::debug!(plugin = name, "destroyed on this thread: no other thread: {error}");
+            tracing::debug!(
+                plugin = name,
+                "destroyed on the current thread, because no other could be started: {error}"
+            );
         }
         ended.push((name, end));
     }

@@ -34,7 +34,7 @@ impl Ticker {
             drop(ticking);
         });
         if let Err(error) = thread {
-            tracing::error!(plugin = member.name(), "cannot start its tick: no thread: {error}");
+            tracing::error!(plugin = member.name(), "cannot start the thread of its tick hook: {error}");
         }
         Self { member, stop, ended }
     }

@@ -71,7 +71,7 @@ impl ThreadPool {
             if state.threads == 0 {
                 let jobs = std::mem::take(&mut state.jobs);
                 drop(state);
-                tracing::error!("{} jobs were dropped: no thread: {error}", jobs.len());
+                tracing::error!("dropped {} jobs, because no thread could be started: {error}", jobs.len());
             }
         }
     }

@@ -25,7 +25,10 @@ pub fn set_sched_batch() {
         let none = libc::sched_param { sched_priority: 0 };
         // SAFETY: the call reads the parameter, which outlives it, and changes this thread only.
         if unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) } != 0 {
-            tracing::debug!("threads interrupt each other: {}", std::io::Error::last_os_error());
+            tracing::debug!(
+                "cannot set SCHED_BATCH, so threads may preempt each other: {}",
+                std::io::Error::last_os_error()
+            );
         }
     }
 }
@@ -44,7 +47,7 @@ pub fn can_allocate(bytes: usize) -> bool {
 pub fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(19) {
-        tracing::debug!("a snapshot competes with requests: {error}");
+        tracing::debug!("cannot lower the priority of snapshots, so they compete with requests: {error}");
     }
 }
 
@@ -61,7 +64,7 @@ pub fn run_with_timeout<T: Send + 'static>(
         let _ = send.send(job());
     });
     if let Err(error) = spawned {
-        tracing::error!("no thread for {name}: {error}");
+        tracing::error!("cannot start a thread for {name}: {error}");
     }
     result.recv_timeout(timeout).ok()
 }

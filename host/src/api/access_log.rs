@@ -144,11 +144,11 @@ impl RequestSpan {
         let method = METHODS[method];
         if logs_all {
             let request = head.id();
-            tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "answered");
+            tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "request");
         } else if let Some(left_out) = log.failures.lock().pass() {
             let request = head.id();
             let left_out = (left_out > 0).then_some(left_out);
-            tracing::warn!(request, method, path, status, client, plugin, left_out, "not done");
+            tracing::warn!(request, method, path, status, client, plugin, left_out, "request failed");
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) enum Scope<'a> {
     Key(&'a str),
     /// All entries whose keys have this prefix.
     Prefix(&'a str),
-    /// Entries that the body names. Each is checked when the body is there.
+    /// Entries that the body names. Each is checked after the body has been received.
     Later,
     /// The server as a whole.
     All,
@@ -55,7 +55,7 @@ impl Authorizer {
     ///
     /// # Errors
     ///
-    /// The response for a sender that has not: 401 without a known token, 403 with one that lacks the permission.
+    /// The response for a sender without the permission: 401 without a known token, 403 with a token that lacks it.
     pub(super) fn check(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> Result<(), Response> {
         let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
         self.check_all(head, [(permission, scope)]).map_err(refuse)
@@ -109,16 +109,21 @@ impl Auth {
             }
             if !self.remote_admin && !origin::is_on_this_machine(head, self) {
                 let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
-                return Err(host_refusal(403, format!("Administration is for this machine alone; {way_out}")));
+                return Err(host_refusal(403, format!("Administration from other machines is off; {way_out}")));
             }
         }
         let Some(token) = token else {
-            let mut refusal = host_refusal(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
+            let fact = match head.headers.all("authorization").count() {
+                0 => "Send a token in the header Authorization: Bearer TOKEN",
+                1 => "Unknown token; send one of [[access.tokens]] in the header Authorization: Bearer TOKEN",
+                _ => "Two tokens; send one in the header Authorization: Bearer TOKEN",
+            };
+            let mut refusal = host_refusal(401, fact.to_owned());
             refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
             return Err(refusal);
         };
         if token.permission < permission || !scope.is_within(&token.prefix) {
-            let fact = format!("{} is not for this: it may {}", shown(token), may(token));
+            let fact = format!("{} does not have this right: it may {}", shown(token), may(token));
             tracing::warn!(
                 request = head.id(),
                 client = head.client_text(),
@@ -162,8 +167,8 @@ fn may(token: &Token) -> String {
     }
 }
 
-/// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
-/// tokens counts is for nobody to guess.
+/// Returns the SHA-256 of the token of a request. Comparing hashes takes the same time for every token. A request with two
+/// tokens has none.
 fn sent(head: &RequestHead) -> Option<Sha256> {
     let mut all = head.headers.all("authorization");
     let (Some(authorization), None) = (all.next(), all.next()) else { return None };

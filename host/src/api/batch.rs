@@ -28,11 +28,11 @@ pub(super) fn body_max(value_max: u64) -> u64 {
 /// The problem of a longer body.
 pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
     let most = body_max(value_max);
-    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
-    Problem::new(413, format!("Batch too large: {length}{most} is the most; send several"))
+    let length = length.map(|length| format!(": {length} bytes")).unwrap_or_default();
+    Problem::new(413, format!("Batch too large{length}; the maximum is {most}, send several batches"))
 }
 
-/// What the head of a batch says of it.
+/// The formats of a batch, from its head.
 pub(super) struct BatchRoute {
     /// The format of the body.
     pub(super) request: Format,

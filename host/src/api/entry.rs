@@ -100,6 +100,6 @@ pub(super) fn problem(outcome: Outcome) -> Problem {
 
 /// The problem of a value that is longer than the maximum, in bytes.
 pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
-    let length = length.map(|length| format!("{length} bytes, ")).unwrap_or_default();
-    Problem::new(413, format!("Value too large: {length}{value_max} is the most (--max-value)"))
+    let length = length.map(|length| format!(": {length} bytes")).unwrap_or_default();
+    Problem::new(413, format!("Value too large{length}; the maximum is {value_max} (--max-value)"))
 }

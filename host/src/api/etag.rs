@@ -59,7 +59,7 @@ fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisi
     }
 }
 
-/// What may stand between the elements of a list (RFC 9110, section 5.6.1.2).
+/// The characters between the elements of a list (RFC 9110, section 5.6.1.2).
 const BETWEEN_TAGS: [char; 3] = [',', ' ', '\t'];
 
 /// Returns the revision of a strong entity tag.

@@ -14,13 +14,13 @@ pub(super) fn ready(engine: &Engine, format: ErrorFormat) -> Response {
         return Problem::new(503, format!("Not ready: {error}")).reply(format);
     }
     if let Some(error) = store.snapshot_failure() {
-        return Problem::new(503, format!("Not ready: snapshots fail and the log grows: {error}")).reply(format);
+        return Problem::new(503, format!("Not ready: a snapshot failed and the log grows: {error}")).reply(format);
     }
     let chain = engine.plugins().chain();
     let mut quarantined = chain.members().iter().filter(|member| member.is_quarantined());
     match quarantined.find(|member| member.failure_policy().on_failure == OnFailure::Refuse) {
         Some(member) => {
-            let (name, fact) = (member.name(), "is in quarantine, and what it would be asked is refused");
+            let (name, fact) = (member.name(), "is quarantined, so that requests are rejected");
             Problem::new(503, format!("Not ready: plugin \"{name}\" {fact}; see /plugins")).reply(format)
         }
         None => ok(),

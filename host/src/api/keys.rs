@@ -12,7 +12,7 @@ use vkog_engine::{Engine, Listing, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
-/// The maximum number of listings in flight. Each has a thread of its own.
+/// The maximum number of listings in flight. Each runs on its own thread.
 pub(super) const CONCURRENT_MAX: usize = 64;
 
 /// The parsed query of a listing.
@@ -44,17 +44,17 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
         return if count.is_empty() && after.is_none() && limit.is_none() && delimiter.is_none() {
             Ok(Query::Count { prefix })
         } else {
-            Err(Problem::new(400, "count has no value, and goes with prefix alone"))
+            Err(Problem::new(400, "count takes no value and can be combined only with prefix"))
         };
     }
     if delimiter.as_ref().is_some_and(String::is_empty) {
-        return Err(Problem::new(400, "delimiter is empty; give one such as /, or leave it out"));
+        return Err(Problem::new(400, "delimiter is empty; use a delimiter such as /, or remove the parameter"));
     }
     let limit = match limit {
         None => LIMIT_MAX,
         Some(text) => match text.parse() {
             Ok(limit @ 1..=LIMIT_MAX) => limit,
-            _ => return Err(Problem::new(400, format!("limit is \"{text}\"; give a number from 1 to {LIMIT_MAX}"))),
+            _ => return Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
         },
     };
     Ok(Query::Page(Listing { prefix, after, limit, delimiter }))

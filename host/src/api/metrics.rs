@@ -66,17 +66,21 @@ impl Collector for Numbers {
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_log_bytes", "The length of the log", self.engine.store().log_len()),
-            ("vkog_requests_under_way", "Requests that are not answered yet", self.log.in_flight()),
-            ("vkog_writable", "Whether the store can be written: 0 after a failed write and on a full disk", writable),
+            ("vkog_requests_under_way", "Requests in flight", self.log.in_flight()),
+            ("vkog_writable", "Whether the store is writable: 0 after a failed write and on a full disk", writable),
             ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
-            ("vkog_watchers", "Clients that watch", self.engine.store().watching()),
-            ("vkog_watch_history_bytes", "What is held of the last changes", self.engine.store().history_bytes()),
+            ("vkog_watchers", "Active watchers", self.engine.store().watching()),
+            (
+                "vkog_watch_history_bytes",
+                "The memory of the changes from which a watch can resume",
+                self.engine.store().history_bytes(),
+            ),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
         let revision = self.engine.revision();
         encoder
-            .encode_descriptor("vkog_revision", "The last revision that was given", None, MetricType::Gauge)?
+            .encode_descriptor("vkog_revision", "The last assigned revision", None, MetricType::Gauge)?
             .encode_gauge(&revision)?;
         let (written, failed) = self.engine.store().snapshots();
         for (name, help, value) in [
@@ -97,7 +101,7 @@ impl Collector for Numbers {
         hooks(&mut encoder, &chain)?;
         let mut quarantined = encoder.encode_descriptor(
             "vkog_plugin_quarantined",
-            "Whether the plugin panicked so often that it is not called any more",
+            "Whether the plugin is quarantined after repeated panics",
             None,
             MetricType::Gauge,
         )?;
@@ -121,7 +125,7 @@ impl Collector for Numbers {
 
 impl Numbers {
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Requests that were answered";
+        let help = "Requests with a response";
         let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;
         for (method, name) in METHODS.into_iter().enumerate() {
             for (class, status) in CLASSES.into_iter().enumerate() {
@@ -131,7 +135,8 @@ impl Numbers {
                 }
             }
         }
-        let help = "From the head to the answer: of the first requests, then of one in 64; of all that are logged";
+        let help =
+            "Time from the head to the response: of the first requests, then of one in 64, and of every logged request";
         let mut family =
             encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (method, name) in METHODS.into_iter().enumerate() {
@@ -145,13 +150,17 @@ impl Numbers {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let ConnectionCounts { accepted, refused, .. } = &*self.connections;
-        let help = "Connections that are open; with hyper only";
+        let help = "Open connections (hyper only)";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
             .encode_gauge(&self.connections.open())?;
         for (name, help, value) in [
-            ("vkog_connections_accepted", "Connections that were accepted; with hyper only", accepted.load(Relaxed)),
-            ("vkog_connections_refused", "Connections that were one too many", refused.load(Relaxed)),
+            ("vkog_connections_accepted", "Accepted connections (hyper only)", accepted.load(Relaxed)),
+            (
+                "vkog_connections_refused",
+                "Connections refused at the connection limit (hyper only)",
+                refused.load(Relaxed),
+            ),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
         }
@@ -159,7 +168,7 @@ impl Numbers {
     }
 
     fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "How long it took to have the log on disk";
+        let help = "Time to sync the log to disk";
         let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         histogram(descriptor, self.engine.store().syncs())?;
         let mode = match self.engine.store().fsync() {
@@ -168,7 +177,7 @@ impl Numbers {
             Fsync::Never => "never".to_owned(),
         };
         encoder
-            .encode_descriptor("vkog_fsync_mode", "When a write is on disk: --fsync", None, MetricType::Gauge)?
+            .encode_descriptor("vkog_fsync_mode", "The value of --fsync", None, MetricType::Gauge)?
             .encode_family(&[("mode", mode.as_str())])?
             .encode_gauge(&1)
     }
@@ -221,7 +230,7 @@ fn histogram(mut encoder: MetricEncoder<'_>, times: &Histogram) -> fmt::Result {
     encoder.encode_histogram::<[(&str, &str); 0]>(times.total().as_secs_f64(), count, &buckets, None)
 }
 
-/// What a number of a plugin's is called among all. The format adds what a counter's name ends in.
+/// Returns the name of a plugin's metric among all metrics. The encoder adds `_total` to the name of a counter.
 fn own_name(plugin: &str, name: &str, is_gauge: bool) -> String {
     let letter = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '_' };
     let plugin: String = plugin.chars().map(letter).collect();
@@ -240,7 +249,7 @@ fn own(encoder: &mut DescriptorEncoder<'_>, name: &str, metric: &Metric) -> fmt:
     }
 }
 
-/// A help text as OpenMetrics has it: a line. The encoder escapes the values of labels, but not this.
+/// Formats a help text for OpenMetrics, as one line. The encoder escapes the values of labels, but not help texts.
 fn escaped(help: &str) -> String {
     let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', "\\\"");
     // No escape stands for these, and some readers end a line at them.

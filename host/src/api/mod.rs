@@ -201,7 +201,7 @@ impl Api {
         Ok(EntryRoute { verb, key, query: query.to_owned(), content_type, conditions, arrived })
     }
 
-    /// Parses what the head says of a batch. Its operations are authorized one by one when the body is there.
+    /// Parses the head of a batch. Its operations are authorized one by one after the body has been received.
     fn batch_route(&self, head: &RequestHead, query: &str) -> Result<BatchRoute, Response> {
         let arrived = self.engine.revision();
         let format = || ErrorFormat::of(head);
@@ -256,7 +256,7 @@ impl Service for Api {
             }
             BodyFault::BadChunk => Problem::new(400, "Body is not chunked correctly; nothing was written"),
             BodyFault::NoMemory => {
-                let fact = "Not enough memory for this body beside other requests in flight; try again";
+                let fact = "Not enough memory for this body; try again later";
                 Problem::busy(fact)
             }
             BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),

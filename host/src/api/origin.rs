@@ -32,7 +32,7 @@ pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
         (None, _) => Err(Problem::new(400, "Host is missing; HTTP/1.1 requires it")),
         (Some(host), None) if is_authority(host) => Ok(()),
         (Some(_), None) => Err(Problem::new(400, "Host must be a name or an address, and perhaps a port")),
-        (Some(_), Some(_)) => Err(Problem::new(400, "Host is given twice; send it once")),
+        (Some(_), Some(_)) => Err(Problem::new(400, "Host is repeated; send it once")),
     }
 }
 
@@ -62,13 +62,13 @@ fn is_usual_local(host: &[u8]) -> bool {
     }
 }
 
-/// Checks that the page of another site did not send a request that no token protects. Programs that are no browsers send
+/// Checks that no web page of another site sent a request that needs no token. Programs other than browsers send
 /// neither `Origin` nor `Sec-Fetch-Site`.
 ///
 /// # Errors
 ///
-/// 421 where the server is asked under a name that is not its own: a browser takes such a request for one of the page's own
-/// origin, once the name is bound to this machine. 403 for the request of another site.
+/// 421 if `Host` is not a name of this server: once such a name resolves to this machine, a browser takes the request for one
+/// of the page's own origin (DNS rebinding). 403 for a request of another site.
 pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
     // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
@@ -84,7 +84,7 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     }
     let mut sites = head.headers.all("sec-fetch-site");
     let may_be_own = match (sites.next(), sites.next()) {
-        // What the browser says of itself beats a Host that a proxy may have rewritten.
+        // This header of the browser takes precedence over a Host that a proxy may have rewritten.
         (Some(b"same-origin" | b"none"), None) => return Ok(()),
         (None, _) => true,
         _ => false,
@@ -98,10 +98,10 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
         return Ok(());
     }
     let way_out = "add the host of its origin to allowed-hosts (--allowed-hosts), or require tokens";
-    Err(host_refusal(403, format!("Refused a request of another site; {way_out}")))
+    Err(host_refusal(403, format!("Rejected a request of another site; {way_out}")))
 }
 
-/// Whether a host is this machine for every browser, whatever the domain name system says.
+/// Returns whether every browser takes a host for this machine, without the domain name system.
 fn is_local(host: &str) -> bool {
     if is_usual_local(host.as_bytes()) {
         return true;
@@ -114,14 +114,14 @@ fn is_local(host: &str) -> bool {
 
 /// The client that a proxy forwards a request for.
 struct Forwarded {
-    /// None where the proxy does not know it.
+    /// `None` if the proxy does not know it.
     client: Option<SocketAddr>,
     /// Whether the client and all proxies are on this machine.
     is_local: bool,
 }
 
 impl Forwarded {
-    /// Reads the header field of a proxy that is trusted: the client is the last address in it that is no such proxy.
+    /// Reads the header of a trusted proxy: the client is the last address in it that is not a trusted proxy.
     fn of(head: &RequestHead, proxy: &Proxy) -> Option<Self> {
         if !proxy.trusts(head.client.map(|peer| peer.ip())) {
             return None;
@@ -160,7 +160,7 @@ pub(super) fn is_on_this_machine(head: &RequestHead, auth: &Auth) -> bool {
     }
 }
 
-/// Whether this is the address of the loopback interface, or of nobody: the peer at a Unix socket.
+/// Returns whether this is a loopback address, or `None` for the peer of a Unix socket.
 fn is_loopback(address: Option<SocketAddr>) -> bool {
     address.is_none_or(|address| address.ip().to_canonical().is_loopback())
 }

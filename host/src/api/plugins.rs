@@ -41,7 +41,7 @@ struct Listed {
     path: String,
     sha256: String,
     stage: &'static str,
-    /// What determines its position in the chain.
+    /// The stage, which determines its position in the chain.
     ordered_by: &'static str,
     settings: Map<String, Value>,
     on_failure: OnFailure,
@@ -161,7 +161,7 @@ pub enum ReloadError {
     #[error("nothing was reloaded: {0}")]
     Nothing(#[source] Box<dyn Error + Send + Sync>),
     /// The plugin folder cannot be read. Access tokens and the certificate were reloaded.
-    #[error("plugins were not reloaded, access and certificate were: {0}")]
+    #[error("access tokens and the certificate were reloaded, plugins were not: {0}")]
     Plugins(#[source] Box<dyn Error + Send + Sync>),
 }
 

@@ -16,10 +16,10 @@ pub(super) fn parameters<const N: usize>(query: &str, names: [&str; N]) -> Resul
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let Some(at) = names.iter().position(|known| *known == name) else {
             let known = names.join(", ");
-            return Err(Problem::new(400, format!("Unknown parameter \"{name}\"; there are {known}")));
+            return Err(Problem::new(400, format!("Unknown parameter \"{name}\"; use {known}")));
         };
         if values[at].is_some() {
-            return Err(Problem::new(400, format!("The parameter {name} is given twice")));
+            return Err(Problem::new(400, format!("The parameter {name} is repeated; send it once")));
         }
         values[at] = Some(decode(name, value)?);
     }
@@ -33,5 +33,5 @@ fn decode(name: &str, value: &str) -> Result<String, Problem> {
         return Err(Problem::new(400, fact));
     }
     let text = percent_decode_str(value).decode_utf8();
-    text.map(Into::into).map_err(|_| Problem::new(400, format!("{name} is not UTF-8; keys are")))
+    text.map(Into::into).map_err(|_| Problem::new(400, format!("{name} is not UTF-8; encode it as UTF-8")))
 }

@@ -87,7 +87,7 @@ impl Subscription {
 pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscription, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
-        return Err(Problem::new(400, "values has no value; write &values"));
+        return Err(Problem::new(400, "values takes no value; write &values"));
     }
     let last = head.headers.get("last-event-id").filter(|id| !id.is_empty());
     let last = last.map(|id| ("Last-Event-ID", String::from_utf8_lossy(id).into_owned()));
@@ -95,7 +95,7 @@ pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscriptio
         None => None,
         Some((name, text)) => match text.parse() {
             Ok(revision) if text.bytes().all(|byte| byte.is_ascii_digit()) => Some(revision),
-            _ => return Err(Problem::new(400, format!("{name} is \"{text}\"; give a revision"))),
+            _ => return Err(Problem::new(400, format!("{name} is \"{text}\"; use a revision"))),
         },
     };
     Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some() })
@@ -120,7 +120,7 @@ pub(super) fn stream(
     let begin = format!("retry: {RETRY}\nid: {}\n\n", watcher.revision());
     let (auth, encoded, piece) = (Arc::clone(auth), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
     let mut events = Events { watcher, values, prefix, auth, encoded, head, piece, next: None, ended: false };
-    // A client that reconnects to a stream that has ended gets a status, so that it does not reconnect for ever.
+    // A client that reconnects to a stream that has ended gets a status, so that it stops reconnecting.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
         Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(format),
         Poll::Ready(first) => events.next = Some(first),
@@ -144,7 +144,7 @@ struct Events {
     head: Arc<RequestHead>,
     /// The next piece to be sent.
     piece: Piece,
-    /// What the watcher has returned, and the stream has not used.
+    /// Changes of the watcher that are not in the stream yet.
     next: Option<Result<Event, WatchEnd>>,
     ended: bool,
 }
@@ -174,7 +174,7 @@ impl Piece {
         }
     }
 
-    /// Makes the piece a buffer of its own, to append to.
+    /// Turns the chunk into a private buffer that can be appended to.
     fn many(&mut self) -> &mut Vec<u8> {
         if let Self::One(bytes) = self {
             *self = Self::Many(bytes.to_vec());
@@ -226,7 +226,7 @@ impl Stream for Events {
 }
 
 impl Events {
-    /// Ends the stream if its client has no permission any more.
+    /// Ends the stream if its client no longer has the permission.
     fn check(&mut self) {
         let scope = Scope::Prefix(&self.prefix);
         if !self.ended
@@ -236,7 +236,7 @@ impl Events {
             self.end(WatchEnd::Refused(Refusal {
                 plugin: String::new(),
                 status: reply.status,
-                message: "The token is not for this any more".to_owned(),
+                message: "The token no longer has this right".to_owned(),
                 headers: Vec::new(),
             }));
         }
@@ -302,7 +302,7 @@ fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
     put(into, Some(revision), "put", &data);
 }
 
-/// Writes an event. Compact JSON escapes line ends, so that it is one line whatever the key is.
+/// Writes an event. Compact JSON escapes line ends, so that every key fits into one line.
 fn put(into: &mut Vec<u8>, id: Option<u64>, event: &str, data: &impl Serialize) {
     if let Some(id) = id {
         into.extend_from_slice(format!("id: {id}\n").as_bytes());
@@ -322,7 +322,7 @@ mod tests {
         let (one, two) = (Bytes::from_static(b"one\n\n"), Bytes::from_static(b"two\n\n"));
         let mut piece = Piece::EMPTY;
         piece.push(one.clone());
-        // Not a copy: what many watchers are sent is there once.
+        // Not a copy: all watchers share it.
         assert_eq!(piece.take().as_ptr(), one.as_ptr());
         assert_eq!(piece.len(), 0);
         piece.push(one);

@@ -1,4 +1,4 @@
-//! `vkog check`: what a store holds, and whether it is whole. Changes nothing.
+//! `vkog check`: verifies a store and prints a summary. Read-only.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,9 +24,9 @@ struct CheckError {
 ///
 /// # Errors
 ///
-/// It is damaged, or another process has it.
+/// It is damaged, or another process uses it.
 ///
-/// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing.
+/// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
     let contents = read(lock.store()).map_err(|source| CheckError { path: path.to_owned(), source })?;
@@ -69,15 +69,15 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
     lines
 }
 
-/// The line about a log that is missing.
+/// Returns the line about a missing log.
 pub(super) fn lost_log(lost: &LostLog) -> String {
-    format!("{lost}; put it back, or start a server to go on without it")
+    format!("{lost}; restore it, or start a server to continue without it")
 }
 
-/// What is wrong, with what can be done about it from here.
+/// Returns the message of an error, with the way out for this command.
 fn way_out(path: &Path, error: &StoreError) -> String {
     let salvage =
-        format!("nothing was changed, put back a copy, or salvage what is whole with `vkog repair {}`", path.display());
+        format!("nothing was changed, restore a copy, or repair the store with `vkog repair {}`", path.display());
     match error {
         StoreError::Unreadable { path, damage } => format!("cannot read {}: {damage}; {salvage}", path.display()),
         StoreError::Mismatch { path, mismatch } => format!("cannot use {}: {mismatch}; {salvage}", path.display()),

@@ -25,7 +25,7 @@ pub(super) struct Line<'a> {
     pub(super) content_type: Option<Cow<'a, str>>,
     /// The revision. An import ignores it, because imported entries get new ones.
     pub(super) revision: Option<u64>,
-    /// What plugins store with the entry.
+    /// The details that plugins store with the entry.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(super) details_base64: Option<Cow<'a, str>>,
 }

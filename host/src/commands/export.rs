@@ -1,4 +1,4 @@
-//! `vkog export`: all entries, as JSON lines or as one MessagePack map.
+//! `vkog export`: writes all entries as JSON lines or as one MessagePack map.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -16,7 +16,7 @@ use vkog_store::Entry;
 /// How an export is written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// An object a line.
+    /// One JSON object per line.
     Json,
     /// One map, as the Go program writes it.
     Msgpack,
@@ -26,11 +26,11 @@ pub enum Format {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 enum ExportError {
-    #[error("cannot write standard output: {0}; give a file instead")]
+    #[error("cannot write standard output: {0}; write to a file instead")]
     Stdout(#[source] io::Error),
-    #[error("cannot write {}: it is there already; remove it, or choose another name", .0.display())]
+    #[error("cannot write {}: the file exists; remove it, or choose another name", .0.display())]
     Exists(PathBuf),
-    #[error("cannot write {}: {source}; choose another place", .path.display())]
+    #[error("cannot write {}: {source}; choose another path", .path.display())]
     Unwritable { path: PathBuf, source: io::Error },
 }
 
@@ -43,7 +43,7 @@ struct TooManyEntries;
 ///
 /// # Errors
 ///
-/// The store cannot be read, another process has it, or the output cannot be written.
+/// The store cannot be read, another process uses it, or the output cannot be written.
 pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
     let contents = read(lock.store())?;
@@ -51,7 +51,7 @@ pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<Exit
     let all = contents.entries();
     let Some(output) = output.filter(|output| *output != "-") else {
         return match write(io::stdout().lock(), &all, format, &bar) {
-            // The reader has gone.
+            // The reader has closed standard output.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
             Err(error) => Err(ExportError::Stdout(error).into()),
             Ok(()) => Ok(ExitCode::SUCCESS),
@@ -85,7 +85,7 @@ fn write_file(output: &Path, all: &[Entry], format: Format, bar: Bar) -> Result<
     drop(bar);
     if let Err(error) = written {
         if !is_special {
-            // A part of an export is of no use.
+            // A part of an export is useless.
             let _ = std::fs::remove_file(output);
         }
         return Err(unwritable(error));

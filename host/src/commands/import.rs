@@ -1,4 +1,4 @@
-//! `vkog import`: entries from JSON lines or from a MessagePack map, all of them or none.
+//! `vkog import`: adds all entries of a file of JSON lines or of a MessagePack map, or none.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::progress::Bar;
 use vkog_engine::{CONTENT_TYPE_MAX, KEY_MAX};
 use vkog_store::{DEFAULT_CONTENT_TYPE, Import, LocalDisk, Lock, NewEntry, VALUE_MAX};
 
-/// Why an import fails. Nothing is changed then.
+/// Why an import fails. A failed import changes nothing.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 enum ImportError {
@@ -40,7 +40,7 @@ enum InputError {
     Store,
 }
 
-/// What is wrong at one position of an input.
+/// The mistake at one position of an input.
 #[derive(Debug, Error)]
 enum Fault {
     #[error(transparent)]
@@ -49,31 +49,31 @@ enum Fault {
     Json(#[from] serde_json::Error),
     #[error("{name} is not base64: {source}")]
     Base64 { name: &'static str, source: base64::DecodeError },
-    #[error("there is neither value nor value_base64")]
+    #[error("neither value nor value_base64 is present")]
     NoValue,
-    #[error("there is both value and value_base64")]
+    #[error("both value and value_base64 are present")]
     TwoValues,
-    #[error("content_type has {0} bytes, {CONTENT_TYPE_MAX} is the most")]
+    #[error("content_type has {0} bytes, the maximum is {CONTENT_TYPE_MAX}")]
     LongContentType(usize),
     #[error("content_type must be ASCII text")]
     ContentTypeNotAscii,
     #[error("the key is empty")]
     EmptyKey,
-    #[error("the key has {0} bytes, {KEY_MAX} is the most")]
+    #[error("the key has {0} bytes, the maximum is {KEY_MAX}")]
     LongKey(usize),
-    #[error("the value has {0} bytes, {VALUE_MAX} is the most")]
+    #[error("the value has {0} bytes, the maximum is {VALUE_MAX}")]
     LongValue(u64),
     #[error("not a MessagePack map")]
     NotAMap,
-    #[error("a key that is no text")]
+    #[error("the key is not text")]
     KeyIsNotText,
-    #[error("a value that is neither text nor bytes")]
+    #[error("the value is neither text nor bytes")]
     NotAValue,
-    #[error("KVSize is no number")]
+    #[error("KVSize is not a number")]
     SizeIsNotANumber,
-    #[error("not KV, and not KVSize")]
+    #[error("the field is neither KV nor KVSize")]
     UnknownField,
-    #[error("more bytes than the map has")]
+    #[error("bytes follow the map")]
     TrailingBytes,
 }
 
@@ -90,11 +90,11 @@ struct Input {
     len: u64,
 }
 
-/// Adds all entries of a file, or of standard input, to a store, which is made where there is none. No plugin is asked.
+/// Adds all entries of a file, or of standard input, to a store, which is created if it does not exist. Calls no plugins.
 ///
 /// # Errors
 ///
-/// The input is wrong somewhere, the store cannot be read or written, or another process has it. Nothing is changed then.
+/// The input has a mistake, the store cannot be read or written, or another process uses it. Then nothing is changed.
 pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
     let lock = Lock::take(path)?;
     let input = Input::open(input)?;
@@ -102,7 +102,7 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
     let import = input.read().map_err(|source| ImportError::Malformed { name: name.clone(), source })?;
     let shown = path.display();
     if import.is_empty() {
-        say(&format!("{shown}: there is no entry in {name}; nothing was changed"));
+        say(&format!("{shown}: {name} has no entries; nothing was changed"));
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::new(format!("importing into {shown}"));
@@ -194,7 +194,7 @@ fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Checks the length of a value, which the files limit.
+/// Checks the length of a value against the limit of the file format.
 fn check_value(value: &[u8]) -> Result<(), Fault> {
     match value.len() as u64 {
         0..=VALUE_MAX => Ok(()),
@@ -202,7 +202,7 @@ fn check_value(value: &[u8]) -> Result<(), Fault> {
     }
 }
 
-/// Checks the length of a key, which has the limits of HTTP.
+/// Checks the length of a key against the limits of HTTP.
 fn check_key(key: &str) -> Result<(), Fault> {
     match key.len() {
         0 => Err(Fault::EmptyKey),
@@ -232,11 +232,11 @@ fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {
                     bar.set((data.len() - rest.len()) as u64, data.len() as u64);
                 }
             }
-            // The store counts again.
+            // The store counts itself.
             Some(b"KVSize") => {
                 rmp::decode::read_int::<i64, _>(&mut rest).map_err(|_| at(start, Fault::SizeIsNotANumber))?;
             }
-            // The media types of a store are beside the values, and are not read here.
+            // A store has media types beside its values, which an import does not read.
             Some(b"VKOG") => return Err(InputError::Store),
             _ => return Err(at(start, Fault::UnknownField)),
         }
@@ -284,7 +284,7 @@ mod tests {
             assert!(error.starts_with("line 3: ") && error.contains(fact) && !error.contains("at line"), "{error}");
         }
         let long = format!(r#"{{"key":"{}","value":"1"}}"#, "k".repeat(KEY_MAX + 1));
-        assert_eq!(lines(&long), Err("line 1: the key has 1025 bytes, 1024 is the most".to_owned()));
+        assert_eq!(lines(&long), Err("line 1: the key has 1025 bytes, the maximum is 1024".to_owned()));
     }
 
     #[test]
@@ -298,6 +298,6 @@ mod tests {
         }
         assert_eq!(read(b"\x81\xa2KV\x81\xa0\xa11"), Err("byte 5: the key is empty".to_owned()));
         assert!(read(b"\x81\xa4VKOG\x80").is_err_and(|fact| fact.contains("vkog export")));
-        assert_eq!(read(b"\x81\xa2KV\x80\x00"), Err("byte 5: more bytes than the map has".to_owned()));
+        assert_eq!(read(b"\x81\xa2KV\x80\x00"), Err("byte 5: bytes follow the map".to_owned()));
     }
 }

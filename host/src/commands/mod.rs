@@ -21,10 +21,10 @@ use vkog_store::{self as store, Contents, Lock, StoreError};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There is no store at the path.
-    #[error("cannot read {}: there is no such file; give the path of a store", .0.display())]
+    /// The path does not exist.
+    #[error("cannot read {}: the file does not exist; give the path of a store", .0.display())]
     Missing(PathBuf),
-    /// The system does not tell whether there is one.
+    /// The system cannot check whether the store exists.
     #[error("cannot read {}: {source}; give the path of a store", .path.display())]
     Unreadable {
         /// The path.
@@ -32,7 +32,7 @@ pub enum OpenError {
         /// The error of the system.
         source: io::Error,
     },
-    /// Another process has the store.
+    /// Another process uses the store.
     #[error(transparent)]
     Locked(#[from] StoreError),
 }
@@ -41,7 +41,7 @@ pub enum OpenError {
 ///
 /// # Errors
 ///
-/// There is none, or another process has it.
+/// It does not exist, or another process uses it.
 fn lock(path: &Path) -> Result<Lock, OpenError> {
     match store::exists(path) {
         Ok(true) => Ok(Lock::take(path)?),
@@ -56,7 +56,7 @@ fn read(path: &Path) -> Result<Contents, StoreError> {
     Contents::read(path, &|done, total| bar.set(done, total))
 }
 
-/// Formats a number with what it counts: `1 entry`, `2 entries`.
+/// Formats a number with its noun: `1 entry`, `2 entries`.
 fn count(number: u64, one: &str, more: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { more })
 }
@@ -69,7 +69,7 @@ fn bytes(number: u64) -> String {
     count(number, "byte", "bytes")
 }
 
-/// Prints a line. A reader of standard output that has gone is no error.
+/// Prints a line. A closed standard output is not an error.
 fn say(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -1,4 +1,4 @@
-//! `vkog repair`: a store that opens again, from what is whole in damaged files.
+//! `vkog repair`: recovers the intact entries of a damaged store.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,13 +16,13 @@ use vkog_store::{self as store, Lost, Origin, Repair, Salvaged, StoreError};
 #[error("{}", way_out(.0))]
 struct RepairError(#[source] StoreError);
 
-/// Repairs a store, where there is something to repair.
+/// Repairs a store if it is damaged.
 ///
 /// # Errors
 ///
-/// Nothing could be salvaged or written, or another process has the store.
+/// Nothing could be recovered or written, or another process uses the store.
 ///
-/// The status is [`LOG_IS_LOST`] where the files are whole and the last changes are missing, as that of `vkog check`.
+/// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing, as for `vkog check`.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
     let shown = path.display();
@@ -45,7 +45,7 @@ pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     let (number, size) = repaired.totals;
     let moved: Vec<String> = repaired.moved.iter().map(|moved| moved.to.display().to_string()).collect();
     say(&format!(
-        "{shown}: repaired; {} of {}, revision {}; what was there before is in {}",
+        "{shown}: repaired; {} of {}, revision {}; the previous files are {}",
         entries(number),
         bytes(size),
         repaired.revision,
@@ -54,7 +54,7 @@ pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What came from a file, and what did not.
+/// Returns the lines about a file: its recovered entries, and its lost bytes.
 fn lines(file: &Salvaged) -> Vec<String> {
     let shown = file.path.display();
     let mut lines = Vec::new();
@@ -66,29 +66,31 @@ fn lines(file: &Salvaged) -> Vec<String> {
             lines.push(format!("{shown}: {} from {chunks}, {lost}", entries(whole)));
             if unverified > 0 {
                 lines.push(format!(
-                    "{shown}: {} more that no checksum proves; look at their values",
+                    "{shown}: {} more without a valid checksum; check their values",
                     entries(unverified)
                 ));
             }
             if directory_is_damaged {
                 lines.push(format!(
-                    "{shown}: its directory cannot be trusted; revisions are new, media types and details may be missing or wrong"
+                    "{shown}: its directory is damaged; revisions are new, media types and details may be missing or wrong"
                 ));
             }
         }
         Origin::GoFile { entries: number } => lines.push(format!(
-            "{shown}: {}, {lost}; the Go program writes no checksums, look at their values",
+            "{shown}: {}, {lost}; the Go program writes no checksums, check the values",
             entries(number)
         )),
-        Origin::Nothing => lines.push(format!("{shown}: nothing in it is a store's")),
+        Origin::Nothing => lines.push(format!("{shown}: it has no data of a store")),
         Origin::Log { records, gap } => {
             lines.push(format!("{shown}: {}, {lost}", count(records, "whole record", "whole records")));
             if gap {
-                lines.push(format!("{shown}: it continues a later snapshot; what came between is missing"));
+                lines.push(format!("{shown}: it continues a later snapshot; the changes between them are missing"));
             }
         }
-        Origin::Foreign => lines.push(format!("{shown}: it continues another store's file; nothing was taken from it")),
-        Origin::Superseded => lines.push(format!("{shown}: it is older than the snapshot; nothing in it was needed")),
+        Origin::Foreign => lines.push(format!("{shown}: it belongs to another store; nothing was recovered from it")),
+        Origin::Superseded => {
+            lines.push(format!("{shown}: it is older than the snapshot; nothing was recovered from it"))
+        }
     }
     lines.extend(file.lost.iter().map(|lost| format!("{shown}: {}", hole(lost))));
     lines
@@ -106,10 +108,7 @@ fn hole(lost: &Lost) -> String {
 fn way_out(error: &StoreError) -> String {
     match error {
         StoreError::Unreadable { path, damage } => {
-            format!(
-                "cannot repair {}: {damage}; nothing was changed, put back a copy, or move it aside",
-                path.display()
-            )
+            format!("cannot repair {}: {damage}; nothing was changed, restore a copy, or move it aside", path.display())
         }
         _ => error.to_string(),
     }

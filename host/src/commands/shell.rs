@@ -1,4 +1,4 @@
-//! `vkog completions` and `vkog man`: a shell completion script and the manual page, from the definition of the command line.
+//! `vkog completions`, `vkog man` and `vkog version`: texts that are generated from the definition of the command line.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Command;
 use clap_complete::Shell;
 
-/// Prints the script that completes `vkog` in this shell.
+/// Prints the completion script of a shell.
 pub fn completions(mut command: Command, shell: Shell) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "vkog", &mut script);
@@ -24,7 +24,12 @@ pub fn man(command: Command) -> io::Result<ExitCode> {
     Ok(print(&page))
 }
 
-/// Prints to standard output. A reader that has gone is no error.
+/// Prints the version, as `vkog --version`.
+pub fn version(command: &Command) -> ExitCode {
+    print(command.render_version().as_bytes())
+}
+
+/// Prints to standard output. A closed standard output is not an error.
 fn print(bytes: &[u8]) -> ExitCode {
     let _ = io::stdout().write_all(bytes);
     ExitCode::SUCCESS

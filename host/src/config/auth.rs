@@ -6,7 +6,7 @@ use super::error::AuthError;
 use super::origin::{AllowedHost, Proxy};
 use vkog_plugin_host::Sha256;
 
-/// The authentication and authorization of clients, as the configuration has it.
+/// The configured authentication and authorization of clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Auth {
     /// Whether clients may read and write without a token (`--open`).
@@ -53,20 +53,20 @@ pub struct Token {
     pub name: String,
     /// The SHA-256 of the secret.
     pub sha256: Sha256,
-    /// What its sender may do.
+    /// The permission of its sender.
     pub permission: Permission,
     /// The token is valid for keys with this prefix; an empty prefix is every key and the server itself.
     pub prefix: String,
 }
 
 impl Auth {
-    /// Returns what holds for a listener that only this machine reaches (`is_local`), or that other machines reach.
+    /// Returns the rules for a listener that only this machine can reach (`is_local`), or that other machines can reach.
     ///
     /// # Errors
     ///
-    /// Other machines reach the listener, and there is no token.
+    /// Other machines can reach the listener, and no token is configured.
     pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
-        // The names of an address that other machines reach are unknown, unless the configuration has them.
+        // The names of an address that other machines can reach are unknown, unless they are configured.
         self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
         match self {
             _ if self.open || !self.tokens.is_empty() => Ok(self),
@@ -80,7 +80,7 @@ impl Auth {
     /// # Errors
     ///
     /// It has no token, two tokens are the same, or a value cannot be used.
-    pub(super) fn parse(table: toml::Value) -> Result<Self, AuthError> {
+    pub(super) fn parse<'de>(table: impl Deserializer<'de, Error = toml::de::Error>) -> Result<Self, AuthError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
@@ -89,7 +89,7 @@ impl Auth {
             #[serde(default)]
             tokens: Vec<Token>,
         }
-        let Written { remote_admin, tokens } = table.try_into()?;
+        let Written { remote_admin, tokens } = Written::deserialize(table)?;
         if tokens.is_empty() {
             return Err(AuthError::NoTokens);
         }
@@ -125,17 +125,17 @@ impl<'de> Deserialize<'de> for Token {
                 Sha256::of(token.as_bytes())
             }
             (Some(_), None) => {
-                return wrong("no header can carry it; write ASCII letters, digits and signs, without spaces");
+                return wrong("a header cannot carry it; write ASCII letters, digits and signs, without spaces");
             }
             (None, Some(sha256)) => sha256,
             _ => return wrong("write either token or token_sha256"),
         };
-        // An empty prefix would match every key, which is more than the operator can have meant.
+        // An empty prefix matches every key, which the operator probably did not intend.
         if prefix.as_deref() == Some("") {
-            return wrong("its prefix is empty; leave it out for a token that is for every key");
+            return wrong("its prefix is empty; remove it to allow every key");
         }
         if permission == Permission::Admin && prefix.is_some() {
-            return wrong("administration has no keys; leave prefix out, or take the right \"write\"");
+            return wrong("the right \"admin\" applies to all keys; remove prefix, or use the right \"write\"");
         }
         Ok(Self { name, sha256, permission, prefix: prefix.unwrap_or_default() })
     }
@@ -175,8 +175,8 @@ mod tests {
             (token("token = \"two words\"\nright = \"read\""), ["\"a\"", "ASCII"]),
             (token("token = \"\u{e9}\"\nright = \"read\""), ["\"a\"", "ASCII"]),
             (token("token_sha256 = \"abc\"\nright = \"read\""), ["SHA-256", "64 hexadecimal"]),
-            (token("token = \"t\"\nright = \"read\"\nprefix = \"\""), ["\"a\"", "leave it out"]),
-            (token("token = \"t\"\nright = \"admin\"\nprefix = \"a/\""), ["\"a\"", "leave prefix out"]),
+            (token("token = \"t\"\nright = \"read\"\nprefix = \"\""), ["\"a\"", "remove it"]),
+            (token("token = \"t\"\nright = \"admin\"\nprefix = \"a/\""), ["\"a\"", "remove prefix"]),
             (token("tokn = \"t\"\nright = \"read\""), ["tokn", "token_sha256"]),
             (good.repeat(2), ["two tokens", "\"a\""]),
             (format!("{good}{}", good.replace("\"a\"", "\"b\"")), ["\"a\" and \"b\"", "the same"]),

@@ -1,10 +1,11 @@
 //! Why a configuration cannot be used.
 
-use std::error::Error as StdError;
+use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
+use vkog_plugin_host::SettingError;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -19,95 +20,127 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The configuration file has a mistake.
-    #[error("cannot use {}: {source}", .path.display())]
+    #[error("cannot use {}{source}", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// The mistake.
         source: FileError,
     },
-    /// `--plugin-dir` names something that is not a folder.
-    #[error("cannot use --plugin-dir {}: it is not a folder; make it, or start with --no-plugins", .0.display())]
+    /// `--plugin-dir` is not a folder.
+    #[error("cannot use --plugin-dir {}: it is not a folder; create it, or start with --no-plugins", .0.display())]
     NoPluginFolder(PathBuf),
     /// An option contradicts another one.
     #[error("cannot use {option}: {conflict}")]
     Conflict {
         /// The option.
         option: &'static str,
-        /// What it contradicts.
+        /// The contradiction.
         conflict: Conflict,
     },
 }
 
-/// What an option contradicts.
+/// The contradiction of an option with another one.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Conflict {
     /// A certificate without its key.
-    #[error("there is no --tls-key; give both")]
+    #[error("--tls-key is missing; give both")]
     NoKey,
     /// A key without its certificate.
-    #[error("there is no --tls-cert; give both")]
+    #[error("--tls-cert is missing; give both")]
     NoCertificate,
     /// TLS with tiny_http.
-    #[error("tiny_http speaks no TLS; use --http hyper")]
+    #[error("tiny_http does not support TLS; use --http hyper")]
     TinyTls,
     /// TLS at a Unix socket.
-    #[error("only this machine reaches a Unix socket; leave it out, or listen on host:port")]
+    #[error("a Unix socket does not need TLS; remove it, or listen on host:port")]
     UnixTls,
+    /// A limit below which no value fits.
+    #[error("no value fits into 0 bytes; choose a larger size, or remove the option")]
+    Zero,
     /// Values that are larger than a store can hold.
-    #[error("a store holds values of at most {max} bytes; choose that or less")]
+    #[error("the maximum size of a value is {max} bytes; choose a smaller size")]
     ValueMax {
         /// The limit of the store, in bytes.
         max: u64,
     },
     /// A memory budget that is smaller than one request body.
-    #[error("one body may have {least} bytes; give at least that, or lower --max-value")]
+    #[error("a request body can have {least} bytes; set at least this size, or lower --max-value")]
     BudgetMin {
         /// The longest request body, in bytes.
         least: u64,
     },
 }
 
-/// A mistake in a configuration file.
+/// A mistake in a configuration file. Its text continues the path of the file.
+#[derive(Debug, Error)]
+#[error(
+    "{}: {}{source}",
+    .line.map(|line| format!(":{line}")).unwrap_or_default(),
+    .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default()
+)]
+pub struct FileError {
+    /// The line of the mistake, counted from 1.
+    pub line: Option<usize>,
+    /// The key of the mistake, with the tables around it: `access.tokens.name`.
+    pub key: Option<String>,
+    /// The mistake.
+    pub source: Mistake,
+}
+
+/// The mistake at one place of a configuration file.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum FileError {
-    /// The text is not TOML.
-    #[error("{}{}", .line.map(|line| format!("line {line}: ")).unwrap_or_default(), one_line(.source))]
-    Syntax {
-        /// The line of the mistake, counted from 1.
-        line: Option<usize>,
-        /// What the parser expected.
-        source: toml::de::Error,
+pub enum Mistake {
+    /// The text is not TOML, or a value cannot be used.
+    #[error("{}", expectation(.0.message()))]
+    Value(#[source] toml::de::Error),
+    /// The list of plugins that run first is not a list of names.
+    #[error("{}; write the names of plugins, order = [\"conflict\", \"bytes\"]", expectation(.0.message()))]
+    Order(#[source] toml::de::Error),
+    /// A table has no such key.
+    #[error("unknown key; {}", way_out(.similar.as_deref(), .known))]
+    UnknownKey {
+        /// The key that was probably meant.
+        similar: Option<String>,
+        /// All keys of the table.
+        known: Vec<String>,
     },
-    /// A key has a value of the wrong type.
-    #[error("{key}: {}; {way_out}", one_line(.source))]
-    Key {
-        /// The key.
-        key: &'static str,
-        /// What the key expects.
-        source: toml::de::Error,
-        /// How to write it.
-        way_out: &'static str,
-    },
+    /// The settings of a plugin are not in a table.
+    #[error("expected a table; write a table [plugins.NAME] for each plugin")]
+    NotATable,
     /// The table of a plugin has a value that the host cannot use.
-    #[error("[plugins.{name}] {source}")]
-    Plugin {
-        /// The plugin.
-        name: String,
-        /// The mistake.
-        source: Box<dyn StdError + Send + Sync>,
-    },
+    #[error("{}", .0.source().map(|source| expectation(&source.to_string())).unwrap_or_default())]
+    Plugin(#[source] SettingError),
     /// The table `[access]` cannot be used.
-    #[error("[access] {0}")]
-    Access(#[source] AuthError),
+    #[error(transparent)]
+    Access(#[from] AuthError),
     /// The table `[proxy]` cannot be used.
-    #[error("[proxy] {0}")]
-    Proxy(#[source] ProxyError),
-    /// An option has a value of the wrong type, or there is no such option.
-    #[error("{}", one_line(.0))]
-    Options(#[source] toml::de::Error),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+}
+
+/// Returns the way out of an unknown key.
+fn way_out(similar: Option<&str>, known: &[String]) -> String {
+    match similar {
+        Some(similar) => format!("did you mean `{similar}`?"),
+        None => {
+            let known: Vec<String> = known.iter().map(|key| format!("`{key}`")).collect();
+            format!("expected one of {}", known.join(", "))
+        }
+    }
+}
+
+/// Returns the message of a deserializer in one line, what it expected before what it found.
+fn expectation(message: &str) -> String {
+    let message = message.replace('\n', " ");
+    let found =
+        ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|kind| message.strip_prefix(kind));
+    match found.and_then(|rest| rest.split_once(", expected ")) {
+        Some((found, expected)) => format!("expected {expected}, found {found}"),
+        None => message,
+    }
 }
 
 /// Why the table `[access]` cannot be used, or why a listener needs one.
@@ -115,21 +148,21 @@ pub enum FileError {
 #[non_exhaustive]
 pub enum AuthError {
     /// A value has the wrong type, or a key is unknown.
-    #[error("{}", one_line(.0))]
+    #[error("{}", expectation(.0.message()))]
     Malformed(#[from] toml::de::Error),
     /// The table has no token.
-    #[error("it has no token, and no client could send one; write a table [[access.tokens]]")]
+    #[error("no token is configured; add a table [[access.tokens]]")]
     NoTokens,
     /// Two tokens have the same name.
-    #[error("two tokens are called {0:?}; give each a name of its own")]
+    #[error("two tokens are named {0:?}; give each token a unique name")]
     SameName(String),
     /// Two tokens have the same secret.
-    #[error("{0:?} and {1:?} are the same token; give each one of its own")]
+    #[error("{0:?} and {1:?} are the same token; give each client its own token")]
     SameToken(String, String),
-    /// Other machines reach the address, and the configuration neither has tokens nor allows every client.
+    /// Other machines can reach the address, and the configuration neither has tokens nor allows every client.
     #[error(
-        "cannot serve an address that other machines reach without [access]: every client could read and write; add tokens \
-         to [[access.tokens]] of the configuration, or allow it with --open"
+        "cannot serve an address that other machines can reach: without tokens every client could read and write; add \
+         [[access.tokens]] to the configuration, or allow it with --open"
     )]
     Unprotected,
 }
@@ -139,19 +172,14 @@ pub enum AuthError {
 #[non_exhaustive]
 pub enum ProxyError {
     /// A value has the wrong type, or a key is unknown.
-    #[error("{}", one_line(.0))]
+    #[error("{}", expectation(.0.message()))]
     Malformed(#[from] toml::de::Error),
     /// A proxy is neither an address, nor a network, nor `unix`.
-    #[error("trusted: {0:?} is no address; write an address (127.0.0.1), a network (10.0.0.0/8) or unix")]
+    #[error("trusted: {0:?} is not an address; write an address (127.0.0.1), a network (10.0.0.0/8) or unix")]
     NotAnAddress(String),
     /// The table names no proxy.
-    #[error("trusted is empty; name a proxy or leave the table out")]
+    #[error("trusted is empty; name a proxy, or remove the table")]
     NoProxies,
-}
-
-/// Returns the message of a TOML error in one line.
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ")
 }
 
 /// A text that is not the value of an option.
@@ -162,7 +190,7 @@ pub enum ValueError {
     #[error("not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
     Size,
     /// `unix:` without a path.
-    #[error("no path after unix:")]
+    #[error("the path is missing; write unix:PATH")]
     NoPath,
     /// Neither `host:port` nor `unix:PATH`.
     #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH")]

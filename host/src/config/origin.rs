@@ -117,7 +117,7 @@ impl Proxy {
     /// # Errors
     ///
     /// It names no proxy, or something that is not one.
-    pub(crate) fn parse(table: toml::Value) -> Result<Self, ProxyError> {
+    pub(super) fn parse<'de>(table: impl Deserializer<'de, Error = toml::de::Error>) -> Result<Self, ProxyError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
@@ -125,7 +125,7 @@ impl Proxy {
             #[serde(default)]
             header: ProxyHeader,
         }
-        let Written { trusted, header } = table.try_into()?;
+        let Written { trusted, header } = Written::deserialize(table)?;
         if trusted.is_empty() {
             return Err(ProxyError::NoProxies);
         }
@@ -217,7 +217,7 @@ mod tests {
         assert!(table("trusted = [\"unix\"]").expect("valid").trusts(None));
         for (text, words) in [
             ("trusted = []", "empty"),
-            ("trusted = [\"a\"]", "\"a\" is no address"),
+            ("trusted = [\"a\"]", "\"a\" is not an address"),
             ("trusted = [\"unix\"]\nheader = \"Via\"", "X-Real-IP"),
             ("header = \"Forwarded\"", "trusted"),
         ] {

@@ -1,4 +1,4 @@
-//! What the HTTP engines share: request heads, responses, bodies within a memory budget, and the service that they call.
+//! The types that both HTTP engines share: request heads, responses, bodies within a memory budget, and the service that they call.
 //! Knows no route and no store.
 
 mod body;
@@ -94,7 +94,7 @@ impl HttpServer {
     }
 }
 
-/// What an engine calls for each request, from any of its threads. No method may block for long: hyper's engine calls them
+/// The service that an engine calls for each request, from any of its threads. No method may block for long: hyper's engine calls them
 /// on its event loops.
 pub trait Service: Send + Sync + 'static {
     /// A request whose head was accepted.

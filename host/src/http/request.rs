@@ -159,7 +159,7 @@ impl RequestHead {
     ///
     /// # Errors
     ///
-    /// The framing is not accepted. The connection has to end, because nobody knows where the next request begins.
+    /// The framing is not accepted. The connection has to end, because the start of the next request is unknown.
     pub fn body_len(&self) -> Result<BodyLength, BodyFault> {
         let mut codings = self.headers.all("transfer-encoding");
         let mut lengths = self.headers.all("content-length");

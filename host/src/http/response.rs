@@ -65,7 +65,7 @@ impl Response {
 
     /// Creates the response to a request that was lost to a panic.
     pub fn internal_error() -> Self {
-        Self::new(500, &b"Internal error; the log says more\n"[..])
+        Self::new(500, &b"Internal error; see the log of the server\n"[..])
             .with_header("Content-Type", "text/plain; charset=utf-8")
     }
 

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why a server does not start. Errors of the store, of plugins and of the configuration have types of their own.
+/// Why a server does not start. The store, plugins and the configuration have their own error types.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(super) enum StartError {
     /// The thread that receives signals has ended.
-    #[error("cannot wait for signals")]
+    #[error("cannot receive signals: their thread has ended; restart the server")]
     NoSignals,
     /// The thread that starts the server panicked. The log has the panic.
-    #[error("the start failed")]
+    #[error("the start panicked; see the log")]
     Panicked,
     /// The socket would replace a file of the store.
-    #[error("cannot listen on unix:{}: {} has a file of that name; choose another path", .path.display(), .file.display())]
+    #[error("cannot listen on unix:{}: it is a file of the store {}; choose another path", .path.display(), .file.display())]
     SocketInStore {
         /// The path of the socket.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub(super) enum StartError {
 /// The configuration demands a plugin that was not loaded.
 #[derive(Debug, Error)]
 #[error(
-    "[plugins.{name}] demands a plugin that was not loaded {}; put its library there, or set required = false",
+    "[plugins.{name}] requires a plugin that was not loaded {}; add its library, or set required = false",
     place(.folder.as_deref())
 )]
 pub(super) struct MissingPlugin {
@@ -42,7 +42,7 @@ pub(super) struct MissingPlugin {
 pub(super) fn place(folder: Option<&Path>) -> String {
     match folder {
         Some(folder) => format!("from {}", folder.display()),
-        None => "because there is no plugin folder (--plugin-dir)".to_owned(),
+        None => "because no plugin folder exists (--plugin-dir)".to_owned(),
     }
 }
 

@@ -10,8 +10,7 @@ use vkog_plugin_host::{HostContext, Plugin, Source, is_required, libraries, unkn
 ///
 /// # Errors
 ///
-/// The folder cannot be read, or at least one required plugin cannot be loaded or is not there. Each of those has a line of its
-/// own.
+/// The folder cannot be read, or at least one required plugin is missing or cannot be loaded. Each such plugin is one line.
 pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugin>, Failure> {
     let unreadable = |error| PluginFolderError { folder: source.folder.clone().unwrap_or_default(), source: error };
     let found = source.folder.as_deref().map_or(Ok(Vec::new()), libraries).map_err(unreadable)?;
@@ -24,7 +23,7 @@ pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugi
                 loaded.push(plugin);
             }
             Err(error) if is_required(&source.settings, &error) => failed.push(error),
-            Err(error) => tracing::warn!("{error}; started without it, because it is not required"),
+            Err(error) => tracing::warn!("{error}; started without it, because it has required = false"),
         }
     }
     if !failed.is_empty() {
@@ -50,9 +49,9 @@ fn not_loaded<'a>(source: &'a Source, loaded: &'a [Plugin]) -> impl Iterator<Ite
 pub(super) fn warn_unknown(source: &Source, loaded: &[Plugin]) {
     let place = place(source.folder.as_deref());
     for name in not_loaded(source, loaded) {
-        tracing::warn!("[plugins.{name}] is in the configuration, and no such plugin was loaded {place}");
+        tracing::warn!("[plugins.{name}] names a plugin that was not loaded {place}");
     }
     for name in unknown_in_order(&source.order, loaded) {
-        tracing::warn!("plugins.order names {name}, and no such plugin was loaded {place}");
+        tracing::warn!("plugins.order names {name}, a plugin that was not loaded {place}");
     }
 }

@@ -12,7 +12,7 @@ use crate::http::{Certificate, Tls};
 use vkog_engine::Engine;
 use vkog_plugin_host::{ReloadOutcome, ReloadReport, Source};
 
-/// What a reload reads and changes.
+/// The parts of the server that a reload reads and changes.
 pub(super) struct Reloader<C> {
     pub(super) engine: Arc<Engine>,
     pub(super) auth: Arc<Authorizer>,
@@ -41,12 +41,12 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         for ReloadReport { path, name, outcome } in &taken {
             let (path, name) = (path.display(), name.as_deref().unwrap_or("?"));
             match outcome {
-                ReloadOutcome::Unchanged => tracing::debug!("{name} ({path}) has not changed"),
+                ReloadOutcome::Unchanged => tracing::debug!("{name} ({path}) is unchanged"),
                 ReloadOutcome::Loaded => tracing::info!("loaded {name} ({path})"),
                 ReloadOutcome::Reloaded => tracing::info!("reloaded {name} ({path})"),
-                ReloadOutcome::Reconfigured => tracing::info!("{name} ({path}) took in its new settings"),
+                ReloadOutcome::Reconfigured => tracing::info!("{name} ({path}) uses its new settings"),
                 ReloadOutcome::Removed => tracing::info!("removed {name} ({path})"),
-                ReloadOutcome::Failed(error) => tracing::error!("{error}; what was loaded goes on"),
+                ReloadOutcome::Failed(error) => tracing::error!("{error}; the loaded version continues"),
             }
         }
         self.engine.plugins().look(|plugins, _, _| warn_unknown(&source, plugins));
@@ -59,7 +59,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         let config = configured()?;
         let source = config.served_plugins();
         let auth = config.auth.for_listener(self.is_local)?;
-        // All that can be wrong comes before the first change.
+        // Everything that can fail comes before the first change.
         let certificate = config.tls.as_ref().map(Certificate::read).transpose()?;
         if self.tls.is_some() != certificate.is_some() {
             return Err(TlsChanged.into());
@@ -70,7 +70,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         }
         if is_open && !was_open {
             tracing::warn!(
-                "the configuration has no access tokens any more: every client of this address may read and write"
+                "the configuration no longer has access tokens: every client of this address may read and write"
             );
         }
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate)

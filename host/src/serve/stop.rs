@@ -1,4 +1,4 @@
-//! The stop of a server, which takes a limited time whatever a plugin does.
+//! The stop of a server, within a limited time even if a plugin does not return.
 //!
 //! Requests in flight have [`REQUESTS_TIMEOUT`]. A request that has not returned then is in code of a plugin and is abandoned:
 //! the store is closed, and the process ends without waiting for its threads.
@@ -30,7 +30,7 @@ pub(super) fn drain(http: HttpServer) {
 
 /// Destroys the plugins, then closes the store. Ends the process if a plugin does not return.
 pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failure> {
-    // Before the store is closed: a thread of a plugin that calls it would wait for ever.
+    // Before the store is closed: a thread of a plugin that calls it would never return.
     let abandoned = engine.plugins().stop(started + PLUGINS_TIMEOUT);
     if abandoned.is_empty() {
         let result = engine.store().close().map_err(Failure::from);
@@ -38,7 +38,7 @@ pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failur
         return if engine.plugins().is_reloading() { leave(result) } else { result };
     }
     for what in abandoned {
-        tracing::warn!("{what} did not return and is abandoned");
+        tracing::warn!("{what} did not return and was abandoned");
     }
     let closing = Arc::clone(engine);
     let left = (started + STOP_TIMEOUT).saturating_duration_since(Instant::now());
@@ -52,9 +52,9 @@ pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failur
     }
 }
 
-/// Ends the process before it serves. Nothing has changed, and nothing has to be waited for.
+/// Ends the process before it serves. Nothing has changed, so there is nothing to wait for.
 pub(super) fn before_serving() -> ! {
-    tracing::info!("stopped before anything was served");
+    tracing::info!("stopped before the server accepted requests");
     leave(Ok(()))
 }
 

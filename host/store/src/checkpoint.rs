@@ -43,7 +43,7 @@ impl Shared {
         if has_news && let Err(error) = self.checkpoint(&mut snapshots, Duration::ZERO) {
             self.commit.sync(&self.map)?;
             let file = self.paths.file.display();
-            tracing::warn!("{file} was closed without a snapshot ({error}); the log holds what is not in it");
+            tracing::warn!("{file} was closed without a snapshot ({error}); the log has the later changes");
             return Ok(());
         }
         if self.commit.closed().is_some() {

@@ -50,7 +50,7 @@ pub enum Defect {
         later: u64,
     },
     /// A record of a log that another log follows is damaged.
-    #[error("a damaged record (the log goes on)")]
+    #[error("a damaged record (the log continues after it)")]
     DamagedRecordBeforeNextLog,
     /// A revision is not greater than the one before it.
     #[error("revision {revision} after revision {after}")]
@@ -106,10 +106,10 @@ pub enum Defect {
     #[error("an unknown part \"{0}\"")]
     UnknownPart(String),
     /// More bytes follow the end of the map.
-    #[error("more bytes than the map has")]
+    #[error("bytes follow the map")]
     TrailingBytes,
     /// Nothing in it could be salvaged.
-    #[error("there is nothing in it that a store has")]
+    #[error("it contains no data of a store")]
     NothingToSalvage,
 }
 

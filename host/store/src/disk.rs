@@ -93,7 +93,7 @@ impl Disk for LocalDisk {
                 WARNED.call_once(|| {
                     let folder = folder(path).display();
                     tracing::warn!(
-                        "cannot sync the folder {folder}: {error}; a power cut may undo the last snapshot's renames"
+                        "cannot sync the folder {folder}: {error}; a power cut may revert the renames of the last snapshot"
                     );
                 });
                 Ok(())

@@ -14,8 +14,7 @@ use crate::damage::{Damage, Mismatch};
 pub enum StoreError {
     /// A file cannot be read, or its content is not what it should be. It was not changed.
     #[error(
-        "cannot read {path}: {damage}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or move it aside to \
-         start empty"
+        "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog repair`, or move it aside to start empty"
     )]
     Unreadable {
         /// The file.
@@ -25,9 +24,7 @@ pub enum StoreError {
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
-    #[error(
-        "cannot use {path}: {mismatch}; nothing was changed, put back the file it belongs to, or see `vkog repair`"
-    )]
+    #[error("cannot use {path}: {mismatch}; nothing was changed, restore the file it belongs to, or run `vkog repair`")]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -35,7 +32,7 @@ pub enum StoreError {
         mismatch: Mismatch,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {source}; make room, or let this user write to its folder")]
+    #[error("cannot write {path}: {source}; free disk space, or let this user write to its folder")]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -43,7 +40,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The disk is full. The write was rolled back; the client may repeat it when there is space.
-    #[error("no room to write {path}; make room on its disk, and try again")]
+    #[error("the disk is too full to write {path}; free space on it and try again")]
     Full {
         /// The file that could not grow.
         path: PathBuf,
@@ -51,8 +48,8 @@ pub enum StoreError {
     /// The log may not grow, because the next snapshot needs the space. The write was refused; the client may repeat it when there
     /// is space.
     #[error(
-        "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {path} needs {reserved}; delete entries, \
-         or make room on its disk"
+        "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {path} needs {reserved}; \
+         delete entries, or free space on it"
     )]
     Reserved {
         /// The store.
@@ -66,7 +63,7 @@ pub enum StoreError {
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
     #[error(
-        "{path} can only be read since a write failed ({source}{}); check the disk, then start again",
+        "{path} is read-only because a write failed ({source}{}); check the disk, then restart the server",
         then.as_ref().map_or_else(String::new, |then| format!(", and then {then}"))
     )]
     Failed {
@@ -79,8 +76,7 @@ pub enum StoreError {
     },
     /// A write failed, and could not be removed from the log. A restart may find the write or not.
     #[error(
-        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check the \
-         disk, start again, then read the entry"
+        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check the disk, restart the server, then read the entry"
     )]
     Unknown {
         /// The file.
@@ -92,7 +88,7 @@ pub enum StoreError {
     },
     /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
     #[error(
-        "cannot use {path}: it is a mount point, which no snapshot can replace; mount its folder instead of the file"
+        "cannot use {path}: it is a mount point, and a snapshot cannot replace it; mount its folder instead of the file"
     )]
     MountPoint {
         /// The file.
@@ -117,8 +113,8 @@ pub enum StoreError {
     },
     /// The lock file was removed or replaced while the store was open. The store can only be read.
     #[error(
-        "{path} can only be read since {lock} was removed, because another process may have it; stop all servers of this file, \
-         run `vkog check`, then start one again"
+        "{path} is read-only because {lock} was removed and another process may use the store; stop all servers of this file, \
+         run `vkog check`, then start one server"
     )]
     LockLost {
         /// The file.

@@ -20,7 +20,7 @@ impl Shared {
     pub(crate) fn check_disk_space(&self) -> Option<DiskSpace> {
         let space = self.disk_space();
         if self.commit.set_disk_space(space) {
-            tracing::info!("{} has room again", self.paths.file.display());
+            tracing::info!("{} has free disk space again", self.paths.file.display());
         }
         // While one is written, no other one is needed.
         let wants = |snapshots: &Snapshots| self.frees_space(snapshots, space);
@@ -73,7 +73,7 @@ impl Shared {
             }
             let space = self.check_disk_space();
             if self.commit.try_space() {
-                tracing::info!("{} has space again", self.paths.file.display());
+                tracing::info!("{} has free disk space again", self.paths.file.display());
             }
             let asked = wanted.try_recv().is_ok() || asked;
             let mut snapshots = self.snapshots.lock();

@@ -74,7 +74,7 @@ fn a_guard_is_undone_when_a_later_plugin_refuses_or_panics_or_the_store_fails() 
     host.put("a", "refuse").refused(422, "not that").has("X-Mood", "bad").has("Vkog-Plugin", "moody");
     host.put("a", "panic").refused(500, "plugin \"moody\" failed in guard_put");
     host.fail_writes(1);
-    host.put("a", "five!").refused(503, "Not kept");
+    host.put("a", "five!").refused(503, "Rolled back");
     assert_eq!(host.metric("holder", "held"), 4);
     host.get("a").is("four");
     assert!(host.log().contains("ERROR moody: plugin \"moody\" failed in guard_put: never that"), "{}", host.log());
@@ -311,7 +311,7 @@ fn a_test_host_refuses_what_a_server_refuses() {
     let revision = host.post("a", "1").revision();
     let put = |content_type| host.request(Verb::Put, "a").body("2").content_type(content_type).send();
     put("text/caf\u{e9}").refused(400, "Content-Type must be ASCII text");
-    put(&"t".repeat(256)).refused(400, "Content-Type too long: 256 bytes, 255 is the most");
+    put(&"t".repeat(256)).refused(400, "Content-Type too long: 256 bytes; the maximum is 255");
     let other = host.request(Verb::Get, "a").if_revision(revision + 1).send();
     other.refused(412, "Precondition failed: the entry is not as expected");
     host.request(Verb::Put, "a").if_revision(revision).body("2").send().expect(200);
@@ -370,7 +370,7 @@ fn a_batch_undoes_its_guards_from_the_last_to_the_first() {
     host.fail_writes(1);
     let (index, reply) = host.batch([put("a"), put("b")]).0.expect_err("the store fails");
     assert_eq!(index, None, "no operation failed by itself");
-    reply.refused(503, "Not kept");
+    reply.refused(503, "Rolled back");
     assert_eq!(logged(), format!("{refused}guard a, guard b, undo b, undo a, "));
     host.get("a").expect(404);
     assert_eq!(host.batch([put("a"), put("b")]).succeeded()[1].revision(), 2);

@@ -84,8 +84,7 @@ impl Start for Bytes {
         self.ledger.open(held);
         let limit = self.ledger.limit();
         if held > limit {
-            let line =
-                format!("the store holds {held} bytes and may hold {limit}: growth is refused until there is room");
+            let line = format!("the store has {held} bytes, the limit is {limit}: writes that grow it are rejected");
             self.host.log(Level::Warn, &line);
         }
         Ok(())

@@ -28,7 +28,7 @@ impl Overlap {
     fn check(&self, revision: Option<u64>, arrived: u64) -> Verdict {
         match self {
             Overlap::Refuse if revision.is_some_and(|revision| revision > arrived) => {
-                Err(Refusal::new(409, "Entry changed while the request was under way: read it again, then decide"))
+                Err(Refusal::new(409, "Entry changed while the request was in flight: read it again, then retry"))
             }
             _ => Ok(()),
         }
@@ -128,7 +128,7 @@ mod tests {
         let setup = Setup::new().load_other(plugin!(Faster, "faster")).load::<Conflict>();
         let host = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
         host.post("a", "1").expect(200);
-        host.put("a", "slow").refused(409, "Entry changed while the request was under way: read it again");
+        host.put("a", "slow").refused(409, "Entry changed while the request was in flight: read it again");
         host.delete("a").refused(409, "Entry changed");
         host.get("a").is("faster");
 

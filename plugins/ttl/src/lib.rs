@@ -67,7 +67,7 @@ impl Plugin for Ttl {
         if let (Some(default), Some(max)) = (default, max)
             && default > max
         {
-            return Err(format!("default is {default} and max is {max}; give a default of at most max").into());
+            return Err(format!("default is {default} and max is {max}; set default to at most max").into());
         }
         Ok(Ttl {
             host,
@@ -76,7 +76,7 @@ impl Plugin for Ttl {
             index: Mutex::default(),
             pass: Mutex::default(),
             passes: AtomicU64::new(0),
-            expired: host.counter("expired_total", "Entries that were removed because they had expired."),
+            expired: host.counter("expired_total", "Expired entries that were removed."),
             entries: host.gauge("entries", "Entries that will expire."),
         })
     }
@@ -115,17 +115,17 @@ impl Ttl {
         let mut said = headers.chain(query);
         let Some(text) = said.next() else { return Ok(Wish::Nothing) };
         if said.next().is_some() {
-            return Err(Refusal::new(400, format!("The time to live is given twice: give one {HEADER}, or one ttl=")));
+            return Err(Refusal::new(400, format!("The time to live is repeated: send one {HEADER}, or one ttl=")));
         }
         let text = String::from_utf8_lossy(text);
         let period = Period::parse(&text);
         if period.is_none() && text != "none" {
-            return Err(Refusal::new(400, format!("No time to live: {text:?}; give {ACCEPTED}, or none")));
+            return Err(Refusal::new(400, format!("Not a time to live: {text:?}; use {ACCEPTED}, or none")));
         }
         match (period, self.max) {
-            (None, Some(max)) => Err(Refusal::new(400, format!("Every entry expires here: give at most {max}"))),
+            (None, Some(max)) => Err(Refusal::new(400, format!("Every entry must expire: use at most {max}"))),
             (Some(period), Some(max)) if period > max => {
-                Err(Refusal::new(400, format!("Time to live too long: {period}, {max} is the most")))
+                Err(Refusal::new(400, format!("Time to live too long: {period}; the maximum is {max}")))
             }
             (None, None) => Ok(Wish::Never),
             (Some(period), _) => Ok(Wish::For(period)),
@@ -176,7 +176,7 @@ impl Ttl {
         let now = self.now();
         let held = write.entry().and_then(|entry| expiry(entry.details()));
         if held.is_some_and(|held| held <= now) {
-            return Err(Refusal::new(409, "Entry expired while the request was under way: send it again"));
+            return Err(Refusal::new(409, "Entry expired while the request was in flight: send it again"));
         }
         let after = |period: Period| now.saturating_add(period.millis);
         let until = match self.wish(write)? {
@@ -342,7 +342,7 @@ impl Ttl {
         }
         if let Some((key, refusal)) = refused.first() {
             let (count, why) = (refused.len(), refusal.message());
-            let line = format!("{count} expired entries cannot be removed now, {key:?} first of them: {why}");
+            let line = format!("cannot remove {count} expired entries yet, such as {key:?}: {why}");
             self.host.log(Level::Warn, &line);
         }
         let removed = refused.len() < due.len();

@@ -132,11 +132,11 @@ fn an_update_keeps_the_expiry_unless_it_sets_one() {
 #[test]
 fn a_malformed_time_to_live_is_refused_with_the_accepted_forms() {
     let host = host();
-    let refused = "No time to live: \"soon\"; give seconds such as 60, or 60s, 5m, 2h, 7d, or none";
+    let refused = "Not a time to live: \"soon\"; use seconds such as 60, or 60s, 5m, 2h, 7d, or none";
     write(&host, Verb::Post, "a", "soon").refused(400, refused).has("Vkog-Plugin", "ttl");
-    host.request(Verb::Put, "a").query("ttl=0").body("1").send().refused(400, "No time to live: \"0\"");
+    host.request(Verb::Put, "a").query("ttl=0").body("1").send().refused(400, "Not a time to live: \"0\"");
     let twice = host.request(Verb::Put, "a").query("ttl=1").header("vkog-ttl", "1");
-    twice.body("1").send().refused(400, "The time to live is given twice");
+    twice.body("1").send().refused(400, "The time to live is repeated");
     host.get("a").expect(404);
 }
 
@@ -145,14 +145,14 @@ fn settings_give_a_default_and_a_maximum() {
     let host = Setup::new().load::<Ttl>().settings(r#"{"default": 60, "max": "1h"}"#).start();
     host.post("a", "1").expect(200);
     host.get("a").has("Vkog-TTL", "60");
-    write(&host, Verb::Post, "b", "2h").refused(400, "Time to live too long: 2h, 1h is the most");
-    write(&host, Verb::Post, "b", "none").refused(400, "Every entry expires here: give at most 1h");
+    write(&host, Verb::Post, "b", "2h").refused(400, "Time to live too long: 2h; the maximum is 1h");
+    write(&host, Verb::Post, "b", "none").refused(400, "Every entry must expire: use at most 1h");
     let host = Setup::new().load::<Ttl>().settings(r#"{"max": "1h"}"#).start();
     host.post("a", "1").expect(200);
     host.get("a").has("Vkog-TTL", "3600");
     let wrong = |json| Setup::new().load::<Ttl>().settings(json).try_start().err().expect("it is wrong");
     let error = wrong(r#"{"default": "2h", "max": "1h"}"#);
-    assert!(error.to_string().ends_with("default is 2h and max is 1h; give a default of at most max"), "{error}");
+    assert!(error.to_string().ends_with("default is 2h and max is 1h; set default to at most max"), "{error}");
     let error = wrong(r#"{"default": "soon"}"#);
     assert!(error.to_string().ends_with("expected seconds such as 60, or 60s, 5m, 2h, 7d"), "{error}");
 }
@@ -290,7 +290,7 @@ fn an_update_of_an_entry_that_expires_meanwhile_is_refused_once() {
             put.join().expect("it answers")
         })
     };
-    put(5).refused(409, "Entry expired while the request was under way: send it again");
+    put(5).refused(409, "Entry expired while the request was in flight: send it again");
     put(0).expect(200);
     assert_eq!(host.get("a").is("2").header("Vkog-TTL"), None, "it is a new entry");
 }

@@ -67,7 +67,7 @@ fn an_unusable_configuration_is_one_line_with_file_and_position() {
             assert!(exit.one_error().contains(word), "{word} in {exit}");
         }
     };
-    told("max-size = = 5\n", &["vkog.toml", "line 1"]);
+    told("max-size = = 5\n", &["vkog.toml", ":1: "]);
     told("max-sise = 5\n", &["vkog.toml", "max-sise", "max-size"]);
     told("max-size = \"much\"\n", &["vkog.toml", "MiB"]);
     told("[plugins]\nbytes = 5\n", &["vkog.toml", "plugins"]);

@@ -80,7 +80,7 @@ impl Told {
         match reply.text() {
             text if text.starts_with("Outcome unknown") => Self::Unknown,
             text => {
-                assert!(text.starts_with("Not kept"), "{reply}");
+                assert!(text.starts_with("Rolled back"), "{reply}");
                 Self::Refused(reply.status)
             }
         }
@@ -122,7 +122,7 @@ fn an_injected_fault_loses_no_acknowledged_write_and_brings_no_refused_one_back(
             let later = server.put("later", "later");
             match expected {
                 Told::Refused(507) => later.expect(200),
-                _ => later.expect(503).begins("Not kept"),
+                _ => later.expect(503).begins("Rolled back"),
             };
             if expected == Told::Unknown {
                 server.logs(&["could not be made invalid"]);
@@ -254,14 +254,14 @@ fn a_disk_filled_to_507_recovers_by_deletes() {
         let value = vec![b'x'; 50_000];
         let filled = (0..).find(|number| server.put(&format!("key-{number}"), &value).status != 200).expect("it ends");
         assert!(filled > 50, "{filled} values of 50 kB on 8 MiB\n{}", server.log());
-        server.put("one-more", &value).refused(507, "Not kept").says("the next snapshot");
+        server.put("one-more", &value).refused(507, "Rolled back").says("the next snapshot");
         server.path("GET", "/readyz").send().expect(503).says("no room");
         assert_eq!(metric(&server, "vkog_writable"), 0);
         for number in (0..filled).step_by(deleted) {
             server.delete(&format!("key-{number}")).expect(200);
         }
         server.put("large", vec![b'y'; 700_000]).expect(200);
-        server.logs(&["has room again"]);
+        server.logs(&["has free disk space again"]);
         server.path("GET", "/readyz").send().expect(200);
         assert_eq!(metric(&server, "vkog_writable"), 1);
         server.stop().expect(0);
@@ -282,19 +282,19 @@ fn a_disk_filled_by_others_allows_deletes_and_restarts_and_recovers() {
         server.put(&format!("key-{number}"), &value).expect(200);
     }
     let filler = disk.fill();
-    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Not kept");
+    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Rolled back");
     server.path("GET", "/readyz").send().expect(503);
     server.delete("key-0").expect(200);
-    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Not kept");
+    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Rolled back");
     server.stop().expect(0);
 
     let server = setup.start();
     server.get("key-0").expect(404);
     server.get("key-1").expect(200).is(&value);
     server.delete("key-2").expect(200);
-    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Not kept");
+    server.put("key-1", vec![b'y'; 300_000]).refused(507, "Rolled back");
     std::fs::remove_file(filler).expect("it is there");
-    server.logs(&["has room again"]);
+    server.logs(&["has free disk space again"]);
     server.put("key-1", vec![b'y'; 300_000]).expect(200);
     server.signal("USR1");
     server.stop().expect(0);

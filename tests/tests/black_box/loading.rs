@@ -116,7 +116,7 @@ fn a_plugin_of_a_newer_version_loads_if_it_requires_nothing_new() {
     let setup = Setup::new().load(bytes()).load(&faults().new_hook_optional);
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
-    assert!(check.stdout.ends_with("; this host loads it\n"), "{check}");
+    assert!(check.stdout.ends_with("; this server loads it\n"), "{check}");
     assert!(check.stdout.contains("before_post") && check.stdout.contains("1.4.0"), "{check}");
     let server = setup.start();
     server.post("k", "small").expect(200);
@@ -172,7 +172,7 @@ fn a_second_library_with_the_same_plugin_is_refused_and_names_the_first() {
     let both = ["liba", "libb"].map(|name| folder.join(as_library(name)).into_os_string());
     let exit = setup.run(["plugins".into(), "check".into()].into_iter().chain(both)).expect(1);
     let lines: Vec<_> = exit.stdout.lines().collect();
-    assert!(lines.len() == 2 && lines[0].ends_with("; this host loads it"), "{exit}");
+    assert!(lines.len() == 2 && lines[0].ends_with("; this server loads it"), "{exit}");
     assert!(lines[1].contains(&as_library("liba")) && lines[1].ends_with("[duplicate-name]"), "{exit}");
 }
 
@@ -240,7 +240,7 @@ fn check_reports_name_version_and_hooks_of_a_library() {
         (artefacts().library("fault-panics"), "fault-panics 0.1.0"),
     ]) {
         assert!(line.starts_with(&format!("{}: {plugin}", library.display())), "{plugin} in {exit}");
-        assert!(line.contains("guard_post") && line.ends_with("; this host loads it"), "{exit}");
+        assert!(line.contains("guard_post") && line.ends_with("; this server loads it"), "{exit}");
     }
     for hook in ["before_get", "after_delete", "undo_put", "start"] {
         assert!(lines[2].contains(hook), "{hook} in {exit}");

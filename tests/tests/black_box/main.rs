@@ -52,6 +52,7 @@ mod trust;
 mod ttl;
 mod watch;
 mod watchers;
+mod wording;
 
 /// The tests in `both_engines/`, of servers that speak HTTP by hyper.
 #[path = "both_engines"]

@@ -245,7 +245,8 @@ fn a_reload_requires_an_admin_token() {
         Some("Basic s3cret"),
         Some("Bearer s3cret2"),
     ] {
-        server.reload_as(wrong).refused(401, "Send a token").has("WWW-Authenticate", "Bearer realm=\"vkog\"");
+        let words = if wrong.is_none() { "Send a token" } else { "Unknown token; send one of [[access.tokens]]" };
+        server.reload_as(wrong).refused(401, words).has("WWW-Authenticate", "Bearer realm=\"vkog\"");
     }
     server.reload_as(Some("bearer s3cret")).expect(200).says("kept");
     server.path("GET", "/plugins/reload").send().refused(405, "Method not allowed").has("Allow", "POST, OPTIONS");

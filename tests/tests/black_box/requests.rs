@@ -23,14 +23,14 @@ fn log_requests_writes_a_line_with_the_id_and_without_the_query() {
         let put = server.path("PUT", "/k/a%2Fb?token=s3cret").header("Authorization", "Bearer s3cret");
         let put = put.header("X-Request-Id", "client-1").body("value").send().expect(200);
         let put = put.has("X-Request-Id", "client-1");
-        let line = logged(&server, "answered", "client-1");
+        let line = logged(&server, "request", "client-1");
         assert_eq!((&line["method"], &line["path"], &line["status"]), (&"PUT".into(), &"/k/a%2Fb".into(), &200.into()));
         assert!(line["bytes"] == 2 && line["duration_us"].is_u64(), "{line} of {put}");
         assert!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{line}");
         for bad in ["", "two words", "quote\"", &"x".repeat(129)] {
             let reply = server.key("GET", "absent").header("X-Request-Id", bad).send().expect(404);
             let id = reply.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {reply}"));
-            assert!(id != bad && logged(&server, "answered", id)["status"] == 404, "{reply}");
+            assert!(id != bad && logged(&server, "request", id)["status"] == 404, "{reply}");
         }
         server.logs_no(&["s3cret"]);
         server.stop().expect(0);
@@ -47,9 +47,9 @@ fn by_default_only_failed_requests_are_logged_with_their_ids() {
         let failed = server.path("PUT", "/k/k?panic=before_put").body("v").send();
         let failed = failed.expect(500).has("Vkog-Plugin", "fault-panics");
         let id = failed.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {failed}"));
-        let line = logged(&server, "not done", id);
+        let line = logged(&server, "request failed", id);
         assert_eq!((&line["plugin"], &line["status"]), (&"fault-panics".into(), &500.into()));
-        server.logs_no(&["answered"]);
+        server.logs_no(&["request"]);
         server.logs_no(&["mine"]);
         server.stop().expect(0);
     }
@@ -62,7 +62,7 @@ fn a_refused_token_is_logged_by_its_name_and_not_by_its_secret() {
     let unknown = server.path("PUT", "/k/k?token=s3cret").header("Authorization", "Bearer wr0ng").body("v").send();
     let unknown = unknown.expect(401);
     let id = unknown.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {unknown}"));
-    assert_eq!(logged(&server, "not done", id)["status"], 401);
+    assert_eq!(logged(&server, "request failed", id)["status"], 401);
     let reader = server.path("PUT", "/k/k?token=s3cret").header("Authorization", "Bearer s3cret").body("v").send();
     let reader = reader.expect(403);
     let id = reader.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {reader}"));

@@ -78,7 +78,7 @@ impl Place {
     #[track_caller]
     fn loads(&self) {
         let check = self.check().expect(0);
-        assert!(check.stdout.ends_with("; this host loads it\n"), "{check}");
+        assert!(check.stdout.ends_with("; this server loads it\n"), "{check}");
         self.setup.start_with(self.serving()).post("k", "v").expect(200);
     }
 }
@@ -207,7 +207,7 @@ fn a_library_or_folder_of_another_user_is_refused() {
         let exit = Running::start(command.args(["plugins", "check"]).arg(&place.library))
             .wait()
             .expect(i32::from(code.is_some()));
-        assert!(exit.stdout.ends_with(code.unwrap_or("; this host loads it\n")), "of {owner}: {exit}");
+        assert!(exit.stdout.ends_with(code.unwrap_or("; this server loads it\n")), "of {owner}: {exit}");
     }
 }
 

@@ -87,9 +87,9 @@ fn an_expiry_survives_a_restart_and_a_kill() {
 fn a_malformed_time_to_live_is_refused_and_writes_nothing() {
     let server = Setup::new().load(ttl()).config("[plugins.ttl]\nmax = \"1h\"\n").start();
     let post = |time: &str| server.key("POST", "a").header("Vkog-TTL", time).body("1").send();
-    post("1h30m").refused(400, "No time to live: \"1h30m\"; give seconds such as 60").has("Vkog-Plugin", "ttl");
-    post("2h").refused(400, "Time to live too long: 2h, 1h is the most");
-    server.path("POST", "/k/a?ttl=none").body("1").send().refused(400, "Every entry expires here: give at most 1h");
+    post("1h30m").refused(400, "Not a time to live: \"1h30m\"; give seconds such as 60").has("Vkog-Plugin", "ttl");
+    post("2h").refused(400, "Time to live too long: 2h; the maximum is 1h");
+    server.path("POST", "/k/a?ttl=none").body("1").send().refused(400, "Every entry must expire: use at most 1h");
     server.get("a").expect(404);
     server.path("POST", "/k/a?x&ttl=5m").body("1").send().expect(200);
     assert!((290..=300).contains(&left(&server.get("a"))));
@@ -98,5 +98,5 @@ fn a_malformed_time_to_live_is_refused_and_writes_nothing() {
 #[test]
 fn settings_that_contradict_each_other_stop_the_start() {
     let exit = Setup::new().load(ttl()).config("[plugins.ttl]\ndefault = \"2h\"\nmax = \"1h\"\n").fail();
-    assert!(exit.stderr.contains("default is 2h and max is 1h; give a default of at most max"), "{exit}");
+    assert!(exit.stderr.contains("default is 2h and max is 1h; set default to at most max"), "{exit}");
 }

@@ -1,7 +1,7 @@
 //! Decodes the operations of a batch.
 //!
 //! One derived definition serves JSON and MessagePack. A value, a condition and the header fields have visitors, because a
-//! derived untagged enum buffers whatever comes: an array of 16 MiB in place of a value would take 500 MB.
+//! derived untagged enum buffers any input: an array of 16 MiB instead of a value would take 500 MB.
 
 use std::borrow::Cow;
 use std::fmt::{self, Formatter};
@@ -57,7 +57,7 @@ enum BodyError {
     Json(#[from] serde_json::Error),
     #[error("{} at byte {at}", message(.source))]
     MessagePack { at: u64, source: rmp_serde::decode::Error },
-    #[error("something follows the array of operations")]
+    #[error("data follows the array of operations")]
     Trailing,
 }
 
@@ -190,19 +190,19 @@ struct Written<'a> {
 /// Why an operation is not valid, though its fields have the right types.
 #[derive(Debug, Error)]
 enum OperationError {
-    #[error("op is {0:?}; give get, post, put or delete")]
+    #[error("op is {0:?}; use get, post, put or delete")]
     UnknownOp(String),
-    #[error("value and base64 are given both")]
+    #[error("the operation has both value and base64; use one of them")]
     TwoValues,
     #[error("base64 cannot be decoded: {0}")]
     Base64(#[from] base64::DecodeError),
-    #[error("a {0} has neither value nor content_type")]
+    #[error("a {0} takes neither value nor content_type; remove them")]
     UnexpectedValue(String),
-    #[error("{0:?} is no header field of ASCII text")]
+    #[error("{0:?} is not a header of ASCII text")]
     NotAHeader(String),
-    #[error("{0} is not given in headers; there are content_type, if_match, if_none_match")]
+    #[error("{0} is not allowed in headers; use content_type, if_match or if_none_match")]
     OwnHeader(String),
-    #[error("{0} is not supported; give the whole value as it is to be read")]
+    #[error("{0} is not supported; send the whole value, unencoded")]
     UnsupportedHeader(String),
 }
 

@@ -21,10 +21,10 @@ const OPERATIONS_MAX: usize = 1024;
 /// The length at which a batch is sent, in bytes. Every server accepts 16 MiB.
 const LEN_MAX: usize = 8 << 20;
 
-/// The source of the operations.
+/// The arguments of `vkog batch`.
 #[derive(clap::Args)]
 pub struct Batch {
-    /// The operations, an object a line; without it standard input, as for -
+    /// The file of operations, one JSON object per line; - or nothing is standard input
     file: Option<PathBuf>,
 
     #[command(flatten)]
@@ -36,11 +36,11 @@ pub struct Batch {
 enum BatchError {
     #[error("cannot read {name}: line {line}: {source}")]
     Line { name: String, line: usize, source: io::Error },
-    #[error("{name}: line {line} is no object of JSON: {source}; {}", so_far(*.done))]
+    #[error("{name}: line {line} is not a JSON object: {source}; {}", so_far(*.done))]
     NotAnObject { name: String, line: usize, source: serde_json::Error, done: usize },
     #[error("{name}: {place}: {title} ({}); {}", .status.as_str(), so_far(*.done))]
     Refused { name: String, place: String, title: String, status: StatusCode, done: usize },
-    #[error("{name}: {place}: {source}; those before are done, of these it is not known")]
+    #[error("{name}: {place}: {source}; earlier operations succeeded, check whether these did")]
     Lost { name: String, place: String, source: RequestError },
 }
 
@@ -56,7 +56,7 @@ struct Chunk {
 ///
 /// # Errors
 ///
-/// A line is not an object, or the server refused it. Earlier batches are done, later ones are not.
+/// A line is not an object, or the server rejects a batch. Earlier batches have succeeded; later ones are not sent.
 pub fn batch(Batch { file, remote }: Batch) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     match file.filter(|file| file.as_os_str() != "-") {
@@ -94,11 +94,11 @@ fn send_all(server: &Server, from: impl io::Read, shown: &str, len: u64) -> Resu
     if !chunk.lines.is_empty() {
         done = send(server, chunk, shown, done)?;
     }
-    say(&format!("{shown}: did {}", count(done as u64, "operation", "operations")));
+    say(&format!("{shown}: completed {}", count(done as u64, "operation", "operations")));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sends a batch and returns how many operations are done after it.
+/// Sends a batch and returns the number of operations that have succeeded so far.
 fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: usize) -> Result<usize, Failure> {
     body.push(']');
     let request = as_json(server.request(Method::POST, "/batch")).header(CONTENT_TYPE, "application/json");
@@ -120,10 +120,10 @@ fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: us
     }
 }
 
-/// Says how much was done before an error.
+/// Describes the operations that succeeded before an error.
 fn so_far(done: usize) -> String {
     match done {
-        0 => "nothing was done".to_owned(),
-        _ => format!("the first {} done, no other", count(done as u64, "operation is", "operations are")),
+        0 => "nothing was changed".to_owned(),
+        _ => format!("the first {} succeeded, nothing else was changed", count(done as u64, "operation", "operations")),
     }
 }

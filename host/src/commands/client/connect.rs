@@ -1,5 +1,5 @@
-//! How a server is connected to: over TCP, with TLS where that is asked for, or at a Unix socket; and so that its answer is
-//! read though it does not take all that is sent.
+//! Connections to a server: over TCP, with TLS for `https://`, or at a Unix socket. The client also reads a response that the
+//! server sends before it has received the whole request.
 
 #[cfg(unix)]
 use std::path::Path;
@@ -20,13 +20,13 @@ pub(super) fn to_the_web(config: Config) -> Agent {
     Agent::with_parts(config, connector, DefaultResolver::default())
 }
 
-/// An agent for which every address is that of this socket.
+/// An agent that connects to this socket for every address.
 #[cfg(unix)]
 pub(super) fn to_socket(config: Config, path: &Path) -> Agent {
     Agent::with_parts(config, ().chain(unix::Socket(path.to_owned())).chain(Attentive), unix::Nowhere)
 }
 
-/// A server may refuse a body while it is sent, and close the connection to it. What it said is there to be read.
+/// A connector whose connections still read the response if the server rejects the body early and stops reading.
 #[derive(Debug)]
 struct Attentive;
 
@@ -41,7 +41,7 @@ impl<In: Transport> Connector<In> for Attentive {
 #[derive(Debug)]
 struct Connection<T> {
     inner: T,
-    /// Whether the server takes nothing more.
+    /// Whether the server has stopped reading.
     refused: bool,
 }
 

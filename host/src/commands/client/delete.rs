@@ -7,7 +7,7 @@ use ureq::http::Method;
 use super::{Conditions, Remote, Server};
 use crate::failure::Failure;
 
-/// What to remove.
+/// The arguments of `vkog delete`.
 #[derive(clap::Args)]
 pub struct Delete {
     /// The key
@@ -24,7 +24,7 @@ pub struct Delete {
 ///
 /// # Errors
 ///
-/// There is no such entry, the server cannot be reached, or it refused.
+/// The key does not exist, the server cannot be reached, or it rejects the request.
 pub fn delete(Delete { key, conditions, remote }: Delete) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let request = conditions.add_to(server.for_key(Method::DELETE, &key));

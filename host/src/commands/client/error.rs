@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
+use tokio_rustls::rustls;
 use ureq::http::StatusCode;
 use ureq::http::header::InvalidHeaderValue;
 
@@ -18,14 +19,14 @@ pub(super) enum ClientError {
     #[error("cannot write {name}: {source}")]
     Write { name: String, source: io::Error },
     /// The token has characters that a header field cannot carry.
-    #[error("the token cannot be sent in a header; check where it comes from")]
+    #[error("the token cannot be sent in a header; use ASCII characters without spaces")]
     Token(#[from] InvalidHeaderValue),
     /// The file of `--cacert` has no certificate.
-    #[error("no certificate in {}: give one in PEM", .0.display())]
+    #[error("no certificate in {}; give a file in PEM format", .0.display())]
     NoCertificate(PathBuf),
     /// This system has no Unix sockets.
     #[cfg(not(unix))]
-    #[error("there are no sockets unix:PATH here; give an address http://\u{2026}")]
+    #[error("this system has no Unix sockets; use an address http://host:port")]
     NoUnixSockets,
     /// The server did not do what the command needs.
     #[error("cannot {action}: {source}")]
@@ -34,10 +35,10 @@ pub(super) enum ClientError {
     #[error("cannot {action}: the connection was lost: {source}")]
     Lost { action: String, source: io::Error },
     /// The response has no revision.
-    #[error("cannot {action}: no revision came")]
+    #[error("cannot {action}: the response has no revision; check --url")]
     NoRevision { action: String },
     /// The response is not a listing.
-    #[error("cannot list keys: what came is no list: {0}")]
+    #[error("cannot list keys: the response is not a list of keys: {0}; check --url")]
     NotAList(#[from] serde_json::Error),
 }
 
@@ -45,10 +46,13 @@ pub(super) enum ClientError {
 #[derive(Debug, Error)]
 pub(super) enum RequestError {
     /// The server does not listen.
-    #[error("nobody listens at {url}; start the server, or give --url")]
+    #[error("no server listens at {url}; start the server, or set --url")]
     NotListening { url: String, source: io::Error },
+    /// The TLS handshake failed.
+    #[error("no TLS connection to {url}: {source}; {}", tls_way_out(.source))]
+    Tls { url: String, source: rustls::Error },
     /// There was no response, or only a part of one.
-    #[error("no answer from {url}: {}", without_kind(.source))]
+    #[error("no response from {url}: {}", without_kind(.source))]
     NoResponse { url: String, source: Box<ureq::Error> },
     /// The server refused.
     #[error("{message} ({})", .status.as_str())]
@@ -59,6 +63,32 @@ impl RequestError {
     /// Turns the error into that of a command. `action` completes "cannot ...", as in "get a/b".
     pub(super) fn of(self, action: impl Into<String>) -> ClientError {
         ClientError::Request { action: action.into(), source: self }
+    }
+}
+
+/// Returns the TLS error behind an error of a request.
+pub(super) fn tls_error(error: &ureq::Error) -> Option<rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error.clone()),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>().cloned(),
+        _ => None,
+    }
+}
+
+fn tls_way_out(error: &rustls::Error) -> &'static str {
+    use rustls::{CertificateError, Error};
+    match error {
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "use a host name of its certificate in --url",
+        Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => "renew its certificate, or correct the clock",
+        Error::InvalidCertificate(_) => "trust its certificate with --cacert FILE",
+        _ => "use http:// in --url if the server does not speak TLS",
     }
 }
 
@@ -77,9 +107,9 @@ pub(super) enum ValueError {
     Revision,
     #[error("not a header; write NAME: VALUE")]
     Header,
-    #[error("the name is not one of a header")]
+    #[error("not the name of a header; write NAME: VALUE")]
     HeaderName,
-    #[error("the value cannot be sent in a header")]
+    #[error("not the value of a header; use visible ASCII characters")]
     HeaderValue,
     #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
     Url,

@@ -12,17 +12,17 @@ use super::error::ClientError;
 use super::{Conditions, Counted, Remote, Server, revision, say};
 use crate::failure::Failure;
 
-/// What to get, and where to put it.
+/// The arguments of `vkog get`.
 #[derive(clap::Args)]
 pub struct Get {
     /// The key
     key: String,
 
-    /// Write to this file, which is replaced only when all has come
+    /// Write the value to this file; a failed download leaves the file unchanged
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Print the revision, and not the value
+    /// Print the revision instead of the value
     #[arg(long, conflicts_with = "output")]
     revision: bool,
 
@@ -33,11 +33,11 @@ pub struct Get {
     remote: Remote,
 }
 
-/// Gets a value. One that --if-none-match names is not written: there is nothing new.
+/// Gets a value and writes it. Writes nothing if `--if-none-match` names the current revision.
 ///
 /// # Errors
 ///
-/// There is none, the server cannot be reached, or the value cannot be written.
+/// The key does not exist, the server cannot be reached, or the value cannot be written.
 pub fn get(Get { key, output, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
@@ -62,7 +62,7 @@ pub fn get(Get { key, output, revision: only_revision, conditions, remote }: Get
     Ok(ExitCode::SUCCESS)
 }
 
-/// Copies a value. A reader of standard output that has gone is no error.
+/// Copies a value. A closed standard output is not an error.
 fn copy(value: &mut impl Read, mut to: impl Write, action: &str, name: &str) -> Result<(), ClientError> {
     let unwritable = |source| ClientError::Write { name: name.to_owned(), source };
     let mut piece = vec![0; 64 << 10];

@@ -14,35 +14,35 @@ use crate::schema::{Count, Key, Page};
 /// The maximum length of a page of the server.
 const PAGE: u64 = 1000;
 
-/// What to list.
+/// The arguments of `vkog ls`.
 #[derive(clap::Args)]
 pub struct Ls {
-    /// Only keys that begin so
+    /// List only keys with this prefix
     #[arg(default_value = "")]
     prefix: String,
 
-    /// Fold keys that have this behind the prefix, as / folds a/b and a/c into a/
+    /// Fold keys at this delimiter: / folds a/b and a/c into a/
     #[arg(short, long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "/")]
     delimiter: Option<String>,
 
-    /// With size, revision and media type before each key
+    /// Print size in bytes, revision and media type before each key
     #[arg(short, long)]
     long: bool,
 
-    /// The same as JSON, an object a line
+    /// Print one JSON object per line, with all fields
     #[arg(long, conflicts_with = "long")]
     json: bool,
 
-    /// Only how many keys there are
+    /// Print the number of keys only
     #[arg(short, long, conflicts_with_all = ["delimiter", "long", "json", "after", "limit"])]
     count: bool,
 
-    /// Only what comes after this text in byte order
+    /// List only keys after this text, in byte order
     #[arg(long, value_name = "TEXT")]
     after: Option<String>,
 
-    /// At most so many
-    #[arg(short = 'n', long, value_name = "NUMBER")]
+    /// Maximum number of keys to print [default: all]
+    #[arg(short = 'n', long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub struct Ls {
 ///
 /// # Errors
 ///
-/// The server cannot be reached, or it refused.
+/// The server cannot be reached, or rejects the request.
 pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
     let Ls { prefix, delimiter, long, json, count, mut after, limit, remote } = ls;
     let server = Server::new(remote)?;

@@ -31,30 +31,30 @@ use crate::progress::Bar;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 /// The timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The timeout of a write. After it the client reads the response, which may be there already.
+/// The timeout of a write. After it the client reads the response, because the server may have sent one early.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The server, and how to authenticate.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Server")]
 pub struct Remote {
-    /// http://, https:// or unix:PATH (VKOG_URL)
+    /// Connect to this server: http://, https:// or unix:PATH (VKOG_URL)
     #[arg(long, value_name = "URL", env = "VKOG_URL", hide_env = true, default_value = "http://127.0.0.1:3110")]
     url: Url,
 
-    /// The token; better in VKOG_TOKEN or a file, where no list of processes shows it
+    /// Send this token; VKOG_TOKEN or --token-file hide it from other users of this machine
     #[arg(long, value_name = "TOKEN", env = "VKOG_TOKEN", hide_env = true)]
     token: Option<String>,
 
-    /// A file with the token, which goes before the other
+    /// Read the token from this file; overrides --token and VKOG_TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// For https, whom to trust in place of the public authorities: certificates in PEM
+    /// Trust only the certificates in this file (PEM) [default: public authorities]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
 
-    /// A further header; may be given several times
+    /// Send this header; can be repeated
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
     header: Vec<Header>,
 }
@@ -62,11 +62,11 @@ pub struct Remote {
 /// Conditions on the revision of the entry.
 #[derive(clap::Args)]
 pub struct Conditions {
-    /// Only if the entry has this revision, or one of these; * is any
+    /// Require one of these revisions, separated by commas; * is any revision
     #[arg(long, value_name = "REVISION", value_parser = tags)]
     if_match: Option<HeaderValue>,
 
-    /// Only if the entry has another revision; * is only if there is none
+    /// Require that the entry has none of these revisions; * requires that the key does not exist
     #[arg(long, value_name = "REVISION", value_parser = tags)]
     if_none_match: Option<HeaderValue>,
 }
@@ -163,7 +163,7 @@ impl Server {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            // A proxy to the web does not lead to the user's own server.
+            // A web proxy usually cannot reach the user's own server.
             .proxy(None)
             .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -213,7 +213,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// There is no response, or it is a refusal.
+    /// The server sends no response, or an error response.
     fn ask(&self, request: request::Builder) -> Result<Response<Body>, RequestError> {
         self.run(request, ())
     }
@@ -240,7 +240,7 @@ impl Server {
         let message = match text.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
             Some(_) if is_problem(&response) => text,
             Some(line) => line.to_owned(),
-            None => status.canonical_reason().unwrap_or("it said no more").to_owned(),
+            None => status.canonical_reason().unwrap_or("the response has no message").to_owned(),
         };
         Err(RequestError::Refused { status, message })
     }
@@ -252,7 +252,10 @@ impl Server {
             ureq::Error::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
                 RequestError::NotListening { url, source }
             }
-            other => RequestError::NoResponse { url, source: Box::new(other) },
+            other => match error::tls_error(&other) {
+                Some(source) => RequestError::Tls { url, source },
+                None => RequestError::NoResponse { url, source: Box::new(other) },
+            },
         }
     }
 }
@@ -290,7 +293,7 @@ fn say(line: &str) -> Result<bool, ClientError> {
     }
 }
 
-/// Asks for JSON.
+/// Requests JSON.
 fn as_json(request: request::Builder) -> request::Builder {
     request.header(ACCEPT, "application/json")
 }
@@ -304,7 +307,7 @@ struct Counted<R> {
 }
 
 impl<R: Read> Counted<R> {
-    /// Makes a reader whose bar says `what`, as in "sending a/b". A total of 0 is not known.
+    /// Returns a reader whose bar has the label `what`, as in "sending a/b". A total of 0 is unknown.
     fn new(reader: R, what: String, total: u64) -> Self {
         Self { reader, bar: Bar::new(what), done: 0, total }
     }

@@ -1,4 +1,4 @@
-//! Servers at the socket `unix:PATH`, for a client library that knows only addresses.
+//! Connections to the socket `unix:PATH`, for a client library that supports only addresses.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 
-/// There is nothing to be resolved, and an address that nobody looks at.
+/// A resolver that returns one unused address for every name.
 #[derive(Debug)]
 pub(super) struct Nowhere;
 
@@ -23,7 +23,7 @@ impl Resolver for Nowhere {
     }
 }
 
-/// Connects to this socket, whatever the address is.
+/// A connector to this socket, which ignores the address.
 #[derive(Debug)]
 pub(super) struct Socket(pub(super) PathBuf);
 
@@ -65,7 +65,7 @@ impl Transport for Connection {
     }
 
     fn is_open(&mut self) -> bool {
-        // A connection that is kept and was closed meanwhile is seen by the request that uses it.
+        // If the server has closed a kept-alive connection, the request that uses it fails and is sent again.
         true
     }
 }

@@ -1,4 +1,4 @@
-//! `vkog watch`: what changes, a line for each change, across lost connections.
+//! `vkog watch`: prints a line for each change, and reconnects after a lost connection.
 
 use std::io::{self, BufRead, BufReader};
 use std::process::ExitCode;
@@ -18,18 +18,18 @@ const READ_TIMEOUT: Duration = Duration::from_secs(45);
 /// The delay before the client reconnects.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// What to watch.
+/// The arguments of `vkog watch`.
 #[derive(clap::Args)]
 pub struct Watch {
-    /// Only keys that begin so
+    /// Watch only keys with this prefix
     #[arg(default_value = "")]
     prefix: String,
 
-    /// What came after this revision, too
+    /// Also print changes after this revision
     #[arg(long, value_name = "REVISION")]
     since: Option<u64>,
 
-    /// The same as JSON, an object a line
+    /// Print one JSON object per line, with all fields
     #[arg(long)]
     json: bool,
 
@@ -37,11 +37,11 @@ pub struct Watch {
     remote: Remote,
 }
 
-/// Prints changes until standard output has no reader. It reconnects after a lost connection and resumes there.
+/// Prints changes until standard output is closed. After a lost connection it reconnects and resumes after the last event.
 ///
 /// # Errors
 ///
-/// The first connection fails, or the server refuses: its history does not reach back to the last event.
+/// The first connection fails, or the server rejects the watch, for instance because its history no longer has the last event.
 pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, Failure> {
     let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
     let action = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
@@ -56,7 +56,7 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
                 let body = response.into_body().into_with_config().limit(u64::MAX).reader();
                 match follow(BufReader::new(body), &mut seen, json) {
                     Ok(StreamEnd::Unread) => return Ok(ExitCode::SUCCESS),
-                    // The next response says why.
+                    // The next response has the reason.
                     Ok(StreamEnd::Closed) => "the server closed the connection".to_owned(),
                     Err(Broken::Output(error)) => return Err(error.into()),
                     Err(Broken::Input(error)) => format!("the connection was lost: {error}"),
@@ -74,7 +74,7 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
 }
 
 enum StreamEnd {
-    /// Standard output has no reader.
+    /// Standard output is closed.
     Unread,
     Closed,
 }

@@ -14,20 +14,20 @@ use super::{Conditions, Counted, Remote, Server, revision, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
 
-/// What to write.
+/// The arguments of `vkog put` and `vkog post`.
 #[derive(clap::Args)]
 pub struct Write {
     /// The key
     key: String,
 
-    /// The value; without it and without --file, standard input is
+    /// The value [default: standard input]
     value: Option<OsString>,
 
-    /// The file that is the value; - is standard input
+    /// Read the value from this file; - is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "value")]
     file: Option<PathBuf>,
 
-    /// The media type, which is kept with the value
+    /// Store this media type with the value [default: application/octet-stream]
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
 
@@ -38,11 +38,11 @@ pub struct Write {
     remote: Remote,
 }
 
-/// Writes a value, and prints the revision that it got.
+/// Writes a value and prints its new revision.
 ///
 /// # Errors
 ///
-/// The value cannot be read, the server cannot be reached, or it refused.
+/// The value cannot be read, the server cannot be reached, or it rejects the write.
 pub fn write(method: Method, write: Write) -> Result<ExitCode, Failure> {
     let Write { key, value, file, content_type, conditions, remote } = write;
     let server = Server::new(remote)?;
@@ -70,7 +70,7 @@ fn held(bytes: Vec<u8>) -> Value {
     (Box::new(Cursor::new(bytes)), len)
 }
 
-/// Opens a file, which is read while it is sent. A pipe has no length, and is read before.
+/// Opens a file, which is read while it is sent. A pipe has no length, so it is read before the request.
 fn open(path: &Path) -> Result<Value, ClientError> {
     let shown = path.display();
     let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));

@@ -1,4 +1,4 @@
-//! What is done with plugins that are not being served.
+//! The commands for plugins: `new` and `check`.
 
 pub mod check;
 pub mod new;

@@ -1,8 +1,8 @@
-//! `vkog plugins new`: the crate of a small plugin that builds, tests and loads.
+//! `vkog plugins new`: creates the crate of a small plugin, with a test.
 //!
-//! The program contains the sources of vkog-plugin-api and of vkog-plugin-testing, with the crates that this one needs, and
-//! copies them into the new crate. So a new crate builds where no registry has them, against the version that this server
-//! loads, and still builds after an upgrade of the server.
+//! The program contains the sources of vkog-plugin-api, of vkog-plugin-testing and of the crates that these need, and copies
+//! them into the new crate. So the crate builds without a registry, against the API version of this server, and still builds
+//! after an upgrade of the server.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::super::say;
 
-/// The crates to copy: their folders in the workspace, where `plugin-api` has vkog-plugin-testing in it.
+/// The crates to copy, by their folders in the workspace. `plugin-api` contains vkog-plugin-testing.
 static CRATES: [(&str, Dir<'_>); 5] = [
     ("plugin-api", include_dir!("$CARGO_MANIFEST_DIR/../plugin-api")),
     ("host/engine", include_dir!("$CARGO_MANIFEST_DIR/engine")),
@@ -24,7 +24,7 @@ static CRATES: [(&str, Dir<'_>); 5] = [
     ("host/runtime", include_dir!("$CARGO_MANIFEST_DIR/runtime")),
     ("host/store", include_dir!("$CARGO_MANIFEST_DIR/store")),
 ];
-/// The manifest from which these inherit.
+/// The manifest of the workspace, from which these crates inherit.
 const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 const LICENSE: &str = include_str!("../../../../LICENSE");
 
@@ -32,11 +32,11 @@ const MANIFEST: &str = include_str!("template/Cargo.toml.in");
 const SOURCE: &str = include_str!("template/lib.rs");
 const README: &str = include_str!("template/README.md");
 
-/// The folder of the new crate that the copies go to. They lie in it as they do in the workspace, so that their manifests
-/// find each other.
+/// The folder of the copies in the new crate. It has the layout of the workspace, so that the relative paths in their manifests
+/// are valid.
 const VENDORED: &str = "vendor/vkog";
 
-/// Names that the language, the compiler, cargo's target folder or the new crate itself have a use for.
+/// Names that the language, the compiler, the target folder of cargo or the new crate itself use.
 #[rustfmt::skip]
 const TAKEN: [&str; 65] = [
     "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
@@ -53,12 +53,12 @@ const TAKEN: [&str; 65] = [
 pub struct CrateName(String);
 
 impl CrateName {
-    /// What `export_plugin!` makes of it: the name of the plugin.
+    /// Returns the name of the plugin, as `export_plugin!` derives it.
     fn plugin(&self) -> &str {
         vkog_plugin_api::export::plugin_name(&self.0)
     }
 
-    /// The file that cargo builds.
+    /// Returns the name of the library that cargo builds.
     fn library(&self) -> String {
         let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         format!("{prefix}{}{suffix}", self.0.replace('-', "_"))
@@ -70,31 +70,33 @@ impl CrateName {
 #[non_exhaustive]
 pub enum NameError {
     /// It begins with something else than a small letter.
-    #[error("a plugin's name begins with a small letter; take a name such as short-values")]
+    #[error("the name of a plugin begins with a lower-case letter; choose a name such as short-values")]
     Start,
     /// It has a character that no name has.
-    #[error("a plugin's name has small letters, digits, - and _, and no {0:?}; take a name such as short-values")]
+    #[error(
+        "the name of a plugin has lower-case letters, digits, - and _, not {0:?}; choose a name such as short-values"
+    )]
     Character(char),
     /// It is too long.
-    #[error("a plugin's name has at most 64 characters, and this has {0}; take a name such as short-values")]
+    #[error("the maximum length of a name is 64 characters, this one has {0}; choose a name such as short-values")]
     Length(usize),
     /// It is only the prefix `vkog-`.
-    #[error("no name is left without the leading vkog-; take a name such as short-values")]
+    #[error("the name is empty without the leading vkog-; choose a name such as short-values")]
     OnlyPrefix,
     /// It is a keyword, or a name that the compiler or cargo uses.
-    #[error("Rust or cargo has another use for this name; take a name such as short-values")]
-    ReloadReport,
+    #[error("Rust or cargo reserves this name; choose a name such as short-values")]
+    Reserved,
 }
 
-/// Why a crate cannot be made.
+/// Why a crate cannot be created.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NewError {
     /// The folder exists.
-    #[error("cannot make {}: it is there already; take another name, or another folder with --path", .0.display())]
+    #[error("cannot create {}: it exists; choose another name, or another folder with --path", .0.display())]
     Exists(PathBuf),
-    /// The folder cannot be made.
-    #[error("cannot make {}: {source}; give a folder that is there and can be written with --path", .path.display())]
+    /// The folder cannot be created.
+    #[error("cannot create {}: {source}; choose a folder that exists and is writable with --path", .path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -102,7 +104,7 @@ pub enum NewError {
         source: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {source}; nothing of it was kept, make room and try again", .path.display())]
+    #[error("cannot write {}: {source}; the folder was removed again, free disk space and try again", .path.display())]
     Write {
         /// The folder.
         path: PathBuf,
@@ -111,7 +113,7 @@ pub enum NewError {
     },
     /// `--api` names a folder whose manifest cannot be read.
     #[error(
-        "cannot use --api {}: it has no Cargo.toml that can be read ({source}); give the folder plugin-api of a clone of VKOG",
+        "cannot use --api {}: its Cargo.toml cannot be read ({source}); give the folder plugin-api of a clone of VKOG",
         .path.display()
     )]
     NoManifest {
@@ -121,7 +123,7 @@ pub enum NewError {
         source: io::Error,
     },
     /// `--api` names another crate.
-    #[error("cannot use --api {}: its crate is another one; give the folder plugin-api of a clone of VKOG", .0.display())]
+    #[error("cannot use --api {}: it is not the crate vkog-plugin-api; give the folder plugin-api of a clone of VKOG", .0.display())]
     OtherCrate(PathBuf),
     /// `--api` names a path that the system cannot make absolute.
     #[error("cannot use --api {}: {source}; give the folder plugin-api of a clone of VKOG", .path.display())]
@@ -152,22 +154,23 @@ impl FromStr for CrateName {
             return Err(NameError::OnlyPrefix);
         }
         if TAKEN.contains(&text.replace('-', "_").as_str()) {
-            return Err(NameError::ReloadReport);
+            return Err(NameError::Reserved);
         }
         Ok(name)
     }
 }
 
-/// Makes the crate `name` in a folder, with its own copies of vkog-plugin-api and vkog-plugin-testing, or with a path to one, and says how to go on.
+/// Creates the crate `name` in a folder and prints the next steps. The crate has copies of vkog-plugin-api and
+/// vkog-plugin-testing, or depends on the one in the folder `api`.
 ///
 /// # Errors
 ///
-/// The folder is there already or cannot be written, or the path is not one of vkog-plugin-api.
+/// The folder exists or cannot be written, or `api` is not the folder of vkog-plugin-api.
 pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Result<ExitCode, NewError> {
     let api = api.map(own_api).transpose()?;
     let folder = parent.map_or_else(|| PathBuf::from(&name.0), |parent| parent.join(&name.0));
     let shown = folder.display();
-    // Not `create_dir_all`: that a folder was made here is what allows to remove it again.
+    // Not `create_dir_all`: only a folder that was created here may be removed after a failure.
     fs::create_dir(&folder).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => NewError::Exists(folder.clone()),
         _ => NewError::Folder { path: folder.clone(), source },
@@ -179,7 +182,7 @@ pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Resul
     }
     let target = Path::new("target").join("release");
     say(&format!(
-        "made {shown}: a plugin that refuses long values, as src/lib.rs says; go on with
+        "created {shown}: a plugin that rejects long values; continue with
   cd {shown}
   cargo build --release
   vkog plugins check {}
@@ -190,25 +193,22 @@ pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the absolute path of a vkog-plugin-api, because a relative one would not hold from within the new crate.
+/// Returns the absolute path of a vkog-plugin-api, because a relative path would be resolved in the new crate.
 fn own_api(path: &Path) -> Result<PathBuf, NewError> {
     let manifest = fs::read_to_string(path.join("Cargo.toml"))
         .map_err(|source| NewError::NoManifest { path: path.to_owned(), source })?;
     if !manifest.lines().any(|line| line == "name = \"vkog-plugin-api\"") {
         return Err(NewError::OtherCrate(path.to_owned()));
     }
-    // Not `canonicalize`: of what that gives on Windows (`\\?\C:\...`) cargo makes nothing good.
+    // Not `canonicalize`: cargo does not accept its results on Windows (`\\?\C:\...`).
     std::path::absolute(path).map_err(|source| NewError::Path { path: path.to_owned(), source })
 }
 
 fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
     let (is, path) = match api {
-        Some(path) => ("Not a copy: what changes there changes here.".to_owned(), path.display().to_string()),
+        Some(path) => ("A path, not a copy: changes there apply here.".to_owned(), path.display().to_string()),
         None => (
-            format!(
-                "A copy from vkog {}, which loads what is built with it; no registry has it.",
-                env!("CARGO_PKG_VERSION")
-            ),
+            format!("A copy of the plugin API of vkog {}; it is not on a package registry.", env!("CARGO_PKG_VERSION")),
             format!("{VENDORED}/plugin-api"),
         ),
     };
@@ -269,7 +269,7 @@ mod tests {
             &long,
         ] {
             let error = text.parse::<CrateName>().expect_err(text);
-            assert!(error.to_string().contains("; take a name such as "), "{error}");
+            assert!(error.to_string().contains("; choose a name such as "), "{error}");
         }
     }
 

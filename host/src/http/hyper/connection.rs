@@ -298,7 +298,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// Ends the connection of an HTTP/1.0 client with the response. Without a length nothing else ends the body, since
-    /// HTTP/1.0 has no chunks. hyper adds `Connection: keep-alive` for a client that sent it, whatever the response says,
+    /// HTTP/1.0 has no chunks. hyper adds `Connection: keep-alive` for a client that sent it, regardless of the response,
     /// unless the response is of HTTP/1.0 too.
     fn close_http_1_0(&self, mut response: HyperResponse) -> HyperResponse {
         if self.is_http_1_0.load(Ordering::Relaxed) {

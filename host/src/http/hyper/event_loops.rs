@@ -296,7 +296,7 @@ mod tests {
         let writer = std::thread::spawn(move || {
             client.write_all(b"two").expect("it is open");
             let mut answer = [0; 5];
-            client.read_exact(&mut answer).expect("it is answered");
+            client.read_exact(&mut answer).expect("a response");
             answer
         });
         second.block_on(moving.read_exact(&mut got)).expect("it came");

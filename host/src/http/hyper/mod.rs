@@ -47,7 +47,7 @@ const HEAD_MAX: usize = 64 << 10;
 /// Maximum number of bytes of one read: a larger read would delay the other connections of the event loop.
 const READ_MAX: usize = 64 << 10;
 
-/// Maximum number of connections, whatever the system allows.
+/// Maximum number of connections, even if the system allows more.
 const CONNECTIONS_MAX: usize = 1 << 15;
 /// Number of file descriptors reserved for the store and the plugins.
 #[cfg(unix)]
@@ -70,7 +70,7 @@ struct EventLoop {
     thread: thread::JoinHandle<()>,
 }
 
-/// What all event loops share.
+/// The state that all event loops share.
 struct Shared<S: Service> {
     service: Arc<S>,
     tls: Option<Arc<Tls>>,
@@ -261,7 +261,7 @@ impl<S: Service> Shared<S> {
         }
     }
 
-    /// Runs a connection on an event loop, and moves it to another one when it asks for that.
+    /// Runs a connection on an event loop, and moves it to another one when the connection requests it.
     fn spawn_connection(
         self: &Arc<Self>,
         at: usize,
@@ -299,7 +299,7 @@ impl<S: Service> Shared<S> {
                             let stream = MigratingStream::new(stream, client, event_loops, migration, at);
                             connection::serve(self, stream, Some(client)).await;
                         }
-                        // In a box of its own: it is large, and connections without TLS do not need the room.
+                        // Boxed: it is large, and connections without TLS do not need the memory.
                         Some(tls) => Box::pin(self.serve_tls(stream, client, tls)).await,
                     }
                 }

@@ -11,7 +11,7 @@ use memchr::memchr;
 
 use crate::http::{BodyFault, BodyLength};
 
-/// Maximum number of bytes kept of a line that is split across reads.
+/// Maximum number of buffered bytes of a line that is split across reads.
 const PARTIAL_MAX: usize = 256;
 
 /// The scanner of one connection.
@@ -26,7 +26,7 @@ pub(super) struct RequestScanner {
     heads: VecDeque<ScannedHead>,
 }
 
-/// What comes next on the connection.
+/// The next part of the connection.
 #[derive(Default)]
 enum State {
     #[default]
@@ -42,7 +42,7 @@ enum State {
     Lost,
 }
 
-/// What the scanner knows of a request head.
+/// The fields of a request head that the scanner needs.
 #[derive(Default)]
 pub(super) struct ScannedHead {
     /// Whether the request target has a fragment.

@@ -20,7 +20,7 @@ use crate::http::{BodyFault, Budget, ConnectionCounts, Listener, RequestHead, Re
 /// How long anything may take that should take moments.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Responds to each body with its length after this time, and to each fault with a status of its own.
+/// Responds to each body with its length after this time, and to each fault with its own status.
 struct Echo(Duration);
 
 impl Service for Echo {
@@ -55,7 +55,7 @@ impl Service for Echo {
     }
 }
 
-/// What the event loops share, and the sender that keeps the server from stopping.
+/// The state that the event loops share, and the sender that keeps the server from stopping.
 fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) {
     let (stop, stopping) = watch::channel(false);
     let mut builder = http1::Builder::new();

@@ -43,7 +43,7 @@ pub struct TinyServer {
     drained: Receiver<Infallible>,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 struct Shared<S: Service> {
     service: Arc<S>,
     listener: Listener,

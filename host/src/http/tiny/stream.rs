@@ -21,7 +21,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<S: Service> Shared<S> {
     /// Sends a stream to its end. Then it ends the connection of an HTTP/1.0 client, because HTTP/1.0 has no chunks: nothing
-    /// else ends the body. tiny_http would keep the connection of a client that has asked for it.
+    /// else ends the body. tiny_http would keep the connection of a client that has requested it.
     pub(super) fn stream(
         &self,
         shape: Shape,

@@ -49,7 +49,7 @@ impl Listener {
             }),
         };
         if let Err(error) = connected {
-            tracing::debug!("cannot connect to the own listening socket: {error}");
+            tracing::debug!("cannot connect to the listening socket of this server: {error}");
         }
     }
 }

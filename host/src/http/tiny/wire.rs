@@ -12,7 +12,7 @@ use crate::http::{Headers, Method, RequestHead, Response};
 /// Maximum length of a body that is sent in one write with its head, in bytes.
 pub(super) const ONE_WRITE_MAX: usize = 16 * 1024;
 
-/// What determines the form of a response.
+/// The properties of a request that determine the form of its response.
 pub(super) struct Shape {
     pub(super) version: tiny_http::HTTPVersion,
     pub(super) is_head: bool,
@@ -48,7 +48,7 @@ impl Shape {
         Self { connection: Some(b"close"), ..self }
     }
 
-    /// Whether the client expects the connection to stay open, because it has asked for it.
+    /// Whether the client expects the connection to stay open, because it has requested it.
     pub(super) fn keeps_alive(&self) -> bool {
         self.connection == Some(b"keep-alive")
     }

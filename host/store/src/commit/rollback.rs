@@ -16,7 +16,7 @@ impl Commit {
     /// Rolls back everything that is not durable: in the map, and in the log, behind whose records `attempted` bytes may have
     /// been written. Completes all waiting updates and reads. Returns the error with which they complete.
     ///
-    /// A full disk heals when it has space again. Every other error is final, a failed sync above all: the operating system
+    /// A full disk heals when it has free disk space again. Every other error is final, a failed sync above all: the operating system
     /// may have dropped what it could not write, and a later sync that succeeds would prove nothing.
     pub(super) fn fail(
         &self,

@@ -205,7 +205,7 @@ fn an_old_log_with_a_successor_ends_after_its_records() {
     // Zeros, for all that can be known in the place of a record.
     image.0.get_mut(&path(".log")).expect("the old log").push(0);
     let error = opened(&image).0.expect_err("something may be lost");
-    assert!(error.contains("a damaged record (the log goes on)"), "{error}");
+    assert!(error.contains("a damaged record (the log continues after it)"), "{error}");
 }
 
 #[test]
