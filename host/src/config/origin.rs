@@ -117,7 +117,7 @@ impl Proxy {
     /// # Errors
     ///
     /// It names no proxy, or something that is not one.
-    pub(super) fn parse<'de>(table: impl Deserializer<'de, Error = toml::de::Error>) -> Result<Self, ProxyError> {
+    pub(crate) fn parse<'de>(table: impl Deserializer<'de, Error = toml::de::Error>) -> Result<Self, ProxyError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Written {
