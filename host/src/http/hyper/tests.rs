@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
 use super::connection::{self, Connection};
@@ -67,6 +67,7 @@ fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) {
         builder,
         stopping,
         connections_max: 1,
+        streams: Arc::new(Semaphore::new(1)),
         event_loops: Arc::new(EventLoops::new(Vec::new())),
     };
     (stop, Arc::new(shared))
