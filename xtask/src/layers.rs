@@ -55,7 +55,7 @@ const PACKAGES: &[Package] = &[
 ];
 
 /// What HTTP, TLS and the command line need: the packages below `host` must build without these.
-const FRONT_END: &[&str] = &["clap", "hyper", "rustls", "tiny_http", "ureq"];
+const FRONT_END: &[&str] = &["clap", "h2", "hyper", "rustls", "tiny_http", "ureq"];
 
 /// Packages, and the crates that must not be among their dependencies, directly or through others.
 const BUILDS_WITHOUT: &[(&str, &[&str])] = &[
