@@ -4,6 +4,8 @@
 //! which can neither send `100 Continue` over HTTP/2 nor give up one request whose client stalls.
 
 mod exchange;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
