@@ -1,22 +1,27 @@
 //! HTTP with persistent connections, through a client library that shares no code with the server.
 
+use std::sync::{Arc, Mutex};
+
 use ureq::http;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::DEADLINE;
 use crate::described;
+use crate::http2::Http2;
 use crate::process::Output;
 
 /// A client of one server. Clones share its connections.
 #[derive(Clone)]
 pub struct Client {
     agent: ureq::Agent,
+    /// The connection, for a client of HTTP/2 that has sent something.
+    http2: Option<Arc<Mutex<Option<Http2>>>>,
     address: String,
     log: Output,
 }
 
 impl Client {
-    pub(crate) fn new(address: &str, trusted: Option<&str>, log: &Output) -> Self {
+    pub(crate) fn new(address: &str, trusted: Option<&str>, is_http2: bool, log: &Output) -> Self {
         let trusted = trusted.map(|pem| Certificate::from_pem(pem.as_bytes()).expect("it is a certificate"));
         let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&Vec::from_iter(trusted))).build();
         let agent = ureq::Agent::config_builder()
@@ -28,7 +33,20 @@ impl Client {
             .timeout_global(Some(DEADLINE))
             .build()
             .into();
-        Self { agent, address: address.to_owned(), log: log.clone() }
+        let http2 = is_http2.then(Arc::default);
+        Self { agent, http2, address: address.to_owned(), log: log.clone() }
+    }
+
+    /// Sends a request over HTTP/2, on a new connection where there is none yet or the last one has ended.
+    fn run_http2(&self, request: http::Request<Vec<u8>>) -> Option<Result<http::Response<Vec<u8>>, h2::Error>> {
+        let mut held = self.http2.as_ref()?.lock().expect("nothing panics while it is locked");
+        let connection = held.take().filter(Http2::is_open).unwrap_or_else(|| {
+            let address = self.address.trim_start_matches("http://");
+            Http2::connect(address).unwrap_or_else(|error| panic!("cannot connect: {error}\n{}", self.log.text()))
+        });
+        *held = Some(connection.clone());
+        drop(held);
+        Some(connection.request(request))
     }
 
     /// Sends a GET of a key.
@@ -110,15 +128,22 @@ impl Request<'_> {
         for (name, value) in &headers {
             builder = builder.header(name, value);
         }
-        let sent = match body {
-            Some(body) => builder.body(body).map(|request| client.agent.run(request)),
-            None => builder.body(()).map(|request| client.agent.run(request)),
+        let whole = builder.body(body.clone().unwrap_or_default());
+        let whole = whole.unwrap_or_else(|error| panic!("{request} is no request: {error}"));
+        let read = match client.run_http2(whole.clone()) {
+            Some(answered) => answered.map(http::Response::into_parts).map_err(|error| error.to_string()),
+            None => {
+                let sent = match body {
+                    Some(_) => client.agent.run(whole),
+                    None => client.agent.run(whole.map(drop)),
+                };
+                let read = sent.and_then(|mut response| {
+                    let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
+                    Ok((response.into_parts().0, body))
+                });
+                read.map_err(|error| error.to_string())
+            }
         };
-        let answered = sent.unwrap_or_else(|error| panic!("{request} is no request: {error}"));
-        let read = answered.and_then(|mut response| {
-            let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
-            Ok((response.into_parts().0, body))
-        });
         let (parts, body) = read
             .unwrap_or_else(|error| panic!("{request} got no reply: {error}\n--- server log\n{}", client.log.text()));
         let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {

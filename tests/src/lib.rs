@@ -16,6 +16,7 @@ mod described;
 mod descriptors;
 mod faults;
 mod frozen;
+mod http2;
 mod links;
 mod process;
 mod server;
@@ -37,6 +38,9 @@ pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen, frozen_1_2};
+pub use http2::{
+    Exchange, Frame, HTTP2_START, Http2, connect_raw, frame, get_frame, next_piece, put_frame, read_frame,
+};
 pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use process::{Exit, Running};
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};

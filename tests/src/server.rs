@@ -58,6 +58,7 @@ pub struct Setup {
     environment: Vec<(OsString, OsString)>,
     descriptors: Option<u32>,
     trusted: Option<String>,
+    is_http2: bool,
 }
 
 impl Default for Setup {
@@ -80,12 +81,16 @@ impl Setup {
             environment: Vec::new(),
             descriptors: None,
             trusted: None,
+            is_http2: false,
         }
     }
 
-    /// Creates a setup with one of the [`ENGINES`].
+    /// Creates a setup with one of the [`ENGINES`], or with hyper and clients that use HTTP/2, for `h2`.
     pub fn on(engine: &str) -> Self {
-        Self::new().env("VKOG_HTTP", engine)
+        match engine {
+            "h2" => Self { is_http2: true, ..Self::on("hyper") },
+            _ => Self::new().env("VKOG_HTTP", engine),
+        }
     }
 
     /// Adds a plugin: copies the library into the plugin folder.
@@ -246,7 +251,7 @@ impl Setup {
     }
 
     fn client(&self, address: &str, process: &Running) -> Client {
-        Client::new(&format!("{}{address}", self.scheme()), self.trusted.as_deref(), &process.stderr)
+        Client::new(&format!("{}{address}", self.scheme()), self.trusted.as_deref(), self.is_http2, &process.stderr)
     }
 
     /// Runs `vkog` with these arguments until it ends.

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::build;
 
 /// What HTTP, TLS and the command line need.
-const FRONT_END: &[&str] = &["clap", "hyper", "rustls", "tiny_http", "ureq"];
+const FRONT_END: &[&str] = &["clap", "h2", "hyper", "rustls", "tiny_http", "ureq"];
 /// What neither plugins nor the black-box tests know.
 const INSIDE: &[&str] = &["vkog", "vkog-engine", "vkog-plugin-host", "vkog-runtime", "vkog-store"];
 const PLUGINS: &[&str] = &["vkog-bytes", "vkog-conflict", "vkog-ttl", "vkog-audit", "vkog-bearer", "vkog-json-only"];

@@ -23,13 +23,16 @@ pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
     if head.target.contains('#') {
         return Err(Problem::new(400, "Target has a fragment; write # as %23"));
     }
+    if head.has_foreign_scheme() {
+        return Err(Problem::new(400, "Target must be a path, or a URL of http or https"));
+    }
     if head.authority().is_some_and(|authority| authority.is_empty() || !is_authority(authority.as_bytes())) {
         return Err(Problem::new(400, "Target must be a path, or a URL whose host is a name or an address"));
     }
     let mut hosts = head.headers.all("host");
     match (hosts.next(), hosts.next()) {
         (None, _) if head.version < (1, 1) => Ok(()),
-        (None, _) => Err(Problem::new(400, "Host is missing; HTTP/1.1 requires it")),
+        (None, _) => Err(Problem::new(400, "Host is missing; only HTTP/1.0 permits that")),
         (Some(host), None) if is_authority(host) => Ok(()),
         (Some(_), None) => Err(Problem::new(400, "Host must be a name or an address, and perhaps a port")),
         (Some(_), Some(_)) => Err(Problem::new(400, "Host is repeated; send it once")),

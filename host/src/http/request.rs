@@ -121,6 +121,12 @@ impl RequestHead {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
     }
 
+    /// Whether the target is an absolute URL of another scheme than `http` and `https`.
+    pub fn has_foreign_scheme(&self) -> bool {
+        let scheme = (!self.target.starts_with('/')).then(|| self.target.split_once("://")).flatten();
+        scheme.is_some_and(|(scheme, _)| !["http", "https"].iter().any(|own| scheme.eq_ignore_ascii_case(own)))
+    }
+
     /// Returns the authority of a target in absolute form (RFC 9112, section 3.2.2).
     pub fn authority(&self) -> Option<&str> {
         split_authority(&self.target).0
@@ -167,8 +173,13 @@ impl RequestHead {
             (None, None) => Ok(BodyLength::Known(0)),
             (Some(_), Some(_)) => Err(BodyFault::TwoLengths),
             (Some(coding), None) => {
-                let is_chunked = coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
-                if is_chunked { Ok(BodyLength::Chunked) } else { Err(BodyFault::Encoded) }
+                let further = codings.last();
+                if further.is_none() && coding.eq_ignore_ascii_case(b"chunked") {
+                    return Ok(BodyLength::Chunked);
+                }
+                let last = further.unwrap_or(coding).rsplit(|&byte| byte == b',').next().unwrap_or_default();
+                let ends = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                Err(if ends { BodyFault::Encoded } else { BodyFault::NotChunked })
             }
             (None, Some(length)) => {
                 if lengths.next().is_some() || length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
@@ -211,8 +222,10 @@ pub enum BodyLength {
 /// Why a request body is refused.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum BodyFault {
-    /// Transfer-Encoding is not just `chunked`.
+    /// Transfer-Encoding has another coding before `chunked`.
     Encoded,
+    /// Transfer-Encoding does not end with `chunked`, so that nobody knows where the body ends.
+    NotChunked,
     /// Content-Length is not a number, or is given twice.
     BadLength,
     /// Content-Length and Transfer-Encoding are both given.
@@ -273,6 +286,21 @@ mod tests {
     }
 
     #[test]
+    fn a_target_of_another_scheme_is_foreign() {
+        for (target, is_foreign) in [
+            ("ftp://a/k/a", true),
+            ("httpx://a/k/a", true),
+            ("HTTP://a/k/a", false),
+            ("https://a/k/a", false),
+            ("/k/ftp://a", false),
+            ("*", false),
+        ] {
+            let head = RequestHead::new(Method::Get, target.to_owned(), Headers::default(), None);
+            assert_eq!(head.has_foreign_scheme(), is_foreign, "{target}");
+        }
+    }
+
+    #[test]
     fn ambiguous_framing_is_refused() {
         assert_eq!(head(&[]).body_len(), Ok(BodyLength::Known(0)));
         assert_eq!(head(&[("Content-Length", "12")]).body_len(), Ok(BodyLength::Known(12)));
@@ -292,9 +320,14 @@ mod tests {
         for good in ["chunked", "Chunked", "CHUNKED"] {
             assert_eq!(head(&[("Transfer-Encoding", good)]).body_len(), Ok(BodyLength::Chunked), "{good}");
         }
-        for bad in ["", "gzip", "gzip, chunked", "chunked, chunked", "chunked;q=1", "xchunked", "identity"] {
+        for bad in ["gzip, chunked", "chunked, chunked", "gzip ,Chunked"] {
             assert_eq!(head(&[("Transfer-Encoding", bad)]).body_len(), Err(BodyFault::Encoded), "{bad}");
         }
+        for bad in ["", "gzip", "chunked, gzip", "chunked;q=1", "xchunked", "identity"] {
+            assert_eq!(head(&[("Transfer-Encoding", bad)]).body_len(), Err(BodyFault::NotChunked), "{bad}");
+        }
+        let last = [("Transfer-Encoding", "chunked"), ("transfer-encoding", "gzip")];
+        assert_eq!(head(&last).body_len(), Err(BodyFault::NotChunked));
         let twice = [("Transfer-Encoding", "chunked"), ("transfer-encoding", "chunked")];
         assert_eq!(head(&twice).body_len(), Err(BodyFault::Encoded));
     }

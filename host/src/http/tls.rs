@@ -11,6 +11,9 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
+/// HTTP/2 as a protocol of TLS (ALPN).
+pub(super) const HTTP_2: &[u8] = b"h2";
+
 /// The files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -105,7 +108,8 @@ impl Certificate {
             .with_no_client_auth()
             .with_single_cert(chain.clone(), key)
             .map_err(unusable)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // By preference. A client that offers only HTTP/1.0 is served too, since HTTP/1.1 servers understand it.
+        config.alpn_protocols = [HTTP_2, b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
         Ok(Self { chain, config: Arc::new(config) })
     }
 }

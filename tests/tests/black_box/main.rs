@@ -94,3 +94,16 @@ mod tiny {
     mod table;
     mod values;
 }
+
+/// Those tests in `both_engines/` that do not write bytes of HTTP/1, of servers and clients that speak HTTP/2.
+#[path = "both_engines"]
+#[allow(clippy::duplicate_mod)] // The same tests over another version of HTTP.
+mod h2 {
+    const ENGINE: &str = "h2";
+
+    mod hooks;
+    mod preconditions;
+    mod refusals;
+    mod table;
+    mod values;
+}

@@ -109,6 +109,22 @@ pub(super) struct Chunk {
     _permit: Option<SendPermit>,
 }
 
+impl Chunk {
+    /// No bytes.
+    pub(super) fn empty() -> Self {
+        Self { bytes: Bytes::new(), _permit: None }
+    }
+
+    /// Removes the first `count` bytes and returns them. The last part has the permit.
+    pub(super) fn split_to(&mut self, count: usize) -> Self {
+        if count == self.bytes.len() {
+            std::mem::replace(self, Self::empty())
+        } else {
+            Self { bytes: self.bytes.split_to(count), _permit: None }
+        }
+    }
+}
+
 impl Buf for Chunk {
     fn remaining(&self) -> usize {
         self.bytes.remaining()

@@ -1,9 +1,9 @@
-//! One connection: its timeouts, and each of its requests from head to response.
+//! One connection of HTTP/1: its timeouts, and each of its requests from head to response.
 
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -21,17 +21,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::convert::{HyperResponse, hyper_response, request_head};
 use super::futures::{ReadyOr, WakeFiltered};
-use super::idle::{IdleTrackingStream, LINGER};
+use super::http2;
+use super::idle::{self, IdleTrackingStream, LINGER, Observer};
 use super::oneshot::Oneshot;
 use super::scanner::RequestScanner;
 use super::{Shared, stopped};
 use crate::http::response::date;
 use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, Responder, Response, Service, Share};
 
-/// A connection times out after this many checks in a row that found no progress of the client.
-const CHECKS_MAX: u32 = 3;
-/// The interval between two checks.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum length of an unwanted body that is read to its end so that the connection stays usable, in bytes.
 const DISCARDED_BODY_MAX: u64 = 64 << 10;
 /// Timeout for reading an unwanted body.
@@ -39,7 +36,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(100);
 
 type ResponseFuture = ReadyOr<HyperResponse>;
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. One that begins with the preface of HTTP/2 becomes a connection of HTTP/2.
 pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, client: Option<SocketAddr>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -52,7 +49,7 @@ where
     let io = TokioIo::new(IdleTrackingStream::new(stream, Arc::clone(&connection)));
     let serving = Arc::clone(&connection);
     let service = service_fn(move |request| serving.handle(request));
-    let mut served = pin!(builder.serve_connection(io, service));
+    let mut served = builder.serve_connection(io, service);
     let timed = Arc::clone(&connection);
     let interrupted = WakeFiltered::new(async move {
         tokio::select! {
@@ -62,23 +59,31 @@ where
     });
     let result = tokio::select! {
         biased;
-        result = &mut served => result,
+        result = Pin::new(&mut served) => result,
         interrupted = interrupted => {
             if let Interrupted::TimedOut = interrupted {
                 return;
             }
-            served.as_mut().graceful_shutdown();
+            Pin::new(&mut served).graceful_shutdown();
             // An endless stream has ended by now. A client that does not read the rest of it delays the stop no longer.
             let grace = if connection.sends_endless.load(Ordering::Relaxed) { LINGER } else { Duration::MAX };
             tokio::select! {
-                result = served => result,
+                result = Pin::new(&mut served) => result,
                 () = connection.timed_out() => return,
                 () = sleep(grace) => return,
             }
         }
     };
-    if let Err(error) = result {
-        tracing::debug!("a connection ended: {error}");
+    match result {
+        Err(error) if error.is_parse_version_h2() && connection.is_new() => {
+            let Connection { shared, client, .. } = &*connection;
+            let parts = served.into_parts();
+            let stream = parts.io.into_inner().into_inner();
+            // In a box of its own: it is large, and HTTP/1 does not need the room.
+            Box::pin(http2::serve(Arc::clone(shared), stream, parts.read_buf, *client)).await;
+        }
+        Err(error) => tracing::debug!("a connection ended: {error}"),
+        Ok(()) => {}
     }
 }
 
@@ -120,26 +125,14 @@ impl<S: Service> Connection<S> {
         self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Scans bytes that have been received.
-    pub(super) fn scan(&self, bytes: &[u8]) {
-        self.scanner.lock().scan(bytes);
+    /// Whether nothing has been received yet, except for what hyper did not accept.
+    fn is_new(&self) -> bool {
+        self.progress.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the last response was sent while the client may still be sending.
-    pub(super) fn lingers(&self) -> bool {
-        self.lingers.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the client has made no progress for [`CHECKS_MAX`] checks while the server waited for it.
+    /// Waits until the client has made no progress for several checks while the server waited for it.
     pub(super) async fn timed_out(&self) {
-        let (mut checks, mut seen) = (0, 0);
-        while checks < CHECKS_MAX {
-            sleep(CHECK_INTERVAL).await;
-            let progress = self.progress.load(Ordering::Relaxed);
-            let is_active = progress != seen || self.awaits_response.load(Ordering::Relaxed);
-            checks = if is_active { 0 } else { checks + 1 };
-            seen = progress;
-        }
+        idle::timed_out(&self.progress, || self.awaits_response.load(Ordering::Relaxed)).await;
     }
 
     /// Handles a request.
@@ -306,6 +299,20 @@ impl<S: Service> Connection<S> {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+impl<S: Service> Observer for Connection<S> {
+    fn received(&self, bytes: &[u8]) {
+        self.scanner.lock().scan(bytes);
+    }
+
+    fn sent(&self) {
+        self.note_progress();
+    }
+
+    fn lingers(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed)
     }
 }
 

@@ -14,9 +14,42 @@ use crate::http::{Headers, Method, RequestHead, Response};
 /// A response as hyper sends it.
 pub(super) type HyperResponse = hyper::Response<ResponseBody>;
 
-/// Converts a request head. The scanner reports whether the target had a fragment, which hyper has removed.
+/// Converts a request head of HTTP/1. The scanner reports whether the target had a fragment, which hyper has removed.
 pub(super) fn request_head(parts: &Parts, has_fragment: bool, client: Option<SocketAddr>) -> Arc<RequestHead> {
-    let method = match parts.method {
+    let mut target = match parts.uri.scheme() {
+        Some(_) => parts.uri.to_string(),
+        None => path_and_query(parts).to_owned(),
+    };
+    if has_fragment {
+        target.push('#');
+    }
+    let version = if parts.version == Version::HTTP_10 { (1, 0) } else { (1, 1) };
+    let head = RequestHead::new(method(parts), target, headers(parts, None), client);
+    Arc::new(head.with_version(version))
+}
+
+/// Converts a request head of HTTP/2. The authority becomes the field `Host`: a second one, where `Host` is another.
+pub(super) fn http2_request_head(parts: &Parts, client: Option<SocketAddr>) -> Arc<RequestHead> {
+    let is_host = |authority: &&str| {
+        let host = parts.headers.get(header::HOST);
+        !host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+    };
+    let host = parts.uri.authority().map(|authority| authority.as_str()).filter(is_host);
+    let target = match parts.uri.scheme_str() {
+        // The service refuses the scheme.
+        Some(scheme) if !matches!(scheme, "http" | "https") => parts.uri.to_string(),
+        _ => path_and_query(parts).to_owned(),
+    };
+    let head = RequestHead::new(method(parts), target, headers(parts, host), client);
+    Arc::new(head.with_version((2, 0)))
+}
+
+fn path_and_query(parts: &Parts) -> &str {
+    parts.uri.path_and_query().map_or("", |target| target.as_str())
+}
+
+fn method(parts: &Parts) -> Method {
+    match parts.method {
         hyper::Method::GET => Method::Get,
         hyper::Method::HEAD => Method::Head,
         hyper::Method::POST => Method::Post,
@@ -24,21 +57,21 @@ pub(super) fn request_head(parts: &Parts, has_fragment: bool, client: Option<Soc
         hyper::Method::DELETE => Method::Delete,
         hyper::Method::OPTIONS => Method::Options,
         _ => Method::Other,
-    };
-    let length = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    let mut headers = Headers::with_capacity(length, parts.headers.len());
+    }
+}
+
+/// Converts header fields, and adds a field `Host`.
+fn headers(parts: &Parts, host: Option<&str>) -> Headers {
+    let length: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let host_length = host.map_or(0, |host| "host".len() + host.len());
+    let mut headers = Headers::with_capacity(length + host_length, parts.headers.len() + usize::from(host.is_some()));
+    if let Some(host) = host {
+        headers.push("host", host.as_bytes());
+    }
     for (name, value) in &parts.headers {
         headers.push(name.as_str(), value.as_bytes());
     }
-    let mut target = match parts.uri.scheme() {
-        Some(_) => parts.uri.to_string(),
-        None => parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
-    };
-    if has_fragment {
-        target.push('#');
-    }
-    let version = if parts.version == Version::HTTP_10 { (1, 0) } else { (1, 1) };
-    Arc::new(RequestHead::new(method, target, headers, client).with_version(version))
+    headers
 }
 
 /// Converts a response. Header fields that HTTP does not permit are left out.

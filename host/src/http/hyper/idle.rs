@@ -1,19 +1,22 @@
-//! The stream of a connection as hyper uses it. It notes the client's progress, scans what is read, yields to other
-//! connections after a number of bytes, and closes so that the client does not lose the last response.
+//! The stream of a connection as hyper and h2 use it. It reports what is read and written, yields to other connections after a
+//! number of bytes, and closes so that the client does not lose the last response.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::connection::Connection;
-use crate::http::Service;
-
+/// A connection times out after this many checks in a row that found no progress of the client.
+pub(super) const CHECKS_MAX: u32 = 3;
+/// The interval between two checks.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The stream yields to other connections of its event loop after this many bytes.
 const YIELD_AFTER: usize = 64 << 10;
 /// Maximum number of bytes of one write.
@@ -24,15 +27,54 @@ const COPIED_WRITE_MAX: usize = 1 << 10;
 /// long, and for at most [`LINGER_MAX`]. A client may read no response before it has sent everything, and a connection that
 /// is closed with bytes unread is reset, which discards the response.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
-const LINGER_MAX: Duration = Duration::from_secs(30);
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(30);
+
+/// What an HTTP/2 client sends first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// As the number of bytes moved: the first read is still to come.
+const UNREAD: usize = usize::MAX;
+
+/// Waits until the client has made no progress for [`CHECKS_MAX`] checks while the server waited for it.
+pub(super) async fn timed_out(progress: &AtomicU32, awaits_server: impl Fn() -> bool) {
+    let (mut checks, mut seen) = (0, 0);
+    while checks < CHECKS_MAX {
+        sleep(CHECK_INTERVAL).await;
+        let progress = progress.load(Ordering::Relaxed);
+        let is_active = progress != seen || awaits_server();
+        checks = if is_active { 0 } else { checks + 1 };
+        seen = progress;
+    }
+}
+
+/// What a stream reports to.
+pub(super) trait Observer {
+    /// Bytes have been received.
+    fn received(&self, bytes: &[u8]);
+
+    /// Bytes have been sent.
+    fn sent(&self);
+
+    /// Returns whether the last response was sent while the client may still be sending.
+    fn lingers(&self) -> bool;
+}
 
 /// See the module documentation.
-pub(super) struct IdleTrackingStream<I, S: Service> {
+pub(super) struct IdleTrackingStream<I, O> {
     stream: I,
-    connection: Arc<Connection<S>>,
+    observer: Arc<O>,
     lingering: Option<Linger>,
-    /// The number of bytes read and written since the last yield.
+    /// The number of bytes read and written since the last yield, or [`UNREAD`].
     moved: usize,
+    start: Start,
+}
+
+/// What the first reads return before anything else.
+enum Start {
+    /// This many bytes of the preface of HTTP/2, which are held back until the next bytes come: hyper recognizes only a whole
+    /// preface.
+    Preface(usize),
+    /// What has already been read.
+    Read(Bytes),
 }
 
 /// The timeouts of a lingering close.
@@ -41,14 +83,24 @@ struct Linger {
     deadline: Instant,
 }
 
-impl<I, S: Service> IdleTrackingStream<I, S> {
-    pub(super) fn new(stream: I, connection: Arc<Connection<S>>) -> Self {
-        Self { stream, connection, lingering: None, moved: 0 }
+impl<I, O: Observer> IdleTrackingStream<I, O> {
+    pub(super) fn new(stream: I, observer: Arc<O>) -> Self {
+        Self { stream, observer, lingering: None, moved: UNREAD, start: Start::Preface(0) }
+    }
+
+    /// A stream of which these bytes have already been read.
+    pub(super) fn resume(stream: I, observer: Arc<O>, read: Bytes) -> Self {
+        Self { start: Start::Read(read), ..Self::new(stream, observer) }
+    }
+
+    /// Returns the stream itself.
+    pub(super) fn into_inner(self) -> I {
+        self.stream
     }
 
     /// Whether other connections are due. The task is then woken again after theirs.
     fn yields(&mut self, context: &Context<'_>) -> bool {
-        let over = self.moved >= YIELD_AFTER;
+        let over = self.moved >= YIELD_AFTER && self.moved != UNREAD;
         if over {
             self.moved = 0;
             context.waker().wake_by_ref();
@@ -58,16 +110,56 @@ impl<I, S: Service> IdleTrackingStream<I, S> {
 
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = &written {
-            self.moved += result.as_ref().copied().unwrap_or_default();
-            self.connection.note_progress();
+            // It stays `UNREAD`: h2 writes before it reads.
+            self.moved = self.moved.saturating_add(result.as_ref().copied().unwrap_or_default());
+            self.observer.sent();
         }
         written
     }
 }
 
-impl<I: AsyncRead + Unpin, S: Service> AsyncRead for IdleTrackingStream<I, S> {
+impl<I: AsyncRead + Unpin, O: Observer> IdleTrackingStream<I, O> {
+    /// Reads the first bytes of the connection.
+    #[cold]
+    fn poll_first_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        match &mut self.start {
+            Start::Read(rest) => {
+                into.put_slice(&rest.split_to(rest.len().min(into.remaining())));
+                if rest.is_empty() {
+                    self.moved = 0;
+                }
+            }
+            Start::Preface(held) => loop {
+                into.put_slice(&PREFACE[..*held]);
+                let read = Pin::new(&mut self.stream).poll_read(context, into);
+                let came = &into.filled()[before..];
+                let is_partial = came.len() > *held && came.len() < PREFACE.len() && PREFACE.starts_with(came);
+                if is_partial {
+                    *held = came.len();
+                }
+                if is_partial || !matches!(read, Poll::Ready(Ok(()))) {
+                    into.set_filled(before);
+                }
+                if !is_partial {
+                    ready!(read)?;
+                    self.moved = into.filled().len() - before;
+                    self.observer.received(&into.filled()[before..]);
+                    break;
+                }
+            },
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncRead + Unpin, O: Observer> AsyncRead for IdleTrackingStream<I, O> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.yields(context) {
+        if self.moved >= YIELD_AFTER {
+            if self.moved == UNREAD {
+                return self.poll_first_read(context, into);
+            }
+            self.yields(context);
             return Poll::Pending;
         }
         let this = &mut *self;
@@ -76,13 +168,13 @@ impl<I: AsyncRead + Unpin, S: Service> AsyncRead for IdleTrackingStream<I, S> {
         let came = &into.filled()[before..];
         if !came.is_empty() {
             this.moved += came.len();
-            this.connection.scan(came);
+            this.observer.received(came);
         }
         read
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for IdleTrackingStream<I, S> {
+impl<I: AsyncRead + AsyncWrite + Unpin, O: Observer> AsyncWrite for IdleTrackingStream<I, O> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if self.yields(context) {
             return Poll::Pending;
@@ -126,7 +218,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncWrite for IdleTrackingS
         let this = &mut *self;
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if !this.connection.lingers() {
+            if !this.observer.lingers() {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -8,6 +8,7 @@ mod connection;
 mod convert;
 mod event_loops;
 mod futures;
+mod http2;
 mod idle;
 mod oneshot;
 mod reject;
@@ -26,17 +27,19 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use hyper::server::conn::http1;
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
+use super::tls::HTTP_2;
 use super::{ConnectionCounts, Listener, Service, Tls};
 use vkog_runtime::{Mailbox, cores};
 
@@ -78,6 +81,8 @@ struct Shared<S: Service> {
     builder: http1::Builder,
     stopping: watch::Receiver<bool>,
     connections_max: usize,
+    /// One for each request over HTTP/2: as many as connections, since each may hold as much memory as one.
+    streams: Arc<Semaphore>,
     event_loops: Arc<EventLoops>,
 }
 
@@ -129,8 +134,16 @@ impl HyperServer {
         let handles = Arc::new(EventLoops::new(handles));
         let first = handles.at(0).handle.clone();
         let (in_flight, drained) = bounded(0);
-        let shared =
-            Shared { service, tls, connections, builder, stopping: stopped, connections_max, event_loops: handles };
+        let shared = Shared {
+            service,
+            tls,
+            connections,
+            builder,
+            stopping: stopped,
+            connections_max,
+            streams: Arc::new(Semaphore::new(connections_max)),
+            event_loops: handles,
+        };
         let _entered = first.enter();
         let listener = AsyncListener::new(listener)?;
         first.spawn(Arc::new(shared).accept(listener, in_flight));
@@ -321,6 +334,9 @@ impl<S: Service> Shared<S> {
             () = stopped(&mut stopping) => return,
         };
         match handshake {
+            Ok(Ok(Some(stream))) if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) => {
+                http2::serve(self, stream, Bytes::new(), Some(client)).await;
+            }
             Ok(Ok(Some(stream))) => connection::serve(self, stream, Some(client)).await,
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::debug!("TLS handshake with {client} failed: {error}"),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
 use super::connection::{self, Connection};
@@ -18,10 +18,10 @@ use super::{HyperServer, READ_MAX, Shared};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Listener, RequestHead, Responder, Response, Service};
 
 /// How long anything may take that should take moments.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Responds to each body with its length after this time, and to each fault with its own status.
-struct Echo(Duration);
+pub(super) struct Echo(pub(super) Duration);
 
 impl Service for Echo {
     type Admitted = ();
@@ -56,7 +56,7 @@ impl Service for Echo {
 }
 
 /// The state that the event loops share, and the sender that keeps the server from stopping.
-fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) {
+pub(super) fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) {
     let (stop, stopping) = watch::channel(false);
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).half_close(true);
@@ -67,6 +67,7 @@ fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) {
         builder,
         stopping,
         connections_max: 1,
+        streams: Arc::new(Semaphore::new(1000)),
         event_loops: Arc::new(EventLoops::new(Vec::new())),
     };
     (stop, Arc::new(shared))

@@ -139,6 +139,8 @@ fn clients_that_stall_in_a_body_do_not_delay_others() {
 fn only_the_transfer_encoding_chunked_is_accepted() {
     let server = server();
     for (headers, status) in [
+        ("Transfer-Encoding: gzip\r\n", 400),
+        ("Transfer-Encoding: chunked, gzip\r\n", 400),
         ("Transfer-Encoding: gzip, chunked\r\n", 501),
         ("Transfer-Encoding: chunked, chunked\r\n", 501),
         ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 501),
@@ -155,6 +157,17 @@ fn only_the_transfer_encoding_chunked_is_accepted() {
     }
     lives(&server);
     server.get("new").expect(404);
+}
+
+#[test]
+fn an_absolute_target_of_another_scheme_than_http_is_400() {
+    let server = server();
+    for (scheme, status) in [("ftp", 400), ("file", 400), ("http", 200), ("https", 200), ("HTTP", 200)] {
+        let mut wire = server.wire();
+        wire.send(format!("GET {scheme}://localhost/k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .reply()
+            .expect(status);
+    }
 }
 
 #[test]
