@@ -46,7 +46,7 @@ impl Browser {
         let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("it was just made");
         let (input, output) = (open(&pipes[0]), open(&pipes[1]));
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
-            --disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe";
+            --disable-component-update --ignore-certificate-errors --disable-sync --disable-dev-shm-usage --remote-debugging-pipe";
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("exec chromium {flags} \"$@\" 3<\"$0/in\" 4>\"$0/out\"")]);
         shell.arg(folder.path()).arg(format!("--user-data-dir={}", folder.path().join("profile").display()));

@@ -1,6 +1,6 @@
 //! Certificates created for a test, and a direct TLS client that shows what a server sends.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,17 +41,17 @@ impl Certificate {
         std::fs::write(folder.join("key.pem"), &self.key).expect("the key can be written");
     }
 
-    /// Connects with one version of TLS, trusting only this certificate, and sends a request that ends the connection.
+    /// Connects with one version of TLS, trusting only this certificate, and offers these protocols.
     ///
     /// # Errors
     ///
-    /// The server has another certificate.
-    pub fn ask(
+    /// The server cannot be reached.
+    pub fn connect(
         &self,
         address: &str,
         version: &'static SupportedProtocolVersion,
-        request: &str,
-    ) -> Result<Seen, std::io::Error> {
+        protocols: &[&str],
+    ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).expect("it is a certificate");
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -59,16 +59,32 @@ impl Certificate {
             .expect("ring knows this version")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         let name = ServerName::try_from("127.0.0.1").expect("it is an address");
-        let client = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+        let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
         let socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(DEADLINE))?;
-        let mut stream = StreamOwned::new(client, socket);
-        stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
+        Ok(StreamOwned::new(client, socket))
+    }
+
+    /// Connects with an offer of these protocols, and sends a request that ends the connection.
+    ///
+    /// # Errors
+    ///
+    /// The server has another certificate, or none of the protocols.
+    pub fn ask(
+        &self,
+        address: &str,
+        version: &'static SupportedProtocolVersion,
+        protocols: &[&str],
+        request: impl AsRef<[u8]>,
+    ) -> io::Result<Seen> {
+        let mut stream = self.connect(address, version, protocols)?;
+        stream.write_all(request.as_ref())?;
+        let mut bytes = Vec::new();
         // It fails if the server closes the connection without a TLS close message.
-        stream.read_to_string(&mut text)?;
+        stream.read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         Ok(Seen { alpn: stream.conn.alpn_protocol().map(<[u8]>::to_vec), text })
     }
 }

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use serde_json::Value;
-use vkog_tests::{Browser, ENGINES, Server, Setup, TOKEN, Tab, administered};
+use vkog_tests::{Browser, Certificate, ENGINES, Server, Setup, TOKEN, Tab, administered};
 
 const SECRET: &str = "what only this machine may read";
 
@@ -186,5 +186,32 @@ fn the_page_of_the_server_works() {
             browser.run(&tab, &until("$('said').textContent == 'Deleted new'"));
             server.get("new").expect(404);
         }
+    }
+}
+
+#[test]
+fn seven_tabs_of_the_web_ui_are_live_over_http_2() {
+    let Some(mut browser) = browser() else { return };
+    let server = Setup::new().certificate(&Certificate::new()).start();
+    // A browser has at most six connections of HTTP/1 to a server, and each tab watches.
+    let tabs: Vec<Tab> = (0..7)
+        .map(|_| {
+            let tab = browser.tab();
+            browser.go(&tab, &format!("https://{}/", server.address()));
+            tab
+        })
+        .collect();
+    let shows = |key: &str| format!("$('changes').textContent.includes('put {key}')");
+    let pause = "await new Promise(done => setTimeout(done, 10))";
+    for tab in &tabs {
+        let protocol = browser.run(tab, "return performance.getEntriesByType('navigation')[0].nextHopProtocol");
+        assert_eq!(protocol, "h2");
+        // Nothing shows that a tab watches, except for a change.
+        let write = "await fetch('/k/own', { method: 'PUT', body: 'v' })";
+        browser.run(tab, &format!("while (!({})) {{ {write}; {pause}; }}", shows("own")));
+    }
+    server.put("new", "v").expect(200);
+    for tab in &tabs {
+        browser.run(tab, &format!("while (!({} && $('keys').textContent.includes('new'))) {pause};", shows("new")));
     }
 }

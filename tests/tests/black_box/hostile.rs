@@ -12,7 +12,10 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vkog_tests::{DEADLINE, ENGINES, Server, Setup, Wire, amount, exclusive, raise_descriptors, with_background};
+use vkog_tests::{
+    DEADLINE, ENGINES, Server, Setup, Wire, amount, connect_raw, exclusive, frame, get_frame, put_frame,
+    raise_descriptors, read_frame, with_background,
+};
 
 const HYPER: [&str; 1] = ["hyper"];
 
@@ -112,15 +115,81 @@ fn a_header_line_of_200_mb_ends_its_connection() {
 }
 
 #[test]
-fn the_preface_of_http_2() {
+fn silent_connections_of_http_2() {
+    attack(&HYPER, 60, |server| {
+        let mut silent: Vec<TcpStream> =
+            (0..1000).map(|_| connect_raw(server.address()).expect("the server listens")).collect();
+        for stream in silent.iter_mut().take(10) {
+            stream.write_all(&get_frame(1, "/k/k")).expect("nobody is given up yet");
+            while read_frame(stream).expect("the server responds").stream != 1 {}
+        }
+    });
+}
+
+/// Sends the same frames again and again, also while nothing is read. Returns how many bytes the server took before it ended
+/// the connection or stopped to read, which it has to.
+fn flood(server: &Server, reads: bool, mut frames: impl FnMut(u32) -> Vec<u8>) -> usize {
+    let mut stream = connect_raw(server.address()).expect("the server listens");
+    stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
+    if reads {
+        let mut reader = stream.try_clone().expect("an open connection has a second handle");
+        thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    }
+    let mut sent = 0;
+    for round in 0..1_000_000 {
+        let frames = frames(round);
+        if stream.write_all(&frames).is_err() {
+            return sent;
+        }
+        sent += frames.len();
+    }
+    panic!("the server took {sent} bytes");
+}
+
+#[test]
+fn streams_of_http_2_that_are_reset_at_once() {
+    attack(&HYPER, 30, |server| {
+        let reset = |stream| frame(3, 0, stream, &[0, 0, 0, 8]);
+        // In packets of a hundred, so that the server finds them reset.
+        let sent = flood(server, true, |round| {
+            let stream = |number| 2 * (100 * round + number) + 1;
+            (0..100).flat_map(|number| [get_frame(stream(number), "/k/k"), reset(stream(number))].concat()).collect()
+        });
+        assert!(sent < 50 << 20, "the server took {sent} bytes");
+    });
+}
+
+#[test]
+fn heads_of_http_2_that_do_not_end() {
     attack(&HYPER, 20, |server| {
-        for _ in 0..200 {
-            let mut stream = connect(server);
-            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0").expect("it is read");
-            let mut rest = Vec::new();
-            // A reset is an end as well.
-            let _ = stream.read_to_end(&mut rest);
-            assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{}", rest.escape_ascii());
+        let sent = flood(server, true, |round| match round {
+            0 => frame(1, 1, 1, &get_frame(1, "/k/k")[9..]),
+            // A field without indexing.
+            _ => frame(9, 0, 1, &[&[0, 1, b'x', 100][..], &[b'y'; 100]].concat().repeat(100)),
+        });
+        assert!(sent < 10 << 20, "the server took {sent} bytes");
+    });
+}
+
+#[test]
+fn empty_frames_of_http_2() {
+    attack(&HYPER, 20, |server| {
+        for kind in [0, 9] {
+            let sent = flood(server, true, |round| match round {
+                0 if kind == 0 => put_frame(1, "/k/k"),
+                0 => frame(1, 1, 1, b""),
+                _ => frame(kind, 0, 1, b"").repeat(100),
+            });
+            assert!(sent < 10 << 20, "the server took {sent} bytes");
+        }
+    });
+}
+
+#[test]
+fn pings_and_settings_of_a_client_that_reads_nothing() {
+    attack(&HYPER, 20, |server| {
+        for flooding in [frame(6, 0, 0, &[0; 8]), frame(4, 0, 0, &[0, 4, 0, 0, 255, 255])] {
+            flood(server, false, |_| flooding.repeat(100));
         }
     });
 }

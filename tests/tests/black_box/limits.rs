@@ -61,11 +61,11 @@ fn a_connection_over_the_limit_is_503_until_another_one_ends() {
 }
 
 #[test]
-fn http_2_is_refused_and_leaves_nothing_behind() {
+fn a_request_of_http_1_that_declares_http_2_is_refused_and_leaves_nothing_behind() {
     let server = server();
     let threads = || std::fs::read_dir(format!("/proc/{}/task", server.id())).map_or(0, Iterator::count);
     let before = threads();
-    for request in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET /k/k HTTP/2.0\r\nHost: localhost\r\n\r\n"] {
+    for request in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\r", "GET /k/k HTTP/2.0\r\nHost: localhost\r\n\r\n"] {
         for _ in 0..20 {
             let mut wire = server.wire();
             wire.send(request);

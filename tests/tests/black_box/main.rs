@@ -23,6 +23,7 @@ mod examples;
 mod expiry;
 mod frozen;
 mod hostile;
+mod http2;
 mod hygiene;
 mod keys;
 mod limits;

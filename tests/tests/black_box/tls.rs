@@ -7,7 +7,7 @@
 #![cfg(unix)]
 
 use rustls::version::{TLS12, TLS13};
-use vkog_tests::{Certificate, Server, Setup, Wire, pattern};
+use vkog_tests::{Certificate, HTTP2_START, Server, Setup, Wire, frame, get_frame, pattern};
 
 const GET: &str = "GET /k/k HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
 
@@ -27,12 +27,43 @@ fn a_server_with_a_certificate_speaks_https_on_loopback_too() {
     server.get("large").expect(200).is(&large);
     server.key("GET", "large").header("Range", "bytes=-70000").send().expect(206).is(&large[large.len() - 70_000..]);
     for version in [&TLS12, &TLS13] {
-        let seen = certificate.ask(server.address(), version, GET).expect("the server has this certificate");
+        let seen =
+            certificate.ask(server.address(), version, &["http/1.1"], GET).expect("the server has this certificate");
         assert_eq!(seen.alpn.as_deref(), Some(&b"http/1.1"[..]), "{version:?}");
         assert!(seen.text.starts_with("HTTP/1.1 200") && seen.text.ends_with("\r\n\r\nv"), "{}", seen.text);
     }
     // A connection of the client is open, and idle.
     server.stop().expect(0);
+}
+
+#[test]
+fn alpn_selects_http_2_first_then_any_version_of_http_1() {
+    let certificate = Certificate::new();
+    let server = server(&certificate);
+    // A GET over HTTP/2, and GOAWAY.
+    let http2 = [HTTP2_START, &get_frame(1, "/k/k"), &frame(7, 0, 0, &[0; 8])].concat();
+    for (offered, chosen) in [
+        (&["http/1.1", "h2"][..], Some("h2")),
+        (&["h2"], Some("h2")),
+        (&["http/1.0", "http/1.1"], Some("http/1.1")),
+        (&["http/1.0"], Some("http/1.0")),
+        (&[], None),
+    ] {
+        for version in [&TLS12, &TLS13] {
+            let request = if chosen == Some("h2") { &http2 } else { GET.as_bytes() };
+            let seen = certificate.ask(server.address(), version, offered, request);
+            let seen = seen.unwrap_or_else(|error| panic!("{offered:?}: {error}\n{}", server.log()));
+            assert_eq!(seen.alpn.as_deref(), chosen.map(str::as_bytes), "{offered:?}");
+            if chosen == Some("h2") {
+                // The value in a DATA frame that ends its stream.
+                assert!(seen.text.contains("\0\0\x01\0\x01\0\0\0\x01v"), "{offered:?}: {}", seen.text.escape_debug());
+            } else {
+                assert!(seen.text.starts_with("HTTP/1.1 200") && seen.text.ends_with("\r\n\r\nv"), "{}", seen.text);
+            }
+        }
+    }
+    assert!(certificate.ask(server.address(), &TLS13, &["spdy/3"], GET).is_err(), "SPDY is accepted");
+    server.get("k").expect(200).is("v");
 }
 
 #[test]
@@ -55,7 +86,10 @@ fn a_client_without_tls_or_without_data_does_not_disturb_others() {
         let _ = wire.try_send(garbage);
         wire.finish().rest().expect("the server ends the connection");
     }
-    assert!(Certificate::new().ask(server.address(), &TLS13, GET).is_err(), "a certificate that nobody has is trusted");
+    assert!(
+        Certificate::new().ask(server.address(), &TLS13, &["http/1.1"], GET).is_err(),
+        "a certificate that nobody has is trusted"
+    );
     server.get("k").expect(200).is("v");
     for mut wire in silent {
         wire.rest().expect("the server gives up a client that does not speak");
@@ -103,7 +137,7 @@ fn a_reload_applies_a_renewed_certificate_and_ignores_a_broken_one() {
     let setup = Setup::new().certificate(&first);
     let server = setup.start();
     server.put("k", "v").expect(200);
-    let shown = |certificate: &Certificate| certificate.ask(server.address(), &TLS13, GET).is_ok();
+    let shown = |certificate: &Certificate| certificate.ask(server.address(), &TLS13, &["http/1.1"], GET).is_ok();
     assert!(shown(&first) && !shown(&second));
     // The certificate is renewed, and its key is not yet.
     std::fs::write(setup.folder().join("cert.pem"), &second.pem).expect("it can be written");
