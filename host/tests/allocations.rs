@@ -1,6 +1,6 @@
-//! What a request costs in memory asked of the system: one GET and one PUT of a present key through two plugins that have
+//! The allocations of a request: one GET and one PUT of a present key through two plugins that have
 //! all their hooks. Provoked by many of them, one at a time, on a heap that counts. Counts are the same on every machine;
-//! one that grew is to be mended, or written down here with its reason.
+//! a number that grew has to be fixed, or documented here with its reason.
 
 use std::alloc::System;
 use std::io::{Read, Write};
@@ -74,7 +74,7 @@ fn api(file: &std::path::Path) -> Api {
 
 /// Allocations and reallocations of a request, the mean of many.
 fn per_request(mut request: impl FnMut()) -> f64 {
-    // What is made once for all is made now; at first every call of a hook is timed.
+    // Lazily created state is created now; at first every call of a hook is timed.
     (0..REQUESTS).for_each(|_| request());
     let region = Region::new(HEAP);
     (0..REQUESTS).for_each(|_| request());
@@ -82,7 +82,7 @@ fn per_request(mut request: impl FnMut()) -> f64 {
     (change.allocations + change.reallocations) as f64 / REQUESTS as f64
 }
 
-/// From the head to the reply, on this thread. What the engine brings is made beforehand.
+/// From the head to the response, on this thread. The parts of the engine are created before.
 fn without_engine(api: &Api, method: Method) -> f64 {
     static STATUS: AtomicU16 = AtomicU16::new(0);
     let mut made = Vec::new();

@@ -1,4 +1,4 @@
-//! A panic of the host is an event of the log, and prints nothing past it. In a program of its own, because the hook for
+//! A panic of the host is an event of the log, and prints nothing past it. In its own program, because the hook for
 //! panics belongs to the whole process.
 
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The plugins of a server that runs: what `/plugins` says of them, and how their libraries and settings are exchanged.
+//! The plugins of a server that runs: their description in `/plugins`, and how their libraries and settings are replaced.
 
 use std::path::{Path, PathBuf};
 
@@ -41,13 +41,13 @@ impl Server {
         found.and_then(|hook| hook[what].as_u64()).unwrap_or_else(|| panic!("no {what} of {hook} in {plugin}"))
     }
 
-    /// Asks for a reload with the token.
+    /// Requests a reload with the token.
     #[track_caller]
     pub fn reload(&self) -> Reply {
         self.reload_as(Some(&format!("Bearer {TOKEN}")))
     }
 
-    /// Asks for a reload with this `Authorization`.
+    /// Requests a reload with this `Authorization`.
     #[track_caller]
     pub fn reload_as(&self, authorization: Option<&str>) -> Reply {
         // With a body, because the client library sends one that it knows nothing of in chunks.
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    /// What a reload did with a plugin, by its name or the file name of its library: the outcome, or the code of the error.
+    /// Returns the result of a reload for a plugin, by its name or the file name of its library: the outcome, or the code of the error.
     #[track_caller]
     pub fn reloaded(&self, plugin: &str) -> String {
         let reply = self.reload();
@@ -82,7 +82,7 @@ impl Server {
     }
 }
 
-/// Puts a copy of a library in the place of another, or beside it, in one step.
+/// Replaces a library by a copy of another, or adds the copy, in one step.
 pub fn put_in_place(library: &Path, place: &Path) {
     let folder = place.parent().expect("a library is in a folder");
     let copy = folder.join("copy.tmp");

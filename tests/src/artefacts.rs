@@ -10,10 +10,10 @@ use serde_json::Value;
 use crate::server::only_ours;
 use crate::windows;
 
-/// What has cargo tell what it made.
+/// The option by which cargo reports its products.
 const JSON: &str = "--message-format=json-render-diagnostics";
 
-/// What a build made.
+/// The products of a build.
 pub struct Artefacts {
     programs: BTreeMap<String, PathBuf>,
     libraries: BTreeMap<String, PathBuf>,
@@ -40,7 +40,7 @@ impl Artefacts {
     }
 }
 
-/// The root of the workspace. Cargo tells a test that it runs where its crate is; a copy may have been built elsewhere.
+/// The root of the workspace. Cargo sets the current directory of a test to its crate; a copy may have been built elsewhere.
 pub fn workspace() -> &'static Path {
     static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
         let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
@@ -71,7 +71,7 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Runs a command that [`built_by_cargo`] began. What cargo says comes back as the error of a build that failed.
+/// Runs a command that [`built_by_cargo`] began. The output of cargo is the error of a failed build.
 ///
 /// # Errors
 ///

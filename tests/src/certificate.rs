@@ -20,7 +20,7 @@ pub struct Certificate {
     pub key: String,
 }
 
-/// What a client saw of a server.
+/// The certificate and the response that a client received.
 pub struct Seen {
     /// The protocol that they agreed on.
     pub alpn: Option<Vec<u8>>,

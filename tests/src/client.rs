@@ -1,4 +1,4 @@
-//! HTTP with connections kept alive, through a client library that shares no code with the server.
+//! HTTP with keep-alive connections, through a client library that shares no code with the server.
 
 use ureq::http;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -198,7 +198,7 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The revision that the ETag tells.
+    /// Returns the revision in the ETag.
     #[track_caller]
     pub fn revision(&self) -> u64 {
         let tag = self.header("ETag").unwrap_or_else(|| panic!("no ETag in {self}"));

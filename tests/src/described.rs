@@ -1,4 +1,4 @@
-//! The interface as `/openapi.json` describes it. What a server answers and what is described there are held against each other
+//! The interface as `/openapi.json` describes it. The responses of a server are compared with it
 //! with every reply that a test gets.
 
 use std::sync::LazyLock;
@@ -12,7 +12,7 @@ use crate::client::Reply;
 pub fn description() -> &'static Value {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         let text = std::fs::read_to_string(workspace().join("host/src/api/openapi.json"));
-        serde_json::from_str(&text.expect("the document is there")).expect("the document is JSON")
+        serde_json::from_str(&text.expect("the server has the document")).expect("the document is JSON")
     });
     &DOCUMENT
 }

@@ -1,7 +1,7 @@
 //! The harness of the black-box tests: builds the program and the plugins once, starts servers, speaks HTTP with them,
 //! and makes libraries that are wrong on purpose. It imports nothing of the host.
 //!
-//! Every wait has a deadline ([`DEADLINE`]), every server a folder and a port of its own, and whatever fails prints the
+//! Every wait has a deadline ([`DEADLINE`]), every server its own folder and port, and every failure prints the
 //! request, the reply and the server's log.
 
 mod admin;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::DEADLINE;
 use crate::windows::on_windows;
 
-/// What a process wrote to one of its streams, so far.
+/// The output of a process on one of its streams, so far.
 #[derive(Clone, Default)]
 pub struct Output {
     shared: Arc<(Mutex<Written>, Condvar)>,
@@ -41,7 +41,7 @@ impl Output {
         output
     }
 
-    /// What was written so far.
+    /// Returns the output so far.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.shared.0.lock().expect("no holder of this lock panics").bytes).into_owned()
     }
@@ -110,7 +110,7 @@ impl Running {
     }
 
     /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which is
-    /// how a program for Windows is asked to stop.
+    /// how a program for Windows is stopped.
     #[track_caller]
     pub fn signal(&self, name: &str) {
         let name = if on_windows() && name == "TERM" { "INT" } else { name };
@@ -118,7 +118,7 @@ impl Running {
         assert!(status.expect("sh runs").success(), "cannot send {name} to {}", self.what);
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to end.
     #[track_caller]
     pub fn wait(mut self) -> Exit {
         let deadline = Instant::now() + DEADLINE;

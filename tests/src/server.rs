@@ -1,4 +1,4 @@
-//! A server of one's own: a free port, a temporary folder, the plugins that a test names.
+//! A server for one test: a free port, a temporary folder, the plugins that a test names.
 
 use std::ffi::OsString;
 use std::ops::Deref;
@@ -33,7 +33,7 @@ pub fn ttl() -> PathBuf {
     artefacts().library("vkog-ttl")
 }
 
-/// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002,
+/// Removes the write permission of others from a library or a folder: under a umask of 002 the group can write build products,
 /// and the host would refuse it.
 pub fn only_ours(path: &Path) {
     #[cfg(unix)]
@@ -124,7 +124,7 @@ impl Setup {
         self
     }
 
-    /// With so few descriptors at the most.
+    /// Sets the maximum number of file descriptors.
     pub fn descriptors(mut self, count: u32) -> Self {
         self.descriptors = Some(count);
         self
@@ -229,13 +229,13 @@ impl Setup {
         Server::listen(self, Running::start_with_stderr(&mut self.serving(), stderr))
     }
 
-    /// Starts the server by a command of one's own.
+    /// Starts the server by the given command.
     #[track_caller]
     pub fn start_by(&self, command: &mut Command) -> Server {
         Server::serve(self, command)
     }
 
-    /// Starts the server, which is expected to end by itself.
+    /// Starts the server, which is expected to fail.
     #[track_caller]
     pub fn fail(&self) -> Exit {
         Running::start(&mut self.serving()).wait()
@@ -322,7 +322,7 @@ impl Server {
         std::fs::read_to_string(lock).expect("the server has its store locked").trim().to_owned()
     }
 
-    /// Another client, with connections of its own.
+    /// Another client, with its own connections.
     pub fn client(&self) -> Client {
         self.setup.client(&self.address, &self.process)
     }
@@ -350,7 +350,7 @@ impl Server {
         std::iter::repeat_with(served).take(count).collect()
     }
 
-    /// What the server logged so far.
+    /// Returns the log of the server so far.
     pub fn log(&self) -> String {
         self.process.stderr.text()
     }

@@ -78,7 +78,7 @@ impl Watching {
     pub fn event(&mut self) -> Option<Event> {
         let begun = Instant::now();
         while self.waiting.is_empty() {
-            // Ids alone come for ever.
+            // Ids without events never end.
             assert!(begun.elapsed() < DEADLINE, "no event comes: {}", self.head);
             if !self.read() {
                 return None;
@@ -87,7 +87,7 @@ impl Watching {
         self.waiting.pop_front()
     }
 
-    /// So many events.
+    /// Reads this number of events.
     #[track_caller]
     pub fn events(&mut self, count: usize) -> Vec<Event> {
         let events: Vec<_> = std::iter::from_fn(|| self.event()).take(count).collect();
@@ -95,7 +95,7 @@ impl Watching {
         events
     }
 
-    /// Reads on until something came. Says whether the stream goes on.
+    /// Reads until data arrived. Returns whether the stream continues.
     #[track_caller]
     pub fn read(&mut self) -> bool {
         let chunk = self.wire.chunk().unwrap_or_else(|error| panic!("the stream broke off: {error}: {}", self.head));

@@ -1,6 +1,6 @@
 //! The same tests for the program that is built for Windows: `VKOG_WINDOWS="windows.sh DIR"` names a command that, with
 //! `build ARGUMENT…` after it, does what `cargo build` does, and with `run PROGRAM ARGUMENT…` runs a program, by Wine. The
-//! tests themselves stay where they are. What cannot be shown so is told, with the reasons, by `cargo xtask windows`.
+//! tests themselves stay where they are. `cargo xtask windows` lists the tests that cannot run there, with the reasons.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,7 @@ pub(crate) fn library_extension() -> &'static str {
     if on_windows() { "dll" } else { std::env::consts::DLL_EXTENSION }
 }
 
-/// A path that the program tells.
+/// A path that the program prints.
 pub(crate) fn told(path: &str) -> PathBuf {
     if on_windows() { path.replace('\\', "/").into() } else { path.into() }
 }

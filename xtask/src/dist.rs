@@ -167,7 +167,7 @@ fn zip(folder: &Path, name: &str) -> Result<PathBuf> {
     let packed = folder.with_file_name(format!("{name}.zip"));
     let mut archive = ZipWriter::new(File::create(&packed)?);
     for (path, is_folder, mode) in entries(folder)? {
-        // A slash between folders, as the format has it on every system.
+        // A slash between folders, as the format requires on every system.
         let within = path.strip_prefix(folder)?.to_string_lossy().replace('\\', "/");
         let options = SimpleFileOptions::default().unix_permissions(mode);
         if is_folder {

@@ -16,7 +16,7 @@ cargo xtask serve [OPTION…]   build, put the plugins into ./plugins and serve 
 cargo xtask dist [--target=TRIPLE] [--profile=NAME]
                               make a release in target/dist: a folder and an archive of it
 cargo xtask layers            check which package and which module imports which
-cargo xtask semver            compare the public API of vkog-plugin-api with the kept 1.0.0 (needs cargo-semver-checks)
+cargo xtask semver            compare the public API of vkog-plugin-api with version 1.0.0 (needs cargo-semver-checks)
 cargo xtask test [--full]     run all tests; with --full all amounts, and Windows by Wine, miri, fuzzing and mutants
 cargo xtask windows [--quick] run the black-box tests of the program for Windows, by Wine (needs VKOG_WINDOWS); --quick for some
 cargo xtask bench attack      measure how long a client waits while others try to exhaust the server

@@ -1,4 +1,4 @@
-//! `cargo xtask semver`: compares the public API of vkog-plugin-api with the kept 1.0.0.
+//! `cargo xtask semver`: compares the public API of vkog-plugin-api with version 1.0.0.
 
 use std::process::{Command, Stdio};
 

@@ -1,7 +1,7 @@
 //! A plugin may ask the store, through the whole chain, from wherever that can end well, and is refused elsewhere; it ticks as
 //! long as it lives, and its numbers are shown.
 //!
-//! Provoked with a plugin that asks in the hook that a request names, in its ticks and on a thread of its own, while it is
+//! Provoked with a plugin that calls the store in the hook that a request names, in its ticks and on its own thread, while it is
 //! reloaded and when the server stops.
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn send(server: &Server, verb: &str, path: &str) -> vkog_tests::Reply {
     if verb == "post" || verb == "put" { request.body("v").send() } else { request.send() }
 }
 
-/// What the plugin logged.
+/// Returns the log lines of the plugin.
 fn said(log: &str) -> Vec<String> {
     let line = |line: &str| -> Option<String> {
         let line: Value = serde_json::from_str(line).ok()?;
@@ -150,7 +150,7 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
     wait_for_ticks(3);
     assert_eq!(server.plugin("drill")["metrics"]["swept"], 0, "what the last tick removed");
     assert!(server.count("drill", "tick", "calls") >= 100);
-    assert!(server.count("bytes", "after_delete", "calls") > 0, "bytes is told of what ticks remove");
+    assert!(server.count("bytes", "after_delete", "calls") > 0, "bytes sees the removals of ticks");
     server.post("z", pattern(LIMIT)).refused(413, "Max size exceeded").says(&format!(", {LIMIT} of {LIMIT} are free"));
     server.post("z", pattern(LIMIT - 1)).expect(200);
 }
@@ -218,7 +218,7 @@ fn a_tick_that_takes_its_time_is_waited_for_by_the_reload_alone() {
     });
     let began = Instant::now();
     with_background(looks, || assert_eq!(server.reloaded("drill"), "reloaded"));
-    assert!(began.elapsed() > Duration::from_secs(2), "no tick was under way: {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(2), "no tick was running: {:?}", began.elapsed());
     let said = said(&server.log());
     let at = |line: &str| said.iter().rposition(|said| said == line);
     assert!(at("1 ticked") < at("1 is dropped"), "{said:?}");

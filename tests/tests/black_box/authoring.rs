@@ -1,4 +1,4 @@
-//! What is wrong with a plugin is an error at compile time that says what to do.
+//! Mistakes in a plugin are compile-time errors with a way out.
 //!
 //! Provoked with sources that are wrong in one way each.
 

@@ -1,6 +1,6 @@
-//! A plugin that says that its hooks may wait holds up nobody but those who asked for what it waits for.
+//! A plugin with blocking hooks delays only the requests that call them.
 //!
-//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections go on:
+//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections continue:
 //! more than there are threads that serve. Both engines are started.
 
 use vkog_tests::{ENGINES, Setup, artefacts, conflict};

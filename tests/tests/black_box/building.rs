@@ -1,4 +1,4 @@
-//! A plugin author needs nothing but the sources of plugin-api: a crate builds outside the workspace, with whatever
+//! A plugin author needs only the sources of plugin-api: a crate builds outside the workspace, with any
 //! compiler, and what comes out loads.
 //!
 //! Provoked by copying an example to a temporary folder, by having `vkog plugins new` make crates, and by building a small
@@ -57,7 +57,7 @@ fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
     let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);
-    assert!(exit.one_error().contains("it is there already; "), "{exit}");
+    assert!(exit.one_error().contains("it exists; "), "{exit}");
     assert_eq!(std::fs::read_to_string(folder.join("Cargo.toml")).expect("it is still there"), "mine");
     let exit = new(&["shorter", "--path", "nowhere"]).expect(1);
     assert!(exit.one_error().contains("nowhere") && exit.one_error().contains("--path"), "{exit}");
@@ -72,7 +72,7 @@ fn a_new_crate_can_depend_on_a_clone_of_the_interface() {
     };
     new("beside-a-clone", &api).expect(0);
     let folder = setup.folder().join("beside-a-clone");
-    assert!(!folder.join("vendor").exists(), "a copy nobody asked for");
+    assert!(!folder.join("vendor").exists(), "an unwanted copy");
     let built = build(built(&folder).arg("--offline"));
     built.unwrap_or_else(|error| panic!("{error}")).library("beside-a-clone");
     let exit = new("beside-nothing", &workspace().join("host")).expect(1);

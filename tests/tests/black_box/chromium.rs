@@ -1,4 +1,4 @@
-//! What browsers.rs says byte by byte holds in a real browser: a page of another origin and a rebound name can neither read
+//! The promises of browsers.rs hold in a real browser: a page of another origin and a rebound name can neither read
 //! nor write, a stored page cannot read the token, and the page of the server works.
 //!
 //! Provoked with Chromium and the requests that a page can make. Where Chromium is not installed

@@ -1,7 +1,7 @@
 //! The command line: what is wrong is one line `vkog: …` and an exit status, help fits a screen, a flag beats the
 //! environment, which beats the file.
 //!
-//! Provoked by running the program; which limit is in force is told by what the bytes plugin refuses.
+//! Provoked by running the program; the refusals of the bytes plugin show the current limit.
 
 use std::net::TcpListener;
 

@@ -1,4 +1,4 @@
-//! What `cargo xtask dist` makes runs where it is unpacked, with its own plugins.
+//! The release of `cargo xtask dist` runs in the folder where it is unpacked, with its own plugins.
 //!
 //! Provoked by unpacking it as a user does and starting what is in it.
 
@@ -15,7 +15,7 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("it says text")
 }
 
-/// Makes it. In a target folder of its own, because the program has other features here than for the tests, which run at the
+/// Makes the release, in its own target folder, because the program has other features here than for the tests, which run at the
 /// same time. The dependencies that both have are built once.
 fn dist() -> PathBuf {
     let mut xtask = if on_windows() {

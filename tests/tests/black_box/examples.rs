@@ -95,7 +95,7 @@ fn bearer_does_not_start_without_a_token() {
 
 /// The lines of an audit file.
 fn lines(file: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(file).expect("the audit file is there");
+    let text = std::fs::read_to_string(file).expect("the audit file exists");
     assert!(text.ends_with('\n'), "the last line is cut off: {text}");
     let value = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("no JSON, {error}: {line}"));
     text.lines().map(value).collect()
@@ -190,5 +190,5 @@ fn at_a_stop_audit_waits_until_a_slow_file_has_taken_every_line() {
     go.send(()).expect("the reader waits");
     assert_eq!(reader.join().expect("the pipe is read to its end"), CHANGES);
     stopped.recv_timeout(DEADLINE).expect("the server stops").expect(0);
-    stopping.join().expect("it has told").expect("somebody was told");
+    stopping.join().expect("it has sent a message").expect("a message was sent");
 }

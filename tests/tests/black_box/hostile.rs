@@ -1,6 +1,6 @@
-//! What clients do to exhaust a server costs it little, and another client gets all its answers meanwhile.
+//! Attempts to exhaust a server cost it little, and another client gets all its responses meanwhile.
 //!
-//! Provoked with connections that send a byte a second, uploads that stop halfway, lengths that nobody could send, a header
+//! Provoked with connections that send a byte a second, uploads that stop halfway, impossible lengths, a header
 //! line without an end, another protocol, and requests sent ahead by the hundred thousand. Each on the engines that survive
 //! it; what tiny_http does not is in docs/reference/http.md. Further ones: file descriptors that run out, silent connections in a burst
 //! with others, and large values over many connections.
@@ -43,7 +43,7 @@ fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// The status that a connection is answered with, if it is.
+/// Returns the status of the response on a connection, if there is one.
 fn status(stream: &mut TcpStream) -> Option<u16> {
     let mut text = [0; 12];
     stream.read_exact(&mut text).ok()?;
@@ -57,13 +57,13 @@ fn five_thousand_connections_that_send_a_byte_a_second() {
         let head = b"GET /k/k HTTP/1.1\r\n";
         for byte in head.chunks(1).take(5) {
             let round = Instant::now();
-            slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("nobody is given up yet"));
+            slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("no client has timed out yet"));
             thread::sleep(Duration::from_secs(1).saturating_sub(round.elapsed()));
         }
         // They are connections like others, in the end.
         for stream in slow.iter_mut().take(10) {
-            stream.write_all(&head[5..]).expect("nobody is given up yet");
-            stream.write_all(b"Host: localhost\r\n\r\n").expect("nobody is given up yet");
+            stream.write_all(&head[5..]).expect("no client has timed out yet");
+            stream.write_all(b"Host: localhost\r\n\r\n").expect("no client has timed out yet");
             assert_eq!(status(stream), Some(200));
         }
     });

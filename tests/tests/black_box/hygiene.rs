@@ -1,4 +1,4 @@
-//! What is not HTTP as RFC 9112 has it is answered with an error, or its connection is closed; nothing of it is executed as
+//! Requests that violate RFC 9112 get an error, or their connection is closed; no part of them is executed as
 //! a request, and nothing of it is left behind.
 //!
 //! Provoked byte by byte, on both engines with the same bounds. The cases marked as [`HYPER`] are those that tiny_http does
@@ -15,7 +15,7 @@ use vkog_tests::{DEADLINE, ENGINES, Server, Setup, Wire, amount, exclusive};
 
 const HYPER: [&str; 1] = ["hyper"];
 
-/// What a request tries to smuggle past the end of another one.
+/// The requests that are smuggled past the end of another one.
 const SMUGGLED: &str = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn server(engine: &str) -> Server {

@@ -1,4 +1,4 @@
-//! `/keys`: in byte order, each key that is there throughout exactly once, whatever else is written; folded, counted,
+//! `/keys`: in byte order, each permanent key exactly once, during any other writes; folded, counted,
 //! limited, and without what a GET would not find.
 //!
 //! Provoked with small stores whose listings are known, at every limit, and with a million keys while eight clients write.
@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde_json::Value;
 use vkog_tests::{Client, DEADLINE, Setup, amount, artefacts, encode, exclusive, ttl, with_background};
 
-/// What a request for keys answers.
+/// Returns the response to a request for keys.
 #[track_caller]
 fn ask(server: &Client, query: &str) -> Value {
     let reply =
@@ -129,15 +129,15 @@ fn a_page_has_at_most_a_thousand_keys() {
 fn what_is_no_question_is_refused_and_says_what_is_one() {
     let server = Setup::new().start();
     for (query, words) in [
-        ("prefx=a", "Unknown parameter \"prefx\"; there are prefix, after, limit, delimiter, count"),
-        ("limit=0", "limit is \"0\"; give a number from 1 to 1000"),
-        ("limit=1001", "limit is \"1001\"; give a number from 1 to 1000"),
-        ("limit=", "limit is \"\"; give a number from 1 to 1000"),
+        ("prefx=a", "Unknown parameter \"prefx\"; use prefix, after, limit, delimiter, count"),
+        ("limit=0", "limit is \"0\"; use a number from 1 to 1000"),
+        ("limit=1001", "limit is \"1001\"; use a number from 1 to 1000"),
+        ("limit=", "limit is \"\"; use a number from 1 to 1000"),
         ("limit=-1", "limit is \"-1\""),
-        ("prefix=a&prefix=b", "The parameter prefix is given twice"),
+        ("prefix=a&prefix=b", "The parameter prefix is repeated"),
         ("delimiter=", "delimiter is empty"),
         ("count&limit=1", "count takes no value and can be combined only with prefix"),
-        ("count=1", "count has no value"),
+        ("count=1", "count takes no value"),
         ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ("after=a%ff", "after is not UTF-8"),
     ] {

@@ -1,8 +1,8 @@
-//! What a client may cost the hyper engine is bounded, and what is beyond is answered.
+//! The hyper engine limits the cost of a client, and rejects requests beyond the limits.
 //!
-//! Provoked with heads that are too large, more connections than there are descriptors, another protocol, bodies that are
-//! declared and not sent, and a stop in the middle of a request. tiny_http has none of these limits: so hyper is asked for,
-//! whatever engine the run of the tests has.
+//! Provoked with heads that are too large, more connections than file descriptors, another protocol, bodies that are
+//! declared and not sent, and a stop in the middle of a request. tiny_http has none of these limits: so the tests start hyper,
+//! even if the other tests run on another engine.
 
 #![cfg(unix)]
 
@@ -57,7 +57,7 @@ fn a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served() 
     first.expect(200);
     drop(wires);
     let served = |_| server.wire().send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 200;
-    assert!((0..1000).any(served), "nobody is served after all connections have ended");
+    assert!((0..1000).any(served), "no client is served after all connections have ended");
 }
 
 #[test]

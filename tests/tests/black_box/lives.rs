@@ -1,4 +1,4 @@
-//! The lives of a store: copies, files of different ages, and a store that is made anew are told apart, and what is missing
+//! The lives of a store: copies, files of different ages, and a newly created store are distinguished, and missing data
 //! is said.
 //!
 //! Provoked with servers that are killed, with logs that are removed, cut off or taken from another copy, and with files that
@@ -116,11 +116,11 @@ fn the_log_of_another_copy_of_the_store_is_refused() {
         drop(server);
     }
     fs::copy(log(&copy), log(&setup)).expect("it can be copied");
-    let before = fs::read(setup.store_file()).expect("it is there");
+    let before = fs::read(setup.store_file()).expect("it exists");
     let exit = setup.fail().expect(1);
     let told = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
     assert!(told.contains("another copy") && told.contains("vkog repair"), "{exit}");
-    assert_eq!(fs::read(setup.store_file()).expect("it is there"), before, "the start changed the store");
+    assert_eq!(fs::read(setup.store_file()).expect("it exists"), before, "the start changed the store");
     let exit = setup.run(["check", "store.vkog"]).expect(1);
     assert!(exit.one_error().contains("another copy"), "{exit}");
     // The way out.
@@ -179,7 +179,7 @@ fn the_revisions_of_a_store_that_was_removed_are_not_given_again_by_an_import_or
     server.stop().expect(0);
     setup.run(["export", "-f", "store.vkog", "out"]).expect(0);
     for ending in ["", ".log"] {
-        fs::remove_file(setup.folder().join(format!("store.vkog{ending}"))).expect("it is there");
+        fs::remove_file(setup.folder().join(format!("store.vkog{ending}"))).expect("it exists");
     }
     setup.run(["import", "-f", "store.vkog", "out"]).expect(0);
     let server = setup.start();

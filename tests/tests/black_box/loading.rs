@@ -1,4 +1,4 @@
-//! Every way in which a library can be wrong has a code and a sentence of its own, `vkog plugins check` and the start agree
+//! Every way in which a library can be wrong has its own code and sentence, `vkog plugins check` and the start agree
 //! on it, and all bad libraries are reported, not only the first.
 //!
 //! Provoked with libraries that are cut off, patched, or built against changed copies of vkog-plugin-api.
@@ -68,7 +68,7 @@ fn a_library_that_is_cut_off_anywhere_is_told_so() {
     for name in ["cut-10", "cut-50", "cut-90", "cut-last-byte"] {
         let (_folder, library) = damage(name);
         let size = std::fs::metadata(&library).expect("it was just written").len().to_string();
-        refused(&library, None, "cut-off", &["cut off", &size]);
+        refused(&library, None, "cut-off", &["truncated", &size]);
     }
 }
 
@@ -296,7 +296,7 @@ fn a_plugin_that_the_configuration_demands_must_be_there() {
         let config = format!("[plugins.bearer]\n{demand}\n");
         let exit = Setup::new().load(bytes()).config(&config).fail().expect(1);
         assert!(
-            exit.stderr.contains("[plugins.bearer] demands a plugin that was not loaded from "),
+            exit.stderr.contains("[plugins.bearer] requires a plugin that was not loaded from "),
             "{demand}: {exit}"
         );
         // Without plugins at all the tables mean nothing.

@@ -1,8 +1,8 @@
 //! Requests, signals and the stop are as they are without a log where nothing reads standard error: where its reader has left,
-//! where it stands still, and where it is a full disk. What the log loses is counted, and reported when it can be written
+//! where it stands still, and where it is a full disk. Lost lines are counted, and reported when standard error can be written
 //! again. No text of a client forges a line.
 //!
-//! Provoked with a pipe of the test's own as standard error, which is closed, or not read until 10,000 requests are answered,
+//! Provoked with a pipe of the test as standard error, which is closed, or not read during 10,000 requests,
 //! and with `/dev/full`.
 
 #![cfg(unix)]

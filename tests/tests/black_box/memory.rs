@@ -2,7 +2,7 @@
 //! a whole.
 //!
 //! Provoked with uploads that stop one byte short, answers that JSON makes six times as long as the value, pages of keys
-//! that nobody reads, and an address-space limit under which a single mistake ends the process.
+//! without a reader, and an address-space limit under which a single mistake ends the process.
 
 #![cfg(target_os = "linux")]
 

@@ -85,12 +85,12 @@ mod unix {
         for name in ["notes.txt", "fifo", "link", "folder"] {
             refused(&setup, &["-f", "s.vkog", "--listen", &format!("unix:{name}")], &[name, "not a socket"]);
         }
-        assert_eq!(std::fs::read(at("notes.txt")).expect("it is there"), b"notes");
+        assert_eq!(std::fs::read(at("notes.txt")).expect("it exists"), b"notes");
 
         let live = UnixListener::bind(at("live")).expect("a socket can be made");
         refused(&setup, &["-f", "s.vkog", "--listen", "unix:live"], &["live", "another process listens"]);
         let _datagram = UnixDatagram::bind(at("datagram")).expect("a socket can be made");
-        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket is there"]);
+        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket exists"]);
         // A queue that is full says nothing of its process having ended.
         let (mut waiting, mut full) = (Vec::new(), false);
         while !full {
@@ -130,7 +130,7 @@ mod unix {
             let setup = Setup::new();
             let socket = setup.folder().join("s.sock");
             let first = at_socket(&setup, engine, "first.vkog", "s.sock");
-            std::fs::remove_file(&socket).expect("the socket is there");
+            std::fs::remove_file(&socket).expect("the socket exists");
             let second = at_socket(&setup, engine, "second.vkog", "s.sock");
             first.signal("TERM");
             first.wait().expect(0);
@@ -164,7 +164,7 @@ mod unix {
         server.get("k").expect(200).is("w");
         server.put("k", "x").expect(200);
         server.stop().expect(0);
-        assert!(at("symbolic").symlink_metadata().expect("it is there").is_symlink());
+        assert!(at("symbolic").symlink_metadata().expect("it exists").is_symlink());
         assert!(!at("symbolic.log").exists() && !at("symbolic.lock").exists());
         setup.start().get("k").expect(200).is("x");
     }
@@ -205,7 +205,7 @@ mod unix {
         server.put("k", "v").expect(200);
         std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("there is a lock file");
         server.signal("USR1");
-        server.logs(&["store.vkog.lock was removed", "another process may have it"]);
+        server.logs(&["store.vkog.lock was removed", "another process may use the store"]);
         server.put("k", "w").expect(503);
         server.path("GET", "/readyz").send().expect(503).says("store.vkog.lock was removed");
         server.get("k").expect(200).is("v");
@@ -214,7 +214,7 @@ mod unix {
         setup.start().get("k").expect(200).is("v");
     }
 
-    /// Who may read and write a file.
+    /// The permissions of a file.
     fn mode(setup: &Setup, name: &str) -> u32 {
         setup.folder().join(name).metadata().unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode()
             & 0o777
@@ -248,7 +248,7 @@ mod unix {
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&file, Some(12345), None).expect("root can do it");
         }
-        let before = file.metadata().expect("it is there");
+        let before = file.metadata().expect("it exists");
         let server = setup.start();
         for name in ["store.vkog.log", "store.vkog.lock"] {
             assert_eq!(mode(&setup, name), 0o640, "{name} follows at the start");
@@ -257,11 +257,11 @@ mod unix {
         server.stop().expect(0);
         for name in ["store.vkog", "store.vkog.log"] {
             assert_eq!(mode(&setup, name), 0o640, "{name}");
-            let now = setup.folder().join(name).metadata().expect("it is there");
+            let now = setup.folder().join(name).metadata().expect("it exists");
             assert_eq!((now.uid(), now.gid()), (before.uid(), before.gid()), "the owner of {name}");
         }
-        assert_ne!(file.metadata().expect("it is there").ino(), before.ino(), "it was not replaced");
-        std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("it is there");
+        assert_ne!(file.metadata().expect("it exists").ino(), before.ino(), "it was not replaced");
+        std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("it exists");
         let _server = setup.start();
         assert_eq!(mode(&setup, "store.vkog.lock"), 0o640);
     }

@@ -1,6 +1,6 @@
 //! `/` is a page that needs nothing but its own server, and runs nothing but its own script.
 //!
-//! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it asks for.
+//! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it requests.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ fn page() -> Reply {
     setup.start().path("GET", "/").send().expect(200)
 }
 
-/// What stands between these two in a text, each time.
+/// Returns each part of a text between these two.
 fn between<'t>(text: &'t str, before: &str, after: &str) -> Vec<&'t str> {
     text.split(before).skip(1).map(|rest| rest.split(after).next().expect("there is a first")).collect()
 }

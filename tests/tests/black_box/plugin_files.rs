@@ -1,5 +1,5 @@
 //! A plugin's library costs no room in `TMPDIR`, is refused with its cause where the process has no static thread-local
-//! storage left for it or where it is too large, and may be writable for others where it is pinned; what a plugin says of
+//! storage left for it or where it is too large, and may be writable for others where it is pinned; the answer of a plugin for
 //! itself breaks no line of `/metrics` and of the log.
 //!
 //! Provoked with reloads, a sparse file, permissions, a plugin in assembly that uses static thread-local storage as
@@ -43,7 +43,7 @@ fn manifest(name: &str) -> String {
     )
 }
 
-/// A plugin that has so many bytes of static thread-local storage.
+/// A plugin with this number of bytes of static thread-local storage.
 fn static_tls(name: &str, bytes: usize) -> PathBuf {
     let source = r#"//! A plugin that uses static thread-local storage, as an allocator does.
 use vkog_plugin_api::*;

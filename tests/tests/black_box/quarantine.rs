@@ -144,7 +144,7 @@ fn a_plugin_comes_into_quarantine_also_while_somebody_looks_at_the_plugins() {
             (0..5).for_each(|_| panic_once(&server));
             let deadline = Instant::now() + DEADLINE / 6;
             while server.put("k", "v").status == 200 {
-                assert!(Instant::now() < deadline, "in round {round} a plugin in quarantine is asked on");
+                assert!(Instant::now() < deadline, "in round {round} a plugin in quarantine is still called");
             }
             assert_eq!(server.reloaded("fault-panics"), "reloaded");
         }

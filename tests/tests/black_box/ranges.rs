@@ -1,4 +1,4 @@
-//! A part of a value is what was asked for, byte for byte, and what cannot be understood or served in part is served whole.
+//! A part of a value is the requested range, byte for byte, and other ranges get the whole value.
 //!
 //! Provoked with a table of what a client may send, on both engines.
 

@@ -1,7 +1,7 @@
-//! Plugins are exchanged while requests are under way: no request fails, what is asked for after the answer runs new code,
-//! and what cannot be taken in leaves the old going on.
+//! Plugins are replaced while requests are in flight: no request fails, requests after the response run new code,
+//! and after a failed reload the old version continues.
 //!
-//! Provoked with two versions of a plugin that tell which they are, put in each other's place while clients write and read;
+//! Provoked with two versions of a plugin that report their version, and replace each other while clients write and read;
 //! with libraries that are broken, that refuse, and that panic; and with the bytes plugin, whose count has to stay exact.
 
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
         }
     });
     let grown = (server.proc_status("VmRSS") << 10).saturating_sub(warm) / (reloads - WARM) as u64;
-    let library = std::fs::metadata(&place).expect("the library is there").len();
+    let library = std::fs::metadata(&place).expect("the library exists").len();
     println!("{grown} bytes of memory for each reload of a library of {library}");
     assert!(grown <= 2 * library, "{grown} bytes of memory for each reload of a library of {library}");
     server.stop().expect(0);
@@ -111,7 +111,7 @@ fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with
         put_in_place(library, &place);
         assert_eq!(server.reloaded(&as_library("libversioned")), code);
         assert_eq!(version(&server), "old", "after {code}");
-        server.logs(&["cannot load", code, "what was loaded goes on"]);
+        server.logs(&["cannot load", code, "the loaded version continues"]);
         server.path("GET", "/readyz").send().expect(200);
     }
     server.logs_no(&["is dropped"]);

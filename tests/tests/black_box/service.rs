@@ -1,6 +1,6 @@
-//! A service manager that asked for it is told when the server is ready, reads its plugins anew, and stops.
+//! The server notifies its service manager when it is ready, reloads and stops.
 //!
-//! Provoked with a socket of the test's own in the place of systemd's.
+//! Provoked with a socket of the test instead of the socket of systemd.
 
 #![cfg(unix)]
 
@@ -16,7 +16,7 @@ fn systemd_is_told_when_the_server_is_ready_reloads_and_stops() {
     socket.set_read_timeout(Some(DEADLINE)).expect("it is no zero");
     let told = || {
         let mut datagram = [0; 200];
-        let len = socket.recv(&mut datagram).expect("something is told");
+        let len = socket.recv(&mut datagram).expect("a notification arrives");
         String::from_utf8_lossy(&datagram[..len]).into_owned()
     };
     let server = setup.env("NOTIFY_SOCKET", path).start();

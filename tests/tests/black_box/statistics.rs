@@ -1,4 +1,4 @@
-//! What `/plugins` says of each hook is true: calls, refusals and overruns are exact, times are near.
+//! The statistics of each hook in `/plugins` are true: calls, refusals and overruns are exact, times are near.
 //!
 //! Provoked with a plugin that sleeps, and with many reads of which some are refused by the first of two plugins.
 

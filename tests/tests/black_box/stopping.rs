@@ -1,5 +1,5 @@
-//! Nothing keeps a server from stopping: neither a plugin that never returns, wherever that is, nor a start or a reload under
-//! way. All acknowledged writes are there after the next start. A reload that hangs in a plugin changes access before, and the
+//! Nothing prevents a server from stopping: neither a plugin that never returns, in any hook, nor a start or a reload in
+//! progress. All acknowledged writes are present after the next start. A reload that hangs in a plugin changes access before, and the
 //! plugin itself not at all.
 //!
 //! Provoked with a plugin that never returns from the place that its settings name, and with a store that takes a while to load.
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vkog_tests::{DEADLINE, ENGINES, Exit, Running, Server, Setup, administered, artefacts};
 
-/// How long a stop may take, whatever plugins do.
+/// The maximum duration of a stop, for every plugin.
 const STOP_MAX: Duration = Duration::from_secs(15);
 /// How long it takes to end at once, on a machine that has other things to do.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -80,7 +80,7 @@ fn a_stop_ends_in_15_seconds_whatever_place_a_plugin_never_returns_from() {
         let exit = ends(server, STOP_MAX).expect(0);
         let abandoned =
             if place.ends_with("_put") { "a request in a hook of a plugin (hangs)" } else { "plugin \\\"hangs\\\"" };
-        let told = |line: &str| line.contains(abandoned) && line.contains("did not return and is abandoned");
+        let told = |line: &str| line.contains(abandoned) && line.contains("did not return and was abandoned");
         assert!(exit.stderr.lines().any(told), "{engine}: {place}: {exit}");
         all_is_there(&setup);
     });
@@ -95,7 +95,7 @@ fn a_second_signal_ends_a_hanging_stop_at_once_and_keeps_all_acknowledged_writes
         server.signal("TERM");
         server.logs(&["stopping"]);
         let exit = ends(server, AT_ONCE).expect(1);
-        assert!(exit.stderr.contains("stopped at once, by a second signal"), "{engine}: {exit}");
+        assert!(exit.stderr.contains("stopped immediately by a second signal"), "{engine}: {exit}");
         all_is_there(&setup);
     });
 }

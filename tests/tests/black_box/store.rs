@@ -28,7 +28,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// The file of a store as a map.
 fn read(file: &Path) -> BTreeMap<String, Value> {
-    let data = std::fs::read(file).expect("the store is there");
+    let data = std::fs::read(file).expect("the store exists");
     let mut rest = data.as_slice();
     let value = rmpv::decode::read_value(&mut rest).expect("the store is MessagePack");
     assert!(rest.is_empty(), "{} bytes follow the map", rest.len());
@@ -212,7 +212,7 @@ fn a_store_that_is_not_there_is_empty_and_is_written() {
     assert_eq!(entries, BTreeMap::from([("k".to_owned(), Value::from("v"))]));
     // And nothing else is left beside it: no temporary file.
     let left: Vec<_> = std::fs::read_dir(setup.folder())
-        .expect("the folder is there")
+        .expect("the folder exists")
         .flatten()
         .map(|entry| entry.file_name())
         .collect();

@@ -1,5 +1,5 @@
-//! `vkog check`, `repair`, `export` and `import`: a store that is not being served is looked at, mended, written out and
-//! filled, and whatever is refused changes nothing.
+//! `vkog check`, `repair`, `export` and `import`: a store without a server is checked, repaired, exported and
+//! filled, and a failed command changes nothing.
 //!
 //! Provoked with stores that a server wrote, with bits of them flipped and parts of them cut off, and with a store of the Go
 //! program.
@@ -174,7 +174,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
     server.put("binary", [0xff, 0xfe]).expect(200);
     server.stop().expect(0);
     setup.run(["export", "-f", "store.vkog", "--format", "msgpack", "out.msgpack"]).expect(0);
-    let data = fs::read(setup.folder().join("out.msgpack")).expect("the export is there");
+    let data = fs::read(setup.folder().join("out.msgpack")).expect("the export exists");
     let mut rest = data.as_slice();
     let map = rmpv::decode::read_value(&mut rest).expect("it is MessagePack");
     let kv = Value::Map(vec![("binary".into(), Value::Binary(vec![0xff, 0xfe])), ("text".into(), "plain".into())]);
@@ -189,7 +189,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
 fn an_export_goes_through_a_pipe() {
     let setup = go_small();
     setup.run(["export", "-f", "store.vkog", "out.jsonl"]).expect(0);
-    let input = fs::File::open(setup.folder().join("out.jsonl")).expect("the export is there");
+    let input = fs::File::open(setup.folder().join("out.jsonl")).expect("the export exists");
     let output = setup.vkog().args(["import"]).env("VKOG_FILE", "copy.vkog").stdin(input).output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(export(&setup, "copy.vkog").0, export(&setup, "store.vkog").0);
@@ -267,18 +267,18 @@ fn a_wrong_line_is_told_by_its_number_and_nothing_is_imported() {
 fn an_export_never_overwrites_a_file() {
     let setup = go_small();
     fs::copy(setup.store_file(), setup.folder().join("other.vkog")).expect("it can be copied");
-    refused(&setup, &["export", "-f", "store.vkog", "other.vkog"], &["other.vkog", "there already"]);
-    refused(&setup, &["export", "-f", "store.vkog", "store.vkog"], &["store.vkog", "there already"]);
+    refused(&setup, &["export", "-f", "store.vkog", "other.vkog"], &["other.vkog", "the file exists"]);
+    refused(&setup, &["export", "-f", "store.vkog", "store.vkog"], &["store.vkog", "the file exists"]);
 }
 
 #[test]
 fn a_file_that_is_not_there_or_is_no_store_is_refused() {
     let setup = Setup::new();
     for command in ["check", "repair"] {
-        refused(&setup, &[command, "absent.vkog"], &["absent.vkog", "no such file"]);
+        refused(&setup, &[command, "absent.vkog"], &["absent.vkog", "does not exist"]);
     }
-    refused(&setup, &["export"], &["local.vkog", "no such file"]);
-    assert!(!setup.folder().join("absent.vkog.lock").exists(), "nothing is made for a store that is not there");
+    refused(&setup, &["export"], &["local.vkog", "does not exist"]);
+    assert!(!setup.folder().join("absent.vkog.lock").exists(), "no file is created for a missing store");
     let photo = setup.folder().join("photo.png");
     fs::write(photo, pattern(5000)).expect("it can be written");
     for command in ["check", "repair"] {
@@ -308,7 +308,7 @@ fn a_torn_tail_is_normal_and_said() {
 fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_told() {
     let setup = large();
     let file = setup.store_file();
-    let len = fs::metadata(&file).expect("the store is there").len();
+    let len = fs::metadata(&file).expect("the store exists").len();
     assert!(len > 1 << 20, "{len} bytes");
     let (lines, revisions) = export(&setup, "store.vkog");
     let at = find(&file, b"snapshot-0700\n");
@@ -330,7 +330,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_told() {
     assert!(left.iter().all(|(key, line)| lines[key] == *line), "an entry is not as it was");
     assert!(left_revisions.iter().all(|(key, revision)| revisions[key] == *revision), "a revision is not as it was");
     assert!((0..20).all(|number| left.contains_key(&format!("log-{number:02}"))));
-    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was kept"), damaged);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was durable"), damaged);
     says(setup.run(["check", "store.vkog"]).expect(0), &["whole"]);
 
     let server = setup.start();
@@ -343,7 +343,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_told() {
     flip(&file, find(&file, b"log-19\n"));
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
     says(exit, &["store.vkog.damaged.2", "store.vkog.log.damaged.2"]);
-    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was kept"), damaged);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was durable"), damaged);
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn a_damaged_head_costs_no_entry() {
     flip(&setup.store_file(), 30);
     refused(&setup, &["check", "store.vkog"], &["store.vkog", "head"]);
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["1500 entries", "nothing lost", "cannot be trusted"]);
+    says(exit, &["1500 entries", "nothing lost", "is damaged"]);
     assert_eq!(export(&setup, "store.vkog").0, lines);
     setup.start().get("snapshot-0000").expect(200).is(value("snapshot-0000"));
 }
@@ -365,7 +365,7 @@ fn a_snapshot_that_was_cut_off_gives_what_still_reads() {
     let bytes = fs::read(setup.store_file()).expect("it can be read");
     fs::write(setup.store_file(), &bytes[..bytes.len() / 2]).expect("it can be cut");
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["no checksum proves", "20 whole records"]);
+    says(exit, &["without a valid checksum", "20 whole records"]);
     let (left, _) = export(&setup, "store.vkog");
     assert!((600..900).contains(&left.len()), "{} entries are left", left.len());
     assert!(left.iter().all(|(key, line)| lines[key] == *line), "an entry is not as it was");
@@ -428,7 +428,7 @@ fn a_snapshot_from_an_old_copy_is_brought_together_with_the_log() {
     fs::write(setup.store_file(), copy).expect("it can be written");
     refused(&setup, &["check", "store.vkog"], &["store.vkog.log", "generation", "vkog repair"]);
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["what came between is missing", "repaired; 2 entries"]);
+    says(exit, &["the changes between them are missing", "repaired; 2 entries"]);
     let server = setup.start();
     server.get("old").expect(200);
     server.get("new").expect(200);
@@ -450,7 +450,7 @@ fn a_log_of_another_store_is_set_aside() {
     fs::write(setup.folder().join("store.vkog.log"), &theirs).expect("it can be written");
     refused(&setup, &["check", "store.vkog"], &["store.vkog.log", "another store"]);
     says(setup.run(["repair", "store.vkog"]).expect(0), &["another store", "repaired; 1 entry"]);
-    assert_eq!(fs::read(setup.folder().join("store.vkog.log.damaged")).expect("it was kept"), theirs);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.log.damaged")).expect("it was durable"), theirs);
     let server = setup.start();
     server.get("mine").expect(200);
     server.get("later").expect(404);

@@ -1,5 +1,5 @@
 //! With a certificate the hyper engine speaks TLS and nothing else, another certificate takes its place at a reload, and
-//! what cannot be used is told in one line.
+//! unusable files are reported in one line.
 //!
 //! Provoked with certificates that are made for it, with clients that speak no TLS or do not speak at all, and with files
 //! that are missing, no PEM, or not each other's.
@@ -55,10 +55,10 @@ fn a_client_that_speaks_no_tls_or_nothing_at_all_does_no_harm() {
         let _ = wire.try_send(garbage);
         wire.finish().rest().expect("the server ends the connection");
     }
-    assert!(Certificate::new().ask(server.address(), &TLS13, GET).is_err(), "a certificate that nobody has is trusted");
+    assert!(Certificate::new().ask(server.address(), &TLS13, GET).is_err(), "a foreign certificate is trusted");
     server.get("k").expect(200).is("v");
     for mut wire in silent {
-        wire.rest().expect("the server gives up a client that does not speak");
+        wire.rest().expect("the server times out after a silent client");
     }
     server.get("k").expect(200).is("v");
     server.stop().expect(0);

@@ -1,5 +1,5 @@
 //! A library that somebody else can have written, or that has the linker take code from elsewhere, is refused before any
-//! of its code runs, by `vkog plugins check` and at the start, each time with a code of its own; what is opened is what
+//! of its code runs, by `vkog plugins check` and at the start, each time with its own code; what is opened is what
 //! was checked.
 //!
 //! Provoked with permissions, owners, links, pipes and pins, and with a library whose initialiser leaves a mark.
@@ -198,7 +198,7 @@ fn what_belongs_to_somebody_else_is_refused() {
         command
     };
     if as_somebody().arg("--version").output().is_err() {
-        eprintln!("skipped in part: nobody but root may run what was built here");
+        eprintln!("skipped in part: only root may run the programs that were built here");
         return;
     }
     for (owner, code) in [(0, None), (SOMEBODY, None), (SOMEBODY + 1, Some("[wrong-owner]\n"))] {
@@ -286,7 +286,7 @@ fn a_pin_that_is_none_is_told_when_the_configuration_is_read() {
     let place = Place::new().config("[plugins.bytes]\nsha256 = \"abc\"\n");
     let exit = place.check().expect(1);
     let line = exit.one_error();
-    let words = ["[plugins.bytes] sha256: ", "64 hexadecimal digits", "sha256sum"];
+    let words = [":2: plugins.bytes.sha256: ", "64 hexadecimal digits", "sha256sum"];
     assert!(words.iter().all(|word| line.contains(word)), "{line}");
 }
 

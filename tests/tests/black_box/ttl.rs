@@ -87,7 +87,7 @@ fn an_expiry_is_kept_over_a_restart_and_over_a_kill() {
 fn what_is_no_time_to_live_is_refused_and_nothing_is_written() {
     let server = Setup::new().load(ttl()).config("[plugins.ttl]\nmax = \"1h\"\n").start();
     let post = |time: &str| server.key("POST", "a").header("Vkog-TTL", time).body("1").send();
-    post("1h30m").refused(400, "Not a time to live: \"1h30m\"; give seconds such as 60").has("Vkog-Plugin", "ttl");
+    post("1h30m").refused(400, "Not a time to live: \"1h30m\"; use seconds such as 60").has("Vkog-Plugin", "ttl");
     post("2h").refused(400, "Time to live too long: 2h; the maximum is 1h");
     server.path("POST", "/k/a?ttl=none").body("1").send().refused(400, "Every entry must expire: use at most 1h");
     server.get("a").expect(404);

@@ -1,4 +1,4 @@
-//! `/watch`: each change that is kept, once and in the order of revisions, to whoever may see it; who comes again goes on
+//! `/watch`: each durable change, once and in the order of revisions, to every authorized client; a client that reconnects resumes
 //! where it was, or learns that it cannot; who does not read is left behind.
 //!
 //! Provoked on both engines with clients that come and go while others write, with histories that have little room, and
@@ -16,7 +16,7 @@ fn start(engine: &str, arguments: &[&str]) -> Server {
     Setup::new().args(["--http", engine]).args(arguments).start()
 }
 
-/// What the server counts under this name.
+/// Returns the value of the metric with this name.
 #[track_caller]
 fn number(server: &Client, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -112,7 +112,7 @@ fn what_is_no_question_is_refused() {
             ("since=+1", "since is \"+1\""),
             ("since=", "since is \"\""),
             ("since=99999999999999999999", "since is \"99999999999999999999\""),
-            ("values=1", "values has no value"),
+            ("values=1", "values takes no value"),
             ("prefix=a&prefix=b", "The parameter prefix is given twice"),
             ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ] {
@@ -123,7 +123,7 @@ fn what_is_no_question_is_refused() {
         server.path("HEAD", "/watch?since=1").send().expect(410);
         server.path("OPTIONS", "/watch").send().expect(204).has("Allow", "GET, HEAD, OPTIONS");
         server.path("POST", "/watch").body("x").send().refused(405, "Method not allowed");
-        wait_until(DEADLINE, "nobody watches", || number(&server, "vkog_watchers") == 0);
+        wait_until(DEADLINE, "no client watches", || number(&server, "vkog_watchers") == 0);
     }
 }
 
@@ -402,7 +402,7 @@ fn a_stop_ends_all_watches_and_waits_for_none() {
             busy.events(1);
         }
         let exit = server.stop().expect(0);
-        assert!(!exit.stderr.contains("still under way"), "{engine}: {exit}");
+        assert!(!exit.stderr.contains("still in flight"), "{engine}: {exit}");
         assert_eq!((quiet.event(), busy.event()), (None, None), "{engine}");
     }
 }

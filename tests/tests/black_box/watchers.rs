@@ -1,7 +1,7 @@
-//! Many watchers get each change once and in order, with the values that each asked for, whatever they share; and a PUT is
-//! answered while they are being told.
+//! Many watchers get each change once and in order, each with the values that it requested; and a PUT is
+//! served while they receive events.
 //!
-//! Provoked with hundreds of watchers of hyper that see changes which come faster than they are told, with different
+//! Provoked with hundreds of watchers of hyper that see changes that come faster than they can be sent, with different
 //! permissions and questions, and with a plugin that hides keys from some.
 
 use vkog_tests::{Setup, Watching, exclusive, raise_descriptors};

@@ -1,5 +1,5 @@
 //! `--against PROGRAM`: compares the vkog of this tree with another one, such as that of the commit before. Both take turns in
-//! every round, on stores of their own. A ratio above 1 means that the vkog of this tree is better.
+//! every round, each on its own store. A ratio above 1 means that the vkog of this tree is better.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl<'a> Against<'a> {
         Ok(())
     }
 
-    /// Measures the start, the memory and the snapshot of a store with so many entries.
+    /// Measures the start, the memory and the snapshot of a store with this number of entries.
     pub(crate) fn start_and_snapshot(&mut self, entries: u64) -> Result<()> {
         let files = self.stores(entries)?;
         let lives = self.take_turns(|which| vkog_life(self.programs[which], &files[which]))?;

@@ -56,7 +56,7 @@ pub(crate) fn run() -> Result<()> {
 /// Begins an attack on a port.
 type Begin = fn(u16) -> Result<Attack>;
 
-/// What goes on beside the client that is measured.
+/// The load beside the client that is measured.
 #[derive(Default)]
 struct Attack {
     held: Vec<TcpStream>,
@@ -83,7 +83,7 @@ impl Attack {
             });
             scope.spawn(|| {
                 while let (Some(port), false) = (self.ahead, ended.load(Ordering::Relaxed)) {
-                    // What fails shows in how long the other client waits, or not at all.
+                    // A failure shows in the latency of the other client, or not at all.
                     let _ = sent_ahead(port, 100_000);
                 }
             });
@@ -103,7 +103,7 @@ fn opened(port: u16, count: usize, begun: &[u8]) -> Result<Vec<TcpStream>> {
     (0..count).map(open).collect()
 }
 
-/// Connections on which a request was answered, and that are kept.
+/// Idle connections, each after one request.
 fn answered(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut streams = opened(port, count, GET)?;
     streams.iter_mut().try_for_each(|stream| stream.read(&mut [0; 1024]).map(drop))?;
@@ -144,7 +144,7 @@ fn measured(port: u16) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// As many descriptors as the system gives.
+/// The maximum number of file descriptors of the system.
 fn raise_descriptors() {
     #[cfg(unix)]
     {

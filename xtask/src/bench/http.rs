@@ -25,7 +25,7 @@ const MANY_KEYS: u64 = 10_000_000;
 const CLIENTS: [u32; 2] = [64, 16];
 const IDLE_CONNECTIONS: usize = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
-/// So many operations a batch, or commands a pipeline.
+/// The number of operations of a batch, or of commands of a pipeline.
 const BATCH: u32 = 64;
 /// The number of clients that send batches.
 const BATCH_CLIENTS: u32 = 16;
@@ -129,7 +129,7 @@ impl Rounds {
         format!("{:.0}/s, {:.2} and {:.2} ms", self.median(rate), self.median(|load| load.p50), self.median(p99))
     }
 
-    /// A row beside a peer, if that is there.
+    /// A row beside a peer, if the peer is installed.
     fn beside(&self, what: &str, peer: &Self, goal: &str, table: &mut Table) {
         if !peer.0.is_empty() {
             table.row(what, self.shown(), peer.shown(), self.over(peer, rate), goal);
@@ -146,7 +146,7 @@ fn p99(load: &Load) -> f64 {
 }
 
 impl Bench<'_> {
-    /// vkog with an engine, on a store of its own with [`KEYS`] entries.
+    /// vkog with an engine, on its own store with [`KEYS`] entries.
     fn vkog(&self, http: &str, plugins: Option<&Path>, fsync: &str) -> Result<Peer> {
         self.stores.set(self.stores.get() + 1);
         let store = self.folder.join(format!("{}.vkog", self.stores.get()));
@@ -322,14 +322,14 @@ impl Bench<'_> {
         Ok(fs::remove_file(large)?)
     }
 
-    /// What connections cost that are kept and not used: memory, and the others' time.
+    /// The cost of idle connections: memory, and the latency of the others.
     fn connections(&self, table: &mut Table) -> Result<()> {
         let (crowded, free) = (self.vkog("hyper", None, "never")?, self.vkog("hyper", None, "never")?);
         let before = crowded.resident()?;
         let mut idle = match keep(crowded.port, IDLE_CONNECTIONS) {
             Ok(idle) => idle,
             Err(error) => {
-                let way_out = "raise the limits on descriptors (ulimit -n) of this shell and of its hard limit";
+                let way_out = "raise the soft and hard limits of file descriptors (ulimit -n) of this shell";
                 eprintln!("{IDLE_CONNECTIONS} connections are left out: {error}; {way_out}");
                 return Ok(());
             }
@@ -339,7 +339,7 @@ impl Bench<'_> {
         for _ in 0..self.rounds {
             with.0.push(self.wrk(&crowded, 16, "GET", "/k/", KEYS)()?);
             without.0.push(self.wrk(&free, 16, "GET", "/k/", KEYS)()?);
-            // All are still there, and are not given up: that they are idle is allowed for so long only.
+            // All are still open: the server closes idle connections only after a timeout.
             idle.iter_mut().try_for_each(ask)?;
         }
         let what = format!("GET, hyper, 16 clients, {IDLE_CONNECTIONS} idle connections; none");
@@ -353,7 +353,7 @@ impl Bench<'_> {
     }
 }
 
-/// So many connections that have been used once and are kept.
+/// This number of idle connections, each after one request.
 fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
@@ -370,10 +370,10 @@ fn ask(connection: &mut TcpStream) -> Result<()> {
     connection.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = [0; 512];
     let read = connection.read(&mut answer)?;
-    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("a kept connection was closed".into()) }
+    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("an idle connection was closed".into()) }
 }
 
-/// What wrk sends: batches made before the measurement, with values of 64 bytes.
+/// The script of wrk: batches that are created before the measurement, with values of 64 bytes.
 fn batches() -> String {
     format!(
         r#"

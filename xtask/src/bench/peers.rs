@@ -1,4 +1,4 @@
-//! The programs that are measured, each started on a port of 127.0.0.1 and ended by whoever started it.
+//! The programs that are measured, each started on a port of 127.0.0.1 and ended by its starter.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,7 +17,7 @@ pub(crate) struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // nginx ends its workers only when it is asked to end.
+        // nginx ends its workers only on a clean stop.
         let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
@@ -62,7 +62,7 @@ impl Peer {
         Ok((peer, began.elapsed()))
     }
 
-    /// Starts redis-server on a folder. Returns how long it took until it had loaded what is there.
+    /// Starts redis-server on a folder. Returns the time until it had loaded its data.
     pub(crate) fn redis(folder: &Path, options: &[&str]) -> Result<(Self, Duration)> {
         let port = free_port()?;
         let began = Instant::now();
@@ -165,7 +165,7 @@ impl Peer {
         Ok(kilobytes * 1024.0 / 1e6)
     }
 
-    /// Asks for a clean stop and waits for it. Returns how long it took.
+    /// Requests a clean stop and waits for it. Returns the time it took.
     pub(crate) fn stop(mut self) -> Result<Duration> {
         let began = Instant::now();
         Command::new("kill").arg(self.child.id().to_string()).status()?;
@@ -178,7 +178,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// What wrk or redis-benchmark measured.
+/// The results of wrk or redis-benchmark.
 pub(crate) struct Load {
     pub(crate) per_second: f64,
     /// Latencies, in milliseconds.
@@ -213,7 +213,7 @@ fn milliseconds(text: &str) -> Result<f64> {
     })
 }
 
-/// Drives Redis with redis-benchmark: `get` or `set`, of which each client sends so many ahead.
+/// Drives Redis with redis-benchmark: `get` or `set`, with this pipeline length per client.
 pub(crate) fn redis_benchmark(port: u16, clients: u32, ahead: u32, requests: u32, command: &str) -> Result<Load> {
     let output = Command::new("redis-benchmark")
         .args(["-p", &port.to_string(), "-t", command, "-d", "64", "-r", "1000000", "--csv"])

@@ -11,16 +11,16 @@ use super::{Options, Table, median};
 use crate::Result;
 use crate::build;
 
-/// What wrk sends to vkog.
+/// The script of wrk for vkog.
 fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
     requests(folder, method, "/k/", keys)
 }
 
-/// Each of wrk's threads makes so many requests before the clock starts, and sends them in turn: for more entries than fit
+/// The number of requests that each thread of wrk creates before the clock starts, and sends in turn: for more entries than fit
 /// into any cache.
 const DRAWN: u32 = 200_000;
 
-/// What wrk sends: requests for keys of 16 bytes at random, values of 64.
+/// The script of wrk: requests for random keys of 16 bytes, with values of 64 bytes.
 pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Result<PathBuf> {
     let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
     let script = format!(
@@ -162,7 +162,7 @@ fn engines(program: &Path, folder: &Path, file: &Path, table: &mut Table) -> Res
     Ok(())
 }
 
-/// A store of so many entries as a file, made without a server.
+/// A store file with this number of entries, written without a server.
 pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
     let mut import = std::process::Command::new(program)
         .args(["import", "--file"])
@@ -219,7 +219,7 @@ fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What was measured from a server's start to its stop: seconds, seconds, megabytes.
+/// The measurements from the start of a server to its stop: seconds, seconds, megabytes.
 pub(super) struct Life {
     pub(super) start: f64,
     pub(super) save: f64,
@@ -263,14 +263,14 @@ fn reads_beside_snapshots(program: &Path, file: &Path, script: &Path) -> Result<
         let snapshots = std::thread::spawn(move || -> std::io::Result<()> {
             while Instant::now() < end {
                 put(port)?;
-                // SIGUSR1 asks for a snapshot.
+                // SIGUSR1 requests a snapshot.
                 std::process::Command::new("kill").args(["-USR1", &id.to_string()]).status()?;
                 std::thread::sleep(Duration::from_millis(50));
             }
             Ok(())
         });
         with.push(wrk(&url, 16, 2, script)?);
-        snapshots.join().map_err(|_| "the thread that asks for snapshots failed")??;
+        snapshots.join().map_err(|_| "the thread that requests snapshots failed")??;
     }
     vkog.stop()?;
     Ok((middle(&without), middle(&with)))
@@ -283,7 +283,7 @@ pub(super) fn put(port: u16) -> std::io::Result<()> {
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// What an entry costs in a small store and in a large one.
+/// The memory of an entry in a small store and in a large one.
 fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let mut empty = None;
     for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {

@@ -5,7 +5,7 @@
 
 use crate::Result;
 
-/// What `vkog serve --help` prints.
+/// The output of `vkog serve --help`.
 pub(super) const HELP: &str = include_str!("../../../host/src/serve-help.txt");
 
 /// An option of the help text.
@@ -17,7 +17,7 @@ struct Opt<'a> {
     value: Option<&'a str>,
 }
 
-/// Returns true if the help text is asked for.
+/// Returns true if the help text is requested.
 pub(super) fn asks_for_help(arguments: &[String]) -> bool {
     arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()))
 }

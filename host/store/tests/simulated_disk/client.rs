@@ -121,7 +121,7 @@ pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -
     start(store, key, content, move |answer| {
         let _ = tell.send(answer);
     });
-    told.recv_timeout(DEADLINE).expect("every write is answered")
+    told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
 /// The same in one step.
@@ -130,14 +130,14 @@ pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>
     start_all(store, changes, move |answer| {
         let _ = tell.send(answer);
     });
-    told.recv_timeout(DEADLINE).expect("every write is answered")
+    told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
 /// Writes a text that has to be kept. Returns its revision.
 pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Kept(revision) => revision,
-        other => panic!("{key} was not kept: {other:?}"),
+        other => panic!("{key} was rolled back: {other:?}"),
     }
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreEr
 pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     for _ in 0..1000 {
         let (found, kept) = look(store, key);
-        if kept.recv_timeout(DEADLINE).expect("every read is answered").is_ok() {
+        if kept.recv_timeout(DEADLINE).expect("every read gets a response").is_ok() {
             return found;
         }
     }
@@ -177,7 +177,7 @@ pub(crate) fn contents(store: &LocalStore) -> Contents {
     let mut contents = Contents::new();
     store.for_each(|entry| {
         let twice = contents.insert(entry.key().to_owned(), (entry.revision(), Content::of(entry)));
-        assert!(twice.is_none(), "{} is there twice", entry.key());
+        assert!(twice.is_none(), "{} exists twice", entry.key());
     });
     let size = contents.iter().map(|(key, (_, content))| (key.len() + content.value.len()) as u64).sum();
     assert_eq!(store.totals(), (contents.len() as u64, size), "what the store counted");

@@ -108,7 +108,7 @@ impl Load {
                 }
             }
             let answers: Vec<Answer> =
-                (0..self.at_once).map(|_| told.recv_timeout(DEADLINE).expect("every write is answered")).collect();
+                (0..self.at_once).map(|_| told.recv_timeout(DEADLINE).expect("every write gets a response")).collect();
             if answers.iter().any(|answer| matches!(answer, Answer::Refused(_))) {
                 assert!(disk.crashed(), "a write was refused: {answers:?}");
                 return;
@@ -287,7 +287,7 @@ fn the_same_key_in_two_writes_at_once_survives_with_the_later_one() {
         });
     }
     for _ in 0..64 {
-        told.recv_timeout(DEADLINE).expect("every write is answered");
+        told.recv_timeout(DEADLINE).expect("every write gets a response");
     }
     disk.crash();
     for _ in 0..20 {

@@ -169,7 +169,7 @@ impl History {
                 None => open_removals.contains(&key.as_str()) || record.attempts.iter().any(removed),
             };
             if !is_right {
-                return Err(format!("a reader was told of revision {told} of {key}, that is lost"));
+                return Err(format!("a reader saw revision {told} of {key}, that is lost"));
             }
         }
         Ok(())
@@ -237,10 +237,7 @@ impl Record {
             };
             if !is_there {
                 let key = &self.attempts[at].key;
-                return Err(format!(
-                    "{key} is of revision {revision}, and {}, of the same step, is not there",
-                    part.key
-                ));
+                return Err(format!("{key} is of revision {revision}, and {}, of the same step, is missing", part.key));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The bytes plugin counts `len(key) + len(value)` of all that the store holds, exactly and always.
 //!
-//! Provoked at the edge of the limit, where a count that is off by one byte answers otherwise: a 413 tells how much is
+//! Provoked at the edge of the limit, where a count that is off by one byte gets another status: a 413 reports how much is
 //! needed and how much is free. Then with 16 clients at once, and with another plugin that refuses what bytes let pass.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use vkog_tests::{Barrier, Reply, Server, Setup, artefacts, bytes, conflict, patt
 
 use super::ENGINE;
 
-/// What a 413 tells: the bytes that are needed, those that are free, and the limit.
+/// The numbers in a 413: needed bytes, free bytes, and the limit.
 fn told(refusal: &Reply) -> (u64, u64, u64) {
     let text = refusal.text();
     let rest = text.rsplit("\" needs ").next().unwrap_or_default();
@@ -22,7 +22,7 @@ fn told(refusal: &Reply) -> (u64, u64, u64) {
     }
 }
 
-/// What the plugin has counted, by a write that is refused.
+/// Returns the count of the plugin, from a rejected write.
 fn counted(server: &Server, limit: u64) -> u64 {
     let refusal = server.post("no such key", pattern(limit as usize)).refused(413, "Max size exceeded");
     let (_, free, told_limit) = told(&refusal);

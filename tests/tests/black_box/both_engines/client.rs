@@ -1,6 +1,6 @@
 //! `vkog get|put|post|delete|ls|watch|batch` do what a server does, byte for byte, and say in one line why not.
 //!
-//! Provoked with the program against servers of its own; where a server has to lose connections or say what it seldom says,
+//! Provoked with the program against its own servers; where a server has to lose connections or send rare responses,
 //! against one that only reads requests and answers what the test has written.
 
 use std::collections::BTreeSet;
@@ -222,7 +222,7 @@ fn a_listing_goes_on_over_pages_and_stops_where_it_should() {
     run(&setup, &server, "vkog ls | head -n 1").expect(0);
 }
 
-/// What `n/02000` to `n/02099` come to where 5 folds.
+/// The listing of `n/02000` to `n/02099`, folded at 5.
 fn folded() -> String {
     let line = |number: u32| {
         let key = format!("n/{number:05}");
@@ -294,7 +294,7 @@ fn half_a_value_replaces_no_file() {
     let (url, answering) = answering(vec![half.to_owned()]);
     let exit = run_at(&setup, &url, "vkog get k -o out").expect(1);
     assert!(exit.one_error().starts_with("vkog: cannot get k: the connection was lost"), "{exit}");
-    assert_eq!(std::fs::read_to_string(setup.folder().join("out")).expect("it is there"), "before");
+    assert_eq!(std::fs::read_to_string(setup.folder().join("out")).expect("it exists"), "before");
     assert_eq!(std::fs::read_dir(setup.folder()).expect("a folder").count(), 1, "what was begun is left behind");
     answering.join().expect("one request");
 }

@@ -1,4 +1,4 @@
-//! Connections are kept, are answered in order, and do not hold each other up.
+//! Connections stay open, get their responses in order, and do not delay each other.
 //!
 //! Provoked with many that are open at once, with requests that are sent before the answers are read, and with clients that
 //! speak an older HTTP or want the connection closed.

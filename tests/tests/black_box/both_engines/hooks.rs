@@ -1,7 +1,7 @@
 //! Every hook is called when the contract says, in the order it says, and is shown what it says.
 //!
 //! Provoked with two plugins that log each of their calls, one at each end of the chain, and that replace, hide and add
-//! details when a request's query asks for it. What a client sees is compared with what the hooks saw.
+//! details when a request's query demands it. The response is compared with the arguments of the hooks.
 
 use serde_json::{Value, json};
 use vkog_tests::{Server, Setup, artefacts, conflict};
@@ -12,7 +12,7 @@ fn setup() -> Setup {
     Setup::on(ENGINE).load(artefacts().library("witness-last")).load(artefacts().library("witness-first"))
 }
 
-/// What the two plugins have told so far, about requests: who, and what.
+/// Returns the hook calls that the two plugins have logged so far, each with its plugin.
 fn told(server: &Server) -> Vec<(String, Value)> {
     // A read of a key of its own is the last thing that is told: all that was told before is in the log by then.
     let marker = format!("marker-{}", server.log().len());
@@ -27,7 +27,7 @@ fn told(server: &Server) -> Vec<(String, Value)> {
     server.log().lines().filter_map(told).collect()
 }
 
-/// Who told which hook, in order: `first before_get`.
+/// Returns the plugin and the name of each hook call, in order: `first before_get`.
 fn order(told: &[(String, Value)]) -> Vec<String> {
     let line = |(plugin, told): &(String, Value)| {
         format!("{} {}", plugin.trim_start_matches("witness-"), told["hook"].as_str().unwrap_or_default())

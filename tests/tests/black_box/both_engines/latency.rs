@@ -1,4 +1,4 @@
-//! A value over 1 KiB on a connection that is kept alive answers at once.
+//! A value over 1 KiB on a keep-alive connection gets an immediate response.
 //!
 //! Provoked with 20 reads and 20 writes in a row on one connection, of a server that waits for no disk. Where the last
 //! packet of a reply waits for the client's delayed acknowledgement, each takes 44 ms; so the bound is far from both and

@@ -1,5 +1,5 @@
 //! A panic of a plugin stays inside: in `before` and `guard` it is a refusal with 500 and the plugin's name, in `after` and
-//! `undo` it is logged; the store is as it was, and the next request is answered.
+//! `undo` it is logged; the store is unchanged, and the next request succeeds.
 //!
 //! Provoked with a plugin that panics in the hook that its settings name. It stands behind the bytes plugin, so that what
 //! bytes had reserved has to be given back, and before a plugin that refuses, where an undo is what panics.
@@ -132,7 +132,7 @@ fn a_plugin_that_panics_in_create_or_start_stops_the_start_and_nothing_is_change
         let seeding = Setup::on(ENGINE).store(setup.store_file()).start();
         seeding.post("seed", "sown").expect(200);
         seeding.stop().expect(0);
-        let before = std::fs::read(setup.store_file()).expect("the store is there");
+        let before = std::fs::read(setup.store_file()).expect("the store exists");
         let exit = setup.fail().expect(1);
         let told = |line: &str| {
             line.starts_with("vkog: cannot load ")
@@ -141,7 +141,7 @@ fn a_plugin_that_panics_in_create_or_start_stops_the_start_and_nothing_is_change
         };
         assert_eq!(exit.stderr.lines().filter(|line| told(line)).count(), 1, "one line with {code} in {exit}");
         assert_eq!(exit.stdout, "", "standard output of {exit}");
-        assert_eq!(std::fs::read(setup.store_file()).expect("the store is there"), before);
+        assert_eq!(std::fs::read(setup.store_file()).expect("the store exists"), before);
     }
 }
 

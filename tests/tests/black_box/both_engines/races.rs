@@ -1,7 +1,7 @@
 //! Guard, write and revision are one step for an entry, and an answered write is seen by every later read.
 //!
 //! Provoked with 64 clients that POST one key at the same moment, 200 times over, and with clients that write and read keys
-//! of their own and of everybody at once.
+//! for each client and for all at once.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

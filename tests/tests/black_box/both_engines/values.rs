@@ -1,4 +1,4 @@
-//! What comes back is what was sent: keys, values, media types, and a revision that grows with every write.
+//! Reads return the written data: keys, values, media types, and a revision that grows with every write.
 //!
 //! Provoked with keys and values that a careless server would change: encoded slashes, dots, every byte, every length class.
 

@@ -1,17 +1,17 @@
-//! Lets only short values in, by a PUT; the other operations have their own hooks, such as
+//! Rejects PUT requests with long values. Other operations have their own hooks, such as
 //! `BeforePost`.
 
 use vkog_plugin_api::{serde::Deserialize, *};
 
-/// The table `[plugins.PLUGIN]` of the host's configuration. A key that is not here is refused.
+/// The table `[plugins.PLUGIN]` of the server's configuration. Unknown keys are rejected.
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
     limit: Option<usize>,
 }
 
-/// The longest value that is let in, in bytes. One is made when the host starts, and all of the
-/// host's threads call its hooks.
+/// The maximum length of a value, in bytes. The server creates one instance when it starts, and
+/// calls its hooks from all of its threads.
 struct Limit(usize);
 
 impl Plugin for Limit {
