@@ -108,12 +108,12 @@ fn what_is_no_question_is_refused() {
         let server = start(engine, &[]);
         for (query, words) in [
             ("sinse=1", "Unknown parameter \"sinse\"; there are prefix, since, values"),
-            ("since=-1", "since is \"-1\"; give a revision"),
+            ("since=-1", "since is \"-1\"; use a revision"),
             ("since=+1", "since is \"+1\""),
             ("since=", "since is \"\""),
             ("since=99999999999999999999", "since is \"99999999999999999999\""),
             ("values=1", "values takes no value"),
-            ("prefix=a&prefix=b", "The parameter prefix is given twice"),
+            ("prefix=a&prefix=b", "The parameter prefix is repeated"),
             ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ] {
             server.path("GET", &format!("/watch?{query}")).send().refused(400, words);
