@@ -32,7 +32,7 @@ pub struct Browser {
 pub struct Tab(String);
 
 impl Browser {
-    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; none where Chromium is not
+    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; `None` if Chromium is not
     /// installed.
     pub fn start(host_rules: &str) -> Option<Self> {
         Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;

@@ -299,7 +299,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
     told.recv_timeout(DEADLINE).expect("every batch is answered")
 }
 
-/// What ends a batch before the log is asked: at which place, and which act, or none where there is nothing to remove.
+/// What ends a batch before the log is asked: at which place, and which act, or `None` if there is nothing to remove.
 type Stop = (usize, Option<(usize, Act)>);
 
 /// What a batch comes to, by what is there: all calls, what ends it, and what of each operation is to be answered.

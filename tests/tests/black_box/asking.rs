@@ -146,7 +146,7 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
         }
     };
     with_background(writers, || wait_for_ticks(100));
-    // What was under way is over, and one whole tick has seen all that was left.
+    // What was in flight is over, and one whole tick has seen all that was left.
     wait_for_ticks(3);
     assert_eq!(server.plugin("drill")["metrics"]["swept"], 0, "what the last tick removed");
     assert!(server.count("drill", "tick", "calls") >= 100);

@@ -46,7 +46,7 @@ fn is_there(program: &str) -> bool {
 struct Injection(Option<Running>);
 
 impl Injection {
-    /// Makes calls fail; `None` where strace may not.
+    /// Makes calls fail; `None` if strace may not.
     fn into(server: &Server, faults: &[&str]) -> Option<Self> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-o", "/dev/null", "-e", "trace=fdatasync,ftruncate,pwrite64,rename"]);
@@ -171,7 +171,7 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None` where this user may not mount one.
+    /// `None` if this user may not mount one.
     fn new(size: &str) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("vkog-disk-").tempdir().expect("a temporary folder can be made");
         let options = format!("size={size},mode=0700");

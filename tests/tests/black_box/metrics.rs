@@ -63,7 +63,7 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         ] {
             assert_eq!(number(&server, &format!("vkog_requests_total{labels}")), value, "{engine}: {labels}");
         }
-        // The question itself is under way.
+        // The question itself is in flight.
         assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
         // Of the first all, then some.
         let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");

@@ -126,7 +126,7 @@ fn bytes_counts_exactly_across_reloads_during_writes() {
     const CLIENTS: usize = 6;
 
     let limit = LIMIT.to_string();
-    // A put sleeps between its arrival and its guard, so that many are under way.
+    // A put sleeps between its arrival and its guard, so that many are in flight.
     let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("drill"));
     let setup = setup.config(administered("[plugins.drill]\nsleep_ms = 2\n"));
     let server = setup.args(["--max-size", &limit, "--max-value", "1MiB", "--fsync", "never"]).start();

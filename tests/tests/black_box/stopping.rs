@@ -166,7 +166,7 @@ fn a_withdrawn_token_is_refused_while_the_same_reload_hangs_in_a_plugin() {
         server.signal("HUP");
         server.logs(&["create hangs"]);
         assert_eq!((ask("/k/a", "guest"), ask("/plugins", "s3cret"), ask("/k/a", "s3cret")), (401, 200, 404));
-        // The reload is still under way.
+        // The reload is still in flight.
         let exit = ends(server, AT_ONCE).expect(0);
         assert!(!exit.stderr.contains("no-return"), "{exit}");
     }

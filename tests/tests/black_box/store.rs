@@ -62,7 +62,7 @@ fn a_store_of_the_go_program_opens_and_every_value_is_right() {
         .put("plain", vec![b'x'; limit])
         .refused(413, "Max size exceeded")
         .says(&format!(", {} of {limit} are free", limit as u64 - GO_SMALL_BYTES));
-    // What nobody touched is not written anew either.
+    // What nobody touched is not rewritten either.
     server.stop().expect(0);
     let again = setup.start();
     for (key, sum) in sums.iter().filter(|(key, _)| key.len() <= 1024) {

@@ -85,7 +85,7 @@ impl Peer {
         Err("redis-server does not answer".into())
     }
 
-    /// Starts nginx, which answers every request with these bytes: as fast as this machine speaks HTTP. None where it is not
+    /// Starts nginx, which answers every request with these bytes: as fast as this machine speaks HTTP. `None` if it is not
     /// installed.
     pub(crate) fn nginx(folder: &Path, body: &str) -> Result<Option<Self>> {
         let port = free_port()?;

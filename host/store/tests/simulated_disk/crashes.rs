@@ -29,7 +29,7 @@ use crate::random::Random;
 struct Load {
     seed: u64,
     clients: usize,
-    /// How many writes each has under way at once.
+    /// How many writes each has in flight at once.
     at_once: usize,
     /// How often it waits for those.
     rounds: usize,

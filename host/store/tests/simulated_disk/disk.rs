@@ -288,7 +288,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the call does its work: in a crash it is under way, and may or may not have arrived.
+    /// Whether the call does its work: in a crash it is in flight, and may or may not have arrived.
     fn acts(&self) -> bool {
         !matches!(self, Self::Fault(_))
     }

@@ -126,7 +126,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or for ever.
+    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or forever.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));

@@ -115,7 +115,7 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
                 scope.spawn(move || {
                     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
                     let mut below = |bound: u64| {
-                        // Xorshift: the same run every time.
+                        // Xorshift, so that every run is the same.
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;
