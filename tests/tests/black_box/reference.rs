@@ -58,10 +58,10 @@ fn help(command: &str) -> String {
 /// The documents that users read.
 fn documents() -> Vec<PathBuf> {
     let mut documents = markdown(&workspace().join("docs"));
-    for folder in ["plugins", "examples", ".github"] {
+    for folder in ["plugins", "examples", "plugin-api", ".github"] {
         documents.extend(markdown(&workspace().join(folder)));
     }
-    let root = ["README.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md"];
+    let root = ["README.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
     documents.extend(root.map(|name| workspace().join(name)));
     documents
 }
@@ -390,7 +390,7 @@ fn each_fenced_block_parses() {
         match block.language.as_str() {
             "console" => assert!(!block.is_indented, "{place}: documents.rs does not find an indented session"),
             // A part of a manifest is put to use by documents.rs.
-            "toml" if block.text.contains("[dev-dependencies]") => {}
+            "toml" if block.text.contains("dependencies]") => {}
             "toml" => configures(&block),
             "json" => {
                 let parsed: Result<serde_json::Value, _> = serde_json::from_str(&block.text);
