@@ -43,7 +43,7 @@ fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// The status that a connection is answered with, if it is.
+/// Returns the status of the response on a connection, if any.
 fn status(stream: &mut TcpStream) -> Option<u16> {
     let mut text = [0; 12];
     stream.read_exact(&mut text).ok()?;
@@ -60,7 +60,7 @@ fn five_thousand_slow_connections_do_not_delay_other_clients() {
             slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("nobody is given up yet"));
             thread::sleep(Duration::from_secs(1).saturating_sub(round.elapsed()));
         }
-        // They are connections like others, in the end.
+        // Afterwards they are served as others.
         for stream in slow.iter_mut().take(10) {
             stream.write_all(&head[5..]).expect("nobody is given up yet");
             stream.write_all(b"Host: localhost\r\n\r\n").expect("nobody is given up yet");
@@ -118,7 +118,7 @@ fn the_preface_of_http_2() {
             let mut stream = connect(server);
             stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0").expect("it is read");
             let mut rest = Vec::new();
-            // A reset is an end as well.
+            // A reset also ends the connection.
             let _ = stream.read_to_end(&mut rest);
             assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{}", rest.escape_ascii());
         }
@@ -158,7 +158,7 @@ fn a_pipelining_client_that_reads_nothing_is_throttled() {
         let mut stream = connect(server);
         stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
         let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
-        // 37 MB of requests, and 150 of answers.
+        // 37 MB of requests and 150 MB of responses.
         let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
         assert!(blocked.is_some(), "the server has taken all of it");
     });
@@ -174,7 +174,7 @@ fn clients_are_served_after_file_descriptors_ran_out() {
         for round in 0..3 {
             let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
             for mut stream in &held {
-                // Those that are over the limit may be closed.
+                // Connections over the limit may be closed.
                 let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\n");
             }
             thread::sleep(Duration::from_millis(300));

@@ -40,11 +40,11 @@ fn one_line(output: &str, start: &str, code: &str, words: &[&str], exit: &Exit) 
     for word in words {
         assert!(line.contains(word), "{word:?} in {exit}");
     }
-    // The fact, and the way out.
+    // The message has the fact and the way out.
     assert!(line.contains("; "), "a way out in {exit}");
 }
 
-/// A library that was damaged in this way.
+/// Returns a library with this damage.
 fn damage(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let library = damaged(&conflict(), folder.path())[name].clone();
@@ -299,7 +299,7 @@ fn a_required_plugin_that_is_missing_stops_the_start() {
             exit.stderr.contains("[plugins.bearer] demands a plugin that was not loaded from "),
             "{demand}: {exit}"
         );
-        // Without plugins at all the tables mean nothing.
+        // Without plugins, the tables have no effect.
         Setup::new().config(&config).start().post("k", "v").expect(200);
     }
     for demand in ["token = \"s3cret\"".to_owned(), format!("{pin}\nrequired = false")] {

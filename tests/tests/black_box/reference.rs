@@ -109,7 +109,7 @@ fn the_command_line_page_equals_the_help_of_each_command() {
         page += format!("\n## vkog {command}").trim_end();
         page += &format!("\n\n```text\n{}\n```\n", help(command).trim_end());
     }
-    // Every command of the overview is here.
+    // The list contains every command of the overview.
     let overview =
         help("") + &help("plugins").replace("  new ", "  plugins new ").replace("  check ", "  plugins check ");
     let listed = overview.lines().filter_map(|line| line.strip_prefix("  "));
@@ -164,7 +164,7 @@ fn each_configuration_key_is_documented_with_its_default_and_variable() {
             row(key);
         });
     }
-    // No message lists those of a plugin's table that are the server's.
+    // No message lists the server's own keys of a plugin's table.
     for key in ["sha256", "required", "on_failure", "budget", "order"] {
         row(key);
     }
@@ -389,7 +389,7 @@ fn each_fenced_block_parses() {
         assert!(known.contains(&block.language.as_str()), "{place}: no language, or {:?}", block.language);
         match block.language.as_str() {
             "console" => assert!(!block.is_indented, "{place}: documents.rs does not find an indented session"),
-            // A part of a manifest is put to use by documents.rs.
+            // documents.rs tests parts of a manifest.
             "toml" if block.text.contains("dependencies]") => {}
             "toml" => configures(&block),
             "json" => {
@@ -407,7 +407,7 @@ fn each_fenced_block_parses() {
     }
 }
 
-/// Turns of phrase that hide who does what, or that stand where a usual term exists.
+/// Turns of phrase that hide the actor, or replace a usual term.
 const BANNED: [&str; 62] = [
     "told",
     "tells",

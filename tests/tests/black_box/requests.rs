@@ -6,7 +6,7 @@
 use serde_json::Value;
 use vkog_tests::{ENGINES, Server, Setup, artefacts};
 
-/// What the log says of the request of this name.
+/// Returns the log line of the request with this id.
 fn logged(server: &Server, message: &str, id: &str) -> Value {
     server.logs(&[message, id]);
     let log = server.log();

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use vkog_tests::{DEADLINE, ENGINES, Exit, Running, Server, Setup, administered, artefacts};
 
-/// How long a stop may take, whatever plugins do.
+/// The maximum duration of a stop.
 const STOP_MAX: Duration = Duration::from_secs(15);
-/// How long it takes to end at once, on a machine that has other things to do.
+/// The maximum duration of an immediate end, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn hanging(place: &str) -> Setup {
@@ -24,7 +24,7 @@ fn table(place: &str) -> String {
     format!("[plugins.hangs]\nwhere = {place:?}\n")
 }
 
-/// A server whose plugin never returns from this place, with acknowledged writes.
+/// Starts a server with acknowledged writes, whose plugin never returns from this function.
 fn hung(setup: &Setup, place: &str) -> Server {
     let server = setup.start();
     for key in 0..100 {
@@ -62,7 +62,7 @@ fn cases<'a>(places: &'a [&'a str]) -> impl Iterator<Item = (&'static str, &'a s
     ENGINES.into_iter().flat_map(|engine| places.iter().map(move |place| (engine, *place)))
 }
 
-/// Waits for the end, and asserts how long that may take.
+/// Waits for the end, and asserts its maximum duration.
 #[track_caller]
 fn ends(server: Server, max: Duration) -> Exit {
     let began = Instant::now();
@@ -101,7 +101,7 @@ fn a_second_signal_ends_a_hanging_stop_at_once_and_keeps_all_acknowledged_writes
     });
 }
 
-/// A server that does not listen yet.
+/// Starts a server that does not listen yet.
 fn starting(setup: &Setup) -> Running {
     let mut command = setup.vkog();
     command.args(["serve", "--listen", "127.0.0.1:0", "--config", "vkog.toml", "--file"]).arg(setup.store_file());
@@ -177,12 +177,12 @@ fn a_plugin_that_never_returns_fails_only_its_own_reload() {
     at_once(["create", "settings_changed", "start"], |place| {
         let setup = hanging("");
         let server = hung(&setup, "");
-        // Other terms of the host's own want another instance.
+        // A change of the host's own keys needs a new instance.
         let fresh = if place == "settings_changed" { "" } else { "budget = \"1s\"\n" };
         setup.write_config(&administered(&format!("{}{fresh}", table(place))));
         assert_eq!(server.reloaded("hangs"), "no-return", "{place}");
         server.logs(&[place, "did not return within 10s and was abandoned"]);
-        // The old one goes on, and no entry is locked.
+        // The old instance continues, and no entry is locked.
         for key in 0..100 {
             server.put(&format!("key-{key}"), "kept").expect(200);
         }

@@ -27,7 +27,7 @@ fn export(setup: &Setup, store: &str) -> (BTreeMap<String, serde_json::Value>, B
     (lines, revisions)
 }
 
-/// Every file of a folder but lock files.
+/// Returns every file of a folder except lock files.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).expect("the folder can be read").map(|entry| entry.expect("an entry").path());
     entries
@@ -45,7 +45,7 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).expect("the file can be written");
 }
 
-/// Where some bytes are in a file: at one place only.
+/// Returns the only position of some bytes in a file.
 #[track_caller]
 fn find(path: &Path, wanted: &[u8]) -> usize {
     let bytes = fs::read(path).expect("the file can be read");
@@ -66,7 +66,7 @@ fn refused(setup: &Setup, arguments: &[&str], words: &[&str]) {
     assert!(files(setup.folder()) == before, "something was changed by {exit}");
 }
 
-/// Asserts that standard output says all of the words.
+/// Asserts that standard output contains all of the words.
 #[track_caller]
 fn says(exit: Exit, words: &[&str]) -> Exit {
     assert!(words.iter().all(|word| exit.stdout.contains(word)), "{words:?} in {exit}");
@@ -93,7 +93,7 @@ fn large() -> Setup {
         let key = format!("log-{number:02}");
         server.put(&key, value(&key)).expect(200);
     }
-    // Killed: what it wrote last stays in the log.
+    // Killed, so that its last writes stay in the log.
     drop(server);
     setup
 }
@@ -137,7 +137,7 @@ fn an_import_restores_an_export_with_new_revisions() {
     says(setup.run(["import", "-f", "copy.vkog", "out.jsonl"]).expect(0), &["4 keys", "4 of them new", "4 entries"]);
     let (copied, copied_revisions) = export(&setup, "copy.vkog");
     assert_eq!(copied, lines);
-    // Into a store that has them: each is overwritten, and its revision grows.
+    // Into a store that has the keys: each is overwritten with a greater revision.
     says(setup.run(["import", "-f", "store.vkog", "out.jsonl"]).expect(0), &["4 keys", "0 of them new", "4 entries"]);
     let (again, later) = export(&setup, "store.vkog");
     assert_eq!(again, lines);
@@ -160,7 +160,7 @@ fn an_export_includes_details() {
     setup.run(["import", "-f", "store.vkog", "in"]).expect(0);
     let (lines, revisions) = export(&setup, "store.vkog");
     assert_eq!(lines["k"]["details_base64"], "gaN0dGzEAQE=");
-    // The revisions are the store's own.
+    // The store assigns the revisions.
     assert_ne!(revisions["k"], 9);
 }
 
@@ -290,7 +290,7 @@ fn a_torn_tail_is_reported_as_normal() {
     let setup = large();
     let log = setup.folder().join("store.vkog.log");
     let bytes = fs::read(&log).expect("there is a log");
-    // Behind the records there is room for more.
+    // After the records there is preallocated space.
     let end = bytes.iter().rposition(|byte| *byte != 0).expect("there are records");
     fs::write(&log, &bytes[..end - 100]).expect("it can be cut");
     let before = files(setup.folder());
@@ -337,7 +337,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     assert!(server.put("new", "v").expect(200).revision() > *greatest, "a revision is given once");
     server.stop().expect(0);
 
-    // Once more: what was kept the first time stays.
+    // Again: the files saved by the first repair remain.
     flip(&file, find(&file, b"log-19\n"));
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
     says(exit, &["store.vkog.damaged.2", "store.vkog.log.damaged.2"]);

@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use vkog_tests::{Client, DEADLINE, Reply, Server, Setup, bytes, conflict, ttl};
 
-/// Writes with a time to live.
+/// Sends a write with a time to live.
 #[track_caller]
 fn write(server: &Client, method: &str, key: &str, time: &str) {
     server.key(method, key).header("Vkog-TTL", time).body("value").send().expect(200);
 }
 
-/// The seconds that a reply says are left.
+/// Returns the remaining seconds in a reply.
 #[track_caller]
 fn left(reply: &Reply) -> u64 {
     let left = reply.header("Vkog-TTL").and_then(|left| left.parse().ok());
     left.unwrap_or_else(|| panic!("no seconds are left in {reply}"))
 }
 
-/// Waits until a key is absent, and says how long that was.
+/// Waits until a key is absent. Returns the duration.
 #[track_caller]
 fn gone(server: &Server, key: &str) -> Duration {
     let begun = Instant::now();
