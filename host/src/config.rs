@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn sizes_are_parsed_with_common_units() {
         for (text, bytes) in
             [("268435456", 268_435_456), ("256MiB", 268_435_456), ("256MB", 256_000_000), ("1 GiB", 1 << 30)]
         {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_wants_both_files_and_an_engine_that_speaks_it() {
+    fn tls_requires_both_files_and_an_engine_with_tls() {
         let config = |text: &str| Config::new(Options::default(), File::parse(text).expect("valid"));
         let both = "tls-cert = \"c\"\ntls-key = \"k\"\n";
         let files = TlsFiles { certificate: "c".into(), key: "k".into() };

@@ -1,5 +1,5 @@
-//! A panic of the host is an event of the log, and prints nothing past it. In its own program, because the hook for
-//! panics belongs to the whole process.
+//! A panic of the host is an event of the log, and prints nothing else. A separate program, because the panic hook
+//! belongs to the whole process.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};

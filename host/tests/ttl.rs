@@ -1,7 +1,7 @@
-//! Entries that expire, with the bytes plugin counting beside, as the libraries that a server loads, over a store on disk,
-//! by a clock that the test sets: none is served late, none is removed early, and the count of bytes is exact whenever it
-//! is looked at. Provoked by 20,000 random expiries, a clock that jumps both ways, clients that write while entries are
-//! removed, and by killing the process in the middle.
+//! Entries that expire, with the libraries of ttl and bytes that a server loads, over a store on disk, by a clock that
+//! the test sets: no entry is served late or removed early, and the count of bytes is always exact. Provoked with
+//! 20,000 random expiries, a clock that jumps both ways, clients that write while entries are removed, and by killing
+//! the process.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -221,7 +221,7 @@ fn check_stored(host: &Host, expiries: &HashMap<String, u64>) {
 }
 
 #[test]
-fn of_20000_entries_with_a_clock_that_jumps_none_is_served_late_none_is_removed_early_and_bytes_stays_exact() {
+fn a_jumping_clock_expires_20000_entries_exactly_and_bytes_stays_exact() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let host = Host::open(folder.path(), Fsync::Never, BEGIN);
     let mut expiries = fill(&host, 0..ENTRIES);
@@ -252,7 +252,7 @@ fn of_20000_entries_with_a_clock_that_jumps_none_is_served_late_none_is_removed_
 }
 
 #[test]
-fn clients_that_write_while_entries_expire_lose_nothing_that_lives_and_bytes_stays_exact() {
+fn concurrent_writes_and_expiries_lose_no_live_entry_and_bytes_stays_exact() {
     const CLIENTS: u64 = 4;
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let host = Host::open(folder.path(), Fsync::Never, BEGIN);
@@ -340,7 +340,7 @@ fn the_process_that_is_killed() {
 }
 
 #[test]
-fn after_a_kill_every_entry_has_its_expiry_and_bytes_counts_what_is_there() {
+fn after_a_kill_entries_have_their_expiry_and_bytes_counts_the_store() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let mut child = Command::new(std::env::current_exe().expect("a test knows where it is"));
     child.args(["--exact", "the_process_that_is_killed", "--nocapture"]).env(FOLDER, folder.path());

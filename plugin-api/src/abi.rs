@@ -1,8 +1,8 @@
-//! The types that cross the boundary between the host and a plugin, and nothing else: `repr(C)`, borrowed in, small and
-//! plain out. Authors never see this layer.
+//! The ABI: the types that cross the boundary between the host and a plugin. They are `repr(C)`; arguments are borrowed
+//! for the call. Plugin authors need only [`Verb`] and [`Stage`] of this module.
 //!
-//! The two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end in a minor version; everything else here is
-//! frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` holds the sizes and offsets as numbers.
+//! In a minor version, the two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end, and [`HOOK_NAMES`]
+//! too. All other types are frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` checks their sizes and offsets.
 
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
@@ -10,10 +10,10 @@ use abi_stable::package_version_strings;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RString};
 
-/// The symbol under which a plugin library exports its header. abi_stable chose it: its loader looks for nothing else.
+/// The symbol under which a plugin library exports its header. The loader of abi_stable looks it up by this name.
 pub const ROOT_SYMBOL: &str = "_1as_0lib_1header_0root_bmodule_bloader";
 
-/// What a request wants done, as it crosses the boundary.
+/// An operation, as a value.
 #[repr(u32)]
 #[derive(StableAbi, Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
@@ -28,7 +28,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The HTTP method that asks for it, in capitals.
+    /// Returns the HTTP method, in capital letters.
     ///
     /// ```
     /// assert_eq!(vkog_plugin_api::Verb::Post.method(), "POST");
@@ -43,24 +43,25 @@ impl Verb {
     }
 }
 
-/// Where in the chain a plugin stands. `before` and `guard` run from the first stage to the last, `after` and `undo` from
-/// the last to the first; plugins of one stage run in the order of their names.
+/// The position of a plugin in the chain: [`Plugin::STAGE`](crate::Plugin::STAGE). `before` and `guard` hooks run from
+/// the first stage to the last, `after` and `undo` hooks from the last to the first. Within a stage, plugins are
+/// ordered by name. Names in `order` of the table `[plugins]` come before all stages.
 #[repr(u32)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// Who may do it: authentication, authorisation, rate limits.
+    /// Authentication, authorization, rate limits.
     Access = 0,
-    /// What will be written: compression, encryption, rewriting.
+    /// Changes of the value: compression, encryption, rewriting.
     Transform = 1,
-    /// Whether it is allowed: validation, conflicts. The default.
+    /// Validation, conflicts. The default.
     Policy = 2,
-    /// What it costs: quotas and limits, which should count only what everybody else let pass.
+    /// Quotas and limits, which should count only what all other plugins let pass.
     Accounting = 3,
-    /// Who wants to know: audit logs, notifications.
+    /// Audit logs, notifications.
     Observe = 4,
 }
 
-/// An entry of the store as a hook sees it.
+/// An entry of the store, as a hook sees it.
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawEntry<'a> {
@@ -68,68 +69,71 @@ pub struct RawEntry<'a> {
     pub value: RSlice<'a, u8>,
     /// The media type the value was written with.
     pub content_type: RStr<'a>,
-    /// The details that the plugin being called keeps with the entry; empty where it has none.
+    /// The details that the called plugin has stored with the entry; empty if there are none.
     pub details: RSlice<'a, u8>,
-    /// The revision of the entry, or 0 for one that is not written yet.
+    /// The revision of the entry; 0 if an earlier operation of the same batch wrote it.
     pub revision: u64,
     /// Zero.
     pub reserved: [u64; 2],
 }
 
-/// One call of a hook: the request and what of the store belongs to it.
+/// The argument of a hook: the request and its entries.
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawCall<'a> {
     /// The key, decoded.
     pub key: RStr<'a>,
-    /// The body of the request as the plugins before this one left it; the new settings as a JSON object
-    /// (`settings_changed`).
+    /// The value to write, as the plugins before this one left it. For `settings_changed`: the new settings, as a JSON
+    /// object.
     pub value: RSlice<'a, u8>,
-    /// The media type of the body.
+    /// The media type of the value.
     pub content_type: RStr<'a>,
     /// The query of the request, without the question mark, not decoded.
     pub query: RStr<'a>,
-    /// The entry before the operation; none where the key is absent, or where nothing has been looked up yet.
+    /// The entry before the operation; `None` if the key is absent, and in `before_*`.
     pub before: Option<&'a RawEntry<'a>>,
-    /// The entry after the operation; none where it was removed or nothing is done yet.
+    /// The entry after the operation (`after_*`); `None` if it was removed.
     pub after: Option<&'a RawEntry<'a>>,
-    /// The revision the store had reached when the request arrived.
+    /// The last revision that the store had assigned when the request arrived.
     pub arrived: u64,
-    /// What the request wants.
+    /// The operation.
     pub verb: Verb,
     /// Zero.
     pub flags: u32,
-    /// The revision of what was done (`after_*`), else 0.
+    /// The revision of the operation (`after_*`), otherwise 0.
     pub revision: u64,
     /// Zero.
     pub reserved: u64,
-    /// What the host needs to serve the functions of [`HostApi`] that take a call.
+    /// The host's own. Functions of [`HostApi`] that belong to a call take it as their first argument.
     pub cx: *mut (),
 }
 
-/// What a hook answers: one register.
+/// The result of a hook. It fits into one register.
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// [`Outcome::GO_ON`], [`Outcome::REFUSED`] or [`Outcome::PANICKED`]. A host takes any other number for a refusal.
+    /// [`Outcome::GO_ON`], [`Outcome::REFUSED`] or [`Outcome::PANICKED`]. The host treats any other number as a
+    /// refusal.
     pub kind: u16,
     /// The HTTP status of a refusal.
     pub status: u16,
-    /// Bits: [`Outcome::HIDE`]. Of a `tick`: how long until the next one, in milliseconds. Of a `make_room`: 1 if it did.
+    /// Bits: [`Outcome::HIDE`]. For `tick`: the time until the next call, in milliseconds. For `make_room`: 1 if it
+    /// made room.
     pub bits: u32,
 }
 
 impl Outcome {
-    /// [`kind`](Self::kind): nothing against it.
+    /// [`kind`](Self::kind): the operation continues.
     pub const GO_ON: u16 = 0;
-    /// [`kind`](Self::kind): refused; message and headers went through [`HostApi`].
+    /// [`kind`](Self::kind): the operation is refused; the plugin has passed message and headers through [`HostApi`].
     pub const REFUSED: u16 = 1;
-    /// [`kind`](Self::kind): the hook panicked; what it said went through [`HostApi::message`](HostApi).
+    /// [`kind`](Self::kind): the hook panicked; the plugin has passed the message through
+    /// [`HostApi::message`](HostApi).
     pub const PANICKED: u16 = 2;
-    /// Bit of [`bits`](Self::bits): the entry counts as absent for this read.
+    /// Bit of [`bits`](Self::bits): hide the entry from this read.
     pub const HIDE: u32 = 1;
 
-    /// Nothing against it.
+    /// Returns the result of a hook that lets the operation continue.
     pub const fn go_on(bits: u32) -> Self {
         Self { kind: Self::GO_ON, status: 0, bits }
     }
@@ -143,26 +147,26 @@ pub struct HookFn {
     pub call: for<'a> unsafe extern "C" fn(*const (), &'a RawCall<'a>) -> Outcome,
 }
 
-/// One row of a plugin's table of hooks.
+/// A row of the plugin's hook table.
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct HookEntry {
-    /// Which hook: an index into [`HOOK_NAMES`]. A host leaves out an id it does not know, unless it is required.
+    /// The hook: an index into [`HOOK_NAMES`]. The host ignores an unknown id, unless [`HookEntry::REQUIRED`] is set.
     pub id: u32,
     /// Bits: [`HookEntry::REQUIRED`], [`HookEntry::BLOCKS`].
     pub flags: u32,
-    /// What to call.
+    /// The function.
     pub hook: HookFn,
 }
 
 impl HookEntry {
-    /// Bit of [`flags`](Self::flags): a host that does not know this hook must not load the plugin.
+    /// Bit of [`flags`](Self::flags): a host that does not know this hook refuses to load the plugin.
     pub const REQUIRED: u32 = 1;
-    /// Bit of [`flags`](Self::flags): the hook may wait, and is to be called where nobody else is served (since 1.2).
+    /// Bit of [`flags`](Self::flags): the hook may block, so the host calls it on a blocking pool (since 1.2).
     pub const BLOCKS: u32 = 2;
 }
 
-/// The hooks of this version, at the index of their id. New ones go at the end.
+/// The names of the hooks, by id. New hooks are added at the end.
 pub const HOOK_NAMES: [&str; 20] = [
     "before_get",
     "before_post",
@@ -190,13 +194,14 @@ pub const HOOK_NAMES: [&str; 20] = [
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawHeader<'a> {
-    /// The name as the client wrote it.
+    /// The name, as the client sent it.
     pub name: RStr<'a>,
     /// The value, without surrounding white space.
     pub value: RSlice<'a, u8>,
 }
 
-/// A function that is called with each entry of the store: its first argument is what [`HostApi::scan`](HostApi) was given.
+/// A function that the host calls with each entry of the store. Its first argument is the state that was passed to
+/// [`HostApi::scan`](HostApi).
 #[repr(transparent)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct ScanFn {
@@ -204,7 +209,7 @@ pub struct ScanFn {
     pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>),
 }
 
-/// What a plugin asks of the store, through the chain.
+/// An operation that a plugin requests of the store (since 1.1).
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawAsk<'a> {
@@ -214,38 +219,38 @@ pub struct RawAsk<'a> {
     pub value: RSlice<'a, u8>,
     /// Its media type; empty for the default.
     pub content_type: RStr<'a>,
-    /// What the hooks see as the request's query.
+    /// The query that hooks see.
     pub query: RStr<'a>,
-    /// What they see as its headers.
+    /// The headers that hooks see.
     pub headers: RSlice<'a, RawHeader<'a>>,
-    /// What is asked for.
+    /// The operation.
     pub verb: Verb,
     /// Bits: [`RawAsk::IF_REVISION`].
     pub flags: u32,
-    /// The revision that the entry has to have, with [`RawAsk::IF_REVISION`].
+    /// The required revision of the entry, with [`RawAsk::IF_REVISION`].
     pub revision: u64,
     /// Zero.
     pub reserved: [u64; 2],
 }
 
 impl RawAsk<'_> {
-    /// Bit of [`flags`](Self::flags): it is to be done only if the entry has this revision.
+    /// Bit of [`flags`](Self::flags): the operation fails with 412 if the entry has another revision.
     pub const IF_REVISION: u32 = 1;
 }
 
-/// What became of a [`RawAsk`].
+/// The result of a [`RawAsk`] (since 1.1).
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawAnswer<'a> {
     /// The entry that a get found.
     pub entry: Option<&'a RawEntry<'a>>,
-    /// Why it was not done; empty where it was.
+    /// Why the operation failed; empty if it succeeded.
     pub message: RStr<'a>,
-    /// The plugin that refused it; empty where none did.
+    /// The plugin that refused it; empty if none did.
     pub plugin: RStr<'a>,
-    /// The revision of what was written.
+    /// The revision of the entry that was found, or of the write.
     pub revision: u64,
-    /// The HTTP status that a client would have got.
+    /// The HTTP status that a client would get.
     pub status: u32,
     /// Zero.
     pub flags: u32,
@@ -253,8 +258,8 @@ pub struct RawAnswer<'a> {
     pub reserved: [u64; 2],
 }
 
-/// A function that is called with the answer, once, before [`HostApi::ask`](HostApi) returns. Its first argument is what
-/// that was given.
+/// A function that the host calls once with the result of each operation, before [`HostApi::ask`](HostApi) returns. Its
+/// first argument is the state that was passed to that function.
 #[repr(transparent)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct AnswerFn {
@@ -262,8 +267,8 @@ pub struct AnswerFn {
     pub answer: for<'a> unsafe extern "C" fn(*mut (), &'a RawAnswer<'a>),
 }
 
-/// A function that is called with entries until it says `false`. Its first argument is what
-/// [`HostApi::for_each`](HostApi) was given.
+/// A function that the host calls with entries until it returns `false`. Its first argument is the state that was
+/// passed to [`HostApi::for_each`](HostApi).
 #[repr(transparent)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct EachFn {
@@ -271,10 +276,10 @@ pub struct EachFn {
     pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>) -> bool,
 }
 
-/// What a plugin may ask of its host. New functions go at the end.
+/// The functions of the host that a plugin may call. New functions are added at the end.
 ///
-/// `cx` of the functions that take a `*const ()` is [`RawHost::cx`]; of those that take a `*mut ()`, [`RawCall::cx`] of
-/// a call that has not returned. What they return is borrowed from that call, which `'static` only stands for.
+/// The first argument of type `*const ()` is [`RawHost::cx`]. The first argument of type `*mut ()` is [`RawCall::cx`]
+/// of a call that has not returned; the result is borrowed from that call, and `'static` only stands for its lifetime.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostApiRef)))]
@@ -283,40 +288,40 @@ pub struct HostApi {
     pub log: for<'a> unsafe extern "C" fn(*const (), u32, RStr<'a>),
     /// The host's `--max-size`, in bytes.
     pub max_size: unsafe extern "C" fn(*const ()) -> u64,
-    /// Sets the message of a refusal, or what a panic said.
+    /// Sets the message of a refusal or of a panic.
     pub message: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
-    /// Adds a header to a refusal, and, in `after_*`, to the answer (since 1.1).
+    /// Adds a header to a refusal; in `after_*` to the response (since 1.1).
     pub refusal_header: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, RStr<'a>),
-    /// Replaces the value that will be written (`before_post`, `before_put`).
+    /// Replaces the value to write (`before_post`, `before_put`).
     pub replace_value: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>),
-    /// Sets the plugin's details of the entry that will be written (`guard_post`, `guard_put`).
+    /// Sets the plugin's details of the entry to write (`guard_post`, `guard_put`).
     pub set_details: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>),
-    /// The first request header of that name, whatever its case.
+    /// Returns the first request header with this name, in any case.
     pub header: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>) -> ROption<RSlice<'static, u8>>,
-    /// The request header at that position.
+    /// Returns the request header at this position.
     pub header_at: unsafe extern "C" fn(*mut (), usize) -> ROption<RawHeader<'static>>,
-    /// The client's address, `ip:port`; empty on a Unix socket.
+    /// Returns the client's address, `ip:port`; empty on a Unix socket.
     pub client: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
     /// Calls a function with every entry of the store (`start`).
     #[sabi(last_prefix_field)]
     pub scan: unsafe extern "C" fn(*mut (), *mut (), ScanFn),
 
     // Since 1.1:
-    /// Does what a plugin asks for, and calls the function with the answer.
+    /// Runs an operation and calls the function with the result.
     pub ask: for<'a> unsafe extern "C" fn(*const (), &'a RawAsk<'a>, *mut (), AnswerFn),
-    /// Calls a function with every entry whose key begins so and that a get of this plugin would find. Returns the status
-    /// of the refusal that ended it, or 0.
+    /// Calls a function with every entry whose key starts with the prefix and that a get of this plugin would find.
+    /// Returns 0, or the status of the refusal that ended it.
     pub for_each: for<'a> unsafe extern "C" fn(*const (), RStr<'a>, *mut (), EachFn) -> u32,
-    /// The host's clock: milliseconds since 1970 in UTC.
+    /// Returns the time of the host's clock: milliseconds since 1970 in UTC.
     pub now: unsafe extern "C" fn(*const ()) -> u64,
-    /// The number of a metric of this name and help text, 0 a counter, 1 a gauge; null where the name cannot be one. It
-    /// is only ever accessed atomically, and valid until the process ends.
+    /// Returns the value of a metric with this name and help text: kind 0 is a counter, 1 a gauge. Null if the name is
+    /// invalid. Both sides access it only atomically, and it is valid until the process ends.
     pub metric: for<'a> unsafe extern "C" fn(*const (), u32, RStr<'a>, RStr<'a>) -> *const u64,
-    /// The plugin that asked for what the call is about; empty where a client did.
+    /// Returns the plugin that requested the operation; empty for a request of a client.
     pub asker: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
 
     // Since 1.3:
-    /// Does all that a plugin asks for, each by itself, and then calls the function with the answers, in the same order.
+    /// Runs several independent operations, then calls the function with each result, in the same order.
     pub ask_each: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),
 }
 
@@ -326,7 +331,7 @@ pub struct HostApi {
 pub struct RawHost {
     /// The functions.
     pub api: HostApiRef,
-    /// Which plugin is asking. Valid until the process ends.
+    /// Identifies the calling plugin. Valid until the process ends.
     pub cx: *const (),
 }
 
@@ -334,7 +339,7 @@ pub struct RawHost {
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawInstance {
-    /// The plugin's own; the host only hands it back.
+    /// The plugin's own; the host only passes it back.
     pub ptr: *const (),
 }
 
@@ -346,7 +351,7 @@ pub struct RawFailure {
     pub kind: u32,
     /// Zero.
     pub reserved: u32,
-    /// One line that says why.
+    /// The error, as one line.
     pub message: RString,
 }
 
@@ -359,7 +364,7 @@ impl RawFailure {
     pub const PANIC: u32 = 2;
 }
 
-/// The root module: all that a plugin library exports. New fields go at the end.
+/// The root module: everything that a plugin library exports. New fields are added at the end.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = PluginModuleRef)))]
@@ -368,13 +373,15 @@ pub struct PluginModule {
     pub name: RStr<'static>,
     /// The plugin's version.
     pub version: RStr<'static>,
-    /// Whether a panic in this library unwinds. Where it aborts, the host cannot contain it and does not load the library.
+    /// Whether a panic in this library unwinds. The host does not load a library whose panics abort, because it cannot
+    /// catch them.
     pub unwinds: bool,
     /// The plugin's [`Stage`], as a number.
     pub stage: u32,
     /// Creates an instance; the second argument is the plugin's settings, a JSON object.
     pub create: for<'a> unsafe extern "C" fn(RawHost, RStr<'a>) -> RResult<RawInstance, RawFailure>,
-    /// Ends an instance, once, when no call of it is under way; gives what a panic in `drop` said.
+    /// Destroys an instance. The host calls it once, when no hook of the instance is in flight. Returns the message of
+    /// a panic in `drop`.
     pub destroy: unsafe extern "C" fn(RawInstance) -> ROption<RString>,
     /// The hooks this plugin implements, each at most once.
     #[sabi(last_prefix_field)]

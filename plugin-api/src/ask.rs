@@ -1,4 +1,4 @@
-//! What a plugin asks of the store between calls, through the chain like any client.
+//! Store calls: operations that a plugin requests of the store. They pass the hook chain as requests of clients do.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
@@ -9,8 +9,8 @@ use crate::abi::{AnswerFn, EachFn, RawAnswer, RawAsk, RawEntry, RawHeader, Verb}
 use crate::call::{Entry, Refusal, Visit};
 use crate::host::Host;
 
-/// An operation that a plugin asks for, with what a client would send. [`Host::get`], [`Host::post`], [`Host::put`] and
-/// [`Host::delete`] are short for the usual ones.
+/// An operation for the store, with all that a client could send. [`Host::get`], [`Host::post`], [`Host::put`] and
+/// [`Host::delete`] are shorter for the usual ones. Since 1.1.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -35,45 +35,46 @@ impl<'a> Ask<'a> {
         Self { verb, key, value, content_type: "", query: "", headers: Vec::new(), if_revision: None }
     }
 
-    /// To read an entry.
+    /// Reads an entry.
     pub fn get(key: &'a str) -> Self {
         Self::new(Verb::Get, key, &[])
     }
 
-    /// To create an entry.
+    /// Creates an entry. Whether an existing entry is replaced depends on the plugins.
     pub fn post(key: &'a str, value: &'a [u8]) -> Self {
         Self::new(Verb::Post, key, value)
     }
 
-    /// To update an entry.
+    /// Updates an entry. Whether an absent entry is created depends on the plugins.
     pub fn put(key: &'a str, value: &'a [u8]) -> Self {
         Self::new(Verb::Put, key, value)
     }
 
-    /// To remove an entry.
+    /// Removes an entry.
     pub fn delete(key: &'a str) -> Self {
         Self::new(Verb::Delete, key, &[])
     }
 
-    /// The media type of the value; `application/octet-stream` where it is not named.
+    /// Sets the media type of the value. The default is `application/octet-stream`.
     pub fn content_type(mut self, content_type: &'a str) -> Self {
         self.content_type = content_type;
         self
     }
 
-    /// A query, as other plugins' hooks see it.
+    /// Sets the query that hooks see, without the question mark.
     pub fn query(mut self, query: &'a str) -> Self {
         self.query = query;
         self
     }
 
-    /// A header more, as other plugins' hooks see it. The host itself heeds none of them.
+    /// Adds a header that hooks see. The host itself ignores it: use [`if_revision`](Self::if_revision) instead of
+    /// `If-Match`.
     pub fn header(mut self, name: &'a str, value: &'a str) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    /// To be done only if the entry has this revision; else it is refused with 412.
+    /// Requires that the entry has this revision. Otherwise the operation fails with 412.
     pub fn if_revision(mut self, revision: u64) -> Self {
         self.if_revision = Some(revision);
         self
@@ -99,14 +100,14 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// An entry that was found.
+/// A copy of an entry that a get found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The value.
     pub value: Vec<u8>,
     /// The media type that it was written with.
     pub content_type: String,
-    /// What this plugin set as the entry's details.
+    /// The details that this plugin set.
     pub details: Vec<u8>,
     /// The revision.
     pub revision: u64,
@@ -123,18 +124,18 @@ impl From<Entry<'_>> for Found {
     }
 }
 
-/// What became of an [`Ask`] that was not refused.
+/// The result of an [`Ask`] that was not refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A get found this.
+    /// A get found this entry.
     Found(Found),
-    /// The write or removal is done and kept, with this revision.
+    /// The write or the removal is durable, with this revision.
     Done(u64),
-    /// There is no such entry.
+    /// The entry does not exist, or a plugin hides it.
     Absent,
 }
 
-/// Takes an answer of the host's; the state is the list of answers.
+/// Receives an answer of the host; the state is the list of answers.
 unsafe extern "C" fn answer(state: *mut (), raw: &RawAnswer<'_>) {
     // SAFETY: `ask` and `ask_each` below pass this pointer together with this function, and wait for the answers.
     let answers = unsafe { &mut *state.cast::<Vec<Result<Answer, Refusal>>>() };
@@ -149,37 +150,57 @@ fn unanswered() -> Refusal {
     Refusal::new(500, "the host did not answer; its log says more")
 }
 
-/// The host is older than this function.
+/// The refusal of a function that the host lacks.
 fn too_old() -> Refusal {
     Refusal::new(501, "this host is older than vkog-plugin-api 1.1; use a newer one")
 }
 
 impl Host {
-    /// Asks for an operation on one entry and waits for what becomes of it. It passes the whole chain, this plugin's own
-    /// hooks included, which see [`Request::asker`](crate::Request::asker).
+    /// Runs one operation, and blocks until it is durable. It passes the whole chain, including this plugin's own
+    /// hooks; they recognise it by [`Request::asker`](crate::Request::asker). Since 1.1.
     ///
-    /// From any thread, and from `before_*`, `after_*`, `tick` and `settings_changed`; hooks that are called so in turn may
-    /// ask again, eight deep. In `guard_*` and `undo_*`, where an entry is locked, and before `start` has returned
-    /// everything is refused.
+    /// May be called on any thread of the plugin, and in `before_*`, `after_*`, [`Tick`](crate::Tick),
+    /// [`SettingsChanged`](crate::SettingsChanged) and [`MakeRoom`](crate::MakeRoom). In `before_*` and `after_*` it
+    /// blocks the thread that serves the client: set [`Plugin::BLOCKS`](crate::Plugin::BLOCKS), unless such calls are
+    /// rare. Hooks that run for the operation may call the store again, up to 8 levels deep.
     ///
     /// # Errors
     ///
-    /// What a client would get: a plugin's refusal, 412 for another revision, 503 or 507 where the store cannot be written.
-    /// And 508 from where nothing may be asked, or too deep.
+    /// | status | cause |
+    /// |---|---|
+    /// | 400, 414 | the key, the media type or the value is invalid |
+    /// | 412 | the entry does not have the revision of [`Ask::if_revision`] |
+    /// | 501 | the host is older than 1.1 |
+    /// | 503, 507 | the store cannot be written; 507: the disk is full |
+    /// | 508 | the call comes from `guard_*`, `undo_*`, `create` or `start`, after the plugin was dropped, or from too deep a level |
+    /// | any other | a plugin refused the operation |
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// /// Removes an entry, unless it was written since it was read.
+    /// fn remove(host: Host, key: &str) -> Result<(), Refusal> {
+    ///     let Some(found) = host.get(key)? else { return Ok(()) };
+    ///     match host.ask(&Ask::delete(key).if_revision(found.revision)) {
+    ///         Err(refusal) if refusal.status() == 412 => Ok(()),
+    ///         result => result.map(drop),
+    ///     }
+    /// }
+    /// ```
     pub fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Refusal> {
         let Some(function) = self.api().ask() else { return Err(too_old()) };
         let headers = ask.raw_headers();
         let mut answers = Vec::with_capacity(1);
-        // SAFETY: `cx` belongs to this `api`, both came in one `RawHost`; the function calls back only until it returns.
+        // SAFETY: `cx` belongs to this `api`, both came in one `RawHost`; the function calls back only until it
+        // returns.
         unsafe { function(self.cx(), &ask.raw(&headers), (&raw mut answers).cast(), AnswerFn { answer }) };
         answers.pop().unwrap_or_else(|| Err(unanswered()))
     }
 
-    /// Asks for several operations, each of which succeeds or fails by itself, as for one with [`ask`](Self::ask), and waits
-    /// for all of them together: those that write share the wait for the disk. The results come in the order of the asks.
-    /// For a few thousand at a time at most, since nothing ends the wait before the last one.
+    /// Runs several independent operations, and blocks until all are durable. Writes share the wait for the disk. Each
+    /// succeeds or fails alone, with the errors of [`ask`](Self::ask). The results are in the order of the operations.
+    /// Pass a few thousand operations at most, because nothing interrupts the call before the last one.
     ///
-    /// A host older than vkog-plugin-api 1.3 does one after the other.
+    /// Since 1.3. An older host runs them one after the other.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -199,11 +220,11 @@ impl Host {
         answers
     }
 
-    /// Reads an entry: [`ask`](Self::ask) with [`Ask::get`].
+    /// Reads an entry, as [`ask`](Self::ask) does with [`Ask::get`]. Returns `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// As for [`ask`](Self::ask).
+    /// Those of [`ask`](Self::ask).
     pub fn get(&self, key: &str) -> Result<Option<Found>, Refusal> {
         Ok(match self.ask(&Ask::get(key))? {
             Answer::Found(found) => Some(found),
@@ -211,29 +232,29 @@ impl Host {
         })
     }
 
-    /// Creates an entry: [`ask`](Self::ask) with [`Ask::post`]. Gives its revision.
+    /// Creates an entry, as [`ask`](Self::ask) does with [`Ask::post`]. Returns its revision.
     ///
     /// # Errors
     ///
-    /// As for [`ask`](Self::ask).
+    /// Those of [`ask`](Self::ask).
     pub fn post(&self, key: &str, value: &[u8]) -> Result<u64, Refusal> {
         self.write(&Ask::post(key, value))
     }
 
-    /// Updates an entry: [`ask`](Self::ask) with [`Ask::put`]. Gives its revision.
+    /// Updates an entry, as [`ask`](Self::ask) does with [`Ask::put`]. Returns its revision.
     ///
     /// # Errors
     ///
-    /// As for [`ask`](Self::ask).
+    /// Those of [`ask`](Self::ask).
     pub fn put(&self, key: &str, value: &[u8]) -> Result<u64, Refusal> {
         self.write(&Ask::put(key, value))
     }
 
-    /// Removes an entry: [`ask`](Self::ask) with [`Ask::delete`]. Gives whether it was there.
+    /// Removes an entry, as [`ask`](Self::ask) does with [`Ask::delete`]. Returns whether it existed.
     ///
     /// # Errors
     ///
-    /// As for [`ask`](Self::ask).
+    /// Those of [`ask`](Self::ask).
     pub fn delete(&self, key: &str) -> Result<bool, Refusal> {
         Ok(self.ask(&Ask::delete(key))? != Answer::Absent)
     }
@@ -245,9 +266,9 @@ impl Host {
         }
     }
 
-    /// Calls a function with each entry whose key begins so, in no order, until it breaks off. Each is read as
-    /// [`get`](Self::get) would read it, one after the other, so that what another plugin hides is left out; what is
-    /// written meanwhile may be among them or not.
+    /// Calls a function with each entry whose key starts with the prefix, in no particular order, until the function
+    /// returns `Break`. Each entry is read as by [`get`](Self::get), so the hooks of get run, and entries that a plugin
+    /// hides or refuses are left out. Entries that are written during the call may be included or not. Since 1.1.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -264,7 +285,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// As for [`ask`](Self::ask); an entry that a plugin refuses to give is left out.
+    /// 501 or 508, as for [`ask`](Self::ask).
     pub fn for_each<F>(&self, prefix: &str, mut each: F) -> Result<(), Refusal>
     where
         F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
@@ -273,7 +294,8 @@ impl Host {
         where
             F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
         {
-            // SAFETY: `for_each` below passes this pointer together with this function, and waits until it is over.
+            // SAFETY: `for_each` below passes this pointer together with this function, and waits until the listing
+            // ends.
             let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
             visit.run(|each| each(key.as_str(), Entry { raw })) == Some(ControlFlow::Continue(()))
         }
@@ -288,7 +310,16 @@ impl Host {
         }
     }
 
-    /// The host's clock. By this one, not by the system's, a plugin can be tested at any time (`vkog-plugin-testing`).
+    /// Returns the time of the host's clock, in milliseconds of precision. Use it instead of the system's clock: a test
+    /// with `vkog-plugin-testing` can set it. Since 1.1; with an older host it returns the time of the system.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::time::{Duration, SystemTime};
+    /// fn is_over(host: Host, end: SystemTime) -> bool {
+    ///     host.now() >= end
+    /// }
+    /// ```
     pub fn now(&self) -> SystemTime {
         match self.api().now() {
             // SAFETY: as in `ask`.

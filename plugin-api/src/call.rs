@@ -1,5 +1,6 @@
-//! What a hook is given: the request, the entries that belong to it, and what the phase allows to do with them.
-//! Each view is one type per phase, with the operation as its parameter, so that what a phase forbids does not compile.
+//! Views: the arguments of hooks. A view lends the request and its entries, and has the methods that the phase allows.
+//! There is one type per phase, with the operation as its parameter, so that code which a phase forbids does not
+//! compile.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -12,11 +13,11 @@ use abi_stable::std_types::RStr;
 
 use crate::abi::{HostApiRef, Outcome, RawCall, RawEntry, ScanFn, Verb};
 
-/// What a hook that may refuse answers: `Ok(())` lets the operation go on, `Err` refuses it.
+/// The return type of a hook that may refuse the operation: `Ok(())` continues, `Err` refuses.
 pub type Verdict = Result<(), Refusal>;
 
-/// Why an operation is refused. The client gets the status, the message as the body and the plugin's name in the header
-/// `Vkog-Plugin`.
+/// The refusal of an operation. The client gets the status, the message as the body, and the plugin's name in the
+/// header `Vkog-Plugin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub(crate) status: u16,
@@ -25,8 +26,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with an HTTP status from 400 to 599 and a message of one line. The host sends any other status as 500,
-    /// and says so in its log.
+    /// Creates a refusal with an HTTP status from 400 to 599 and a message of one line. For any other status the host
+    /// sends 500 and logs a warning. It escapes line breaks in the message.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -37,7 +38,8 @@ impl Refusal {
         Self { status, message: message.into(), headers: Vec::new() }
     }
 
-    /// The same refusal with a header more. The host drops a header that HTTP does not allow, and says so in its log.
+    /// Adds a header to the response. The host drops a header that is malformed or that belongs to the host, such as
+    /// `Content-Length`, and logs a warning.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -48,12 +50,12 @@ impl Refusal {
         self
     }
 
-    /// The HTTP status.
+    /// Returns the HTTP status.
     pub fn status(&self) -> u16 {
         self.status
     }
 
-    /// The message.
+    /// Returns the message.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -63,9 +65,9 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// One of [`Get`], [`Post`], [`Put`], [`Delete`].
+/// An operation: [`Get`], [`Post`], [`Put`] or [`Delete`]. Code that serves several operations is generic over it.
 pub trait Operation: sealed::Sealed {
-    /// The verb of this operation.
+    /// The operation as a value.
     const VERB: Verb;
 }
 
@@ -74,7 +76,7 @@ pub trait Write: Operation {}
 
 macro_rules! operations {
     ($($name:ident)*) => {$(
-        #[doc = concat!("The operation `", stringify!($name), "`, as the parameter of a view.")]
+        #[doc = concat!("The operation `", stringify!($name), "`, as the type parameter of a view.")]
         pub struct $name;
         impl sealed::Sealed for $name {}
         impl Operation for $name {
@@ -86,35 +88,38 @@ operations!(Get Post Put Delete);
 impl Write for Post {}
 impl Write for Put {}
 
-/// An entry of the store, borrowed for the call.
+/// A stored entry. It is borrowed: copy the parts that are needed after the hook returns.
 #[derive(Copy, Clone)]
 pub struct Entry<'a> {
     pub(crate) raw: &'a RawEntry<'a>,
 }
 
 impl<'a> Entry<'a> {
-    /// The value.
+    /// Returns the value.
     pub fn value(&self) -> &'a [u8] {
         self.raw.value.as_slice()
     }
 
-    /// The media type that the value was written with.
+    /// Returns the media type that the value was written with.
     pub fn content_type(&self) -> &'a str {
         self.raw.content_type.as_str()
     }
 
-    /// The entry's revision: a number of the whole store that grows with every write and never repeats.
+    /// Returns the revision of the write that stored the entry. Revisions are numbers of the whole store: they grow
+    /// with each write and never repeat. In a batch, an entry that an earlier operation of the batch wrote has revision
+    /// 0.
     pub fn revision(&self) -> u64 {
         self.raw.revision
     }
 
-    /// What this plugin set as the entry's details when it was written, or nothing. Other plugins' details are not seen.
+    /// Returns the details that this plugin set when the entry was written ([`Guard::set_details`]), or an empty slice.
+    /// A plugin does not see the details of others.
     pub fn details(&self) -> &'a [u8] {
         self.raw.details.as_slice()
     }
 }
 
-/// The request a hook is called for. Every view dereferences to it.
+/// The request for which a hook is called. Every view dereferences to it. Its data lives until the hook returns.
 #[derive(Copy, Clone)]
 pub struct Request<'a> {
     call: &'a RawCall<'a>,
@@ -122,32 +127,34 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// What is asked for.
+    /// Returns the operation.
     pub fn verb(&self) -> Verb {
         self.call.verb
     }
 
-    /// The key, percent-decoded.
+    /// Returns the key, percent-decoded: 1 to 1,024 bytes.
     pub fn key(&self) -> &'a str {
         self.call.key.as_str()
     }
 
-    /// The value to be written, as the plugins before this one left it; empty for get and delete.
+    /// Returns the value to write, as the plugins before this one left it. It is empty for get and delete.
     pub fn value(&self) -> &'a [u8] {
         self.call.value.as_slice()
     }
 
-    /// The media type of the value to be written; `application/octet-stream` where the client named none.
+    /// Returns the media type of the value to write; `application/octet-stream` if the client sends none. It is empty
+    /// for get and delete.
     pub fn content_type(&self) -> &'a str {
         self.call.content_type.as_str()
     }
 
-    /// The request's query, without the question mark and not decoded; empty where there is none.
+    /// Returns the query of the request, without the question mark and still percent-encoded; empty if there is none.
+    /// In a batch it is the query of the batch.
     pub fn query(&self) -> &'a str {
         self.call.query.as_str()
     }
 
-    /// The first header of this name, whatever its case.
+    /// Returns the value of the first header with this name. The case of the name does not matter.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -160,7 +167,7 @@ impl<'a> Request<'a> {
         unsafe { self.api.header()(self.call.cx, name.into()) }.into_option().map(|value| value.as_slice())
     }
 
-    /// All headers, name and value, in the order they were sent.
+    /// Returns all headers, name and value, in the order in which the client sent them.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -177,15 +184,16 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The client's address, `ip:port`; empty on a Unix socket. Behind a proxy that the server trusts, the address that the
-    /// proxy sends, with port 0 if it sends none, or `unknown`.
+    /// Returns the client's address, `ip:port`; empty on a Unix socket and for the store calls of plugins. Behind a
+    /// trusted proxy it is the address that the proxy sends, with port 0 if it sends none, or `unknown`.
     pub fn client(&self) -> &'a str {
         // SAFETY: as in `header`.
         unsafe { self.api.client()(self.call.cx) }.as_str()
     }
 
-    /// The plugin that asks, where it is not a client: through [`Host`](crate::Host), perhaps this one itself. An operator
-    /// trusts the plugins that are loaded, so that one that asks clients for a token need not ask another plugin.
+    /// Returns the name of the plugin that called the store through [`Host`](crate::Host), possibly this one; `None`
+    /// for a request of a client. The operator trusts loaded plugins, so a plugin that checks tokens can let these
+    /// requests pass. Since 1.1.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -202,7 +210,8 @@ impl<'a> Request<'a> {
         asker.filter(|asker| !asker.is_empty())
     }
 
-    /// The revision the store had reached when the request arrived. An entry with a greater one was written since.
+    /// Returns the last revision that the store had assigned when the request arrived. An entry with a greater revision
+    /// was written afterwards.
     pub fn arrived(&self) -> u64 {
         self.call.arrived
     }
@@ -214,7 +223,7 @@ impl<'a> View<'a> for Request<'a> {
     }
 }
 
-/// What makes a view of a call; the trampolines of `hooks.rs` know nothing else of a view.
+/// How `hooks.rs` makes a view of a call.
 pub(crate) trait View<'a> {
     fn new(request: Request<'a>) -> Self;
 
@@ -252,20 +261,23 @@ macro_rules! views {
     )*};
 }
 views! {
-    /// A request of which nothing is decided yet. No lock is held; a hook may take its time, at the cost of this client.
+    /// The argument of `before_*`: a request about which nothing is decided. No lock is held. The hook may run on an
+    /// event loop, which serves other clients, too: it must not block unless the plugin sets
+    /// [`Plugin::BLOCKS`](crate::Plugin::BLOCKS).
     Before
-    /// A request and the entry it is about, under that entry's lock: until the hook returns nobody else reads or writes
-    /// the entry (nor some of its neighbours). It must be short, and must not wait for anything.
+    /// The argument of `guard_*`: a request and its entry, under the entry's lock. Until the hook returns, no other
+    /// request reads or writes this entry or the other keys of its shard. The hook must be short and must not block.
     Guard
-    /// What this plugin's guard of the same operation saw, now that the operation will not happen.
+    /// The argument of `undo_*`: a request that does not happen, and the entry as this plugin's guard saw it.
     Undo
-    /// A request that is done, and the entries before and after it. Calls for one key can overlap; the revision orders
-    /// them.
+    /// The argument of `after_*`: a request that succeeded, and its entry before and after it. Calls for one key may
+    /// overlap; the [revision](After::revision) orders them.
     After
 }
 
 impl<O: Write> Before<'_, O> {
-    /// Replaces the value that will be written; later plugins see the new one. The host copies it.
+    /// Replaces the value to write. Later plugins see the new value. The host copies it. A second call replaces the
+    /// first.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -280,22 +292,24 @@ impl<O: Write> Before<'_, O> {
 }
 
 impl Before<'_, Get> {
-    /// Has the entry count as absent for this read: the client gets 404.
+    /// Hides the entry from this read: the client gets 404. Preconditions of the request are checked as for an absent
+    /// entry.
     pub fn hide(&mut self) {
         self.bits.set(Outcome::HIDE);
     }
 }
 
 impl<'a, O: Operation> Guard<'a, O> {
-    /// The entry as it is now; none where the key is absent.
+    /// Returns the current entry, or `None` if the key is absent.
     pub fn entry(&self) -> Option<Entry<'a>> {
         self.call.before.map(|raw| Entry { raw })
     }
 }
 
 impl<O: Write> Guard<'_, O> {
-    /// Sets this plugin's details of the entry that will be written: a small byte string, kept with the entry and in the
-    /// file. They belong to the write: an entry that is written again has none until they are set again.
+    /// Sets this plugin's details of the entry to write: up to 4,096 bytes that are stored with the entry, in memory
+    /// and in the files. Longer details refuse the write with 500. Details belong to one write: an entry that is
+    /// written again has none until the guard sets them again.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -313,30 +327,31 @@ impl<O: Write> Guard<'_, O> {
 }
 
 impl Guard<'_, Get> {
-    /// Has the entry count as absent for this read: the client gets 404.
+    /// Hides the entry from this read: the client gets 404.
     pub fn hide(&mut self) {
         self.bits.set(Outcome::HIDE);
     }
 }
 
 impl<'a, O: Operation> Undo<'a, O> {
-    /// The entry as the guard saw it; none where the key was absent.
+    /// Returns the entry as the guard saw it, or `None` if the key was absent.
     pub fn entry(&self) -> Option<Entry<'a>> {
         self.call.before.map(|raw| Entry { raw })
     }
 }
 
 impl<'a, O: Operation> After<'a, O> {
-    /// The entry as it was; none where the key was absent.
+    /// Returns the entry before the operation, or `None` if the key was absent.
     pub fn entry_before(&self) -> Option<Entry<'a>> {
         self.call.before.map(|raw| Entry { raw })
     }
 
-    /// Adds a header to the answer. The host drops one that HTTP does not allow, and says so in its log.
+    /// Adds a header to the response. The host drops a header that is malformed or that belongs to the host, such as
+    /// `Content-Length`, and logs a warning. Watch events have no headers. Since 1.1.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
-    /// fn tell_the_size(get: &After<'_, Get>) {
+    /// fn add_size(get: &After<'_, Get>) {
     ///     if let Some(entry) = get.entry_after() {
     ///         get.add_header("X-Size", &entry.value().len().to_string());
     ///     }
@@ -347,18 +362,18 @@ impl<'a, O: Operation> After<'a, O> {
         unsafe { self.api.refusal_header()(self.call.cx, name.into(), value.into()) }
     }
 
-    /// The revision of what was done: of the write or the removal, or of the entry that was read.
+    /// Returns the revision of the write or the removal, or of the entry that was read.
     pub fn revision(&self) -> u64 {
         self.call.revision
     }
 
-    /// The entry as it is; none after a delete.
+    /// Returns the entry after the operation; `None` after a removal.
     pub fn entry_after(&self) -> Option<Entry<'a>> {
         self.call.after.map(|raw| Entry { raw })
     }
 }
 
-/// What the store holds when the host starts, for [`Start`](crate::Start).
+/// The argument of [`Start`](crate::Start): all entries of the store.
 pub struct Stored<'a> {
     request: Request<'a>,
 }
@@ -370,7 +385,8 @@ impl<'a> View<'a> for Stored<'a> {
 }
 
 impl Stored<'_> {
-    /// Calls a function with the key and the entry of everything the store holds, in no order. Nothing changes meanwhile.
+    /// Calls a function with the key and the entry of each stored entry, in no particular order. The entries do not
+    /// change meanwhile.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -382,13 +398,14 @@ impl Stored<'_> {
     /// ```
     pub fn for_each<F: FnMut(&str, Entry<'_>)>(&self, mut each: F) {
         unsafe extern "C" fn shim<F: FnMut(&str, Entry<'_>)>(visit: *mut (), key: RStr<'_>, raw: &RawEntry<'_>) {
-            // SAFETY: `for_each` below passes this pointer together with this function, and waits for the scan.
+            // SAFETY: `for_each` below passes this pointer together with this function, and waits until the scan ends.
             let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
             visit.run(|each| each(key.as_str(), Entry { raw }));
         }
 
         let mut visit = Visit::new(&mut each);
-        // SAFETY: `cx` belongs to the call, which has not returned, and the host calls the function only until `scan` does.
+        // SAFETY: `cx` belongs to the call, which has not returned, and the host calls the function only until `scan`
+        // does.
         unsafe {
             self.request.api.scan()(self.request.call.cx, (&raw mut visit).cast(), ScanFn { each: shim::<F> });
         }
@@ -396,8 +413,8 @@ impl Stored<'_> {
     }
 }
 
-/// A plugin's function that the host calls with entries, and what it panicked with, for which there is no way back through
-/// the host's frames.
+/// A plugin's function that the host calls with entries, and the payload of its panic. The panic must not unwind
+/// through the host's frames.
 pub(crate) struct Visit<'f, F> {
     each: &'f mut F,
     panic: Option<Box<dyn Any + Send>>,
@@ -408,7 +425,7 @@ impl<'f, F> Visit<'f, F> {
         Self { each, panic: None }
     }
 
-    /// Calls the function, unless it panicked before.
+    /// Calls the function, unless it has panicked.
     pub(crate) fn run<R>(&mut self, call: impl FnOnce(&mut F) -> R) -> Option<R> {
         if self.panic.is_some() {
             return None;
@@ -422,7 +439,7 @@ impl<'f, F> Visit<'f, F> {
         }
     }
 
-    /// Goes on with the panic, now that the host's frames are gone.
+    /// Resumes the panic, after the host's frames are gone.
     pub(crate) fn finish(self) {
         if let Some(panic) = self.panic {
             resume_unwind(panic);
@@ -435,7 +452,8 @@ impl<'a> Request<'a> {
         Self { call, api }
     }
 
-    /// Hands a verdict to the host. Part of the hook: a hook that mostly says `Ok` costs hardly more than its own code.
+    /// Turns a verdict into the result of the hook. It is inlined, so that a hook which returns `Ok` costs little more
+    /// than its own code.
     #[inline(always)]
     pub(crate) fn answer(&self, verdict: Verdict, bits: u32) -> Outcome {
         match verdict {
@@ -456,7 +474,7 @@ impl<'a> Request<'a> {
         Outcome { kind: Outcome::REFUSED, status: refusal.status, bits: 0 }
     }
 
-    /// Tells the host that the hook panicked, and with what.
+    /// Reports a panic of the hook to the host, with its message.
     pub(crate) fn panicked(&self, said: &str) -> Outcome {
         // SAFETY: as in `answer`.
         unsafe { self.api.message()(self.call.cx, said.into()) };

@@ -1,5 +1,5 @@
-//! What [`export_plugin!`](crate::export_plugin) expands to: the root module of a plugin library. Public for the macro
-//! only; nothing here is part of the promise.
+//! The code that [`export_plugin!`](crate::export_plugin) expands to: the root module of a plugin library. It is public
+//! for the macro only, and not part of the stable interface.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -18,17 +18,17 @@ use crate::settings::FromTable;
 pub use crate::hooks::NoHooks;
 pub use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult as ModuleResult};
 
-/// Finds out at compile time which hooks a type has: `Probe::<P>::GUARD_PUT` is an inherent constant where `P: GuardPut`,
-/// else the `None` of [`NoHooks`].
+/// Detects at compile time which hooks a type has: `Probe::<P>::GUARD_PUT` is an inherent constant if `P: GuardPut`,
+/// otherwise the `None` of [`NoHooks`].
 pub struct Probe<P>(PhantomData<P>);
 
-/// A type that [`export_plugin!`](crate::export_plugin) made a plugin library of.
+/// A plugin that [`export_plugin!`](crate::export_plugin) exports.
 pub trait Exported: Plugin {
-    /// What the library exports.
+    /// Returns the root module of the library.
     fn module() -> PluginModuleRef;
 }
 
-/// What [`RawInstance::ptr`] points to.
+/// The target of [`RawInstance::ptr`].
 pub(crate) struct Instance<P> {
     pub(crate) plugin: P,
     pub(crate) host: Host,
@@ -63,16 +63,16 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Says once where this library's panics go.
+/// Set when the panic hook of this library was decided.
 static PANICS: Once = Once::new();
 
-/// Keeps the panic hook of this program, where a test runs a plugin in its own program.
+/// Keeps the panic hook of this program, for tests that run a plugin in their own program.
 pub fn leave_panics() {
     PANICS.call_once(|| {});
 }
 
-/// Sends what panics in this library say to the host's log. A plugin has a panic hook of its own, because it has a
-/// standard library of its own, and that would print to the host's standard error past its log.
+/// Sends the messages of panics in this library to the host's log. A plugin library has its own standard library and
+/// therefore its own panic hook, which by default prints to standard error instead.
 fn forward_panics(host: Host) {
     PANICS.call_once(|| {
         std::panic::set_hook(Box::new(move |info| {
@@ -109,7 +109,7 @@ unsafe extern "C" fn destroy<P: Plugin>(instance: RawInstance) -> ROption<RStrin
     }
 }
 
-/// The table without the hooks that are not implemented. It is made once for a library and lives as long as it.
+/// Returns the hook table without the hooks that are not implemented. It is made once for each library and leaked.
 fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry> {
     let flags = if blocks { HookEntry::BLOCKS } else { 0 };
     let flagged = |entry: &HookEntry| HookEntry { flags: entry.flags | flags, ..*entry };
@@ -117,7 +117,7 @@ fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry
     RSlice::from_slice(table.leak())
 }
 
-/// The root module of `P`.
+/// Makes the root module of `P`.
 pub fn module<P: Plugin>(
     name: &'static str,
     version: &'static str,
@@ -136,12 +136,12 @@ pub fn module<P: Plugin>(
     .leak_into_prefix()
 }
 
-/// What the library's header calls.
+/// The function that the header of the library calls.
 pub fn load(make: fn() -> PluginModuleRef) -> RootModuleResult {
     abi_stable::library::__call_root_module_loader(make)
 }
 
-/// The name of a plugin: that of its crate, without a leading `vkog-`.
+/// Returns the name of a plugin: the name of its crate without a leading `vkog-`.
 pub const fn plugin_name(package: &str) -> &str {
     const PREFIX: &[u8] = b"vkog-";
     let bytes = package.as_bytes();
@@ -158,7 +158,7 @@ pub const fn plugin_name(package: &str) -> &str {
     }
 }
 
-/// Whether a table has a hook at all.
+/// Whether a table has no hook.
 pub const fn is_empty(hooks: &[Option<HookEntry>]) -> bool {
     let mut at = 0;
     while at < hooks.len() {
@@ -170,8 +170,8 @@ pub const fn is_empty(hooks: &[Option<HookEntry>]) -> bool {
     true
 }
 
-/// The same table, with the named hooks marked as required. Beside each name is the error of a table without it: constant
-/// code can join no texts.
+/// Marks the named hooks as required. Each name comes with the error for a table without it, because constant code
+/// cannot concatenate texts.
 pub const fn require<const N: usize>(
     mut hooks: [Option<HookEntry>; N],
     required: &[(&str, &str)],
@@ -210,11 +210,21 @@ const fn same(left: &str, right: &str) -> bool {
     true
 }
 
-/// Makes a library of a plugin: `export_plugin!(Type);`, once in a crate with `crate-type = ["cdylib"]`.
+/// Exports a plugin from its library: `export_plugin!(Type);`, once in a crate with `crate-type = ["cdylib"]`.
 ///
-/// The hooks are found by the traits that the type implements. A hook that the plugin is worthless without is named as
-/// required; a host that does not know it then refuses to load the plugin, and says so, instead of leaving it out:
-/// `export_plugin!(Type, required: [guard_put]);`
+/// The macro finds the hooks by the traits that the type implements. A type without a hook does not compile.
+///
+/// A host ignores hooks that it does not know. If the plugin is useless without a hook, name the hook as required. A
+/// host that does not know it then refuses to load the plugin:
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// # struct Mine;
+/// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine) } }
+/// # impl MakeRoom for Mine { fn make_room(&self) -> bool { false } }
+/// export_plugin!(Mine, required: [make_room]);
+/// # fn main() {}
+/// ```
 ///
 /// ```compile_fail
 /// use vkog_plugin_api::*;
@@ -259,13 +269,13 @@ macro_rules! export_plugin {
     };
 }
 
-/// The static that abi_stable's loader looks up by name, apart so that the name stands in one place.
+/// Defines the static that abi_stable's loader looks up by name. A separate macro, so that the name is written once.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __root {
     ($load:ident) => {
         #[allow(non_upper_case_globals)]
-        // The symbol's name is taken by no other plugin in the same program: each is a library of its own.
+        // No other plugin of the process has the same symbol in the same library.
         #[unsafe(no_mangle)]
         pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::export::LibHeader = {
             // SAFETY: the constructor returns the module type that is named here.

@@ -1,4 +1,4 @@
-//! One trait for each hook, and for each of them the function that the host calls.
+//! The hooks: one trait for each, and the `extern "C"` function through which the host calls it.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use crate::export::{Instance, Probe, caught};
 use crate::host::Host;
 use crate::settings::{CreateError, FromTable};
 
-/// A plugin: what is created once when the host starts and dropped when it stops.
+/// A plugin. The host creates one instance when it starts, calls its hooks from many threads, and drops it when it
+/// stops. At a reload with a changed library or changed settings, a new instance replaces the old one.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,29 +56,38 @@ use crate::settings::{CreateError, FromTable};
     note = "write `impl Plugin for {Self}`, with `type Settings` and `fn create`"
 )]
 pub trait Plugin: Send + Sync + Sized + 'static {
-    /// The plugin's table of the configuration, `[plugins.NAME]`. A key that this type does not have is refused, and the
-    /// known ones are listed. [`NoSettings`](crate::NoSettings) for a plugin that takes none.
+    /// The type of the plugin's table in the configuration, `[plugins.NAME]`: any owned type that derives `Deserialize`
+    /// of [`serde`](crate::serde). An unknown key is an error that lists the known keys. Use
+    /// [`NoSettings`](crate::NoSettings) for a plugin without settings.
     type Settings: FromTable;
 
-    /// Where in the chain the plugin stands.
+    /// The position of the plugin in the chain. The default is [`Stage::Policy`].
     const STAGE: Stage = Stage::Policy;
 
-    /// Whether its hooks may wait: for a file, for another machine, for a lock that is held for long. The host then does
-    /// what it is asked about on threads that may wait, and other clients are served meanwhile; that costs each such
-    /// request a change of threads. A guard is called under its entry's lock all the same, and must not wait. Since 1.2;
-    /// an older host has it wait where others are served.
+    /// Whether its `before` and `after` hooks may block: on a file, another machine, a store call, or a lock that is
+    /// held for long. The default is `false`.
+    ///
+    /// With `true`, the host runs each operation for which the plugin has a hook on a blocking pool of up to 256
+    /// threads. That costs such an operation a change of threads, and other clients do not wait. Hooks for watch events
+    /// still run on an event loop. A guard must not block in any case, because it holds the lock of an entry.
+    ///
+    /// Since 1.2. An older host ignores the value, and a hook that blocks delays other clients there.
     const BLOCKS: bool = false;
 
-    /// Makes the plugin. Called once for each start of the host, before the first request and before [`Start`], from the
-    /// host's main thread; no lock is held. `vkog plugins check` calls it too, so what it opens it must close in `drop`.
+    /// Creates the plugin. The host calls it once for each instance: at its start before [`Start`] and before the first
+    /// request, and at a reload on a thread of its own, with a timeout of 10 s. No lock is held. It may block, but it
+    /// cannot call the store yet (508).
+    ///
+    /// `vkog plugins check` calls it, too. So `drop` must close what it opens.
     ///
     /// # Errors
     ///
-    /// An error (or a panic) stops the start of the host, which prints it with the plugin's name.
+    /// At the start of the host, an error or a panic stops the start. At a reload, the old instance continues. The host
+    /// logs the error with the plugin's name.
     fn create(host: Host, settings: Self::Settings) -> Result<Self, CreateError>;
 }
 
-/// What a hook may return. A refusal has to be possible by type, or impossible by type.
+/// The return type of a hook. The type decides whether the hook can refuse the operation.
 trait IntoOutcome {
     fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome;
 }
@@ -113,11 +123,11 @@ impl IntoOutcome for Duration {
     }
 }
 
-/// Calls a hook with its view of the call, and keeps a panic in.
+/// Calls a hook with its view of the call, and catches a panic.
 ///
 /// # Safety
 ///
-/// `instance` is what `create` of export.rs made for this plugin, not destroyed yet.
+/// `instance` was created by `create` of export.rs for this plugin, and is not destroyed.
 #[inline(always)]
 unsafe fn enter<'a, P: Plugin, V: View<'a>, R: IntoOutcome>(
     instance: *const (),
@@ -152,7 +162,7 @@ macro_rules! hooks {
                 #[doc(hidden)]
                 pub const $constant: Option<HookEntry> = {
                     unsafe extern "C" fn $method<P: $hook>(instance: *const (), call: &RawCall<'_>) -> Outcome {
-                        // SAFETY: the host calls the table's functions only with the instance that the same module made.
+                        // SAFETY: the host passes only an instance that the same module created.
                         unsafe { enter(instance, call, |plugin: &P, view: &mut $view| plugin.$method(view)) }
                     }
                     Some(HookEntry { id: $id, flags: 0, hook: HookFn { call: $method::<P> } })
@@ -160,15 +170,15 @@ macro_rules! hooks {
             }
         )*
 
-        /// What a plugin has of each hook whose trait it does not implement. An inherent constant of [`Probe`] is found
-        /// first, and exists only where the trait is implemented.
+        /// The entry of each hook whose trait the plugin does not implement: `None`. An inherent constant of [`Probe`]
+        /// takes precedence, and exists only if the trait is implemented.
         #[doc(hidden)]
         pub trait NoHooks {
             $(const $constant: Option<HookEntry> = None;)*
             $(const $other: Option<HookEntry> = None;)*
         }
 
-        /// The hooks of a type, by their ids; `None` where the trait is not implemented.
+        /// Returns the hooks of a type by their ids; `None` if the trait is not implemented.
         #[doc(hidden)]
         #[macro_export]
         macro_rules! __hooks {
@@ -185,9 +195,14 @@ macro_rules! hooks {
 
 impl<P> NoHooks for Probe<P> {}
 
-// A get's `guard`, `undo` and `after`, and a delete's, run only where there is an entry: nothing else goes out or away.
+// For get and delete, `guard`, `undo` and `after` run only if the entry exists. Otherwise there is nothing to return or
+// to remove.
 hooks! {
-    /// Before a read: may refuse it, or hide the entry. No lock is held. Called on a worker of the host.
+    /// Called before a read. May refuse it, or hide the entry.
+    ///
+    /// HEAD requests, key listings, counts and watch events call the hooks of get, too. Threads: see
+    /// [the table](crate#on-which-thread-are-hooks-called-may-they-block). No lock is held. Must not block, unless the
+    /// plugin sets [`Plugin::BLOCKS`].
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -201,21 +216,39 @@ hooks! {
     /// ```
     0 BEFORE_GET BeforeGet: Plugin, before_get(get: Before<'_, Get>, mutable) -> Verdict;
 
-    /// Before a create: may refuse it, or replace the value. No lock is held. Called on a worker of the host.
+    /// Called before a create (POST), when nothing is decided. May refuse it, or replace the value. Thread, lock and
+    /// blocking: as [`BeforeGet`].
     1 BEFORE_POST BeforePost: Plugin, before_post(post: Before<'_, Post>, mutable) -> Verdict;
 
-    /// Before an update: may refuse it, or replace the value. No lock is held. Called on a worker of the host.
+    /// Called before an update (PUT), when nothing is decided. May refuse it, or replace the value. Thread, lock and
+    /// blocking: as [`BeforeGet`].
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # struct Mine;
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine) } }
+    /// impl BeforePut for Mine {
+    ///     fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+    ///         put.replace_value(put.value().trim_ascii());
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     2 BEFORE_PUT BeforePut: Plugin, before_put(put: Before<'_, Put>, mutable) -> Verdict;
 
-    /// Before a removal: may refuse it. No lock is held. Called on a worker of the host.
+    /// Called before a removal (DELETE). May refuse it. Thread, lock and blocking: as [`BeforeGet`].
     3 BEFORE_DELETE BeforeDelete: Plugin, before_delete(delete: Before<'_, Delete>, mutable) -> Verdict;
 
-    /// With a read, under the entry's lock: may refuse it, or hide the entry. Must be short. Not called where the key is
-    /// absent.
+    /// Called with a read, under the entry's lock, if the entry exists. May refuse the read, or hide the entry. Must be
+    /// short and must not block: other keys share the lock. Cannot call the store (508).
     4 GUARD_GET GuardGet: Plugin, guard_get(get: Guard<'_, Get>, mutable) -> Verdict;
 
-    /// With a create, in one step with the write, under the entry's lock: may refuse it, set details, reserve. Must be
-    /// short. What it reserves it gives back in [`UndoPost`], which is called if the write does not happen after all.
+    /// Called with a create, in one step with the write, under the entry's lock, whether the entry exists or not. May
+    /// refuse the write, set details, and reserve. Must be short and must not block: other keys share the lock. Cannot
+    /// call the store (508).
+    ///
+    /// The host may call it several times for one write. After each call that passed, it calls either [`UndoPost`],
+    /// because the write does not happen, or [`AfterPost`]. Release in [`UndoPost`] what the guard reserved.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -229,20 +262,24 @@ hooks! {
     /// ```
     5 GUARD_POST GuardPost: Plugin, guard_post(post: Guard<'_, Post>, mutable) -> Verdict;
 
-    /// With an update, in one step with the write, under the entry's lock. As [`GuardPost`].
+    /// Called with an update, in one step with the write, under the entry's lock. As [`GuardPost`].
     6 GUARD_PUT GuardPut: Plugin, guard_put(put: Guard<'_, Put>, mutable) -> Verdict;
 
-    /// With a removal, in one step with it, under the entry's lock: may refuse it, reserve. Must be short. Not called
-    /// where the key is absent.
+    /// Called with a removal, in one step with it, under the entry's lock, if the entry exists. May refuse the removal,
+    /// and reserve. As [`GuardPost`].
     7 GUARD_DELETE GuardDelete: Plugin, guard_delete(delete: Guard<'_, Delete>, mutable) -> Verdict;
 
-    /// After a read that found an entry, before its answer leaves. No lock is held; any thread of the host.
+    /// Called after a read that found an entry, before the response is sent. May add headers. No lock is held. Must not
+    /// block, unless the plugin sets [`Plugin::BLOCKS`].
     8 AFTER_GET AfterGet: Plugin, after_get(get: After<'_, Get>) -> ();
 
-    /// After a create is done and kept, before its answer leaves. No lock is held; any thread of the host.
+    /// Called after a create, when the write is durable and before the response is sent. As [`AfterPut`].
     9 AFTER_POST AfterPost: Plugin, after_post(post: After<'_, Post>) -> ();
 
-    /// After an update is done and kept, before its answer leaves. No lock is held; any thread of the host.
+    /// Called after an update, when the write is durable and before the response is sent. May add headers, and cannot
+    /// fail the write any more. The thread may be another than that of the guard. No lock is held, so calls for one key
+    /// may overlap and may come in another order than their [revisions](After::revision). Must not block, unless the
+    /// plugin sets [`Plugin::BLOCKS`].
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -257,24 +294,57 @@ hooks! {
     /// ```
     10 AFTER_PUT AfterPut: Plugin, after_put(put: After<'_, Put>) -> ();
 
-    /// After a removal is done and kept, before its answer leaves. No lock is held; any thread of the host.
+    /// Called after a removal, when it is durable and before the response is sent. As [`AfterPut`].
     11 AFTER_DELETE AfterDelete: Plugin, after_delete(delete: After<'_, Delete>) -> ();
 
-    /// A read whose guard here had passed is refused by a later plugin. Any thread of the host.
+    /// Called if this plugin's [`GuardGet`] passed and the read does not happen: a later plugin refused it or hid the
+    /// entry.
     12 UNDO_GET UndoGet: GuardGet, undo_get(get: Undo<'_, Get>) -> ();
 
-    /// A create whose guard here had passed will not happen: a later plugin refused it or failed, or the store did. The
-    /// entry's lock may be held. Called at most once for a guard that passed, and then no `after_post` follows.
+    /// Called if this plugin's [`GuardPost`] passed and the write does not happen: a later plugin refused it or
+    /// panicked, another operation of the batch failed, or the store could not write. The host calls it at most once
+    /// for a guard that passed, and then no [`AfterPost`] follows. The entry's lock may be held: must be short, must
+    /// not block, and cannot call the store (508).
     13 UNDO_POST UndoPost: GuardPost, undo_post(post: Undo<'_, Post>) -> ();
 
-    /// An update whose guard here had passed will not happen. As [`UndoPost`].
+    /// Called if this plugin's [`GuardPut`] passed and the write does not happen. As [`UndoPost`].
+    ///
+    /// A plugin that counts the bytes of all values, without a limit:
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+    /// # struct Mine { bytes: AtomicI64 }
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { bytes: 0.into() }) } }
+    /// fn growth(value: &[u8], entry: Option<Entry<'_>>) -> i64 {
+    ///     value.len() as i64 - entry.map_or(0, |entry| entry.value().len()) as i64
+    /// }
+    ///
+    /// impl GuardPut for Mine {
+    ///     fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
+    ///         self.bytes.fetch_add(growth(put.value(), put.entry()), Relaxed);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// impl UndoPut for Mine {
+    ///     fn undo_put(&self, put: &Undo<'_, Put>) {
+    ///         self.bytes.fetch_sub(growth(put.value(), put.entry()), Relaxed);
+    ///     }
+    /// }
+    /// ```
     14 UNDO_PUT UndoPut: GuardPut, undo_put(put: Undo<'_, Put>) -> ();
 
-    /// A removal whose guard here had passed will not happen. As [`UndoPost`].
+    /// Called if this plugin's [`GuardDelete`] passed and the removal does not happen. As [`UndoPost`].
     15 UNDO_DELETE UndoDelete: GuardDelete, undo_delete(delete: Undo<'_, Delete>) -> ();
 
-    /// The store is loaded and nothing is served yet: the moment to learn what it holds. Called once after `create`, on
-    /// the host's main thread. An error stops the start.
+    /// Called once for each instance after `create`, when the store is loaded. Reads all entries, for example to count
+    /// them. No request is in flight during the call, so the entries do not change. No lock is held. It may block, but
+    /// cannot call the store (508).
+    ///
+    /// At the start of the host it runs before the first request, without a timeout; an error or a panic stops the
+    /// start. At a reload it runs on a thread of its own, with a timeout of 10 s. Requests wait meanwhile, and after an
+    /// error the old instance continues.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -294,9 +364,12 @@ hooks! {
     and TICK SETTINGS_CHANGED MAKE_ROOM
 }
 
-/// Work of the plugin's own, beside the requests. Called for the first time when the host serves, and then whenever the
-/// time that the last call gave has passed; never twice at a time, on a thread of the host, with no lock held. What it
-/// does to the store goes through [`Host`]. Not called any more once the plugin is being dropped.
+/// Work in the background. The host calls it when it starts to serve, and again after the duration that each call
+/// returns. It runs on a thread of its own for each plugin, never twice at a time, with no lock held. It may block and
+/// may call the store. The host ends the thread before it drops the plugin. It waits up to 10 s for a running tick at a
+/// reload, and up to 12 s at a stop; then it abandons the tick.
+///
+/// Since 1.1.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -313,7 +386,8 @@ hooks! {
 /// }
 /// ```
 pub trait Tick: Plugin {
-    /// See [`Tick`]. Returns how long to wait until the next call, a millisecond to 49 days. After a panic that is a second.
+    /// Called as [`Tick`] describes. Returns the time until the next call, from 1 ms to 49 days. After a panic it is 1
+    /// s.
     fn tick(&self) -> Duration;
 }
 
@@ -328,8 +402,10 @@ impl<P: Tick> Probe<P> {
     };
 }
 
-/// The plugin's table of the configuration has changed, and the host was asked to take that in. Without this hook the host
-/// makes a new instance of the plugin in place of this one.
+/// Applies new settings at a reload, if the plugin's table in the configuration changed and its library did not.
+/// Without this hook, a new instance with the new settings replaces this one.
+///
+/// Since 1.1.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -350,11 +426,12 @@ impl<P: Tick> Probe<P> {
 /// }
 /// ```
 pub trait SettingsChanged: Plugin {
-    /// See [`SettingsChanged`]. Called beside the other hooks, with no lock held.
+    /// Called with the new settings, on a thread of its own, with a timeout of 10 s. Other hooks run at the same time,
+    /// and no lock is held. It may block and may call the store.
     ///
     /// # Errors
     ///
-    /// The plugin keeps the settings it has; whoever asked for the change is told why.
+    /// The plugin rejects the settings and continues with the old ones. The report of the reload has the error.
     fn settings_changed(&self, settings: Self::Settings) -> Result<(), String>;
 }
 
@@ -373,9 +450,13 @@ impl<P: SettingsChanged> Probe<P> {
     };
 }
 
-/// A plugin has refused a write with 413, because it finds no room for it. Called before the client is answered, on a thread
-/// that may wait, with no lock held: a plugin that knows of entries that nobody needs any more removes some of them. If one
-/// did, the write is decided again; that is repeated as long as room is made. Since 1.3.
+/// Removes entries that are not needed, after a plugin has refused a write or a batch with 413. If a plugin made room,
+/// the host decides the operation again, up to 256 times. Otherwise the client gets the refusal.
+///
+/// It runs on the blocking pool, with no lock held. It may block and may call the store. Several threads may call it at
+/// once.
+///
+/// Since 1.3.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -388,7 +469,8 @@ impl<P: SettingsChanged> Probe<P> {
 /// }
 /// ```
 pub trait MakeRoom: Plugin {
-    /// See [`MakeRoom`]. Returns whether something was removed since the call began, by this call or another one.
+    /// Called as [`MakeRoom`] describes. Returns whether this call or another one has removed an entry since the call
+    /// began.
     fn make_room(&self) -> bool;
 }
 

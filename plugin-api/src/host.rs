@@ -1,21 +1,22 @@
-//! The host as a plugin sees it between calls.
+//! The host as a plugin sees it: log and limits. Store calls and the clock are in ask.rs, metrics in metrics.rs.
 
 use crate::abi::RawHost;
 
-/// How much a log line matters.
+/// The level of a log line.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Something failed that somebody has to look at.
+    /// A failure that an operator must look at.
     Error = 1,
-    /// Something is odd, and the plugin went on.
+    /// An unexpected event; the plugin continues.
     Warn = 2,
-    /// Something happened that an operator wants to know.
+    /// An event of normal operation.
     Info = 3,
-    /// Detail for whoever looks for a fault.
+    /// Detail for debugging.
     Debug = 4,
 }
 
-/// The host that created a plugin. Cheap to copy, and usable from any thread for as long as the plugin lives.
+/// The host that created the plugin: the argument of [`Plugin::create`](crate::Plugin::create). It can be copied, and
+/// used on any thread.
 #[derive(Copy, Clone)]
 pub struct Host {
     raw: RawHost,
@@ -40,7 +41,8 @@ impl Host {
         self.raw.api
     }
 
-    /// Writes one line to the host's log, under the plugin's name. Never blocks on a client or a lock of the store.
+    /// Writes a line to the host's log, with the plugin's name. Line breaks are escaped. It never blocks, so hooks of
+    /// every phase may call it.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -53,7 +55,8 @@ impl Host {
         unsafe { self.raw.api.log()(self.raw.cx, level as u32, line.into()) }
     }
 
-    /// The host's `--max-size` in bytes: how much the store may hold. It is for a plugin to hold to it; the host does not.
+    /// Returns the host's `--max-size` in bytes: the maximum size of the store. The host itself does not enforce it; a
+    /// plugin such as `bytes` does.
     ///
     /// ```
     /// # use vkog_plugin_api::*;

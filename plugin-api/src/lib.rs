@@ -1,10 +1,14 @@
-//! What a plugin of VKOG is written against: a struct, [`Plugin`], one small trait for each hook it wants, and one line,
-//! [`export_plugin!`]. The crate needs no `unsafe` from its users and is the only dependency that a plugin has to have.
+//! The interface for plugins of VKOG, a small key-value server over HTTP.
+//!
+//! A plugin is a shared library that the server loads at its start or while it runs. The server calls the plugin's
+//! *hooks* before, around and after each operation. A plugin consists of a type that implements [`Plugin`], one small
+//! trait for each hook, and the line [`export_plugin!`]. It needs no `unsafe` code and no other dependency. The
+//! items of this crate call the server the *host*.
 //!
 //! ```
 //! use vkog_plugin_api::*;
 //!
-//! /// Refuses values over 4 KiB.
+//! /// Rejects values over 4 KiB.
 //! struct Short;
 //!
 //! impl Plugin for Short {
@@ -28,24 +32,127 @@
 //! # fn main() {}
 //! ```
 //!
-//! Built as a `cdylib` and put into the plugin folder, that is a plugin. Its name is the name of its crate, without a
-//! leading `vkog-`.
+//! # How do I start?
 //!
-//! # Phases
+//! `vkog plugins new NAME` generates a crate with a plugin, its settings and a test. By hand, create a library crate
+//! with `crate-type = ["cdylib"]` that depends on this crate. Then build it, check it, and start a server with it:
 //!
-//! | phase | when | may |
+//! ```console
+//! $ cargo build --release
+//! $ vkog plugins check target/release/libshort.so
+//! $ vkog --plugin-dir target/release
+//! ```
+//!
+//! The name of the plugin is the name of its crate without a leading `vkog-`. [`export_plugin!`] finds the hooks by the
+//! traits that the type implements. A hook that a plugin does not implement costs nothing.
+//!
+//! # Which hook do I use?
+//!
+//! | you want to | implement |
+//! |---|---|
+//! | reject a request without looking at the stored entry | [`BeforeGet`], [`BeforePost`], [`BeforePut`], [`BeforeDelete`] |
+//! | change the value before it is stored | [`BeforePost`], [`BeforePut`] with [`Before::replace_value`] |
+//! | hide entries from clients | [`BeforeGet`] or [`GuardGet`] with `hide` |
+//! | decide on the current entry, in one step with the write | [`GuardPost`], [`GuardPut`], [`GuardDelete`] |
+//! | keep an account that stays exact | a guard, the [undo](UndoPut) of the same operation, and [`AfterPut`] |
+//! | store data with an entry | [`GuardPost`], [`GuardPut`] with [`Guard::set_details`] |
+//! | react to a durable change, add a header to the response | [`AfterGet`], [`AfterPost`], [`AfterPut`], [`AfterDelete`] |
+//! | learn what the store holds at the start | [`Start`] |
+//! | work periodically | [`Tick`] |
+//! | remove entries when another plugin finds no room | [`MakeRoom`] |
+//! | apply changed settings without a new instance | [`SettingsChanged`] |
+//!
+//! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and
+//! `undo` hooks from the last to the first. [`Stage`] decides the order of the plugins. The server checks preconditions
+//! such as `If-Match` between `before` and `guard`.
+//!
+//! | phase | when | lock | may |
+//! |---|---|---|---|
+//! | `before_*` | nothing is decided yet | none | reject; replace the value (post, put); hide the entry (get) |
+//! | `guard_*` | in one step with the read or write | the entry's | reject; hide the entry (get); set details (post, put); reserve |
+//! | `undo_*` | this plugin's guard passed, but the operation does not happen | possibly the entry's | release what the guard reserved |
+//! | `after_*` | the write is durable, or the read found an entry; the response is not sent yet | none | observe; add headers |
+//!
+//! # On which thread are hooks called? May they block?
+//!
+//! Every hook takes `&self`, and the server calls it from many threads at once. So protect mutable state with atomics
+//! or a mutex.
+//!
+//! | hook | thread | may block |
 //! |---|---|---|
-//! | `before_*` | the request is whole, nothing is decided, no lock is held | refuse; replace the value (post, put) or hide the entry (get) |
-//! | `guard_*` | under the entry's lock, in one step with the write | refuse; hide the entry (get); set details (post, put); reserve something of the plugin's own |
-//! | `undo_*` | the plugin's guard had passed, but the operation will not happen | give back what the guard reserved |
-//! | `after_*` | the operation is done, its answer has not left | observe |
+//! | `before_*`, `after_*` | the event loop of the connection, a worker thread, or a completion thread of the store | no, unless the plugin sets [`Plugin::BLOCKS`] |
+//! | the same, with [`Plugin::BLOCKS`] | a thread of the blocking pool | yes |
+//! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
+//! | [`MakeRoom`] | a thread of the blocking pool | yes |
+//! | [`Plugin::create`], [`Start`] at the start | the thread that starts the server | yes |
+//! | the same at a reload, and [`SettingsChanged`] | a thread of its own | yes, up to 10 s |
+//! | [`Tick`] | a thread of its own for each plugin, never twice at a time | yes; a stop waits up to 12 s for it |
+//! | `Drop` | a thread of its own | yes; a stop waits up to 12 s for it |
 //!
-//! # Threads, panics, memory
+//! An event loop serves many clients. A `before` hook that computes for 10 ms delays all of them by 10 ms.
+//! Hooks for watch events run on an event loop even if the plugin sets `BLOCKS`.
 //!
-//! Every hook takes `&self` and is called from many threads at once. A panic is caught at the boundary: it refuses the
-//! request with 500 and the plugin's name, and the store stays as it was. What a view lends (`key()`, `value()`) lives
-//! as long as the call. A library is never unloaded, so statics and threads keep their code, but a plugin has to end its
-//! threads when it is dropped.
+//! # How do I reject a request?
+//!
+//! Return `Err(Refusal::new(status, message))` with a status from 400 to 599 and one line of text. The client gets
+//! both, and the plugin's name in the header `Vkog-Plugin`. [`Refusal::with_header`] adds headers. After a refusal no
+//! further plugin is called, except to undo its guard.
+//!
+//! # Where do I keep state?
+//!
+//! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries. A hot reload creates a
+//!   new instance; nothing in memory passes to it.
+//! - **With an entry:** as [details](Guard::set_details), up to 4,096 bytes that only this plugin sees.
+//! - **As entries of its own:** with [`Host::get`], [`Host::put`] and the other store calls.
+//!
+//! A guard may run several times for one write, and the write may fail afterwards. For each guard that passed the
+//! server calls exactly one of `undo` and `after`. So reserve in the guard, release in `undo`, and settle in `after`.
+//!
+//! # How do I read settings?
+//!
+//! [`Plugin::Settings`] is the type of the table `[plugins.NAME]` of the server's configuration. Derive `Deserialize`
+//! from the re-exported [`serde`]. An unknown key is an error that lists the known keys. [`Plugin::create`] checks the
+//! values.
+//!
+//! # How do I publish metrics and log?
+//!
+//! [`Host::counter`] and [`Host::gauge`] return metrics that `/metrics` and `/plugins` show; change them with
+//! [`Counter::add`] and [`Gauge::set`]. [`Host::log`] writes a line to the server's log. Do not print: `println!` can
+//! block.
+//!
+//! # How do I test it?
+//!
+//! The crate `vkog-plugin-testing` runs a plugin under `cargo test`: in the server's engine, with a store in memory,
+//! and with a clock that the test moves. In a plugin use [`Host::now`] instead of the system's clock.
+//!
+//! # What happens if it panics?
+//!
+//! The server catches the panic. A panic in a `before` or `guard` hook rejects the request with 500, and the store does
+//! not change. Five panics within a minute put the plugin into quarantine. A library built with `panic = "abort"` does
+//! not load. A segmentation fault ends the server; durable writes are safe.
+//!
+//! # Which compiler do I need?
+//!
+//! | to build | Rust |
+//! |---|---|
+//! | a plugin | 1.85 or newer |
+//! | its tests with `vkog-plugin-testing` | 1.89 or newer |
+//! | the server | 1.95 or newer |
+//!
+//! Plugin and server may be built with different compilers: every type that crosses the boundary has a stable layout.
+//!
+//! # Which servers load it?
+//!
+//! A server loads each plugin that was built with the same major version of this crate, older or newer. It ignores
+//! hooks that it does not know, unless the plugin [requires](export_plugin!) them. A function that an older server
+//! lacks returns 501 or works without the server; each function says which.
+//!
+//! # How do I ship it?
+//!
+//! Build the library for each system and publish it with its SHA-256, so that operators can pin it. State the required
+//! version of this crate, the settings, and what the plugin reads, writes and connects to. Operators copy the library
+//! into the plugin folder and reload. A library is never unloaded, so each reload keeps some memory, and a thread that
+//! the plugin started must end when the plugin is dropped.
 
 pub mod abi;
 mod ask;

@@ -1,13 +1,20 @@
-//! From a plugin's table of the configuration to its own type.
+//! Settings: reads a plugin's table of the configuration into the plugin's own type.
 
 use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_json::Value;
 
-/// Why a plugin could not be created: any error, or a text (`Err("no such file".into())`).
+/// The error of [`Plugin::create`](crate::Plugin::create): any error, or a text.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// fn check(limit: u64) -> Result<(), CreateError> {
+///     if limit == 0 { Err("limit is 0; set 1 or more".into()) } else { Ok(()) }
+/// }
+/// ```
 pub type CreateError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The settings of a plugin that takes none.
+/// The settings of a plugin without settings. Every key in its table is an error.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -23,8 +30,8 @@ pub type CreateError = Box<dyn std::error::Error + Send + Sync>;
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}
 
-/// What can be the settings of a plugin: whatever serde can read without borrowing. A trait of its own for the sake of
-/// what the compiler says where it is missing, which must not send authors for a serde of their own.
+/// A type that can be the settings of a plugin: every owned type that implements serde's `Deserialize`. It is a
+/// separate trait so that the compiler's error names the right derive, with the `serde` that this crate re-exports.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be read from a plugin's table of the configuration",
     note = "derive it: `#[derive(vkog_plugin_api::serde::Deserialize)]` with `#[serde(crate = \"vkog_plugin_api::serde\")]`"
@@ -34,7 +41,7 @@ pub trait FromTable: Sized {
     fn from_table(json: &str) -> Result<Self, serde_json::Error>;
 }
 
-// Neither a supertrait nor serde's `DeserializeOwned`: with one of them between, the compiler would explain that one.
+// Neither a supertrait nor serde's `DeserializeOwned`, because the compiler's error would then explain that trait.
 #[diagnostic::do_not_recommend]
 impl<T: for<'de> Deserialize<'de>> FromTable for T {
     fn from_table(json: &str) -> Result<Self, serde_json::Error> {
@@ -42,14 +49,14 @@ impl<T: for<'de> Deserialize<'de>> FromTable for T {
     }
 }
 
-/// Reads settings from a JSON object. A key that the type does not have is an error that lists those it has, without
-/// the author having to ask for it.
+/// Reads settings from a JSON object. An unknown key is an error that lists the known keys, also without
+/// `deny_unknown_fields`.
 fn read<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
     T::deserialize(Strict(serde_json::from_str(json)?))
 }
 
-/// A JSON value that refuses unknown keys when a struct is read from it: serde names the struct's fields to the
-/// deserializer, and most formats do not listen.
+/// A JSON value that refuses unknown keys when a struct is read from it. It compares them with the field names that
+/// serde passes to the deserializer.
 struct Strict(Value);
 
 impl<'de> Deserializer<'de> for Strict {
@@ -139,7 +146,7 @@ mod tests {
         Closed,
     }
 
-    /// The text of the error for settings that cannot be read.
+    /// Returns the error for settings that cannot be read.
     fn error_of<T: DeserializeOwned>(json: &str) -> String {
         read::<T>(json).err().expect("these are not valid").to_string()
     }
@@ -162,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_says_which_was_expected() {
+    fn a_value_of_a_wrong_type_names_the_expected_type() {
         let error = error_of::<Quota>(r#"{"limit": "five"}"#);
         assert!(error.contains("expected u64"), "{error}");
     }

@@ -13,7 +13,7 @@ macro_rules! layout {
 }
 
 #[test]
-fn the_types_that_cross_have_these_sizes_and_offsets() {
+fn the_abi_types_have_fixed_sizes_and_offsets() {
     layout!(RawCall<'static>: 120, 8, key at 0, value at 16, content_type at 32, query at 48, before at 64, after at 72,
         arrived at 80, verb at 88, flags at 92, revision at 96, reserved at 104, cx at 112);
     layout!(RawEntry<'static>: 72, 8, value at 0, content_type at 16, details at 32, revision at 48, reserved at 56);

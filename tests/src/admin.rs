@@ -1,4 +1,4 @@
-//! The plugins of a server that runs: their description in `/plugins`, and how their libraries and settings are replaced.
+//! Administration of a running server: reads `/plugins`, and replaces libraries and settings.
 
 use std::path::{Path, PathBuf};
 
@@ -8,16 +8,16 @@ use crate::client::Reply;
 use crate::server::{Server, only_ours};
 use crate::windows;
 
-/// The administrator's token in the configurations of the tests.
+/// The admin token in the configurations of the tests.
 pub const TOKEN: &str = "s3cret";
 
-/// A configuration in which [`TOKEN`] is the administrator's, and the rest is open to all.
+/// A configuration with the admin token [`TOKEN`], in which everything else needs no token.
 pub fn administered(config: &str) -> String {
     format!("open = true\n[[access.tokens]]\nname = \"operator\"\ntoken = {TOKEN:?}\nright = \"admin\"\n{config}")
 }
 
 impl Server {
-    /// All plugins, in the order of the chain.
+    /// Returns all plugins, in the order of the chain.
     #[track_caller]
     pub fn plugins(&self) -> Vec<Value> {
         let reply = self.path("GET", "/plugins").send().expect(200);
@@ -25,14 +25,14 @@ impl Server {
         all["plugins"].as_array().unwrap_or_else(|| panic!("no plugins in {reply}")).clone()
     }
 
-    /// One of them.
+    /// Returns the plugin with this name.
     #[track_caller]
     pub fn plugin(&self, name: &str) -> Value {
         let found = self.plugins().into_iter().find(|plugin| plugin["name"] == name);
         found.unwrap_or_else(|| panic!("no plugin {name}\n{}", self.log()))
     }
 
-    /// A number of one of its hooks: `calls`, `refusals`, `panics` or `overruns`.
+    /// Returns a number of one of its hooks: `calls`, `refusals`, `panics` or `overruns`.
     #[track_caller]
     pub fn count(&self, plugin: &str, hook: &str, what: &str) -> u64 {
         let plugin = self.plugin(plugin);
@@ -50,7 +50,7 @@ impl Server {
     /// Requests a reload with this `Authorization`.
     #[track_caller]
     pub fn reload_as(&self, authorization: Option<&str>) -> Reply {
-        // With a body, because the client library sends one that it knows nothing of in chunks.
+        // With a body, because the client library sends an unknown one in chunks.
         let request = self.path("POST", "/plugins/reload").body("");
         match authorization {
             Some(authorization) => request.header("Authorization", authorization).send(),
@@ -58,7 +58,8 @@ impl Server {
         }
     }
 
-    /// Returns the result of a reload for a plugin, by its name or the file name of its library: the outcome, or the code of the error.
+    /// Returns what a reload did with a plugin, by its name or the file name of its library: the outcome, or the load
+    /// code.
     #[track_caller]
     pub fn reloaded(&self, plugin: &str) -> String {
         let reply = self.reload();
@@ -75,14 +76,14 @@ impl Server {
         told.as_str().unwrap_or_else(|| panic!("no outcome in {reply}")).to_owned()
     }
 
-    /// The library of a plugin that is loaded.
+    /// Returns the library of a loaded plugin.
     #[track_caller]
     pub fn library_of(&self, plugin: &str) -> PathBuf {
         windows::told(self.plugin(plugin)["path"].as_str().expect("a path"))
     }
 }
 
-/// Replaces a library by a copy of another, or adds the copy, in one step.
+/// Replaces a library by a copy of another one, or adds the copy, in one step.
 pub fn put_in_place(library: &Path, place: &Path) {
     let folder = place.parent().expect("a library is in a folder");
     let copy = folder.join("copy.tmp");

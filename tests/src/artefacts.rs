@@ -10,29 +10,29 @@ use serde_json::Value;
 use crate::server::only_ours;
 use crate::windows;
 
-/// The option by which cargo reports its products.
+/// The option that makes cargo report what it built.
 const JSON: &str = "--message-format=json-render-diagnostics";
 
-/// The products of a build.
+/// The results of a build.
 pub struct Artefacts {
     programs: BTreeMap<String, PathBuf>,
     libraries: BTreeMap<String, PathBuf>,
 }
 
 impl Artefacts {
-    /// The program.
+    /// Returns the program `vkog`.
     #[track_caller]
     pub fn vkog(&self) -> &Path {
         self.programs.get("vkog").expect("the workspace has a program named vkog")
     }
 
-    /// A program.
+    /// Returns a program.
     #[track_caller]
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.get(name).unwrap_or_else(|| panic!("nothing makes a program named {name}")).clone()
     }
 
-    /// The shared library of a package.
+    /// Returns the shared library of a package.
     #[track_caller]
     pub fn library(&self, package: &str) -> PathBuf {
         let library = self.libraries.get(&package.replace('-', "_"));
@@ -40,7 +40,8 @@ impl Artefacts {
     }
 }
 
-/// The root of the workspace. Cargo sets the current directory of a test to its crate; a copy may have been built elsewhere.
+/// Returns the root of the workspace, from the folder in which cargo runs the test. A copied tree may have been built
+/// elsewhere.
 pub fn workspace() -> &'static Path {
     static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
         let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
@@ -59,7 +60,7 @@ fn built_here() -> (PathBuf, String) {
     (target.to_owned(), if name == "debug" { "dev".to_owned() } else { name.into_owned() })
 }
 
-/// The target folder that this test was built into.
+/// Returns the target folder that this test was built into.
 pub fn target_folder() -> PathBuf {
     built_here().0
 }
@@ -126,8 +127,8 @@ pub fn built(folder: &Path) -> Command {
     }
 }
 
-/// The workspace's program and libraries. Built with the features and the profile of `cargo test` at the root, so that little
-/// is left to build.
+/// The workspace's program and libraries. Built with the features and the profile of `cargo test` at the root, so that
+/// little is left to build.
 #[track_caller]
 pub fn artefacts() -> &'static Artefacts {
     static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
@@ -137,8 +138,8 @@ pub fn artefacts() -> &'static Artefacts {
         }
         let (target, profile) = built_here();
         let mut cargo = built_by_cargo("build", workspace(), &target);
-        // With a small test among it, cargo takes the features that the tests' own dependencies want, as `cargo test` does.
-        // Otherwise it would build the server a second time, and what speaks HTTP.
+        // With a small test among it, cargo takes the features that the tests' own dependencies want, as `cargo test`
+        // does. Otherwise it would build the server a second time, and what speaks HTTP.
         cargo.args(["--workspace", "--lib", "--bins", "--test", "panic_log", "--profile", &profile]);
         build(&mut cargo)
     });

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
-/// Repeats each of the works on its own thread while `run` runs. A panic of any of them fails the test.
+/// Repeats each function on its own thread while `run` runs. A panic of any of them fails the test.
 pub fn with_background<R>(works: impl IntoIterator<Item = impl FnMut() + Send>, run: impl FnOnce() -> R) -> R {
     let ended = AtomicBool::new(false);
     let result = thread::scope(|scope| {

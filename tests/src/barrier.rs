@@ -1,21 +1,21 @@
-//! A barrier for threads like [`std::sync::Barrier`], but with a deadline: if one thread has failed, the others fail too
-//! instead of waiting forever.
+//! A barrier for threads like [`std::sync::Barrier`], but with a deadline: if one thread has failed, the others fail
+//! too instead of waiting forever.
 
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::DEADLINE;
 
-/// A point at which a number of threads wait for each other, any number of times.
+/// A point at which a number of threads wait for each other, repeatedly.
 pub struct Barrier {
     threads: usize,
-    /// How often a thread has arrived, over all rounds.
+    /// The number of arrivals of all threads in all rounds.
     arrived: Mutex<usize>,
     changed: Condvar,
 }
 
 impl Barrier {
-    /// Makes a barrier for this number of threads.
+    /// Creates a barrier for this number of threads.
     pub fn new(threads: usize) -> Self {
         Self { threads, arrived: Mutex::new(0), changed: Condvar::new() }
     }

@@ -1,4 +1,4 @@
-//! A real Chromium without a window, by its DevTools protocol over pipes.
+//! A real Chromium without a window, controlled by its DevTools protocol over pipes.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::DEADLINE;
 use crate::process::Running;
 
-/// How long a call may take: a page makes dozens of requests in one, beside other browsers.
+/// The timeout of a call. A page makes dozens of requests in one call, beside other browsers.
 const PATIENCE: Duration = DEADLINE.saturating_mul(4);
 
 /// A browser with its own profile. It is killed when it is dropped.
@@ -23,7 +23,7 @@ pub struct Browser {
     input: File,
     messages: Receiver<Value>,
     calls: u64,
-    /// The tabs whose page is loaded.
+    /// The tabs that have loaded their pages.
     loaded: HashSet<String>,
     _folder: TempDir,
 }
@@ -32,7 +32,7 @@ pub struct Browser {
 pub struct Tab(String);
 
 impl Browser {
-    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; none where Chromium is not
+    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; `None` if Chromium is not
     /// installed.
     pub fn start(host_rules: &str) -> Option<Self> {
         Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
@@ -41,8 +41,8 @@ impl Browser {
         let pipes = ["in", "out"].map(|name| folder.path().join(name));
         let made = Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs");
         assert!(made.success(), "cannot make pipes in {}", folder.path().display());
-        // The browser reads commands from descriptor 3 and writes messages to descriptor 4. Open for both, a pipe waits for
-        // no one.
+        // The browser reads commands from descriptor 3 and writes messages to descriptor 4. Open for both, a pipe waits
+        // for nobody.
         let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("it was just made");
         let (input, output) = (open(&pipes[0]), open(&pipes[1]));
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
@@ -81,7 +81,7 @@ impl Browser {
         }
     }
 
-    /// The next message of the browser.
+    /// Reads the next message of the browser.
     #[track_caller]
     fn message(&mut self, awaited: &str) -> Value {
         let message = self.messages.recv_timeout(PATIENCE).unwrap_or_else(|error| {
@@ -93,7 +93,7 @@ impl Browser {
         message
     }
 
-    /// Opens a tab with nothing in it.
+    /// Opens an empty tab.
     #[track_caller]
     pub fn tab(&mut self) -> Tab {
         let target = self.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
@@ -104,7 +104,7 @@ impl Browser {
         tab
     }
 
-    /// Goes to a page, and waits until it is loaded.
+    /// Navigates to a page, and waits until it is loaded.
     #[track_caller]
     pub fn go(&mut self, tab: &Tab, url: &str) {
         self.loaded.remove(&tab.0);
@@ -115,7 +115,8 @@ impl Browser {
         }
     }
 
-    /// Runs the body of an asynchronous function in the page, as if the page's own script did, and gives what it returns.
+    /// Runs the body of an asynchronous function in the page, as if the page's own script did, and gives what it
+    /// returns.
     #[track_caller]
     pub fn run(&mut self, tab: &Tab, body: &str) -> Value {
         let expression = format!("(async () => {{ {body} }})()");

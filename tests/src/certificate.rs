@@ -1,4 +1,4 @@
-//! Certificates made for a test, and what a client without a library between sees of a server that has one.
+//! Certificates created for a test, and a direct TLS client that shows what a server sends.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 
 use crate::DEADLINE;
 
-/// A certificate for 127.0.0.1 that vouches for itself, and its key.
+/// A self-signed certificate for 127.0.0.1, and its key.
 pub struct Certificate {
     der: CertificateDer<'static>,
     /// The certificate, as PEM.
@@ -20,16 +20,16 @@ pub struct Certificate {
     pub key: String,
 }
 
-/// The certificate and the response that a client received.
+/// What a TLS client received.
 pub struct Seen {
-    /// The protocol that they agreed on.
+    /// The negotiated TLS version.
     pub alpn: Option<Vec<u8>>,
-    /// All that the server sent until it closed the connection.
+    /// All bytes that the server sent until it closed the connection.
     pub text: String,
 }
 
 impl Certificate {
-    /// A new one.
+    /// Creates a certificate.
     pub fn new() -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key can be made");
         Self { der: made.cert.der().clone(), pem: made.cert.pem(), key: made.signing_key.serialize_pem() }
@@ -41,7 +41,7 @@ impl Certificate {
         std::fs::write(folder.join("key.pem"), &self.key).expect("the key can be written");
     }
 
-    /// Connects with trust in this certificate alone and in one version of TLS, and sends a request that ends the connection.
+    /// Connects with one version of TLS, trusting only this certificate, and sends a request that ends the connection.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Certificate {
         let mut stream = StreamOwned::new(client, socket);
         stream.write_all(request.as_bytes())?;
         let mut text = String::new();
-        // It fails where the server does not end TLS before the connection, as it should.
+        // It fails if the server closes the connection without a TLS close message.
         stream.read_to_string(&mut text)?;
         Ok(Seen { alpn: stream.conn.alpn_protocol().map(<[u8]>::to_vec), text })
     }

@@ -1,4 +1,4 @@
-//! HTTP with keep-alive connections, through a client library that shares no code with the server.
+//! HTTP with persistent connections, through a client library that shares no code with the server.
 
 use ureq::http;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -7,7 +7,7 @@ use crate::DEADLINE;
 use crate::described;
 use crate::process::Output;
 
-/// Speaks with one server. A clone shares its connections.
+/// A client of one server. Clones share its connections.
 #[derive(Clone)]
 pub struct Client {
     agent: ureq::Agent,
@@ -31,42 +31,42 @@ impl Client {
         Self { agent, address: address.to_owned(), log: log.clone() }
     }
 
-    /// Reads a key.
+    /// Sends a GET of a key.
     #[track_caller]
     pub fn get(&self, key: &str) -> Reply {
         self.key("GET", key).send()
     }
 
-    /// Creates a key.
+    /// Sends a POST of a key.
     #[track_caller]
     pub fn post(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
         self.key("POST", key).body(value).send()
     }
 
-    /// Updates a key.
+    /// Sends a PUT of a key.
     #[track_caller]
     pub fn put(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
         self.key("PUT", key).body(value).send()
     }
 
-    /// Removes a key.
+    /// Sends a DELETE of a key.
     #[track_caller]
     pub fn delete(&self, key: &str) -> Reply {
         self.key("DELETE", key).send()
     }
 
-    /// A request for a key, which is encoded.
+    /// Prepares a request for a key, which it encodes.
     pub fn key(&self, method: &str, key: &str) -> Request<'_> {
         self.path(method, &format!("/k/{}", encode(key)))
     }
 
-    /// A request for a path, which is sent as it is.
+    /// Prepares a request for a path, which it sends unchanged.
     pub fn path(&self, method: &str, path: &str) -> Request<'_> {
         Request { client: self, method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: None }
     }
 }
 
-/// A key as it stands in a path: every byte but letters, digits, `-._~` and the slash is percent-encoded.
+/// Returns a key as part of a path: every byte except letters, digits, `-._~` and the slash is percent-encoded.
 pub fn encode(key: &str) -> String {
     let mut encoded = String::new();
     for byte in key.bytes() {
@@ -78,7 +78,7 @@ pub fn encode(key: &str) -> String {
     encoded
 }
 
-/// A request that is being put together.
+/// A request in preparation.
 pub struct Request<'a> {
     client: &'a Client,
     method: String,
@@ -100,7 +100,7 @@ impl Request<'_> {
         self
     }
 
-    /// Sends it and reads the whole reply, which has to be one that `/openapi.json` describes.
+    /// Sends it and reads the whole reply, whose status `/openapi.json` must describe.
     #[track_caller]
     pub fn send(self) -> Reply {
         let Self { client, method, path, headers, body } = self;
@@ -131,7 +131,7 @@ impl Request<'_> {
     }
 }
 
-/// A reply, and all that a failed assertion about it has to print.
+/// A reply, with the request and the log for failed assertions.
 #[derive(Clone)]
 pub struct Reply {
     pub(crate) request: String,
@@ -158,7 +158,7 @@ impl Reply {
         self
     }
 
-    /// Asserts that the body says something.
+    /// Asserts that the body contains a text.
     #[track_caller]
     pub fn says(self, words: &str) -> Self {
         assert!(self.text().contains(words), "no {words:?} in {self}");
@@ -188,12 +188,12 @@ impl Reply {
         reply
     }
 
-    /// The first header of that name.
+    /// Returns the first header with this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

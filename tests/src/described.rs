@@ -1,5 +1,4 @@
-//! The interface as `/openapi.json` describes it. The responses of a server are compared with it
-//! with every reply that a test gets.
+//! The interface as `/openapi.json` describes it. Every response that a test receives is compared with it.
 
 use std::sync::LazyLock;
 
@@ -8,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::artefacts::workspace;
 use crate::client::Reply;
 
-/// The document, from where the server takes it.
+/// The document, from the source file that the server embeds.
 pub fn description() -> &'static Value {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         let text = std::fs::read_to_string(workspace().join("host/src/api/openapi.json"));

@@ -1,4 +1,4 @@
-//! File descriptors for a test that opens many connections.
+//! Raises the limit of file descriptors for tests that open many connections.
 
 /// Raises the limit of file descriptors of this process and of its later children to the maximum. Returns the limit.
 pub fn raise_descriptors() -> u64 {

@@ -1,5 +1,5 @@
-//! Libraries that are wrong on purpose and that the workspace cannot hold: cut off, for another machine, built against
-//! another version of vkog-plugin-api, built with another panic strategy.
+//! Libraries with deliberate faults that the workspace cannot contain: truncated, for another machine, built against
+//! another version of vkog-plugin-api, or built with another panic strategy.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::artefacts::{build, built, built_by_cargo, target_folder, workspace};
 use crate::server::only_ours;
 use crate::windows::{as_library, on_windows};
 
-/// A small whole plugin. `HOOK` and `EXPORT` are filled in.
+/// A small complete plugin. `HOOK` and `EXPORT` are placeholders.
 const PLUGIN: &str = r#"#![forbid(unsafe_code)]
 //! A plugin that a test builds.
 use vkog_plugin_api::*;
@@ -36,7 +36,7 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the hook that version 1.4.0 is made to have.
+/// Implements the additional hook of version 1.4.0.
 const SWEEP: &str = "
 impl Sweep for Small {
     fn sweep(&self) {}
@@ -76,7 +76,7 @@ pub struct Faults {
     pub new_hook_optional: PathBuf,
 }
 
-/// A plugin built against the true vkog-plugin-api, with `panic = "abort"`.
+/// A plugin built against the real vkog-plugin-api, with `panic = "abort"`.
 #[track_caller]
 pub fn aborts() -> PathBuf {
     static ABORTS: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
@@ -90,7 +90,7 @@ pub fn aborts() -> PathBuf {
     ABORTS.as_ref().unwrap_or_else(|error| panic!("{error}")).clone()
 }
 
-/// Builds them, once for each process; what a run before this one built is used again.
+/// Builds them, once for each process. Builds of earlier runs are reused.
 #[track_caller]
 pub fn faults() -> &'static Faults {
     static FAULTS: LazyLock<Result<Faults, String>> = LazyLock::new(make);
@@ -184,7 +184,7 @@ pub fn written_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
     built.unwrap_or_else(|error| panic!("{error}")).library(name)
 }
 
-/// Returns the errors of the compiler for a plugin that it must reject.
+/// Returns the compiler's errors for a plugin that must not compile.
 #[track_caller]
 pub fn rejected_plugin(name: &str, source: &str) -> String {
     let manifest = format!(
@@ -211,8 +211,8 @@ fn write_plugin(name: &str, manifest: &str, source: &str) -> PathBuf {
     folder
 }
 
-/// Copies a crate of the workspace to a place where no workspace is around it, under another name, with what it inherits
-/// written out and a path to plugin-api.
+/// Copies a crate of the workspace to a place where no workspace is around it, under another name, with what it
+/// inherits written out and a path to plugin-api.
 #[track_caller]
 pub fn copy_out(from: &str, to: &Path, package: &str) {
     let root = std::fs::read_to_string(workspace().join("Cargo.toml")).expect("the workspace has a manifest");
@@ -290,7 +290,7 @@ fn write(file: &Path, text: &str) {
     written.unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
 }
 
-/// Changes to a good library that make it a bad one, by the names of the files.
+/// Faulty variants of a good library, by file name.
 pub fn damaged(good: &Path, folder: &Path) -> BTreeMap<&'static str, PathBuf> {
     let library = std::fs::read(good).unwrap_or_else(|error| panic!("cannot read {}: {error}", good.display()));
     let mut other_machine = library.clone();

@@ -1,4 +1,4 @@
-//! Plugins built against older versions of vkog-plugin-api, from the copies of them in `tests/frozen`.
+//! Plugins built against older versions of vkog-plugin-api, from the copies in `tests/frozen`.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;

@@ -1,8 +1,8 @@
-//! The harness of the black-box tests: builds the program and the plugins once, starts servers, speaks HTTP with them,
-//! and makes libraries that are wrong on purpose. It imports nothing of the host.
+//! The harness of the black-box tests: builds the program and the plugins once, starts servers, sends HTTP requests,
+//! and makes libraries with deliberate faults. It imports nothing of the host.
 //!
-//! Every wait has a deadline ([`DEADLINE`]), every server its own folder and port, and every failure prints the
-//! request, the reply and the server's log.
+//! Every wait has a deadline ([`DEADLINE`]), every server its own folder and port. A failed assertion prints the
+//! request, the response and the server's log.
 
 mod admin;
 mod amounts;
@@ -37,23 +37,23 @@ pub use described::description;
 pub use descriptors::raise_descriptors;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen, frozen_1_2};
-pub use links::{dead_links, markdown, prose};
+pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use process::{Exit, Running};
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;
 
-/// How long anything may take that should take moments. Long, because it only ends what hangs.
+/// The timeout of every wait. It is long, because it only ends tests that hang.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The time in the middle of several; of an even number the later of two.
+/// Returns the median of several times; of an even number the later of the two in the middle.
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
-/// The bytes of a value that differs in every byte from its neighbours, so that no part can be mistaken for another.
+/// Returns a value in which neighbouring bytes differ, so that its parts cannot be confused.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(31) >> 3) as u8 ^ at as u8).collect()
 }

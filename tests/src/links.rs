@@ -1,4 +1,5 @@
-//! Links between Markdown documents: a link is dead if its file, or the heading that its anchor names, does not exist.
+//! Links between Markdown documents, and between the HTML pages of a site: a link is dead if its file, or the heading
+//! or element that its anchor names, does not exist.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +10,17 @@ const SKIPPED: [&str; 4] = ["target", ".git", "vendor", "fuzz"];
 
 /// Returns the Markdown documents in a folder and in the folders in it, sorted.
 pub fn markdown(folder: &Path) -> Vec<PathBuf> {
+    files(folder, ".md")
+}
+
+fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() && !path.is_symlink() && !SKIPPED.contains(&name.as_str()) {
-            found.extend(markdown(&path));
-        } else if name.ends_with(".md") {
+            found.extend(files(&path, end));
+        } else if name.ends_with(end) {
             found.push(path);
         }
     }
@@ -62,6 +67,42 @@ pub fn dead_links(root: &Path) -> Vec<String> {
         }
     }
     dead
+}
+
+/// Returns one line for each dead link in the HTML pages of a folder and of the folders in it: page and target.
+pub fn dead_links_of_site(root: &Path) -> Vec<String> {
+    let pages: BTreeMap<PathBuf, String> = files(root, ".html")
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap_or_default()))
+        .collect();
+    let mut dead = Vec::new();
+    for (path, text) in &pages {
+        let folder = path.parent().unwrap_or(root);
+        for target in attributes(text, "href").filter(|target| !target.contains(':')) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = file.split('?').next().unwrap_or_default();
+            let file = if file.is_empty() { path.clone() } else { normal(&folder.join(file)) };
+            // A range of lines of a source is found by a script.
+            let is_lines = anchor.starts_with(|first: char| first.is_ascii_digit());
+            let lives = file.starts_with(root)
+                && if anchor.is_empty() || is_lines {
+                    file.is_file()
+                } else {
+                    pages.get(&file).is_some_and(|text| attributes(text, "id").any(|id| id == anchor))
+                };
+            if !lives {
+                dead.push(format!("{}: {target}", path.strip_prefix(root).unwrap_or(path).display()));
+            }
+        }
+    }
+    dead
+}
+
+/// The values of an attribute in an HTML page.
+fn attributes<'a>(html: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let start = format!(" {name}=\"");
+    let starts: Vec<usize> = html.match_indices(&start).map(|(at, found)| at + found.len()).collect();
+    starts.into_iter().filter_map(|at| html[at..].split('"').next())
 }
 
 /// The targets of links in this repository, with their line numbers.

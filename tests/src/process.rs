@@ -1,4 +1,4 @@
-//! A child process whose output is collected while it runs, and which is gone when its owner is.
+//! A child process whose output is collected while it runs, and which is killed when it is dropped.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::DEADLINE;
 use crate::windows::on_windows;
 
-/// The output of a process on one of its streams, so far.
+/// The output of a process on one of its streams so far.
 #[derive(Clone, Default)]
 pub struct Output {
     shared: Arc<(Mutex<Written>, Condvar)>,
@@ -46,8 +46,8 @@ impl Output {
         String::from_utf8_lossy(&self.shared.0.lock().expect("no holder of this lock panics").bytes).into_owned()
     }
 
-    /// Waits until `wanted` holds for what was written, or the stream has ended, or the deadline has passed. Says whether
-    /// it holds.
+    /// Waits until `wanted` holds for what was written, or the stream has ended, or the deadline has passed. Says
+    /// whether it holds.
     pub fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> bool {
         self.wait(|written| wanted(&String::from_utf8_lossy(&written.bytes)))
     }
@@ -109,8 +109,8 @@ impl Running {
         self.child.id()
     }
 
-    /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which is
-    /// how a program for Windows is stopped.
+    /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which
+    /// is how a program for Windows is asked to stop.
     #[track_caller]
     pub fn signal(&self, name: &str) {
         let name = if on_windows() && name == "TERM" { "INT" } else { name };
@@ -123,7 +123,7 @@ impl Running {
     pub fn wait(mut self) -> Exit {
         let deadline = Instant::now() + DEADLINE;
         let ended = self.stdout.wait_for_end() && self.stderr.wait_for_end();
-        // Its streams are closed, so it is all but gone; std has no wait with a deadline.
+        // Its streams are closed, so it ends soon. std has no wait with a timeout.
         let status = loop {
             match self.child.try_wait().expect("a child can be waited for") {
                 Some(status) => break status,
@@ -139,7 +139,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Neither can fail for a child of ours but by its being gone already, and that is what is wanted.
+        // Both can fail only because the child has ended, which is the goal.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -148,7 +148,7 @@ impl Drop for Running {
 /// A process that ended.
 pub struct Exit {
     what: String,
-    /// How.
+    /// The exit status.
     pub status: ExitStatus,
     /// All of its standard output.
     pub stdout: String,
@@ -164,7 +164,7 @@ impl Exit {
         self
     }
 
-    /// Asserts that standard error is exactly one line, `vkog: …`, and gives it.
+    /// Asserts that standard error is exactly one line, `vkog: …`, and returns it.
     #[track_caller]
     pub fn one_error(&self) -> &str {
         let mut lines = self.stderr.lines();

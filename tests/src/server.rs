@@ -1,4 +1,4 @@
-//! A server for one test: a free port, a temporary folder, the plugins that a test names.
+//! A server for one test: a free port, a temporary folder, the plugins that the test names.
 
 use std::ffi::OsString;
 use std::ops::Deref;
@@ -15,20 +15,20 @@ use crate::process::{Exit, Running};
 use crate::windows::{self, on_windows};
 use crate::wire::Wire;
 
-/// The HTTP engines, by their values of `--http`.
+/// The HTTP engines, as values of `--http`.
 pub const ENGINES: [&str; 2] = ["tiny", "hyper"];
 
-/// The bytes plugin.
+/// Returns the library of the bytes plugin.
 pub fn bytes() -> PathBuf {
     artefacts().library("vkog-bytes")
 }
 
-/// The conflict plugin.
+/// Returns the library of the conflict plugin.
 pub fn conflict() -> PathBuf {
     artefacts().library("vkog-conflict")
 }
 
-/// The ttl plugin.
+/// Returns the library of the ttl plugin.
 pub fn ttl() -> PathBuf {
     artefacts().library("vkog-ttl")
 }
@@ -47,7 +47,7 @@ pub fn only_ours(path: &Path) {
     let _ = path;
 }
 
-/// How a server is to be started. It can be started more than once, one after the other, with the same store.
+/// The setup of a server. It can start several servers, one after the other, with the same store.
 #[derive(Clone)]
 pub struct Setup {
     folder: Arc<TempDir>,
@@ -67,7 +67,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// A plain map: no plugin, no configuration, a new folder.
+    /// Creates a setup without plugins and configuration, in a new folder.
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("vkog-test-").tempdir().expect("a temporary folder can be made");
         only_ours(folder.path());
@@ -83,61 +83,61 @@ impl Setup {
         }
     }
 
-    /// The same, served by one of the [`ENGINES`].
+    /// Creates a setup with one of the [`ENGINES`].
     pub fn on(engine: &str) -> Self {
         Self::new().env("VKOG_HTTP", engine)
     }
 
-    /// With one plugin more: a copy of the library goes into the plugin folder.
+    /// Adds a plugin: copies the library into the plugin folder.
     pub fn load(self, library: impl AsRef<Path>) -> Self {
         let name = library.as_ref().file_name().expect("a library has a name").to_owned();
         self.load_as(library, name)
     }
 
-    /// With one plugin more, under another file name.
+    /// Adds a plugin under another file name.
     pub fn load_as(mut self, library: impl AsRef<Path>, name: impl Into<OsString>) -> Self {
         self.plugins.push((library.as_ref().to_owned(), name.into()));
         self
     }
 
-    /// With a configuration file.
+    /// Sets the configuration file.
     pub fn config(mut self, text: impl Into<String>) -> Self {
         self.config = Some(text.into());
         self
     }
 
-    /// With another store than `store.vkog` in the folder.
+    /// Sets another store file than `store.vkog` in the folder.
     pub fn store(mut self, file: impl Into<PathBuf>) -> Self {
         self.store = Some(file.into());
         self
     }
 
-    /// With further arguments.
+    /// Adds arguments.
     pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
 
-    /// With an environment variable.
+    /// Adds an environment variable.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Sets the maximum number of file descriptors.
+    /// Limits the number of file descriptors.
     pub fn descriptors(mut self, count: u32) -> Self {
         self.descriptors = Some(count);
         self
     }
 
-    /// With TLS, and with clients that trust this certificate alone.
+    /// Turns on TLS; clients trust only this certificate.
     pub fn certificate(mut self, certificate: &Certificate) -> Self {
         certificate.write(self.folder());
         self.trusted = Some(certificate.pem.clone());
         self.args(["--tls-cert", "cert.pem", "--tls-key", "key.pem"])
     }
 
-    /// The temporary folder, in which the server also runs.
+    /// Returns the temporary folder, which is also the current directory of the server.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -147,12 +147,12 @@ impl Setup {
         std::fs::write(self.folder().join("vkog.toml"), text).expect("the configuration can be written");
     }
 
-    /// The file of the store.
+    /// Returns the store file.
     pub fn store_file(&self) -> PathBuf {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
     }
 
-    /// `vkog` with no argument yet: in the folder, with no variable of ours from outside.
+    /// Prepares `vkog` without arguments: in the folder, without `VKOG_` variables of the environment.
     pub fn vkog(&self) -> Command {
         let Some(count) = self.descriptors else { return self.prepared(windows::program(artefacts().vkog())) };
         let mut shell = self.prepared(Command::new("sh"));
@@ -160,7 +160,7 @@ impl Setup {
         shell
     }
 
-    /// A line for a shell that finds `vkog`, in the folder.
+    /// Prepares a shell command that finds `vkog`, in the folder.
     pub fn shell(&self, line: &str) -> Command {
         let programs = artefacts().vkog().parent().expect("a program is in a folder");
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -181,7 +181,7 @@ impl Setup {
         command
     }
 
-    /// A fresh folder with copies of the plugins.
+    /// Creates a folder with copies of the plugins.
     pub fn plugin_folder(&self) -> PathBuf {
         let folder =
             tempfile::Builder::new().prefix("plugins-").tempdir_in(self.folder()).expect("a folder can be made");
@@ -194,7 +194,7 @@ impl Setup {
         folder.keep()
     }
 
-    /// The command that serves.
+    /// Returns the command that runs the server.
     fn serving(&self) -> Command {
         let mut command = self.vkog();
         command.args(["--listen", "127.0.0.1:0", "--file"]).arg(self.store_file());
@@ -217,7 +217,7 @@ impl Setup {
         Server::serve(self, &mut self.serving())
     }
 
-    /// Starts the server with nothing but these arguments.
+    /// Starts the server with only these arguments.
     #[track_caller]
     pub fn start_with<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Server {
         Server::serve(self, self.vkog().args(arguments.into_iter().map(Into::into)))
@@ -229,13 +229,13 @@ impl Setup {
         Server::listen(self, Running::start_with_stderr(&mut self.serving(), stderr))
     }
 
-    /// Starts the server by the given command.
+    /// Starts the server by a given command.
     #[track_caller]
     pub fn start_by(&self, command: &mut Command) -> Server {
         Server::serve(self, command)
     }
 
-    /// Starts the server, which is expected to fail.
+    /// Starts the server, which is expected to end.
     #[track_caller]
     pub fn fail(&self) -> Exit {
         Running::start(&mut self.serving()).wait()
@@ -256,7 +256,8 @@ impl Setup {
     }
 }
 
-/// A server that listens. Requests go through its [`Client`], to which it dereferences. It is killed when it is dropped.
+/// A server that listens. Requests go through its [`Client`], to which it dereferences. It is killed when it is
+/// dropped.
 pub struct Server {
     process: Running,
     address: String,
@@ -291,18 +292,18 @@ impl Server {
         Self { process, address, client, setup: setup.clone() }
     }
 
-    /// `ip:port`.
+    /// Returns the address, `ip:port`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// A number in the server's `/proc/PID/status`, by its name: `VmRSS` and `VmHWM` (the highest so far) are the resident memory
-    /// in KiB, `Threads` is a count.
+    /// A number in the server's `/proc/PID/status`, by its name: `VmRSS` and `VmHWM` (the highest so far) are the
+    /// resident memory in KiB, `Threads` is a count.
     #[cfg(target_os = "linux")]
     #[track_caller]
     pub fn proc_status(&self, name: &str) -> u64 {
@@ -322,12 +323,12 @@ impl Server {
         std::fs::read_to_string(lock).expect("the server has its store locked").trim().to_owned()
     }
 
-    /// Another client, with its own connections.
+    /// Creates another client with its own connections.
     pub fn client(&self) -> Client {
         self.setup.client(&self.address, &self.process)
     }
 
-    /// A connection for bytes as they are.
+    /// Opens a connection for raw bytes.
     #[track_caller]
     pub fn wire(&self) -> Wire {
         Wire::connect(&self.address, &self.process.stderr)
@@ -339,7 +340,7 @@ impl Server {
         Wire::over(stream, &self.process.stderr)
     }
 
-    /// Connections that the server is known to serve: each has had an answer.
+    /// Opens connections that the server serves: each has received a response.
     #[track_caller]
     pub fn wires(&self, count: usize) -> Vec<Wire> {
         let served = || {
@@ -350,7 +351,7 @@ impl Server {
         std::iter::repeat_with(served).take(count).collect()
     }
 
-    /// Returns the log of the server so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         self.process.stderr.text()
     }
@@ -362,7 +363,7 @@ impl Server {
         assert!(self.process.stderr.wait_for(found), "no line with {words:?} in the log:\n{}", self.log());
     }
 
-    /// Waits until something holds for the log, and says whether it does.
+    /// Waits until a condition holds for the log. Returns whether it does.
     pub fn logged(&self, wanted: impl Fn(&str) -> bool) -> bool {
         self.process.stderr.wait_for(wanted)
     }
@@ -379,8 +380,8 @@ impl Server {
         self.process.signal(name);
     }
 
-    /// Asks the server to stop as a service manager does, and waits until it is gone. It may have said no more on standard
-    /// output than where it listens.
+    /// Asks the server to stop as a service manager does, and waits until it is gone. It may have said no more on
+    /// standard output than where it listens.
     #[track_caller]
     pub fn stop(self) -> Exit {
         self.stop_with("TERM")

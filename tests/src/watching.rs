@@ -17,16 +17,16 @@ pub struct Watching {
     waiting: VecDeque<Event>,
     /// The head of the reply.
     pub head: Reply,
-    /// The last id that came, with an event or without one.
+    /// The last id that was received, with or without an event.
     pub last_id: Option<u64>,
-    /// How many ids came without an event.
+    /// The number of ids without an event.
     pub bare_ids: usize,
 }
 
-/// An event that a listener would get.
+/// A received event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// The last id when it came.
+    /// The last id when it was received.
     pub id: Option<u64>,
     /// Its name.
     pub name: String,
@@ -35,7 +35,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// The key that it is about.
+    /// Returns its key.
     #[track_caller]
     pub fn key(&self) -> &str {
         self.data["key"].as_str().unwrap_or_else(|| panic!("no key in {self:?}"))
@@ -43,14 +43,14 @@ impl Event {
 }
 
 impl Server {
-    /// Watches; the fields are further lines of the head.
+    /// Opens a watch; the fields are further header lines.
     #[track_caller]
     pub fn watch(&self, query: &str, fields: &str) -> Watching {
         let watching = self.try_watch(query, fields);
         watching.unwrap_or_else(|refused| panic!("no stream: {refused}"))
     }
 
-    /// Watches, or gives the reply that says why not.
+    /// Opens a watch, or returns the reply of the failure.
     ///
     /// # Errors
     ///
@@ -73,12 +73,12 @@ impl Server {
 }
 
 impl Watching {
-    /// The next event; none where the stream has ended.
+    /// Returns the next event; `None` if the stream has ended.
     #[track_caller]
     pub fn event(&mut self) -> Option<Event> {
         let begun = Instant::now();
         while self.waiting.is_empty() {
-            // Ids without events never end.
+            // Ids without events come endlessly.
             assert!(begun.elapsed() < DEADLINE, "no event comes: {}", self.head);
             if !self.read() {
                 return None;
@@ -87,7 +87,7 @@ impl Watching {
         self.waiting.pop_front()
     }
 
-    /// Reads this number of events.
+    /// Returns this number of events.
     #[track_caller]
     pub fn events(&mut self, count: usize) -> Vec<Event> {
         let events: Vec<_> = std::iter::from_fn(|| self.event()).take(count).collect();
@@ -95,7 +95,7 @@ impl Watching {
         events
     }
 
-    /// Reads until data arrived. Returns whether the stream continues.
+    /// Reads until data arrives. Returns whether the stream continues.
     #[track_caller]
     pub fn read(&mut self) -> bool {
         let chunk = self.wire.chunk().unwrap_or_else(|error| panic!("the stream broke off: {error}: {}", self.head));

@@ -1,6 +1,6 @@
-//! The same tests for the program that is built for Windows: `VKOG_WINDOWS="windows.sh DIR"` names a command that, with
-//! `build ARGUMENT…` after it, does what `cargo build` does, and with `run PROGRAM ARGUMENT…` runs a program, by Wine. The
-//! tests themselves stay where they are. `cargo xtask windows` lists the tests that cannot run there, with the reasons.
+//! Runs the same tests for the program that is built for Windows. `VKOG_WINDOWS="windows.sh DIR"` names a command: with
+//! `build ARGUMENT…` it does what `cargo build` does, and with `run PROGRAM ARGUMENT…` it runs a program under Wine.
+//! The tests themselves run on this system. `cargo xtask windows` lists the tests that cannot run so, with the reasons.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ static COMMAND: LazyLock<Option<Vec<String>>> = LazyLock::new(|| {
     Some(command.split_whitespace().map(str::to_owned).collect())
 });
 
-/// Whether it is the program for Windows that is tested.
+/// Whether the tests run the program for Windows.
 pub fn on_windows() -> bool {
     cfg!(windows) || COMMAND.is_some()
 }
@@ -27,12 +27,12 @@ pub(crate) fn library_extension() -> &'static str {
     if on_windows() { "dll" } else { std::env::consts::DLL_EXTENSION }
 }
 
-/// A path that the program prints.
+/// Returns a path that the program prints, as a path of this system.
 pub(crate) fn told(path: &str) -> PathBuf {
     if on_windows() { path.replace('\\', "/").into() } else { path.into() }
 }
 
-/// A command that runs a program of a build.
+/// Returns a command that runs a program of a build.
 pub fn program(path: &Path) -> Command {
     match &*COMMAND {
         Some(command) => {
@@ -44,7 +44,7 @@ pub fn program(path: &Path) -> Command {
     }
 }
 
-/// A command that builds for Windows, in a folder, if that is what is tested.
+/// Returns a command that builds for Windows in a folder, if the tests run the program for Windows.
 pub(crate) fn built(folder: &Path) -> Option<Command> {
     let mut build = begun(COMMAND.as_ref()?);
     build.arg("build").current_dir(folder);

@@ -1,4 +1,4 @@
-//! HTTP byte by byte, for what no client library would send, and for knowing that it is one connection.
+//! HTTP byte by byte, for requests that no client library would send, and for tests of a single connection.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +8,7 @@ use crate::DEADLINE;
 use crate::client::Reply;
 use crate::process::Output;
 
-/// One connection.
+/// A connection.
 pub struct Wire {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
@@ -39,13 +39,13 @@ impl Wire {
         Self { stream, reader, log: log.clone(), last: String::new() }
     }
 
-    /// Waits less long for each reply than [`DEADLINE`].
+    /// Sets a shorter timeout for replies than [`DEADLINE`].
     pub fn patience(self, patience: Duration) -> Self {
         self.stream.set_read_timeout(Some(patience)).expect("an open connection has a timeout");
         self
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         let bytes = bytes.as_ref();
@@ -56,11 +56,11 @@ impl Wire {
         self
     }
 
-    /// Sends bytes as they are; the server may have closed the connection.
+    /// Sends raw bytes, although the server may have closed the connection.
     ///
     /// # Errors
     ///
-    /// It has.
+    /// The server has closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }
@@ -74,9 +74,9 @@ impl Wire {
         self.send(bytes).reply()
     }
 
-    /// Says that nothing more will be sent; what is still to come can be read.
+    /// Closes the sending side of the connection; replies can still be read.
     pub fn finish(&mut self) -> &mut Self {
-        // It fails where the server has ended the connection already.
+        // It fails if the server has already closed the connection.
         let _ = self.stream.shutdown(Shutdown::Write);
         self
     }
@@ -94,7 +94,7 @@ impl Wire {
             .unwrap_or_else(|error| panic!("{} got no reply: {error}\n--- server log\n{}", self.last, self.log.text()))
     }
 
-    /// Reads one reply, if there is one.
+    /// Reads one reply, if one arrives.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl Wire {
         Ok(reply)
     }
 
-    /// Reads a reply but for its body.
+    /// Reads the head of a reply.
     ///
     /// # Errors
     ///
@@ -144,11 +144,11 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// It did not before the deadline.
+    /// The server did not close it before the timeout.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
-            // A reset is how a connection ends on which something was left unread.
+            // A connection with unread data ends with a reset.
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
             _ => Ok(rest),
         }

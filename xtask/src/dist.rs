@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: makes a release, as a folder and as its archive: .tar.gz, or .zip for Windows.
+//! `cargo xtask dist`: makes a release, as a folder and as an archive: .tar.gz, or .zip for Windows.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,6 +24,20 @@ const SHELLS: [(&str, &str); 5] = [
 /// The files that are copied as they are.
 const DOCUMENTS: [&str; 7] =
     ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
+
+/// The crates of the interface for plugins, whose documentation is part of a release.
+const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
+
+/// The front page of that documentation: it leads to the first crate.
+const FRONT_PAGE: &str = r#"<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>VKOG plugin API</title>
+<meta http-equiv="refresh" content="0; url=vkog_plugin_api/index.html">
+<p>Documentation of <a href="vkog_plugin_api/index.html">vkog-plugin-api</a> and
+<a href="vkog_plugin_testing/index.html">vkog-plugin-testing</a></p>
+</html>
+"#;
 
 /// Makes the folder and the archive, and prints their paths.
 ///
@@ -68,6 +82,7 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
         copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
     }
     generate(&folder, triple == native)?;
+    document(&folder.join("api"))?;
 
     let packed = if triple.contains("windows") { zip(&folder, &name)? } else { tar(&folder, &name)? };
     println!("{}\n{}", folder.display(), packed.display());
@@ -98,6 +113,32 @@ fn generate(folder: &Path, is_native: bool) -> Result<()> {
         generate(&["completions", shell], &format!("completions/{file}"))?;
     }
     generate(&["man"], "man/vkog.1")
+}
+
+/// Writes the documentation of the plugin interface, as `cargo doc` makes it. In a separate target folder, because the usual one
+/// may contain the documentation of other crates, to which the pages would then link.
+fn document(folder: &Path) -> Result<()> {
+    let target = Path::new("target/dist/rustdoc");
+    if target.exists() {
+        fs::remove_dir_all(target)?;
+    }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["doc", "--no-deps", "--quiet", "--target-dir"]).arg(target);
+    if std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
+        // What was compiled for other targets is used again.
+        cargo.env("CARGO_BUILD_BUILD_DIR", std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+    }
+    let status = cargo.args(DOCUMENTED.iter().flat_map(|name| ["--package", name])).status()?;
+    if !status.success() {
+        return Err(format!("cargo doc {}: {status}", DOCUMENTED.join(" ")).into());
+    }
+    copy_tree(&target.join("doc"), folder)?;
+    // cargo's own, without a use outside of its target folder.
+    let lock = folder.join(".lock");
+    if lock.exists() {
+        fs::remove_file(lock)?;
+    }
+    Ok(fs::write(folder.join("index.html"), FRONT_PAGE)?)
 }
 
 /// Returns the target triple of this machine.
@@ -167,7 +208,7 @@ fn zip(folder: &Path, name: &str) -> Result<PathBuf> {
     let packed = folder.with_file_name(format!("{name}.zip"));
     let mut archive = ZipWriter::new(File::create(&packed)?);
     for (path, is_folder, mode) in entries(folder)? {
-        // A slash between folders, as the format requires on every system.
+        // The format requires a slash between folders on every system.
         let within = path.strip_prefix(folder)?.to_string_lossy().replace('\\', "/");
         let options = SimpleFileOptions::default().unix_permissions(mode);
         if is_folder {

@@ -99,7 +99,7 @@ const UNSAFE: &[&str] = &[
     "plugin-api/src/hooks.rs",
     "plugin-api/src/host.rs",
     "plugin-api/src/metrics.rs",
-    // Creates a plugin of the test's own program, without a library.
+    // Creates a plugin of the test program, without a library.
     "plugin-api/testing/src/",
 ];
 

@@ -1,4 +1,4 @@
-//! `cargo xtask semver`: compares the public API of vkog-plugin-api with version 1.0.0.
+//! `cargo xtask semver`: compares the public API of vkog-plugin-api with the frozen copy of 1.0.0.
 
 use std::process::{Command, Stdio};
 
@@ -8,7 +8,7 @@ use crate::build;
 /// The oldest version of vkog-plugin-api that plugins may be written against.
 const BASELINE: &str = "tests/frozen/abi-1.0.0/vkog-plugin-api";
 
-/// Runs cargo-semver-checks, or prints that it is left out where it is not installed.
+/// Runs cargo-semver-checks, or prints that it is skipped if it is not installed.
 ///
 /// # Errors
 ///

@@ -1,5 +1,6 @@
-//! `cargo xtask test`: all tests, in two tiers. The quick one is `cargo test`, and what the fuzzer found so far. `--full` is for
-//! every night and before a release: the same tests with all amounts, and what takes too long for each submission.
+//! `cargo xtask test`: all tests, in two tiers. The quick tier is `cargo test` and the fuzz corpus. `--full` is for
+//! every night and before a release: the same tests with all amounts, and the checks that take too long for each
+//! submission.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};

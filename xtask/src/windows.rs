@@ -1,5 +1,5 @@
-//! `cargo xtask windows`: the black-box tests, of the program that is built for Windows, run by Wine. With `--quick`, those
-//! whose outcome depends on the system most: what CI runs on each submission.
+//! `cargo xtask windows`: runs the black-box tests of the program for Windows under Wine. With `--quick`, it runs the
+//! tests that depend on the system most, as CI does for each submission.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -30,9 +30,9 @@ const QUICK: &[(&str, Option<&str>)] = &[
 /// The tests that are left out: the module, the test (none for the whole module), the reason. A module without an engine in front
 /// is left out for both.
 const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
-    ("access", Some("a_reload_takes_in_other_tokens_or_leaves_them_all"), "needs SIGHUP"),
-    ("access", Some("tokens_are_asked_for_on_a_unix_socket_too_once_there_are_some"), UNIX_SOCKET),
-    ("authoring", None, "tests errors of the compiler, which do not depend on the target system"),
+    ("access", Some("a_reload_replaces_all_tokens_or_none"), "needs SIGHUP"),
+    ("access", Some("configured_tokens_are_required_on_a_unix_socket_too"), UNIX_SOCKET),
+    ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
@@ -40,17 +40,17 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("chromium", None, "tests a browser, which does not depend on the system of the server"),
     ("client", None, "gives its commands as lines of a Unix shell"),
     ("disk_trouble", None, "needs strace and mounts of Linux"),
-    ("documents", Some("the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put"), SHELL),
-    ("documents", Some("the_sessions_of_the_documentation_happen_as_shown"), SHELL),
-    ("documents", Some("the_session_of_every_plugin_happens_as_it_is_shown"), SHELL),
-    ("documents", Some("the_sessions_of_the_readme_happen_as_they_are_shown"), SHELL),
-    ("durability", Some("a_stop_is_heard_however_many_snapshots_were_asked_for"), "needs SIGUSR1"),
-    ("examples", Some("at_a_stop_audit_waits_until_a_slow_file_has_taken_every_line"), "needs a named pipe of Unix"),
+    ("documents", Some("the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put"), SHELL),
+    ("documents", Some("the_sessions_of_the_documentation_run_as_shown"), SHELL),
+    ("documents", Some("the_session_of_every_plugin_readme_runs_as_shown"), SHELL),
+    ("documents", Some("the_sessions_of_the_readme_run_as_shown"), SHELL),
+    ("durability", Some("a_stop_is_handled_during_many_snapshot_requests"), "needs SIGUSR1"),
+    ("examples", Some("audit_writes_every_line_to_a_slow_file_before_the_stop_ends"), "needs a named pipe of Unix"),
     ("expiry", None, "has entries expire within the time that Wine takes to write them"),
     ("hostile", None, MEMORY),
     ("hygiene", None, "measures threads and files as Linux counts them"),
     ("latency", None, "measures time, and Wine takes its own"),
-    ("limits", Some("a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served"), "needs ulimit"),
+    ("limits", Some("a_connection_over_the_limit_is_503_until_another_one_ends"), "needs ulimit"),
     ("limits", Some("a_unix_socket_is_served_by_either_engine"), UNIX_SOCKET),
     ("lives", Some("a_server_that_is_killed_before_its_first_write_leaves_a_whole_store"), "needs SIGUSR1"),
     ("loading", Some("a_plugin_whose_panics_would_abort_is_refused"), "needs a std for Windows that can abort"),
@@ -62,24 +62,20 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
     ("stopping", None, "needs signals, one after the other"),
-    (
-        "tls",
-        Some("a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is_broken"),
-        "needs SIGHUP",
-    ),
+    ("tls", Some("a_reload_applies_a_renewed_certificate_and_ignores_a_broken_one"), "needs SIGHUP"),
     ("trust", Some("a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for"), RIGHTS),
-    ("trust", Some("a_folder_around_it_that_everybody_can_rename_in_is_refused_unless_it_is_sticky"), RIGHTS),
-    ("trust", Some("a_folder_that_others_can_put_libraries_into_is_refused_sticky_or_not"), RIGHTS),
-    ("trust", Some("a_host_starts_without_a_plugin_that_is_not_required"), RIGHTS),
-    ("trust", Some("a_library_that_looks_for_others_where_anybody_may_put_them_is_refused"), "is about ELF's RUNPATH"),
-    ("trust", Some("a_library_that_the_group_or_everybody_can_write_is_refused"), RIGHTS),
+    ("trust", Some("a_parent_folder_that_others_can_write_is_refused_unless_it_is_sticky"), RIGHTS),
+    ("trust", Some("a_plugin_folder_that_others_can_write_is_refused_sticky_or_not"), RIGHTS),
+    ("trust", Some("a_server_starts_without_an_optional_plugin"), RIGHTS),
+    ("trust", Some("a_library_with_an_unsafe_runpath_is_refused"), "is about ELF's RUNPATH"),
+    ("trust", Some("a_library_that_group_or_others_can_write_is_refused"), RIGHTS),
     ("trust", Some("a_link_out_of_the_folder_is_refused_and_one_within_is_followed"), "makes links of Unix"),
     ("trust", Some("a_link_to_a_subfolder_that_others_can_write_is_refused"), RIGHTS),
-    ("trust", Some("a_pipe_a_socket_and_a_folder_are_refused_and_nobody_waits"), "needs a named pipe of Unix"),
-    ("trust", Some("a_noexec_temporary_folder_is_refused_only_where_no_file_in_memory_can_be_made"), "needs noexec"),
-    ("trust", Some("no_copy_is_left_behind"), "Windows keeps a file that is mapped"),
-    ("trust", Some("what_a_library_needs_is_not_taken_from_the_current_directory"), "is about LD_LIBRARY_PATH"),
-    ("trust", Some("what_belongs_to_somebody_else_is_refused"), RIGHTS),
+    ("trust", Some("a_pipe_a_socket_and_a_folder_are_refused_without_blocking"), "needs a named pipe of Unix"),
+    ("trust", Some("a_noexec_temporary_folder_is_refused_only_without_files_in_memory"), "needs noexec"),
+    ("trust", Some("no_private_copy_remains_after_the_stop"), "Windows keeps a file that is mapped"),
+    ("trust", Some("dependencies_of_a_library_are_not_loaded_from_the_current_directory"), "is about LD_LIBRARY_PATH"),
+    ("trust", Some("a_library_or_folder_of_another_user_is_refused"), RIGHTS),
 ];
 
 const MEMORY: &str = "measures memory as Linux counts it; Wine fills what Linux only promises";

@@ -1,5 +1,5 @@
-//! One thread that appends lines to one sink, fed through a bounded queue. Knows nothing of plugins, nor of what the
-//! lines say.
+//! A thread that appends lines to a sink, fed through a bounded queue. Knows neither plugins nor the content of the
+//! lines.
 
 use std::io::{self, ErrorKind, Write};
 use std::iter;
@@ -9,12 +9,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// The most lines that wait for the writer, and the most that it takes at once.
+/// The maximum number of lines in the queue, and the maximum that the writer takes at once.
 const QUEUE_LINES: usize = 4096;
-/// How long a failed write is left alone before it is tried again.
+/// The time until a failed write is retried.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// The end of the queue at which lines go in. Dropped, it waits until they are written.
+/// The sending end of the queue. Dropping it waits until all lines are written.
 pub(crate) struct Journal {
     queue: Option<SyncSender<String>>,
     writer: Option<JoinHandle<()>>,
@@ -23,13 +23,13 @@ pub(crate) struct Journal {
 
 #[derive(Default)]
 struct State {
-    /// Lines that found the queue full and of which the sink does not tell yet.
+    /// The number of lines that were dropped because the queue was full, and that are not recorded in the sink yet.
     lost: AtomicU64,
     stopping: AtomicBool,
 }
 
 impl Journal {
-    /// Starts the thread. `report` gets a line when something goes wrong.
+    /// Starts the thread. `report` receives a line for each failure.
     pub(crate) fn start(sink: impl Write + Send + 'static, report: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
         let (sender, queue) = sync_channel(QUEUE_LINES);
         let state = Arc::<State>::default();
@@ -38,7 +38,7 @@ impl Journal {
         Ok(Self { queue: Some(sender), writer: Some(thread), state })
     }
 
-    /// Queues a line and never waits: it is counted as lost where the queue is full.
+    /// Queues a line. Never blocks: if the queue is full, the line is counted as lost.
     pub(crate) fn record(&self, line: String) {
         if self.queue.as_ref().is_none_or(|queue| queue.try_send(line).is_err()) {
             self.state.lost.fetch_add(1, Relaxed);
@@ -49,11 +49,11 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         self.state.stopping.store(true, Relaxed);
-        // Without a sender the queue ends after its last line, and so does the thread.
+        // Without a sender, the queue and the thread end after the last line.
         self.queue = None;
         if let Some(writer) = self.writer.take() {
             writer.thread().unpark();
-            // A panic of the writer's is in the log already.
+            // A panic of the writer is in the log already.
             let _ = writer.join();
         }
     }
@@ -72,7 +72,7 @@ impl<S: Write, R: Fn(&str)> Writer<S, R> {
         while let Ok(first) = queue.recv() {
             let lines: Vec<String> = iter::once(first).chain(queue.try_iter()).take(QUEUE_LINES).collect();
             let lost = self.take_lost();
-            // Not behind a line that was cut off.
+            // Never append to a truncated line.
             if unwritten > 0 || !self.append(&lines, lost) {
                 unwritten += lines.len() as u64 + lost;
             }
@@ -86,7 +86,8 @@ impl<S: Write, R: Fn(&str)> Writer<S, R> {
         }
     }
 
-    /// How many lines were lost since it was last asked. The log hears of the first time only: the file has them all.
+    /// Returns the number of lines that were lost since the last call. Reports only the first loss; the file records
+    /// all.
     fn take_lost(&mut self) -> u64 {
         let lost = self.state.lost.swap(0, Relaxed);
         if lost > 0 && !self.lost_before {
@@ -96,7 +97,8 @@ impl<S: Write, R: Fn(&str)> Writer<S, R> {
         lost
     }
 
-    /// Appends lines and, where some were lost, one that says so. False when stopped before it succeeded.
+    /// Appends lines and, if some were lost, a line with their number. Returns false if it was stopped before it
+    /// succeeded.
     fn append(&mut self, lines: &[String], lost: u64) -> bool {
         let mut text = String::new();
         for line in lines {
@@ -109,7 +111,7 @@ impl<S: Write, R: Fn(&str)> Writer<S, R> {
         self.write(text.as_bytes())
     }
 
-    /// Writes all of it, however often that fails, unless the journal is stopping: then each failure is the last.
+    /// Writes all bytes, and retries after failures. While the journal is stopping, the first failure is final.
     fn write(&mut self, mut rest: &[u8]) -> bool {
         let mut failed_before = false;
         while !rest.is_empty() {
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_queued_is_written_in_order_before_drop_returns() {
+    fn drop_returns_after_all_queued_lines_are_written_in_order() {
         let sink = Sink::default();
         let journal = sink.journal();
         (0..1000).for_each(|line| journal.record(line.to_string()));
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_loses_lines_without_waiting_and_the_file_says_how_many() {
+    fn a_full_queue_drops_lines_without_blocking_and_the_file_counts_them() {
         let sink = Sink::default();
         let journal = sink.journal();
         let held_up = sink.lock();
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_is_tried_again_from_where_it_stopped() {
+    fn a_failed_write_is_retried_from_where_it_stopped() {
         let sink = Sink::failing(2);
         let journal = sink.journal();
         journal.record("123456".to_owned());
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_stays_broken_does_not_hold_up_the_stop() {
+    fn a_sink_that_stays_broken_does_not_delay_the_stop() {
         let sink = Sink::failing(usize::MAX);
         let journal = sink.journal();
         (100_000..100_010).for_each(|line| journal.record(line.to_string()));

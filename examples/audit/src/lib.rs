@@ -1,4 +1,4 @@
-//! Writes down who changed what. Owns what a line says; when and how it reaches the file is `journal`'s.
+//! Records who changed what. Decides the content of a line; `journal` writes it to the file.
 
 #![forbid(unsafe_code)]
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_the_key_a_record_is_one_line_of_json() {
+    fn a_record_with_any_key_is_one_line_of_json() {
         let key = "two\nlines and a \"quote\"";
         let (client, method) = ("127.0.0.1:50000", Verb::Put.method());
         let line = Line { time_ms: 7, client, method, key, before: None, after: Some(2), value_bytes: 3 }.to_json();

@@ -1,5 +1,5 @@
-//! Asks clients for a bearer token (RFC 6750) before anything is read or written; other plugins need none. Owns the
-//! comparison and the challenge; knows one token, not who holds it, nor what its holder may do.
+//! Requires a bearer token (RFC 6750) of clients before anything is read or written; other plugins need none. Compares
+//! the token and sends the challenge. There is one token, for all keys and operations.
 
 #![forbid(unsafe_code)]
 
@@ -51,7 +51,7 @@ impl Bearer {
     }
 
     fn admit(&self, request: &Request<'_>) -> Verdict {
-        // What another plugin asks for the operator has asked for, by loading it.
+        // The operator trusts the plugins that are loaded.
         if request.asker().is_some() { Ok(()) } else { self.check(request.header("authorization")) }
     }
 
@@ -59,20 +59,20 @@ impl Bearer {
         if authorization.and_then(credentials).is_some_and(|sent| same(sent, self.token.as_bytes())) {
             return Ok(());
         }
-        // One answer for all: a client without the token is not told how close it was.
+        // The same response in every case, so that a client does not learn how close its token was.
         let refusal = Refusal::new(401, "Send the token in the header Authorization: Bearer TOKEN");
         Err(refusal.with_header("WWW-Authenticate", self.challenge.clone()))
     }
 }
 
-/// The token of an `Authorization` header, if its scheme is Bearer, in whatever case.
+/// Returns the token of an `Authorization` header if its scheme is Bearer, in any case.
 fn credentials(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = authorization.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| rest.trim_ascii_start())
 }
 
-/// Compares without stopping at the first difference: how long that takes would tell a client how much it has right.
-/// The length is not hidden.
+/// Compares in constant time: stopping at the first difference would reveal how many bytes are right. The length is not
+/// hidden.
 fn same(sent: &[u8], token: &[u8]) -> bool {
     let differing = sent.iter().zip(token).fold(0, |bits, (a, b)| black_box(bits | (a ^ b)));
     sent.len() == token.len() && differing == 0
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_opens_and_the_scheme_may_be_in_any_case() {
+    fn the_token_is_accepted_with_the_scheme_in_any_case() {
         let bearer = bearer("s3cret", "vkog").expect("these are valid");
         for header in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"] {
             assert_eq!(bearer.check(Some(header.as_bytes())), Ok(()), "{header}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_could_never_work_stop_the_start() {
+    fn unusable_settings_stop_the_start() {
         for (token, realm, at_fault) in [
             ("", "vkog", "token"),
             ("two words", "vkog", "token"),

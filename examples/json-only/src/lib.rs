@@ -1,4 +1,4 @@
-//! Lets only JSON in. Owns what counts as JSON (RFC 8259); does not look at keys, media types or what is stored.
+//! Accepts only JSON values. Decides what is JSON (RFC 8259); ignores keys, media types and stored entries.
 
 #![forbid(unsafe_code)]
 
@@ -31,12 +31,12 @@ impl BeforePut for JsonOnly {
 export_plugin!(JsonOnly);
 
 fn check(value: &[u8]) -> Verdict {
-    // Apart and first: a parser that keeps nothing does not look into strings.
+    // Check UTF-8 first, because a parser that stores nothing does not check strings.
     let text = str::from_utf8(value).map_err(|error| {
         let (line, column) = position(&value[..error.valid_up_to()]);
         not_json(&format!("invalid UTF-8 at line {line} column {column}"))
     })?;
-    // Nothing is kept of the value, so that a check costs no memory and no depth is too deep.
+    // Store nothing of the value, so that the check needs no memory and accepts any depth.
     serde_json::from_str(text).map(|IgnoredAny| ()).map_err(|error: Error| not_json(&error.to_string()))
 }
 
@@ -44,7 +44,7 @@ fn not_json(why: &str) -> Refusal {
     Refusal::new(422, format!("Value is not JSON: {why}"))
 }
 
-/// Line and column, from 1 and in bytes as serde_json counts them, of what follows this text.
+/// Returns the line and column after this text. They count from 1, columns in bytes, as in serde_json.
 fn position(text: &[u8]) -> (usize, usize) {
     let line = text.iter().filter(|byte| **byte == b'\n').count() + 1;
     let column = text.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_json_is_neither_created_nor_written_over_what_is() {
+    fn invalid_json_neither_creates_nor_replaces_an_entry() {
         let host = Setup::new().load::<JsonOnly>().start();
         host.post("a", "{\"a\": 1}").expect(200);
         host.post("b", "{a}").refused(422, "Value is not JSON: ").has("Vkog-Plugin", "json-only");
@@ -74,21 +74,21 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_json_value_is_let_in() {
+    fn every_kind_of_json_value_is_accepted() {
         for value in ["{\"a\": [1, -2.5e3, true, null]}", "\"photo\"", "0", " [] \n", "\"\u{e4}\\u00e4\""] {
             assert_eq!(check(value.as_bytes()), Ok(()), "{value}");
         }
     }
 
     #[test]
-    fn what_is_not_json_is_refused_with_line_and_column() {
+    fn invalid_json_is_refused_with_line_and_column() {
         assert_eq!(refusal(b"{\n  \"a\": b\n}"), "Value is not JSON: expected value at line 2 column 8");
         assert_eq!(refusal(b"[1,"), "Value is not JSON: EOF while parsing a value at line 1 column 3");
         assert_eq!(refusal(b"{} {}"), "Value is not JSON: trailing characters at line 1 column 4");
     }
 
     #[test]
-    fn bytes_that_are_no_utf_8_are_refused_inside_strings_too() {
+    fn invalid_utf_8_is_refused_also_inside_strings() {
         assert_eq!(refusal(b"{\n\"a\": \"\xff\"}"), "Value is not JSON: invalid UTF-8 at line 2 column 7");
         assert_eq!(refusal(b"\x89PNG"), "Value is not JSON: invalid UTF-8 at line 1 column 1");
     }

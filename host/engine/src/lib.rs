@@ -229,7 +229,7 @@ impl RequestContext {
     }
 }
 
-/// Runs a job on a pool, or on this thread where there is none.
+/// Runs a job on a pool, or on this thread if there is none.
 fn offload(pool: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
     match pool {
         None => job(),

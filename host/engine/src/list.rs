@@ -10,7 +10,7 @@ use super::{Engine, ExtraHeaders, Outcome, RequestContext, host_refusal};
 use vkog_plugin_host::{Refusal, Verb};
 use vkog_store::{Entry, Store};
 
-/// The number of entries that are read at a time where most of them may be folded into one prefix.
+/// The number of entries that are read at a time if most of them may be folded into one prefix.
 const FOLDED: usize = 16;
 
 /// A page of keys to list.

@@ -80,7 +80,7 @@ pub fn check_key(key: &str) -> Result<(), InvalidRequest> {
     }
 }
 
-/// The media type that a client names for a value; the default where it is empty.
+/// Returns the media type that a client names for a value; the default if it is empty.
 ///
 /// # Errors
 ///

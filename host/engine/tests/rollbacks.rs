@@ -1,7 +1,7 @@
-//! A get, and a batch that only reads, whose guards have passed and whose entry is then rolled back: the guards are undone
-//! before the entry is read again, so that exactly one undo or after follows each guard.
+//! A get, and a batch that only reads, whose guards have passed and whose entry is then rolled back: the guards are
+//! undone before the entry is read again, so that exactly one undo or after hook follows each guard.
 //!
-//! Provoked by a store that reports a number of reads as rolled back, and by a plugin that counts its calls.
+//! Provoked with a store that reports a number of reads as rolled back, and with a plugin that counts its calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

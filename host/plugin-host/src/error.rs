@@ -309,7 +309,7 @@ impl LoadFault {
 }
 
 impl fmt::Display for LoadFault {
-    /// Writes one line, whatever text the library or the plugin contains.
+    /// Writes one line, for any text of the library or the plugin.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut sentence = String::new();
         self.write(&mut sentence)?;

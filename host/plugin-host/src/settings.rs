@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_name_stands_for_the_plugin_that_cargo_would_name_so() {
+    fn a_file_name_identifies_the_plugin_as_cargo_names_it() {
         let settings: Settings =
             ["json-only", "vkog-x", "other"].map(|name| (name.to_owned(), Table::default())).into();
         let names = |file: &str| called_after(&settings, Path::new(file)).map(|(name, _)| name).collect::<Vec<_>>();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn administration_is_for_this_machine_unless_the_configuration_says_more() {
+    fn administration_is_local_by_default() {
         for (client, remote_admin, expected) in [
             ("127.0.0.1:1", false, 200),
             ("[::1]:1", false, 200),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_for_what_begins_with_its_prefix() {
+    fn a_token_covers_keys_that_start_with_its_prefix() {
         let head = head("10.0.0.1:1", &["Bearer a"]);
         for (scope, expected) in [
             (Scope::Key("a/"), 200),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_tokens_none_counts() {
+    fn two_authorization_headers_are_rejected() {
         for sent in [&["Bearer op", "Bearer op"][..], &["Bearer op, Bearer a"], &["op"], &[]] {
             assert_eq!(
                 status(&authorizer(false), &head("127.0.0.1:1", sent), Permission::Read, Scope::All),

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_only_starts_like_a_usual_local_name_is_none() {
+    fn a_host_that_only_starts_like_a_local_name_is_not_local() {
         for other in ["127.0.0.1.a", "127.0.0.10", "localhosts", "localhost.a", "localhost:a", "[::1]a", "127.0.0.1:1a"]
         {
             assert!(!is_usual_local(other.as_bytes()), "{other}");

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_called_like_a_secret_is_hidden_however_deep() {
+    fn settings_with_secret_names_are_hidden_at_any_depth() {
         let settings = serde_json::json!({
             "limit": 5, "token": "s3cret", "peers": [{ "host": "a", "api_key": "s3cret" }], "tls": { "Password": "s3cret" },
         });

@@ -129,7 +129,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Creates FILE.log.next. Where the disk is full, it takes the space that was preallocated for the current log.
+    /// Creates FILE.log.next. If the disk is full, it takes the space that was preallocated for the current log.
     fn begin_log(&self, head: Head) -> io::Result<Tail> {
         let next = &self.paths.next;
         let begin = || {
@@ -183,7 +183,7 @@ impl Shared {
         Ok(len)
     }
 
-    /// Ends all writing where another process may have the files by now.
+    /// Closes the store if another process may have the files by now.
     fn check_lock(&self) -> Result<(), Arc<StoreError>> {
         let Some(Err(error)) = self.lock.get().map(Lock::check) else { return Ok(()) };
         let error = Arc::new(error);

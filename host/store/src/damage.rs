@@ -11,7 +11,7 @@ pub enum Damage {
     Io(io::Error),
     /// Its content is not what it should be.
     At {
-        /// Where, in bytes from its start.
+        /// The position, in bytes from the start of the file.
         offset: u64,
         /// What is wrong there.
         defect: Defect,
@@ -37,7 +37,7 @@ pub enum Defect {
     Record,
     /// A record of a log is damaged: a later one shows that it was on disk.
     DamagedRecord {
-        /// Where the later one is, in bytes.
+        /// The position of the later one, in bytes.
         later: u64,
     },
     /// A record of a log that another log follows is damaged.

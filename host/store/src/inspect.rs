@@ -61,7 +61,7 @@ impl Contents {
         self.findings.revision
     }
 
-    /// The generation of the snapshot; 0 where there is none, or the Go program wrote it.
+    /// The generation of the snapshot; 0 if there is none, or the Go program wrote it.
     pub fn generation(&self) -> u64 {
         self.findings.generation
     }

@@ -41,11 +41,11 @@ pub(super) struct Hashed<'a> {
 /// The shards of some keys, locked.
 pub(super) struct Locked<G> {
     shards: SmallVec<[G; 1]>,
-    /// For each key, where it is.
+    /// The position of each key.
     keys: SmallVec<[Location; 1]>,
 }
 
-/// Where a key is among several.
+/// The position of a key among several.
 #[derive(Copy, Clone, Default)]
 struct Location {
     /// The index of its shard among the locked ones.

@@ -49,7 +49,7 @@ pub struct LostLog {
 pub(super) struct Tail {
     pub(super) file: Box<dyn File>,
     pub(super) head: Head,
-    /// Where the next record goes.
+    /// The offset of the next record, in bytes.
     pub(super) at: u64,
     /// How many bytes follow of writes that were never acknowledged.
     pub(super) torn: u64,

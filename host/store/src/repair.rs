@@ -92,7 +92,7 @@ pub enum Origin {
 /// A part of a file that was not whole.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// Where it starts, in bytes.
+    /// Its offset, in bytes.
     pub at: u64,
     /// Its length, in bytes.
     pub bytes: u64,
@@ -279,7 +279,7 @@ impl Salvage {
             file.sync()
         };
         if let Err(error) = write() {
-            // It takes the room of which there may be none.
+            // It takes disk space, of which there may be none.
             let _ = LocalDisk.remove(&paths.new);
             return Err(unwritable(&paths.new)(error));
         }

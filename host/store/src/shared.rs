@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) snapshots: Mutex<Snapshots>,
     pub(crate) outcomes: Outcomes,
-    /// Asks for a snapshot.
+    /// Requests a snapshot.
     pub(crate) wanted: Sender<()>,
 }
 
@@ -58,12 +58,12 @@ pub(crate) struct Snapshots {
 }
 
 impl Shared {
-    /// Asks for a snapshot, if none is wanted yet.
+    /// Requests a snapshot, if none is wanted yet.
     pub(crate) fn want_snapshot(&self) {
         let _ = self.wanted.try_send(());
     }
 
-    /// Waits until what was read is durable or was rolled back. An error means that nobody will report either.
+    /// Waits until the read entries are durable or rolled back. An error means that neither will be reported.
     pub(crate) fn outcome(&self, ticket: ReadTicket) -> Result<Result<(), RolledBack>, RecvError> {
         let (tell, told) = bounded(1);
         self.commit.write_unsynced(&self.map);

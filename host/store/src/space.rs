@@ -59,7 +59,7 @@ impl DiskSpace {
 /// How much space the log has left.
 pub(super) struct SpaceBudget {
     file: PathBuf,
-    /// The last known free space; `None` where the system does not know it.
+    /// The last known free space; `None` if the system does not know it.
     space: Option<DiskSpace>,
     /// How many bytes were queued since then.
     used: u64,
@@ -118,7 +118,7 @@ impl SpaceBudget {
         self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX), by_system });
     }
 
-    /// Returns how many bytes a trial write needs to prove that there is space again, where no measurement can prove it.
+    /// Returns how many bytes a trial write needs to prove that there is space again, if no measurement can prove it.
     pub(super) fn unproven(&self) -> Option<u64> {
         self.full.as_ref().filter(|full| full.by_system && self.space.is_some()).map(|full| full.needed)
     }

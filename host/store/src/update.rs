@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use crate::map::{Hashed, Locked, Map, Shard};
 use crate::space::Growth;
 
-/// What becomes of an entry.
+/// The decision about an entry.
 pub enum Decision<R> {
     /// It is replaced by this one, which has the same key and no revision yet.
     Write(Entry),
@@ -83,7 +83,7 @@ pub enum Update<R, C = Change> {
 }
 
 impl<R> Update<R, Changes> {
-    /// The outcome for the first of its entries; none where there is no entry.
+    /// The outcome for the first of its entries; `None` if there is no entry.
     pub(crate) fn single(self) -> Option<Update<R>> {
         let first = |changes: Changes| changes.into_iter().next();
         match self {

@@ -1,5 +1,5 @@
-//! Every store behaves the same: one table of cases runs over the local store, which commits to a log on a disk, and over the
-//! store in memory.
+//! Every store behaves the same: one table of cases runs over the local store, which commits to a log on a disk, and
+//! over the in-memory store.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};

@@ -1,4 +1,4 @@
-//! A server whose store cannot be written is alive and not ready. A sync of the log is made to fail.
+//! A server whose store cannot be written is alive and not ready. Provoked with a failing sync of the log.
 
 use std::io::ErrorKind;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
-//! A write that a plugin refuses, that a plugin fails in, or that the disk refuses leaves no trace: the map and the files are
-//! as they were, the guards that had passed are rolled back in the exact reverse of their order, and no after-hook runs.
+//! A write that a plugin refuses, in which a plugin panics, or that the disk refuses leaves no trace: the map and the
+//! files do not change, the guards that passed are undone in exactly the reverse order, and no after-hook runs.
 //!
-//! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that runs full at random. Each notes
-//! its calls; what they have to be follows from what was made to happen. So it is for single operations, and for
-//! batches, of which nothing is done when one of them is not.
+//! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that fills up at random. Each
+//! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
+//! and for batches, which have no effect if one operation fails.
 
 use std::sync::Arc;
 
@@ -206,7 +206,7 @@ fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
 }
 
 #[test]
-fn what_is_not_done_leaves_no_trace_whoever_is_the_reason() {
+fn a_failed_write_leaves_no_trace_for_any_cause() {
     let _alone = STAGE.lock();
     let disk = SimulatedDisk::empty();
     let engine = stage(&disk);
@@ -299,7 +299,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
     told.recv_timeout(DEADLINE).expect("every batch gets a response")
 }
 
-/// The place and the act that end a batch before the log is written; no act if there is nothing to remove.
+/// What ends a batch before the log is asked: at which place, and which act, or `None` if there is nothing to remove.
 type Stop = (usize, Option<(usize, Act)>);
 
 /// The expected course of a batch for the present entries: all calls, its end, and the response of each operation.
@@ -368,7 +368,7 @@ fn expected_of_all(
 }
 
 #[test]
-fn a_batch_that_is_not_done_leaves_no_trace_whichever_operation_is_the_reason() {
+fn a_failed_batch_leaves_no_trace_whichever_operation_failed() {
     let _alone = STAGE.lock();
     let disk = SimulatedDisk::empty();
     let engine = stage(&disk);

@@ -1,4 +1,5 @@
-//! A plugin in `cargo test`: the server's engine with a store in memory, without a server and without a socket.
+//! Runs a plugin of VKOG under `cargo test`: in the server's engine, with a store in memory, without a server or a
+//! socket.
 //!
 //! ```
 //! use vkog_plugin_api::*;
@@ -35,16 +36,38 @@
 //! }
 //! ```
 //!
-//! It belongs under `[dev-dependencies]`:
+//! Add it to the `[dev-dependencies]`. A crate that `vkog plugins new` generated has a copy in its folder `vendor`:
 //!
 //! ```toml
 //! [dev-dependencies]
-//! vkog-plugin-testing = { path = "../vkog/plugin-api/testing" }
+//! vkog-plugin-testing = { path = "vendor/vkog/plugin-api/testing" }
 //! ```
 //!
-//! A [`TestHost`] runs the code of the server: the chain of plugins, conditions, batches, listings, watches, quarantine, and
-//! the requests that plugins make. It differs in three ways: entries live in memory; hooks run on the thread of the test,
-//! unless a plugin starts threads of its own; and time stands still until [`TestHost::advance`] or [`TestHost::set_time`].
+//! It needs Rust 1.89 or newer; the plugin itself needs 1.85.
+//!
+//! # How do I use it?
+//!
+//! 1. [`Setup`] collects the plugins, their settings and order, and the time at which the test starts.
+//! 2. [`Setup::start`] returns a [`TestHost`], which takes requests: [`get`](TestHost::get), [`put`](TestHost::put),
+//!    [`request`](TestHost::request), [`batch`](TestHost::batch), [`keys`](TestHost::keys), [`watch`](TestHost::watch).
+//! 3. A [`Reply`] has assertions that can be chained. A failed assertion prints the request, the reply and the log.
+//!
+//! # What is the same as in a server?
+//!
+//! The hook chain, preconditions, batches, listings, watches, quarantine, store calls of plugins, details, metrics,
+//! statuses and messages. The test host runs the same code.
+//!
+//! # What differs?
+//!
+//! | in a server | in a test |
+//! |---|---|
+//! | entries are in memory and on disk | entries are in memory; [`TestHost::fail_writes`] simulates a failed disk |
+//! | hooks run on many threads; `Plugin::BLOCKS` selects the blocking pool | hooks run on the thread that sends the request; `BLOCKS` has no effect |
+//! | each `tick` has a thread | [`TestHost::advance`] calls `tick` on the thread of the test |
+//! | the clock runs | the clock stands still until [`TestHost::advance`] or [`TestHost::set_time`] |
+//! | tokens, limits and headers such as `If-Match` are checked | they are not; use [`Request::if_revision`] for `If-Match` |
+//! | the configuration sets `on_failure` and `budget` | they have their defaults: `refuse`, and no budget |
+//! | the library is checked and loaded | the plugin is part of the test; load the library into a server once, too |
 
 mod log;
 mod reply;
@@ -57,8 +80,8 @@ pub use request::{Change, Request, Watch};
 pub use setup::{Candidate, Setup, StartError};
 pub use test_host::TestHost;
 
-/// A plugin that this crate does not export, under a name of its own: one more for a [`Setup`], to test how plugins work
-/// together.
+/// Makes a plugin that this crate does not export available to a [`Setup`], under a name that you choose. Use it to
+/// test how plugins work together.
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -96,6 +119,6 @@ macro_rules! plugin {
     };
 }
 
-/// For the macro, whose user may know this crate by another name.
+/// For the macro: the crate that uses it may have vkog-plugin-api under another name.
 #[doc(hidden)]
 pub use vkog_plugin_api;

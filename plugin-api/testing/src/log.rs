@@ -1,4 +1,4 @@
-//! What is logged while a test runs, as lines.
+//! Collects the log lines of a test host.
 
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,14 +7,14 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber, dispatcher};
 
-/// The lines of one test host. A clone has the same.
+/// The log lines of a test host. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Log {
     lines: Arc<Mutex<String>>,
 }
 
 impl Log {
-    /// The log so far, a line per message: `WARN short: said something`.
+    /// Returns the log so far, one line per message: `WARN short: the queue is full`.
     pub(super) fn text(&self) -> String {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -24,7 +24,7 @@ impl Log {
     }
 }
 
-/// Runs something whose lines go there.
+/// Runs a function and collects what it logs.
 pub(super) fn logged<T>(to: &Dispatch, run: impl FnOnce() -> T) -> T {
     dispatcher::with_default(to, run)
 }

@@ -1,18 +1,27 @@
-//! The replies that a test gets, and assertions on them.
+//! Replies, and assertions on them.
 
 use std::fmt;
 
 use vkog_engine::{ExtraHeaders, Outcome};
 
-/// What a client would get. Its `Display` shows the request, the reply and the log.
+/// The reply to a request, as a client would get it. Its `Display` shows the request, the reply and the log.
+///
+/// ```
+/// use vkog_plugin_testing::Setup;
+///
+/// let host = Setup::new().start();
+/// let revision = host.put("a", "1").expect(200).is("Ok").revision();
+/// host.get("a").expect(200).is("1").has("ETag", &format!("\"{revision}\""));
+/// host.get("b").refused(404, "Not Found");
+/// ```
 #[derive(Clone)]
 pub struct Reply {
     request: String,
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
-    /// The headers: `Content-Type`, `ETag` and `Vkog-Plugin` as a server sends them, and those of plugins.
+    /// `Content-Type`, `ETag` and `Vkog-Plugin` as a server sends them, and the headers that plugins add.
     pub headers: Vec<(String, String)>,
-    /// The value that was read, or a text.
+    /// The value that was read, `Ok` for a write, or the message of a failure.
     pub body: Vec<u8>,
     log: String,
 }
@@ -49,7 +58,7 @@ impl Reply {
         self
     }
 
-    /// Asserts a refusal: the status, and the first words of the message.
+    /// Asserts a failure: the status, and the beginning of the message.
     #[track_caller]
     pub fn refused(self, status: u16, words: &str) -> Self {
         let reply = self.expect(status);
@@ -71,21 +80,21 @@ impl Reply {
         self
     }
 
-    /// The first header of that name.
+    /// Returns the first header with this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The revision in the `ETag`.
+    /// Returns the revision in the header `ETag`, for [`Request::if_revision`](crate::Request::if_revision).
     ///
     /// # Panics
     ///
-    /// There is none.
+    /// The reply has no `ETag`.
     #[track_caller]
     pub fn revision(&self) -> u64 {
         let revision = self.header("ETag").and_then(|tag| tag.trim_matches('"').parse().ok());
@@ -110,8 +119,8 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// The reply to a batch: one per operation, or the index of the operation that failed (none if the batch failed as a whole)
-/// and its reply.
+/// The reply to a batch: a reply for each operation, or the reply of the operation that failed, with its index. The
+/// index is `None` if the batch failed as a whole.
 pub struct BatchReply(pub Result<Vec<Reply>, (Option<usize>, Reply)>);
 
 impl BatchReply {
@@ -121,7 +130,8 @@ impl BatchReply {
         self.0.unwrap_or_else(|(index, reply)| panic!("the batch failed at {index:?}: {reply}"))
     }
 
-    /// Asserts that the batch failed at this operation, with a status and the first words of the message.
+    /// Asserts that the batch failed at this operation, with a status and the beginning of the message. The first
+    /// operation has the index 0.
     #[track_caller]
     pub fn failed(self, index: usize, status: u16, words: &str) -> Reply {
         match self.0 {

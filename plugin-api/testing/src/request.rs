@@ -1,4 +1,4 @@
-//! Requests of a test: one operation, a batch, a listing, a watch.
+//! Requests to a test host: single operations, batches, listings, watches.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,33 +17,34 @@ use vkog_plugin_api::abi::Verb;
 use vkog_plugin_host::Origin;
 use vkog_store::{MemoryStore, owned_content_type};
 
-/// The address of a client that the test gives none.
+/// The default address of the client.
 const CLIENT: &str = "127.0.0.1:50000";
-/// The maximum number of keys of a page of a listing.
+/// The maximum number of keys on a page of a listing.
 const PAGE: usize = 1000;
 
 impl TestHost {
-    /// Reads a key.
+    /// Reads an entry: `GET /k/KEY`.
     pub fn get(&self, key: &str) -> Reply {
         self.request(Verb::Get, key).send()
     }
 
-    /// Creates a key.
+    /// Creates an entry: `POST /k/KEY`.
     pub fn post(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
         self.request(Verb::Post, key).body(value).send()
     }
 
-    /// Updates a key.
+    /// Updates an entry: `PUT /k/KEY`.
     pub fn put(&self, key: &str, value: impl AsRef<[u8]>) -> Reply {
         self.request(Verb::Put, key).body(value).send()
     }
 
-    /// Removes a key.
+    /// Removes an entry: `DELETE /k/KEY`.
     pub fn delete(&self, key: &str) -> Reply {
         self.request(Verb::Delete, key).send()
     }
 
-    /// A request for a key, to build.
+    /// Builds a request with headers, a query, a media type, a client address or a precondition. [`Request::send`]
+    /// sends it.
     ///
     /// ```
     /// use vkog_plugin_api::Verb;
@@ -69,8 +70,8 @@ impl TestHost {
         }
     }
 
-    /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. The query and the client
-    /// of the batch are those of its first operation.
+    /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. Do not call
+    /// [`Request::send`] on them. The query and the client address of the first operation apply to the batch.
     ///
     /// ```
     /// use vkog_plugin_api::Verb;
@@ -121,11 +122,22 @@ impl TestHost {
         })
     }
 
-    /// The keys that start with a prefix and that a client may see, in byte order.
+    /// Lists all keys that start with a prefix and that a client may see, in byte order, as `GET /keys` does.
     ///
     /// # Errors
     ///
-    /// A plugin refused the listing, and not because of a key (403, 404 and 410 leave the key out).
+    /// A plugin refused the get of a key with another status than 403, 404 or 410. Those three leave the key out.
+    ///
+    /// ```
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// host.put("b/2", "").expect(400);
+    /// host.put("b/1", "x").expect(200);
+    /// host.put("a", "x").expect(200);
+    /// assert_eq!(host.keys("").expect("no plugin refuses"), ["a", "b/1"]);
+    /// assert_eq!(host.count("b/").expect("no plugin refuses"), 1);
+    /// ```
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Reply> {
         let (mut keys, mut after) = (Vec::new(), None);
         loop {
@@ -140,7 +152,7 @@ impl TestHost {
         }
     }
 
-    /// The number of keys that start with a prefix and that a client may see.
+    /// Counts the keys that start with a prefix and that a client may see.
     ///
     /// # Errors
     ///
@@ -150,7 +162,7 @@ impl TestHost {
         count.map_err(|refusal| self.refused("a count", Outcome::Refused(refusal)))
     }
 
-    /// Watches the changes of keys that start with a prefix from now on.
+    /// Watches the changes from now on of keys that start with a prefix, as `GET /watch` does.
     ///
     /// ```
     /// use vkog_plugin_testing::Setup;
@@ -180,7 +192,7 @@ fn context() -> RequestContext {
     RequestContext { origin, query: String::new() }
 }
 
-/// A request to build.
+/// A request in preparation: [`TestHost::request`].
 pub struct Request<'a> {
     host: &'a TestHost,
     verb: Verb,
@@ -194,43 +206,49 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Adds a header, for hooks to read. The test host itself ignores headers.
+    /// Adds a header for hooks to read. The test host itself ignores headers.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Sets the query, without the question mark.
+    /// Sets the query, without the question mark. The default is none.
     pub fn query(mut self, query: &'a str) -> Self {
         self.query = query;
         self
     }
 
-    /// Sets the value to write.
+    /// Sets the value to write. POST and PUT fail with 400 if it is empty.
     pub fn body(mut self, value: impl AsRef<[u8]>) -> Self {
         self.value = value.as_ref().to_vec();
         self
     }
 
-    /// Sets the media type of the value.
+    /// Sets the media type of the value, and the header `Content-Type`. The default is `application/octet-stream`,
+    /// without a header.
     pub fn content_type(mut self, content_type: &'a str) -> Self {
         self.content_type = content_type;
         self.header("Content-Type", content_type)
     }
 
-    /// Sets the client's address, `ip:port`.
+    /// Sets the client's address, `ip:port`. The default is `127.0.0.1:50000`.
     pub fn client(mut self, address: &'a str) -> Self {
         self.client = address;
         self
     }
 
-    /// Fails the request with 412 if the entry has another revision, as `If-Match` does.
+    /// Fails the request with 412 if the entry has another revision, as the header `If-Match` does. Adds that header,
+    /// too.
     pub fn if_revision(mut self, revision: u64) -> Self {
         self.if_revision = Some(revision);
         self.header("If-Match", &format!("\"{revision}\""))
     }
 
-    /// Sends the request.
+    /// Sends the request and waits for the reply. Hooks run on this thread.
+    ///
+    /// # Panics
+    ///
+    /// The host itself panicked. A panic of a plugin is a reply with 500.
     pub fn send(self) -> Reply {
         let (host, shown) = (self.host, self.shown());
         if let Err(invalid) = check_operation(self.verb, self.key, self.content_type, &self.value) {
@@ -255,7 +273,7 @@ impl<'a> Request<'a> {
         Reply::new(shown, outcome, headers, host.log())
     }
 
-    /// The request in words, for failed assertions.
+    /// Returns a description of the request for failed assertions.
     fn shown(&self) -> String {
         let Self { verb, key, value, headers, .. } = self;
         format!("{} {key:?} {headers:?}, {} bytes", verb.method(), value.len())
@@ -278,7 +296,7 @@ impl<'a> Request<'a> {
         Conditions { if_match, if_none_match: None }
     }
 
-    /// The media type, as the engine takes it: the default where there is none, none where nothing is written.
+    /// Returns the media type for the engine: the default if the test sets none; empty for operations without a value.
     fn media_type(&self) -> Cow<'static, str> {
         match self.verb {
             Verb::Get | Verb::Delete => "".into(),
@@ -310,26 +328,27 @@ impl Origin for Client {
     }
 }
 
-/// A watch: [`TestHost::watch`].
+/// An open watch: [`TestHost::watch`].
 pub struct Watch<'a> {
     host: &'a TestHost,
     watcher: Watcher<MemoryStore>,
     end: Option<Reply>,
 }
 
-/// A change that a watch delivers.
+/// A change that a watch has delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The key.
     pub key: String,
     /// The revision of the change.
     pub revision: u64,
-    /// The value that was written; none if the entry was removed.
+    /// The value that was written; `None` if the entry was removed.
     pub value: Option<Vec<u8>>,
 }
 
 impl Watch<'_> {
-    /// The changes since the last call.
+    /// Returns the changes since the last call, in the order of their revisions. Does not wait for further changes.
+    /// Plugins see each change as a get; a change that they hide or refuse is left out.
     pub fn changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let flag = Arc::new(Flag(AtomicBool::new(true)));
@@ -357,13 +376,14 @@ impl Watch<'_> {
         changes
     }
 
-    /// The refusal of a plugin that has ended the watch, or 404 if the change feed was too short.
+    /// Returns the refusal of the plugin that ended the watch, or a 404 if the change feed no longer has the next
+    /// change; `None` while the watch is open. [`changes`](Self::changes) updates it.
     pub fn end(&self) -> Option<&Reply> {
         self.end.as_ref()
     }
 }
 
-/// Whether a task was woken.
+/// Records that a task was woken.
 struct Flag(AtomicBool);
 
 impl Wake for Flag {

@@ -1,4 +1,4 @@
-//! The plugins of a test, their settings and order, and the time at which it starts.
+//! The setup of a test host: its plugins, their settings and order, its clock and limits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use vkog_plugin_api::abi::PluginModuleRef;
 use vkog_plugin_api::export::Exported;
 use vkog_plugin_host::{FailurePolicy, HostContext, LoadError, LoadFault, Member, PluginError};
 
-/// The time at which a test starts unless it sets another: 1 January 2026, 00:00 UTC.
+/// The default start time of the clock: 1 January 2026, 00:00 UTC, in seconds since 1970.
 const START: Duration = Duration::from_secs(1_767_225_600);
-/// [`Host::max_size`](vkog_plugin_api::Host::max_size) unless the test sets another.
+/// The default of [`Host::max_size`](vkog_plugin_api::Host::max_size), in bytes.
 const MAX_SIZE: u64 = 128 << 20;
 
-/// A plugin for a [`Setup`]: [`plugin!`](crate::plugin).
+/// A plugin for a [`Setup`], made by [`plugin!`](crate::plugin).
 #[derive(Clone)]
 pub struct Candidate {
     module: PluginModuleRef,
@@ -32,13 +32,15 @@ impl Candidate {
     }
 
     pub(crate) fn create(&self, context: &Arc<HostContext>) -> Result<Arc<Member>, StartError> {
-        // SAFETY: the module is part of this program, so its layout is the one this program knows, and it is never unloaded.
+        // SAFETY: the module is part of this program, so its layout is the one this program knows, and it is never
+        // unloaded.
         let created = unsafe { Member::create(self.module, &self.settings, context, FailurePolicy::default()) };
         created.map(Arc::new).map_err(|cause| StartError { plugin: self.name().to_owned(), cause })
     }
 }
 
-/// A plugin cannot be created, does not start, or rejects its settings.
+/// The error of a plugin that cannot be created, does not start, or rejects its settings. `Display` names the plugin
+/// and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartError {
     pub(crate) plugin: String,
@@ -68,7 +70,8 @@ impl From<LoadError> for StartError {
     }
 }
 
-/// What a [`TestHost`] consists of: the plugins, their settings and order, the time.
+/// The setup of a [`TestHost`]: its plugins, their settings and order, its clock and limits. A clone can start further
+/// hosts.
 #[derive(Clone)]
 pub struct Setup {
     pub(crate) candidates: Vec<Candidate>,
@@ -84,18 +87,19 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// A store without plugins.
+    /// Creates a setup without plugins. The clock starts on 1 January 2026, 00:00 UTC, and `max_size` is 128 MiB.
     pub fn new() -> Self {
         let now = SystemTime::UNIX_EPOCH + START;
         Self { candidates: Vec::new(), order: Vec::new(), now, max_size: MAX_SIZE }
     }
 
-    /// Adds the plugin that this crate exports ([`export_plugin!`](vkog_plugin_api::export_plugin)), under the crate's name.
+    /// Adds the plugin that this crate exports ([`export_plugin!`](vkog_plugin_api::export_plugin)), under the crate's
+    /// name.
     pub fn load<P: Exported>(self) -> Self {
         self.load_other(Candidate::new(P::module()))
     }
 
-    /// Adds another plugin, under a name of its own: [`plugin!`](crate::plugin).
+    /// Adds a plugin that this crate does not export: [`plugin!`](crate::plugin).
     ///
     /// # Panics
     ///
@@ -107,7 +111,8 @@ impl Setup {
         self
     }
 
-    /// Sets the settings of the plugin that was added last: its table of the configuration, as JSON.
+    /// Sets the settings of the plugin that was added last: its table in the configuration, as a JSON object. The
+    /// default is an empty table.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -132,13 +137,14 @@ impl Setup {
         self
     }
 
-    /// Puts these plugins first, in this order, as `plugins.order` of the configuration does.
+    /// Sets the order of the plugins, as `order` of the table `[plugins]` does. Plugins that it does not name follow by
+    /// stage, then by name.
     pub fn order(mut self, names: &[&str]) -> Self {
         self.order = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
-    /// Sets the host's clock ([`Host::now`](vkog_plugin_api::Host::now)).
+    /// Sets the time at which the host's clock starts ([`Host::now`](vkog_plugin_api::Host::now)).
     pub fn at(mut self, now: SystemTime) -> Self {
         self.now = now;
         self
@@ -154,17 +160,28 @@ impl Setup {
     ///
     /// # Panics
     ///
-    /// A plugin does not start.
+    /// A plugin cannot be created or does not start.
     #[track_caller]
     pub fn start(self) -> TestHost {
         self.try_start().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Like [`start`](Self::start).
+    /// Like [`start`](Self::start), for tests of wrong settings.
     ///
     /// # Errors
     ///
-    /// A plugin cannot be created, or does not start.
+    /// A plugin cannot be created or does not start.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use vkog_plugin_testing::{Setup, plugin};
+    /// # struct Idle;
+    /// # impl Plugin for Idle { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Idle) } }
+    /// # impl AfterGet for Idle { fn after_get(&self, _: &After<'_, Get>) {} }
+    /// let setup = Setup::new().load_other(plugin!(Idle, "idle")).settings(r#"{"limit": 3}"#);
+    /// let error = setup.try_start().err().expect("idle has no settings");
+    /// assert!(error.to_string().contains("unknown key \"limit\""), "{error}");
+    /// ```
     pub fn try_start(self) -> Result<TestHost, StartError> {
         TestHost::new(self)
     }

@@ -15,10 +15,11 @@ use vkog_plugin_api::export;
 use vkog_plugin_host::{HostContext, Member, Registry};
 use vkog_store::MemoryStore;
 
-/// How long requests of plugins may take to end when the plugins end.
+/// The timeout for hooks in flight when plugins are stopped or replaced.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Plugins around a store in memory. Any thread may send requests; what concerns the whole host needs it exclusively.
+/// A host with plugins around a store in memory: [`Setup::start`]. Several threads may send requests through a shared
+/// reference. Dropping it ends the plugins.
 pub struct TestHost {
     setup: Setup,
     running: Running,
@@ -27,7 +28,7 @@ pub struct TestHost {
     pub(crate) dispatch: Dispatch,
 }
 
-/// The time in milliseconds: what the host's clock shows, which may jump, and what has passed, by which plugins tick.
+/// Two times in milliseconds: the host's clock, which may jump, and the elapsed time, by which plugins tick.
 struct Clock {
     now: AtomicU64,
     passed: AtomicU64,
@@ -54,8 +55,8 @@ impl TestHost {
         &self.running.engine
     }
 
-    /// Lets the next writes and deletes fail after all guards have passed, so that plugins must undo what they did. `count` is
-    /// the number of these requests; a batch is one.
+    /// Lets the next `count` writes and removals fail with 503 after all guards have passed, as a broken disk does. So
+    /// the undo hooks of all plugins run. A batch counts as one.
     ///
     /// ```
     /// # use vkog_plugin_testing::Setup;
@@ -68,17 +69,18 @@ impl TestHost {
         self.running.store.fail_updates(count);
     }
 
-    /// The time on the host's clock.
+    /// Returns the time of the host's clock.
     pub fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.clock.now.load(SeqCst))
     }
 
-    /// Sets the host's clock, forwards or backwards, as an operator may. No time passes: nothing ticks.
+    /// Sets the host's clock, forwards or backwards, as an operator may. No time passes, so no `tick` is called.
     pub fn set_time(&self, now: SystemTime) {
         self.clock.now.store(millis(now), SeqCst);
     }
 
-    /// Lets time pass. Every tick that falls due runs at its time, in order, before this returns.
+    /// Lets time pass. Calls every `tick` that becomes due, in order, with the clock at its due time, before it
+    /// returns.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -104,8 +106,8 @@ impl TestHost {
         logged(&self.dispatch, || self.running.tick_until(&self.clock, end));
     }
 
-    /// Calls the `tick` of a plugin now, whether it is due or not, and returns how long the plugin wants to wait until the
-    /// next one.
+    /// Calls the `tick` of a plugin now, whether it is due or not, and returns how long the plugin wants to wait until
+    /// the next one.
     ///
     /// # Panics
     ///
@@ -122,7 +124,7 @@ impl TestHost {
         ticked.unwrap_or_else(|| panic!("no plugin \"{plugin}\" ticks"))
     }
 
-    /// The value of a metric that a plugin publishes ([`Host::counter`](vkog_plugin_api::Host::counter),
+    /// Returns the value of a metric that a plugin publishes ([`Host::counter`](vkog_plugin_api::Host::counter),
     /// [`Host::gauge`](vkog_plugin_api::Host::gauge)).
     ///
     /// # Panics
@@ -136,19 +138,20 @@ impl TestHost {
         found.unwrap_or_else(|| panic!("plugin \"{plugin}\" publishes no \"{name}\", but {known:?}"))
     }
 
-    /// The log so far, a line per message: level, plugin and text. It lacks what a plugin logs on a thread of its own.
+    /// Returns the log so far, one line per message: `WARN short: the queue is full`. Lines that a plugin logs on its
+    /// own threads are missing.
     pub fn log(&self) -> String {
         self.log.text()
     }
 
-    /// Whether a plugin is in quarantine because it panicked too often.
+    /// Whether a plugin is in quarantine, after five panics within a minute of real time.
     pub fn is_quarantined(&self, plugin: &str) -> bool {
         let chain = self.engine().plugins().chain();
         chain.members().iter().any(|member| member.name() == plugin && member.is_quarantined())
     }
 
-    /// Ends the plugins, then creates and starts them again with the same entries, as a restart of the server does. Their
-    /// metrics start at 0.
+    /// Ends the plugins, then creates and starts them again with the same entries and details, as a restart of the
+    /// server does. Metrics start at 0. The clock does not change.
     ///
     /// # Panics
     ///
@@ -161,8 +164,9 @@ impl TestHost {
         self.running = started.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Gives a plugin other settings, as JSON, as a server does that reloads its configuration: through `settings_changed` if
-    /// the plugin has that hook, otherwise by a new instance that replaces the old one.
+    /// Changes the settings of a plugin, as a reload of the configuration does: through `settings_changed` if the
+    /// plugin has that hook, otherwise by a new instance that replaces the old one. `json` is the whole table, as a
+    /// JSON object.
     ///
     /// # Errors
     ///
@@ -170,7 +174,7 @@ impl TestHost {
     ///
     /// # Panics
     ///
-    /// There is no such plugin.
+    /// No plugin has this name.
     #[track_caller]
     pub fn change_settings(&mut self, plugin: &str, json: &str) -> Result<(), StartError> {
         let Some(position) = self.setup.candidates.iter().position(|candidate| candidate.name() == plugin) else {
@@ -186,7 +190,7 @@ impl TestHost {
 
 impl Running {
     fn new(setup: &Setup, store: MemoryStore, clock: &Arc<Clock>, dispatch: &Dispatch) -> Result<Self, StartError> {
-        // A panic is for the test's own output.
+        // A panic belongs into the output of the test.
         export::leave_panics();
         let shown = Arc::clone(clock);
         let context = Arc::new(HostContext::new(setup.max_size, move || shown.now.load(SeqCst)));
@@ -206,7 +210,7 @@ impl Running {
         })
     }
 
-    /// Lets time pass, with every tick that falls due on the way, in order.
+    /// Lets time pass, and calls every tick that becomes due, in order.
     fn tick_until(&self, clock: &Clock, end: u64) {
         let mut ticks = self.ticks.lock();
         let proceed = |to: u64| {
@@ -271,7 +275,8 @@ fn millis(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The pause until the next tick, in milliseconds; at least one, because time must pass for a test to end.
+/// Returns the time until the next tick in milliseconds, at least 1. Without it, a tick that returns zero would never
+/// let a test end.
 fn pause_of(pause: Duration) -> u64 {
     u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).max(1)
 }

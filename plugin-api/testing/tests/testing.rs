@@ -293,7 +293,7 @@ impl GuardPost for Once {
 }
 
 #[test]
-fn of_threads_that_create_one_key_exactly_one_does() {
+fn exactly_one_of_several_threads_creates_a_key() {
     let host = Setup::new().load_other(plugin!(Once, "once")).start();
     let create = || host.post("a", "1").status;
     let statuses: Vec<u16> = thread::scope(|scope| {

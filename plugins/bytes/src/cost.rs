@@ -1,15 +1,15 @@
-//! What an entry counts for. A pure function of the entry, so that what was reserved is what is released.
+//! The cost of an entry in bytes. A pure function of the entry, so that exactly the reserved bytes are released.
 
 use vkog_plugin_api::serde::Deserialize;
 
-/// What is counted of an entry.
+/// The part of an entry that is counted.
 #[derive(Copy, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(crate = "vkog_plugin_api::serde", rename_all = "lowercase")]
 pub(crate) enum Count {
-    /// The bytes of its key and of its value.
+    /// The bytes of the key and of the value.
     #[default]
     Payload,
-    /// What it takes of the server's memory.
+    /// The memory that the entry takes in the server.
     Memory,
 }
 
@@ -17,25 +17,25 @@ pub(crate) enum Count {
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Costs {
     pub(crate) count: Count,
-    /// For what other plugins keep of each entry.
+    /// Further bytes per entry, for data of other plugins.
     pub(crate) overhead: u64,
 }
 
-/// The media type that the server stores without a byte.
+/// The media type that takes no memory.
 const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
-/// What stands before key, media type and value: the count of those who share it (8), the revision (8), three lengths (8)
-/// and the length of all (8).
+/// The header of an entry, in bytes: the reference count (8), the revision (8), three lengths (8) and the total length
+/// (8).
 const HEADER: u64 = 32;
-/// A place in the table of keys: 8 bytes and one for the hash, where after a growth 16 places are there for 7 entries.
+/// A slot of the hash table, in bytes: 8 and 1 for the hash. After the table has grown, 16 slots serve 7 entries.
 const PLACE: u64 = 21;
-/// glibc's allocator: 8 bytes of its own, all in units of 16.
+/// The overhead of an allocation in glibc, and the unit to which its size is rounded up, in bytes.
 const ALLOCATOR: (u64, u64) = (8, 16);
-/// From here on it takes whole pages from the system, with 16 bytes of its own.
+/// Allocations from this size on take whole pages of the system, with twice the overhead.
 const PAGES_FROM: u64 = 128 << 10;
 const PAGE: u64 = 4096;
 
 impl Costs {
-    /// What an entry with this key, media type and value counts for.
+    /// Returns the cost of an entry with this key, media type and value, in bytes.
     pub(crate) fn of(self, key: &str, content_type: &str, value: &[u8]) -> u64 {
         let payload = (key.len() + value.len()) as u64;
         let counted = match self.count {

@@ -1,15 +1,15 @@
-//! How many bytes are held of how many that may be, exact under any number of threads. Knows neither entries nor hooks.
+//! The number of bytes in use and its limit, exact with any number of threads. Knows neither entries nor hooks.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The bytes held and the limit they keep to.
+/// The bytes in use, and their limit.
 pub(crate) struct Ledger {
     limit: u64,
-    // Relaxed throughout: this one number is the whole truth, and no other memory is published by it.
+    // Relaxed throughout: this number is the whole state, and no other memory is published by it.
     held: AtomicU64,
 }
 
-/// A reservation that did not fit, and what would have.
+/// The error of a reservation that does not fit: the free bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full {
     pub(crate) free: u64,
@@ -24,18 +24,19 @@ impl Ledger {
         self.limit
     }
 
-    /// Sets what is held before anybody has reserved. It may be over the limit: what is stored stays stored.
+    /// Sets the bytes in use before the first reservation. They may exceed the limit, because stored entries stay
+    /// stored.
     pub(crate) fn open(&self, held: u64) {
         self.held.store(held, Relaxed);
     }
 
-    /// Takes bytes, all or none.
+    /// Reserves bytes: all or none.
     pub(crate) fn reserve(&self, bytes: u64) -> Result<(), Full> {
-        // A ledger opened over its limit refuses growth, not a write that grows nothing.
+        // A ledger over its limit refuses growth only.
         if bytes == 0 {
             return Ok(());
         }
-        // Adding first and looking afterwards would pass the limit for an instant, and refuse others who fit.
+        // Adding first and checking afterwards would exceed the limit for an instant and refuse other writes that fit.
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.held.fetch_update(Relaxed, Relaxed, fits) {
             Ok(_) => Ok(()),
@@ -43,7 +44,7 @@ impl Ledger {
         }
     }
 
-    /// Gives back bytes that were reserved or opened with.
+    /// Releases bytes that were reserved or set by [`open`](Self::open).
     pub(crate) fn release(&self, bytes: u64) {
         let held = self.held.fetch_sub(bytes, Relaxed);
         debug_assert!(held >= bytes, "{bytes} bytes were released, {held} were held");
@@ -93,7 +94,8 @@ mod tests {
     fn racing_threads_never_pass_the_limit_and_the_end_is_exact() {
         const LIMIT: u64 = 100;
         let ledger = Ledger::new(LIMIT);
-        // What the threads own by their own count: never more than what the ledger says, so never more than the limit.
+        // The sum of what the threads own is never greater than the ledger's number, and so never greater than the
+        // limit.
         let owned = AtomicU64::new(0);
         let run = |thread: u64| {
             let mut kept = 0;

@@ -1,8 +1,8 @@
-//! The memory limit. Owns the moments at which bytes are reserved and released; knows no other plugin, and leaves the
-//! counting to `ledger`.
+//! The memory limit. Decides when bytes are reserved and released; knows no other plugin, and leaves the counting to
+//! `ledger`.
 //!
-//! A write reserves its growth in the guard. What it shrinks by is released after it is kept: released earlier,
-//! somebody else could fill the room of a value that is still there.
+//! A write reserves its growth in the guard. The bytes by which it shrinks are released when it is durable. If they
+//! were released earlier, another write could take the space of a value that is rolled back.
 
 #![forbid(unsafe_code)]
 
@@ -18,12 +18,12 @@ use ledger::{Full, Ledger};
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// In place of the host's `--max-size`.
+    /// Bytes; overrides the server's `--max-size`.
     max_size: Option<u64>,
-    /// What of an entry.
+    /// The part of an entry that is counted.
     #[serde(default)]
     count: Count,
-    /// And so many bytes for each entry.
+    /// Further bytes per entry.
     #[serde(default)]
     overhead: u64,
 }
@@ -46,12 +46,12 @@ impl Plugin for Bytes {
 }
 
 impl Bytes {
-    /// What an entry that is there counts for.
+    /// Returns the cost of a stored entry.
     fn size(&self, key: &str, entry: Entry<'_>) -> u64 {
         self.costs.of(key, entry.content_type(), entry.value())
     }
 
-    /// What the key counts for before and after a write.
+    /// Returns the cost of the key before and after a write.
     fn sizes(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> (u64, u64) {
         let before = entry.map_or(0, |entry| self.size(write.key(), entry));
         (before, self.costs.of(write.key(), write.content_type(), write.value()))
@@ -71,7 +71,7 @@ impl Bytes {
         let needs = self.growth(write, write.entry());
         self.ledger.reserve(needs).map_err(|Full { free }| {
             let (key, limit) = (write.key(), self.ledger.limit());
-            // The key is escaped: it may hold a line break, and a message is one line.
+            // Escape the key: it may contain a line break, and a message is one line.
             Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))
         })
     }
@@ -135,7 +135,7 @@ impl AfterDelete for Bytes {
     }
 }
 
-// With one of them missing the count would drift.
+// Without one of them the count would drift.
 export_plugin!(
     Bytes,
     required: [start, guard_post, guard_put, undo_post, undo_put, after_post, after_put, after_delete]

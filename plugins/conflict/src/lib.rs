@@ -1,5 +1,5 @@
-//! Create and update kept apart, and writers told of each other. Owns when a write conflicts with what is stored; holds
-//! no state and looks at no value.
+//! Separates create and update, and detects overlapping writes. Decides when a write conflicts with the stored entry;
+//! has no state and ignores values.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ struct Settings {
     overlap: Overlap,
 }
 
-/// What becomes of a write whose entry was written by somebody else since the request arrived.
+/// Whether a write succeeds if its entry was written since the request arrived.
 #[derive(Deserialize, Default)]
 #[serde(crate = "vkog_plugin_api::serde", rename_all = "lowercase")]
 enum Overlap {
@@ -23,7 +23,8 @@ enum Overlap {
 }
 
 impl Overlap {
-    /// An absent key has no revision: that its entry was removed meanwhile is seen by who needs it to be there.
+    /// Checks the revision of the current entry; `None` for an absent key. A write that requires the key fails
+    /// elsewhere if the entry was removed.
     fn check(&self, revision: Option<u64>, arrived: u64) -> Verdict {
         match self {
             Overlap::Refuse if revision.is_some_and(|revision| revision > arrived) => {
@@ -55,7 +56,7 @@ impl Conflict {
 
 impl GuardPost for Conflict {
     fn guard_post(&self, post: &mut Guard<'_, Post>) -> Verdict {
-        // First, because it says more: the key was free when the request arrived, perhaps.
+        // First, because its message is more precise: the key may have been free when the request arrived.
         self.check_overlap(post)?;
         if post.entry().is_some() { Err(Refusal::new(409, "Key already exists")) } else { Ok(()) }
     }
@@ -99,7 +100,7 @@ mod tests {
         host.post("a", "4").expect(200);
     }
 
-    /// Writes the key itself while a client's request for it is under way.
+    /// Writes a key while a client's request for it is in flight.
     struct Faster(Host);
 
     impl Plugin for Faster {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_written_since_the_request_arrived_is_refused_with_409_where_that_is_set() {
+    fn overlap_refuse_rejects_a_write_to_an_entry_that_changed_meanwhile() {
         let setup = Setup::new().load_other(plugin!(Faster, "faster")).load::<Conflict>();
         let host = setup.clone().settings("{\"overlap\": \"refuse\"}").start();
         host.post("a", "1").expect(200);

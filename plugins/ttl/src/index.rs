@@ -1,20 +1,20 @@
-//! Which key expires when, as far as hooks have told. Knows neither the host nor a clock.
+//! An index of the keys that expire, as hooks report them. Knows neither the host nor a clock.
 //!
-//! After-hooks of one key come in any order. So that an old one cannot bring back what a newer one has taken away, a key is
-//! remembered from the guard of a write until its after-hook, with the newest revision that was told of; with nothing under
-//! way and nothing to expire it is forgotten.
+//! After-hooks of one key run in any order. So that an old one cannot restore what a newer one removed, the index
+//! remembers a key from the guard of a write until its after-hook, with the newest reported revision. It forgets a key
+//! without a write in flight and without an expiry.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// What is known of a key. Times are in milliseconds since 1970.
+/// The state of a key. Times are in milliseconds since 1970.
 #[derive(Default)]
 struct Slot {
     revision: u64,
     expiry: Option<u64>,
-    /// When it is to be removed: at its expiry, or later where that was refused.
+    /// The time of its removal: its expiry, or later if the removal was refused.
     due: u64,
-    /// Writes whose guard has passed, and that are neither done nor undone.
+    /// The number of writes in flight: their guard has passed, and neither after nor undo has run.
     under_way: u32,
 }
 
@@ -28,25 +28,25 @@ pub(crate) struct Due {
 #[derive(Default)]
 pub(crate) struct Index {
     slots: HashMap<Arc<str>, Slot>,
-    /// The keys that expire, the first first.
+    /// The keys that expire, ordered by the time of their removal.
     due: BTreeSet<(u64, Arc<str>)>,
-    /// The time at which it was last asked what is due.
+    /// The time of the last call of [`due`](Self::due).
     asked: u64,
 }
 
 impl Index {
-    /// How many entries expire.
+    /// Returns the number of entries that expire.
     pub(crate) fn len(&self) -> usize {
         self.due.len()
     }
 
-    /// How many keys are remembered, whether they expire or not.
+    /// Returns the number of keys in the index, whether they expire or not.
     #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
         self.slots.len()
     }
 
-    /// The guard of a write has passed: [`done`](Self::done) or [`undone`](Self::undone) follows.
+    /// Records that the guard of a write has passed. [`done`](Self::done) or [`undone`](Self::undone) follows.
     pub(crate) fn begun(&mut self, key: &str) {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.under_way += 1;
@@ -55,26 +55,26 @@ impl Index {
         }
     }
 
-    /// A write is done; this is what it left.
+    /// Records that a write succeeded, with its revision and expiry.
     pub(crate) fn done(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
         self.ended(key);
         self.learn(key, revision, expiry);
     }
 
-    /// A write will not happen.
+    /// Records that a write does not happen.
     pub(crate) fn undone(&mut self, key: &str) {
         self.ended(key);
         self.forget_if_idle(key);
     }
 
-    /// An entry that was there before anything was under way.
+    /// Adds an entry that was stored before the start.
     pub(crate) fn found(&mut self, key: &str, revision: u64, expiry: u64) {
         self.slots.entry(key.into()).or_default();
         self.learn(key, revision, Some(expiry));
     }
 
-    /// What a look into the store has shown of a key that is known here. One that is not known is left alone: it may have
-    /// been removed since the look.
+    /// Updates a known key with what the store holds. Ignores an unknown key, which may have been removed since it was
+    /// read.
     pub(crate) fn learn(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
         let Some((known, slot)) = self.slots.get_key_value(key) else { return };
         if revision > slot.revision {
@@ -84,7 +84,7 @@ impl Index {
         self.forget_if_idle(key);
     }
 
-    /// The store holds this key no more, nor this revision.
+    /// Records that the store no longer holds this revision of the key.
     pub(crate) fn gone(&mut self, due: &Due) {
         if self.slots.get(&due.key).is_some_and(|slot| slot.revision == due.revision) {
             self.set(&due.key, due.revision, None, None);
@@ -92,7 +92,7 @@ impl Index {
         }
     }
 
-    /// It could not be removed: once more at that time.
+    /// Postpones the removal of an entry.
     pub(crate) fn postpone(&mut self, due: &Due, until: u64) {
         let Some(slot) = self.slots.get(&due.key) else { return };
         if slot.revision == due.revision && slot.expiry.is_some() {
@@ -100,17 +100,17 @@ impl Index {
         }
     }
 
-    /// The entry of this key, if it has expired.
+    /// Returns the entry of this key if it has expired.
     pub(crate) fn expired(&self, key: &str, now: u64) -> Option<Due> {
         let (key, slot) = self.slots.get_key_value(key)?;
         let expired = slot.expiry.is_some_and(|expiry| expiry <= now);
         expired.then(|| Due { key: Arc::clone(key), revision: slot.revision })
     }
 
-    /// The first entries that are to be removed by now, at most so many.
+    /// Returns the first due entries, at most `most`.
     pub(crate) fn due(&mut self, now: u64, most: usize) -> Vec<Due> {
         if now < self.asked {
-            // The clock was set back: what was put off until a time it has already shown would wait for that again.
+            // The clock was set back: postponed removals would wait for a time that has already passed.
             let slots = self.slots.iter_mut();
             self.due = slots.filter_map(|(key, slot)| Some((slot.be_due_again()?, Arc::clone(key)))).collect();
         }
@@ -119,7 +119,7 @@ impl Index {
         due.map(|(_, key)| Due { key: Arc::clone(key), revision: self.slots[key].revision }).collect()
     }
 
-    /// When the next entry is to be removed.
+    /// Returns the time of the next removal.
     pub(crate) fn next(&self) -> Option<u64> {
         self.due.first().map(|(due, _)| *due)
     }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_late_does_not_bring_back_what_was_taken_away_and_nothing_is_left() {
+    fn late_after_hooks_revive_no_removed_entry_and_leave_no_slot() {
         let mut index = Index::default();
         for _ in 0..3 {
             index.begun("a");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_is_undone_leaves_a_key_as_it_was() {
+    fn an_undone_write_leaves_its_key_unchanged() {
         let mut index = Index::default();
         index.begun("new");
         index.undone("new");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_removed_is_due_later_and_at_once_when_the_clock_was_set_back() {
+    fn a_postponed_removal_is_due_later_and_at_once_after_the_clock_is_set_back() {
         let mut index = Index::default();
         index.found("a", 1, 20);
         let found = index.due(30, 1).remove(0);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_another_revision_changes_nothing() {
+    fn reports_about_another_revision_change_nothing() {
         let mut index = Index::default();
         index.found("a", 7, 20);
         let old = Due { key: "a".into(), revision: 6 };

@@ -1,10 +1,10 @@
-//! Entries that expire. Owns until when an entry lives, and that it is absent from then on; that time is kept in the
-//! entry's details, so that it outlives the plugin. The removal goes through the chain like anybody's.
+//! Entries that expire. Decides until when an entry lives, and hides it from then on. The expiry is stored in the
+//! entry's details, so it outlives the plugin. Expired entries are removed through the hook chain.
 //!
-//! An entry lives while the host's clock shows less than its expiry. A read is judged when it reads, under the entry's
-//! lock. A write or removal is judged when it comes in: what has expired by then is removed first, so that all plugins find
-//! the key absent. If the entry expires after that and before the write, nobody can make the others see it so any more: the
-//! write is refused, and sent again it finds the key absent.
+//! An entry lives while the host's clock shows less than its expiry. A read is judged under the entry's lock. A write
+//! or removal is judged in its before-hook: an entry that has expired is removed first, so that all plugins find the
+//! key absent. If the entry expires after that and before the write, the other plugins have already seen it, so the
+//! write is refused. When the client repeats it, the key is absent.
 
 #![forbid(unsafe_code)]
 
@@ -21,26 +21,27 @@ use vkog_plugin_api::*;
 use index::{Due, Index};
 use period::{ACCEPTED, Period};
 
-/// The plugin's name, as it sees itself ask.
+/// The plugin's name, by which it recognises its own store calls.
 const NAME: &str = "ttl";
-/// The header of requests and of answers.
+/// The header of requests and of responses.
 const HEADER: &str = "Vkog-TTL";
-/// So many entries are removed in one go, which share the wait for the disk. In between the plugin can be stopped.
+/// The maximum number of entries that are removed together and share the wait for the disk. Between two batches the
+/// plugin can be stopped.
 const BATCH: usize = 8192;
-/// The longest pause between two looks: the clock may be set, and an entry written that lives no longer.
+/// The maximum time between two ticks: the clock may be set, and a shorter time to live may be written.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long an entry is left alone whose removal was refused, in milliseconds.
+/// The time until a refused removal is retried, in milliseconds.
 const RETRY: u64 = 10_000;
-/// So often an entry is looked at that changes whenever it is to be removed.
+/// The maximum number of attempts to remove an entry that changes meanwhile.
 const TRIES: usize = 8;
 
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// For entries that are created without one.
+    /// The time to live of new entries that set none.
     #[serde(default)]
     default: Option<Period>,
-    /// The longest that may be asked for.
+    /// The maximum time to live.
     #[serde(default)]
     max: Option<Period>,
 }
@@ -50,9 +51,9 @@ struct Ttl {
     default: Option<Period>,
     max: Option<Period>,
     index: Mutex<Index>,
-    /// Held while entries are removed that are due.
+    /// Locked while due entries are removed.
     pass: Mutex<()>,
-    /// How often that removed something.
+    /// The number of times that this removed an entry.
     passes: AtomicU64,
     expired: Counter,
     entries: Gauge,
@@ -81,32 +82,33 @@ impl Plugin for Ttl {
     }
 }
 
-/// What a request wants of the entry that it writes.
+/// The time to live that a request sets.
 enum Wish {
-    /// It says nothing.
+    /// The request sets none.
     Nothing,
     Never,
     For(Period),
 }
 
-/// The expiry in an entry's details, in milliseconds since 1970.
+/// Returns the expiry in an entry's details, in milliseconds since 1970.
 fn expiry(details: &[u8]) -> Option<u64> {
     details.try_into().ok().map(u64::from_be_bytes)
 }
 
 impl Ttl {
     fn index(&self) -> MutexGuard<'_, Index> {
-        // A panic under it is caught by the host; what the index holds is checked against the store wherever it is used.
+        // The host catches a panic under this lock. The content of the index is checked against the store before each
+        // use.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host's clock, in milliseconds since 1970.
+    /// Returns the time of the host's clock, in milliseconds since 1970.
     fn now(&self) -> u64 {
         let since = self.host.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// What the header or the query says.
+    /// Parses the header or the query parameter.
     fn wish(&self, request: &Request<'_>) -> Result<Wish, Refusal> {
         let headers = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(HEADER)).map(|(_, value)| value);
         let query = request.query().split('&').filter_map(|pair| pair.strip_prefix("ttl=")).map(str::as_bytes);
@@ -130,12 +132,12 @@ impl Ttl {
         }
     }
 
-    /// Removes an entry if it has expired. Whatever the index says, the store decides.
+    /// Removes an entry if it has expired according to the store; the index may be out of date.
     fn remove(&self, due: &Due) -> Verdict {
         self.removed(due, self.host.ask(&Ask::delete(&due.key).if_revision(due.revision)))
     }
 
-    /// Sees to an entry whose removal was asked for, and answered so: one that was written since is looked at again.
+    /// Handles the result of a removal. An entry that was written meanwhile is read and checked again.
     fn removed(&self, due: &Due, mut answer: Result<Answer, Refusal>) -> Verdict {
         for tried in 1.. {
             match answer {
@@ -147,7 +149,7 @@ impl Ttl {
                 Err(refusal) if refusal.status() != 412 || tried == TRIES => return Err(refusal),
                 Err(_) => {}
             }
-            // It was written since, or removed.
+            // The entry was written or removed meanwhile.
             let Some(found) = self.host.get(&due.key)? else { break };
             let until = expiry(&found.details);
             if until.is_none_or(|until| until > self.now()) {
@@ -160,7 +162,7 @@ impl Ttl {
         Ok(())
     }
 
-    /// Has the key be absent if its entry has expired, before anybody is asked what becomes of a request for it.
+    /// Removes the entry of a request if it has expired, so that the other plugins find the key absent.
     fn clear(&self, request: &Request<'_>) -> Verdict {
         if request.asker() == Some(NAME) {
             return Ok(());
@@ -169,7 +171,7 @@ impl Ttl {
         due.map_or(Ok(()), |due| self.remove(&due))
     }
 
-    /// Until when the entry is to live that is written now, as its details.
+    /// Sets the expiry of the entry to write, as its details.
     fn guard<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
         let now = self.now();
         let held = write.entry().and_then(|entry| expiry(entry.details()));
@@ -213,7 +215,7 @@ impl Start for Ttl {
 
 impl BeforeGet for Ttl {
     fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
-        // Only where the request has a condition: the host checks that before it asks a guard.
+        // Only for a request with preconditions, because the host checks those before the guard hides the entry.
         let conditional = get.header("if-none-match").or_else(|| get.header("if-match")).is_some();
         if conditional && get.asker() != Some(NAME) && self.index().expired(get.key(), self.now()).is_some() {
             let found = self.host.get(get.key())?;
@@ -321,8 +323,8 @@ impl AfterDelete for Ttl {
 }
 
 impl Ttl {
-    /// Removes the first entries that are due, unless that is being done: then waits until it is. Says whether any entry was
-    /// removed since it was called.
+    /// Removes the first due entries. If another thread is removing them, waits for it. Returns whether an entry was
+    /// removed since the call.
     fn remove_due(&self) -> bool {
         let before = self.passes.load(SeqCst);
         let _one = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
@@ -365,7 +367,7 @@ impl MakeRoom for Ttl {
     }
 }
 
-// With one of them missing, entries would be served that have expired, or stay for ever.
+// Without one of them, expired entries would be served, or never be removed.
 export_plugin!(
     Ttl,
     required: [

@@ -1,11 +1,11 @@
-//! How long an entry is to live, as people write it. Knows no request and no clock.
+//! A time to live in the form that clients write. Knows no request and no clock.
 
 use std::fmt;
 
 use vkog_plugin_api::serde::de::{Deserializer, Error, Visitor};
 use vkog_plugin_api::serde::{self, Deserialize};
 
-/// What is accepted, for messages.
+/// The accepted forms, for messages.
 pub(crate) const ACCEPTED: &str = "seconds such as 60, or 60s, 5m, 2h, 7d";
 
 /// The units, the largest first, in milliseconds.
@@ -18,7 +18,7 @@ pub(crate) struct Period {
 }
 
 impl Period {
-    /// Reads `60`, `60s`, `5m`, `2h` or `7d`.
+    /// Parses `60`, `60s`, `5m`, `2h` or `7d`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_need_no_unit_and_nothing_is_read_that_is_not_meant() {
+    fn a_period_is_parsed_with_or_without_a_unit_and_malformed_text_is_not() {
         let millis = |text| Period::parse(text).map(|period| period.millis);
         let read = ["1", "60", "60s", "5m", "2h", "7d"].map(millis);
         assert_eq!(read, [1000, 60_000, 60_000, 300_000, 7_200_000, 604_800_000].map(Some));

@@ -1,4 +1,4 @@
-//! The plugin in the chain, at times that the tests set.
+//! The plugin in the hook chain, with a clock that the tests set.
 
 use std::thread;
 
@@ -83,7 +83,7 @@ fn an_entry_lives_until_its_expiry_to_the_millisecond_and_is_then_absent_at_once
 }
 
 #[test]
-fn what_has_expired_is_absent_for_every_verb_and_every_plugin_before_it_is_removed() {
+fn an_expired_entry_is_absent_for_every_verb_and_plugin_before_its_removal() {
     let host = strict();
     for key in ["a", "b", "c"] {
         write(&host, Verb::Post, key, "1m").expect(200);
@@ -100,7 +100,7 @@ fn what_has_expired_is_absent_for_every_verb_and_every_plugin_before_it_is_remov
 }
 
 #[test]
-fn the_tick_removes_what_has_expired_and_nothing_else() {
+fn the_tick_removes_only_expired_entries() {
     let host = strict();
     for (key, ttl) in [("a", "5s"), ("b", "10s"), ("c", "none")] {
         write(&host, Verb::Post, key, ttl).expect(200);
@@ -113,7 +113,7 @@ fn the_tick_removes_what_has_expired_and_nothing_else() {
 }
 
 #[test]
-fn an_update_keeps_the_expiry_unless_it_says_otherwise() {
+fn an_update_keeps_the_expiry_unless_it_sets_one() {
     let host = host();
     write(&host, Verb::Post, "a", "60").expect(200);
     pass(&host, seconds(20));
@@ -130,7 +130,7 @@ fn an_update_keeps_the_expiry_unless_it_says_otherwise() {
 }
 
 #[test]
-fn a_time_to_live_that_is_none_is_refused_with_what_would_be_accepted() {
+fn a_malformed_time_to_live_is_refused_with_the_accepted_forms() {
     let host = host();
     let refused = "Not a time to live: \"soon\"; use seconds such as 60, or 60s, 5m, 2h, 7d, or none";
     write(&host, Verb::Post, "a", "soon").refused(400, refused).has("Vkog-Plugin", "ttl");
@@ -158,7 +158,7 @@ fn settings_give_a_default_and_a_maximum() {
 }
 
 #[test]
-fn an_expiry_outlives_a_restart_and_what_expired_meanwhile_is_gone() {
+fn an_expiry_survives_a_restart_and_entries_that_expired_meanwhile_are_absent() {
     let mut host = host();
     write(&host, Verb::Post, "a", "60").expect(200);
     write(&host, Verb::Post, "b", "90").expect(200);
@@ -170,7 +170,7 @@ fn an_expiry_outlives_a_restart_and_what_expired_meanwhile_is_gone() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_brings_back_what_was_not_removed_and_nothing_is_removed_early() {
+fn a_clock_set_back_revives_entries_that_were_not_removed() {
     let host = host();
     let begin = host.now();
     write(&host, Verb::Post, "a", "60").expect(200);
@@ -207,7 +207,7 @@ impl GuardDelete for Keeper {
 }
 
 #[test]
-fn an_entry_whose_removal_is_refused_stays_absent_and_is_tried_again_every_ten_seconds() {
+fn a_refused_removal_is_retried_every_ten_seconds_and_the_entry_stays_absent() {
     let host = Setup::new().load::<Ttl>().load_other(plugin!(Keeper, "keeper")).start();
     write(&host, Verb::Post, "a", "1").expect(200);
     host.advance(seconds(25));
@@ -278,7 +278,7 @@ impl BeforePut for Waiting {
 }
 
 #[test]
-fn an_update_of_an_entry_that_expires_while_it_is_under_way_is_refused_and_done_when_it_is_sent_again() {
+fn an_update_of_an_entry_that_expires_meanwhile_is_refused_once() {
     let host = Setup::new().load::<Ttl>().load_other(plugin!(Waiting, "waiting")).start();
     write(&host, Verb::Post, "a", "5").expect(200);
     let put = |passes| {
@@ -321,7 +321,7 @@ impl Random {
 }
 
 #[test]
-fn of_20000_entries_with_a_clock_that_jumps_none_is_served_late_and_none_is_removed_early() {
+fn a_jumping_clock_expires_20000_entries_neither_early_nor_late() {
     const ENTRIES: u64 = 20_000;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut host = host();

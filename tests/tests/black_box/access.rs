@@ -1,7 +1,7 @@
-//! Authorization: for every endpoint, every token and every spelling of a key, the status is the one that the tables below
-//! give, and what is refused changes nothing.
+//! Permissions: for every endpoint, token and spelling of a key, the status is that of the tables below, and a rejected
+//! request changes nothing.
 //!
-//! Provoked byte by byte, because a client library would tidy up paths. Both engines are started by each test.
+//! Provoked byte by byte, because a client library would normalise paths. Each test starts both engines.
 
 use vkog_tests::{ENGINES, Reply, Server, Setup, Wire};
 
@@ -133,7 +133,7 @@ fn encoded(key: &str) -> String {
 }
 
 #[test]
-fn every_endpoint_asks_every_token_for_its_right_to_every_key() {
+fn every_endpoint_checks_the_permission_of_every_token_for_every_key() {
     for engine in ENGINES {
         let server = Setup::new().config(CONFIG).args(["--http", engine]).start();
         let mut operator = server.wire();
@@ -182,7 +182,7 @@ fn every_endpoint_asks_every_token_for_its_right_to_every_key() {
 }
 
 #[test]
-fn an_address_that_others_reach_is_not_served_without_access_or_open() {
+fn a_public_address_requires_tokens_or_open() {
     let setup = Setup::new();
     let served = |server: &Server, sent: Option<&str>| ask(&mut server.wire(), sent, "PUT", "/k/k", "v").status;
     for engine in ENGINES {
@@ -205,7 +205,7 @@ fn an_address_that_others_reach_is_not_served_without_access_or_open() {
 }
 
 #[test]
-fn what_is_open_asks_for_a_token_for_administration_alone() {
+fn an_open_server_requires_a_token_only_for_administration() {
     for engine in ENGINES {
         let server = Setup::new().config(CONFIG).args(["--open", "--http", engine]).start();
         let mut wire = server.wire();
@@ -223,7 +223,7 @@ fn what_is_open_asks_for_a_token_for_administration_alone() {
 }
 
 #[test]
-fn a_reload_takes_in_other_tokens_or_leaves_them_all() {
+fn a_reload_replaces_all_tokens_or_none() {
     for engine in ENGINES {
         let setup = Setup::new().config(CONFIG).args(["--http", engine]);
         let server = setup.start();
@@ -250,7 +250,7 @@ fn a_reload_takes_in_other_tokens_or_leaves_them_all() {
 
 #[cfg(unix)]
 #[test]
-fn tokens_are_asked_for_on_a_unix_socket_too_once_there_are_some() {
+fn configured_tokens_are_required_on_a_unix_socket_too() {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
 

@@ -1,8 +1,8 @@
-//! A plugin may ask the store, through the whole chain, from wherever that can end well, and is refused elsewhere; it ticks as
-//! long as it lives, and its numbers are shown.
+//! Store calls of plugins pass the whole chain, and are refused in hooks in which they could deadlock. Ticks run as
+//! long as the plugin lives, and its metrics are published.
 //!
-//! Provoked with a plugin that calls the store in the hook that a request names, in its ticks and on its own thread, while it is
-//! reloaded and when the server stops.
+//! Provoked with a plugin that calls the store in the hook that a request names, in its ticks and on its own thread,
+//! during reloads and at the stop of the server.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn said(log: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_is_asked_in_before_and_after_passes_the_whole_chain() {
+fn store_calls_in_before_and_after_hooks_pass_the_whole_chain() {
     for phase in ["before", "after"] {
         for verb in VERBS {
             let server = setup("").load(conflict()).load(artefacts().library("witness-last")).start();
@@ -51,7 +51,7 @@ fn what_is_asked_in_before_and_after_passes_the_whole_chain() {
 }
 
 #[test]
-fn what_another_plugin_refuses_is_told_to_the_one_that_asks() {
+fn a_store_call_returns_the_refusal_of_another_plugin() {
     let server = setup("").load(conflict()).start();
     server.post("k", "v").expect(200);
     let refused = server.path("GET", "/k/k?ask=before_get:post:k").send();
@@ -63,7 +63,7 @@ fn what_another_plugin_refuses_is_told_to_the_one_that_asks() {
 }
 
 #[test]
-fn in_guard_and_undo_nothing_can_be_asked_and_nothing_waits() {
+fn store_calls_in_guard_and_undo_hooks_are_refused_at_once() {
     let server = setup("").load(artefacts().library("fault-refuses")).start();
     for verb in VERBS {
         for asked in ["get", "post", "put", "delete"] {
@@ -83,7 +83,7 @@ fn in_guard_and_undo_nothing_can_be_asked_and_nothing_waits() {
 }
 
 #[test]
-fn plugins_ask_each_other_eight_deep_and_no_deeper() {
+fn store_calls_nest_eight_deep_and_no_deeper() {
     let server = setup("").start();
     server.post("k", "v").expect(200);
     server.path("GET", "/k/k?again=before_get").send().refused(508, "requests of plugins are nested more than 8 deep");
@@ -97,7 +97,7 @@ fn plugins_ask_each_other_eight_deep_and_no_deeper() {
 }
 
 #[test]
-fn a_list_has_what_a_get_would_find() {
+fn for_each_returns_the_entries_that_a_get_would_find() {
     let server = setup("").load(artefacts().library("witness-first")).start();
     for key in ["a/1", "a/2", "a/hidden", "b/1", "a"] {
         server.post(key, key).expect(200);
@@ -146,7 +146,7 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
         }
     };
     with_background(writers, || wait_for_ticks(100));
-    // What was under way is over, and one whole tick has seen all that was left.
+    // What was in flight is over, and one whole tick has seen all that was left.
     wait_for_ticks(3);
     assert_eq!(server.plugin("drill")["metrics"]["swept"], 0, "what the last tick removed");
     assert!(server.count("drill", "tick", "calls") >= 100);
@@ -156,7 +156,7 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
 }
 
 #[test]
-fn ticks_are_over_when_the_plugin_is_dropped_by_a_reload_and_at_a_stop() {
+fn ticks_end_before_the_plugin_is_dropped() {
     let config = |label: &str, budget: u32| {
         format!("[plugins.drill]\nlabel = \"{label}\"\ntick_ms = 1\nsweep = \"tmp/\"\nbudget = \"{budget}s\"\n")
     };
@@ -180,7 +180,7 @@ fn ticks_are_over_when_the_plugin_is_dropped_by_a_reload_and_at_a_stop() {
 }
 
 #[test]
-fn a_plugin_that_would_tick_without_a_pause_ticks_every_millisecond_at_most() {
+fn a_tick_that_returns_zero_is_called_at_most_every_millisecond() {
     let server = setup("[plugins.drill]\ntick_ms = 0\n").start();
     let ticks = || server.plugin("drill")["metrics"]["ticks_total"].as_u64().expect("a counter");
     let (began, before) = (Instant::now(), ticks());
@@ -194,7 +194,7 @@ fn a_plugin_that_would_tick_without_a_pause_ticks_every_millisecond_at_most() {
 }
 
 #[test]
-fn a_tick_that_takes_its_time_is_waited_for_by_the_reload_alone() {
+fn a_slow_tick_delays_only_the_reload() {
     let config = |label: &str| {
         format!("[plugins.drill]\nlabel = {label:?}\ntick_ms = 1\ntick_takes_ms = 3000\nbudget = \"1{label}s\"\n")
     };
@@ -225,7 +225,7 @@ fn a_tick_that_takes_its_time_is_waited_for_by_the_reload_alone() {
 }
 
 #[test]
-fn before_it_has_started_a_plugin_asks_for_nothing_and_a_thread_of_its_own_hinders_no_reload_and_no_stop() {
+fn store_calls_before_start_are_refused_and_delay_no_reload_or_stop() {
     let config = |budget: u32| format!("[plugins.drill]\nwatch = \"k\"\nbudget = \"{budget}s\"\n");
     let setup = setup(&config(10));
     let server = setup.start();
@@ -251,7 +251,7 @@ fn before_it_has_started_a_plugin_asks_for_nothing_and_a_thread_of_its_own_hinde
 }
 
 #[test]
-fn hooks_that_ask_and_a_reload_do_not_wait_for_each_other() {
+fn store_calls_in_hooks_and_a_reload_do_not_deadlock() {
     let config = |budget: u32| format!("[plugins.drill]\ntick_ms = 1\nsweep = \"tmp/\"\nbudget = \"{budget}s\"\n");
     let setup = setup(&config(10)).load(bytes());
     let server = setup.start();

@@ -1,6 +1,6 @@
-//! Mistakes in a plugin are compile-time errors with a way out.
+//! Each mistake in the source of a plugin is a compile-time error that says what to do.
 //!
-//! Provoked with sources that are wrong in one way each.
+//! Provoked with sources that have one mistake each.
 
 use vkog_tests::rejected_plugin;
 
@@ -40,7 +40,7 @@ fn rejected(name: &str, source: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn a_hook_with_a_wrong_signature_is_told_the_right_one() {
+fn the_error_for_a_wrong_hook_signature_shows_the_right_one() {
     for (name, old, new, right) in [
         ("argument", "&mut Guard<'_, Put>", "&Guard<'_, Put>", "&mut vkog_plugin_api::Guard<'_, vkog_plugin_api::Put>"),
         ("operation", "Put>)", "Post>)", "Guard<'_, vkog_plugin_api::Put>"),
@@ -52,27 +52,27 @@ fn a_hook_with_a_wrong_signature_is_told_the_right_one() {
 }
 
 #[test]
-fn a_plugin_without_a_hook_is_told_to_implement_one() {
+fn the_error_for_a_plugin_without_a_hook_says_to_implement_one() {
     let told = "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut";
     rejected("no-hook", &[PLUGIN, EXPORT], &[told]);
 }
 
 #[test]
-fn a_type_that_is_no_plugin_is_told_to_become_one() {
+fn the_error_for_a_type_that_is_not_a_plugin_says_to_implement_it() {
     let told = ["`Mine` is not a plugin", "write `impl Plugin for Mine`, with `type Settings` and `fn create`"];
     rejected("no-plugin", &["use vkog_plugin_api::*; struct Mine;", EXPORT], &told);
     rejected("only-hook", &["use vkog_plugin_api::*; struct Mine;", GUARD, EXPORT], &told);
 }
 
 #[test]
-fn settings_that_cannot_be_read_are_told_what_to_derive() {
+fn the_error_for_unreadable_settings_says_what_to_derive() {
     let plugin = PLUGIN.replace("NoSettings", "Mine");
     let derive = "`#[derive(vkog_plugin_api::serde::Deserialize)]` with `#[serde(crate = \"vkog_plugin_api::serde\")]`";
     rejected("settings", &[&plugin, GUARD, EXPORT], &["`Mine` cannot be read from", derive]);
 }
 
 #[test]
-fn a_required_hook_that_the_plugin_has_not_is_named() {
+fn the_error_for_a_missing_required_hook_names_it() {
     let export = "export_plugin!(Mine, required: [guard_put, guard_post]);";
     rejected("required", &[PLUGIN, GUARD, export], &["`guard_post` is required, but", "implement its trait"]);
     let export = "export_plugin!(Mine, required: [gaurd_put]);";
@@ -80,7 +80,7 @@ fn a_required_hook_that_the_plugin_has_not_is_named() {
 }
 
 #[test]
-fn an_undo_without_its_guard_is_told_to_have_one() {
+fn the_error_for_an_undo_without_its_guard_says_to_implement_it() {
     let undo = "impl UndoPut for Mine { fn undo_put(&self, _put: &Undo<'_, Put>) {} }";
     rejected("undo", &[PLUGIN, undo, EXPORT], &["`Mine: GuardPut`", "implement that guard as well"]);
 }

@@ -1,12 +1,12 @@
-//! A plugin with blocking hooks delays only the requests that call them.
+//! A plugin that declares that its hooks block delays only the requests that wait for it.
 //!
-//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections continue:
-//! more than there are threads that serve. Both engines are started.
+//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections
+//! send requests: more than there are threads that serve. Both engines are started.
 
 use vkog_tests::{ENGINES, Setup, artefacts, conflict};
 
 #[test]
-fn a_hook_that_waits_holds_up_no_other_connection() {
+fn a_blocking_hook_delays_no_other_connection() {
     for engine in ENGINES {
         let server = Setup::new().args(["--http", engine]).load(artefacts().library("waits")).start();
         server.put("before", "v").expect(200);
@@ -30,7 +30,7 @@ fn a_hook_that_waits_holds_up_no_other_connection() {
 }
 
 #[test]
-fn it_is_told_of_a_plugin_whether_it_may_wait() {
+fn plugins_and_check_report_whether_a_plugin_blocks() {
     let server = Setup::new().load(artefacts().library("waits")).load(conflict()).start();
     let listed: serde_json::Value =
         serde_json::from_slice(&server.path("GET", "/plugins").send().expect(200).body).expect("it is JSON");

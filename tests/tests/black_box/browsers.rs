@@ -1,8 +1,8 @@
-//! Pages in a browser cannot read or write a store that needs no token, cannot read a token, and the rules of HTTP for a request
-//! is not guessed at.
+//! Pages in a browser cannot read or write a store that requires no token, and cannot read a token. Ambiguous requests
+//! are rejected instead of guessed.
 //!
-//! Provoked byte by byte on both engines, with the header fields that browsers and reverse proxies send; and with a real
-//! Chromium, where it is installed, in chromium.rs.
+//! Provoked byte by byte on both engines, with the headers that browsers and reverse proxies send; and, in chromium.rs,
+//! with a real Chromium where it is installed.
 
 use vkog_tests::{ENGINES, Reply, Server, Setup, TOKEN, Wire, administered, description};
 
@@ -305,7 +305,7 @@ fn a_target_with_a_fragment_is_400_and_not_about_another_key() {
 }
 
 #[test]
-fn a_condition_that_is_no_list_of_entity_tags_is_400() {
+fn a_malformed_list_of_entity_tags_is_400() {
     for engine in ENGINES {
         let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
         let mut wire = server.wire();
@@ -355,7 +355,7 @@ fn a_condition_that_is_no_list_of_entity_tags_is_400() {
 }
 
 #[test]
-fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
+fn a_partial_or_encoded_value_is_not_stored() {
     for engine in ENGINES {
         let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
         let mut wire = server.wire();
@@ -386,7 +386,7 @@ fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
 }
 
 #[test]
-fn what_clients_store_is_sent_so_that_a_browser_runs_none_of_it() {
+fn stored_values_are_sent_so_that_a_browser_executes_none() {
     for engine in ENGINES {
         let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
         let html = "<script>fetch('/k/a', {method: 'DELETE'})</script>";
@@ -413,7 +413,7 @@ fn what_clients_store_is_sent_so_that_a_browser_runs_none_of_it() {
 }
 
 #[test]
-fn the_page_keeps_the_token_where_no_other_page_can_read_it() {
+fn the_page_keeps_the_token_unreadable_for_other_pages() {
     let page = Setup::new().start().path("GET", "/").send().expect(200).text();
     for storage in ["sessionStorage", "localStorage", "indexedDB", "document.cookie", "caches", "window.name"] {
         assert!(!page.contains(storage), "the page uses {storage}");
@@ -421,7 +421,7 @@ fn the_page_keeps_the_token_where_no_other_page_can_read_it() {
 }
 
 #[test]
-fn administration_from_behind_a_proxy_is_not_from_this_machine() {
+fn a_request_through_a_proxy_does_not_count_as_local() {
     let operator = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
     for engine in ENGINES {
         let server = Setup::new().config(administered("")).args(["--http", engine, "--fsync", "never"]).start();
@@ -445,7 +445,7 @@ fn administration_from_behind_a_proxy_is_not_from_this_machine() {
 }
 
 #[test]
-fn a_trusted_proxy_says_who_the_client_is() {
+fn a_trusted_proxy_supplies_the_client_address() {
     let operator = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
     let proxy = |lines: &str| administered(&format!("[proxy]\ntrusted = [\"127.0.0.1\", \"10.0.0.0/8\"]\n{lines}"));
     let standard = proxy("header = \"Forwarded\"\n");

@@ -1,8 +1,9 @@
-//! A plugin author needs only the sources of plugin-api: a crate builds outside the workspace, with any
-//! compiler, and what comes out loads.
+//! A plugin author needs only the sources of plugin-api: a crate builds outside the workspace, with any compiler, and
+//! its library loads.
 //!
-//! Provoked by copying an example to a temporary folder, by having `vkog plugins new` make crates, and by building a small
-//! plugin with every compiler that the environment variable `VKOG_COMPILERS` names: paths to rustc, with colons between them.
+//! Provoked by copying an example to a temporary folder, with crates that `vkog plugins new` generates, and by building
+//! a small plugin with every compiler in the environment variable `VKOG_COMPILERS`: paths to rustc, separated by
+//! colons.
 
 use std::path::Path;
 
@@ -45,7 +46,7 @@ fn a_plugin_built_by_another_compiler_loads() {
 }
 
 #[test]
-fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
+fn plugins_new_creates_a_crate_and_overwrites_nothing() {
     let setup = Setup::new();
     let new = |arguments: &[&str]| setup.run(["plugins", "new"].iter().chain(arguments));
     std::fs::create_dir(setup.folder().join("elsewhere")).expect("a folder can be made");
@@ -54,6 +55,8 @@ fn a_new_crate_is_made_where_it_is_asked_for_and_nothing_is_written_over() {
     assert!(made.stdout.contains("elsewhere") && made.stdout.contains("vkog_shorter"), "{made}");
     let written = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a crate has a manifest");
     assert!(written.contains("\"vendor/vkog/plugin-api\""), "{written}");
+    let ignored = std::fs::read_to_string(folder.join(".gitignore")).expect("a crate has a list of ignored files");
+    assert!(ignored.contains("/local.vkog*"), "a store that the tutorial makes would be committed: {ignored}");
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
     let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);

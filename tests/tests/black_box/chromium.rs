@@ -1,8 +1,8 @@
-//! The promises of browsers.rs hold in a real browser: a page of another origin and a rebound name can neither read
-//! nor write, a stored page cannot read the token, and the page of the server works.
+//! The rules of browsers.rs hold in a real browser: a page of another origin or with a rebound DNS name can neither
+//! read nor write, a stored page cannot read the token, and the web UI works.
 //!
-//! Provoked with Chromium and the requests that a page can make. Where Chromium is not installed
-//! (apt-get install chromium), the tests print that they are skipped.
+//! Provoked with Chromium and the requests that a page can make. Where Chromium is not installed (apt-get install
+//! chromium), the tests print that they are skipped.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -118,7 +118,7 @@ fn a_page_of_another_origin_can_neither_read_nor_write() {
 }
 
 #[test]
-fn a_page_of_a_rebound_name_can_neither_read_nor_write() {
+fn a_page_with_a_rebound_dns_name_can_neither_read_nor_write() {
     let Some(mut browser) = browser() else { return };
     for engine in ENGINES {
         let server = serving(engine);

@@ -1,6 +1,6 @@
-//! A body that comes in chunks is one like any other: bounded, answered while it arrives, and no way to hide a request.
+//! A chunked body is treated as any other: its size is limited while it arrives, and it cannot hide a request.
 //!
-//! Provoked byte by byte: a table of chunked bodies, each sent whole and cut into pieces, further requests behind them, bodies
+//! Provoked byte by byte: a table of chunked bodies, each sent whole and in pieces, further requests after them, bodies
 //! that exceed `--max-value`, and clients that send everything before they read.
 
 use std::thread;
@@ -115,7 +115,7 @@ fn malformed_chunks_are_400_write_nothing_and_end_the_connection() {
 }
 
 #[test]
-fn a_chunked_body_with_a_length_beside_it_is_400_and_hides_no_request() {
+fn a_chunked_body_with_a_length_is_400_and_hides_no_request() {
     for (engine, server) in servers(&[]) {
         let smuggled = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let length = format!("Content-Length: {}\r\n", smuggled.len());
@@ -137,7 +137,7 @@ fn a_chunked_body_with_a_length_beside_it_is_400_and_hides_no_request() {
 }
 
 #[test]
-fn a_chunked_body_is_413_where_it_exceeds_the_limit_and_not_before() {
+fn a_chunked_body_is_413_once_it_exceeds_the_limit() {
     for (_, server) in servers(&["--max-value", "100000"]) {
         let value = pattern(100_000);
         let mut wire = server.wire();
@@ -180,7 +180,7 @@ fn a_client_that_sends_everything_before_it_reads_gets_the_413() {
 }
 
 #[test]
-fn a_client_that_expects_100_continue_is_asked_for_its_chunks_or_refused_at_once() {
+fn a_client_that_expects_100_continue_gets_it_or_a_refusal_at_once() {
     for (_, server) in servers(&[]) {
         let mut wire = server.wire();
         wire.send(head("PUT", "/k/new", "Expect: 100-continue\r\n")).reply().expect(100);
@@ -222,7 +222,7 @@ fn a_batch_may_come_in_chunks() {
 }
 
 #[test]
-fn a_chunked_body_that_nobody_wants_leaves_the_connection_usable_or_closed() {
+fn an_unread_chunked_body_leaves_the_connection_usable_or_closed() {
     for (_, server) in servers(&[]) {
         let mut wire = server.wire();
         wire.send(head("PUT", "/nowhere", "")).send(chunked(&pattern(5000), 512));

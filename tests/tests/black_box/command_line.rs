@@ -1,7 +1,7 @@
-//! The command line: what is wrong is one line `vkog: …` and an exit status, help fits a screen, a flag beats the
-//! environment, which beats the file.
+//! The command line: a mistake is one line `vkog: …` and an exit status, the help fits a screen, a flag takes
+//! precedence over the environment, and the environment over the file.
 //!
-//! Provoked by running the program; the refusals of the bytes plugin show the current limit.
+//! Provoked by running the program; refusals of the bytes plugin show which limit applies.
 
 use std::net::TcpListener;
 
@@ -37,7 +37,7 @@ fn a_wrong_option_is_one_line_and_exit_status_2() {
 }
 
 #[test]
-fn a_plugin_folder_that_is_not_there_is_one_line_and_exit_status_1() {
+fn a_missing_plugin_folder_is_one_line_and_exit_status_1() {
     let setup = Setup::new();
     for listed in [setup.folder().join("none"), setup.store_file()] {
         std::fs::write(setup.store_file(), "").expect("a file can be written");
@@ -59,7 +59,7 @@ fn an_address_in_use_is_one_line_and_exit_status_1() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_one_line_with_the_file_and_the_place() {
+fn an_unusable_configuration_is_one_line_with_file_and_position() {
     let setup = Setup::new();
     let told = |text: &str, words: &[&str]| {
         let exit: Exit = setup.clone().config(text).fail().expect(1);
@@ -107,7 +107,7 @@ fn help_fits_a_screen_and_shows_an_example() {
 }
 
 #[test]
-fn shells_and_man_are_told_of_every_command_and_option() {
+fn completions_and_man_page_have_every_command_and_option() {
     let setup = Setup::new();
     for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
         let exit = setup.run(arguments.iter().copied()).expect(0);
@@ -182,7 +182,7 @@ fn every_option_can_be_an_environment_variable_or_a_line_of_the_file() {
 }
 
 #[test]
-fn sizes_are_read_as_people_write_them() {
+fn sizes_are_parsed_with_common_units() {
     for (written, bytes_meant) in
         [("2000", "2000"), ("2KiB", "2048"), ("2KB", "2000"), ("2kB", "2000"), ("0.125MiB", "131072")]
     {
@@ -192,7 +192,7 @@ fn sizes_are_read_as_people_write_them() {
 }
 
 #[test]
-fn the_log_is_json_where_no_terminal_reads_it_and_text_where_that_is_asked_for() {
+fn the_log_is_json_without_a_terminal_and_text_on_request() {
     let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("fault-panics"));
     let setup = setup.config("[plugins.fault-panics]\nwhere = \"before_get\"\n");
     let server = setup.start();
@@ -210,7 +210,7 @@ fn the_log_is_json_where_no_terminal_reads_it_and_text_where_that_is_asked_for()
 }
 
 #[test]
-fn sigterm_and_sigint_stop_the_server_cleanly_with_requests_finished_and_the_store_written() {
+fn sigterm_and_sigint_finish_requests_and_write_the_store() {
     for signal in ["TERM", "INT"] {
         let setup = Setup::new().load(bytes()).load(conflict());
         let server = setup.start();
@@ -224,7 +224,7 @@ fn sigterm_and_sigint_stop_the_server_cleanly_with_requests_finished_and_the_sto
 }
 
 #[test]
-fn paths_with_spaces_and_letters_of_any_language_are_paths_like_others() {
+fn paths_with_spaces_and_letters_of_any_language_work() {
     let setup = Setup::new();
     let folder = setup.folder().join("Käse & 日本 (1)");
     let plugins = folder.join("плагины eins");

@@ -46,7 +46,7 @@ fn is_there(program: &str) -> bool {
 struct Injection(Option<Running>);
 
 impl Injection {
-    /// Makes calls fail; `None` where strace may not.
+    /// Makes calls fail; `None` if strace may not.
     fn into(server: &Server, faults: &[&str]) -> Option<Self> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-o", "/dev/null", "-e", "trace=fdatasync,ftruncate,pwrite64,rename"]);
@@ -171,7 +171,7 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None` where this user may not mount one.
+    /// `None` if this user may not mount one.
     fn new(size: &str) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("vkog-disk-").tempdir().expect("a temporary folder can be made");
         let options = format!("size={size},mode=0700");
@@ -229,7 +229,7 @@ fn put_in_time(server: &Server, key: &str, value: &[u8]) {
 }
 
 #[test]
-fn a_small_disk_holds_one_key_that_is_overwritten_for_ever() {
+fn a_small_disk_holds_one_key_that_is_overwritten_endlessly() {
     for fsync in ["always", "100ms", "never"] {
         let Some(disk) = SmallDisk::new("20m") else { return };
         let setup = disk.setup().args(["--fsync", fsync]);
@@ -246,7 +246,7 @@ fn a_small_disk_holds_one_key_that_is_overwritten_for_ever() {
 }
 
 #[test]
-fn a_disk_filled_to_507_heals_by_deletes_alone() {
+fn a_disk_filled_to_507_recovers_by_deletes() {
     for deleted in [1, 2] {
         let Some(disk) = SmallDisk::new("8m") else { return };
         let setup = disk.setup();
@@ -273,7 +273,7 @@ fn a_disk_filled_to_507_heals_by_deletes_alone() {
 }
 
 #[test]
-fn a_disk_that_others_filled_takes_deletes_a_stop_and_a_start_and_heals_without_a_signal() {
+fn a_disk_filled_by_others_allows_deletes_and_restarts_and_recovers() {
     let Some(disk) = SmallDisk::new("20m") else { return };
     let setup = disk.setup();
     let server = setup.start();
@@ -322,7 +322,7 @@ fn a_full_disk_is_freed_at_once_by_a_snapshot_of_little_data() {
 }
 
 #[test]
-fn the_size_of_the_log_that_is_reason_for_a_snapshot_can_be_set() {
+fn log_min_sets_the_log_size_that_triggers_a_snapshot() {
     let setup = Setup::new().args(["--log-min", "100KiB"]);
     let server = setup.start();
     for _ in 0..50 {
@@ -381,7 +381,7 @@ fn stop_below_strace(setup: &Setup, server: Server) {
 }
 
 #[test]
-fn a_folder_that_cannot_be_synced_is_worth_a_warning_once() {
+fn a_folder_that_cannot_be_synced_causes_one_warning() {
     if !is_there("strace") {
         return;
     }
@@ -415,7 +415,7 @@ fn a_filesystem_without_flock_gets_another_lock() {
 }
 
 #[test]
-fn a_limit_on_the_size_of_files_refuses_writes_and_ends_nothing() {
+fn a_file_size_limit_refuses_writes_and_does_not_end_the_server() {
     let setup = Setup::new();
     // In blocks of 512 bytes.
     let line = "ulimit -f 2000 && exec vkog --no-plugins --listen 127.0.0.1:0 --file store.vkog";

@@ -1,11 +1,12 @@
-//! The release of `cargo xtask dist` runs in the folder where it is unpacked, with its own plugins.
+//! The distribution that `cargo xtask dist` makes runs where it is unpacked, with its own plugins, and contains the
+//! documentation.
 //!
-//! Provoked by unpacking it as a user does and starting what is in it.
+//! Provoked by unpacking it as a user does and starting its program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vkog_tests::{Setup, artefacts, dead_links, on_windows, program, target_folder, workspace};
+use vkog_tests::{Setup, artefacts, dead_links, dead_links_of_site, on_windows, program, target_folder, workspace};
 
 /// Runs a command to its end, and gives what it said.
 #[track_caller]
@@ -33,7 +34,7 @@ fn dist() -> PathBuf {
 }
 
 #[test]
-fn what_is_handed_out_runs_where_it_is_unpacked() {
+fn the_distribution_runs_where_it_is_unpacked() {
     let setup = Setup::new();
     let packed = dist();
     let name = packed.file_name().expect("an archive has a name").to_string_lossy().into_owned();
@@ -45,6 +46,14 @@ fn what_is_handed_out_runs_where_it_is_unpacked() {
         |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     assert!(read("README.md").starts_with("# VKOG") && read("LICENSE").contains("MIT License"));
     assert_eq!(dead_links(&folder), [""; 0], "dead links in the distribution");
+    let api = read("api/vkog_plugin_api/index.html");
+    assert!(api.contains("id=\"which-hook-do-i-use\""), "no front page for plugin authors");
+    assert!(read("api/index.html").contains("vkog_plugin_api/index.html"));
+    assert!(read("api/vkog_plugin_testing/struct.TestHost.html").contains("fail_writes"));
+    // rustdoc copies the documentation of tracing's blanket implementations with a link that is relative to tracing's site.
+    let dead: Vec<String> =
+        dead_links_of_site(&folder.join("api")).into_iter().filter(|link| !link.contains(": dispatcher#")).collect();
+    assert_eq!(dead, [""; 0], "dead links in the API documentation");
     assert!(read("man/vkog.1").contains("plugin\\-dir"), "a manual page without the options");
     for file in ["vkog.bash", "vkog.elv", "vkog.fish", "_vkog.ps1", "_vkog"] {
         assert!(read(&format!("completions/{file}")).contains("--plugin-dir"), "{file} without the options");

@@ -1,9 +1,10 @@
-//! The sessions in the documents are true: every fenced `console` session is run and its output compared.
+//! The examples of the documents work: every fenced `console` session is run and its output is compared.
 //!
-//! Of a session, the line that starts `vkog` becomes a server with the same options on its own port; each `curl`, and each
-//! command of the client, runs in a shell with that server's address instead of the default one; `cat` and `cut` run in the server's folder. A line
-//! `...` of the expected output stands for any lines, and revisions, which begin with the time, count from the first one of the
-//! session. A `toml` block before the session is its `vkog.toml`.
+//! The line of a session that starts `vkog` becomes a server with the same options on a free port. Each `curl`, and
+//! each command of the client, runs in a shell, with that server's address instead of the default one. `cat` and `cut`
+//! run in the server's folder. A line `...` of the expected output matches any lines. Revisions, which start with the
+//! time, are compared by their distance from the first one of the session. A `toml` block before the session is its
+//! `vkog.toml`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +33,9 @@ const ASKING: [&str; 8] =
 
 /// The tutorial that goes from an empty folder to a plugin.
 const GUIDE: &str = "docs/tutorial/first-plugin.md";
+
+/// The guide to tests of plugins, whose examples test the plugin of the tutorial.
+const TESTING_GUIDE: &str = "docs/how-to/test-a-plugin.md";
 
 /// One command of a session and the lines it should print.
 struct Step {
@@ -239,13 +243,13 @@ fn run_all(document: &Path, plugins: &[PathBuf]) {
 }
 
 #[test]
-fn the_sessions_of_the_readme_happen_as_they_are_shown() {
+fn the_sessions_of_the_readme_run_as_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
 /// The tutorial of plugins has its own test.
 #[test]
-fn the_sessions_of_the_documentation_happen_as_shown() {
+fn the_sessions_of_the_documentation_run_as_shown() {
     let mut documents = markdown(&workspace().join("docs"));
     documents.retain(|path| !path.ends_with(GUIDE) && !sessions(path).is_empty());
     assert!(documents.len() >= 3, "{documents:?}");
@@ -253,7 +257,7 @@ fn the_sessions_of_the_documentation_happen_as_shown() {
 }
 
 #[test]
-fn the_session_of_every_plugin_happens_as_it_is_shown() {
+fn the_session_of_every_plugin_readme_runs_as_shown() {
     for folder in folders("plugins").into_iter().chain(folders("examples")) {
         let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
         run_all(&folder.join("README.md"), &[artefacts().library(&format!("vkog-{name}"))]);
@@ -279,6 +283,7 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
 
 /// The imports that the recipes of the guide for plugin authors assume.
 const AROUND_RECIPES: &str = "
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
     use vkog_plugin_api::*;
     struct Mine { host: Host }
@@ -310,7 +315,7 @@ fn building<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 }
 
 #[test]
-fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
+fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let sessions = sessions(&workspace().join(GUIDE));
     let [making, asking, ..] = &sessions[..] else { panic!("{GUIDE} makes a plugin, then asks") };
     assert_eq!(making.steps.len(), 4, "four commands in {}", making.place);
@@ -345,12 +350,19 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
         std::fs::write(path, format!("{text}\n{block}\n")).expect("it is ours");
     };
     append("src/lib.rs", in_the_chain);
+    let guide = blocks(TESTING_GUIDE, "rust").join("\n");
+    append("src/lib.rs", Some(format!("#[cfg(test)]\nmod guide {{\n{guide}\n}}")));
     append("Cargo.toml", dependency);
     let mut testing = setup.shell("cargo test --lib");
     let tested = building(&mut testing, &folder).output().expect("cargo runs");
     let said = String::from_utf8_lossy(&tested.stdout);
     let happened = tested.status.success() && said.contains("in_the_chain::a_put_over_the_limit_is_refused ... ok");
     assert!(happened, "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
+    let examples = guide.matches("#[test]").count();
+    assert!(
+        examples >= 9 && said.matches(" guide::").count() == examples,
+        "{TESTING_GUIDE}: {examples} tests in {said}"
+    );
 
     let server = setup.start_by(setup.shell(&format!("exec {}", last.command)).current_dir(&folder));
     // And what the crate says of itself.
@@ -368,7 +380,7 @@ fn the_authoring_guide_goes_from_an_empty_folder_to_a_refused_put() {
 }
 
 #[test]
-fn three_dots_stand_for_any_lines_and_everything_else_for_itself() {
+fn three_dots_match_any_lines_and_other_lines_match_themselves() {
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     let expected = lines("a\n...\nd");
     assert!(matches(&expected, &["a", "d"]) && matches(&expected, &["a", "b", "c", "d"]));

@@ -1,4 +1,5 @@
-//! `Ok` means durable: after a crash no acknowledged write is lost, none reappears, and none is torn.
+//! `Ok` means durable: however the process ends, no acknowledged write is lost, no removed entry returns, and none is
+//! torn.
 //!
 //! Provoked with 32 clients that write and delete their own keys without a pause while the process is killed, up to 200
 //! times on the same store, with each mode of `--fsync` (the system's memory outlives a process); and with SIGTERM
@@ -165,7 +166,7 @@ fn no_stop_under_load_loses_an_acknowledged_write_and_each_exits_0() {
 }
 
 #[test]
-fn after_a_kill_the_plugins_know_what_the_store_holds() {
+fn after_a_kill_plugins_count_what_the_store_holds() {
     let setup = Setup::new().load(bytes()).load(conflict()).args(["--max-size", "100"]);
     let server = setup.start();
     server.post("a", "0123456789").expect(200);
@@ -177,7 +178,7 @@ fn after_a_kill_the_plugins_know_what_the_store_holds() {
 }
 
 #[test]
-fn a_second_host_on_the_same_store_is_refused_with_the_first_ones_id() {
+fn a_second_server_on_a_store_is_refused_with_the_first_process_id() {
     let setup = Setup::new();
     let server = setup.start();
     let exit = setup.fail().expect(1);
@@ -187,7 +188,7 @@ fn a_second_host_on_the_same_store_is_refused_with_the_first_ones_id() {
 }
 
 #[test]
-fn a_stop_is_heard_however_many_snapshots_were_asked_for() {
+fn a_stop_is_handled_during_many_snapshot_requests() {
     let setup = Setup::new();
     let server = setup.start();
     for number in 0..100 {
@@ -199,7 +200,7 @@ fn a_stop_is_heard_however_many_snapshots_were_asked_for() {
 }
 
 #[test]
-fn a_stop_leaves_one_whole_file_and_an_empty_log() {
+fn a_stop_leaves_a_complete_snapshot_and_an_empty_log() {
     let setup = Setup::new();
     let server = setup.start();
     server.post("k", "v").expect(200);

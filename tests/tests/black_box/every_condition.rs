@@ -1,8 +1,8 @@
-//! Every method on every state under every pair of `If-Match` and `If-None-Match` gets the response that RFC 9110 and the contract
-//! say, and leaves what they say.
+//! Every method on every state with every pair of `If-Match` and `If-None-Match` has the status and the effect that RFC
+//! 9110 and the reference define.
 //!
-//! Provoked with all of them, one key each, on both engines, with the conflict plugin and without. The expected response is
-//! computed from the sections of RFC 9110 that are named below, and from nothing of the server's.
+//! Provoked with all combinations, one key each, on both engines, with the conflict plugin and without. The expected
+//! results are computed from the sections of RFC 9110 that are named below, independently of the server.
 
 use vkog_tests::{ENGINES, Setup, Wire, conflict};
 
@@ -151,7 +151,7 @@ fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
 }
 
 #[test]
-fn every_method_state_and_precondition_on_both_engines_is_answered_as_the_rfc_says() {
+fn every_method_state_and_precondition_follows_the_rfc_on_both_engines() {
     for engine in ENGINES {
         for with_conflict in [false, true] {
             let setup = Setup::new().args(["--http", engine, "--fsync", "never"]);

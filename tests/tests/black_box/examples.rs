@@ -1,6 +1,6 @@
-//! The three example plugins do over the wire what their READMEs say.
+//! The three example plugins do what their READMEs say.
 //!
-//! Provoked by loading the built libraries like anybody's.
+//! Provoked by loading the built libraries into a server.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use vkog_tests::{DEADLINE, Setup, artefacts, bytes, conflict};
 
 #[test]
-fn json_only_refuses_what_is_not_json_with_422_and_where_it_is_not() {
+fn json_only_refuses_invalid_json_with_422_and_its_position() {
     let server = Setup::new().load(artefacts().library("vkog-json-only")).start();
     for value in ["{\"name\": \"Ada\"}", "[1, 2.5, null]", "\"text\"", "7"] {
         server.post("k", value).expect(200);
@@ -40,7 +40,7 @@ fn json_only_refuses_before_anything_is_reserved() {
 }
 
 #[test]
-fn bearer_asks_for_the_token_and_lets_in_who_has_it() {
+fn bearer_accepts_only_requests_with_the_token() {
     let config = "[plugins.bearer]\ntoken = \"s3cret\"\nrealm = \"the shop\"\n";
     let server = Setup::new().load(artefacts().library("vkog-bearer")).load(conflict()).config(config).start();
     let ask = |method: &str, token: &str| {
@@ -65,7 +65,7 @@ fn bearer_asks_for_the_token_and_lets_in_who_has_it() {
 }
 
 #[test]
-fn bearer_lets_pass_what_other_plugins_ask_and_no_client_who_names_one() {
+fn bearer_accepts_store_calls_of_plugins_and_no_client_that_claims_to_be_one() {
     let config = "[plugins.bearer]\ntoken = \"s3cret\"\n";
     let plugins = artefacts();
     let server =
@@ -102,7 +102,7 @@ fn lines(file: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn after_a_clean_stop_audit_has_a_line_for_every_change_and_for_nothing_else() {
+fn audit_writes_exactly_one_line_for_every_change() {
     let setup = Setup::new().load(artefacts().library("vkog-audit")).load(conflict());
     let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
     let server = setup.start();
@@ -134,7 +134,7 @@ fn after_a_clean_stop_audit_has_a_line_for_every_change_and_for_nothing_else() {
 }
 
 #[test]
-fn audit_misses_nothing_of_many_clients_and_a_second_start_appends() {
+fn audit_records_every_write_of_many_clients_and_appends_after_a_restart() {
     const CLIENTS: usize = 8;
     const ROUNDS: usize = 100;
 
@@ -161,7 +161,7 @@ fn audit_misses_nothing_of_many_clients_and_a_second_start_appends() {
 
 #[cfg(unix)]
 #[test]
-fn at_a_stop_audit_waits_until_a_slow_file_has_taken_every_line() {
+fn audit_writes_every_line_to_a_slow_file_before_the_stop_ends() {
     const CHANGES: usize = 2000;
 
     // A pipe holds less than these lines; the rest is with the plugin until somebody reads.

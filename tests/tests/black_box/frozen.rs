@@ -29,7 +29,7 @@ fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
 }
 
 #[test]
-fn a_plugin_built_against_1_2_0_loads_and_what_1_1_and_1_2_added_works() {
+fn a_plugin_built_against_1_2_0_loads_and_its_additions_work() {
     let config = |suffix: &str| administered(&format!("[plugins.abi-1-2-frozen]\nsuffix = {suffix:?}\n"));
     let setup = Setup::new().load(frozen_1_2()).config(config("one"));
     let server = setup.start();
@@ -54,7 +54,7 @@ fn a_plugin_built_against_1_2_0_loads_and_what_1_1_and_1_2_added_works() {
     assert!(values.iter().any(|line| line.contains("puts_total") && line.ends_with(" 3")), "{values:?}");
 }
 
-/// With everything that came after 1.0.0.
+/// With all additions since 1.0.0.
 const NEW: &str = r#"
 use std::time::Duration;
 use vkog_plugin_api::*;
@@ -106,7 +106,7 @@ export_plugin!(New, required: [before_put]);
 "#;
 
 #[test]
-fn a_plugin_of_this_version_works_in_a_host_of_1_0_0_but_for_what_that_did_not_have() {
+fn a_current_plugin_loads_in_a_host_of_1_0_0_without_newer_functions() {
     let manifest = "[package]\nname = \"abi-1-new\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = \
                     [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = \"1\"\n";
     let library = written_plugin("abi-1-new", manifest, NEW);
@@ -129,7 +129,7 @@ fn a_plugin_of_this_version_works_in_a_host_of_1_0_0_but_for_what_that_did_not_h
 }
 
 #[test]
-fn what_is_kept_of_1_0_0_is_1_0_0() {
+fn the_frozen_copy_of_1_0_0_is_unchanged() {
     let output = program(&frozen().host).arg(&frozen().plugin).args([r#"{"prefix": "old "}"#, "before_put"]).output();
     let said = String::from_utf8_lossy(&output.expect("the old host runs").stdout).into_owned();
     assert!(

@@ -1,9 +1,9 @@
-//! Attempts to exhaust a server cost it little, and another client gets all its responses meanwhile.
+//! Clients that try to exhaust a server cost it little, and another client gets all its responses meanwhile.
 //!
-//! Provoked with connections that send a byte a second, uploads that stop halfway, impossible lengths, a header
-//! line without an end, another protocol, and requests sent ahead by the hundred thousand. Each on the engines that survive
-//! it; what tiny_http does not is in docs/reference/http.md. Further ones: file descriptors that run out, silent connections in a burst
-//! with others, and large values over many connections.
+//! Provoked with connections that send a byte a second, uploads that stop halfway, impossible lengths, a header line
+//! without an end, another protocol, and a hundred thousand pipelined requests. Each runs on the engines that survive
+//! it; docs/reference/http.md lists the limits of tiny_http. Also: file descriptors that run out, silent connections
+//! among others, and large values over many connections.
 
 #![cfg(target_os = "linux")]
 
@@ -43,7 +43,7 @@ fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// Returns the status of the response on a connection, if there is one.
+/// Returns the status of the response on a connection, if any.
 fn status(stream: &mut TcpStream) -> Option<u16> {
     let mut text = [0; 12];
     stream.read_exact(&mut text).ok()?;
@@ -51,7 +51,7 @@ fn status(stream: &mut TcpStream) -> Option<u16> {
 }
 
 #[test]
-fn five_thousand_connections_that_send_a_byte_a_second() {
+fn five_thousand_slow_connections_do_not_delay_other_clients() {
     attack(&HYPER, 200, |server| {
         let mut slow: Vec<TcpStream> = (0..5000).map(|_| connect(server)).collect();
         let head = b"GET /k/k HTTP/1.1\r\n";
@@ -60,7 +60,7 @@ fn five_thousand_connections_that_send_a_byte_a_second() {
             slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("no client has timed out yet"));
             thread::sleep(Duration::from_secs(1).saturating_sub(round.elapsed()));
         }
-        // They are connections like others, in the end.
+        // Afterwards they are served as others.
         for stream in slow.iter_mut().take(10) {
             stream.write_all(&head[5..]).expect("no client has timed out yet");
             stream.write_all(b"Host: localhost\r\n\r\n").expect("no client has timed out yet");
@@ -70,7 +70,7 @@ fn five_thousand_connections_that_send_a_byte_a_second() {
 }
 
 #[test]
-fn a_thousand_uploads_that_stop_halfway() {
+fn a_thousand_stalled_uploads_do_not_delay_other_clients() {
     attack(&ENGINES, 100, |server| {
         let half = |_| {
             let mut stream = connect(server);
@@ -86,7 +86,7 @@ fn a_thousand_uploads_that_stop_halfway() {
 }
 
 #[test]
-fn ten_gib_declared_are_refused_before_they_come() {
+fn a_declared_length_of_ten_gib_is_refused_before_the_body() {
     attack(&ENGINES, 20, |server| {
         for _ in 0..20 {
             for length in ["10737418240", "18446744073709551615", "99999999999999999999999"] {
@@ -118,7 +118,7 @@ fn the_preface_of_http_2() {
             let mut stream = connect(server);
             stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0").expect("it is read");
             let mut rest = Vec::new();
-            // A reset is an end as well.
+            // A reset also ends the connection.
             let _ = stream.read_to_end(&mut rest);
             assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{}", rest.escape_ascii());
         }
@@ -126,7 +126,7 @@ fn the_preface_of_http_2() {
 }
 
 #[test]
-fn a_hundred_thousand_requests_sent_ahead() {
+fn a_hundred_thousand_pipelined_requests_do_not_delay_other_clients() {
     const COUNT: usize = 100_000;
     attack(&ENGINES, 150, |server| {
         let mut stream = connect(server);
@@ -153,12 +153,12 @@ fn a_hundred_thousand_requests_sent_ahead() {
 }
 
 #[test]
-fn who_sends_ahead_and_reads_nothing_is_not_read_any_more() {
+fn a_pipelining_client_that_reads_nothing_is_throttled() {
     attack(&HYPER, 30, |server| {
         let mut stream = connect(server);
         stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
         let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
-        // 37 MB of requests, and 150 of answers.
+        // 37 MB of requests and 150 MB of responses.
         let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
         assert!(blocked.is_some(), "the server has taken all of it");
     });
@@ -174,7 +174,7 @@ fn clients_are_served_after_file_descriptors_ran_out() {
         for round in 0..3 {
             let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
             for mut stream in &held {
-                // Those that are over the limit may be closed.
+                // Connections over the limit may be closed.
                 let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\n");
             }
             thread::sleep(Duration::from_millis(300));
@@ -191,7 +191,7 @@ fn clients_are_served_after_file_descriptors_ran_out() {
 }
 
 #[test]
-fn requests_in_a_burst_of_silent_connections_are_answered() {
+fn requests_among_many_silent_connections_are_served() {
     let _alone = exclusive();
     raise_descriptors();
     for engine in ENGINES {

@@ -1,8 +1,8 @@
-//! Requests that violate RFC 9112 get an error, or their connection is closed; no part of them is executed as
-//! a request, and nothing of it is left behind.
+//! A message that is not HTTP as RFC 9112 defines it gets an error, or its connection is closed. No part of it runs as
+//! a request, and nothing of it remains.
 //!
-//! Provoked byte by byte, on both engines with the same bounds. The cases marked as [`HYPER`] are those that tiny_http does
-//! not show to the host; docs/reference/http.md lists them.
+//! Provoked byte by byte, on both engines with the same bounds. tiny_http does not pass the cases marked as [`HYPER`]
+//! to the host; docs/reference/http.md lists them.
 
 #![cfg(target_os = "linux")]
 
@@ -15,7 +15,7 @@ use vkog_tests::{DEADLINE, ENGINES, Server, Setup, Wire, amount, exclusive};
 
 const HYPER: [&str; 1] = ["hyper"];
 
-/// The requests that are smuggled past the end of another one.
+/// The request that another one tries to smuggle.
 const SMUGGLED: &str = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn server(engine: &str) -> Server {
@@ -24,7 +24,7 @@ fn server(engine: &str) -> Server {
     server
 }
 
-/// Sends bytes as the first of a connection, and returns the status of each answer until the connection ends.
+/// Sends bytes on a new connection, and returns the status of each response until the connection ends.
 #[track_caller]
 fn statuses(server: &Server, bytes: &[u8]) -> Vec<u16> {
     let mut wire = server.wire();
@@ -36,7 +36,7 @@ fn statuses(server: &Server, bytes: &[u8]) -> Vec<u16> {
     text.match_indices("HTTP/1.").filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect()
 }
 
-/// The number of threads and of open files of a server.
+/// Returns the number of threads and of open files of a server.
 fn held(server: &Server) -> (usize, usize) {
     let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", server.id())).expect("it runs").count();
     (count("task"), count("fd"))
@@ -101,7 +101,7 @@ fn ambiguous_framing_is_refused_and_nothing_after_it_is_executed() {
 }
 
 #[test]
-fn bytes_that_are_not_ascii_get_an_answer_or_a_close_and_leave_nothing() {
+fn bytes_that_are_not_ascii_get_a_response_or_a_close_and_leave_nothing() {
     for engine in ENGINES {
         let server = server(engine);
         for bytes in [
@@ -118,7 +118,7 @@ fn bytes_that_are_not_ascii_get_an_answer_or_a_close_and_leave_nothing() {
 }
 
 #[test]
-fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
+fn other_protocols_get_a_response_or_a_close_and_leave_nothing() {
     for engine in HYPER {
         let server = server(engine);
         let before = held(&server);
@@ -133,7 +133,7 @@ fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
                 stream.set_read_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
                 std::io::Write::write_all(&mut stream, bytes).expect("it is read");
                 let mut rest = Vec::new();
-                // A reset is an end as well.
+                // A reset also ends the connection.
                 let _ = stream.read_to_end(&mut rest);
                 assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{engine}: {}", rest.escape_ascii());
             }
@@ -147,7 +147,7 @@ fn other_protocols_get_an_answer_or_a_close_and_leave_nothing() {
 }
 
 #[test]
-fn a_connection_of_http_1_0_is_kept_where_the_client_asks_for_it() {
+fn an_http_1_0_connection_stays_open_if_the_client_requests_it() {
     for engine in ENGINES {
         let server = server(engine);
         let mut wire = server.wire();
@@ -165,7 +165,7 @@ fn a_connection_of_http_1_0_is_kept_where_the_client_asks_for_it() {
 }
 
 #[test]
-fn innocent_clients_at_reused_addresses_are_served_after_bad_framing() {
+fn clients_at_reused_addresses_are_served_after_bad_framing() {
     let _alone = exclusive();
     let (bad, innocent) = (amount(600, 10_000), amount(300, 3_000));
     for engine in ENGINES {
@@ -180,7 +180,7 @@ fn innocent_clients_at_reused_addresses_are_served_after_bad_framing() {
                 assert_eq!(reply.status, 400, "{engine}: {reply}");
             }
         }
-        // Some may be another program's by now.
+        // Another program may use some of them by now.
         let reused: Vec<Wire> = ports
             .into_iter()
             .rev()

@@ -1,7 +1,8 @@
-//! `/keys`: in byte order, each permanent key exactly once, during any other writes; folded, counted,
-//! limited, and without what a GET would not find.
+//! `/keys` returns keys in byte order; each key that exists during the whole listing exactly once, during concurrent
+//! writes; folded, counted, limited, and without keys that a GET would not find.
 //!
-//! Provoked with small stores whose listings are known, at every limit, and with a million keys while eight clients write.
+//! Provoked with small stores whose listings are known, at every limit, and with a million keys while eight clients
+//! write.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -9,7 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 use vkog_tests::{Client, DEADLINE, Setup, amount, artefacts, encode, exclusive, ttl, with_background};
 
-/// Returns the response to a request for keys.
+/// Requests keys and returns the response.
 #[track_caller]
 fn ask(server: &Client, query: &str) -> Value {
     let reply =
@@ -17,13 +18,13 @@ fn ask(server: &Client, query: &str) -> Value {
     serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
-/// The texts of a list.
+/// Returns the texts of a JSON list.
 fn texts(list: &Value) -> Vec<String> {
     let text = |value: &Value| value["key"].as_str().or(value.as_str()).expect("a text").to_owned();
     list.as_array().expect("a list").iter().map(text).collect()
 }
 
-/// All keys and prefixes of a listing, page by page.
+/// Returns all keys and prefixes of a listing, page by page.
 #[track_caller]
 fn list(server: &Client, query: &str) -> (Vec<String>, Vec<String>) {
     let (mut keys, mut prefixes, mut after) = (Vec::new(), Vec::new(), String::new());
@@ -91,7 +92,7 @@ fn keys_come_in_byte_order_at_every_limit_after_any_text_and_with_any_prefix() {
 }
 
 #[test]
-fn a_delimiter_folds_what_comes_behind_it_into_prefixes() {
+fn a_delimiter_folds_keys_into_prefixes() {
     let server = Setup::new().start();
     let mut keys = vec!["a", "a/", "b/", "b0", "c//d", "c/d/e", "d"];
     let many: Vec<String> = (0..50).map(|index| format!("b/{index}")).collect();
@@ -107,7 +108,7 @@ fn a_delimiter_folds_what_comes_behind_it_into_prefixes() {
     assert_eq!(page["next"], "b/");
     assert_eq!(list(&server, "delimiter=/&prefix=c/"), (vec![], vec!["c//".into(), "c/d/".into()]));
     assert_eq!(list(&server, "delimiter=/&prefix=b/").0.len(), 51);
-    // Not what a page ends with, but what somebody looked up: the rest of b/ is still to come.
+    // `after` may be any text, not only the end of a page: the rest of b/ follows.
     assert_eq!(list(&server, "delimiter=/&after=b/49").1, ["b/", "c/"]);
     assert_eq!(list(&server, "delimiter=/&after=b/99").1, ["c/"]);
 }
@@ -126,7 +127,7 @@ fn a_page_has_at_most_a_thousand_keys() {
 }
 
 #[test]
-fn what_is_no_question_is_refused_and_says_what_is_one() {
+fn an_invalid_query_is_refused_with_the_valid_parameters() {
     let server = Setup::new().start();
     for (query, words) in [
         ("prefx=a", "Unknown parameter \"prefx\"; use prefix, after, limit, delimiter, count"),
@@ -163,7 +164,7 @@ fn an_entry_that_has_expired_is_not_listed_and_not_counted() {
     }
     assert_eq!(list(&server, "delimiter=/").1, ["tmp/"]);
     let begun = Instant::now();
-    // Whoever is told that it is gone, by whatever way, must not be told otherwise afterwards.
+    // Once a response has shown that the key is absent, no later response may list it.
     while server.get("tmp/1").status != 404 {
         assert!(begun.elapsed() < DEADLINE, "tmp/1 does not expire\n{}", server.log());
     }
@@ -175,7 +176,7 @@ fn an_entry_that_has_expired_is_not_listed_and_not_counted() {
 }
 
 #[test]
-fn keys_are_not_shown_to_whom_a_plugin_does_not_let_read() {
+fn keys_are_hidden_from_clients_that_a_plugin_refuses() {
     let server =
         Setup::new().load(artefacts().library("vkog-bearer")).config("[plugins.bearer]\ntoken = \"s3cret\"\n").start();
     let authorized = |method: &str, path: &str| server.path(method, path).header("Authorization", "Bearer s3cret");
@@ -188,7 +189,7 @@ fn keys_are_not_shown_to_whom_a_plugin_does_not_let_read() {
     }
 }
 
-/// A store of the Go program, which is the shortest: one MessagePack map.
+/// A store of the Go program, which has the shortest file: one MessagePack map.
 fn store_of(keys: impl ExactSizeIterator<Item = String>) -> Vec<u8> {
     let mut file = b"\x82\xa2KV\xdf".to_vec();
     file.extend_from_slice(&u32::try_from(keys.len()).expect("a map32").to_be_bytes());

@@ -1,8 +1,8 @@
-//! The hyper engine limits the cost of a client, and rejects requests beyond the limits.
+//! The hyper engine limits what a client may cost, and responds to what exceeds a limit.
 //!
-//! Provoked with heads that are too large, more connections than file descriptors, another protocol, bodies that are
-//! declared and not sent, and a stop in the middle of a request. tiny_http has none of these limits: so the tests start hyper,
-//! even if the other tests run on another engine.
+//! Provoked with heads that are too large, more connections than file descriptors, another protocol, declared bodies
+//! that are not sent, and a stop in the middle of a request. tiny_http has none of these limits, so the tests always
+//! start hyper.
 
 #![cfg(unix)]
 
@@ -38,7 +38,7 @@ fn a_head_of_over_64_kib_or_100_fields_is_431_and_ends_the_connection() {
 }
 
 #[test]
-fn a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served() {
+fn a_connection_over_the_limit_is_503_until_another_one_ends() {
     let server = Setup::new().args(["--http", "hyper"]).descriptors(120).start();
     let mut wires: Vec<Wire> = (0..80).map(|_| server.wire().patience(Duration::from_secs(5))).collect();
     // The limit of file descriptors minus 64.
@@ -52,7 +52,7 @@ fn a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served() 
             assert!(wire.rest().expect("the server ends the connection").is_empty());
         }
     }
-    // Those that were served go on.
+    // The served connections continue.
     let first = wires.remove(0).send("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").reply();
     first.expect(200);
     drop(wires);
@@ -80,7 +80,7 @@ fn http_2_is_refused_and_leaves_nothing_behind() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn bodies_that_are_declared_and_do_not_come_cost_no_memory() {
+fn declared_bodies_that_never_arrive_cost_no_memory() {
     let server = server();
     let before = server.proc_status("VmHWM");
     let mut wires: Vec<Wire> = (0..64).map(|_| server.wire()).collect();
@@ -93,12 +93,12 @@ fn bodies_that_are_declared_and_do_not_come_cost_no_memory() {
 }
 
 #[test]
-fn a_stop_ends_idle_connections_and_answers_what_is_under_way() {
+fn a_stop_closes_idle_connections_and_finishes_requests_in_flight() {
     let server = server();
     let mut idle = server.wires(3);
     let mut half = server.wires(1).remove(0);
     half.send("PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
-    // So it is known that the head has come.
+    // So the server has received the head.
     half.reply().expect(100);
     server.signal("TERM");
     for wire in &mut idle {
@@ -110,7 +110,7 @@ fn a_stop_ends_idle_connections_and_answers_what_is_under_way() {
 }
 
 #[test]
-fn hyper_serves_every_address_and_tiny_http_where_others_reach_it_is_warned_of() {
+fn hyper_is_the_default_and_tiny_http_on_a_public_address_is_warned_about() {
     for (listen, engine, logged) in [
         ("127.0.0.1:0", "auto", "with hyper"),
         ("127.0.0.1:0", "tiny", "with tiny_http"),

@@ -1,7 +1,7 @@
-//! Every way in which a library can be wrong has its own code and sentence, `vkog plugins check` and the start agree
-//! on it, and all bad libraries are reported, not only the first.
+//! Every way in which a library can be wrong has its own code and message. `vkog plugins check` and the start of the
+//! server agree, and all bad libraries are reported, not only the first.
 //!
-//! Provoked with libraries that are cut off, patched, or built against changed copies of vkog-plugin-api.
+//! Provoked with libraries that are truncated, patched, or built against changed copies of vkog-plugin-api.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -40,11 +40,11 @@ fn one_line(output: &str, start: &str, code: &str, words: &[&str], exit: &Exit) 
     for word in words {
         assert!(line.contains(word), "{word:?} in {exit}");
     }
-    // The fact, and the way out.
+    // The message has the fact and the way out.
     assert!(line.contains("; "), "a way out in {exit}");
 }
 
-/// A library that was damaged in this way.
+/// Returns a library with this damage.
 fn damage(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let library = damaged(&conflict(), folder.path())[name].clone();
@@ -64,7 +64,7 @@ fn an_empty_file_is_not_a_library() {
 }
 
 #[test]
-fn a_library_that_is_cut_off_anywhere_is_told_so() {
+fn a_truncated_library_is_reported_wherever_it_is_cut() {
     for name in ["cut-10", "cut-50", "cut-90", "cut-last-byte"] {
         let (_folder, library) = damage(name);
         let size = std::fs::metadata(&library).expect("it was just written").len().to_string();
@@ -73,7 +73,7 @@ fn a_library_that_is_cut_off_anywhere_is_told_so() {
 }
 
 #[test]
-fn a_library_for_another_processor_is_told_both() {
+fn the_error_for_another_processor_names_both_processors() {
     let (_folder, library) = damage("aarch64");
     refused(&library, None, "wrong-architecture", &["Aarch64", "X86_64"]);
     let (_folder, library) = damage("bits-32");
@@ -81,18 +81,18 @@ fn a_library_for_another_processor_is_told_both() {
 }
 
 #[test]
-fn a_library_that_needs_another_one_that_is_not_there_is_told_which() {
+fn the_error_for_a_missing_dependency_names_it() {
     let (_folder, library) = damage("needs-more");
     refused(&library, None, "not-loadable", &[nowhere()]);
 }
 
 #[test]
-fn a_library_without_a_plugin_is_told_what_is_missing() {
+fn the_error_for_a_library_without_a_plugin_names_what_is_missing() {
     refused(&artefacts().library("fault-no-plugin"), None, "no-plugin", &["export_plugin!"]);
 }
 
 #[test]
-fn a_plugin_of_another_major_version_is_told_both_versions() {
+fn the_error_for_another_major_version_names_both_versions() {
     refused(&faults().other_major, None, "other-major", &["2.0.0", "1.3.0"]);
 }
 
@@ -107,12 +107,12 @@ fn a_plugin_whose_panics_would_abort_is_refused() {
 }
 
 #[test]
-fn a_plugin_that_requires_a_hook_of_a_newer_version_is_refused_by_the_hook() {
+fn a_plugin_that_requires_an_unknown_hook_is_refused_with_its_name() {
     refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "20", "1.4.0"]);
 }
 
 #[test]
-fn a_plugin_of_a_newer_version_loads_where_what_is_new_is_not_required() {
+fn a_plugin_of_a_newer_version_loads_if_it_requires_nothing_new() {
     let setup = Setup::new().load(bytes()).load(&faults().new_hook_optional);
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
@@ -124,21 +124,21 @@ fn a_plugin_of_a_newer_version_loads_where_what_is_new_is_not_required() {
 }
 
 #[test]
-fn an_unknown_setting_is_told_with_those_that_there_are() {
+fn the_error_for_an_unknown_setting_lists_the_known_ones() {
     let library = artefacts().library("fault-refuses");
     let config = "[plugins.fault-refuses]\nwhere = \"guard_put\"\nwehre = \"guard_put\"\n";
     refused(&library, Some(config), "bad-settings", &["fault-refuses", "wehre", "known keys: where, status, value"]);
 }
 
 #[test]
-fn a_setting_of_a_wrong_type_is_told_with_the_right_one() {
+fn the_error_for_a_setting_of_a_wrong_type_names_the_right_type() {
     let library = artefacts().library("fault-refuses");
     let config = "[plugins.fault-refuses]\nstatus = \"many\"\n";
     refused(&library, Some(config), "bad-settings", &["fault-refuses", "many", "u16"]);
 }
 
 #[test]
-fn a_plugin_that_cannot_be_created_or_started_says_why() {
+fn the_error_of_create_or_start_is_reported() {
     let library = artefacts().library("fault-refuses");
     let config = "[plugins.fault-refuses]\nwhere = \"create\"\n";
     refused(&library, Some(config), "create-failed", &["fault-refuses", "refused on purpose"]);
@@ -160,7 +160,7 @@ fn a_plugin_that_panics_while_it_is_created_is_refused() {
 }
 
 #[test]
-fn of_two_libraries_with_the_same_plugin_the_second_is_refused_and_told_the_first() {
+fn a_second_library_with_the_same_plugin_is_refused_and_names_the_first() {
     let setup = Setup::new().load_as(bytes(), as_library("liba")).load_as(bytes(), as_library("libb"));
     let exit = setup.fail().expect(1);
     let line = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
@@ -177,7 +177,7 @@ fn of_two_libraries_with_the_same_plugin_the_second_is_refused_and_told_the_firs
 }
 
 #[test]
-fn a_library_that_is_a_folder_or_leads_nowhere_is_told_so() {
+fn a_library_that_is_a_folder_or_a_dead_link_is_reported() {
     let setup = Setup::new();
     let missing = setup.folder().join(as_library("libmissing"));
     let folder = setup.folder().join(as_library("libfolder"));
@@ -228,7 +228,7 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
 }
 
 #[test]
-fn check_tells_of_a_good_library_its_name_version_and_hooks() {
+fn check_reports_name_version_and_hooks_of_a_library() {
     let setup = Setup::new();
     let libraries = [bytes().into_os_string(), conflict().into_os_string(), artefacts().library("fault-panics").into()];
     let exit = setup.run(["plugins".into(), "check".into()].into_iter().chain(libraries)).expect(0);
@@ -249,7 +249,7 @@ fn check_tells_of_a_good_library_its_name_version_and_hooks() {
 }
 
 #[test]
-fn check_tells_programs_in_one_json_document_what_it_tells_people() {
+fn check_json_is_one_document_with_the_same_facts() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let bad = damaged(&conflict(), folder.path())["text"].clone();
     let check = |libraries: &[&Path], status| {
@@ -273,7 +273,7 @@ fn check_tells_programs_in_one_json_document_what_it_tells_people() {
 }
 
 #[test]
-fn whatever_else_lies_in_the_plugin_folder_is_left_alone() {
+fn other_files_in_the_plugin_folder_are_ignored() {
     let setup = Setup::new();
     let folder = setup.plugin_folder();
     std::fs::copy(bytes(), folder.join(as_library("libvkog_bytes"))).expect("a library can be copied");
@@ -290,7 +290,7 @@ fn whatever_else_lies_in_the_plugin_folder_is_left_alone() {
 }
 
 #[test]
-fn a_plugin_that_the_configuration_demands_must_be_there() {
+fn a_required_plugin_that_is_missing_stops_the_start() {
     let pin = format!("sha256 = \"{}\"", "0".repeat(64));
     for demand in ["required = true", &pin] {
         let config = format!("[plugins.bearer]\n{demand}\n");
@@ -299,7 +299,7 @@ fn a_plugin_that_the_configuration_demands_must_be_there() {
             exit.stderr.contains("[plugins.bearer] requires a plugin that was not loaded from "),
             "{demand}: {exit}"
         );
-        // Without plugins at all the tables mean nothing.
+        // Without plugins, the tables have no effect.
         Setup::new().config(&config).start().post("k", "v").expect(200);
     }
     for demand in ["token = \"s3cret\"".to_owned(), format!("{pin}\nrequired = false")] {

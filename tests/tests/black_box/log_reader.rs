@@ -1,9 +1,9 @@
-//! Requests, signals and the stop are as they are without a log where nothing reads standard error: where its reader has left,
-//! where it stands still, and where it is a full disk. Lost lines are counted, and reported when standard error can be written
-//! again. No text of a client forges a line.
+//! Requests, signals and the stop work without a reader of standard error: if the reader has closed the pipe, if it
+//! stalls, and if the log is a file on a full disk. Dropped log lines are counted, and the count is logged when writing
+//! succeeds again. No text of a client forges a line.
 //!
-//! Provoked with a pipe of the test as standard error, which is closed, or not read during 10,000 requests,
-//! and with `/dev/full`.
+//! Provoked with a pipe of the test as standard error, which is closed, or not read until 10,000 requests have their
+//! responses, and with `/dev/full`.
 
 #![cfg(unix)]
 
@@ -27,7 +27,7 @@ fn piped(setup: &Setup) -> (Server, PipeReader) {
     (setup.start_with_stderr(writer.into()), reader)
 }
 
-/// The number of lines that were dropped so far.
+/// Returns the number of dropped lines.
 #[track_caller]
 fn dropped(server: &Server) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -35,7 +35,7 @@ fn dropped(server: &Server) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no number of dropped lines in {text}"))
 }
 
-/// All that a server would log: requests that succeed and that fail, a plugin that panics, a snapshot, reloads.
+/// Causes every kind of log line: successful and failed requests, a panic of a plugin, a snapshot, reloads.
 fn everything(setup: &Setup, server: &Server, rounds: usize) {
     std::thread::scope(|scope| {
         for (client, mut wire) in server.wires(4).into_iter().enumerate() {
@@ -66,7 +66,7 @@ fn everything(setup: &Setup, server: &Server, rounds: usize) {
 }
 
 #[test]
-fn a_log_reader_that_left_changes_nothing_but_the_count_of_dropped_lines() {
+fn a_closed_log_pipe_only_increases_the_count_of_dropped_lines() {
     for engine in ENGINES {
         let setup = setup(engine);
         let (server, reader) = piped(&setup);
@@ -80,7 +80,7 @@ fn a_log_reader_that_left_changes_nothing_but_the_count_of_dropped_lines() {
 }
 
 #[test]
-fn a_log_on_a_full_disk_changes_nothing_but_the_count_of_dropped_lines() {
+fn a_log_on_a_full_disk_only_increases_the_count_of_dropped_lines() {
     let Ok(full) = File::options().write(true).open("/dev/full") else {
         return println!("skipped: this system has no /dev/full");
     };
@@ -94,7 +94,7 @@ fn a_log_on_a_full_disk_changes_nothing_but_the_count_of_dropped_lines() {
 }
 
 #[test]
-fn a_log_reader_that_stands_still_holds_up_no_request_and_no_stop() {
+fn a_stalled_log_reader_delays_no_request_and_no_stop() {
     for engine in ENGINES {
         let setup = setup(engine);
         let (server, _reader) = piped(&setup);
@@ -108,7 +108,7 @@ fn a_log_reader_that_stands_still_holds_up_no_request_and_no_stop() {
 }
 
 #[test]
-fn a_log_reader_that_returns_finds_how_many_lines_were_dropped() {
+fn a_log_reader_that_resumes_reads_the_count_of_dropped_lines() {
     let setup = setup("hyper");
     let (server, reader) = piped(&setup);
     everything(&setup, &server, 500);
@@ -138,7 +138,7 @@ fn a_log_reader_that_returns_finds_how_many_lines_were_dropped() {
 }
 
 #[test]
-fn a_log_reader_that_was_gone_from_the_start_does_not_keep_the_server_from_starting_or_failing() {
+fn a_closed_standard_error_prevents_neither_a_start_nor_a_failed_start() {
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
     drop(reader);
     let setup = setup("hyper");
@@ -150,7 +150,7 @@ fn a_log_reader_that_was_gone_from_the_start_does_not_keep_the_server_from_start
 }
 
 #[test]
-fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
+fn a_line_feed_in_a_request_forges_no_log_line() {
     const CONFIG: &str = "[[access.tokens]]\nname = \"reader\"\ntoken = \"reader\"\nright = \"read\"\n";
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine, "--log-format", "text", "--log-requests"]).config(CONFIG);
@@ -160,7 +160,7 @@ fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
                 let mut wire = server.wire();
                 let fields = format!("Host: localhost\r\nAuthorization: Bearer {token}\r\nX-Request-Id: a\r\n");
                 wire.send(format!("DELETE /k/a{forged} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n"));
-                // Whatever the engine makes of it: an answer, or the end of the connection.
+                // The engine may respond or close the connection.
                 let _ = wire.rest();
             }
         }
@@ -176,7 +176,7 @@ fn a_line_feed_in_a_request_forges_no_line_of_the_log() {
 }
 
 #[test]
-fn a_line_feed_in_what_a_plugin_logs_or_panics_with_forges_no_line_of_the_log() {
+fn a_line_feed_in_a_log_line_or_panic_of_a_plugin_forges_no_log_line() {
     let setup = Setup::new()
         .args(["--log-format", "text"])
         .load(artefacts().library("drill"))

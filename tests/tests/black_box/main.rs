@@ -1,9 +1,9 @@
-//! The black-box tests: start the program, speak HTTP, load libraries. A module a topic; `cargo test -p vkog-tests access::` runs
-//! those of one.
+//! The black-box tests: they start the program, send HTTP requests, and load libraries. One module per topic; `cargo
+//! test -p vkog-tests access::` runs the tests of one.
 //!
-//! All of them are one program, so that it is linked once and they run side by side. A test must not change what belongs to
-//! the whole process (its environment, its current directory), and one that measures, or that loads the machine so that
-//! others would measure that, holds [`vkog_tests::exclusive`] meanwhile.
+//! All modules are one program, so that it is linked once and the tests run in parallel. A test must not change the
+//! environment or the current directory of the process. A test that measures, or that loads the machine so much that
+//! others would measure it, holds [`vkog_tests::exclusive`].
 
 mod access;
 mod asking;

@@ -1,7 +1,7 @@
-//! With `count = "memory"` the limit of `bytes` bounds the memory of the server: its resident memory stays below 1.15 times
-//! the limit and what an empty server takes, for small entries as for larger ones.
+//! With `count = "memory"`, the limit of `bytes` limits the memory of the server: its resident memory stays below 1.15
+//! times the limit plus that of an empty server, for small and for large entries.
 //!
-//! Provoked by filling a server, with batches, until it refuses.
+//! Provoked by filling a server with batches until it refuses.
 #![cfg(target_os = "linux")]
 
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ fn setup(count: &str) -> Setup {
     Setup::new().load(bytes()).config(format!("[plugins.bytes]\ncount = {count:?}\n")).args(arguments)
 }
 
-/// The memory that the server has, in bytes.
+/// Returns the resident memory of the server, in bytes.
 fn resident(server: &Server) -> u64 {
     server.proc_status("VmRSS") << 10
 }
@@ -41,7 +41,7 @@ fn fill(server: &Server, value: &str) -> u64 {
 }
 
 #[test]
-fn with_the_count_of_memory_the_limit_bounds_the_resident_memory() {
+fn the_memory_count_bounds_the_resident_memory() {
     if on_windows() {
         return;
     }
@@ -52,16 +52,16 @@ fn with_the_count_of_memory_the_limit_bounds_the_resident_memory() {
         let (full, bound) = (resident(&server), LIMIT * 115 / 100 + empty);
         println!("{entries} entries of {} bytes: {full} bytes, {empty} of the empty server", 8 + value.len());
         assert!(full <= bound, "{full} bytes are resident, {bound} may be, {empty} were of the empty server");
-        // Nor is it far from it: the limit is for use.
+        // It is also close to the limit: the limit can be used.
         assert!((entries + 512) * cost > LIMIT, "{entries} entries at {cost} bytes");
         assert!(full - empty > LIMIT * 8 / 10, "{} bytes of {LIMIT} are used", full - empty);
     }
 }
 
 #[test]
-fn the_count_of_memory_is_exact_and_the_default_counts_the_payload() {
+fn the_memory_count_is_exact_and_the_default_counts_the_payload() {
     let server = setup("memory").start();
-    // A write that adds nothing is never refused, whatever it is; one that does is told what it needs.
+    // A write that adds nothing is never refused. The refusal of another write reports what it needs.
     server.put("12345678", "x").expect(200);
     let whole = (LIMIT as usize) - 4096;
     let big = vec![b'x'; whole];

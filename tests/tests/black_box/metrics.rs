@@ -1,8 +1,8 @@
-//! `/metrics`: what is counted agrees with what was done, and every line is one that Prometheus reads.
+//! `/metrics`: the counts agree with the requests that were sent, and Prometheus can parse every line.
 
 use vkog_tests::{ENGINES, Server, Setup, bytes, conflict};
 
-/// The value of a number, by its name with labels.
+/// Returns the value of a metric, by its name with labels.
 fn number(server: &Server, name: &str) -> f64 {
     let reply = server.path("GET", "/metrics").send().expect(200);
     let text = reply.text();
@@ -11,7 +11,7 @@ fn number(server: &Server, name: &str) -> f64 {
 }
 
 #[test]
-fn what_is_counted_is_what_was_done() {
+fn the_metrics_count_exactly_the_requests_that_were_sent() {
     let server = Setup::new().load(bytes()).load(conflict()).start();
     server.post("a", "12345").expect(200);
     let second = server.post("b", "12345").expect(200).revision();
@@ -24,7 +24,7 @@ fn what_is_counted_is_what_was_done() {
         ("vkog_revision", (second + 1) as f64),
         ("vkog_plugin_calls_total{plugin=\"conflict\",hook=\"guard_post\"}", 3.0),
         ("vkog_plugin_refusals_total{plugin=\"conflict\",hook=\"guard_post\"}", 1.0),
-        // Behind the one that refused.
+        // After the plugin that refused.
         ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
         ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"after_delete\"}", 1.0),
         ("vkog_plugin_call_seconds_count{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
@@ -63,9 +63,9 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         ] {
             assert_eq!(number(&server, &format!("vkog_requests_total{labels}")), value, "{engine}: {labels}");
         }
-        // The question itself is under way.
+        // The request for the metrics is itself in flight.
         assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
-        // Of the first all, then some.
+        // All of the first requests, then some.
         let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");
         assert!((256.0..count).contains(&timed), "{engine}: {timed}");
         assert_eq!(number(&server, "vkog_fsync_mode{mode=\"always\"}"), 1.0);
@@ -73,7 +73,7 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         assert!((1000.0..=count).contains(&syncs), "{engine}: {syncs} syncs");
         assert!(number(&server, "vkog_fsync_seconds_sum") > 0.0);
         if engine == "hyper" {
-            // And the client that asks.
+            // And the client that requests the metrics.
             assert_eq!(number(&server, "vkog_connections"), 4.0);
             drop(wires);
             assert!((0..10_000).any(|_| number(&server, "vkog_connections") == 1.0), "three connections have ended");
@@ -87,7 +87,7 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
 }
 
 #[test]
-fn every_line_is_a_number_with_a_name_or_says_what_one_is() {
+fn every_line_of_the_metrics_is_a_sample_or_a_description() {
     let server = Setup::new().load(bytes()).start();
     server.post("a", "1").expect(200);
     let reply = server.path("GET", "/metrics").send().expect(200);

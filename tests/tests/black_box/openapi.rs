@@ -1,8 +1,8 @@
-//! `/openapi.json` and the server say the same: what is described is served, what is served is described, with the statuses
-//! that are described.
+//! `/openapi.json` and the server agree: what is described is served, and what is served is described, with its
+//! statuses.
 //!
-//! Provoked with every method of every path that is described; with schemathesis, which makes requests of the document, where
-//! it is installed; and by every other test that speaks HTTP through `Client`, which looks up each status that it gets.
+//! Provoked with every method of every described path; with schemathesis, which generates requests from the document,
+//! where it is installed; and by every other test that uses `Client`, which looks up each status.
 
 use std::process::{Command, Stdio};
 
@@ -19,13 +19,13 @@ fn on_both_engines(check: impl Fn(&Server)) {
 }
 
 #[test]
-fn every_path_has_the_methods_that_are_described_and_no_other() {
+fn every_path_accepts_exactly_the_described_methods() {
     on_both_engines(|server| {
         for (path, item) in description()["paths"].as_object().expect("paths") {
             let described = |method: &&str| item.get(method.to_lowercase()).is_some();
             let allow = METHODS.into_iter().filter(described).collect::<Vec<_>>().join(", ");
             for method in METHODS {
-                // What is watched has no end; what is too far ahead is refused at once.
+                // A watch has no end, so it starts at a revision that is refused at once.
                 let path = path.replace("{key}", "k").replace("/watch", "/watch?since=999999999");
                 let reply = server.path(method, &path).body("v").send();
                 assert_eq!(reply.status == 405, !described(&method), "{reply}");
@@ -39,7 +39,7 @@ fn every_path_has_the_methods_that_are_described_and_no_other() {
 }
 
 #[test]
-fn the_document_is_served_to_whoever_comes() {
+fn the_openapi_document_is_public() {
     let server = Setup::new().config("[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"read\"\n").start();
     server.get("k").expect(401);
     let reply = server.path("GET", "/openapi.json").send().expect(200).has("Content-Type", "application/json");
@@ -54,8 +54,8 @@ fn schemathesis_finds_nothing_on_either_engine() {
     }
     on_both_engines(|server| {
         let document = format!("http://{}/openapi.json", server.address());
-        // Without a deadline, as it has one of its own.
-        // It keeps files where it runs.
+        // Without a timeout, because schemathesis has its own.
+        // It writes files into its current directory.
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let mut command = Command::new("schemathesis");
         command.current_dir(folder.path()).arg("--config-file").arg(workspace().join("tests/schemathesis.toml"));

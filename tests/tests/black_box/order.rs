@@ -1,4 +1,5 @@
-//! The order of plugins is what the configuration says, else that of their stages and names; `/plugins` shows it, and why.
+//! The order of plugins is that of the configuration, otherwise that of their stages and names. `/plugins` shows the
+//! order and its reason.
 
 use vkog_tests::{Server, Setup, administered, artefacts, bytes, conflict};
 
@@ -11,7 +12,7 @@ fn setup() -> Setup {
     ])
 }
 
-/// The plugins in their order, and why each stands where it does.
+/// Returns the plugins in their order, and the reason for each position.
 fn order(server: &Server) -> Vec<String> {
     let text = |plugin: &serde_json::Value| {
         format!("{} {}", plugin["name"].as_str().unwrap_or_default(), plugin["ordered_by"].as_str().unwrap_or_default())
@@ -19,14 +20,14 @@ fn order(server: &Server) -> Vec<String> {
     server.plugins().iter().map(text).collect()
 }
 
-/// Returns the plugin that refuses a create that both conflict and bytes have a reason to refuse.
+/// Returns the plugin that refuses a create that both conflict and bytes would refuse.
 fn first_to_refuse(server: &Server) -> String {
     let reply = server.post("k", [b'x'; 100]);
     reply.header("Vkog-Plugin").unwrap_or_else(|| panic!("not refused by a plugin: {reply}")).to_owned()
 }
 
 #[test]
-fn where_nothing_is_said_stages_and_names_order_plugins() {
+fn stages_and_names_order_plugins_by_default() {
     let server = setup().start();
     server.post("k", "v").expect(200);
     assert_eq!(order(&server), ["drill stage", "conflict stage", "bytes stage"]);
@@ -52,7 +53,7 @@ fn the_configured_order_comes_first_and_a_reload_changes_it() {
 }
 
 #[test]
-fn an_order_that_is_none_stops_the_start() {
+fn an_invalid_order_stops_the_start() {
     for wrong in ["5", "\"bytes\"", "[1, 2]", "{ bytes = 1 }"] {
         let exit = setup().config(format!("[plugins]\norder = {wrong}\n")).fail();
         assert_ne!(exit.status.code(), Some(0), "{exit}");

@@ -1,21 +1,21 @@
-//! Files that belong to others: a server takes over no file, socket or store that another process may use, removes only what
-//! it made, and leaves nothing behind when it does not start.
+//! A server takes over no file, socket or store that another process may use, removes only what it created, and leaves
+//! nothing behind after a failed start.
 //!
-//! Provoked with files of every kind at the path of a Unix socket, with sockets whose processes live or have ended, with links
-//! to a store, and with starts that are refused.
+//! Provoked with files of every kind at the path of a Unix socket, with sockets of live and ended processes, with links
+//! to a store, and with starts that fail.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use vkog_tests::{ENGINES, Exit, Setup};
 
-/// The names of all files in a folder.
+/// Returns the names of all files in a folder.
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).expect("the folder can be read");
     entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Starts a server that is refused with all of the words, and asserts that no file came or went.
+/// Asserts that a start fails with all of the words, and creates or removes no file.
 #[track_caller]
 fn refused(setup: &Setup, arguments: &[&str], words: &[&str]) -> Exit {
     let before = names(setup.folder());
@@ -75,7 +75,7 @@ mod unix {
     }
 
     #[test]
-    fn a_server_takes_over_nothing_but_the_socket_of_a_process_that_has_ended() {
+    fn a_server_replaces_only_the_socket_of_an_ended_process() {
         let setup = Setup::new();
         let at = |name: &str| setup.folder().join(name);
         std::fs::write(at("notes.txt"), "notes").expect("a file can be written");
@@ -90,8 +90,8 @@ mod unix {
         let live = UnixListener::bind(at("live")).expect("a socket can be made");
         refused(&setup, &["-f", "s.vkog", "--listen", "unix:live"], &["live", "another process listens"]);
         let _datagram = UnixDatagram::bind(at("datagram")).expect("a socket can be made");
-        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket exists"]);
-        // A queue that is full says nothing of its process having ended.
+        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket is there"]);
+        // A full queue of connections does not mean that the process has ended.
         let (mut waiting, mut full) = (Vec::new(), false);
         while !full {
             let socket = rustix::net::socket_with(
@@ -111,7 +111,7 @@ mod unix {
     }
 
     #[test]
-    fn the_files_of_the_store_are_no_socket_of_its_server() {
+    fn a_socket_path_that_is_a_store_file_is_refused() {
         let setup = Setup::new();
         let server = setup.start();
         server.put("k", "v").expect(200);
@@ -125,7 +125,7 @@ mod unix {
     }
 
     #[test]
-    fn a_server_removes_no_socket_but_its_own() {
+    fn a_server_removes_only_its_own_socket() {
         for engine in ENGINES {
             let setup = Setup::new();
             let socket = setup.folder().join("s.sock");
@@ -153,12 +153,12 @@ mod unix {
         let server = setup.start();
         for _ in 0..2 {
             refused(&setup, &["-f", "symbolic", "--listen", "127.0.0.1:0"], &["symbolic is in use by process"]);
-            // The next snapshot is the file that has to be locked then, and the hard link another store's.
+            // The next snapshot is the locked file from then on, and the hard link belongs to another store.
             server.put("k", "w").expect(200);
         }
         refused(&setup, &["-f", "hard", "--listen", "127.0.0.1:0"], &["hard is in use by another process"]);
         server.stop().expect(0);
-        // Through the link the same store is served, and the link stays one.
+        // The link leads to the same store, and remains a link.
         let linked = setup.clone().store(at("symbolic"));
         let server = linked.start();
         server.get("k").expect(200).is("w");
@@ -170,7 +170,7 @@ mod unix {
     }
 
     #[test]
-    fn a_new_store_is_made_where_its_link_leads() {
+    fn a_new_store_is_created_at_the_target_of_its_link() {
         let setup = Setup::new();
         std::fs::create_dir(setup.folder().join("data")).expect("a folder can be made");
         symlink("data/real.vkog", setup.store_file()).expect("a link can be made");
@@ -214,14 +214,14 @@ mod unix {
         setup.start().get("k").expect(200).is("v");
     }
 
-    /// The permissions of a file.
+    /// Returns the permissions of a file.
     fn mode(setup: &Setup, name: &str) -> u32 {
         setup.folder().join(name).metadata().unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode()
             & 0o777
     }
 
     #[test]
-    fn the_files_of_a_new_store_are_their_owners_alone() {
+    fn only_the_owner_may_read_the_files_of_a_new_store() {
         let setup = Setup::new();
         let server = setup.start();
         server.put("k", "v").expect(200);
@@ -242,7 +242,7 @@ mod unix {
         server.stop().expect(0);
         let file = setup.store_file();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).expect("it is ours");
-        // Only root can give a file away.
+        // Only root can change the owner of a file.
         let other = if rustix::process::geteuid().is_root() { 12345 } else { rustix::process::getegid().as_raw() };
         std::os::unix::fs::chown(&file, None, Some(other)).expect("a file can be given to a group of ours");
         if rustix::process::geteuid().is_root() {

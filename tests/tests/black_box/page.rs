@@ -1,4 +1,4 @@
-//! `/` is a page that needs nothing but its own server, and runs nothing but its own script.
+//! The web UI at `/` loads nothing from other servers, and runs only its own script.
 //!
 //! Provoked by reading it as a browser would: its headers, the hashes of its policy, and the paths that it requests.
 
@@ -9,19 +9,19 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use vkog_tests::{Reply, Setup, description};
 
-/// The page, from a server that asks everybody else for a token.
+/// Reads the page from a server that requires a token for everything else.
 fn page() -> Reply {
     let setup = Setup::new().config("[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"read\"\n");
     setup.start().path("GET", "/").send().expect(200)
 }
 
-/// Returns each part of a text between these two.
+/// Returns each text between two markers.
 fn between<'t>(text: &'t str, before: &str, after: &str) -> Vec<&'t str> {
     text.split(before).skip(1).map(|rest| rest.split(after).next().expect("there is a first")).collect()
 }
 
 #[test]
-fn the_page_is_served_to_whoever_comes_and_runs_nothing_but_its_own() {
+fn the_page_is_public_and_runs_only_its_own_script() {
     let page = page().has("Content-Type", "text/html; charset=utf-8").has("X-Content-Type-Options", "nosniff");
     let (policy, text) = (page.header("Content-Security-Policy").unwrap_or_default(), page.text());
     for element in ["script", "style"] {
@@ -38,10 +38,10 @@ fn the_page_is_served_to_whoever_comes_and_runs_nothing_but_its_own() {
 }
 
 #[test]
-fn the_page_asks_for_nothing_but_the_routes_of_its_server_and_puts_no_text_into_markup() {
+fn the_page_requests_only_routes_of_its_server_and_inserts_no_text_as_markup() {
     let text = page().text();
     let [script] = between(&text, "<script>", "</script>")[..] else { panic!("not one script in the page") };
-    // Every path stands there as a text of its own.
+    // Every path is a separate string literal.
     let named: BTreeSet<_> = between(script, "= \"/", "\"").into_iter().map(|path| format!("/{path}")).collect();
     assert!(named.len() >= 4, "{named:?}");
     for path in named {

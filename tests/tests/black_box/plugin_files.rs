@@ -1,9 +1,9 @@
-//! A plugin's library costs no room in `TMPDIR`, is refused with its cause where the process has no static thread-local
-//! storage left for it or where it is too large, and may be writable for others where it is pinned; the answer of a plugin for
-//! itself breaks no line of `/metrics` and of the log.
+//! A plugin's library takes no space in `TMPDIR`. It is refused with the cause if the process has no static
+//! thread-local storage left, or if it is too large. A pinned library may be writable by others. The texts of a plugin
+//! break no line of `/metrics` and of the log.
 //!
 //! Provoked with reloads, a sparse file, permissions, a plugin in assembly that uses static thread-local storage as
-//! allocators do, and one whose texts have line breaks.
+//! allocators do, and a plugin whose texts contain line breaks.
 #![cfg(unix)]
 
 use std::fs::OpenOptions;
@@ -22,14 +22,14 @@ fn chmod(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
 }
 
-/// The configuration that pins a plugin to a library.
+/// Returns a configuration that pins a plugin to a library.
 fn pin(plugin: &str, library: &Path) -> String {
     let read = std::fs::read(library).expect("a library can be read");
     let hash: String = Sha256::digest(read).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("[plugins.{plugin}]\nsha256 = \"{hash}\"\n")
 }
 
-/// Makes a library another one that does the same: by bytes behind all that its tables name.
+/// Changes the hash of a library without changing its effect: appends bytes after all that its tables name.
 fn vary(library: &Path, copy: &Path, turn: usize) {
     std::fs::copy(library, copy).expect("a library can be copied");
     let mut file = OpenOptions::new().append(true).open(copy).expect("it is ours");
@@ -43,7 +43,7 @@ fn manifest(name: &str) -> String {
     )
 }
 
-/// A plugin with this number of bytes of static thread-local storage.
+/// Builds a plugin with this number of bytes of static thread-local storage.
 fn static_tls(name: &str, bytes: usize) -> PathBuf {
     let source = r#"//! A plugin that uses static thread-local storage, as an allocator does.
 use vkog_plugin_api::*;
@@ -86,13 +86,13 @@ export_plugin!(Stubborn);
 
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 #[test]
-fn a_plugin_that_needs_static_tls_is_refused_with_the_cause_and_the_old_one_continues() {
+fn a_plugin_that_needs_static_tls_is_refused_and_the_old_one_continues() {
     let words = ["static thread-local storage", "disable_initial_exec_tls", "local_dynamic_tls", "[static-tls]"];
     let setup = Setup::new().load(static_tls("tls-large", 1 << 16)).config(administered(""));
     let exit = setup.fail().expect(1);
     assert!(words.iter().all(|word| exit.one_error().contains(word)), "{exit}");
 
-    // A small one loads as often as there is room, as mimalloc does.
+    // A plugin with little storage loads as often as there is space, as with mimalloc.
     let small = static_tls("tls-small", 256);
     let setup = Setup::new().load_as(&small, as_library("libtls_small")).config(administered(""));
     let server = setup.start();
@@ -112,7 +112,7 @@ fn a_plugin_that_needs_static_tls_is_refused_with_the_cause_and_the_old_one_cont
 
 #[cfg(target_os = "linux")]
 #[test]
-fn reloads_take_no_room_in_the_temporary_folder() {
+fn reloads_take_no_space_in_the_temporary_folder() {
     if on_windows() {
         return;
     }
@@ -132,7 +132,7 @@ fn reloads_take_no_room_in_the_temporary_folder() {
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
     let on_disk: Vec<_> = maps.lines().filter(|line| line.contains("/temporary/")).collect();
     assert!(on_disk.is_empty(), "a file that was removed keeps its room: {on_disk:?}");
-    // Nor does a reload keep a file descriptor.
+    // A reload keeps no file descriptor, either.
     let files = std::fs::read_dir(format!("/proc/{}/fd", server.id())).expect("it is running");
     let files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
     let kept: Vec<_> = files.filter(|file| file.to_string_lossy().contains("versioned")).collect();
@@ -149,12 +149,12 @@ fn a_library_over_the_size_limit_is_refused_before_it_is_read() {
     let exit = setup.run(["plugins".as_ref(), "check".as_ref(), library.as_os_str()]).expect(1);
     let told = exit.stdout.contains("3221225472 bytes") && exit.stdout.contains("268435456");
     assert!(told && exit.stdout.ends_with("[too-large]\n"), "{exit}");
-    // At the limit it is read, and is what it is with some zeros behind it.
+    // At the limit the library is read and loads, with zeros after its end.
     file.set_len(256 << 20).expect("a file may have holes");
     setup.run(["plugins".as_ref(), "check".as_ref(), library.as_os_str()]).expect(0);
 }
 
-/// A plugin that says more than a line wherever it can say something.
+/// A plugin whose texts all contain line breaks.
 fn talkative() -> PathBuf {
     static TALKATIVE: LazyLock<PathBuf> = LazyLock::new(|| {
         let source = r#"//! A plugin whose texts have line breaks.
@@ -195,7 +195,7 @@ export_plugin!(Talkative);
 }
 
 #[test]
-fn a_plugins_texts_forge_no_line_of_the_metrics_and_of_the_log() {
+fn texts_of_a_plugin_forge_no_line_of_the_metrics_or_the_log() {
     let server = Setup::new().load(talkative()).args(["--log-format", "text"]).start();
     server.put("k", "v").expect(200);
     server.put("panic", "v").expect(500);
@@ -238,7 +238,7 @@ fn a_plugin_whose_name_breaks_lines_is_refused() {
 }
 
 #[test]
-fn a_pinned_library_may_be_writable_for_others() {
+fn a_pinned_library_may_be_writable_by_others() {
     let setup = Setup::new().load_as(bytes(), as_library("libvkog_bytes"));
     let folder = setup.plugin_folder();
     let library = folder.join(as_library("libvkog_bytes"));
@@ -251,7 +251,7 @@ fn a_pinned_library_may_be_writable_for_others() {
         arguments
     };
     let pinned = pin("bytes", &bytes());
-    // What a volume of Kubernetes with an fsGroup looks like, and worse.
+    // As a Kubernetes volume with an fsGroup, and with more permissions.
     for (folder_mode, library_mode) in [(0o2775, 0o664), (0o755, 0o666), (0o777, 0o666)] {
         chmod(&folder, folder_mode);
         chmod(&library, library_mode);
@@ -260,7 +260,7 @@ fn a_pinned_library_may_be_writable_for_others() {
         let server = setup.start_with(serving(&pinned));
         server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
     }
-    // The pin says which one it is, and lifts nothing for another.
+    // The pin identifies this library, and permits no other one.
     std::fs::copy(conflict(), &library).expect("a library can be copied");
     let refused = setup.run(serving(&pinned)).expect(1);
     assert!(refused.one_error().ends_with("[wrong-sha256]"), "{refused}");

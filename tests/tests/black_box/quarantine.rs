@@ -1,7 +1,7 @@
-//! A plugin that panics again and again ends neither the process nor anybody else's requests: it goes into quarantine, as its
-//! settings say, until it is reloaded.
+//! A plugin that panics repeatedly ends neither the process nor requests of other clients: it goes into quarantine, as
+//! its settings say, until a reload.
 //!
-//! Provoked with a plugin that panics in the hook that a request names, in front of one that refuses, for undo.
+//! Provoked with a plugin that panics in the hook that a request names, before one that refuses, for the undo hooks.
 
 use std::thread;
 use std::time::Instant;
@@ -76,7 +76,7 @@ fn panics_in_every_hook_are_counted_and_disturb_no_other_request() {
 }
 
 #[test]
-fn the_fifth_panic_puts_a_plugin_into_quarantine_and_what_it_would_be_asked_is_refused_until_a_reload() {
+fn five_panics_put_a_plugin_into_quarantine_until_a_reload() {
     let server = setup("refuse").start();
     server.post("k", "v").expect(200);
     for _ in 0..4 {
@@ -105,13 +105,13 @@ fn the_fifth_panic_puts_a_plugin_into_quarantine_and_what_it_would_be_asked_is_r
     server.path("GET", "/readyz").send().expect(200);
     server.get("k").expect(200).is("v");
     server.get("l").expect(404);
-    // It is judged anew.
+    // Its panics are counted from zero again.
     (0..5).for_each(|_| panic_once(&server));
     refused(server.get("k"));
 }
 
 #[test]
-fn panics_in_after_count_too_and_a_plugin_that_may_be_skipped_is_left_out() {
+fn panics_in_after_hooks_count_and_a_plugin_with_skip_is_left_out() {
     let server = setup("skip").start();
     server.post("k", "v").expect(200);
     for _ in 0..5 {
@@ -119,12 +119,12 @@ fn panics_in_after_count_too_and_a_plugin_that_may_be_skipped_is_left_out() {
     }
     assert_eq!(server.plugin("fault-panics")["quarantined"], true);
     let calls = server.count("fault-panics", "before_put", "calls");
-    // It would panic, if it were asked.
+    // It would panic if it were called.
     server.path("PUT", "/k/k?panic=before_put").body("w").send().expect(200);
     server.get("k").expect(200).is("w");
     assert_eq!(server.count("fault-panics", "before_put", "calls"), calls);
     server.path("GET", "/readyz").send().expect(200);
-    // Others are asked as before.
+    // Other plugins are called as before.
     server.path("PUT", "/k/k?refuse=guard_put").body("x").send().expect(403);
 
     assert_eq!(server.reloaded("fault-panics"), "reloaded");
@@ -132,7 +132,7 @@ fn panics_in_after_count_too_and_a_plugin_that_may_be_skipped_is_left_out() {
 }
 
 #[test]
-fn a_plugin_comes_into_quarantine_also_while_somebody_looks_at_the_plugins() {
+fn quarantine_begins_also_while_a_client_lists_the_plugins() {
     let server = setup("refuse").start();
     let looks = server.wires(2).into_iter().map(|mut wire| {
         move || {

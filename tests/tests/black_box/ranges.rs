@@ -1,6 +1,6 @@
-//! A part of a value is the requested range, byte for byte, and other ranges get the whole value.
+//! A byte range is exact, and a range that is malformed or not supported returns the whole value.
 //!
-//! Provoked with a table of what a client may send, on both engines.
+//! Provoked with a table of `Range` headers, on both engines.
 
 use vkog_tests::{ENGINES, Server, Setup, pattern};
 
@@ -16,7 +16,7 @@ fn on_each_engine(check: impl Fn(&Server)) {
 }
 
 #[test]
-fn one_range_is_206_with_these_bytes_alone() {
+fn a_range_is_206_with_only_its_bytes() {
     on_each_engine(|server| {
         let end = LEN - 1;
         for (range, first, last) in [
@@ -49,13 +49,13 @@ fn a_range_beyond_the_end_is_416_with_the_length() {
             let reply = server.key("GET", "k").header("Range", range).send();
             reply.refused(416, "Range not satisfiable").has("Content-Range", "bytes */100000");
         }
-        // The entry has to be there first.
+        // The entry must exist first.
         server.key("GET", "absent").header("Range", "bytes=-0").send().refused(404, "Not Found");
     });
 }
 
 #[test]
-fn what_is_no_single_range_is_answered_whole() {
+fn several_or_malformed_ranges_return_the_whole_value() {
     on_each_engine(|server| {
         let bad = [
             "bytes=0-1,5-6",
@@ -92,7 +92,7 @@ fn a_range_of_another_revision_is_the_whole_value() {
         for other in ["\"1234567\"", &format!("W/{tag}"), "Tue, 24 Nov 2026 08:00:00 GMT", "*", ""] {
             asked("If-Range", other).expect(200).is(pattern(LEN));
         }
-        // Preconditions come first.
+        // Preconditions take precedence.
         asked("If-None-Match", &tag).expect(304);
         asked("If-Match", "\"1234567\"").expect(412);
     });

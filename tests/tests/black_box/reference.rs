@@ -1,8 +1,8 @@
-//! The reference pages hold what the program has: every option, configuration key, metric, header, status, message and load code
-//! has its place, every link leads somewhere, and every example parses.
+//! The reference pages are complete: they document every option, configuration key, metric, header, status, message and
+//! load code. Every link works, every example parses, and the prose contains no banned turn of phrase.
 //!
-//! The names come from the program itself where possible: from its help, its messages, `/metrics` and `/openapi.json`.
-//! With `VKOG_BLESS=1`, the generated pages are written instead of compared.
+//! The expected items come from the program where possible: its help, its messages, `/metrics` and `/openapi.json`.
+//! With `VKOG_BLESS=1`, the generated page is written instead of compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -59,10 +59,10 @@ pub(crate) fn help(command: &str) -> String {
 /// The documents that users read.
 pub(crate) fn documents() -> Vec<PathBuf> {
     let mut documents = markdown(&workspace().join("docs"));
-    for folder in ["plugins", "examples", ".github"] {
+    for folder in ["plugins", "examples", "plugin-api", ".github"] {
         documents.extend(markdown(&workspace().join(folder)));
     }
-    let root = ["README.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md"];
+    let root = ["README.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
     documents.extend(root.map(|name| workspace().join(name)));
     documents
 }
@@ -110,7 +110,7 @@ fn the_command_line_page_equals_the_help_of_each_command() {
         page += format!("\n## vkog {command}").trim_end();
         page += &format!("\n\n```text\n{}\n```\n", help(command).trim_end());
     }
-    // Every command of the overview is here.
+    // The list contains every command of the overview.
     let overview =
         help("") + &help("plugins").replace("  new ", "  plugins new ").replace("  check ", "  plugins check ");
     let listed = overview.lines().filter_map(|line| line.strip_prefix("  "));
@@ -172,7 +172,7 @@ fn each_configuration_key_is_documented_with_its_default_and_variable() {
             row(key);
         });
     }
-    // No message lists those of a plugin's table that are the server's.
+    // No message lists the server's own keys of a plugin's table.
     for key in ["sha256", "required", "on_failure", "budget", "order"] {
         row(key);
     }
@@ -427,8 +427,8 @@ fn each_fenced_block_parses() {
         assert!(known.contains(&block.language.as_str()), "{place}: no language, or {:?}", block.language);
         match block.language.as_str() {
             "console" => assert!(!block.is_indented, "{place}: documents.rs does not find an indented session"),
-            // A part of a manifest is put to use by documents.rs.
-            "toml" if block.text.contains("[dev-dependencies]") => {}
+            // documents.rs tests parts of a manifest.
+            "toml" if block.text.contains("dependencies]") => {}
             "toml" => configures(&block),
             "json" => {
                 let parsed: Result<serde_json::Value, _> = serde_json::from_str(&block.text);
@@ -443,4 +443,126 @@ fn each_fenced_block_parses() {
     for language in ["console", "toml", "json", "rust", "sh"] {
         assert!(counts.get(language) > Some(&0), "no {language} block: {counts:?}");
     }
+}
+
+/// Turns of phrase that hide the actor, or replace a usual term.
+const BANNED: [&str; 62] = [
+    "told",
+    "tells",
+    "whoever",
+    "whatever",
+    "goes on",
+    "go on",
+    "gone on",
+    "going on",
+    "so many",
+    "so long",
+    "that much",
+    "patience",
+    "comes again",
+    "came again",
+    "begins anew",
+    "begin anew",
+    "start anew",
+    "takes in",
+    "take in",
+    "took in",
+    "taken in",
+    "given up",
+    "gives up",
+    "one's own",
+    "under way",
+    "by itself",
+    "by themselves",
+    "of its own",
+    "the moment",
+    "for people",
+    "mend",
+    "mended",
+    "undone",
+    "kept",
+    "not done",
+    "ought to",
+    "nobody",
+    "agrees on a secret",
+    "agreed on a secret",
+    "talks in secret",
+    "is asked",
+    "are asked",
+    "asked about",
+    "asks for",
+    "for ever",
+    "who comes",
+    "who watches",
+    "who asks",
+    "in the place of",
+    "in place of",
+    "is there",
+    "there is not",
+    "has it",
+    "at most so",
+    "pleases",
+    "takes the place",
+    "take the place",
+    "of the own",
+    "said of",
+    "says of",
+    "does it",
+    "made anew",
+];
+
+/// The banned turns in a text, with their line numbers.
+fn banned(text: &str) -> Vec<(usize, String)> {
+    let mut words: Vec<(usize, &str, String)> = Vec::new();
+    let prose = prose(text);
+    for (number, line) in (1..).zip(prose.lines()) {
+        let is_heading = line.starts_with('#');
+        for raw in line.split_whitespace().filter(|_| !is_heading) {
+            let word = raw.trim_matches(|letter: char| !letter.is_alphanumeric()).to_lowercase();
+            if !word.is_empty() {
+                words.push((number, raw, word));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for turn in BANNED {
+        let turn: Vec<&str> = turn.split(' ').collect();
+        let here = words.windows(turn.len()).filter(|window| window.iter().map(|(_, _, word)| word).eq(&turn));
+        found.extend(here.map(|window| (window[0].0, turn.join(" "))));
+    }
+    let ends = |raw: &str| raw.ends_with(['.', ':', ';', '!', '?']);
+    for at in 0..words.len() {
+        let (number, raw, word) = &words[at];
+        let begins = at == 0 || ends(words[at - 1].1);
+        if begins && ["Who", "What"].contains(raw) {
+            let last = words[at..].iter().find(|(_, raw, _)| ends(raw));
+            if !last.is_some_and(|(_, raw, _)| raw.ends_with('?')) {
+                found.push((*number, format!("{raw} … as a subject")));
+            }
+        }
+        if word == "descriptors" && (at == 0 || words[at - 1].2 != "file") {
+            found.push((*number, "descriptors".to_owned()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn no_document_has_a_banned_turn() {
+    let mut found = Vec::new();
+    for path in documents() {
+        let shown = path.strip_prefix(workspace()).unwrap_or(&path).display().to_string();
+        found.extend(banned(&read(&path)).into_iter().map(|(number, turn)| format!("{shown}:{number}: {turn}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_banned_turn_is_found_across_lines_and_not_in_code() {
+    let text =
+        "The client is told.\n\n`told`\n\n```text\ntold\n```\nIt goes\non. What is sent is lost.\nWhat is sent?\n";
+    let turns: Vec<_> = banned(text).into_iter().collect();
+    let expected = [(1, "told"), (8, "goes on"), (9, "What … as a subject")];
+    assert_eq!(turns, expected.map(|(line, turn)| (line, turn.to_owned())));
 }

@@ -1,8 +1,8 @@
-//! Plugins are replaced while requests are in flight: no request fails, requests after the response run new code,
-//! and after a failed reload the old version continues.
+//! Hot reload: while requests are in flight plugins are replaced, no request fails, requests after the response run new
+//! code, and after a failed reload the old plugin continues.
 //!
-//! Provoked with two versions of a plugin that report their version, and replace each other while clients write and read;
-//! with libraries that are broken, that refuse, and that panic; and with the bytes plugin, whose count has to stay exact.
+//! Provoked with two versions of a plugin that report their version, which replace each other while clients write and
+//! read; with libraries that are broken, refuse or panic; and with the bytes plugin, whose count must stay exact.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -25,7 +25,7 @@ fn setup() -> Setup {
     Setup::new().load_as(old(), as_library("libversioned")).config(administered(""))
 }
 
-/// Which version answers.
+/// Returns the version of the plugin that responds.
 #[track_caller]
 fn version(server: &Server) -> String {
     let reply = server.get("k").expect(200);
@@ -42,7 +42,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
     server.post("k", "v").expect(200);
     let place = server.library_of("versioned");
     let libraries = [old(), new()];
-    // Even where the version is certain, and odd while it changes; the half says which.
+    // Even while the version is certain, odd while it changes; half of it is the version.
     let turn = AtomicUsize::new(0);
     let clients = server.wires(4).into_iter().enumerate().map(|(client, mut wire)| {
         let (turn, own) = (&turn, format!("/k/own-{client}"));
@@ -77,7 +77,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
 }
 
 #[test]
-fn the_replaced_plugin_is_destroyed_when_the_reload_is_answered() {
+fn a_replaced_plugin_is_destroyed_before_the_reload_responds() {
     let server = setup().start();
     server.post("k", "v").expect(200);
     put_in_place(&new(), &server.library_of("versioned"));
@@ -89,7 +89,7 @@ fn the_replaced_plugin_is_destroyed_when_the_reload_is_answered() {
 }
 
 #[test]
-fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with_its_code() {
+fn a_failed_reload_keeps_the_old_library_and_reports_the_load_code() {
     let plugins = artefacts();
     let (refuses, panics) = (plugins.library("fault-refuses"), plugins.library("fault-panics"));
     let setup = setup();
@@ -121,12 +121,12 @@ fn a_library_that_cannot_be_taken_in_leaves_the_old_one_serving_and_is_told_with
 }
 
 #[test]
-fn bytes_counts_exactly_however_often_it_is_reloaded_under_writing_load() {
+fn bytes_counts_exactly_across_reloads_during_writes() {
     const LIMIT: usize = 64 * 1024;
     const CLIENTS: usize = 6;
 
     let limit = LIMIT.to_string();
-    // A put sleeps between its arrival and its guard, so that many are under way.
+    // A put sleeps between its arrival and its guard, so that many are in flight.
     let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("drill"));
     let setup = setup.config(administered("[plugins.drill]\nsleep_ms = 2\n"));
     let server = setup.args(["--max-size", &limit, "--max-value", "1MiB", "--fsync", "never"]).start();
@@ -148,7 +148,7 @@ fn bytes_counts_exactly_however_often_it_is_reloaded_under_writing_load() {
         let mut library = std::fs::read(bytes()).expect("a library can be read");
         let changed = changed(&place);
         for _ in 0..15 {
-            // Behind its end it is another library to the host, and the same to the linker.
+            // With appended bytes it is another library for the host and the same for the linker.
             library.push(0);
             std::fs::write(&changed, &library).expect("a library can be written");
             put_in_place(&changed, &place);
@@ -168,19 +168,19 @@ fn bytes_counts_exactly_however_often_it_is_reloaded_under_writing_load() {
     server.post("y", "v").refused(413, "Max size exceeded").says(", 0 of ");
 }
 
-/// Where a changed library can be put together: beside the plugin folder.
+/// Returns the path for preparing a changed library: beside the plugin folder.
 fn changed(place: &Path) -> PathBuf {
     place.parent().and_then(Path::parent).expect("the plugin folder is in a folder").join("changed")
 }
 
 #[test]
-fn a_client_that_does_not_read_its_answer_holds_up_no_reload() {
+fn a_client_that_does_not_read_its_response_delays_no_reload() {
     let server =
         Setup::new().load(bytes()).load(conflict()).config(administered("")).args(["--fsync", "never"]).start();
     server.post("big", pattern(32 << 20)).expect(200);
     let mut lazy = server.wires(1).remove(0);
     lazy.send("GET /k/big HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    // It has begun to answer, and cannot end.
+    // The response has started and cannot end.
     lazy.begin_reply();
     let began = Instant::now();
     std::fs::remove_file(server.library_of("conflict")).expect("a library can be removed");
@@ -212,7 +212,7 @@ fn a_hook_that_outlasts_a_reload_fails_it_and_the_old_counting_plugin_continues(
     // reload waits for that.
     assert_eq!(server.reloaded("bytes"), "start-failed");
     server.logs(&["did not end within 10s"]);
-    // The old plugin has counted on: this entry is in the numbers below.
+    // The old plugin continues to count: this entry is included below.
     server.post("open", "v").expect(200);
     // The hook has returned by now, because the entry lets it or because it has waited for long enough.
     waiting.reply();
@@ -234,7 +234,7 @@ fn a_signal_reloads_as_the_request_does() {
 }
 
 #[test]
-fn only_who_has_the_token_may_reload() {
+fn a_reload_requires_an_admin_token() {
     let server = setup().start();
     for wrong in [
         None,
@@ -256,7 +256,7 @@ fn only_who_has_the_token_may_reload() {
 }
 
 #[test]
-fn libraries_come_and_go_and_move() {
+fn a_reload_loads_removes_and_follows_moved_libraries() {
     let setup = setup();
     let server = setup.start();
     server.post("k", "v").expect(200);
@@ -266,13 +266,13 @@ fn libraries_come_and_go_and_move() {
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded("conflict"), "loaded");
     server.post("k", "v").expect(409);
-    // Another file name is no other plugin.
+    // A plugin with another file name is the same plugin.
     let moved = folder.join(as_library("libmoved"));
     std::fs::rename(&place, &moved).expect("a library can be renamed");
     assert_eq!(server.reloaded(&as_library("libmoved")), "loaded");
     server.post("k", "v").expect(409);
     assert_eq!(server.library_of("conflict"), moved);
-    // A second one of the same name is refused, and the first goes on.
+    // A second plugin with the same name is refused, and the first continues.
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded(&as_library("libconflict")), "duplicate-name");
     server.post("k", "v").expect(409);
@@ -281,7 +281,7 @@ fn libraries_come_and_go_and_move() {
     std::fs::remove_file(&moved).expect("a library can be removed");
     assert_eq!(server.reloaded("conflict"), "removed");
     server.post("k", "v").expect(200);
-    // Another plugin in the place of one that was there is called by its own name.
+    // A plugin that replaces another one is reported by its own name.
     let place = server.library_of("versioned");
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded("conflict"), "reloaded");
@@ -293,7 +293,7 @@ fn libraries_come_and_go_and_move() {
 }
 
 #[test]
-fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
+fn new_settings_reach_the_plugin_or_a_new_instance() {
     let setup = setup().load(artefacts().library("drill"));
     let server = setup.start();
     server.post("k", "v").expect(200);
@@ -306,7 +306,7 @@ fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
     assert_eq!(read("X-Label").as_deref(), Some("first"));
     assert_eq!(server.plugin("drill")["settings"]["label"], "first");
     assert_eq!(server.reloaded("drill"), "kept");
-    // What it refuses, and what it cannot read, leaves it as it was.
+    // Settings that it rejects or cannot read change nothing.
     for wrong in ["label = \"wrong\"", "lable = \"second\"", "label = 2"] {
         configured(&format!("[plugins.drill]\n{wrong}\n"));
         assert_eq!(server.reloaded("drill"), "bad-settings", "{wrong}");
@@ -314,13 +314,13 @@ fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
         assert_eq!(server.plugin("drill")["settings"]["label"], "first", "{wrong}");
     }
     server.logs_no(&["is dropped"]);
-    // What the host itself heeds needs another instance.
+    // A change of the host's own keys needs a new instance.
     configured("[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
     assert_eq!(server.reloaded("drill"), "reloaded");
     server.logs(&["first is dropped"]);
     assert_eq!(read("X-Label").as_deref(), Some("second"));
 
-    // Without the hook, so does everything.
+    // Without the hook, every change does.
     configured("[plugins.versioned]\nsaid = \"first\"\n[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
     assert_eq!(server.reloaded("versioned"), "reloaded");
     server.logs(&["old is dropped"]);
@@ -331,7 +331,7 @@ fn new_settings_are_handed_over_or_the_plugin_is_made_anew() {
 }
 
 #[test]
-fn a_configuration_that_is_none_reloads_nothing() {
+fn an_invalid_configuration_reloads_nothing() {
     let setup = setup();
     let server = setup.start();
     server.post("k", "v").expect(200);

@@ -1,11 +1,12 @@
-//! A request has a name that its client, its answer and the log agree on, and the log has no secrets.
+//! A request has an id that its client, its response and the log share, and the log contains no secrets.
 //!
-//! Provoked with names that are sent and that are not, with each request logged or only those that fail, on both engines.
+//! Provoked with ids that the client sends and with generated ones, with each request logged or only failures, on both
+//! engines.
 
 use serde_json::Value;
 use vkog_tests::{ENGINES, Server, Setup, artefacts};
 
-/// Returns the log line about the request with this id.
+/// Returns the log line of the request with this id.
 fn logged(server: &Server, message: &str, id: &str) -> Value {
     server.logs(&[message, id]);
     let log = server.log();
@@ -16,7 +17,7 @@ fn logged(server: &Server, message: &str, id: &str) -> Value {
 }
 
 #[test]
-fn with_log_requests_each_is_a_line_with_its_name_and_without_its_query() {
+fn log_requests_writes_a_line_with_the_id_and_without_the_query() {
     for engine in ENGINES {
         let server = Setup::new().args(["--http", engine, "--log-requests"]).start();
         let put = server.path("PUT", "/k/a%2Fb?token=s3cret").header("Authorization", "Bearer s3cret");
@@ -37,7 +38,7 @@ fn with_log_requests_each_is_a_line_with_its_name_and_without_its_query() {
 }
 
 #[test]
-fn without_it_only_what_fails_is_logged_and_named() {
+fn by_default_only_failed_requests_are_logged_with_their_ids() {
     for engine in ENGINES {
         let server = Setup::new().args(["--http", engine]).load(artefacts().library("fault-panics")).start();
         let read = server.get("k").expect(404);
@@ -55,7 +56,7 @@ fn without_it_only_what_fails_is_logged_and_named() {
 }
 
 #[test]
-fn who_is_refused_by_access_is_logged_with_the_name_and_without_the_token() {
+fn a_refused_token_is_logged_by_its_name_and_not_by_its_secret() {
     let config = "[[access.tokens]]\nname = \"reader\"\ntoken = \"s3cret\"\nright = \"read\"\n";
     let server = Setup::new().config(config).start();
     let unknown = server.path("PUT", "/k/k?token=s3cret").header("Authorization", "Bearer wr0ng").body("v").send();

@@ -1,6 +1,6 @@
-//! The server notifies its service manager when it is ready, reloads and stops.
+//! A service manager is notified when the server is ready, reloads and stops.
 //!
-//! Provoked with a socket of the test instead of the socket of systemd.
+//! Provoked with a socket of the test instead of systemd's.
 
 #![cfg(unix)]
 
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use vkog_tests::{DEADLINE, Setup, bytes};
 
 #[test]
-fn systemd_is_told_when_the_server_is_ready_reloads_and_stops() {
+fn systemd_is_notified_when_the_server_is_ready_reloads_and_stops() {
     let setup = Setup::new().load(bytes());
     let path = setup.folder().join("notify");
     let socket = UnixDatagram::bind(&path).expect("a socket can be made");

@@ -1,6 +1,6 @@
-//! The statistics of each hook in `/plugins` are true: calls, refusals and overruns are exact, times are near.
+//! The statistics of hooks in `/plugins` are right: calls, refusals and overruns are exact, times are close.
 //!
-//! Provoked with a plugin that sleeps, and with many reads of which some are refused by the first of two plugins.
+//! Provoked with a plugin that sleeps, and with many reads of which the first of two plugins refuses some.
 
 use std::thread;
 use std::time::Instant;
@@ -25,7 +25,7 @@ fn a_hook_that_sleeps_five_milliseconds_shows_them() {
     let hook = plugin["hooks"].as_array().and_then(|hooks| hooks.iter().find(|hook| hook["hook"] == "before_get"));
     let time = &hook.expect("it has the hook")["time"];
     let p50 = time["p50_ns"].as_u64().expect("it was measured");
-    // A system that is busy lets it sleep for longer, and the client waits for as long.
+    // On a busy system it sleeps longer, and the client waits as long.
     println!("p50 of 5 ms: {p50} ns; the client waited for {waited} ns");
     assert!((5_000_000..=waited * 6 / 5).contains(&p50), "p50 in {time}, beside {waited} ns");
     assert_eq!(time["measured"], READS, "all of few calls are timed: {time}");
@@ -34,7 +34,7 @@ fn a_hook_that_sleeps_five_milliseconds_shows_them() {
 }
 
 #[test]
-fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
+fn calls_and_refusals_are_exact_also_if_an_earlier_plugin_refuses() {
     const CONNECTIONS: usize = 8;
     const ROUNDS: usize = 250;
     const AHEAD: usize = 50;
@@ -47,7 +47,7 @@ fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
     let setup = setup.config(administered(order));
     let server = setup.start();
     server.post("k", "v").expect(200);
-    // Of five reads one is refused before, one in the guard.
+    // Of five reads, one is refused in `before`, one in `guard`.
     let queries = ["", "?refuse=before_get", "", "?refuse=guard_get", ""];
     let sent: Vec<u8> = (0..AHEAD)
         .flat_map(|read| format!("GET /k/k{} HTTP/1.1\r\nHost: localhost\r\n\r\n", queries[read % 5]).into_bytes())
@@ -92,7 +92,7 @@ fn calls_and_refusals_are_exact_also_where_an_earlier_plugin_refuses() {
 }
 
 #[test]
-fn what_takes_longer_than_its_budget_is_counted_and_logged() {
+fn a_call_over_its_budget_is_counted_and_logged() {
     let config = "[plugins.drill]\nsleep_ms = 20\nbudget = \"10ms\"\n";
     let server = Setup::new().load(artefacts().library("drill")).config(config).start();
     server.post("k", "v").expect(200);

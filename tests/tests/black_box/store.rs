@@ -1,7 +1,7 @@
-//! The file: what the Go program wrote opens as it is, and what is written at a clean stop is one MessagePack map that any
+//! The store file: a file of the Go program opens unchanged, and a clean stop writes one MessagePack map that any
 //! MessagePack library reads.
 //!
-//! Provoked with a store of 515 keys written by the Go program, whose values' SHA-256 are known.
+//! Provoked with a store of 515 keys that the Go program wrote, whose values have known SHA-256 hashes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The file of a store as a map.
+/// Parses a store file as a map.
 fn read(file: &Path) -> BTreeMap<String, Value> {
     let data = std::fs::read(file).expect("the store exists");
     let mut rest = data.as_slice();
@@ -51,18 +51,18 @@ fn a_store_of_the_go_program_opens_and_every_value_is_right() {
     let setup = setup.load(bytes()).load(conflict());
     let server = setup.start();
     for (key, sum) in &sums {
-        // Longer keys than can be asked for are checked in the file.
+        // Keys too long for a request are checked in the file.
         if key.len() <= 1024 {
             assert_eq!(sha256(&server.get(key).expect(200).body), *sum, "the value of {key:?}");
         }
     }
-    // The plugin has counted what the Go program did.
+    // The plugin's count equals that of the Go program.
     let limit = 128 << 20;
     server
         .put("plain", vec![b'x'; limit])
         .refused(413, "Max size exceeded")
         .says(&format!(", {} of {limit} are free", limit as u64 - GO_SMALL_BYTES));
-    // What nobody touched is not written anew either.
+    // Without a change, the file is not rewritten.
     server.stop().expect(0);
     let again = setup.start();
     for (key, sum) in sums.iter().filter(|(key, _)| key.len() <= 1024) {
@@ -71,7 +71,7 @@ fn a_store_of_the_go_program_opens_and_every_value_is_right() {
 }
 
 #[test]
-fn after_writes_and_a_clean_stop_the_file_is_one_map_with_text_as_str_and_other_bytes_as_bin() {
+fn a_clean_stop_writes_one_map_with_text_as_str_and_bytes_as_bin() {
     let (setup, mut sums) = go_small();
     let setup = setup.load(bytes()).load(conflict());
     let server = setup.start();
@@ -142,7 +142,7 @@ print(json.dumps({'size': store['KVSize'], 'values': values}))
 }
 
 #[test]
-fn what_was_answered_is_there_after_a_clean_stop() {
+fn an_acknowledged_write_survives_a_clean_stop() {
     let setup = Setup::new().load(bytes()).load(conflict());
     let server = setup.start();
     for number in 0..100 {
@@ -163,7 +163,7 @@ fn what_was_answered_is_there_after_a_clean_stop() {
 }
 
 #[test]
-fn a_revision_never_comes_again_not_even_after_a_restart() {
+fn a_revision_never_repeats_even_after_a_restart() {
     let setup = Setup::new();
     let mut last = 0;
     for _ in 0..3 {
@@ -171,7 +171,7 @@ fn a_revision_never_comes_again_not_even_after_a_restart() {
         let mut watching = server.watch("", "");
         let revision = server.put("k", "v").expect(200).revision();
         assert!(revision > last, "revision {revision} after {last}");
-        // Nothing in the store has the greatest revision when it is written: that is the removal's, which a watcher sees.
+        // The greatest revision belongs to a removal, so no stored entry has it.
         server.delete("k").expect(200);
         last = watching.events(2)[1].id.expect("a removal has a revision");
         assert!(last > revision, "the removal has revision {last} after {revision}");
@@ -181,7 +181,7 @@ fn a_revision_never_comes_again_not_even_after_a_restart() {
 }
 
 #[test]
-fn a_file_that_is_no_store_stops_the_start_and_is_not_touched() {
+fn a_file_that_is_not_a_store_stops_the_start_and_does_not_change() {
     let go = std::fs::read(go_small().0.store_file()).expect("it was just copied");
     let no_stores: [(&str, Vec<u8>); 5] = [
         ("text", b"this is no store\n".to_vec()),
@@ -202,7 +202,7 @@ fn a_file_that_is_no_store_stops_the_start_and_is_not_touched() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_empty_and_is_written() {
+fn a_missing_store_is_empty_and_is_created() {
     let setup = Setup::new();
     let server = setup.start();
     server.get("k").expect(404);
@@ -210,7 +210,7 @@ fn a_store_that_is_not_there_is_empty_and_is_written() {
     server.stop().expect(0);
     let entries = map(read(&setup.store_file()).remove("KV").expect("the map has KV"));
     assert_eq!(entries, BTreeMap::from([("k".to_owned(), Value::from("v"))]));
-    // And nothing else is left beside it: no temporary file.
+    // No temporary file remains beside it.
     let left: Vec<_> = std::fs::read_dir(setup.folder())
         .expect("the folder exists")
         .flatten()

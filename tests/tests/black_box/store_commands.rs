@@ -1,8 +1,6 @@
-//! `vkog check`, `repair`, `export` and `import`: a store without a server is checked, repaired, exported and
-//! filled, and a failed command changes nothing.
+//! `vkog check`, `repair`, `export` and `import` on a store that is not in use. A command that refuses changes nothing.
 //!
-//! Provoked with stores that a server wrote, with bits of them flipped and parts of them cut off, and with a store of the Go
-//! program.
+//! Provoked with stores that a server wrote, with flipped bits and truncated parts, and with a store of the Go program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +27,7 @@ fn export(setup: &Setup, store: &str) -> (BTreeMap<String, serde_json::Value>, B
     (lines, revisions)
 }
 
-/// Every file of a folder but lock files.
+/// Returns every file of a folder except lock files.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).expect("the folder can be read").map(|entry| entry.expect("an entry").path());
     entries
@@ -47,7 +45,7 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).expect("the file can be written");
 }
 
-/// Where some bytes are in a file: at one place only.
+/// Returns the only position of some bytes in a file.
 #[track_caller]
 fn find(path: &Path, wanted: &[u8]) -> usize {
     let bytes = fs::read(path).expect("the file can be read");
@@ -68,7 +66,7 @@ fn refused(setup: &Setup, arguments: &[&str], words: &[&str]) {
     assert!(files(setup.folder()) == before, "something was changed by {exit}");
 }
 
-/// Asserts that standard output says all of the words.
+/// Asserts that standard output contains all of the words.
 #[track_caller]
 fn says(exit: Exit, words: &[&str]) -> Exit {
     assert!(words.iter().all(|word| exit.stdout.contains(word)), "{words:?} in {exit}");
@@ -95,7 +93,7 @@ fn large() -> Setup {
         let key = format!("log-{number:02}");
         server.put(&key, value(&key)).expect(200);
     }
-    // Killed: what it wrote last stays in the log.
+    // Killed, so that its last writes stay in the log.
     drop(server);
     setup
 }
@@ -107,7 +105,7 @@ fn go_small() -> Setup {
 }
 
 #[test]
-fn what_was_exported_and_imported_is_the_same_and_has_new_revisions() {
+fn an_import_restores_an_export_with_new_revisions() {
     let setup = Setup::new();
     let server = setup.start();
     let typed = |key: &str, content_type: &str, value: &[u8]| {
@@ -139,7 +137,7 @@ fn what_was_exported_and_imported_is_the_same_and_has_new_revisions() {
     says(setup.run(["import", "-f", "copy.vkog", "out.jsonl"]).expect(0), &["4 keys", "4 of them new", "4 entries"]);
     let (copied, copied_revisions) = export(&setup, "copy.vkog");
     assert_eq!(copied, lines);
-    // Into a store that has them: each is overwritten, and its revision grows.
+    // Into a store that has the keys: each is overwritten with a greater revision.
     says(setup.run(["import", "-f", "store.vkog", "out.jsonl"]).expect(0), &["4 keys", "0 of them new", "4 entries"]);
     let (again, later) = export(&setup, "store.vkog");
     assert_eq!(again, lines);
@@ -155,14 +153,14 @@ fn what_was_exported_and_imported_is_the_same_and_has_new_revisions() {
 }
 
 #[test]
-fn details_go_through_an_export() {
+fn an_export_includes_details() {
     let setup = Setup::new();
     let line = r#"{"key":"k","value":"v","revision":9,"details_base64":"gaN0dGzEAQE="}"#;
     fs::write(setup.folder().join("in"), line).expect("it can be written");
     setup.run(["import", "-f", "store.vkog", "in"]).expect(0);
     let (lines, revisions) = export(&setup, "store.vkog");
     assert_eq!(lines["k"]["details_base64"], "gaN0dGzEAQE=");
-    // The revisions are the store's own.
+    // The store assigns the revisions.
     assert_ne!(revisions["k"], 9);
 }
 
@@ -186,7 +184,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
 }
 
 #[test]
-fn an_export_goes_through_a_pipe() {
+fn an_export_can_be_piped() {
     let setup = go_small();
     setup.run(["export", "-f", "store.vkog", "out.jsonl"]).expect(0);
     let input = fs::File::open(setup.folder().join("out.jsonl")).expect("the export exists");
@@ -222,7 +220,7 @@ fn a_store_of_the_go_program_is_checked_exported_and_imported() {
 }
 
 #[test]
-fn a_store_that_is_being_served_is_refused_and_its_process_named() {
+fn a_store_in_use_is_refused_with_the_process_id() {
     let setup = Setup::new();
     let server = setup.start();
     server.put("k", "v").expect(200);
@@ -241,7 +239,7 @@ fn a_store_that_is_being_served_is_refused_and_its_process_named() {
 }
 
 #[test]
-fn a_wrong_line_is_told_by_its_number_and_nothing_is_imported() {
+fn a_wrong_line_is_reported_by_its_number_and_nothing_is_imported() {
     let setup = Setup::new();
     let server = setup.start();
     server.put("a", "before").expect(200);
@@ -272,7 +270,7 @@ fn an_export_never_overwrites_a_file() {
 }
 
 #[test]
-fn a_file_that_is_not_there_or_is_no_store_is_refused() {
+fn a_missing_file_or_one_that_is_not_a_store_is_refused() {
     let setup = Setup::new();
     for command in ["check", "repair"] {
         refused(&setup, &[command, "absent.vkog"], &["absent.vkog", "does not exist"]);
@@ -288,11 +286,11 @@ fn a_file_that_is_not_there_or_is_no_store_is_refused() {
 }
 
 #[test]
-fn a_torn_tail_is_normal_and_said() {
+fn a_torn_tail_is_reported_as_normal() {
     let setup = large();
     let log = setup.folder().join("store.vkog.log");
     let bytes = fs::read(&log).expect("there is a log");
-    // Behind the records there is room for more.
+    // After the records there is preallocated space.
     let end = bytes.iter().rposition(|byte| *byte != 0).expect("there are records");
     fs::write(&log, &bytes[..end - 100]).expect("it can be cut");
     let before = files(setup.folder());
@@ -305,7 +303,7 @@ fn a_torn_tail_is_normal_and_said() {
 }
 
 #[test]
-fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_told() {
+fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     let setup = large();
     let file = setup.store_file();
     let len = fs::metadata(&file).expect("the store exists").len();
@@ -339,7 +337,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_told() {
     assert!(server.put("new", "v").expect(200).revision() > *greatest, "a revision is given once");
     server.stop().expect(0);
 
-    // Once more: what was kept the first time stays.
+    // Again: the files saved by the first repair remain.
     flip(&file, find(&file, b"log-19\n"));
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
     says(exit, &["store.vkog.damaged.2", "store.vkog.log.damaged.2"]);
@@ -359,7 +357,7 @@ fn a_damaged_head_costs_no_entry() {
 }
 
 #[test]
-fn a_snapshot_that_was_cut_off_gives_what_still_reads() {
+fn a_truncated_snapshot_yields_its_readable_part() {
     let setup = large();
     let (lines, _) = export(&setup, "store.vkog");
     let bytes = fs::read(setup.store_file()).expect("it can be read");
@@ -373,7 +371,7 @@ fn a_snapshot_that_was_cut_off_gives_what_still_reads() {
 }
 
 #[test]
-fn a_log_that_is_damaged_in_the_middle_keeps_everything_else() {
+fn a_log_damaged_in_the_middle_loses_only_the_damaged_record() {
     let setup = large();
     let log = setup.folder().join("store.vkog.log");
     let (mut lines, revisions) = export(&setup, "store.vkog");
@@ -391,7 +389,7 @@ fn a_log_that_is_damaged_in_the_middle_keeps_everything_else() {
 }
 
 #[test]
-fn a_removal_behind_the_damage_holds() {
+fn a_removal_after_the_damage_is_applied() {
     let setup = Setup::new();
     let server = setup.start();
     server.put("first", value("first")).expect(200);
@@ -412,7 +410,7 @@ fn a_removal_behind_the_damage_holds() {
 }
 
 #[test]
-fn a_snapshot_from_an_old_copy_is_brought_together_with_the_log() {
+fn a_snapshot_of_an_older_copy_is_merged_with_the_log() {
     let setup = Setup::new();
     let server = setup.start();
     server.put("old", "1").expect(200);
@@ -457,7 +455,7 @@ fn a_log_of_another_store_is_set_aside() {
 }
 
 #[test]
-fn a_store_of_the_go_program_that_was_cut_off_gives_what_still_reads() {
+fn a_truncated_store_of_the_go_program_yields_its_readable_part() {
     let setup = go_small();
     let (lines, _) = export(&setup, "store.vkog");
     let bytes = fs::read(setup.store_file()).expect("it can be read");

@@ -1,8 +1,8 @@
-//! With a certificate the hyper engine speaks TLS and nothing else, another certificate takes its place at a reload, and
-//! unusable files are reported in one line.
+//! With a certificate the hyper engine speaks only TLS, a reload applies another certificate, and an unusable
+//! certificate is one error line.
 //!
-//! Provoked with certificates that are made for it, with clients that speak no TLS or do not speak at all, and with files
-//! that are missing, no PEM, or not each other's.
+//! Provoked with certificates that the test creates, with clients that speak no TLS or send nothing, and with files
+//! that are missing, not PEM, or do not belong together.
 
 #![cfg(unix)]
 
@@ -36,11 +36,11 @@ fn a_server_with_a_certificate_speaks_https_on_loopback_too() {
 }
 
 #[test]
-fn a_client_that_speaks_no_tls_or_nothing_at_all_does_no_harm() {
+fn a_client_without_tls_or_without_data_does_not_disturb_others() {
     let certificate = Certificate::new();
     let server = server(&certificate);
     let mut silent: Vec<Wire> = (0..50).map(|_| server.wire()).collect();
-    // The beginning of a handshake record, of a type that there is, and no more.
+    // Only the start of a handshake record, with a valid type.
     for wire in &mut silent[..25] {
         wire.send(b"\x16\x03\x01\x02\x00\x01");
     }
@@ -65,7 +65,7 @@ fn a_client_that_speaks_no_tls_or_nothing_at_all_does_no_harm() {
 }
 
 #[test]
-fn what_cannot_be_used_is_one_line_and_status_1() {
+fn an_unusable_certificate_is_one_line_and_status_1() {
     let (certificate, other) = (Certificate::new(), Certificate::new());
     let setup = Setup::new();
     certificate.write(setup.folder());
@@ -98,7 +98,7 @@ fn what_cannot_be_used_is_one_line_and_status_1() {
 }
 
 #[test]
-fn a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is_broken() {
+fn a_reload_applies_a_renewed_certificate_and_ignores_a_broken_one() {
     let (first, second) = (Certificate::new(), Certificate::new());
     let setup = Setup::new().certificate(&first);
     let server = setup.start();
@@ -114,7 +114,7 @@ fn a_reload_takes_in_a_renewed_certificate_and_keeps_the_old_one_for_one_that_is
     server.signal("HUP");
     server.logs(&["reloaded the certificate"]);
     assert!(!shown(&first) && shown(&second));
-    // Connections from before go on.
+    // Older connections continue.
     server.get("k").expect(200).is("v");
     server.stop().expect(0);
 }

@@ -1,6 +1,6 @@
-//! A library that somebody else can have written, or that has the linker take code from elsewhere, is refused before any
-//! of its code runs, by `vkog plugins check` and at the start, each time with its own code; what is opened is what
-//! was checked.
+//! A library that another user could have modified, or that makes the linker load code from elsewhere, is refused
+//! before its code runs, by `vkog plugins check` and at the start, with its own code. The server opens exactly what it
+//! checked.
 //!
 //! Provoked with permissions, owners, links, pipes and pins, and with a library whose initialiser leaves a mark.
 #![cfg(unix)]
@@ -29,7 +29,7 @@ impl Place {
         Self::with(&bytes(), "libvkog_bytes.so")
     }
 
-    /// With a library, under a name as Unix has them.
+    /// Adds a library under a Unix file name.
     fn with(library: &Path, name: &str) -> Self {
         let name = &as_library(name.trim_end_matches(".so"));
         let setup = Setup::new().load_as(library, name);
@@ -49,7 +49,7 @@ impl Place {
         self
     }
 
-    /// With an initialiser that would write this file.
+    /// Sets the file that an initialiser would write.
     fn marked(self) -> (Self, PathBuf) {
         let mark = self.setup.folder().join("mark");
         (self.env("MARK", &mark), mark)
@@ -143,7 +143,7 @@ fn with_run_path(name: &str, path: &str) -> PathBuf {
 }
 
 #[test]
-fn a_library_that_the_group_or_everybody_can_write_is_refused() {
+fn a_library_that_group_or_others_can_write_is_refused() {
     let place = Place::new();
     chmod(&place.library, 0o664);
     place.refused("group-writable", &["its group", "0664", "chmod go-w"]);
@@ -154,7 +154,7 @@ fn a_library_that_the_group_or_everybody_can_write_is_refused() {
 }
 
 #[test]
-fn a_folder_that_others_can_put_libraries_into_is_refused_sticky_or_not() {
+fn a_plugin_folder_that_others_can_write_is_refused_sticky_or_not() {
     let place = Place::new();
     for (mode, who) in [(0o775, "its group"), (0o777, "everybody"), (0o1777, "everybody")] {
         chmod(&place.folder, mode);
@@ -165,7 +165,7 @@ fn a_folder_that_others_can_put_libraries_into_is_refused_sticky_or_not() {
 }
 
 #[test]
-fn a_folder_around_it_that_everybody_can_rename_in_is_refused_unless_it_is_sticky() {
+fn a_parent_folder_that_others_can_write_is_refused_unless_it_is_sticky() {
     let place = Place::new();
     let around = place.folder.parent().expect("it is in the folder of the test");
     chmod(around, 0o777);
@@ -175,7 +175,7 @@ fn a_folder_around_it_that_everybody_can_rename_in_is_refused_unless_it_is_stick
 }
 
 #[test]
-fn what_belongs_to_somebody_else_is_refused() {
+fn a_library_or_folder_of_another_user_is_refused() {
     const SOMEBODY: u32 = 54321;
     let place = Place::new();
     if chown(&place.library, Some(SOMEBODY), None).is_err() {
@@ -189,7 +189,7 @@ fn what_belongs_to_somebody_else_is_refused() {
     chown(&place.folder, Some(0), None).expect("root takes it back");
     place.loads();
 
-    // A host that is not root's takes what is its user's or root's, and nothing of a third's.
+    // A server that does not run as root accepts files of its user or of root only.
     chmod(place.setup.folder(), 0o755);
     chmod(&place.folder, 0o755);
     let as_somebody = || {
@@ -240,7 +240,7 @@ fn a_link_to_a_subfolder_that_others_can_write_is_refused() {
 }
 
 #[test]
-fn a_pipe_a_socket_and_a_folder_are_refused_and_nobody_waits() {
+fn a_pipe_a_socket_and_a_folder_are_refused_without_blocking() {
     let place = Place::new();
     let again = || std::fs::remove_file(&place.library).expect("it can be removed");
     again();
@@ -256,12 +256,12 @@ fn a_pipe_a_socket_and_a_folder_are_refused_and_nobody_waits() {
 }
 
 #[test]
-fn a_library_that_is_not_the_pinned_one_is_refused_and_none_of_its_code_runs() {
+fn a_library_with_another_hash_than_the_pin_is_refused_before_its_code_runs() {
     let (place, mark) = Place::with(marks(), "libmarks.so").marked();
     place.loads();
     assert!(mark.exists(), "an initialiser that leaves a mark");
 
-    // It is called after the pinned plugin, and takes its place before anybody can ask for its name.
+    // It claims the name of the pinned plugin before its own name can be checked.
     let pinned = sha256(&bytes());
     let config = format!("[plugins.bytes]\nsha256 = \"{pinned}\"\n");
     for name in ["libvkog_bytes.so", "libbytes.so", "vkog-bytes.so"] {
@@ -269,7 +269,7 @@ fn a_library_that_is_not_the_pinned_one_is_refused_and_none_of_its_code_runs() {
         place.refused("wrong-sha256", &["[plugins.bytes]", &pinned, &sha256(marks())]);
         assert!(!mark.exists(), "code of {name} ran");
     }
-    // The right one loads, however it is written.
+    // The right hash loads the library, in upper or lower case.
     Place::new().config(&config).loads();
     Place::new().config(&config.replace(&pinned, &pinned.to_uppercase())).loads();
 }
@@ -282,7 +282,7 @@ fn a_library_that_claims_a_pinned_name_under_another_file_name_is_refused() {
 }
 
 #[test]
-fn a_pin_that_is_none_is_told_when_the_configuration_is_read() {
+fn a_malformed_pin_is_reported_when_the_configuration_is_read() {
     let place = Place::new().config("[plugins.bytes]\nsha256 = \"abc\"\n");
     let exit = place.check().expect(1);
     let line = exit.one_error();
@@ -291,7 +291,7 @@ fn a_pin_that_is_none_is_told_when_the_configuration_is_read() {
 }
 
 #[test]
-fn a_library_that_looks_for_others_where_anybody_may_put_them_is_refused() {
+fn a_library_with_an_unsafe_runpath_is_refused() {
     let place = Place::with(&with_run_path("run-path-here", "/opt/lib:."), "libx.so");
     place.refused("search-path", &["RUNPATH", "/opt/lib:."]);
     let place = Place::with(&with_run_path("run-path-origin", "$ORIGIN/../lib"), "libx.so");
@@ -308,7 +308,7 @@ fn a_library_that_looks_for_others_where_anybody_may_put_them_is_refused() {
 }
 
 #[test]
-fn what_a_library_needs_is_not_taken_from_the_current_directory() {
+fn dependencies_of_a_library_are_not_loaded_from_the_current_directory() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let needs = &damaged(&bytes(), folder.path())["needs-more"];
     for path in ["", ":/opt/lib", "/opt/lib:", "/opt//lib::/lib", ".", "lib:/opt/lib", "/opt/lib;."] {
@@ -321,7 +321,7 @@ fn what_a_library_needs_is_not_taken_from_the_current_directory() {
         }
         assert!(!mark.exists(), "code from the current directory ran with LD_LIBRARY_PATH={path}");
     }
-    // What the process has already is not looked for.
+    // A library that the process has already loaded is not searched.
     Place::new().env("LD_LIBRARY_PATH", ":").loads();
 }
 
@@ -346,7 +346,7 @@ fn a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for() {
 }
 
 #[test]
-fn a_library_in_the_current_directory_does_not_stand_in_for_one_of_the_folder() {
+fn a_library_in_the_current_directory_does_not_replace_one_of_the_folder() {
     let (place, mark) = Place::new().marked();
     std::fs::copy(marks(), place.setup.folder().join(as_library("libvkog_bytes"))).expect("a library can be copied");
     let place = place.env("LD_LIBRARY_PATH", ".");
@@ -359,21 +359,21 @@ fn a_library_in_the_current_directory_does_not_stand_in_for_one_of_the_folder() 
 }
 
 #[test]
-fn a_library_written_over_or_replaced_while_it_is_served_changes_nothing() {
+fn overwriting_or_replacing_a_loaded_library_changes_nothing() {
     let place = Place::new();
     let opened = sha256(&place.library);
     let mut arguments = place.serving();
     arguments.extend(["-s", "10", "--max-value", "100"].map(Into::into));
     let server = place.setup.start_with(arguments);
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
-    // In place: what is mapped of this file would be gone.
+    // In place, as this would destroy the mapped pages of an opened file.
     std::fs::write(&place.library, "no library any more").expect("it is ours");
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
     let other = place.folder.join("other");
     std::fs::copy(marks(), &other).expect("a library can be copied");
     std::fs::rename(&other, &place.library).expect("a library can be replaced");
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
-    // A profiler sees which library it is, and the content it had when it was opened.
+    // A profiler sees the name of the library and its content at the time of opening.
     if cfg!(target_os = "linux") && !on_windows() {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
         let name = format!("/memfd:vkog_bytes-{}.so", &opened[..12]);
@@ -382,7 +382,7 @@ fn a_library_written_over_or_replaced_while_it_is_served_changes_nothing() {
 }
 
 #[test]
-fn no_copy_is_left_behind() {
+fn no_private_copy_remains_after_the_stop() {
     let place = Place::new();
     let temporary = place.setup.folder().join("temporary");
     std::fs::create_dir(&temporary).expect("a folder can be made");
@@ -393,7 +393,7 @@ fn no_copy_is_left_behind() {
     let left = || std::fs::read_dir(&temporary).expect("it can be read").count();
     assert_eq!(left(), 0);
 
-    // Nobody may be able to put another copy there.
+    // No other user may be able to replace the copy.
     chmod(&temporary, 0o777);
     place.refused("parent-writable", &["/temporary", "0777"]);
     assert_eq!(left(), 0);
@@ -402,7 +402,7 @@ fn no_copy_is_left_behind() {
 }
 
 #[test]
-fn a_noexec_temporary_folder_is_refused_only_where_no_file_in_memory_can_be_made() {
+fn a_noexec_temporary_folder_is_refused_only_without_files_in_memory() {
     let place = Place::new();
     let temporary = place.setup.folder().join("noexec");
     std::fs::create_dir(&temporary).expect("a folder can be made");
@@ -433,7 +433,7 @@ fn a_noexec_temporary_folder_is_refused_only_where_no_file_in_memory_can_be_made
 }
 
 #[test]
-fn a_host_starts_without_a_plugin_that_is_not_required() {
+fn a_server_starts_without_an_optional_plugin() {
     for config in ["[plugins.bytes]\nrequired = false\n", "[plugins.bytes]\nrequired = true\n"] {
         let place = Place::new().config(config);
         chmod(&place.library, 0o666);
@@ -445,11 +445,11 @@ fn a_host_starts_without_a_plugin_that_is_not_required() {
         server.logs(&["WARN", "libvkog_bytes.so", "[world-writable]", "started without it"]);
         server.post("k", "v").expect(200);
         drop(server);
-        // That it is not required is not the plugin's to know.
+        // The plugin does not receive the key `required`.
         chmod(&place.library, 0o644);
         place.loads();
     }
-    // A plugin that says its name before it fails goes by that, whatever its file is called.
+    // A plugin whose name is known before it fails is reported by that name, not by its file.
     let place = Place::with(&bytes(), "libany.so").config("[plugins.bytes]\nrequired = false\nwrong = 1\n");
     let server = place.setup.start_with(place.serving());
     server.logs(&["WARN", "[bad-settings]", "started without it"]);

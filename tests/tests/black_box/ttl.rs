@@ -1,24 +1,24 @@
-//! Entries that expire, over HTTP and by the clock of the machine, beside the other plugins that come with the program.
-//! Provoked by lives of one and two seconds; at set times, the plugin's own tests run, and host/tests/ttl.rs.
+//! Entries that expire, over HTTP and by the system's clock, beside the other bundled plugins. Provoked with times to
+//! live of one and two seconds. Tests with a controlled clock are in the plugin and in host/tests/ttl.rs.
 
 use std::time::{Duration, Instant};
 
 use vkog_tests::{Client, DEADLINE, Reply, Server, Setup, bytes, conflict, ttl};
 
-/// Writes with a time to live.
+/// Sends a write with a time to live.
 #[track_caller]
 fn write(server: &Client, method: &str, key: &str, time: &str) {
     server.key(method, key).header("Vkog-TTL", time).body("value").send().expect(200);
 }
 
-/// The seconds that a reply says are left.
+/// Returns the remaining seconds in a reply.
 #[track_caller]
 fn left(reply: &Reply) -> u64 {
     let left = reply.header("Vkog-TTL").and_then(|left| left.parse().ok());
     left.unwrap_or_else(|| panic!("no seconds are left in {reply}"))
 }
 
-/// Waits until a key is absent, and says how long that was.
+/// Waits until a key is absent. Returns the duration.
 #[track_caller]
 fn gone(server: &Server, key: &str) -> Duration {
     let begun = Instant::now();
@@ -33,7 +33,7 @@ fn all() -> Setup {
 }
 
 #[test]
-fn an_entry_is_served_with_the_seconds_that_are_left_and_then_absent_for_every_method() {
+fn an_entry_reports_its_remaining_seconds_and_is_absent_after_its_expiry() {
     let server = all().start();
     for key in ["a", "b", "c"] {
         write(&server, "POST", key, "2s");
@@ -53,7 +53,7 @@ fn an_entry_is_served_with_the_seconds_that_are_left_and_then_absent_for_every_m
 }
 
 #[test]
-fn the_room_of_an_entry_that_expired_is_given_back_without_anybody_asking_for_it() {
+fn an_expired_entry_frees_its_space_without_a_request() {
     let server = all().args(["--max-size", "16"]).start();
     write(&server, "POST", "a", "1");
     server.post("other", "0123456789").refused(413, "Max size exceeded: \"other\" needs 15 bytes, 10 of 16 are free");
@@ -66,7 +66,7 @@ fn the_room_of_an_entry_that_expired_is_given_back_without_anybody_asking_for_it
 }
 
 #[test]
-fn an_expiry_is_kept_over_a_restart_and_over_a_kill() {
+fn an_expiry_survives_a_restart_and_a_kill() {
     let setup = all();
     let server = setup.start();
     write(&server, "POST", "long", "1h");
@@ -84,7 +84,7 @@ fn an_expiry_is_kept_over_a_restart_and_over_a_kill() {
 }
 
 #[test]
-fn what_is_no_time_to_live_is_refused_and_nothing_is_written() {
+fn a_malformed_time_to_live_is_refused_and_writes_nothing() {
     let server = Setup::new().load(ttl()).config("[plugins.ttl]\nmax = \"1h\"\n").start();
     let post = |time: &str| server.key("POST", "a").header("Vkog-TTL", time).body("1").send();
     post("1h30m").refused(400, "Not a time to live: \"1h30m\"; use seconds such as 60").has("Vkog-Plugin", "ttl");

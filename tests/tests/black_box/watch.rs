@@ -1,8 +1,8 @@
-//! `/watch`: each durable change, once and in the order of revisions, to every authorized client; a client that reconnects resumes
-//! where it was, or learns that it cannot; who does not read is left behind.
+//! `/watch` delivers each durable change once and in the order of revisions to each permitted client. A client that
+//! reconnects resumes after its last event or gets 410. A client that does not read is left behind.
 //!
-//! Provoked on both engines with clients that come and go while others write, with histories that have little room, and
-//! with clients that stop reading.
+//! Provoked on both engines with clients that connect and disconnect while others write, with short change histories,
+//! and with clients that stop reading.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ fn start(engine: &str, arguments: &[&str]) -> Server {
     Setup::new().args(["--http", engine]).args(arguments).start()
 }
 
-/// Returns the value of the metric with this name.
+/// Returns the value of this metric.
 #[track_caller]
 fn number(server: &Client, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -24,7 +24,7 @@ fn number(server: &Client, name: &str) -> u64 {
     line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 #[track_caller]
 fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -35,7 +35,7 @@ fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_change_is_told_with_its_revision_and_what_was_written() {
+fn an_event_has_the_revision_and_describes_the_entry() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let mut watching = server.watch("", "");
@@ -71,14 +71,14 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
         let mut with = told;
         with[0].data["value"] = "a\nb".into();
         with[1].data["value_base64"] = "//4=".into();
-        // One that is longer has to be read.
+        // A longer value must be read by its key.
         with[4].data["value"] = String::from_utf8_lossy(&large[1..]).into();
         assert_eq!(with_values.events(5), with, "{engine}");
     }
 }
 
 #[test]
-fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
+fn a_reconnecting_client_resumes_after_its_last_event() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let put = |key: &str| server.put(key, "v").expect(200).revision();
@@ -92,7 +92,7 @@ fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
         assert_eq!(ids("since=0", "", 5), [1, 2, 3, 4, 5]);
         assert_eq!(ids("since=0&prefix=a/", "", 3), [1, 3, 5]);
         assert_eq!(ids(&format!("since={}", before + 3), "", 2), [4, 5]);
-        // A browser sends what it sent first, too.
+        // A browser repeats its first query, too.
         assert_eq!(ids("since=0", &format!("Last-Event-ID: {}\r\n", before + 4), 1), [5]);
         assert_eq!(ids(&format!("since={}&prefix=%62%2f", before + 2), "Last-Event-ID:\r\n", 1), [4]);
         let mut now = server.watch("", "");
@@ -103,7 +103,7 @@ fn who_comes_again_goes_on_behind_the_last_event_it_saw() {
 }
 
 #[test]
-fn what_is_no_question_is_refused() {
+fn an_invalid_watch_query_is_refused() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         for (query, words) in [
@@ -128,7 +128,7 @@ fn what_is_no_question_is_refused() {
 }
 
 #[test]
-fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
+fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
     let changes = amount(20_000, 100_000);
     const WRITERS: usize = 4;
     for engine in ENGINES {
@@ -144,7 +144,7 @@ fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
                 }
                 step += 1;
                 let key = format!("{writer}/{}", step / 2 % 10);
-                // What is removed was written just before, by the same client.
+                // Each removal is of an entry that the same client has just written.
                 if step % 2 == 0 {
                     let revision = client.put(&key, "v").expect(200).revision();
                     written.lock().expect("no writer panics with it").insert(revision, key);
@@ -159,7 +159,7 @@ fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
             while told.len() < changes {
                 let since = told.last().map_or(0, |event| event.id.expect("it has one"));
                 let mut watching = server.watch("since=0", &format!("Last-Event-ID: {since}\r\n"));
-                // A connection ends in the middle of what was sent.
+                // The connection ends in the middle of an event.
                 let share = if reconnects == 50 { changes } else { changes / 51 };
                 told.extend(watching.events(share.min(changes - told.len())));
                 reconnects += 1;
@@ -185,7 +185,7 @@ fn changes_with_fifty_reconnects_come_once_each_and_in_order() {
 }
 
 #[test]
-fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
+fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine, "--watch-history", "20KiB"]);
         let server = setup.start();
@@ -202,7 +202,7 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
             server.watch(&format!("since={begins}"), "").events((before + 30 - begins) as usize)[0].id,
             Some(begins + 1)
         );
-        // One that has not all the room is told to who keeps up.
+        // An event larger than the history reaches a watcher that keeps up.
         let mut watching = server.watch("", "");
         server.put("k", [b'x'; 100_000]).expect(200);
         assert_eq!(watching.events(1)[0].data["size"], 100_000);
@@ -218,7 +218,7 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
         server.path("GET", &since(32)).send().refused(410, &ahead);
         server.delete("k").expect(200);
         assert_eq!(watching.events(1)[0].name, "delete");
-        // Between the last revision of before and the first one of now.
+        // Between the last revision of the previous opening and the first of this one.
         server.path("GET", &since(32)).send().refused(410, "Unknown revision: this server's revisions start after ");
         let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
         assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
@@ -226,12 +226,12 @@ fn where_the_history_ends_it_is_410_and_a_restart_is_such_an_end() {
 }
 
 #[test]
-fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
+fn a_watcher_that_stops_reading_delays_no_other_client() {
     for engine in ENGINES {
         let server = start(engine, &["--fsync", "never", "--watch-history", "1MiB"]);
         let mut stopped = server.watch("values", "");
         let mut reads = server.watch("values", "");
-        // So much that no socket holds it.
+        // More than any socket buffers.
         let value = "x".repeat(60 << 10);
         let mut first = None;
         for _ in 0..400 {
@@ -242,7 +242,7 @@ fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
         let first = first.expect("something was written");
         let held = number(&server, "vkog_watch_history_bytes");
         assert!(held <= 1 << 20, "{held}");
-        // What was on its way when it stopped comes whole, and nothing of it twice; then it learns why.
+        // Events in flight arrive complete and once; then the stream reports the reason.
         let mut came = Vec::new();
         let end = loop {
             let event = stopped.event().expect("it ends with an event");
@@ -260,7 +260,7 @@ fn who_stops_reading_is_left_behind_and_nobody_else_notices() {
 }
 
 #[test]
-fn who_does_not_read_at_all_is_dropped_by_hyper() {
+fn hyper_closes_the_connection_of_a_watcher_that_never_reads() {
     let server = start("hyper", &["--fsync", "never"]);
     let _stopped = server.watch("values", "");
     let mut reads = server.watch("values", "");
@@ -270,7 +270,7 @@ fn who_does_not_read_at_all_is_dropped_by_hyper() {
         reads.events(1);
     }
     assert_eq!(number(&server, "vkog_watchers"), 2);
-    // 30 to 40 seconds without progress; who reads what little comes meanwhile stays.
+    // 30 to 40 seconds without progress; a watcher that reads the few bytes of that time stays.
     let deadline = Duration::from_secs(60);
     let begun = Instant::now();
     while number(&server, "vkog_watchers") > 1 {
@@ -282,7 +282,7 @@ fn who_does_not_read_at_all_is_dropped_by_hyper() {
 }
 
 #[test]
-fn a_quiet_watcher_is_told_how_far_it_is_before_15_seconds_are_over() {
+fn an_idle_watcher_receives_its_position_within_15_seconds() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let mut quiet = server.watch("prefix=a/", "");
@@ -314,7 +314,7 @@ right = "admin"
 "#;
 
 #[test]
-fn a_token_that_is_withdrawn_ends_its_watchers_and_a_reload_alone_ends_none() {
+fn removing_a_token_ends_its_watches_and_a_reload_alone_ends_none() {
     for engine in ENGINES {
         let setup = Setup::new().args(["--http", engine]).config(TOKENS);
         let server = setup.start();
@@ -348,14 +348,14 @@ fn a_token_that_is_withdrawn_ends_its_watchers_and_a_reload_alone_ends_none() {
 }
 
 #[test]
-fn a_plugin_that_does_not_know_who_watches_ends_the_watch() {
+fn a_plugin_that_refuses_the_client_ends_its_watch() {
     for engine in ENGINES {
         let setup = Setup::new().load(artefacts().library("vkog-bearer")).args(["--http", engine]);
         let server = setup.config("[plugins.bearer]\ntoken = \"s3cret\"\n").start();
         let put = |key: &str| {
             server.key("PUT", key).header("Authorization", "Bearer s3cret").body("v").send().expect(200);
         };
-        // Where there is nothing to be told, nobody is asked.
+        // Without a change, no plugin is called.
         let mut unknown = server.watch("", "");
         let mut known = server.watch("", "Authorization: Bearer s3cret\r\n");
         put("hidden");
@@ -366,14 +366,14 @@ fn a_plugin_that_does_not_know_who_watches_ends_the_watch() {
             ("end", &json!(401), &json!("bearer"))
         );
         assert_eq!((unknown.last_id, unknown.event()), (Some(0), None));
-        // When it comes again it learns from the status that it need not.
+        // When it reconnects, the status says that it should stop.
         let refused = server.path("GET", "/watch").header("Last-Event-ID", "0").send().refused(401, "Send the token");
         assert_eq!(refused.header("Vkog-Plugin"), Some("bearer"));
     }
 }
 
 #[test]
-fn what_has_expired_is_not_told_of_and_that_it_is_gone_is() {
+fn a_watch_omits_expired_entries_and_delivers_their_removal() {
     for engine in ENGINES {
         let server = Setup::new().load(ttl()).args(["--http", engine]).start();
         let mut watching = server.watch("", "");
@@ -408,21 +408,21 @@ fn a_stop_ends_all_watches_and_waits_for_none() {
 }
 
 #[test]
-fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
+fn tiny_http_serves_64_watchers_and_drops_those_that_do_not_read() {
     let server = start("tiny", &["--fsync", "never"]);
     let mut watchers: Vec<_> = (0..64).map(|_| server.watch("prefix=a", "")).collect();
     let refused = server.path("GET", "/watch").send().refused(503, "Too many streams at once: 64 are the most");
     assert_eq!(refused.header("Retry-After"), Some("1"));
     server.put("a", "v").expect(200);
     watchers.iter_mut().for_each(|watching| assert_eq!(watching.events(1)[0].key(), "a"));
-    // Nor does one that reads lose its place to a newcomer, even in the moment in which it is told something.
+    // A watcher that reads keeps its slot when another one connects, also while an event is being sent.
     for _ in 0..50 {
         server.put("a", "v").expect(200);
         (0..4).for_each(|_| drop(server.path("GET", "/watch").send().expect(503)));
     }
     watchers.iter_mut().for_each(|watching| drop(watching.events(50)));
     watchers.truncate(32);
-    // Who has left is noticed when it is told something.
+    // A closed connection is detected when an event is sent.
     wait_until(DEADLINE, "32 have left", || {
         server.put("a", "v").expect(200);
         number(&server, "vkog_watchers") <= 32
@@ -443,7 +443,7 @@ fn tiny_http_has_a_place_for_64_watchers_and_those_who_do_not_read_have_none() {
 }
 
 #[test]
-fn an_old_client_has_a_stream_that_ends_with_its_connection() {
+fn an_http_1_0_client_gets_a_stream_that_ends_with_its_connection() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         let first = server.put("k", "v").expect(200).revision();

@@ -1,12 +1,12 @@
-//! Many watchers get each change once and in order, each with the values that it requested; and a PUT is
-//! served while they receive events.
+//! Many watchers receive each change once and in order, with the values that each requested, and a PUT gets its
+//! response meanwhile.
 //!
-//! Provoked with hundreds of watchers of hyper that see changes that come faster than they can be sent, with different
-//! permissions and questions, and with a plugin that hides keys from some.
+//! Provoked with hundreds of watchers on hyper whose changes come faster than they are delivered, with different
+//! permissions and parameters, and with a plugin that hides keys from some.
 
 use vkog_tests::{Setup, Watching, exclusive, raise_descriptors};
 
-/// The revisions and the values that come.
+/// Returns the received revisions and values.
 #[track_caller]
 fn seen(watching: &mut Watching, count: usize) -> Vec<(u64, String)> {
     let events = watching.events(count);
@@ -15,7 +15,7 @@ fn seen(watching: &mut Watching, count: usize) -> Vec<(u64, String)> {
 }
 
 #[test]
-fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_for() {
+fn hundreds_of_watchers_each_receive_their_changes_once_and_in_order() {
     const CHANGES: usize = 200;
     let _alone = exclusive();
     raise_descriptors();
@@ -35,13 +35,13 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
     plain.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), bare));
     valued.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), all));
     others.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES / 10), some));
-    // They wait again, and are told of a removal as of anything.
+    // They wait again, and receive a removal as any other change.
     server.delete("b/k").expect(200);
     for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
         let event = watching.event().expect("there is one more");
         assert_eq!((event.id, event.name.as_str(), event.key()), (Some(all[CHANGES - 1].0 + 1), "delete", "b/k"));
     }
-    // An end reaches those who wait and those who were just told something.
+    // The end reaches waiting watchers and those that have just received an event.
     let mut late = server.watch("since=0", "");
     assert_eq!(seen(&mut late, CHANGES).len(), CHANGES);
     server.stop().expect(0);
@@ -51,7 +51,7 @@ fn hundreds_of_watchers_get_every_change_once_and_in_order_with_what_they_asked_
 }
 
 #[test]
-fn a_watcher_that_catches_up_on_a_long_history_gets_all_of_it_beside_others() {
+fn a_watcher_receives_a_long_history_while_others_are_served() {
     const CHANGES: usize = 1500;
     let server = Setup::new().args(["--http", "hyper", "--fsync", "never"]).start();
     let mut idle: Vec<_> = (0..20).map(|_| server.watch("prefix=z", "")).collect();

@@ -1,5 +1,5 @@
-//! `--against PROGRAM`: compares the vkog of this tree with another one, such as that of the commit before. Both take turns in
-//! every round, each on its own store. A ratio above 1 means that the vkog of this tree is better.
+//! `--against PROGRAM`: compares the vkog of this tree with another one, such as that of the previous commit. They
+//! alternate in every round, each on its own store. A ratio above 1 means that the vkog of this tree is better.
 
 use std::fs;
 use std::path::{Path, PathBuf};

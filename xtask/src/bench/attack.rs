@@ -1,5 +1,5 @@
-//! `cargo xtask bench attack`: how long another client waits, and how much memory the server takes, while clients do what
-//! exhausts servers. `tests/tests/hostile.rs` asserts that it survives that; here it is measured.
+//! `cargo xtask bench attack`: measures the latency of another client and the memory of the server during attacks that
+//! exhaust servers. `tests/tests/black_box/hostile.rs` asserts that the server survives them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -56,7 +56,7 @@ pub(crate) fn run() -> Result<()> {
 /// Begins an attack on a port.
 type Begin = fn(u16) -> Result<Attack>;
 
-/// The load beside the client that is measured.
+/// The load beside the measured client.
 #[derive(Default)]
 struct Attack {
     held: Vec<TcpStream>,
@@ -103,7 +103,7 @@ fn opened(port: u16, count: usize, begun: &[u8]) -> Result<Vec<TcpStream>> {
     (0..count).map(open).collect()
 }
 
-/// Idle connections, each after one request.
+/// Open connections on which a response was received.
 fn answered(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut streams = opened(port, count, GET)?;
     streams.iter_mut().try_for_each(|stream| stream.read(&mut [0; 1024]).map(drop))?;
@@ -144,7 +144,7 @@ fn measured(port: u16) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// The maximum number of file descriptors of the system.
+/// Raises the limit of file descriptors to the maximum.
 fn raise_descriptors() {
     #[cfg(unix)]
     {

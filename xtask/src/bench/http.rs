@@ -1,7 +1,7 @@
-//! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
-//! before Redis, and Redis itself; and what plugins, many entries and many connections cost. Those who are compared take
-//! turns in every round. Parts of it by name: see [`PARTS`]; `--quick` for fewer and shorter rounds; `--against PROGRAM`
-//! compares with another vkog.
+//! `cargo xtask bench http`: requests per second and latencies of both engines, beside nginx with a fixed response,
+//! Webdis before Redis, and Redis itself; and the cost of plugins, many entries and many connections. The competitors
+//! alternate in every round. Name parts to run only them: see [`PARTS`]. `--quick` runs fewer and shorter rounds;
+//! `--against PROGRAM` compares with another vkog.
 
 use std::cell::Cell;
 use std::fs;
@@ -25,7 +25,7 @@ const MANY_KEYS: u64 = 10_000_000;
 const CLIENTS: [u32; 2] = [64, 16];
 const IDLE_CONNECTIONS: usize = 10_000;
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
-/// The number of operations of a batch, or of commands of a pipeline.
+/// The number of operations per batch, or of commands per pipeline.
 const BATCH: u32 = 64;
 /// The number of clients that send batches.
 const BATCH_CLIENTS: u32 = 16;
@@ -154,7 +154,7 @@ impl Bench<'_> {
         Ok(Peer::vkog_with(self.program, &store, plugins, &["--http", http, "--fsync", fsync])?.0)
     }
 
-    /// Redis with these options. None where it is not installed.
+    /// Redis with these options; `None` if it is not installed.
     fn redis(&self, options: &[&str]) -> Result<Option<Peer>> {
         if let Err(error) = Command::new("redis-server").arg("--version").output() {
             eprintln!("Redis is left out: {error}; install Debian's redis-server");
@@ -260,7 +260,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Batches of PUTs in MessagePack, of keys that are there, beside Redis' pipelines.
+    /// Batches of PUTs of existing keys in MessagePack, beside Redis' pipelines.
     fn batches(&self, table: &mut Table) -> Result<()> {
         let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
         let script = self.folder.join("batches.lua");
@@ -322,7 +322,7 @@ impl Bench<'_> {
         Ok(fs::remove_file(large)?)
     }
 
-    /// The cost of idle connections: memory, and the latency of the others.
+    /// The cost of idle connections: memory, and latency of other clients.
     fn connections(&self, table: &mut Table) -> Result<()> {
         let (crowded, free) = (self.vkog("hyper", None, "never")?, self.vkog("hyper", None, "never")?);
         let before = crowded.resident()?;
@@ -339,7 +339,7 @@ impl Bench<'_> {
         for _ in 0..self.rounds {
             with.0.push(self.wrk(&crowded, 16, "GET", "/k/", KEYS)()?);
             without.0.push(self.wrk(&free, 16, "GET", "/k/", KEYS)()?);
-            // All are still open: the server closes idle connections only after a timeout.
+            // All connections are still open, and have not reached the idle timeout.
             idle.iter_mut().try_for_each(ask)?;
         }
         let what = format!("GET, hyper, 16 clients, {IDLE_CONNECTIONS} idle connections; none");
@@ -353,7 +353,7 @@ impl Bench<'_> {
     }
 }
 
-/// This number of idle connections, each after one request.
+/// This number of connections that have been used once and stay open.
 fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {

@@ -1,4 +1,5 @@
-//! `cargo xtask bench store`: durable writes, start, snapshot and memory beside Redis, and how all of that grows.
+//! `cargo xtask bench store`: durable writes, start, snapshot and memory beside Redis, and how they grow with the
+//! number of entries.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -162,7 +163,7 @@ fn engines(program: &Path, folder: &Path, file: &Path, table: &mut Table) -> Res
     Ok(())
 }
 
-/// A store file with this number of entries, written without a server.
+/// A store file with this number of entries, created without a server.
 pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
     let mut import = std::process::Command::new(program)
         .args(["import", "--file"])

@@ -1,7 +1,7 @@
 //! Checks the options of `vkog serve` before the server is built, against the help text that the server prints.
 //!
-//! A test of the server holds the text and the server's own definition together. Values are checked where the help text
-//! says enough about them; the server checks the rest when it starts.
+//! A test of the server compares the text with the server's own definition. This module checks values as far as the
+//! help text describes them; the server checks the rest when it starts.
 
 use crate::Result;
 
@@ -17,7 +17,7 @@ struct Opt<'a> {
     value: Option<&'a str>,
 }
 
-/// Returns true if the help text is requested.
+/// Returns true if the options request the help text.
 pub(super) fn asks_for_help(arguments: &[String]) -> bool {
     arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()))
 }

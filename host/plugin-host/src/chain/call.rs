@@ -5,7 +5,7 @@ use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb
 
 use super::details;
 
-/// Where a request came from. Plugins rarely need this, so it is looked up only when they call.
+/// The origin of a request. Plugins rarely need it, so it is looked up only when they call.
 pub trait Origin: Send + Sync {
     /// Returns the value of the first header with this name, which is compared without regard to case.
     fn header(&self, name: &str) -> Option<&[u8]>;
@@ -124,7 +124,7 @@ impl Drop for CallOutput<'_> {
     }
 }
 
-// A function of its own, because most calls have no output.
+// A separate function, because most calls have no output.
 #[cold]
 #[inline(never)]
 fn drop_lazy(lazy: Box<LazyOutput>) {
@@ -181,7 +181,7 @@ pub(super) fn raw_call<'a>(
     }
 }
 
-/// Returns the raw call for an operation whose value a plugin replaced. A function of its own, because few plugins do.
+/// Returns the raw call for an operation whose value a plugin replaced. A separate function, because few plugins do.
 #[cold]
 pub(super) fn raw_call_with_value<'a>(op: &OpContext<'a>, value: &'a [u8]) -> RawCall<'a> {
     raw_call(&OpContext { value, ..*op }, [None, None], 0)

@@ -220,7 +220,7 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
     fs::write(folder.join("Cargo.toml"), manifest)?;
     fs::write(folder.join("src/lib.rs"), named(SOURCE))?;
     fs::write(folder.join("README.md"), named(README))?;
-    fs::write(folder.join(".gitignore"), "/target\n")?;
+    fs::write(folder.join(".gitignore"), "/target\n/local.vkog*\n")?;
     if api.is_none() {
         vendor(&folder.join(VENDORED))?;
     }

@@ -90,7 +90,7 @@ fn head_len(format: u64) -> usize {
     Meta { format, ..Meta::default() }.encode().len()
 }
 
-/// Whether a head is one of this program's: it begins, or goes on, as theirs do.
+/// Whether a head is one of this program: it begins or continues as such a head does.
 fn is_own(head: &[u8]) -> bool {
     let own = Meta::default().encode();
     [0..6, 7..14].into_iter().any(|part| head.get(part.clone()).is_some_and(|bytes| bytes == &own[part]))
@@ -130,7 +130,7 @@ impl Found {
             trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
         }
         self.directory_is_damaged = !trusted;
-        // Only what can be told without the directory needs more than a piece at a time.
+        // Only a file without a directory needs more than a chunk at a time.
         if !trusted {
             all.resize(len as usize, 0);
             file.read_at(0, &mut all)?;
@@ -151,7 +151,7 @@ impl Found {
         while read < count {
             let Some(row) = take_row(&mut rest, at) else { break };
             let (length, entries) = (row.length, row.entries);
-            // Revision 0 for all, where theirs cannot be believed.
+            // Revision 0 for all, if theirs cannot be trusted.
             let zeros = if trusted { Vec::new() } else { vec![0; entries as usize] };
             let (least, revisions) = if trusted { (row.least, row.revisions) } else { (0, &zeros[..]) };
             if self.meta.is_none() {
@@ -267,7 +267,7 @@ fn find_directory(all: &[u8], head_len: u64) -> Option<(u64, u64, &[u8])> {
     None
 }
 
-/// A key and a value at an offset, and where they end.
+/// A key and a value at an offset, and their end.
 fn pair(data: &[u8], at: usize) -> Option<(&[u8], &[u8], usize)> {
     let mut rest = data.get(at..)?;
     let key = take_bytes(&mut rest)?;
@@ -298,7 +298,7 @@ struct Scan {
     read: u64,
     /// How many of them were taken.
     taken: u64,
-    /// Where the reading ended.
+    /// The offset at which reading ended.
     end: usize,
     /// Those that were read and cannot be what was written.
     holes: Vec<Hole>,
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_file_that_was_cut_off_is_told_apart() {
+    fn a_truncated_snapshot_is_distinguished_from_a_damaged_one() {
         let (bytes, meta) = snapshot();
         let found = salvaged(&bytes[..bytes.len() / 2]);
         let entries = right(&found, false);

@@ -1,4 +1,4 @@
-//! What the tests do with a store: open it, write and wait, look at all of it.
+//! The operations of the tests on a store: open it, write and wait, read all of it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

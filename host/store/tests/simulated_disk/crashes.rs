@@ -1,11 +1,12 @@
-//! With every write synced, a power cut loses nothing that was acknowledged, tears nothing and makes nothing up; nor does
-//! one that comes while the store recovers from another.
+//! With every write synced, a power cut loses no acknowledged write, tears none and invents none, also if it comes
+//! while the store recovers from another power cut.
 //!
-//! Clients write, remove, write and remove several in one step, of which all has to be there or nothing, read and take snapshots, one after the other or several at once, and close and open the store in
-//! between. The power is cut at every single change of the disk; from what was not synced then, images are drawn at
-//! random of what a real disk might be left with. A store has to open on each and agree with what the clients were told,
-//! and open on it a second time and hold the same. Opening is cut off at every step in turn, and from one image of each
-//! run the clients go on to the next power cut.
+//! Clients write, remove, run several operations in one step (all of which must survive, or none), read and take
+//! snapshots, one after the other or concurrently, and close and open the store in between. The power is cut at every
+//! single change of the disk. From the unsynced data, images are drawn at random of what a real disk might contain. A
+//! store must open on each image, agree with what the clients were acknowledged, open a second time and hold the same.
+//! Opening is interrupted at every step in turn, and from one image of each run the clients continue to the next power
+//! cut.
 //!
 //! With `VKOG_FULL` in the environment, as `cargo xtask test --full` sets it, there are more loads.
 
@@ -28,7 +29,7 @@ use crate::random::Random;
 struct Load {
     seed: u64,
     clients: usize,
-    /// How many writes each has under way at once.
+    /// How many writes each has in flight at once.
     at_once: usize,
     /// How often it waits for those.
     rounds: usize,

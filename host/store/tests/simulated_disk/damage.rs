@@ -1,9 +1,9 @@
-//! A file that was cut off or changed after it was written never passes for what it was.
+//! A file that was truncated or changed after it was written is never mistaken for the original.
 //!
-//! Of a log with a dozen records the last three are cut off at every byte: the store is an exact prefix, and says so. Of a
-//! log, a snapshot, and two logs around a snapshot that was not finished, every single bit is flipped: the store does not
-//! open and changes nothing, or it has all that was written, or, where the flip is in the last batch, which no later mark
-//! vouches for, all but that batch, and says so.
+//! The last three records of a log of a dozen are truncated at every byte: the store is an exact prefix, and reports
+//! it. Every single bit is flipped in a log, in a snapshot, and in two logs around an unfinished snapshot. Then the
+//! store does not open and changes nothing, or it has all entries. If the flip is in the last batch, which no later
+//! durable-offset record covers, it may have all but that batch, and reports it.
 
 use std::io;
 use std::path::PathBuf;
@@ -81,7 +81,7 @@ fn records(log: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn a_log_that_is_cut_off_at_any_byte_is_an_exact_prefix_and_is_said_to_be_cut() {
+fn a_log_truncated_at_any_byte_yields_an_exact_prefix_and_is_reported() {
     let disk = SimulatedDisk::empty();
     let states = write(&disk, 12);
     let whole = disk.now();
@@ -146,14 +146,14 @@ fn flip_every_bit(image: &Image, ending: &str, all: &Contents, last: Option<&Con
 }
 
 #[test]
-fn no_bit_of_a_log_changes_what_the_store_holds() {
+fn no_flipped_bit_of_a_log_changes_an_entry() {
     let disk = SimulatedDisk::empty();
     let states = write(&disk, 8);
     flip_every_bit(&disk.now(), ".log", &states[8], Some(&states[7]));
 }
 
 #[test]
-fn no_bit_of_a_snapshot_or_of_the_log_after_it_changes_what_the_store_holds() {
+fn no_flipped_bit_of_a_snapshot_or_its_log_changes_an_entry() {
     let disk = SimulatedDisk::empty();
     write(&disk, 8);
     let store = open(&disk, client::ALWAYS).expect("a store");
@@ -165,7 +165,7 @@ fn no_bit_of_a_snapshot_or_of_the_log_after_it_changes_what_the_store_holds() {
 }
 
 #[test]
-fn no_bit_of_a_log_without_records_changes_what_the_store_holds() {
+fn no_flipped_bit_of_an_empty_log_changes_an_entry() {
     let disk = SimulatedDisk::empty();
     let states = write(&disk, 3);
     close(open(&disk, client::ALWAYS).expect("a store"));
@@ -174,7 +174,7 @@ fn no_bit_of_a_log_without_records_changes_what_the_store_holds() {
 }
 
 #[test]
-fn no_bit_of_the_two_logs_of_an_unfinished_snapshot_changes_what_the_store_holds() {
+fn no_flipped_bit_of_the_logs_of_an_unfinished_snapshot_changes_an_entry() {
     let disk = SimulatedDisk::empty();
     write(&disk, 4);
     let store = open(&disk, client::ALWAYS).expect("a store");
@@ -191,7 +191,7 @@ fn no_bit_of_the_two_logs_of_an_unfinished_snapshot_changes_what_the_store_holds
 }
 
 #[test]
-fn an_old_log_that_another_one_follows_has_nothing_behind_its_records() {
+fn an_old_log_with_a_successor_ends_after_its_records() {
     let disk = SimulatedDisk::empty();
     write(&disk, 4);
     let store = open(&disk, client::ALWAYS).expect("a store");
@@ -209,7 +209,7 @@ fn an_old_log_that_another_one_follows_has_nothing_behind_its_records() {
 }
 
 #[test]
-fn no_bit_of_a_file_of_the_go_program_is_mended_in_silence() {
+fn no_flipped_bit_of_a_file_of_the_go_program_is_repaired_silently() {
     // MessagePack without a checksum: a flip in a value cannot be seen. All else can, or changes nothing.
     let data = b"\x82\xa2KV\x82\xa1a\xa31st\xa1b\xa32nd\xa6KVSize\x08";
     let disk = SimulatedDisk::of(&Image([(path(""), data.to_vec())].into()));

@@ -1,6 +1,6 @@
-//! A disk in memory with the manners of a real one: what was written is there for whoever reads, and lasts through a
-//! power cut only when it was synced. Until then a cut may keep each sector, drop it, tear it or leave something else in
-//! its place, and may keep or drop each change of a name.
+//! A disk in memory that behaves like a real one: every reader sees written data, which survives a power cut only if it
+//! was synced. Otherwise a power cut may keep each sector, drop it, tear it or replace it, and may keep or drop each
+//! change of a name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -288,7 +288,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the call does its work: in a crash it is under way, and may or may not have arrived.
+    /// Whether the call does its work: in a crash it is in flight, and may or may not have arrived.
     fn acts(&self) -> bool {
         !matches!(self, Self::Fault(_))
     }

@@ -1,8 +1,9 @@
-//! When a second call of the disk fails while the store makes a refused write invalid, no refused write is found after a
-//! restart and no acknowledged one is lost. Where the store cannot know, it answers that it does not.
+//! If a second call of the disk fails while the store invalidates a refused write, a restart finds no refused write and
+//! loses no acknowledged one. If the store cannot know the outcome, it reports that.
 //!
 //! These faults are injected, each of the first column with each of the second, for a PUT, an overwriting PUT and a
-//! DELETE, with each mode of `--fsync`; afterwards the store is opened on what a kill and on what power cuts leave behind:
+//! DELETE, with each mode of `--fsync`. Afterwards the store is opened on what a kill and on what power cuts leave
+//! behind:
 //!
 //! | the write fails by | and making it invalid fails by |
 //! |---|---|
@@ -136,7 +137,7 @@ fn no_second_fault_brings_a_refused_write_back_or_takes_an_acknowledged_one() {
 }
 
 #[test]
-fn a_write_that_only_waited_beside_one_of_unknown_outcome_is_refused_for_certain() {
+fn a_write_queued_beside_one_of_unknown_outcome_is_certainly_refused() {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, ALWAYS).expect("a store");
     put(&store, "key", "kept");

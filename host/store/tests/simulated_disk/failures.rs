@@ -1,8 +1,8 @@
-//! When the disk refuses something, memory and disk agree afterwards: what was refused is in neither, what was acknowledged
-//! in both, and nobody was told of anything else in between.
+//! After a failed call of the disk, memory and disk agree: a refused write is in neither, an acknowledged write in
+//! both, and no client has seen anything else in between.
 //!
-//! Calls of the disk are made to fail, in every place of a write and of a snapshot; where it matters who sees what meanwhile,
-//! a call is held until it was looked.
+//! Calls of the disk fail at every step of a write and of a snapshot. Where it matters who sees what meanwhile, a call
+//! is held until the test has looked.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -124,7 +124,7 @@ fn put_if_open(store: &LocalStore) {
 }
 
 #[test]
-fn what_a_failed_sync_left_behind_agrees_after_a_power_cut() {
+fn remains_of_a_failed_sync_are_consistent_after_a_power_cut() {
     for seed in 0..20 {
         let (disk, store) = new_store(Fsync::Always);
         let (history, mut random) = (History::default(), Random::new(seed));
@@ -258,7 +258,7 @@ fn a_full_disk_refuses_writes_and_heals_when_there_is_room() {
 }
 
 #[test]
-fn what_a_full_disk_refused_does_not_come_back_after_a_power_cut() {
+fn a_write_refused_by_a_full_disk_stays_absent_after_a_power_cut() {
     for seed in 0..30 {
         let (disk, store) = new_store(Fsync::Always);
         let (history, mut random) = (History::default(), Random::new(seed));
@@ -422,7 +422,7 @@ fn a_snapshot_that_fails_anywhere_loses_nothing_and_the_next_one_works() {
 }
 
 #[test]
-fn a_snapshot_for_which_there_is_no_room_leaves_the_room_to_the_log() {
+fn a_snapshot_without_space_leaves_the_space_to_the_log() {
     let (disk, store) = new_store(Fsync::Always);
     // More than is free for the snapshot when the log no longer needs room.
     let value = "x".repeat(40_000);

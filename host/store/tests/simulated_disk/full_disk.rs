@@ -1,8 +1,8 @@
-//! A store that knows how much of its disk is free keeps room for its next snapshot, so that overwriting never fills the
-//! disk and deletes free it again, whatever else fills it meanwhile and wherever the power is cut.
+//! A store that knows the free space of its disk reserves space for its next snapshot. So overwriting never fills the
+//! disk, and deletes free space again, also if another program fills the disk or the power is cut.
 //!
-//! Clients write, overwrite and remove at random on small disks of several sizes; another program takes all the room and gives
-//! it back.
+//! Clients write, overwrite and remove at random on small disks of several sizes; another program takes all free space
+//! and returns it.
 
 use std::io::ErrorKind;
 use std::thread;
@@ -93,7 +93,7 @@ fn a_snapshot_always_fits_beside_what_was_written_and_deletes_always_succeed() {
 }
 
 #[test]
-fn a_disk_that_another_program_fills_closes_opens_and_heals_without_a_restart() {
+fn a_store_on_a_disk_that_others_fill_closes_opens_and_recovers() {
     let (disk, store) = small_store(2 << 20);
     for number in 0..10 {
         put(&store, &format!("key-{number}"), &"x".repeat(20_000));

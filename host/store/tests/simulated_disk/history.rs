@@ -1,4 +1,4 @@
-//! What clients tried and were told, and whether a store that comes back from a crash agrees with it.
+//! Records what clients tried and what was acknowledged, and checks whether a store agrees after a crash.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

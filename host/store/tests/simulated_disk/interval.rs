@@ -1,8 +1,8 @@
-//! With a sync at an interval, a power cut takes back at most what was acknowledged since the last sync began, and what
-//! stays is what was acknowledged up to some point, without a gap.
+//! With syncs at an interval, a power cut loses at most the writes that were acknowledged since the last sync began,
+//! and the rest is what was acknowledged up to one point, without a gap.
 //!
-//! Clients write, remove and take snapshots while the store syncs at a short interval; the disk notes at every sync of the
-//! log how many had been acknowledged when it began. The power is cut at steps of the disk drawn at random.
+//! Clients write, remove and take snapshots while the store syncs at a short interval. At every sync of the log the
+//! disk records how many writes had been acknowledged when it began. The power is cut at random steps of the disk.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -126,7 +126,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or for ever.
+    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or forever.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));
@@ -137,7 +137,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
 }
 
 #[test]
-fn writes_go_on_while_a_sync_takes_its_time() {
+fn writes_continue_during_a_slow_sync() {
     let disk = SimulatedDisk::empty();
     let options = Options { fsync: Fsync::Every(Duration::from_millis(1)), log_min: u64::MAX, ..Options::default() };
     let store = open(&disk, options).expect("a store");
@@ -195,7 +195,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
 }
 
 #[test]
-fn what_a_kill_left_in_the_systems_memory_lasts_from_the_next_start_on() {
+fn writes_that_a_kill_left_unsynced_are_durable_after_the_next_start() {
     for unfinished in [false, true] {
         let disk = SimulatedDisk::empty();
         let mut random = Random::new(1);

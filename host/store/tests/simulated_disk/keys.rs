@@ -1,7 +1,7 @@
-//! Who lists keys is told of nothing that a crash could take back.
+//! A listing contains no entry that a crash could roll back.
 //!
-//! A sync is held while somebody lists: the page has to wait for it. Then it fails, and the page must not have seen what it
-//! was to keep.
+//! A sync is held during a listing: the page must wait for it. Then the sync fails, and the page must not contain the
+//! entry that it was to make durable.
 
 use std::io::ErrorKind;
 use std::thread;

@@ -1,5 +1,5 @@
-//! The store on a simulated disk: power cuts at every step, files cut off and bits flipped, syncs that fail, a disk that is
-//! full. Each module's head says what has to hold and how it is provoked.
+//! The store on a simulated disk: power cuts at every step, truncated files and flipped bits, failing syncs, a full
+//! disk. The head of each module states the property and how it is provoked.
 
 mod client;
 mod crashes;

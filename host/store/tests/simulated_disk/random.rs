@@ -1,4 +1,4 @@
-//! Numbers that are the same for the same seed.
+//! Random numbers that repeat for the same seed.
 
 /// A xorshift generator: good enough to choose, and small enough to read.
 pub(crate) struct Random(u64);

@@ -1,7 +1,7 @@
-//! What a failed write leaves behind: every entry is as it was before, whatever the order and the number of the changes that
-//! were rolled back, and no record of them is ever replayed.
+//! After a failed write, every entry is as before, for any order and number of the changes that were rolled back, and
+//! no record of them is ever replayed.
 //!
-//! A call of the disk is held until several updates have queued, and then fails, or the one after it.
+//! A call of the disk is held until several updates have queued. Then it fails, or the call after it.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ fn half_of_several_refused_records_does_not_come_back() {
 }
 
 #[test]
-fn what_was_read_before_a_failed_sync_is_not_durable_afterwards() {
+fn a_read_before_a_failed_sync_is_not_durable_afterwards() {
     let disk = SimulatedDisk::empty();
     let store = open(&disk, ALWAYS).expect("a store");
     put(&store, "key", "kept");

@@ -1,7 +1,7 @@
-//! Who watches is told of what is kept, once and in order, and of nothing that a failure took back.
+//! Watchers receive each durable change once and in order, and nothing that a failure rolled back.
 //!
-//! Calls of the disk are held and made to fail while somebody watches; and stores with random failures are watched from
-//! their beginning, by watchers that begin anew all the time.
+//! Calls of the disk are held and fail during a watch. Stores with random failures are watched from their beginning, by
+//! watchers that restart all the time.
 
 use std::io::ErrorKind;
 use std::task::{Context, Poll, Waker};

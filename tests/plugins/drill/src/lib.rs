@@ -32,7 +32,7 @@ struct Settings {
     /// A tick removes what is under this prefix.
     #[serde(default)]
     sweep: Option<String>,
-    /// It reads this key in `create`, in `start`, and repeatedly on its own thread.
+    /// It reads this key in `create`, in `start`, and time and again on its own thread.
     #[serde(default)]
     watch: Option<String>,
 }

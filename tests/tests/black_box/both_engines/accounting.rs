@@ -1,7 +1,8 @@
-//! The bytes plugin counts `len(key) + len(value)` of all that the store holds, exactly and always.
+//! The bytes plugin counts `len(key) + len(value)` of all stored entries, always exactly.
 //!
-//! Provoked at the edge of the limit, where a count that is off by one byte gets another status: a 413 reports how much is
-//! needed and how much is free. Then with 16 clients at once, and with another plugin that refuses what bytes let pass.
+//! Provoked at the edge of the limit, where a count that is off by one byte changes the status: a 413 reports the
+//! needed and the free bytes. Then with 16 concurrent clients, and with another plugin that refuses writes that bytes
+//! accepts.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -31,7 +32,7 @@ fn counted(server: &Server, limit: u64) -> u64 {
 }
 
 #[test]
-fn the_limit_can_be_reached_to_the_byte_and_not_passed_by_one() {
+fn the_limit_is_exact_to_the_byte() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["-s", "100", "--max-value", "1MiB"]).start();
     server.post("abc", pattern(98)).refused(413, r#"Max size exceeded: "abc" needs 101 bytes, 100 of 100 are free"#);
     server.post("abc", pattern(97)).expect(200);
@@ -51,7 +52,7 @@ fn the_limit_can_be_reached_to_the_byte_and_not_passed_by_one() {
 }
 
 #[test]
-fn what_is_refused_costs_nothing() {
+fn a_refused_write_reserves_nothing() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["-s", "100", "--max-value", "1MiB"]).start();
     server.post("k", pattern(49)).expect(200);
     for _ in 0..10 {
@@ -77,7 +78,7 @@ fn without_conflict_an_overwriting_post_and_a_creating_put_are_counted() {
 }
 
 #[test]
-fn at_start_the_plugin_learns_what_the_store_holds() {
+fn bytes_counts_the_stored_entries_at_the_start() {
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["-s", "1000", "--max-value", "1MiB"]);
     let server = setup.start();
     server.post("a", pattern(99)).expect(200);
@@ -114,7 +115,7 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
                 scope.spawn(move || {
                     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
                     let mut below = |bound: u64| {
-                        // Xorshift: the same run every time.
+                        // Xorshift, so that every run is the same.
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;
@@ -181,18 +182,18 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
 }
 
 #[test]
-fn clients_that_race_against_the_limit_never_pass_it_and_the_count_does_not_drift() {
+fn racing_clients_never_exceed_the_limit_and_the_count_stays_exact() {
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict());
     race(setup, &[(200, ""), (404, ""), (404, "conflict"), (409, "conflict"), (413, "bytes")]);
 }
 
 #[test]
-fn the_count_does_not_drift_without_conflict_either() {
+fn the_count_stays_exact_without_conflict() {
     race(Setup::on(ENGINE).load(bytes()), &[(200, ""), (404, ""), (413, "bytes")]);
 }
 
 #[test]
-fn the_count_does_not_drift_where_a_later_plugin_refuses_what_bytes_let_pass() {
+fn the_count_stays_exact_if_a_later_plugin_refuses() {
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict()).load(artefacts().library("fault-refuses"));
     let setup = setup.config("[plugins.fault-refuses]\nwhere = \"guard_put\"\nvalue = \"!\"\n");
     let all = [(200, ""), (403, "fault-refuses"), (404, ""), (404, "conflict"), (409, "conflict"), (413, "bytes")];

@@ -1,6 +1,6 @@
-//! Bad input gets the status of the contract, costs bounded memory, writes nothing, and the server continues.
+//! Bad input gets the documented status, costs bounded memory, writes nothing, and the server continues.
 //!
-//! Provoked byte by byte: broken encodings, lengths that are none or lie, bodies that end early or are far too long.
+//! Provoked byte by byte: broken encodings, malformed and wrong lengths, bodies that end early or are far too long.
 
 use vkog_tests::{Server, Setup, Wire, bytes, conflict, on_windows};
 
@@ -120,7 +120,7 @@ fn a_client_that_leaves_in_the_middle_of_a_body_writes_nothing() {
 }
 
 #[test]
-fn clients_that_stall_in_the_middle_of_a_body_hold_nobody_up() {
+fn clients_that_stall_in_a_body_do_not_delay_others() {
     let server = server();
     let stalled: Vec<_> = (0..32)
         .map(|number| {
@@ -136,7 +136,7 @@ fn clients_that_stall_in_the_middle_of_a_body_hold_nobody_up() {
 }
 
 #[test]
-fn a_transfer_encoding_other_than_chunked_alone_is_refused() {
+fn only_the_transfer_encoding_chunked_is_accepted() {
     let server = server();
     for (headers, status) in [
         ("Transfer-Encoding: gzip, chunked\r\n", 501),
@@ -158,7 +158,7 @@ fn a_transfer_encoding_other_than_chunked_alone_is_refused() {
 }
 
 #[test]
-fn a_length_that_is_none_is_400_and_writes_nothing() {
+fn a_malformed_length_is_400_and_writes_nothing() {
     let server = server();
     let bad = ["-1", "-5", "+5", "five", "5 5", "5,6", "0x5", "5.0", ""];
     let bad = bad.map(|length| format!("Content-Length: {length}\r\n"));
@@ -175,7 +175,7 @@ fn a_length_that_is_none_is_400_and_writes_nothing() {
 }
 
 #[test]
-fn what_follows_a_length_that_is_none_is_not_taken_for_a_request() {
+fn bytes_after_a_malformed_length_are_not_run_as_a_request() {
     let server = server();
     let smuggled = b"DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let headers = [
@@ -207,7 +207,7 @@ fn a_body_over_the_largest_value_is_413_without_being_read() {
 }
 
 #[test]
-fn a_body_that_no_machine_has_room_for_is_413_and_ends_nothing() {
+fn a_body_larger_than_any_memory_is_413_and_the_server_continues() {
     let server = server();
     for declared in ["2000000000", "100000000000", "9223372036854775808"] {
         too_large(&server, declared);
@@ -232,7 +232,7 @@ fn too_large(server: &Server, declared: &str) {
 }
 
 #[test]
-fn who_expects_100_continue_gets_it_before_a_body_that_is_welcome() {
+fn a_client_that_expects_100_continue_gets_it_before_an_acceptable_body() {
     let server = server();
     for size in [5, 5000] {
         let headers = format!("Content-Length: {size}\r\nExpect: 100-continue\r\n");
@@ -272,7 +272,7 @@ fn a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory() {
 }
 
 #[test]
-fn what_is_not_http_ends_the_connection_and_nothing_else() {
+fn bytes_that_are_not_http_end_only_their_connection() {
     let server = server();
     let garbage: [&[u8]; 6] = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -296,7 +296,7 @@ fn what_is_not_http_ends_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_connection_goes_on_after_each_refusal_that_leaves_it_in_order() {
+fn a_connection_continues_after_a_refusal_that_leaves_it_in_order() {
     let server = server();
     let mut wire = server.wire();
     for _ in 0..3 {

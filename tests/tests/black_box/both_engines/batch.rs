@@ -1,8 +1,8 @@
-//! A batch succeeds or fails as a whole: for plugins, whose hooks are called for each of its operations; for
-//! readers, who see it in one step; and for a crash of the process.
+//! A batch succeeds as a whole or has no effect: for plugins, which see each operation as any other; for readers, which
+//! see it in one step; and for a crash.
 //!
-//! Provoked with operations that fail behind others that would not, with bodies that cannot be read, with clients that
-//! transfer between the same keys in different orders, and with kills while batches are written.
+//! Provoked with operations that fail after others that succeed, with unreadable bodies, with clients that transfer
+//! between the same keys in different orders, and with kills while batches are written.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -69,7 +69,7 @@ fn field<'a>(map: &'a Packed, name: &str) -> Option<&'a Packed> {
 }
 
 #[test]
-fn each_operation_is_answered_in_its_place_and_in_the_format_that_was_sent() {
+fn each_operation_has_its_result_in_order_and_in_the_format_of_the_request() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     let first = server.post("there", "before").expect(200).revision();
     let operations = json!([
@@ -125,7 +125,7 @@ fn each_operation_is_answered_in_its_place_and_in_the_format_that_was_sent() {
 }
 
 #[test]
-fn of_128_operations_one_whose_precondition_fails_is_named_and_nothing_is_changed() {
+fn a_failed_precondition_fails_a_batch_of_128_operations_and_is_named() {
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["-s", "100000", "--max-value", "1MiB"]);
     let server = setup.start();
     let put = |number: usize, value: &str| json!({ "op": "put", "key": format!("k{number}"), "value": value });
@@ -172,7 +172,7 @@ fn free(server: &Server) -> String {
 }
 
 #[test]
-fn later_operations_find_what_earlier_ones_left() {
+fn later_operations_see_the_results_of_earlier_ones() {
     let server =
         Setup::on(ENGINE).load(bytes()).load(conflict()).config("[plugins.conflict]\noverlap = \"refuse\"\n").start();
     let post = |key: &str| json!({ "op": "post", "key": key, "value": "v" });
@@ -205,7 +205,7 @@ fn later_operations_find_what_earlier_ones_left() {
 }
 
 #[test]
-fn what_is_refused_gives_back_all_that_was_reserved() {
+fn a_rejected_batch_releases_every_reservation() {
     const LIMIT: &str = "100000";
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict()).load(artefacts().library("fault-refuses"));
     let setup = setup.args(["-s", LIMIT, "--max-value", "1MiB"]);
@@ -236,7 +236,7 @@ fn what_is_refused_gives_back_all_that_was_reserved() {
 }
 
 #[test]
-fn an_operation_can_have_header_fields_of_its_own() {
+fn an_operation_can_have_its_own_headers() {
     let server = Setup::on(ENGINE).load(ttl()).start();
     let operations = json!([
         { "op": "put", "key": "short", "value": "v", "headers": { "vkog-ttl": "5m" } },
@@ -258,7 +258,7 @@ fn an_operation_can_have_header_fields_of_its_own() {
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_with_the_place_and_the_reason() {
+fn an_unreadable_batch_is_refused_with_position_and_reason() {
     let server = Setup::on(ENGINE).start();
     let before = server.post("before", "v").expect(200).revision();
     let known =
@@ -376,7 +376,7 @@ fn ask(wire: &mut Wire, operations: &Value) -> io::Result<Reply> {
 }
 
 #[test]
-fn transfers_between_the_same_keys_keep_their_sum_for_whoever_reads_all_at_once() {
+fn a_batch_of_gets_sees_a_constant_sum_during_transfers() {
     const ACCOUNTS: usize = 12;
     const EACH: i64 = 100;
     const TRANSFERS: u64 = 1500;
@@ -550,11 +550,11 @@ fn kills(rounds: usize, setup: &Setup) {
 }
 
 #[test]
-fn no_kill_leaves_a_batch_in_part() {
+fn no_kill_leaves_a_partial_batch() {
     kills(amount(20, 60), &Setup::on(ENGINE));
 }
 
 #[test]
-fn a_kill_leaves_no_batch_in_part_without_any_sync_either() {
+fn no_kill_without_any_sync_leaves_a_partial_batch() {
     kills(amount(10, 30), &Setup::on(ENGINE).args(["--fsync", "never"]));
 }

@@ -1,7 +1,7 @@
-//! `vkog get|put|post|delete|ls|watch|batch` do what a server does, byte for byte, and say in one line why not.
+//! `vkog get|put|post|delete|ls|watch|batch` transfer values byte for byte, and report a failure in one line.
 //!
-//! Provoked with the program against its own servers; where a server has to lose connections or send rare responses,
-//! against one that only reads requests and answers what the test has written.
+//! Provoked with the program against real servers; and, for lost connections and rare responses, against a server that
+//! only reads requests and sends prepared responses.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -61,7 +61,7 @@ fn answer(status: &str, content_type: &str, body: &str) -> String {
 }
 
 #[test]
-fn values_come_and_go_byte_for_byte_from_arguments_files_and_pipes() {
+fn values_from_arguments_files_and_pipes_are_exact() {
     let setup = Setup::on(ENGINE);
     let server = setup.start();
     let value = pattern(300_000);
@@ -109,7 +109,7 @@ fn a_large_value_is_sent_from_a_pipe_and_got_into_a_file() {
 }
 
 #[test]
-fn what_a_server_will_not_have_is_told_in_its_words() {
+fn the_client_prints_the_message_of_a_refusal() {
     let setup = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["--max-size", "1000", "--max-value", "2000"]);
     let server = setup.start();
     server.post("k", "v").expect(200);
@@ -136,7 +136,7 @@ fn what_a_server_will_not_have_is_told_in_its_words() {
 }
 
 #[test]
-fn what_a_server_says_before_it_closes_the_connection_to_a_body_is_told() {
+fn the_client_prints_a_response_that_arrives_before_its_body_is_sent() {
     let setup = Setup::on(ENGINE);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
@@ -153,7 +153,7 @@ fn what_a_server_says_before_it_closes_the_connection_to_a_body_is_told() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_one_line_and_a_status() {
+fn an_impossible_request_is_one_line_and_an_exit_status() {
     let setup = Setup::on(ENGINE);
     let (url, gone) = answering(Vec::new());
     gone.join().expect("it listens no more");
@@ -176,7 +176,7 @@ fn what_cannot_be_asked_is_one_line_and_a_status() {
 }
 
 #[test]
-fn whatever_a_key_is_called_it_is_written_listed_read_and_removed() {
+fn any_key_can_be_written_listed_read_and_removed() {
     let setup = Setup::on(ENGINE);
     let server = setup.start();
     let keys =
@@ -199,7 +199,7 @@ fn whatever_a_key_is_called_it_is_written_listed_read_and_removed() {
 }
 
 #[test]
-fn a_listing_goes_on_over_pages_and_stops_where_it_should() {
+fn a_listing_continues_over_pages_up_to_its_limit() {
     let setup = Setup::on(ENGINE);
     let server = setup.start();
     let mut keys: Vec<String> = (0..2_100).map(|number| format!("n/{number:05}")).collect();
@@ -233,7 +233,7 @@ fn folded() -> String {
 }
 
 #[test]
-fn conditions_are_revisions_and_what_is_not_new_is_not_written() {
+fn conditions_take_revisions_and_an_existing_key_is_not_created() {
     let setup = Setup::on(ENGINE);
     let server = setup.start();
     let first = server.put("k", "1").expect(200).revision();
@@ -272,7 +272,7 @@ fn a_token_comes_from_the_environment_a_file_or_an_option() {
 
 #[test]
 #[cfg(unix)]
-fn a_server_at_a_unix_socket_is_asked_as_any_other() {
+fn a_server_on_a_unix_socket_is_used_as_any_other() {
     let setup = Setup::on(ENGINE);
     let path = setup.folder().join("socket");
     let listen = format!("unix:{}", path.display());
@@ -287,7 +287,7 @@ fn a_server_at_a_unix_socket_is_asked_as_any_other() {
 }
 
 #[test]
-fn half_a_value_replaces_no_file() {
+fn a_partial_value_replaces_no_file() {
     let setup = Setup::on(ENGINE);
     std::fs::write(setup.folder().join("out"), "before").expect("it is ours");
     let half = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf";
@@ -300,7 +300,7 @@ fn half_a_value_replaces_no_file() {
 }
 
 #[test]
-fn a_watch_goes_on_where_it_was_until_the_server_says_that_it_cannot() {
+fn a_watch_resumes_after_its_last_revision_until_the_server_returns_410() {
     let setup = Setup::on(ENGINE);
     let stream = |events: &str| format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{events}");
     let (url, answering) = answering(vec![
@@ -325,7 +325,7 @@ fn a_watch_goes_on_where_it_was_until_the_server_says_that_it_cannot() {
 }
 
 #[test]
-fn a_batch_is_sent_in_parts_and_names_the_line_that_failed() {
+fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
     let setup = Setup::on(ENGINE);
     let mut lines: Vec<String> =
         (0..2_000).map(|number| format!("{{\"op\":\"put\",\"key\":\"{number}\",\"value\":\"v\"}}")).collect();

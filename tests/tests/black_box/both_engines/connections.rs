@@ -1,7 +1,7 @@
 //! Connections stay open, get their responses in order, and do not delay each other.
 //!
-//! Provoked with many that are open at once, with requests that are sent before the answers are read, and with clients that
-//! speak an older HTTP or want the connection closed.
+//! Provoked with many open connections, with pipelined requests, and with clients that speak HTTP/1.0 or request that
+//! the connection is closed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use vkog_tests::{Setup, Wire, bytes, conflict, on_windows, pattern};
 use super::ENGINE;
 
 #[test]
-fn a_burst_of_connections_that_stay_open_is_served_to_the_last_one() {
+fn every_connection_of_a_large_burst_is_served() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     for _ in 0..4 {
         let mut wires: Vec<Wire> = (0..64).map(|_| server.wire().patience(Duration::from_secs(5))).collect();
@@ -24,7 +24,7 @@ fn a_burst_of_connections_that_stay_open_is_served_to_the_last_one() {
 }
 
 #[test]
-fn idle_connections_hold_nobody_up() {
+fn idle_connections_do_not_delay_others() {
     let server = Setup::on(ENGINE).start();
     let mut idle = server.wires(100);
     server.put("k", "v").expect(200);
@@ -34,7 +34,7 @@ fn idle_connections_hold_nobody_up() {
 }
 
 #[test]
-fn half_a_request_head_holds_nobody_up() {
+fn a_partial_request_head_does_not_delay_others() {
     let server = Setup::on(ENGINE).start();
     let mut halves = server.wires(32);
     for half in &mut halves {
@@ -48,7 +48,7 @@ fn half_a_request_head_holds_nobody_up() {
 }
 
 #[test]
-fn requests_sent_ahead_are_answered_in_order() {
+fn pipelined_requests_get_their_responses_in_order() {
     const ROUNDS: usize = 10;
     const AHEAD: usize = 20;
 
@@ -80,7 +80,7 @@ fn requests_sent_ahead_are_answered_in_order() {
 }
 
 #[test]
-fn who_wants_the_connection_closed_or_speaks_http_1_0_has_it_closed() {
+fn a_client_with_connection_close_or_http_1_0_has_it_closed() {
     let server = Setup::on(ENGINE).start();
     server.put("k", "v").expect(200);
     for request in ["GET /k/k HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "GET /k/k HTTP/1.0\r\n\r\n"] {
@@ -92,7 +92,7 @@ fn who_wants_the_connection_closed_or_speaks_http_1_0_has_it_closed() {
 }
 
 #[test]
-fn a_client_that_ends_its_side_after_its_request_is_answered() {
+fn a_client_that_half_closes_after_its_request_gets_the_response() {
     let server = Setup::on(ENGINE).start();
     for round in 0..20 {
         let mut wire = server.wire();

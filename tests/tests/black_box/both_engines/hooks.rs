@@ -1,7 +1,7 @@
-//! Every hook is called when the contract says, in the order it says, and is shown what it says.
+//! Every hook is called when docs/reference/hooks.md says, in that order, and sees the documented data.
 //!
-//! Provoked with two plugins that log each of their calls, one at each end of the chain, and that replace, hide and add
-//! details when a request's query demands it. The response is compared with the arguments of the hooks.
+//! Provoked with two plugins that log each call, one at each end of the chain, and that replace, hide and add details
+//! when the query of a request says so. The responses are compared with what the hooks saw.
 
 use serde_json::{Value, json};
 use vkog_tests::{Server, Setup, artefacts, conflict};
@@ -36,7 +36,7 @@ fn order(told: &[(String, Value)]) -> Vec<String> {
 }
 
 #[test]
-fn before_and_guard_run_from_the_first_stage_to_the_last_and_after_the_other_way() {
+fn before_and_guard_hooks_run_in_stage_order_and_after_hooks_in_reverse() {
     let server = setup().load(conflict()).start();
     let mut before = 0;
     for verb in ["post", "put", "get", "delete"] {
@@ -75,7 +75,7 @@ fn guards_before_a_refusal_are_undone_the_last_first_and_no_after_hook_is_called
 }
 
 #[test]
-fn of_an_absent_key_only_before_is_asked_about_a_read_or_a_removal() {
+fn only_before_hooks_run_for_a_get_or_delete_of_an_absent_key() {
     let server = setup().start();
     server.get("k").expect(404);
     server.delete("k").expect(404);
@@ -85,7 +85,7 @@ fn of_an_absent_key_only_before_is_asked_about_a_read_or_a_removal() {
 }
 
 #[test]
-fn a_hook_is_shown_the_whole_request() {
+fn a_hook_sees_the_whole_request() {
     let server = setup().start();
     let sent = server.path("POST", "/k/a%2Fb%20c?one=1&two=%20");
     let sent = sent.header("X-Witness", "seen").header("x-witness", "twice").header("Content-Type", "text/plain");
@@ -100,7 +100,7 @@ fn a_hook_is_shown_the_whole_request() {
 }
 
 #[test]
-fn a_guard_is_shown_the_entry_as_it_is_and_after_both_as_they_were_and_are() {
+fn a_guard_sees_the_current_entry_and_an_after_hook_both_entries() {
     let server = setup().start();
     let posted = server.key("POST", "k").header("Content-Type", "text/plain").body("one").send().expect(200).revision();
     let put = server.key("PUT", "k").header("Content-Type", "text/html").body("two").send().expect(200).revision();
@@ -127,7 +127,7 @@ fn a_guard_is_shown_the_entry_as_it_is_and_after_both_as_they_were_and_are() {
 }
 
 #[test]
-fn a_replaced_value_is_what_later_plugins_see_and_what_is_written() {
+fn later_plugins_see_a_replaced_value_and_the_store_writes_it() {
     let server = setup().start();
     server.path("POST", "/k/k?replace-witness-first").body("v").send().expect(200);
     server.get("k").expect(200).is("<v>");
@@ -147,7 +147,7 @@ fn a_replaced_value_is_what_later_plugins_see_and_what_is_written() {
 }
 
 #[test]
-fn an_entry_that_a_plugin_hides_counts_as_absent_for_that_read() {
+fn a_hidden_entry_counts_as_absent_for_that_read() {
     let server = setup().start();
     server.put("k", "v").expect(200);
     for query in ["hide-before", "hide-before-witness-last", "hide-guard", "hide-guard-witness-last"] {
@@ -158,7 +158,7 @@ fn an_entry_that_a_plugin_hides_counts_as_absent_for_that_read() {
 }
 
 #[test]
-fn details_are_kept_with_the_entry_each_plugins_own_and_outlive_a_restart() {
+fn details_belong_to_one_plugin_and_survive_a_restart() {
     let setup = setup();
     let server = setup.start();
     server.path("POST", "/k/both?details").body("v").send().expect(200);
@@ -185,7 +185,7 @@ fn details_are_kept_with_the_entry_each_plugins_own_and_outlive_a_restart() {
 }
 
 #[test]
-fn at_start_a_plugin_is_shown_all_that_the_store_holds() {
+fn a_start_hook_sees_all_stored_entries() {
     let setup = setup();
     let server = setup.start();
     let a = server.key("POST", "a").header("Content-Type", "text/plain").body("1").send().expect(200).revision();

@@ -1,8 +1,8 @@
-//! A value over 1 KiB on a keep-alive connection gets an immediate response.
+//! A response with a value over 1 KiB on a connection that stays open is not delayed.
 //!
-//! Provoked with 20 reads and 20 writes in a row on one connection, of a server that waits for no disk. Where the last
-//! packet of a reply waits for the client's delayed acknowledgement, each takes 44 ms; so the bound is far from both and
-//! no measure of speed.
+//! Provoked with 20 reads and 20 writes in a row on one connection, of a server that does not wait for the disk. If the
+//! last packet of a response waits for the client's delayed acknowledgement, each takes 44 ms. So the bound is far from
+//! both and does not measure speed.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
-//! A panic of a plugin stays inside: in `before` and `guard` it is a refusal with 500 and the plugin's name, in `after` and
-//! `undo` it is logged; the store is unchanged, and the next request succeeds.
+//! A panic of a plugin is contained: in `before` and `guard` it rejects the request with 500 and the plugin's name, in
+//! `after` and `undo` it is logged. The store does not change, and the next request succeeds.
 //!
-//! Provoked with a plugin that panics in the hook that its settings name. It stands behind the bytes plugin, so that what
-//! bytes had reserved has to be given back, and before a plugin that refuses, where an undo is what panics.
+//! Provoked with a plugin that panics in the hook that its settings name. It runs after the bytes plugin, whose
+//! reservation must be released, and before a plugin that refuses, so that an undo hook can panic.
 
 use vkog_tests::{Client, Reply, Server, Setup, artefacts, bytes, conflict};
 
@@ -78,7 +78,7 @@ fn a_plugin_that_panics_in_before_or_guard_refuses_with_500_and_the_server_lives
 }
 
 #[test]
-fn a_plugin_that_panics_in_after_changes_no_answer_and_is_logged() {
+fn a_panic_in_an_after_hook_changes_no_response_and_is_logged() {
     for verb in VERBS {
         let hook = format!("after_{verb}");
         let server = seeded(&setup(&hook));
@@ -96,7 +96,7 @@ fn a_plugin_that_panics_in_after_changes_no_answer_and_is_logged() {
 }
 
 #[test]
-fn a_plugin_that_panics_in_undo_is_logged_and_the_other_plugins_are_undone_all_the_same() {
+fn a_panic_in_an_undo_hook_is_logged_and_the_other_undo_hooks_run() {
     for verb in VERBS {
         let hook = format!("undo_{verb}");
         let setup = setup(&hook).load(artefacts().library("fault-refuses")).config(format!(
@@ -126,7 +126,7 @@ fn a_plugin_that_panics_in_drop_is_logged_and_the_stop_is_clean() {
 }
 
 #[test]
-fn a_plugin_that_panics_in_create_or_start_stops_the_start_and_nothing_is_changed() {
+fn a_panic_in_create_or_start_stops_the_start_and_changes_nothing() {
     for (place, code) in [("create", "[create-panicked]"), ("start", "[start-panicked]")] {
         let setup = setup(place);
         let seeding = Setup::on(ENGINE).store(setup.store_file()).start();
@@ -146,7 +146,7 @@ fn a_plugin_that_panics_in_create_or_start_stops_the_start_and_nothing_is_change
 }
 
 #[test]
-fn panics_at_once_leave_the_server_and_the_count_whole() {
+fn concurrent_panics_leave_the_server_and_the_count_intact() {
     let server = seeded(&setup("guard_put"));
     std::thread::scope(|scope| {
         for mut wire in server.wires(4) {
@@ -162,7 +162,7 @@ fn panics_at_once_leave_the_server_and_the_count_whole() {
 }
 
 #[test]
-fn a_refusal_with_a_status_that_is_none_is_500_and_names_the_plugin() {
+fn a_refusal_with_an_invalid_status_is_500_and_names_the_plugin() {
     for status in [200, 302, 600] {
         let config = format!("[plugins.fault-refuses]\nwhere = \"guard_put\"\nstatus = {status}\n");
         let server = seeded(&Setup::on(ENGINE).load(artefacts().library("fault-refuses")).config(config));

@@ -1,6 +1,6 @@
 //! `If-Match` and `If-None-Match` are decided in one step with the operation.
 //!
-//! Provoked with every verb on a present and an absent key, and with 16 clients that count one key up by
+//! Provoked with every verb on a present and an absent key, and with 16 clients that increment one key by
 //! compare-and-set.
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -19,7 +19,7 @@ fn ask(server: &Server, method: &str, header: (&str, &str), body: &str) -> u16 {
 }
 
 #[test]
-fn a_write_is_done_only_to_the_revision_that_it_names() {
+fn a_write_succeeds_only_for_the_revision_that_it_names() {
     let server = Setup::on(ENGINE).load(conflict()).start();
     let first = server.post("k", "v1").expect(200).revision();
     let tag = format!("\"{first}\"");
@@ -35,7 +35,7 @@ fn a_write_is_done_only_to_the_revision_that_it_names() {
 }
 
 #[test]
-fn a_put_that_must_find_nothing_creates_also_with_conflict() {
+fn a_put_with_if_none_match_creates_also_with_conflict() {
     let server = Setup::on(ENGINE).load(conflict()).start();
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v1"), 200);
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v2"), 412);
@@ -46,7 +46,7 @@ fn a_put_that_must_find_nothing_creates_also_with_conflict() {
 }
 
 #[test]
-fn a_get_of_what_the_client_has_is_304() {
+fn a_get_of_a_revision_that_the_client_has_is_304() {
     let server = Setup::on(ENGINE).start();
     let revision = server.post("k", "v1").expect(200).revision();
     let tag = format!("\"{revision}\"");

@@ -1,7 +1,7 @@
-//! Guard, write and revision are one step for an entry, and an answered write is seen by every later read.
+//! Guard, write and revision are one step for an entry, and every later read sees an acknowledged write.
 //!
-//! Provoked with 64 clients that POST one key at the same moment, 200 times over, and with clients that write and read keys
-//! for each client and for all at once.
+//! Provoked with 64 clients that POST one key at once, 200 times, and with clients that write and read their own and
+//! shared keys at once.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use vkog_tests::{Barrier, Setup, bytes, conflict};
 use super::ENGINE;
 
 #[test]
-fn of_64_simultaneous_posts_of_one_key_exactly_one_is_ok_and_63_are_409() {
+fn exactly_one_of_64_concurrent_posts_of_a_key_succeeds() {
     const CLIENTS: usize = 64;
     const ROUNDS: usize = 200;
 
@@ -44,7 +44,7 @@ fn of_64_simultaneous_posts_of_one_key_exactly_one_is_ok_and_63_are_409() {
 }
 
 #[test]
-fn an_answered_write_is_seen_by_every_later_read() {
+fn every_later_read_sees_an_acknowledged_write() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     thread::scope(|scope| {
         for (client, mut writer) in server.wires(8).into_iter().enumerate() {
@@ -68,7 +68,7 @@ fn an_answered_write_is_seen_by_every_later_read() {
 }
 
 #[test]
-fn racing_updates_of_one_key_leave_the_one_with_the_greatest_revision_and_no_revision_comes_twice() {
+fn of_racing_updates_the_greatest_revision_remains_and_none_repeats() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     server.post("k", "first").expect(200);
     let written = Mutex::new(BTreeMap::new());

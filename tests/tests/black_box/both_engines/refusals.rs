@@ -1,4 +1,4 @@
-//! The first refusal wins, carries the plugin's name and headers, and leaves the store as it was, to the byte.
+//! The first refusal wins, has the plugin's name and headers, and leaves the store unchanged, to the byte.
 //!
 //! Provoked with a plugin that refuses in the hook that its settings name, for each hook that may refuse.
 
@@ -57,7 +57,7 @@ fn the_first_refusal_in_the_chain_wins() {
 }
 
 #[test]
-fn a_before_hook_refuses_before_any_guard_is_asked() {
+fn a_refusal_of_a_before_hook_prevents_all_guards() {
     let config = "[plugins.fault-refuses]\nwhere = \"before_post\"\n";
     let setup = Setup::on(ENGINE).load(conflict()).load(artefacts().library("fault-refuses")).config(config);
     let seeding = Setup::on(ENGINE).store(setup.store_file()).start();

@@ -1,7 +1,7 @@
-//! Every row of the table of `/k/{key}`: status and first words, whichever plugins are loaded.
+//! Every row of the table of `/k/{key}`: status and first words, with any set of plugins.
 //!
-//! Provoked over the wire against four servers a row: with bytes and conflict, with neither, and with each alone. The rows
-//! in which a plugin has a say differ by it; all others may not.
+//! Provoked over the network against four servers for each row: with bytes and conflict, with neither, and with each
+//! alone. Rows that depend on a plugin differ by it; all others must not.
 
 use vkog_tests::{Server, Setup, bytes, conflict};
 
@@ -157,7 +157,7 @@ fn any_method_without_a_key_is_400() {
 }
 
 #[test]
-fn another_method_is_405_and_told_which_there_are() {
+fn another_method_is_405_with_the_allowed_methods() {
     with_every_set(|server, _| {
         server.post("k", "v").expect(200);
         for method in ["PATCH", "BREW"] {
@@ -172,7 +172,7 @@ fn another_method_is_405_and_told_which_there_are() {
 }
 
 #[test]
-fn another_path_is_404_and_told_the_right_one() {
+fn another_path_is_404_with_the_right_one() {
     with_every_set(|server, _| {
         for path in ["/other", "/key/k", "/kk", "/K/k"] {
             server.path("GET", path).send().refused(404, "Invalid path. Use /k/<keyname>");

@@ -1,13 +1,14 @@
-//! Reads return the written data: keys, values, media types, and a revision that grows with every write.
+//! The server returns what it received: keys, values, media types, and a revision that grows with every write.
 //!
-//! Provoked with keys and values that a careless server would change: encoded slashes, dots, every byte, every length class.
+//! Provoked with keys and values that a careless server would change: encoded slashes, dots, every byte, every class of
+//! length.
 
 use vkog_tests::{Setup, bytes, conflict, pattern};
 
 use super::ENGINE;
 
 #[test]
-fn a_value_comes_back_byte_for_byte_whatever_its_size() {
+fn a_value_of_any_size_is_returned_byte_for_byte() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     for size in [1, 31, 32, 255, 256, 1023, 1024, 1025, 32_768, 65_535, 65_536, 1_000_003] {
         let (key, value) = (format!("size-{size}"), pattern(size));
@@ -69,7 +70,7 @@ fn a_key_may_have_1024_bytes_and_not_one_more() {
 }
 
 #[test]
-fn the_media_type_of_a_write_is_given_back() {
+fn the_media_type_of_a_write_is_returned() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     server.key("POST", "page").header("Content-Type", "text/html; charset=utf-8").body("<p>").send().expect(200);
     server
@@ -107,7 +108,7 @@ fn head_is_get_without_the_body() {
 }
 
 #[test]
-fn options_tells_the_methods() {
+fn options_returns_the_methods() {
     let server = Setup::on(ENGINE).start();
     let reply = server.key("OPTIONS", "k").send();
     assert!(reply.status == 200 || reply.status == 204, "the status of {reply}");
@@ -118,7 +119,7 @@ fn options_tells_the_methods() {
 }
 
 #[test]
-fn every_write_gets_a_greater_revision_and_a_read_tells_it() {
+fn every_write_gets_a_greater_revision_that_a_read_returns() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     let mut last = 0;
     for round in 0..5 {
@@ -135,7 +136,7 @@ fn every_write_gets_a_greater_revision_and_a_read_tells_it() {
 }
 
 #[test]
-fn an_error_is_a_problem_document_for_who_accepts_json() {
+fn an_error_is_a_problem_document_if_the_client_accepts_json() {
     let server = Setup::on(ENGINE).load(conflict()).start();
     let reply = server.key("PUT", "k").header("Accept", "application/json").body("v").send();
     let reply = reply.expect(404).has("Content-Type", "application/problem+json").has("Vkog-Plugin", "conflict");

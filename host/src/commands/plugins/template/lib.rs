@@ -1,9 +1,9 @@
-//! Rejects PUT requests with long values. Other operations have their own hooks, such as
+//! Rejects values over a limit in PUT requests. Other operations have their own hooks, such as
 //! `BeforePost`.
 
 use vkog_plugin_api::{serde::Deserialize, *};
 
-/// The table `[plugins.PLUGIN]` of the server's configuration. Unknown keys are rejected.
+/// The table `[plugins.PLUGIN]` of the server's configuration. An unknown key is an error.
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
@@ -11,7 +11,7 @@ struct Settings {
 }
 
 /// The maximum length of a value, in bytes. The server creates one instance when it starts, and
-/// calls its hooks from all of its threads.
+/// calls its hooks from many threads.
 struct Limit(usize);
 
 impl Plugin for Limit {
