@@ -42,7 +42,7 @@ impl Browser {
         let made = Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs");
         assert!(made.success(), "cannot make pipes in {}", folder.path().display());
         // The browser reads commands from descriptor 3 and writes messages to descriptor 4. Open for both, a pipe waits
-        // for nobody.
+        // for no one.
         let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("it was just made");
         let (input, output) = (open(&pipes[0]), open(&pipes[1]));
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \

@@ -32,7 +32,7 @@ const QUICK: &[(&str, Option<&str>)] = &[
 const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("access", Some("a_reload_replaces_all_tokens_or_none"), "needs SIGHUP"),
     ("access", Some("configured_tokens_are_required_on_a_unix_socket_too"), UNIX_SOCKET),
-    ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
+    ("authoring", None, "tests errors of the compiler, which do not depend on the target system"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),

@@ -2,7 +2,7 @@
 //! in memory as a whole.
 //!
 //! Provoked with uploads that stop one byte before their end, responses that JSON makes six times longer than the
-//! value, pages of keys that nobody reads, and an address-space limit under which a single mistake ends the process.
+//! value, pages of keys without a reader, and an address-space limit under which a single mistake ends the process.
 
 #![cfg(target_os = "linux")]
 

@@ -90,7 +90,7 @@ mod unix {
         let live = UnixListener::bind(at("live")).expect("a socket can be made");
         refused(&setup, &["-f", "s.vkog", "--listen", "unix:live"], &["live", "another process listens"]);
         let _datagram = UnixDatagram::bind(at("datagram")).expect("a socket can be made");
-        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket is there"]);
+        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "the socket exists"]);
         // A full queue of connections does not mean that the process has ended.
         let (mut waiting, mut full) = (Vec::new(), false);
         while !full {
