@@ -414,7 +414,7 @@ mod tests {
         for revision in 11..=14 {
             feed.append([write("k", 100, revision)].iter());
         }
-        let mut keeps_up = watch(&feed, "", 10).expect("all of it is there");
+        let mut keeps_up = watch(&feed, "", 10).expect("no change is missing");
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![11, 12, 13, 14])));
         feed.append([write("k", 100, 15), write("k", 100, 17)].iter());
         assert_eq!(feed.bytes(), room);

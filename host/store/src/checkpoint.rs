@@ -1,4 +1,4 @@
-//! Checkpoints: how a snapshot is written while other threads read and write, and takes the place of the one before.
+//! Checkpoints: how a snapshot is written while other threads read and write, and replaces the previous one.
 //!
 //! 1. FILE.log.next becomes the log that is written to, before any shard is read.
 //! 2. FILE.new gets all entries. Then everything in it has to be durable in the log as well.

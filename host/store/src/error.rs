@@ -15,14 +15,14 @@ pub enum StoreError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         mismatch: Mismatch,
     },
     /// A file cannot be written.
@@ -67,7 +67,7 @@ pub enum StoreError {
         /// The error of the attempt to remove it.
         then: Arc<io::Error>,
     },
-    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    /// The file itself is a mount point, as containers mount single files, so that no other file can replace it.
     MountPoint {
         /// The file.
         path: PathBuf,
@@ -91,7 +91,7 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
-    /// What is at the path is not a regular file.
+    /// The path is not a regular file.
     NotAFile {
         /// The path.
         path: PathBuf,

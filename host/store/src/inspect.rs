@@ -13,13 +13,13 @@ use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// What the files of a store hold.
+/// The contents of the files of a store.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,
 }
 
-/// What a log holds.
+/// A summary of a log.
 #[derive(Clone, Debug)]
 pub struct LogContents {
     /// The file.
@@ -108,7 +108,7 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
 ///
 /// # Errors
 ///
-/// The operating system cannot tell.
+/// The operating system cannot answer.
 pub fn exists(path: &Path) -> io::Result<bool> {
     let Paths { file, log, next, .. } = Paths::of(&resolve(path));
     Ok(file.try_exists()? || log.try_exists()? || next.try_exists()?)

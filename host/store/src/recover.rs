@@ -14,7 +14,7 @@ use super::random::{random, random_salt};
 use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
-/// What the files hold.
+/// The contents of the files.
 pub(super) struct Recovered {
     pub(super) map: Map,
     /// The last revision that was assigned.
@@ -57,7 +57,7 @@ pub(super) struct Tail {
     pub(super) len: u64,
 }
 
-/// What the files hold, found without changing one.
+/// Reads the contents of the files without changing one.
 pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,

@@ -1,4 +1,4 @@
-//! What the threads of a local store share.
+//! The state that the threads of a local store share.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::outcomes::Outcomes;
 use crate::paths::Paths;
 use crate::store::RolledBack;
 
-/// What the store's threads share.
+/// The state that the store's threads share.
 pub(crate) struct Shared {
     pub(crate) map: Map,
     pub(crate) commit: Commit,
@@ -35,13 +35,13 @@ pub(crate) struct Shared {
     pub(crate) wanted: Sender<()>,
 }
 
-/// What opening the files has changed in them.
+/// The changes that opening made to the files.
 pub(crate) struct Opened {
     pub(crate) log_is_new: bool,
     pub(crate) was_clean: bool,
 }
 
-/// What the next snapshot starts from. Its lock is held while one is written.
+/// The state from which the next snapshot starts. Its lock is held while one is written.
 pub(crate) struct Snapshots {
     /// The generation of the log that is written to.
     pub(crate) generation: u64,

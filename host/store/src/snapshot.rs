@@ -351,7 +351,7 @@ struct Row<'a> {
     length: u64,
     entries: u32,
     crc: u32,
-    /// What all revisions are more than they say.
+    /// The offset that is added to all stored revisions.
     least: u64,
     revisions: &'a [u8],
     extras: &'a [u8],
@@ -399,7 +399,7 @@ fn take_extra<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a str, &'a [u8])> {
 }
 
 /// Reads a file of this program, or of the Go program, into a new map. `seed` is for a file that has none, and `before` gives,
-/// for so many entries without revisions, the revision before the first of them.
+/// for this number of entries without revisions, the revision before the first of them.
 pub(super) fn read(
     file: &dyn File,
     seed: u64,

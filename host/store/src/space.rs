@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::StoreError;
 
-/// What an update adds to the log.
+/// The size that an update adds to the log.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Growth {
     /// About how many bytes.
@@ -19,7 +19,7 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// What a record needs beside the bytes of its entry, in bytes.
+    /// The size of a record without the bytes of its entry, in bytes.
     pub(super) const OVERHEAD: u64 = 64;
 }
 

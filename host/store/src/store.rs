@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::error::StoreError;
 use crate::update::{Changes, Decide, Update};
 
-/// What was read is no longer there: the change that wrote it was rolled back.
+/// The entry that was read is gone: the change that wrote it was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack;
 
@@ -73,7 +73,7 @@ pub trait Store: Send + Sync + 'static {
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a;
 
     /// The first entries of a range of keys, in byte order: `count` of them, fewer only if the range has no more. A key that
-    /// is present throughout the call is found, whatever else is written meanwhile.
+    /// is present throughout the call is found, during any concurrent writes.
     ///
     /// Blocks until all that it read is durable.
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry>;

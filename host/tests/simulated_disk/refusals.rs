@@ -1,5 +1,5 @@
 //! A write that a plugin refuses, in which a plugin panics, or that the disk refuses leaves no trace: the map and the
-//! files do not change, the guards that passed are undone in exactly the reverse order, and no after-hook runs.
+//! files do not change, the guards that passed are rolled back in exactly the reverse order, and no after-hook runs.
 //!
 //! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that fills up at random. Each
 //! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
@@ -299,7 +299,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
     told.recv_timeout(DEADLINE).expect("every batch gets a response")
 }
 
-/// What ends a batch before the log is asked: at which place, and which act, or `None` if there is nothing to remove.
+/// The place and the act that end a batch before the log is written; `None` if there is nothing to remove.
 type Stop = (usize, Option<(usize, Act)>);
 
 /// The expected course of a batch for the present entries: all calls, its end, and the response of each operation.

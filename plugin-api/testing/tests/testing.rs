@@ -35,7 +35,7 @@ impl UndoPut for Holder {
     }
 }
 
-/// Refuses and panics as it is told by the value.
+/// Refuses and panics as the value demands.
 struct Moody;
 
 impl Plugin for Moody {
@@ -100,7 +100,7 @@ fn a_plugin_that_panics_repeatedly_is_in_quarantine_until_a_restart() {
     host.put("a", "fine").expect(200);
 }
 
-/// Writes what it is told of into the entry "last", and asks deeper and deeper for "deep".
+/// Writes each event into the entry "last", and sends nested requests for "deep".
 struct Teller {
     host: Host,
 }
@@ -275,7 +275,7 @@ fn an_error_of_invalid_settings_names_the_plugin_and_the_known_keys() {
     );
 }
 
-/// Refuses a key that is there.
+/// Refuses an existing key.
 struct Once;
 
 impl Plugin for Once {

@@ -39,7 +39,7 @@ fn store_calls_in_before_and_after_hooks_pass_the_whole_chain() {
             server.post("k", "v").expect(200);
             let key = if verb == "post" { "new" } else { "k" };
             send(&server, verb, &format!("/k/{key}?ask={hook}:post:other")).expect(200);
-            server.get("other").expect(200).is("asked");
+            server.get("other").expect(200).is("sent");
             server.logs(&["drill", &format!("{hook}: done")]);
             // The other plugins know who asked, and that clients are no plugins.
             server.logs(&["witness-last", "\\\"key\\\":\\\"other\\\"", "before_post", "\\\"asker\\\":\\\"drill\\\""]);
@@ -93,7 +93,7 @@ fn store_calls_nest_eight_deep_and_no_deeper() {
     server.logs(&["after_get: refused 508 requests of plugins are nested more than 8 deep"]);
     server.path("PUT", "/k/k?again=after_put").body("w").send().expect(200).has("X-Asked", "done");
     assert_eq!(server.count("drill", "after_put", "calls"), 9);
-    server.get("k").expect(200).is("asked");
+    server.get("k").expect(200).is("sent");
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn bearer_accepts_store_calls_of_plugins_and_no_client_that_claims_to_be_one() {
     }
     server.logs_no(&["before_put: refused"]);
     ask("Bearer s3cret", "after_put:post").expect(200).has("X-Asked", "done");
-    ask("Bearer s3cret", "after_put:get").expect(200).has("X-Asked", "found asked");
+    ask("Bearer s3cret", "after_put:get").expect(200).has("X-Asked", "found sent");
     server.get("other").expect(401);
 }
 

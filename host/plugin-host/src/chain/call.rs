@@ -96,7 +96,7 @@ pub type Each<'a> = dyn FnMut(&str, EntryView<'_>) + 'a;
 /// A function that calls another one with every entry of the store.
 pub type Scan<'a> = &'a dyn Fn(&mut Each<'_>);
 
-/// What a plugin can reach during a call, and what it has returned through the functions of the host. [`RawCall::cx`]
+/// The state that a plugin can reach during a call, and the output that it has returned through the functions of the host. [`RawCall::cx`]
 /// points to it.
 pub(super) struct CallOutput<'a> {
     pub(super) plugin: &'static str,
@@ -106,7 +106,7 @@ pub(super) struct CallOutput<'a> {
     lazy: Option<Box<LazyOutput>>,
 }
 
-/// What a plugin returns through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
+/// The output of a plugin through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
 #[derive(Default)]
 pub(super) struct LazyOutput {
     pub(super) message: Option<String>,
@@ -187,7 +187,7 @@ pub(super) fn raw_call_with_value<'a>(op: &OpContext<'a>, value: &'a [u8]) -> Ra
     raw_call(&OpContext { value, ..*op }, [None, None], 0)
 }
 
-/// Calls a hook. What the plugin returns beside its verdict is in `output` afterwards.
+/// Calls a hook. Afterwards `output` has the output of the plugin beside its verdict.
 ///
 /// # Safety
 ///

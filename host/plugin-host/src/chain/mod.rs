@@ -182,7 +182,7 @@ impl Chain {
     }
 
     /// Calls the `guard` hooks. The caller holds the lock of the entry. If a guard refuses, hides the entry or fails, the
-    /// guards that passed before it are undone, the last first.
+    /// guards that passed before it are rolled back, the last first.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Salvage of a damaged snapshot.
 //!
-//! A chunk of `KV` whose checksum is right is whole, whatever else is damaged. Where the checksums themselves are lost, everything
+//! A chunk of `KV` whose checksum is right is intact, regardless of other damage. Where the checksums themselves are lost, everything
 //! that can be read as an entry counts as one, and is reported as unverified. A revision is trusted only if its checksum is
 //! right; an entry without one has revision 0, and the caller assigns it a new one.
 
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// What is whole in a snapshot.
+/// The intact parts of a snapshot.
 pub(crate) struct Found {
     pub(crate) map: Map,
     pub(crate) kind: Kind,
@@ -243,8 +243,8 @@ fn greatest(least: u64, mut revisions: &[u8]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Looks for the directory where no head says where it is: where `KV` ends, how many rows there are, and the rows. What
-/// passes for one has rows to the end of the file, and their lengths are those of the pieces before it.
+/// Searches the directory without the head: returns the end of `KV`, the number of rows, and the rows. The rows of a
+/// directory reach to the end of the file, and their lengths are those of the pieces before it.
 fn find_directory(all: &[u8], head_len: u64) -> Option<(u64, u64, &[u8])> {
     let mut end = all.len();
     while let Some(at) = all[..end].windows(HEADING.len()).rposition(|name| name == HEADING) {
@@ -292,7 +292,7 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
     Some(end)
 }
 
-/// What came of reading entries as far as they read as such.
+/// The result of reading entries until the first unreadable one.
 struct Scan {
     /// How many were read.
     read: u64,

@@ -126,8 +126,8 @@ impl Drill {
             };
             let ask = match verb.to_ascii_lowercase().as_str() {
                 "get" => Ask::get(key),
-                "post" => Ask::post(key, b"asked"),
-                "put" => Ask::put(key, b"asked"),
+                "post" => Ask::post(key, b"sent"),
+                "put" => Ask::put(key, b"sent"),
                 _ => Ask::delete(key),
             };
             self.host.ask(&ask.query(query)).map(|answer| told(Ok(answer)))
