@@ -30,7 +30,7 @@ fn decode(encoded: &str) -> Result<String, Problem> {
     }
     let key = percent_decode_str(encoded)
         .decode_utf8()
-        .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {}", error.valid_up_to())))?;
+        .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {}; encode it as UTF-8", error.valid_up_to())))?;
     Ok(key.into_owned())
 }
 

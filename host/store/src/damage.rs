@@ -147,9 +147,9 @@ impl fmt::Display for Defect {
             Self::Record => f.write_str("an invalid record"),
             Self::DamagedRecord { later } => write!(f, "a damaged record (whole ones follow at byte {later})"),
             Self::DamagedRecordBeforeNextLog => f.write_str("a damaged record (the log continues after it)"),
-            Self::RevisionOrder { revision, after } => write!(f, "revision {revision} after revision {after}"),
+            Self::RevisionOrder { revision, after } => write!(f, "revision {revision} follows revision {after}"),
             Self::Length { found, expected } => {
-                write!(f, "it has {found} bytes and should have {expected}, it differs")
+                write!(f, "its size is {found} bytes instead of {expected}, it differs")
             }
             Self::Directory => f.write_str("the directory of chunks is damaged"),
             Self::InvalidDirectory => f.write_str("the directory of chunks is invalid"),
@@ -160,7 +160,7 @@ impl fmt::Display for Defect {
             Self::InvalidChunk => f.write_str("a chunk is invalid"),
             Self::Totals { found, expected } => write!(
                 f,
-                "it holds {} entries of {} bytes, not {} of {}, as it says",
+                "it holds {} entries of {} bytes, but its header says {} of {}",
                 found.0, found.1, expected.0, expected.1
             ),
             Self::NotAStore => f.write_str("not MessagePack, or not a store,"),

@@ -133,7 +133,7 @@ impl LocalStore {
         let Paths { file, log, .. } = &self.shared.paths;
         for path in [log.as_path(), lock.path()] {
             if let Err(error) = self.shared.disk.imitate(path, file) {
-                tracing::warn!("{} keeps its mode and owner: {error}", path.display());
+                tracing::warn!("cannot set the mode and owner of {}: {error}", path.display());
             }
         }
     }

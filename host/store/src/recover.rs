@@ -235,7 +235,7 @@ impl fmt::Display for LostLog {
         let path = self.path.display();
         match self.len {
             None => write!(f, "{path} is missing")?,
-            Some(len) => write!(f, "{path} was cut off after {len} bytes")?,
+            Some(len) => write!(f, "{path} was truncated after {len} bytes")?,
         }
         f.write_str(", and the store was not stopped cleanly: changes after its last snapshot are lost")
     }

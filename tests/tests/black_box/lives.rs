@@ -34,7 +34,7 @@ fn check(setup: &Setup, status: i32, words: &[&str]) -> Exit {
 #[test]
 fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
     for (left, words) in
-        [(None, "store.vkog.log is missing"), (Some(0), "cut off"), (Some(41), "cut off"), (Some(60), "cut off")]
+        [(None, "store.vkog.log is missing"), (Some(0), "truncated"), (Some(41), "truncated"), (Some(60), "truncated")]
     {
         let setup = killed();
         check(&setup, 0, &["whole; 2 entries"]);

@@ -123,7 +123,7 @@ fn a_log_reader_that_resumes_reads_the_count_of_dropped_lines() {
                 let line = line.expect("it is text");
                 let event: serde_json::Value =
                     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-                if event["message"].as_str().is_some_and(|said| said.starts_with("log lines were dropped")) {
+                if event["message"].as_str().is_some_and(|said| said.starts_with("dropped log lines")) {
                     reported += event["lines"].as_u64().expect("a number");
                 }
                 if reported >= lost {

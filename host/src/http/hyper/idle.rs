@@ -46,7 +46,7 @@ impl<I, S: Service> IdleTrackingStream<I, S> {
         Self { stream, connection, lingering: None, moved: 0 }
     }
 
-    /// Whether other connections are due. The task is then woken again after theirs.
+    /// Returns whether to yield to other connections. Then the task is woken again after theirs.
     fn yields(&mut self, context: &Context<'_>) -> bool {
         let over = self.moved >= YIELD_AFTER;
         if over {
