@@ -2,6 +2,8 @@
 //! many requests, one at a time, on a counting allocator. The counts are the same on every machine. If one grows, fix
 //! it, or change the number here with its reason.
 
+#![allow(unsafe_code)]
+
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

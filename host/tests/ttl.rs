@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
 use vkog_engine::{Conditions, Engine, ExtraHeaders, Outcome, Request};
-use vkog_plugin_host::{HostContext, Origin, Registry, Settings, Verb, load};
+use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
@@ -54,22 +54,6 @@ struct Host {
     clock: Arc<AtomicU64>,
 }
 
-struct Client;
-
-impl Origin for Client {
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
-        None
-    }
-
-    fn client(&self) -> &str {
-        ""
-    }
-}
-
 impl Host {
     fn open(folder: &Path, fsync: Fsync, now: u64) -> Self {
         let clock = Arc::new(AtomicU64::new(now));
@@ -105,7 +89,7 @@ impl Host {
             conditions: Conditions::default(),
             arrived: self.engine.revision(),
             depth: 0,
-            origin: Arc::new(Client),
+            origin: Arc::new(NoOrigin),
         };
         self.engine.run(request, then);
     }

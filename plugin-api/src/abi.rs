@@ -4,6 +4,8 @@
 //! In a minor version, the two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end, and [`HOOK_NAMES`]
 //! too. All other types are frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` checks their sizes and offsets.
 
+#![allow(unsafe_code)]
+
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
 use abi_stable::package_version_strings;

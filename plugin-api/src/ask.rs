@@ -1,5 +1,7 @@
 //! Store calls: operations that a plugin requests of the store. They pass the hook chain as requests of clients do.
 
+#![allow(unsafe_code)]
+
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 

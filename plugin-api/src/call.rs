@@ -2,6 +2,8 @@
 //! There is one type per phase, with the operation as its parameter, so that code which a phase forbids does not
 //! compile.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;

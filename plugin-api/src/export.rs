@@ -1,6 +1,8 @@
 //! The code that [`export_plugin!`](crate::export_plugin) expands to: the root module of a plugin library. It is public
 //! for the macro only, and not part of the stable interface.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};

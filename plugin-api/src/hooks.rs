@@ -1,5 +1,7 @@
 //! The hooks: one trait for each, and the `extern "C"` function through which the host calls it.
 
+#![allow(unsafe_code)]
+
 use std::time::Duration;
 
 use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};

@@ -1,5 +1,7 @@
 //! The host as a plugin sees it: log and limits. Store calls and the clock are in ask.rs, metrics in metrics.rs.
 
+#![allow(unsafe_code)]
+
 use crate::abi::RawHost;
 
 /// The level of a log line.

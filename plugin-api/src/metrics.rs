@@ -1,5 +1,7 @@
 //! Metrics of a plugin, which the host publishes with its own.
 
+#![allow(unsafe_code)]
+
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::host::Host;

@@ -21,11 +21,6 @@ pub(crate) struct Artifact {
     pub(crate) file: PathBuf,
 }
 
-/// Builds packages as a release for this machine. Returns their programs and shared libraries.
-pub(crate) fn release(packages: &[&str]) -> Result<Vec<Artifact>> {
-    build(packages, "release", None)
-}
-
 /// Builds packages with a profile, for a target triple or for this machine. Returns their programs and shared libraries.
 pub(crate) fn build(packages: &[&str], profile: &str, target: Option<&str>) -> Result<Vec<Artifact>> {
     match target {

@@ -25,36 +25,26 @@ const SHELLS: [(&str, &str); 5] = [
 const DOCUMENTS: [&str; 7] =
     ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
-/// The crates of the interface for plugins, whose documentation is part of a release.
-const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
-
-/// The front page of that documentation: it leads to the first crate.
-const FRONT_PAGE: &str = r#"<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<title>VKOG plugin API</title>
-<meta http-equiv="refresh" content="0; url=vkog_plugin_api/index.html">
-<p>Documentation of <a href="vkog_plugin_api/index.html">vkog-plugin-api</a> and
-<a href="vkog_plugin_testing/index.html">vkog-plugin-testing</a></p>
-</html>
-"#;
+/// What is made, and how.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Build for this system, such as x86_64-pc-windows-gnu
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
+    /// Build with this profile
+    #[arg(long, value_name = "NAME", default_value = "release")]
+    profile: String,
+}
 
 /// Makes the folder and the archive, and prints their paths.
 ///
 /// # Errors
 ///
-/// An option is wrong, the build fails, or a file cannot be written.
-pub(crate) fn dist(options: &[&str]) -> Result<()> {
+/// The build fails, or a file cannot be written.
+pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     std::env::set_current_dir(build::root())?;
-    let (mut target, mut profile) = (None, "release");
-    for option in options {
-        match option.split_once('=') {
-            Some(("--target", value)) => target = Some(value),
-            Some(("--profile", value)) => profile = value,
-            _ => return Err(format!("no option {option}; there are --target=TRIPLE and --profile=NAME").into()),
-        }
-    }
     let native = native()?;
+    let target = target.as_deref();
     let triple = target.unwrap_or(&native);
     let name = format!("vkog-{}-{triple}", env!("CARGO_PKG_VERSION"));
     let folder = Path::new("target/dist").join(&name);

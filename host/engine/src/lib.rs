@@ -26,7 +26,9 @@ pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
 pub use conditions::{Conditions, PreconditionFailed, Revisions};
 pub use list::{Listing, Page};
 pub use outcome::{ExtraHeaders, Outcome, host_refusal};
-pub use validation::{CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_operation, check_value, media_type};
+pub use validation::{
+    CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_memory, check_operation, check_value, media_type,
+};
 pub use watch::{WatchEnd, Watcher};
 
 use vkog_plugin_host::{
@@ -141,6 +143,9 @@ impl<S: Store> Engine<S> {
     /// Runs a request, whose key, media type and value have been [checked](check_operation). Calls `on_done` once: on this
     /// thread or another one, before it returns or later.
     pub fn run(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
+        if let Err(refusal) = check_memory(request.value.len()) {
+            return on_done(Outcome::Refused(refusal), Vec::new());
+        }
         // Only a request that waits needs a reference of its own.
         match self.plugins.acquire() {
             Some(chain) => self.dispatch(chain, request, on_done),

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
-use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_operation, host_refusal, view};
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, StoreAccess, Verb};
+use super::{
+    Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_memory, check_operation, host_refusal, view,
+};
+use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
-
-use crate::InvalidRequest;
 
 /// The plugin that makes a request, and the headers it sets.
 struct PluginOrigin {
@@ -42,7 +42,7 @@ impl<S: Store> StoreAccess for Engine<S> {
     fn request(self: Arc<Self>, request: &PluginRequest<'_>, respond: &mut dyn FnMut(PluginResponse<'_>)) {
         let checked = match checked(&self, request) {
             Ok(request) => request,
-            Err(invalid) => return respond(PluginResponse::Refused(Cow::Owned(invalid.into()))),
+            Err(refusal) => return respond(PluginResponse::Refused(Cow::Owned(refusal))),
         };
         // This thread blocks until the outcome comes, so it must not come to its mailbox.
         let _detached = Mailbox::detach();
@@ -63,7 +63,7 @@ impl<S: Store> StoreAccess for Engine<S> {
         // All of them start before this thread waits for the first, so that they share few syncs of the log.
         for (index, request) in requests.iter().enumerate() {
             outcomes.push(match checked(&self, request) {
-                Err(invalid) => Some(Outcome::Refused(invalid.into())),
+                Err(refusal) => Some(Outcome::Refused(refusal)),
                 Ok(request) => {
                     let send = send.clone();
                     self.run_in(Guard::from_inner(Arc::clone(&chain)), request, move |outcome, _: ExtraHeaders| {
@@ -127,9 +127,10 @@ fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse
 }
 
 /// A plugin's request as one for the pipeline.
-fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, InvalidRequest> {
+fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
     let PluginRequest { verb, key, value, content_type, .. } = *request;
     check_operation(verb, key, content_type, value)?;
+    check_memory(value.len())?;
     let content_type = match verb {
         Verb::Get | Verb::Delete => "",
         Verb::Post | Verb::Put if content_type.is_empty() => DEFAULT_CONTENT_TYPE,

@@ -1,10 +1,8 @@
 //! The checks of every request, whether a client or a plugin sends it.
 
-use std::error::Error;
-use std::fmt;
-
 use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};
+use vkog_runtime::can_allocate;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum length of a key, in bytes.
@@ -13,24 +11,29 @@ pub const KEY_MAX: usize = 1024;
 pub const CONTENT_TYPE_MAX: usize = 255;
 
 /// Why a request is refused before any plugin sees it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRequest {
     /// The key is empty.
+    #[error("Key cannot be empty")]
     EmptyKey,
     /// The key is longer than [`KEY_MAX`].
+    #[error("Key too long: {bytes} bytes, {KEY_MAX} is the most")]
     KeyTooLong {
         /// Its length in bytes.
         bytes: usize,
     },
     /// The media type is longer than [`CONTENT_TYPE_MAX`].
+    #[error("Content-Type too long: {bytes} bytes, {CONTENT_TYPE_MAX} is the most")]
     ContentTypeTooLong {
         /// Its length in bytes.
         bytes: usize,
     },
     /// The media type has bytes other than printable ASCII characters and spaces.
+    #[error("Content-Type must be ASCII text")]
     ContentTypeNotAscii,
     /// A post or put has no value.
+    #[error("No content provided")]
     NoContent,
 }
 
@@ -43,22 +46,6 @@ impl InvalidRequest {
         }
     }
 }
-
-impl fmt::Display for InvalidRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EmptyKey => f.write_str("Key cannot be empty"),
-            Self::KeyTooLong { bytes } => write!(f, "Key too long: {bytes} bytes; the maximum is {KEY_MAX}"),
-            Self::ContentTypeTooLong { bytes } => {
-                write!(f, "Content-Type too long: {bytes} bytes; the maximum is {CONTENT_TYPE_MAX}")
-            }
-            Self::ContentTypeNotAscii => f.write_str("Content-Type must be ASCII text"),
-            Self::NoContent => f.write_str("No content provided"),
-        }
-    }
-}
-
-impl Error for InvalidRequest {}
 
 impl From<InvalidRequest> for Refusal {
     fn from(invalid: InvalidRequest) -> Self {
@@ -105,6 +92,26 @@ pub fn media_type(name: &[u8]) -> Result<&str, InvalidRequest> {
 #[inline]
 pub fn check_value(verb: Verb, value: &[u8]) -> Result<(), InvalidRequest> {
     if value.is_empty() && matches!(verb, Verb::Post | Verb::Put) { Err(InvalidRequest::NoContent) } else { Ok(()) }
+}
+
+/// Checks that there is memory for the copies of a large value that exist until its write is durable, beside the one that
+/// was received: the store cannot abandon a write for lack of memory.
+///
+/// # Errors
+///
+/// There is not enough; the client may try again.
+#[inline]
+pub fn check_memory(len: usize) -> Result<(), Refusal> {
+    /// Smaller values find memory, in bytes.
+    const LARGE: usize = 64 << 10;
+    /// The entry, and its record in the buffer of the log, which may have to grow by half for it.
+    const COPIES: usize = 3;
+    if len <= LARGE || can_allocate(len.saturating_mul(COPIES)) {
+        return Ok(());
+    }
+    let mut refusal = host_refusal(503, "Not enough memory for this value beside those in memory; try again later");
+    refusal.headers.push(("Retry-After".to_owned(), "1".to_owned()));
+    Err(refusal)
 }
 
 /// Checks the key, the media type and the value of an operation.

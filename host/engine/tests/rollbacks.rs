@@ -3,6 +3,8 @@
 //!
 //! Provoked with a store that reports a number of reads as rolled back, and with a plugin that counts its calls.
 
+#![allow(unsafe_code)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::channel;
@@ -13,7 +15,7 @@ use vkog_plugin_api::{
     __hooks, After, AfterGet, Counter, CreateError, Get, Guard, GuardGet, Host, NoSettings, Plugin, Undo, UndoGet,
     Verb, Verdict,
 };
-use vkog_plugin_host::{FailurePolicy, HostContext, Member, Origin, Registry};
+use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, Registry};
 use vkog_store::{
     Change, Changes, Decide, Decision, Entry, MemoryStore, NewEntry, RolledBack, Store, StoreError, Unwatchable,
     Update, Watch,
@@ -127,22 +129,6 @@ impl AfterGet for Counting {
     }
 }
 
-struct Nobody;
-
-impl Origin for Nobody {
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
-        None
-    }
-
-    fn client(&self) -> &str {
-        ""
-    }
-}
-
 /// An engine whose store holds these keys, and reports the first reads as rolled back.
 fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     let store = MemoryStore::default();
@@ -179,7 +165,7 @@ fn a_get_undoes_its_guards_before_it_reads_again_what_was_rolled_back() {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
-        origin: Arc::new(Nobody),
+        origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));
@@ -206,7 +192,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         query: String::new(),
         arrived: engine.revision(),
         values_max: 1000,
-        origin: Arc::new(Nobody),
+        origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();
     engine.run_batch(batch, move |outcome| _ = send.send(outcome));

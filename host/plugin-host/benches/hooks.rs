@@ -1,11 +1,13 @@
 //! The cost of a hook: plugins that do nothing, called as the host calls them. The time of one phase is that of its hooks; over
 //! the number of plugins it is the cost of one hook.
 
+#![allow(unsafe_code)]
+
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, OpContext, Origin, Verb, system_clock};
+use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Verb, system_clock};
 
 fn main() {
     divan::main();
@@ -57,22 +59,6 @@ impl UndoPut for Idle {
     fn undo_put(&self, _: &Undo<'_, Put>) {}
 }
 
-struct Nobody;
-
-impl Origin for Nobody {
-    fn header(&self, _name: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn header_at(&self, _index: usize) -> Option<(&str, &[u8])> {
-        None
-    }
-
-    fn client(&self) -> &str {
-        ""
-    }
-}
-
 fn chain(plugins: usize) -> Arc<Chain> {
     let port = Arc::new(HostContext::new(0, system_clock));
     let member = |index| {
@@ -103,7 +89,7 @@ fn subject(verb: Verb) -> OpContext<'static> {
         query: "",
         arrived: 7,
         depth: 0,
-        origin: &Nobody,
+        origin: &NoOrigin,
     }
 }
 

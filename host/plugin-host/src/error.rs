@@ -1,22 +1,24 @@
-//! The errors of loading a plugin: each has a stable code, and one sentence in message.rs.
+//! The errors of loading a plugin: each has a stable code, and one sentence as its text.
 
-mod message;
-
-use std::error::Error;
-use std::fmt;
+use std::error::Error as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use thiserror::Error;
 
 use crate::chain::{PluginError, one_line};
 use crate::sha256::Sha256;
+use crate::trust::LIBRARY_MAX;
 
-/// A plugin library cannot be loaded.
-#[derive(Debug)]
+/// A plugin library cannot be loaded. Its text is one line, whatever text the library or the plugin contains.
+#[derive(Debug, Error)]
+#[error("cannot load {path}: {} [{}]", fault.line(), fault.code())]
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// The mistake.
+    /// What is wrong with it.
+    #[source]
     pub fault: LoadFault,
 }
 
@@ -43,27 +45,35 @@ pub enum Part {
 }
 
 /// The reason why a library cannot be loaded. [`code`](Self::code) names the variant for scripts.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadFault {
     /// The file, or a folder on its path, cannot be read.
-    Unreadable(io::Error),
+    #[error("{0}; check that it exists and that this user may read it")]
+    Unreadable(#[source] io::Error),
     /// The path leads to a folder, a pipe, a socket or a device.
+    #[error("it is {found} and not a file; put the library itself there")]
     NotAFile {
         /// Which of these.
         found: &'static str,
     },
     /// The file is larger than the maximum.
+    #[error(
+        "it has {len} bytes or more, and at most {LIBRARY_MAX} are read; put the plugin's library there, or strip it of its \
+         debug information"
+    )]
     TooLarge {
         /// The size in bytes, as far as the file was read.
         len: u64,
     },
     /// The path is a symbolic link into another folder.
+    #[error("it is a link out of its folder, to {to}; put a copy of that there, or name that folder")]
     SymlinkOut {
         /// The target.
         to: PathBuf,
     },
     /// Another user can modify or replace the library.
+    #[error("{}", part.writable(path, *mode))]
     Writable {
         /// The file or folder that the user can write.
         path: PathBuf,
@@ -73,6 +83,11 @@ pub enum LoadFault {
         mode: u32,
     },
     /// The owner is neither root nor the user of this process.
+    #[error(
+        "{} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; make sure what it is, \
+         then chown {user} {path}",
+        if *part == Part::Library { "it" } else { "its folder" }
+    )]
     WrongOwner {
         /// The file or folder.
         path: PathBuf,
@@ -84,6 +99,10 @@ pub enum LoadFault {
         user: u32,
     },
     /// The hash differs from the pin in the configuration.
+    #[error(
+        "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it is the one you \
+         mean"
+    )]
     WrongSha256 {
         /// The name of the plugin.
         name: String,
@@ -93,6 +112,10 @@ pub enum LoadFault {
         found: Sha256,
     },
     /// The library makes the dynamic linker search for other libraries in a relative path.
+    #[error(
+        "its {entry} is \"{value}\", which leads the linker to where anybody may put a library; link it without, or with an \
+         absolute path"
+    )]
     SearchPath {
         /// The entry of its dynamic section.
         entry: &'static str,
@@ -100,6 +123,10 @@ pub enum LoadFault {
         value: String,
     },
     /// The dynamic linker would search the current directory for a library that this one needs.
+    #[error(
+        "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current directory; leave \
+         only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
+    )]
     LibraryPath {
         /// The needed library.
         needed: String,
@@ -107,23 +134,31 @@ pub enum LoadFault {
         folders: String,
     },
     /// The private copy cannot be written.
+    #[error(
+        "no private copy of it can be made in {folder}: {error}; make room there, or set {} to another folder",
+        if cfg!(windows) { "TMP" } else { "TMPDIR" }
+    )]
     NoCopy {
         /// The folder for private copies.
         folder: PathBuf,
         /// The error.
+        #[source]
         error: io::Error,
     },
     /// The folder for private copies is mounted noexec.
+    #[error("{folder}, where the private copy of it is made, is mounted noexec; set TMPDIR to a folder that is not")]
     NoExec {
         /// The folder.
         folder: PathBuf,
     },
     /// The file is not a shared library of any system.
+    #[error("it is not a shared library, it begins with {found}; build the plugin with crate-type = [\"cdylib\"]")]
     NotALibrary {
         /// The first bytes.
         found: String,
     },
     /// The file is shorter than its own tables say.
+    #[error("it is cut off, its {missing} would lie beyond its {len} bytes; copy it again")]
     CutOff {
         /// The missing part.
         missing: &'static str,
@@ -131,6 +166,7 @@ pub enum LoadFault {
         len: u64,
     },
     /// The library is for another processor or another system.
+    #[error("it is built for {theirs}, this host runs on {ours}; build it for {ours}")]
     WrongArchitecture {
         /// The target of the library.
         theirs: String,
@@ -138,18 +174,35 @@ pub enum LoadFault {
         ours: String,
     },
     /// The dynamic linker refused the library.
+    #[error(
+        "the system does not load it: {}{}; install what it needs, or build it on this system",
+        missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: ")),
+        linker_text(error)
+    )]
     NotLoadable {
         /// The error of the linker.
+        #[source]
         error: libloading::Error,
         /// The missing library that it needs, if the error does not name it.
         missing: Option<String>,
     },
     /// The library uses static thread-local storage, and the process has none left.
+    #[error(
+        "it uses static thread-local storage, as allocators do, and the process has none left: {}; build it without \
+         (tikv-jemallocator: feature disable_initial_exec_tls; mimalloc: feature local_dynamic_tls), or restart the server if \
+         the library loaded before",
+        linker_text(error)
+    )]
     StaticTls {
         /// The error of the linker.
+        #[source]
         error: libloading::Error,
     },
     /// The name or the version of its plugin is malformed.
+    #[error(
+        "the {what} of its plugin is \"{value}\"; a {what} is at most 64 ASCII letters, digits and {}",
+        if *what == "name" { "- or _" } else { "., + or -" }
+    )]
     BadName {
         /// Which: `name` or `version`.
         what: &'static str,
@@ -157,13 +210,19 @@ pub enum LoadFault {
         value: String,
     },
     /// The library exports no plugin.
+    #[error("no plugin is in it; add export_plugin!(YourType) to its lib.rs")]
     NoPlugin,
     /// The plugin was exported by an incompatible version of abi_stable.
+    #[error("its plugin was exported with an incompatible abi_stable ({report}); rebuild it with abi_stable 0.11")]
     OtherAbi {
         /// The report of abi_stable, as one line.
         report: String,
     },
     /// The plugin was built with another major version of vkog-plugin-api.
+    #[error(
+        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its version",
+        ours.split('.').next().unwrap_or(ours)
+    )]
     OtherMajor {
         /// The version that it was built with.
         theirs: String,
@@ -171,16 +230,27 @@ pub enum LoadFault {
         ours: String,
     },
     /// The types at the boundary have another layout.
+    #[error(
+        "the types at its boundary differ from this host's ({report}); rebuild it with an unchanged vkog-plugin-api"
+    )]
     OtherLayout {
         /// The report of abi_stable, as one line.
         report: String,
     },
     /// The plugin aborts the process when it panics.
+    #[error(
+        "plugin \"{name}\" was built with panic = \"abort\", so that its panic would end this host; rebuild it with \
+         panic = \"unwind\""
+    )]
     PanicAbort {
         /// The name of the plugin.
         name: String,
     },
     /// The plugin requires a hook that this server does not have.
+    #[error(
+        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer host, or \
+         an older version of the plugin"
+    )]
     MissingHook {
         /// The name of the plugin.
         name: String,
@@ -190,6 +260,7 @@ pub enum LoadFault {
         theirs: String,
     },
     /// Another library contains a plugin with the same name.
+    #[error("its plugin is called \"{name}\" like that of {first}; remove one of the two, or rename its crate")]
     DuplicateName {
         /// The name of the plugin.
         name: String,
@@ -197,41 +268,55 @@ pub enum LoadFault {
         first: PathBuf,
     },
     /// The plugin rejected its table in the configuration.
+    #[error("bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")]
     BadSettings {
         /// The name of the plugin.
         name: String,
         /// The error of the plugin.
+        #[source]
         error: PluginError,
     },
     /// `create` returned an error.
+    #[error("plugin \"{name}\" could not be created: {error}; correct that or remove the library")]
     CreateFailed {
         /// The name of the plugin.
         name: String,
         /// The error of the plugin.
+        #[source]
         error: PluginError,
     },
     /// `create`, or the constructor of the module, panicked.
+    #[error("plugin \"{name}\" panicked while it was created: {error}; report it to its author")]
     CreatePanicked {
         /// The name of the plugin.
         name: String,
         /// The panic.
+        #[source]
         error: PluginError,
     },
     /// `start` returned an error.
+    #[error("plugin \"{name}\" did not start: {error}; correct that or remove the library")]
     StartFailed {
         /// The name of the plugin.
         name: String,
         /// The error of the plugin.
+        #[source]
         error: PluginError,
     },
     /// `start` panicked.
+    #[error("plugin \"{name}\" panicked while it started: {error}; report it to its author")]
     StartPanicked {
         /// The name of the plugin.
         name: String,
         /// The panic.
+        #[source]
         error: PluginError,
     },
     /// A function of the plugin did not return in time during a reload.
+    #[error(
+        "its {function} did not return within {timeout:?} and was abandoned; reload again when what it waits for is there, or \
+         report it to its author"
+    )]
     NoReturn {
         /// The function.
         function: &'static str,
@@ -249,6 +334,11 @@ impl LoadFault {
             return Self::StaticTls { error };
         }
         Self::NotLoadable { error, missing }
+    }
+
+    /// Returns the message as one line, whatever text the library or the plugin contains.
+    pub fn line(&self) -> String {
+        one_line(&self.to_string()).into_owned()
     }
 
     /// Returns the name of the plugin, if it is known from the library or from the configuration.
@@ -308,38 +398,23 @@ impl LoadFault {
     }
 }
 
-impl fmt::Display for LoadFault {
-    /// Writes one line, for any text of the library or the plugin.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut sentence = String::new();
-        self.write(&mut sentence)?;
-        f.write_str(&one_line(&sentence))
-    }
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot load {}: {} [{}]", self.path.display(), self.fault, self.fault.code())
-    }
-}
-
-impl Error for LoadError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.fault.source()
-    }
-}
-
-impl Error for LoadFault {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
+impl Part {
+    /// The message about a part that another user can write.
+    fn writable(self, path: &Path, mode: u32) -> String {
+        let (path, who) = (path.display(), if mode & 0o002 == 0 { "its group" } else { "everybody" });
         match self {
-            Self::Unreadable(error) | Self::NoCopy { error, .. } => Some(error),
-            Self::NotLoadable { error, .. } | Self::StaticTls { error } => Some(error),
-            Self::BadSettings { error, .. }
-            | Self::CreateFailed { error, .. }
-            | Self::CreatePanicked { error, .. }
-            | Self::StartFailed { error, .. }
-            | Self::StartPanicked { error, .. } => Some(error),
-            _ => None,
+            Self::Library => {
+                format!(
+                    "{who} can write it (mode {mode:04o}); make sure that it is yours still, then chmod go-w {path}"
+                )
+            }
+            Self::Folder => format!(
+                "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then chmod go-w {path}"
+            ),
+            Self::Ancestor => format!(
+                "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w {path}, or use another \
+                 folder"
+            ),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The plugins of a server: loads their libraries, calls their hooks in order, and replaces them while requests run (hot
 //! reload). Knows nothing of HTTP or of the store.
 
+#![allow(unsafe_code)]
 #![deny(clippy::unwrap_used)]
 
 mod chain;

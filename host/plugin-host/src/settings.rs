@@ -1,8 +1,6 @@
 //! The table of a plugin in the configuration, and the keys in it that belong to the host.
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,24 +44,13 @@ impl Default for HostSettings {
 }
 
 /// A key of the host in the table of a plugin has a wrong value.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {source}")]
 pub struct SettingError {
     /// The key.
     pub key: &'static str,
     /// The mistake in its value.
     source: serde_json::Error,
-}
-
-impl fmt::Display for SettingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.source)
-    }
-}
-
-impl Error for SettingError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.source)
-    }
 }
 
 impl Table {

@@ -24,16 +24,9 @@ impl fmt::Display for Sha256 {
 }
 
 /// A text is not a SHA-256 hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a SHA-256; write the 64 hexadecimal digits that sha256sum prints")]
 pub struct ParseSha256Error;
-
-impl fmt::Display for ParseSha256Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a SHA-256; write the 64 hexadecimal digits that sha256sum prints")
-    }
-}
-
-impl std::error::Error for ParseSha256Error {}
 
 impl FromStr for Sha256 {
     type Err = ParseSha256Error;

@@ -1,11 +1,13 @@
 //! Guards that passed are rolled back exactly once, the last first, after any failure, and each hook is counted as often
 //! as it is called. Provoked with three plugins that record their calls and return the results that the test sets.
 
+#![allow(unsafe_code)]
+
 use std::sync::{Arc, Mutex};
 
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, OpContext, Origin, Passed, Verb};
+use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Passed, Verb};
 
 /// The result of a plugin's guard.
 #[derive(Clone, Copy)]
@@ -75,22 +77,6 @@ impl<const N: usize> GuardPut for Recorder<N> {
 impl<const N: usize> UndoPut for Recorder<N> {
     fn undo_put(&self, _: &Undo<'_, Put>) {
         self.record("undo");
-    }
-}
-
-struct NoOrigin;
-
-impl Origin for NoOrigin {
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
-        None
-    }
-
-    fn client(&self) -> &str {
-        ""
     }
 }
 

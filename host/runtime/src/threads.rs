@@ -1,5 +1,7 @@
 //! How a thread is scheduled, and jobs that are abandoned after a timeout.
 
+#![allow(unsafe_code)]
+
 use std::thread;
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use super::entry;
 use super::problem::Problem;
 use crate::config::{BATCH_MIN, Permission};
 use crate::http::{RequestHead, Response};
-use vkog_engine::{Batch, BatchFailure, Engine, ExtraHeaders, Operation, Outcome};
+use vkog_engine::{Batch, BatchFailure, Engine, ExtraHeaders, Operation, Outcome, check_memory};
 use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
 
@@ -65,7 +65,7 @@ impl Handler {
             return self.run(head, route, body, respond);
         }
         let large = Arc::clone(&self.large);
-        large.run(move || match entry::check_memory(body.len()) {
+        large.run(move || match check_memory(body.len()) {
             Ok(()) => self.run(head, route, body, respond),
             Err(refusal) => respond(Problem::of(refusal).reply(route.response.error_format())),
         });

@@ -5,9 +5,7 @@ use bytes::Bytes;
 use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, RequestHead, Response};
-use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, host_refusal, media_type};
-use vkog_plugin_host::Refusal;
-use vkog_runtime::can_allocate;
+use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, media_type};
 use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
 /// Returns the media type of a request body, from `Content-Type`.
@@ -98,24 +96,6 @@ pub(super) fn problem(outcome: Outcome) -> Problem {
     }
     let (status, text) = outcome.failure().unwrap_or((500, "Internal error".into()));
     Problem::new(status, text)
-}
-
-/// How many copies of a value exist beside the one that was received, until its write is durable: the entry, and its record
-/// in the buffer of the log, which may have to grow by half for it.
-const COPIES: usize = 3;
-
-/// Checks that there is memory for the copies of a large value: the store cannot abort a write for lack of memory.
-///
-/// # Errors
-///
-/// The memory is not available now; the client may try again.
-pub(super) fn check_memory(len: usize) -> Result<(), Refusal> {
-    if can_allocate(len.saturating_mul(COPIES)) {
-        return Ok(());
-    }
-    let mut refusal = host_refusal(503, "Not enough memory for this value; try again later");
-    refusal.headers.push(("Retry-After".to_owned(), "1".to_owned()));
-    Err(refusal)
 }
 
 /// The problem of a value that is longer than the maximum, in bytes.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::config::Permission;
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::{Conditions, Engine, Outcome, Request, check_value};
+use vkog_engine::{Conditions, Engine, Request, check_value};
 use vkog_plugin_host::{Origin, ReloadReport, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
@@ -322,10 +322,7 @@ impl Api {
             self.engine.run(request, finish);
         } else {
             let engine = Arc::clone(&self.engine);
-            self.large.run(move || match entry::check_memory(request.value.len()) {
-                Ok(()) => engine.run(request, finish),
-                Err(refusal) => finish(Outcome::Refused(refusal), Vec::new()),
-            });
+            self.large.run(move || engine.run(request, finish));
         }
     }
 }

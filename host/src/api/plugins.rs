@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::json::json;
-use super::problem::{ErrorFormat, Problem, one_line};
+use super::problem::{ErrorFormat, Problem};
 use crate::http::Response;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
@@ -188,7 +188,7 @@ pub(super) fn reloaded(taken: Result<Vec<ReloadReport>, ReloadError>, format: Er
             ReloadOutcome::Failed(error) => ("failed", Some(error)),
         };
         let code = error.as_ref().map(|error| error.fault.code());
-        let error = error.map(|error| one_line(&error.fault.to_string()).into_owned());
+        let error = error.map(|error| error.fault.line());
         TakenIn { name, path: path.display().to_string(), outcome, code, error }
     });
     let mut reply = json(&Reloaded { plugins: plugins.collect() });

@@ -1,6 +1,5 @@
 //! TLS: a certificate and its key, which a reload replaces while the server runs.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,10 +30,11 @@ pub struct Certificate {
 }
 
 /// Why a certificate cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
+    #[error("cannot read {path}: {source}; --tls-cert and --tls-key name PEM files")]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -42,6 +42,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A file does not hold what it should.
+    #[error("{}", Self::malformed(path, wanted, source))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -51,6 +52,7 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// The certificate and the key do not match, or cannot be used.
+    #[error("{}", Self::unusable(files, source))]
     Unusable {
         /// Both files.
         files: TlsFiles,
@@ -59,37 +61,22 @@ pub enum TlsError {
     },
 }
 
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable { path, source } => {
-                write!(f, "cannot read {}: {source}; --tls-cert and --tls-key name PEM files", path.display())
-            }
-            Self::Malformed { path, wanted, source: pem::Error::NoItemsFound } => {
-                write!(f, "cannot use {}: there is no {wanted} in it; give one as PEM", path.display())
-            }
-            Self::Malformed { path, wanted, source } => {
-                write!(f, "cannot use {}: {source}; give a {wanted} as PEM", path.display())
-            }
-            Self::Unusable { files: TlsFiles { certificate, key }, source } => {
-                let (certificate, key) = (certificate.display(), key.display());
-                match source {
-                    rustls::Error::InconsistentKeys(_) => {
-                        write!(f, "cannot use {certificate} with {key}: the key is another certificate's; give its own")
-                    }
-                    _ => write!(f, "cannot use {certificate} with {key}: {source}; give a certificate with its key"),
-                }
-            }
+impl TlsError {
+    fn malformed(path: &Path, wanted: &str, source: &pem::Error) -> String {
+        let path = path.display();
+        match source {
+            pem::Error::NoItemsFound => format!("cannot use {path}: there is no {wanted} in it; give one as PEM"),
+            source => format!("cannot use {path}: {source}; give a {wanted} as PEM"),
         }
     }
-}
 
-impl std::error::Error for TlsError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { source, .. } => Some(source),
-            Self::Malformed { source, .. } => Some(source),
-            Self::Unusable { source, .. } => Some(source),
+    fn unusable(TlsFiles { certificate, key }: &TlsFiles, source: &rustls::Error) -> String {
+        let (certificate, key) = (certificate.display(), key.display());
+        match source {
+            rustls::Error::InconsistentKeys(_) => {
+                format!("cannot use {certificate} with {key}: the key is another certificate's; give its own")
+            }
+            source => format!("cannot use {certificate} with {key}: {source}; give a certificate with its key"),
         }
     }
 }

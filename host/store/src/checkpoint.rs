@@ -5,12 +5,11 @@
 //! 3. FILE.new is renamed to FILE, and FILE.log.next to FILE.log.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::ReadTicket;
-use crate::error::{StoreError, is_lack_of_space};
+use crate::error::{StoreError, is_lack_of_space, unwritable};
 use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::random::random_salt;
@@ -51,7 +50,7 @@ impl Shared {
             return Ok(());
         }
         self.check_lock()?;
-        self.mark_clean(&snapshots).map_err(io_error(&self.paths.file))
+        Ok(self.mark_clean(&snapshots).map_err(unwritable(&self.paths.file))?)
     }
 
     /// Marks the snapshot clean: its log is empty.
@@ -106,7 +105,7 @@ impl Shared {
         if !snapshots.unfinished {
             let salt = random_salt();
             let head = Head { generation: snapshots.generation + 1, store: self.id, base: 0, salt };
-            let tail = self.begin_log(head).map_err(io_error(next))?;
+            let tail = self.begin_log(head).map_err(unwritable(next))?;
             self.commit.switch(&self.map, next.clone(), tail)?;
             snapshots.generation += 1;
             snapshots.salt = salt;
@@ -120,11 +119,11 @@ impl Shared {
         snapshots.len = written?;
         snapshots.has_clean_flag = true;
         if !snapshots.renamed {
-            self.disk.rename(next, log).map_err(io_error(log))?;
+            self.disk.rename(next, log).map_err(unwritable(log))?;
             self.commit.renamed(log.clone());
             snapshots.renamed = true;
         }
-        self.disk.sync_folder(log).map_err(io_error(log))?;
+        self.disk.sync_folder(log).map_err(unwritable(log))?;
         (snapshots.unfinished, snapshots.renamed) = (false, false);
         Ok(())
     }
@@ -167,7 +166,7 @@ impl Shared {
             file.sync()?;
             Ok(len)
         };
-        let len = write().map_err(io_error(new))?;
+        let len = write().map_err(unwritable(new))?;
         // A change that is in the snapshot and not yet in the new log may be rolled back, and then must not be found here.
         if !matches!(self.outcome(ReadTicket { revision, rollback_epoch }), Ok(Ok(()))) {
             return Err(self.rollback_cause());
@@ -179,7 +178,7 @@ impl Shared {
             // Before the file has its name, so that no other process can ever lock it first.
             lock.cover(new);
         }
-        self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(io_error(file))?;
+        self.disk.rename(new, file).and_then(|()| self.disk.sync_folder(file)).map_err(unwritable(file))?;
         Ok(len)
     }
 
@@ -191,10 +190,4 @@ impl Shared {
         tracing::error!("{error}");
         Err(error)
     }
-}
-
-/// Makes an error of a file out of an error of the system.
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> Arc<StoreError> {
-    let path = path.to_owned();
-    move |source| Arc::new(StoreError::Unwritable { path, source })
 }

@@ -1,15 +1,19 @@
 //! Why a file of a store cannot be read, or does not belong to the others.
 
-use std::fmt;
 use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
 
 /// Why a file of a store cannot be read.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Damage {
     /// The operating system cannot read it.
-    Io(io::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
     /// Its content is not what it should be.
+    #[error("{defect}{}", Self::place(*offset, defect))]
     At {
         /// The position, in bytes from the start of the file.
         offset: u64,
@@ -18,15 +22,18 @@ pub enum Damage {
     },
 }
 
-/// A defect in the content of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is wrong with the content of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Defect {
     /// The checksum of its head is wrong, or there is no head.
+    #[error("its head is damaged")]
     Head,
     /// It ends within its head.
+    #[error("it ends within its head")]
     HeadCutOff,
     /// It has a format that this program does not read.
+    #[error("its format is {found}, this program reads {known};")]
     Format {
         /// Its format.
         found: u64,
@@ -34,15 +41,19 @@ pub enum Defect {
         known: &'static str,
     },
     /// A record of a log whose checksum is right is invalid.
+    #[error("an invalid record")]
     Record,
     /// A record of a log is damaged: a later one shows that it was on disk.
+    #[error("a damaged record (whole ones follow at byte {later})")]
     DamagedRecord {
         /// The position of the later one, in bytes.
         later: u64,
     },
     /// A record of a log that another log follows is damaged.
+    #[error("a damaged record (the log goes on)")]
     DamagedRecordBeforeNextLog,
     /// A revision is not greater than the one before it.
+    #[error("revision {revision} after revision {after}")]
     RevisionOrder {
         /// The revision.
         revision: u64,
@@ -50,6 +61,7 @@ pub enum Defect {
         after: u64,
     },
     /// A snapshot has another length than its head says.
+    #[error("it has {found} bytes and should have {expected}, it differs")]
     Length {
         /// Its length, in bytes.
         found: u64,
@@ -57,12 +69,16 @@ pub enum Defect {
         expected: u64,
     },
     /// The checksum of the directory of chunks is wrong.
+    #[error("the directory of chunks is damaged")]
     Directory,
     /// The directory of chunks is invalid.
+    #[error("the directory of chunks is invalid")]
     InvalidDirectory,
     /// The heading of the chunks is damaged.
+    #[error("the heading of the chunks is damaged")]
     Heading,
     /// The checksum of a chunk is wrong.
+    #[error("the chunk of {bytes} bytes and {entries} entries is damaged")]
     Chunk {
         /// Its length, in bytes.
         bytes: u64,
@@ -70,8 +86,10 @@ pub enum Defect {
         entries: u64,
     },
     /// A chunk is invalid.
+    #[error("a chunk is invalid")]
     InvalidChunk,
     /// A snapshot does not hold what its head says.
+    #[error("it holds {} entries of {} bytes, not {} of {}, as it says", found.0, found.1, expected.0, expected.1)]
     Totals {
         /// The number of its entries, and the sum of their sizes.
         found: (u64, u64),
@@ -79,31 +97,39 @@ pub enum Defect {
         expected: (u64, u64),
     },
     /// It is not MessagePack, or not a store.
+    #[error("not MessagePack, or not a store,")]
     NotAStore,
     /// A key is not UTF-8, or too long.
+    #[error("a key that is not UTF-8 or too long")]
     Key,
     /// It has a part that no store has.
+    #[error("an unknown part \"{0}\"")]
     UnknownPart(String),
     /// More bytes follow the end of the map.
+    #[error("more bytes than the map has")]
     TrailingBytes,
     /// Nothing in it could be salvaged.
+    #[error("there is nothing in it that a store has")]
     NothingToSalvage,
 }
 
 /// Why a log does not belong to the snapshot beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Mismatch {
     /// It continues another generation.
+    #[error("it continues generation {continues} of the store, {} is generation {}", snapshot.0.display(), snapshot.1)]
     Generation {
         /// The generation that it continues.
         continues: u64,
         /// The snapshot, and its generation.
-        snapshot: (std::path::PathBuf, u64),
+        snapshot: (PathBuf, u64),
     },
     /// It continues a file of another store.
+    #[error("it continues another store's file")]
     Store,
     /// It continues another copy of this generation.
+    #[error("it continues another copy of generation {0} of the store")]
     Copy(u64),
 }
 
@@ -111,77 +137,8 @@ impl Damage {
     pub(crate) fn at(offset: u64, defect: Defect) -> Self {
         Self::At { offset, defect }
     }
-}
 
-impl From<io::Error> for Damage {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "{error}"),
-            Self::At { defect: Defect::NothingToSalvage, .. } => write!(f, "{}", Defect::NothingToSalvage),
-            Self::At { offset, defect } => write!(f, "{defect} at byte {offset}"),
-        }
-    }
-}
-
-impl std::error::Error for Damage {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io(error) => Some(error),
-            Self::At { .. } => None,
-        }
-    }
-}
-
-impl fmt::Display for Defect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Head => f.write_str("its head is damaged"),
-            Self::HeadCutOff => f.write_str("it ends within its head"),
-            Self::Format { found, known } => write!(f, "its format is {found}, this program reads {known};"),
-            Self::Record => f.write_str("an invalid record"),
-            Self::DamagedRecord { later } => write!(f, "a damaged record (whole ones follow at byte {later})"),
-            Self::DamagedRecordBeforeNextLog => f.write_str("a damaged record (the log continues after it)"),
-            Self::RevisionOrder { revision, after } => write!(f, "revision {revision} follows revision {after}"),
-            Self::Length { found, expected } => {
-                write!(f, "its size is {found} bytes instead of {expected}, it differs")
-            }
-            Self::Directory => f.write_str("the directory of chunks is damaged"),
-            Self::InvalidDirectory => f.write_str("the directory of chunks is invalid"),
-            Self::Heading => f.write_str("the heading of the chunks is damaged"),
-            Self::Chunk { bytes, entries } => {
-                write!(f, "the chunk of {bytes} bytes and {entries} entries is damaged")
-            }
-            Self::InvalidChunk => f.write_str("a chunk is invalid"),
-            Self::Totals { found, expected } => write!(
-                f,
-                "it holds {} entries of {} bytes, but its header says {} of {}",
-                found.0, found.1, expected.0, expected.1
-            ),
-            Self::NotAStore => f.write_str("not MessagePack, or not a store,"),
-            Self::Key => f.write_str("a key that is not UTF-8 or too long"),
-            Self::UnknownPart(name) => write!(f, "an unknown part \"{name}\""),
-            Self::TrailingBytes => f.write_str("bytes follow the map"),
-            Self::NothingToSalvage => f.write_str("it contains no data of a store"),
-        }
-    }
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Generation { continues, snapshot: (path, generation) } => write!(
-                f,
-                "it continues generation {continues} of the store, {} is generation {generation}",
-                path.display()
-            ),
-            Self::Store => f.write_str("it continues another store's file"),
-            Self::Copy(generation) => write!(f, "it continues another copy of generation {generation} of the store"),
-        }
+    fn place(offset: u64, defect: &Defect) -> String {
+        if *defect == Defect::NothingToSalvage { String::new() } else { format!(" at byte {offset}") }
     }
 }

@@ -1,24 +1,33 @@
 //! Why a store cannot be opened or written.
 
-use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use thiserror::Error;
 
 use crate::damage::{Damage, Mismatch};
 
 /// Why a store cannot be opened or written.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// A file cannot be read, or its content is not what it should be. It was not changed.
+    #[error(
+        "cannot read {path}: {damage}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or move it aside to \
+         start empty"
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The defect.
+        /// What is wrong with it.
+        #[source]
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
+    #[error(
+        "cannot use {path}: {mismatch}; nothing was changed, put back the file it belongs to, or see `vkog repair`"
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -26,6 +35,7 @@ pub enum StoreError {
         mismatch: Mismatch,
     },
     /// A file cannot be written.
+    #[error("cannot write {path}: {source}; make room, or let this user write to its folder")]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -33,12 +43,17 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The disk is full. The write was rolled back; the client may repeat it when there is space.
+    #[error("no room to write {path}; make room on its disk, and try again")]
     Full {
         /// The file that could not grow.
         path: PathBuf,
     },
     /// The log may not grow, because the next snapshot needs the space. The write was refused; the client may repeat it when there
     /// is space.
+    #[error(
+        "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {path} needs {reserved}; delete entries, \
+         or make room on its disk"
+    )]
     Reserved {
         /// The store.
         path: PathBuf,
@@ -50,6 +65,10 @@ pub enum StoreError {
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
+    #[error(
+        "{path} can only be read since a write failed ({source}{}); check the disk, then start again",
+        then.as_ref().map_or_else(String::new, |then| format!(", and then {then}"))
+    )]
     Failed {
         /// The file.
         path: PathBuf,
@@ -59,6 +78,10 @@ pub enum StoreError {
         then: Option<Arc<io::Error>>,
     },
     /// A write failed, and could not be removed from the log. A restart may find the write or not.
+    #[error(
+        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check the \
+         disk, start again, then read the entry"
+    )]
     Unknown {
         /// The file.
         path: PathBuf,
@@ -67,12 +90,16 @@ pub enum StoreError {
         /// The error of the attempt to remove it.
         then: Arc<io::Error>,
     },
-    /// The file itself is a mount point, as containers mount single files, so that no other file can replace it.
+    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    #[error(
+        "cannot use {path}: it is a mount point, which no snapshot can replace; mount its folder instead of the file"
+    )]
     MountPoint {
         /// The file.
         path: PathBuf,
     },
     /// Another process has the store.
+    #[error("{path} is in use by process {pid}; stop that process, or choose another file with -f")]
     Locked {
         /// The file.
         path: PathBuf,
@@ -80,18 +107,33 @@ pub enum StoreError {
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.
+    #[error(
+        "{path} is in use by another process, which opened it under another name or lost its lock file; stop that process, or \
+         choose another file with -f"
+    )]
     LockedElsewhere {
         /// The file.
         path: PathBuf,
     },
     /// The lock file was removed or replaced while the store was open. The store can only be read.
+    #[error(
+        "{path} can only be read since {lock} was removed, because another process may have it; stop all servers of this file, \
+         run `vkog check`, then start one again"
+    )]
     LockLost {
         /// The file.
         path: PathBuf,
         /// The lock file.
         lock: PathBuf,
     },
-    /// The path is not a regular file.
+    /// The system refuses a thread that writes to the files.
+    #[error("cannot start a thread for the store: {source}; raise the limit on threads, or end other programs")]
+    NoThread {
+        /// The system's error.
+        source: io::Error,
+    },
+    /// What is at the path is not a regular file.
+    #[error("cannot use {path}: it is not a regular file; choose another file with -f")]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -110,90 +152,14 @@ impl StoreError {
     }
 }
 
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable { path, damage } => {
-                let path = path.display();
-                write!(
-                    f,
-                    "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog repair`, \
-                     or move it aside to start empty"
-                )
-            }
-            Self::Mismatch { path, mismatch } => write!(
-                f,
-                "cannot use {}: {mismatch}; nothing was changed, restore the file it belongs to, or run `vkog repair`",
-                path.display()
-            ),
-            Self::Unwritable { path, source } => {
-                write!(
-                    f,
-                    "cannot write {}: {source}; free disk space, or let this user write to its folder",
-                    path.display()
-                )
-            }
-            Self::Full { path } => {
-                write!(f, "the disk is too full to write {}; free space on it and try again", path.display())
-            }
-            Self::Reserved { path, bytes, free, reserved } => write!(
-                f,
-                "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {} needs {reserved}; \
-                 delete entries, or free space on it",
-                path.display()
-            ),
-            Self::Failed { path, source, then } => {
-                write!(f, "{} is read-only because a write failed ({source}", path.display())?;
-                if let Some(then) = then {
-                    write!(f, ", and then {then}")?;
-                }
-                f.write_str("); check the disk, then restart the server")
-            }
-            Self::Unknown { path, source, then } => write!(
-                f,
-                "a write to {} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check \
-                 the disk, restart the server, then read the entry",
-                path.display()
-            ),
-            Self::MountPoint { path } => write!(
-                f,
-                "cannot use {}: it is a mount point, and a snapshot cannot replace it; mount its folder instead of the file",
-                path.display()
-            ),
-            Self::Locked { path, pid } => write!(
-                f,
-                "{} is in use by process {pid}; stop that process, or choose another file with -f",
-                path.display()
-            ),
-            Self::LockedElsewhere { path } => write!(
-                f,
-                "{} is in use by another process, which opened it under another name or lost its lock file; stop that \
-                 process, or choose another file with -f",
-                path.display()
-            ),
-            Self::LockLost { path, lock } => write!(
-                f,
-                "{} is read-only because {} was removed and another process may use the store; stop all servers of \
-                 this file, run `vkog check`, then start one server",
-                path.display(),
-                lock.display()
-            ),
-            Self::NotAFile { path } => {
-                write!(f, "cannot use {}: it is not a regular file; choose another file with -f", path.display())
-            }
-        }
-    }
+/// Returns a function that makes the error of a file that cannot be read.
+pub(super) fn unreadable<E: Into<Damage>>(path: &Path) -> impl FnOnce(E) -> StoreError {
+    |damage| StoreError::Unreadable { path: path.to_owned(), damage: damage.into() }
 }
 
-impl std::error::Error for StoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { damage, .. } => Some(damage),
-            Self::Unwritable { source, .. } => Some(source),
-            Self::Failed { source, .. } | Self::Unknown { source, .. } => Some(source),
-            _ => None,
-        }
-    }
+/// Returns a function that makes the error of a file that cannot be written.
+pub(super) fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    |source| StoreError::Unwritable { path: path.to_owned(), source }
 }
 
 /// Whether an error of the system is a lack of space: on the disk, in a quota, or in the maximum length of a file.

@@ -74,7 +74,7 @@ impl Import {
         }
         let (entries, _) = recovered.map.totals();
         let revision = recovered.revision;
-        let store = LocalStore::start(disk, paths, options, floor, recovered);
+        let store = LocalStore::start(disk, paths, options, floor, recovered)?;
         store.snapshot()?;
         store.close()?;
         Ok(Added { new: entries - before, overwritten, entries, revision })

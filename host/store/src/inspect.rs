@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::damage::Damage;
 use super::disk::{self, ReadOnlyDisk};
 use super::entry::Entry;
-use super::error::StoreError;
+use super::error::{StoreError, unreadable};
 use super::map::SHARDS;
 use super::paths::{Paths, resolve};
 use super::recover::{self, Findings, LostLog, Tail};
@@ -44,8 +44,7 @@ impl Contents {
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };
-            let records =
-                count_records(&**file).map_err(|damage| StoreError::Unreadable { path: path.clone(), damage })?;
+            let records = count_records(&**file).map_err(unreadable(path))?;
             logs.push(LogContents { path: path.clone(), len: *at, records, torn: *torn });
         }
         Ok(Self { findings, logs })

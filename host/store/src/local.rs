@@ -39,7 +39,7 @@ impl LocalStore {
     ///
     /// # Errors
     ///
-    /// A file is damaged, or does not belong to the others. Nothing is changed then.
+    /// A file is damaged, or does not belong to the others; nothing is changed then. Or the system refuses a thread.
     pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
         if let Some(path) = [&paths.file, &paths.log].into_iter().find(|path| disk.is_mount_point(path)) {
@@ -47,11 +47,21 @@ impl LocalStore {
         }
         let floor = options.floor();
         let recovered = recover::recover(&disk, &paths, floor, progress)?;
-        Ok(Self::start(disk, paths, options, floor, recovered))
+        Self::start(disk, paths, options, floor, recovered)
     }
 
     /// Continues from what was recovered.
-    pub(crate) fn start(disk: impl Disk, paths: Paths, options: Options, floor: u64, recovered: Recovered) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The system refuses a thread.
+    pub(crate) fn start(
+        disk: impl Disk,
+        paths: Paths,
+        options: Options,
+        floor: u64,
+        recovered: Recovered,
+    ) -> Result<Self, StoreError> {
         let Recovered {
             map,
             revision,
@@ -108,13 +118,13 @@ impl LocalStore {
         store.spawn("snapshot", {
             let stopped = stopped.clone();
             move |shared| shared.write_snapshots(&asked, &stopped)
-        });
+        })?;
         match options.fsync {
-            Fsync::Always => store.spawn("commit", |shared| shared.commit.run_committer(&shared.map)),
-            Fsync::Every(interval) => store.spawn("sync", move |shared| shared.sync_every(interval, &stopped)),
+            Fsync::Always => store.spawn("commit", |shared| shared.commit.run_committer(&shared.map))?,
+            Fsync::Every(interval) => store.spawn("sync", move |shared| shared.sync_every(interval, &stopped))?,
             Fsync::Never => {}
         }
-        store
+        Ok(store)
     }
 
     /// Takes the lock of the files over. The store holds it until it is dropped, and checks it before each snapshot.
@@ -138,10 +148,11 @@ impl LocalStore {
         }
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) {
+    fn spawn(&self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
-        self.threads.lock().push(spawned.expect("a thread for the store"));
+        self.threads.lock().push(spawned.map_err(|source| StoreError::NoThread { source })?);
+        Ok(())
     }
 
     /// The length of the log, in bytes.

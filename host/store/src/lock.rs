@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::disk::imitate;
-use super::error::StoreError;
+use super::error::{StoreError, unwritable};
 use super::paths::{beside, resolve};
 
 /// The exclusive right to the files of a store, until it is dropped.
@@ -38,8 +38,7 @@ impl Lock {
             return Err(StoreError::NotAFile { path: path.to_owned() });
         }
         let lock_path = beside(&store, "lock");
-        let unwritable = |source| StoreError::Unwritable { path: lock_path.clone(), source };
-        let Some((file, made)) = system::take(&lock_path).map_err(unwritable)? else {
+        let Some((file, made)) = system::take(&lock_path).map_err(unwritable(&lock_path))? else {
             // It contains the id of the process that holds it.
             let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
             let pid = if pid.is_empty() { "(unknown)".to_owned() } else { pid.trim().to_owned() };
@@ -53,9 +52,9 @@ impl Lock {
             used: AtomicBool::new(false),
             covered: Mutex::default(),
         };
-        lock.write_id().map_err(unwritable)?;
+        lock.write_id().map_err(unwritable(&lock_path))?;
         if made {
-            imitate(&lock_path, &store).map_err(unwritable)?;
+            imitate(&lock_path, &store).map_err(unwritable(&lock_path))?;
         }
         let covered = if store.exists() { store } else { beside(&store, "log") };
         if lock.cover(&covered) { Ok(lock) } else { Err(StoreError::LockedElsewhere { path: path.to_owned() }) }

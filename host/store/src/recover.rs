@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::damage::{Damage, Defect, Mismatch};
 use super::disk::{Disk, File};
 use super::entry::Entry;
-use super::error::StoreError;
+use super::error::{StoreError, unreadable, unwritable};
 use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
@@ -88,12 +88,12 @@ pub(super) fn examine(
                 Some(first) => first.saturating_sub(entries + 1),
                 None => floor,
             };
-            snapshot::read(&**file, random(), &before, progress).map_err(|damage| unreadable(&paths.file, damage))?
+            snapshot::read(&**file, random(), &before, progress).map_err(unreadable(&paths.file))?
         }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
     let snapshot_len = match &snapshot {
-        Some(file) => file.len().map_err(|error| unreadable(&paths.file, error.into()))?,
+        Some(file) => file.len().map_err(unreadable(&paths.file))?,
         None => 0,
     };
     let mut findings = Findings {
@@ -139,7 +139,7 @@ pub(super) fn examine(
             && at < len
             && findings.revision > before
         {
-            return Err(unreadable(&paths.log, Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
+            return Err(unreadable(&paths.log)(Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
         }
         findings.next = Some(tail);
     }
@@ -170,51 +170,46 @@ pub(super) fn recover(
     let findings = examine(disk, paths, floor, progress)?;
     let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
         findings;
-    notes.extend(lost.map(|lost| format!("{lost}; restore it and restart the server, or continue without it")));
-    let changed = |path: &Path, result: std::io::Result<()>| {
-        result.map_err(|source| StoreError::Unwritable { path: path.to_owned(), source })
-    };
-    changed(&paths.new, disk.remove(&paths.new))?;
+    notes.extend(lost.map(|lost| format!("{lost}; put it back and start again, or go on without it")));
+    disk.remove(&paths.new).map_err(unwritable(&paths.new))?;
     let unfinished = log.is_some() && next.is_some();
     let log_is_new = log.is_none() && next.is_none();
     for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
         let Some(tail) = tail else { continue };
-        if tail.at < tail.len {
-            changed(path, tail.file.set_len(tail.at))?;
-        }
+        let cut = if tail.at < tail.len { tail.file.set_len(tail.at) } else { Ok(()) };
         // The data may have been in the cache of the operating system only.
-        changed(path, tail.file.sync())?;
+        cut.and_then(|()| tail.file.sync()).map_err(unwritable(path))?;
     }
-    let log = match (log, next) {
-        (Some(_), Some(next)) => next,
-        (Some(log), None) => {
-            changed(&paths.next, disk.remove(&paths.next))?;
-            log
-        }
-        (None, Some(next)) => {
-            changed(&paths.log, disk.rename(&paths.next, &paths.log))?;
-            next
-        }
-        (None, None) => {
-            changed(&paths.next, disk.remove(&paths.next))?;
-            let store = if store == 0 { random() } else { store };
-            let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
-            let head = Head { generation, store, base, salt };
-            let begin = || {
+    if next.is_none() {
+        disk.remove(&paths.next).map_err(unwritable(&paths.next))?;
+    }
+    let prepare = || {
+        let log = match (log, next) {
+            (Some(_), Some(next)) => next,
+            (Some(log), None) => log,
+            (None, Some(next)) => {
+                disk.rename(&paths.next, &paths.log)?;
+                next
+            }
+            (None, None) => {
+                let store = if store == 0 { random() } else { store };
+                let salt = if meta.has_clean_flag() { meta.log } else { random_salt() };
+                let head = Head { generation, store, base, salt };
                 let file = disk.create(&paths.log)?;
                 disk.imitate(&paths.log, &paths.file)?;
                 let at = wal::begin(&*file, &head)?;
-                Ok(Tail::new(file, head, at))
-            };
-            begin().map_err(|source| StoreError::Unwritable { path: paths.log.clone(), source })?
-        }
+                Tail::new(file, head, at)
+            }
+        };
+        disk.sync_folder(&paths.log)?;
+        Ok(log)
     };
-    changed(&paths.log, disk.sync_folder(&paths.log))?;
+    let log = prepare().map_err(unwritable(&paths.log))?;
     if meta.clean
         && let Some(file) = snapshot
     {
         // From now on the log is needed.
-        changed(&paths.file, snapshot::set_clean(&*file, false))?;
+        snapshot::set_clean(&*file, false).map_err(unwritable(&paths.file))?;
     }
     Ok(Recovered {
         map,
@@ -255,7 +250,7 @@ impl Head {
     /// The file and the head of a log, if there is one that was ever used.
     fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
         let Some(file) = open(disk, path)? else { return Ok(None) };
-        let head = match Reader::open(&*file).map_err(|damage| unreadable(path, damage))? {
+        let head = match Reader::open(&*file).map_err(unreadable(path))? {
             Start::Log(reader) => reader.head,
             Start::Unused => return Ok(None),
         };
@@ -279,8 +274,8 @@ impl Findings {
             return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Copy(head.generation) });
         }
         self.store = head.store;
-        let (at, torn) = self.apply(&*file, progress).map_err(|damage| unreadable(path, damage))?;
-        let len = file.len().map_err(|error| unreadable(path, error.into()))?;
+        let (at, torn) = self.apply(&*file, progress).map_err(unreadable(path))?;
+        let len = file.len().map_err(unreadable(path))?;
         if torn > 0 {
             self.notes.push(format!("{}: {torn} bytes of unfinished records are cut off at byte {at}", path.display()));
         }
@@ -302,7 +297,7 @@ impl Findings {
             Some(_) => None,
             None => {
                 let len = open(disk, &paths.log)?.map(|file| file.len()).transpose();
-                let len = len.map_err(|error| unreadable(&paths.log, error.into()))?;
+                let len = len.map_err(unreadable(&paths.log))?;
                 Some(LostLog { path: paths.log.clone(), len })
             }
         };
@@ -346,9 +341,5 @@ impl Findings {
 }
 
 fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    disk.open(path).map_err(|error| unreadable(path, error.into()))
-}
-
-fn unreadable(path: &Path, damage: Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), damage }
+    disk.open(path).map_err(unreadable(path))
 }

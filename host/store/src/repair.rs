@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::damage::{Damage, Defect};
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
-use super::error::StoreError;
+use super::error::{StoreError, unreadable, unwritable};
 use super::map::Map;
 use super::options::microseconds;
 use super::paths::{Paths, beside};
@@ -130,7 +130,7 @@ pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError>
     salvage.add_log(&paths.next, progress)?;
     let nothing = salvage.files.iter().all(|file| !file.origin.is_something());
     if nothing {
-        return Err(unreadable(path, Damage::at(0, Defect::NothingToSalvage)));
+        return Err(unreadable(path)(Damage::at(0, Defect::NothingToSalvage)));
     }
     salvage.finish(&paths).map(Repair::Repaired)
 }
@@ -173,8 +173,8 @@ impl Salvage {
             files: Vec::new(),
         };
         let Some(file) = open(&paths.file)? else { return Ok(salvage) };
-        let len = file.len().map_err(|error| unreadable(&paths.file, error.into()))?;
-        let found = salvage::salvage(&*file, random(), progress).map_err(|damage| unreadable(&paths.file, damage))?;
+        let len = file.len().map_err(unreadable(&paths.file))?;
+        let found = salvage::salvage(&*file, random(), progress).map_err(unreadable(&paths.file))?;
         let origin = match found.kind {
             Kind::Own => Origin::Snapshot {
                 chunks: found.chunks,
@@ -185,9 +185,7 @@ impl Salvage {
             Kind::Go => Origin::GoFile { entries: found.unverified },
             Kind::Unknown => Origin::Nothing,
         };
-        let lost =
-            |hole: &salvage::Hole| Lost { at: hole.at, bytes: hole.bytes, entries: hole.entries, is_tail: false };
-        let mut lost: Vec<Lost> = found.holes.iter().map(lost).collect();
+        let mut lost = found.holes;
         if found.kind == Kind::Unknown {
             lost.push(Lost { at: 0, bytes: len, entries: None, is_tail: false });
         }
@@ -233,7 +231,7 @@ impl Salvage {
         let found = wal::salvage::salvage(&*file, progress, wanted, |record| {
             *revision = (*revision).max(apply(map, removed, &record, &mut scratch));
         })
-        .map_err(|damage| unreadable(path, damage))?;
+        .map_err(unreadable(path))?;
         let mut gap = false;
         if let Some(head) = found.head {
             self.generation = self.generation.max(head.generation);
@@ -244,13 +242,7 @@ impl Salvage {
             }
         }
         let origin = origin.unwrap_or(Origin::Log { records: found.records, gap });
-        let lost = found.holes.iter().map(|hole| Lost {
-            at: hole.at,
-            bytes: hole.bytes,
-            entries: None,
-            is_tail: hole.is_tail,
-        });
-        self.files.push(Salvaged { path: path.to_owned(), origin, lost: lost.collect() });
+        self.files.push(Salvaged { path: path.to_owned(), origin, lost: found.holes });
         Ok(())
     }
 
@@ -265,10 +257,6 @@ impl Salvage {
         let store = if self.store == 0 { random() } else { self.store };
         // Greater than that of every log there is: none of them can be taken for one that follows the new snapshot.
         let generation = self.generation + 1;
-        let unwritable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Unwritable { path, source }
-        };
         // There is no log yet, and none is missing.
         let mut meta = Meta::new(generation, store, random_salt());
         meta.clean = true;
@@ -349,9 +337,5 @@ fn move_aside(paths: &Paths) -> io::Result<Vec<Moved>> {
 }
 
 fn open(path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
-    ReadOnlyDisk.open(path).map_err(|error| unreadable(path, error.into()))
-}
-
-fn unreadable(path: &Path, damage: Damage) -> StoreError {
-    StoreError::Unreadable { path: path.to_owned(), damage }
+    ReadOnlyDisk.open(path).map_err(unreadable(path))
 }

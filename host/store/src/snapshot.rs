@@ -19,10 +19,11 @@ mod go;
 pub(super) mod salvage;
 
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rmp::Marker;
 use rmp::encode;
 
@@ -267,7 +268,7 @@ pub(super) fn write(
             if chunk.bytes.len() >= CHUNK_BYTES {
                 at += chunk.close(file, at, &mut directory)?;
                 meta.chunks += 1;
-                std::thread::sleep(pause);
+                thread::sleep(pause);
             }
         }
     }
@@ -443,40 +444,33 @@ fn read_own(file: &dyn File, meta: &Meta, progress: Progress<'_>) -> Result<Map,
     }
 
     let map = Map::new(meta.seed);
-    let next = AtomicUsize::new(0);
-    let done = AtomicU64::new(0);
-    let first: Mutex<Option<Damage>> = Mutex::new(None);
-    let threads = vkog_runtime::cores().min(rows.len().max(1));
-    let room = meta.entries as usize / SHARDS;
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut loader = Loader { map: &map, room, scratch: Vec::new(), bytes: Vec::new() };
-                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(damage) = loader.load(file, row) {
-                        let mut first = first.lock();
-                        let earlier = |other: &Damage| match (other, &damage) {
-                            (Damage::At { offset: other, .. }, Damage::At { offset: this, .. }) => other < this,
-                            _ => true,
-                        };
-                        if !first.as_ref().is_some_and(earlier) {
-                            *first = Some(damage);
-                        }
-                        return;
-                    }
-                    progress(done.fetch_add(row.length, Ordering::Relaxed) + row.length, meta.chunks_at);
-                }
-            });
-        }
-    });
-    if let Some(damage) = first.into_inner() {
-        return Err(damage);
-    }
+    load_all(file, meta, &rows, &map, progress)?;
     let totals = map.totals();
     if totals != (meta.entries, meta.size) {
         return Err(Damage::at(6, Defect::Totals { found: totals, expected: (meta.entries, meta.size) }));
     }
     Ok(map)
+}
+
+/// Puts all pieces into the map, on as many threads as there are cores. Returns the first damage in the file.
+fn load_all(file: &dyn File, meta: &Meta, rows: &[Row<'_>], map: &Map, progress: Progress<'_>) -> Result<(), Damage> {
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let load = || {
+        let room = meta.entries as usize / SHARDS;
+        let mut loader = Loader { map, room, scratch: Vec::new(), bytes: Vec::new() };
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            loader.load(file, row)?;
+            progress(done.fetch_add(row.length, Ordering::Relaxed) + row.length, meta.chunks_at);
+        }
+        Ok(())
+    };
+    let results: Vec<Result<(), Damage>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..vkog_runtime::cores().min(rows.len())).map(|_| scope.spawn(load)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        threads.into_iter().map(join).collect()
+    });
+    let offset = |damage: &Damage| if let Damage::At { offset, .. } = damage { *offset } else { 0 };
+    results.into_iter().filter_map(Result::err).min_by_key(offset).map_or(Ok(()), Err)
 }
 
 /// Puts pieces into the map.

@@ -5,6 +5,8 @@
 //! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
 //! and for batches, which have no effect if one operation fails.
 
+#![allow(unsafe_code)]
+
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
@@ -16,7 +18,7 @@ use vkog_plugin_api::{
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
-use vkog_plugin_host::{FailurePolicy, HostContext, Member, OnFailure, Origin, Registry, Verb, system_clock};
+use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, OnFailure, Registry, Verb, system_clock};
 
 use crate::client::{ALWAYS, DEADLINE, close, contents, open};
 use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
@@ -123,22 +125,6 @@ fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
 }
 
-struct Nobody;
-
-impl Origin for Nobody {
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
-        None
-    }
-
-    fn client(&self) -> &str {
-        ""
-    }
-}
-
 fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     let request = Request {
         verb,
@@ -149,7 +135,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
-        origin: Arc::new(Nobody),
+        origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);
     engine.run(request, move |answer, _| {
@@ -290,7 +276,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         query: String::new(),
         arrived: engine.revision(),
         values_max: usize::MAX,
-        origin: Arc::new(Nobody),
+        origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);
     engine.run_batch(batch, move |outcome| {

@@ -1,5 +1,7 @@
 //! The server's HTTP interface and a local store, in this process and without sockets.
 
+#![allow(unsafe_code)]
+
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 

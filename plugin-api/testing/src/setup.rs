@@ -1,5 +1,7 @@
 //! The setup of a test host: its plugins, their settings and order, its clock and limits.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,6 @@
 //! `cargo xtask bench attack`: measures the latency of another client and the memory of the server during attacks that
 //! exhaust servers. `tests/tests/black_box/hostile.rs` asserts that the server survives them.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,49 +8,44 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::peers::Peer;
-use super::store::{machine, make_store};
+use super::store::make_store;
+use super::with_program;
 use crate::Result;
-use crate::build;
 
 /// How long, and how often, another client asks meanwhile.
 const MEASURED: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
 const GET: &[u8] = b"GET /k/key:000000000001 HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-pub(crate) fn run() -> Result<()> {
+pub(super) fn run() -> Result<()> {
     raise_descriptors();
-    let built = build::release(&["vkog"])?;
-    let program = &built.first().ok_or("cargo built no vkog")?.file;
-    let folder = program.parent().ok_or("no folder")?.join("bench");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
-    let store = folder.join("attack.vkog");
-    make_store(program, &store, 10_000)?;
-    println!("{}\n\n| meanwhile | memory more | p50 | p99 | longest |\n|---|---|---|---|---|", machine());
-    let attacks: [(&str, Begin); 5] = [
-        ("nothing", |_| Ok(Attack::default())),
-        ("10,000 idle connections", |port| Ok(Attack::held(answered(port, 10_000)?))),
-        ("5,000 that send a byte a second", |port| {
-            Ok(Attack { slow: true, ..Attack::held(opened(port, 5000, b"G")?) })
-        }),
-        ("1,000 uploads that stop halfway", |port| {
-            let head = b"PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\nhalf";
-            Ok(Attack::held(opened(port, 1000, head)?))
-        }),
-        ("100,000 requests sent ahead", |port| Ok(Attack { ahead: Some(port), ..Attack::default() })),
-    ];
-    for (what, attack) in attacks {
-        let (peer, _) = Peer::vkog(program, &store, &["--http", "hyper"])?;
-        let before = peer.resident()?;
-        let attack = attack(peer.port)?;
-        let times = attack.beside(|| measured(peer.port))?;
-        let more = peer.resident()? - before;
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        println!("| {what} | {more:.0} MB | {:.2} ms | {:.2} ms | {:.2} ms |", at(0.5), at(0.99), at(1.0));
-    }
-    fs::remove_dir_all(&folder)?;
-    Ok(())
+    with_program("release", &[], |program, _, folder| {
+        let store = folder.join("attack.vkog");
+        make_store(program, &store, 10_000)?;
+        println!("| meanwhile | memory more | p50 | p99 | longest |\n|---|---|---|---|---|");
+        for (what, attack) in ATTACKS {
+            let (peer, _) = Peer::vkog(program, &store, &["--http", "hyper"])?;
+            let before = peer.resident()?;
+            let attack = attack(peer.port)?;
+            let times = attack.beside(|| measured(peer.port))?;
+            let more = peer.resident()? - before;
+            let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+            println!("| {what} | {more:.0} MB | {:.2} ms | {:.2} ms | {:.2} ms |", at(0.5), at(0.99), at(1.0));
+        }
+        Ok(())
+    })
 }
+
+const ATTACKS: [(&str, Begin); 5] = [
+    ("nothing", |_| Ok(Attack::default())),
+    ("10,000 idle connections", |port| Ok(Attack::held(answered(port, 10_000)?))),
+    ("5,000 that send a byte a second", |port| Ok(Attack { slow: true, ..Attack::held(opened(port, 5000, b"G")?) })),
+    ("1,000 uploads that stop halfway", |port| {
+        let head = b"PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\nhalf";
+        Ok(Attack::held(opened(port, 1000, head)?))
+    }),
+    ("100,000 requests sent ahead", |port| Ok(Attack { ahead: Some(port), ..Attack::default() })),
+];
 
 /// Begins an attack on a port.
 type Begin = fn(u16) -> Result<Attack>;

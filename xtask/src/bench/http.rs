@@ -1,404 +1,265 @@
-//! `cargo xtask bench http`: requests per second and latencies of both engines, beside nginx with a fixed response,
-//! Webdis before Redis, and Redis itself; and the cost of plugins, many entries and many connections. The competitors
-//! alternate in every round. Name parts to run only them: see [`PARTS`]. `--quick` runs fewer and shorter rounds;
-//! `--against PROGRAM` compares with another vkog.
+//! `cargo xtask bench http`: requests a second and latencies of both engines, beside nginx with a fixed answer, Webdis
+//! before Redis, and Redis itself; and what plugins, many entries and many connections cost.
 
 use std::cell::Cell;
-use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use super::against::Against;
-use super::peers::{Load, Peer, redis_benchmark, wrk};
+use super::peers::Peer;
 use super::plugins::{idle_plugins, plugin_folder};
-use super::store::{machine, make_store, requests};
-use super::{Options, Table, median};
+use super::race::{BATCH, Kind, Pace, Racer, race};
+use super::store::make_store;
+use super::{GOAL_AGAINST, Options, Table, connections, with_program};
 use crate::Result;
-use crate::build;
 
-const PARTS: [&str; 7] = ["reads", "writes", "durable", "batches", "plugins", "entries", "connections"];
-const KEYS: u64 = 10_000;
-const MANY_KEYS: u64 = 10_000_000;
-const CLIENTS: [u32; 2] = [64, 16];
-const IDLE_CONNECTIONS: usize = 10_000;
-const ENGINES: [&str; 2] = ["hyper", "tiny"];
-/// The number of operations per batch, or of commands per pipeline.
-const BATCH: u32 = 64;
-/// The number of clients that send batches.
-const BATCH_CLIENTS: u32 = 16;
-
-pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let options = Options::parse(words, &PARTS)?;
-    let built = build::build(&["vkog", "vkog-bytes", "vkog-conflict"], options.profile(), None)?;
-    let program = &built.iter().find(|built| built.package == "vkog").ok_or("cargo built no vkog")?.file;
-    let folder = program.parent().ok_or("no folder")?.join("bench");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
-    let shipped: Vec<PathBuf> =
-        built.iter().filter(|built| built.package != "vkog").map(|built| built.file.clone()).collect();
-    let shipped = plugin_folder(&folder.join("shipped"), &shipped)?;
-    let (rounds, seconds) = if options.quick { (3, 1) } else { (5, 2) };
-    if let Some(other) = &options.against {
-        let against = Against::new([program, other], &folder, rounds, seconds);
-        compare(against, &options, &folder, &shipped)?;
-        return Ok(fs::remove_dir_all(&folder)?);
-    }
-    let bench = Bench { program, folder: &folder, shipped: &shipped, rounds, seconds, stores: Cell::new(0) };
-    println!("{}; medians of {rounds} rounds of {seconds} s, latencies are p50 and p99\n", machine());
-    let mut table = Table::default();
-    for part in PARTS.iter().filter(|part| options.includes(part)) {
-        match *part {
-            "reads" => CLIENTS.iter().try_for_each(|clients| bench.reads(*clients, &mut table))?,
-            "writes" => CLIENTS.iter().try_for_each(|clients| bench.writes(*clients, &mut table))?,
-            "durable" => CLIENTS.iter().try_for_each(|clients| bench.durable_writes(*clients, &mut table))?,
-            "batches" => bench.batches(&mut table)?,
-            "plugins" => bench.plugins(&mut table)?,
-            "entries" => bench.entries(&mut table)?,
-            _ => bench.connections(&mut table)?,
-        }
-    }
-    fs::remove_dir_all(&folder)?;
-    table.print("peer");
-    Ok(())
+/// A part of this benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    Reads,
+    Writes,
+    Durable,
+    Batches,
+    Plugins,
+    Entries,
+    Connections,
 }
 
-/// Compares with another vkog in the parts that put a load on a server.
-fn compare(mut against: Against<'_>, options: &Options, folder: &Path, shipped: &Path) -> Result<()> {
-    for part in PARTS.iter().filter(|part| options.includes(part)) {
-        match *part {
-            "reads" => CLIENTS
-                .iter()
-                .try_for_each(|clients| against.requests("GET", "never", *clients, KEYS, Some(shipped)))?,
-            "writes" => CLIENTS
-                .iter()
-                .try_for_each(|clients| against.requests("PUT", "never", *clients, KEYS, Some(shipped)))?,
-            "durable" => CLIENTS
-                .iter()
-                .try_for_each(|clients| against.requests("PUT", "always", *clients, KEYS, Some(shipped)))?,
-            "batches" => {
-                let script = folder.join("batches.lua");
-                fs::write(&script, batches())?;
-                for fsync in ["never", "always"] {
-                    let what = format!("batches of {BATCH} PUTs, --fsync {fsync}, {BATCH_CLIENTS} clients");
-                    against.load(&what, BATCH_CLIENTS, &script, fsync, KEYS, Some(shipped))?;
-                }
+/// The plugins of a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plugins {
+    None,
+    /// bytes and conflict.
+    Shipped,
+    /// Twelve that do nothing in every hook.
+    Idle,
+}
+
+/// What vkog is compared with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rival {
+    /// nginx, which answers every request with the same bytes.
+    Nginx,
+    /// Webdis before Redis.
+    Webdis,
+    /// Redis, by its own protocol.
+    Redis,
+    /// The same vkog with the same engine, without plugins and with few entries.
+    Plain,
+    /// Another vkog with the same engine, plugins and entries.
+    Other,
+}
+
+/// A load on vkog with each engine, and the rivals that get it as well. A goal is the lowest ratio of vkog's rate to that of
+/// the rival, for hyper and for tiny_http.
+struct Case {
+    part: Part,
+    kind: Kind,
+    fsync: &'static str,
+    clients: &'static [u32],
+    keys: u64,
+    plugins: Plugins,
+    rivals: &'static [(Rival, [&'static str; 2])],
+}
+
+/// What another vkog is compared with: a change that costs nothing reaches this ratio.
+const AGAINST: &[(Rival, [&str; 2])] = &[(Rival::Other, [GOAL_AGAINST; 2])];
+const ENGINES: [&str; 2] = ["hyper", "tiny"];
+const KEYS: u64 = 10_000;
+const MANY_KEYS: u64 = 10_000_000;
+
+const READS: Case = Case {
+    part: Part::Reads,
+    kind: Kind::Get,
+    fsync: "never",
+    clients: &[64, 16],
+    keys: KEYS,
+    plugins: Plugins::Shipped,
+    rivals: &[(Rival::Nginx, ["≥ 0.85", "≥ 0.55"]), (Rival::Webdis, ["≥ 1.6", "≥ 1.0"]), (Rival::Redis, ["", ""])],
+};
+const WRITES: Case = Case {
+    part: Part::Writes,
+    kind: Kind::Put,
+    rivals: &[(Rival::Webdis, ["≥ 1.5", "≥ 1.0"]), (Rival::Redis, ["", ""])],
+    ..READS
+};
+const BATCHES: Case = Case {
+    part: Part::Batches,
+    kind: Kind::Batches,
+    clients: &[16],
+    rivals: &[(Rival::Redis, ["≥ 1,000,000/s", ""])],
+    ..READS
+};
+/// A server without plugins.
+const PLAIN: Case = Case { plugins: Plugins::None, ..READS };
+const PLUGINS: Case = Case { part: Part::Plugins, clients: &[64], rivals: &[(Rival::Plain, ["", ""])], ..READS };
+
+const CASES: &[Case] = &[
+    READS,
+    WRITES,
+    Case { fsync: "100ms", rivals: &[(Rival::Webdis, ["", ""])], ..WRITES },
+    Case { part: Part::Durable, fsync: "always", rivals: &[(Rival::Redis, ["≥ 1.0", "≥ 0.8"])], ..WRITES },
+    BATCHES,
+    Case { fsync: "always", rivals: &[(Rival::Redis, ["≥ 500,000/s", ""])], ..BATCHES },
+    PLUGINS,
+    Case { plugins: Plugins::Idle, rivals: &[(Rival::Plain, ["≥ 0.95"; 2])], ..PLUGINS },
+    Case {
+        part: Part::Entries,
+        keys: MANY_KEYS,
+        plugins: Plugins::None,
+        rivals: &[(Rival::Plain, ["≥ 0.85"; 2])],
+        ..PLUGINS
+    },
+];
+
+pub(crate) fn run(options: &Options, parts: &[Part]) -> Result<()> {
+    let includes = |part: Part| parts.is_empty() || parts.contains(&part);
+    with_program(&options.profile, &["vkog-bytes", "vkog-conflict"], |program, libraries, folder| {
+        let libraries: Vec<PathBuf> = libraries.iter().map(|library| library.file.clone()).collect();
+        let shipped = plugin_folder(&folder.join("shipped"), &libraries)?;
+        let is_idle = |case: &&Case| case.plugins == Plugins::Idle && includes(case.part);
+        let idle = match CASES.iter().find(is_idle) {
+            Some(_) => plugin_folder(&folder.join("twelve"), &idle_plugins(folder, 12)?)?,
+            None => PathBuf::new(),
+        };
+        let (rounds, seconds) = if options.quick { (3, 1) } else { (5, 2) };
+        println!("medians of {rounds} rounds of {seconds} s; latencies are p50 and p99\n");
+        let stores = Cell::new(0);
+        let bench = Bench { program, against: options.against.as_deref(), folder, shipped, idle, rounds, stores };
+        let mut table = Table::default();
+        let is_wanted = |case: &&Case| includes(case.part) && !(options.quick && case.keys == MANY_KEYS);
+        for case in CASES.iter().filter(is_wanted) {
+            for &clients in case.clients {
+                bench.run(case, Pace { clients, seconds }, &mut table)?;
             }
-            "plugins" => against.requests("GET", "never", 64, KEYS, None)?,
-            "entries" if !options.quick => against.requests("GET", "never", 64, MANY_KEYS, None)?,
-            part => eprintln!("{part}: left out of this comparison"),
         }
-    }
-    against.print();
-    Ok(())
+        if includes(Part::Connections) && bench.against.is_none() {
+            let servers = [bench.vkog(program, "hyper", &PLAIN)?, bench.vkog(program, "hyper", &PLAIN)?];
+            connections::measure(folder, &servers, KEYS, rounds, seconds, &mut table)?;
+        }
+        table.print(&options.peer());
+        Ok(())
+    })
 }
 
 struct Bench<'a> {
     program: &'a Path,
+    /// The other vkog, to compare with instead of the rivals.
+    against: Option<&'a Path>,
     folder: &'a Path,
-    /// With bytes and conflict.
-    shipped: &'a Path,
+    shipped: PathBuf,
+    idle: PathBuf,
     rounds: usize,
-    /// How long one load is.
-    seconds: u32,
     /// How many stores were made.
     stores: Cell<u32>,
 }
 
-/// Puts a load on one of those who are compared.
-type Racer<'a> = Box<dyn Fn() -> Result<Load> + 'a>;
-
-/// The loads of several rounds; none of a peer that is not installed.
-#[derive(Default)]
-struct Rounds(Vec<Load>);
-
-impl Rounds {
-    fn median(&self, value: impl Fn(&Load) -> f64) -> f64 {
-        median(self.0.iter().map(value).collect())
-    }
-
-    /// The median of the ratios of each round.
-    fn over(&self, other: &Self, value: impl Fn(&Load) -> f64) -> String {
-        let ratios = self.0.iter().zip(&other.0).map(|(ours, theirs)| value(ours) / value(theirs)).collect();
-        format!("{:.2}", median(ratios))
-    }
-
-    fn shown(&self) -> String {
-        format!("{:.0}/s, {:.2} and {:.2} ms", self.median(rate), self.median(|load| load.p50), self.median(p99))
-    }
-
-    /// A row beside a peer, if the peer is installed.
-    fn beside(&self, what: &str, peer: &Self, goal: &str, table: &mut Table) {
-        if !peer.0.is_empty() {
-            table.row(what, self.shown(), peer.shown(), self.over(peer, rate), goal);
-        }
-    }
-}
-
-fn rate(load: &Load) -> f64 {
-    load.per_second
-}
-
-fn p99(load: &Load) -> f64 {
-    load.p99
-}
-
 impl Bench<'_> {
-    /// vkog with an engine, on its own store with [`KEYS`] entries.
-    fn vkog(&self, http: &str, plugins: Option<&Path>, fsync: &str) -> Result<Peer> {
+    /// Runs a case with so many clients, and adds its rows.
+    fn run(&self, case: &Case, pace: Pace, table: &mut Table) -> Result<()> {
+        let rivals = if self.against.is_some() { AGAINST } else { case.rivals };
+        let wants_redis = rivals.iter().any(|(rival, _)| matches!(rival, Rival::Redis | Rival::Webdis));
+        let redis = if wants_redis { Peer::redis_if_installed(self.folder, case.fsync == "always")? } else { None };
+        let (mut servers, mut racers, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for engine in ENGINES {
+            let server = self.vkog(self.program, engine, case)?;
+            racers.push(self.racer(&server, "/k/", case, pace)?);
+            servers.push(server);
+        }
+        for (rival, goals) in rivals {
+            for (at, engine) in ENGINES.into_iter().enumerate() {
+                if at == 0 || rival.has_engines() {
+                    let Some((server, racer)) = self.start(*rival, engine, case, pace, redis.as_ref())? else { break };
+                    servers.extend(server);
+                    racers.push(racer);
+                }
+                rows.push((at, racers.len() - 1, format!("{engine}{}", rival.shown()), goals[at]));
+            }
+        }
+        race(&mut racers, self.rounds)?;
+        for (ours, theirs, who, goal) in rows {
+            racers[ours].beside(
+                &racers[theirs],
+                &format!("{}, {} clients, {who}", case.shown(), pace.clients),
+                goal,
+                table,
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts what vkog with an engine is compared with. None if it is not installed.
+    fn start(
+        &self,
+        rival: Rival,
+        engine: &str,
+        case: &Case,
+        pace: Pace,
+        redis: Option<&Peer>,
+    ) -> Result<Option<(Option<Peer>, Racer)>> {
+        let (server, path) = match (rival, redis) {
+            (Rival::Redis, Some(redis)) => return Ok(Some((None, Racer::redis(redis.port, case.kind, pace)))),
+            (Rival::Redis | Rival::Webdis, None) => return Ok(None),
+            (Rival::Webdis, Some(redis)) => {
+                let Some(webdis) = Peer::webdis(self.folder, redis)? else { return Ok(None) };
+                // There has to be something to find.
+                Racer::http(self.folder, webdis.port, Kind::Put, "/SET/", KEYS, pace)?.drive()?;
+                (Some(webdis), if case.kind == Kind::Get { "/GET/" } else { "/SET/" })
+            }
+            (Rival::Nginx, _) => (Peer::nginx(self.folder, &"v".repeat(64))?, "/k/"),
+            (Rival::Plain, _) => (Some(self.vkog(self.program, engine, &PLAIN)?), "/k/"),
+            (Rival::Other, _) => (self.against.map(|other| self.vkog(other, engine, case)).transpose()?, "/k/"),
+        };
+        let Some(server) = server else { return Ok(None) };
+        let racer = self.racer(&server, path, case, pace)?;
+        Ok(Some((Some(server), racer)))
+    }
+
+    fn racer(&self, server: &Peer, path: &str, case: &Case, pace: Pace) -> Result<Racer> {
+        Racer::http(self.folder, server.port, case.kind, path, case.keys, pace)
+    }
+
+    /// Starts a vkog with an engine for a case, on a store of its own.
+    fn vkog(&self, program: &Path, engine: &str, case: &Case) -> Result<Peer> {
         self.stores.set(self.stores.get() + 1);
         let store = self.folder.join(format!("{}.vkog", self.stores.get()));
-        make_store(self.program, &store, KEYS)?;
-        Ok(Peer::vkog_with(self.program, &store, plugins, &["--http", http, "--fsync", fsync])?.0)
-    }
-
-    /// Redis with these options; `None` if it is not installed.
-    fn redis(&self, options: &[&str]) -> Result<Option<Peer>> {
-        if let Err(error) = Command::new("redis-server").arg("--version").output() {
-            eprintln!("Redis is left out: {error}; install Debian's redis-server");
-            return Ok(None);
-        }
-        Ok(Some(Peer::redis(self.folder, options)?.0))
-    }
-
-    fn wrk<'a>(&'a self, peer: &'a Peer, clients: u32, method: &'a str, path: &'a str, keys: u64) -> Racer<'a> {
-        Box::new(move || {
-            let script = requests(self.folder, method, path, keys)?;
-            wrk(&format!("http://127.0.0.1:{}", peer.port), clients, self.seconds, &script)
-        })
-    }
-
-    fn redis_benchmark<'a>(&'a self, redis: &'a Peer, clients: u32, command: &'a str) -> Racer<'a> {
-        Box::new(move || redis_benchmark(redis.port, clients, 1, 75_000 * self.seconds, command))
-    }
-
-    fn race<const N: usize>(&self, racers: [Option<Racer<'_>>; N]) -> Result<[Rounds; N]> {
-        let mut loads = [const { Rounds(Vec::new()) }; N];
-        for _ in 0..self.rounds {
-            for (racer, loads) in racers.iter().zip(&mut loads) {
-                if let Some(racer) = racer {
-                    loads.0.push(racer()?);
-                }
-            }
-        }
-        Ok(loads)
-    }
-
-    fn reads(&self, clients: u32, table: &mut Table) -> Result<()> {
-        let nginx = Peer::nginx(self.folder, &"v".repeat(64))?;
-        let redis = self.redis(&[])?;
-        let webdis = redis.as_ref().map(|redis| Peer::webdis(self.folder, redis)).transpose()?.flatten();
-        if let Some(webdis) = &webdis {
-            // There has to be something to find.
-            self.wrk(webdis, 16, "PUT", "/SET/", KEYS)()?;
-        }
-        let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "never"));
-        let (hyper, tiny) = (hyper?, tiny?);
-        let [fixed, through, own, hyper, tiny] = self.race([
-            nginx.as_ref().map(|nginx| self.wrk(nginx, clients, "GET", "/k/", KEYS)),
-            webdis.as_ref().map(|webdis| self.wrk(webdis, clients, "GET", "/GET/", KEYS)),
-            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "get")),
-            Some(self.wrk(&hyper, clients, "GET", "/k/", KEYS)),
-            Some(self.wrk(&tiny, clients, "GET", "/k/", KEYS)),
-        ])?;
-        let goals = [["≥ 0.85", "≤ 1.5", "≥ 1.6"], ["≥ 0.55", "≤ 2", "≥ 1.0"]];
-        for ((http, ours), [rate_goal, p99_goal, through_goal]) in ENGINES.iter().zip([hyper, tiny]).zip(goals) {
-            let what = format!("GET, {http}, {clients} clients");
-            ours.beside(&format!("{what}; nginx with a fixed answer"), &fixed, rate_goal, table);
-            if !fixed.0.is_empty() {
-                let p99_goal = if clients == 64 { p99_goal } else { "" };
-                let shown = |rounds: &Rounds| format!("{:.2} ms", rounds.median(p99));
-                let what = format!("{what}: p99; that of nginx");
-                table.row(&what, shown(&ours), shown(&fixed), ours.over(&fixed, p99), p99_goal);
-            }
-            ours.beside(&format!("{what}; Webdis before Redis"), &through, through_goal, table);
-            ours.beside(&format!("{what}; Redis, its own protocol"), &own, "", table);
-        }
-        Ok(())
-    }
-
-    fn writes(&self, clients: u32, table: &mut Table) -> Result<()> {
-        let redis = self.redis(&[])?;
-        let webdis = redis.as_ref().map(|redis| Peer::webdis(self.folder, redis)).transpose()?.flatten();
-        let vkog = |http, fsync| self.vkog(http, Some(self.shipped), fsync);
-        let ours = [vkog("hyper", "never")?, vkog("tiny", "never")?, vkog("hyper", "100ms")?, vkog("tiny", "100ms")?];
-        let put = |vkog| Some(self.wrk(vkog, clients, "PUT", "/k/", KEYS));
-        let [through, own, hyper, tiny, late_hyper, late_tiny] = self.race([
-            webdis.as_ref().map(|webdis| self.wrk(webdis, clients, "PUT", "/SET/", KEYS)),
-            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "set")),
-            put(&ours[0]),
-            put(&ours[1]),
-            put(&ours[2]),
-            put(&ours[3]),
-        ])?;
-        for (http, never, late, goal) in [("hyper", hyper, late_hyper, "≥ 1.5"), ("tiny", tiny, late_tiny, "≥ 1.0")]
-        {
-            let what = |fsync: &str| format!("PUT --fsync {fsync}, {http}, {clients} clients");
-            never.beside(&format!("{}; Webdis before Redis", what("never")), &through, goal, table);
-            never.beside(&format!("{}; Redis, its own protocol", what("never")), &own, "", table);
-            late.beside(&format!("{}; Webdis before Redis", what("100ms")), &through, "", table);
-        }
-        Ok(())
-    }
-
-    fn durable_writes(&self, clients: u32, table: &mut Table) -> Result<()> {
-        let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
-        let redis = self.redis(&always)?;
-        let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), "always"));
-        let (hyper, tiny) = (hyper?, tiny?);
-        let [theirs, hyper, tiny] = self.race([
-            redis.as_ref().map(|redis| self.redis_benchmark(redis, clients, "set")),
-            Some(self.wrk(&hyper, clients, "PUT", "/k/", KEYS)),
-            Some(self.wrk(&tiny, clients, "PUT", "/k/", KEYS)),
-        ])?;
-        for ((http, ours), goal) in ENGINES.iter().zip([hyper, tiny]).zip(["≥ 1.0", "≥ 0.8"]) {
-            let what = format!("PUT --fsync always, {http}, {clients} clients; Redis appendfsync always");
-            ours.beside(&what, &theirs, goal, table);
-        }
-        Ok(())
-    }
-
-    /// Batches of PUTs of existing keys in MessagePack, beside Redis' pipelines.
-    fn batches(&self, table: &mut Table) -> Result<()> {
-        let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
-        let script = self.folder.join("batches.lua");
-        fs::write(&script, batches())?;
-        for (fsync, options, goal) in [("never", &[][..], "≥ 1,000,000/s"), ("always", &always, "≥ 500,000/s")] {
-            let redis = self.redis(options)?;
-            let [hyper, tiny] = ENGINES.map(|http| self.vkog(http, Some(self.shipped), fsync));
-            let (hyper, tiny) = (hyper?, tiny?);
-            let puts = |peer: &Peer| -> Result<Load> {
-                let load = wrk(&format!("http://127.0.0.1:{}", peer.port), BATCH_CLIENTS, self.seconds, &script)?;
-                Ok(Load { per_second: load.per_second * f64::from(BATCH), ..load })
-            };
-            let sets = |redis: &Peer| redis_benchmark(redis.port, BATCH_CLIENTS, BATCH, 500_000 * self.seconds, "set");
-            let [theirs, hyper, tiny] = self.race([
-                redis.as_ref().map(|redis| Box::new(move || sets(redis)) as Racer<'_>),
-                Some(Box::new(|| puts(&hyper))),
-                Some(Box::new(|| puts(&tiny))),
-            ])?;
-            for ((http, ours), goal) in ENGINES.iter().zip([hyper, tiny]).zip([goal, ""]) {
-                let what = format!(
-                    "PUTs, {BATCH} a batch, --fsync {fsync}, {http}, {BATCH_CLIENTS} clients; Redis SET, {BATCH} a pipeline, the same"
-                );
-                ours.beside(&what, &theirs, goal, table);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads with the two plugins that come with the program, and with twelve that do nothing in every hook, against those
-    /// without a plugin.
-    fn plugins(&self, table: &mut Table) -> Result<()> {
-        let idle = plugin_folder(&self.folder.join("twelve"), &idle_plugins(self.folder, 12)?)?;
-        for http in ENGINES {
-            let none = self.vkog(http, None, "never")?;
-            let (two, twelve) = (self.vkog(http, Some(self.shipped), "never")?, self.vkog(http, Some(&idle), "never")?);
-            let get = |vkog| Some(self.wrk(vkog, 64, "GET", "/k/", KEYS));
-            let [none, two, twelve] = self.race([get(&none), get(&two), get(&twelve)])?;
-            let what = format!("GET, {http}, 64 clients");
-            two.beside(&format!("{what}, bytes and conflict; no plugin"), &none, "", table);
-            twelve.beside(&format!("{what}, 12 plugins that do nothing in all hooks; none"), &none, "≥ 0.95", table);
-        }
-        Ok(())
-    }
-
-    /// Reads of a large store against those of a small one.
-    fn entries(&self, table: &mut Table) -> Result<()> {
-        let large = self.folder.join("large.vkog");
-        make_store(self.program, &large, MANY_KEYS)?;
-        for http in ENGINES {
-            let (large, _) = Peer::vkog(self.program, &large, &["--http", http])?;
-            let small = self.vkog(http, None, "always")?;
-            let [many, few] = self.race([
-                Some(self.wrk(&large, 64, "GET", "/k/", MANY_KEYS)),
-                Some(self.wrk(&small, 64, "GET", "/k/", KEYS)),
-            ])?;
-            let what = format!("GET, {http}, 64 clients, {MANY_KEYS} keys; {KEYS} keys");
-            many.beside(&what, &few, "≥ 0.85", table);
-        }
-        Ok(fs::remove_file(large)?)
-    }
-
-    /// The cost of idle connections: memory, and latency of other clients.
-    fn connections(&self, table: &mut Table) -> Result<()> {
-        let (crowded, free) = (self.vkog("hyper", None, "never")?, self.vkog("hyper", None, "never")?);
-        let before = crowded.resident()?;
-        let mut idle = match keep(crowded.port, IDLE_CONNECTIONS) {
-            Ok(idle) => idle,
-            Err(error) => {
-                let way_out = "raise the soft and hard limits of file descriptors (ulimit -n) of this shell";
-                eprintln!("{IDLE_CONNECTIONS} connections are left out: {error}; {way_out}");
-                return Ok(());
-            }
+        make_store(program, &store, case.keys)?;
+        let plugins = match case.plugins {
+            Plugins::None => None,
+            Plugins::Shipped => Some(self.shipped.as_path()),
+            Plugins::Idle => Some(self.idle.as_path()),
         };
-        let resident = crowded.resident()?;
-        let (mut with, mut without) = (Rounds::default(), Rounds::default());
-        for _ in 0..self.rounds {
-            with.0.push(self.wrk(&crowded, 16, "GET", "/k/", KEYS)()?);
-            without.0.push(self.wrk(&free, 16, "GET", "/k/", KEYS)()?);
-            // All connections are still open, and have not reached the idle timeout.
-            idle.iter_mut().try_for_each(ask)?;
+        Ok(Peer::vkog_with(program, &store, plugins, &["--http", engine, "--fsync", case.fsync])?.0)
+    }
+}
+
+impl Rival {
+    /// Whether it has an engine, so that each engine has a rival of its own.
+    fn has_engines(self) -> bool {
+        matches!(self, Self::Plain | Self::Other)
+    }
+
+    fn shown(self) -> &'static str {
+        match self {
+            Self::Nginx => "; nginx with a fixed answer",
+            Self::Webdis => "; Webdis before Redis",
+            Self::Redis => "; Redis, its own protocol",
+            Self::Plain => "; no plugin, 10,000 keys",
+            Self::Other => "",
         }
-        let what = format!("GET, hyper, 16 clients, {IDLE_CONNECTIONS} idle connections; none");
-        with.beside(&what, &without, "", table);
-        let shown = |rounds: &Rounds| format!("{:.2} ms", rounds.median(p99));
-        table.row(&format!("{what}: p99"), shown(&with), shown(&without), with.over(&without, p99), "1");
-        let what = format!("resident memory, hyper, {IDLE_CONNECTIONS} idle connections; before");
-        let (resident, before) = (format!("{resident:.0} MB"), format!("{before:.0} MB"));
-        table.row(&what, resident, before, String::new(), "< 150 MB");
-        Ok(())
     }
 }
 
-/// This number of connections that have been used once and stay open.
-fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
-    let mut connections = Vec::with_capacity(count);
-    for _ in 0..count {
-        let mut connection = TcpStream::connect(("127.0.0.1", port))?;
-        connection.set_read_timeout(Some(Duration::from_secs(10)))?;
-        ask(&mut connection)?;
-        connections.push(connection);
+impl Case {
+    fn shown(&self) -> String {
+        let what = match self.kind {
+            Kind::Get => "GET".to_owned(),
+            Kind::Put => format!("PUT --fsync {}", self.fsync),
+            Kind::Batches => format!("PUTs, {BATCH} a batch, --fsync {}", self.fsync),
+        };
+        let plugins = match self.plugins {
+            Plugins::None => ", no plugin",
+            Plugins::Shipped => "",
+            Plugins::Idle => ", 12 plugins that do nothing in all hooks",
+        };
+        if self.keys == KEYS { what + plugins } else { format!("{what}{plugins}, {} keys", self.keys) }
     }
-    Ok(connections)
-}
-
-/// Sends one request over a connection and reads the answer.
-fn ask(connection: &mut TcpStream) -> Result<()> {
-    connection.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = [0; 512];
-    let read = connection.read(&mut answer)?;
-    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("an idle connection was closed".into()) }
-}
-
-/// The script of wrk: batches that are created before the measurement, with values of 64 bytes.
-fn batches() -> String {
-    format!(
-        r#"
-local requests, at = {{}}, 0
--- A text of less than 256 bytes in MessagePack.
-local function str(text)
-  return string.char(0xd9, #text) .. text
-end
-function init()
-  math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
-  for i = 1, 500 do
-    local parts = {{ string.char(0xdc, 0, {BATCH}) }}
-    for j = 1, {BATCH} do
-      local key = string.format("key:%012d", math.random(0, {KEYS} - 1))
-      local put = str("op") .. str("put") .. str("key") .. str(key) .. str("value") .. str(string.rep("v", 64))
-      parts[#parts + 1] = string.char(0x83) .. put
-    end
-    local body = table.concat(parts)
-    requests[i] = wrk.format("POST", "/batch", {{ ["Content-Type"] = "application/msgpack" }}, body)
-  end
-end
-function request()
-  at = at % 500 + 1
-  return requests[at]
-end
-"#
-    )
 }

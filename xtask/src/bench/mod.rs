@@ -1,112 +1,125 @@
 //! Benchmarks: this program and its peers, in turn, on this machine, in one run.
 
-pub(crate) mod against;
-pub(crate) mod attack;
-pub(crate) mod http;
-pub(crate) mod peers;
+mod attack;
+mod connections;
+mod http;
+mod peers;
 mod plugins;
-pub(crate) mod store;
+mod race;
+mod store;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::Result;
+use crate::build::{self, Artifact};
 
-/// The options of a benchmark.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What is measured.
+#[derive(clap::Subcommand)]
+pub(crate) enum Bench {
+    /// How long a client waits while others try to exhaust the server
+    Attack,
+    /// Requests beside nginx, Webdis and Redis, with plugins, many entries, many connections (needs wrk)
+    Http {
+        #[command(flatten)]
+        options: Options,
+        /// The parts to measure [default: all]
+        parts: Vec<http::Part>,
+    },
+    /// The store beside Redis: start, snapshot, memory (needs redis-server and wrk)
+    Store(Options),
+}
+
+/// How it is measured.
+#[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Fewer and shorter rounds.
-    pub(crate) quick: bool,
-    /// Another vkog, to compare with instead of the peers.
-    pub(crate) against: Option<PathBuf>,
-    /// The profile to build with. None is `release`.
-    profile: Option<String>,
-    /// The parts to run. Empty is all of them.
-    parts: Vec<String>,
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+    /// Build with this profile
+    #[arg(long, value_name = "NAME", default_value = "release")]
+    profile: String,
+    /// Compare with another vkog, such as that of the commit before, instead of with the peers
+    #[arg(long, value_name = "PROGRAM", value_parser = |path: &str| fs::canonicalize(path))]
+    against: Option<PathBuf>,
+}
+
+/// The lowest ratio to another vkog at which a change costs nothing.
+const GOAL_AGAINST: &str = "≥ 0.97";
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<()> {
+        match self {
+            Self::Attack => attack::run(),
+            Self::Http { options, parts } => http::run(&options, &parts),
+            Self::Store(options) => store::run(&options),
+        }
+    }
 }
 
 impl Options {
-    /// Parses `[--quick] [--profile=NAME] [--against=PROGRAM] [PART…]`.
-    ///
-    /// # Errors
-    ///
-    /// An option or a part is unknown, or `--against` names no file.
-    pub(crate) fn parse(words: &[&str], parts: &[&str]) -> Result<Self> {
-        let mut options = Self::default();
-        let mut rest = words.iter();
-        while let Some(word) = rest.next() {
-            match *word {
-                "--quick" => options.quick = true,
-                "--against" => options.against = Some(program(rest.next().unwrap_or(&""))?),
-                word => match word.split_once('=') {
-                    Some(("--against", path)) => options.against = Some(program(path)?),
-                    Some(("--profile", name)) => options.profile = Some(name.to_owned()),
-                    _ if parts.contains(&word) => options.parts.push(word.to_owned()),
-                    _ if parts.is_empty() => return Err(format!("unexpected argument {word:?}").into()),
-                    _ => return Err(format!("there is no part {word:?}; the parts are {}", parts.join(", ")).into()),
-                },
-            }
-        }
-        Ok(options)
-    }
-
-    /// Returns the profile to build with.
-    pub(crate) fn profile(&self) -> &str {
-        self.profile.as_deref().unwrap_or("release")
-    }
-
-    /// Returns true if a part is to be run.
-    pub(crate) fn includes(&self, part: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|name| name == part)
+    /// The name of what this program is compared with.
+    fn peer(&self) -> String {
+        self.against.as_ref().map_or_else(|| "peer".to_owned(), |program| program.display().to_string())
     }
 }
 
-/// Returns the absolute path of a program, so that it stays right in every folder.
-fn program(path: &str) -> Result<PathBuf> {
-    std::fs::canonicalize(path)
-        .map_err(|error| format!("cannot compare with {path:?}: {error}; give --against the path of a vkog").into())
+/// Builds the program, and perhaps plugins. Calls a function with it, the plugins and a folder for files, which is removed
+/// afterwards.
+fn with_program(
+    profile: &str,
+    plugins: &[&str],
+    measure: impl FnOnce(&Path, &[Artifact], &Path) -> Result<()>,
+) -> Result<()> {
+    let packages = [&["vkog"], plugins].concat();
+    let (programs, libraries): (Vec<_>, Vec<_>) =
+        build::build(&packages, profile, None)?.into_iter().partition(|artifact| artifact.package == "vkog");
+    let program = &programs.first().ok_or("cargo built no vkog")?.file;
+    // Below the target folder: on a disk, not in memory as a temporary folder may be.
+    let folder = program.parent().ok_or("no folder")?.join("bench");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    println!("{}\n", machine());
+    measure(program, &libraries, &folder)?;
+    Ok(fs::remove_dir_all(&folder)?)
+}
+
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    let memory = read("/proc/meminfo");
+    let memory = memory.lines().next().unwrap_or("").trim_start_matches("MemTotal:").trim().to_owned();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{cores} cores ({}), {memory} of memory, Linux {}",
+        model.unwrap_or("unknown"),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
 }
 
 /// The value in the middle.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The results, as a table for docs/explanation/performance.md.
 #[derive(Default)]
-pub(crate) struct Table(Vec<[String; 5]>);
+struct Table(Vec<[String; 5]>);
 
 impl Table {
     /// Adds a row: what was measured, ours, the peer's, the ratio that was reached and the goal.
-    pub(crate) fn row(&mut self, what: &str, ours: String, theirs: String, ratio: String, goal: &str) {
+    fn row(&mut self, what: &str, ours: String, theirs: String, ratio: String, goal: &str) {
         eprintln!("{what}: {ours} | {theirs} | {ratio} | {goal}");
         self.0.push([what.to_owned(), ours, theirs, ratio, goal.to_owned()]);
     }
 
-    pub(crate) fn print(&self, peer: &str) {
+    fn print(&self, peer: &str) {
         println!("| what | vkog | {peer} | ratio | goal |\n|---|---|---|---|---|");
         for row in &self.0 {
             println!("| {} |", row.join(" | "));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_parsed_in_any_order() {
-        let parsed = Options::parse(&["writes", "--against", "Cargo.toml", "--quick"], &["reads", "writes"]);
-        let parsed = parsed.expect("they are right");
-        assert!(parsed.quick && parsed.includes("writes") && !parsed.includes("reads"), "{parsed:?}");
-        assert_eq!(parsed.against, std::fs::canonicalize("Cargo.toml").ok());
-    }
-
-    #[test]
-    fn wrong_options_are_refused() {
-        for words in [&["--fast"][..], &["--against"], &["--against=/no/such/vkog"], &["flights"]] {
-            assert!(Options::parse(words, &["reads"]).is_err(), "{words:?}");
         }
     }
 }

@@ -85,7 +85,17 @@ impl Peer {
         Err("redis-server does not answer".into())
     }
 
-    /// Starts nginx, which answers every request with these bytes: as fast as this machine speaks HTTP. `None` if it is not
+    /// Starts an empty Redis, which syncs its log before every answer if `durable`. None where it is not installed.
+    pub(crate) fn redis_if_installed(folder: &Path, durable: bool) -> Result<Option<Self>> {
+        if let Err(error) = Command::new("redis-server").arg("--version").output() {
+            eprintln!("Redis is left out: {error}; install Debian's redis-server");
+            return Ok(None);
+        }
+        let always = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"];
+        Ok(Some(Self::redis(folder, if durable { &always } else { &[] })?.0))
+    }
+
+    /// Starts nginx, which answers every request with these bytes: as fast as this machine speaks HTTP. None where it is not
     /// installed.
     pub(crate) fn nginx(folder: &Path, body: &str) -> Result<Option<Self>> {
         let port = free_port()?;

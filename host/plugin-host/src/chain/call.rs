@@ -19,10 +19,8 @@ pub trait Origin: Send + Sync {
     }
 }
 
-/// The origin of a call that no request caused.
-pub(super) struct NoOrigin;
-
-pub(super) static NO_ORIGIN: NoOrigin = NoOrigin;
+/// The origin of a call that no request caused, and of requests without headers and client in tests.
+pub struct NoOrigin;
 
 impl Origin for NoOrigin {
     fn header(&self, _name: &str) -> Option<&[u8]> {

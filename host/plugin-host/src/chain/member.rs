@@ -1,8 +1,6 @@
 //! A created plugin: its module, its instance, its statistics, and its state of health.
 
 use std::collections::VecDeque;
-use std::error::Error;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +10,7 @@ use vkog_plugin_api::abi::{
     HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
 };
 
-use super::call::{CallOutput, NO_ORIGIN, OpContext, Scan, call, raw_call};
+use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
 use super::scope::{Lock, Scope};
@@ -49,45 +47,34 @@ pub struct FailurePolicy {
 
 /// Why a plugin was not created, did not start, or rejected its settings. The message is what the plugin returned, as one
 /// line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PluginError {
     /// The plugin cannot read its settings.
+    #[error("{message}")]
     Settings {
         /// The mistake in them.
         message: String,
     },
     /// The plugin returned an error.
+    #[error("{message}")]
     Returned {
         /// The error.
         message: String,
     },
     /// The plugin panicked.
+    #[error("{message}")]
     Panicked {
         /// The message of the panic.
         message: String,
     },
     /// The plugin has a `start` hook, and the operations in flight did not end in time.
+    #[error("operations in flight did not end within {timeout:?}, and it counts what the store holds")]
     NotDrained {
         /// The time that they had.
         timeout: Duration,
     },
 }
-
-impl fmt::Display for PluginError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Settings { message } | Self::Returned { message } | Self::Panicked { message } => {
-                f.write_str(message)
-            }
-            Self::NotDrained { timeout } => {
-                write!(f, "operations in flight did not end within {timeout:?}, and it counts what the store holds")
-            }
-        }
-    }
-}
-
-impl Error for PluginError {}
 
 /// A created plugin, as part of a chain. Dropping it destroys the plugin.
 pub struct Member {
@@ -253,10 +240,10 @@ impl Member {
             query: "",
             arrived: 0,
             depth: 0,
-            origin: &NO_ORIGIN,
+            origin: &NoOrigin,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut output = CallOutput::new(&NO_ORIGIN);
+        let mut output = CallOutput::new(&NoOrigin);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);
         let begun = Instant::now();

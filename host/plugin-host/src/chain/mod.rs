@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, Verb};
 use vkog_runtime::Counts;
 
-pub use call::{Each, EntryView, OpContext, Origin, Scan};
+pub use call::{Each, EntryView, NoOrigin, OpContext, Origin, Scan};
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use stats::HookStats;

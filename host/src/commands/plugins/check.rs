@@ -59,17 +59,15 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     hooks: plugin.hook_names().collect(),
                     required_hooks: plugin.required_hook_names().collect(),
                 },
-                Err(error) => {
-                    Verdict::Fails { path, ok: false, code: error.fault.code(), message: error.fault.to_string() }
-                }
+                Err(error) => Verdict::Fails { path, ok: false, code: error.fault.code(), message: error.fault.line() },
             })
             .collect();
         say(&serde_json::to_string_pretty(&Document { plugins })?);
     } else {
         for (path, result) in results {
             say(&match result {
-                Ok(plugin) => format!("{path}: {plugin}; this server loads it"),
-                Err(error) => format!("{path}: cannot be loaded: {} [{}]", error.fault, error.fault.code()),
+                Ok(plugin) => format!("{path}: {plugin}; this host loads it"),
+                Err(error) => format!("{path}: cannot be loaded: {} [{}]", error.fault.line(), error.fault.code()),
             });
         }
     }

@@ -1,6 +1,8 @@
 //! Finds the sockets of the connections, which tiny_http does not expose: Linux lists them among the open files of the
 //! process.
 
+#![allow(unsafe_code)]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;

@@ -8,16 +8,8 @@ use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
 use super::super::map::{Map, SHARDS};
+use super::super::repair::Lost;
 use super::{FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
-
-/// A part of a file that could not be read.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hole {
-    pub(crate) at: u64,
-    pub(crate) bytes: u64,
-    /// The number of its entries, if it is known.
-    pub(crate) entries: Option<u64>,
-}
 
 /// The program that wrote a file.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -43,7 +35,8 @@ pub(crate) struct Found {
     pub(crate) unverified: u64,
     /// The checksum of media types, details and revisions is wrong.
     pub(crate) directory_is_damaged: bool,
-    pub(crate) holes: Vec<Hole>,
+    /// The parts that could not be read.
+    pub(crate) holes: Vec<Lost>,
 }
 
 /// A higher revision was never assigned: it comes from damaged bytes.
@@ -84,6 +77,10 @@ pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Res
         found.salvage_go(file)?;
     }
     Ok(found)
+}
+
+fn lost(at: u64, bytes: u64, entries: Option<u64>) -> Lost {
+    Lost { at, bytes, entries, is_tail: false }
 }
 
 fn head_len(format: u64) -> usize {
@@ -167,7 +164,7 @@ impl Found {
                 self.unverified += u64::from(entries);
                 at = end as u64;
             } else if fits {
-                self.holes.push(Hole { at, bytes: length, entries: Some(entries.into()) });
+                self.holes.push(lost(at, length, Some(entries.into())));
                 at += length;
             } else {
                 break;
@@ -180,7 +177,7 @@ impl Found {
             self.unverified += scan.taken;
             self.holes.extend(scan.holes);
             if scan.end < pieces.len() {
-                self.holes.push(Hole { at: scan.end as u64, bytes: (pieces.len() - scan.end) as u64, entries: None });
+                self.holes.push(lost(scan.end as u64, (pieces.len() - scan.end) as u64, None));
             }
         }
         Ok(())
@@ -201,9 +198,9 @@ impl Found {
         let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map);
         self.unverified = scan.taken;
         self.holes = scan.holes;
-        let lost = u64::from(count) - scan.read;
-        if lost > 0 {
-            self.holes.push(Hole { at: scan.end as u64, bytes: (all.len() - scan.end) as u64, entries: Some(lost) });
+        let missing = u64::from(count) - scan.read;
+        if missing > 0 {
+            self.holes.push(lost(scan.end as u64, (all.len() - scan.end) as u64, Some(missing)));
         }
         Ok(())
     }
@@ -301,7 +298,7 @@ struct Scan {
     /// The offset at which reading ended.
     end: usize,
     /// Those that were read and cannot be what was written.
-    holes: Vec<Hole>,
+    holes: Vec<Lost>,
 }
 
 fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
@@ -322,7 +319,7 @@ fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
                 scan.taken += 1;
             }
             None => {
-                scan.holes.push(Hole { at: scan.end as u64, bytes: (next - scan.end) as u64, entries: Some(1) });
+                scan.holes.push(lost(scan.end as u64, (next - scan.end) as u64, Some(1)));
             }
         }
         scan.read += 1;

@@ -2,25 +2,18 @@
 
 use super::super::damage::Damage;
 use super::super::disk::File;
+use super::super::repair::Lost;
 use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// A part of a log without a whole record.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hole {
-    pub(crate) at: u64,
-    pub(crate) bytes: u64,
-    /// It extends to the end, as after a crash.
-    pub(crate) is_tail: bool,
-}
-
-/// The intact records of a log.
+/// What is whole in a log.
 pub(crate) struct Found {
     /// The head, if it is whole.
     pub(crate) head: Option<Head>,
     /// The number of changes.
     pub(crate) records: u64,
-    pub(crate) holes: Vec<Hole>,
+    /// The parts without a whole record.
+    pub(crate) holes: Vec<Lost>,
 }
 
 /// Calls a function for every whole change, in order. `wanted` is called first, with the head if it is whole; if it returns
@@ -45,7 +38,7 @@ pub(crate) fn salvage(
             if reader.frame_at(0)?.is_some() {
                 return Err(damage);
             }
-            found.holes.push(Hole { at: 0, bytes: Head::LEN, is_tail: false });
+            found.holes.push(Lost { at: 0, bytes: Head::LEN, entries: None, is_tail: false });
             reader.guess_salt()?;
             reader
         }
@@ -68,7 +61,12 @@ pub(crate) fn salvage(
                         }
                         Some(_) => {}
                         None => {
-                            found.holes.push(Hole { at, bytes: (FRAME + length) as u64, is_tail: false });
+                            found.holes.push(Lost {
+                                at,
+                                bytes: (FRAME + length) as u64,
+                                entries: None,
+                                is_tail: false,
+                            });
                             break;
                         }
                     }
@@ -79,7 +77,7 @@ pub(crate) fn salvage(
                 let end = next.map_or_else(|| reader.end_of_data(at), Ok)?;
                 // The rest may be preallocated space only.
                 if end > at {
-                    found.holes.push(Hole { at, bytes: end - at, is_tail: next.is_none() });
+                    found.holes.push(Lost { at, bytes: end - at, entries: None, is_tail: next.is_none() });
                 }
                 reader.at = next.unwrap_or(reader.len);
             }
@@ -199,7 +197,7 @@ mod tests {
     #[test]
     fn a_torn_tail_is_distinguished_from_damage() {
         let (mut log, starts) = log();
-        let torn = Hole { at: starts[9] as u64, bytes: 20, is_tail: true };
+        let torn = Lost { at: starts[9] as u64, bytes: 20, entries: None, is_tail: true };
         for room in [0, 100] {
             let (revisions, found) = salvaged(&[&log[..starts[9] + 20], &vec![0; room]].concat());
             assert_eq!((revisions.last(), &found.holes[..]), (Some(&9), &[torn][..]), "{room} zeros");
