@@ -1,4 +1,4 @@
-//! What a batch of 64 PUTs costs without a wire, in either format: to read it, and to do it; beside a copy of its bytes and
+//! The cost of a batch of 64 PUTs without a network, in both formats: to parse it, and to run it; beside a copy of its bytes and
 //! a hash of each of its keys in a `HashMap`, which is the least that has to be done.
 
 use std::collections::HashMap;
@@ -44,14 +44,14 @@ fn status(api: &Api, format: &str, body: Vec<u8>) -> u16 {
     let admitted = api.admit(head).unwrap_or_else(|reply| panic!("{}", reply.status));
     let (tell, told) = channel();
     api.serve(admitted, body, Responder::new(move |reply| _ = tell.send(reply.status)));
-    told.recv().expect("it is answered")
+    told.recv().expect("there is a response")
 }
 
-/// Each batch goes through the interface of a store without plugins, and is answered with this status.
+/// Each batch goes through the interface of a store without plugins, and gets this status.
 fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u16) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let port = Arc::new(HostContext::new(0, system_clock));
-    // No snapshot of its own accord.
+    // No automatic snapshot.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
     let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");

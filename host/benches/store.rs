@@ -1,4 +1,4 @@
-//! What the store costs without a wire and without a disk's own time, each beside what does as much of it as can be done:
+//! The cost of the store without a network and without the time of a disk, each beside a baseline:
 //! reads and writes of the map beside a `HashMap` behind one lock and beside `DashMap`, appends to the log beside plain
 //! writes of as many bytes, snapshots beside a copy of the memory.
 
@@ -25,7 +25,7 @@ const VALUE: &[u8] = &[b'v'; 64];
 const THREADS: [usize; 2] = [1, 2];
 const PATH: &str = "store";
 
-/// A disk in memory. A log that nobody reads may forget what is written to it.
+/// A disk in memory. A log without readers may drop its bytes.
 #[derive(Clone, Default)]
 struct MemoryDisk {
     files: Arc<Mutex<BTreeMap<PathBuf, MemoryFile>>>,
@@ -127,7 +127,7 @@ fn filled() -> MemoryDisk {
 }
 
 fn open(disk: impl Disk, path: &Path) -> LocalStore {
-    // No snapshot of its own accord.
+    // No automatic snapshot.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     LocalStore::open(disk, path, options, &|_, _| {}).expect("it was just written")
 }

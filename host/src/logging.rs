@@ -145,7 +145,7 @@ impl Queue {
     /// Writes lines, for as long as the process runs.
     fn run(&self, to: &mut impl Write) {
         IS_WRITER.set(true);
-        // How many dropped lines were reported in lines that were written, and with the line that is on its way.
+        // The number of dropped lines in the reports that were written, and with the report that is being written.
         let (mut reported, mut reporting) = (0, 0);
         let mut lines = Vec::new();
         loop {
@@ -162,7 +162,7 @@ impl Queue {
                     let dropped = self.dropped.load(Relaxed);
                     if dropped > reported {
                         let lines = dropped - reported;
-                        tracing::warn!(lines, "log lines were dropped: standard error was not read, full or closed");
+                        tracing::warn!(lines, "dropped log lines, because standard error was closed, full or not read");
                         reporting = dropped;
                     }
                 }

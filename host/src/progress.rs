@@ -48,7 +48,7 @@ impl Bar {
         bar
     }
 
-    /// Sets how much is done, of how much; a total of 0 is not known. Cheap, from any thread.
+    /// Sets the progress and the total, of any unit; a total of 0 is unknown. Cheap, from any thread.
     pub fn set(&self, done: u64, total: u64) {
         self.state.done.store(done, Ordering::Relaxed);
         self.state.total.store(total, Ordering::Relaxed);

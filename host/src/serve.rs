@@ -142,7 +142,7 @@ fn start(
     };
     if auth.open && !local {
         tracing::warn!(
-            "--open on {address}, which other machines can reach: every client may read and write everything"
+            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] to restrict them"
         );
     }
     let auth = Arc::new(Authorizer::new(auth));

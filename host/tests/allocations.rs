@@ -76,7 +76,7 @@ fn api(file: &std::path::Path) -> Api {
 
 /// Allocations and reallocations of a request, the mean of many.
 fn per_request(mut request: impl FnMut()) -> f64 {
-    // What is made once for all is made now; at first every call of a hook is timed.
+    // Lazily created state is created now; at first every call of a hook is timed.
     (0..REQUESTS).for_each(|_| request());
     let region = Region::new(HEAP);
     (0..REQUESTS).for_each(|_| request());
@@ -84,7 +84,7 @@ fn per_request(mut request: impl FnMut()) -> f64 {
     (change.allocations + change.reallocations) as f64 / REQUESTS as f64
 }
 
-/// From the head to the reply, on this thread. What the engine brings is made beforehand.
+/// From the head to the response, on this thread. The parts of the engine are created before.
 fn without_engine(api: &Api, method: Method) -> f64 {
     static STATUS: AtomicU16 = AtomicU16::new(0);
     let mut made = Vec::new();

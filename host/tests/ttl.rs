@@ -16,7 +16,7 @@ use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
-/// What the bytes plugin lets in: more than all entries, and less than one value to probe it with.
+/// The limit of the bytes plugin: more than all entries, and less than one value to probe it with.
 const LIMIT: u64 = 2 << 20;
 /// 1 January 2026, in milliseconds since 1970.
 const BEGIN: u64 = 1_767_225_600_000;
@@ -97,7 +97,7 @@ impl Host {
     fn run(&self, verb: Verb, key: &str, value: &[u8], query: &str) -> (Outcome, ExtraHeaders) {
         let (tell, told) = channel();
         self.begin(verb, key, value, query, move |answer, added| drop(tell.send((answer, added))));
-        told.recv().expect("every request is answered")
+        told.recv().expect("every request gets a response")
     }
 
     /// The seconds that a read says are left; none if the entry is absent.
@@ -125,7 +125,7 @@ impl Host {
         }
     }
 
-    /// What is stored, by the store itself.
+    /// The stored entries, read from the store itself.
     fn stored(&self) -> HashMap<String, u64> {
         let mut stored = HashMap::new();
         self.engine.store().for_each(|entry| {
@@ -166,7 +166,7 @@ fn entry(number: u64) -> (u64, Vec<u8>) {
     (random.below(3600) + 1, vec![b'v'; random.below(60) as usize + 1])
 }
 
-/// Writes entries, all at once, and gives the expiry of each that is kept.
+/// Writes entries, all at once, and returns the expiry of each durable one.
 fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
     let (tell, told) = channel();
     for number in numbers.clone() {
@@ -181,7 +181,7 @@ fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
     let now = host.now();
     let expiries: HashMap<_, _> =
         told.iter().map(|number| (number.to_string(), now + entry(number).0 * 1000)).collect();
-    assert_eq!(expiries.len() as u64, numbers.end - numbers.start, "all are answered");
+    assert_eq!(expiries.len() as u64, numbers.end - numbers.start, "all get a response");
     expiries
 }
 
@@ -241,7 +241,7 @@ fn concurrent_writes_and_expiries_lose_no_live_entry_and_bytes_stays_exact() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let host = Host::open(folder.path(), Fsync::Never, BEGIN);
     let is_over = AtomicBool::new(false);
-    // Each client has keys of its own, and so knows between which times each expires, if it is there at all.
+    // Each client has its own keys, and so knows when each of them expires, if it exists at all.
     let client = |number: u64| {
         let mut random = Random(number + 11);
         let mut own: HashMap<String, (u64, u64)> = HashMap::new();
@@ -302,11 +302,11 @@ fn concurrent_writes_and_expiries_lose_no_live_entry_and_bytes_stays_exact() {
     host.check_bytes();
 }
 
-/// What the process does that is going to be killed, where this variable names its folder.
+/// The variable with the folder of the process that is killed.
 const FOLDER: &str = "VKOG_TEST_TTL_FOLDER";
 
-/// Not a test by itself: the process that is killed. It writes entries and says of each that it is kept, and what it is,
-/// while the clock goes on and what expires is removed.
+/// Not a test, but the process that is killed. It writes entries and prints each durable one with its expiry,
+/// while the clock advances and expired entries are removed.
 #[test]
 fn the_process_that_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
@@ -314,7 +314,7 @@ fn the_process_that_is_killed() {
     let mut said = std::io::stdout().lock();
     for step in 0..ENTRIES / 500 {
         for (key, until) in fill(&host, step * 500..(step + 1) * 500) {
-            writeln!(said, "kept {key} {until}").expect("somebody listens");
+            writeln!(said, "durable {key} {until}").expect("somebody listens");
         }
         host.clock.fetch_add(60_000, SeqCst);
         writeln!(said, "time {}", host.now()).expect("somebody listens");
@@ -334,7 +334,7 @@ fn after_a_kill_entries_have_their_expiry_and_bytes_counts_the_store() {
     for line in lines {
         let line = line.expect("it writes lines");
         match *line.split(' ').collect::<Vec<_>>() {
-            ["kept", key, until] => drop(expiries.insert(key.to_owned(), until.parse::<u64>().expect("a number"))),
+            ["durable", key, until] => drop(expiries.insert(key.to_owned(), until.parse::<u64>().expect("a number"))),
             ["time", now] => time = now.parse().expect("a number"),
             ["over", ..] => panic!("it was not killed in time"),
             _ => {}
@@ -344,11 +344,11 @@ fn after_a_kill_entries_have_their_expiry_and_bytes_counts_the_store() {
         }
     }
     child.wait().expect("it was killed");
-    assert!(expiries.len() >= ENTRIES as usize / 2, "it ended by itself after {} entries", expiries.len());
+    assert!(expiries.len() >= ENTRIES as usize / 2, "it ended before it was killed, after {} entries", expiries.len());
 
     let host = Host::open(folder.path(), Fsync::Always, time);
     host.check_bytes();
-    // What was written and not yet said to be kept is there or not; if it is, it expires like the others.
+    // An entry that was written and not yet printed may exist or not; if it exists, it expires like the others.
     let unsaid: HashMap<_, _> = (host.stored().into_keys().filter(|key| !expiries.contains_key(key)))
         .map(|key| (key.clone(), host.now() + host.left(&key).expect("it lives") * 1000))
         .collect();

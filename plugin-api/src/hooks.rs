@@ -77,7 +77,7 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     const BLOCKS: bool = false;
 
     /// Creates the plugin. The host calls it once for each instance: at its start before [`Start`] and before the first
-    /// request, and at a reload on a thread of its own, with a timeout of 10 s. No lock is held. It may block, but it
+    /// request, and at a reload on a separate thread, with a timeout of 10 s. No lock is held. It may block, but it
     /// cannot call the store yet (508).
     ///
     /// `vkog plugins check` calls it, too. So `drop` must close what it opens.
@@ -345,7 +345,7 @@ hooks! {
     /// cannot call the store (508).
     ///
     /// At the start of the host it runs before the first request, without a timeout; an error or a panic stops the
-    /// start. At a reload it runs on a thread of its own, with a timeout of 10 s. Requests wait meanwhile, and after an
+    /// start. At a reload it runs on a separate thread, with a timeout of 10 s. Requests wait meanwhile, and after an
     /// error the old instance continues.
     ///
     /// ```
@@ -367,7 +367,7 @@ hooks! {
 }
 
 /// Work in the background. The host calls it when it starts to serve, and again after the duration that each call
-/// returns. It runs on a thread of its own for each plugin, never twice at a time, with no lock held. It may block and
+/// returns. It runs on a separate thread for each plugin, never twice at a time, with no lock held. It may block and
 /// may call the store. The host ends the thread before it drops the plugin. It waits up to 10 s for a running tick at a
 /// reload, and up to 12 s at a stop; then it abandons the tick.
 ///
@@ -428,7 +428,7 @@ impl<P: Tick> Probe<P> {
 /// }
 /// ```
 pub trait SettingsChanged: Plugin {
-    /// Called with the new settings, on a thread of its own, with a timeout of 10 s. Other hooks run at the same time,
+    /// Called with the new settings, on a separate thread, with a timeout of 10 s. Other hooks run at the same time,
     /// and no lock is held. It may block and may call the store.
     ///
     /// # Errors

@@ -85,9 +85,9 @@
 //! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
 //! | [`MakeRoom`] | a thread of the blocking pool | yes |
 //! | [`Plugin::create`], [`Start`] at the start | the thread that starts the server | yes |
-//! | the same at a reload, and [`SettingsChanged`] | a thread of its own | yes, up to 10 s |
-//! | [`Tick`] | a thread of its own for each plugin, never twice at a time | yes; a stop waits up to 12 s for it |
-//! | `Drop` | a thread of its own | yes; a stop waits up to 12 s for it |
+//! | the same at a reload, and [`SettingsChanged`] | a separate thread | yes, up to 10 s |
+//! | [`Tick`] | a separate thread for each plugin, never twice at a time | yes; a stop waits up to 12 s for it |
+//! | `Drop` | a separate thread | yes; a stop waits up to 12 s for it |
 //!
 //! An event loop serves many clients. A `before` hook that computes for 10 ms delays all of them by 10 ms.
 //! Hooks for watch events run on an event loop even if the plugin sets `BLOCKS`.
@@ -103,7 +103,7 @@
 //! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries. A hot reload creates a
 //!   new instance; nothing in memory passes to it.
 //! - **With an entry:** as [details](Guard::set_details), up to 4,096 bytes that only this plugin sees.
-//! - **As entries of its own:** with [`Host::get`], [`Host::put`] and the other store calls.
+//! - **As separate entries:** with [`Host::get`], [`Host::put`] and the other store calls.
 //!
 //! A guard may run several times for one write, and the write may fail afterwards. For each guard that passed the
 //! server calls exactly one of `undo` and `after`. So reserve in the guard, release in `undo`, and settle in `after`.

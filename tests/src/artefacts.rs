@@ -72,7 +72,7 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Runs a command that [`built_by_cargo`] began. What cargo says comes back as the error of a build that failed.
+/// Runs a command that [`built_by_cargo`] began. The output of cargo is the error of a failed build.
 ///
 /// # Errors
 ///

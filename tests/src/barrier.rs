@@ -1,5 +1,5 @@
 //! A barrier for threads like [`std::sync::Barrier`], but with a deadline: if one thread has failed, the others fail
-//! too instead of waiting for ever.
+//! too instead of waiting forever.
 
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};

@@ -32,7 +32,7 @@ pub struct Browser {
 pub struct Tab(String);
 
 impl Browser {
-    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; none where Chromium is not
+    /// Starts a browser that resolves names by these rules, as `MAP evil.example 127.0.0.1`; `None` if Chromium is not
     /// installed.
     pub fn start(host_rules: &str) -> Option<Self> {
         Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
@@ -42,7 +42,7 @@ impl Browser {
         let made = Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs");
         assert!(made.success(), "cannot make pipes in {}", folder.path().display());
         // The browser reads commands from descriptor 3 and writes messages to descriptor 4. Open for both, a pipe waits
-        // for nobody.
+        // for no one.
         let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("it was just made");
         let (input, output) = (open(&pipes[0]), open(&pipes[1]));
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \

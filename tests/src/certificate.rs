@@ -20,7 +20,7 @@ pub struct Certificate {
     pub key: String,
 }
 
-/// What a TLS client received.
+/// The certificate and the response that a TLS client received.
 pub struct Seen {
     /// The negotiated TLS version.
     pub alpn: Option<Vec<u8>>,

@@ -11,7 +11,7 @@ use crate::client::Reply;
 pub fn description() -> &'static Value {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         let text = std::fs::read_to_string(workspace().join("host/src/api/openapi.json"));
-        serde_json::from_str(&text.expect("the document is there")).expect("the document is JSON")
+        serde_json::from_str(&text.expect("the server has the document")).expect("the document is JSON")
     });
     &DOCUMENT
 }

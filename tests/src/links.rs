@@ -78,8 +78,7 @@ pub fn dead_links_of_site(root: &Path) -> Vec<String> {
     let mut dead = Vec::new();
     for (path, text) in &pages {
         let folder = path.parent().unwrap_or(root);
-        let targets = ["href", "src"].iter().flat_map(|name| attributes(text, name));
-        for target in targets.filter(|target| !target.contains(':')) {
+        for target in attributes(text, "href").filter(|target| !target.contains(':')) {
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
             let file = file.split('?').next().unwrap_or_default();
             let file = if file.is_empty() { path.clone() } else { normal(&folder.join(file)) };

@@ -110,7 +110,7 @@ impl Running {
     }
 
     /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which
-    /// is how a program for Windows is asked to stop.
+    /// is how a program for Windows is stopped.
     #[track_caller]
     pub fn signal(&self, name: &str) {
         let name = if on_windows() && name == "TERM" { "INT" } else { name };

@@ -33,7 +33,7 @@ pub fn ttl() -> PathBuf {
     artefacts().library("vkog-ttl")
 }
 
-/// Lets nobody but its owner write a library or a folder: what a build makes is open to the group under a umask of 002,
+/// Removes the write permission of others from a library or a folder: under a umask of 002 the group can write build products,
 /// and the host would refuse it.
 pub fn only_ours(path: &Path) {
     #[cfg(unix)]

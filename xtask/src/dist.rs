@@ -35,6 +35,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", default_value = "release")]
     profile: String,
 }
+
 /// The crates of the interface for plugins, whose documentation is part of a release.
 const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
 

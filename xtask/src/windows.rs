@@ -27,17 +27,17 @@ const QUICK: &[(&str, Option<&str>)] = &[
     ("durability", Some("a_kill_loses_nothing_without_any_sync")),
 ];
 
-/// What is not run, and why: the module, the test (none for all of the module), the reason. A module without an engine in front
+/// The tests that are left out: the module, the test (none for the whole module), the reason. A module without an engine in front
 /// is left out for both.
 const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("access", Some("a_reload_replaces_all_tokens_or_none"), "needs SIGHUP"),
     ("access", Some("configured_tokens_are_required_on_a_unix_socket_too"), UNIX_SOCKET),
-    ("authoring", None, "shows what the compiler says of sources, whatever system they are for"),
+    ("authoring", None, "tests errors of the compiler, which do not depend on the target system"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
     ("building", Some("a_plugin_built_by_another_compiler_loads"), "needs several compilers that build for Windows"),
-    ("chromium", None, "needs a browser, and shows what it says of a server, whatever system that runs on"),
+    ("chromium", None, "tests a browser, which does not depend on the system of the server"),
     ("client", None, "gives its commands as lines of a Unix shell"),
     ("disk_trouble", None, "needs strace and mounts of Linux"),
     ("documents", Some("the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put"), SHELL),
@@ -58,7 +58,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("memory", None, MEMORY),
     ("ownership", None, "is about sockets, locks and rights as Unix has them"),
     ("plugin_files", None, "is about libraries as Linux loads them"),
-    ("reference", None, "checks documents, whatever system they are for"),
+    ("reference", None, "checks documents, which do not depend on the system"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
     ("stopping", None, "needs signals, one after the other"),
@@ -83,7 +83,7 @@ const RIGHTS: &str = "is about owners and rights as Unix has them";
 const SHELL: &str = "follows a document of which the commands are a Unix shell's";
 const UNIX_SOCKET: &str = "needs Unix sockets";
 
-/// What `VKOG_WINDOWS` names, with a word more: it builds for Windows (`build`), or runs such a program (`run`).
+/// The command in `VKOG_WINDOWS`, with one more argument: it builds for Windows (`build`), or runs such a program (`run`).
 pub(crate) fn command(word: &str) -> Option<Command> {
     let named = std::env::var("VKOG_WINDOWS").ok()?;
     let mut words = named.split_whitespace();
@@ -104,8 +104,8 @@ pub(crate) fn test(quick: bool) -> Result<()> {
         return Err("it does not build for Windows without a warning".into());
     }
     let program = build::artifacts(&output.stdout, &["vkog"])?.into_iter().next().ok_or("cargo built no vkog")?.file;
-    // Wine's own server comes with the first program and goes with the last. While this one runs it is there, and writes to
-    // the streams of no test. What makes a program's folder ready for Wine is done by then, too.
+    // Wine's own server comes with the first program and goes with the last. While this program runs, the server is alive, and writes to
+    // the streams of no test. The folder of a program is ready for Wine by then, too.
     let mut kept = command("run").ok_or(unset)?;
     kept.arg(&program).args(["--no-plugins", "--listen", "127.0.0.1:0", "--file", "target/windows.vkog"]);
     let mut kept = kept.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;

@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// What was written and reported. Every write waits for the lock, so that a test can hold the writer up.
+    /// The written and reported lines. Every write waits for the lock, so that a test can hold the writer up.
     #[derive(Default)]
     struct Seen {
         text: String,

@@ -1,7 +1,7 @@
 //! The request pipeline of VKOG: get, write, batch, list, watch, and the requests that plugins make.
 //!
 //! A request passes the before-hooks, then the guards under the lock of its entry, then the store, then the after-hooks. A
-//! guard whose operation does not succeed is undone. The engine works with every [`Store`], and knows neither sockets nor
+//! guard whose operation does not succeed is followed by its undo hook. The engine works with every [`Store`], and knows neither sockets nor
 //! files.
 //!
 //! Operations report their outcome to a callback. As futures they would need a task each, because an operation that has begun
@@ -61,7 +61,7 @@ pub struct Request {
     pub content_type: Cow<'static, str>,
     /// The query, still percent-encoded.
     pub query: String,
-    /// What must hold for the entry.
+    /// The preconditions on the entry.
     pub conditions: Conditions,
     /// [`Engine::revision`] when the request arrived.
     pub arrived: u64,
@@ -71,7 +71,7 @@ pub struct Request {
     pub origin: Arc<dyn Origin>,
 }
 
-/// Who lists or watches: plugins decide which entries that client sees.
+/// The client that lists or watches: plugins decide which entries it sees.
 #[derive(Clone)]
 pub struct RequestContext {
     /// The headers, and the client's address.
@@ -234,7 +234,7 @@ impl RequestContext {
     }
 }
 
-/// Runs a job on a pool, or on this thread where there is none.
+/// Runs a job on a pool, or on this thread if there is none.
 fn offload(pool: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
     match pool {
         None => job(),

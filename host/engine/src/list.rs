@@ -10,15 +10,15 @@ use super::{Engine, ExtraHeaders, Outcome, RequestContext, host_refusal};
 use vkog_plugin_host::{Refusal, Verb};
 use vkog_store::{Entry, Store};
 
-/// The number of entries that are read at a time where most of them may be folded into one prefix.
+/// The number of entries that are read at a time if most of them may be folded into one prefix.
 const FOLDED: usize = 16;
 
 /// A page of keys to list.
 #[derive(Debug)]
 pub struct Listing {
-    /// What the keys start with.
+    /// The prefix of the keys.
     pub prefix: String,
-    /// What the keys come after: the [`Page::next`] of the page before, or any text.
+    /// The text after which the keys come: the [`Page::next`] of the previous page, or any text.
     pub after: Option<String>,
     /// The maximum number of keys and prefixes, at least 1.
     pub limit: usize,

@@ -1,4 +1,4 @@
-//! The outcome of an operation, and what the host says where it failed.
+//! The outcome of an operation, and the message of a failure.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What every request must fulfil, whether a client or a plugin makes it.
+//! The checks of every request, whether a client or a plugin sends it.
 
 use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};
@@ -67,7 +67,7 @@ pub fn check_key(key: &str) -> Result<(), InvalidRequest> {
     }
 }
 
-/// The media type that a client names for a value; the default where it is empty.
+/// Returns the media type that a client names for a value; the default if it is empty.
 ///
 /// # Errors
 ///

@@ -166,7 +166,7 @@ impl<S: Store> Engine<S> {
             if prepared.hidden {
                 return Ok(false);
             }
-            // Under the lock that guards rely on, whatever the entry is now.
+            // Under the lock that guards rely on; the current entry does not matter.
             let (passed, _) = self.store.read(entry.key(), |_| chain.guard(&context, seen));
             Ok(!passed?.hidden)
         });

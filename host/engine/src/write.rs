@@ -7,7 +7,7 @@ use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
 
-/// How often a write is decided again at most because plugins made room for it.
+/// The maximum number of times that a write is decided again because plugins made room for it.
 const ROOM_MADE_MAX: usize = 256;
 
 pub(super) fn write<S: Store>(
@@ -84,7 +84,7 @@ pub(super) fn outcome_of(change: &Change) -> Outcome {
 struct Write<S> {
     /// The entry, if it was made before the lock was taken.
     prepared: Option<Entry>,
-    /// To try again; none where no plugin can make room.
+    /// To try again; `None` if no plugin can make room.
     engine: Option<Arc<Engine<S>>>,
     chain: Arc<Chain>,
     request: Arc<Request>,

@@ -1,5 +1,5 @@
 //! A get, and a batch that only reads, whose guards have passed and whose entry is then rolled back: the guards are
-//! undone before the entry is read again, so that exactly one undo or after hook follows each guard.
+//! rolled back before the entry is read again, so that exactly one undo or after hook follows each guard.
 //!
 //! Provoked with a store that reports a number of reads as rolled back, and with a plugin that counts its calls.
 

@@ -4,7 +4,7 @@ use vkog::http::{Headers, Method};
 
 use crate::server;
 
-/// Asks for it. What is refused changes nothing.
+/// Sends the batch. A rejected batch changes nothing.
 pub fn check(data: &[u8]) {
     let Some((kind, body)) = data.split_first() else { return };
     let format = if kind % 2 == 0 { "application/json" } else { "application/msgpack" };

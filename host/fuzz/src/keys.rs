@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
     });
 }
 
-/// What is percent-encoded here, read by other code than the server's.
+/// Decodes percent-encoded text by other code than the server's.
 fn decoded(text: &str) -> Vec<u8> {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((&byte, after)) = rest.split_first() {

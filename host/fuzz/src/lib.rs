@@ -1,7 +1,7 @@
-//! What is read from others: request heads, keys, batches and files. Each module has a function that is given any bytes, and
+//! Parsers of foreign input: request heads, keys, batches and files. Each module has a function that is given any bytes, and
 //! panics where what this program makes of them is not what it promises.
 //!
-//! `cargo +nightly fuzz run --fuzz-dir host/fuzz store` looks for such bytes; whatever it found is in `corpus/`, and the
+//! `cargo +nightly fuzz run --fuzz-dir host/fuzz store` looks for such bytes; its findings are in `corpus/`, and the
 //! tests here give it to the same functions, with any compiler.
 
 pub mod batches;

@@ -4,7 +4,7 @@ use vkog::http::{Headers, Method};
 
 use crate::server;
 
-/// Asks for it, and then for what is there.
+/// Sends the request, and then reads the entry.
 pub fn check(data: &[u8]) {
     let (head, body) = match data.windows(2).position(|two| two == b"\n\n") {
         Some(at) => (&data[..at], &data[at + 2..]),
@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
         let is_entry = target.starts_with("/k/");
         if is_entry && reply.status == 200 && matches!(method, Method::Post | Method::Put) {
             let found = server::ask(api, Method::Get, target, Headers::default(), b"");
-            assert_eq!((found.status, found.body.as_ref()), (200, body), "what was kept under {target}");
+            assert_eq!((found.status, found.body.as_ref()), (200, body), "the stored entry of {target}");
             server::check(&found);
         }
         if is_entry && reply.status == 200 && method == Method::Delete {

@@ -1,4 +1,4 @@
-//! The whole program behind the engines, without plugins, around a store in a folder of its own.
+//! The whole program behind the engines, without plugins, around a store in its own folder.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,7 +27,7 @@ pub fn start() -> Arc<Api> {
     let path = FOLDER.path().join(format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
     let options = Options { fsync: Fsync::Never, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
-    // It goes on without a name, and with the server.
+    // The folder stays open without a name, like the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
     let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
@@ -36,7 +36,7 @@ pub fn start() -> Arc<Api> {
     Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Authorizer::new(auth)), reload))
 }
 
-/// Runs with a server that is made anew now and then, so that what is kept in it does not grow for ever.
+/// Runs with a server that is replaced from time to time, so that its store does not grow without limit.
 pub fn with(run: impl FnOnce(&Arc<Api>)) {
     thread_local! {
         static SERVER: RefCell<(u32, Option<Arc<Api>>)> = const { RefCell::new((0, None)) };
@@ -50,7 +50,7 @@ pub fn with(run: impl FnOnce(&Arc<Api>)) {
     });
 }
 
-/// Asks for something, as an engine does.
+/// Sends a request, as an engine does.
 pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8]) -> Response {
     let head = Arc::new(RequestHead::new(method, target.to_owned(), headers, None));
     let admitted = match api.admit(head) {
@@ -59,7 +59,7 @@ pub fn ask(api: &Api, method: Method, target: &str, headers: Headers, body: &[u8
     };
     let (tell, told) = channel();
     api.serve(admitted, body.to_vec(), Responder::new(move |reply| drop(tell.send(reply))));
-    told.recv().expect("every request is answered")
+    told.recv().expect("every request gets a response")
 }
 
 /// Holds a reply against what every reply is.

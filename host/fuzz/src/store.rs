@@ -49,8 +49,8 @@ pub fn check(data: &[u8]) {
     if let Ok(Repair::Repaired(_)) = store::repair(&path, &|_, _| {}) {
         open(&path).expect("what was repaired opens");
     }
-    for file in std::fs::read_dir(FOLDER.path()).expect("it is there") {
-        let file = file.expect("it is there").path();
+    for file in std::fs::read_dir(FOLDER.path()).expect("the file exists") {
+        let file = file.expect("the file exists").path();
         if file.to_string_lossy().starts_with(&*path.to_string_lossy()) {
             let _ = std::fs::remove_file(file);
         }
@@ -58,13 +58,13 @@ pub fn check(data: &[u8]) {
 }
 
 fn open(path: &Path) -> Result<Held, StoreError> {
-    // What is read without opening has no time in its revisions either.
+    // Reading without opening does not move the revisions to the current time either.
     let options = Options { fsync: Fsync::Never, first_revision: || 0, ..Options::default() };
     let store = LocalStore::open(LocalDisk, path, options, &|_, _| {})?;
     let mut held = Held::new();
     store.for_each(|entry| {
         let twice = held.insert(entry.key().to_owned(), (entry.revision(), entry.value().to_vec()));
-        assert!(twice.is_none(), "{} is there twice", entry.key());
+        assert!(twice.is_none(), "{} exists twice", entry.key());
     });
     Ok(held)
 }

@@ -1,4 +1,4 @@
-//! What a client sends on a connection, byte for byte, to the engine that others reach.
+//! Bytes that a client sends on a connection to the hyper engine.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use vkog::http::{Listener, HttpServer};
 
 use crate::server;
 
-/// Longer than whatever is bounded below it takes, in a program that a fuzzer slows down.
+/// Longer than every timeout of the server, in a program that a fuzzer slows down.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {

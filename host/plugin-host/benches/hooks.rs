@@ -1,4 +1,4 @@
-//! What a hook costs: plugins that do nothing, asked as the host asks them. The time of one phase is that of its hooks; over
+//! The cost of a hook: plugins that do nothing, called as the host calls them. The time of one phase is that of its hooks; over
 //! the number of plugins it is the cost of one hook.
 
 #![allow(unsafe_code)]

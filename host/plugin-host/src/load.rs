@@ -44,7 +44,7 @@ pub struct Plugin {
     member: Arc<Member>,
 }
 
-/// Drops plugins, each on a thread of its own, which destroys those that nothing else refers to. Returns the names of those
+/// Drops plugins, each on its own thread, which destroys those that nothing else refers to. Returns the names of those
 /// that have not returned at the deadline. They are abandoned.
 pub(crate) fn destroy(plugins: Vec<Plugin>, deadline: Instant) -> Vec<&'static str> {
     let mut ended = Vec::with_capacity(plugins.len());
@@ -128,7 +128,11 @@ impl Library {
                 let (name, theirs) = (library.name().to_owned(), library.api_version.clone());
                 return Err(LoadFault::MissingHook { name, id: entry.id, theirs });
             }
-            tracing::warn!(plugin = library.name(), hook = entry.id, "ignored a hook that this server does not have");
+            tracing::warn!(
+                plugin = library.name(),
+                hook = entry.id,
+                "ignored a hook that this server does not have; use a newer server to run it"
+            );
         }
         Ok(library)
     }

@@ -1,6 +1,6 @@
 //! The registry: the loaded plugins, their hot reload, and their end.
 //!
-//! Plugin code outside of operations (create, start, tick, new settings, drop) runs on threads of its own, without a lock and
+//! Plugin code outside of operations (create, start, tick, new settings, drop) runs on separate threads, without a lock and
 //! for a limited time. A plugin that never returns blocks neither the reload of others nor the stop of the server.
 
 use std::collections::BTreeSet;
@@ -44,11 +44,11 @@ pub struct ReloadReport {
     pub path: PathBuf,
     /// The name of the plugin, if it is known.
     pub name: Option<String>,
-    /// What the reload did.
+    /// The outcome.
     pub outcome: ReloadOutcome,
 }
 
-/// What a reload did with a plugin.
+/// The outcome of a reload for a plugin.
 #[derive(Debug)]
 pub enum ReloadOutcome {
     /// Neither its library nor its settings have changed.
@@ -90,7 +90,7 @@ struct Loaded {
     stopped: bool,
 }
 
-/// What a reload has replaced; operations may still be in flight in it.
+/// The replaced chain of a reload; operations may still be in flight in it.
 struct Replaced {
     tickers: Vec<Ticker>,
     chain: Option<Arc<Chain>>,

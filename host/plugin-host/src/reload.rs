@@ -81,7 +81,7 @@ impl Reload {
         Ok(if position.is_some() { ReloadOutcome::Reloaded } else { ReloadOutcome::Loaded })
     }
 
-    /// Creates a plugin on a thread of its own, for which this one waits for a limited time.
+    /// Creates a plugin on its own thread, for which this one waits for a limited time.
     fn create(
         &self,
         path: &Path,
@@ -138,7 +138,7 @@ impl Reload {
     }
 }
 
-/// Gives a plugin its new settings. Returns `None` if it needs a new instance for them.
+/// Passes new settings to a plugin. Returns `None` if they need a new instance.
 fn reconfigure(plugin: &mut Plugin, table: Table) -> Result<Option<ReloadOutcome>, LoadFault> {
     if plugin.table().host != table.host || !plugin.member().has("settings_changed") {
         return Ok(None);

@@ -28,12 +28,12 @@ pub struct Table {
 pub struct HostSettings {
     /// Whether the server refuses to start if the plugin cannot be loaded.
     pub required: bool,
-    /// Whether the table says that the plugin must be there: it has `required = true`, or a pin and no `required = false`. The
+    /// Whether the table requires the plugin: it has `required = true`, or a pin and no `required = false`. The
     /// server does not start without such a plugin, also if there is no library at all.
     pub is_expected: bool,
     /// The pinned hash of the library.
     pub sha256: Option<Sha256>,
-    /// What panics and slow calls of the plugin lead to.
+    /// The treatment of panics and slow calls of the plugin.
     pub failure_policy: FailurePolicy,
 }
 
@@ -49,7 +49,7 @@ impl Default for HostSettings {
 pub struct SettingError {
     /// The key.
     pub key: &'static str,
-    /// What is wrong with its value.
+    /// The mistake in its value.
     source: serde_json::Error,
 }
 

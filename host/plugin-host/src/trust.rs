@@ -1,4 +1,4 @@
-//! Trust checks: VKOG loads only libraries that nobody except the operator and root could have modified. A library is read
+//! Trust checks: VKOG loads only libraries that only the operator and root could have modified. A library is read
 //! once. Its bytes, not its path, are checked, hashed, copied and mapped, so that what is checked is what is opened.
 
 use std::fs::{File, Metadata};
@@ -319,7 +319,7 @@ mod tests {
 
         std::fs::write(&library, "exchanged again").expect("a file can be written");
         let copy = verified.copy().expect("a copy can be made");
-        let copied = std::fs::read(copy.path()).expect("the copy is there");
+        let copied = std::fs::read(copy.path()).expect("the copy exists");
         assert_eq!((copied.as_slice(), Sha256::of(&copied)), (&b"checked"[..], verified.sha256()));
     }
 
@@ -362,7 +362,7 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             let around = one.path().parent().expect("it is in a folder").to_owned();
-            let mode = std::fs::metadata(&around).expect("it is there").permissions().mode();
+            let mode = std::fs::metadata(&around).expect("it exists").permissions().mode();
             assert_eq!(mode & 0o777, 0o700);
             drop(one);
             assert!(!around.exists());

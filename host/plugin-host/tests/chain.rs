@@ -1,5 +1,5 @@
-//! Guards that passed are undone exactly once, the last first, whatever ends the operation, and each hook is counted as often
-//! as it is called. Provoked with three plugins that record their calls and return what the test tells them to.
+//! Guards that passed are rolled back exactly once, the last first, after any failure, and each hook is counted as often
+//! as it is called. Provoked with three plugins that record their calls and return the results that the test sets.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +9,7 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Passed, Verb};
 
-/// What the guard of a plugin returns.
+/// The result of a plugin's guard.
 #[derive(Clone, Copy)]
 enum Return {
     Pass,

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// The number of threads that have a slot of their own. All others share one, with locked instructions.
+/// The number of threads that have their own slot. All others share one, with locked instructions.
 const OWN_SLOTS: usize = 64;
 const SHARED_SLOT: usize = OWN_SLOTS;
 

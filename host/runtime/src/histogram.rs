@@ -52,7 +52,7 @@ impl Histogram {
         Duration::from_nanos(self.total_ns.load(Relaxed))
     }
 
-    /// A quantile: the duration that this part (0 to 1) of those recorded did not exceed, at most an eighth too high. None where
+    /// A quantile: the duration that this part (0 to 1) of those recorded did not exceed, at most an eighth too high. `None` if
     /// nothing was recorded.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let rank = (self.count() as f64 * part).ceil().max(1.0) as u64;

@@ -1,4 +1,4 @@
-//! What the crates of the VKOG server share: thread pools for blocking work, mailboxes that bring completions back to the
+//! The tools that the crates of the VKOG server share: thread pools for blocking work, mailboxes that bring completions back to the
 //! thread that started an operation, and counters that many threads increment.
 
 mod counts;

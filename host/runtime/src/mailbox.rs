@@ -82,7 +82,7 @@ impl Mailbox {
         None
     }
 
-    /// Closes the mailbox. What was sent before still runs.
+    /// Closes the mailbox. Completions that were sent before still run.
     pub fn close(&self) {
         let mut queue = self.queue.lock();
         queue.closed = true;

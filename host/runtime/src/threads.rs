@@ -12,7 +12,7 @@ use once_cell::race::OnceNonZeroUsize;
 /// call asks again then.
 pub fn cores() -> usize {
     static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
-    // The system looks it up in files, so it is asked once.
+    // The system reads it from files, so it is determined once.
     CORES.get_or_try_init(thread::available_parallelism).map_or(2, usize::from)
 }
 
@@ -51,7 +51,7 @@ pub fn lower_priority() {
     }
 }
 
-/// Runs a job on a thread of its own. Returns `None` if the job has not returned within the timeout, or has panicked. Its
+/// Runs a job on its own thread. Returns `None` if the job has not returned within the timeout, or has panicked. Its
 /// thread is abandoned then: it continues, and drops what the job returns.
 pub fn run_with_timeout<T: Send + 'static>(
     name: &str,

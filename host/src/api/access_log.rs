@@ -144,7 +144,7 @@ impl RequestSpan {
         let method = METHODS[method];
         if logs_all {
             let request = head.id();
-            tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "request");
+            tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "request completed");
         } else if let Some(left_out) = log.failures.lock().pass() {
             let request = head.id();
             let left_out = (left_out > 0).then_some(left_out);

@@ -8,9 +8,9 @@ use vkog_engine::{Conditions, Revisions};
 ///
 /// # Errors
 ///
-/// A condition is malformed. To ignore it would do what the client wanted to prevent.
+/// A condition is malformed. Ignoring it could run an operation that the client wanted to prevent.
 pub(super) fn conditions(head: &RequestHead) -> Result<Conditions, Problem> {
-    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this program gives none.
+    // A weak tag never matches strongly (RFC 9110, section 8.8.3.2), and this server sends none.
     let condition = |name, weak| {
         let fault = || Problem::new(400, format!("{name} is not * or a list of entity tags such as \"7\""));
         revisions(head, name, weak).map_err(|NotTags| fault())
@@ -34,11 +34,11 @@ fn revisions(head: &RequestHead, name: &str, weak: bool) -> Result<Option<Revisi
             any += 1;
             continue;
         }
-        // Somebody has quoted the `*` that means any entry, and no entry has such a tag.
+        // A quoted `*` is a mistake of the client: no entry has this tag.
         if value == "\"*\"" {
             return Err(NotTags);
         }
-        // A tag may hold a comma, and an asterisk; it ends where its quotation mark does.
+        // A tag can contain commas and asterisks; it ends at its closing quotation mark.
         let mut rest = value.trim_start_matches(BETWEEN_TAGS);
         while !rest.is_empty() {
             let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
@@ -67,7 +67,7 @@ pub(super) fn revision(tag: &str) -> Option<u64> {
     opaque(tag.strip_prefix('"')?.strip_suffix('"')?)
 }
 
-/// Returns the revision between the quotation marks. A tag of another server has none, and "07" is not "7".
+/// Returns the revision between the quotation marks. A tag of another server has no revision, and "07" is not "7".
 fn opaque(tag: &str) -> Option<u64> {
     tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)
 }

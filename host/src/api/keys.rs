@@ -35,7 +35,7 @@ impl Query {
 ///
 /// # Errors
 ///
-/// A parameter is unknown, given twice, or has a wrong value.
+/// A parameter is unknown, repeated, or has a wrong value.
 pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     let [prefix, after, limit, delimiter, count] =
         parameters(query, ["prefix", "after", "limit", "delimiter", "count"])?;

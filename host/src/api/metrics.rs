@@ -113,7 +113,7 @@ impl Collector for Numbers {
         for member in chain.members() {
             for (name, metric) in self.engine.plugins().context().metrics(member.name()) {
                 let name = own_name(member.name(), &name, metric.is_gauge);
-                // Plugins whose names differ in what no name of a metric has may have the same; the first is published.
+                // Two plugin names can give the same metric name, which has fewer characters; the first one is published.
                 if published.insert(name.clone()) {
                     own(&mut encoder, &name, &metric)?;
                 }
@@ -186,7 +186,7 @@ impl Numbers {
 /// A function that is called with the labels of each hook, how often it was called, and how it behaved.
 type EachHook<'a> = dyn FnMut(&[(&str, &str); 2], u64, &HookStats) -> fmt::Result + 'a;
 
-/// A number of one hook.
+/// Encodes a metric of one hook.
 type Number = fn(u64, &HookStats) -> u64;
 
 fn hooks(encoder: &mut DescriptorEncoder<'_>, chain: &Chain) -> fmt::Result {
@@ -252,7 +252,7 @@ fn own(encoder: &mut DescriptorEncoder<'_>, name: &str, metric: &Metric) -> fmt:
 /// Formats a help text for OpenMetrics, as one line. The encoder escapes the values of labels, but not help texts.
 fn escaped(help: &str) -> String {
     let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', "\\\"");
-    // No escape stands for these, and some readers end a line at them.
+    // The format has no escape for these characters, and some parsers end a line at them.
     help.replace(|char: char| char.is_control(), " ")
 }
 

@@ -18,7 +18,7 @@ const BY_PROXIES: [&str; 4] = ["x-forwarded-for", "forwarded", "x-real-ip", "via
 ///
 /// # Errors
 ///
-/// The head does not say which server and which resource it is about.
+/// The head does not identify the server and the resource.
 pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
     if head.target.contains('#') {
         return Err(Problem::new(400, "Target has a fragment; write # as %23"));
@@ -39,7 +39,7 @@ pub(super) fn check_head(head: &RequestHead) -> Result<(), Problem> {
     }
 }
 
-/// Whether these bytes can stand in a Host field: `uri-host [ ":" port ]` of RFC 3986, or nothing.
+/// Returns whether these bytes are a valid Host field: `uri-host [ ":" port ]` of RFC 3986, or nothing.
 fn is_authority(host: &[u8]) -> bool {
     if is_usual_local(host) {
         return true;

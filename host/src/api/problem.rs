@@ -53,7 +53,7 @@ impl Problem {
         Self { document, headers: Vec::new() }
     }
 
-    /// Makes the problem of a server that lacks something now: 503, to be tried again in a second.
+    /// Returns the 503 for a temporary shortage. Clients retry after one second.
     pub(super) fn busy(title: impl Into<Cow<'static, str>>) -> Self {
         Self::new(503, title).with_header("Retry-After", "1")
     }

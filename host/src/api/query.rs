@@ -9,7 +9,7 @@ use super::problem::Problem;
 ///
 /// # Errors
 ///
-/// A parameter is unknown, given twice, or not percent-encoded correctly.
+/// A parameter is unknown, repeated, or not percent-encoded correctly.
 pub(super) fn parameters<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], Problem> {
     let mut values = [const { None }; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {

@@ -83,7 +83,7 @@ impl Subscription {
 ///
 /// # Errors
 ///
-/// A parameter is unknown, given twice, or has a wrong value.
+/// A parameter is unknown, repeated, or has a wrong value.
 pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscription, Problem> {
     let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
@@ -253,7 +253,7 @@ impl Events {
     }
 }
 
-/// The problem of a watcher that cannot resume at the revision that it names.
+/// Returns the response to a watcher that cannot resume at its revision.
 fn gone(unwatchable: Unwatchable) -> Problem {
     Problem::new(
         410,

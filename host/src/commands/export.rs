@@ -36,7 +36,7 @@ enum ExportError {
 
 /// More entries than a MessagePack map can have.
 #[derive(Debug, Error)]
-#[error("a MessagePack map has at most 4,294,967,295 entries")]
+#[error("a MessagePack map has at most 4,294,967,295 entries; use --format json")]
 struct TooManyEntries;
 
 /// Writes all entries of a store, ordered by key, to a new file or to standard output.

@@ -196,6 +196,6 @@ pub enum ValueError {
     #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH")]
     Address,
     /// Neither `always` nor `never` nor a duration.
-    #[error("write always, never, or a duration such as 100ms or 1s")]
+    #[error("not an interval; write always, never, or a duration such as 100ms or 1s")]
     Fsync,
 }

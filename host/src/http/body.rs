@@ -9,7 +9,7 @@ use super::{BodyFault, BodyLength};
 const UNCOUNTED: usize = 4 << 10;
 /// A client may send slower than [`RATE_MIN`] for this long.
 const SLOW_MAX: Duration = Duration::from_secs(30);
-/// The minimum rate of a body, in bytes per second, on average over [`SLOW_MAX`]: what was sent fast before is no credit, since
+/// The minimum rate of a body, in bytes per second, on average over [`SLOW_MAX`]: an earlier burst does not count, since
 /// the body holds its share of the memory budget meanwhile.
 const RATE_MIN: u64 = 1 << 10;
 
@@ -21,7 +21,7 @@ pub struct BodyBuffer {
     /// The longest body, in bytes: what is declared, if it is.
     max: u64,
     share: Share,
-    /// When the rate was last found sufficient, after the head, and how many bytes had arrived by then.
+    /// The time of the last successful check of the rate, after the head, and the number of bytes received by then.
     checked: (Duration, u64),
 }
 

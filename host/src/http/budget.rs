@@ -14,7 +14,7 @@ pub struct Budget {
     used: AtomicU64,
 }
 
-/// The budget has no room for a share; it has again when other requests end.
+/// The budget has no room for a share until other requests end.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Exhausted;
 

@@ -46,7 +46,7 @@ pub struct ConnectionCounts {
 impl ConnectionCounts {
     /// Returns the number of open connections.
     pub fn open(&self) -> u64 {
-        // In this order: what ends in between is not subtracted from the older number.
+        // In this order: a connection that ends in between is not subtracted from the older number.
         let ended = self.ended.load(Ordering::Relaxed);
         self.accepted.load(Ordering::Relaxed).saturating_sub(ended)
     }

@@ -70,7 +70,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         }
         if is_open && !was_open {
             tracing::warn!(
-                "the configuration no longer has access tokens: every client of this address may read and write"
+                "the configuration no longer has access tokens: every client of this address may read and write; add [[access.tokens]] to restrict them"
             );
         }
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate)

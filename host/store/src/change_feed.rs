@@ -175,7 +175,7 @@ impl ChangeFeed {
 
     /// Makes a watcher that was served wait for the event with the number `next`, or for its turn if there is one already.
     /// Otherwise all watchers that were woken once would keep their event loop busy as long as there are changes, and a request
-    /// would wait behind them. Returns false for a watcher without a mailbox: it has a thread of its own and need not wait.
+    /// would wait behind them. Returns false for a watcher without a mailbox: it has its own thread and need not wait.
     fn wait_for_turn(&self, watch: u64, waker: Waker, next: u64) -> bool {
         let Some(here) = Mailbox::current() else { return false };
         let mut waiting = self.waiting.lock();
@@ -311,7 +311,7 @@ impl Watch {
         self.revision
     }
 
-    /// Returns the next events, at least one; none once the watches have ended. Where there is no event yet, the waker is woken when
+    /// Returns the next events, at least one; none once the watches have ended. If there is no event yet, the waker is woken when
     /// there may be one.
     ///
     /// # Errors
@@ -414,7 +414,7 @@ mod tests {
         for revision in 11..=14 {
             feed.append([write("k", 100, revision)].iter());
         }
-        let mut keeps_up = watch(&feed, "", 10).expect("all of it is there");
+        let mut keeps_up = watch(&feed, "", 10).expect("no change is missing");
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![11, 12, 13, 14])));
         feed.append([write("k", 100, 15), write("k", 100, 17)].iter());
         assert_eq!(feed.bytes(), room);
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(revisions(&mut watch(&feed, "", 12).expect("it begins there")), Some(Ok(vec![13, 14, 15, 17])));
         // Of a revision that was taken back nothing is known, and nothing is missing.
         assert_eq!(revisions(&mut watch(&feed, "", 16).expect("it was given")), Some(Ok(vec![17])));
-        // One that is larger than all the room is there for those who have seen the others.
+        // An event larger than the whole feed is kept for watchers that have seen the others.
         feed.append([write("k", 10_000, 18)].iter());
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![18])));
         assert_eq!(watch(&feed, "", 16).err(), Some(Unwatchable::Forgotten(17)));

@@ -1,4 +1,4 @@
-//! Checkpoints: how a snapshot is written while other threads read and write, and takes the place of the one before.
+//! Checkpoints: how a snapshot is written while other threads read and write, and replaces the previous one.
 //!
 //! 1. FILE.log.next becomes the log that is written to, before any shard is read.
 //! 2. FILE.new gets all entries. Then everything in it has to be durable in the log as well.
@@ -128,7 +128,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Creates FILE.log.next. Where the disk is full, it takes the space that was preallocated for the current log.
+    /// Creates FILE.log.next. If the disk is full, it takes the space that was preallocated for the current log.
     fn begin_log(&self, head: Head) -> io::Result<Tail> {
         let next = &self.paths.next;
         let begin = || {
@@ -182,7 +182,7 @@ impl Shared {
         Ok(len)
     }
 
-    /// Ends all writing where another process may have the files by now.
+    /// Closes the store if another process may have the files by now.
     fn check_lock(&self) -> Result<(), Arc<StoreError>> {
         let Some(Err(error)) = self.lock.get().map(Lock::check) else { return Ok(()) };
         let error = Arc::new(error);

@@ -1,5 +1,5 @@
 //! Group commit: a writer that has changed the map queues its changes. The log gets all queued changes in one write and one
-//! sync, and then all of them are durable. Where that fails, they are rolled back (rollback.rs).
+//! sync, and then all of them are durable. If that fails, they are rolled back (rollback.rs).
 //!
 //! Lock order: a shard, then the queue; or the right to sync, then the writer, a shard, the queue. No thread waits for the disk
 //! with a shard or the queue locked.
@@ -59,7 +59,7 @@ impl Pending {
     }
 }
 
-/// What gathers until it is written. Without syncs that is seldom more than one, which needs no heap.
+/// The updates that wait to be written. Without syncs that is seldom more than one, which needs no heap.
 type Gathered<T> = SmallVec<[T; 1]>;
 
 /// The callback of a reader that waits until what it read is durable or rolled back.
@@ -100,7 +100,7 @@ pub(crate) struct Commit {
     stale: AtomicBool,
     /// How many bytes of the log may be preallocated.
     preallocation_max: AtomicU64,
-    /// Asks for a snapshot.
+    /// Requests a snapshot.
     wanted: Sender<()>,
     /// The durations of the log's syncs.
     syncs: Histogram,
@@ -206,7 +206,7 @@ impl Commit {
         self.stale.load(Ordering::Relaxed)
     }
 
-    /// Takes the free disk space into account; `None` where the system does not know it. Returns whether that ends a lack of
+    /// Takes the free disk space into account; `None` if the system does not know it. Returns whether that ends a lack of
     /// space.
     pub(crate) fn set_disk_space(&self, space: Option<DiskSpace>) -> bool {
         // As much remains for the records themselves.
@@ -217,7 +217,7 @@ impl Commit {
         ends
     }
 
-    /// Writes zeros behind the records where the system refused a write although it reports free space, and removes them again.
+    /// Writes zeros behind the records if the system refused a write although it reports free space, and removes them again.
     /// Returns whether they fit, which ends the lack of space.
     pub(crate) fn try_space(&self) -> bool {
         let needed = self.queue.lock().space.unproven();
@@ -373,7 +373,7 @@ impl Commit {
             return Gathered::new();
         }
         self.len.store(writer.at, Ordering::Relaxed);
-        // Before a client learns of these revisions and asks for the changes after them.
+        // Before a client learns of these revisions and requests the changes after them.
         self.feed.append(pending.iter().flat_map(Pending::changes));
         self.committed.store(last, Ordering::Release);
         drop(writer);

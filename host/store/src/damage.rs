@@ -15,9 +15,9 @@ pub enum Damage {
     /// Its content is not what it should be.
     #[error("{defect}{}", Self::place(*offset, defect))]
     At {
-        /// Where, in bytes from its start.
+        /// The position, in bytes from the start of the file.
         offset: u64,
-        /// What is wrong there.
+        /// The defect.
         defect: Defect,
     },
 }
@@ -46,7 +46,7 @@ pub enum Defect {
     /// A record of a log is damaged: a later one shows that it was on disk.
     #[error("a damaged record (whole ones follow at byte {later})")]
     DamagedRecord {
-        /// Where the later one is, in bytes.
+        /// The position of the later one, in bytes.
         later: u64,
     },
     /// A record of a log that another log follows is damaged.

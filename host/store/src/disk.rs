@@ -9,7 +9,7 @@ use std::sync::Once;
 
 /// The files of a folder.
 pub trait Disk: Send + Sync + 'static {
-    /// Opens a file for reading and writing; `None` where there is none.
+    /// Opens a file for reading and writing; `None` if there is none.
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>>;
     /// Creates an empty file. Replaces what is at the path.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
@@ -123,7 +123,7 @@ impl Disk for LocalDisk {
     }
 }
 
-/// Gives a file the mode and the owner of another one, if that is there.
+/// Gives a file the mode and the owner of another one, if that exists.
 #[cfg(unix)]
 pub(super) fn imitate(path: &Path, other: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

@@ -28,7 +28,7 @@ pub enum StoreError {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         mismatch: Mismatch,
     },
     /// A file cannot be written.

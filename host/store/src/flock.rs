@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-/// Locks a file. Returns false where another process has it locked. Only warns on a file system without any locks: a single
+/// Locks a file. Returns false if another process has locked it. Only warns on a file system without any locks: a single
 /// server needs none.
 pub(super) fn try_lock(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {

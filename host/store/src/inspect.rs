@@ -13,13 +13,13 @@ use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// What the files of a store hold.
+/// The contents of the files of a store.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,
 }
 
-/// What a log holds.
+/// A summary of a log.
 #[derive(Clone, Debug)]
 pub struct LogContents {
     /// The file.
@@ -60,7 +60,7 @@ impl Contents {
         self.findings.revision
     }
 
-    /// The generation of the snapshot; 0 where there is none, or the Go program wrote it.
+    /// The generation of the snapshot; 0 if there is none, or the Go program wrote it.
     pub fn generation(&self) -> u64 {
         self.findings.generation
     }
@@ -107,7 +107,7 @@ fn count_records(file: &dyn disk::File) -> Result<u64, Damage> {
 ///
 /// # Errors
 ///
-/// The operating system cannot tell.
+/// The operating system cannot answer.
 pub fn exists(path: &Path) -> io::Result<bool> {
     let Paths { file, log, next, .. } = Paths::of(&resolve(path));
     Ok(file.try_exists()? || log.try_exists()? || next.try_exists()?)

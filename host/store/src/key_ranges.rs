@@ -161,7 +161,7 @@ impl KeyRange {
         *self.from <= *key && self.to.as_ref().is_none_or(|to| *key < **to)
     }
 
-    /// Gives up the end of the range where it has too many keys.
+    /// Drops the end of the range if it has too many keys.
     fn shrink(&mut self) {
         while self.keys.len() > 2 * self.keys_max {
             self.to = self.keys.pop_last();

@@ -35,7 +35,7 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Reads the files into memory. Where there are none, the store is empty.
+    /// Reads the files into memory. If there are none, the store is empty.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl LocalStore {
         let Paths { file, log, .. } = &self.shared.paths;
         for path in [log.as_path(), lock.path()] {
             if let Err(error) = self.shared.disk.imitate(path, file) {
-                tracing::warn!("{} keeps its mode and owner: {error}", path.display());
+                tracing::warn!("cannot set the mode and owner of {}: {error}", path.display());
             }
         }
     }
@@ -206,7 +206,7 @@ impl LocalStore {
         written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Writes a last snapshot, or leaves the changes in the log where no snapshot can be written. Nothing may be read or
+    /// Writes a last snapshot, or leaves the changes in the log if no snapshot can be written. Nothing may be read or
     /// written afterwards.
     ///
     /// # Errors

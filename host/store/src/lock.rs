@@ -22,7 +22,7 @@ pub struct Lock {
     made: bool,
     /// The files were used, or are about to be.
     used: AtomicBool,
-    /// FILE, or FILE.log where there is no FILE yet, which is locked as well.
+    /// FILE, or FILE.log if there is no FILE yet, which is locked as well.
     covered: Mutex<Option<File>>,
 }
 
@@ -81,12 +81,12 @@ impl Lock {
         self.used.store(true, Ordering::Relaxed);
     }
 
-    /// Whether FILE.lock is kept when the lock is dropped.
+    /// Whether FILE.lock stays when the lock is dropped.
     pub(super) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Locks the file that holds the data from now on, instead of the one before. Returns false if another process has it locked. A
+    /// Locks the file that holds the data from now on, instead of the one before. Returns false if another process has locked it. A
     /// file system without locks counts as unlocked: FILE.lock has to suffice.
     pub(super) fn cover(&self, path: &Path) -> bool {
         match system::lock(path) {
@@ -137,7 +137,7 @@ mod system {
 
     use super::super::flock;
 
-    /// Opens the file and locks it. Returns whether it was created; none where another process has it.
+    /// Opens the file and locks it. Returns whether it was created; `None` if another process has locked it.
     pub(super) fn take(path: &Path) -> io::Result<Option<(File, bool)>> {
         loop {
             let mut options = File::options();
@@ -164,7 +164,7 @@ mod system {
         }
     }
 
-    /// Locks an existing file; none where another process has it. Does not fall back to `fcntl`, whose locks end when any handle of
+    /// Locks an existing file; `None` if another process has locked it. Does not fall back to `fcntl`, whose locks end when any handle of
     /// the file is closed.
     pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
         let file = File::open(path)?;
@@ -175,7 +175,7 @@ mod system {
         }
     }
 
-    /// Whether a file is the one at a path. True where the operating system cannot tell.
+    /// Whether a file is the one at a path. True if the operating system cannot answer.
     pub(super) fn is_at(file: &File, path: &Path) -> bool {
         let Ok(ours) = file.metadata() else { return true };
         match fs::metadata(path) {
@@ -205,7 +205,7 @@ mod system {
     /// From Windows' winerror.h.
     const ERROR_SHARING_VIOLATION: i32 = 32;
 
-    /// Opens the file. Returns whether it was created; none where another process has it. On Windows no other process can read a
+    /// Opens the file. Returns whether it was created; `None` if another process has locked it. On Windows no other process can read a
     /// locked file, so it is not locked but opened so that no other process can open it for writing.
     pub(super) fn take(path: &Path) -> io::Result<Option<(File, bool)>> {
         let made = !path.exists();

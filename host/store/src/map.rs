@@ -41,11 +41,11 @@ pub(super) struct Hashed<'a> {
 /// The shards of some keys, locked.
 pub(super) struct Locked<G> {
     shards: SmallVec<[G; 1]>,
-    /// For each key, where it is.
+    /// The position of each key.
     keys: SmallVec<[Location; 1]>,
 }
 
-/// Where a key is among several.
+/// The position of a key among several.
 #[derive(Copy, Clone, Default)]
 struct Location {
     /// The index of its shard among the locked ones.
@@ -196,7 +196,7 @@ impl Shard {
         self.table.find(hashed.hash, |entry| entry.key_bytes() == hashed.key)
     }
 
-    /// What a read of a key sees: the entry, and the last revision on which that depends.
+    /// The result of a read of a key: the entry, and the last revision on which it depends.
     pub(super) fn see(&self, hashed: Hashed<'_>) -> (Option<&Entry>, u64) {
         let entry = self.get(hashed);
         (entry, entry.map_or(self.last_removal, Entry::revision))

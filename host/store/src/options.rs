@@ -16,7 +16,7 @@ pub struct Options {
     pub history_max: u64,
     /// The first revision that this opening assigns, unless the files require a higher one.
     ///
-    /// By default the time in microseconds since 1970. So a copy of the files, and a store that is created anew, assign none of
+    /// By default the time in microseconds since 1970. So a copy of the files, and a store that is recreated, assign none of
     /// the revisions that another life of the store assigned: a store writes less than a million entries a second.
     pub first_revision: fn() -> u64,
 }

@@ -30,7 +30,7 @@ pub fn has_file(store: &Path, path: &Path) -> bool {
     [file, log, next, new, lock].iter().any(|own| is_same(own, path))
 }
 
-/// Whether two paths are the same, also where no file exists.
+/// Whether two paths are the same, also if no file exists.
 fn is_same(one: &Path, other: &Path) -> bool {
     let folder = |path: &Path| std::path::absolute(path).and_then(|path| path.parent().unwrap_or(&path).canonicalize());
     one.file_name() == other.file_name() && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other)

@@ -7,7 +7,7 @@ pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// The salt of a log; never the 0 that stands for none.
+/// The salt of a log; never 0, which means none.
 pub(crate) fn random_salt() -> u32 {
     (random() as u32).max(1)
 }

@@ -5,10 +5,10 @@ use crate::map::{Map, SHARDS};
 
 /// A range has at most twice this part of all keys: a complete listing scans the map this often, however large it is.
 const PART: usize = 16;
-/// Or twice this many keys, where that is more.
+/// Or twice this many keys, if that is more.
 const KEYS_MIN: usize = 16 * 1024;
 
-/// The first entries of a range in byte order: `count` of them, fewer only where the range has no more. `seen` becomes the last
+/// The first entries of a range in byte order: `count` of them, fewer only if the range has no more. `seen` becomes the last
 /// revision that the result depends on. `scanned` is called after each scan of the map.
 pub(super) fn entries(
     map: &Map,
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::entry::NewEntry;
 
-    /// So many that a range has a small part of them.
+    /// Enough keys that a range has a small part of them.
     const KEYS: usize = 8 * KEYS_MIN;
 
     fn insert(map: &Map, key: &str) {

@@ -14,7 +14,7 @@ use super::random::{random, random_salt};
 use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
-/// What the files hold.
+/// The contents of the files.
 pub(super) struct Recovered {
     pub(super) map: Map,
     /// The last revision that was assigned.
@@ -49,7 +49,7 @@ pub struct LostLog {
 pub(super) struct Tail {
     pub(super) file: Box<dyn File>,
     pub(super) head: Head,
-    /// Where the next record goes.
+    /// The offset of the next record, in bytes.
     pub(super) at: u64,
     /// How many bytes follow of writes that were never acknowledged.
     pub(super) torn: u64,
@@ -57,7 +57,7 @@ pub(super) struct Tail {
     pub(super) len: u64,
 }
 
-/// What the files hold, found without changing one.
+/// Reads the contents of the files without changing one.
 pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,
@@ -230,7 +230,7 @@ impl fmt::Display for LostLog {
         let path = self.path.display();
         match self.len {
             None => write!(f, "{path} is missing")?,
-            Some(len) => write!(f, "{path} was cut off after {len} bytes")?,
+            Some(len) => write!(f, "{path} was truncated after {len} bytes")?,
         }
         f.write_str(", and the store was not stopped cleanly: changes after its last snapshot are lost")
     }

@@ -34,7 +34,7 @@ pub enum Repair {
 /// A store that was repaired.
 #[derive(Debug)]
 pub struct Repaired {
-    /// What was salvaged from each file.
+    /// The result for each file.
     pub files: Vec<Salvaged>,
     /// The number of entries, and the sum of their sizes in bytes.
     pub totals: (u64, u64),
@@ -44,14 +44,14 @@ pub struct Repaired {
     pub moved: Vec<Moved>,
 }
 
-/// What was salvaged from a file.
+/// The entries salvaged from a file.
 #[derive(Debug)]
 pub struct Salvaged {
     /// The file.
     pub path: PathBuf,
     /// Its kind, and what was whole in it.
     pub origin: Origin,
-    /// What was lost.
+    /// The lost parts.
     pub lost: Vec<Lost>,
 }
 
@@ -92,7 +92,7 @@ pub enum Origin {
 /// A part of a file that was not whole.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// Where it starts, in bytes.
+    /// Its offset, in bytes.
     pub at: u64,
     /// Its length, in bytes.
     pub bytes: u64,
@@ -141,7 +141,7 @@ impl Origin {
     }
 }
 
-/// What has been salvaged so far.
+/// The entries salvaged so far.
 struct Salvage {
     map: Map,
     /// The head of the snapshot, if it is whole.
@@ -267,7 +267,7 @@ impl Salvage {
             file.sync()
         };
         if let Err(error) = write() {
-            // It takes the room of which there may be none.
+            // It takes disk space, of which there may be none.
             let _ = LocalDisk.remove(&paths.new);
             return Err(unwritable(&paths.new)(error));
         }

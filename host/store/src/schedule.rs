@@ -16,7 +16,7 @@ use vkog_runtime::lower_priority;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {
-    /// Determines the free disk space, and asks for a snapshot if that would free some. `None` where the system does not know.
+    /// Determines the free disk space, and requests a snapshot if that would free some. `None` if the system does not know.
     pub(crate) fn check_disk_space(&self) -> Option<DiskSpace> {
         let space = self.disk_space();
         if self.commit.set_disk_space(space) {
@@ -58,7 +58,7 @@ impl Shared {
         lower_priority();
         loop {
             let ails = self.commit.full().is_some() || self.outcomes.failure().is_some();
-            // While something fails, every write would ask for one.
+            // While something fails, every write would request one.
             let calm = if ails { &never() } else { wanted };
             let asked = select! {
                 recv(stopped) -> _ => return,
@@ -82,7 +82,7 @@ impl Shared {
             } else if self.outcomes.failure().is_some() {
                 self.outcomes.is_due(space.is_none_or(DiskSpace::fits))
             } else {
-                // What was asked for may be done by now.
+                // The requested snapshot may be complete by now.
                 asked && (self.is_long(&snapshots) || self.frees_space(&snapshots, space))
             };
             if is_due {

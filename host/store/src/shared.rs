@@ -1,4 +1,4 @@
-//! What the threads of a local store share.
+//! The state that the threads of a local store share.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::outcomes::Outcomes;
 use crate::paths::Paths;
 use crate::store::RolledBack;
 
-/// What the store's threads share.
+/// The state that the store's threads share.
 pub(crate) struct Shared {
     pub(crate) map: Map,
     pub(crate) commit: Commit,
@@ -31,17 +31,17 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) snapshots: Mutex<Snapshots>,
     pub(crate) outcomes: Outcomes,
-    /// Asks for a snapshot.
+    /// Requests a snapshot.
     pub(crate) wanted: Sender<()>,
 }
 
-/// What opening the files has changed in them.
+/// The changes that opening made to the files.
 pub(crate) struct Opened {
     pub(crate) log_is_new: bool,
     pub(crate) was_clean: bool,
 }
 
-/// What the next snapshot starts from. Its lock is held while one is written.
+/// The state from which the next snapshot starts. Its lock is held while one is written.
 pub(crate) struct Snapshots {
     /// The generation of the log that is written to.
     pub(crate) generation: u64,
@@ -58,12 +58,12 @@ pub(crate) struct Snapshots {
 }
 
 impl Shared {
-    /// Asks for a snapshot, if none is wanted yet.
+    /// Requests a snapshot, if none is wanted yet.
     pub(crate) fn want_snapshot(&self) {
         let _ = self.wanted.try_send(());
     }
 
-    /// Waits until what was read is durable or was rolled back. An error means that nobody will report either.
+    /// Waits until the read entries are durable or rolled back. An error means that neither will be reported.
     pub(crate) fn outcome(&self, ticket: ReadTicket) -> Result<Result<(), RolledBack>, RecvError> {
         let (tell, told) = bounded(1);
         self.commit.write_unsynced(&self.map);

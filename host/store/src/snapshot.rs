@@ -170,7 +170,7 @@ impl Meta {
         out
     }
 
-    /// Reads the head of a file; `None` where it is not one of this program's.
+    /// Reads the head of a file; `None` if it is not one of this program's.
     fn decode(file: &dyn File) -> Result<Option<Self>, Damage> {
         let own = &Self::default().encode()[..6];
         let len = file.len()?;
@@ -212,7 +212,7 @@ impl Meta {
             meta.log = number()? as u32;
             let clean = &mut head[head_len - CLEAN_FROM_END];
             meta.clean = *clean == Marker::True.to_u8();
-            // Whatever else a torn write has left there.
+            // Anything else that a torn write has left there.
             *clean = if meta.clean { Marker::True } else { Marker::False }.to_u8();
         }
         // head_crc and KVSize follow; of these only the size is new.
@@ -352,7 +352,7 @@ struct Row<'a> {
     length: u64,
     entries: u32,
     crc: u32,
-    /// What all revisions are more than they say.
+    /// The offset that is added to all stored revisions.
     least: u64,
     revisions: &'a [u8],
     extras: &'a [u8],
@@ -400,7 +400,7 @@ fn take_extra<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a str, &'a [u8])> {
 }
 
 /// Reads a file of this program, or of the Go program, into a new map. `seed` is for a file that has none, and `before` gives,
-/// for so many entries without revisions, the revision before the first of them.
+/// for this number of entries without revisions, the revision before the first of them.
 pub(super) fn read(
     file: &dyn File,
     seed: u64,
@@ -520,7 +520,7 @@ impl Loader<'_> {
             );
             let hashed = self.map.hash(key.as_bytes());
             let shard = self.map.shard_of(hashed);
-            // One shard's entries come in a row: its lock is kept until the next one's come.
+            // The entries of a shard come in a row: its lock is held until those of the next shard come.
             if held.as_ref().is_none_or(|(index, _)| *index != shard) {
                 drop(held.take());
                 let mut guard = self.map.write(shard);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::StoreError;
 
-/// What an update adds to the log.
+/// The size that an update adds to the log.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Growth {
     /// About how many bytes.
@@ -19,7 +19,7 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// What a record needs beside the bytes of its entry, in bytes.
+    /// The size of a record without the bytes of its entry, in bytes.
     pub(super) const OVERHEAD: u64 = 64;
 }
 
@@ -59,7 +59,7 @@ impl DiskSpace {
 /// How much space the log has left.
 pub(super) struct SpaceBudget {
     file: PathBuf,
-    /// The last known free space; `None` where the system does not know it.
+    /// The last known free space; `None` if the system does not know it.
     space: Option<DiskSpace>,
     /// How many bytes were queued since then.
     used: u64,
@@ -118,7 +118,7 @@ impl SpaceBudget {
         self.full = Some(Full { error: Arc::clone(error), needed: bytes.min(Full::NEEDED_MAX), by_system });
     }
 
-    /// Returns how many bytes a trial write needs to prove that there is space again, where no measurement can prove it.
+    /// Returns how many bytes a trial write needs to prove that there is space again, if no measurement can prove it.
     pub(super) fn unproven(&self) -> Option<u64> {
         self.full.as_ref().filter(|full| full.by_system && self.space.is_some()).map(|full| full.needed)
     }

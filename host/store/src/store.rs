@@ -1,4 +1,4 @@
-//! The interface of a store: what the request pipeline needs, whatever keeps the entries.
+//! The interface between the request pipeline and a store of any kind.
 //!
 //! Three kinds of store fit it. [`LocalStore`](crate::LocalStore) decides under the locks of its shards and commits to its own
 //! write-ahead log. [`MemoryStore`](crate::MemoryStore) does the same without a log. A store that several servers share decides
@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::error::StoreError;
 use crate::update::{Changes, Decide, Update};
 
-/// What was read is no longer there: the change that wrote it was rolled back.
+/// The entry that was read is gone: the change that wrote it was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack;
 
@@ -72,8 +72,8 @@ pub trait Store: Send + Sync + 'static {
     /// The entries whose keys start with a prefix, in no order. No lock is held between two of them.
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a;
 
-    /// The first entries of a range of keys, in byte order: `count` of them, fewer only where the range has no more. A key that
-    /// is present throughout the call is found, whatever else is written meanwhile.
+    /// The first entries of a range of keys, in byte order: `count` of them, fewer only if the range has no more. A key that
+    /// is present throughout the call is found, during any concurrent writes.
     ///
     /// Blocks until all that it read is durable.
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry>;

@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use crate::map::{Hashed, Locked, Map, Shard};
 use crate::space::Growth;
 
-/// What becomes of an entry.
+/// The decision about an entry.
 pub enum Decision<R> {
     /// It is replaced by this one, which has the same key and no revision yet.
     Write(Entry),
@@ -30,7 +30,7 @@ pub enum Decision<R> {
 /// [`undo`](Self::undo) with what the run before has decided. So a decision may have side effects, such as the guards of
 /// plugins, if `undo` takes them back.
 ///
-/// A store may keep the object and call it on another thread. A closure decides where nothing has to be undone.
+/// A store may keep the object and call it on another thread. A closure decides if it has no side effects to roll back.
 pub trait Decide: Send + 'static {
     /// Why an update is rejected.
     type Rejection: Send + 'static;
@@ -77,13 +77,13 @@ pub enum Update<R, C = Change> {
     RolledBack {
         /// Why.
         error: Arc<StoreError>,
-        /// What was decided. The side effects of these decisions are to be taken back.
+        /// The decisions, whose side effects have to be rolled back.
         change: C,
     },
 }
 
 impl<R> Update<R, Changes> {
-    /// The outcome for the first of its entries; none where there is no entry.
+    /// The outcome for the first of its entries; `None` if there is no entry.
     pub(crate) fn single(self) -> Option<Update<R>> {
         let first = |changes: Changes| changes.into_iter().next();
         match self {
@@ -125,11 +125,11 @@ pub(crate) fn writes(changes: &Changes) -> impl DoubleEndedIterator<Item = &Chan
 pub(crate) struct Run<'a, R> {
     locked: Locked<RwLockWriteGuard<'a, Shard>>,
     hashed: SmallVec<[Hashed<'a>; 1]>,
-    /// What was decided. The revision of a change is its position among the changes until [`assign`] adds the rest.
+    /// The decisions. The revision of a change is its position among the changes until [`assign`] adds the rest.
     pub(crate) changes: Changes,
     /// The number of changes that are not reads.
     pub(crate) count: u64,
-    /// What they add to the log.
+    /// The size that they add to the log.
     pub(crate) growth: Growth,
     /// The highest revision that a decision depends on.
     pub(crate) read_revision: u64,

@@ -172,7 +172,7 @@ pub(super) fn put_durable_offset(out: &mut Vec<u8>, salt: u32, synced: u64) {
     });
 }
 
-/// Decodes the next array of a payload; `None` where it is invalid.
+/// Decodes the next array of a payload; `None` if it is invalid.
 fn take<'a>(rest: &mut &'a [u8]) -> Option<Next<'a>> {
     let columns = rmp::decode::read_array_len(rest).ok()?;
     let kind: u64 = rmp::decode::read_int(rest).ok()?;
@@ -200,7 +200,7 @@ pub(super) struct Reader<'a> {
     len: u64,
     /// The head.
     pub(super) head: Head,
-    /// Where the next record starts.
+    /// The offset of the next record.
     pub(super) at: u64,
     window: Vec<u8>,
     window_at: u64,

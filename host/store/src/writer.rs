@@ -16,11 +16,11 @@ pub(super) struct Writer {
     pub(super) file: Arc<dyn File>,
     pub(super) path: PathBuf,
     salt: u32,
-    /// Where the next record goes.
+    /// The offset of the next record, in bytes.
     pub(super) at: u64,
-    /// Up to where the log is known to be on disk.
+    /// The offset up to which the log is known to be on disk.
     pub(super) synced: u64,
-    /// Up to where it is on disk according to its last durable-offset record.
+    /// The offset in its last durable-offset record.
     recorded: u64,
     /// The end of the zeros that were preallocated behind the records; without any, the end of the records.
     pub(super) preallocated: u64,
@@ -107,7 +107,7 @@ impl Writer {
     fn preallocate(&mut self, end: u64, max: u64) {
         if end > self.preallocated {
             let zeros = end.clamp(PREALLOCATION_MIN, PREALLOCATION_MAX).min(max);
-            // Where the disk is too full for them, the file grows by its records.
+            // If the disk is too full for them, the file grows by its records.
             let _ = self.file.write_at(end, &ZEROS[..zeros as usize]);
             self.preallocated = end + zeros;
         }

@@ -72,7 +72,7 @@ enum Step {
     Reject,
 }
 
-/// Decides as it is told, and notes what it saw and what it has to undo.
+/// Decides as the test sets it, and records its arguments and its undo calls.
 struct Scripted {
     keys: Vec<String>,
     steps: Vec<Step>,
@@ -131,7 +131,7 @@ fn put(store: &impl Store, key: &str, value: &'static str) -> u64 {
     commit(store, vec![(key, Step::Write(value))])[0]
 }
 
-/// What a client reads, once it is durable.
+/// The entry that a client reads, after it is durable.
 fn get(store: &impl Store, key: &str) -> Option<(u64, String)> {
     let (found, ticket) = store.read(key, |entry| entry.map(|entry| (entry.revision(), value_of(Some(entry)))));
     let (send, durable) = bounded(1);

@@ -28,6 +28,6 @@ fn a_server_that_cannot_write_its_store_is_not_ready() {
     disk.fault(Call::Sync, ".log", Fault::Fails(ErrorKind::Other), 1);
     refused(engine.store(), "key", "refused");
     let (status, text) = ask("/readyz");
-    assert!(status == 503 && text.contains("can only be read"), "{status} {text}");
+    assert!(status == 503 && text.contains("is read-only"), "{status} {text}");
     assert_eq!(ask("/livez").0, 200);
 }

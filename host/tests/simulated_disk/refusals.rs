@@ -1,5 +1,5 @@
 //! A write that a plugin refuses, in which a plugin panics, or that the disk refuses leaves no trace: the map and the
-//! files do not change, the guards that passed are undone in exactly the reverse order, and no after-hook runs.
+//! files do not change, the guards that passed are rolled back in exactly the reverse order, and no after-hook runs.
 //!
 //! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that fills up at random. Each
 //! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
@@ -25,7 +25,7 @@ use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::random::Random;
 
 const PLUGINS: usize = 5;
-/// So many writes that fail.
+/// The number of writes that fail.
 const FAILURES: usize = 10_000;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,20 +36,20 @@ enum Phase {
     Undo,
 }
 
-/// What a plugin does instead of letting an operation pass.
+/// The act of a plugin that stops an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Act {
     Refuse,
     Panic,
 }
 
-/// Which plugins were asked, in order.
+/// The plugins that were called, in order.
 type Calls = Vec<(usize, Phase)>;
 
 /// The field by which an operation of a batch says which it is.
 const PLACE: &str = "Place";
 
-/// What the plugins do, and what they were asked. Operations by themselves are at place 0.
+/// The acts of the plugins, and their calls. Single operations are at place 0.
 #[derive(Default)]
 struct Play {
     acts: Vec<(usize, usize, Phase, Act)>,
@@ -141,10 +141,10 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     engine.run(request, move |answer, _| {
         let _ = tell.send(answer);
     });
-    told.recv_timeout(DEADLINE).expect("every request is answered")
+    told.recv_timeout(DEADLINE).expect("every request gets a response")
 }
 
-/// Which calls these acts have to lead to, and which plugin and act end the operation before the store is asked.
+/// Which calls these acts have to lead to, and which plugin and act end the operation before the store is called.
 fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, Option<(usize, Act)>) {
     let mut calls = Vec::new();
     let phases: &[Phase] = if guarded { &[Phase::Before, Phase::Guard] } else { &[Phase::Before] };
@@ -180,7 +180,7 @@ fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
-    // What panics on purpose says nothing: there are thousands.
+    // Intended panics print nothing, because there are thousands of them.
     drop(std::panic::take_hook());
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -188,7 +188,7 @@ fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
             print(info);
         }
     }));
-    Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("nobody refuses to start")
+    Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("every plugin starts")
 }
 
 #[test]
@@ -282,13 +282,13 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
     engine.run_batch(batch, move |outcome| {
         let _ = tell.send(outcome);
     });
-    told.recv_timeout(DEADLINE).expect("every batch is answered")
+    told.recv_timeout(DEADLINE).expect("every batch gets a response")
 }
 
-/// What ends a batch before the log is asked: at which place, and which act, or none where there is nothing to remove.
+/// The place and the act that end a batch before the log is written; `None` if there is nothing to remove.
 type Stop = (usize, Option<(usize, Act)>);
 
-/// What a batch comes to, by what is there: all calls, what ends it, and what of each operation is to be answered.
+/// The expected course of a batch for the present entries: all calls, its end, and the response of each operation.
 struct Expected {
     calls: Vec<(usize, usize, Phase)>,
     stop: Option<Stop>,

@@ -1,7 +1,7 @@
 //! The test host of vkog-plugin-testing and the server give the same responses: status, text and headers.
 //!
 //! Both get the same random operations, batches and listings, through the same five plugins: they refuse in every phase, hide
-//! entries, replace values, set details, add headers, make requests of their own, and make room. Only the revisions differ,
+//! entries, replace values, set details, add headers, send their own requests, and free memory. Only the revisions differ,
 //! which a server starts at the current time; they are compared by their distance from the first. VKOG_FULL runs ten times as
 //! many operations; a failure prints the seed, and VKOG_SEED repeats it.
 
@@ -18,7 +18,7 @@ use server::Server;
 
 const OPERATIONS: usize = 10_000;
 
-/// What a client gets, without what only one of the two sends.
+/// The response of a client, without the parts that only one of the two sends.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     status: u16,

@@ -18,7 +18,7 @@ impl Plugin for Holder {
     type Settings = NoSettings;
 
     fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
-        Ok(Holder { held: host.gauge("held", "What is reserved.") })
+        Ok(Holder { held: host.gauge("held", "The reserved bytes.") })
     }
 }
 
@@ -35,7 +35,7 @@ impl UndoPut for Holder {
     }
 }
 
-/// Refuses and panics as it is told by the value.
+/// Refuses and panics as the value demands.
 struct Moody;
 
 impl Plugin for Moody {
@@ -85,7 +85,7 @@ fn the_order_that_a_test_names_is_the_order_of_the_chain() {
     let setup = Setup::new().load_other(plugin!(Moody, "moody")).load_other(plugin!(Holder, "holder"));
     let host = setup.order(&["moody"]).start();
     host.put("a", "refuse").expect(422);
-    assert_eq!(host.metric("holder", "held"), 0, "the holder was not asked");
+    assert_eq!(host.metric("holder", "held"), 0, "the holder was not called");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_plugin_that_panics_repeatedly_is_in_quarantine_until_a_restart() {
     host.put("a", "fine").expect(200);
 }
 
-/// Writes what it is told of into the entry "last", and asks deeper and deeper for "deep".
+/// Writes each event into the entry "last", and sends nested requests for "deep".
 struct Teller {
     host: Host,
 }
@@ -131,7 +131,9 @@ impl GuardPost for Teller {
 impl AfterPost for Teller {
     fn after_post(&self, post: &After<'_, Post>) {
         if post.asker().is_none() {
-            self.host.ask(&Ask::post("last", post.key().as_bytes()).header("X-By", "teller")).expect("nobody refuses");
+            self.host
+                .ask(&Ask::post("last", post.key().as_bytes()).header("X-By", "teller"))
+                .expect("no plugin refuses");
         } else {
             assert_eq!((post.asker(), post.header("x-by")), (Some("teller"), Some(&b"teller"[..])));
         }
@@ -145,7 +147,7 @@ impl AfterDelete for Teller {
             keys.push(key.to_owned());
             std::ops::ControlFlow::Continue(())
         };
-        self.host.for_each("", each).expect("nobody refuses");
+        self.host.for_each("", each).expect("no plugin refuses");
         delete.add_header("X-Left", &keys.join(","));
     }
 }
@@ -192,7 +194,7 @@ impl Start for Counting {
         let mut found = 0;
         stored.for_each(|_, entry| found += i64::from(entry.details()[0]));
         self.found.store(found, SeqCst);
-        self.host.gauge("found", "What the entries' details counted at the start.").set(found);
+        self.host.gauge("found", "The sum of the entries' details at the start.").set(found);
         Ok(())
     }
 }
@@ -208,8 +210,8 @@ impl Tick for Counting {
     fn tick(&self) -> Duration {
         let count = self.ticked.fetch_add(1, SeqCst);
         let at = self.host.now().duration_since(std::time::SystemTime::UNIX_EPOCH).expect("it is later").as_millis();
-        self.host.put(&format!("tick {count}"), at.to_string().as_bytes()).expect("nobody refuses");
-        Duration::from_secs(self.settings.lock().expect("nobody panics").seconds)
+        self.host.put(&format!("tick {count}"), at.to_string().as_bytes()).expect("no plugin refuses");
+        Duration::from_secs(self.settings.lock().expect("no plugin panics").seconds)
     }
 }
 
@@ -218,7 +220,7 @@ impl SettingsChanged for Counting {
         if settings.seconds == 0 {
             return Err("seconds is 0; give 1 or more".into());
         }
-        *self.settings.lock().expect("nobody panics") = settings;
+        *self.settings.lock().expect("no plugin panics") = settings;
         Ok(())
     }
 }
@@ -273,7 +275,7 @@ fn an_error_of_invalid_settings_names_the_plugin_and_the_known_keys() {
     );
 }
 
-/// Refuses a key that is there.
+/// Refuses an existing key.
 struct Once;
 
 impl Plugin for Once {
@@ -369,7 +371,7 @@ fn a_batch_undoes_its_guards_from_the_last_to_the_first() {
     assert_eq!(logged(), refused);
     host.fail_writes(1);
     let (index, reply) = host.batch([put("a"), put("b")]).0.expect_err("the store fails");
-    assert_eq!(index, None, "no operation failed by itself");
+    assert_eq!(index, None, "no single operation failed");
     reply.refused(503, "Rolled back");
     assert_eq!(logged(), format!("{refused}guard a, guard b, undo b, undo a, "));
     host.get("a").expect(404);
@@ -383,8 +385,8 @@ fn listings_and_watches_show_what_plugins_let_a_client_see() {
     for key in ["b", "a", "hidden"] {
         host.put(key, "1").expect(200);
     }
-    assert_eq!(host.keys("").expect("nobody refuses"), ["a", "b"]);
-    assert_eq!(host.count("").expect("nobody refuses"), 2);
+    assert_eq!(host.keys("").expect("no plugin refuses"), ["a", "b"]);
+    assert_eq!(host.count("").expect("no plugin refuses"), 2);
     let seen: Vec<_> = watch.changes().into_iter().map(|change| (change.key, change.revision)).collect();
     assert_eq!(seen, [("b".to_owned(), 1), ("a".to_owned(), 2)]);
     host.delete("hidden").expect(200);
@@ -447,5 +449,5 @@ fn a_write_and_a_batch_are_decided_again_after_a_plugin_made_room() {
     host.batch([host.request(Verb::Get, "old"), post("new")]).succeeded();
     host.get("old").expect(404);
     host.batch([post("another")]).failed(0, 413, "one entry is the most");
-    assert_eq!(host.keys("").expect("nobody refuses"), ["new"]);
+    assert_eq!(host.keys("").expect("no plugin refuses"), ["new"]);
 }

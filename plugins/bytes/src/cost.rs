@@ -9,7 +9,7 @@ pub(crate) enum Count {
     /// The bytes of the key and of the value.
     #[default]
     Payload,
-    /// The memory that the entry takes in the server.
+    /// The memory of the entry in the server.
     Memory,
 }
 

@@ -36,7 +36,7 @@ impl Plugin for Strict {
     type Settings = NoSettings;
 
     fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
-        Ok(Strict { bytes: host.gauge("bytes", "What is stored.") })
+        Ok(Strict { bytes: host.gauge("bytes", "The stored bytes.") })
     }
 }
 
@@ -185,7 +185,7 @@ fn a_clock_set_back_revives_entries_that_were_not_removed() {
     assert_eq!(host.metric("ttl", "expired_total"), 1);
 }
 
-/// Lets nothing be removed while it is told to.
+/// Rejects every removal while the test demands it.
 struct Keeper;
 
 static KEEPS: AtomicBool = AtomicBool::new(true);

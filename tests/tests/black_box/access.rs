@@ -14,7 +14,7 @@ enum Right {
 use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
-/// `{}` is asked for every key of [`KEYS`], others are about the whole server.
+/// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
 const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
@@ -67,7 +67,7 @@ const KEYS: [(&str, &str); 14] = [
     ("A/x", "A/x"),
 ];
 
-/// What is sent as `Authorization`, and the right and the prefix of the token in it, if it is one that is known.
+/// A value of `Authorization`, and the right and the prefix of its token, if the token is known.
 type Sent = (Option<&'static str>, Option<(Right, &'static str)>);
 
 const SENT: [Sent; 13] = [
@@ -189,7 +189,7 @@ fn a_public_address_requires_tokens_or_open() {
         for listen in ["0.0.0.0:0", "[::]:0"] {
             let exit = setup.run(["--no-plugins", "--http", engine, "--listen", listen]).expect(1);
             let told: Vec<_> = exit.stderr.lines().filter(|line| line.starts_with("vkog: ")).collect();
-            assert!(told.len() == 1 && told[0].contains("[access]") && told[0].contains("--open"), "{exit}");
+            assert!(told.len() == 1 && told[0].contains("[[access.tokens]]") && told[0].contains("--open"), "{exit}");
             assert_eq!(exit.stdout, "", "{exit}");
         }
         let others = ["--no-plugins", "--http", engine, "--listen", "0.0.0.0:0"];

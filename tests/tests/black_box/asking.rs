@@ -21,7 +21,7 @@ fn send(server: &Server, verb: &str, path: &str) -> vkog_tests::Reply {
     if verb == "post" || verb == "put" { request.body("v").send() } else { request.send() }
 }
 
-/// What the plugin logged.
+/// Returns the log lines of the plugin.
 fn said(log: &str) -> Vec<String> {
     let line = |line: &str| -> Option<String> {
         let line: Value = serde_json::from_str(line).ok()?;
@@ -39,7 +39,7 @@ fn store_calls_in_before_and_after_hooks_pass_the_whole_chain() {
             server.post("k", "v").expect(200);
             let key = if verb == "post" { "new" } else { "k" };
             send(&server, verb, &format!("/k/{key}?ask={hook}:post:other")).expect(200);
-            server.get("other").expect(200).is("asked");
+            server.get("other").expect(200).is("sent");
             server.logs(&["drill", &format!("{hook}: done")]);
             // The other plugins know who asked, and that clients are no plugins.
             server.logs(&["witness-last", "\\\"key\\\":\\\"other\\\"", "before_post", "\\\"asker\\\":\\\"drill\\\""]);
@@ -93,7 +93,7 @@ fn store_calls_nest_eight_deep_and_no_deeper() {
     server.logs(&["after_get: refused 508 requests of plugins are nested more than 8 deep"]);
     server.path("PUT", "/k/k?again=after_put").body("w").send().expect(200).has("X-Asked", "done");
     assert_eq!(server.count("drill", "after_put", "calls"), 9);
-    server.get("k").expect(200).is("asked");
+    server.get("k").expect(200).is("sent");
 }
 
 #[test]
@@ -146,11 +146,11 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
         }
     };
     with_background(writers, || wait_for_ticks(100));
-    // What was under way is over, and one whole tick has seen all that was left.
+    // What was in flight is over, and one whole tick has seen all that was left.
     wait_for_ticks(3);
     assert_eq!(server.plugin("drill")["metrics"]["swept"], 0, "what the last tick removed");
     assert!(server.count("drill", "tick", "calls") >= 100);
-    assert!(server.count("bytes", "after_delete", "calls") > 0, "bytes is told of what ticks remove");
+    assert!(server.count("bytes", "after_delete", "calls") > 0, "bytes sees the removals of ticks");
     server.post("z", pattern(LIMIT)).refused(413, "Max size exceeded").says(&format!(", {LIMIT} of {LIMIT} are free"));
     server.post("z", pattern(LIMIT - 1)).expect(200);
 }
@@ -218,7 +218,7 @@ fn a_slow_tick_delays_only_the_reload() {
     });
     let began = Instant::now();
     with_background(looks, || assert_eq!(server.reloaded("drill"), "reloaded"));
-    assert!(began.elapsed() > Duration::from_secs(2), "no tick was under way: {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(2), "no tick was running: {:?}", began.elapsed());
     let said = said(&server.log());
     let at = |line: &str| said.iter().rposition(|said| said == line);
     assert!(at("1 ticked") < at("1 is dropped"), "{said:?}");

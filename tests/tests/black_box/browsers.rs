@@ -36,7 +36,7 @@ fn ask(wire: &mut Wire, method: &str, target: &str, headers: &str, body: &str) -
     reply
 }
 
-/// Asks for all of [`DATA`] with these header lines, and expects success or this refusal; then that nothing was written.
+/// Sends all requests of [`DATA`] with these header lines, and expects success or this refusal; then that nothing was written.
 #[track_caller]
 fn ask_all(server: &Server, headers: &str, refusal: Option<(u16, &str)>) {
     let mut wire = server.wire();
@@ -511,7 +511,7 @@ fn a_trusted_proxy_supplies_the_client_address() {
         ("[proxy]\ntrust = [\"127.0.0.1\"]\n", "trusted"),
     ] {
         let exit = Setup::new().config(lines).fail().expect(1);
-        assert!(exit.one_error().contains("[proxy]") && exit.one_error().contains(words), "{exit}");
+        assert!(exit.one_error().contains(": proxy") && exit.one_error().contains(words), "{exit}");
     }
 }
 

@@ -60,7 +60,7 @@ fn plugins_new_creates_a_crate_and_overwrites_nothing() {
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
     let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);
-    assert!(exit.one_error().contains("it is there already; "), "{exit}");
+    assert!(exit.one_error().contains("it exists; "), "{exit}");
     assert_eq!(std::fs::read_to_string(folder.join("Cargo.toml")).expect("it is still there"), "mine");
     let exit = new(&["shorter", "--path", "nowhere"]).expect(1);
     assert!(exit.one_error().contains("nowhere") && exit.one_error().contains("--path"), "{exit}");
@@ -75,7 +75,7 @@ fn a_new_crate_can_depend_on_a_clone_of_the_interface() {
     };
     new("beside-a-clone", &api).expect(0);
     let folder = setup.folder().join("beside-a-clone");
-    assert!(!folder.join("vendor").exists(), "a copy nobody asked for");
+    assert!(!folder.join("vendor").exists(), "an unwanted copy");
     let built = build(built(&folder).arg("--offline"));
     built.unwrap_or_else(|error| panic!("{error}")).library("beside-a-clone");
     let exit = new("beside-nothing", &workspace().join("host")).expect(1);

@@ -46,7 +46,7 @@ fn is_there(program: &str) -> bool {
 struct Injection(Option<Running>);
 
 impl Injection {
-    /// Makes calls fail; `None` where strace may not.
+    /// Makes calls fail; `None` if strace may not.
     fn into(server: &Server, faults: &[&str]) -> Option<Self> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-o", "/dev/null", "-e", "trace=fdatasync,ftruncate,pwrite64,rename"]);
@@ -68,7 +68,7 @@ impl Injection {
     }
 }
 
-/// What a client is to be told.
+/// The response that the client must get.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Told {
     Refused(u16),
@@ -152,9 +152,9 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
     let Some(injection) = Injection::into(&server, &["rename:error=EBUSY"]) else { return };
     server.signal("USR1");
     server.logs(&["no snapshot", "busy"]);
-    server.path("GET", "/readyz").send().expect(503).says("snapshots fail").says("busy");
+    server.path("GET", "/readyz").send().expect(503).says("a snapshot failed").says("busy");
     server.path("GET", "/metrics").send().expect(200).says("\nvkog_snapshot_failing 1\n");
-    server.put("key", "kept, too").expect(200);
+    server.put("key", "also durable").expect(200);
     injection.end();
     server.logs(&["wrote", "again"]);
     server.path("GET", "/readyz").send().expect(200);
@@ -171,7 +171,7 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None` where this user may not mount one.
+    /// `None` if this user may not mount one.
     fn new(size: &str) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("vkog-disk-").tempdir().expect("a temporary folder can be made");
         let options = format!("size={size},mode=0700");
@@ -255,7 +255,7 @@ fn a_disk_filled_to_507_recovers_by_deletes() {
         let filled = (0..).find(|number| server.put(&format!("key-{number}"), &value).status != 200).expect("it ends");
         assert!(filled > 50, "{filled} values of 50 kB on 8 MiB\n{}", server.log());
         server.put("one-more", &value).refused(507, "Rolled back").says("the next snapshot");
-        server.path("GET", "/readyz").send().expect(503).says("no room");
+        server.path("GET", "/readyz").send().expect(503).says("too full");
         assert_eq!(metric(&server, "vkog_writable"), 0);
         for number in (0..filled).step_by(deleted) {
             server.delete(&format!("key-{number}")).expect(200);
@@ -293,7 +293,7 @@ fn a_disk_filled_by_others_allows_deletes_and_restarts_and_recovers() {
     server.get("key-1").expect(200).is(&value);
     server.delete("key-2").expect(200);
     server.put("key-1", vec![b'y'; 300_000]).refused(507, "Rolled back");
-    std::fs::remove_file(filler).expect("it is there");
+    std::fs::remove_file(filler).expect("it exists");
     server.logs(&["has free disk space again"]);
     server.put("key-1", vec![b'y'; 300_000]).expect(200);
     server.signal("USR1");

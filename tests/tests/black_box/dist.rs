@@ -16,7 +16,7 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("it says text")
 }
 
-/// Makes it. In a target folder of its own, because the program has other features here than for the tests, which run at the
+/// Makes the release, in its own target folder, because the program has other features here than for the tests, which run at the
 /// same time. The dependencies that both have are built once.
 fn dist() -> PathBuf {
     let mut xtask = if on_windows() {
@@ -50,7 +50,10 @@ fn the_distribution_runs_where_it_is_unpacked() {
     assert!(api.contains("id=\"which-hook-do-i-use\""), "no front page for plugin authors");
     assert!(read("api/index.html").contains("vkog_plugin_api/index.html"));
     assert!(read("api/vkog_plugin_testing/struct.TestHost.html").contains("fail_writes"));
-    assert_eq!(dead_links_of_site(&folder.join("api")), [""; 0], "dead links in the API documentation");
+    // rustdoc copies the documentation of tracing's blanket implementations with a link that is relative to tracing's site.
+    let dead: Vec<String> =
+        dead_links_of_site(&folder.join("api")).into_iter().filter(|link| !link.contains(": dispatcher#")).collect();
+    assert_eq!(dead, [""; 0], "dead links in the API documentation");
     assert!(read("man/vkog.1").contains("plugin\\-dir"), "a manual page without the options");
     for file in ["vkog.bash", "vkog.elv", "vkog.fish", "_vkog.ps1", "_vkog"] {
         assert!(read(&format!("completions/{file}")).contains("--plugin-dir"), "{file} without the options");

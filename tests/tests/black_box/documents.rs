@@ -14,7 +14,7 @@ use vkog_tests::{
     Running, Server, Setup, artefacts, bytes, conflict, markdown, target_folder, ttl, workspace, written_plugin,
 };
 
-/// What is shown of how to come to a server, and not run here: it would build and serve for real.
+/// Commands that are not run here, because they would build or start a real server.
 const NOT_RUN: [&str; 9] = [
     "cargo xtask serve",
     "cargo install",
@@ -215,7 +215,7 @@ fn ask(session: &Session, step: &Step, server: &Server, folder: &Path, first: &m
 
 /// The folders in a folder of the workspace.
 fn folders(of: &str) -> Vec<PathBuf> {
-    let read = std::fs::read_dir(workspace().join(of)).expect("the folder is there");
+    let read = std::fs::read_dir(workspace().join(of)).expect("the folder exists");
     let mut folders: Vec<_> =
         read.flatten().map(|entry| entry.path()).filter(|path| path.join("Cargo.toml").is_file()).collect();
     folders.sort();
@@ -247,7 +247,7 @@ fn the_sessions_of_the_readme_run_as_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
-/// The tutorial of plugins has a test of its own.
+/// The tutorial of plugins has its own test.
 #[test]
 fn the_sessions_of_the_documentation_run_as_shown() {
     let mut documents = markdown(&workspace().join("docs"));
@@ -281,7 +281,7 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// What the recipes of the guide for plugin authors take for granted.
+/// The imports that the recipes of the guide for plugin authors assume.
 const AROUND_RECIPES: &str = "
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
@@ -307,7 +307,7 @@ fn the_plugin_of_the_readme_works_and_the_recipes_for_authors_compile() {
     server.put("k", [b'x'; 4097]).expect(413).has("Vkog-Plugin", "readme-plugin");
 }
 
-/// A command that builds in a folder. What it makes goes where the guide says; the dependencies on the way there are those that
+/// A command that builds in a folder. Its products go to the folder of the guide; their dependencies are those that
 /// the tests have built.
 fn building<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
     command.env_remove("CARGO_TARGET_DIR").env("CARGO_BUILD_BUILD_DIR", target_folder());

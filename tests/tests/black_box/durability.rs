@@ -16,12 +16,12 @@ const CLIENTS: usize = 32;
 /// Few, so that each is overwritten and removed many times.
 const KEYS: u64 = 8;
 
-/// What one client knows of one of its keys.
+/// The last operations of a client on one of its keys.
 #[derive(Clone, Default)]
 struct Known {
     /// The number of the last write that was acknowledged; none after an acknowledged removal.
     kept: Option<u64>,
-    /// What was asked for last, without an answer: a write, or a removal.
+    /// The last operation without a response: a write, or a removal.
     asked: Option<Option<u64>>,
 }
 
@@ -71,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// Compares what the server has with what was acknowledged, and goes on from there.
+    /// Compares the entries of the server with the acknowledged ones, and continues from there.
     fn check(&mut self, client: usize, server: &Server) {
         for (key, known) in &mut self.keys {
             let reply = server.get(&format!("{client}/{key}"));
@@ -88,7 +88,7 @@ impl Writer {
             let right = found == known.kept || known.asked == Some(found);
             assert!(
                 right,
-                "client {client}, key {key}: found {found:?}, kept {:?}, asked {:?}\n{}",
+                "client {client}, key {key}: found {found:?}, acknowledged {:?}, sent {:?}\n{}",
                 known.kept,
                 known.asked,
                 server.log()
@@ -124,7 +124,7 @@ fn rounds(rounds: usize, setup: &Setup, end: impl Fn(Server)) {
             }
             // Another moment each round.
             for _ in 0..50 + round * 17 % 400 {
-                acknowledged.recv_timeout(DEADLINE).expect("the clients go on writing");
+                acknowledged.recv_timeout(DEADLINE).expect("the clients continue to write");
                 total += 1;
             }
             end(server);
@@ -206,11 +206,11 @@ fn a_stop_leaves_a_complete_snapshot_and_an_empty_log() {
     server.post("k", "v").expect(200);
     server.stop().expect(0);
     let file = setup.store_file();
-    let data = std::fs::read(&file).expect("the store is there");
+    let data = std::fs::read(&file).expect("the store exists");
     let store = rmpv::decode::read_value(&mut data.as_slice()).expect("it is MessagePack");
     let has = |name: &str| store.as_map().is_some_and(|map| map.iter().any(|(key, _)| key.as_str() == Some(name)));
     assert!(has("KV") && has("KVSize"), "{store}");
     // Without the log it opens as well: everything is in it.
-    std::fs::remove_file(file.with_extension("vkog.log")).expect("the log is there");
+    std::fs::remove_file(file.with_extension("vkog.log")).expect("the log exists");
     setup.start().get("k").expect(200).is("v");
 }

@@ -6,7 +6,7 @@
 
 use vkog_tests::{ENGINES, Setup, Wire, conflict};
 
-/// What is asked for. An empty body is a failure that is seen before anything is processed.
+/// The request. An empty body is a failure that is detected before anything is processed.
 const REQUESTS: [(&str, &str); 9] = [
     ("GET", ""),
     ("HEAD", ""),
@@ -19,7 +19,7 @@ const REQUESTS: [(&str, &str); 9] = [
     ("PATCH", "new"),
 ];
 
-/// What a condition names.
+/// The entity tags of a condition.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Names {
     /// There is no condition.
@@ -59,7 +59,7 @@ impl Names {
     }
 }
 
-/// RFC 9110, section 13.1.1: true for `*` on what is there, and for a tag that is the entry's by strong comparison.
+/// RFC 9110, section 13.1.1: true for `*` on an existing entry, and for a tag that is the entry's by strong comparison.
 fn if_match(names: Names, present: bool) -> bool {
     match names {
         Nothing => true,
@@ -68,7 +68,7 @@ fn if_match(names: Names, present: bool) -> bool {
     }
 }
 
-/// RFC 9110, section 13.1.2: false for `*` on what is there, and for a tag that is the entry's by weak comparison.
+/// RFC 9110, section 13.1.2: false for `*` on an existing entry, and for a tag that is the entry's by weak comparison.
 fn if_none_match(names: Names, present: bool) -> bool {
     match names {
         Nothing | Wrong | Foreign | Padded => true,
@@ -101,7 +101,7 @@ fn expected((method, body): (&str, &str), present: bool, one_of: Names, none_of:
     }
 }
 
-/// Asks under all conditions, and looks at what is there before and after.
+/// Sends the request under all conditions, and compares the entries before and after.
 fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
     let other = wire.request("POST", "/k/other", b"other").expect(200).revision();
     let mut asked = 0;

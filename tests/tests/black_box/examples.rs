@@ -80,7 +80,7 @@ fn bearer_accepts_store_calls_of_plugins_and_no_client_that_claims_to_be_one() {
     }
     server.logs_no(&["before_put: refused"]);
     ask("Bearer s3cret", "after_put:post").expect(200).has("X-Asked", "done");
-    ask("Bearer s3cret", "after_put:get").expect(200).has("X-Asked", "found asked");
+    ask("Bearer s3cret", "after_put:get").expect(200).has("X-Asked", "found sent");
     server.get("other").expect(401);
 }
 
@@ -95,7 +95,7 @@ fn bearer_does_not_start_without_a_token() {
 
 /// The lines of an audit file.
 fn lines(file: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(file).expect("the audit file is there");
+    let text = std::fs::read_to_string(file).expect("the audit file exists");
     assert!(text.ends_with('\n'), "the last line is cut off: {text}");
     let value = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("no JSON, {error}: {line}"));
     text.lines().map(value).collect()
@@ -190,5 +190,5 @@ fn audit_writes_every_line_to_a_slow_file_before_the_stop_ends() {
     go.send(()).expect("the reader waits");
     assert_eq!(reader.join().expect("the pipe is read to its end"), CHANGES);
     stopped.recv_timeout(DEADLINE).expect("the server stops").expect(0);
-    stopping.join().expect("it has told").expect("somebody was told");
+    stopping.join().expect("it has sent a message").expect("a message was sent");
 }

@@ -10,7 +10,7 @@ use vkog_tests::{DEADLINE, Server, Setup, bytes, ttl};
 
 const ENTRIES: u64 = 20_000;
 
-/// A number of `/metrics`.
+/// Returns the value of a metric.
 #[track_caller]
 fn metric(server: &Server, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -18,7 +18,7 @@ fn metric(server: &Server, name: &str) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// How long the log was synced, and how often.
+/// Returns the total duration and the number of syncs of the log.
 #[track_caller]
 fn seconds(server: &Server) -> f64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -48,7 +48,7 @@ fn entries_that_expire_together_are_removed_with_few_syncs() {
         std::thread::yield_now();
     }
     server.put("k", vec![b'x'; limit as usize - 1]).expect(200);
-    // The room is free before the plugin has counted what made it.
+    // The space is free before the plugin has counted the removals.
     while metric(&server, "vkog_plugin_ttl_expired_total") < ENTRIES {
         assert!(begun.elapsed() < DEADLINE, "not all are counted as expired");
         std::thread::yield_now();
@@ -61,9 +61,9 @@ fn entries_that_expire_together_are_removed_with_few_syncs() {
     let most = if time < 5e-4 { ENTRIES / 4 } else { ENTRIES / 20 };
     assert!(syncs <= most, "{syncs} syncs for {ENTRIES} removals");
     assert_eq!((metric(&server, "vkog_entries"), metric(&server, "vkog_plugin_ttl_entries")), (1, 0));
-    // Where nothing has expired a write that does not fit is refused as ever.
+    // If nothing has expired, a write that does not fit is refused.
     server.put("l", "x").refused(413, "Max size exceeded");
-    // They stay gone.
+    // They stay absent.
     server.delete("k").expect(200);
     server.stop().expect(0);
     let server = setup.start();

@@ -54,7 +54,7 @@ fn a_plugin_built_against_1_2_0_loads_and_its_additions_work() {
     assert!(values.iter().any(|line| line.contains("puts_total") && line.ends_with(" 3")), "{values:?}");
 }
 
-/// With everything that came after 1.0.0.
+/// With all additions since 1.0.0.
 const NEW: &str = r#"
 use std::time::Duration;
 use vkog_plugin_api::*;

@@ -46,7 +46,7 @@ fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// The status that a connection is answered with, if it is.
+/// Returns the status of the response on a connection, if any.
 fn status(stream: &mut TcpStream) -> Option<u16> {
     let mut text = [0; 12];
     stream.read_exact(&mut text).ok()?;
@@ -60,13 +60,13 @@ fn five_thousand_slow_connections_do_not_delay_other_clients() {
         let head = b"GET /k/k HTTP/1.1\r\n";
         for byte in head.chunks(1).take(5) {
             let round = Instant::now();
-            slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("nobody is given up yet"));
+            slow.iter_mut().for_each(|stream| stream.write_all(byte).expect("no client has timed out yet"));
             thread::sleep(Duration::from_secs(1).saturating_sub(round.elapsed()));
         }
-        // They are connections like others, in the end.
+        // Afterwards they are served as others.
         for stream in slow.iter_mut().take(10) {
-            stream.write_all(&head[5..]).expect("nobody is given up yet");
-            stream.write_all(b"Host: localhost\r\n\r\n").expect("nobody is given up yet");
+            stream.write_all(&head[5..]).expect("no client has timed out yet");
+            stream.write_all(b"Host: localhost\r\n\r\n").expect("no client has timed out yet");
             assert_eq!(status(stream), Some(200));
         }
     });
@@ -120,7 +120,7 @@ fn silent_connections_of_http_2() {
         let mut silent: Vec<TcpStream> =
             (0..1000).map(|_| connect_raw(server.address()).expect("the server listens")).collect();
         for stream in silent.iter_mut().take(10) {
-            stream.write_all(&get_frame(1, "/k/k")).expect("nobody is given up yet");
+            stream.write_all(&get_frame(1, "/k/k")).expect("no connection has timed out yet");
             while read_frame(stream).expect("the server responds").stream != 1 {}
         }
     });
@@ -227,7 +227,7 @@ fn a_pipelining_client_that_reads_nothing_is_throttled() {
         let mut stream = connect(server);
         stream.set_write_timeout(Some(Duration::from_secs(2))).expect("an open connection has a timeout");
         let requests = "GET /k/k HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10_000);
-        // 37 MB of requests, and 150 of answers.
+        // 37 MB of requests and 150 MB of responses.
         let blocked = (0..100).find(|_| stream.write_all(requests.as_bytes()).is_err());
         assert!(blocked.is_some(), "the server has taken all of it");
     });
@@ -243,7 +243,7 @@ fn clients_are_served_after_file_descriptors_ran_out() {
         for round in 0..3 {
             let held: Vec<TcpStream> = (0..300).map(|_| connect(&server)).collect();
             for mut stream in &held {
-                // Those that are over the limit may be closed.
+                // Connections over the limit may be closed.
                 let _ = stream.write_all(b"GET /k/k HTTP/1.1\r\nHost: localhost\r\n");
             }
             thread::sleep(Duration::from_millis(300));

@@ -15,7 +15,7 @@ use vkog_tests::{DEADLINE, ENGINES, Server, Setup, Wire, amount, exclusive};
 
 const HYPER: [&str; 1] = ["hyper"];
 
-/// What a request tries to smuggle past the end of another one.
+/// The request that another one tries to smuggle.
 const SMUGGLED: &str = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn server(engine: &str) -> Server {
@@ -24,7 +24,7 @@ fn server(engine: &str) -> Server {
     server
 }
 
-/// Sends bytes as the first of a connection, and returns the status of each answer until the connection ends.
+/// Sends bytes on a new connection, and returns the status of each response until the connection ends.
 #[track_caller]
 fn statuses(server: &Server, bytes: &[u8]) -> Vec<u16> {
     let mut wire = server.wire();
@@ -36,7 +36,7 @@ fn statuses(server: &Server, bytes: &[u8]) -> Vec<u16> {
     text.match_indices("HTTP/1.").filter_map(|(at, _)| text.get(at + 9..at + 12)?.parse().ok()).collect()
 }
 
-/// The number of threads and of open files of a server.
+/// Returns the number of threads and of open files of a server.
 fn held(server: &Server) -> (usize, usize) {
     let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", server.id())).expect("it runs").count();
     (count("task"), count("fd"))
@@ -133,7 +133,7 @@ fn other_protocols_get_a_response_or_a_close_and_leave_nothing() {
                 stream.set_read_timeout(Some(DEADLINE)).expect("an open connection has a timeout");
                 std::io::Write::write_all(&mut stream, bytes).expect("it is read");
                 let mut rest = Vec::new();
-                // A reset is an end as well.
+                // A reset also ends the connection.
                 let _ = stream.read_to_end(&mut rest);
                 assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{engine}: {}", rest.escape_ascii());
             }
@@ -180,7 +180,7 @@ fn clients_at_reused_addresses_are_served_after_bad_framing() {
                 assert_eq!(reply.status, 400, "{engine}: {reply}");
             }
         }
-        // Some may be another program's by now.
+        // Another program may use some of them by now.
         let reused: Vec<Wire> = ports
             .into_iter()
             .rev()

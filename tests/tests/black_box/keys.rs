@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 use vkog_tests::{Client, DEADLINE, Setup, amount, artefacts, encode, exclusive, ttl, with_background};
 
-/// What a request for keys answers.
+/// Requests keys and returns the response.
 #[track_caller]
 fn ask(server: &Client, query: &str) -> Value {
     let reply =
@@ -18,13 +18,13 @@ fn ask(server: &Client, query: &str) -> Value {
     serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
-/// The texts of a list.
+/// Returns the texts of a JSON list.
 fn texts(list: &Value) -> Vec<String> {
     let text = |value: &Value| value["key"].as_str().or(value.as_str()).expect("a text").to_owned();
     list.as_array().expect("a list").iter().map(text).collect()
 }
 
-/// All keys and prefixes of a listing, page by page.
+/// Returns all keys and prefixes of a listing, page by page.
 #[track_caller]
 fn list(server: &Client, query: &str) -> (Vec<String>, Vec<String>) {
     let (mut keys, mut prefixes, mut after) = (Vec::new(), Vec::new(), String::new());
@@ -108,7 +108,7 @@ fn a_delimiter_folds_keys_into_prefixes() {
     assert_eq!(page["next"], "b/");
     assert_eq!(list(&server, "delimiter=/&prefix=c/"), (vec![], vec!["c//".into(), "c/d/".into()]));
     assert_eq!(list(&server, "delimiter=/&prefix=b/").0.len(), 51);
-    // Not what a page ends with, but what somebody looked up: the rest of b/ is still to come.
+    // `after` may be any text, not only the end of a page: the rest of b/ follows.
     assert_eq!(list(&server, "delimiter=/&after=b/49").1, ["b/", "c/"]);
     assert_eq!(list(&server, "delimiter=/&after=b/99").1, ["c/"]);
 }
@@ -130,15 +130,15 @@ fn a_page_has_at_most_a_thousand_keys() {
 fn an_invalid_query_is_refused_with_the_valid_parameters() {
     let server = Setup::new().start();
     for (query, words) in [
-        ("prefx=a", "Unknown parameter \"prefx\"; there are prefix, after, limit, delimiter, count"),
-        ("limit=0", "limit is \"0\"; give a number from 1 to 1000"),
-        ("limit=1001", "limit is \"1001\"; give a number from 1 to 1000"),
-        ("limit=", "limit is \"\"; give a number from 1 to 1000"),
+        ("prefx=a", "Unknown parameter \"prefx\"; use prefix, after, limit, delimiter, count"),
+        ("limit=0", "limit is \"0\"; use a number from 1 to 1000"),
+        ("limit=1001", "limit is \"1001\"; use a number from 1 to 1000"),
+        ("limit=", "limit is \"\"; use a number from 1 to 1000"),
         ("limit=-1", "limit is \"-1\""),
-        ("prefix=a&prefix=b", "The parameter prefix is given twice"),
+        ("prefix=a&prefix=b", "The parameter prefix is repeated"),
         ("delimiter=", "delimiter is empty"),
         ("count&limit=1", "count takes no value and can be combined only with prefix"),
-        ("count=1", "count has no value"),
+        ("count=1", "count takes no value"),
         ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ("after=a%ff", "after is not UTF-8"),
     ] {
@@ -164,7 +164,7 @@ fn an_entry_that_has_expired_is_not_listed_and_not_counted() {
     }
     assert_eq!(list(&server, "delimiter=/").1, ["tmp/"]);
     let begun = Instant::now();
-    // Whoever is told that it is gone, by whatever way, must not be told otherwise afterwards.
+    // Once a response has shown that the key is absent, no later response may list it.
     while server.get("tmp/1").status != 404 {
         assert!(begun.elapsed() < DEADLINE, "tmp/1 does not expire\n{}", server.log());
     }
@@ -189,7 +189,7 @@ fn keys_are_hidden_from_clients_that_a_plugin_refuses() {
     }
 }
 
-/// A store of the Go program, which is the shortest: one MessagePack map.
+/// A store of the Go program, which has the shortest file: one MessagePack map.
 fn store_of(keys: impl ExactSizeIterator<Item = String>) -> Vec<u8> {
     let mut file = b"\x82\xa2KV\xdf".to_vec();
     file.extend_from_slice(&u32::try_from(keys.len()).expect("a map32").to_be_bytes());

@@ -52,12 +52,12 @@ fn a_connection_over_the_limit_is_503_until_another_one_ends() {
             assert!(wire.rest().expect("the server ends the connection").is_empty());
         }
     }
-    // Those that were served go on.
+    // The served connections continue.
     let first = wires.remove(0).send("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").reply();
     first.expect(200);
     drop(wires);
     let served = |_| server.wire().send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 200;
-    assert!((0..1000).any(served), "nobody is served after all connections have ended");
+    assert!((0..1000).any(served), "no client is served after all connections have ended");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_stop_closes_idle_connections_and_finishes_requests_in_flight() {
     let mut idle = server.wires(3);
     let mut half = server.wires(1).remove(0);
     half.send("PUT /k/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
-    // So it is known that the head has come.
+    // So the server has received the head.
     half.reply().expect(100);
     server.signal("TERM");
     for wire in &mut idle {

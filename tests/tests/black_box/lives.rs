@@ -12,7 +12,7 @@ fn log(setup: &Setup) -> PathBuf {
     setup.folder().join("store.vkog.log")
 }
 
-/// A store with a snapshot of one entry, and a log with another one, whose server was killed.
+/// Creates a store with a snapshot of one entry and a log with another one, as a killed server leaves it.
 fn killed() -> Setup {
     let setup = Setup::new();
     let server = setup.start();
@@ -34,7 +34,7 @@ fn check(setup: &Setup, status: i32, words: &[&str]) -> Exit {
 #[test]
 fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
     for (left, words) in
-        [(None, "store.vkog.log is missing"), (Some(0), "cut off"), (Some(41), "cut off"), (Some(60), "cut off")]
+        [(None, "store.vkog.log is missing"), (Some(0), "truncated"), (Some(41), "truncated"), (Some(60), "truncated")]
     {
         let setup = killed();
         check(&setup, 0, &["whole; 2 entries"]);
@@ -55,7 +55,7 @@ fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
         server.get("snapshot").expect(200);
         server.put("new", "v").expect(200);
         drop(server);
-        // Who has gone on without it has a whole store again.
+        // A server that has continued without it has a complete store again.
         check(&setup, 0, &["whole; 2 entries"]);
         setup.start().get("new").expect(200);
     }
@@ -71,7 +71,7 @@ fn a_store_that_was_stopped_cleanly_needs_no_log() {
         let server = setup.start();
         server.get("log").expect(200);
         server.logs_no(&["WARN"]);
-        // The second time nothing was written in between.
+        // The second time, nothing was written in between.
         if round == 0 {
             server.put("log", "w").expect(200);
         }
@@ -105,7 +105,7 @@ fn the_log_of_another_copy_of_the_store_is_refused() {
         let name = format!("store.vkog{ending}");
         fs::copy(setup.folder().join(&name), copy.folder().join(&name)).expect("it can be copied");
     }
-    // Both go on, and are at the same generation again.
+    // Both copies continue, and reach the same generation again.
     for (setup, value) in [(&setup, "one"), (&copy, "other")] {
         let server = setup.start();
         server.put("k", value).expect(200);
@@ -115,14 +115,14 @@ fn the_log_of_another_copy_of_the_store_is_refused() {
         drop(server);
     }
     fs::copy(log(&copy), log(&setup)).expect("it can be copied");
-    let before = fs::read(setup.store_file()).expect("it is there");
+    let before = fs::read(setup.store_file()).expect("it exists");
     let exit = setup.fail().expect(1);
     let told = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
     assert!(told.contains("another copy") && told.contains("vkog repair"), "{exit}");
-    assert_eq!(fs::read(setup.store_file()).expect("it is there"), before, "the start changed the store");
+    assert_eq!(fs::read(setup.store_file()).expect("it exists"), before, "the start changed the store");
     let exit = setup.run(["check", "store.vkog"]).expect(1);
     assert!(exit.one_error().contains("another copy"), "{exit}");
-    // The way out.
+    // The message names the way out.
     setup.run(["repair", "store.vkog"]).expect(0);
     let server = setup.start();
     server.get("k").expect(200).is("one");
@@ -178,14 +178,14 @@ fn an_import_or_a_new_store_reuses_no_revision_of_a_removed_store() {
     server.stop().expect(0);
     setup.run(["export", "-f", "store.vkog", "out"]).expect(0);
     for ending in ["", ".log"] {
-        fs::remove_file(setup.folder().join(format!("store.vkog{ending}"))).expect("it is there");
+        fs::remove_file(setup.folder().join(format!("store.vkog{ending}"))).expect("it exists");
     }
     setup.run(["import", "-f", "store.vkog", "out"]).expect(0);
     let server = setup.start();
     let imported = server.get("k").expect(200).revision();
     let next = server.put("k", "w").expect(200).revision();
     assert!(first < imported && imported < next, "{first}, {imported}, {next}");
-    // As JSON readers can hold them.
+    // As large as JSON readers can represent exactly.
     assert!(next < 1 << 53);
 }
 
@@ -201,7 +201,7 @@ fn entries_of_the_go_program_keep_their_revisions_as_long_as_their_file() {
     drop(server);
     let server = setup.start();
     assert_eq!(server.get("plain").expect(200).revision(), revision);
-    // What came after them still does.
+    // Later revisions are still greater.
     assert_eq!(server.get("new").expect(200).is("v").revision(), written);
     server.get("sp ace").expect(404);
     assert!(server.put("plain", "w").expect(200).revision() > written);
@@ -227,7 +227,7 @@ fn a_watcher_with_a_revision_of_an_earlier_opening_is_refused() {
     refused(lost);
     server.put("k", "w").expect(200);
     refused(lost);
-    // One that saw the same as this life resumes.
+    // A watcher whose revision exists in this opening resumes.
     let event = server.watch(&format!("since={first}"), "").event().expect("there is one");
     assert_eq!(event.key(), "k");
 }
@@ -238,6 +238,6 @@ fn a_value_limit_that_the_files_cannot_hold_is_refused() {
     let exit = setup.run(["serve", "--no-plugins", "--listen", "127.0.0.1:0", "--max-value", "5GiB"]).expect(1);
     assert!(exit.one_error().contains("--max-value") && exit.one_error().contains("4227858423"), "{exit}");
     setup.clone().args(["--max-value", "4227858423"]).start();
-    // What follows from another limit is cut to it.
+    // A default that depends on another limit is capped.
     setup.args(["--max-size", "5GiB"]).start();
 }

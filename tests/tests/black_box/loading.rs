@@ -40,11 +40,11 @@ fn one_line(output: &str, start: &str, code: &str, words: &[&str], exit: &Exit) 
     for word in words {
         assert!(line.contains(word), "{word:?} in {exit}");
     }
-    // The fact, and the way out.
+    // The message has the fact and the way out.
     assert!(line.contains("; "), "a way out in {exit}");
 }
 
-/// A library that was damaged in this way.
+/// Returns a library with this damage.
 fn damage(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let library = damaged(&conflict(), folder.path())[name].clone();
@@ -68,7 +68,7 @@ fn a_truncated_library_is_reported_wherever_it_is_cut() {
     for name in ["cut-10", "cut-50", "cut-90", "cut-last-byte"] {
         let (_folder, library) = damage(name);
         let size = std::fs::metadata(&library).expect("it was just written").len().to_string();
-        refused(&library, None, "cut-off", &["cut off", &size]);
+        refused(&library, None, "cut-off", &["truncated", &size]);
     }
 }
 
@@ -296,10 +296,10 @@ fn a_required_plugin_that_is_missing_stops_the_start() {
         let config = format!("[plugins.bearer]\n{demand}\n");
         let exit = Setup::new().load(bytes()).config(&config).fail().expect(1);
         assert!(
-            exit.stderr.contains("[plugins.bearer] demands a plugin that was not loaded from "),
+            exit.stderr.contains("[plugins.bearer] requires a plugin that was not loaded from "),
             "{demand}: {exit}"
         );
-        // Without plugins at all the tables mean nothing.
+        // Without plugins, the tables have no effect.
         Setup::new().config(&config).start().post("k", "v").expect(200);
     }
     for demand in ["token = \"s3cret\"".to_owned(), format!("{pin}\nrequired = false")] {

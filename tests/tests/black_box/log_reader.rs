@@ -27,7 +27,7 @@ fn piped(setup: &Setup) -> (Server, PipeReader) {
     (setup.start_with_stderr(writer.into()), reader)
 }
 
-/// The number of lines that were dropped so far.
+/// Returns the number of dropped lines.
 #[track_caller]
 fn dropped(server: &Server) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -35,7 +35,7 @@ fn dropped(server: &Server) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no number of dropped lines in {text}"))
 }
 
-/// All that a server would log: requests that succeed and that fail, a plugin that panics, a snapshot, reloads.
+/// Causes every kind of log line: successful and failed requests, a panic of a plugin, a snapshot, reloads.
 fn everything(setup: &Setup, server: &Server, rounds: usize) {
     std::thread::scope(|scope| {
         for (client, mut wire) in server.wires(4).into_iter().enumerate() {
@@ -123,7 +123,7 @@ fn a_log_reader_that_resumes_reads_the_count_of_dropped_lines() {
                 let line = line.expect("it is text");
                 let event: serde_json::Value =
                     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-                if event["message"].as_str().is_some_and(|said| said.starts_with("log lines were dropped")) {
+                if event["message"].as_str().is_some_and(|said| said.starts_with("dropped log lines")) {
                     reported += event["lines"].as_u64().expect("a number");
                 }
                 if reported >= lost {
@@ -160,7 +160,7 @@ fn a_line_feed_in_a_request_forges_no_log_line() {
                 let mut wire = server.wire();
                 let fields = format!("Host: localhost\r\nAuthorization: Bearer {token}\r\nX-Request-Id: a\r\n");
                 wire.send(format!("DELETE /k/a{forged} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n"));
-                // Whatever the engine makes of it: an answer, or the end of the connection.
+                // The engine may respond or close the connection.
                 let _ = wire.rest();
             }
         }

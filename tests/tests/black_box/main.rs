@@ -33,6 +33,7 @@ mod log_reader;
 mod memory;
 mod memory_limit;
 mod metrics;
+mod name_index;
 mod openapi;
 mod order;
 mod ownership;

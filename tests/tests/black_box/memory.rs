@@ -2,7 +2,7 @@
 //! in memory as a whole.
 //!
 //! Provoked with uploads that stop one byte before their end, responses that JSON makes six times longer than the
-//! value, pages of keys that nobody reads, and an address-space limit under which a single mistake ends the process.
+//! value, pages of keys without a reader, and an address-space limit under which a single mistake ends the process.
 
 #![cfg(target_os = "linux")]
 
@@ -29,12 +29,12 @@ struct Upload {
     left: usize,
 }
 
-/// How an upload is going.
+/// The state of an upload.
 #[derive(Debug, PartialEq, Eq)]
 enum Went {
-    /// All but the last byte is sent.
+    /// All bytes except the last are sent.
     Short,
-    /// The server has answered.
+    /// The server has responded.
     Answered(String),
 }
 
@@ -48,7 +48,7 @@ impl Upload {
         Self { stream, left: length - 1 }
     }
 
-    /// Sends all but the last byte, or until there is an answer.
+    /// Sends all bytes except the last, or stops at a response.
     fn send(&mut self) -> Went {
         let piece = vec![b'x'; 256 << 10];
         while self.left > 0 {
@@ -62,7 +62,7 @@ impl Upload {
         Went::Short
     }
 
-    /// The head of the answer, if one has come.
+    /// Returns the head of the response, if it has arrived.
     fn answer(&mut self) -> Option<String> {
         self.stream.set_nonblocking(true).expect("a socket has this mode");
         let peeked = self.stream.peek(&mut [0]);
@@ -124,7 +124,7 @@ fn a_hundred_unfinished_uploads_and_large_responses_fit_into_a_gigabyte() {
                 }
             });
         });
-        // Who was refused can come again.
+        // A refused client can retry.
         server.put("again", pattern(10 << 20)).expect(200);
         server.get("half").expect(404);
         server.get("again").expect(200).is(pattern(10 << 20));
@@ -159,7 +159,7 @@ fn a_body_beyond_the_budget_is_503_until_others_end() {
         let server = server(engine, &["--max-value", "16MiB", "--memory-budget", "16MiB"]);
         let mut first = Upload::begin(&server, "half", 16 << 20);
         assert_eq!(first.send(), Went::Short, "{engine}");
-        // It may still be on its way.
+        // It may not have arrived yet.
         let mut refused = server.put("large", pattern(1 << 20));
         for _ in 0..1000 {
             if refused.status == 503 {
@@ -177,7 +177,7 @@ fn a_body_beyond_the_budget_is_503_until_others_end() {
         assert_eq!(&reply, b"HTTP/1.1 200", "{engine}");
         server.put("large", pattern(1 << 20)).expect(200);
         server.get("large").expect(200).is(pattern(1 << 20));
-        // An upload that is given up returns its share as well.
+        // An aborted upload returns its share, too.
         let mut second = Upload::begin(&server, "half", 16 << 20);
         assert_eq!(second.send(), Went::Short, "{engine}");
         drop(second);
@@ -230,7 +230,7 @@ fn a_large_batch_response_equals_a_get_in_both_formats() {
         assert_eq!((&answer[1], &answer[3]["status"]), (&json!({"status": 404}), &json!(200)));
         let encoded = answer[2]["base64"].as_str().expect("bytes are base64");
         assert!(BASE64.decode(encoded).expect("it is base64") == pattern(500_000), "{engine}: the bytes differ");
-        // The connection is kept.
+        // The connection stays open.
         batch(&mut wire, "Accept: application/msgpack\r\n", operations.to_string().as_bytes());
         let reply = wire.reply().expect(200);
         let answer = rmpv::decode::read_value(&mut &reply.body[..]).expect("it is MessagePack");

@@ -15,7 +15,7 @@ fn setup(count: &str) -> Setup {
     Setup::new().load(bytes()).config(format!("[plugins.bytes]\ncount = {count:?}\n")).args(arguments)
 }
 
-/// The memory that the server has, in bytes.
+/// Returns the resident memory of the server, in bytes.
 fn resident(server: &Server) -> u64 {
     server.proc_status("VmRSS") << 10
 }
@@ -52,7 +52,7 @@ fn the_memory_count_bounds_the_resident_memory() {
         let (full, bound) = (resident(&server), LIMIT * 115 / 100 + empty);
         println!("{entries} entries of {} bytes: {full} bytes, {empty} of the empty server", 8 + value.len());
         assert!(full <= bound, "{full} bytes are resident, {bound} may be, {empty} were of the empty server");
-        // Nor is it far from it: the limit is for use.
+        // It is also close to the limit: the limit can be used.
         assert!((entries + 512) * cost > LIMIT, "{entries} entries at {cost} bytes");
         assert!(full - empty > LIMIT * 8 / 10, "{} bytes of {LIMIT} are used", full - empty);
     }
@@ -61,7 +61,7 @@ fn the_memory_count_bounds_the_resident_memory() {
 #[test]
 fn the_memory_count_is_exact_and_the_default_counts_the_payload() {
     let server = setup("memory").start();
-    // A write that adds nothing is never refused, whatever it is; one that does is told what it needs.
+    // A write that adds nothing is never refused. The refusal of another write reports what it needs.
     server.put("12345678", "x").expect(200);
     let whole = (LIMIT as usize) - 4096;
     let big = vec![b'x'; whole];

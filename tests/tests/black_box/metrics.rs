@@ -2,7 +2,7 @@
 
 use vkog_tests::{ENGINES, Server, Setup, bytes, conflict};
 
-/// The value of a number, by its name with labels.
+/// Returns the value of a metric, by its name with labels.
 fn number(server: &Server, name: &str) -> f64 {
     let reply = server.path("GET", "/metrics").send().expect(200);
     let text = reply.text();
@@ -24,7 +24,7 @@ fn the_metrics_count_exactly_the_requests_that_were_sent() {
         ("vkog_revision", (second + 1) as f64),
         ("vkog_plugin_calls_total{plugin=\"conflict\",hook=\"guard_post\"}", 3.0),
         ("vkog_plugin_refusals_total{plugin=\"conflict\",hook=\"guard_post\"}", 1.0),
-        // Behind the one that refused.
+        // After the plugin that refused.
         ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
         ("vkog_plugin_calls_total{plugin=\"bytes\",hook=\"after_delete\"}", 1.0),
         ("vkog_plugin_call_seconds_count{plugin=\"bytes\",hook=\"guard_post\"}", 2.0),
@@ -63,9 +63,9 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         ] {
             assert_eq!(number(&server, &format!("vkog_requests_total{labels}")), value, "{engine}: {labels}");
         }
-        // The question itself is under way.
+        // The request for the metrics is itself in flight.
         assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
-        // Of the first all, then some.
+        // All of the first requests, then some.
         let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");
         assert!((256.0..count).contains(&timed), "{engine}: {timed}");
         assert_eq!(number(&server, "vkog_fsync_mode{mode=\"always\"}"), 1.0);
@@ -73,7 +73,7 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         assert!((1000.0..=count).contains(&syncs), "{engine}: {syncs} syncs");
         assert!(number(&server, "vkog_fsync_seconds_sum") > 0.0);
         if engine == "hyper" {
-            // And the client that asks.
+            // And the client that requests the metrics.
             assert_eq!(number(&server, "vkog_connections"), 4.0);
             drop(wires);
             assert!((0..10_000).any(|_| number(&server, "vkog_connections") == 1.0), "three connections have ended");

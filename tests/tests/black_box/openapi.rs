@@ -25,7 +25,7 @@ fn every_path_accepts_exactly_the_described_methods() {
             let described = |method: &&str| item.get(method.to_lowercase()).is_some();
             let allow = METHODS.into_iter().filter(described).collect::<Vec<_>>().join(", ");
             for method in METHODS {
-                // What is watched has no end; what is too far ahead is refused at once.
+                // A watch has no end, so it starts at a revision that is refused at once.
                 let path = path.replace("{key}", "k").replace("/watch", "/watch?since=999999999");
                 let reply = server.path(method, &path).body("v").send();
                 assert_eq!(reply.status == 405, !described(&method), "{reply}");
@@ -54,8 +54,8 @@ fn schemathesis_finds_nothing_on_either_engine() {
     }
     on_both_engines(|server| {
         let document = format!("http://{}/openapi.json", server.address());
-        // Without a deadline, as it has one of its own.
-        // It keeps files where it runs.
+        // Without a timeout, because schemathesis has its own.
+        // It writes files into its current directory.
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let mut command = Command::new("schemathesis");
         command.current_dir(folder.path()).arg("--config-file").arg(workspace().join("tests/schemathesis.toml"));

@@ -12,7 +12,7 @@ fn setup() -> Setup {
     ])
 }
 
-/// The plugins in their order, and why each stands where it does.
+/// Returns the plugins in their order, and the reason for each position.
 fn order(server: &Server) -> Vec<String> {
     let text = |plugin: &serde_json::Value| {
         format!("{} {}", plugin["name"].as_str().unwrap_or_default(), plugin["ordered_by"].as_str().unwrap_or_default())
@@ -20,7 +20,7 @@ fn order(server: &Server) -> Vec<String> {
     server.plugins().iter().map(text).collect()
 }
 
-/// Who refuses a create that both conflict and bytes have a reason to refuse.
+/// Returns the plugin that refuses a create that both conflict and bytes would refuse.
 fn first_to_refuse(server: &Server) -> String {
     let reply = server.post("k", [b'x'; 100]);
     reply.header("Vkog-Plugin").unwrap_or_else(|| panic!("not refused by a plugin: {reply}")).to_owned()
@@ -36,12 +36,12 @@ fn stages_and_names_order_plugins_by_default() {
 
 #[test]
 fn the_configured_order_comes_first_and_a_reload_changes_it() {
-    let setup = setup().config(administered("[plugins]\norder = [\"bytes\", \"nobody\", \"conflict\"]\n"));
+    let setup = setup().config(administered("[plugins]\norder = [\"bytes\", \"missing\", \"conflict\"]\n"));
     let server = setup.start();
     server.post("k", "v").expect(200);
     assert_eq!(order(&server), ["bytes plugins.order", "conflict plugins.order", "drill stage"]);
     assert_eq!(first_to_refuse(&server), "bytes");
-    server.logs(&["WARN", "plugins.order names nobody, and no such plugin was loaded from "]);
+    server.logs(&["WARN", "plugins.order names missing, a plugin that was not loaded from "]);
 
     setup
         .write_config(&administered("[plugins]\norder = [\"conflict\", \"somebody\"]\n[plugins.anybody]\nlimit = 1\n"));

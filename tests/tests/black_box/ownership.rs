@@ -9,13 +9,13 @@ use std::path::Path;
 
 use vkog_tests::{ENGINES, Exit, Setup};
 
-/// The names of all files in a folder.
+/// Returns the names of all files in a folder.
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).expect("the folder can be read");
     entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Starts a server that is refused with all of the words, and asserts that no file came or went.
+/// Asserts that a start fails with all of the words, and creates or removes no file.
 #[track_caller]
 fn refused(setup: &Setup, arguments: &[&str], words: &[&str]) -> Exit {
     let before = names(setup.folder());
@@ -85,13 +85,13 @@ mod unix {
         for name in ["notes.txt", "fifo", "link", "folder"] {
             refused(&setup, &["-f", "s.vkog", "--listen", &format!("unix:{name}")], &[name, "not a socket"]);
         }
-        assert_eq!(std::fs::read(at("notes.txt")).expect("it is there"), b"notes");
+        assert_eq!(std::fs::read(at("notes.txt")).expect("it exists"), b"notes");
 
         let live = UnixListener::bind(at("live")).expect("a socket can be made");
         refused(&setup, &["-f", "s.vkog", "--listen", "unix:live"], &["live", "another process listens"]);
         let _datagram = UnixDatagram::bind(at("datagram")).expect("a socket can be made");
-        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "a socket is there"]);
-        // A queue that is full says nothing of its process having ended.
+        refused(&setup, &["-f", "s.vkog", "--listen", "unix:datagram"], &["datagram", "the socket exists"]);
+        // A full queue of connections does not mean that the process has ended.
         let (mut waiting, mut full) = (Vec::new(), false);
         while !full {
             let socket = rustix::net::socket_with(
@@ -130,7 +130,7 @@ mod unix {
             let setup = Setup::new();
             let socket = setup.folder().join("s.sock");
             let first = at_socket(&setup, engine, "first.vkog", "s.sock");
-            std::fs::remove_file(&socket).expect("the socket is there");
+            std::fs::remove_file(&socket).expect("the socket exists");
             let second = at_socket(&setup, engine, "second.vkog", "s.sock");
             first.signal("TERM");
             first.wait().expect(0);
@@ -153,18 +153,18 @@ mod unix {
         let server = setup.start();
         for _ in 0..2 {
             refused(&setup, &["-f", "symbolic", "--listen", "127.0.0.1:0"], &["symbolic is in use by process"]);
-            // The next snapshot is the file that has to be locked then, and the hard link another store's.
+            // The next snapshot is the locked file from then on, and the hard link belongs to another store.
             server.put("k", "w").expect(200);
         }
         refused(&setup, &["-f", "hard", "--listen", "127.0.0.1:0"], &["hard is in use by another process"]);
         server.stop().expect(0);
-        // Through the link the same store is served, and the link stays one.
+        // The link leads to the same store, and remains a link.
         let linked = setup.clone().store(at("symbolic"));
         let server = linked.start();
         server.get("k").expect(200).is("w");
         server.put("k", "x").expect(200);
         server.stop().expect(0);
-        assert!(at("symbolic").symlink_metadata().expect("it is there").is_symlink());
+        assert!(at("symbolic").symlink_metadata().expect("it exists").is_symlink());
         assert!(!at("symbolic.log").exists() && !at("symbolic.lock").exists());
         setup.start().get("k").expect(200).is("x");
     }
@@ -205,7 +205,7 @@ mod unix {
         server.put("k", "v").expect(200);
         std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("there is a lock file");
         server.signal("USR1");
-        server.logs(&["store.vkog.lock was removed", "another process may have it"]);
+        server.logs(&["store.vkog.lock was removed", "another process may use the store"]);
         server.put("k", "w").expect(503);
         server.path("GET", "/readyz").send().expect(503).says("store.vkog.lock was removed");
         server.get("k").expect(200).is("v");
@@ -214,7 +214,7 @@ mod unix {
         setup.start().get("k").expect(200).is("v");
     }
 
-    /// Who may read and write a file.
+    /// Returns the permissions of a file.
     fn mode(setup: &Setup, name: &str) -> u32 {
         setup.folder().join(name).metadata().unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode()
             & 0o777
@@ -242,13 +242,13 @@ mod unix {
         server.stop().expect(0);
         let file = setup.store_file();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).expect("it is ours");
-        // Only root can give a file away.
+        // Only root can change the owner of a file.
         let other = if rustix::process::geteuid().is_root() { 12345 } else { rustix::process::getegid().as_raw() };
         std::os::unix::fs::chown(&file, None, Some(other)).expect("a file can be given to a group of ours");
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&file, Some(12345), None).expect("root can do it");
         }
-        let before = file.metadata().expect("it is there");
+        let before = file.metadata().expect("it exists");
         let server = setup.start();
         for name in ["store.vkog.log", "store.vkog.lock"] {
             assert_eq!(mode(&setup, name), 0o640, "{name} follows at the start");
@@ -257,11 +257,11 @@ mod unix {
         server.stop().expect(0);
         for name in ["store.vkog", "store.vkog.log"] {
             assert_eq!(mode(&setup, name), 0o640, "{name}");
-            let now = setup.folder().join(name).metadata().expect("it is there");
+            let now = setup.folder().join(name).metadata().expect("it exists");
             assert_eq!((now.uid(), now.gid()), (before.uid(), before.gid()), "the owner of {name}");
         }
-        assert_ne!(file.metadata().expect("it is there").ino(), before.ino(), "it was not replaced");
-        std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("it is there");
+        assert_ne!(file.metadata().expect("it exists").ino(), before.ino(), "it was not replaced");
+        std::fs::remove_file(setup.folder().join("store.vkog.lock")).expect("it exists");
         let _server = setup.start();
         assert_eq!(mode(&setup, "store.vkog.lock"), 0o640);
     }

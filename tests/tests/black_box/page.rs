@@ -9,13 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use vkog_tests::{Reply, Setup, description};
 
-/// The page, from a server that asks everybody else for a token.
+/// Reads the page from a server that requires a token for everything else.
 fn page() -> Reply {
     let setup = Setup::new().config("[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"read\"\n");
     setup.start().path("GET", "/").send().expect(200)
 }
 
-/// What stands between these two in a text, each time.
+/// Returns each text between two markers.
 fn between<'t>(text: &'t str, before: &str, after: &str) -> Vec<&'t str> {
     text.split(before).skip(1).map(|rest| rest.split(after).next().expect("there is a first")).collect()
 }
@@ -41,7 +41,7 @@ fn the_page_is_public_and_runs_only_its_own_script() {
 fn the_page_requests_only_routes_of_its_server_and_inserts_no_text_as_markup() {
     let text = page().text();
     let [script] = between(&text, "<script>", "</script>")[..] else { panic!("not one script in the page") };
-    // Every path stands there as a text of its own.
+    // Every path is a separate string literal.
     let named: BTreeSet<_> = between(script, "= \"/", "\"").into_iter().map(|path| format!("/{path}")).collect();
     assert!(named.len() >= 4, "{named:?}");
     for path in named {

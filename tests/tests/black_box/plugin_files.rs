@@ -22,14 +22,14 @@ fn chmod(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
 }
 
-/// The configuration that pins a plugin to a library.
+/// Returns a configuration that pins a plugin to a library.
 fn pin(plugin: &str, library: &Path) -> String {
     let read = std::fs::read(library).expect("a library can be read");
     let hash: String = Sha256::digest(read).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("[plugins.{plugin}]\nsha256 = \"{hash}\"\n")
 }
 
-/// Makes a library another one that does the same: by bytes behind all that its tables name.
+/// Changes the hash of a library without changing its effect: appends bytes after all that its tables name.
 fn vary(library: &Path, copy: &Path, turn: usize) {
     std::fs::copy(library, copy).expect("a library can be copied");
     let mut file = OpenOptions::new().append(true).open(copy).expect("it is ours");
@@ -43,7 +43,7 @@ fn manifest(name: &str) -> String {
     )
 }
 
-/// A plugin that has so many bytes of static thread-local storage.
+/// Builds a plugin with this number of bytes of static thread-local storage.
 fn static_tls(name: &str, bytes: usize) -> PathBuf {
     let source = r#"//! A plugin that uses static thread-local storage, as an allocator does.
 use vkog_plugin_api::*;
@@ -92,7 +92,7 @@ fn a_plugin_that_needs_static_tls_is_refused_and_the_old_one_continues() {
     let exit = setup.fail().expect(1);
     assert!(words.iter().all(|word| exit.one_error().contains(word)), "{exit}");
 
-    // A small one loads as often as there is room, as mimalloc does.
+    // A plugin with little storage loads as often as there is space, as with mimalloc.
     let small = static_tls("tls-small", 256);
     let setup = Setup::new().load_as(&small, as_library("libtls_small")).config(administered(""));
     let server = setup.start();
@@ -132,7 +132,7 @@ fn reloads_take_no_space_in_the_temporary_folder() {
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
     let on_disk: Vec<_> = maps.lines().filter(|line| line.contains("/temporary/")).collect();
     assert!(on_disk.is_empty(), "a file that was removed keeps its room: {on_disk:?}");
-    // Nor does a reload keep a file descriptor.
+    // A reload keeps no file descriptor, either.
     let files = std::fs::read_dir(format!("/proc/{}/fd", server.id())).expect("it is running");
     let files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
     let kept: Vec<_> = files.filter(|file| file.to_string_lossy().contains("versioned")).collect();
@@ -149,12 +149,12 @@ fn a_library_over_the_size_limit_is_refused_before_it_is_read() {
     let exit = setup.run(["plugins".as_ref(), "check".as_ref(), library.as_os_str()]).expect(1);
     let told = exit.stdout.contains("3221225472 bytes") && exit.stdout.contains("268435456");
     assert!(told && exit.stdout.ends_with("[too-large]\n"), "{exit}");
-    // At the limit it is read, and is what it is with some zeros behind it.
+    // At the limit the library is read and loads, with zeros after its end.
     file.set_len(256 << 20).expect("a file may have holes");
     setup.run(["plugins".as_ref(), "check".as_ref(), library.as_os_str()]).expect(0);
 }
 
-/// A plugin that says more than a line wherever it can say something.
+/// A plugin whose texts all contain line breaks.
 fn talkative() -> PathBuf {
     static TALKATIVE: LazyLock<PathBuf> = LazyLock::new(|| {
         let source = r#"//! A plugin whose texts have line breaks.
@@ -251,7 +251,7 @@ fn a_pinned_library_may_be_writable_by_others() {
         arguments
     };
     let pinned = pin("bytes", &bytes());
-    // What a volume of Kubernetes with an fsGroup looks like, and worse.
+    // As a Kubernetes volume with an fsGroup, and with more permissions.
     for (folder_mode, library_mode) in [(0o2775, 0o664), (0o755, 0o666), (0o777, 0o666)] {
         chmod(&folder, folder_mode);
         chmod(&library, library_mode);
@@ -260,7 +260,7 @@ fn a_pinned_library_may_be_writable_by_others() {
         let server = setup.start_with(serving(&pinned));
         server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
     }
-    // The pin says which one it is, and lifts nothing for another.
+    // The pin identifies this library, and permits no other one.
     std::fs::copy(conflict(), &library).expect("a library can be copied");
     let refused = setup.run(serving(&pinned)).expect(1);
     assert!(refused.one_error().ends_with("[wrong-sha256]"), "{refused}");

@@ -105,7 +105,7 @@ fn five_panics_put_a_plugin_into_quarantine_until_a_reload() {
     server.path("GET", "/readyz").send().expect(200);
     server.get("k").expect(200).is("v");
     server.get("l").expect(404);
-    // It is judged anew.
+    // Its panics are counted from zero again.
     (0..5).for_each(|_| panic_once(&server));
     refused(server.get("k"));
 }
@@ -119,12 +119,12 @@ fn panics_in_after_hooks_count_and_a_plugin_with_skip_is_left_out() {
     }
     assert_eq!(server.plugin("fault-panics")["quarantined"], true);
     let calls = server.count("fault-panics", "before_put", "calls");
-    // It would panic, if it were asked.
+    // It would panic if it were called.
     server.path("PUT", "/k/k?panic=before_put").body("w").send().expect(200);
     server.get("k").expect(200).is("w");
     assert_eq!(server.count("fault-panics", "before_put", "calls"), calls);
     server.path("GET", "/readyz").send().expect(200);
-    // Others are asked as before.
+    // Other plugins are called as before.
     server.path("PUT", "/k/k?refuse=guard_put").body("x").send().expect(403);
 
     assert_eq!(server.reloaded("fault-panics"), "reloaded");
@@ -144,7 +144,7 @@ fn quarantine_begins_also_while_a_client_lists_the_plugins() {
             (0..5).for_each(|_| panic_once(&server));
             let deadline = Instant::now() + DEADLINE / 6;
             while server.put("k", "v").status == 200 {
-                assert!(Instant::now() < deadline, "in round {round} a plugin in quarantine is asked on");
+                assert!(Instant::now() < deadline, "in round {round} a plugin in quarantine is still called");
             }
             assert_eq!(server.reloaded("fault-panics"), "reloaded");
         }

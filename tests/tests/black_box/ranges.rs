@@ -49,7 +49,7 @@ fn a_range_beyond_the_end_is_416_with_the_length() {
             let reply = server.key("GET", "k").header("Range", range).send();
             reply.refused(416, "Range not satisfiable").has("Content-Range", "bytes */100000");
         }
-        // The entry has to be there first.
+        // The entry must exist first.
         server.key("GET", "absent").header("Range", "bytes=-0").send().refused(404, "Not Found");
     });
 }
@@ -92,7 +92,7 @@ fn a_range_of_another_revision_is_the_whole_value() {
         for other in ["\"1234567\"", &format!("W/{tag}"), "Tue, 24 Nov 2026 08:00:00 GMT", "*", ""] {
             asked("If-Range", other).expect(200).is(pattern(LEN));
         }
-        // Preconditions come first.
+        // Preconditions take precedence.
         asked("If-None-Match", &tag).expect(304);
         asked("If-Match", "\"1234567\"").expect(412);
     });

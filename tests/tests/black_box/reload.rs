@@ -25,7 +25,7 @@ fn setup() -> Setup {
     Setup::new().load_as(old(), as_library("libversioned")).config(administered(""))
 }
 
-/// Which version answers.
+/// Returns the version of the plugin that responds.
 #[track_caller]
 fn version(server: &Server) -> String {
     let reply = server.get("k").expect(200);
@@ -42,7 +42,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
     server.post("k", "v").expect(200);
     let place = server.library_of("versioned");
     let libraries = [old(), new()];
-    // Even where the version is certain, and odd while it changes; the half says which.
+    // Even while the version is certain, odd while it changes; half of it is the version.
     let turn = AtomicUsize::new(0);
     let clients = server.wires(4).into_iter().enumerate().map(|(client, mut wire)| {
         let (turn, own) = (&turn, format!("/k/own-{client}"));
@@ -70,7 +70,7 @@ fn reloads_under_load_fail_no_request_and_run_new_code_at_once() {
         }
     });
     let grown = (server.proc_status("VmRSS") << 10).saturating_sub(warm) / (reloads - WARM) as u64;
-    let library = std::fs::metadata(&place).expect("the library is there").len();
+    let library = std::fs::metadata(&place).expect("the library exists").len();
     println!("{grown} bytes of memory for each reload of a library of {library}");
     assert!(grown <= 2 * library, "{grown} bytes of memory for each reload of a library of {library}");
     server.stop().expect(0);
@@ -111,7 +111,7 @@ fn a_failed_reload_keeps_the_old_library_and_reports_the_load_code() {
         put_in_place(library, &place);
         assert_eq!(server.reloaded(&as_library("libversioned")), code);
         assert_eq!(version(&server), "old", "after {code}");
-        server.logs(&["cannot load", code, "what was loaded goes on"]);
+        server.logs(&["cannot load", code, "the loaded version continues"]);
         server.path("GET", "/readyz").send().expect(200);
     }
     server.logs_no(&["is dropped"]);
@@ -126,7 +126,7 @@ fn bytes_counts_exactly_across_reloads_during_writes() {
     const CLIENTS: usize = 6;
 
     let limit = LIMIT.to_string();
-    // A put sleeps between its arrival and its guard, so that many are under way.
+    // A put sleeps between its arrival and its guard, so that many are in flight.
     let setup = Setup::new().load(bytes()).load(conflict()).load(artefacts().library("drill"));
     let setup = setup.config(administered("[plugins.drill]\nsleep_ms = 2\n"));
     let server = setup.args(["--max-size", &limit, "--max-value", "1MiB", "--fsync", "never"]).start();
@@ -148,7 +148,7 @@ fn bytes_counts_exactly_across_reloads_during_writes() {
         let mut library = std::fs::read(bytes()).expect("a library can be read");
         let changed = changed(&place);
         for _ in 0..15 {
-            // Behind its end it is another library to the host, and the same to the linker.
+            // With appended bytes it is another library for the host and the same for the linker.
             library.push(0);
             std::fs::write(&changed, &library).expect("a library can be written");
             put_in_place(&changed, &place);
@@ -168,7 +168,7 @@ fn bytes_counts_exactly_across_reloads_during_writes() {
     server.post("y", "v").refused(413, "Max size exceeded").says(", 0 of ");
 }
 
-/// Where a changed library can be put together: beside the plugin folder.
+/// Returns the path for preparing a changed library: beside the plugin folder.
 fn changed(place: &Path) -> PathBuf {
     place.parent().and_then(Path::parent).expect("the plugin folder is in a folder").join("changed")
 }
@@ -180,7 +180,7 @@ fn a_client_that_does_not_read_its_response_delays_no_reload() {
     server.post("big", pattern(32 << 20)).expect(200);
     let mut lazy = server.wires(1).remove(0);
     lazy.send("GET /k/big HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    // It has begun to answer, and cannot end.
+    // The response has started and cannot end.
     lazy.begin_reply();
     let began = Instant::now();
     std::fs::remove_file(server.library_of("conflict")).expect("a library can be removed");
@@ -212,7 +212,7 @@ fn a_hook_that_outlasts_a_reload_fails_it_and_the_old_counting_plugin_continues(
     // reload waits for that.
     assert_eq!(server.reloaded("bytes"), "start-failed");
     server.logs(&["did not end within 10s"]);
-    // The old plugin has counted on: this entry is in the numbers below.
+    // The old plugin continues to count: this entry is included below.
     server.post("open", "v").expect(200);
     // The hook has returned by now, because the entry lets it or because it has waited for long enough.
     waiting.reply();
@@ -266,13 +266,13 @@ fn a_reload_loads_removes_and_follows_moved_libraries() {
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded("conflict"), "loaded");
     server.post("k", "v").expect(409);
-    // Another file name is no other plugin.
+    // A plugin with another file name is the same plugin.
     let moved = folder.join(as_library("libmoved"));
     std::fs::rename(&place, &moved).expect("a library can be renamed");
     assert_eq!(server.reloaded(&as_library("libmoved")), "loaded");
     server.post("k", "v").expect(409);
     assert_eq!(server.library_of("conflict"), moved);
-    // A second one of the same name is refused, and the first goes on.
+    // A second plugin with the same name is refused, and the first continues.
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded(&as_library("libconflict")), "duplicate-name");
     server.post("k", "v").expect(409);
@@ -281,7 +281,7 @@ fn a_reload_loads_removes_and_follows_moved_libraries() {
     std::fs::remove_file(&moved).expect("a library can be removed");
     assert_eq!(server.reloaded("conflict"), "removed");
     server.post("k", "v").expect(200);
-    // Another plugin in the place of one that was there is called by its own name.
+    // A plugin that replaces another one is reported by its own name.
     let place = server.library_of("versioned");
     put_in_place(&conflict(), &place);
     assert_eq!(server.reloaded("conflict"), "reloaded");
@@ -306,7 +306,7 @@ fn new_settings_reach_the_plugin_or_a_new_instance() {
     assert_eq!(read("X-Label").as_deref(), Some("first"));
     assert_eq!(server.plugin("drill")["settings"]["label"], "first");
     assert_eq!(server.reloaded("drill"), "kept");
-    // What it refuses, and what it cannot read, leaves it as it was.
+    // Settings that it rejects or cannot read change nothing.
     for wrong in ["label = \"wrong\"", "lable = \"second\"", "label = 2"] {
         configured(&format!("[plugins.drill]\n{wrong}\n"));
         assert_eq!(server.reloaded("drill"), "bad-settings", "{wrong}");
@@ -314,13 +314,13 @@ fn new_settings_reach_the_plugin_or_a_new_instance() {
         assert_eq!(server.plugin("drill")["settings"]["label"], "first", "{wrong}");
     }
     server.logs_no(&["is dropped"]);
-    // What the host itself heeds needs another instance.
+    // A change of the host's own keys needs a new instance.
     configured("[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
     assert_eq!(server.reloaded("drill"), "reloaded");
     server.logs(&["first is dropped"]);
     assert_eq!(read("X-Label").as_deref(), Some("second"));
 
-    // Without the hook, so does everything.
+    // Without the hook, every change does.
     configured("[plugins.versioned]\nsaid = \"first\"\n[plugins.drill]\nlabel = \"second\"\nbudget = \"1s\"\n");
     assert_eq!(server.reloaded("versioned"), "reloaded");
     server.logs(&["old is dropped"]);

@@ -6,7 +6,7 @@
 use serde_json::Value;
 use vkog_tests::{ENGINES, Server, Setup, artefacts};
 
-/// What the log says of the request of this name.
+/// Returns the log line of the request with this id.
 fn logged(server: &Server, message: &str, id: &str) -> Value {
     server.logs(&[message, id]);
     let log = server.log();
@@ -23,14 +23,14 @@ fn log_requests_writes_a_line_with_the_id_and_without_the_query() {
         let put = server.path("PUT", "/k/a%2Fb?token=s3cret").header("Authorization", "Bearer s3cret");
         let put = put.header("X-Request-Id", "client-1").body("value").send().expect(200);
         let put = put.has("X-Request-Id", "client-1");
-        let line = logged(&server, "request", "client-1");
+        let line = logged(&server, "request completed", "client-1");
         assert_eq!((&line["method"], &line["path"], &line["status"]), (&"PUT".into(), &"/k/a%2Fb".into(), &200.into()));
         assert!(line["bytes"] == 2 && line["duration_us"].is_u64(), "{line} of {put}");
         assert!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{line}");
         for bad in ["", "two words", "quote\"", &"x".repeat(129)] {
             let reply = server.key("GET", "absent").header("X-Request-Id", bad).send().expect(404);
             let id = reply.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {reply}"));
-            assert!(id != bad && logged(&server, "request", id)["status"] == 404, "{reply}");
+            assert!(id != bad && logged(&server, "request completed", id)["status"] == 404, "{reply}");
         }
         server.logs_no(&["s3cret"]);
         server.stop().expect(0);
@@ -49,7 +49,7 @@ fn by_default_only_failed_requests_are_logged_with_their_ids() {
         let id = failed.header("X-Request-Id").unwrap_or_else(|| panic!("no name in {failed}"));
         let line = logged(&server, "request failed", id);
         assert_eq!((&line["plugin"], &line["status"]), (&"fault-panics".into(), &500.into()));
-        server.logs_no(&["request"]);
+        server.logs_no(&["request completed"]);
         server.logs_no(&["mine"]);
         server.stop().expect(0);
     }

@@ -16,7 +16,7 @@ fn systemd_is_notified_when_the_server_is_ready_reloads_and_stops() {
     socket.set_read_timeout(Some(DEADLINE)).expect("it is no zero");
     let told = || {
         let mut datagram = [0; 200];
-        let len = socket.recv(&mut datagram).expect("something is told");
+        let len = socket.recv(&mut datagram).expect("a notification arrives");
         String::from_utf8_lossy(&datagram[..len]).into_owned()
     };
     let server = setup.env("NOTIFY_SOCKET", path).start();

@@ -25,7 +25,7 @@ fn a_hook_that_sleeps_five_milliseconds_shows_them() {
     let hook = plugin["hooks"].as_array().and_then(|hooks| hooks.iter().find(|hook| hook["hook"] == "before_get"));
     let time = &hook.expect("it has the hook")["time"];
     let p50 = time["p50_ns"].as_u64().expect("it was measured");
-    // A system that is busy lets it sleep for longer, and the client waits for as long.
+    // On a busy system it sleeps longer, and the client waits as long.
     println!("p50 of 5 ms: {p50} ns; the client waited for {waited} ns");
     assert!((5_000_000..=waited * 6 / 5).contains(&p50), "p50 in {time}, beside {waited} ns");
     assert_eq!(time["measured"], READS, "all of few calls are timed: {time}");
@@ -47,7 +47,7 @@ fn calls_and_refusals_are_exact_also_if_an_earlier_plugin_refuses() {
     let setup = setup.config(administered(order));
     let server = setup.start();
     server.post("k", "v").expect(200);
-    // Of five reads one is refused before, one in the guard.
+    // Of five reads, one is refused in `before`, one in `guard`.
     let queries = ["", "?refuse=before_get", "", "?refuse=guard_get", ""];
     let sent: Vec<u8> = (0..AHEAD)
         .flat_map(|read| format!("GET /k/k{} HTTP/1.1\r\nHost: localhost\r\n\r\n", queries[read % 5]).into_bytes())

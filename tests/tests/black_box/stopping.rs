@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use vkog_tests::{DEADLINE, ENGINES, Exit, Running, Server, Setup, administered, artefacts};
 
-/// How long a stop may take, whatever plugins do.
+/// The maximum duration of a stop.
 const STOP_MAX: Duration = Duration::from_secs(15);
-/// How long it takes to end at once, on a machine that has other things to do.
+/// The maximum duration of an immediate end, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn hanging(place: &str) -> Setup {
@@ -24,7 +24,7 @@ fn table(place: &str) -> String {
     format!("[plugins.hangs]\nwhere = {place:?}\n")
 }
 
-/// A server whose plugin never returns from this place, with acknowledged writes.
+/// Starts a server with acknowledged writes, whose plugin never returns from this function.
 fn hung(setup: &Setup, place: &str) -> Server {
     let server = setup.start();
     for key in 0..100 {
@@ -62,7 +62,7 @@ fn cases<'a>(places: &'a [&'a str]) -> impl Iterator<Item = (&'static str, &'a s
     ENGINES.into_iter().flat_map(|engine| places.iter().map(move |place| (engine, *place)))
 }
 
-/// Waits for the end, and asserts how long that may take.
+/// Waits for the end, and asserts its maximum duration.
 #[track_caller]
 fn ends(server: Server, max: Duration) -> Exit {
     let began = Instant::now();
@@ -81,7 +81,7 @@ fn a_stop_ends_within_15_seconds_wherever_a_plugin_hangs() {
         let exit = ends(server, STOP_MAX).expect(0);
         let abandoned =
             if place.ends_with("_put") { "a request in a hook of a plugin (hangs)" } else { "plugin \\\"hangs\\\"" };
-        let told = |line: &str| line.contains(abandoned) && line.contains("did not return and is abandoned");
+        let told = |line: &str| line.contains(abandoned) && line.contains("did not return and was abandoned");
         assert!(exit.stderr.lines().any(told), "{engine}: {place}: {exit}");
         all_is_there(&setup);
     });
@@ -96,12 +96,12 @@ fn a_second_signal_ends_a_hanging_stop_at_once_and_keeps_all_acknowledged_writes
         server.signal("TERM");
         server.logs(&["stopping"]);
         let exit = ends(server, AT_ONCE).expect(1);
-        assert!(exit.stderr.contains("stopped at once, by a second signal"), "{engine}: {exit}");
+        assert!(exit.stderr.contains("stopped immediately by a second signal"), "{engine}: {exit}");
         all_is_there(&setup);
     });
 }
 
-/// A server that does not listen yet.
+/// Starts a server that does not listen yet.
 fn starting(setup: &Setup) -> Running {
     let mut command = setup.vkog();
     command.args(["serve", "--listen", "127.0.0.1:0", "--config", "vkog.toml", "--file"]).arg(setup.store_file());
@@ -166,7 +166,7 @@ fn a_withdrawn_token_is_refused_while_the_same_reload_hangs_in_a_plugin() {
         server.signal("HUP");
         server.logs(&["create hangs"]);
         assert_eq!((ask("/k/a", "guest"), ask("/plugins", "s3cret"), ask("/k/a", "s3cret")), (401, 200, 404));
-        // The reload is still under way.
+        // The reload is still in flight.
         let exit = ends(server, AT_ONCE).expect(0);
         assert!(!exit.stderr.contains("no-return"), "{exit}");
     }
@@ -177,12 +177,12 @@ fn a_plugin_that_never_returns_fails_only_its_own_reload() {
     at_once(["create", "settings_changed", "start"], |place| {
         let setup = hanging("");
         let server = hung(&setup, "");
-        // Other terms of the host's own want another instance.
+        // A change of the host's own keys needs a new instance.
         let fresh = if place == "settings_changed" { "" } else { "budget = \"1s\"\n" };
         setup.write_config(&administered(&format!("{}{fresh}", table(place))));
         assert_eq!(server.reloaded("hangs"), "no-return", "{place}");
         server.logs(&[place, "did not return within 10s and was abandoned"]);
-        // The old one goes on, and no entry is locked.
+        // The old instance continues, and no entry is locked.
         for key in 0..100 {
             server.put(&format!("key-{key}"), "kept").expect(200);
         }

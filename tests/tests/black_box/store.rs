@@ -26,9 +26,9 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The file of a store as a map.
+/// Parses a store file as a map.
 fn read(file: &Path) -> BTreeMap<String, Value> {
-    let data = std::fs::read(file).expect("the store is there");
+    let data = std::fs::read(file).expect("the store exists");
     let mut rest = data.as_slice();
     let value = rmpv::decode::read_value(&mut rest).expect("the store is MessagePack");
     assert!(rest.is_empty(), "{} bytes follow the map", rest.len());
@@ -51,18 +51,18 @@ fn a_store_of_the_go_program_opens_and_every_value_is_right() {
     let setup = setup.load(bytes()).load(conflict());
     let server = setup.start();
     for (key, sum) in &sums {
-        // Longer keys than can be asked for are checked in the file.
+        // Keys too long for a request are checked in the file.
         if key.len() <= 1024 {
             assert_eq!(sha256(&server.get(key).expect(200).body), *sum, "the value of {key:?}");
         }
     }
-    // The plugin has counted what the Go program did.
+    // The plugin's count equals that of the Go program.
     let limit = 128 << 20;
     server
         .put("plain", vec![b'x'; limit])
         .refused(413, "Max size exceeded")
         .says(&format!(", {} of {limit} are free", limit as u64 - GO_SMALL_BYTES));
-    // What nobody touched is not written anew either.
+    // Without a change, the file is not rewritten.
     server.stop().expect(0);
     let again = setup.start();
     for (key, sum) in sums.iter().filter(|(key, _)| key.len() <= 1024) {
@@ -171,7 +171,7 @@ fn a_revision_never_repeats_even_after_a_restart() {
         let mut watching = server.watch("", "");
         let revision = server.put("k", "v").expect(200).revision();
         assert!(revision > last, "revision {revision} after {last}");
-        // Nothing in the store has the greatest revision when it is written: that is the removal's, which a watcher sees.
+        // The greatest revision belongs to a removal, so no stored entry has it.
         server.delete("k").expect(200);
         last = watching.events(2)[1].id.expect("a removal has a revision");
         assert!(last > revision, "the removal has revision {last} after {revision}");
@@ -210,9 +210,9 @@ fn a_missing_store_is_empty_and_is_created() {
     server.stop().expect(0);
     let entries = map(read(&setup.store_file()).remove("KV").expect("the map has KV"));
     assert_eq!(entries, BTreeMap::from([("k".to_owned(), Value::from("v"))]));
-    // And nothing else is left beside it: no temporary file.
+    // No temporary file remains beside it.
     let left: Vec<_> = std::fs::read_dir(setup.folder())
-        .expect("the folder is there")
+        .expect("the folder exists")
         .flatten()
         .map(|entry| entry.file_name())
         .collect();

@@ -27,7 +27,7 @@ fn export(setup: &Setup, store: &str) -> (BTreeMap<String, serde_json::Value>, B
     (lines, revisions)
 }
 
-/// Every file of a folder but lock files.
+/// Returns every file of a folder except lock files.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).expect("the folder can be read").map(|entry| entry.expect("an entry").path());
     entries
@@ -45,7 +45,7 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).expect("the file can be written");
 }
 
-/// Where some bytes are in a file: at one place only.
+/// Returns the only position of some bytes in a file.
 #[track_caller]
 fn find(path: &Path, wanted: &[u8]) -> usize {
     let bytes = fs::read(path).expect("the file can be read");
@@ -66,7 +66,7 @@ fn refused(setup: &Setup, arguments: &[&str], words: &[&str]) {
     assert!(files(setup.folder()) == before, "something was changed by {exit}");
 }
 
-/// Asserts that standard output says all of the words.
+/// Asserts that standard output contains all of the words.
 #[track_caller]
 fn says(exit: Exit, words: &[&str]) -> Exit {
     assert!(words.iter().all(|word| exit.stdout.contains(word)), "{words:?} in {exit}");
@@ -93,7 +93,7 @@ fn large() -> Setup {
         let key = format!("log-{number:02}");
         server.put(&key, value(&key)).expect(200);
     }
-    // Killed: what it wrote last stays in the log.
+    // Killed, so that its last writes stay in the log.
     drop(server);
     setup
 }
@@ -137,7 +137,7 @@ fn an_import_restores_an_export_with_new_revisions() {
     says(setup.run(["import", "-f", "copy.vkog", "out.jsonl"]).expect(0), &["4 keys", "4 of them new", "4 entries"]);
     let (copied, copied_revisions) = export(&setup, "copy.vkog");
     assert_eq!(copied, lines);
-    // Into a store that has them: each is overwritten, and its revision grows.
+    // Into a store that has the keys: each is overwritten with a greater revision.
     says(setup.run(["import", "-f", "store.vkog", "out.jsonl"]).expect(0), &["4 keys", "0 of them new", "4 entries"]);
     let (again, later) = export(&setup, "store.vkog");
     assert_eq!(again, lines);
@@ -160,7 +160,7 @@ fn an_export_includes_details() {
     setup.run(["import", "-f", "store.vkog", "in"]).expect(0);
     let (lines, revisions) = export(&setup, "store.vkog");
     assert_eq!(lines["k"]["details_base64"], "gaN0dGzEAQE=");
-    // The revisions are the store's own.
+    // The store assigns the revisions.
     assert_ne!(revisions["k"], 9);
 }
 
@@ -172,7 +172,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
     server.put("binary", [0xff, 0xfe]).expect(200);
     server.stop().expect(0);
     setup.run(["export", "-f", "store.vkog", "--format", "msgpack", "out.msgpack"]).expect(0);
-    let data = fs::read(setup.folder().join("out.msgpack")).expect("the export is there");
+    let data = fs::read(setup.folder().join("out.msgpack")).expect("the export exists");
     let mut rest = data.as_slice();
     let map = rmpv::decode::read_value(&mut rest).expect("it is MessagePack");
     let kv = Value::Map(vec![("binary".into(), Value::Binary(vec![0xff, 0xfe])), ("text".into(), "plain".into())]);
@@ -187,7 +187,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
 fn an_export_can_be_piped() {
     let setup = go_small();
     setup.run(["export", "-f", "store.vkog", "out.jsonl"]).expect(0);
-    let input = fs::File::open(setup.folder().join("out.jsonl")).expect("the export is there");
+    let input = fs::File::open(setup.folder().join("out.jsonl")).expect("the export exists");
     let output = setup.vkog().args(["import"]).env("VKOG_FILE", "copy.vkog").stdin(input).output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(export(&setup, "copy.vkog").0, export(&setup, "store.vkog").0);
@@ -265,18 +265,18 @@ fn a_wrong_line_is_reported_by_its_number_and_nothing_is_imported() {
 fn an_export_never_overwrites_a_file() {
     let setup = go_small();
     fs::copy(setup.store_file(), setup.folder().join("other.vkog")).expect("it can be copied");
-    refused(&setup, &["export", "-f", "store.vkog", "other.vkog"], &["other.vkog", "there already"]);
-    refused(&setup, &["export", "-f", "store.vkog", "store.vkog"], &["store.vkog", "there already"]);
+    refused(&setup, &["export", "-f", "store.vkog", "other.vkog"], &["other.vkog", "the file exists"]);
+    refused(&setup, &["export", "-f", "store.vkog", "store.vkog"], &["store.vkog", "the file exists"]);
 }
 
 #[test]
 fn a_missing_file_or_one_that_is_not_a_store_is_refused() {
     let setup = Setup::new();
     for command in ["check", "repair"] {
-        refused(&setup, &[command, "absent.vkog"], &["absent.vkog", "no such file"]);
+        refused(&setup, &[command, "absent.vkog"], &["absent.vkog", "does not exist"]);
     }
-    refused(&setup, &["export"], &["local.vkog", "no such file"]);
-    assert!(!setup.folder().join("absent.vkog.lock").exists(), "nothing is made for a store that is not there");
+    refused(&setup, &["export"], &["local.vkog", "does not exist"]);
+    assert!(!setup.folder().join("absent.vkog.lock").exists(), "no file is created for a missing store");
     let photo = setup.folder().join("photo.png");
     fs::write(photo, pattern(5000)).expect("it can be written");
     for command in ["check", "repair"] {
@@ -290,7 +290,7 @@ fn a_torn_tail_is_reported_as_normal() {
     let setup = large();
     let log = setup.folder().join("store.vkog.log");
     let bytes = fs::read(&log).expect("there is a log");
-    // Behind the records there is room for more.
+    // After the records there is preallocated space.
     let end = bytes.iter().rposition(|byte| *byte != 0).expect("there are records");
     fs::write(&log, &bytes[..end - 100]).expect("it can be cut");
     let before = files(setup.folder());
@@ -306,7 +306,7 @@ fn a_torn_tail_is_reported_as_normal() {
 fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     let setup = large();
     let file = setup.store_file();
-    let len = fs::metadata(&file).expect("the store is there").len();
+    let len = fs::metadata(&file).expect("the store exists").len();
     assert!(len > 1 << 20, "{len} bytes");
     let (lines, revisions) = export(&setup, "store.vkog");
     let at = find(&file, b"snapshot-0700\n");
@@ -328,7 +328,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     assert!(left.iter().all(|(key, line)| lines[key] == *line), "an entry is not as it was");
     assert!(left_revisions.iter().all(|(key, revision)| revisions[key] == *revision), "a revision is not as it was");
     assert!((0..20).all(|number| left.contains_key(&format!("log-{number:02}"))));
-    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was kept"), damaged);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was durable"), damaged);
     says(setup.run(["check", "store.vkog"]).expect(0), &["whole"]);
 
     let server = setup.start();
@@ -337,11 +337,11 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     assert!(server.put("new", "v").expect(200).revision() > *greatest, "a revision is given once");
     server.stop().expect(0);
 
-    // Once more: what was kept the first time stays.
+    // Again: the files saved by the first repair remain.
     flip(&file, find(&file, b"log-19\n"));
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
     says(exit, &["store.vkog.damaged.2", "store.vkog.log.damaged.2"]);
-    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was kept"), damaged);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was durable"), damaged);
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn a_damaged_head_costs_no_entry() {
     flip(&setup.store_file(), 30);
     refused(&setup, &["check", "store.vkog"], &["store.vkog", "head"]);
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["1500 entries", "nothing lost", "cannot be trusted"]);
+    says(exit, &["1500 entries", "nothing lost", "is damaged"]);
     assert_eq!(export(&setup, "store.vkog").0, lines);
     setup.start().get("snapshot-0000").expect(200).is(value("snapshot-0000"));
 }
@@ -363,7 +363,7 @@ fn a_truncated_snapshot_yields_its_readable_part() {
     let bytes = fs::read(setup.store_file()).expect("it can be read");
     fs::write(setup.store_file(), &bytes[..bytes.len() / 2]).expect("it can be cut");
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["no checksum proves", "20 whole records"]);
+    says(exit, &["without a valid checksum", "20 whole records"]);
     let (left, _) = export(&setup, "store.vkog");
     assert!((600..900).contains(&left.len()), "{} entries are left", left.len());
     assert!(left.iter().all(|(key, line)| lines[key] == *line), "an entry is not as it was");
@@ -426,7 +426,7 @@ fn a_snapshot_of_an_older_copy_is_merged_with_the_log() {
     fs::write(setup.store_file(), copy).expect("it can be written");
     refused(&setup, &["check", "store.vkog"], &["store.vkog.log", "generation", "vkog repair"]);
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["what came between is missing", "repaired; 2 entries"]);
+    says(exit, &["the changes between them are missing", "repaired; 2 entries"]);
     let server = setup.start();
     server.get("old").expect(200);
     server.get("new").expect(200);
@@ -448,7 +448,7 @@ fn a_log_of_another_store_is_set_aside() {
     fs::write(setup.folder().join("store.vkog.log"), &theirs).expect("it can be written");
     refused(&setup, &["check", "store.vkog"], &["store.vkog.log", "another store"]);
     says(setup.run(["repair", "store.vkog"]).expect(0), &["another store", "repaired; 1 entry"]);
-    assert_eq!(fs::read(setup.folder().join("store.vkog.log.damaged")).expect("it was kept"), theirs);
+    assert_eq!(fs::read(setup.folder().join("store.vkog.log.damaged")).expect("it was durable"), theirs);
     let server = setup.start();
     server.get("mine").expect(200);
     server.get("later").expect(404);

@@ -71,7 +71,7 @@ fn a_client_without_tls_or_without_data_does_not_disturb_others() {
     let certificate = Certificate::new();
     let server = server(&certificate);
     let mut silent: Vec<Wire> = (0..50).map(|_| server.wire()).collect();
-    // The beginning of a handshake record, of a type that there is, and no more.
+    // Only the start of a handshake record, with a valid type.
     for wire in &mut silent[..25] {
         wire.send(b"\x16\x03\x01\x02\x00\x01");
     }
@@ -88,11 +88,11 @@ fn a_client_without_tls_or_without_data_does_not_disturb_others() {
     }
     assert!(
         Certificate::new().ask(server.address(), &TLS13, &["http/1.1"], GET).is_err(),
-        "a certificate that nobody has is trusted"
+        "a foreign certificate is trusted"
     );
     server.get("k").expect(200).is("v");
     for mut wire in silent {
-        wire.rest().expect("the server gives up a client that does not speak");
+        wire.rest().expect("the server times out after a silent client");
     }
     server.get("k").expect(200).is("v");
     server.stop().expect(0);
@@ -148,7 +148,7 @@ fn a_reload_applies_a_renewed_certificate_and_ignores_a_broken_one() {
     server.signal("HUP");
     server.logs(&["reloaded the certificate"]);
     assert!(!shown(&first) && shown(&second));
-    // Connections from before go on.
+    // Older connections continue.
     server.get("k").expect(200).is("v");
     server.stop().expect(0);
 }

@@ -29,7 +29,7 @@ impl Place {
         Self::with(&bytes(), "libvkog_bytes.so")
     }
 
-    /// With a library, under a name as Unix has them.
+    /// Adds a library under a Unix file name.
     fn with(library: &Path, name: &str) -> Self {
         let name = &as_library(name.trim_end_matches(".so"));
         let setup = Setup::new().load_as(library, name);
@@ -49,7 +49,7 @@ impl Place {
         self
     }
 
-    /// With an initialiser that would write this file.
+    /// Sets the file that an initialiser would write.
     fn marked(self) -> (Self, PathBuf) {
         let mark = self.setup.folder().join("mark");
         (self.env("MARK", &mark), mark)
@@ -189,7 +189,7 @@ fn a_library_or_folder_of_another_user_is_refused() {
     chown(&place.folder, Some(0), None).expect("root takes it back");
     place.loads();
 
-    // A host that is not root's takes what is its user's or root's, and nothing of a third's.
+    // A server that does not run as root accepts files of its user or of root only.
     chmod(place.setup.folder(), 0o755);
     chmod(&place.folder, 0o755);
     let as_somebody = || {
@@ -198,7 +198,7 @@ fn a_library_or_folder_of_another_user_is_refused() {
         command
     };
     if as_somebody().arg("--version").output().is_err() {
-        eprintln!("skipped in part: nobody but root may run what was built here");
+        eprintln!("skipped in part: only root may run the programs that were built here");
         return;
     }
     for (owner, code) in [(0, None), (SOMEBODY, None), (SOMEBODY + 1, Some("[wrong-owner]\n"))] {
@@ -261,7 +261,7 @@ fn a_library_with_another_hash_than_the_pin_is_refused_before_its_code_runs() {
     place.loads();
     assert!(mark.exists(), "an initialiser that leaves a mark");
 
-    // It is called after the pinned plugin, and takes its place before anybody can ask for its name.
+    // It claims the name of the pinned plugin before its own name can be checked.
     let pinned = sha256(&bytes());
     let config = format!("[plugins.bytes]\nsha256 = \"{pinned}\"\n");
     for name in ["libvkog_bytes.so", "libbytes.so", "vkog-bytes.so"] {
@@ -269,7 +269,7 @@ fn a_library_with_another_hash_than_the_pin_is_refused_before_its_code_runs() {
         place.refused("wrong-sha256", &["[plugins.bytes]", &pinned, &sha256(marks())]);
         assert!(!mark.exists(), "code of {name} ran");
     }
-    // The right one loads, however it is written.
+    // The right hash loads the library, in upper or lower case.
     Place::new().config(&config).loads();
     Place::new().config(&config.replace(&pinned, &pinned.to_uppercase())).loads();
 }
@@ -286,7 +286,7 @@ fn a_malformed_pin_is_reported_when_the_configuration_is_read() {
     let place = Place::new().config("[plugins.bytes]\nsha256 = \"abc\"\n");
     let exit = place.check().expect(1);
     let line = exit.one_error();
-    let words = ["[plugins.bytes] sha256: ", "64 hexadecimal digits", "sha256sum"];
+    let words = [":2: plugins.bytes.sha256: ", "64 hexadecimal digits", "sha256sum"];
     assert!(words.iter().all(|word| line.contains(word)), "{line}");
 }
 
@@ -321,7 +321,7 @@ fn dependencies_of_a_library_are_not_loaded_from_the_current_directory() {
         }
         assert!(!mark.exists(), "code from the current directory ran with LD_LIBRARY_PATH={path}");
     }
-    // What the process has already is not looked for.
+    // A library that the process has already loaded is not searched.
     Place::new().env("LD_LIBRARY_PATH", ":").loads();
 }
 
@@ -366,14 +366,14 @@ fn overwriting_or_replacing_a_loaded_library_changes_nothing() {
     arguments.extend(["-s", "10", "--max-value", "100"].map(Into::into));
     let server = place.setup.start_with(arguments);
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
-    // In place: what is mapped of this file would be gone.
+    // In place, as this would destroy the mapped pages of an opened file.
     std::fs::write(&place.library, "no library any more").expect("it is ours");
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
     let other = place.folder.join("other");
     std::fs::copy(marks(), &other).expect("a library can be copied");
     std::fs::rename(&other, &place.library).expect("a library can be replaced");
     server.post("k", [b'x'; 20]).expect(413).has("Vkog-Plugin", "bytes");
-    // A profiler sees which library it is, and the content it had when it was opened.
+    // A profiler sees the name of the library and its content at the time of opening.
     if cfg!(target_os = "linux") && !on_windows() {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id())).expect("it is running");
         let name = format!("/memfd:vkog_bytes-{}.so", &opened[..12]);
@@ -393,7 +393,7 @@ fn no_private_copy_remains_after_the_stop() {
     let left = || std::fs::read_dir(&temporary).expect("it can be read").count();
     assert_eq!(left(), 0);
 
-    // Nobody may be able to put another copy there.
+    // No other user may be able to replace the copy.
     chmod(&temporary, 0o777);
     place.refused("parent-writable", &["/temporary", "0777"]);
     assert_eq!(left(), 0);
@@ -445,11 +445,11 @@ fn a_server_starts_without_an_optional_plugin() {
         server.logs(&["WARN", "libvkog_bytes.so", "[world-writable]", "started without it"]);
         server.post("k", "v").expect(200);
         drop(server);
-        // That it is not required is not the plugin's to know.
+        // The plugin does not receive the key `required`.
         chmod(&place.library, 0o644);
         place.loads();
     }
-    // A plugin that says its name before it fails goes by that, whatever its file is called.
+    // A plugin whose name is known before it fails is reported by that name, not by its file.
     let place = Place::with(&bytes(), "libany.so").config("[plugins.bytes]\nrequired = false\nwrong = 1\n");
     let server = place.setup.start_with(place.serving());
     server.logs(&["WARN", "[bad-settings]", "started without it"]);

@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use vkog_tests::{Client, DEADLINE, Reply, Server, Setup, bytes, conflict, ttl};
 
-/// Writes with a time to live.
+/// Sends a write with a time to live.
 #[track_caller]
 fn write(server: &Client, method: &str, key: &str, time: &str) {
     server.key(method, key).header("Vkog-TTL", time).body("value").send().expect(200);
 }
 
-/// The seconds that a reply says are left.
+/// Returns the remaining seconds in a reply.
 #[track_caller]
 fn left(reply: &Reply) -> u64 {
     let left = reply.header("Vkog-TTL").and_then(|left| left.parse().ok());
     left.unwrap_or_else(|| panic!("no seconds are left in {reply}"))
 }
 
-/// Waits until a key is absent, and says how long that was.
+/// Waits until a key is absent. Returns the duration.
 #[track_caller]
 fn gone(server: &Server, key: &str) -> Duration {
     let begun = Instant::now();
@@ -87,7 +87,7 @@ fn an_expiry_survives_a_restart_and_a_kill() {
 fn a_malformed_time_to_live_is_refused_and_writes_nothing() {
     let server = Setup::new().load(ttl()).config("[plugins.ttl]\nmax = \"1h\"\n").start();
     let post = |time: &str| server.key("POST", "a").header("Vkog-TTL", time).body("1").send();
-    post("1h30m").refused(400, "Not a time to live: \"1h30m\"; give seconds such as 60").has("Vkog-Plugin", "ttl");
+    post("1h30m").refused(400, "Not a time to live: \"1h30m\"; use seconds such as 60").has("Vkog-Plugin", "ttl");
     post("2h").refused(400, "Time to live too long: 2h; the maximum is 1h");
     server.path("POST", "/k/a?ttl=none").body("1").send().refused(400, "Every entry must expire: use at most 1h");
     server.get("a").expect(404);

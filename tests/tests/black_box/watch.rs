@@ -16,7 +16,7 @@ fn start(engine: &str, arguments: &[&str]) -> Server {
     Setup::new().args(["--http", engine]).args(arguments).start()
 }
 
-/// What the server counts under this name.
+/// Returns the value of this metric.
 #[track_caller]
 fn number(server: &Client, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
@@ -24,7 +24,7 @@ fn number(server: &Client, name: &str) -> u64 {
     line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 #[track_caller]
 fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -71,7 +71,7 @@ fn an_event_has_the_revision_and_describes_the_entry() {
         let mut with = told;
         with[0].data["value"] = "a\nb".into();
         with[1].data["value_base64"] = "//4=".into();
-        // One that is longer has to be read.
+        // A longer value must be read by its key.
         with[4].data["value"] = String::from_utf8_lossy(&large[1..]).into();
         assert_eq!(with_values.events(5), with, "{engine}");
     }
@@ -92,7 +92,7 @@ fn a_reconnecting_client_resumes_after_its_last_event() {
         assert_eq!(ids("since=0", "", 5), [1, 2, 3, 4, 5]);
         assert_eq!(ids("since=0&prefix=a/", "", 3), [1, 3, 5]);
         assert_eq!(ids(&format!("since={}", before + 3), "", 2), [4, 5]);
-        // A browser sends what it sent first, too.
+        // A browser repeats its first query, too.
         assert_eq!(ids("since=0", &format!("Last-Event-ID: {}\r\n", before + 4), 1), [5]);
         assert_eq!(ids(&format!("since={}&prefix=%62%2f", before + 2), "Last-Event-ID:\r\n", 1), [4]);
         let mut now = server.watch("", "");
@@ -108,12 +108,12 @@ fn an_invalid_watch_query_is_refused() {
         let server = start(engine, &[]);
         for (query, words) in [
             ("sinse=1", "Unknown parameter \"sinse\"; there are prefix, since, values"),
-            ("since=-1", "since is \"-1\"; give a revision"),
+            ("since=-1", "since is \"-1\"; use a revision"),
             ("since=+1", "since is \"+1\""),
             ("since=", "since is \"\""),
             ("since=99999999999999999999", "since is \"99999999999999999999\""),
-            ("values=1", "values has no value"),
-            ("prefix=a&prefix=b", "The parameter prefix is given twice"),
+            ("values=1", "values takes no value"),
+            ("prefix=a&prefix=b", "The parameter prefix is repeated"),
             ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ] {
             server.path("GET", &format!("/watch?{query}")).send().refused(400, words);
@@ -123,7 +123,7 @@ fn an_invalid_watch_query_is_refused() {
         server.path("HEAD", "/watch?since=1").send().expect(410);
         server.path("OPTIONS", "/watch").send().expect(204).has("Allow", "GET, HEAD, OPTIONS");
         server.path("POST", "/watch").body("x").send().refused(405, "Method not allowed");
-        wait_until(DEADLINE, "nobody watches", || number(&server, "vkog_watchers") == 0);
+        wait_until(DEADLINE, "no client watches", || number(&server, "vkog_watchers") == 0);
     }
 }
 
@@ -144,7 +144,7 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
                 }
                 step += 1;
                 let key = format!("{writer}/{}", step / 2 % 10);
-                // What is removed was written just before, by the same client.
+                // Each removal is of an entry that the same client has just written.
                 if step % 2 == 0 {
                     let revision = client.put(&key, "v").expect(200).revision();
                     written.lock().expect("no writer panics with it").insert(revision, key);
@@ -159,7 +159,7 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
             while told.len() < changes {
                 let since = told.last().map_or(0, |event| event.id.expect("it has one"));
                 let mut watching = server.watch("since=0", &format!("Last-Event-ID: {since}\r\n"));
-                // A connection ends in the middle of what was sent.
+                // The connection ends in the middle of an event.
                 let share = if reconnects == 50 { changes } else { changes / 51 };
                 told.extend(watching.events(share.min(changes - told.len())));
                 reconnects += 1;
@@ -202,7 +202,7 @@ fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
             server.watch(&format!("since={begins}"), "").events((before + 30 - begins) as usize)[0].id,
             Some(begins + 1)
         );
-        // One that has not all the room is told to who keeps up.
+        // An event larger than the history reaches a watcher that keeps up.
         let mut watching = server.watch("", "");
         server.put("k", [b'x'; 100_000]).expect(200);
         assert_eq!(watching.events(1)[0].data["size"], 100_000);
@@ -218,7 +218,7 @@ fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
         server.path("GET", &since(32)).send().refused(410, &ahead);
         server.delete("k").expect(200);
         assert_eq!(watching.events(1)[0].name, "delete");
-        // Between the last revision of before and the first one of now.
+        // Between the last revision of the previous opening and the first of this one.
         server.path("GET", &since(32)).send().refused(410, "Unknown revision: this server's revisions start after ");
         let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
         assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
@@ -231,7 +231,7 @@ fn a_watcher_that_stops_reading_delays_no_other_client() {
         let server = start(engine, &["--fsync", "never", "--watch-history", "1MiB"]);
         let mut stopped = server.watch("values", "");
         let mut reads = server.watch("values", "");
-        // So much that no socket holds it.
+        // More than any socket buffers.
         let value = "x".repeat(60 << 10);
         let mut first = None;
         for _ in 0..400 {
@@ -242,7 +242,7 @@ fn a_watcher_that_stops_reading_delays_no_other_client() {
         let first = first.expect("something was written");
         let held = number(&server, "vkog_watch_history_bytes");
         assert!(held <= 1 << 20, "{held}");
-        // What was on its way when it stopped comes whole, and nothing of it twice; then it learns why.
+        // Events in flight arrive complete and once; then the stream reports the reason.
         let mut came = Vec::new();
         let end = loop {
             let event = stopped.event().expect("it ends with an event");
@@ -270,7 +270,7 @@ fn hyper_closes_the_connection_of_a_watcher_that_never_reads() {
         reads.events(1);
     }
     assert_eq!(number(&server, "vkog_watchers"), 2);
-    // 30 to 40 seconds without progress; who reads what little comes meanwhile stays.
+    // 30 to 40 seconds without progress; a watcher that reads the few bytes of that time stays.
     let deadline = Duration::from_secs(60);
     let begun = Instant::now();
     while number(&server, "vkog_watchers") > 1 {
@@ -355,7 +355,7 @@ fn a_plugin_that_refuses_the_client_ends_its_watch() {
         let put = |key: &str| {
             server.key("PUT", key).header("Authorization", "Bearer s3cret").body("v").send().expect(200);
         };
-        // Where there is nothing to be told, nobody is asked.
+        // Without a change, no plugin is called.
         let mut unknown = server.watch("", "");
         let mut known = server.watch("", "Authorization: Bearer s3cret\r\n");
         put("hidden");
@@ -366,7 +366,7 @@ fn a_plugin_that_refuses_the_client_ends_its_watch() {
             ("end", &json!(401), &json!("bearer"))
         );
         assert_eq!((unknown.last_id, unknown.event()), (Some(0), None));
-        // When it comes again it learns from the status that it need not.
+        // When it reconnects, the status says that it should stop.
         let refused = server.path("GET", "/watch").header("Last-Event-ID", "0").send().refused(401, "Send the token");
         assert_eq!(refused.header("Vkog-Plugin"), Some("bearer"));
     }
@@ -402,7 +402,7 @@ fn a_stop_ends_all_watches_and_waits_for_none() {
             busy.events(1);
         }
         let exit = server.stop().expect(0);
-        assert!(!exit.stderr.contains("still under way"), "{engine}: {exit}");
+        assert!(!exit.stderr.contains("still in flight"), "{engine}: {exit}");
         assert_eq!((quiet.event(), busy.event()), (None, None), "{engine}");
     }
 }
@@ -415,14 +415,14 @@ fn tiny_http_serves_64_watchers_and_drops_those_that_do_not_read() {
     assert_eq!(refused.header("Retry-After"), Some("1"));
     server.put("a", "v").expect(200);
     watchers.iter_mut().for_each(|watching| assert_eq!(watching.events(1)[0].key(), "a"));
-    // Nor does one that reads lose its place to a newcomer, even in the moment in which it is told something.
+    // A watcher that reads keeps its slot when another one connects, also while an event is being sent.
     for _ in 0..50 {
         server.put("a", "v").expect(200);
         (0..4).for_each(|_| drop(server.path("GET", "/watch").send().expect(503)));
     }
     watchers.iter_mut().for_each(|watching| drop(watching.events(50)));
     watchers.truncate(32);
-    // Who has left is noticed when it is told something.
+    // A closed connection is detected when an event is sent.
     wait_until(DEADLINE, "32 have left", || {
         server.put("a", "v").expect(200);
         number(&server, "vkog_watchers") <= 32

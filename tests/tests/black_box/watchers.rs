@@ -6,7 +6,7 @@
 
 use vkog_tests::{Setup, Watching, exclusive, raise_descriptors};
 
-/// The revisions and the values that come.
+/// Returns the received revisions and values.
 #[track_caller]
 fn seen(watching: &mut Watching, count: usize) -> Vec<(u64, String)> {
     let events = watching.events(count);
@@ -35,13 +35,13 @@ fn hundreds_of_watchers_each_receive_their_changes_once_and_in_order() {
     plain.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), bare));
     valued.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES), all));
     others.iter_mut().for_each(|watching| assert_eq!(seen(watching, CHANGES / 10), some));
-    // They wait again, and are told of a removal as of anything.
+    // They wait again, and receive a removal as any other change.
     server.delete("b/k").expect(200);
     for watching in plain.iter_mut().chain(&mut valued).chain(&mut others) {
         let event = watching.event().expect("there is one more");
         assert_eq!((event.id, event.name.as_str(), event.key()), (Some(all[CHANGES - 1].0 + 1), "delete", "b/k"));
     }
-    // An end reaches those who wait and those who were just told something.
+    // The end reaches waiting watchers and those that have just received an event.
     let mut late = server.watch("since=0", "");
     assert_eq!(seen(&mut late, CHANGES).len(), CHANGES);
     server.stop().expect(0);

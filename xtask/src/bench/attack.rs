@@ -77,7 +77,7 @@ impl Attack {
             });
             scope.spawn(|| {
                 while let (Some(port), false) = (self.ahead, ended.load(Ordering::Relaxed)) {
-                    // What fails shows in how long the other client waits, or not at all.
+                    // A failure shows in the latency of the other client, or not at all.
                     let _ = sent_ahead(port, 100_000);
                 }
             });

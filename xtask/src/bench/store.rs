@@ -152,7 +152,7 @@ fn put(port: u16) -> std::io::Result<()> {
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// What an entry costs in a small store and in a large one.
+/// The memory of an entry in a small store and in a large one.
 fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let mut empty = None;
     for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {

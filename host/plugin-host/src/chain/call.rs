@@ -5,7 +5,7 @@ use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb
 
 use super::details;
 
-/// Where a request came from. Plugins rarely need this, so it is looked up only when they call.
+/// The origin of a request. Plugins rarely need it, so it is looked up only when they call.
 pub trait Origin: Send + Sync {
     /// Returns the value of the first header with this name, which is compared without regard to case.
     fn header(&self, name: &str) -> Option<&[u8]>;
@@ -94,7 +94,7 @@ pub type Each<'a> = dyn FnMut(&str, EntryView<'_>) + 'a;
 /// A function that calls another one with every entry of the store.
 pub type Scan<'a> = &'a dyn Fn(&mut Each<'_>);
 
-/// What a plugin can reach during a call, and what it has returned through the functions of the host. [`RawCall::cx`]
+/// The state that a plugin can reach during a call, and the output that it has returned through the functions of the host. [`RawCall::cx`]
 /// points to it.
 pub(super) struct CallOutput<'a> {
     pub(super) plugin: &'static str,
@@ -104,7 +104,7 @@ pub(super) struct CallOutput<'a> {
     lazy: Option<Box<LazyOutput>>,
 }
 
-/// What a plugin returns through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
+/// The output of a plugin through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
 #[derive(Default)]
 pub(super) struct LazyOutput {
     pub(super) message: Option<String>,
@@ -122,7 +122,7 @@ impl Drop for CallOutput<'_> {
     }
 }
 
-// A function of its own, because most calls have no output.
+// A separate function, because most calls have no output.
 #[cold]
 #[inline(never)]
 fn drop_lazy(lazy: Box<LazyOutput>) {
@@ -179,13 +179,13 @@ pub(super) fn raw_call<'a>(
     }
 }
 
-/// Returns the raw call for an operation whose value a plugin replaced. A function of its own, because few plugins do.
+/// Returns the raw call for an operation whose value a plugin replaced. A separate function, because few plugins do.
 #[cold]
 pub(super) fn raw_call_with_value<'a>(op: &OpContext<'a>, value: &'a [u8]) -> RawCall<'a> {
     raw_call(&OpContext { value, ..*op }, [None, None], 0)
 }
 
-/// Calls a hook. What the plugin returns beside its verdict is in `output` afterwards.
+/// Calls a hook. Afterwards `output` has the output of the plugin beside its verdict.
 ///
 /// # Safety
 ///

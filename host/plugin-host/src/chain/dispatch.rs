@@ -80,7 +80,7 @@ impl<'a> Dispatch<'a> {
         }
     }
 
-    // A function of its own, so that other calls do not save the registers that it needs.
+    // A separate function, so that other calls do not save the registers that it needs.
     #[inline(never)]
     fn call_with_own_details(
         &mut self,
@@ -157,7 +157,7 @@ impl<'a> Dispatch<'a> {
         if self.output.is_empty() { Vec::new() } else { self.take_headers() }
     }
 
-    // A function of its own, because most dispatches add no header.
+    // A separate function, because most dispatches add no header.
     #[cold]
     fn take_headers(&mut self) -> Vec<(String, String)> {
         let id = self.id;

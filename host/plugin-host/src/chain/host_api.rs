@@ -254,7 +254,7 @@ unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr
         let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         let (plugin, name) = (identity.name.as_str(), name.as_str());
         if name.is_empty() || !name.bytes().all(letter) || kind > 1 {
-            tracing::warn!(plugin, "cannot publish the metric {name:?}: a name has a to z, 0 to 9 and _ only");
+            tracing::warn!(plugin, "cannot publish the metric {name:?}: use a to z, 0 to 9 and _ in its name");
             return std::ptr::null();
         }
         identity.context.metric(plugin, name, help.as_str(), kind == 1).as_ptr().cast_const()

@@ -23,7 +23,7 @@ pub const QUARANTINE_PANICS: usize = 5;
 /// See [`QUARANTINE_PANICS`].
 pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(60);
 
-/// What happens to a plugin after [`QUARANTINE_PANICS`] panics.
+/// The treatment of a plugin after [`QUARANTINE_PANICS`] panics.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
@@ -39,7 +39,7 @@ pub enum OnFailure {
 /// The failure policy of a plugin: what its panics and its slow calls lead to.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailurePolicy {
-    /// What happens after repeated panics.
+    /// The treatment after repeated panics.
     pub on_failure: OnFailure,
     /// The time budget of a call. A call that takes longer is counted and logged.
     pub budget: Option<Duration>,
@@ -53,7 +53,7 @@ pub enum PluginError {
     /// The plugin cannot read its settings.
     #[error("{message}")]
     Settings {
-        /// What is wrong with them.
+        /// The mistake in them.
         message: String,
     },
     /// The plugin returned an error.

@@ -56,7 +56,7 @@ pub struct Refusal {
 /// The result of the `before` hooks.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// The value that a plugin put in place of the value of the request.
+    /// The value with which a plugin replaced that of the request.
     pub value: Option<Vec<u8>>,
     /// A get treats the entry as absent.
     pub hidden: bool,
@@ -150,7 +150,7 @@ impl Chain {
 
     /// Calls the `make_room` hooks. Blocks, so call it on a thread that may. Returns whether one of them made room.
     pub fn make_room(self: &Arc<Self>) -> bool {
-        // Call all of them, whatever the first returns.
+        // Call all of them, even if the first returns true.
         self.members.iter().filter(|member| member.make_room(self)).count() > 0
     }
 
@@ -182,7 +182,7 @@ impl Chain {
     }
 
     /// Calls the `guard` hooks. The caller holds the lock of the entry. If a guard refuses, hides the entry or fails, the
-    /// guards that passed before it are undone, the last first.
+    /// guards that passed before it are rolled back, the last first.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Where a thread is while it runs hooks: in which chain, how deep, and whether an entry is locked.
+//! The state of a thread that runs hooks: the chain, the nesting depth, and whether an entry is locked.
 
 use std::cell::Cell;
 use std::sync::Arc;

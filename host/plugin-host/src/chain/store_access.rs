@@ -34,7 +34,7 @@ pub struct PluginRequest<'a> {
     pub scope: CallScope,
 }
 
-/// Where a plugin request was sent from.
+/// The origin of a plugin request.
 #[derive(Clone)]
 pub struct CallScope {
     /// The plugin.

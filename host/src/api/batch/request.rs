@@ -31,7 +31,7 @@ const REVISIONS_MAX: usize = 64;
 /// The maximum number of header fields of an operation.
 const HEADERS_MAX: usize = 100;
 
-/// Decodes the operations of a body. Values stay in the body where they stand there unescaped.
+/// Decodes the operations of a body. Unescaped values are borrowed from the body.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ enum BodyError {
     Json(#[from] serde_json::Error),
     #[error("{} at byte {at}", message(.source))]
     MessagePack { at: u64, source: rmp_serde::decode::Error },
-    #[error("data follows the array of operations")]
+    #[error("data follows the array of operations; remove it")]
     Trailing,
 }
 
@@ -187,18 +187,18 @@ struct Written<'a> {
     headers: Option<Headers>,
 }
 
-/// Why an operation is not valid, though its fields have the right types.
+/// Why an operation is invalid although its fields have the right types.
 #[derive(Debug, Error)]
 enum OperationError {
     #[error("op is {0:?}; use get, post, put or delete")]
     UnknownOp(String),
     #[error("the operation has both value and base64; use one of them")]
     TwoValues,
-    #[error("base64 cannot be decoded: {0}")]
+    #[error("base64 cannot be decoded: {0}; send standard base64 with padding")]
     Base64(#[from] base64::DecodeError),
     #[error("a {0} takes neither value nor content_type; remove them")]
     UnexpectedValue(String),
-    #[error("{0:?} is not a header of ASCII text")]
+    #[error("{0:?} is not a header of ASCII text; use visible ASCII characters")]
     NotAHeader(String),
     #[error("{0} is not allowed in headers; use content_type, if_match or if_none_match")]
     OwnHeader(String),

@@ -34,7 +34,7 @@ pub struct Batch {
 /// Why a batch of the client fails.
 #[derive(Debug, Error)]
 enum BatchError {
-    #[error("cannot read {name}: line {line}: {source}")]
+    #[error("cannot read {name}: line {line}: {source}; write UTF-8 text")]
     Line { name: String, line: usize, source: io::Error },
     #[error("{name}: line {line} is not a JSON object: {source}; {}", so_far(*.done))]
     NotAnObject { name: String, line: usize, source: serde_json::Error, done: usize },

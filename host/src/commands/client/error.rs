@@ -13,10 +13,10 @@ use ureq::http::header::InvalidHeaderValue;
 #[non_exhaustive]
 pub(super) enum ClientError {
     /// A file or standard input cannot be read.
-    #[error("cannot read {name}: {source}")]
+    #[error("cannot read {name}: {source}; choose a readable file")]
     Read { name: String, source: io::Error },
     /// A file or standard output cannot be written.
-    #[error("cannot write {name}: {source}")]
+    #[error("cannot write {name}: {source}; choose a writable path with free disk space")]
     Write { name: String, source: io::Error },
     /// The token has characters that a header field cannot carry.
     #[error("the token cannot be sent in a header; use ASCII characters without spaces")]
@@ -32,7 +32,7 @@ pub(super) enum ClientError {
     #[error("cannot {action}: {source}")]
     Request { action: String, source: RequestError },
     /// The connection ended before the response did.
-    #[error("cannot {action}: the connection was lost: {source}")]
+    #[error("cannot {action}: the connection was lost: {source}; try again")]
     Lost { action: String, source: io::Error },
     /// The response has no revision.
     #[error("cannot {action}: the response has no revision; check --url")]
@@ -52,7 +52,7 @@ pub(super) enum RequestError {
     #[error("no TLS connection to {url}: {source}; {}", tls_way_out(.source))]
     Tls { url: String, source: rustls::Error },
     /// There was no response, or only a part of one.
-    #[error("no response from {url}: {}", without_kind(.source))]
+    #[error("no response from {url}: {}; check --url and the server", without_kind(.source))]
     NoResponse { url: String, source: Box<ureq::Error> },
     /// The server refused.
     #[error("{message} ({})", .status.as_str())]

@@ -98,7 +98,7 @@ impl<I, O: Observer> IdleTrackingStream<I, O> {
         self.stream
     }
 
-    /// Whether other connections are due. The task is then woken again after theirs.
+    /// Returns whether to yield to other connections. Then the task is woken again after theirs.
     fn yields(&mut self, context: &Context<'_>) -> bool {
         let over = self.moved >= YIELD_AFTER && self.moved != UNREAD;
         if over {

@@ -1,6 +1,6 @@
 //! Salvage of a damaged snapshot.
 //!
-//! A chunk of `KV` whose checksum is right is whole, whatever else is damaged. Where the checksums themselves are lost, everything
+//! A chunk of `KV` whose checksum is right is intact, regardless of other damage. Where the checksums themselves are lost, everything
 //! that can be read as an entry counts as one, and is reported as unverified. A revision is trusted only if its checksum is
 //! right; an entry without one has revision 0, and the caller assigns it a new one.
 
@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// What is whole in a snapshot.
+/// The intact parts of a snapshot.
 pub(crate) struct Found {
     pub(crate) map: Map,
     pub(crate) kind: Kind,
@@ -87,7 +87,7 @@ fn head_len(format: u64) -> usize {
     Meta { format, ..Meta::default() }.encode().len()
 }
 
-/// Whether a head is one of this program's: it begins, or goes on, as theirs do.
+/// Whether a head is one of this program: it begins or continues as such a head does.
 fn is_own(head: &[u8]) -> bool {
     let own = Meta::default().encode();
     [0..6, 7..14].into_iter().any(|part| head.get(part.clone()).is_some_and(|bytes| bytes == &own[part]))
@@ -127,7 +127,7 @@ impl Found {
             trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
         }
         self.directory_is_damaged = !trusted;
-        // Only what can be told without the directory needs more than a piece at a time.
+        // Only a file without a directory needs more than a chunk at a time.
         if !trusted {
             all.resize(len as usize, 0);
             file.read_at(0, &mut all)?;
@@ -148,7 +148,7 @@ impl Found {
         while read < count {
             let Some(row) = take_row(&mut rest, at) else { break };
             let (length, entries) = (row.length, row.entries);
-            // Revision 0 for all, where theirs cannot be believed.
+            // Revision 0 for all, if theirs cannot be trusted.
             let zeros = if trusted { Vec::new() } else { vec![0; entries as usize] };
             let (least, revisions) = if trusted { (row.least, row.revisions) } else { (0, &zeros[..]) };
             if self.meta.is_none() {
@@ -240,8 +240,8 @@ fn greatest(least: u64, mut revisions: &[u8]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Looks for the directory where no head says where it is: where `KV` ends, how many rows there are, and the rows. What
-/// passes for one has rows to the end of the file, and their lengths are those of the pieces before it.
+/// Searches the directory without the head: returns the end of `KV`, the number of rows, and the rows. The rows of a
+/// directory reach to the end of the file, and their lengths are those of the pieces before it.
 fn find_directory(all: &[u8], head_len: u64) -> Option<(u64, u64, &[u8])> {
     let mut end = all.len();
     while let Some(at) = all[..end].windows(HEADING.len()).rposition(|name| name == HEADING) {
@@ -264,7 +264,7 @@ fn find_directory(all: &[u8], head_len: u64) -> Option<(u64, u64, &[u8])> {
     None
 }
 
-/// A key and a value at an offset, and where they end.
+/// A key and a value at an offset, and their end.
 fn pair(data: &[u8], at: usize) -> Option<(&[u8], &[u8], usize)> {
     let mut rest = data.get(at..)?;
     let key = take_bytes(&mut rest)?;
@@ -289,13 +289,13 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
     Some(end)
 }
 
-/// What came of reading entries as far as they read as such.
+/// The result of reading entries until the first unreadable one.
 struct Scan {
     /// How many were read.
     read: u64,
     /// How many of them were taken.
     taken: u64,
-    /// Where the reading ended.
+    /// The offset at which reading ended.
     end: usize,
     /// Those that were read and cannot be what was written.
     holes: Vec<Lost>,

@@ -75,7 +75,7 @@ pub(crate) fn salvage(
             None => {
                 let next = reader.next_whole(at + 1, progress)?;
                 let end = next.map_or_else(|| reader.end_of_data(at), Ok)?;
-                // What is left may be room alone.
+                // The rest may be preallocated space only.
                 if end > at {
                     found.holes.push(Lost { at, bytes: end - at, entries: None, is_tail: next.is_none() });
                 }
@@ -109,14 +109,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Where the next whole record starts, from an offset on.
+    /// Returns the offset of the next whole record at or after an offset.
     fn next_whole(&mut self, from: u64, progress: Progress<'_>) -> Result<Option<u64>, Damage> {
         for at in from..self.len {
             if at % (1 << 20) == 0 {
                 progress(at, self.len);
             }
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
-            // The checksum is only asked for what begins as one of the three kinds: an array, and its first number.
+            // The checksum is computed only for bytes that begin as one of the three kinds of records: an array, and its first number.
             if matches!(start[FRAME..], [0x96, 1] | [0x93, 2] | [0x92, 3])
                 && self.frame_at(at)?.is_some_and(|mut payload| take(&mut payload).is_some())
             {
@@ -136,7 +136,7 @@ mod tests {
 
     const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 0xdead_beef };
 
-    /// A log of ten writes and their marks, and where each write starts.
+    /// A log of ten writes and their durable-offset records, and the offset of each write.
     fn log() -> (Vec<u8>, Vec<usize>) {
         let mut log = HEAD.encode();
         let mut starts = Vec::new();

@@ -20,7 +20,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// Where the store is.
 pub(crate) const FILE: &str = "/disk/data.vkog";
 
-/// What is written under a key.
+/// The content of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Content {
     pub(crate) value: Vec<u8>,
@@ -31,10 +31,10 @@ pub(crate) struct Content {
 /// All that a store holds: revision and content by key.
 pub(crate) type Contents = BTreeMap<String, (u64, Content)>;
 
-/// What became of a write.
+/// The outcome of a write.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// It is kept, under this revision.
+    /// It is durable, with this revision.
     Kept(u64),
     /// There was nothing to remove.
     Nothing,
@@ -61,7 +61,7 @@ impl Content {
     }
 }
 
-/// Every write is synced, and snapshots come only when they are asked for.
+/// Every write is synced, and snapshots are written only on request.
 pub(crate) const ALWAYS: Options =
     Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
@@ -69,7 +69,7 @@ pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore,
     LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
 }
 
-/// Writes, or removes what is there; `then` is called with what became of it.
+/// Writes or removes an entry; `then` is called with the outcome.
 pub(crate) fn start(
     store: &LocalStore,
     key: &str,
@@ -91,8 +91,8 @@ pub(crate) fn start(
     });
 }
 
-/// Writes, or removes what is there, in one step; `then` is called with the first revision of what was kept. Where something
-/// is not there that was to be removed, nothing is done.
+/// Writes or removes entries in one step; `then` is called with the first durable revision. If an entry
+/// to remove is missing, nothing is changed.
 pub(crate) fn start_all(
     store: &LocalStore,
     changes: &[(String, Option<Content>)],
@@ -115,13 +115,13 @@ pub(crate) fn start_all(
     });
 }
 
-/// Writes, or removes what is there, and waits for the answer.
+/// Writes or removes an entry, and waits for the response.
 pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -> Answer {
     let (tell, told) = bounded(1);
     start(store, key, content, move |answer| {
         let _ = tell.send(answer);
     });
-    told.recv_timeout(DEADLINE).expect("every write is answered")
+    told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
 /// The same in one step.
@@ -130,18 +130,18 @@ pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>
     start_all(store, changes, move |answer| {
         let _ = tell.send(answer);
     });
-    told.recv_timeout(DEADLINE).expect("every write is answered")
+    told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
-/// Writes a text that has to be kept. Returns its revision.
+/// Writes a text that has to become durable. Returns its revision.
 pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Kept(revision) => revision,
-        other => panic!("{key} was not kept: {other:?}"),
+        other => panic!("{key} was rolled back: {other:?}"),
     }
 }
 
-/// Writes a text that must not be kept.
+/// Writes a text that must be rolled back.
 pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreError> {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Refused(error) => error,
@@ -149,21 +149,21 @@ pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreEr
     }
 }
 
-/// What a client is told of a key: its revision and content.
+/// The state of a key that a client sees: its revision and content.
 pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     for _ in 0..1000 {
         let (found, kept) = look(store, key);
-        if kept.recv_timeout(DEADLINE).expect("every read is answered").is_ok() {
+        if kept.recv_timeout(DEADLINE).expect("every read gets a response").is_ok() {
             return found;
         }
     }
     panic!("{key} was taken back time and again");
 }
 
-/// Whether what was seen may be told on.
+/// Whether clients may see the entry that was read.
 type MayTell = Receiver<Result<(), RolledBack>>;
 
-/// What is there now, and whether it may be told on.
+/// The current entry, and whether clients may see it.
 pub(crate) fn look(store: &LocalStore, key: &str) -> (Option<(u64, Content)>, MayTell) {
     let (found, seen) = store.read(key, |entry| entry.map(|entry| (entry.revision(), Content::of(entry))));
     let (tell, told) = bounded(1);
@@ -177,7 +177,7 @@ pub(crate) fn contents(store: &LocalStore) -> Contents {
     let mut contents = Contents::new();
     store.for_each(|entry| {
         let twice = contents.insert(entry.key().to_owned(), (entry.revision(), Content::of(entry)));
-        assert!(twice.is_none(), "{} is there twice", entry.key());
+        assert!(twice.is_none(), "{} exists twice", entry.key());
     });
     let size = contents.iter().map(|(key, (_, content))| (key.len() + content.value.len()) as u64).sum();
     assert_eq!(store.totals(), (contents.len() as u64, size), "what the store counted");

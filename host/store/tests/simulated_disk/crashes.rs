@@ -29,7 +29,7 @@ use crate::random::Random;
 struct Load {
     seed: u64,
     clients: usize,
-    /// How many writes each has under way at once.
+    /// How many writes each has in flight at once.
     at_once: usize,
     /// How often it waits for those.
     rounds: usize,
@@ -44,7 +44,7 @@ impl Load {
         Self { seed, clients: 1, at_once: 1, rounds: 14, options: client::ALWAYS, sessions: 2 }
     }
 
-    /// Several clients, and snapshots that come by themselves.
+    /// Several clients, and automatic snapshots.
     fn all_at_once(seed: u64) -> Self {
         let options =
             Options { fsync: Fsync::Always, log_min: [500, 3000, 20_000][seed as usize % 3], ..Options::default() };
@@ -109,7 +109,7 @@ impl Load {
                 }
             }
             let answers: Vec<Answer> =
-                (0..self.at_once).map(|_| told.recv_timeout(DEADLINE).expect("every write is answered")).collect();
+                (0..self.at_once).map(|_| told.recv_timeout(DEADLINE).expect("every write gets a response")).collect();
             if answers.iter().any(|answer| matches!(answer, Answer::Refused(_))) {
                 assert!(disk.crashed(), "a write was refused: {answers:?}");
                 return;
@@ -124,13 +124,13 @@ fn some_key(client: usize, random: &mut Random) -> String {
     format!("{}/{}", if own { client } else { 9 }, random.below(5))
 }
 
-/// What to do in one step. Hardly any removal: one of nothing keeps all of it from being done.
+/// The changes of one step. It has few removals, because the removal of a missing key fails the whole step.
 fn some_changes(client: usize, history: &History, random: &mut Random) -> Vec<(String, Option<Content>)> {
     let one = |_| (some_key(client, random), random.percent(90).then(|| history.content(random)));
     (0..2 + history.serial() as usize % 4).map(one).collect()
 }
 
-/// What a store holds that opens on an image, and what it leaves behind.
+/// The entries of a store that opens on an image, and the files after it.
 fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, SimulatedDisk), String> {
     let disk = SimulatedDisk::of(image);
     let store = open(&disk, options).map_err(|error| error.to_string())?;
@@ -139,7 +139,7 @@ fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, Simulate
     Ok((found.0, found.1, disk))
 }
 
-/// Opens a store on an image twice, and on what the first left behind, and looks whether all is there.
+/// Opens a store twice on an image, then on the files after the first one, and checks that nothing is missing.
 fn check(image: &Image, history: &History, options: Options) -> Result<(), String> {
     let (first, revision, disk) = recovered(image, options)?;
     history.check(&first, revision)?;
@@ -288,7 +288,7 @@ fn the_same_key_in_two_writes_at_once_survives_with_the_later_one() {
         });
     }
     for _ in 0..64 {
-        told.recv_timeout(DEADLINE).expect("every write is answered");
+        told.recv_timeout(DEADLINE).expect("every write gets a response");
     }
     disk.crash();
     for _ in 0..20 {

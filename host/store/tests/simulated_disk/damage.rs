@@ -47,7 +47,7 @@ fn path(ending: &str) -> PathBuf {
     format!("{FILE}{ending}").into()
 }
 
-/// Writes and removes with a sync each. What the store held before the first and after each.
+/// Writes and removes with a sync each. Returns the entries of the store before the first and after each.
 fn write(disk: &SimulatedDisk, changes: usize) -> Vec<Contents> {
     let store = open(disk, client::ALWAYS).expect("a store");
     let history = History::default();

@@ -17,7 +17,7 @@ use crate::client::DEADLINE;
 use crate::inode::{Inode, Keep, What};
 use crate::random::Random;
 
-/// What a disk can be asked to do.
+/// The operations of a disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Create,
@@ -100,7 +100,7 @@ impl SimulatedDisk {
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// How many changes were asked for so far: a crash may come at each.
+    /// The number of changes so far: a crash may come at each.
     pub(crate) fn steps(&self) -> u64 {
         self.0.state.lock().steps
     }
@@ -119,7 +119,7 @@ impl SimulatedDisk {
         self.0.state.lock().crashed
     }
 
-    /// So many calls on files whose names end like this go wrong.
+    /// Fails this number of calls on files whose names end like this.
     pub(crate) fn fault(&self, call: Call, ending: &str, fault: Fault, times: u32) {
         self.0.state.lock().faults.push((call, ending.to_owned(), fault, times));
     }
@@ -129,7 +129,7 @@ impl SimulatedDisk {
         self.0.state.lock().faults.clear();
     }
 
-    /// There is room for so many bytes, or for all.
+    /// Sets the free space in bytes, or unlimited space.
     pub(crate) fn capacity(&self, bytes: Option<u64>) {
         self.0.state.lock().capacity = bytes;
     }
@@ -139,7 +139,7 @@ impl SimulatedDisk {
         self.0.state.lock().tells_free = true;
     }
 
-    /// How often the store asked how much is free.
+    /// The number of queries of the free space by the store.
     pub(crate) fn measured(&self) -> u64 {
         self.0.state.lock().measured
     }
@@ -177,7 +177,7 @@ impl SimulatedDisk {
         self.0.changed.notify_all();
     }
 
-    /// Whoever acknowledges a write counts it here.
+    /// Counts an acknowledged write.
     pub(crate) fn acknowledged(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.state.lock().acknowledged)
     }
@@ -187,7 +187,7 @@ impl SimulatedDisk {
         self.0.state.lock().promised
     }
 
-    /// Waits for a sync of the logs to be over that was begun after so many were acknowledged.
+    /// Waits for the end of a sync of the logs that began after this number of acknowledged writes.
     pub(crate) fn wait_promised(&self, acknowledged: u64) {
         let deadline = Instant::now() + DEADLINE;
         let mut state = self.0.state.lock();
@@ -201,13 +201,13 @@ impl SimulatedDisk {
         self.0.state.lock().log_syncs
     }
 
-    /// What is there for whoever reads: what the end of the process alone leaves behind.
+    /// The files as a reader sees them, and as a crash of the process leaves them.
     pub(crate) fn now(&self) -> Image {
         let state = self.0.state.lock();
         Image(state.names.iter().map(|(path, inode)| (path.clone(), state.inodes[*inode].now.clone())).collect())
     }
 
-    /// What a power cut may leave behind.
+    /// The files as a power cut may leave them.
     pub(crate) fn after_power_cut(&self, random: &mut Random) -> Image {
         let state = self.0.state.lock();
         let mut names = state.durable_names.clone();
@@ -288,7 +288,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the call does its work: in a crash it is under way, and may or may not have arrived.
+    /// Whether the call does its work: in a crash it is in flight, and may or may not have arrived.
     fn acts(&self) -> bool {
         !matches!(self, Self::Fault(_))
     }
@@ -302,7 +302,7 @@ impl Outcome {
     }
 }
 
-/// What is before the zeros at the end of a file.
+/// The part of a file before the zeros at its end.
 pub(crate) fn without_room(mut data: &[u8]) -> &[u8] {
     // Many at a time first, because these tests ask often.
     while let Some(rest) = data.strip_suffix(&[0; 4096]) {

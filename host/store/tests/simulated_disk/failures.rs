@@ -42,7 +42,7 @@ fn reopening_agrees(disk: &SimulatedDisk, store: LocalStore) -> LocalStore {
     store
 }
 
-/// Whatever a power cut leaves of a disk agrees with what was acknowledged.
+/// Checks that every state of the disk after a power cut agrees with the acknowledged writes.
 fn power_cuts_agree(disk: &SimulatedDisk, history: &History) {
     let mut random = Random::new(1);
     for _ in 0..50 {
@@ -160,8 +160,8 @@ fn reads_of_a_write_that_is_then_refused_are_rolled_back() {
         disk.wait_held();
         let looks = keys.each_ref().map(|(key, content)| {
             let (found, may_tell) = look(&store, key);
-            assert_eq!(found.map(|(_, content)| content), *content, "{key} as it is for the moment");
-            assert!(may_tell.try_recv().is_err(), "nobody is told of {key} yet");
+            assert_eq!(found.map(|(_, content)| content), *content, "{key} in its current state");
+            assert!(may_tell.try_recv().is_err(), "no client has seen {key} yet");
             may_tell
         });
         // Whoever decides by what is there now has to wait, too.
@@ -217,15 +217,15 @@ fn no_read_under_load_is_durable_that_was_never_acknowledged() {
                     let _ = tell.send(());
                 });
             }
-            (0..4).for_each(|_| wait.recv_timeout(DEADLINE).expect("every write is answered"));
+            (0..4).for_each(|_| wait.recv_timeout(DEADLINE).expect("every write gets a response"));
         }
         done.store(true, Ordering::Relaxed);
         reader.join().expect("the reader");
     });
     let answers = answers.lock();
-    assert!(answers.len() > 300, "{} writes were kept", answers.len());
+    assert!(answers.len() > 300, "{} writes were durable", answers.len());
     for told in told.lock().iter() {
-        assert!(answers.contains(told), "revision {} was told of and never acknowledged", told.0);
+        assert!(answers.contains(told), "revision {} was sent and never acknowledged", told.0);
     }
     drop(answers);
     reopening_agrees(&disk, store);
@@ -289,7 +289,7 @@ fn a_full_disk_that_cannot_be_cut_back_is_overwritten_and_heals() {
         assert!(refused(&store, "key", "refused").is_full());
         assert!(store.closed().is_none(), "{:?}", store.closed());
         disk.mend();
-        put(&store, "key", "kept again");
+        put(&store, "key", "durable again");
         reopening_agrees(&disk, store);
     }
 }
@@ -403,7 +403,7 @@ fn a_snapshot_that_fails_anywhere_loses_nothing_and_the_next_one_works() {
             while within_the_deadline("a snapshot", || store.snapshot()).is_err() {
                 failed += 1;
                 assert!(failed <= times, "{what}: and then the next one does not work");
-                assert!(store.closed().is_none(), "{what}: writes go on");
+                assert!(store.closed().is_none(), "{what}: writes continue");
                 power_cuts_agree(&disk, &history);
                 (0..3).for_each(|_| write(&mut random));
                 power_cuts_agree(&disk, &history);

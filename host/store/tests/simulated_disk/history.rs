@@ -10,14 +10,14 @@ use vkog_store::{LocalStore, Store as _};
 use crate::client::{Answer, Content, Contents, contents};
 use crate::random::Random;
 
-/// What clients tried and were told.
+/// The attempts of clients and the responses to them.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Record>>);
 
 #[derive(Default)]
 struct Record {
     attempts: Vec<Attempt>,
-    /// Keys and the revisions that readers were told.
+    /// Keys and the revisions that readers saw.
     told: Vec<(String, u64)>,
     /// No revision up to this one may be given again.
     revision: u64,
@@ -36,7 +36,7 @@ struct Attempt {
 }
 
 impl History {
-    /// Goes on from what a store holds: whatever else was tried before must not come back.
+    /// Continues from the entries of a store: other earlier attempts must not reappear.
     pub(crate) fn from(store: &LocalStore, serial: u64) -> Self {
         let attempts = contents(store)
             .into_iter()
@@ -88,7 +88,7 @@ impl History {
         Content { value, content_type, details }
     }
 
-    /// Notes that this is tried now. Returns whom to tell what became of it.
+    /// Records an attempt that starts now. Returns the recorder of its outcome.
     pub(crate) fn attempt(&self, key: &str, content: Option<&Content>) -> impl FnOnce(&Answer) + Send + 'static {
         self.attempt_all(&[(key.to_owned(), content.cloned())])
     }
@@ -114,7 +114,7 @@ impl History {
         }
     }
 
-    /// Notes that a reader was told of this revision.
+    /// Records that a reader saw this revision.
     pub(crate) fn told(&self, key: &str, revision: u64) {
         self.0.lock().told.push((key.to_owned(), revision));
     }
@@ -169,7 +169,7 @@ impl History {
                 None => open_removals.contains(&key.as_str()) || record.attempts.iter().any(removed),
             };
             if !is_right {
-                return Err(format!("a reader was told of revision {told} of {key}, that is lost"));
+                return Err(format!("a reader saw revision {told} of {key}, that is lost"));
             }
         }
         Ok(())
@@ -218,7 +218,7 @@ impl History {
 }
 
 impl Record {
-    /// Whether all is there that was tried in one step with this attempt, which came to this revision.
+    /// Checks that all attempts of the same step as this one, which has this revision, are present.
     fn check_step(&self, at: usize, revision: u64, found: &Contents) -> Result<(), String> {
         let step = self.attempts[at].step;
         for (place, part) in self.attempts.iter().enumerate().skip(step).take_while(|(_, part)| part.step == step) {
@@ -237,10 +237,7 @@ impl Record {
             };
             if !is_there {
                 let key = &self.attempts[at].key;
-                return Err(format!(
-                    "{key} is of revision {revision}, and {}, of the same step, is not there",
-                    part.key
-                ));
+                return Err(format!("{key} is of revision {revision}, and {}, of the same step, is missing", part.key));
             }
         }
         Ok(())

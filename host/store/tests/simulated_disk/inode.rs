@@ -2,14 +2,14 @@
 
 use crate::random::Random;
 
-/// What reaches a disk in one piece, if at all.
+/// The unit that reaches a disk as a whole or not at all.
 const SECTOR: u64 = 512;
 
 #[derive(Default)]
 pub(crate) struct Inode {
     pub(crate) now: Vec<u8>,
     pub(crate) durable: Vec<u8>,
-    /// What happened since, in this order.
+    /// The later operations, in order.
     pub(crate) pieces: Vec<Piece>,
     pub(crate) serial: u64,
 }
@@ -32,7 +32,7 @@ pub(crate) enum What {
 pub(crate) enum Keep {
     All,
     None,
-    /// What came first.
+    /// The first operations.
     First(usize),
     /// Each with this chance, in percent.
     Some(usize),
@@ -76,7 +76,7 @@ impl Inode {
         }
     }
 
-    /// What happened up to this piece is synced.
+    /// Marks the operations up to this piece as synced.
     pub(crate) fn synced(&mut self, serial: u64) {
         for piece in &mut self.pieces {
             piece.firm |= piece.serial <= serial && !piece.given_up;

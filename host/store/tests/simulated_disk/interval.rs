@@ -18,7 +18,7 @@ use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
 
-/// What a store holds that opens on an image, compared with what was acknowledged.
+/// Compares the entries of a store that opens on an image with the acknowledged writes.
 fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), String> {
     let disk = SimulatedDisk::of(image);
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
@@ -26,7 +26,7 @@ fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), S
     history.check_prefix(&contents(&store), store.revision(), promised)
 }
 
-/// One client, so that what it was told has an order; with snapshots by itself and without.
+/// One client, so that its responses have an order; with automatic snapshots and without.
 fn power_cut(seed: u64, fsync: Fsync) {
     let mut random = Random::new(seed);
     let disk = SimulatedDisk::empty();
@@ -126,7 +126,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or for ever.
+    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or forever.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));

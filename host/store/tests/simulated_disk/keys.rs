@@ -45,7 +45,7 @@ fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back
                 // Time to be told too early: what is wrong then is found below, whoever comes first.
                 let early = told.recv_timeout(Duration::from_millis(50)).is_ok() || !told_count.is_empty();
                 held.release();
-                assert!(!early, "told before it was kept; fails: {fails}, listed before: {listed_before}");
+                assert!(!early, "sent before it was durable; fails: {fails}, listed before: {listed_before}");
                 let (keys, count) = (told.recv_timeout(DEADLINE), told_count.recv_timeout(DEADLINE));
                 let expected: &[&str] = if fails { &["a", "b", "c"] } else { &["a", "c", "d", "e"] };
                 assert_eq!(keys.expect("a page"), expected, "fails: {fails}, listed before: {listed_before}");

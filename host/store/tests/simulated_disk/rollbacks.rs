@@ -32,7 +32,7 @@ fn started(store: &LocalStore, key: &str, value: Option<&str>) -> Receiver<Answe
 }
 
 fn assert_refused(answer: &Receiver<Answer>) {
-    let answer = answer.recv_timeout(DEADLINE).expect("every write is answered");
+    let answer = answer.recv_timeout(DEADLINE).expect("every write gets a response");
     assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
 }
 
@@ -127,7 +127,7 @@ fn a_read_before_a_failed_sync_is_not_durable_afterwards() {
     });
     assert!(outcome.recv_timeout(DEADLINE).expect("an outcome").is_err());
     let (_, outcome) = look(&store, "key");
-    assert_eq!(outcome.recv_timeout(DEADLINE), Ok(Ok(())), "what is there now is durable");
+    assert_eq!(outcome.recv_timeout(DEADLINE), Ok(Ok(())), "the current state is durable");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
-//! Does with what the host gives it whatever a test asks for.
+//! Calls functions of the host as the query of a request demands.
 //!
 //! In a hook that a request names in its query it asks the store: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, and
-//! `again=HOOK` for what it is itself asked, query and all. What comes of it is logged, `HOOK: ...`; a hook that may refuse
-//! refuses with what it was refused with, and `after_*` tells it in the header `X-Asked`.
+//! `again=HOOK` repeats the current request, with its query. The result is logged, `HOOK: ...`; a hook that may refuse
+//! refuses with what it was refused with, and `after_*` returns it in the header `X-Asked`.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -17,7 +17,7 @@ use vkog_plugin_api::*;
 #[derive(Deserialize, Clone)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// What it is called in the log and in the header `X-Label`.
+    /// Its name in the log and in the header `X-Label`.
     #[serde(default)]
     label: String,
     /// How long `before_get` and `before_put` take.
@@ -32,7 +32,7 @@ struct Settings {
     /// A tick removes what is under this prefix.
     #[serde(default)]
     sweep: Option<String>,
-    /// It reads this key in `create`, in `start`, and time and again on a thread of its own.
+    /// It reads this key in `create`, in `start`, and time and again on its own thread.
     #[serde(default)]
     watch: Option<String>,
 }
@@ -78,7 +78,7 @@ impl Drop for Drill {
     }
 }
 
-/// What became of what was asked, in a few words.
+/// Describes the result of a store call in a few words.
 fn told(answer: Result<Answer, Refusal>) -> String {
     match answer {
         Ok(Answer::Found(found)) => format!("found {}", String::from_utf8_lossy(&found.value)),
@@ -107,7 +107,7 @@ impl Drill {
         Ok(keys.join(" "))
     }
 
-    /// Does what the request asks for in this hook. Returns what came of it, if it asks for something.
+    /// Runs the store call that the request demands in this hook. Returns its result, if there was a call.
     fn asked(&self, hook: &str, request: &Request<'_>) -> Option<Result<String, Refusal>> {
         let named = |part: &'static str| {
             let parts = request.query().split('&').filter_map(move |query| query.strip_prefix(part));
@@ -126,8 +126,8 @@ impl Drill {
             };
             let ask = match verb.to_ascii_lowercase().as_str() {
                 "get" => Ask::get(key),
-                "post" => Ask::post(key, b"asked"),
-                "put" => Ask::put(key, b"asked"),
+                "post" => Ask::post(key, b"sent"),
+                "put" => Ask::put(key, b"sent"),
                 _ => Ask::delete(key),
             };
             self.host.ask(&ask.query(query)).map(|answer| told(Ok(answer)))

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Tells with each answer which version of the plugin `versioned` runs: this is the second. Its crate has another name, but a
+//! Adds the version of the plugin `versioned` to each response: this is the second. Its crate has another name, but a
 //! plugin's name is without `vkog-`.
 
 #[path = "../../versioned-old/src/versioned.rs"]

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Tells with each answer which version of the plugin `versioned` runs: this is the first.
+//! Adds the version of the plugin `versioned` to each response: this is the first.
 
 mod versioned;
 

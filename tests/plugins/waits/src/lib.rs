@@ -36,7 +36,7 @@ impl BeforeGet for Waits {
         if get.key() != "before" || self.wait("before_get") {
             return Ok(());
         }
-        Err(Refusal::new(504, "nobody created \"open\""))
+        Err(Refusal::new(504, "no request created \"open\""))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Logs every call of a hook with all that it is shown, as one line of JSON, and does what the request's query asks for:
+//! Logs every call of a hook with its arguments, as one line of JSON, and runs the command in the request's query:
 //! `replace`, `hide-before`, `hide-guard`, `details`, each followed by the plugin's name if only one is to do it. A key with
 //! `hidden` in it is always hidden.
 

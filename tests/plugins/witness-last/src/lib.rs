@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Tells what its hooks are shown, from the last stage of the chain.
+//! Logs the arguments of its hooks, from the last stage of the chain.
 
 #[path = "../../witness-first/src/witness.rs"]
 mod witness;

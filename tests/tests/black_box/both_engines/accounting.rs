@@ -11,7 +11,7 @@ use vkog_tests::{Barrier, Reply, Server, Setup, artefacts, bytes, conflict, patt
 
 use super::ENGINE;
 
-/// What a 413 tells: the bytes that are needed, those that are free, and the limit.
+/// The numbers in a 413: needed bytes, free bytes, and the limit.
 fn told(refusal: &Reply) -> (u64, u64, u64) {
     let text = refusal.text();
     let rest = text.rsplit("\" needs ").next().unwrap_or_default();
@@ -23,7 +23,7 @@ fn told(refusal: &Reply) -> (u64, u64, u64) {
     }
 }
 
-/// What the plugin has counted, by a write that is refused.
+/// Returns the count of the plugin, from a rejected write.
 fn counted(server: &Server, limit: u64) -> u64 {
     let refusal = server.post("no such key", pattern(limit as usize)).refused(413, "Max size exceeded");
     let (_, free, told_limit) = told(&refusal);
@@ -115,7 +115,7 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
                 scope.spawn(move || {
                     let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
                     let mut below = |bound: u64| {
-                        // Xorshift: the same run every time.
+                        // Xorshift, so that every run is the same.
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;

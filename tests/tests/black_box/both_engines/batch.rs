@@ -35,7 +35,7 @@ fn answer(reply: &Reply) -> Value {
     serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("no JSON, {error}: {reply}"))
 }
 
-/// Asserts that nothing was done, and what is said of which operation.
+/// Asserts that nothing was changed, and the message for the operation that failed.
 #[track_caller]
 fn refused(reply: Reply, status: u16, index: usize, key: &str, words: &str) -> Reply {
     let reply = reply.expect(status).has("Content-Type", "application/problem+json");
@@ -266,7 +266,7 @@ fn an_unreadable_batch_is_refused_with_position_and_reason() {
     for (body, index, words) in [
         (r#"[{"op":"put","key":"k","value":"v"},{"op":"put","key":"k","valu":"v"}]"#, Some(1), known),
         (r#"[{"op":"put","key":"k","value":"v","key":"l"}]"#, Some(0), "duplicate field `key` at line 1 column 40"),
-        (r#"[{"op":"patch","key":"k"}]"#, Some(0), "give get, post, put or delete"),
+        (r#"[{"op":"patch","key":"k"}]"#, Some(0), "use get, post, put or delete"),
         (r#"[{"op":"put","value":"v"}]"#, Some(0), "missing field `key`"),
         (r#"[["put","k","v"]]"#, Some(0), "an operation, which is a map"),
         (r#"[{"op":"put","key":"k","value":7}]"#, Some(0), "text or bytes"),
@@ -276,8 +276,8 @@ fn an_unreadable_batch_is_refused_with_position_and_reason() {
         (r#"[{"op":"get","key":"k","if_match":0}]"#, Some(0), "0 is no revision"),
         (r#"[{"op":"get","key":"k","if_match":"\"1\""}]"#, Some(0), "a revision, an array of revisions, or \"*\""),
         (r#"[{"op":"get","key":"k","if_match":[[1]]}]"#, Some(0), "invalid type: sequence, expected a revision"),
-        (r#"[{"op":"get","key":"k","headers":{"If-Match":"1"}}]"#, Some(0), "not given in headers"),
-        (r#"[{"op":"get","key":"k","headers":{"X":"a\r\nY: b"}}]"#, Some(0), "no header field"),
+        (r#"[{"op":"get","key":"k","headers":{"If-Match":"1"}}]"#, Some(0), "not allowed in headers"),
+        (r#"[{"op":"get","key":"k","headers":{"X":"a\r\nY: b"}}]"#, Some(0), "not a header of ASCII text"),
         (r#"[{"op":"get","key":"k"}] []"#, None, "trailing characters at line 1 column 26"),
         (r#"{"op":"get","key":"k"}"#, None, "an array of operations"),
         (r#"[{"op":"get","key":"k"}"#, Some(1), "EOF"),
@@ -301,7 +301,7 @@ fn an_unreadable_batch_is_refused_with_position_and_reason() {
         (b"\x91\x82\xa2op\xa3put\xa5value\xc6\xff\xff\xff\xff".to_vec(), Some(0), "it ends too early"),
         (nested, Some(0), "text or bytes"),
         (b"\x91\x81\xa2op\xd9".to_vec(), Some(0), "it ends too early"),
-        ([packed(&[&get()]), vec![0xc0]].concat(), None, "something follows"),
+        ([packed(&[&get()]), vec![0xc0]].concat(), None, "data follows"),
         (packed(&[&get(), &[("op", "get".into()), ("x", 1.into())]]), Some(1), known),
         (packed(&[&[("op", "get".into()), ("key", Packed::Binary(vec![0xff]))]]), Some(0), "expected a string"),
         (packed(&[&[("if_match", Packed::Array(vec![1.into(); 65]))]]), Some(0), "more than 64 revisions"),
@@ -364,7 +364,7 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     server.get("k").expect(404);
 }
 
-/// Asks for a batch on a connection of its own.
+/// Sends a batch on its own connection.
 fn ask(wire: &mut Wire, operations: &Value) -> io::Result<Reply> {
     let body = operations.to_string();
     let head = format!(
@@ -460,12 +460,12 @@ fn a_batch_of_gets_sees_a_constant_sum_during_transfers() {
 const CLIENTS: usize = 8;
 const KEYS: usize = 24;
 
-/// What the keys of a client hold after its batch of this number.
+/// Returns the entries of a client after its batch of this number.
 fn state(number: u64) -> BTreeMap<usize, u64> {
     (0..KEYS).filter(|key| !(number + *key as u64).is_multiple_of(5)).map(|key| (key, number)).collect()
 }
 
-/// The operations that bring it there, whatever was before; each key in another place every time.
+/// Returns the operations that lead to this state from any other one, each time in another order.
 fn operations(client: usize, number: u64) -> Value {
     let mut all = Vec::new();
     for place in 0..KEYS {
@@ -480,7 +480,7 @@ fn operations(client: usize, number: u64) -> Value {
     json!(all)
 }
 
-/// What a client knows: the batch that was acknowledged last, and the one that it may have come to.
+/// The batches of a client: the last acknowledged one, and the last one that it sent.
 #[derive(Clone, Default)]
 struct Known {
     kept: u64,
@@ -511,13 +511,13 @@ impl Known {
         let of = |number: u64| if number == 0 { BTreeMap::new() } else { state(number) };
         let number = [self.kept, self.asked].into_iter().find(|number| of(*number) == found);
         let Some(number) = number else {
-            panic!("client {client}: batch {} was kept, {} asked for, there is {found:?}", self.kept, self.asked);
+            panic!("client {client}: batch {} was acknowledged, {} was sent, found {found:?}", self.kept, self.asked);
         };
         *self = Self { kept: number, asked: self.asked };
     }
 }
 
-/// Kills the server while clients write batches, starts it again, and looks for each whether all of it is there or none.
+/// Kills the server while clients write batches, starts it again, and checks that each batch is present as a whole or not at all.
 fn kills(rounds: usize, setup: &Setup) {
     // Wine takes its time to start a program.
     let rounds = if on_windows() { rounds / 20 } else { rounds };
@@ -539,7 +539,7 @@ fn kills(rounds: usize, setup: &Setup) {
                 scope.spawn(move || known.run(client, wire, &done));
             }
             for _ in 0..10 + round * 7 % 60 {
-                acknowledged.recv_timeout(DEADLINE).expect("the clients go on writing");
+                acknowledged.recv_timeout(DEADLINE).expect("the clients continue to write");
                 total += 1;
             }
             server.stop_with("KILL");

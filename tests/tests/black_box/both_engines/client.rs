@@ -222,7 +222,7 @@ fn a_listing_continues_over_pages_up_to_its_limit() {
     run(&setup, &server, "vkog ls | head -n 1").expect(0);
 }
 
-/// What `n/02000` to `n/02099` come to where 5 folds.
+/// The listing of `n/02000` to `n/02099`, folded at 5.
 fn folded() -> String {
     let line = |number: u32| {
         let key = format!("n/{number:05}");
@@ -294,7 +294,7 @@ fn a_partial_value_replaces_no_file() {
     let (url, answering) = answering(vec![half.to_owned()]);
     let exit = run_at(&setup, &url, "vkog get k -o out").expect(1);
     assert!(exit.one_error().starts_with("vkog: cannot get k: the connection was lost"), "{exit}");
-    assert_eq!(std::fs::read_to_string(setup.folder().join("out")).expect("it is there"), "before");
+    assert_eq!(std::fs::read_to_string(setup.folder().join("out")).expect("it exists"), "before");
     assert_eq!(std::fs::read_dir(setup.folder()).expect("a folder").count(), 1, "what was begun is left behind");
     answering.join().expect("one request");
 }

@@ -132,7 +132,7 @@ fn a_panic_in_create_or_start_stops_the_start_and_changes_nothing() {
         let seeding = Setup::on(ENGINE).store(setup.store_file()).start();
         seeding.post("seed", "sown").expect(200);
         seeding.stop().expect(0);
-        let before = std::fs::read(setup.store_file()).expect("the store is there");
+        let before = std::fs::read(setup.store_file()).expect("the store exists");
         let exit = setup.fail().expect(1);
         let told = |line: &str| {
             line.starts_with("vkog: cannot load ")
@@ -141,7 +141,7 @@ fn a_panic_in_create_or_start_stops_the_start_and_changes_nothing() {
         };
         assert_eq!(exit.stderr.lines().filter(|line| told(line)).count(), 1, "one line with {code} in {exit}");
         assert_eq!(exit.stdout, "", "standard output of {exit}");
-        assert_eq!(std::fs::read(setup.store_file()).expect("the store is there"), before);
+        assert_eq!(std::fs::read(setup.store_file()).expect("the store exists"), before);
     }
 }
 
