@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Does with what the host gives it whatever a test asks for.
+//! Calls the functions of the host as a test requests.
 //!
 //! In a hook that a request names in its query it asks the store: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, and
 //! `again=HOOK` for what it is itself asked, query and all. What comes of it is logged, `HOOK: ...`; a hook that may refuse
@@ -17,19 +17,19 @@ use vkog_plugin_api::*;
 #[derive(Deserialize, Clone)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// What it is called in the log and in the header `X-Label`.
+    /// The label in the log and in the header `X-Label`.
     #[serde(default)]
     label: String,
-    /// How long `before_get` and `before_put` take.
+    /// The duration of `before_get` and `before_put`.
     #[serde(default)]
     sleep_ms: u64,
-    /// How long it waits between two ticks; where it is not set it ticks once and does nothing.
+    /// The time between two ticks; if it is not set, the plugin ticks once and does nothing.
     #[serde(default)]
     tick_ms: Option<u64>,
-    /// How long a tick takes.
+    /// The duration of a tick.
     #[serde(default)]
     tick_takes_ms: u64,
-    /// A tick removes what is under this prefix.
+    /// A tick removes the entries with this prefix.
     #[serde(default)]
     sweep: Option<String>,
     /// It reads this key in `create`, in `start`, and time and again on its own thread.
@@ -56,7 +56,7 @@ impl Plugin for Drill {
             host.log(Level::Info, &format!("create: {}", told(host.ask(&Ask::get(&key)))));
             thread::spawn(move || {
                 while !ended.load(Relaxed) {
-                    // With a change of its own, which waits for the disk.
+                    // With a write of its own, which waits for the disk.
                     let _ = host.ask(&Ask::get(&key));
                     let _ = host.ask(&Ask::put(&key, b"watched"));
                 }
@@ -78,7 +78,7 @@ impl Drop for Drill {
     }
 }
 
-/// What became of what was asked, in a few words.
+/// Describes the outcome of a store call in a few words.
 fn told(answer: Result<Answer, Refusal>) -> String {
     match answer {
         Ok(Answer::Found(found)) => format!("found {}", String::from_utf8_lossy(&found.value)),
@@ -107,7 +107,7 @@ impl Drill {
         Ok(keys.join(" "))
     }
 
-    /// Does what the request asks for in this hook. Returns what came of it, if it asks for something.
+    /// Makes the store call that the request names for this hook. Returns its outcome, if there is one.
     fn asked(&self, hook: &str, request: &Request<'_>) -> Option<Result<String, Refusal>> {
         let named = |part: &'static str| {
             let parts = request.query().split('&').filter_map(move |query| query.strip_prefix(part));

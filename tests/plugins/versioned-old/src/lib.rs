@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Tells with each answer which version of the plugin `versioned` runs: this is the first.
+//! Version 1 of the plugin `versioned`, which adds its version to each response.
 
 mod versioned;
 

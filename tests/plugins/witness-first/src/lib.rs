@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Tells what its hooks are shown, from the first stage of the chain.
+//! Logs what its hooks see, in the first stage of the chain.
 
 mod witness;
 
