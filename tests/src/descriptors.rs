@@ -1,6 +1,6 @@
 //! Raises the limit of file descriptors for tests that open many connections.
 
-/// Has this process, and what it starts from now on, get as many descriptors as the system gives. Says how many.
+/// Raises the limit of file descriptors of this process and its children to the maximum. Returns the limit.
 pub fn raise_descriptors() -> u64 {
     #[cfg(unix)]
     {

@@ -26,7 +26,7 @@ impl Package {
         Self { folder, imports, tests_import: &[] }
     }
 
-    /// What plugins depend on: nothing but the interface.
+    /// The dependencies of plugins: only the interface.
     const fn plugin(folder: &'static str) -> Self {
         Self { folder, imports: &["vkog-plugin-api"], tests_import: &["vkog-plugin-api", "vkog-plugin-testing"] }
     }
@@ -54,7 +54,7 @@ const PACKAGES: &[Package] = &[
     Package::new("xtask", &[]),
 ];
 
-/// What HTTP, TLS and the command line need: the packages below `host` must build without these.
+/// The crates for HTTP, TLS and the command line: the packages below `host` must build without them.
 const FRONT_END: &[&str] = &["clap", "hyper", "rustls", "tiny_http", "ureq"];
 
 /// Packages, and the crates that must not be among their dependencies, directly or through others.

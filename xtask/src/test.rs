@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::{Result, build, windows};
 
-/// How long each target is fuzzed, in seconds.
+/// The duration for which each target is fuzzed, in seconds.
 const FUZZ_SECONDS: u64 = 300;
 
-/// What cargo-mutants changes: the packages that hold the data and say who may do what, and the host's access checks.
+/// The code that cargo-mutants changes: the packages with the data and the permissions, and the host's access checks.
 const MUTATED: [&str; 4] =
     ["host/store/src/**", "host/plugin-host/src/**", "host/engine/src/**", "host/src/api/auth.rs"];
 
-/// What a step does; it gets whether all amounts are wanted.
+/// The function of a step. Its argument is whether all amounts run.
 type Step = fn(bool) -> Result<Outcome>;
 
 /// How a step ended.
@@ -108,7 +108,7 @@ fn fuzzing(_: bool) -> Result<Outcome> {
     targets.sort();
     for target in &targets {
         let name = target.file_stem().unwrap_or_default().to_string_lossy();
-        // What it finds goes beside the corpus, which stays as it is.
+        // New inputs go beside the corpus, which does not change.
         let found = Path::new("target/fuzz-corpus").join(&*name);
         std::fs::create_dir_all(&found)?;
         let mut fuzz = cargo();

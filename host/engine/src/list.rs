@@ -16,9 +16,9 @@ const FOLDED: usize = 16;
 /// A page of keys to list.
 #[derive(Debug)]
 pub struct Listing {
-    /// What the keys start with.
+    /// The prefix of the keys.
     pub prefix: String,
-    /// What the keys come after: the [`Page::next`] of the page before, or any text.
+    /// The listing starts after this text, such as the [`Page::next`] of the previous page.
     pub after: Option<String>,
     /// The maximum number of keys and prefixes, at least 1.
     pub limit: usize,

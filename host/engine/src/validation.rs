@@ -1,4 +1,4 @@
-//! What every request must fulfil, whether a client or a plugin makes it.
+//! The checks of every request, of clients and of plugins.
 
 use std::error::Error;
 use std::fmt;

@@ -16,7 +16,7 @@ use crate::sha256::Sha256;
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The reason.
     pub fault: LoadFault,
 }
 

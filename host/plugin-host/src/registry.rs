@@ -44,11 +44,11 @@ pub struct ReloadReport {
     pub path: PathBuf,
     /// The name of the plugin, if it is known.
     pub name: Option<String>,
-    /// What the reload did.
+    /// The outcome.
     pub outcome: ReloadOutcome,
 }
 
-/// What a reload did with a plugin.
+/// The outcome of a reload for one plugin.
 #[derive(Debug)]
 pub enum ReloadOutcome {
     /// Neither its library nor its settings have changed.
@@ -90,7 +90,7 @@ struct Loaded {
     stopped: bool,
 }
 
-/// What a reload has replaced; operations may still be in flight in it.
+/// The plugins that a reload has replaced; operations may still be in flight in them.
 struct Replaced {
     tickers: Vec<Ticker>,
     chain: Option<Arc<Chain>>,

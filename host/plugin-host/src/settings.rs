@@ -35,7 +35,7 @@ pub struct HostSettings {
     pub is_expected: bool,
     /// The pinned hash of the library.
     pub sha256: Option<Sha256>,
-    /// What panics and slow calls of the plugin lead to.
+    /// The failure policy of the plugin.
     pub failure_policy: FailurePolicy,
 }
 
@@ -50,7 +50,7 @@ impl Default for HostSettings {
 pub struct SettingError {
     /// The key.
     pub key: &'static str,
-    /// What is wrong with its value.
+    /// The reason.
     source: serde_json::Error,
 }
 

@@ -7,7 +7,7 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, OpContext, Origin, Passed, Verb};
 
-/// What the guard of a plugin returns.
+/// The scripted result of the guard of a plugin.
 #[derive(Clone, Copy)]
 enum Return {
     Pass,

@@ -13,12 +13,12 @@ pub enum Damage {
     At {
         /// The position, in bytes from the start of the file.
         offset: u64,
-        /// What is wrong there.
+        /// The kind of damage.
         defect: Defect,
     },
 }
 
-/// What is wrong with the content of a file.
+/// The kind of damage to the content of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Defect {

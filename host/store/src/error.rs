@@ -15,14 +15,14 @@ pub enum StoreError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         mismatch: Mismatch,
     },
     /// A file cannot be written.
@@ -44,9 +44,9 @@ pub enum StoreError {
         path: PathBuf,
         /// The approximate size of the write, in bytes.
         bytes: u64,
-        /// How much is free, in bytes.
+        /// The free space, in bytes.
         free: u64,
-        /// How much the next snapshot needs, in bytes.
+        /// The space that the next snapshot needs, in bytes.
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
@@ -76,7 +76,7 @@ pub enum StoreError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// That process's id, where it could be read.
+        /// The id of that process, if it could be read.
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.
@@ -91,7 +91,7 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
-    /// What is at the path is not a regular file.
+    /// The path does not lead to a regular file.
     NotAFile {
         /// The path.
         path: PathBuf,

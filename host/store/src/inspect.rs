@@ -13,13 +13,13 @@ use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// What the files of a store hold.
+/// A summary of the files of a store.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,
 }
 
-/// What a log holds.
+/// A summary of a log.
 #[derive(Clone, Debug)]
 pub struct LogContents {
     /// The file.

@@ -37,7 +37,7 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
         200,
     ),
     ("POST", "/batch", r#"[{"op":"delete","key":"{}"},{"op":"get","key":"a/1"}]"#, Some(Write), 200),
-    // What it would tell has no end; what is too far ahead is nothing, to whoever may read.
+    // A watch has no end, so it starts at a future revision, which a permitted client gets refused.
     ("GET", "/watch?since=999999999&prefix={}", "", Some(Read), 410),
     ("HEAD", "/watch?prefix={}", "", Some(Read), 200),
     ("GET", "/metrics", "", Some(Read), 200),
@@ -67,7 +67,7 @@ const KEYS: [(&str, &str); 14] = [
     ("A/x", "A/x"),
 ];
 
-/// What is sent as `Authorization`, and the right and the prefix of the token in it, if it is one that is known.
+/// The value of `Authorization`, and the permission and prefix of its token, if the token is known.
 type Sent = (Option<&'static str>, Option<(Right, &'static str)>);
 
 const SENT: [Sent; 13] = [

@@ -6,7 +6,7 @@
 
 use vkog_tests::{ENGINES, Setup, Wire, conflict};
 
-/// What is asked for. An empty body is a failure that is seen before anything is processed.
+/// The request. An empty body is a failure that is detected before anything is processed.
 const REQUESTS: [(&str, &str); 9] = [
     ("GET", ""),
     ("HEAD", ""),

@@ -101,9 +101,9 @@ struct Bench<'a> {
     /// With bytes and conflict.
     shipped: &'a Path,
     rounds: usize,
-    /// How long one load is.
+    /// The duration of one load.
     seconds: u32,
-    /// How many stores were made.
+    /// The number of stores that were created.
     stores: Cell<u32>,
 }
 
@@ -373,7 +373,7 @@ fn ask(connection: &mut TcpStream) -> Result<()> {
     if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("a kept connection was closed".into()) }
 }
 
-/// What wrk sends: batches made before the measurement, with values of 64 bytes.
+/// The script of wrk: batches that are made before the measurement, with values of 64 bytes.
 fn batches() -> String {
     format!(
         r#"

@@ -72,7 +72,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What was measured, as a table that goes into docs/explanation/performance.md.
+/// The results, as a table for docs/explanation/performance.md.
 #[derive(Default)]
 pub(crate) struct Table(Vec<[String; 5]>);
 

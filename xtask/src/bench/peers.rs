@@ -178,7 +178,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// What wrk or redis-benchmark measured.
+/// The results of wrk or redis-benchmark.
 pub(crate) struct Load {
     pub(crate) per_second: f64,
     /// Latencies, in milliseconds.

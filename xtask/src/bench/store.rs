@@ -12,7 +12,7 @@ use super::{Options, Table, median};
 use crate::Result;
 use crate::build;
 
-/// What wrk sends to vkog.
+/// The script that wrk runs against vkog.
 fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
     requests(folder, method, "/k/", keys)
 }
@@ -21,7 +21,7 @@ fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
 /// into any cache.
 const DRAWN: u32 = 200_000;
 
-/// What wrk sends: requests for keys of 16 bytes at random, values of 64.
+/// The script of wrk: requests for random keys of 16 bytes, with values of 64 bytes.
 pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Result<PathBuf> {
     let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
     let script = format!(
@@ -220,7 +220,7 @@ fn million(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What was measured from a server's start to its stop: seconds, seconds, megabytes.
+/// The measurements from a server's start to its stop: seconds, seconds, megabytes.
 pub(super) struct Life {
     pub(super) start: f64,
     pub(super) save: f64,
@@ -284,7 +284,7 @@ pub(super) fn put(port: u16) -> std::io::Result<()> {
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// What an entry costs in a small store and in a large one.
+/// Measures the memory per entry in a small store and in a large one.
 fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let mut empty = None;
     for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {

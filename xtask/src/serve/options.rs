@@ -5,7 +5,7 @@
 
 use crate::Result;
 
-/// What `vkog serve --help` prints.
+/// The output of `vkog serve --help`.
 pub(super) const HELP: &str = include_str!("../../../host/src/serve-help.txt");
 
 /// An option of the help text.

@@ -25,7 +25,7 @@ pub const QUARANTINE_PANICS: usize = 5;
 /// See [`QUARANTINE_PANICS`].
 pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(60);
 
-/// What happens to a plugin after [`QUARANTINE_PANICS`] panics.
+/// The treatment of a plugin after [`QUARANTINE_PANICS`] panics.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
@@ -41,7 +41,7 @@ pub enum OnFailure {
 /// The failure policy of a plugin: what its panics and its slow calls lead to.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailurePolicy {
-    /// What happens after repeated panics.
+    /// The treatment after repeated panics.
     pub on_failure: OnFailure,
     /// The time budget of a call. A call that takes longer is counted and logged.
     pub budget: Option<Duration>,
@@ -54,7 +54,7 @@ pub struct FailurePolicy {
 pub enum PluginError {
     /// The plugin cannot read its settings.
     Settings {
-        /// What is wrong with them.
+        /// The reason.
         message: String,
     },
     /// The plugin returned an error.

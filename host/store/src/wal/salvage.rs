@@ -14,7 +14,7 @@ pub(crate) struct Hole {
     pub(crate) is_tail: bool,
 }
 
-/// What is whole in a log.
+/// The intact part of a log.
 pub(crate) struct Found {
     /// The head, if it is whole.
     pub(crate) head: Option<Head>,

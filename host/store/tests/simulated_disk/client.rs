@@ -20,7 +20,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// The path of the store.
 pub(crate) const FILE: &str = "/disk/data.vkog";
 
-/// What is written under a key.
+/// The content of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Content {
     pub(crate) value: Vec<u8>,

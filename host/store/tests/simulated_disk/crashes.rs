@@ -124,13 +124,13 @@ fn some_key(client: usize, random: &mut Random) -> String {
     format!("{}/{}", if own { client } else { 9 }, random.below(5))
 }
 
-/// What to do in one step. Hardly any removal: one of nothing keeps all of it from being done.
+/// Returns the operations of one step. Few of them are removals, because the removal of an absent key fails the whole step.
 fn some_changes(client: usize, history: &History, random: &mut Random) -> Vec<(String, Option<Content>)> {
     let one = |_| (some_key(client, random), random.percent(90).then(|| history.content(random)));
     (0..2 + history.serial() as usize % 4).map(one).collect()
 }
 
-/// What a store holds that opens on an image, and what it leaves behind.
+/// Opens a store on an image. Returns its entries and what it leaves behind.
 fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, SimulatedDisk), String> {
     let disk = SimulatedDisk::of(image);
     let store = open(&disk, options).map_err(|error| error.to_string())?;

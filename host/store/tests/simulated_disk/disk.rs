@@ -182,7 +182,7 @@ impl SimulatedDisk {
         Arc::clone(&self.0.state.lock().acknowledged)
     }
 
-    /// How many had been acknowledged when the last sync was begun that left nothing of the logs unsynced.
+    /// Returns the number of acknowledged writes at the start of the last sync that left no part of the logs unsynced.
     pub(crate) fn promised(&self) -> u64 {
         self.0.state.lock().promised
     }

@@ -63,7 +63,7 @@ fn values(store: &LocalStore) -> Values {
     contents(store).into_iter().map(|(key, (_, content))| (key, content)).collect()
 }
 
-/// What a store may hold that opens on an image.
+/// The permitted entries of a store that opens on an image.
 fn opens_as_one_of(image: &Image, allowed: &[&Values], what: &str) {
     let store = open(&SimulatedDisk::of(image), ALWAYS).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = values(&store);

@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 
-/// What reaches a disk in one piece, if at all.
+/// The size of a sector, which reaches the disk completely or not at all.
 const SECTOR: u64 = 512;
 
 #[derive(Default)]

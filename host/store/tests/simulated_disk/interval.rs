@@ -18,7 +18,7 @@ use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
 
-/// What a store holds that opens on an image, compared with what was acknowledged.
+/// Opens a store on an image, and compares its entries with what was acknowledged.
 fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), String> {
     let disk = SimulatedDisk::of(image);
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
