@@ -42,8 +42,8 @@ impl Event {
 pub enum Unwatchable {
     /// The next changes were dropped from the feed, which starts after this revision.
     Forgotten(u64),
-    /// No such revision was assigned; the last one is this. A client can have it from another store, or from this one before it
-    /// lost changes that were not yet durable.
+    /// The store has not assigned this revision yet; this is the last one. The client received it from another store, or from this
+    /// one before a crash lost changes that were not durable.
     Ahead(u64),
     /// No such revision was assigned: when the store was opened, it continued after this one.
     Unassigned(u64),
@@ -139,8 +139,8 @@ impl ChangeFeed {
         begun.load(Ordering::Relaxed).saturating_sub(ended)
     }
 
-    /// Has each mailbox wake its watchers, a few at a time. A round that is still running is followed by another one: a watcher that
-    /// is woken later finds more events.
+    /// Makes each mailbox wake its watchers, a few at a time. If a round is still running, another one follows it. A watcher that is
+    /// woken later finds more events.
     fn wake(&self) {
         for (at, list) in self.waiting.lock().iter_mut().enumerate() {
             list.stale = true;

@@ -33,7 +33,7 @@ use completion::Completion;
 pub enum Fsync {
     /// Before its response.
     Always,
-    /// At most this long after its response, and the duration of one sync.
+    /// Within this interval after its response, plus the duration of one sync.
     Every(Duration),
     /// When the operating system decides.
     Never,

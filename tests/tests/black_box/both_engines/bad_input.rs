@@ -252,7 +252,7 @@ fn a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory() {
     let before = peak(&server);
     for _ in 0..5 {
         let mut wire = send(&server, "PUT", "/k/seed", "Content-Length: 200000000\r\n", b"");
-        // Everything is sent, as by a client that does not listen; the server may end the connection meanwhile.
+        // The client sends everything without reading; the server may end the connection meanwhile.
         let megabyte = vec![b'x'; 1_000_000];
         let sent = (0..200).all(|_| wire.try_send(&megabyte).is_ok());
         if let Ok(reply) = wire.try_reply() {
