@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
 //! Calls the functions of the host as a test requests.
 //!
-//! In a hook that a request names in its query it asks the store: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, and
-//! `again=HOOK` for what it is itself asked, query and all. What comes of it is logged, `HOOK: ...`; a hook that may refuse
-//! refuses with what it was refused with, and `after_*` tells it in the header `X-Asked`.
+//! A query selects a hook and a store call: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, or `again=HOOK` for the same operation
+//! with the same query. The plugin logs the outcome as `HOOK: ...`. A hook that may refuse passes a refusal on, and `after_*`
+//! adds the outcome in the header `X-Asked`.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;

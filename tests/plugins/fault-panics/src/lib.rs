@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Panics in the place that its settings name: `create`, `drop`, or one of the hooks; and in the hook that a request names in
-//! its query, `panic=HOOK`.
+//! Panics in the function that its settings name (`create`, `drop`, or a hook), and in the hook that the query of a request
+//! names: `panic=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;

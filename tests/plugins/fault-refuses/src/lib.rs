@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Refuses in the place that its settings name: `create`, `start`, or one of the `before` and `guard` hooks; and in the hook
-//! that a request names in its query, `refuse=HOOK`.
+//! Refuses in the function that its settings name (`create`, `start`, or a `before` or `guard` hook), and in the hook that the
+//! query of a request names: `refuse=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;

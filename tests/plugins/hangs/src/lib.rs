@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Never returns from the place that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, or one of the
-//! hooks of PUT for the key `hang`.
+//! Never returns from the function that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, or a hook of
+//! PUT for the key `hang`.
 
 use std::sync::Mutex;
 use std::thread;
