@@ -139,7 +139,7 @@ fn mutants(_: bool) -> Result<Outcome> {
 }
 
 fn cargo() -> Command {
-    // Rustup's, which knows `+nightly`, and not the one of this toolchain.
+    // The cargo of rustup accepts `+nightly`; the cargo of this toolchain does not.
     Command::new("cargo")
 }
 

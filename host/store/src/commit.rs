@@ -28,7 +28,7 @@ use vkog_runtime::{Histogram, Mailbox, ThreadPool};
 
 use completion::Completion;
 
-/// When a write is on disk.
+/// When the log is synced, relative to the response of a write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Fsync {
     /// Before its response.
@@ -176,7 +176,7 @@ impl Commit {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// When a write is on disk.
+    /// When the log is synced, relative to the response of a write.
     pub(crate) fn fsync(&self) -> Fsync {
         self.fsync
     }
