@@ -83,7 +83,7 @@ pub enum NameError {
     OnlyPrefix,
     /// It is a keyword, or a name that the compiler or cargo uses.
     #[error("Rust or cargo has another use for this name; take a name such as short-values")]
-    ReloadReport,
+    Reserved,
 }
 
 /// Why a crate cannot be made.
@@ -152,7 +152,7 @@ impl FromStr for CrateName {
             return Err(NameError::OnlyPrefix);
         }
         if TAKEN.contains(&text.replace('-', "_").as_str()) {
-            return Err(NameError::ReloadReport);
+            return Err(NameError::Reserved);
         }
         Ok(name)
     }
