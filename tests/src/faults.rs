@@ -153,7 +153,7 @@ fn make() -> Result<Faults, String> {
     })
 }
 
-/// Where the crates are written: always at the same place, so that cargo knows what it has built already.
+/// The folder of the crates: always the same, so that cargo reuses earlier builds.
 fn faults_folder() -> PathBuf {
     target_folder().join("fault-builds")
 }

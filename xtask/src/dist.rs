@@ -129,7 +129,7 @@ fn document(folder: &Path) -> Result<()> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["doc", "--no-deps", "--quiet", "--target-dir"]).arg(target);
     if std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
-        // What was compiled for other targets is used again.
+        // Reuse the dependencies that were compiled for other targets.
         cargo.env("CARGO_BUILD_BUILD_DIR", std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     }
     let status = cargo.args(DOCUMENTED.iter().flat_map(|name| ["--package", name])).status()?;

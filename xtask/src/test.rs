@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Result, build, windows};
 
-/// How long each target is fuzzed, in seconds.
+/// The duration for which each target is fuzzed, in seconds.
 const FUZZ_SECONDS: u64 = 300;
 
 /// The code that cargo-mutants changes: the packages for storage and plugins, and the access checks of the host.
@@ -139,7 +139,7 @@ fn mutants(_: bool) -> Result<Outcome> {
 }
 
 fn cargo() -> Command {
-    // Rustup's, which knows `+nightly`, and not the one of this toolchain.
+    // The cargo of rustup accepts `+nightly`; the cargo of this toolchain does not.
     Command::new("cargo")
 }
 

@@ -65,7 +65,7 @@ pub struct Request {
     pub conditions: Conditions,
     /// [`Engine::revision`] when the request arrived.
     pub arrived: u64,
-    /// How many hooks of plugins are waiting for it: 0 for a client's request.
+    /// The number of plugin hooks that wait for it: 0 for a client's request.
     pub depth: u32,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,

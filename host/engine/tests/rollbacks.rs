@@ -24,7 +24,7 @@ use vkog_store::{
 /// Reports reads as rolled back.
 struct Unsure {
     store: MemoryStore,
-    /// The number of reads that are still to be reported so.
+    /// The number of reads that will still be reported as rolled back.
     rollbacks: AtomicU32,
 }
 
@@ -146,7 +146,7 @@ fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     Engine::single_threaded(store, registry).expect("the plugin starts")
 }
 
-/// How often the guard, the undo and the after were called.
+/// Returns the numbers of calls of guard, undo and after.
 fn calls(engine: &Engine<Unsure>) -> [i64; 3] {
     let metrics = engine.plugins().context().metrics("counting");
     let value = |name: &str| metrics.iter().find(|(own, _)| own == name).map_or(0, |(_, metric)| metric.value());

@@ -56,9 +56,9 @@ pub enum StoreError {
         path: PathBuf,
         /// The approximate size of the write, in bytes.
         bytes: u64,
-        /// How much is free, in bytes.
+        /// The free space, in bytes.
         free: u64,
-        /// How much the next snapshot needs, in bytes.
+        /// The space that the next snapshot needs, in bytes.
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
@@ -99,7 +99,7 @@ pub enum StoreError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// That process's id, where it could be read.
+        /// The id of that process, if it could be read.
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.

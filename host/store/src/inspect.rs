@@ -1,4 +1,4 @@
-//! Inspection: what the files of a store hold, found without changing one.
+//! Inspection: reads the files of a store without changing one.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -51,7 +51,7 @@ pub(super) struct Tail {
     pub(super) head: Head,
     /// The offset of the next record, in bytes.
     pub(super) at: u64,
-    /// How many bytes follow of writes that were never acknowledged.
+    /// The number of bytes after it, of writes that were never acknowledged.
     pub(super) torn: u64,
     /// The length of the file with its preallocated zeros, in bytes.
     pub(super) len: u64,

@@ -47,7 +47,7 @@ pub(crate) struct Snapshots {
     pub(crate) generation: u64,
     /// The salt of that log.
     pub(crate) salt: u32,
-    /// That log is FILE.log.next: the snapshot that it follows is not in place yet.
+    /// The log is FILE.log.next, because the snapshot that it follows has not replaced FILE yet.
     pub(crate) unfinished: bool,
     /// It was renamed to FILE.log, which a power cut may still undo.
     pub(crate) renamed: bool,

@@ -1,4 +1,4 @@
-//! Updates: what is decided for each entry, and what becomes of all of them in one step.
+//! Updates: the decision for each entry, and the outcome of all of them in one step.
 
 use std::sync::Arc;
 

@@ -46,7 +46,7 @@ enum Act {
 /// The plugins that were called, in order.
 type Calls = Vec<(usize, Phase)>;
 
-/// The field by which an operation of a batch says which it is.
+/// The header that identifies an operation of a batch.
 const PLACE: &str = "Place";
 
 /// The acts of the plugins, and their calls. Single operations are at place 0.
@@ -57,7 +57,7 @@ struct Play {
 }
 
 static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
-/// There is one play at a time.
+/// Only one test uses the script at a time.
 static STAGE: Mutex<()> = Mutex::new(());
 
 fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
@@ -119,7 +119,7 @@ act! {
 fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
     let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
-    // Five panics would be over in a moment.
+    // Five panics would happen at once.
     let failure_policy = FailurePolicy { on_failure: OnFailure::Keep, ..FailurePolicy::default() };
     // SAFETY: the module is of this program, made by the same vkog-plugin-api.
     Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
@@ -165,7 +165,7 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
     (calls, None)
 }
 
-/// The files, without the zeros that the log is filled up with.
+/// Returns the files without the preallocated zeros of the log.
 fn files_of(disk: &SimulatedDisk) -> Image {
     let mut image = disk.now();
     for data in image.0.values_mut() {
@@ -174,7 +174,7 @@ fn files_of(disk: &SimulatedDisk) -> Image {
     image
 }
 
-/// Five actors around a store.
+/// A store with five scripted plugins.
 fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(HostContext::new(1000, system_clock));
@@ -292,7 +292,7 @@ type Stop = (usize, Option<(usize, Act)>);
 struct Expected {
     calls: Vec<(usize, usize, Phase)>,
     stop: Option<Stop>,
-    /// Whether each operation finds what it is about, or writes it.
+    /// Whether each operation finds or writes its entry.
     done: Vec<bool>,
 }
 

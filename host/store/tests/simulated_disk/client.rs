@@ -14,10 +14,10 @@ use vkog_store::{
 
 use crate::disk::SimulatedDisk;
 
-/// Nothing here takes this long, unless it hangs.
+/// The timeout of every step.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Where the store is.
+/// The path of the store.
 pub(crate) const FILE: &str = "/disk/data.vkog";
 
 /// The content of a key.
@@ -28,7 +28,7 @@ pub(crate) struct Content {
     pub(crate) details: Vec<u8>,
 }
 
-/// All that a store holds: revision and content by key.
+/// All entries of a store: revision and content by key.
 pub(crate) type Contents = BTreeMap<String, (u64, Content)>;
 
 /// The outcome of a write.
@@ -46,7 +46,7 @@ impl Content {
         Self { value: value.into(), content_type: "text/plain".to_owned(), details: Vec::new() }
     }
 
-    /// An entry with this content.
+    /// Creates an entry with this content.
     pub(crate) fn entry(&self, key: &str) -> Entry {
         let Self { value, content_type, details } = self;
         Entry::new(key, &NewEntry { value, content_type, details: details.clone() })
@@ -124,7 +124,7 @@ pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -
     told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
-/// The same in one step.
+/// Does the same with several entries in one step.
 pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>)]) -> Answer {
     let (tell, told) = bounded(1);
     start_all(store, changes, move |answer| {
@@ -184,7 +184,7 @@ pub(crate) fn contents(store: &LocalStore) -> Contents {
     contents
 }
 
-/// Runs something that must not hang.
+/// Runs a function, and fails if it hangs.
 pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R + Send) -> R {
     let (tell, told) = bounded::<()>(1);
     thread::scope(|scope| {
@@ -202,12 +202,12 @@ pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R +
     })
 }
 
-/// Takes a snapshot that has to succeed.
+/// Writes a snapshot, which must succeed.
 pub(crate) fn snapshot(store: &LocalStore) {
     within_the_deadline("a snapshot", || store.snapshot()).expect("a snapshot");
 }
 
-/// Closes a store, which has to succeed.
+/// Closes a store, which must succeed.
 pub(crate) fn close(store: LocalStore) {
     within_the_deadline("closing", || store.close()).expect("a clean stop");
 }

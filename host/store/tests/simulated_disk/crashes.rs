@@ -29,17 +29,17 @@ use crate::random::Random;
 struct Load {
     seed: u64,
     clients: usize,
-    /// How many writes each has in flight at once.
+    /// The number of writes that each client has in flight.
     at_once: usize,
-    /// How often it waits for those.
+    /// The number of times that it waits for those.
     rounds: usize,
     options: Options,
-    /// How often the store is opened.
+    /// The number of times that the store is opened.
     sessions: usize,
 }
 
 impl Load {
-    /// One client that waits for every answer: every run is the same up to its power cut.
+    /// One client that waits for every outcome: every run is the same up to its power cut.
     fn one_by_one(seed: u64) -> Self {
         Self { seed, clients: 1, at_once: 1, rounds: 14, options: client::ALWAYS, sessions: 2 }
     }
@@ -51,7 +51,7 @@ impl Load {
         Self { seed, clients: 3, at_once: 1 + seed as usize % 5, rounds: 6, options, sessions: 2 }
     }
 
-    /// Runs until all is done or the power is cut.
+    /// Runs to the end or until the power is cut.
     fn run(&self, disk: &SimulatedDisk, history: &History) {
         for session in 0..self.sessions {
             let store = match open(disk, self.options) {
@@ -118,7 +118,7 @@ impl Load {
     }
 }
 
-/// A key of the client's own, or of everybody's.
+/// Returns a key of the client, or a shared one.
 fn some_key(client: usize, random: &mut Random) -> String {
     let own = random.percent(80);
     format!("{}/{}", if own { client } else { 9 }, random.below(5))
@@ -210,7 +210,7 @@ impl Run<'_> {
                 Ok(store) => drop(store),
                 Err(error) => assert!(disk.crashed(), "{error}\nin the recovery of {:?}", self.load),
             }
-            // It got by with fewer steps.
+            // The recovery took fewer steps.
             if !disk.crashed() {
                 break;
             }

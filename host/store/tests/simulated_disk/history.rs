@@ -19,7 +19,7 @@ struct Record {
     attempts: Vec<Attempt>,
     /// Keys and the revisions that readers saw.
     told: Vec<(String, u64)>,
-    /// No revision up to this one may be given again.
+    /// No revision up to this one may be assigned again.
     revision: u64,
     /// Numbers the contents, so that no two are alike.
     serial: u64,
@@ -31,7 +31,7 @@ struct Attempt {
     /// `None` is a removal.
     content: Option<Content>,
     kept: Option<u64>,
-    /// The attempt with which the step began that this is part of.
+    /// The first attempt of the step that this one belongs to.
     step: usize,
 }
 
@@ -56,12 +56,12 @@ impl History {
         self.0.lock().serial
     }
 
-    /// Counts there, too, what is acknowledged.
+    /// Also counts there what is acknowledged.
     pub(crate) fn count_in(&self, acknowledged: Arc<AtomicU64>) {
         self.0.lock().acknowledged = acknowledged;
     }
 
-    /// A content that was never there before.
+    /// Returns a content that was never used before.
     pub(crate) fn content(&self, random: &mut Random) -> Content {
         let serial = {
             let mut record = self.0.lock();
@@ -76,7 +76,7 @@ impl History {
             _ => random.below(100),
         };
         let binary = random.percent(30);
-        // Neither all alike nor dear to make: a piece that is out of its place is seen.
+        // The bytes differ and are cheap to make, so that a misplaced piece is detected.
         let filler = (0..length as u64).map(|at| ((serial.wrapping_mul(31) + at * 7 + (at >> 8)) % 94) as u8 + 33);
         value.extend(filler.map(|byte| if binary { byte | 0x80 } else { byte }));
         let content_type = match random.below(4) {
@@ -93,7 +93,7 @@ impl History {
         self.attempt_all(&[(key.to_owned(), content.cloned())])
     }
 
-    /// Notes that all of this is tried now, in one step.
+    /// Records several attempts in one step.
     pub(crate) fn attempt_all(
         &self,
         changes: &[(String, Option<Content>)],
@@ -119,7 +119,7 @@ impl History {
         self.0.lock().told.push((key.to_owned(), revision));
     }
 
-    /// Whether a store holds all that was promised, and nothing that was not tried.
+    /// Checks that a store holds everything that was acknowledged, and nothing that was not tried.
     pub(crate) fn check(&self, found: &Contents, revision: u64) -> Result<(), String> {
         let record = self.0.lock();
         let mut last: BTreeMap<&str, &Attempt> = BTreeMap::new();

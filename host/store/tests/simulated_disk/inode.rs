@@ -16,7 +16,7 @@ pub(crate) struct Inode {
 
 pub(crate) struct Piece {
     pub(crate) serial: u64,
-    /// It was synced, but one before it was not.
+    /// It was synced, but an earlier change was not.
     pub(crate) firm: bool,
     /// A sync of it failed: the system believes it is written, and no later sync tries again.
     pub(crate) given_up: bool,
@@ -105,7 +105,7 @@ impl Inode {
                 1 => What::Write { offset: *offset + half as u64, data: piece[half..].to_vec() },
                 // The length arrived, the data did not.
                 2 => What::Write { offset: *offset, data: vec![0; piece.len()] },
-                // Whatever had been at that place of the disk.
+                // The previous content of that part of the disk.
                 3 => What::Write { offset: *offset, data: piece.iter().map(|_| random.next() as u8).collect() },
                 _ => continue,
             };

@@ -20,16 +20,16 @@ struct Settings {
     /// Its name in the log and in the header `X-Label`.
     #[serde(default)]
     label: String,
-    /// How long `before_get` and `before_put` take.
+    /// The duration of `before_get` and `before_put`.
     #[serde(default)]
     sleep_ms: u64,
-    /// How long it waits between two ticks; where it is not set it ticks once and does nothing.
+    /// The time between two ticks; if it is not set, the plugin ticks once and does nothing.
     #[serde(default)]
     tick_ms: Option<u64>,
-    /// How long a tick takes.
+    /// The duration of a tick.
     #[serde(default)]
     tick_takes_ms: u64,
-    /// A tick removes what is under this prefix.
+    /// A tick removes the entries with this prefix.
     #[serde(default)]
     sweep: Option<String>,
     /// It reads this key in `create`, in `start`, and time and again on its own thread.
@@ -56,7 +56,7 @@ impl Plugin for Drill {
             host.log(Level::Info, &format!("create: {}", told(host.ask(&Ask::get(&key)))));
             thread::spawn(move || {
                 while !ended.load(Relaxed) {
-                    // With a change of its own, which waits for the disk.
+                    // With a write of its own, which waits for the disk.
                     let _ = host.ask(&Ask::get(&key));
                     let _ = host.ask(&Ask::put(&key, b"watched"));
                 }

@@ -12,7 +12,7 @@ use vkog_tests::{Exit, Running, Server, Setup, bytes, conflict, pattern};
 
 use super::ENGINE;
 
-/// Runs a line in a shell that finds `vkog`, which asks this server.
+/// Runs a shell command in which `vkog` uses this server.
 #[track_caller]
 fn run(setup: &Setup, server: &Server, line: &str) -> Exit {
     run_at(setup, &format!("http://{}", server.address()), line)
@@ -23,7 +23,7 @@ fn run_at(setup: &Setup, url: &str, line: &str) -> Exit {
     Running::start(setup.shell(line).env("VKOG_URL", url)).wait()
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

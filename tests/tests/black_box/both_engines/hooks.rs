@@ -14,7 +14,7 @@ fn setup() -> Setup {
 
 /// Returns the hook calls that the two plugins have logged so far, each with its plugin.
 fn told(server: &Server) -> Vec<(String, Value)> {
-    // A read of a key of its own is the last thing that is told: all that was told before is in the log by then.
+    // A read of a separate key is logged last, so all earlier lines are in the log by then.
     let marker = format!("marker-{}", server.log().len());
     server.get(&marker).expect(404);
     server.logs(&["witness-last", &marker]);
@@ -171,7 +171,7 @@ fn details_belong_to_one_plugin_and_survive_a_restart() {
     for (key, first, last) in [
         ("both", "witness-first of both", "witness-last of both"),
         ("one", "", "witness-last of one"),
-        // They belong to the write: an entry that is written again has none until they are set again.
+        // Details belong to one write: an entry that is written again has none until they are set again.
         ("gone", "", ""),
     ] {
         let before = told(&server).len();
