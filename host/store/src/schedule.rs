@@ -36,9 +36,17 @@ impl Shared {
         Some(DiskSpace::new(free, self.map.totals()))
     }
 
+    /// Asks for a snapshot if the log is longer than the options allow. While one is written, the log that it started causes
+    /// none.
+    pub(crate) fn check_log_len(&self) {
+        if self.snapshots.try_lock().is_some_and(|snapshots| self.is_long(&snapshots)) {
+            self.want_snapshot();
+        }
+    }
+
     /// Whether the log is longer than the options allow.
     fn is_long(&self, snapshots: &Snapshots) -> bool {
-        snapshots.unfinished || self.commit.len() > snapshots.len.max(self.options.log_min)
+        self.commit.len() > snapshots.len.max(self.options.log_min)
     }
 
     /// Whether a snapshot would free more than twice what the log may still grow, and enough to be worth writing.
@@ -83,7 +91,7 @@ impl Shared {
                 self.outcomes.is_due(space.is_none_or(DiskSpace::fits))
             } else {
                 // The requested snapshot may be complete by now.
-                asked && (self.is_long(&snapshots) || self.frees_space(&snapshots, space))
+                asked && (snapshots.unfinished || self.is_long(&snapshots) || self.frees_space(&snapshots, space))
             };
             if is_due {
                 self.try_snapshot(&mut snapshots, space);

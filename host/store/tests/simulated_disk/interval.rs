@@ -13,6 +13,7 @@ use vkog_store::{Fsync, Options, Store as _};
 
 use crate::client::{
     ALWAYS, Answer, Content, DEADLINE, change, change_all, contents, open, put, snapshot, start, within_the_deadline,
+    without_snapshots,
 };
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
@@ -21,7 +22,7 @@ use crate::random::Random;
 /// Compares the entries of a store that opens on an image with the acknowledged writes.
 fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), String> {
     let disk = SimulatedDisk::of(image);
-    let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Never);
     let store = open(&disk, options).map_err(|error| error.to_string())?;
     history.check_prefix(&contents(&store), store.revision(), promised)
 }
@@ -82,7 +83,7 @@ fn a_snapshot_is_not_ahead_of_the_log_it_belongs_to() {
     let disk = SimulatedDisk::empty();
     let history = History::default();
     // There is no automatic sync.
-    let store = open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() }).expect("a store");
+    let store = open(&disk, without_snapshots(Fsync::Never)).expect("a store");
     let mut random = Random::new(1);
     let change = |key: &str, content: Option<Content>| {
         let note = history.attempt(key, content.as_ref());
@@ -118,8 +119,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
     let interval = Duration::from_millis(100);
     let disk = SimulatedDisk::empty();
     let acknowledged = disk.acknowledged();
-    let store = open(&disk, Options { fsync: Fsync::Every(interval), log_min: u64::MAX, ..Options::default() })
-        .expect("a store");
+    let store = open(&disk, without_snapshots(Fsync::Every(interval))).expect("a store");
     let begun = Instant::now();
     for round in 1..=3 {
         put(&store, "key", &format!("value {round}"));
@@ -130,16 +130,14 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));
-    let store =
-        open(&SimulatedDisk::of(&lasting), Options { fsync: Fsync::Always, log_min: u64::MAX, ..Options::default() })
-            .expect("a store");
+    let store = open(&SimulatedDisk::of(&lasting), without_snapshots(Fsync::Always)).expect("a store");
     assert_eq!(contents(&store)["key"].1.value, b"value 3");
 }
 
 #[test]
 fn writes_continue_during_a_slow_sync() {
     let disk = SimulatedDisk::empty();
-    let options = Options { fsync: Fsync::Every(Duration::from_millis(1)), log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
     let held = disk.hold(Call::Sync, ".log");
     put(&store, "a", "1");
@@ -155,7 +153,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     let mut random = Random::new(1);
     let disk = SimulatedDisk::empty();
     let history = History::default();
-    let options = Options { fsync: Fsync::Every(Duration::from_millis(1)), log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
     let write = |random: &mut Random| {
         let key = format!("key-{}", random.below(12));
@@ -199,8 +197,7 @@ fn writes_that_a_kill_left_unsynced_are_durable_after_the_next_start() {
     for unfinished in [false, true] {
         let disk = SimulatedDisk::empty();
         let mut random = Random::new(1);
-        let store =
-            open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() }).expect("a store");
+        let store = open(&disk, without_snapshots(Fsync::Never)).expect("a store");
         put(&store, "a", "before the kill");
         if unfinished {
             disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);
