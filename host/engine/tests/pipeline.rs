@@ -157,6 +157,12 @@ fn engine() -> (Arc<Engine<MemoryStore>>, Arc<Notes>) {
     (Engine::single_threaded(MemoryStore::default(), registry).expect("the plugin starts"), notes)
 }
 
+/// An engine with the plugin that has threads for hooks that block.
+fn with_threads() -> (Arc<Engine<MemoryStore>>, Arc<Notes>) {
+    let (registry, notes) = registry::<false>();
+    (Engine::new(MemoryStore::default(), registry).expect("the plugin starts"), notes)
+}
+
 /// An engine without plugins that holds these keys.
 fn holding(keys: &[&str]) -> Arc<Engine<MemoryStore>> {
     let registry = Registry::linked(Vec::new(), Vec::new(), Arc::new(HostContext::new(0, || 0)));
@@ -372,14 +378,14 @@ fn a_batch_reads_and_writes_as_many_bytes_of_values_as_it_may() {
 
 #[test]
 fn a_write_and_a_batch_are_decided_257_times_at_most_for_lack_of_room() {
-    let (engine, notes) = engine();
+    let (engine, notes) = with_threads();
     assert!(matches!(run(&engine, Verb::Put, "k", "full"), Outcome::Refused(refusal) if refusal.status == 413));
     assert_eq!((notes.count("guard_put"), notes.count("make_room")), (257, 256));
     notes.calls.lock().expect("no plugin panics").clear();
     assert!(matches!(run(&engine, Verb::Put, "k", "taken"), Outcome::Refused(refusal) if refusal.status == 409));
     assert_eq!((notes.count("guard_put"), notes.count("make_room")), (1, 0), "room is not what it lacks");
 
-    let (engine, notes) = self::engine();
+    let (engine, notes) = with_threads();
     assert_eq!(failed(batch(&engine, vec![operation(Verb::Put, "k", "full")])), (Some(0), 413));
     assert_eq!((notes.count("guard_put"), notes.count("make_room")), (257, 256));
     notes.calls.lock().expect("no plugin panics").clear();
@@ -446,8 +452,7 @@ fn hooks_that_block_run_on_a_thread_of_their_own_except_for_a_request_of_a_plugi
     notes.host().put("k", b"full").expect_err("there is no room");
     assert!(notes.was_called_here());
 
-    let (registry, notes) = self::registry::<false>();
-    let engine = Engine::new(MemoryStore::default(), registry).expect("the plugin starts");
+    let (engine, notes) = with_threads();
     put(&engine, "k", "1");
     assert!(notes.was_called_here());
     assert!(matches!(run(&engine, Verb::Put, "k", "full"), Outcome::Refused(_)));

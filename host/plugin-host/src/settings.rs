@@ -199,4 +199,46 @@ mod tests {
         assert_eq!(names("libvkog_x.so"), ["vkog-x"]);
         assert_eq!(names("libjson_only_too.so"), [""; 0]);
     }
+    #[test]
+    fn a_pin_admits_one_content_under_the_names_of_its_plugin() {
+        let (one, other) = (Sha256::of(b"one"), Sha256::of(b"other"));
+        let settings: Settings = [
+            ("pinned".to_owned(), table(&format!("sha256 = \"{one}\"")).expect("valid")),
+            ("free".to_owned(), Table::default()),
+        ]
+        .into();
+        for (file, name, pinned) in [("libvkog_pinned.so", "pinned", true), ("libvkog_free.so", "free", false)] {
+            let path = Path::new(file);
+            assert_eq!(is_pinned(&settings, path), pinned, "{file}");
+            assert!(check_file_name(&settings, path, one).is_ok() && check_name(&settings, name, one).is_ok());
+            assert_eq!(check_file_name(&settings, path, other).is_err(), pinned, "{file}");
+            assert_eq!(check_name(&settings, name, other).is_err(), pinned, "{name}");
+        }
+        assert!(check_name(&settings, "unknown", other).is_ok());
+    }
+
+    #[test]
+    fn a_plugin_is_required_unless_its_table_says_otherwise() {
+        let optional = table("required = false").expect("valid");
+        let settings: Settings = [("a".to_owned(), optional), ("b".to_owned(), Table::default())].into();
+        let error = |file: &str, fault| LoadError { path: file.into(), fault };
+        let unnamed = || LoadFault::TooLarge { len: 1 };
+        let named = |name: &str| LoadFault::PanicAbort { name: name.to_owned() };
+        for (error, required) in [
+            (error("libvkog_a.so", unnamed()), false),
+            (error("libvkog_b.so", unnamed()), true),
+            (error("libvkog_c.so", unnamed()), true),
+            // The name of the plugin takes precedence over that of the file.
+            (error("libvkog_b.so", named("a")), false),
+            (error("libvkog_a.so", named("b")), true),
+        ] {
+            assert_eq!(is_required(&settings, &error), required, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_gets_its_own_keys_as_json() {
+        let table = table("required = false\nlimit = 5").expect("valid");
+        assert_eq!(table.settings_json(), "{\"limit\":5}");
+    }
 }

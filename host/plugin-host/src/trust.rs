@@ -348,6 +348,88 @@ mod tests {
         }
     }
 
+    /// Whether the library of this folder is refused, and for which part.
+    #[cfg(unix)]
+    fn refused(library: &Path, pinned: bool) -> Option<Part> {
+        match open(library, pinned).err()? {
+            LoadFault::Writable { part, .. } | LoadFault::WrongOwner { part, .. } => Some(part),
+            other => panic!("refused for something else: {other:?}"),
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_library_that_somebody_else_could_change_is_refused_unless_it_is_pinned() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+
+        let base = folder();
+        let (above, plugins) = (base.path().join("above"), base.path().join("above/plugins"));
+        let library = plugins.join("libvkog_x.so");
+        std::fs::create_dir_all(&plugins).expect("folders can be made");
+        std::fs::write(&library, "library").expect("a file can be written");
+        for (modes, part) in [
+            ([0o755, 0o755, 0o644], None),
+            ([0o755, 0o755, 0o664], Some(Part::Library)),
+            ([0o755, 0o755, 0o646], Some(Part::Library)),
+            ([0o755, 0o775, 0o644], Some(Part::Folder)),
+            ([0o755, 0o757, 0o644], Some(Part::Folder)),
+            // A sticky folder is one whose entries only their owners rename.
+            ([0o755, 0o1757, 0o644], Some(Part::Folder)),
+            ([0o775, 0o755, 0o644], None),
+            ([0o757, 0o755, 0o644], Some(Part::Ancestor)),
+            ([0o1757, 0o755, 0o644], None),
+        ] {
+            for (path, mode) in [&above, &plugins, &library].into_iter().zip(modes) {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+            }
+            assert_eq!(refused(&library, false), part, "{modes:?}");
+            assert_eq!(refused(&library, true), None, "{modes:?}");
+        }
+        // Only root can give a file away.
+        if rustix::process::geteuid().is_root() {
+            for (path, part) in [(&library, Some(Part::Library)), (&plugins, Some(Part::Folder)), (&above, None)] {
+                chown(path, Some(1), None).expect("root may do that");
+                assert_eq!(refused(&library, false), part);
+                chown(path, Some(0), None).expect("root may do that");
+            }
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_a_file_is_a_library() {
+        let base = folder();
+        let library = base.path().join("libvkog_x.so");
+        let found = || match open(&library, false) {
+            Err(LoadFault::NotAFile { found }) => found,
+            other => panic!("not refused for its kind, but {other:?}"),
+        };
+        std::fs::create_dir(&library).expect("a folder can be made");
+        assert_eq!(found(), "a folder");
+        std::fs::remove_dir(&library).expect("it is empty");
+        let socket = std::os::unix::net::UnixListener::bind(&library).expect("a socket can be made");
+        assert_eq!(found(), "a socket");
+        drop(socket);
+        let null = std::fs::metadata("/dev/null").expect("it is everywhere");
+        assert!(matches!(regular(&null), Err(LoadFault::NotAFile { found: "a device" })));
+        let outside = folder();
+        std::fs::remove_file(&library).expect("it is ours");
+        std::fs::write(outside.path().join("other"), "library").expect("a file can be written");
+        std::os::unix::fs::symlink(outside.path().join("other"), &library).expect("a link can be made");
+        assert!(matches!(open(&library, false), Err(LoadFault::SymlinkOut { .. })));
+    }
+
+    #[test]
+    fn a_library_may_have_256_mib() {
+        let base = folder();
+        let library = base.path().join("libvkog_x.so");
+        let file = File::create(&library).expect("a file can be made");
+        // A sparse file: it takes no space on the disk.
+        file.set_len(LIBRARY_MAX + 1).expect("it may have holes");
+        let read = VerifiedLibrary::of(&library, File::open(&library).expect("it is there"));
+        assert!(matches!(read, Err(LoadFault::TooLarge { len }) if len == LIBRARY_MAX + 1));
+    }
+
     #[test]
     fn a_private_copy_is_named_after_plugin_and_hash_and_removed_on_drop() {
         let folder = folder();

@@ -3,11 +3,13 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Passed, Verb};
+use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Passed, Verb};
 
 /// The result of a plugin's guard.
 #[derive(Clone, Copy)]
@@ -153,4 +155,141 @@ fn hooks_behind_a_refusal_are_neither_called_nor_counted() {
     called(&calls, &[(0, "guard"), (1, "guard"), (0, "undo")]);
     assert_eq!(counts(&chain, "guard_put"), [1, 1, 0]);
     assert_eq!(counts(&chain, "undo_put"), [1, 0, 0]);
+}
+
+/// Panics in `guard_delete` and refuses in `before_get`; counts how often it is dropped.
+struct Failing(Arc<AtomicUsize>);
+
+static DROPPED: Mutex<Option<Arc<AtomicUsize>>> = Mutex::new(None);
+
+impl Plugin for Failing {
+    type Settings = NoSettings;
+
+    const STAGE: Stage = Stage::Observe;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Self(DROPPED.lock().expect("no plugin panics").take().ok_or("no counter")?))
+    }
+}
+
+impl BeforeGet for Failing {
+    fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
+        get.hide();
+        if get.key() == "k" { Err(Refusal::new(404, "not here")) } else { Ok(()) }
+    }
+}
+
+impl GuardDelete for Failing {
+    fn guard_delete(&self, _: &mut Guard<'_, Delete>) -> Verdict {
+        panic!("on purpose")
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A plugin that fails, with this policy, and how often it was dropped.
+fn failing(failure_policy: FailurePolicy) -> (Arc<Member>, Arc<AtomicUsize>) {
+    let _alone = CREATING.lock().expect("no other test panicked here");
+    let (context, dropped) = (Arc::new(HostContext::new(0, || 0)), Arc::new(AtomicUsize::new(0)));
+    *DROPPED.lock().expect("no plugin panics") = Some(Arc::clone(&dropped));
+    let module = module::<Failing>("failing", "1.0.0", true, &vkog_plugin_api::__hooks!(Failing));
+    // SAFETY: the module is part of this program.
+    let member = unsafe { Member::create(module, "{}", &context, failure_policy) }.expect("it has a counter");
+    (Arc::new(member), dropped)
+}
+
+fn op(verb: Verb, key: &str) -> OpContext<'_> {
+    OpContext { verb, key, value: b"", content_type: "", query: "", arrived: 0, depth: 0, origin: &NoOrigin }
+}
+
+/// What the statistics have of a hook of the only plugin: its calls, refusals, panics, overruns and timed calls.
+fn stats(chain: &Chain, hook: &str) -> [u64; 5] {
+    let mut all = chain.stats(&chain.members()[0]);
+    let (_, calls, stats) = all.find(|(name, ..)| *name == hook).expect("it has this hook");
+    [calls, stats.refusals(), stats.panics(), stats.overruns(), stats.times().count()]
+}
+
+#[test]
+fn a_member_has_the_stage_policy_and_hooks_of_its_plugin() {
+    let policy = FailurePolicy { on_failure: OnFailure::Keep, budget: Some(Duration::from_secs(3600)) };
+    let (member, _) = failing(policy);
+    assert_eq!((member.stage(), member.failure_policy()), (Stage::Observe as u32, policy));
+    assert!(
+        member.has("before_get") && member.has("guard_delete") && !member.has("guard_get") && !member.has("no_hook")
+    );
+    assert!(!member.blocks());
+    let chain = Arc::new(Chain::new(vec![member], &[]));
+    for (verb, unguarded, none, blocks) in [
+        (Verb::Get, true, false, false),
+        (Verb::Delete, false, false, false),
+        (Verb::Put, true, true, false),
+        (Verb::Post, true, true, false),
+    ] {
+        assert_eq!((chain.is_unguarded(verb), chain.has_no_hooks(verb)), (unguarded, none), "{verb:?}");
+        assert_eq!(chain.blocks(verb), blocks, "{verb:?}");
+    }
+    assert!(!chain.may_make_room());
+}
+
+#[test]
+fn statistics_count_calls_refusals_panics_and_overruns_across_chains() {
+    let (member, dropped) = failing(FailurePolicy { on_failure: OnFailure::Keep, budget: Some(Duration::ZERO) });
+    let chain = Arc::new(Chain::new(vec![Arc::clone(&member)], &[]));
+    assert_eq!(chain.before(&op(Verb::Get, "k")).expect_err("it refuses").status, 404);
+    assert!(chain.before(&op(Verb::Get, "other")).expect("it passes").hidden);
+    for _ in 0..6 {
+        assert_eq!(chain.guard(&op(Verb::Delete, "k"), None).expect_err("it panics").status, 500);
+    }
+    assert!(!member.is_quarantined(), "it is kept");
+    assert_eq!(stats(&chain, "before_get"), [2, 1, 0, 2, 2]);
+    assert_eq!(stats(&chain, "guard_delete"), [6, 0, 6, 6, 6]);
+    drop(chain);
+    let chain = Arc::new(Chain::new(vec![member], &[]));
+    assert!(chain.before(&op(Verb::Get, "other")).expect("it passes").hidden);
+    assert_eq!(stats(&chain, "before_get"), [3, 1, 0, 3, 3]);
+    assert_eq!(dropped.load(SeqCst), 0);
+    drop(chain);
+    assert_eq!(dropped.load(SeqCst), 1);
+}
+
+#[test]
+fn a_call_within_its_budget_is_no_overrun_and_all_calls_are_timed() {
+    let (member, _) = failing(FailurePolicy { budget: Some(Duration::from_secs(3600)), ..FailurePolicy::default() });
+    let chain = Arc::new(Chain::new(vec![member], &[]));
+    for _ in 0..1000 {
+        assert!(chain.before(&op(Verb::Get, "other")).is_ok());
+    }
+    assert_eq!(stats(&chain, "before_get"), [1000, 0, 0, 0, 1000]);
+}
+
+#[test]
+fn without_a_budget_the_first_256_calls_and_one_in_256_are_timed() {
+    let (member, _) = failing(FailurePolicy::default());
+    let chain = Arc::new(Chain::new(vec![member], &[]));
+    for _ in 0..1024 {
+        assert!(chain.before(&op(Verb::Get, "other")).is_ok());
+    }
+    // The calls number 256, 512 and 768, counted from 0.
+    assert_eq!(stats(&chain, "before_get"), [1024, 0, 0, 0, 256 + 3]);
+}
+
+#[test]
+fn the_fifth_panic_puts_a_plugin_into_quarantine() {
+    for on_failure in [OnFailure::Refuse, OnFailure::Skip] {
+        let (member, _) = failing(FailurePolicy { on_failure, budget: None });
+        let chain = Arc::new(Chain::new(vec![Arc::clone(&member)], &[]));
+        for panics in 1..=5 {
+            assert!(chain.guard(&op(Verb::Delete, "k"), None).is_err());
+            assert_eq!(member.is_quarantined(), panics == 5);
+        }
+        drop(chain);
+        let chain = Arc::new(Chain::new(vec![member], &[]));
+        let guarded = chain.guard(&op(Verb::Delete, "k"), None);
+        assert_eq!(guarded.err().map(|refusal| refusal.status), (on_failure == OnFailure::Refuse).then_some(503));
+        assert_eq!(stats(&chain, "guard_delete")[0], 5, "it is not called any more");
+    }
 }
