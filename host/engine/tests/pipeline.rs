@@ -2,6 +2,9 @@
 //!
 //! Provoked by a plugin that notes each of its calls, and whose verdicts depend on the key.
 
+// Creates a plugin of this program, without a library.
+#![allow(unsafe_code)]
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
