@@ -25,7 +25,7 @@ const SHELLS: [(&str, &str); 5] = [
 const DOCUMENTS: [&str; 7] =
     ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
-/// What is made, and how.
+/// The target and the profile of a release.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Build for this system, such as x86_64-pc-windows-gnu

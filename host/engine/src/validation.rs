@@ -18,13 +18,13 @@ pub enum InvalidRequest {
     #[error("Key cannot be empty")]
     EmptyKey,
     /// The key is longer than [`KEY_MAX`].
-    #[error("Key too long: {bytes} bytes, {KEY_MAX} is the most")]
+    #[error("Key too long: {bytes} bytes; the maximum is {KEY_MAX}")]
     KeyTooLong {
         /// Its length in bytes.
         bytes: usize,
     },
     /// The media type is longer than [`CONTENT_TYPE_MAX`].
-    #[error("Content-Type too long: {bytes} bytes, {CONTENT_TYPE_MAX} is the most")]
+    #[error("Content-Type too long: {bytes} bytes; the maximum is {CONTENT_TYPE_MAX}")]
     ContentTypeTooLong {
         /// Its length in bytes.
         bytes: usize,
@@ -99,7 +99,7 @@ pub fn check_value(verb: Verb, value: &[u8]) -> Result<(), InvalidRequest> {
 ///
 /// # Errors
 ///
-/// There is not enough; the client may try again.
+/// The memory is not available now; the client may try again.
 #[inline]
 pub fn check_memory(len: usize) -> Result<(), Refusal> {
     /// Smaller values find memory, in bytes.
@@ -109,7 +109,7 @@ pub fn check_memory(len: usize) -> Result<(), Refusal> {
     if len <= LARGE || can_allocate(len.saturating_mul(COPIES)) {
         return Ok(());
     }
-    let mut refusal = host_refusal(503, "Not enough memory for this value beside those in memory; try again later");
+    let mut refusal = host_refusal(503, "Not enough memory for this value; try again later");
     refusal.headers.push(("Retry-After".to_owned(), "1".to_owned()));
     Err(refusal)
 }

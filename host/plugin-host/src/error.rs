@@ -11,13 +11,13 @@ use crate::chain::{PluginError, one_line};
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
 
-/// A plugin library cannot be loaded. Its text is one line, whatever text the library or the plugin contains.
+/// A plugin library cannot be loaded. Its text is one line, for any text of the library or the plugin.
 #[derive(Debug, Error)]
 #[error("cannot load {path}: {} [{}]", fault.line(), fault.code())]
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The mistake.
     #[source]
     pub fault: LoadFault,
 }
@@ -52,22 +52,22 @@ pub enum LoadFault {
     #[error("{0}; check that it exists and that this user may read it")]
     Unreadable(#[source] io::Error),
     /// The path leads to a folder, a pipe, a socket or a device.
-    #[error("it is {found} and not a file; put the library itself there")]
+    #[error("it is {found} and not a file; replace it with the library")]
     NotAFile {
         /// Which of these.
         found: &'static str,
     },
     /// The file is larger than the maximum.
     #[error(
-        "it has {len} bytes or more, and at most {LIBRARY_MAX} are read; put the plugin's library there, or strip it of its \
-         debug information"
+        "it has {len} bytes or more, and the maximum is {LIBRARY_MAX}; make sure that it is the library of a plugin, \
+         or strip its debug information"
     )]
     TooLarge {
         /// The size in bytes, as far as the file was read.
         len: u64,
     },
     /// The path is a symbolic link into another folder.
-    #[error("it is a link out of its folder, to {to}; put a copy of that there, or name that folder")]
+    #[error("it is a symbolic link out of its folder, to {to}; replace it with a copy, or use that folder")]
     SymlinkOut {
         /// The target.
         to: PathBuf,
@@ -84,8 +84,8 @@ pub enum LoadFault {
     },
     /// The owner is neither root nor the user of this process.
     #[error(
-        "{} belongs to user {owner}, who may change it, and not to root or user {user}, who runs the host; make sure what it is, \
-         then chown {user} {path}",
+        "{} belongs to user {owner}, who may change it, and not to root or to user {user} of the server; check it, \
+         then run chown {user} {path}",
         if *part == Part::Library { "it" } else { "its folder" }
     )]
     WrongOwner {
@@ -100,8 +100,8 @@ pub enum LoadFault {
     },
     /// The hash differs from the pin in the configuration.
     #[error(
-        "its sha256 is {found}, and [plugins.{name}] pins {pinned}; put that library back, or pin this one if it is the one you \
-         mean"
+        "its sha256 is {found}, and [plugins.{name}] pins {pinned}; restore that library, or pin this one if you \
+         trust it"
     )]
     WrongSha256 {
         /// The name of the plugin.
@@ -113,8 +113,7 @@ pub enum LoadFault {
     },
     /// The library makes the dynamic linker search for other libraries in a relative path.
     #[error(
-        "its {entry} is \"{value}\", which leads the linker to where anybody may put a library; link it without, or with an \
-         absolute path"
+        "its {entry} is \"{value}\", where other users may put a library; link it without, or with an absolute path"
     )]
     SearchPath {
         /// The entry of its dynamic section.
@@ -124,8 +123,8 @@ pub enum LoadFault {
     },
     /// The dynamic linker would search the current directory for a library that this one needs.
     #[error(
-        "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", has that looked for in the current directory; leave \
-         only absolute folders in LD_LIBRARY_PATH, and nothing empty between its colons"
+        "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", makes the linker search the current \
+         directory; use only absolute, non-empty folders in LD_LIBRARY_PATH"
     )]
     LibraryPath {
         /// The needed library.
@@ -135,7 +134,7 @@ pub enum LoadFault {
     },
     /// The private copy cannot be written.
     #[error(
-        "no private copy of it can be made in {folder}: {error}; make room there, or set {} to another folder",
+        "its private copy cannot be created in {folder}: {error}; free space there, or set {} to another folder",
         if cfg!(windows) { "TMP" } else { "TMPDIR" }
     )]
     NoCopy {
@@ -146,7 +145,7 @@ pub enum LoadFault {
         error: io::Error,
     },
     /// The folder for private copies is mounted noexec.
-    #[error("{folder}, where the private copy of it is made, is mounted noexec; set TMPDIR to a folder that is not")]
+    #[error("{folder}, the folder of its private copy, is mounted noexec; set TMPDIR to another folder")]
     NoExec {
         /// The folder.
         folder: PathBuf,
@@ -158,7 +157,7 @@ pub enum LoadFault {
         found: String,
     },
     /// The file is shorter than its own tables say.
-    #[error("it is cut off, its {missing} would lie beyond its {len} bytes; copy it again")]
+    #[error("it is truncated: its {missing} is beyond its {len} bytes; copy it again")]
     CutOff {
         /// The missing part.
         missing: &'static str,
@@ -175,7 +174,7 @@ pub enum LoadFault {
     },
     /// The dynamic linker refused the library.
     #[error(
-        "the system does not load it: {}{}; install what it needs, or build it on this system",
+        "the system cannot load it: {}{}; install the libraries it needs, or build it on this system",
         missing.as_ref().map_or_else(String::new, |missing| format!("{missing}: ")),
         linker_text(error)
     )]
@@ -200,7 +199,7 @@ pub enum LoadFault {
     },
     /// The name or the version of its plugin is malformed.
     #[error(
-        "the {what} of its plugin is \"{value}\"; a {what} is at most 64 ASCII letters, digits and {}",
+        "the {what} of its plugin is \"{value}\"; use at most 64 ASCII letters, digits and {}",
         if *what == "name" { "- or _" } else { "., + or -" }
     )]
     BadName {
@@ -210,7 +209,7 @@ pub enum LoadFault {
         value: String,
     },
     /// The library exports no plugin.
-    #[error("no plugin is in it; add export_plugin!(YourType) to its lib.rs")]
+    #[error("it exports no plugin; add export_plugin!(YourType) to its lib.rs")]
     NoPlugin,
     /// The plugin was exported by an incompatible version of abi_stable.
     #[error("its plugin was exported with an incompatible abi_stable ({report}); rebuild it with abi_stable 0.11")]
@@ -220,7 +219,8 @@ pub enum LoadFault {
     },
     /// The plugin was built with another major version of vkog-plugin-api.
     #[error(
-        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its version",
+        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its \
+         version",
         ours.split('.').next().unwrap_or(ours)
     )]
     OtherMajor {
@@ -248,8 +248,8 @@ pub enum LoadFault {
     },
     /// The plugin requires a hook that this server does not have.
     #[error(
-        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer host, or \
-         an older version of the plugin"
+        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer \
+         host, or an older version of the plugin"
     )]
     MissingHook {
         /// The name of the plugin.
@@ -260,7 +260,10 @@ pub enum LoadFault {
         theirs: String,
     },
     /// Another library contains a plugin with the same name.
-    #[error("its plugin is called \"{name}\" like that of {first}; remove one of the two, or rename its crate")]
+    #[error(
+        "its plugin has the name \"{name}\", like the plugin of {first}; remove one of the two, or rename its \
+        crate"
+    )]
     DuplicateName {
         /// The name of the plugin.
         name: String,
@@ -277,7 +280,7 @@ pub enum LoadFault {
         error: PluginError,
     },
     /// `create` returned an error.
-    #[error("plugin \"{name}\" could not be created: {error}; correct that or remove the library")]
+    #[error("plugin \"{name}\" could not be created: {error}; fix the cause, or remove the library")]
     CreateFailed {
         /// The name of the plugin.
         name: String,
@@ -295,7 +298,7 @@ pub enum LoadFault {
         error: PluginError,
     },
     /// `start` returned an error.
-    #[error("plugin \"{name}\" did not start: {error}; correct that or remove the library")]
+    #[error("plugin \"{name}\" did not start: {error}; fix the cause, or remove the library")]
     StartFailed {
         /// The name of the plugin.
         name: String,
@@ -314,8 +317,8 @@ pub enum LoadFault {
     },
     /// A function of the plugin did not return in time during a reload.
     #[error(
-        "its {function} did not return within {timeout:?} and was abandoned; reload again when what it waits for is there, or \
-         report it to its author"
+        "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its \
+         author"
     )]
     NoReturn {
         /// The function.
@@ -336,7 +339,7 @@ impl LoadFault {
         Self::NotLoadable { error, missing }
     }
 
-    /// Returns the message as one line, whatever text the library or the plugin contains.
+    /// Returns the message as one line, for any text of the library or the plugin.
     pub fn line(&self) -> String {
         one_line(&self.to_string()).into_owned()
     }
@@ -405,15 +408,15 @@ impl Part {
         match self {
             Self::Library => {
                 format!(
-                    "{who} can write it (mode {mode:04o}); make sure that it is yours still, then chmod go-w {path}"
+                    "{who} can write it (mode {mode:04o}); make sure that it is unchanged, then run chmod go-w {path}"
                 )
             }
             Self::Folder => format!(
-                "{who} can put libraries into {path} (mode {mode:04o}); make sure what is in it, then chmod go-w {path}"
+                "{who} can put libraries into {path} (mode {mode:04o}); check its contents, then run chmod go-w {path}"
             ),
             Self::Ancestor => format!(
-                "{who} can rename what is in {path} (mode {mode:04o}), and so exchange it; chmod o-w {path}, or use another \
-                 folder"
+                "{who} can rename the contents of {path} (mode {mode:04o}) and so replace the library; run chmod o-w \
+                 {path}, or use another folder"
             ),
         }
     }

@@ -128,7 +128,11 @@ impl Library {
                 let (name, theirs) = (library.name().to_owned(), library.api_version.clone());
                 return Err(LoadFault::MissingHook { name, id: entry.id, theirs });
             }
-            tracing::warn!(plugin = library.name(), hook = entry.id, "ignored a hook that this server does not have; use a newer server to run it");
+            tracing::warn!(
+                plugin = library.name(),
+                hook = entry.id,
+                "ignored a hook that this server does not have; use a newer server to run it"
+            );
         }
         Ok(library)
     }

@@ -57,9 +57,12 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat
             let part = match range.map_or(Ok(None), |range| range.within(&entry)) {
                 Ok(part) => part,
                 Err(Unsatisfiable) => {
-                    return Problem::new(416, format!("Range not satisfiable: the value has {len} bytes; request a part of it"))
-                        .reply(format)
-                        .with_header("Content-Range", format!("bytes */{len}"));
+                    return Problem::new(
+                        416,
+                        format!("Range not satisfiable: the value has {len} bytes; request a part of it"),
+                    )
+                    .reply(format)
+                    .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
             let mut reply = Response::new(200, &b""[..])

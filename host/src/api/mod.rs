@@ -245,7 +245,9 @@ impl Service for Api {
                 Problem::new(501, "Transfer-Encoding is not supported; send chunked or Content-Length")
             }
             BodyFault::BadLength => Problem::new(400, "Content-Length must be one number"),
-            BodyFault::TwoLengths => Problem::new(400, "Content-Length and Transfer-Encoding exclude each other; send one of them"),
+            BodyFault::TwoLengths => {
+                Problem::new(400, "Content-Length and Transfer-Encoding exclude each other; send one of them")
+            }
             BodyFault::TooLarge { declared } => match request.route {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),

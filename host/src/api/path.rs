@@ -28,9 +28,9 @@ fn decode(encoded: &str) -> Result<String, Problem> {
         let fact = format!("Key is not percent-encoded correctly at byte {at}; write % as %25");
         return Err(Problem::new(400, fact));
     }
-    let key = percent_decode_str(encoded)
-        .decode_utf8()
-        .map_err(|error| Problem::new(400, format!("Key is not UTF-8 at byte {}; encode it as UTF-8", error.valid_up_to())))?;
+    let key = percent_decode_str(encoded).decode_utf8().map_err(|error| {
+        Problem::new(400, format!("Key is not UTF-8 at byte {}; encode it as UTF-8", error.valid_up_to()))
+    })?;
     Ok(key.into_owned())
 }
 

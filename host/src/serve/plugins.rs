@@ -49,9 +49,13 @@ fn not_loaded<'a>(source: &'a Source, loaded: &'a [Plugin]) -> impl Iterator<Ite
 pub(super) fn warn_unknown(source: &Source, loaded: &[Plugin]) {
     let place = place(source.folder.as_deref());
     for name in not_loaded(source, loaded) {
-        tracing::warn!("[plugins.{name}] names a plugin that was not loaded {place}; add its library, or remove the table");
+        tracing::warn!(
+            "[plugins.{name}] names a plugin that was not loaded {place}; add its library, or remove the table"
+        );
     }
     for name in unknown_in_order(&source.order, loaded) {
-        tracing::warn!("plugins.order names {name}, a plugin that was not loaded {place}; add its library, or remove the name");
+        tracing::warn!(
+            "plugins.order names {name}, a plugin that was not loaded {place}; add its library, or remove the name"
+        );
     }
 }

@@ -14,20 +14,18 @@ use crate::damage::{Damage, Mismatch};
 pub enum StoreError {
     /// A file cannot be read, or its content is not what it should be. It was not changed.
     #[error(
-        "cannot read {path}: {damage}; nothing was changed, look with `vkog check`, mend with `vkog repair`, or move it aside to \
-         start empty"
+        "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog \
+         repair`, or move it aside to start empty"
     )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         #[source]
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
-    #[error(
-        "cannot use {path}: {mismatch}; nothing was changed, put back the file it belongs to, or see `vkog repair`"
-    )]
+    #[error("cannot use {path}: {mismatch}; nothing was changed, restore the file it belongs to, or run `vkog repair`")]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -35,7 +33,7 @@ pub enum StoreError {
         mismatch: Mismatch,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {source}; make room, or let this user write to its folder")]
+    #[error("cannot write {path}: {source}; free disk space, or let this user write to its folder")]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -43,7 +41,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The disk is full. The write was rolled back; the client may repeat it when there is space.
-    #[error("no room to write {path}; make room on its disk, and try again")]
+    #[error("the disk is too full to write {path}; free space on it and try again")]
     Full {
         /// The file that could not grow.
         path: PathBuf,
@@ -51,8 +49,8 @@ pub enum StoreError {
     /// The log may not grow, because the next snapshot needs the space. The write was refused; the client may repeat it when there
     /// is space.
     #[error(
-        "no room to write {bytes} bytes: {free} bytes are free and the next snapshot of {path} needs {reserved}; delete entries, \
-         or make room on its disk"
+        "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {path} needs \
+         {reserved}; delete entries, or free space on it"
     )]
     Reserved {
         /// The store.
@@ -66,7 +64,7 @@ pub enum StoreError {
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
     #[error(
-        "{path} can only be read since a write failed ({source}{}); check the disk, then start again",
+        "{path} is read-only because a write failed ({source}{}); check the disk, then restart the server",
         then.as_ref().map_or_else(String::new, |then| format!(", and then {then}"))
     )]
     Failed {
@@ -79,8 +77,8 @@ pub enum StoreError {
     },
     /// A write failed, and could not be removed from the log. A restart may find the write or not.
     #[error(
-        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check the \
-         disk, start again, then read the entry"
+        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find \
+         it; check the disk, restart the server, then read the entry"
     )]
     Unknown {
         /// The file.
@@ -90,9 +88,9 @@ pub enum StoreError {
         /// The error of the attempt to remove it.
         then: Arc<io::Error>,
     },
-    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    /// The file itself is a mount point, as containers mount single files, so that no other file can replace it.
     #[error(
-        "cannot use {path}: it is a mount point, which no snapshot can replace; mount its folder instead of the file"
+        "cannot use {path}: it is a mount point, and a snapshot cannot replace it; mount its folder instead of the file"
     )]
     MountPoint {
         /// The file.
@@ -108,8 +106,8 @@ pub enum StoreError {
     },
     /// Another process has the same file under another name, or its lock file was removed.
     #[error(
-        "{path} is in use by another process, which opened it under another name or lost its lock file; stop that process, or \
-         choose another file with -f"
+        "{path} is in use by another process, which opened it under another name or lost its lock file; stop that \
+         process, or choose another file with -f"
     )]
     LockedElsewhere {
         /// The file.
@@ -117,8 +115,8 @@ pub enum StoreError {
     },
     /// The lock file was removed or replaced while the store was open. The store can only be read.
     #[error(
-        "{path} can only be read since {lock} was removed, because another process may have it; stop all servers of this file, \
-         run `vkog check`, then start one again"
+        "{path} is read-only because {lock} was removed and another process may use the store; stop all servers of \
+         this file, run `vkog check`, then start one server"
     )]
     LockLost {
         /// The file.
@@ -132,7 +130,7 @@ pub enum StoreError {
         /// The system's error.
         source: io::Error,
     },
-    /// What is at the path is not a regular file.
+    /// The path is not a regular file.
     #[error("cannot use {path}: it is not a regular file; choose another file with -f")]
     NotAFile {
         /// The path.

@@ -170,7 +170,7 @@ pub(super) fn recover(
     let findings = examine(disk, paths, floor, progress)?;
     let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
         findings;
-    notes.extend(lost.map(|lost| format!("{lost}; put it back and start again, or go on without it")));
+    notes.extend(lost.map(|lost| format!("{lost}; restore it and restart the server, or continue without it")));
     disk.remove(&paths.new).map_err(unwritable(&paths.new))?;
     let unfinished = log.is_some() && next.is_some();
     let log_is_new = log.is_none() && next.is_none();

@@ -6,7 +6,7 @@ use super::super::repair::Lost;
 use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// What is whole in a log.
+/// The intact records of a log.
 pub(crate) struct Found {
     /// The head, if it is whole.
     pub(crate) head: Option<Head>,
