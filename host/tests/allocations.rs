@@ -74,9 +74,9 @@ fn api(file: &std::path::Path) -> Api {
     Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))
 }
 
-/// Allocations and reallocations of a request, the mean of many.
+/// Returns the mean number of allocations and reallocations of a request.
 fn per_request(mut request: impl FnMut()) -> f64 {
-    // Lazily created state is created now; at first every call of a hook is timed.
+    // Warms up: one-time allocations happen now, and the first calls of hooks are all timed.
     (0..REQUESTS).for_each(|_| request());
     let region = Region::new(HEAP);
     (0..REQUESTS).for_each(|_| request());
@@ -84,7 +84,7 @@ fn per_request(mut request: impl FnMut()) -> f64 {
     (change.allocations + change.reallocations) as f64 / REQUESTS as f64
 }
 
-/// From the head to the response, on this thread. The parts of the engine are created before.
+/// From the head to the response, on this thread. The input of the HTTP engine is prepared beforehand.
 fn without_engine(api: &Api, method: Method) -> f64 {
     static STATUS: AtomicU16 = AtomicU16::new(0);
     let mut made = Vec::new();
@@ -98,13 +98,13 @@ fn without_engine(api: &Api, method: Method) -> f64 {
     per_request(|| {
         let (head, body) = made.pop().expect("enough are made");
         let admitted = api.admit(head).unwrap_or_else(|reply| panic!("{}", reply.status));
-        // It captures nothing, and so is nothing that would be on the heap.
+        // It captures nothing, so it does not allocate.
         api.serve(admitted, body, Responder::new(|reply| STATUS.store(reply.status, SeqCst)));
         assert_eq!(STATUS.swap(0, SeqCst), 200);
     })
 }
 
-/// From the first byte of a request to the last one of its answer, by a client that allocates nothing.
+/// From the first byte of a request to the last byte of its response, by a client that does not allocate.
 fn with_hyper(client: &mut TcpStream, method: &str, body: &[u8]) -> f64 {
     let head = format!("{method} /k/{KEY} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
     let request = [head.as_bytes(), body].concat();
@@ -126,7 +126,7 @@ fn with_hyper(client: &mut TcpStream, method: &str, body: &[u8]) -> f64 {
 fn a_get_allocates_at_most_twice_and_a_put_at_most_four_times() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let api = Arc::new(api(&folder.path().join("store")));
-    // A GET needs something to find.
+    // A GET needs an entry.
     let put = without_engine(&api, Method::Put);
     let get = without_engine(&api, Method::Get);
 

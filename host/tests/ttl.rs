@@ -16,7 +16,7 @@ use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
-/// The limit of the bytes plugin: more than all entries, and less than one value to probe it with.
+/// The limit of the bytes plugin: more than all entries, and less than the value of a probe.
 const LIMIT: u64 = 2 << 20;
 /// 1 January 2026, in milliseconds since 1970.
 const BEGIN: u64 = 1_767_225_600_000;
@@ -47,7 +47,7 @@ static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(||
     (folder, libraries)
 });
 
-/// A host without a socket.
+/// A server without a socket.
 #[derive(Clone)]
 struct Host {
     engine: Arc<Engine>,
@@ -100,7 +100,7 @@ impl Host {
         told.recv().expect("every request gets a response")
     }
 
-    /// The seconds that a read says are left; none if the entry is absent.
+    /// Returns the remaining seconds in the response to a read; `None` if the entry is absent.
     fn left(&self, key: &str) -> Option<u64> {
         match self.run(Verb::Get, key, b"", "") {
             (Outcome::Found(_), added) => {
@@ -112,7 +112,7 @@ impl Host {
         }
     }
 
-    /// Has the plugin remove what is due now. It does so in batches.
+    /// Makes the plugin remove all due entries, in batches.
     fn tick(&self) {
         let chain = self.engine.plugins().chain();
         let ttl = chain.members().iter().find(|member| member.name() == "ttl").expect("it is loaded");
@@ -125,7 +125,7 @@ impl Host {
         }
     }
 
-    /// The stored entries, read from the store itself.
+    /// Returns the stored entries, from the store itself.
     fn stored(&self) -> HashMap<String, u64> {
         let mut stored = HashMap::new();
         self.engine.store().for_each(|entry| {
@@ -135,19 +135,19 @@ impl Host {
         stored
     }
 
-    /// That the bytes plugin counts what is stored, to the byte. It says so when it refuses.
+    /// Asserts that the bytes plugin counts the stored bytes exactly, as its refusal reports.
     #[track_caller]
     fn check_bytes(&self) {
         static PROBE: [u8; LIMIT as usize] = [b'x'; LIMIT as usize];
         let (Outcome::Refused(refusal), _) = self.run(Verb::Post, "probe", &PROBE, "") else { panic!("that fits?") };
-        // After it, because what has expired makes room for a write that does not fit.
+        // After it, because expired entries are removed for a write that does not fit.
         let free = LIMIT - self.stored().values().sum::<u64>();
         let expected = format!("needs {} bytes, {free} of {LIMIT} are free", LIMIT + 5);
         assert!(refusal.message.contains(&expected), "not {expected:?}: {}", refusal.message);
     }
 }
 
-/// Numbers that look random (xorshift), the same in every run.
+/// Pseudo-random numbers (xorshift), the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -159,14 +159,14 @@ impl Random {
     }
 }
 
-/// The seconds that the entry of a number is to live, and its value.
+/// Returns the time to live of the entry with this number, in seconds, and its value.
 fn entry(number: u64) -> (u64, Vec<u8>) {
     let mut random = Random((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     random.below(100);
     (random.below(3600) + 1, vec![b'v'; random.below(60) as usize + 1])
 }
 
-/// Writes entries, all at once, and returns the expiry of each durable one.
+/// Writes entries concurrently. Returns the expiry of each durable one.
 fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
     let (tell, told) = channel();
     for number in numbers.clone() {
@@ -185,7 +185,7 @@ fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
     expiries
 }
 
-/// That a read of these keys finds those, and only those, that live.
+/// Asserts that reads of these keys find exactly the live entries.
 #[track_caller]
 fn check_reads<'a>(host: &Host, keys: impl IntoIterator<Item = &'a String>, expiries: &HashMap<String, u64>) {
     let now = host.now();
@@ -195,7 +195,7 @@ fn check_reads<'a>(host: &Host, keys: impl IntoIterator<Item = &'a String>, expi
     }
 }
 
-/// That the store holds these entries and no others.
+/// Asserts that the store holds exactly these entries.
 #[track_caller]
 fn check_stored(host: &Host, expiries: &HashMap<String, u64>) {
     let stored = host.stored();
@@ -225,7 +225,7 @@ fn a_jumping_clock_expires_20000_entries_exactly_and_bytes_stays_exact() {
             check_stored(&host, &expiries);
         }
         host.check_bytes();
-        // Its write does not fit, so what has expired was removed to make room.
+        // Its write does not fit, so the expired entries were removed first.
         expiries.retain(|_, until| *until > host.now());
     }
     assert!(removed > 10_000, "{removed} were removed on the way");

@@ -88,7 +88,11 @@ pub fn dead_links_of_site(root: &Path) -> Vec<String> {
                 && if anchor.is_empty() || is_lines {
                     file.is_file()
                 } else {
-                    pages.get(&file).is_some_and(|text| attributes(text, "id").any(|id| id == anchor))
+                    // A page that only redirects passes the anchor on.
+                    let has_anchor = |text: &String| {
+                        text.contains("http-equiv=\"refresh\"") || attributes(text, "id").any(|id| id == anchor)
+                    };
+                    pages.get(&file).is_some_and(has_anchor)
                 };
             if !lives {
                 dead.push(format!("{}: {target}", path.strip_prefix(root).unwrap_or(path).display()));

@@ -65,7 +65,7 @@ impl Server {
         }
         let (text, waiting) = (Vec::new(), VecDeque::new());
         let mut watching = Watching { wire, text, waiting, head, last_id: None, bare_ids: 0 };
-        // Where it begins.
+        // The first line is the status.
         assert!(watching.read() && watching.last_id.is_some(), "no id first: {}", watching.head);
         watching.bare_ids = 0;
         Ok(watching)

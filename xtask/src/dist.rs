@@ -25,6 +25,18 @@ const SHELLS: [(&str, &str); 5] = [
 const DOCUMENTS: [&str; 7] =
     ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "ARCHITECTURE.md"];
 
+/// The crates of the interface for plugins, whose documentation is part of a release.
+const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
+/// The front page of that documentation: it leads to the first crate.
+const FRONT_PAGE: &str = r#"<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>VKOG plugin API</title>
+<meta http-equiv="refresh" content="0; url=vkog_plugin_api/index.html">
+<p>Documentation of <a href="vkog_plugin_api/index.html">vkog-plugin-api</a> and
+<a href="vkog_plugin_testing/index.html">vkog-plugin-testing</a></p>
+"#;
+
 /// The target and the profile of a release.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -115,7 +127,7 @@ fn document(folder: &Path) -> Result<()> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["doc", "--no-deps", "--quiet", "--target-dir"]).arg(target);
     if std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
-        // What was compiled for other targets is used again.
+        // Reuse the dependencies that were compiled for other targets.
         cargo.env("CARGO_BUILD_BUILD_DIR", std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     }
     let status = cargo.args(DOCUMENTED.iter().flat_map(|name| ["--package", name])).status()?;

@@ -61,17 +61,17 @@ pub struct Request {
     pub content_type: Cow<'static, str>,
     /// The query, still percent-encoded.
     pub query: String,
-    /// The preconditions on the entry.
+    /// The preconditions.
     pub conditions: Conditions,
     /// [`Engine::revision`] when the request arrived.
     pub arrived: u64,
-    /// How many hooks of plugins are waiting for it: 0 for a client's request.
+    /// The number of plugin hooks that wait for it: 0 for a client's request.
     pub depth: u32,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
 }
 
-/// The client that lists or watches: plugins decide which entries it sees.
+/// The client that lists or watches. Plugins decide which entries it sees.
 #[derive(Clone)]
 pub struct RequestContext {
     /// The headers, and the client's address.

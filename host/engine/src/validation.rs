@@ -1,4 +1,7 @@
-//! The checks of every request, whether a client or a plugin sends it.
+//! The checks of every request, of clients and of plugins.
+
+use std::error::Error;
+use std::fmt;
 
 use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};

@@ -24,7 +24,7 @@ use vkog_store::{
 /// Reports reads as rolled back.
 struct Unsure {
     store: MemoryStore,
-    /// The number of reads that are still to be reported so.
+    /// The number of reads that will still be reported as rolled back.
     rollbacks: AtomicU32,
 }
 
@@ -129,7 +129,23 @@ impl AfterGet for Counting {
     }
 }
 
-/// An engine whose store holds these keys, and reports the first reads as rolled back.
+struct Nobody;
+
+impl Origin for Nobody {
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+
+    fn header_at(&self, _: usize) -> Option<(&str, &[u8])> {
+        None
+    }
+
+    fn client(&self) -> &str {
+        ""
+    }
+}
+
+/// Creates an engine whose store holds these keys, and reports the first reads as rolled back.
 fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     let store = MemoryStore::default();
     for key in keys {
@@ -146,7 +162,7 @@ fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     Engine::single_threaded(store, registry).expect("the plugin starts")
 }
 
-/// How often the guard, the undo and the after were called.
+/// Returns the numbers of calls of guard, undo and after.
 fn calls(engine: &Engine<Unsure>) -> [i64; 3] {
     let metrics = engine.plugins().context().metrics("counting");
     let value = |name: &str| metrics.iter().find(|(own, _)| own == name).map_or(0, |(_, metric)| metric.value());

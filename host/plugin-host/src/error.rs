@@ -17,8 +17,7 @@ use crate::trust::LIBRARY_MAX;
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// The mistake.
-    #[source]
+    /// The reason.
     pub fault: LoadFault,
 }
 

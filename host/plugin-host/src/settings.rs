@@ -33,7 +33,7 @@ pub struct HostSettings {
     pub is_expected: bool,
     /// The pinned hash of the library.
     pub sha256: Option<Sha256>,
-    /// The treatment of panics and slow calls of the plugin.
+    /// The failure policy of the plugin.
     pub failure_policy: FailurePolicy,
 }
 
@@ -49,7 +49,7 @@ impl Default for HostSettings {
 pub struct SettingError {
     /// The key.
     pub key: &'static str,
-    /// The mistake in its value.
+    /// The reason.
     source: serde_json::Error,
 }
 
@@ -160,7 +160,8 @@ mod tests {
     fn the_keys_of_the_host_are_separated_from_those_of_the_plugin() {
         let pin = "0123456789abcdef".repeat(4);
         let written = format!(
-            "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \"here\"\n"
+            "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \
+             \"here\"\n"
         );
         let Table { host, settings } = table(&written).expect("valid");
         assert_eq!(settings.keys().collect::<Vec<_>>(), ["limit", "where"]);

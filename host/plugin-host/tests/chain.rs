@@ -9,7 +9,7 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Passed, Verb};
 
-/// The result of a plugin's guard.
+/// The scripted result of the guard of a plugin.
 #[derive(Clone, Copy)]
 enum Return {
     Pass,
@@ -21,7 +21,7 @@ enum Return {
 /// The names of the hooks in the order in which they were called, each with the number of the plugin.
 type Calls = Arc<Mutex<Vec<(usize, &'static str)>>>;
 
-/// The script of the plugin that is created next: plugins get nothing but their settings.
+/// The script of the plugin that is created next, because a plugin receives only its settings.
 static SCRIPT: Mutex<Option<(Return, Calls)>> = Mutex::new(None);
 
 struct Recorder<const N: usize> {
@@ -92,7 +92,7 @@ fn member<const N: usize>(guard: Return, calls: &Calls, context: &Arc<HostContex
     Arc::new(unsafe { Member::create(module, "{}", context, FailurePolicy::default()) }.expect("it has a script"))
 }
 
-/// A chain of three plugins whose guards return this.
+/// Creates a chain of three plugins whose guards return this.
 fn chain(guards: [Return; 3]) -> (Arc<Chain>, Calls) {
     let context = Arc::new(HostContext::new(0, || 0));
     let calls = Calls::default();
@@ -116,7 +116,7 @@ fn called(calls: &Calls, expected: &[(usize, &str)]) {
     assert_eq!(*calls.lock().expect("no plugin panics"), expected);
 }
 
-/// The number of calls of a hook of each plugin, as the statistics have it.
+/// Returns the number of calls of a hook of each plugin, from the statistics.
 fn counts(chain: &Chain, hook: &str) -> Vec<u64> {
     let count = |member: &Arc<Member>| chain.stats(member).find(|(name, ..)| *name == hook).map(|(_, calls, _)| calls);
     chain.members().iter().map(|member| count(member).expect("every plugin has this hook")).collect()

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::mailbox::Job;
 
-/// How long an idle thread waits for a job before it ends.
+/// The time that an idle thread waits for a job before it ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Threads that share a name and a queue of jobs.
@@ -32,7 +32,7 @@ struct State {
     /// The jobs that no thread has started.
     jobs: VecDeque<Job>,
     threads: usize,
-    /// How many of the threads are idle.
+    /// The number of idle threads.
     idle: usize,
 }
 

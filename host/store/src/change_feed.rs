@@ -42,8 +42,8 @@ impl Event {
 pub enum Unwatchable {
     /// The next changes were dropped from the feed, which starts after this revision.
     Forgotten(u64),
-    /// No such revision was assigned; the last one is this. A client can have it from another store, or from this one before it
-    /// lost changes that were not yet durable.
+    /// The store has not assigned this revision yet; this is the last one. The client received it from another store, or from this
+    /// one before a crash lost changes that were not durable.
     Ahead(u64),
     /// No such revision was assigned: when the store was opened, it continued after this one.
     Unassigned(u64),
@@ -59,14 +59,14 @@ pub(super) struct ChangeFeed {
     waiting: Arc<Mutex<Vec<WaitList>>>,
     /// Wakes the watchers that wait on threads without a mailbox.
     threads: ThreadPool,
-    /// How many watches were opened, and how many have ended.
+    /// The numbers of watches that were opened and that have ended.
     watches: [AtomicU64; 2],
 }
 
 struct Ring {
     events: VecDeque<Event>,
     bytes: u64,
-    /// How many events were dropped.
+    /// The number of dropped events.
     dropped: u64,
     /// The last revision before the first event.
     begins: u64,
@@ -139,8 +139,8 @@ impl ChangeFeed {
         begun.load(Ordering::Relaxed).saturating_sub(ended)
     }
 
-    /// Has each mailbox wake its watchers, a few at a time. A round that is still running is followed by another one: a watcher that
-    /// is woken later finds more events.
+    /// Makes each mailbox wake its watchers, a few at a time. If a round is still running, another one follows it. A watcher that is
+    /// woken later finds more events.
     fn wake(&self) {
         for (at, list) in self.waiting.lock().iter_mut().enumerate() {
             list.stale = true;
@@ -251,7 +251,7 @@ impl Ring {
         }
     }
 
-    /// How many events were ever appended.
+    /// The number of events that were ever appended.
     fn appended(&self) -> u64 {
         self.dropped + self.events.len() as u64
     }
@@ -271,7 +271,7 @@ pub struct Watch {
     feed: Arc<ChangeFeed>,
     prefix: String,
     number: u64,
-    /// How many events were appended before its next one.
+    /// The number of events that were appended before its next one.
     next: u64,
     revision: u64,
     /// It has returned events since it last waited.
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(revisions(&mut keeps_up), Some(Ok(vec![15, 17])));
         assert_eq!(watch(&feed, "", 11).err(), Some(Unwatchable::Forgotten(12)));
         assert_eq!(revisions(&mut watch(&feed, "", 12).expect("it begins there")), Some(Ok(vec![13, 14, 15, 17])));
-        // Of a revision that was taken back nothing is known, and nothing is missing.
+        // A revision that was rolled back has no event, so nothing is missing.
         assert_eq!(revisions(&mut watch(&feed, "", 16).expect("it was given")), Some(Ok(vec![17])));
         // An event larger than the whole feed is kept for watchers that have seen the others.
         feed.append([write("k", 10_000, 18)].iter());

@@ -20,7 +20,7 @@ use crate::space::DiskSpace;
 use crate::wal::{self, Head};
 use vkog_runtime::lower_priority;
 
-/// How long a snapshot pauses after each chunk, which takes about as long to write: requests go first.
+/// The pause after each chunk, which takes about as long to write, because requests have priority.
 pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 impl Shared {

@@ -28,12 +28,12 @@ use vkog_runtime::{Histogram, Mailbox, ThreadPool};
 
 use completion::Completion;
 
-/// When a write is on disk.
+/// When the log is synced, relative to the response of a write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Fsync {
     /// Before its response.
     Always,
-    /// At most this long after its response, and the duration of one sync.
+    /// Within this interval after its response, plus the duration of one sync.
     Every(Duration),
     /// When the operating system decides.
     Never,
@@ -59,7 +59,7 @@ impl Pending {
     }
 }
 
-/// The updates that wait to be written. Without syncs that is seldom more than one, which needs no heap.
+/// The updates that wait to be written. Without syncs there is seldom more than one, which needs no heap.
 type Gathered<T> = SmallVec<[T; 1]>;
 
 /// The callback of a reader that waits until what it read is durable or rolled back.
@@ -92,13 +92,13 @@ pub(crate) struct Commit {
     last_assigned: AtomicU64,
     /// All changes up to this revision are durable, as far as `fsync` promises, or rolled back.
     committed: AtomicU64,
-    /// How often changes were rolled back.
+    /// The number of rollbacks.
     rollback_epoch: AtomicU64,
     /// The length of the log, in bytes.
     len: AtomicU64,
     /// The free disk space is to be determined before the next write.
     stale: AtomicBool,
-    /// How many bytes of the log may be preallocated.
+    /// The maximum number of preallocated bytes of the log.
     preallocation_max: AtomicU64,
     /// Requests a snapshot.
     wanted: Sender<()>,
@@ -176,7 +176,7 @@ impl Commit {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// When a write is on disk.
+    /// When the log is synced, relative to the response of a write.
     pub(crate) fn fsync(&self) -> Fsync {
         self.fsync
     }

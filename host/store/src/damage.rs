@@ -17,13 +17,13 @@ pub enum Damage {
     At {
         /// The position, in bytes from the start of the file.
         offset: u64,
-        /// The defect.
+        /// The kind of damage.
         defect: Defect,
     },
 }
 
-/// A defect in the content of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+/// The kind of damage to the content of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Defect {
     /// The checksum of its head is wrong, or there is no head.
@@ -89,7 +89,8 @@ pub enum Defect {
     #[error("a chunk is invalid")]
     InvalidChunk,
     /// A snapshot does not hold what its head says.
-    #[error("it holds {} entries of {} bytes, but its header has {} entries of {}", found.0, found.1, expected.0, expected.1)]
+    #[error("it holds {} entries of {} bytes, but its header has {} entries of {}", found.0, found.1, expected.0, \
+        expected.1)]
     Totals {
         /// The number of its entries, and the sum of their sizes.
         found: (u64, u64),

@@ -11,7 +11,7 @@ use std::sync::Once;
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file for reading and writing; `None` if there is none.
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn File>>>;
-    /// Creates an empty file. Replaces what is at the path.
+    /// Creates an empty file. Replaces an existing file at the path.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
     /// Gives a file the mode and the owner of another one, if that exists. A new file is accessible to its owner only.
     fn imitate(&self, _path: &Path, _other: &Path) -> io::Result<()> {

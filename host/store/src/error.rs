@@ -20,8 +20,7 @@ pub enum StoreError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The defect.
-        #[source]
+        /// The damage.
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
@@ -29,7 +28,7 @@ pub enum StoreError {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// The defect.
+        /// The damage.
         mismatch: Mismatch,
     },
     /// A file cannot be written.
@@ -57,9 +56,9 @@ pub enum StoreError {
         path: PathBuf,
         /// The approximate size of the write, in bytes.
         bytes: u64,
-        /// How much is free, in bytes.
+        /// The free space, in bytes.
         free: u64,
-        /// How much the next snapshot needs, in bytes.
+        /// The space that the next snapshot needs, in bytes.
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
@@ -101,7 +100,7 @@ pub enum StoreError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// That process's id, where it could be read.
+        /// The id of that process, if it could be read.
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.
@@ -124,14 +123,7 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
-    /// The system refuses a thread that writes to the files.
-    #[error("cannot start a thread for the store: {source}; raise the limit on threads, or end other programs")]
-    NoThread {
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The path is not a regular file.
-    #[error("cannot use {path}: it is not a regular file; choose another file with -f")]
+    /// The path does not lead to a regular file.
     NotAFile {
         /// The path.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! Inspection: what the files of a store hold, found without changing one.
+//! Inspection: reads the files of a store without changing one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// The contents of the files of a store.
+/// A summary of the files of a store.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 /// The maximum number of ranges.
 const RANGES_MAX: usize = 4;
-/// How long an unused range is cached.
+/// The time for which an unused range is cached.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The key ranges of a map.
@@ -42,7 +42,7 @@ struct KeyRange {
 /// Some keys in byte order.
 pub(super) struct KeyPage {
     pub(super) keys: Vec<Box<[u8]>>,
-    /// Where the next page starts; none if there is none.
+    /// The start of the next page; `None` if there is none.
     pub(super) rest: Option<Box<[u8]>>,
 }
 

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 const RETRY_MIN: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// How many snapshots were written and how many failed, and the error of the last one.
+/// The numbers of snapshots that were written and that failed, and the error of the last one.
 #[derive(Default)]
 pub(super) struct Outcomes {
     failure: Mutex<Option<Failure>>,
@@ -36,7 +36,7 @@ impl Outcomes {
         self.failure.lock().as_ref().map(|failure| Arc::clone(&failure.error))
     }
 
-    /// How many were written, and how many failed.
+    /// The numbers of snapshots that were written and that failed.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.written.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }

@@ -1,4 +1,4 @@
-//! Entries in byte order: fills the cache of key ranges by scans of the map, and reads what it lists.
+//! Entries in byte order: fills the cache of key ranges by scans of the map, and reads the entries of a range.
 
 use crate::entry::Entry;
 use crate::map::{Map, SHARDS};

@@ -14,7 +14,7 @@ use super::random::{random, random_salt};
 use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
-/// The contents of the files.
+/// The content of the files.
 pub(super) struct Recovered {
     pub(super) map: Map,
     /// The last revision that was assigned.
@@ -51,13 +51,13 @@ pub(super) struct Tail {
     pub(super) head: Head,
     /// The offset of the next record, in bytes.
     pub(super) at: u64,
-    /// How many bytes follow of writes that were never acknowledged.
+    /// The number of bytes after it, of writes that were never acknowledged.
     pub(super) torn: u64,
     /// The length of the file with its preallocated zeros, in bytes.
     pub(super) len: u64,
 }
 
-/// Reads the contents of the files without changing one.
+/// The content of the files, read without changing one.
 pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,

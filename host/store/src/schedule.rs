@@ -12,7 +12,7 @@ use crate::shared::{Shared, Snapshots};
 use crate::space::DiskSpace;
 use vkog_runtime::lower_priority;
 
-/// How often the free space is determined while something fails for lack of it, or may be tried again.
+/// The interval at which the free space is measured while writes fail for lack of space.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {

@@ -88,7 +88,7 @@ impl Default for Meta {
 /// Called with the progress of long work: bytes done, and bytes in total.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-// Writing to a vector cannot fail, which rmp's functions cannot know.
+// Writing to a vector cannot fail, but rmp's functions return a result.
 macro_rules! put {
     ($function:ident($out:expr $(, $value:expr)*)) => {
         let _ = encode::$function($out $(, $value)*);
@@ -331,7 +331,7 @@ impl Chunk {
         put!(write_uint(directory, length));
         put!(write_uint(directory, self.entries.into()));
         put!(write_uint(directory, crc32c::crc32c(&self.bytes).into()));
-        // What was written at one time has revisions that are near each other, and these are large.
+        // Entries that were written at about the same time have close revisions, and revisions are large.
         let least = self.revisions.iter().copied().min().unwrap_or(0);
         put!(write_uint(directory, least));
         put!(write_array_len(directory, self.entries));
@@ -352,7 +352,7 @@ struct Row<'a> {
     length: u64,
     entries: u32,
     crc: u32,
-    /// The offset that is added to all stored revisions.
+    /// The number to add to all revisions.
     least: u64,
     revisions: &'a [u8],
     extras: &'a [u8],
@@ -476,7 +476,7 @@ fn load_all(file: &dyn File, meta: &Meta, rows: &[Row<'_>], map: &Map, progress:
 /// Puts pieces into the map.
 struct Loader<'a> {
     map: &'a Map,
-    /// How many entries a shard will have, about.
+    /// The approximate number of entries per shard.
     room: usize,
     scratch: Vec<u8>,
     bytes: Vec<u8>,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::StoreError;
 
-/// The size that an update adds to the log.
+/// The number of bytes that an update adds to the log.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Growth {
     /// About how many bytes.
@@ -26,9 +26,9 @@ impl Growth {
 /// The free space of the disk at one moment, in bytes.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct DiskSpace {
-    /// How much is free.
+    /// The free space, in bytes.
     pub(super) free: u64,
-    /// How much the next snapshot needs.
+    /// The space that the next snapshot needs, in bytes.
     pub(super) needed: u64,
 }
 
@@ -50,20 +50,20 @@ impl DiskSpace {
         self.needed / 3 <= self.free
     }
 
-    /// How much the log may grow. Each of its bytes may also be one that the next snapshot needs.
+    /// The maximum growth of the log, in bytes. Each byte of the log may also be one that the next snapshot needs.
     pub(super) fn left(self) -> u64 {
         self.free.saturating_sub(self.needed) / 2
     }
 }
 
-/// How much space the log has left.
+/// The space that remains for the log.
 pub(super) struct SpaceBudget {
     file: PathBuf,
     /// The last known free space; `None` if the system does not know it.
     space: Option<DiskSpace>,
-    /// How many bytes were queued since then.
+    /// The number of bytes that were queued since then.
     used: u64,
-    /// How many bytes are queued, and not in the log yet.
+    /// The number of bytes that are queued and not in the log yet.
     unwritten: u64,
     full: Option<Full>,
 }
@@ -128,7 +128,7 @@ impl SpaceBudget {
         self.full.take_if(|full| full.by_system).is_some()
     }
 
-    /// How many bytes are queued, and not in the log yet.
+    /// The number of bytes that are queued and not in the log yet.
     pub(super) fn unwritten(&self) -> u64 {
         self.unwritten
     }

@@ -1,4 +1,4 @@
-//! Updates: what is decided for each entry, and what becomes of all of them in one step.
+//! Updates: the decision for each entry, and the outcome of all of them in one step.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ pub enum Update<R, C = Change> {
     RolledBack {
         /// Why.
         error: Arc<StoreError>,
-        /// The decisions, whose side effects have to be rolled back.
+        /// The decisions, whose side effects must be undone.
         change: C,
     },
 }
@@ -125,11 +125,11 @@ pub(crate) fn writes(changes: &Changes) -> impl DoubleEndedIterator<Item = &Chan
 pub(crate) struct Run<'a, R> {
     locked: Locked<RwLockWriteGuard<'a, Shard>>,
     hashed: SmallVec<[Hashed<'a>; 1]>,
-    /// The decisions. The revision of a change is its position among the changes until [`assign`] adds the rest.
+    /// The decisions. The revision of a change is its position among the changes until [`assign`] adds the base.
     pub(crate) changes: Changes,
     /// The number of changes that are not reads.
     pub(crate) count: u64,
-    /// The size that they add to the log.
+    /// The number of bytes that they add to the log.
     pub(crate) growth: Growth,
     /// The highest revision that a decision depends on.
     pub(crate) read_revision: u64,

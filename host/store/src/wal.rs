@@ -64,7 +64,7 @@ pub(super) enum Record<'a> {
     Remove { revision: u64, key: &'a str },
 }
 
-// Writing to a vector cannot fail, which rmp's functions cannot know.
+// Writing to a vector cannot fail, but rmp's functions return a result.
 macro_rules! put {
     ($function:ident($out:expr, $value:expr)) => {
         let _ = encode::$function($out, $value);

@@ -25,7 +25,7 @@ pub(super) struct Writer {
     /// The end of the zeros that were preallocated behind the records; without any, the end of the records.
     pub(super) preallocated: u64,
     buffer: Vec<u8>,
-    /// How many bytes behind the records the last call of [`append`](Self::append) may have written.
+    /// The number of bytes after the records that the last call of [`append`](Self::append) may have written.
     pub(super) attempted: u64,
 }
 

@@ -12,7 +12,7 @@ use vkog_store::{
     Store, Unwatchable, Update, Watch,
 };
 
-/// Nothing here takes this long, unless it hangs.
+/// The timeout of every step.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs a case over each store.
@@ -63,7 +63,7 @@ fn entry(key: &str, value: &str) -> Entry {
     Entry::new(key, &NewEntry { value: value.as_bytes(), content_type: "text/plain", details: Vec::new() })
 }
 
-/// One decision of an update, by which all of it is written down.
+/// A recorded decision of an update.
 enum Step {
     Write(&'static str),
     Remove,
@@ -72,7 +72,7 @@ enum Step {
     Reject,
 }
 
-/// Decides as the test sets it, and records its arguments and its undo calls.
+/// Decides as scripted, and records what it saw and what it must undo.
 struct Scripted {
     keys: Vec<String>,
     steps: Vec<Step>,
@@ -103,7 +103,7 @@ fn value_of(entry: Option<&Entry>) -> String {
     entry.map_or("none".to_owned(), |entry| String::from_utf8_lossy(entry.value()).into_owned())
 }
 
-/// Updates entries and waits for the outcome. Returns also what the decisions saw and undid.
+/// Updates entries and waits for the outcome. Also returns what the decisions saw and undid.
 fn update(store: &impl Store, steps: Vec<(&str, Step)>) -> (Result<Changes, &'static str>, Vec<String>) {
     let (keys, steps): (Vec<&str>, Vec<Step>) = steps.into_iter().unzip();
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -121,7 +121,7 @@ fn update(store: &impl Store, steps: Vec<(&str, Step)>) -> (Result<Changes, &'st
     (outcome, log)
 }
 
-/// Updates entries, which has to succeed. Returns the revisions.
+/// Updates entries, which must succeed. Returns the revisions.
 fn commit(store: &impl Store, steps: Vec<(&str, Step)>) -> Vec<u64> {
     let (outcome, _) = update(store, steps);
     outcome.expect("it is committed").iter().map(|change| change.revision).collect()
@@ -131,7 +131,7 @@ fn put(store: &impl Store, key: &str, value: &'static str) -> u64 {
     commit(store, vec![(key, Step::Write(value))])[0]
 }
 
-/// The entry that a client reads, after it is durable.
+/// Returns what a client reads, once it is durable.
 fn get(store: &impl Store, key: &str) -> Option<(u64, String)> {
     let (found, ticket) = store.read(key, |entry| entry.map(|entry| (entry.revision(), value_of(Some(entry)))));
     let (send, durable) = bounded(1);
@@ -228,7 +228,7 @@ fn updates_that_name_their_keys_in_opposite_orders_do_not_wait_for_each_other() 
     let keys: Vec<String> = (0..300).map(|key| key.to_string()).collect();
     for keys in [keys.clone(), keys.into_iter().rev().collect()] {
         let (store, send) = (Arc::clone(&store), send.clone());
-        // Not joined: what hangs fails the test and does not stop it.
+        // Not joined, so that a hanging thread fails the test instead of stopping it.
         std::thread::spawn(move || {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             for _ in 0..ROUNDS {
@@ -255,7 +255,7 @@ fn a_range_has_its_keys_in_byte_order(store: &impl Store) {
     assert_eq!(keys("", None, 3), ["a", "b", "k"]);
     assert_eq!(keys("k", Some("l"), 100), ["k", "k\0", "k\u{1}", "kk"]);
     assert_eq!(keys("b", Some("b"), 100), [] as [&str; 0]);
-    // A range that was scanned has the keys that come, and not those that go.
+    // A cached range includes inserted keys and excludes removed ones.
     put(store, "c", "value");
     commit(store, vec![("k", Step::Remove)]);
     assert_eq!(keys("b", None, 3), ["b", "c", "k\0"]);
@@ -281,7 +281,7 @@ fn totals_count_keys_and_values(store: &impl Store) {
     assert_eq!(store.totals(), (1, 6));
 }
 
-/// The events that are there: key, revision, whether it is a removal.
+/// Returns the available events: key, revision, whether it is a removal.
 fn events(watch: &mut Watch) -> Vec<(String, u64, bool)> {
     let about = |event: &Event| (event.entry().key().to_owned(), event.revision(), event.is_removal());
     match watch.poll(&Context::from_waker(Waker::noop())) {

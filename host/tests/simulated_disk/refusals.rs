@@ -36,20 +36,20 @@ enum Phase {
     Undo,
 }
 
-/// The act of a plugin that stops an operation.
+/// What a plugin does instead of letting an operation continue.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Act {
     Refuse,
     Panic,
 }
 
-/// The plugins that were called, in order.
+/// The calls of plugins, in order.
 type Calls = Vec<(usize, Phase)>;
 
-/// The field by which an operation of a batch says which it is.
+/// The header that identifies an operation of a batch.
 const PLACE: &str = "Place";
 
-/// The acts of the plugins, and their calls. Single operations are at place 0.
+/// The scripted actions of the plugins, and their calls. Single operations have index 0.
 #[derive(Default)]
 struct Play {
     acts: Vec<(usize, usize, Phase, Act)>,
@@ -57,7 +57,7 @@ struct Play {
 }
 
 static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
-/// There is one play at a time.
+/// Only one test uses the script at a time.
 static STAGE: Mutex<()> = Mutex::new(());
 
 fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
@@ -119,7 +119,7 @@ act! {
 fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
     let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
-    // Five panics would be over in a moment.
+    // Five panics would happen at once.
     let failure_policy = FailurePolicy { on_failure: OnFailure::Keep, ..FailurePolicy::default() };
     // SAFETY: the module is of this program, made by the same vkog-plugin-api.
     Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
@@ -144,7 +144,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     told.recv_timeout(DEADLINE).expect("every request gets a response")
 }
 
-/// Which calls these acts have to lead to, and which plugin and act end the operation before the store is called.
+/// Returns the calls that these actions must cause, and the plugin and action that end the operation before the store.
 fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, Option<(usize, Act)>) {
     let mut calls = Vec::new();
     let phases: &[Phase] = if guarded { &[Phase::Before, Phase::Guard] } else { &[Phase::Before] };
@@ -165,7 +165,7 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
     (calls, None)
 }
 
-/// The files, without the zeros that the log is filled up with.
+/// Returns the files without the preallocated zeros of the log.
 fn files_of(disk: &SimulatedDisk) -> Image {
     let mut image = disk.now();
     for data in image.0.values_mut() {
@@ -174,13 +174,13 @@ fn files_of(disk: &SimulatedDisk) -> Image {
     image
 }
 
-/// Five actors around a store.
+/// A store with five scripted plugins.
 fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
-    // Intended panics print nothing, because there are thousands of them.
+    // Deliberate panics print nothing, because there are thousands.
     drop(std::panic::take_hook());
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -292,7 +292,7 @@ type Stop = (usize, Option<(usize, Act)>);
 struct Expected {
     calls: Vec<(usize, usize, Phase)>,
     stop: Option<Stop>,
-    /// Whether each operation finds what it is about, or writes it.
+    /// Whether each operation finds or writes its entry.
     done: Vec<bool>,
 }
 

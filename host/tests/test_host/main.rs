@@ -69,7 +69,7 @@ impl Op {
         Self { verb, key, value, content_type, if_revision, headers }
     }
 
-    /// A request for a plugin to make: verb, key, value, media type; "=" is a revision that no entry has.
+    /// A store call for a plugin: verb, key, value, media type; "=" means a revision that no entry has.
     fn asked(random: &mut Random) -> String {
         let verb = ["get", "post", "put", "delete", "list"][random.below(5)];
         let key = if random.below(10) == 0 { "k".repeat(1025) } else { format!("k{}", random.below(12)) };
@@ -101,7 +101,7 @@ impl Seen {
     }
 }
 
-/// A generator of numbers that look random: SplitMix64.
+/// A generator of pseudo-random numbers: SplitMix64.
 struct Random(u64);
 
 impl Random {
@@ -121,7 +121,7 @@ fn seed() -> u64 {
     }
 }
 
-/// Sends an operation to both, and returns what both say.
+/// Sends an operation to both, and returns both responses.
 fn operation(host: &TestHost, server: &Server, op: &Op, what: &str) -> Seen {
     let (reply, response) = (op.request(host).send(), server.operation(op));
     assert_eq!(Seen::of(&reply), response, "{what}: {op:?}\n{reply}");

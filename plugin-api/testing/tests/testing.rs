@@ -9,7 +9,7 @@ use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 use vkog_plugin_testing::{Setup, TestHost, plugin};
 
-/// Holds as much as its guards reserved, and gives it back.
+/// Counts the bytes that its guards reserve, and releases them in undo.
 struct Holder {
     held: Gauge,
 }
@@ -35,7 +35,7 @@ impl UndoPut for Holder {
     }
 }
 
-/// Refuses and panics as the value demands.
+/// Refuses or panics, as the value says.
 struct Moody;
 
 impl Plugin for Moody {
@@ -163,7 +163,7 @@ fn requests_of_plugins_nest_eight_deep_and_are_refused_under_a_lock() {
     assert_eq!(host.log(), "");
 }
 
-/// Counts in the entry's details how often it was written, and ticks as it is set to.
+/// Counts the writes of an entry in its details, and ticks at the configured interval.
 struct Counting {
     host: Host,
     settings: Mutex<Pace>,
@@ -275,7 +275,7 @@ fn an_error_of_invalid_settings_names_the_plugin_and_the_known_keys() {
     );
 }
 
-/// Refuses an existing key.
+/// Refuses a key that exists.
 struct Once;
 
 impl Plugin for Once {
@@ -395,7 +395,7 @@ fn listings_and_watches_show_what_plugins_let_a_client_see() {
     assert!(watch.changes().is_empty() && watch.end().is_none());
 }
 
-/// Lets in one entry, and makes room by removing "old".
+/// Accepts one entry, and makes room by removing "old".
 struct One {
     host: Host,
     entries: AtomicI64,

@@ -18,7 +18,7 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-/// Lets the clock show a later time without a tick: what has expired is not removed.
+/// Advances the clock without a tick, so that expired entries are not removed.
 fn pass(host: &TestHost, time: Duration) {
     host.set_time(host.now() + time);
 }
@@ -27,7 +27,7 @@ fn write(host: &TestHost, verb: Verb, key: &str, ttl: &str) -> Reply {
     host.request(verb, key).header("Vkog-TTL", ttl).body("value").send()
 }
 
-/// Keeps create and update apart, and knows how many keys and bytes there are.
+/// Separates create and update, and counts keys and bytes.
 struct Strict {
     bytes: Gauge,
 }
@@ -185,7 +185,7 @@ fn a_clock_set_back_revives_entries_that_were_not_removed() {
     assert_eq!(host.metric("ttl", "expired_total"), 1);
 }
 
-/// Rejects every removal while the test demands it.
+/// Refuses removals while a flag is set.
 struct Keeper;
 
 static KEEPS: AtomicBool = AtomicBool::new(true);
@@ -221,7 +221,7 @@ fn a_refused_removal_is_retried_every_ten_seconds_and_the_entry_stays_absent() {
     assert_eq!(host.metric("ttl", "expired_total"), 1);
 }
 
-/// Writes a key once more when that is about to be removed for the first time.
+/// Writes a key again just before its first removal.
 struct Renewing {
     host: Host,
     is_done: AtomicBool,
@@ -255,7 +255,7 @@ fn an_entry_that_is_renewed_while_it_is_being_removed_stays() {
     host.get("a").expect(404);
 }
 
-/// Holds up updates between what they find when they come in and their write.
+/// Delays updates between their before-hooks and their write.
 struct Waiting;
 
 static WAITING: Barrier = Barrier::new(2);
@@ -308,7 +308,7 @@ fn a_write_whose_store_fails_leaves_the_expiry_as_it_was() {
     assert_eq!((host.metric("ttl", "entries"), host.metric("ttl", "expired_total")), (0, 1));
 }
 
-/// A generator of numbers that look random (xorshift): the same in every run.
+/// A generator of pseudo-random numbers (xorshift), the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -339,7 +339,7 @@ fn a_jumping_clock_expires_20000_entries_neither_early_nor_late() {
             2 => host.restart(),
             _ => host.advance(Duration::from_millis(random.below(120_000))),
         }
-        // The latest time that the clock has shown when the plugin could remove something.
+        // The latest time of the clock at which the plugin could remove an entry.
         if round % 6 >= 2 {
             host.tick("ttl");
             removed_by = removed_by.max(host.now());
@@ -361,7 +361,7 @@ fn a_jumping_clock_expires_20000_entries_neither_early_nor_late() {
     assert!(expiries.keys().all(|key| host.get(key).status == 404));
 }
 
-/// The plugin's part in a DELETE, with a plugin that the test can look into.
+/// The plugin's hooks in a DELETE, on an instance that the test can inspect.
 struct Visible(Arc<Ttl>);
 
 static VISIBLE: Mutex<Option<Arc<Ttl>>> = Mutex::new(None);
@@ -388,7 +388,7 @@ impl UndoDelete for Visible {
     }
 }
 
-/// Lets nothing be removed.
+/// Refuses every removal.
 struct Refuses;
 
 impl Plugin for Refuses {

@@ -37,7 +37,7 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
         200,
     ),
     ("POST", "/batch", r#"[{"op":"delete","key":"{}"},{"op":"get","key":"a/1"}]"#, Some(Write), 200),
-    // What it would tell has no end; what is too far ahead is nothing, to whoever may read.
+    // A watch has no end, so it starts at a future revision, which a permitted client gets refused.
     ("GET", "/watch?since=999999999&prefix={}", "", Some(Read), 410),
     ("HEAD", "/watch?prefix={}", "", Some(Read), 200),
     ("GET", "/metrics", "", Some(Read), 200),
@@ -49,7 +49,7 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
     ("GET", "/nothing", "", None, 404),
 ];
 
-/// Keys as they may stand in a target, and as they are stored.
+/// Keys as they may be written in a target, and as they are stored.
 const KEYS: [(&str, &str); 14] = [
     ("a/x", "a/x"),
     ("%61/x", "a/x"),
@@ -67,7 +67,7 @@ const KEYS: [(&str, &str); 14] = [
     ("A/x", "A/x"),
 ];
 
-/// A value of `Authorization`, and the right and the prefix of its token, if the token is known.
+/// The value of `Authorization`, and the permission and prefix of its token, if the token is known.
 type Sent = (Option<&'static str>, Option<(Right, &'static str)>);
 
 const SENT: [Sent; 13] = [
@@ -83,7 +83,7 @@ const SENT: [Sent; 13] = [
     (Some("Bearer operator"), Some((Admin, ""))),
     (Some("Bearer reader-of-a"), Some((Read, "a/"))),
     (Some("Bearer writer-of-a"), Some((Write, "a/"))),
-    // By its SHA-256, which itself is no token.
+    // The SHA-256 of a token, which is not itself a token.
     (Some("Bearer 06e55b633481f7bb072957eabcf110c972e86691c3cfedabe088024bffe42f23"), None),
 ];
 
@@ -116,7 +116,7 @@ right = "write"
 prefix = "a/"
 "#;
 
-/// A token that may do everything.
+/// A token with all permissions.
 const OPERATOR: Option<&str> = Some("Bearer operator");
 
 fn ask(wire: &mut Wire, sent: Option<&str>, method: &str, target: &str, body: &str) -> Reply {
@@ -127,7 +127,7 @@ fn ask(wire: &mut Wire, sent: Option<&str>, method: &str, target: &str, body: &s
         .reply()
 }
 
-/// A key as it stands in a target, every byte of it encoded.
+/// Returns a key for a target, with every byte encoded.
 fn encoded(key: &str) -> String {
     key.bytes().map(|byte| format!("%{byte:02x}")).collect()
 }
@@ -142,7 +142,7 @@ fn every_endpoint_checks_the_permission_of_every_token_for_every_key() {
             let mut wire = server.wire();
             for (method, target, body, right, done) in ENDPOINTS {
                 let about_keys = target.contains("{}") || body.contains("{}");
-                // What is about the server is within no prefix.
+                // Requests about the whole server belong to no prefix.
                 let keys = if about_keys { &KEYS[..] } else { &[("", "")] };
                 for (spelled, key) in keys {
                     let entry = format!("/k/{}", encoded(key));
@@ -150,7 +150,7 @@ fn every_endpoint_checks_the_permission_of_every_token_for_every_key() {
                         ask(&mut operator, OPERATOR, "PUT", &entry, "old").expect(200);
                     }
                     let target = target.replace("{}", spelled);
-                    // A body is no URL: there a key stands as it is stored.
+                    // A body is not a URL: it contains the key as it is stored.
                     let reply = ask(&mut wire, sent, method, &target, &body.replace("{}", key));
                     let expected = match (right, token) {
                         (None, _) => done,
@@ -209,7 +209,7 @@ fn an_open_server_requires_a_token_only_for_administration() {
     for engine in ENGINES {
         let server = Setup::new().config(CONFIG).args(["--open", "--http", engine]).start();
         let mut wire = server.wire();
-        // A plugin may ask for tokens that the host knows nothing of.
+        // A plugin may require tokens that the host does not know.
         for sent in [None, Some("Bearer unknown"), Some("Bearer reader-of-a")] {
             ask(&mut wire, sent, "PUT", "/k/b", "v").expect(200);
             ask(&mut wire, sent, "GET", "/plugins", "").expect(200);

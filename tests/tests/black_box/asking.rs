@@ -15,13 +15,13 @@ fn setup(config: &str) -> Setup {
     Setup::new().load(artefacts().library("drill")).config(administered(config))
 }
 
-/// Sends a request of this verb; those that write have a value.
+/// Sends a request with this verb, with a value if it writes.
 fn send(server: &Server, verb: &str, path: &str) -> vkog_tests::Reply {
     let request = server.path(&verb.to_uppercase(), path);
     if verb == "post" || verb == "put" { request.body("v").send() } else { request.send() }
 }
 
-/// Returns the log lines of the plugin.
+/// Returns what the plugin logged.
 fn said(log: &str) -> Vec<String> {
     let line = |line: &str| -> Option<String> {
         let line: Value = serde_json::from_str(line).ok()?;
@@ -41,7 +41,7 @@ fn store_calls_in_before_and_after_hooks_pass_the_whole_chain() {
             send(&server, verb, &format!("/k/{key}?ask={hook}:post:other")).expect(200);
             server.get("other").expect(200).is("sent");
             server.logs(&["drill", &format!("{hook}: done")]);
-            // The other plugins know who asked, and that clients are no plugins.
+            // The other plugins see which plugin called, and that clients are no plugins.
             server.logs(&["witness-last", "\\\"key\\\":\\\"other\\\"", "before_post", "\\\"asker\\\":\\\"drill\\\""]);
             server.logs(&["witness-last", "\\\"key\\\":\\\"other\\\"", "after_post", "\\\"asker\\\":\\\"drill\\\""]);
             server.logs(&["witness-last", "\\\"key\\\":\\\"k\\\"", "\\\"asker\\\":null"]);
@@ -68,7 +68,7 @@ fn store_calls_in_guard_and_undo_hooks_are_refused_at_once() {
     for verb in VERBS {
         for asked in ["get", "post", "put", "delete"] {
             server.put("k", "v").expect(200);
-            // Of the very key that is locked, too.
+            // Also for the locked key itself.
             let guard = send(&server, verb, &format!("/k/k?ask=guard_{verb}:{asked}:k"));
             guard.refused(508, "guard and undo hooks cannot send requests to the store").has("Vkog-Plugin", "drill");
             let path = format!("/k/k?ask=undo_{verb}:{asked}:k&refuse=guard_{verb}");
@@ -146,7 +146,7 @@ fn ticks_remove_entries_through_the_chain_and_the_count_of_bytes_stays_exact() {
         }
     };
     with_background(writers, || wait_for_ticks(100));
-    // What was in flight is over, and one whole tick has seen all that was left.
+    // The requests in flight have ended, and one whole tick has seen the remaining entries.
     wait_for_ticks(3);
     assert_eq!(server.plugin("drill")["metrics"]["swept"], 0, "what the last tick removed");
     assert!(server.count("drill", "tick", "calls") >= 100);
@@ -187,7 +187,7 @@ fn a_tick_that_returns_zero_is_called_at_most_every_millisecond() {
     let mut ticked = 0;
     while ticked < 50 {
         ticked = ticks() - before;
-        // What is counted while it is read is one more.
+        // The request that reads the counter counts itself, too.
         let most = began.elapsed().as_millis() + 2;
         assert!(u128::from(ticked) <= most, "{ticked} ticks in {most} ms");
     }
@@ -202,7 +202,7 @@ fn a_slow_tick_delays_only_the_reload() {
     let server = setup.start();
     server.post("k", "v").expect(200);
     server.logs(&["1 ticked"]);
-    // The next has begun, or will in a moment.
+    // The next tick has started, or starts soon.
     let deadline = Instant::now() + DEADLINE;
     while server.plugin("drill")["metrics"]["ticks_total"].as_u64() < Some(2) {
         assert!(Instant::now() < deadline, "it does not tick:\n{}", server.log());
@@ -232,7 +232,7 @@ fn store_calls_before_start_are_refused_and_delay_no_reload_or_stop() {
     server.post("k", "v").expect(200);
     let refusals = |what: &str| said(&server.log()).iter().filter(|line| line.starts_with(what)).count();
     for round in 1..=5 {
-        // The thread asks, as soon as it may.
+        // The thread calls the store as soon as it is permitted.
         let deadline = Instant::now() + DEADLINE;
         while server.get("k").expect(200).body != b"watched" {
             assert!(Instant::now() < deadline, "its thread cannot ask:\n{}", server.log());

@@ -30,7 +30,7 @@ const EXPORT: &str = "
 export_plugin!(Mine);
 ";
 
-/// Asserts that the compiler rejects a plugin, whose crate gets this name, and says all of the words.
+/// Asserts that a plugin in a crate with this name does not compile, and that the errors contain all of the words.
 #[track_caller]
 fn rejected(name: &str, source: &[&str], words: &[&str]) {
     let said = rejected_plugin(&format!("wrong-{name}"), &source.concat());

@@ -16,7 +16,7 @@ fn a_blocking_hook_delays_no_other_connection() {
         for hook in ["before_get waits", "after_put waits"] {
             server.logs(&[hook]);
         }
-        // The write is kept, and its answer waits.
+        // The write is durable, and its response waits.
         for mut wire in server.wires(16) {
             wire.request("PUT", "/k/k", b"value").expect(200);
             wire.request("GET", "/k/k", b"").expect(200).is("value");

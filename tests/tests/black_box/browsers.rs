@@ -6,7 +6,7 @@
 
 use vkog_tests::{ENGINES, Reply, Server, Setup, TOKEN, Wire, administered, description};
 
-/// Method, target, body and success status of every route that needs a right.
+/// Method, target, body and success status of every route that needs a permission.
 const DATA: [(&str, &str, &str, u16); 13] = [
     ("GET", "/k/a", "", 200),
     ("HEAD", "/k/a", "", 200),
@@ -36,7 +36,7 @@ fn ask(wire: &mut Wire, method: &str, target: &str, headers: &str, body: &str) -
     reply
 }
 
-/// Sends all requests of [`DATA`] with these header lines, and expects success or this refusal; then that nothing was written.
+/// Requests all of [`DATA`] with these header lines. Expects success or this refusal, and that a refused request wrote nothing.
 #[track_caller]
 fn ask_all(server: &Server, headers: &str, refusal: Option<(u16, &str)>) {
     let mut wire = server.wire();
@@ -55,7 +55,7 @@ fn ask_all(server: &Server, headers: &str, refusal: Option<(u16, &str)>) {
     ask(&mut wire, "PUT", "/k/a", "Host: localhost\r\n", "old").expect(200);
 }
 
-/// A server with an entry.
+/// Starts a server with one entry.
 fn serving(setup: &Setup) -> Server {
     let server = setup.start();
     server.put("a", "old").expect(200);
@@ -93,12 +93,12 @@ fn a_loopback_server_without_tokens_rejects_foreign_hosts() {
         ] {
             ask_all(&server, &format!("Host: {host}\r\n"), Some((421, "allowed-hosts")));
         }
-        // They say nothing of the store.
+        // These routes reveal nothing of the store.
         let mut wire = server.wire();
         for target in ["/", "/livez", "/readyz", "/openapi.json"] {
             ask(&mut wire, "GET", target, "Host: evil.example\r\n", "").expect(200);
         }
-        // HTTP/1.0 needs no Host, and no browser speaks it.
+        // HTTP/1.0 needs no Host, and browsers do not use it.
         server.wire().send("GET /k/a HTTP/1.0\r\n\r\n").reply().expect(200).is("old");
         server.wire().send("GET /k/a HTTP/1.0\r\nHost: evil.example\r\n\r\n").reply().expect(421);
     }
@@ -141,7 +141,7 @@ fn cross_site_requests_are_rejected_on_every_route_with_data() {
             "Origin: https://LOCALHOST:3110\r\n",
             "Sec-Fetch-Site: same-origin\r\n",
             "Sec-Fetch-Site: none\r\n",
-            // A proxy may rewrite Host; a browser compares the addresses that it knows.
+            // A proxy may rewrite Host; a browser compares the original addresses.
             "Sec-Fetch-Site: same-origin\r\nOrigin: https://vkog.example\r\n",
         ] {
             ask_all(&server, &format!("{same}{headers}"), None);
@@ -164,10 +164,10 @@ fn cross_site_requests_are_rejected_on_every_route_with_data() {
         ] {
             ask_all(&server, &format!("{same}{headers}"), Some((403, "another site")));
         }
-        // A link to the page is a link as any.
+        // A link to the page works like any other link.
         let linked = format!("{same}Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n");
         ask(&mut server.wire(), "GET", "/", &linked, "").expect(200);
-        // What asks before it sends is not told that it may.
+        // A preflight request is not permitted.
         let preflight = format!("{same}Origin: http://evil.example\r\nAccess-Control-Request-Method: PUT\r\n");
         let reply = ask(&mut server.wire(), "OPTIONS", "/k/a", &preflight, "").expect(204);
         assert_eq!(reply.header("Access-Control-Allow-Origin"), None, "{reply}");
@@ -436,7 +436,7 @@ fn a_request_through_a_proxy_does_not_count_as_local() {
             "X-Real-IP: 127.0.0.1\r\n",
             "Via: 1.1 proxy\r\n",
         ] {
-            // Neither with the token nor without one.
+            // Neither with the token nor without it.
             for headers in [&operator, "Host: localhost\r\n"] {
                 reload(&format!("{headers}{header}")).refused(403, "Administration").says("[proxy]");
             }
@@ -471,7 +471,7 @@ fn a_trusted_proxy_supplies_the_client_address() {
             ("X-Forwarded-For: unknown\r\n", 403),
             ("X-Forwarded-For: 127.0.0.1, unknown\r\n", 403),
             ("X-Forwarded-For: \r\n", 403),
-            // This is not what the proxy is said to send, and so is the client's own word.
+            // The proxy does not send this header, so the client chose it.
             ("Forwarded: for=127.0.0.1\r\n", 403),
             ("X-Real-IP: 127.0.0.1\r\n", 403),
         ] {
@@ -484,7 +484,7 @@ fn a_trusted_proxy_supplies_the_client_address() {
         server.logs(&["\"path\":\"/k/2\"", "\"client\":\"[2001:db8::1]:0\""]);
         ask(&mut wire, "GET", "/k/3", "Host: localhost\r\nX-Forwarded-For: unknown\r\n", "").expect(404);
         server.logs(&["\"path\":\"/k/3\"", "\"client\":\"unknown\""]);
-        // A reload takes in the table.
+        // A reload applies the table.
         setup.write_config(&standard);
         server.reload().expect(200);
         let mut wire = server.wire();
@@ -525,7 +525,7 @@ fn the_host_of_an_absolute_target_is_checked_like_the_host_field() {
         for host in ["localhost", "127.0.0.1:3110", "[::1]:80"] {
             send(&format!("http://{host}/k/a"), "").expect(200).is("old");
             send(&format!("http://{host}/k/a"), &format!("Origin: http://{host}\r\n")).expect(200);
-            // Host does not count beside it.
+            // It takes precedence over Host.
             send("http://vkog.localhost/k/a", &format!("Origin: http://{host}\r\n")).expect(403);
         }
         for target in ["http://evil.example/k/a", "http://evil.example:80/k/a", "https://localhost.evil.example/k/a"] {

@@ -39,7 +39,7 @@ fn a_plugin_built_by_another_compiler_loads() {
         setup = setup.load(&library);
         names.push(name);
     }
-    // All of them in one process.
+    // Loads all of them into one process.
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", &names[0]);

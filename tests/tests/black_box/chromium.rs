@@ -12,7 +12,7 @@ use vkog_tests::{Browser, ENGINES, Server, Setup, TOKEN, Tab, administered};
 
 const SECRET: &str = "what only this machine may read";
 
-/// All that a page can try: it returns what it could read. `SERVER` is where it asks, `OWN` whether that is its own origin.
+/// All attempts that a page can make; returns what it could read. `SERVER` is the target, `OWN` whether that is its own origin.
 const ATTACK: &str = r#"
 const read = [];
 const attempt = async what => { try { read.push(String(await what())); } catch { /* Refused by the browser. */ } };
@@ -56,7 +56,7 @@ await attempt(() => new Promise((done, failed) => {
 return read;
 "#;
 
-/// A server of the attacker's, with an empty page. Gives its port.
+/// Starts a server of the attacker with an empty page. Returns its port.
 fn attacker() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = listener.local_addr().expect("it is bound").port();
@@ -88,7 +88,7 @@ fn serving(engine: &str) -> Server {
     server
 }
 
-/// Tries all of it on a page, and asserts that nothing was read or written.
+/// Makes all attempts on a page, and asserts that nothing was read or written.
 #[track_caller]
 fn attack(browser: &mut Browser, page: &str, target: &str, server: &Server) {
     let tab = browser.tab();
@@ -129,7 +129,7 @@ fn a_page_with_a_rebound_dns_name_can_neither_read_nor_write() {
     }
 }
 
-/// Types the token into the server's own page.
+/// Types the token into the web UI.
 fn type_token(browser: &mut Browser, tab: &Tab) {
     browser.run(tab, &format!("$('token').value = {TOKEN:?}; $('token').dispatchEvent(new Event('change'))"));
 }
@@ -162,7 +162,7 @@ fn a_stored_page_cannot_read_the_token_or_the_store() {
 #[test]
 fn the_page_of_the_server_works() {
     let Some(mut browser) = browser() else { return };
-    // Looks until it holds; the call that waits for it has a deadline.
+    // Repeats until the condition holds; the waiting call has a deadline.
     let until = |condition: &str| format!("while (!({condition})) await new Promise(done => setTimeout(done, 10));");
     for engine in ENGINES {
         let server = serving(engine);

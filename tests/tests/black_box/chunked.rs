@@ -21,7 +21,7 @@ fn head(method: &str, path: &str, fields: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n{fields}\r\n")
 }
 
-/// A body in chunks of this length.
+/// Encodes a body in chunks of this length.
 fn chunked(body: &[u8], length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for chunk in body.chunks(length) {
@@ -63,15 +63,15 @@ fn a_chunked_body_is_stored_however_it_is_cut() {
             }
             eprintln!("{engine}: {value:?}");
         }
-        // A connection is kept, and a request that was sent ahead is served.
+        // The connection stays open, and a pipelined request is served.
         let two = head("PUT", "/k/a", "") + "1\r\na\r\n0\r\n\r\nGET /k/a HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let mut wire = server.wire();
         wire.send(two).reply().expect(200);
         wire.reply().expect(200).is("a");
-        // An empty one is an empty one.
+        // An empty chunked body counts as empty.
         wire.send(head("PUT", "/k/a", "")).send("0\r\n\r\n").reply().expect(400).begins("No content provided");
         server.get("a").expect(200).is("a");
-        // The name of the coding has no case.
+        // The name of the coding is case-insensitive.
         wire.send("PUT /k/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n")
             .reply()
             .expect(200);
@@ -102,7 +102,7 @@ fn malformed_chunks_are_400_write_nothing_and_end_the_connection() {
             assert!(rest.is_empty(), "{engine}: {} follows {body:?}", rest.escape_ascii());
             server.get("new").expect(404);
         }
-        // One that ends in the middle is cut off.
+        // A body that ends early is cut off.
         for body in ["", "5", "5\r\n", "5\r\nhel", "5\r\nhello\r\n", "5\r\nhello\r\n0\r\n"] {
             let mut wire = server.wire();
             wire.send(head("PUT", "/k/new", "")).send(body).finish();
@@ -147,7 +147,7 @@ fn a_chunked_body_is_413_once_it_exceeds_the_limit() {
         }
         wire.send(head("PUT", "/k/new", "")).send(chunked(&pattern(100_001), 4096));
         wire.reply().expect(413).says("100000").has("Connection", "close");
-        // A chunk that would be too large is not waited for.
+        // A chunk that is too large is refused before it arrives.
         let mut wire = server.wire();
         wire.send(head("PUT", "/k/new", "")).send("fffffff\r\n").send(pattern(100_001)).reply().expect(413);
         server.get("new").expect(200).is(&value);

@@ -111,7 +111,7 @@ fn completions_and_man_page_have_every_command_and_option() {
     let setup = Setup::new();
     for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
         let exit = setup.run(arguments.iter().copied()).expect(0);
-        // The manual page guards its hyphens.
+        // The manual page escapes its hyphens.
         let told = exit.stdout.replace('\\', "");
         for word in ["max-size", "plugin-dir", "repair", "plugins", "completions"] {
             assert!(told.contains(word), "{word} in {exit}");
@@ -121,7 +121,7 @@ fn completions_and_man_page_have_every_command_and_option() {
     assert!(exit.one_error().contains("zsh"), "{exit}");
 }
 
-/// The limit that the bytes plugin holds to.
+/// Returns the limit of the bytes plugin.
 fn limit(server: &Server) -> String {
     let refusal = server.post("k", vec![b'x'; 200_000]).expect(413).has("Vkog-Plugin", "bytes").text();
     let (_, rest) = refusal.split_once(" of ").unwrap_or_else(|| panic!("no limit in {refusal}"));
@@ -137,7 +137,7 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
     for flag in ["-s", "--max-size"] {
         assert_eq!(limit(&environment.clone().args([flag, "3KiB"]).start()), "3072");
     }
-    // And a plugin's own setting is nearer to it than the host's.
+    // A plugin's own setting takes precedence over the host's.
     let own = file_with_own_limit();
     assert_eq!(limit(&own.start()), "512");
 }
@@ -215,7 +215,7 @@ fn sigterm_and_sigint_finish_requests_and_write_the_store() {
         let setup = Setup::new().load(bytes()).load(conflict());
         let server = setup.start();
         server.post("k", "v").expect(200);
-        // Its connection stays open and idle; it must not hold up the stop.
+        // Its connection stays open and idle, and must not delay the stop.
         let mut idle = server.wire();
         idle.request("GET", "/k/k", b"").expect(200);
         server.stop_with(signal).expect(0);

@@ -32,7 +32,7 @@ use std::time::Instant;
 
 use vkog_tests::{DEADLINE, Reply, Running, Server, Setup};
 
-/// Whether a program runs here.
+/// Whether a program is installed.
 fn is_there(program: &str) -> bool {
     let status = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let found = status.is_ok_and(|status| status.success());
@@ -68,7 +68,7 @@ impl Injection {
     }
 }
 
-/// The response that the client must get.
+/// The expected response.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Told {
     Refused(u16),
@@ -167,7 +167,7 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
     server.stop().expect(0);
 }
 
-/// A small disk, for as long as it is not dropped.
+/// A small disk, until it is dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -188,12 +188,12 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// A server whose store is on it.
+    /// Starts a server whose store is on it.
     fn setup(&self) -> Setup {
         Setup::new().store(self.path().join("s.vkog"))
     }
 
-    /// Takes all the room that is left.
+    /// Fills the disk.
     fn fill(&self) -> PathBuf {
         let filler = self.path().join("filler");
         let mut file = std::fs::File::create(&filler).expect("a file can be made");
@@ -213,14 +213,14 @@ fn unmount(path: &Path) {
     let _ = Command::new("umount").arg("--lazy").arg(path).status();
 }
 
-/// The value of a metric.
+/// Returns the value of a metric.
 fn metric(server: &Server, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// Writes a value again until the snapshot is written that makes room for it.
+/// Repeats a write until a snapshot has made space for it.
 fn put_in_time(server: &Server, key: &str, value: &[u8]) {
     let deadline = Instant::now() + DEADLINE;
     while server.put(key, value).status != 200 {
@@ -362,7 +362,7 @@ fn a_store_that_is_a_mount_point_is_refused_with_a_way_out() {
     assert!(error.contains("is a mount point") && error.contains("mount its folder"), "{error}");
 }
 
-/// Starts a server all of whose calls of one kind fail; strace ends with it.
+/// Starts a server whose calls of one kind all fail; strace ends with it.
 fn start_with_faults(setup: &Setup, call: &str, fault: &str) -> Server {
     let line = format!(
         "exec strace -f -o /dev/null -e trace={call} -e inject={call}:{fault} \

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use vkog_tests::{Setup, artefacts, dead_links, dead_links_of_site, on_windows, program, target_folder, workspace};
 
-/// Runs a command to its end, and gives what it said.
+/// Runs a command and returns its standard output.
 #[track_caller]
 fn said(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
@@ -38,7 +38,7 @@ fn the_distribution_runs_where_it_is_unpacked() {
     let setup = Setup::new();
     let packed = dist();
     let name = packed.file_name().expect("an archive has a name").to_string_lossy().into_owned();
-    // Under the umask that lets the group write most.
+    // Under a umask that permits the group to write.
     let unpack = if on_windows() { "python3 -m zipfile -e \"$0\" ." } else { "umask 002 && tar -xzf \"$0\"" };
     said(Command::new("sh").args(["-c", unpack]).arg(&packed).current_dir(setup.folder()));
     let folder = setup.folder().join(name.trim_end_matches(".tar.gz").trim_end_matches(".zip"));

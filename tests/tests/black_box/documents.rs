@@ -14,7 +14,7 @@ use vkog_tests::{
     Running, Server, Setup, artefacts, bytes, conflict, markdown, target_folder, ttl, workspace, written_plugin,
 };
 
-/// Commands that are not run here, because they would build or start a real server.
+/// Commands that are not run here, because they build or install.
 const NOT_RUN: [&str; 9] = [
     "cargo xtask serve",
     "cargo install",
@@ -27,7 +27,7 @@ const NOT_RUN: [&str; 9] = [
     "cd ",
 ];
 const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
-/// The commands that ask a server.
+/// The commands that send requests to a server.
 const ASKING: [&str; 8] =
     ["curl ", "vkog get ", "vkog put ", "vkog post ", "vkog delete ", "vkog ls", "vkog watch", "vkog batch"];
 
@@ -50,14 +50,14 @@ impl Step {
 }
 
 struct Session {
-    /// Where it begins, for messages.
+    /// Its position, for messages.
     place: String,
     /// The `toml` block before it.
     config: Option<String>,
     steps: Vec<Step>,
 }
 
-/// The sessions of a document.
+/// Returns the sessions of a document.
 fn sessions(document: &Path) -> Vec<Session> {
     let text =
         std::fs::read_to_string(document).unwrap_or_else(|error| panic!("cannot read {}: {error}", document.display()));
@@ -68,7 +68,7 @@ fn sessions(document: &Path) -> Vec<Session> {
         let Some(language) = line.strip_prefix("```") else { continue };
         let block: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
         match language {
-            // A manifest is no configuration.
+            // A manifest is not a configuration.
             "toml" if !block.iter().any(|line| ["[package]", "[lib]", "[dependencies]"].contains(line)) => {
                 config = Some(block.join("\n"));
             }
@@ -129,12 +129,12 @@ fn shifted(text: &str, from: u64, to: u64) -> String {
     shifted + rest
 }
 
-/// The first revision that a text has.
+/// Returns the first revision in a text.
 fn first_revision(text: &str) -> Option<u64> {
     text.split(|letter: char| !letter.is_ascii_digit()).find(|number| number.len() == 16)?.parse().ok()
 }
 
-/// The server that a line such as `vkog --plugin-dir ./plugins -s 16 &` starts.
+/// Starts the server of a line such as `vkog --plugin-dir ./plugins -s 16 &`.
 fn serve(setup: &Setup, session: &Session, command: &str) -> Server {
     let line = command.trim_end_matches('&').trim();
     let mut arguments = vec!["--listen".to_owned(), "127.0.0.1:0".to_owned()];
@@ -161,7 +161,7 @@ fn serve(setup: &Setup, session: &Session, command: &str) -> Server {
 
 fn run(session: &Session, setup: &Setup) {
     let mut server = None;
-    // The first revision that is shown, and what it is here.
+    // The first revision in the document, and in this run.
     let mut first = None;
     for step in &session.steps {
         let program = step.command.split_whitespace().next().unwrap_or_default();
@@ -174,7 +174,7 @@ fn run(session: &Session, setup: &Setup) {
                 server = Some(started);
             }
             "vkog" | "curl" | "cat" | "cut" => {
-                // A document that starts its server by a command that is not run here.
+                // The document starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());
                 ask(session, step, server, setup.folder(), &mut first);
             }
@@ -186,7 +186,7 @@ fn run(session: &Session, setup: &Setup) {
     }
 }
 
-/// Runs a command that asks a server, or looks at what it wrote into its folder.
+/// Runs a command that sends requests to a server, or reads files in its folder.
 #[track_caller]
 fn ask(session: &Session, step: &Step, server: &Server, folder: &Path, first: &mut Option<(u64, u64)>) {
     let command = step.command.replace(DEFAULT_ADDRESS, server.address());
@@ -207,13 +207,13 @@ fn ask(session: &Session, step: &Step, server: &Server, folder: &Path, first: &m
         if matches(&step.expected, &output) {
             break;
         }
-        // A file may be written a moment after the answer.
+        // A file may be written shortly after the response.
         let again = !command.starts_with("curl") && Instant::now() < deadline;
         assert!(again, "{}: not {:?}\n{exit}\n{}", session.place, step.expected, server.log());
     }
 }
 
-/// The folders in a folder of the workspace.
+/// Returns the crates in a folder of the workspace.
 fn folders(of: &str) -> Vec<PathBuf> {
     let read = std::fs::read_dir(workspace().join(of)).expect("the folder exists");
     let mut folders: Vec<_> =
@@ -247,7 +247,7 @@ fn the_sessions_of_the_readme_run_as_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
-/// The tutorial of plugins has its own test.
+/// The plugin tutorial has its own test.
 #[test]
 fn the_sessions_of_the_documentation_run_as_shown() {
     let mut documents = markdown(&workspace().join("docs"));
@@ -264,7 +264,7 @@ fn the_session_of_every_plugin_readme_runs_as_shown() {
     }
 }
 
-/// The fenced blocks of a document in this language, in their order.
+/// Returns the fenced blocks of a document in this language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let path = workspace().join(document);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {document}: {error}"));
@@ -281,7 +281,7 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// The imports that the recipes of the guide for plugin authors assume.
+/// The context of the recipes in the guide for plugin authors.
 const AROUND_RECIPES: &str = "
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
@@ -294,7 +294,7 @@ const AROUND_RECIPES: &str = "
     struct Remote;
 ";
 
-/// One crate has both, because a build takes longer than all else.
+/// One crate for both, because the build takes most of the time.
 #[test]
 fn the_plugin_of_the_readme_works_and_the_recipes_for_authors_compile() {
     let recipes = blocks("docs/how-to/write-a-plugin.md", "rust").join("\n");
@@ -324,7 +324,7 @@ fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let (last, steps) = making.steps.split_last().expect("there are four");
     for Step { command, expected } in steps {
         let mut shell = setup.shell(&format!("umask 022; {command}"));
-        // Without a deadline, as every build.
+        // Without a deadline, like every build.
         let output =
             building(&mut shell, &folder).output().unwrap_or_else(|error| panic!("cannot run {command}: {error}"));
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -340,7 +340,7 @@ fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let own = shown.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//")).count();
     assert!(own <= 25, "{own} lines of a plugin's own");
 
-    // A test that runs it in the chain, as the guide has it.
+    // Add the tests of both guides.
     let in_the_chain = blocks(GUIDE, "rust").into_iter().find(|block| block.contains("vkog_plugin_testing::Setup"));
     let dependency = blocks(GUIDE, "toml").into_iter().find(|block| block.contains("[dev-dependencies]"));
     let append = |file: &str, block: Option<String>| {
@@ -365,7 +365,7 @@ fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     );
 
     let server = setup.start_by(setup.shell(&format!("exec {}", last.command)).current_dir(&folder));
-    // And what the crate says of itself.
+    // Also run the session in the README of the crate.
     let readme = &self::sessions(&folder.join("README.md"))[0];
     let asked: Vec<_> = [asking, readme]
         .into_iter()

@@ -13,26 +13,26 @@ use std::thread;
 use vkog_tests::{DEADLINE, Server, Setup, Wire, amount, bytes, conflict, on_windows};
 
 const CLIENTS: usize = 32;
-/// Few, so that each is overwritten and removed many times.
+/// The number of keys: few, so that each is overwritten and removed many times.
 const KEYS: u64 = 8;
 
-/// The last operations of a client on one of its keys.
+/// The state of a key, as its client knows it.
 #[derive(Clone, Default)]
 struct Known {
-    /// The number of the last write that was acknowledged; none after an acknowledged removal.
+    /// The number of the last acknowledged write; `None` after an acknowledged removal.
     kept: Option<u64>,
-    /// The last operation without a response: a write, or a removal.
+    /// The last request without a response: a write or a removal.
     asked: Option<Option<u64>>,
 }
 
-/// A client, and what it knows of its keys.
+/// A client and the state of its keys.
 #[derive(Clone, Default)]
 struct Writer {
     keys: BTreeMap<u64, Known>,
     next: u64,
 }
 
-/// A value that names its number, of a length that goes with it.
+/// Returns a value that contains its number; its length depends on the number.
 fn value(client: usize, number: u64) -> Vec<u8> {
     let mut value = format!("{client} {number} ").into_bytes();
     value.resize(20 + (number * 37 % 400) as usize, b'.');
@@ -40,7 +40,7 @@ fn value(client: usize, number: u64) -> Vec<u8> {
 }
 
 impl Writer {
-    /// Writes and removes until the connection breaks or the server says that it stops.
+    /// Writes and removes until the connection breaks or the server stops.
     fn run(&mut self, client: usize, mut wire: Wire, done: &Sender<()>) {
         loop {
             self.next += 1;
@@ -60,7 +60,7 @@ impl Writer {
                     known.kept = known.asked.take().flatten();
                     let _ = done.send(());
                 }
-                // Refused: nothing was done.
+                // Refused, so nothing was written.
                 Ok(503) => {
                     known.asked = None;
                     return;
@@ -71,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// Compares the entries of the server with the acknowledged ones, and continues from there.
+    /// Compares the entries with what was acknowledged, and continues from them.
     fn check(&mut self, client: usize, server: &Server) {
         for (key, known) in &mut self.keys {
             let reply = server.get(&format!("{client}/{key}"));
@@ -106,7 +106,7 @@ fn ask(wire: &mut Wire, method: &str, path: &str, body: &[u8]) -> io::Result<u16
 
 /// Runs the clients until they have done some work, ends the server, starts it again and compares, round by round.
 fn rounds(rounds: usize, setup: &Setup, end: impl Fn(Server)) {
-    // Wine takes its time to start a program.
+    // Wine starts programs slowly.
     let rounds = if on_windows() { rounds / 20 } else { rounds };
     let mut writers = vec![Writer::default(); CLIENTS];
     let mut total = 0;
@@ -122,7 +122,7 @@ fn rounds(rounds: usize, setup: &Setup, end: impl Fn(Server)) {
                 let done = done.clone();
                 scope.spawn(move || writer.run(client, wire, &done));
             }
-            // Another moment each round.
+            // A different time in each round.
             for _ in 0..50 + round * 17 % 400 {
                 acknowledged.recv_timeout(DEADLINE).expect("the clients continue to write");
                 total += 1;
@@ -210,7 +210,7 @@ fn a_stop_leaves_a_complete_snapshot_and_an_empty_log() {
     let store = rmpv::decode::read_value(&mut data.as_slice()).expect("it is MessagePack");
     let has = |name: &str| store.as_map().is_some_and(|map| map.iter().any(|(key, _)| key.as_str() == Some(name)));
     assert!(has("KV") && has("KVSize"), "{store}");
-    // Without the log it opens as well: everything is in it.
+    // It opens without the log, too, because the snapshot is complete.
     std::fs::remove_file(file.with_extension("vkog.log")).expect("the log exists");
     setup.start().get("k").expect(200).is("v");
 }

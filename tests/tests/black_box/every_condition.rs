@@ -19,23 +19,23 @@ const REQUESTS: [(&str, &str); 9] = [
     ("PATCH", "new"),
 ];
 
-/// The entity tags of a condition.
+/// The content of a condition.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Names {
-    /// There is no condition.
+    /// No condition.
     Nothing,
     Any,
-    /// The revision that the entry has, or had before it was removed.
+    /// The revision of the entry, or its last one before the removal.
     Right,
-    /// A revision of another entry.
+    /// The revision of another entry.
     Wrong,
-    /// Both.
+    /// Both revisions.
     List,
-    /// The right one, weakly.
+    /// The right revision as a weak tag.
     Weak,
     /// A tag of some other server's, with what is no list in it and no asterisk either.
     Foreign,
-    /// The right number written in another way, which makes it another tag.
+    /// The right number in another form, which is another tag.
     Padded,
 }
 
@@ -101,7 +101,7 @@ fn expected((method, body): (&str, &str), present: bool, one_of: Names, none_of:
     }
 }
 
-/// Sends the request under all conditions, and compares the entries before and after.
+/// Sends requests with all conditions, and reads the entry before and after.
 fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
     let other = wire.request("POST", "/k/other", b"other").expect(200).revision();
     let mut asked = 0;
@@ -132,7 +132,7 @@ fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
                     matches!((method, status), ("GET" | "HEAD", 200 | 304)).then_some(revision)
                 };
                 assert_eq!(reply.header("ETag"), tagged.map(|tag| format!("\"{tag}\"")).as_deref(), "{reply}");
-                // Where there cannot be a body none has a length (RFC 9110, section 8.6).
+                // A response that cannot have a body has no length (RFC 9110, section 8.6).
                 assert_eq!(reply.header("Content-Length").is_some(), ![204, 304].contains(&status), "{reply}");
                 if method == "GET" && status == 200 {
                     assert_eq!(reply.text(), "old", "{reply}");

@@ -93,7 +93,7 @@ fn bearer_does_not_start_without_a_token() {
     assert!(exit.one_error().contains("token is empty") && exit.one_error().ends_with("[create-failed]"), "{exit}");
 }
 
-/// The lines of an audit file.
+/// Returns the lines of an audit file.
 fn lines(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).expect("the audit file exists");
     assert!(text.ends_with('\n'), "the last line is cut off: {text}");
@@ -164,7 +164,7 @@ fn audit_records_every_write_of_many_clients_and_appends_after_a_restart() {
 fn audit_writes_every_line_to_a_slow_file_before_the_stop_ends() {
     const CHANGES: usize = 2000;
 
-    // A pipe holds less than these lines; the rest is with the plugin until somebody reads.
+    // A pipe buffers fewer bytes than these lines, so the plugin keeps the rest until the test reads.
     let setup = Setup::new().load(artefacts().library("vkog-audit")).args(["--fsync", "never"]);
     let setup = setup.config("[plugins.audit]\nfile = \"audit.jsonl\"\n");
     let pipe = setup.folder().join("audit.jsonl");

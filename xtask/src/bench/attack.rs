@@ -12,7 +12,7 @@ use super::store::make_store;
 use super::with_program;
 use crate::Result;
 
-/// How long, and how often, another client asks meanwhile.
+/// The duration and the interval of the requests of another client.
 const MEASURED: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
 const GET: &[u8] = b"GET /k/key:000000000001 HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -117,7 +117,7 @@ fn sent_ahead(port: u16, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// How long a client waits that asks now and then on one connection, in order.
+/// Returns the sorted latencies of a client that sends a request now and then on one connection.
 fn measured(port: u16) -> Result<Vec<Duration>> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_nodelay(true)?;

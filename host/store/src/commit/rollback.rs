@@ -1,4 +1,4 @@
-//! Rollback: after a write or a sync has failed, the map and the log go back to what is durable.
+//! Rollback: after a failed write or sync, the map and the log return to the durable state.
 
 use std::io;
 use std::sync::Arc;

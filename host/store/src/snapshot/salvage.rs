@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// The intact parts of a snapshot.
+/// The intact part of a snapshot.
 pub(crate) struct Found {
     pub(crate) map: Map,
     pub(crate) kind: Kind,
@@ -171,7 +171,7 @@ impl Found {
             }
             progress(at, pieces_end);
         }
-        // What no row speaks of.
+        // The bytes that no row covers.
         if !trusted && at < pieces_end {
             let scan = scan(pieces, at as usize, u64::MAX, &self.map);
             self.unverified += scan.taken;
@@ -289,11 +289,11 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
     Some(end)
 }
 
-/// The result of reading entries until the first unreadable one.
+/// The result of reading entries as far as they are valid.
 struct Scan {
-    /// How many were read.
+    /// The number of entries that were read.
     read: u64,
-    /// How many of them were taken.
+    /// The number of entries that were accepted.
     taken: u64,
     /// The offset at which reading ended.
     end: usize,
@@ -311,7 +311,7 @@ fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
             Some(key) => {
                 let hashed = map.hash(bytes);
                 let mut shard = map.write(map.shard_of(hashed));
-                // What has a right checksum is better.
+                // An entry with a valid checksum takes precedence.
                 if shard.get(hashed).is_none() {
                     let draft = NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
                     map.insert(&mut shard, hashed, Entry::with_revision(key, &draft, 0, &mut scratch));
@@ -375,7 +375,7 @@ mod tests {
         salvage(&file, 1, &|_, _| {}).unwrap_or_else(|damage| panic!("{damage}"))
     }
 
-    /// How many entries there are, each with the value that was written; with `all`, everything else too.
+    /// Returns the number of entries, each of which must have the written value; with `all`, checks everything else, too.
     fn right(found: &Found, all: bool) -> u64 {
         let mut entries = 0;
         for shard in 0..SHARDS {

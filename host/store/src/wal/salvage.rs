@@ -6,7 +6,16 @@ use super::super::repair::Lost;
 use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// The intact records of a log.
+/// A part of a log without a whole record.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hole {
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+    /// It extends to the end, as after a crash.
+    pub(crate) is_tail: bool,
+}
+
+/// The intact part of a log.
 pub(crate) struct Found {
     /// The head, if it is whole.
     pub(crate) head: Option<Head>,

@@ -14,10 +14,10 @@ use vkog_store::{
 
 use crate::disk::SimulatedDisk;
 
-/// Nothing here takes this long, unless it hangs.
+/// The timeout of every step.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Where the store is.
+/// The path of the store.
 pub(crate) const FILE: &str = "/disk/data.vkog";
 
 /// The content of a key.
@@ -28,7 +28,7 @@ pub(crate) struct Content {
     pub(crate) details: Vec<u8>,
 }
 
-/// All that a store holds: revision and content by key.
+/// All entries of a store: revision and content by key.
 pub(crate) type Contents = BTreeMap<String, (u64, Content)>;
 
 /// The outcome of a write.
@@ -46,7 +46,7 @@ impl Content {
         Self { value: value.into(), content_type: "text/plain".to_owned(), details: Vec::new() }
     }
 
-    /// An entry with this content.
+    /// Creates an entry with this content.
     pub(crate) fn entry(&self, key: &str) -> Entry {
         let Self { value, content_type, details } = self;
         Entry::new(key, &NewEntry { value, content_type, details: details.clone() })
@@ -61,7 +61,7 @@ impl Content {
     }
 }
 
-/// Every write is synced, and snapshots are written only on request.
+/// Options that sync every write, and write snapshots on request only.
 pub(crate) const ALWAYS: Options =
     Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
@@ -69,7 +69,7 @@ pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore,
     LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
 }
 
-/// Writes or removes an entry; `then` is called with the outcome.
+/// Writes or removes an entry, and calls `then` with the outcome.
 pub(crate) fn start(
     store: &LocalStore,
     key: &str,
@@ -115,7 +115,7 @@ pub(crate) fn start_all(
     });
 }
 
-/// Writes or removes an entry, and waits for the response.
+/// Writes or removes an entry, and waits for the outcome.
 pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -> Answer {
     let (tell, told) = bounded(1);
     start(store, key, content, move |answer| {
@@ -124,7 +124,7 @@ pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -
     told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
-/// The same in one step.
+/// Does the same with several entries in one step.
 pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>)]) -> Answer {
     let (tell, told) = bounded(1);
     start_all(store, changes, move |answer| {
@@ -133,7 +133,7 @@ pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>
     told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
-/// Writes a text that has to become durable. Returns its revision.
+/// Writes a text, which must become durable. Returns its revision.
 pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Kept(revision) => revision,
@@ -141,7 +141,7 @@ pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     }
 }
 
-/// Writes a text that must be rolled back.
+/// Writes a text, which must not become durable.
 pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreError> {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Refused(error) => error,
@@ -149,7 +149,7 @@ pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreEr
     }
 }
 
-/// The state of a key that a client sees: its revision and content.
+/// Returns what a client reads of a key: its revision and content.
 pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     for _ in 0..1000 {
         let (found, kept) = look(store, key);
@@ -160,10 +160,10 @@ pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     panic!("{key} was taken back time and again");
 }
 
-/// Whether clients may see the entry that was read.
+/// Whether the read entries are durable.
 type MayTell = Receiver<Result<(), RolledBack>>;
 
-/// The current entry, and whether clients may see it.
+/// Returns the current entry, and whether it is durable.
 pub(crate) fn look(store: &LocalStore, key: &str) -> (Option<(u64, Content)>, MayTell) {
     let (found, seen) = store.read(key, |entry| entry.map(|entry| (entry.revision(), Content::of(entry))));
     let (tell, told) = bounded(1);
@@ -184,7 +184,7 @@ pub(crate) fn contents(store: &LocalStore) -> Contents {
     contents
 }
 
-/// Runs something that must not hang.
+/// Runs a function, and fails if it hangs.
 pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R + Send) -> R {
     let (tell, told) = bounded::<()>(1);
     thread::scope(|scope| {
@@ -202,12 +202,12 @@ pub(crate) fn within_the_deadline<R: Send>(what: &str, run: impl FnOnce() -> R +
     })
 }
 
-/// Takes a snapshot that has to succeed.
+/// Writes a snapshot, which must succeed.
 pub(crate) fn snapshot(store: &LocalStore) {
     within_the_deadline("a snapshot", || store.snapshot()).expect("a snapshot");
 }
 
-/// Closes a store, which has to succeed.
+/// Closes a store, which must succeed.
 pub(crate) fn close(store: LocalStore) {
     within_the_deadline("closing", || store.close()).expect("a clean stop");
 }

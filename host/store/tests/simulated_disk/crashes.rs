@@ -29,17 +29,17 @@ use crate::random::Random;
 struct Load {
     seed: u64,
     clients: usize,
-    /// How many writes each has in flight at once.
+    /// The number of writes that each client has in flight.
     at_once: usize,
-    /// How often it waits for those.
+    /// The number of times that it waits for those.
     rounds: usize,
     options: Options,
-    /// How often the store is opened.
+    /// The number of times that the store is opened.
     sessions: usize,
 }
 
 impl Load {
-    /// One client that waits for every answer: every run is the same up to its power cut.
+    /// One client that waits for every outcome: every run is the same up to its power cut.
     fn one_by_one(seed: u64) -> Self {
         Self { seed, clients: 1, at_once: 1, rounds: 14, options: client::ALWAYS, sessions: 2 }
     }
@@ -51,7 +51,7 @@ impl Load {
         Self { seed, clients: 3, at_once: 1 + seed as usize % 5, rounds: 6, options, sessions: 2 }
     }
 
-    /// Runs until all is done or the power is cut.
+    /// Runs to the end or until the power is cut.
     fn run(&self, disk: &SimulatedDisk, history: &History) {
         for session in 0..self.sessions {
             let store = match open(disk, self.options) {
@@ -118,19 +118,19 @@ impl Load {
     }
 }
 
-/// A key of the client's own, or of everybody's.
+/// Returns a key of the client, or a shared one.
 fn some_key(client: usize, random: &mut Random) -> String {
     let own = random.percent(80);
     format!("{}/{}", if own { client } else { 9 }, random.below(5))
 }
 
-/// The changes of one step. It has few removals, because the removal of a missing key fails the whole step.
+/// Returns the operations of one step. Few of them are removals, because the removal of an absent key fails the whole step.
 fn some_changes(client: usize, history: &History, random: &mut Random) -> Vec<(String, Option<Content>)> {
     let one = |_| (some_key(client, random), random.percent(90).then(|| history.content(random)));
     (0..2 + history.serial() as usize % 4).map(one).collect()
 }
 
-/// The entries of a store that opens on an image, and the files after it.
+/// Opens a store on an image. Returns its entries and what it leaves behind.
 fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, SimulatedDisk), String> {
     let disk = SimulatedDisk::of(image);
     let store = open(&disk, options).map_err(|error| error.to_string())?;
@@ -139,7 +139,7 @@ fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, Simulate
     Ok((found.0, found.1, disk))
 }
 
-/// Opens a store twice on an image, then on the files after the first one, and checks that nothing is missing.
+/// Opens a store on an image, and again on what that leaves behind, and checks the entries.
 fn check(image: &Image, history: &History, options: Options) -> Result<(), String> {
     let (first, revision, disk) = recovered(image, options)?;
     history.check(&first, revision)?;
@@ -210,7 +210,7 @@ impl Run<'_> {
                 Ok(store) => drop(store),
                 Err(error) => assert!(disk.crashed(), "{error}\nin the recovery of {:?}", self.load),
             }
-            // It got by with fewer steps.
+            // The recovery took fewer steps.
             if !disk.crashed() {
                 break;
             }

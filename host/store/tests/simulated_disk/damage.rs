@@ -16,7 +16,7 @@ use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::history::History;
 use crate::random::Random;
 
-/// Opens a store on an image, and says what it holds and what it warned of.
+/// Opens a store on an image. Returns its entries and its warnings.
 fn opened(image: &Image) -> (Result<Contents, String>, String, SimulatedDisk) {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -66,7 +66,7 @@ fn write(disk: &SimulatedDisk, changes: usize) -> Vec<Contents> {
     states
 }
 
-/// Where the records of a log start, and where the last one ends.
+/// Returns the offsets of the records of a log, and of its end.
 fn records(log: &[u8]) -> Vec<usize> {
     let mut starts = vec![0];
     let mut at = 0;
@@ -90,7 +90,7 @@ fn a_log_truncated_at_any_byte_yields_an_exact_prefix_and_is_reported() {
     // After the head and its mark, every change is a mark and a record.
     let (three, end) = (starts[starts.len() - 1 - 6], starts[starts.len() - 1]);
     let mut prefixes = 0;
-    // And in the room behind them, here and there.
+    // And at some positions in the preallocated space after them.
     for length in (three..=end + 20).chain([log.len() - 1, log.len()]) {
         let mut image = whole.clone();
         image.0.insert(path(".log"), log[..length].to_vec());
@@ -106,7 +106,7 @@ fn a_log_truncated_at_any_byte_yields_an_exact_prefix_and_is_reported() {
             "cut off at {length}: {warned}"
         );
         prefixes += usize::from(state < 12);
-        // What is left is a log like any other.
+        // The rest is a valid log.
         let store = open(&disk, client::ALWAYS).expect("a store");
         put(&store, "after", "all");
         drop(store);
@@ -119,7 +119,7 @@ fn a_log_truncated_at_any_byte_yields_an_exact_prefix_and_is_reported() {
 fn flip_every_bit(image: &Image, ending: &str, all: &Contents, last: Option<&Contents>) {
     let data = &image.0[&path(ending)];
     let (mut refused, mut cut, mut harmless) = (0, 0, Vec::new());
-    // Of the room behind a log the first bytes and the last one stand for the others.
+    // Test only the first bytes and the last one of the preallocated space.
     let end = without_room(data).len();
     for at in (0..data.len()).filter(|at| *at < end + 20 || *at == data.len() - 1) {
         for bit in 0..8 {
@@ -169,7 +169,7 @@ fn no_flipped_bit_of_an_empty_log_changes_an_entry() {
     let disk = SimulatedDisk::empty();
     let states = write(&disk, 3);
     close(open(&disk, client::ALWAYS).expect("a store"));
-    // The whole of it: a head.
+    // The whole file is a head.
     flip_every_bit(&disk.now(), ".log", &states[3], Some(&states[3]));
 }
 
@@ -202,7 +202,7 @@ fn an_old_log_with_a_successor_ends_after_its_records() {
     let mut image = disk.now();
     drop(store);
     opened(&image).0.expect("a store");
-    // Zeros, for all that can be known in the place of a record.
+    // A record of zeros, as far as can be known.
     image.0.get_mut(&path(".log")).expect("the old log").push(0);
     let error = opened(&image).0.expect_err("something may be lost");
     assert!(error.contains("a damaged record (the log continues after it)"), "{error}");

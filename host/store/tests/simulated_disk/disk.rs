@@ -17,7 +17,7 @@ use crate::client::DEADLINE;
 use crate::inode::{Inode, Keep, What};
 use crate::random::Random;
 
-/// The operations of a disk.
+/// The calls of a disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Create,
@@ -29,16 +29,16 @@ pub(crate) enum Call {
     SyncFolder,
 }
 
-/// How a call goes wrong.
+/// How a call fails.
 #[derive(Copy, Clone, Debug)]
 pub(crate) enum Fault {
-    /// Nothing is done.
+    /// The call has no effect.
     Fails(io::ErrorKind),
     /// Half of the data is written.
     Half(io::ErrorKind),
 }
 
-/// Names and what is in the files, without anything that could still get lost.
+/// Names and contents of files, all of it durable.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Image(pub(crate) BTreeMap<PathBuf, Vec<u8>>);
 
@@ -48,7 +48,7 @@ impl fmt::Debug for Image {
     }
 }
 
-/// A handle of the disk; its clones are handles of the same one.
+/// A handle of the disk. Clones share the disk.
 #[derive(Clone)]
 pub(crate) struct SimulatedDisk(Arc<Shared>);
 
@@ -89,7 +89,7 @@ impl SimulatedDisk {
         Self::of(&Image::default())
     }
 
-    /// A disk that has this on it.
+    /// Creates a disk with this content.
     pub(crate) fn of(image: &Image) -> Self {
         let mut state = State::default();
         for (index, (path, data)) in image.0.iter().enumerate() {
@@ -100,7 +100,7 @@ impl SimulatedDisk {
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// The number of changes so far: a crash may come at each.
+    /// Returns the number of changes so far. A crash may come at each.
     pub(crate) fn steps(&self) -> u64 {
         self.0.state.lock().steps
     }
@@ -110,7 +110,7 @@ impl SimulatedDisk {
         self.0.state.lock().crash_at = Some(step);
     }
 
-    /// The power is cut now.
+    /// Cuts the power now.
     pub(crate) fn crash(&self) {
         self.0.state.lock().crashed = true;
     }
@@ -119,32 +119,32 @@ impl SimulatedDisk {
         self.0.state.lock().crashed
     }
 
-    /// Fails this number of calls on files whose names end like this.
+    /// Makes this number of calls fail, on files with this name ending.
     pub(crate) fn fault(&self, call: Call, ending: &str, fault: Fault, times: u32) {
         self.0.state.lock().faults.push((call, ending.to_owned(), fault, times));
     }
 
-    /// From now on all calls work.
+    /// Makes all calls succeed from now on.
     pub(crate) fn mend(&self) {
         self.0.state.lock().faults.clear();
     }
 
-    /// Sets the free space in bytes, or unlimited space.
+    /// Limits the space of the disk to this number of bytes, or removes the limit.
     pub(crate) fn capacity(&self, bytes: Option<u64>) {
         self.0.state.lock().capacity = bytes;
     }
 
-    /// From now on the disk says how much is free.
+    /// Makes the disk report its free space from now on.
     pub(crate) fn tell_free(&self) {
         self.0.state.lock().tells_free = true;
     }
 
-    /// The number of queries of the free space by the store.
+    /// Returns how often the store has read the free space.
     pub(crate) fn measured(&self) -> u64 {
         self.0.state.lock().measured
     }
 
-    /// How many bytes are in files now.
+    /// Returns the number of bytes in all files.
     pub(crate) fn used(&self) -> u64 {
         self.0.state.lock().used()
     }
@@ -182,7 +182,7 @@ impl SimulatedDisk {
         Arc::clone(&self.0.state.lock().acknowledged)
     }
 
-    /// How many had been acknowledged when the last sync was begun that left nothing of the logs unsynced.
+    /// Returns the number of acknowledged writes at the start of the last sync that left no part of the logs unsynced.
     pub(crate) fn promised(&self) -> u64 {
         self.0.state.lock().promised
     }
@@ -196,18 +196,18 @@ impl SimulatedDisk {
         }
     }
 
-    /// How often a log was synced.
+    /// Returns the number of syncs of a log.
     pub(crate) fn log_syncs(&self) -> u64 {
         self.0.state.lock().log_syncs
     }
 
-    /// The files as a reader sees them, and as a crash of the process leaves them.
+    /// Returns the content that readers see, as it is after a kill.
     pub(crate) fn now(&self) -> Image {
         let state = self.0.state.lock();
         Image(state.names.iter().map(|(path, inode)| (path.clone(), state.inodes[*inode].now.clone())).collect())
     }
 
-    /// The files as a power cut may leave them.
+    /// Returns a content that a power cut may leave behind.
     pub(crate) fn after_power_cut(&self, random: &mut Random) -> Image {
         let state = self.0.state.lock();
         let mut names = state.durable_names.clone();
@@ -234,7 +234,7 @@ impl SimulatedDisk {
         Image(names.into_iter().map(|(path, inode)| (path, state.inodes[inode].after_power_cut(random))).collect())
     }
 
-    /// Counts a step, and says what is to become of it.
+    /// Counts a step. Returns whether and how it fails.
     fn step(&self, call: Call, name: impl Fn(&State) -> PathBuf) -> io::Result<(MutexGuard<'_, State>, Outcome)> {
         let mut state = self.0.state.lock();
         if state.crashed {
@@ -288,7 +288,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the call does its work: in a crash it is in flight, and may or may not have arrived.
+    /// Whether the call has an effect. In a crash it is in flight, and may or may not have one.
     fn acts(&self) -> bool {
         !matches!(self, Self::Fault(_))
     }
@@ -302,9 +302,9 @@ impl Outcome {
     }
 }
 
-/// The part of a file before the zeros at its end.
+/// Returns the content before the zeros at the end of a file.
 pub(crate) fn without_room(mut data: &[u8]) -> &[u8] {
-    // Many at a time first, because these tests ask often.
+    // Many bytes at a time, because the tests call it often.
     while let Some(rest) = data.strip_suffix(&[0; 4096]) {
         data = rest;
     }
@@ -465,7 +465,7 @@ impl File for Handle {
                 for piece in &mut inode.pieces {
                     piece.given_up |= !piece.firm;
                 }
-                // Whoever syncs next may be back before.
+                // The next sync may return earlier.
                 while state.late {
                     state.waits = true;
                     self.disk.0.changed.notify_all();
@@ -476,14 +476,14 @@ impl File for Handle {
             Outcome::Done => {}
         }
         let acknowledged = state.acknowledged.load(Ordering::SeqCst);
-        // Others go on meanwhile, and what they write is not part of it.
+        // Other threads continue, and their writes are not part of it.
         drop(state);
         std::thread::yield_now();
         let mut state = self.alive()?;
         state.inodes[self.inode].synced(serial);
         if state.is_log(self.inode) {
             state.log_syncs += 1;
-            // What is written beside this sync comes after what was acknowledged before it.
+            // Writes during this sync come after those that were acknowledged before it.
             let others = |index: usize| index != self.inode && state.is_log(index);
             let all = (0..state.inodes.len()).filter(|index| others(*index)).all(|i| state.inodes[i].pieces.is_empty());
             if all {

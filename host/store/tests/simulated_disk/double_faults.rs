@@ -119,7 +119,7 @@ fn no_second_fault_brings_a_refused_write_back_or_takes_an_acknowledged_one() {
                             opens_as_one_of(&disk.after_power_cut(&mut random), allowed, &format!("{what}; power cut"));
                         }
                     }
-                    // Later writes are either refused for certain or kept.
+                    // Later writes are either certainly refused or durable.
                     disk.mend();
                     let later = change(&store, "later", Some(&Content::text("later")));
                     let now = values(&store);

@@ -33,7 +33,7 @@ fn new_store(fsync: Fsync) -> (SimulatedDisk, LocalStore) {
     (disk, store)
 }
 
-/// A store on the same disk holds the same, once the other is gone.
+/// Asserts that a new store on the same disk has the same entries.
 fn reopening_agrees(disk: &SimulatedDisk, store: LocalStore) -> LocalStore {
     let found = contents(&store);
     drop(store);
@@ -42,7 +42,7 @@ fn reopening_agrees(disk: &SimulatedDisk, store: LocalStore) -> LocalStore {
     store
 }
 
-/// Checks that every state of the disk after a power cut agrees with the acknowledged writes.
+/// Asserts that every result of a power cut agrees with what was acknowledged.
 fn power_cuts_agree(disk: &SimulatedDisk, history: &History) {
     let mut random = Random::new(1);
     for _ in 0..50 {
@@ -53,7 +53,7 @@ fn power_cuts_agree(disk: &SimulatedDisk, history: &History) {
     }
 }
 
-/// Writes and notes it.
+/// Writes an entry and records it.
 fn noted(store: &LocalStore, history: &History, key: &str, random: &mut Random) -> Answer {
     let content = history.content(random);
     let note = history.attempt(key, Some(&content));
@@ -145,7 +145,7 @@ fn reads_of_a_write_that_is_then_refused_are_rolled_back() {
     let (disk, store) = new_store(Fsync::Always);
     let kept = put(&store, "key", "kept");
     put(&store, "removed", "kept");
-    // The last one is final.
+    // The last failure is final.
     for (call, fault) in [(Call::Write, FULL), (Call::Write, HALF_FULL), (Call::Sync, EIO)] {
         let held = disk.hold(call, ".log");
         disk.fault(call, ".log", fault, 1);
@@ -164,7 +164,7 @@ fn reads_of_a_write_that_is_then_refused_are_rolled_back() {
             assert!(may_tell.try_recv().is_err(), "no client has seen {key} yet");
             may_tell
         });
-        // Whoever decides by what is there now has to wait, too.
+        // A decision about the current entry must wait, too.
         let (tell_stayed, stayed) = bounded(1);
         start(&store, "removed", None, move |answer| {
             let _ = tell_stayed.send(answer);
@@ -239,10 +239,10 @@ fn a_full_disk_refuses_writes_and_heals_when_there_is_room() {
         for round in 0..10 {
             put(&store, "before", "kept");
             let before = contents(&store);
-            // No room at all, and room for some of a record.
+            // No space, and space for part of a record.
             disk.capacity(Some(disk.used() + round * 3));
             for key in ["before", "new"] {
-                // More than the log has zeros for.
+                // More than the preallocated space of the log.
                 let error = refused(&store, key, &"x".repeat(10_000));
                 assert!(matches!(*error, StoreError::Full { .. }), "{error}");
                 assert_eq!(contents(&store), before);
@@ -269,7 +269,7 @@ fn a_write_refused_by_a_full_disk_stays_absent_after_a_power_cut() {
             }
             let key = format!("key-{}", random.below(4));
             if full {
-                // Not noted: it must not be found.
+                // Not recorded, because it must not be found.
                 refused(&store, &key, "from nowhere");
             } else {
                 noted(&store, &history, &key, &mut random);
@@ -353,7 +353,7 @@ fn a_log_grows_ahead_of_its_records_and_is_cut_off_when_it_ends() {
         put(&store, "key", &"x".repeat(5_000));
         assert!(len(".log") <= store.log_len() + (256 << 10), "{} bytes for {}", len(".log"), store.log_len());
     }
-    // No more room than it may take is taken, and it stays a log like any other.
+    // The log takes no more space than it may, and remains valid.
     disk.fault(Call::Rename, ".new", EIO, 1);
     let before = store.log_len();
     within_the_deadline("a snapshot", || store.snapshot()).expect_err("the rename fails");
@@ -395,7 +395,7 @@ fn a_snapshot_that_fails_anywhere_loses_nothing_and_the_next_one_works() {
                 assert!(matches!(answer, Answer::Kept(_)), "{what}: {answer:?}");
             };
             (0..6).for_each(|_| write(&mut random));
-            // One that works, so that there is something to lose.
+            // A snapshot that succeeds, so that there is something to lose.
             snapshot(&store);
             (0..6).for_each(|_| write(&mut random));
             disk.fault(call, ending, fault, times);
@@ -424,12 +424,12 @@ fn a_snapshot_that_fails_anywhere_loses_nothing_and_the_next_one_works() {
 #[test]
 fn a_snapshot_without_space_leaves_the_space_to_the_log() {
     let (disk, store) = new_store(Fsync::Always);
-    // More than is free for the snapshot when the log no longer needs room.
+    // More than the free space that remains for the snapshot.
     let value = "x".repeat(40_000);
     for key in 0..20 {
         put(&store, &format!("key-{key}"), &value);
     }
-    // Enough for some more writes, not for a second copy of all.
+    // Enough for some more writes, but not for a second copy of all entries.
     disk.capacity(Some(disk.used() + 10_000));
     within_the_deadline("a snapshot", || store.snapshot()).expect_err("there is no room");
     assert!(store.closed().is_none());
@@ -471,7 +471,7 @@ fn a_recovery_that_fails_anywhere_can_be_tried_again() {
             let disk = SimulatedDisk::of(&image);
             disk.fault(call, "", EIO, 1);
             match open(&disk, client::ALWAYS) {
-                // That call was not made, or only by a snapshot later.
+                // That call was not made, or only by a later snapshot.
                 Ok(store) => drop(store),
                 Err(error) => assert!(matches!(error, StoreError::Unwritable { .. }), "{error}"),
             }

@@ -26,7 +26,7 @@ fn small_store(capacity: u64) -> (SimulatedDisk, LocalStore) {
     (disk, store)
 }
 
-/// Waits until something holds that another thread brings about.
+/// Waits until a condition holds that another thread causes.
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
@@ -40,7 +40,7 @@ fn overwriting_never_fills_a_disk_that_holds_the_data_twice() {
     let (disk, store) = small_store(2 << 20);
     let value = "x".repeat(10_000);
     for number in 0..1000 {
-        // A burst may be faster than the snapshot that it wants.
+        // A burst may be faster than the snapshot that it triggers.
         wait_until("there is room again", || match change(&store, "key", Some(&Content::text(&value))) {
             Answer::Kept(_) => true,
             Answer::Refused(error) => {

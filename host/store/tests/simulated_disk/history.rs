@@ -10,16 +10,16 @@ use vkog_store::{LocalStore, Store as _};
 use crate::client::{Answer, Content, Contents, contents};
 use crate::random::Random;
 
-/// The attempts of clients and the responses to them.
+/// The attempts of clients and their outcomes.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Record>>);
 
 #[derive(Default)]
 struct Record {
     attempts: Vec<Attempt>,
-    /// Keys and the revisions that readers saw.
+    /// Keys and the revisions that readers have seen.
     told: Vec<(String, u64)>,
-    /// No revision up to this one may be given again.
+    /// No revision up to this one may be assigned again.
     revision: u64,
     /// Numbers the contents, so that no two are alike.
     serial: u64,
@@ -31,12 +31,12 @@ struct Attempt {
     /// `None` is a removal.
     content: Option<Content>,
     kept: Option<u64>,
-    /// The attempt with which the step began that this is part of.
+    /// The first attempt of the step that this one belongs to.
     step: usize,
 }
 
 impl History {
-    /// Continues from the entries of a store: other earlier attempts must not reappear.
+    /// Continues from the entries of a store: all other earlier attempts must not come back.
     pub(crate) fn from(store: &LocalStore, serial: u64) -> Self {
         let attempts = contents(store)
             .into_iter()
@@ -56,12 +56,12 @@ impl History {
         self.0.lock().serial
     }
 
-    /// Counts there, too, what is acknowledged.
+    /// Also counts there what is acknowledged.
     pub(crate) fn count_in(&self, acknowledged: Arc<AtomicU64>) {
         self.0.lock().acknowledged = acknowledged;
     }
 
-    /// A content that was never there before.
+    /// Returns a content that was never used before.
     pub(crate) fn content(&self, random: &mut Random) -> Content {
         let serial = {
             let mut record = self.0.lock();
@@ -76,7 +76,7 @@ impl History {
             _ => random.below(100),
         };
         let binary = random.percent(30);
-        // Neither all alike nor dear to make: a piece that is out of its place is seen.
+        // The bytes differ and are cheap to make, so that a misplaced piece is detected.
         let filler = (0..length as u64).map(|at| ((serial.wrapping_mul(31) + at * 7 + (at >> 8)) % 94) as u8 + 33);
         value.extend(filler.map(|byte| if binary { byte | 0x80 } else { byte }));
         let content_type = match random.below(4) {
@@ -88,12 +88,12 @@ impl History {
         Content { value, content_type, details }
     }
 
-    /// Records an attempt that starts now. Returns the recorder of its outcome.
+    /// Records an attempt. Returns the function that records its outcome.
     pub(crate) fn attempt(&self, key: &str, content: Option<&Content>) -> impl FnOnce(&Answer) + Send + 'static {
         self.attempt_all(&[(key.to_owned(), content.cloned())])
     }
 
-    /// Notes that all of this is tried now, in one step.
+    /// Records several attempts in one step.
     pub(crate) fn attempt_all(
         &self,
         changes: &[(String, Option<Content>)],
@@ -114,12 +114,12 @@ impl History {
         }
     }
 
-    /// Records that a reader saw this revision.
+    /// Records that a reader has seen this revision.
     pub(crate) fn told(&self, key: &str, revision: u64) {
         self.0.lock().told.push((key.to_owned(), revision));
     }
 
-    /// Whether a store holds all that was promised, and nothing that was not tried.
+    /// Checks that a store holds everything that was acknowledged, and nothing that was not tried.
     pub(crate) fn check(&self, found: &Contents, revision: u64) -> Result<(), String> {
         let record = self.0.lock();
         let mut last: BTreeMap<&str, &Attempt> = BTreeMap::new();

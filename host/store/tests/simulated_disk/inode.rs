@@ -2,21 +2,21 @@
 
 use crate::random::Random;
 
-/// The unit that reaches a disk as a whole or not at all.
+/// The size of a sector, which reaches the disk completely or not at all.
 const SECTOR: u64 = 512;
 
 #[derive(Default)]
 pub(crate) struct Inode {
     pub(crate) now: Vec<u8>,
     pub(crate) durable: Vec<u8>,
-    /// The later operations, in order.
+    /// The changes since then, in order.
     pub(crate) pieces: Vec<Piece>,
     pub(crate) serial: u64,
 }
 
 pub(crate) struct Piece {
     pub(crate) serial: u64,
-    /// It was synced, but one before it was not.
+    /// It was synced, but an earlier change was not.
     pub(crate) firm: bool,
     /// A sync of it failed: the system believes it is written, and no later sync tries again.
     pub(crate) given_up: bool,
@@ -32,7 +32,7 @@ pub(crate) enum What {
 pub(crate) enum Keep {
     All,
     None,
-    /// The first operations.
+    /// The first changes.
     First(usize),
     /// Each with this chance, in percent.
     Some(usize),
@@ -76,7 +76,7 @@ impl Inode {
         }
     }
 
-    /// Marks the operations up to this piece as synced.
+    /// The changes up to this piece are synced.
     pub(crate) fn synced(&mut self, serial: u64) {
         for piece in &mut self.pieces {
             piece.firm |= piece.serial <= serial && !piece.given_up;
@@ -105,7 +105,7 @@ impl Inode {
                 1 => What::Write { offset: *offset + half as u64, data: piece[half..].to_vec() },
                 // The length arrived, the data did not.
                 2 => What::Write { offset: *offset, data: vec![0; piece.len()] },
-                // Whatever had been at that place of the disk.
+                // The previous content of that part of the disk.
                 3 => What::Write { offset: *offset, data: piece.iter().map(|_| random.next() as u8).collect() },
                 _ => continue,
             };

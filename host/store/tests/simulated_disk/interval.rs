@@ -18,7 +18,7 @@ use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
 
-/// Compares the entries of a store that opens on an image with the acknowledged writes.
+/// Opens a store on an image, and compares its entries with what was acknowledged.
 fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), String> {
     let disk = SimulatedDisk::of(image);
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
@@ -26,7 +26,7 @@ fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), S
     history.check_prefix(&contents(&store), store.revision(), promised)
 }
 
-/// One client, so that its responses have an order; with automatic snapshots and without.
+/// One client, so that its acknowledgements have an order; with automatic snapshots and without.
 fn power_cut(seed: u64, fsync: Fsync) {
     let mut random = Random::new(seed);
     let disk = SimulatedDisk::empty();
@@ -81,7 +81,7 @@ fn a_power_cut_without_any_sync_leaves_no_gap_either() {
 fn a_snapshot_is_not_ahead_of_the_log_it_belongs_to() {
     let disk = SimulatedDisk::empty();
     let history = History::default();
-    // No sync comes by itself.
+    // There is no automatic sync.
     let store = open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() }).expect("a store");
     let mut random = Random::new(1);
     let change = |key: &str, content: Option<Content>| {
@@ -126,7 +126,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or forever.
+    // A generous limit, because other tests run at the same time. Without the interval it would be almost 0, or endless.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));
@@ -167,7 +167,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     let held = disk.hold(Call::Sync, ".log");
     (0..10).for_each(|_| write(&mut random));
     disk.wait_held();
-    // The system tells of lost data once: the sync of the interval fails, and one of the snapshot would not.
+    // The system reports lost data once: the sync of the interval fails, and a sync of the snapshot would not.
     disk.fault(Call::Sync, ".log", Fault::Fails(ErrorKind::Other), 1);
     // The old log stays needed.
     disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);
@@ -181,7 +181,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
             drop(tell);
             written
         });
-        // It has to wait; if it does not, this gives it the time to do harm.
+        // It must wait. If it does not, this gives it the time to fail the test.
         let _: Result<(), _> = told.recv_timeout(Duration::from_millis(100));
         (0..10).for_each(|_| write(&mut random));
         disk.release_failed_syncs();

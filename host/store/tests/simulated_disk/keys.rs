@@ -16,7 +16,7 @@ use crate::disk::{Call, Fault, SimulatedDisk};
 #[test]
 fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back() {
     for fails in [false, true] {
-        // With one window and with none: removals and additions are seen in both.
+        // With one cached range and with none: both must show removals and additions.
         for listed_before in [false, true] {
             let disk = SimulatedDisk::empty();
             let store = open(&disk, Options { fsync: Fsync::Always, log_min: u64::MAX, ..Options::default() })
@@ -42,7 +42,7 @@ fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back
             thread::scope(|scope| {
                 scope.spawn(|| tell.send(keys()));
                 scope.spawn(|| tell_count.send(store.count("")));
-                // Time to be told too early: what is wrong then is found below, whoever comes first.
+                // Time for a result that is too early; the checks below find it in any order.
                 let early = told.recv_timeout(Duration::from_millis(50)).is_ok() || !told_count.is_empty();
                 held.release();
                 assert!(!early, "sent before it was durable; fails: {fails}, listed before: {listed_before}");

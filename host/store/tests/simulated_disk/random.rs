@@ -6,7 +6,7 @@ pub(crate) struct Random(u64);
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        // Neighbouring seeds begin alike.
+        // Similar seeds begin alike.
         for _ in 0..8 {
             random.next();
         }
@@ -20,7 +20,7 @@ impl Random {
         self.0
     }
 
-    /// A number below a limit.
+    /// Returns a number below a limit.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         ((self.next() >> 16) % limit as u64) as usize
     }

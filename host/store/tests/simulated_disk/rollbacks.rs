@@ -22,7 +22,7 @@ const HALF_FULL: Fault = Fault::Half(ErrorKind::StorageFull);
 /// The errors of a disk, a quota and a file that are full.
 const LACK_OF_SPACE: [ErrorKind; 3] = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
 
-/// Starts an update. Its answer arrives through the channel.
+/// Starts an update. Its outcome arrives through the channel.
 fn started(store: &LocalStore, key: &str, value: Option<&str>) -> Receiver<Answer> {
     let (send, answer) = bounded(1);
     start(store, key, value.map(Content::text).as_ref(), move |outcome| {
@@ -53,7 +53,7 @@ fn changes_are_rolled_back_from_the_last_to_the_first() {
             let _ = send.send(outcome);
         });
         disk.wait_held();
-        // And several updates that queue behind it.
+        // And several updates that queue after it.
         let queued = [
             ("key", Some("1")),
             ("key", Some("2")),

@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
-//! A shared library that exports no plugin: what a crate is before it has `export_plugin!`.
+//! A shared library that exports no plugin, because it lacks `export_plugin!`.
 
-/// Something to be in the library.
+/// A function, so that the library is not empty.
 pub fn answer() -> u32 {
     42
 }

@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Panics in the place that its settings name: `create`, `drop`, or one of the hooks; and in the hook that a request names in
-//! its query, `panic=HOOK`.
+//! Panics in the function that its settings name (`create`, `drop`, or a hook), and in the hook that the query of a request
+//! names: `panic=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
@@ -8,7 +8,7 @@ use vkog_plugin_api::*;
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// The place; nowhere if it is not set.
+    /// The function that panics; none if it is not set.
     #[serde(default, rename = "where")]
     place: String,
 }
@@ -19,20 +19,20 @@ struct Panics {
 
 impl Panics {
     fn reach(&self, place: &str) {
-        // The text names no place: what the host says of it is the host's own knowledge.
+        // The message does not name the function, so that the test sees what the host adds.
         assert!(self.place != place, "on purpose");
     }
 }
 
 impl Plugin for Panics {
     type Settings = Settings;
-    // Behind whatever reserves something, so that there is something to be undone.
+    // After the plugins that reserve, so that their undo hooks must run.
     const STAGE: Stage = Stage::Observe;
 
     fn create(_host: Host, settings: Settings) -> Result<Self, CreateError> {
         let plugin = Panics { place: settings.place };
         if plugin.place == "create" {
-            // Without a drop, which is a place of its own.
+            // Without a drop, which is tested separately.
             std::mem::ManuallyDrop::new(plugin).reach("create");
             unreachable!("it panics there");
         }

@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Refuses in the place that its settings name: `create`, `start`, or one of the `before` and `guard` hooks; and in the hook
-//! that a request names in its query, `refuse=HOOK`.
+//! Refuses in the function that its settings name (`create`, `start`, or a `before` or `guard` hook), and in the hook that the
+//! query of a request names: `refuse=HOOK`.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
@@ -8,13 +8,13 @@ use vkog_plugin_api::*;
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// The place; nowhere if it is not set.
+    /// The function that refuses; none if it is not set.
     #[serde(default, rename = "where")]
     place: String,
     /// The status of the refusal.
     #[serde(default = "forbidden")]
     status: u16,
-    /// Refuses only what is about a value that begins like this.
+    /// Refuses only requests whose value starts with this.
     #[serde(default)]
     value: String,
 }
@@ -40,7 +40,7 @@ impl Refuses {
 
 impl Plugin for Refuses {
     type Settings = Settings;
-    // The last of all: by its stage, and among those of the stage by its name.
+    // The last of all plugins, by its stage and its name.
     const STAGE: Stage = Stage::Observe;
 
     fn create(_host: Host, settings: Settings) -> Result<Self, CreateError> {

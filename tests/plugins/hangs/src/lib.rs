@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Never returns from the place that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, or one of the
-//! hooks of PUT for the key `hang`.
+//! Never returns from the function that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, or a hook of
+//! PUT for the key `hang`.
 
 use std::sync::Mutex;
 use std::thread;
@@ -12,7 +12,7 @@ use vkog_plugin_api::*;
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// The place; nowhere if it is not set.
+    /// The function that never returns; none if it is not set.
     #[serde(default, rename = "where")]
     place: String,
 }
@@ -57,7 +57,7 @@ impl Drop for Hangs {
 
 impl Start for Hangs {
     fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
-        // Where the store holds something, in the middle of it.
+        // If the store has entries, while it reads them.
         stored.for_each(|_, _| self.reach("start"));
         self.reach("start");
         Ok(())

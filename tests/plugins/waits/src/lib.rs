@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Waits in the hooks of the keys `before` and `after` until `open` is created, and says that it may.
+//! Blocks in the hooks of the keys `before` and `after` until the key `open` is created, and declares `BLOCKS`.
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -25,7 +25,7 @@ impl Waits {
     fn wait(&self, hook: &str) -> bool {
         self.host.log(Level::Info, &format!("{hook} waits"));
         let open = self.open.lock().expect("no holder of this lock panics");
-        // Less long than a test: what is never let go shows where it was held.
+        // Shorter than a test's timeout, so that a deadlock is reported here.
         let waited = self.changed.wait_timeout_while(open, Duration::from_secs(20), |open| !*open);
         *waited.expect("no holder of this lock panics").0
     }

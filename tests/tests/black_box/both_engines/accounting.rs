@@ -11,7 +11,7 @@ use vkog_tests::{Barrier, Reply, Server, Setup, artefacts, bytes, conflict, patt
 
 use super::ENGINE;
 
-/// The numbers in a 413: needed bytes, free bytes, and the limit.
+/// The numbers in a 413: the needed bytes, the free bytes, and the limit.
 fn told(refusal: &Reply) -> (u64, u64, u64) {
     let text = refusal.text();
     let rest = text.rsplit("\" needs ").next().unwrap_or_default();
@@ -23,7 +23,7 @@ fn told(refusal: &Reply) -> (u64, u64, u64) {
     }
 }
 
-/// Returns the count of the plugin, from a rejected write.
+/// Returns the plugin's count, from the refusal of a write.
 fn counted(server: &Server, limit: u64) -> u64 {
     let refusal = server.post("no such key", pattern(limit as usize)).refused(413, "Max size exceeded");
     let (_, free, told_limit) = told(&refusal);
@@ -37,7 +37,7 @@ fn the_limit_is_exact_to_the_byte() {
     server.post("abc", pattern(98)).refused(413, r#"Max size exceeded: "abc" needs 101 bytes, 100 of 100 are free"#);
     server.post("abc", pattern(97)).expect(200);
     server.post("k", "v").refused(413, r#"Max size exceeded: "k" needs 2 bytes, 0 of 100 are free"#);
-    // An update is counted by its difference.
+    // An update counts for its difference.
     server.put("abc", pattern(98)).refused(413, r#"Max size exceeded: "abc" needs 1 bytes, 0 of 100 are free"#);
     server.put("abc", pattern(97)).expect(200);
     server.put("abc", pattern(95)).expect(200);
@@ -154,7 +154,7 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
             }
         }
     });
-    // All that can happen has happened, and nothing else.
+    // Every expected status has occurred, and no other one.
     let expected: Vec<(u16, String)> = refusals.iter().map(|&(status, plugin)| (status, plugin.to_owned())).collect();
     assert_eq!(seen.keys().cloned().collect::<Vec<_>>(), expected, "{seen:?}\n{}", server.log());
 
@@ -170,7 +170,7 @@ fn race(setup: Setup, refusals: &[(u16, &str)]) {
     }
     assert!(sum <= LIMIT, "{sum} bytes are held, {LIMIT} is the limit");
     assert_eq!(counted(&server, LIMIT), sum, "the plugin's count and the sum over all keys");
-    // The rest can be filled to the byte.
+    // The rest can be filled exactly.
     if LIMIT - sum > 1 {
         server.post("z", pattern((LIMIT - sum) as usize)).refused(413, "Max size exceeded");
         server.post("z", pattern((LIMIT - sum - 1) as usize)).expect(200);

@@ -6,7 +6,7 @@ use vkog_tests::{Server, Setup, Wire, bytes, conflict, on_windows};
 
 use super::ENGINE;
 
-/// A server with a key in it.
+/// A server with one entry.
 fn server() -> Server {
     server_with(&[])
 }
@@ -17,7 +17,7 @@ fn server_with(arguments: &[&str]) -> Server {
     server
 }
 
-/// Asserts that the server continues: on a new connection it reads and writes.
+/// Asserts that the server continues: it reads and writes on a new connection.
 #[track_caller]
 fn lives(server: &Server) {
     let client = server.client();
@@ -26,7 +26,7 @@ fn lives(server: &Server) {
     client.delete("life").expect(200);
 }
 
-/// Sends a request with these header lines and this body, on its own connection.
+/// Sends a request with these header lines and this body on a new connection.
 fn send(server: &Server, method: &str, path: &str, headers: &str, body: &[u8]) -> Wire {
     let mut wire = server.wire();
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes();
@@ -56,7 +56,7 @@ fn a_key_that_is_not_utf_8_is_400() {
         server.path("GET", path).send().expect(400);
         server.path("POST", path).body("v").send().expect(400);
     }
-    // Unencoded, it is not even a request; the connection may also just end.
+    // Unencoded, it is not a valid request; the connection may also close.
     let mut wire = server.wire();
     wire.send(b"GET /k/\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n");
     if let Ok(reply) = wire.try_reply() {
@@ -96,7 +96,7 @@ fn a_body_that_is_cut_off_writes_nothing() {
             let headers = format!("Content-Length: {declared}\r\n");
             let mut wire = send(&server, method, &format!("/k/{key}"), &headers, &vec![b'x'; came]);
             wire.finish();
-            // The end of the connection says that the server is done with it.
+            // The end of the connection shows that the server has finished with it.
             if let Ok(reply) = wire.try_reply() {
                 reply.expect(400);
             }
@@ -148,7 +148,7 @@ fn only_the_transfer_encoding_chunked_is_accepted() {
         for (method, path) in [("POST", "/k/new"), ("PUT", "/k/seed")] {
             let mut wire = send(&server, method, path, headers, b"5\r\nhello\r\n0\r\n\r\n");
             wire.reply().expect(status);
-            // What follows could be a body or a request: nobody can tell.
+            // The following bytes could be a body or a request: it is ambiguous.
             wire.finish();
             wire.rest().expect("the server ends the connection");
         }
@@ -212,7 +212,7 @@ fn a_body_larger_than_any_memory_is_413_and_the_server_continues() {
     for declared in ["2000000000", "100000000000", "9223372036854775808"] {
         too_large(&server, declared);
     }
-    // Of numbers that do not fit into 64 bits hyper has an opinion of its own.
+    // hyper rejects numbers that do not fit into 64 bits in its own way.
     for declared in ["18446744073709551615", "99999999999999999999999"] {
         let reply = send(&server, "PUT", "/k/seed", &format!("Content-Length: {declared}\r\n"), b"").reply();
         assert!([413, 400, 431].contains(&reply.status), "the status of {reply}");
@@ -221,11 +221,11 @@ fn a_body_larger_than_any_memory_is_413_and_the_server_continues() {
     server.get("new").expect(404);
 }
 
-/// Declares a body, sends nothing of it, and is refused all the same.
+/// Declares a body, sends none of it, and expects the refusal.
 fn too_large(server: &Server, declared: &str) {
     let headers = format!("Content-Length: {declared}\r\n");
     send(server, "PUT", "/k/seed", &headers, b"").reply().expect(413);
-    // Who asks first is not told to go on.
+    // A client with `Expect: 100-continue` does not get a 100.
     let headers = format!("Content-Length: {declared}\r\nExpect: 100-continue\r\n");
     send(server, "POST", "/k/new", &headers, b"").reply().expect(413);
     lives(server);
@@ -252,7 +252,7 @@ fn a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory() {
     let before = peak(&server);
     for _ in 0..5 {
         let mut wire = send(&server, "PUT", "/k/seed", "Content-Length: 200000000\r\n", b"");
-        // Everything is sent, as by a client that does not listen; the server may end the connection meanwhile.
+        // The client sends everything without reading; the server may end the connection meanwhile.
         let megabyte = vec![b'x'; 1_000_000];
         let sent = (0..200).all(|_| wire.try_send(&megabyte).is_ok());
         if let Ok(reply) = wire.try_reply() {
@@ -263,7 +263,7 @@ fn a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory() {
         wire.finish();
         wire.rest().expect("the server ends a connection that the client has ended");
     }
-    // A client that looks before it goes on sending is answered for certain.
+    // A client that reads before it continues to send always gets the response.
     send(&server, "PUT", "/k/seed", "Content-Length: 200000000\r\n", &[b'x'; 4096]).reply().expect(413);
     // A gigabyte was sent, in bodies over the limit: the server has held nothing like one of them.
     let grown = peak(&server) - before;

@@ -35,7 +35,7 @@ fn answer(reply: &Reply) -> Value {
     serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("no JSON, {error}: {reply}"))
 }
 
-/// Asserts that nothing was changed, and the message for the operation that failed.
+/// Asserts that nothing was written, and the message and the operation of the failure.
 #[track_caller]
 fn refused(reply: Reply, status: u16, index: usize, key: &str, words: &str) -> Reply {
     let reply = reply.expect(status).has("Content-Type", "application/problem+json");
@@ -106,7 +106,7 @@ fn each_operation_has_its_result_in_order_and_in_the_format_of_the_request() {
         assert_eq!(field(&done[1], "revision"), field(&done[0], "revision"), "{reply}");
         server.get("there").expect(200).is("text");
     }
-    // The answer can be in the other format.
+    // The response can have the other format.
     let get = json!([{ "op": "get", "key": "there" }]).to_string();
     let mixed = server.path("POST", "/batch").header("Content-Type", JSON).header("Accept", MESSAGE_PACK);
     let reply = mixed.body(&get).send().expect(200);
@@ -149,7 +149,7 @@ fn a_failed_precondition_fails_a_batch_of_128_operations_and_is_named() {
         refused(reply, 412, place, &format!("k{place}"), "Precondition failed");
         assert_eq!(state(), before, "after a failure at {place}");
     }
-    // What is read can be what the rest depends on.
+    // The other operations can depend on a read.
     let read_first = |condition: Value| {
         let mut get = json!({ "op": "get", "key": "k1" });
         get.as_object_mut().expect("a map").extend(condition.as_object().expect("a map").clone());
@@ -165,7 +165,7 @@ fn a_failed_precondition_fails_a_batch_of_128_operations_and_is_named() {
     server.get("k77").expect(200).is("old");
 }
 
-/// How many bytes the bytes plugin has free, by a write that it refuses.
+/// Returns the free bytes of the bytes plugin, from the refusal of a write.
 fn free(server: &Server) -> String {
     let refusal = server.post("no such key", pattern(200_000)).refused(413, "Max size exceeded").text();
     refusal.split(", ").nth(1).expect("what is free").to_owned()
@@ -200,7 +200,7 @@ fn later_operations_see_the_results_of_earlier_ones() {
     refused(reply, 404, 1, "a", "Key does not exist").has("Vkog-Plugin", "conflict");
     let reply = batch(&server, &json!([post("c"), { "op": "delete", "key": "none" }]));
     refused(reply, 404, 1, "none", "Not Found");
-    // No revision is spent on what is not done.
+    // A failed batch uses no revision.
     assert_eq!(server.post("last", "v").expect(200).revision(), before + 5);
 }
 
@@ -346,12 +346,12 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     refused(typed("a\nb"), 400, 0, "k", "Content-Type must be ASCII text");
     refused(typed(&"x".repeat(256)), 400, 0, "k", "Content-Type too long");
 
-    // The body as a whole has a limit of its own, and is not read beyond it.
+    // The body as a whole has its own limit, and is not read beyond it.
     let mut wire = server.wire();
     let head =
         format!("POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 16777217\r\n\r\n");
-    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes; the maximum is 16777216");
-    // So has what is read.
+    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes, 16777216 is the most");
+    // The values that are read have one, too.
     let one = vec![b'x'; 1 << 20];
     (0..17).for_each(|number| _ = server.put(&format!("large{number}"), &one).expect(200));
     let gets = |count: usize| {
@@ -364,7 +364,7 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     server.get("k").expect(404);
 }
 
-/// Sends a batch on its own connection.
+/// Sends a batch on a new connection.
 fn ask(wire: &mut Wire, operations: &Value) -> io::Result<Reply> {
     let body = operations.to_string();
     let head = format!(
@@ -400,7 +400,7 @@ fn a_batch_of_gets_sees_a_constant_sum_during_transfers() {
             scope.spawn(move || {
                 let mut random = 0x9e37_79b9_u64.wrapping_mul(client as u64 + 1) | 1;
                 while done.load(Ordering::Relaxed) < TRANSFERS && !ended.load(Ordering::Relaxed) {
-                    // Xorshift. Three keys, in whatever order they come.
+                    // Xorshift. Three keys, in random order.
                     random ^= random << 13;
                     random ^= random >> 7;
                     random ^= random << 17;
@@ -453,25 +453,25 @@ fn a_batch_of_gets_sees_a_constant_sum_during_transfers() {
     });
     let done = done.into_inner();
     assert!(done >= TRANSFERS, "{done} transfers");
-    // Three revisions each, and none for what was refused.
+    // Each batch has three revisions, a refused one none.
     assert_eq!(server.post("last", "v").expect(200).revision(), first + ACCOUNTS as u64 + 3 * done);
 }
 
 const CLIENTS: usize = 8;
 const KEYS: usize = 24;
 
-/// Returns the entries of a client after its batch of this number.
+/// Returns the values of a client's keys after its batch with this number.
 fn state(number: u64) -> BTreeMap<usize, u64> {
     (0..KEYS).filter(|key| !(number + *key as u64).is_multiple_of(5)).map(|key| (key, number)).collect()
 }
 
-/// Returns the operations that lead to this state from any other one, each time in another order.
+/// Returns the operations of that batch; each key has another position every time.
 fn operations(client: usize, number: u64) -> Value {
     let mut all = Vec::new();
     for place in 0..KEYS {
         let key = (place * 7 + number as usize) % KEYS;
         let name = format!("{client}/{key}");
-        // Long, so that a kill has a good chance to come in the middle of its record.
+        // Long, so that a kill is likely to come in the middle of its record.
         all.push(json!({ "op": "put", "key": name, "value": format!("{number} {}", "v".repeat(10_000)) }));
         if (number + key as u64).is_multiple_of(5) {
             all.push(json!({ "op": "delete", "key": name }));
@@ -480,7 +480,7 @@ fn operations(client: usize, number: u64) -> Value {
     json!(all)
 }
 
-/// The batches of a client: the last acknowledged one, and the last one that it sent.
+/// The last acknowledged batch of a client, and the one in flight.
 #[derive(Clone, Default)]
 struct Known {
     kept: u64,

@@ -12,7 +12,7 @@ use vkog_tests::{Exit, Running, Server, Setup, bytes, conflict, pattern};
 
 use super::ENGINE;
 
-/// Runs a line in a shell that finds `vkog`, which asks this server.
+/// Runs a shell command in which `vkog` uses this server.
 #[track_caller]
 fn run(setup: &Setup, server: &Server, line: &str) -> Exit {
     run_at(setup, &format!("http://{}", server.address()), line)
@@ -23,7 +23,7 @@ fn run_at(setup: &Setup, url: &str, line: &str) -> Exit {
     Running::start(setup.shell(line).env("VKOG_URL", url)).wait()
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -222,7 +222,7 @@ fn a_listing_continues_over_pages_up_to_its_limit() {
     run(&setup, &server, "vkog ls | head -n 1").expect(0);
 }
 
-/// The listing of `n/02000` to `n/02099`, folded at 5.
+/// The prefix into which `n/02000` to `n/02099` are folded at the delimiter 5.
 fn folded() -> String {
     let line = |number: u32| {
         let key = format!("n/{number:05}");

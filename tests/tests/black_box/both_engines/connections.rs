@@ -57,7 +57,7 @@ fn pipelined_requests_get_their_responses_in_order() {
         let mut wire = server.wire().patience(Duration::from_secs(10));
         let mut requests = Vec::new();
         for number in 0..AHEAD {
-            // Bodies on both sides of what one packet holds.
+            // Bodies below and above the size of a packet.
             let value = pattern(1 + number * 300);
             let head = format!(
                 "POST /k/{round}-{number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
@@ -105,7 +105,7 @@ fn a_client_that_half_closes_after_its_request_gets_the_response() {
 
 #[test]
 fn an_http_1_0_response_without_a_length_says_that_it_ends_the_connection() {
-    // Outside Linux tiny_http keeps the connection of a client that has asked for it.
+    // Outside Linux, tiny_http keeps the connection open if the client requests it.
     let engines = ["tiny", "hyper"].into_iter().filter(|engine| !on_windows() || *engine == "hyper");
     for engine in engines {
         let server = Setup::new().args(["--http", engine]).start();

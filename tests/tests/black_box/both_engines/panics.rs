@@ -20,7 +20,7 @@ fn setup(place: &str) -> Setup {
         .config(format!("[plugins.fault-panics]\nwhere = \"{place}\"\n"))
 }
 
-/// A server whose store holds `seed` already, so that no hook has run for it.
+/// A server whose store already holds `seed`, so that no hook has run for it.
 fn seeded(setup: &Setup) -> Server {
     let seeding = Setup::on(ENGINE).store(setup.store_file()).start();
     seeding.post("seed", "sown").expect(200);
@@ -28,7 +28,7 @@ fn seeded(setup: &Setup) -> Server {
     setup.start()
 }
 
-/// One request of a verb that would be answered 200. A post is of a new key.
+/// A request with this verb that would succeed. A POST has a new key.
 fn ask(client: &Client, verb: &str) -> Reply {
     match verb {
         "get" => client.get("seed"),
@@ -38,7 +38,7 @@ fn ask(client: &Client, verb: &str) -> Reply {
     }
 }
 
-/// Asserts that nothing has changed: neither in the store nor in what bytes has counted. The verb that panics is not used.
+/// Asserts that neither the store nor the count of bytes has changed. Does not use the verb that panics.
 fn unchanged(server: &Server, verb: &str) {
     if verb != "get" {
         server.get("seed").expect(200).is("sown");
@@ -61,7 +61,7 @@ fn a_plugin_that_panics_in_before_or_guard_refuses_with_500_and_the_server_lives
             reply.says("fault-panics").says(&hook);
             server.logs(&["fault-panics", &hook, "on purpose"]);
             unchanged(&server, verb);
-            // Other verbs go on, and the one that panics goes on being refused.
+            // Other verbs continue to succeed, and the one that panics continues to be refused.
             ask(&server, verb).expect(500);
             if verb == "get" {
                 server.put("seed", "changed").expect(200);
@@ -69,7 +69,7 @@ fn a_plugin_that_panics_in_before_or_guard_refuses_with_500_and_the_server_lives
                 server.get("seed").expect(200).is("sown");
             }
             server.stop().expect(0);
-            // The file is as the memory was.
+            // The file has the same entries as the memory.
             let after = Setup::on(ENGINE).store(setup.store_file()).start();
             after.get("seed").expect(200).is(if verb == "get" { "changed" } else { "sown" });
             after.get("new").expect(404);

@@ -40,7 +40,7 @@ fn a_put_with_if_none_match_creates_also_with_conflict() {
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v1"), 200);
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "*"), "v2"), 412);
     assert_eq!(ask(&server, "POST", ("If-None-Match", "*"), "v2"), 412);
-    // The quoted asterisk is somebody's mistake for `*`, and would let the write through.
+    // A quoted asterisk is probably a mistake for `*`, and would permit the write.
     assert_eq!(ask(&server, "PUT", ("If-None-Match", "\"*\""), "v2"), 400);
     server.get("k").expect(200).is("v1");
 }

@@ -18,7 +18,7 @@ fn exactly_one_of_64_concurrent_posts_of_a_key_succeeds() {
 
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     let gate = Barrier::new(CLIENTS);
-    // By round: how often each status came, and what the winner wrote.
+    // For each round: the number of each status, and the value of the winner.
     let rounds = Mutex::new(vec![(BTreeMap::<u16, usize>::new(), Vec::new()); ROUNDS]);
     thread::scope(|scope| {
         for (client, mut wire) in server.wires(CLIENTS).into_iter().enumerate() {

@@ -48,7 +48,7 @@ fn head_is_refused_as_get_is() {
 
 #[test]
 fn the_first_refusal_in_the_chain_wins() {
-    // conflict and bytes both have a reason to refuse, and conflict is asked first.
+    // conflict and bytes would both refuse, and conflict is called first.
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).args(["-s", "10", "--max-value", "1MiB"]).start();
     server.post("k", "v").expect(200);
     server.post("k", [b'x'; 100]).refused(409, "Key already exists").has("Vkog-Plugin", "conflict");

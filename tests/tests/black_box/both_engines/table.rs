@@ -7,7 +7,7 @@ use vkog_tests::{Server, Setup, bytes, conflict};
 
 use super::ENGINE;
 
-/// A server, and what is loaded in it.
+/// A server and its plugins.
 struct With {
     server: Server,
     bytes: bool,

@@ -62,7 +62,7 @@ fn a_key_may_have_1024_bytes_and_not_one_more() {
     server.put(&longest, "v").expect(200);
     server.get(&longest).expect(200).is("v");
     server.put(&format!("{longest}k"), "v").expect(414);
-    // The bytes of the key count, not those of its encoding.
+    // The length of the decoded key counts.
     let snowmen = "☃".repeat(341);
     server.put(&snowmen, "v").expect(200);
     server.get(&snowmen).expect(200).is("v");
@@ -98,7 +98,7 @@ fn head_is_get_without_the_body() {
     }
     let head = server.key("HEAD", "absent").send().expect(404);
     assert!(head.body.is_empty(), "a body in {head}");
-    // Nothing of a body stays on the connection either.
+    // No bytes of a body remain on the connection, either.
     let mut wire = server.wire();
     for _ in 0..3 {
         wire.request("HEAD", "/k/size-5000", b"").expect(200);
