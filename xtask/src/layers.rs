@@ -11,49 +11,7 @@ use std::process::Command;
 use crate::Result;
 use crate::build;
 
-/// A rule for the packages in a folder, or in all folders below one (`plugins/*`).
-struct Package {
-    folder: &'static str,
-    /// The packages of the workspace that it may depend on.
-    imports: &'static [&'static str],
-    /// The packages of the workspace that only its tests may depend on.
-    tests_import: &'static [&'static str],
-}
-
-impl Package {
-    const fn new(folder: &'static str, imports: &'static [&'static str]) -> Self {
-        Self { folder, imports, tests_import: &[] }
-    }
-
-    /// The dependencies of plugins: only the interface.
-    const fn plugin(folder: &'static str) -> Self {
-        Self { folder, imports: &["vkog-plugin-api"], tests_import: &["vkog-plugin-api", "vkog-plugin-testing"] }
-    }
-}
-
-/// All packages, from the lowest layer to the highest.
-const PACKAGES: &[Package] = &[
-    Package::new("plugin-api", &[]),
-    Package::new("host/runtime", &[]),
-    Package::new("host/store", &["vkog-runtime"]),
-    Package::new("host/plugin-host", &["vkog-plugin-api", "vkog-runtime"]),
-    Package::new("host/engine", &["vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"]),
-    Package::new("plugin-api/testing", &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-store"]),
-    Package {
-        folder: "host",
-        imports: &["vkog-engine", "vkog-plugin-api", "vkog-plugin-host", "vkog-runtime", "vkog-store"],
-        // A test compares it with the server.
-        tests_import: &["vkog-plugin-testing"],
-    },
-    Package::plugin("plugins/*"),
-    Package::plugin("examples/*"),
-    Package::plugin("tests/plugins/*"),
-    // Black-box tests know the program and nothing of its sources.
-    Package::new("tests", &[]),
-    Package::new("xtask", &[]),
-];
-
-/// The crates for HTTP, TLS and the command line: the packages below `host` must build without them.
+/// The packages for HTTP, TLS and the command line.
 const FRONT_END: &[&str] = &["clap", "hyper", "rustls", "tiny_http", "ureq"];
 /// The packages that neither plugins nor the black-box tests may use.
 const INSIDE: &[&str] = &["vkog", "vkog-engine", "vkog-plugin-host", "vkog-runtime", "vkog-store"];

@@ -4,7 +4,6 @@ mod bench;
 mod build;
 mod dist;
 mod layers;
-mod semver;
 mod serve;
 mod test;
 mod windows;
@@ -52,7 +51,7 @@ fn main() -> ExitCode {
         Task::Serve => serve::serve(&matches),
         Task::Dist(options) => dist::dist(&options),
         Task::Layers => layers::check(),
-        Task::Semver => semver::check(),
+        Task::Semver => test::run_semver(),
         Task::Test { full } => test::run(full),
         Task::Windows { quick } => windows::test(quick),
         Task::Bench(bench) => bench.run(),

@@ -25,14 +25,25 @@ enum Outcome {
     Skipped(&'static str),
 }
 
+/// The oldest version of vkog-plugin-api that plugins may be written against.
+const API_BASELINE: &str = "tests/frozen/abi-1.0.0/vkog-plugin-api";
+
+const STEPS: [(&str, Step); 2] = [("tests", tests), ("fuzz corpus", corpus)];
+const FURTHER: [(&str, Step); 5] =
+    [("semver", semver), ("windows", windows_tests), ("miri", miri), ("fuzzing", fuzzing), ("mutants", mutants)];
+
+/// Runs the steps of a tier.
 pub(crate) fn run(full: bool) -> Result<()> {
+    run_steps(if full { [&STEPS[..], &FURTHER[..]].concat() } else { STEPS.to_vec() }, full)
+}
+
+/// Compares the public API of vkog-plugin-api with that of 1.0.0: a plugin that compiles with 1.0.0 has to compile today.
+pub(crate) fn run_semver() -> Result<()> {
+    run_steps(vec![("semver", semver)], false)
+}
+
+fn run_steps(steps: Vec<(&str, Step)>, full: bool) -> Result<()> {
     std::env::set_current_dir(build::root())?;
-    let mut steps: Vec<(&str, Step)> = vec![("tests", tests), ("fuzz corpus", corpus)];
-    if full {
-        let further: [(&str, Step); 4] =
-            [("windows", windows_tests), ("miri", miri), ("fuzzing", fuzzing), ("mutants", mutants)];
-        steps.extend(further);
-    }
     let mut table = Vec::new();
     for (name, step) in steps {
         println!("\n== {name}");
@@ -72,6 +83,13 @@ fn corpus(full: bool) -> Result<Outcome> {
     let mut test = cargo();
     test.args(["test", "--manifest-path", "host/fuzz/Cargo.toml", "--lib", "--no-default-features"]);
     ran(with_amounts(test.env("CARGO_TARGET_DIR", std::path::absolute("target")?), full))
+}
+
+fn semver(_: bool) -> Result<Outcome> {
+    if !is_installed(cargo().args(["semver-checks", "--version"])) {
+        return Ok(Outcome::Skipped("it is not installed: cargo install --locked cargo-semver-checks"));
+    }
+    ran(cargo().args(["semver-checks", "--package", "vkog-plugin-api", "--baseline-root", API_BASELINE]))
 }
 
 fn windows_tests(_: bool) -> Result<Outcome> {

@@ -1,8 +1,5 @@
 //! The checks of every request, of clients and of plugins.
 
-use std::error::Error;
-use std::fmt;
-
 use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};
 use vkog_runtime::can_allocate;

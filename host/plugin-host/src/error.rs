@@ -17,7 +17,8 @@ use crate::trust::LIBRARY_MAX;
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// The reason.
+    /// The mistake.
+    #[source]
     pub fault: LoadFault,
 }
 

@@ -131,8 +131,7 @@ impl Library {
             tracing::warn!(
                 plugin = library.name(),
                 hook = entry.id,
-                "ignored a hook that this server does not have; use a newer server to run it; use a newer server to \
-                 run it"
+                "ignored a hook that this server does not have; use a newer server to run it"
             );
         }
         Ok(library)

@@ -160,8 +160,7 @@ mod tests {
     fn the_keys_of_the_host_are_separated_from_those_of_the_plugin() {
         let pin = "0123456789abcdef".repeat(4);
         let written = format!(
-            "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \
-             \"here\"\n"
+            "required = false\nsha256 = \"{pin}\"\non_failure = \"skip\"\nbudget = \"50ms\"\nlimit = 5\nwhere = \"here\"\n"
         );
         let Table { host, settings } = table(&written).expect("valid");
         assert_eq!(settings.keys().collect::<Vec<_>>(), ["limit", "where"]);

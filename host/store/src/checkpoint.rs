@@ -24,12 +24,6 @@ use vkog_runtime::lower_priority;
 pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 impl Shared {
-    /// The length of the log from which on a snapshot is written, in bytes.
-    pub(crate) fn log_max(&self) -> u64 {
-        // While one is written, the log that it started causes none.
-        self.snapshots.try_lock().map_or(u64::MAX, |snapshots| snapshots.len.max(self.options.log_min))
-    }
-
     /// Writes a snapshot on this thread, which gets the lowest priority.
     pub(crate) fn snapshot_now(&self) -> Result<(), Arc<StoreError>> {
         lower_priority();

@@ -15,15 +15,15 @@ pub enum Damage {
     /// Its content is not what it should be.
     #[error("{defect}{}", Self::place(*offset, defect))]
     At {
-        /// The position, in bytes from the start of the file.
+        /// Where, in bytes from its start.
         offset: u64,
-        /// The kind of damage.
+        /// The defect.
         defect: Defect,
     },
 }
 
-/// The kind of damage to the content of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A defect in the content of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Defect {
     /// The checksum of its head is wrong, or there is no head.
@@ -46,7 +46,7 @@ pub enum Defect {
     /// A record of a log is damaged: a later one shows that it was on disk.
     #[error("a damaged record (whole ones follow at byte {later})")]
     DamagedRecord {
-        /// The position of the later one, in bytes.
+        /// Where the later one is, in bytes.
         later: u64,
     },
     /// A record of a log that another log follows is damaged.
@@ -89,8 +89,10 @@ pub enum Defect {
     #[error("a chunk is invalid")]
     InvalidChunk,
     /// A snapshot does not hold what its head says.
-    #[error("it holds {} entries of {} bytes, but its header has {} entries of {}", found.0, found.1, expected.0, \
-        expected.1)]
+    #[error(
+        "it holds {} entries of {} bytes, but its header has {} entries of {}",
+        found.0, found.1, expected.0, expected.1
+    )]
     Totals {
         /// The number of its entries, and the sum of their sizes.
         found: (u64, u64),

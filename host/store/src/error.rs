@@ -20,7 +20,8 @@ pub enum StoreError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The damage.
+        /// The defect.
+        #[source]
         damage: Damage,
     },
     /// A file does not belong to the one beside it. Neither was changed.
@@ -28,7 +29,7 @@ pub enum StoreError {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// The damage.
+        /// The defect.
         mismatch: Mismatch,
     },
     /// A file cannot be written.
@@ -56,9 +57,9 @@ pub enum StoreError {
         path: PathBuf,
         /// The approximate size of the write, in bytes.
         bytes: u64,
-        /// The free space, in bytes.
+        /// How much is free, in bytes.
         free: u64,
-        /// The space that the next snapshot needs, in bytes.
+        /// How much the next snapshot needs, in bytes.
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
@@ -100,7 +101,7 @@ pub enum StoreError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// The id of that process, if it could be read.
+        /// That process's id, where it could be read.
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.
@@ -123,7 +124,14 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
-    /// The path does not lead to a regular file.
+    /// The system refuses a thread that writes to the files.
+    #[error("cannot start a thread for the store: {source}; raise the limit on threads, or end other programs")]
+    NoThread {
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The path is not a regular file.
+    #[error("cannot use {path}: it is not a regular file; choose another file with -f")]
     NotAFile {
         /// The path.
         path: PathBuf,

@@ -18,7 +18,7 @@ use crate::outcomes::Outcomes;
 use crate::paths::Paths;
 use crate::range;
 use crate::recover::{self, Recovered};
-use crate::shared::{Opened, Shared, Snapshots};
+use crate::shared::Shared;
 use crate::snapshot::Progress;
 use crate::space::SpaceBudget;
 use crate::store::{RolledBack, Store};
@@ -62,29 +62,11 @@ impl LocalStore {
         floor: u64,
         recovered: Recovered,
     ) -> Result<Self, StoreError> {
-        let Recovered {
-            map,
-            revision,
-            store,
-            log,
-            unfinished,
-            snapshot_len,
-            log_is_new,
-            has_clean_flag,
-            was_clean,
-            notes,
-        } = recovered;
+        let Recovered { map, revision, store: id, log, snapshots, opened, notes } = recovered;
         for note in notes {
             tracing::warn!("{note}");
         }
-        let snapshots = Snapshots {
-            generation: log.head.generation,
-            salt: log.head.salt,
-            unfinished,
-            renamed: false,
-            has_clean_flag,
-            len: snapshot_len,
-        };
+        let unfinished = snapshots.unfinished;
         let log_path = if unfinished { &paths.next } else { &paths.log };
         let (wanted, asked) = bounded(1);
         let feed = Arc::new(ChangeFeed::new(revision, floor, options.history_max));
@@ -102,8 +84,8 @@ impl LocalStore {
             disk: Box::new(disk),
             paths,
             lock: OnceLock::new(),
-            opened: Opened { log_is_new, was_clean },
-            id: store,
+            opened,
+            id,
             options,
             snapshots: Mutex::new(snapshots),
             outcomes: Outcomes::default(),
@@ -322,9 +304,7 @@ impl Store for LocalStore {
         }
         run.apply(map);
         commit.write_unsynced(map);
-        if self.log_len() > self.shared.log_max() {
-            self.shared.want_snapshot();
-        }
+        self.shared.check_log_len();
     }
 
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {

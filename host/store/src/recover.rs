@@ -11,6 +11,7 @@ use super::error::{StoreError, unreadable, unwritable};
 use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
+use super::shared::{Opened, Snapshots};
 use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
@@ -23,15 +24,9 @@ pub(super) struct Recovered {
     pub(super) store: u64,
     /// The log to continue.
     pub(super) log: Tail,
-    /// The log follows a snapshot that was not completed: it is FILE.log.next, and FILE.log is still needed.
-    pub(super) unfinished: bool,
-    /// The length of the snapshot, in bytes.
-    pub(super) snapshot_len: u64,
-    /// The log was created by this recovery.
-    pub(super) log_is_new: bool,
-    /// The snapshot records whether the store was stopped cleanly, and whether it was.
-    pub(super) has_clean_flag: bool,
-    pub(super) was_clean: bool,
+    /// The snapshot, and what the next one starts from.
+    pub(super) snapshots: Snapshots,
+    pub(super) opened: Opened,
     /// Warnings for the operator.
     pub(super) notes: Vec<String>,
 }
@@ -112,20 +107,7 @@ pub(super) fn examine(
     };
     let log = Head::find(disk, &paths.log)?;
     let next = Head::find(disk, &paths.next)?;
-    let generation = |log: &Option<Found>| log.as_ref().map(|(_, head)| head.generation);
-    match (generation(&log), generation(&next)) {
-        (None, None) => {}
-        (Some(log), None) if log == meta.generation => {}
-        (Some(log), Some(next)) if log == meta.generation && next == log + 1 => {}
-        // The snapshot was completed, and the old log not yet replaced.
-        (log, Some(next)) if next == meta.generation && log.is_none_or(|log| log + 1 == next) => {}
-        (log, next) => {
-            let (path, found) = if next.is_some() { (&paths.next, next) } else { (&paths.log, log) };
-            let found = found.unwrap_or_default();
-            let mismatch = Mismatch::Generation { continues: found, snapshot: (paths.file.clone(), meta.generation) };
-            return Err(StoreError::Mismatch { path: path.clone(), mismatch });
-        }
-    }
+    check_generations(paths, meta.generation, [&log, &next].map(|log| log.as_ref().map(|(_, head)| head.generation)))?;
     if let Some((file, head)) = log
         && head.generation == meta.generation
     {
@@ -145,6 +127,21 @@ pub(super) fn examine(
     }
     findings.look_for_log(disk, paths)?;
     Ok(findings)
+}
+
+/// Checks that the logs belong to the snapshot, by the generations of the log and of the next one.
+fn check_generations(paths: &Paths, snapshot: u64, [log, next]: [Option<u64>; 2]) -> Result<(), StoreError> {
+    let (path, continues) = match (log, next) {
+        (None, None) => return Ok(()),
+        (Some(log), None) if log == snapshot => return Ok(()),
+        (Some(log), Some(next)) if log == snapshot && next == log + 1 => return Ok(()),
+        // The snapshot was completed, and the old log not yet replaced.
+        (log, Some(next)) if next == snapshot && log.is_none_or(|log| log + 1 == next) => return Ok(()),
+        (_, Some(next)) => (&paths.next, next),
+        (Some(log), None) => (&paths.log, log),
+    };
+    let mismatch = Mismatch::Generation { continues, snapshot: (paths.file.clone(), snapshot) };
+    Err(StoreError::Mismatch { path: path.clone(), mismatch })
 }
 
 /// The first revision in the log of a file of the Go program.
@@ -172,6 +169,7 @@ pub(super) fn recover(
         findings;
     notes.extend(lost.map(|lost| format!("{lost}; restore it and restart the server, or continue without it")));
     disk.remove(&paths.new).map_err(unwritable(&paths.new))?;
+    // FILE.log is still needed.
     let unfinished = log.is_some() && next.is_some();
     let log_is_new = log.is_none() && next.is_none();
     for (path, tail) in [(&paths.log, &log), (&paths.next, &next)] {
@@ -211,18 +209,11 @@ pub(super) fn recover(
         // From now on the log is needed.
         snapshot::set_clean(&*file, false).map_err(unwritable(&paths.file))?;
     }
-    Ok(Recovered {
-        map,
-        revision,
-        store: log.head.store,
-        log,
-        unfinished,
-        snapshot_len,
-        log_is_new,
-        has_clean_flag: meta.has_clean_flag(),
-        was_clean: meta.clean,
-        notes,
-    })
+    let Head { generation, store, salt, .. } = log.head;
+    let has_clean_flag = meta.has_clean_flag();
+    let snapshots = Snapshots { generation, salt, unfinished, renamed: false, has_clean_flag, len: snapshot_len };
+    let opened = Opened { log_is_new, was_clean: meta.clean };
+    Ok(Recovered { map, revision, store, log, snapshots, opened, notes })
 }
 
 impl fmt::Display for LostLog {

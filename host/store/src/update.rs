@@ -77,7 +77,7 @@ pub enum Update<R, C = Change> {
     RolledBack {
         /// Why.
         error: Arc<StoreError>,
-        /// The decisions, whose side effects must be undone.
+        /// The decisions, whose side effects have to be rolled back.
         change: C,
     },
 }

@@ -36,7 +36,7 @@ enum Phase {
     Undo,
 }
 
-/// What a plugin does instead of letting an operation continue.
+/// The act of a plugin that stops an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Act {
     Refuse,

@@ -148,9 +148,7 @@ struct Bench<'a> {
     shipped: PathBuf,
     idle: PathBuf,
     rounds: usize,
-    /// The duration of one load.
-    seconds: u32,
-    /// The number of stores that were created.
+    /// How many stores were made.
     stores: Cell<u32>,
 }
 
@@ -264,43 +262,4 @@ impl Case {
         };
         if self.keys == KEYS { what + plugins } else { format!("{what}{plugins}, {} keys", self.keys) }
     }
-    Ok(connections)
-}
-
-/// Sends one request over a connection and reads the answer.
-fn ask(connection: &mut TcpStream) -> Result<()> {
-    connection.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = [0; 512];
-    let read = connection.read(&mut answer)?;
-    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("a kept connection was closed".into()) }
-}
-
-/// The script of wrk: batches that are made before the measurement, with values of 64 bytes.
-fn batches() -> String {
-    format!(
-        r#"
-local requests, at = {{}}, 0
--- A text of less than 256 bytes in MessagePack.
-local function str(text)
-  return string.char(0xd9, #text) .. text
-end
-function init()
-  math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
-  for i = 1, 500 do
-    local parts = {{ string.char(0xdc, 0, {BATCH}) }}
-    for j = 1, {BATCH} do
-      local key = string.format("key:%012d", math.random(0, {KEYS} - 1))
-      local put = str("op") .. str("put") .. str("key") .. str(key) .. str("value") .. str(string.rep("v", 64))
-      parts[#parts + 1] = string.char(0x83) .. put
-    end
-    local body = table.concat(parts)
-    requests[i] = wrk.format("POST", "/batch", {{ ["Content-Type"] = "application/msgpack" }}, body)
-  end
-end
-function request()
-  at = at % 500 + 1
-  return requests[at]
-end
-"#
-    )
 }

@@ -12,39 +12,6 @@ use super::peers::Peer;
 use super::race::{Kind, Pace, Racer};
 use super::{GOAL_AGAINST, Options, Table, median, with_program};
 use crate::Result;
-use crate::build;
-
-/// The script that wrk runs against vkog.
-fn script(folder: &Path, method: &str, keys: u64) -> Result<PathBuf> {
-    requests(folder, method, "/k/", keys)
-}
-
-/// Each of wrk's threads makes so many requests before the clock starts, and sends them in turn: for more entries than fit
-/// into any cache.
-const DRAWN: u32 = 200_000;
-
-/// The script of wrk: requests for random keys of 16 bytes, with values of 64 bytes.
-pub(super) fn requests(folder: &Path, method: &str, path: &str, keys: u64) -> Result<PathBuf> {
-    let body = if method == "PUT" { "string.rep(\"v\", 64)" } else { "nil" };
-    let script = format!(
-        r#"
-local requests, at = {{}}, 0
-function init()
-  math.randomseed(tonumber(tostring({{}}):match("0x(%x+)"), 16) % 100000)
-  for i = 1, {DRAWN} do
-    requests[i] = wrk.format("{method}", string.format("{path}key:%012d", math.random(0, {keys} - 1)), nil, {body})
-  end
-end
-function request()
-  at = at % {DRAWN} + 1
-  return requests[at]
-end
-"#
-    );
-    let path = folder.join(format!("{method}{}{keys}.lua", path.replace('/', "-")));
-    fs::write(&path, script)?;
-    Ok(path)
-}
 
 const ROUNDS: usize = 3;
 const MILLION: u64 = 1_000_000;
@@ -128,20 +95,6 @@ fn lives(program: &Path, other: Option<&Path>, entries: u64, folder: &Path, tabl
     Ok(())
 }
 
-/// The measurements from a server's start to its stop: seconds, seconds, megabytes.
-pub(super) struct Life {
-    pub(super) start: f64,
-    pub(super) save: f64,
-    pub(super) memory: f64,
-}
-
-impl Life {
-    pub(super) fn medians(lives: &[Self]) -> Self {
-        let of = |value: fn(&Self) -> f64| median(lives.iter().map(value).collect());
-        Self { start: of(|life| life.start), save: of(|life| life.save), memory: of(|life| life.memory) }
-    }
-}
-
 fn redis_life(folder: &Path) -> Result<Life> {
     let (redis, start) = Peer::redis(folder, &[])?;
     let memory = redis.resident()?;
@@ -172,7 +125,7 @@ fn snapshots(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         let snapshots = thread::spawn(move || -> std::io::Result<()> {
             while Instant::now() < end {
                 put(port)?;
-                // SIGUSR1 asks for a snapshot.
+                // SIGUSR1 requests a snapshot.
                 Command::new("kill").args(["-USR1", &id.to_string()]).status()?;
                 thread::sleep(Duration::from_millis(50));
             }
@@ -199,7 +152,7 @@ fn put(port: u16) -> std::io::Result<()> {
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// Measures the memory per entry in a small store and in a large one.
+/// The memory of an entry in a small store and in a large one.
 fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     let mut empty = None;
     for entries in [0, 10_000_u64, 100_000, 1_000_000, 10_000_000] {

@@ -66,7 +66,7 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
     } else {
         for (path, result) in results {
             say(&match result {
-                Ok(plugin) => format!("{path}: {plugin}; this host loads it"),
+                Ok(plugin) => format!("{path}: {plugin}; this server loads it"),
                 Err(error) => format!("{path}: cannot be loaded: {} [{}]", error.fault.line(), error.fault.code()),
             });
         }

@@ -84,7 +84,7 @@ pub enum NameError {
     #[error("the name is empty without the leading vkog-; choose a name such as short-values")]
     OnlyPrefix,
     /// It is a keyword, or a name that the compiler or cargo uses.
-    #[error("Rust or cargo has another use for this name; take a name such as short-values")]
+    #[error("Rust or cargo reserves this name; choose a name such as short-values")]
     Reserved,
 }
 

@@ -65,6 +65,11 @@ impl Content {
 pub(crate) const ALWAYS: Options =
     Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
+/// Snapshots are written only on request.
+pub(crate) fn without_snapshots(fsync: Fsync) -> Options {
+    Options { fsync, log_min: u64::MAX, ..Options::default() }
+}
+
 pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore, StoreError> {
     LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
 }

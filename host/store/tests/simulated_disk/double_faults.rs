@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use vkog_store::{Fsync, LocalStore, Options};
+use vkog_store::{Fsync, LocalStore};
 
-use crate::client::{ALWAYS, Answer, Content, change, contents, open, put, start};
+use crate::client::{ALWAYS, Answer, Content, change, contents, open, put, start, without_snapshots};
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::random::Random;
 
@@ -82,7 +82,7 @@ fn no_second_fault_brings_a_refused_write_back_or_takes_an_acknowledged_one() {
                     let works = works && !(call == Call::Sync && writes_fail);
                     let what = format!("{fsync:?}: {call:?} {fault:?}, then {second:?}; {key} to {content:?}");
                     let disk = SimulatedDisk::empty();
-                    let options = Options { fsync, log_min: u64::MAX, ..Options::default() };
+                    let options = without_snapshots(fsync);
                     let store = open(&disk, options).expect("a store");
                     put(&store, "key", "kept");
                     put(&store, "other", "kept");

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog_store::{Fsync, LocalStore, Options, Store as _, StoreError};
+use vkog_store::{Fsync, LocalStore, Store as _, StoreError};
 
 use crate::client::{
     self, Answer, Content, DEADLINE, FILE, change, close, contents, get, look, open, put, refused, snapshot, start,
-    within_the_deadline,
+    within_the_deadline, without_snapshots,
 };
 use crate::disk::{Call, Fault, SimulatedDisk};
 use crate::history::History;
@@ -29,7 +29,7 @@ const HALF_FULL: Fault = Fault::Half(ErrorKind::StorageFull);
 
 fn new_store(fsync: Fsync) -> (SimulatedDisk, LocalStore) {
     let disk = SimulatedDisk::empty();
-    let store = open(&disk, Options { fsync, log_min: u64::MAX, ..Options::default() }).expect("a store");
+    let store = open(&disk, without_snapshots(fsync)).expect("a store");
     (disk, store)
 }
 

@@ -1,8 +1,8 @@
-//! With syncs at an interval, a power cut loses at most the writes that were acknowledged since the last sync began,
-//! and the rest is what was acknowledged up to one point, without a gap.
+//! With a sync at an interval, a power cut takes back at most what was acknowledged since the last sync began, and what
+//! stays is what was acknowledged up to some point, without a gap.
 //!
-//! Clients write, remove and take snapshots while the store syncs at a short interval. At every sync of the log the
-//! disk records how many writes had been acknowledged when it began. The power is cut at random steps of the disk.
+//! Clients write, remove and take snapshots while the store syncs at a short interval; the disk notes at every sync of the
+//! log how many had been acknowledged when it began. The power is cut at steps of the disk drawn at random.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -13,20 +13,21 @@ use vkog_store::{Fsync, Options, Store as _};
 
 use crate::client::{
     ALWAYS, Answer, Content, DEADLINE, change, change_all, contents, open, put, snapshot, start, within_the_deadline,
+    without_snapshots,
 };
 use crate::disk::{Call, Fault, Image, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
 
-/// Opens a store on an image, and compares its entries with what was acknowledged.
+/// Compares the entries of a store that opens on an image with the acknowledged writes.
 fn check_prefix(image: &Image, history: &History, promised: u64) -> Result<(), String> {
     let disk = SimulatedDisk::of(image);
-    let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Never);
     let store = open(&disk, options).map_err(|error| error.to_string())?;
     history.check_prefix(&contents(&store), store.revision(), promised)
 }
 
-/// One client, so that its acknowledgements have an order; with automatic snapshots and without.
+/// One client, so that its responses have an order; with automatic snapshots and without.
 fn power_cut(seed: u64, fsync: Fsync) {
     let mut random = Random::new(seed);
     let disk = SimulatedDisk::empty();
@@ -81,8 +82,8 @@ fn a_power_cut_without_any_sync_leaves_no_gap_either() {
 fn a_snapshot_is_not_ahead_of_the_log_it_belongs_to() {
     let disk = SimulatedDisk::empty();
     let history = History::default();
-    // There is no automatic sync.
-    let store = open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() }).expect("a store");
+    // No sync comes by itself.
+    let store = open(&disk, without_snapshots(Fsync::Never)).expect("a store");
     let mut random = Random::new(1);
     let change = |key: &str, content: Option<Content>| {
         let note = history.attempt(key, content.as_ref());
@@ -118,28 +119,25 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
     let interval = Duration::from_millis(100);
     let disk = SimulatedDisk::empty();
     let acknowledged = disk.acknowledged();
-    let store = open(&disk, Options { fsync: Fsync::Every(interval), log_min: u64::MAX, ..Options::default() })
-        .expect("a store");
+    let store = open(&disk, without_snapshots(Fsync::Every(interval))).expect("a store");
     let begun = Instant::now();
     for round in 1..=3 {
         put(&store, "key", &format!("value {round}"));
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // A generous limit, because other tests run at the same time. Without the interval it would be almost 0, or endless.
+    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or for ever.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));
-    let store =
-        open(&SimulatedDisk::of(&lasting), Options { fsync: Fsync::Always, log_min: u64::MAX, ..Options::default() })
-            .expect("a store");
+    let store = open(&SimulatedDisk::of(&lasting), without_snapshots(Fsync::Always)).expect("a store");
     assert_eq!(contents(&store)["key"].1.value, b"value 3");
 }
 
 #[test]
-fn writes_continue_during_a_slow_sync() {
+fn writes_go_on_while_a_sync_takes_its_time() {
     let disk = SimulatedDisk::empty();
-    let options = Options { fsync: Fsync::Every(Duration::from_millis(1)), log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
     let held = disk.hold(Call::Sync, ".log");
     put(&store, "a", "1");
@@ -155,7 +153,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     let mut random = Random::new(1);
     let disk = SimulatedDisk::empty();
     let history = History::default();
-    let options = Options { fsync: Fsync::Every(Duration::from_millis(1)), log_min: u64::MAX, ..Options::default() };
+    let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
     let write = |random: &mut Random| {
         let key = format!("key-{}", random.below(12));
@@ -167,7 +165,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     let held = disk.hold(Call::Sync, ".log");
     (0..10).for_each(|_| write(&mut random));
     disk.wait_held();
-    // The system reports lost data once: the sync of the interval fails, and a sync of the snapshot would not.
+    // The system tells of lost data once: the sync of the interval fails, and one of the snapshot would not.
     disk.fault(Call::Sync, ".log", Fault::Fails(ErrorKind::Other), 1);
     // The old log stays needed.
     disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);
@@ -181,7 +179,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
             drop(tell);
             written
         });
-        // It must wait. If it does not, this gives it the time to fail the test.
+        // It has to wait; if it does not, this gives it the time to do harm.
         let _: Result<(), _> = told.recv_timeout(Duration::from_millis(100));
         (0..10).for_each(|_| write(&mut random));
         disk.release_failed_syncs();
@@ -195,12 +193,11 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
 }
 
 #[test]
-fn writes_that_a_kill_left_unsynced_are_durable_after_the_next_start() {
+fn what_a_kill_left_in_the_systems_memory_lasts_from_the_next_start_on() {
     for unfinished in [false, true] {
         let disk = SimulatedDisk::empty();
         let mut random = Random::new(1);
-        let store =
-            open(&disk, Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() }).expect("a store");
+        let store = open(&disk, without_snapshots(Fsync::Never)).expect("a store");
         put(&store, "a", "before the kill");
         if unfinished {
             disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);

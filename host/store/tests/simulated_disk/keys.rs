@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use vkog_store::{Fsync, Options, Store as _};
+use vkog_store::{Fsync, Store as _};
 
-use crate::client::{Content, DEADLINE, open, put, start};
+use crate::client::{Content, DEADLINE, open, put, start, without_snapshots};
 use crate::disk::{Call, Fault, SimulatedDisk};
 
 #[test]
@@ -19,8 +19,7 @@ fn a_page_waits_until_its_entries_are_durable_and_has_none_that_were_rolled_back
         // With one cached range and with none: both must show removals and additions.
         for listed_before in [false, true] {
             let disk = SimulatedDisk::empty();
-            let store = open(&disk, Options { fsync: Fsync::Always, log_min: u64::MAX, ..Options::default() })
-                .expect("a store");
+            let store = open(&disk, without_snapshots(Fsync::Always)).expect("a store");
             for key in ["a", "b", "c"] {
                 put(&store, key, "kept");
             }

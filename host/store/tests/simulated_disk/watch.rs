@@ -53,7 +53,7 @@ fn watchers_receive_only_durable_changes() {
         }
         assert_eq!(told(&mut watching), [], "of what was taken back");
         if call == Call::Write {
-            // The disk has space again.
+            // The disk has free disk space again.
             let next = put(&store, "key", "durable again");
             assert!(next > first + 2);
             assert_eq!(told(&mut watching), [(next, "key".to_owned(), false)]);
