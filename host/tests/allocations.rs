@@ -76,7 +76,7 @@ fn api(file: &std::path::Path) -> Api {
 
 /// Returns the mean number of allocations and reallocations of a request.
 fn per_request(mut request: impl FnMut()) -> f64 {
-    // Lazily created state is created now; at first every call of a hook is timed.
+    // Warms up: one-time allocations happen now, and the first calls of hooks are all timed.
     (0..REQUESTS).for_each(|_| request());
     let region = Region::new(HEAP);
     (0..REQUESTS).for_each(|_| request());
@@ -84,7 +84,7 @@ fn per_request(mut request: impl FnMut()) -> f64 {
     (change.allocations + change.reallocations) as f64 / REQUESTS as f64
 }
 
-/// From the head to the response, on this thread. The parts of the engine are created before.
+/// From the head to the response, on this thread. The input of the HTTP engine is prepared beforehand.
 fn without_engine(api: &Api, method: Method) -> f64 {
     static STATUS: AtomicU16 = AtomicU16::new(0);
     let mut made = Vec::new();

@@ -16,7 +16,7 @@ use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
 const ENTRIES: u64 = 20_000;
-/// The limit of the bytes plugin: more than all entries, and less than one value to probe it with.
+/// The limit of the bytes plugin: more than all entries, and less than the value of a probe.
 const LIMIT: u64 = 2 << 20;
 /// 1 January 2026, in milliseconds since 1970.
 const BEGIN: u64 = 1_767_225_600_000;
@@ -125,7 +125,7 @@ impl Host {
         }
     }
 
-    /// The stored entries, read from the store itself.
+    /// Returns the stored entries, from the store itself.
     fn stored(&self) -> HashMap<String, u64> {
         let mut stored = HashMap::new();
         self.engine.store().for_each(|entry| {
@@ -166,7 +166,7 @@ fn entry(number: u64) -> (u64, Vec<u8>) {
     (random.below(3600) + 1, vec![b'v'; random.below(60) as usize + 1])
 }
 
-/// Writes entries, all at once, and returns the expiry of each durable one.
+/// Writes entries concurrently. Returns the expiry of each durable one.
 fn fill(host: &Host, numbers: std::ops::Range<u64>) -> HashMap<String, u64> {
     let (tell, told) = channel();
     for number in numbers.clone() {

@@ -1,6 +1,6 @@
 //! Raises the limit of file descriptors for tests that open many connections.
 
-/// Raises the limit of file descriptors of this process and of its later children to the maximum. Returns the limit.
+/// Raises the limit of file descriptors of this process and its children to the maximum. Returns the limit.
 pub fn raise_descriptors() -> u64 {
     #[cfg(unix)]
     {

@@ -43,7 +43,7 @@ impl Sweep for Small {
 }
 ";
 
-/// That hook, instead of the end of `hooks!`.
+/// That hook, inserted at the end of `hooks!`.
 const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SWEEP
 }
 
@@ -261,7 +261,7 @@ pub(crate) fn copy_sources(from: &Path, to: &Path) {
     }
 }
 
-/// The lock file of the workspace, so that cargo does not resolve dependencies.
+/// The lock file of the workspace, so that cargo resolves no versions.
 pub(crate) fn copy_lock(to: &Path) {
     let lock = std::fs::read_to_string(workspace().join("Cargo.lock")).expect("the workspace is locked");
     write(&to.join("Cargo.lock"), &lock);
@@ -348,7 +348,7 @@ pub fn nowhere() -> &'static str {
 
 /// The same library, depending on another one that no system has.
 fn needs_what_is_nowhere(library: &[u8]) -> Vec<u8> {
-    // The unwinder on Linux, and the C library on Windows.
+    // The library for unwinding on Linux, and the C library on Windows.
     let name = if on_windows() { "msvcrt.dll\0" } else { "libgcc_s.so.1\0" };
     let at = library.windows(name.len()).position(|window| window == name.as_bytes()).expect("every plugin needs it");
     let mut changed = library.to_vec();

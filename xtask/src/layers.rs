@@ -11,9 +11,9 @@ use std::process::Command;
 use crate::Result;
 use crate::build;
 
-/// What HTTP, TLS and the command line need.
+/// The packages for HTTP, TLS and the command line.
 const FRONT_END: &[&str] = &["clap", "h2", "hyper", "rustls", "tiny_http", "ureq"];
-/// What neither plugins nor the black-box tests know.
+/// The packages that neither plugins nor the black-box tests may use.
 const INSIDE: &[&str] = &["vkog", "vkog-engine", "vkog-plugin-host", "vkog-runtime", "vkog-store"];
 const PLUGINS: &[&str] = &["vkog-bytes", "vkog-conflict", "vkog-ttl", "vkog-audit", "vkog-bearer", "vkog-json-only"];
 

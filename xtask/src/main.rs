@@ -24,7 +24,7 @@ enum Task {
     Dist(dist::Options),
     /// Check which package and which module imports which
     Layers,
-    /// Compare the public API of vkog-plugin-api with the kept 1.0.0 (needs cargo-semver-checks)
+    /// Compare the public API of vkog-plugin-api with version 1.0.0 (needs cargo-semver-checks)
     Semver,
     /// Run all tests
     Test {

@@ -11,11 +11,11 @@ use crate::{Result, build, windows};
 /// The duration for which each target is fuzzed, in seconds.
 const FUZZ_SECONDS: u64 = 300;
 
-/// The code that cargo-mutants changes: the packages for storage and plugins, and the access checks of the host.
+/// The code that cargo-mutants changes: the packages with the data and the permissions, and the host's access checks.
 const MUTATED: [&str; 4] =
     ["host/store/src/**", "host/plugin-host/src/**", "host/engine/src/**", "host/src/api/auth.rs"];
 
-/// The action of a step. Its argument is whether all amounts are wanted.
+/// The function of a step. Its argument is whether all amounts run.
 type Step = fn(bool) -> Result<Outcome>;
 
 /// How a step ended.
@@ -126,7 +126,7 @@ fn fuzzing(_: bool) -> Result<Outcome> {
     targets.sort();
     for target in &targets {
         let name = target.file_stem().unwrap_or_default().to_string_lossy();
-        // Findings go beside the corpus, which stays unchanged.
+        // New inputs go beside the corpus, which does not change.
         let found = Path::new("target/fuzz-corpus").join(&*name);
         std::fs::create_dir_all(&found)?;
         let mut fuzz = cargo();

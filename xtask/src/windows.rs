@@ -83,7 +83,7 @@ const RIGHTS: &str = "is about owners and rights as Unix has them";
 const SHELL: &str = "follows a document of which the commands are a Unix shell's";
 const UNIX_SOCKET: &str = "needs Unix sockets";
 
-/// The command in `VKOG_WINDOWS`, with one more argument: it builds for Windows (`build`), or runs such a program (`run`).
+/// Returns the command that `VKOG_WINDOWS` names, with a further word: `build` builds for Windows, `run` runs a program.
 pub(crate) fn command(word: &str) -> Option<Command> {
     let named = std::env::var("VKOG_WINDOWS").ok()?;
     let mut words = named.split_whitespace();

@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// The written and reported lines. Every write waits for the lock, so that a test can hold the writer up.
+    /// The written text and the reports. Every write waits for the lock, so that a test can delay the writer.
     #[derive(Default)]
     struct Seen {
         text: String,

@@ -29,7 +29,7 @@ pub struct Batch {
 
 /// One operation of a batch.
 pub struct Operation {
-    /// The verb of the operation.
+    /// The kind of operation.
     pub verb: Verb,
     /// The key of its entry.
     pub key: String,
@@ -37,7 +37,7 @@ pub struct Operation {
     pub value: Bytes,
     /// The media type of that value.
     pub content_type: Cow<'static, str>,
-    /// The preconditions on the entry. Those of a get also fail the whole batch, so a batch can depend on the entries it reads.
+    /// The preconditions. Those of a get also fail the whole batch, so a batch can depend on what it reads.
     pub conditions: Conditions,
     /// Headers of this operation. They replace those of the batch, and those of [`OWN`](Self::OWN) are never taken from it.
     pub headers: Vec<(Cow<'static, str>, String)>,

@@ -61,7 +61,7 @@ pub struct Request {
     pub content_type: Cow<'static, str>,
     /// The query, still percent-encoded.
     pub query: String,
-    /// The preconditions on the entry.
+    /// The preconditions.
     pub conditions: Conditions,
     /// [`Engine::revision`] when the request arrived.
     pub arrived: u64,
@@ -71,7 +71,7 @@ pub struct Request {
     pub origin: Arc<dyn Origin>,
 }
 
-/// The client that lists or watches: plugins decide which entries it sees.
+/// The client that lists or watches. Plugins decide which entries it sees.
 #[derive(Clone)]
 pub struct RequestContext {
     /// The headers, and the client's address.

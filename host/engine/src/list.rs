@@ -18,7 +18,7 @@ const FOLDED: usize = 16;
 pub struct Listing {
     /// The prefix of the keys.
     pub prefix: String,
-    /// The text after which the keys come: the [`Page::next`] of the previous page, or any text.
+    /// The listing starts after this text, such as the [`Page::next`] of the previous page.
     pub after: Option<String>,
     /// The maximum number of keys and prefixes, at least 1.
     pub limit: usize,

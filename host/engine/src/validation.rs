@@ -1,4 +1,4 @@
-//! The checks of every request, whether a client or a plugin sends it.
+//! The checks of every request, of clients and of plugins.
 
 use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};
@@ -99,7 +99,7 @@ pub fn check_value(verb: Verb, value: &[u8]) -> Result<(), InvalidRequest> {
 ///
 /// # Errors
 ///
-/// There is not enough; the client may try again.
+/// The memory is not available now; the client may try again.
 #[inline]
 pub fn check_memory(len: usize) -> Result<(), Refusal> {
     /// Smaller values find memory, in bytes.

@@ -22,7 +22,7 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
     let registry = Registry::linked(Vec::new(), Vec::new(), context);
     let engine = Engine::single_threaded(MemoryStore::default(), registry).expect("there is no plugin to start");
     let value = vec![b'v'; VALUE_BYTES];
-    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux has this file");
     let pages: u64 = pages.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number of pages");
     let limit = Some(pages * rustix::param::page_size() as u64 + LEFT_BYTES);
     setrlimit(Resource::As, Rlimit { current: limit, maximum: limit }).expect("a process may limit itself");

@@ -1,7 +1,7 @@
-//! A get, and a batch that only reads, whose guards have passed and whose entry is then rolled back: the guards are
-//! rolled back before the entry is read again, so that exactly one undo or after hook follows each guard.
+//! A get, and a batch that only reads, whose guards have passed and whose entry is then rolled back: the guards are rolled back
+//! before the entry is read again, so that exactly one undo or after follows each guard.
 //!
-//! Provoked with a store that reports a number of reads as rolled back, and with a plugin that counts its calls.
+//! Provoked by a store that reports a number of reads as rolled back, and by a plugin that counts its calls.
 
 #![allow(unsafe_code)]
 
@@ -24,7 +24,7 @@ use vkog_store::{
 /// Reports reads as rolled back.
 struct Unsure {
     store: MemoryStore,
-    /// The number of reads that will still be reported as rolled back.
+    /// The number of reads that are still to be reported so.
     rollbacks: AtomicU32,
 }
 
@@ -146,7 +146,7 @@ fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     Engine::single_threaded(store, registry).expect("the plugin starts")
 }
 
-/// Returns the numbers of calls of guard, undo and after.
+/// How often the guard, the undo and the after were called.
 fn calls(engine: &Engine<Unsure>) -> [i64; 3] {
     let metrics = engine.plugins().context().metrics("counting");
     let value = |name: &str| metrics.iter().find(|(own, _)| own == name).map_or(0, |(_, metric)| metric.value());

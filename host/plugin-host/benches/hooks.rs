@@ -1,5 +1,5 @@
-//! The cost of a hook: plugins that do nothing, called as the host calls them. The time of one phase is that of its hooks; over
-//! the number of plugins it is the cost of one hook.
+//! The cost of a hook call: plugins that do nothing, called as the host calls them. The time of a phase, divided by the number
+//! of plugins, is the cost of one hook.
 
 #![allow(unsafe_code)]
 

@@ -11,13 +11,13 @@ use crate::chain::{PluginError, one_line};
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
 
-/// A plugin library cannot be loaded. Its text is one line, whatever text the library or the plugin contains.
+/// A plugin library cannot be loaded. Its text is one line, for any text of the library or the plugin.
 #[derive(Debug, Error)]
 #[error("cannot load {path}: {} [{}]", fault.line(), fault.code())]
 pub struct LoadError {
     /// The library.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The mistake.
     #[source]
     pub fault: LoadFault,
 }
@@ -59,7 +59,8 @@ pub enum LoadFault {
     },
     /// The file is larger than the maximum.
     #[error(
-        "it has {len} bytes or more, and the maximum is {LIBRARY_MAX}; make sure that it is the library of a plugin, or strip its debug information"
+        "it has {len} bytes or more, and the maximum is {LIBRARY_MAX}; make sure that it is the library of a plugin, \
+         or strip its debug information"
     )]
     TooLarge {
         /// The size in bytes, as far as the file was read.
@@ -83,7 +84,8 @@ pub enum LoadFault {
     },
     /// The owner is neither root nor the user of this process.
     #[error(
-        "{} belongs to user {owner}, who may change it, and not to root or to user {user} of the server; check it, then run chown {user} {path}",
+        "{} belongs to user {owner}, who may change it, and not to root or to user {user} of the server; check it, \
+         then run chown {user} {path}",
         if *part == Part::Library { "it" } else { "its folder" }
     )]
     WrongOwner {
@@ -98,7 +100,8 @@ pub enum LoadFault {
     },
     /// The hash differs from the pin in the configuration.
     #[error(
-        "its sha256 is {found}, and [plugins.{name}] pins {pinned}; restore that library, or pin this one if you trust it"
+        "its sha256 is {found}, and [plugins.{name}] pins {pinned}; restore that library, or pin this one if you \
+         trust it"
     )]
     WrongSha256 {
         /// The name of the plugin.
@@ -120,7 +123,8 @@ pub enum LoadFault {
     },
     /// The dynamic linker would search the current directory for a library that this one needs.
     #[error(
-        "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", makes the linker search the current directory; use only absolute, non-empty folders in LD_LIBRARY_PATH"
+        "it needs {needed}, and LD_LIBRARY_PATH, which is \"{folders}\", makes the linker search the current \
+         directory; use only absolute, non-empty folders in LD_LIBRARY_PATH"
     )]
     LibraryPath {
         /// The needed library.
@@ -215,7 +219,8 @@ pub enum LoadFault {
     },
     /// The plugin was built with another major version of vkog-plugin-api.
     #[error(
-        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its version",
+        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its \
+         version",
         ours.split('.').next().unwrap_or(ours)
     )]
     OtherMajor {
@@ -243,8 +248,8 @@ pub enum LoadFault {
     },
     /// The plugin requires a hook that this server does not have.
     #[error(
-        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer host, or \
-         an older version of the plugin"
+        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer \
+         host, or an older version of the plugin"
     )]
     MissingHook {
         /// The name of the plugin.
@@ -256,7 +261,8 @@ pub enum LoadFault {
     },
     /// Another library contains a plugin with the same name.
     #[error(
-        "its plugin has the name \"{name}\", like the plugin of {first}; remove one of the two, or rename its crate"
+        "its plugin has the name \"{name}\", like the plugin of {first}; remove one of the two, or rename its \
+        crate"
     )]
     DuplicateName {
         /// The name of the plugin.
@@ -311,7 +317,8 @@ pub enum LoadFault {
     },
     /// A function of the plugin did not return in time during a reload.
     #[error(
-        "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its author"
+        "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its \
+         author"
     )]
     NoReturn {
         /// The function.
@@ -332,7 +339,7 @@ impl LoadFault {
         Self::NotLoadable { error, missing }
     }
 
-    /// Returns the message as one line, whatever text the library or the plugin contains.
+    /// Returns the message as one line, for any text of the library or the plugin.
     pub fn line(&self) -> String {
         one_line(&self.to_string()).into_owned()
     }
@@ -408,7 +415,8 @@ impl Part {
                 "{who} can put libraries into {path} (mode {mode:04o}); check its contents, then run chmod go-w {path}"
             ),
             Self::Ancestor => format!(
-                "{who} can rename the contents of {path} (mode {mode:04o}) and so replace the library; run chmod o-w {path}, or use another folder"
+                "{who} can rename the contents of {path} (mode {mode:04o}) and so replace the library; run chmod o-w \
+                 {path}, or use another folder"
             ),
         }
     }

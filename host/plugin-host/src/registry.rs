@@ -48,7 +48,7 @@ pub struct ReloadReport {
     pub outcome: ReloadOutcome,
 }
 
-/// The outcome of a reload for a plugin.
+/// The outcome of a reload for one plugin.
 #[derive(Debug)]
 pub enum ReloadOutcome {
     /// Neither its library nor its settings have changed.
@@ -90,7 +90,7 @@ struct Loaded {
     stopped: bool,
 }
 
-/// The replaced chain of a reload; operations may still be in flight in it.
+/// The plugins that a reload has replaced; operations may still be in flight in them.
 struct Replaced {
     tickers: Vec<Ticker>,
     chain: Option<Arc<Chain>>,

@@ -33,7 +33,7 @@ pub struct HostSettings {
     pub is_expected: bool,
     /// The pinned hash of the library.
     pub sha256: Option<Sha256>,
-    /// The treatment of panics and slow calls of the plugin.
+    /// The failure policy of the plugin.
     pub failure_policy: FailurePolicy,
 }
 
@@ -49,7 +49,7 @@ impl Default for HostSettings {
 pub struct SettingError {
     /// The key.
     pub key: &'static str,
-    /// The mistake in its value.
+    /// The reason.
     source: serde_json::Error,
 }
 

@@ -11,7 +11,7 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Passed, Verb};
 
-/// The result of a plugin's guard.
+/// The scripted result of the guard of a plugin.
 #[derive(Clone, Copy)]
 enum Return {
     Pass,

@@ -59,7 +59,7 @@ impl Pending {
     }
 }
 
-/// The updates that wait to be written. Without syncs that is seldom more than one, which needs no heap.
+/// The updates that wait to be written. Without syncs there is seldom more than one, which needs no heap.
 type Gathered<T> = SmallVec<[T; 1]>;
 
 /// The callback of a reader that waits until what it read is durable or rolled back.

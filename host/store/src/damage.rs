@@ -15,14 +15,14 @@ pub enum Damage {
     /// Its content is not what it should be.
     #[error("{defect}{}", Self::place(*offset, defect))]
     At {
-        /// The position, in bytes from the start of the file.
+        /// Where, in bytes from its start.
         offset: u64,
         /// The defect.
         defect: Defect,
     },
 }
 
-/// What is wrong with the content of a file.
+/// A defect in the content of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Defect {
@@ -46,14 +46,14 @@ pub enum Defect {
     /// A record of a log is damaged: a later one shows that it was on disk.
     #[error("a damaged record (whole ones follow at byte {later})")]
     DamagedRecord {
-        /// The position of the later one, in bytes.
+        /// Where the later one is, in bytes.
         later: u64,
     },
     /// A record of a log that another log follows is damaged.
     #[error("a damaged record (the log continues after it)")]
     DamagedRecordBeforeNextLog,
     /// A revision is not greater than the one before it.
-    #[error("revision {revision} after revision {after}")]
+    #[error("revision {revision} follows revision {after}")]
     RevisionOrder {
         /// The revision.
         revision: u64,
@@ -61,7 +61,7 @@ pub enum Defect {
         after: u64,
     },
     /// A snapshot has another length than its head says.
-    #[error("it has {found} bytes and should have {expected}, it differs")]
+    #[error("its size is {found} bytes instead of {expected}, it differs")]
     Length {
         /// Its length, in bytes.
         found: u64,
@@ -89,7 +89,10 @@ pub enum Defect {
     #[error("a chunk is invalid")]
     InvalidChunk,
     /// A snapshot does not hold what its head says.
-    #[error("it holds {} entries of {} bytes, not {} of {}, as it says", found.0, found.1, expected.0, expected.1)]
+    #[error(
+        "it holds {} entries of {} bytes, but its header has {} entries of {}",
+        found.0, found.1, expected.0, expected.1
+    )]
     Totals {
         /// The number of its entries, and the sum of their sizes.
         found: (u64, u64),

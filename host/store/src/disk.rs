@@ -93,7 +93,8 @@ impl Disk for LocalDisk {
                 WARNED.call_once(|| {
                     let folder = folder(path).display();
                     tracing::warn!(
-                        "cannot sync the folder {folder}: {error}; a power cut may revert the renames of the last snapshot"
+                        "cannot sync the folder {folder}: {error}; a power cut may revert the renames of the last \
+                         snapshot"
                     );
                 });
                 Ok(())

@@ -14,12 +14,13 @@ use crate::damage::{Damage, Mismatch};
 pub enum StoreError {
     /// A file cannot be read, or its content is not what it should be. It was not changed.
     #[error(
-        "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog repair`, or move it aside to start empty"
+        "cannot read {path}: {damage}; nothing was changed, inspect it with `vkog check`, repair it with `vkog \
+         repair`, or move it aside to start empty"
     )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         #[source]
         damage: Damage,
     },
@@ -48,17 +49,17 @@ pub enum StoreError {
     /// The log may not grow, because the next snapshot needs the space. The write was refused; the client may repeat it when there
     /// is space.
     #[error(
-        "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {path} needs {reserved}; \
-         delete entries, or free space on it"
+        "the disk is too full to write {bytes} bytes: {free} bytes are free, and the next snapshot of {path} needs \
+         {reserved}; delete entries, or free space on it"
     )]
     Reserved {
         /// The store.
         path: PathBuf,
         /// The approximate size of the write, in bytes.
         bytes: u64,
-        /// The free space, in bytes.
+        /// How much is free, in bytes.
         free: u64,
-        /// The space that the next snapshot needs, in bytes.
+        /// How much the next snapshot needs, in bytes.
         reserved: u64,
     },
     /// A write or a sync failed, so that the content of the disk is unknown. The store can only be read.
@@ -76,7 +77,8 @@ pub enum StoreError {
     },
     /// A write failed, and could not be removed from the log. A restart may find the write or not.
     #[error(
-        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find it; check the disk, restart the server, then read the entry"
+        "a write to {path} failed ({source}) and could not be made invalid ({then}): a restart may or may not find \
+         it; check the disk, restart the server, then read the entry"
     )]
     Unknown {
         /// The file.
@@ -86,7 +88,7 @@ pub enum StoreError {
         /// The error of the attempt to remove it.
         then: Arc<io::Error>,
     },
-    /// The file is mounted by itself, as a container does with a single file, so that no other can take its place.
+    /// The file itself is a mount point, as containers mount single files, so that no other file can replace it.
     #[error(
         "cannot use {path}: it is a mount point, and a snapshot cannot replace it; mount its folder instead of the file"
     )]
@@ -99,13 +101,13 @@ pub enum StoreError {
     Locked {
         /// The file.
         path: PathBuf,
-        /// The id of that process, if it could be read.
+        /// That process's id, where it could be read.
         pid: String,
     },
     /// Another process has the same file under another name, or its lock file was removed.
     #[error(
-        "{path} is in use by another process, which opened it under another name or lost its lock file; stop that process, or \
-         choose another file with -f"
+        "{path} is in use by another process, which opened it under another name or lost its lock file; stop that \
+         process, or choose another file with -f"
     )]
     LockedElsewhere {
         /// The file.
@@ -113,8 +115,8 @@ pub enum StoreError {
     },
     /// The lock file was removed or replaced while the store was open. The store can only be read.
     #[error(
-        "{path} is read-only because {lock} was removed and another process may use the store; stop all servers of this file, \
-         run `vkog check`, then start one server"
+        "{path} is read-only because {lock} was removed and another process may use the store; stop all servers of \
+         this file, run `vkog check`, then start one server"
     )]
     LockLost {
         /// The file.
@@ -128,7 +130,7 @@ pub enum StoreError {
         /// The system's error.
         source: io::Error,
     },
-    /// What is at the path is not a regular file.
+    /// The path is not a regular file.
     #[error("cannot use {path}: it is not a regular file; choose another file with -f")]
     NotAFile {
         /// The path.

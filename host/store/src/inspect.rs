@@ -13,7 +13,7 @@ use super::recover::{self, Findings, LostLog, Tail};
 use super::snapshot::Progress;
 use super::wal::{Next, Reader, Start};
 
-/// The contents of the files of a store.
+/// A summary of the files of a store.
 pub struct Contents {
     findings: Findings,
     logs: Vec<LogContents>,

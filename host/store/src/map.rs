@@ -196,7 +196,7 @@ impl Shard {
         self.table.find(hashed.hash, |entry| entry.key_bytes() == hashed.key)
     }
 
-    /// The result of a read of a key: the entry, and the last revision on which it depends.
+    /// The result of a read: the entry, and the last revision on which it depends.
     pub(super) fn see(&self, hashed: Hashed<'_>) -> (Option<&Entry>, u64) {
         let entry = self.get(hashed);
         (entry, entry.map_or(self.last_removal, Entry::revision))

@@ -15,7 +15,7 @@ use super::shared::{Opened, Snapshots};
 use super::snapshot::{self, Progress};
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
-/// The contents of the files.
+/// The content of the files.
 pub(super) struct Recovered {
     pub(super) map: Map,
     /// The last revision that was assigned.
@@ -52,7 +52,7 @@ pub(super) struct Tail {
     pub(super) len: u64,
 }
 
-/// Reads the contents of the files without changing one.
+/// The content of the files, read without changing one.
 pub(super) struct Findings {
     pub(super) map: Map,
     pub(super) revision: u64,

@@ -34,7 +34,7 @@ pub enum Repair {
 /// A store that was repaired.
 #[derive(Debug)]
 pub struct Repaired {
-    /// The result for each file.
+    /// The result of salvaging each file.
     pub files: Vec<Salvaged>,
     /// The number of entries, and the sum of their sizes in bytes.
     pub totals: (u64, u64),
@@ -44,14 +44,14 @@ pub struct Repaired {
     pub moved: Vec<Moved>,
 }
 
-/// The entries salvaged from a file.
+/// The result of salvaging a file.
 #[derive(Debug)]
 pub struct Salvaged {
     /// The file.
     pub path: PathBuf,
     /// Its kind, and what was whole in it.
     pub origin: Origin,
-    /// The lost parts.
+    /// The losses.
     pub lost: Vec<Lost>,
 }
 
@@ -141,7 +141,7 @@ impl Origin {
     }
 }
 
-/// The entries salvaged so far.
+/// The entries that have been salvaged so far.
 struct Salvage {
     map: Map,
     /// The head of the snapshot, if it is whole.

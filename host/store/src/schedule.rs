@@ -12,7 +12,7 @@ use crate::shared::{Shared, Snapshots};
 use crate::space::DiskSpace;
 use vkog_runtime::lower_priority;
 
-/// The interval at which the free space is measured while writes fail for lack of space.
+/// How often the free space is determined while something fails for lack of it, or may be tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Shared {
@@ -36,7 +36,7 @@ impl Shared {
         Some(DiskSpace::new(free, self.map.totals()))
     }
 
-    /// Asks for a snapshot if the log is longer than the options allow. While one is written, the log that it started causes
+    /// Requests a snapshot if the log is longer than the options allow. While one is written, the log that it started causes
     /// none.
     pub(crate) fn check_log_len(&self) {
         if self.snapshots.try_lock().is_some_and(|snapshots| self.is_long(&snapshots)) {
@@ -66,7 +66,7 @@ impl Shared {
         lower_priority();
         loop {
             let ails = self.commit.full().is_some() || self.outcomes.failure().is_some();
-            // While something fails, every write would request one.
+            // While something fails, every write would ask for one.
             let calm = if ails { &never() } else { wanted };
             let asked = select! {
                 recv(stopped) -> _ => return,

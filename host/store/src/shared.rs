@@ -35,13 +35,13 @@ pub(crate) struct Shared {
     pub(crate) wanted: Sender<()>,
 }
 
-/// The changes that opening made to the files.
+/// The changes that opening has made to the files.
 pub(crate) struct Opened {
     pub(crate) log_is_new: bool,
     pub(crate) was_clean: bool,
 }
 
-/// The state from which the next snapshot starts. Its lock is held while one is written.
+/// The state from which the next snapshot starts. Its lock is held while a snapshot is written.
 pub(crate) struct Snapshots {
     /// The generation of the log that is written to.
     pub(crate) generation: u64,

@@ -352,7 +352,7 @@ struct Row<'a> {
     length: u64,
     entries: u32,
     crc: u32,
-    /// The offset that is added to all stored revisions.
+    /// The number to add to all revisions.
     least: u64,
     revisions: &'a [u8],
     extras: &'a [u8],

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::StoreError;
 
-/// The size that an update adds to the log.
+/// The number of bytes that an update adds to the log.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Growth {
     /// About how many bytes.

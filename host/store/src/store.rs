@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::error::StoreError;
 use crate::update::{Changes, Decide, Update};
 
-/// The entry that was read is gone: the change that wrote it was rolled back.
+/// The entry that was read no longer exists: its change was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack;
 

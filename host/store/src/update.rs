@@ -125,11 +125,11 @@ pub(crate) fn writes(changes: &Changes) -> impl DoubleEndedIterator<Item = &Chan
 pub(crate) struct Run<'a, R> {
     locked: Locked<RwLockWriteGuard<'a, Shard>>,
     hashed: SmallVec<[Hashed<'a>; 1]>,
-    /// The decisions. The revision of a change is its position among the changes until [`assign`] adds the rest.
+    /// The decisions. The revision of a change is its position among the changes until [`assign`] adds the base.
     pub(crate) changes: Changes,
     /// The number of changes that are not reads.
     pub(crate) count: u64,
-    /// The size that they add to the log.
+    /// The number of bytes that they add to the log.
     pub(crate) growth: Growth,
     /// The highest revision that a decision depends on.
     pub(crate) read_revision: u64,

@@ -72,7 +72,7 @@ enum Step {
     Reject,
 }
 
-/// Decides as the test sets it, and records its arguments and its undo calls.
+/// Decides as scripted, and records what it saw and what it must undo.
 struct Scripted {
     keys: Vec<String>,
     steps: Vec<Step>,
@@ -131,7 +131,7 @@ fn put(store: &impl Store, key: &str, value: &'static str) -> u64 {
     commit(store, vec![(key, Step::Write(value))])[0]
 }
 
-/// The entry that a client reads, after it is durable.
+/// Returns what a client reads, once it is durable.
 fn get(store: &impl Store, key: &str) -> Option<(u64, String)> {
     let (found, ticket) = store.read(key, |entry| entry.map(|entry| (entry.revision(), value_of(Some(entry)))));
     let (send, durable) = bounded(1);

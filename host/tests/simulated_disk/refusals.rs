@@ -43,13 +43,13 @@ enum Act {
     Panic,
 }
 
-/// The plugins that were called, in order.
+/// The calls of plugins, in order.
 type Calls = Vec<(usize, Phase)>;
 
 /// The header that identifies an operation of a batch.
 const PLACE: &str = "Place";
 
-/// The acts of the plugins, and their calls. Single operations are at place 0.
+/// The scripted actions of the plugins, and their calls. Single operations have index 0.
 #[derive(Default)]
 struct Play {
     acts: Vec<(usize, usize, Phase, Act)>,
@@ -144,7 +144,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     told.recv_timeout(DEADLINE).expect("every request gets a response")
 }
 
-/// Which calls these acts have to lead to, and which plugin and act end the operation before the store is called.
+/// Returns the calls that these actions must cause, and the plugin and action that end the operation before the store.
 fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, Option<(usize, Act)>) {
     let mut calls = Vec::new();
     let phases: &[Phase] = if guarded { &[Phase::Before, Phase::Guard] } else { &[Phase::Before] };
@@ -180,7 +180,7 @@ fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
         vec![member::<3>(&port), member::<0>(&port), member::<4>(&port), member::<1>(&port), member::<2>(&port)];
-    // Intended panics print nothing, because there are thousands of them.
+    // Deliberate panics print nothing, because there are thousands.
     drop(std::panic::take_hook());
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -35,7 +35,7 @@ impl UndoPut for Holder {
     }
 }
 
-/// Refuses and panics as the value demands.
+/// Refuses or panics, as the value says.
 struct Moody;
 
 impl Plugin for Moody {
@@ -275,7 +275,7 @@ fn an_error_of_invalid_settings_names_the_plugin_and_the_known_keys() {
     );
 }
 
-/// Refuses an existing key.
+/// Refuses a key that exists.
 struct Once;
 
 impl Plugin for Once {

@@ -185,7 +185,7 @@ fn a_clock_set_back_revives_entries_that_were_not_removed() {
     assert_eq!(host.metric("ttl", "expired_total"), 1);
 }
 
-/// Rejects every removal while the test demands it.
+/// Refuses removals while a flag is set.
 struct Keeper;
 
 static KEEPS: AtomicBool = AtomicBool::new(true);

@@ -67,7 +67,7 @@ const KEYS: [(&str, &str); 14] = [
     ("A/x", "A/x"),
 ];
 
-/// A value of `Authorization`, and the right and the prefix of its token, if the token is known.
+/// The value of `Authorization`, and the permission and prefix of its token, if the token is known.
 type Sent = (Option<&'static str>, Option<(Right, &'static str)>);
 
 const SENT: [Sent; 13] = [

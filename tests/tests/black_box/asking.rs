@@ -21,7 +21,7 @@ fn send(server: &Server, verb: &str, path: &str) -> vkog_tests::Reply {
     if verb == "post" || verb == "put" { request.body("v").send() } else { request.send() }
 }
 
-/// Returns the log lines of the plugin.
+/// Returns what the plugin logged.
 fn said(log: &str) -> Vec<String> {
     let line = |line: &str| -> Option<String> {
         let line: Value = serde_json::from_str(line).ok()?;

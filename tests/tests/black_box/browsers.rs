@@ -36,7 +36,7 @@ fn ask(wire: &mut Wire, method: &str, target: &str, headers: &str, body: &str) -
     reply
 }
 
-/// Sends all requests of [`DATA`] with these header lines, and expects success or this refusal; then that nothing was written.
+/// Requests all of [`DATA`] with these header lines. Expects success or this refusal, and that a refused request wrote nothing.
 #[track_caller]
 fn ask_all(server: &Server, headers: &str, refusal: Option<(u16, &str)>) {
     let mut wire = server.wire();

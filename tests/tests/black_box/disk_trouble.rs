@@ -68,7 +68,7 @@ impl Injection {
     }
 }
 
-/// The response that the client must get.
+/// The expected response.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Told {
     Refused(u16),

@@ -14,7 +14,7 @@ use vkog_tests::{
     Running, Server, Setup, artefacts, bytes, conflict, markdown, target_folder, ttl, workspace, written_plugin,
 };
 
-/// Commands that are not run here, because they would build or start a real server.
+/// Commands that are not run here, because they build or install.
 const NOT_RUN: [&str; 9] = [
     "cargo xtask serve",
     "cargo install",
@@ -247,7 +247,7 @@ fn the_sessions_of_the_readme_run_as_shown() {
     run_all(&workspace().join("README.md"), &[bytes(), conflict(), ttl()]);
 }
 
-/// The tutorial of plugins has its own test.
+/// The plugin tutorial has its own test.
 #[test]
 fn the_sessions_of_the_documentation_run_as_shown() {
     let mut documents = markdown(&workspace().join("docs"));
@@ -281,7 +281,7 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// The imports that the recipes of the guide for plugin authors assume.
+/// The context of the recipes in the guide for plugin authors.
 const AROUND_RECIPES: &str = "
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;

@@ -16,12 +16,12 @@ const CLIENTS: usize = 32;
 /// The number of keys: few, so that each is overwritten and removed many times.
 const KEYS: u64 = 8;
 
-/// The last operations of a client on one of its keys.
+/// The state of a key, as its client knows it.
 #[derive(Clone, Default)]
 struct Known {
     /// The number of the last acknowledged write; `None` after an acknowledged removal.
     kept: Option<u64>,
-    /// The last operation without a response: a write, or a removal.
+    /// The last request without a response: a write or a removal.
     asked: Option<Option<u64>>,
 }
 
@@ -71,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// Compares the entries of the server with the acknowledged ones, and continues from there.
+    /// Compares the entries with what was acknowledged, and continues from them.
     fn check(&mut self, client: usize, server: &Server) {
         for (key, known) in &mut self.keys {
             let reply = server.get(&format!("{client}/{key}"));
@@ -210,7 +210,7 @@ fn a_stop_leaves_a_complete_snapshot_and_an_empty_log() {
     let store = rmpv::decode::read_value(&mut data.as_slice()).expect("it is MessagePack");
     let has = |name: &str| store.as_map().is_some_and(|map| map.iter().any(|(key, _)| key.as_str() == Some(name)));
     assert!(has("KV") && has("KVSize"), "{store}");
-    // Without the log it opens as well: everything is in it.
+    // It opens without the log, too, because the snapshot is complete.
     std::fs::remove_file(file.with_extension("vkog.log")).expect("the log exists");
     setup.start().get("k").expect(200).is("v");
 }

@@ -19,7 +19,7 @@ const REQUESTS: [(&str, &str); 9] = [
     ("PATCH", "new"),
 ];
 
-/// The entity tags of a condition.
+/// The content of a condition.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Names {
     /// No condition.
@@ -101,7 +101,7 @@ fn expected((method, body): (&str, &str), present: bool, one_of: Names, none_of:
     }
 }
 
-/// Sends the request under all conditions, and compares the entries before and after.
+/// Sends requests with all conditions, and reads the entry before and after.
 fn ask_all(wire: &mut Wire, with_conflict: bool) -> usize {
     let other = wire.request("POST", "/k/other", b"other").expect(200).revision();
     let mut asked = 0;

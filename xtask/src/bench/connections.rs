@@ -1,4 +1,4 @@
-//! What connections cost that are kept and not used: memory, and the others' time.
+//! The cost of idle connections: memory, and the latency of other connections.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,7 +25,7 @@ pub(super) fn measure(
     let mut idle = match keep(crowded.port, IDLE) {
         Ok(idle) => idle,
         Err(error) => {
-            let way_out = "raise the limits on descriptors (ulimit -n) of this shell and of its hard limit";
+            let way_out = "raise the soft and hard limits of file descriptors (ulimit -n) of this shell";
             eprintln!("{IDLE} connections are left out: {error}; {way_out}");
             return Ok(());
         }
@@ -49,7 +49,7 @@ pub(super) fn measure(
     Ok(())
 }
 
-/// Opens so many connections, and uses each once.
+/// Opens this number of connections, and uses each once.
 fn keep(port: u16, count: usize) -> Result<Vec<TcpStream>> {
     let open = |_| {
         let mut connection = TcpStream::connect(("127.0.0.1", port))?;
@@ -65,5 +65,5 @@ fn ask(connection: &mut TcpStream) -> Result<()> {
     connection.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = [0; 512];
     let read = connection.read(&mut answer)?;
-    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("a kept connection was closed".into()) }
+    if answer[..read].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err("an idle connection was closed".into()) }
 }

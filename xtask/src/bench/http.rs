@@ -33,7 +33,7 @@ enum Plugins {
     Idle,
 }
 
-/// What vkog is compared with.
+/// The rival of vkog.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rival {
     /// nginx, which answers every request with the same bytes.
@@ -60,7 +60,7 @@ struct Case {
     rivals: &'static [(Rival, [&'static str; 2])],
 }
 
-/// What another vkog is compared with: a change that costs nothing reaches this ratio.
+/// The expected ratio to another vkog: a change without a cost reaches it.
 const AGAINST: &[(Rival, [&str; 2])] = &[(Rival::Other, [GOAL_AGAINST; 2])];
 const ENGINES: [&str; 2] = ["hyper", "tiny"];
 const KEYS: u64 = 10_000;
@@ -153,7 +153,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Runs a case with so many clients, and adds its rows.
+    /// Runs a case with this number of clients, and adds its rows.
     fn run(&self, case: &Case, pace: Pace, table: &mut Table) -> Result<()> {
         let rivals = if self.against.is_some() { AGAINST } else { case.rivals };
         let wants_redis = rivals.iter().any(|(rival, _)| matches!(rival, Rival::Redis | Rival::Webdis));
@@ -217,7 +217,7 @@ impl Bench<'_> {
         Racer::http(self.folder, server.port, case.kind, path, case.keys, pace)
     }
 
-    /// Starts a vkog with an engine for a case, on a store of its own.
+    /// Starts a vkog with an engine for a case, on its own store.
     fn vkog(&self, program: &Path, engine: &str, case: &Case) -> Result<Peer> {
         self.stores.set(self.stores.get() + 1);
         let store = self.folder.join(format!("{}.vkog", self.stores.get()));
@@ -232,7 +232,7 @@ impl Bench<'_> {
 }
 
 impl Rival {
-    /// Whether it has an engine, so that each engine has a rival of its own.
+    /// Whether it has an engine, so that each engine has its own rival.
     fn has_engines(self) -> bool {
         matches!(self, Self::Plain | Self::Other)
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 use crate::build::{self, Artifact};
 
-/// What is measured.
+/// The benchmark.
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
     /// How long a client waits while others try to exhaust the server

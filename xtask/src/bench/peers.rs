@@ -1,4 +1,4 @@
-//! The measured programs. Each is started on a port of 127.0.0.1 and ended by its owner.
+//! The programs that are measured, each started on a port of 127.0.0.1 and ended by its starter.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,7 +17,7 @@ pub(crate) struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // nginx ends its workers only on a signal.
+        // nginx ends its workers only on a clean stop.
         let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
@@ -62,7 +62,7 @@ impl Peer {
         Ok((peer, began.elapsed()))
     }
 
-    /// Starts redis-server on a folder. Returns the time until it had loaded the data.
+    /// Starts redis-server on a folder. Returns the time until it had loaded its data.
     pub(crate) fn redis(folder: &Path, options: &[&str]) -> Result<(Self, Duration)> {
         let port = free_port()?;
         let began = Instant::now();
@@ -115,7 +115,7 @@ impl Peer {
         Self::http("nginx", command, port)
     }
 
-    /// Starts Webdis before a Redis; `None` if it is not installed.
+    /// Starts Webdis before a Redis. None where it is not installed.
     pub(crate) fn webdis(folder: &Path, redis: &Self) -> Result<Option<Self>> {
         let port = free_port()?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -175,7 +175,7 @@ impl Peer {
         Ok(kilobytes * 1024.0 / 1e6)
     }
 
-    /// Requests a clean stop and waits for it. Returns the time that it took.
+    /// Requests a clean stop and waits for it. Returns the time it took.
     pub(crate) fn stop(mut self) -> Result<Duration> {
         let began = Instant::now();
         Command::new("kill").arg(self.child.id().to_string()).status()?;
@@ -223,7 +223,7 @@ fn milliseconds(text: &str) -> Result<f64> {
     })
 }
 
-/// Drives Redis with redis-benchmark: `get` or `set`, pipelined by this number.
+/// Drives Redis with redis-benchmark: `get` or `set`, with this pipeline length per client.
 pub(crate) fn redis_benchmark(port: u16, clients: u32, ahead: u32, requests: u32, command: &str) -> Result<Load> {
     let output = Command::new("redis-benchmark")
         .args(["-p", &port.to_string(), "-t", command, "-d", "64", "-r", "1000000", "--csv"])

@@ -32,7 +32,8 @@ pub(super) fn idle_plugins(folder: &Path, count: usize) -> Result<Vec<PathBuf>> 
         fs::write(
             crates.join(name).join("Cargo.toml"),
             format!(
-                "[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n\
+                "[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = \
+                 [\"cdylib\"]\n\n\
                  [dependencies]\nvkog-plugin-api = {{ path = {api:?} }}\n"
             ),
         )?;
@@ -69,7 +70,8 @@ fn idle_source() -> String {
         for verb in ["Get", "Post", "Put", "Delete"] {
             let hook = format!("{method}_{}", verb.to_lowercase());
             source.push_str(&format!(
-                "\nimpl {phase}{verb} for Idle {{\n    fn {hook}(&self, _: {reference}{phase}<'_, {verb}>){result} {{\n        \
+                "\nimpl {phase}{verb} for Idle {{\n    fn {hook}(&self, _: {reference}{phase}<'_, {verb}>){result} \
+                 {{\n        \
                  {body}\n    }}\n}}\n"
             ));
         }

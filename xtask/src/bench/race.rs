@@ -10,7 +10,7 @@ use crate::Result;
 /// How many operations a batch has, or commands a pipeline.
 pub(super) const BATCH: u32 = 64;
 
-/// What clients send: one request after the other, or batches of puts.
+/// The load of the clients: one request after the other, or batches of puts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Get,

@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })
 }
 
-/// Makes a store of so many entries as a file, without a server: 16-byte keys, 64-byte values.
+/// Makes a store file of this number of entries, without a server: 16-byte keys, 64-byte values.
 pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
     let mut import = Command::new(program)
         .args(["import", "--file"])
@@ -51,7 +51,7 @@ pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()
     if import.wait()?.success() { Ok(()) } else { Err("vkog import failed".into()) }
 }
 
-/// What was measured from a server's start to its stop.
+/// The measurements from the start of a server to its stop.
 struct Life {
     start: Duration,
     save: Duration,
@@ -125,14 +125,14 @@ fn snapshots(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
         let snapshots = thread::spawn(move || -> std::io::Result<()> {
             while Instant::now() < end {
                 put(port)?;
-                // SIGUSR1 asks for a snapshot.
+                // SIGUSR1 requests a snapshot.
                 Command::new("kill").args(["-USR1", &id.to_string()]).status()?;
                 thread::sleep(Duration::from_millis(50));
             }
             Ok(())
         });
         with.drive()?;
-        snapshots.join().map_err(|_| "the thread that asks for snapshots failed")??;
+        snapshots.join().map_err(|_| "the thread that requests snapshots failed")??;
     }
     vkog.stop()?;
     let [p99_without, p99_with] = [&without, &with].map(|racer| racer.median(|load| load.p99));

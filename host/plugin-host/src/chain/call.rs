@@ -104,7 +104,7 @@ pub(super) struct CallOutput<'a> {
     lazy: Option<Box<LazyOutput>>,
 }
 
-/// The output of a plugin through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
+/// The values that a plugin returns through the functions of [`HostApi`](vkog_plugin_api::abi::HostApi).
 #[derive(Default)]
 pub(super) struct LazyOutput {
     pub(super) message: Option<String>,

@@ -1,4 +1,4 @@
-//! The state that the plugins of one server share: its clock, its limits, its store, and the metrics that they publish.
+//! The shared context of the plugins of one server: its clock, its limits, its store, and their metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::store_access::StoreAccess;
 
-/// The state that the plugins of one server share.
+/// The shared context of the plugins of one server.
 pub struct HostContext {
     pub(super) max_size: u64,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,

@@ -53,7 +53,7 @@ pub enum PluginError {
     /// The plugin cannot read its settings.
     #[error("{message}")]
     Settings {
-        /// The mistake in them.
+        /// The reason.
         message: String,
     },
     /// The plugin returned an error.

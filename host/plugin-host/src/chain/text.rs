@@ -35,12 +35,7 @@ pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: us
         && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t')
         && !FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing));
     if !sent {
-        tracing::warn!(
-            plugin,
-            hook = HOOK_NAMES[id],
-            name,
-            "dropped an invalid header; a name has letters, digits and -, a value visible ASCII characters"
-        );
+        tracing::warn!(plugin, hook = HOOK_NAMES[id], name, "dropped an invalid header; use visible ASCII characters");
     }
     sent
 }

@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// The intact parts of a snapshot.
+/// The intact part of a snapshot.
 pub(crate) struct Found {
     pub(crate) map: Map,
     pub(crate) kind: Kind,
@@ -289,7 +289,7 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
     Some(end)
 }
 
-/// The result of reading entries until the first unreadable one.
+/// The result of reading entries as far as they are valid.
 struct Scan {
     /// The number of entries that were read.
     read: u64,

@@ -6,7 +6,7 @@ use super::super::repair::Lost;
 use super::super::snapshot::Progress;
 use super::{FRAME, Head, Next, Reader, Record, Start, take};
 
-/// What is whole in a log.
+/// The intact records of a log.
 pub(crate) struct Found {
     /// The head, if it is whole.
     pub(crate) head: Option<Head>,
@@ -75,7 +75,7 @@ pub(crate) fn salvage(
             None => {
                 let next = reader.next_whole(at + 1, progress)?;
                 let end = next.map_or_else(|| reader.end_of_data(at), Ok)?;
-                // The rest may be preallocated space only.
+                // What is left may be room alone.
                 if end > at {
                     found.holes.push(Lost { at, bytes: end - at, entries: None, is_tail: next.is_none() });
                 }
@@ -109,14 +109,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Returns the offset of the next whole record at or after an offset.
+    /// Where the next whole record starts, from an offset on.
     fn next_whole(&mut self, from: u64, progress: Progress<'_>) -> Result<Option<u64>, Damage> {
         for at in from..self.len {
             if at % (1 << 20) == 0 {
                 progress(at, self.len);
             }
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
-            // The checksum is computed only for bytes that begin as one of the three kinds of records: an array, and its first number.
+            // The checksum is only asked for what begins as one of the three kinds: an array, and its first number.
             if matches!(start[FRAME..], [0x96, 1] | [0x93, 2] | [0x92, 3])
                 && self.frame_at(at)?.is_some_and(|mut payload| take(&mut payload).is_some())
             {
@@ -136,7 +136,7 @@ mod tests {
 
     const HEAD: Head = Head { generation: 3, store: 7, base: 0, salt: 0xdead_beef };
 
-    /// A log of ten writes and their durable-offset records, and the offset of each write.
+    /// A log of ten writes and their marks, and where each write starts.
     fn log() -> (Vec<u8>, Vec<usize>) {
         let mut log = HEAD.encode();
         let mut starts = Vec::new();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn records_after_a_damaged_record_are_found() {
+    fn what_is_behind_a_damaged_record_is_found() {
         let (mut log, starts) = log();
         // Its length, its checksum, its payload.
         for place in [0, 5, 30] {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_distinguished_from_damage() {
+    fn a_torn_tail_is_told_apart() {
         let (mut log, starts) = log();
         let torn = Lost { at: starts[9] as u64, bytes: 20, entries: None, is_tail: true };
         for room in [0, 100] {

@@ -61,11 +61,11 @@ impl Content {
     }
 }
 
-/// Every write is synced, and snapshots are written only on request.
+/// Options that sync every write, and write snapshots on request only.
 pub(crate) const ALWAYS: Options =
     Options { fsync: Fsync::Always, log_min: u64::MAX, history_max: 1 << 20, first_revision: || 1 };
 
-/// Snapshots come only when they are asked for.
+/// Snapshots are written only on request.
 pub(crate) fn without_snapshots(fsync: Fsync) -> Options {
     Options { fsync, log_min: u64::MAX, ..Options::default() }
 }
@@ -74,7 +74,7 @@ pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore,
     LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
 }
 
-/// Writes or removes an entry; `then` is called with the outcome.
+/// Writes or removes an entry, and calls `then` with the outcome.
 pub(crate) fn start(
     store: &LocalStore,
     key: &str,
@@ -120,7 +120,7 @@ pub(crate) fn start_all(
     });
 }
 
-/// Writes or removes an entry, and waits for the response.
+/// Writes or removes an entry, and waits for the outcome.
 pub(crate) fn change(store: &LocalStore, key: &str, content: Option<&Content>) -> Answer {
     let (tell, told) = bounded(1);
     start(store, key, content, move |answer| {
@@ -138,7 +138,7 @@ pub(crate) fn change_all(store: &LocalStore, changes: &[(String, Option<Content>
     told.recv_timeout(DEADLINE).expect("every write gets a response")
 }
 
-/// Writes a text that has to become durable. Returns its revision.
+/// Writes a text, which must become durable. Returns its revision.
 pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Kept(revision) => revision,
@@ -146,7 +146,7 @@ pub(crate) fn put(store: &LocalStore, key: &str, value: &str) -> u64 {
     }
 }
 
-/// Writes a text that must be rolled back.
+/// Writes a text, which must not become durable.
 pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreError> {
     match change(store, key, Some(&Content::text(value))) {
         Answer::Refused(error) => error,
@@ -154,7 +154,7 @@ pub(crate) fn refused(store: &LocalStore, key: &str, value: &str) -> Arc<StoreEr
     }
 }
 
-/// The state of a key that a client sees: its revision and content.
+/// Returns what a client reads of a key: its revision and content.
 pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     for _ in 0..1000 {
         let (found, kept) = look(store, key);
@@ -165,10 +165,10 @@ pub(crate) fn get(store: &LocalStore, key: &str) -> Option<(u64, Content)> {
     panic!("{key} was taken back time and again");
 }
 
-/// Whether clients may see the entry that was read.
+/// Whether the read entries are durable.
 type MayTell = Receiver<Result<(), RolledBack>>;
 
-/// The current entry, and whether clients may see it.
+/// Returns the current entry, and whether it is durable.
 pub(crate) fn look(store: &LocalStore, key: &str) -> (Option<(u64, Content)>, MayTell) {
     let (found, seen) = store.read(key, |entry| entry.map(|entry| (entry.revision(), Content::of(entry))));
     let (tell, told) = bounded(1);

@@ -124,13 +124,13 @@ fn some_key(client: usize, random: &mut Random) -> String {
     format!("{}/{}", if own { client } else { 9 }, random.below(5))
 }
 
-/// The changes of one step. It has few removals, because the removal of a missing key fails the whole step.
+/// Returns the operations of one step. Few of them are removals, because the removal of an absent key fails the whole step.
 fn some_changes(client: usize, history: &History, random: &mut Random) -> Vec<(String, Option<Content>)> {
     let one = |_| (some_key(client, random), random.percent(90).then(|| history.content(random)));
     (0..2 + history.serial() as usize % 4).map(one).collect()
 }
 
-/// The entries of a store that opens on an image, and the files after it.
+/// Opens a store on an image. Returns its entries and what it leaves behind.
 fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, SimulatedDisk), String> {
     let disk = SimulatedDisk::of(image);
     let store = open(&disk, options).map_err(|error| error.to_string())?;
@@ -139,7 +139,7 @@ fn recovered(image: &Image, options: Options) -> Result<(Contents, u64, Simulate
     Ok((found.0, found.1, disk))
 }
 
-/// Opens a store twice on an image, then on the files after the first one, and checks that nothing is missing.
+/// Opens a store on an image, and again on what that leaves behind, and checks the entries.
 fn check(image: &Image, history: &History, options: Options) -> Result<(), String> {
     let (first, revision, disk) = recovered(image, options)?;
     history.check(&first, revision)?;

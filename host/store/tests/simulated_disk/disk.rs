@@ -17,7 +17,7 @@ use crate::client::DEADLINE;
 use crate::inode::{Inode, Keep, What};
 use crate::random::Random;
 
-/// The operations of a disk.
+/// The calls of a disk.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Create,
@@ -100,7 +100,7 @@ impl SimulatedDisk {
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// The number of changes so far: a crash may come at each.
+    /// Returns the number of changes so far. A crash may come at each.
     pub(crate) fn steps(&self) -> u64 {
         self.0.state.lock().steps
     }
@@ -119,7 +119,7 @@ impl SimulatedDisk {
         self.0.state.lock().crashed
     }
 
-    /// Fails this number of calls on files whose names end like this.
+    /// Makes this number of calls fail, on files with this name ending.
     pub(crate) fn fault(&self, call: Call, ending: &str, fault: Fault, times: u32) {
         self.0.state.lock().faults.push((call, ending.to_owned(), fault, times));
     }
@@ -129,7 +129,7 @@ impl SimulatedDisk {
         self.0.state.lock().faults.clear();
     }
 
-    /// Sets the free space in bytes, or unlimited space.
+    /// Limits the space of the disk to this number of bytes, or removes the limit.
     pub(crate) fn capacity(&self, bytes: Option<u64>) {
         self.0.state.lock().capacity = bytes;
     }
@@ -139,7 +139,7 @@ impl SimulatedDisk {
         self.0.state.lock().tells_free = true;
     }
 
-    /// The number of queries of the free space by the store.
+    /// Returns how often the store has read the free space.
     pub(crate) fn measured(&self) -> u64 {
         self.0.state.lock().measured
     }
@@ -201,13 +201,13 @@ impl SimulatedDisk {
         self.0.state.lock().log_syncs
     }
 
-    /// The files as a reader sees them, and as a crash of the process leaves them.
+    /// Returns the content that readers see, as it is after a kill.
     pub(crate) fn now(&self) -> Image {
         let state = self.0.state.lock();
         Image(state.names.iter().map(|(path, inode)| (path.clone(), state.inodes[*inode].now.clone())).collect())
     }
 
-    /// The files as a power cut may leave them.
+    /// Returns a content that a power cut may leave behind.
     pub(crate) fn after_power_cut(&self, random: &mut Random) -> Image {
         let state = self.0.state.lock();
         let mut names = state.durable_names.clone();
@@ -302,7 +302,7 @@ impl Outcome {
     }
 }
 
-/// The part of a file before the zeros at its end.
+/// Returns the content before the zeros at the end of a file.
 pub(crate) fn without_room(mut data: &[u8]) -> &[u8] {
     // Many bytes at a time, because the tests call it often.
     while let Some(rest) = data.strip_suffix(&[0; 4096]) {

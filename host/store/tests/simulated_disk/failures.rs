@@ -42,7 +42,7 @@ fn reopening_agrees(disk: &SimulatedDisk, store: LocalStore) -> LocalStore {
     store
 }
 
-/// Checks that every state of the disk after a power cut agrees with the acknowledged writes.
+/// Asserts that every result of a power cut agrees with what was acknowledged.
 fn power_cuts_agree(disk: &SimulatedDisk, history: &History) {
     let mut random = Random::new(1);
     for _ in 0..50 {

@@ -10,14 +10,14 @@ use vkog_store::{LocalStore, Store as _};
 use crate::client::{Answer, Content, Contents, contents};
 use crate::random::Random;
 
-/// The attempts of clients and the responses to them.
+/// The attempts of clients and their outcomes.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Record>>);
 
 #[derive(Default)]
 struct Record {
     attempts: Vec<Attempt>,
-    /// Keys and the revisions that readers saw.
+    /// Keys and the revisions that readers have seen.
     told: Vec<(String, u64)>,
     /// No revision up to this one may be assigned again.
     revision: u64,
@@ -36,7 +36,7 @@ struct Attempt {
 }
 
 impl History {
-    /// Continues from the entries of a store: other earlier attempts must not reappear.
+    /// Continues from the entries of a store: all other earlier attempts must not come back.
     pub(crate) fn from(store: &LocalStore, serial: u64) -> Self {
         let attempts = contents(store)
             .into_iter()
@@ -88,7 +88,7 @@ impl History {
         Content { value, content_type, details }
     }
 
-    /// Records an attempt that starts now. Returns the recorder of its outcome.
+    /// Records an attempt. Returns the function that records its outcome.
     pub(crate) fn attempt(&self, key: &str, content: Option<&Content>) -> impl FnOnce(&Answer) + Send + 'static {
         self.attempt_all(&[(key.to_owned(), content.cloned())])
     }
@@ -114,7 +114,7 @@ impl History {
         }
     }
 
-    /// Records that a reader saw this revision.
+    /// Records that a reader has seen this revision.
     pub(crate) fn told(&self, key: &str, revision: u64) {
         self.0.lock().told.push((key.to_owned(), revision));
     }

@@ -2,14 +2,14 @@
 
 use crate::random::Random;
 
-/// The unit that reaches a disk as a whole or not at all.
+/// The size of a sector, which reaches the disk completely or not at all.
 const SECTOR: u64 = 512;
 
 #[derive(Default)]
 pub(crate) struct Inode {
     pub(crate) now: Vec<u8>,
     pub(crate) durable: Vec<u8>,
-    /// The later operations, in order.
+    /// The changes since then, in order.
     pub(crate) pieces: Vec<Piece>,
     pub(crate) serial: u64,
 }
@@ -32,7 +32,7 @@ pub(crate) enum What {
 pub(crate) enum Keep {
     All,
     None,
-    /// The first operations.
+    /// The first changes.
     First(usize),
     /// Each with this chance, in percent.
     Some(usize),
@@ -76,7 +76,7 @@ impl Inode {
         }
     }
 
-    /// Marks the operations up to this piece as synced.
+    /// The changes up to this piece are synced.
     pub(crate) fn synced(&mut self, serial: u64) {
         for piece in &mut self.pieces {
             piece.firm |= piece.serial <= serial && !piece.given_up;

@@ -1,8 +1,8 @@
-//! With syncs at an interval, a power cut loses at most the writes that were acknowledged since the last sync began,
-//! and the rest is what was acknowledged up to one point, without a gap.
+//! With a sync at an interval, a power cut takes back at most what was acknowledged since the last sync began, and what
+//! stays is what was acknowledged up to some point, without a gap.
 //!
-//! Clients write, remove and take snapshots while the store syncs at a short interval. At every sync of the log the
-//! disk records how many writes had been acknowledged when it began. The power is cut at random steps of the disk.
+//! Clients write, remove and take snapshots while the store syncs at a short interval; the disk notes at every sync of the
+//! log how many had been acknowledged when it began. The power is cut at steps of the disk drawn at random.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -82,7 +82,7 @@ fn a_power_cut_without_any_sync_leaves_no_gap_either() {
 fn a_snapshot_is_not_ahead_of_the_log_it_belongs_to() {
     let disk = SimulatedDisk::empty();
     let history = History::default();
-    // There is no automatic sync.
+    // No sync comes by itself.
     let store = open(&disk, without_snapshots(Fsync::Never)).expect("a store");
     let mut random = Random::new(1);
     let change = |key: &str, content: Option<Content>| {
@@ -126,7 +126,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
         acknowledged.fetch_add(1, Ordering::SeqCst);
         disk.wait_promised(round);
     }
-    // A generous limit, because other tests run at the same time. Without the interval it would be almost 0, or endless.
+    // Generous, because other tests run beside this one; without the interval it would be nearly nothing, or for ever.
     assert!(begun.elapsed() < DEADLINE / 2, "{:?} for three intervals", begun.elapsed());
     assert!(disk.log_syncs() <= 2 + 3 * 2, "an interval has one sync, not one for every write");
     let lasting = disk.after_power_cut(&mut Random::new(1));
@@ -135,7 +135,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
 }
 
 #[test]
-fn writes_continue_during_a_slow_sync() {
+fn writes_go_on_while_a_sync_takes_its_time() {
     let disk = SimulatedDisk::empty();
     let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
@@ -165,7 +165,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
     let held = disk.hold(Call::Sync, ".log");
     (0..10).for_each(|_| write(&mut random));
     disk.wait_held();
-    // The system reports lost data once: the sync of the interval fails, and a sync of the snapshot would not.
+    // The system tells of lost data once: the sync of the interval fails, and one of the snapshot would not.
     disk.fault(Call::Sync, ".log", Fault::Fails(ErrorKind::Other), 1);
     // The old log stays needed.
     disk.fault(Call::Rename, ".new", Fault::Fails(ErrorKind::Other), 1);
@@ -179,7 +179,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
             drop(tell);
             written
         });
-        // It must wait. If it does not, this gives it the time to fail the test.
+        // It has to wait; if it does not, this gives it the time to do harm.
         let _: Result<(), _> = told.recv_timeout(Duration::from_millis(100));
         (0..10).for_each(|_| write(&mut random));
         disk.release_failed_syncs();
@@ -193,7 +193,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
 }
 
 #[test]
-fn writes_that_a_kill_left_unsynced_are_durable_after_the_next_start() {
+fn what_a_kill_left_in_the_systems_memory_lasts_from_the_next_start_on() {
     for unfinished in [false, true] {
         let disk = SimulatedDisk::empty();
         let mut random = Random::new(1);

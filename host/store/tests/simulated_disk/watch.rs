@@ -13,7 +13,7 @@ use crate::client::{ALWAYS, Answer, Content, DEADLINE, change, close, open, put,
 use crate::disk::{Call, Fault, SimulatedDisk};
 use crate::random::Random;
 
-/// The expected events: revision, key and whether it was removed.
+/// Returns the received changes: revision, key, and whether it was removed.
 fn told(watch: &mut Watch) -> Vec<(u64, String, bool)> {
     let mut told = Vec::new();
     while let Poll::Ready(events) = watch.poll(&Context::from_waker(Waker::noop())) {

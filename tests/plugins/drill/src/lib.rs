@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
-//! Calls functions of the host as the query of a request demands.
+//! Calls the functions of the host as a test requests.
 //!
-//! In a hook that a request names in its query it asks the store: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, and
-//! `again=HOOK` repeats the current request, with its query. The result is logged, `HOOK: ...`; a hook that may refuse
-//! refuses with what it was refused with, and `after_*` returns it in the header `X-Asked`.
+//! A query selects a hook and a store call: `ask=HOOK:VERB:KEY`, `list=HOOK:PREFIX`, or `again=HOOK` for the same operation
+//! with the same query. The plugin logs the outcome as `HOOK: ...`. A hook that may refuse passes a refusal on, and `after_*`
+//! adds the outcome in the header `X-Asked`.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -17,7 +17,7 @@ use vkog_plugin_api::*;
 #[derive(Deserialize, Clone)]
 #[serde(crate = "vkog_plugin_api::serde")]
 struct Settings {
-    /// Its name in the log and in the header `X-Label`.
+    /// The label in the log and in the header `X-Label`.
     #[serde(default)]
     label: String,
     /// The duration of `before_get` and `before_put`.
@@ -78,7 +78,7 @@ impl Drop for Drill {
     }
 }
 
-/// Describes the result of a store call in a few words.
+/// Describes the outcome of a store call in a few words.
 fn told(answer: Result<Answer, Refusal>) -> String {
     match answer {
         Ok(Answer::Found(found)) => format!("found {}", String::from_utf8_lossy(&found.value)),
@@ -107,7 +107,7 @@ impl Drill {
         Ok(keys.join(" "))
     }
 
-    /// Runs the store call that the request demands in this hook. Returns its result, if there was a call.
+    /// Makes the store call that the request names for this hook. Returns its outcome, if there is one.
     fn asked(&self, hook: &str, request: &Request<'_>) -> Option<Result<String, Refusal>> {
         let named = |part: &'static str| {
             let parts = request.query().split('&').filter_map(move |query| query.strip_prefix(part));

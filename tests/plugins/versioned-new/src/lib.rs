@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! Adds the version of the plugin `versioned` to each response: this is the second. Its crate has another name, but a
-//! plugin's name is without `vkog-`.
+//! Version 2 of the plugin `versioned`, which adds its version to each response. Its crate has another name, but the name of a
+//! plugin does not include `vkog-`.
 
 #[path = "../../versioned-old/src/versioned.rs"]
 mod versioned;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Adds the version of the plugin `versioned` to each response: this is the first.
+//! Version 1 of the plugin `versioned`, which adds its version to each response.
 
 mod versioned;
 

@@ -1,5 +1,5 @@
-//! Adds its version, and what its settings say, to the answer of each read; refuses a PUT of `refuse` in its version's name.
-//! It does not reload settings: new settings need a new instance.
+//! Adds its version and its settings to the response of each read, and refuses a PUT of `refuse` with its version. It has no
+//! `settings_changed` hook, so new settings need a new instance.
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;

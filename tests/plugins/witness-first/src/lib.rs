@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Logs the arguments of its hooks, from the first stage of the chain.
+//! Logs what its hooks see, in the first stage of the chain.
 
 mod witness;
 

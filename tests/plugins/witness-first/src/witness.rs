@@ -1,6 +1,6 @@
-//! Logs every call of a hook with its arguments, as one line of JSON, and runs the command in the request's query:
-//! `replace`, `hide-before`, `hide-guard`, `details`, each followed by the plugin's name if only one is to do it. A key with
-//! `hidden` in it is always hidden.
+//! Logs every hook call with its arguments, as one line of JSON. The query of a request selects an action: `replace`,
+//! `hide-before`, `hide-guard` or `details`, followed by a plugin's name if only that plugin acts. A key that contains `hidden`
+//! is always hidden.
 
 use serde_json::{Value, json};
 use vkog_plugin_api::*;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Logs the arguments of its hooks, from the last stage of the chain.
+//! Logs what its hooks see, in the last stage of the chain.
 
 #[path = "../../witness-first/src/witness.rs"]
 mod witness;

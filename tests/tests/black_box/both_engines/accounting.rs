@@ -11,7 +11,7 @@ use vkog_tests::{Barrier, Reply, Server, Setup, artefacts, bytes, conflict, patt
 
 use super::ENGINE;
 
-/// The numbers in a 413: needed bytes, free bytes, and the limit.
+/// The numbers in a 413: the needed bytes, the free bytes, and the limit.
 fn told(refusal: &Reply) -> (u64, u64, u64) {
     let text = refusal.text();
     let rest = text.rsplit("\" needs ").next().unwrap_or_default();
@@ -23,7 +23,7 @@ fn told(refusal: &Reply) -> (u64, u64, u64) {
     }
 }
 
-/// Returns the count of the plugin, from a rejected write.
+/// Returns the plugin's count, from the refusal of a write.
 fn counted(server: &Server, limit: u64) -> u64 {
     let refusal = server.post("no such key", pattern(limit as usize)).refused(413, "Max size exceeded");
     let (_, free, told_limit) = told(&refusal);

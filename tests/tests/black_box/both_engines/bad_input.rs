@@ -17,7 +17,7 @@ fn server_with(arguments: &[&str]) -> Server {
     server
 }
 
-/// Asserts that the server continues: on a new connection it reads and writes.
+/// Asserts that the server continues: it reads and writes on a new connection.
 #[track_caller]
 fn lives(server: &Server) {
     let client = server.client();
@@ -26,7 +26,7 @@ fn lives(server: &Server) {
     client.delete("life").expect(200);
 }
 
-/// Sends a request with these header lines and this body, on its own connection.
+/// Sends a request with these header lines and this body on a new connection.
 fn send(server: &Server, method: &str, path: &str, headers: &str, body: &[u8]) -> Wire {
     let mut wire = server.wire();
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes();

@@ -35,7 +35,7 @@ fn answer(reply: &Reply) -> Value {
     serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("no JSON, {error}: {reply}"))
 }
 
-/// Asserts that nothing was changed, and the message for the operation that failed.
+/// Asserts that nothing was written, and the message and the operation of the failure.
 #[track_caller]
 fn refused(reply: Reply, status: u16, index: usize, key: &str, words: &str) -> Reply {
     let reply = reply.expect(status).has("Content-Type", "application/problem+json");
@@ -350,8 +350,8 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     let mut wire = server.wire();
     let head =
         format!("POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 16777217\r\n\r\n");
-    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes; the maximum is 16777216");
-    // So has what is read.
+    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes, 16777216 is the most");
+    // The values that are read have one, too.
     let one = vec![b'x'; 1 << 20];
     (0..17).for_each(|number| _ = server.put(&format!("large{number}"), &one).expect(200));
     let gets = |count: usize| {
@@ -364,7 +364,7 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     server.get("k").expect(404);
 }
 
-/// Sends a batch on its own connection.
+/// Sends a batch on a new connection.
 fn ask(wire: &mut Wire, operations: &Value) -> io::Result<Reply> {
     let body = operations.to_string();
     let head = format!(
@@ -460,12 +460,12 @@ fn a_batch_of_gets_sees_a_constant_sum_during_transfers() {
 const CLIENTS: usize = 8;
 const KEYS: usize = 24;
 
-/// Returns the entries of a client after its batch of this number.
+/// Returns the values of a client's keys after its batch with this number.
 fn state(number: u64) -> BTreeMap<usize, u64> {
     (0..KEYS).filter(|key| !(number + *key as u64).is_multiple_of(5)).map(|key| (key, number)).collect()
 }
 
-/// Returns the operations that lead to this state from any other one, each time in another order.
+/// Returns the operations of that batch; each key has another position every time.
 fn operations(client: usize, number: u64) -> Value {
     let mut all = Vec::new();
     for place in 0..KEYS {
@@ -480,7 +480,7 @@ fn operations(client: usize, number: u64) -> Value {
     json!(all)
 }
 
-/// The batches of a client: the last acknowledged one, and the last one that it sent.
+/// The last acknowledged batch of a client, and the one in flight.
 #[derive(Clone, Default)]
 struct Known {
     kept: u64,

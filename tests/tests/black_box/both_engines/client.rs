@@ -222,7 +222,7 @@ fn a_listing_continues_over_pages_up_to_its_limit() {
     run(&setup, &server, "vkog ls | head -n 1").expect(0);
 }
 
-/// The listing of `n/02000` to `n/02099`, folded at 5.
+/// The prefix into which `n/02000` to `n/02099` are folded at the delimiter 5.
 fn folded() -> String {
     let line = |number: u32| {
         let key = format!("n/{number:05}");

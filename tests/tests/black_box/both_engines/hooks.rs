@@ -12,7 +12,7 @@ fn setup() -> Setup {
     Setup::on(ENGINE).load(artefacts().library("witness-last")).load(artefacts().library("witness-first"))
 }
 
-/// Returns the hook calls that the two plugins have logged so far, each with its plugin.
+/// Returns what the two plugins have logged about requests: the plugin and the line.
 fn told(server: &Server) -> Vec<(String, Value)> {
     // A read of a separate key is logged last, so all earlier lines are in the log by then.
     let marker = format!("marker-{}", server.log().len());
@@ -27,7 +27,7 @@ fn told(server: &Server) -> Vec<(String, Value)> {
     server.log().lines().filter_map(told).collect()
 }
 
-/// Returns the plugin and the name of each hook call, in order: `first before_get`.
+/// Returns the calls in order, such as `first before_get`.
 fn order(told: &[(String, Value)]) -> Vec<String> {
     let line = |(plugin, told): &(String, Value)| {
         format!("{} {}", plugin.trim_start_matches("witness-"), told["hook"].as_str().unwrap_or_default())
