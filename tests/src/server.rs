@@ -395,8 +395,14 @@ impl Server {
     /// The same by another signal.
     #[track_caller]
     pub fn stop_with(self, signal: &str) -> Exit {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Waits until the server is gone, after a signal.
+    #[track_caller]
+    pub fn wait(self) -> Exit {
         let Self { process, address, setup, .. } = self;
-        process.signal(signal);
         let exit = process.wait();
         assert_eq!(exit.stdout, format!("listening on {}{address}\n", setup.scheme()), "standard output of {exit}");
         exit

@@ -164,8 +164,9 @@ impl<S: Service> Observer for Connection<S> {
     // What keeps a connection open are requests and their bodies, not pings.
     fn sent(&self) {}
 
+    // Neither GOAWAY nor a response needs it: requests have ended by then, except those of a client that breaks the rules.
     fn lingers(&self) -> bool {
-        true
+        false
     }
 }
 
