@@ -59,6 +59,9 @@ struct Life {
     memory: f64,
 }
 
+/// The name of a measurement, its value, and how that is printed.
+type Measured = (&'static str, fn(&Life) -> f64, fn(f64) -> String);
+
 /// Measures start, snapshot and memory of vkog and of what it is compared with, in turn. Less is better.
 fn lives(program: &Path, other: Option<&Path>, entries: u64, folder: &Path, table: &mut Table) -> Result<()> {
     let [ours, theirs] = [folder.join("ours.vkog"), folder.join("theirs.vkog")];
@@ -82,7 +85,7 @@ fn lives(program: &Path, other: Option<&Path>, entries: u64, folder: &Path, tabl
         lives[0].push(vkog_life(program, &ours)?);
     }
     let goals = if other.is_some() { [GOAL_AGAINST; 3] } else { ["≥ 2.5", "≥ 2", "≥ 1"] };
-    let measured: [(&str, fn(&Life) -> f64, fn(f64) -> String); 3] = [
+    let measured: [Measured; 3] = [
         ("start", |life| life.start.as_secs_f64(), seconds),
         ("snapshot; Redis SAVE", |life| life.save.as_secs_f64(), seconds),
         ("resident memory", |life| life.memory, megabytes),

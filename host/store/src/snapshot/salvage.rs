@@ -117,15 +117,7 @@ impl Found {
     fn salvage_own(&mut self, file: &dyn File, head_len: u64, progress: Progress<'_>) -> Result<(), Damage> {
         let len = file.len()?;
         let mut all = Vec::new();
-        let mut directory = Vec::new();
-        let mut trusted = false;
-        if let Some(meta) = self.meta
-            && meta.end <= len
-        {
-            directory.resize(meta.end.saturating_sub(meta.chunks_at) as usize, 0);
-            file.read_at(meta.chunks_at, &mut directory)?;
-            trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
-        }
+        let (directory, trusted) = self.directory(file, len)?;
         self.directory_is_damaged = !trusted;
         // Only a file without a directory needs more than a chunk at a time.
         if !trusted {
@@ -181,6 +173,15 @@ impl Found {
             }
         }
         Ok(())
+    }
+
+    /// Reads the directory that the head names. Returns it, and whether its checksum is right.
+    fn directory(&self, file: &dyn File, len: u64) -> Result<(Vec<u8>, bool), Damage> {
+        let Some(meta) = self.meta.filter(|meta| meta.end <= len) else { return Ok((Vec::new(), false)) };
+        let mut directory = vec![0; meta.end.saturating_sub(meta.chunks_at) as usize];
+        file.read_at(meta.chunks_at, &mut directory)?;
+        let trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
+        Ok((directory, trusted))
     }
 
     /// A file of the Go program: nothing in it has a checksum.

@@ -25,24 +25,7 @@ pub(crate) fn salvage(
     mut each: impl FnMut(Record<'_>),
 ) -> Result<Found, Damage> {
     let mut found = Found { head: None, records: 0, holes: Vec::new() };
-    let mut reader = match Reader::open(file) {
-        Ok(Start::Log(reader)) => {
-            found.head = Some(reader.head);
-            reader
-        }
-        Ok(Start::Unused) => return Ok(found),
-        Err(Damage::Io(error)) => return Err(error.into()),
-        Err(damage) => {
-            let mut reader = Reader::without_head(file)?;
-            // Its checksum is right: it is of another format.
-            if reader.frame_at(0)?.is_some() {
-                return Err(damage);
-            }
-            found.holes.push(Lost { at: 0, bytes: Head::LEN, entries: None, is_tail: false });
-            reader.guess_salt()?;
-            reader
-        }
-    };
+    let Some(mut reader) = found.open(file)? else { return Ok(found) };
     if !wanted(found.head.as_ref()) {
         return Ok(found);
     }
@@ -85,6 +68,30 @@ pub(crate) fn salvage(
         progress(reader.at, reader.len);
     }
     Ok(found)
+}
+
+impl Found {
+    /// Opens a log, also one whose head is damaged. Returns `None` for one that was never used.
+    fn open<'a>(&mut self, file: &'a dyn File) -> Result<Option<Reader<'a>>, Damage> {
+        match Reader::open(file) {
+            Ok(Start::Log(reader)) => {
+                self.head = Some(reader.head);
+                Ok(Some(reader))
+            }
+            Ok(Start::Unused) => Ok(None),
+            Err(Damage::Io(error)) => Err(error.into()),
+            Err(damage) => {
+                let mut reader = Reader::without_head(file)?;
+                // Its checksum is right: it is of another format.
+                if reader.frame_at(0)?.is_some() {
+                    return Err(damage);
+                }
+                self.holes.push(Lost { at: 0, bytes: Head::LEN, entries: None, is_tail: false });
+                reader.guess_salt()?;
+                Ok(Some(reader))
+            }
+        }
+    }
 }
 
 impl<'a> Reader<'a> {
