@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod dist;
 mod layers;
+mod mutants;
 mod semver;
 mod serve;
 mod test;
