@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod dist;
 mod layers;
+mod mutants;
 mod serve;
 mod test;
 mod windows;

@@ -445,6 +445,7 @@ fn a_plugin_visits_entries_until_it_breaks_off() {
 #[test]
 fn hooks_that_block_run_on_a_thread_of_their_own_except_for_a_request_of_a_plugin() {
     let (registry, notes) = registry::<true>();
+    assert!(registry.chain().members()[0].blocks());
     let engine = Engine::new(MemoryStore::default(), registry).expect("the plugin starts");
     put(&engine, "k", "1");
     assert!(!notes.was_called_here());

@@ -136,4 +136,30 @@ mod tests {
         }));
         assert_eq!(ran.load(SeqCst), 1);
     }
+    #[test]
+    fn a_drain_ends_with_the_last_operation_and_queued_operations_run_when_the_swap_opens() {
+        let swap = ChainSwap::new(Arc::new(Chain::new(Vec::new(), &[])));
+        let operation = swap.acquire().expect("it is open");
+        assert!(!swap.drain(Duration::ZERO), "an operation is in flight");
+        drop(operation);
+        assert!(swap.drain(Duration::from_secs(60)));
+        assert!(swap.acquire().is_none());
+        let (sender, queued) = bounded(1);
+        swap.when_available(move |_| sender.send(()).expect("the test waits"));
+        assert!(queued.try_recv().is_err());
+        drop(swap.open(Arc::new(Chain::new(Vec::new(), &[]))));
+        assert_eq!(queued.recv_timeout(Duration::from_secs(60)), Ok(()));
+        let chain = swap.current();
+        swap.drain(Duration::ZERO);
+        swap.release();
+        assert_eq!(Arc::strong_count(&chain), 1);
+    }
+
+    #[test]
+    fn a_wait_ends_when_its_condition_holds_or_after_the_timeout() {
+        let calls = AtomicUsize::new(0);
+        assert!(wait_until(Duration::from_secs(60), || calls.fetch_add(1, SeqCst) == 2));
+        assert_eq!(calls.load(SeqCst), 3);
+        assert!(!wait_until(Duration::ZERO, || false));
+    }
 }

@@ -157,7 +157,7 @@ fn hooks_behind_a_refusal_are_neither_called_nor_counted() {
     assert_eq!(counts(&chain, "undo_put"), [1, 0, 0]);
 }
 
-/// Panics in `guard_delete` and refuses in `before_get`; counts how often it is dropped.
+/// Panics in `guard_delete` and `tick`, and refuses in `before_get`; counts how often it is dropped.
 struct Failing(Arc<AtomicUsize>);
 
 static DROPPED: Mutex<Option<Arc<AtomicUsize>>> = Mutex::new(None);
@@ -181,6 +181,12 @@ impl BeforeGet for Failing {
 
 impl GuardDelete for Failing {
     fn guard_delete(&self, _: &mut Guard<'_, Delete>) -> Verdict {
+        panic!("on purpose")
+    }
+}
+
+impl Tick for Failing {
+    fn tick(&self) -> Duration {
         panic!("on purpose")
     }
 }
@@ -292,4 +298,14 @@ fn the_fifth_panic_puts_a_plugin_into_quarantine() {
         assert_eq!(guarded.err().map(|refusal| refusal.status), (on_failure == OnFailure::Refuse).then_some(503));
         assert_eq!(stats(&chain, "guard_delete")[0], 5, "it is not called any more");
     }
+}
+
+#[test]
+fn a_tick_that_panics_is_counted_and_repeated_after_a_second() {
+    let (member, _) = failing(FailurePolicy::default());
+    assert_eq!(member.tick(), Some(Duration::from_secs(1)));
+    let chain = Chain::new(vec![member], &[]);
+    assert_eq!(stats(&chain, "tick"), [1, 0, 1, 0, 1]);
+    let context = Arc::new(HostContext::new(0, || 0));
+    assert_eq!(self::member::<0>(Return::Pass, &Calls::default(), &context).tick(), None, "it has no tick");
 }

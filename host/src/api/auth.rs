@@ -306,6 +306,27 @@ mod tests {
     }
 
     #[test]
+    fn administration_without_an_admin_token_is_off_for_everybody() {
+        let tokens = vec![authorizer(false).0.load().tokens[1].clone()];
+        let auth = Authorizer::new(Auth { tokens, ..Auth::default() });
+        for sent in [&["Bearer a"][..], &[]] {
+            assert_eq!(status(&auth, &head("127.0.0.1:1", sent), Permission::Admin, Scope::All), 403, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_named_by_the_proxy_that_the_configuration_trusts() {
+        let proxy = toml::from_str("trusted = [\"127.0.0.1\"]").expect("valid TOML");
+        let proxy = crate::config::Proxy::parse(toml::Value::Table(proxy)).expect("one proxy");
+        let mut headers = Headers::default();
+        headers.push("X-Forwarded-For", b"203.0.113.7");
+        let peer = Some("127.0.0.1:1".parse().expect("an address"));
+        let head = RequestHead::new(Method::Get, "/".to_owned(), headers, peer);
+        Authorizer::new(Auth { proxy, ..Auth::default() }).identify_client(&head);
+        assert_eq!(head.client_text(), "203.0.113.7:0");
+    }
+
+    #[test]
     fn a_replaced_configuration_is_reported_if_it_differs() {
         let auth = authorizer(false);
         assert!(!auth.is_open());

@@ -94,3 +94,14 @@ pub(super) struct PluginIdentity {
     /// the plugin.
     pub(super) may_send: AtomicBool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_a_server_is_in_milliseconds_since_1970() {
+        let years = system_clock() / (365 * 24 * 3_600_000);
+        assert!((50..1000).contains(&years), "{years}");
+    }
+}

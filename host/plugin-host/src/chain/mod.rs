@@ -75,7 +75,7 @@ pub struct Passed {
 /// ends in the chain that it began in.
 pub struct Chain {
     members: Vec<Arc<Member>>,
-    /// By hook id.
+    /// By hook id. Those from [`START`] on are empty: they belong to no operation.
     lists: [HookList; HOOK_NAMES.len()],
     /// By verb: whether a hook may block.
     blocks: [bool; 4],
@@ -123,7 +123,7 @@ impl Chain {
         (0..HOOK_NAMES.len()).filter_map(move |id| {
             let (_, stats) = member.hook(id)?;
             let listed = |slot: &HookSlot| Arc::ptr_eq(&slot.stats, stats) && slot.hook.is_some();
-            let runs = if counts_runs(id) && self.lists[id].slots.iter().any(listed) { self.runs.sum(id) } else { 0 };
+            let runs = if self.lists[id].slots.iter().any(listed) { self.runs.sum(id) } else { 0 };
             Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
         })
     }
@@ -283,15 +283,10 @@ impl Chain {
 impl Drop for Chain {
     fn drop(&mut self) {
         // The counts continue in the next chain.
-        for (id, list) in self.lists.iter().enumerate().filter(|(id, _)| counts_runs(*id)) {
+        for (id, list) in self.lists.iter().enumerate() {
             for slot in list.slots.iter().filter(|slot| slot.hook.is_some()) {
                 slot.stats.calls.fetch_add(self.runs.sum(id), Relaxed);
             }
         }
     }
-}
-
-/// Whether each dispatch of this hook calls every plugin in its list, except those that are then subtracted.
-fn counts_runs(id: usize) -> bool {
-    id < START
 }

@@ -66,9 +66,7 @@ pub trait StoreAccess: Send + Sync {
 
     /// Runs several independent requests, waits until all effects are durable, and passes each result to `answer`, in the
     /// order of the requests.
-    fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>)) {
-        requests.iter().for_each(|request| Arc::clone(&self).request(request, answer));
-    }
+    fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>));
 
     /// Calls `each` with every entry whose key begins with the prefix and that a get in this scope would find, until `each`
     /// returns `false`.
