@@ -35,19 +35,6 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", default_value = "release")]
     profile: String,
 }
-/// The crates of the interface for plugins, whose documentation is part of a release.
-const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
-
-/// The front page of that documentation: it leads to the first crate.
-const FRONT_PAGE: &str = r#"<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<title>VKOG plugin API</title>
-<meta http-equiv="refresh" content="0; url=vkog_plugin_api/index.html">
-<p>Documentation of <a href="vkog_plugin_api/index.html">vkog-plugin-api</a> and
-<a href="vkog_plugin_testing/index.html">vkog-plugin-testing</a></p>
-</html>
-"#;
 
 /// The crates of the interface for plugins, whose documentation is part of a release.
 const DOCUMENTED: [&str; 2] = ["vkog-plugin-api", "vkog-plugin-testing"];
