@@ -106,7 +106,7 @@ enum Command {
     /// Create or replace a value and print its revision
     #[command(after_help = PUT)]
     Put(client::write::Write),
-    /// Like put, but fails if the key exists (with the conflict plugin)
+    /// Create a value; with the conflict plugin, fail if the key exists
     #[command(after_help = POST)]
     Post(client::write::Write),
     /// Delete a key

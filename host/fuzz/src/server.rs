@@ -15,7 +15,7 @@ use vkog_plugin_host::{HostContext, Registry, system_clock};
 /// The longest value, in bytes.
 pub const VALUE_MAX: u64 = 1 << 20;
 
-/// A folder in memory, where there is one: a fuzzer writes millions of files.
+/// A folder in memory, if the system has one: a fuzzer writes millions of files.
 pub static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
     made.expect("a temporary folder can be made")

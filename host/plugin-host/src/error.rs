@@ -165,7 +165,7 @@ pub enum LoadFault {
         len: u64,
     },
     /// The library is for another processor or another system.
-    #[error("it is built for {theirs}, this host runs on {ours}; build it for {ours}")]
+    #[error("it is built for {theirs}, this server runs on {ours}; build it for {ours}")]
     WrongArchitecture {
         /// The target of the library.
         theirs: String,
@@ -219,7 +219,7 @@ pub enum LoadFault {
     },
     /// The plugin was built with another major version of vkog-plugin-api.
     #[error(
-        "it was built with vkog-plugin-api {theirs}, this host has {ours}; rebuild it with {}.x, or use a host of its \
+        "it was built with vkog-plugin-api {theirs}, this server has {ours}; rebuild it with {}.x, or use a server of its \
          version",
         ours.split('.').next().unwrap_or(ours)
     )]
@@ -231,7 +231,7 @@ pub enum LoadFault {
     },
     /// The types at the boundary have another layout.
     #[error(
-        "the types at its boundary differ from this host's ({report}); rebuild it with an unchanged vkog-plugin-api"
+        "the types at its boundary differ from those of this server ({report}); rebuild it with an unchanged vkog-plugin-api"
     )]
     OtherLayout {
         /// The report of abi_stable, as one line.
@@ -239,7 +239,7 @@ pub enum LoadFault {
     },
     /// The plugin aborts the process when it panics.
     #[error(
-        "plugin \"{name}\" was built with panic = \"abort\", so that its panic would end this host; rebuild it with \
+        "plugin \"{name}\" was built with panic = \"abort\", so that its panic would end this server; rebuild it with \
          panic = \"unwind\""
     )]
     PanicAbort {
@@ -248,8 +248,8 @@ pub enum LoadFault {
     },
     /// The plugin requires a hook that this server does not have.
     #[error(
-        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this host does not have; use a newer \
-         host, or an older version of the plugin"
+        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this server does not have; use a newer \
+         server, or an older version of the plugin"
     )]
     MissingHook {
         /// The name of the plugin.

@@ -272,7 +272,7 @@ impl Registry {
         Ok(reports)
     }
 
-    /// Replaces the plugins. Returns the reports, and what was replaced.
+    /// Replaces the plugins. Returns the reports, and the replaced plugins.
     fn replace(&self, paths: &[PathBuf], source: &Source, scan: &SharedScan) -> (Vec<ReloadReport>, Replaced) {
         let mut reload = Reload::new(self.with_loaded(|loaded| loaded.plugins.clone()));
         // Remove first what is gone: its name may now belong to another library, or its library may have moved.

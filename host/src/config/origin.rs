@@ -84,7 +84,7 @@ impl ProxyHeader {
         }
     }
 
-    /// The address in one element of the field, with port 0 where there is none.
+    /// The address in one element of the field, with port 0 if it has none.
     pub fn address(self, element: &[u8]) -> Option<SocketAddr> {
         let text = str::from_utf8(element).ok()?;
         let node = match self {

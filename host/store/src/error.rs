@@ -72,7 +72,7 @@ pub enum StoreError {
         path: PathBuf,
         /// The system's error.
         source: Arc<io::Error>,
-        /// The error of the attempt to remove the write from the log, where that failed as well.
+        /// The error of the attempt to remove the write from the log, if that failed as well.
         then: Option<Arc<io::Error>>,
     },
     /// A write failed, and could not be removed from the log. A restart may find the write or not.

@@ -12,7 +12,7 @@ pub struct Options {
     /// The length of the write-ahead log up to which no snapshot is written, in bytes, while the disk has space. With
     /// `u64::MAX`, the length of the log never causes one.
     pub log_min: u64,
-    /// The size of the change feed, in bytes. It holds more only where that is a single entry.
+    /// The size of the change feed, in bytes. A single larger entry may exceed it.
     pub history_max: u64,
     /// The first revision that this opening assigns, unless the files require a higher one.
     ///

@@ -92,8 +92,9 @@ fn banned(text: &str) -> Vec<(usize, String)> {
     for (number, line) in (1..).zip(prose.lines()) {
         let is_heading = line.starts_with('#');
         // A placeholder is a name of the source, not a word of the text.
-        for raw in line.split_whitespace().filter(|raw| !is_heading && !raw.contains('{')) {
+        for raw in line.split_whitespace().filter(|_| !is_heading) {
             let word = raw.trim_matches(|letter: char| !letter.is_alphanumeric()).to_lowercase();
+            let word = if raw.contains('{') { "{}".to_owned() } else { word };
             if !word.is_empty() {
                 words.push((number, raw, word));
             }
