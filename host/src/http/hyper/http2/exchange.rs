@@ -213,7 +213,7 @@ async fn send_body<S: Service>(
     let piece = |chunk| Piece { chunk, connection: Arc::clone(connection) };
     loop {
         let frame = poll_fn(|context| match to.poll_reset(context) {
-            Poll::Ready(reason) => Poll::Ready(Err(reason.unwrap_or_else(|_| Reason::CANCEL))),
+            Poll::Ready(reason) => Poll::Ready(Err(reason.unwrap_or(Reason::CANCEL))),
             Poll::Pending => Pin::new(&mut body).poll_frame(context).map(Ok),
         });
         let Some(Ok(frame)) = frame.await? else {
