@@ -64,7 +64,7 @@ impl<S: Store> Engine<S> {
         let mut last = String::new();
         loop {
             // One entry more than fits shows whether more follow.
-            let count = if delimiter.is_some() { FOLDED } else { limit + 1 };
+            let count = if delimiter.is_some() { FOLDED } else { limit.saturating_add(1) };
             let entries = self.store.range(&from, end.as_deref(), count);
             let is_last = entries.len() < count;
             for entry in entries {

@@ -178,6 +178,10 @@ fn sent(head: &RequestHead) -> Option<Sha256> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::http::{Headers, Method};
 
@@ -312,6 +316,35 @@ mod tests {
         for sent in [&["Bearer a"][..], &[]] {
             assert_eq!(status(&auth, &head("127.0.0.1:1", sent), Permission::Admin, Scope::All), 403, "{sent:?}");
         }
+    }
+
+    /// What is logged while a function runs.
+    fn logged(run: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, run);
+        String::from_utf8(log.0.lock().clone()).expect("the log is text")
+    }
+
+    #[test]
+    fn administration_and_refusals_of_a_token_are_logged_with_its_name() {
+        let auth = authorizer(false);
+        let log =
+            |token, permission| logged(|| drop(auth.check(&head("127.0.0.1:1", &[token]), permission, Scope::All)));
+        assert!(log("Bearer op", Permission::Admin).contains("the token \"op\" administers: /"));
+        assert_eq!(log("Bearer op", Permission::Write), "");
+        assert!(log("Bearer a", Permission::Write).contains("the token \"a\" is not for this"));
     }
 
     #[test]

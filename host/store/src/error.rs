@@ -165,3 +165,27 @@ pub(super) fn is_lack_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn an_error_says_whether_space_would_help_and_whether_the_outcome_is_certain() {
+        let (path, source) = (PathBuf::from("store"), Arc::new(io::Error::other("broken")));
+        let then = Arc::clone(&source);
+        for (error, is_full, is_certain, has_source) in [
+            (StoreError::Full { path: path.clone() }, true, true, false),
+            (StoreError::Reserved { path: path.clone(), bytes: 1, free: 1, reserved: 1 }, true, true, false),
+            (StoreError::Failed { path: path.clone(), source: Arc::clone(&source), then: None }, false, true, true),
+            (StoreError::Unknown { path, source, then }, false, false, true),
+        ] {
+            assert_eq!((error.is_full(), error.is_certain()), (is_full, is_certain), "{error}");
+            assert_eq!(error.source().is_some(), has_source, "{error}");
+        }
+        assert!(is_lack_of_space(&io::ErrorKind::StorageFull.into()));
+        assert!(!is_lack_of_space(&io::ErrorKind::NotFound.into()));
+    }
+}

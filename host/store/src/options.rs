@@ -40,3 +40,15 @@ pub(crate) fn microseconds() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     now.as_micros().min(MICROSECONDS_MAX) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_revision_is_the_time_and_far_below_what_json_readers_represent() {
+        let years = Options::default().floor() / (365 * 24 * 3_600_000_000);
+        assert!((50..150).contains(&years), "{years}");
+        assert_eq!(Options { first_revision: || 7, ..Options::default() }.floor(), 6);
+    }
+}

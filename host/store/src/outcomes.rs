@@ -61,3 +61,40 @@ impl Outcomes {
         failure.as_ref().is_some_and(|failure| failure.due <= Instant::now() || fits && !failure.fitted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_lacked_space_is_due_when_it_fits_and_any_other_after_its_delay() {
+        let outcomes = Outcomes::default();
+        let error = Arc::new(StoreError::Full { path: "store".into() });
+        assert!(!outcomes.is_due(true), "none has failed");
+        outcomes.record_failed(&error, false);
+        assert_eq!((outcomes.is_due(false), outcomes.is_due(true)), (false, true));
+        outcomes.record_failed(&error, true);
+        assert_eq!((outcomes.is_due(false), outcomes.is_due(true)), (false, false));
+        if let Some(failure) = &mut *outcomes.failure.lock() {
+            failure.due = Instant::now();
+        }
+        assert_eq!((outcomes.is_due(false), outcomes.is_due(true)), (true, true));
+        assert!(outcomes.failure().is_some());
+        assert_eq!((outcomes.record_written(), outcomes.record_written()), (true, false));
+        assert_eq!((outcomes.counts(), outcomes.failure().is_some()), ((2, 2), false));
+    }
+
+    #[test]
+    fn the_delay_of_retries_doubles_from_5_s_to_a_minute() {
+        let outcomes = Outcomes::default();
+        let error = Arc::new(StoreError::Full { path: "store".into() });
+        for delay in [5, 10, 20, 40, 60, 60] {
+            let before = Instant::now();
+            outcomes.record_failed(&error, true);
+            let failure = outcomes.failure.lock();
+            let failure = failure.as_ref().expect("it was recorded");
+            assert_eq!(failure.delay, Duration::from_secs(delay));
+            assert!(failure.due >= before + failure.delay);
+        }
+    }
+}

@@ -283,8 +283,10 @@ impl Member {
         }
         drop(panics);
         let (plugin, count) = (self.name(), QUARANTINE_PANICS);
-        let skips = self.failure_policy.on_failure == OnFailure::Skip;
-        let effect = if skips { "operations pass without it" } else { "operations that it has a hook for are refused" };
+        let effect = match self.failure_policy.on_failure {
+            OnFailure::Skip => "operations pass without it",
+            _ => "operations that it has a hook for are refused",
+        };
         tracing::error!(
             plugin,
             "plugin \"{plugin}\" is in quarantine after {count} panics in a minute: {effect} until it is reloaded"

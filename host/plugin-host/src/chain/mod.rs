@@ -236,7 +236,7 @@ impl Chain {
     fn undo_before(self: &Arc<Self>, end: usize, op: &OpContext<'_>, entry: Option<EntryView<'_>>) {
         let (id, guards) = (UNDO + op.verb as usize, &self.lists[GUARD + op.verb as usize].slots);
         let passed = &guards[..end];
-        if self.lists[id].slots.is_empty() || passed.is_empty() {
+        if [&self.lists[id].slots, passed].into_iter().any(<[_]>::is_empty) {
             return;
         }
         // A plugin that has an undo hook has the guard, too.
