@@ -69,6 +69,30 @@ fn field<'a>(map: &'a Packed, name: &str) -> Option<&'a Packed> {
 }
 
 #[test]
+fn a_condition_may_be_the_text_of_an_etag_header() {
+    let server = Setup::on(ENGINE).start();
+    let tag = |key: &str| server.get(key).expect(200).header("ETag").map(str::to_owned).expect("it has one");
+    for key in ["a", "b"] {
+        server.put(key, "1").expect(200);
+    }
+    let put = |key: &str, value: &str, condition: Value| {
+        batch(&server, &json!([{ "op": "put", "key": key, "value": value, "if_match": condition }]))
+    };
+    put("a", "2", json!(tag("a"))).expect(200);
+    put("a", "3", json!(["\"7\"", tag("a"), 9])).expect(200);
+    put("a", "4", json!(tag("b"))).expect(412);
+    server.get("a").expect(200).is("3");
+    let fields = [("op", "put".into()), ("key", "b".into()), ("value", "2".into()), ("if_match", tag("b").into())];
+    send(&server, MESSAGE_PACK, packed(&[&fields])).expect(200);
+    // Quotation marks make the difference between a tag and a mistake.
+    let (revision, weak) = (tag("a").trim_matches('"').to_owned(), format!("W/{}", tag("a")));
+    for wrong in [json!(revision), json!(weak), json!("\"\""), json!("\"07\""), json!(["*"])] {
+        put("a", "5", wrong).expect(400).says("entity tag");
+    }
+    server.get("a").expect(200).is("3");
+}
+
+#[test]
 fn each_operation_is_answered_in_its_place_and_in_the_format_that_was_sent() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     let first = server.post("there", "before").expect(200).revision();
