@@ -38,17 +38,28 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 }
 
 /// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
-/// `range` is the requested part of the value.
+/// `range` is the requested part of the value, and `caching` the value of `Cache-Control` with a value.
 pub(super) fn reply(
     answer: Outcome,
     added: ExtraHeaders,
     reads: bool,
     range: Option<Range>,
+    caching: &'static str,
     format: ErrorFormat,
 ) -> Response {
     let mut reply = bare(answer, reads, range, format);
-    reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
+    if matches!(reply.status, 200 | 206 | 304) {
+        // No cache stores the response to a write (RFC 9111, section 3), whatever its fields.
+        reply.cache_control = reads.then_some(caching);
+    }
+    reply.extend(added);
     reply
+}
+
+/// Returns the value of `Cache-Control` with a value. A cache has to ask the server each time, which then checks the token. The
+/// value is not compressed on its way: a proxy that does so makes the entity tag weak or another one, which no `If-Match` matches.
+pub(super) fn caching(is_open: bool) -> &'static str {
+    if is_open { "no-cache, no-transform" } else { "private, no-cache, no-transform" }
 }
 
 fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {

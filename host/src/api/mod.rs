@@ -317,7 +317,7 @@ impl Api {
         }
         let range = Range::of(&head);
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
-        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, format));
+        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if request.value.len() <= batch::LARGE {
             self.engine.run(request, finish);
         } else {
@@ -343,3 +343,4 @@ impl Origin for RequestHead {
         self.client_text()
     }
 }
+        let caching = entry::caching(self.auth.is_open());

@@ -128,7 +128,9 @@ pub(super) fn stream(
     }
     let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
-        .with_header("Cache-Control", "no-store")
+        // A proxy that compresses or collects the stream would hold events back.
+        .with_cache_control("no-store, no-transform")
+        .with_header("X-Accel-Buffering", "no")
         .inert();
     reply.body = Body::Stream(Box::new(events));
     reply

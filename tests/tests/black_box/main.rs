@@ -61,6 +61,7 @@ mod hyper {
     mod accounting;
     mod bad_input;
     mod batch;
+    mod caching;
     mod client;
     mod connections;
     mod hooks;
@@ -85,6 +86,7 @@ mod tiny {
     mod client;
     mod connections;
     mod hooks;
+    mod caching;
     mod latency;
     mod panics;
     mod preconditions;

@@ -40,7 +40,7 @@ fn a_change_is_told_with_its_revision_and_what_was_written() {
         let server = start(engine, &[]);
         let mut watching = server.watch("", "");
         assert_eq!(watching.head.header("Content-Type"), Some("text/event-stream"));
-        assert_eq!(watching.head.header("Cache-Control"), Some("no-store"));
+        assert_eq!(watching.head.header("Cache-Control"), Some("no-store, no-transform"));
         assert_eq!(watching.last_id, Some(0));
         let mut with_values = server.watch("values", "");
         let key = "\n\r\u{2028}\"\\\u{1d11e}";
