@@ -129,7 +129,9 @@ impl Api {
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         self.auth.identify_client(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
-        let methods = Methods::of(path).map_err(|error| {
+        // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
+        let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
+        let methods = Methods::of(described).map_err(|error| {
             tracing::error!("{error}");
             Response::internal_error()
         })?;

@@ -402,7 +402,7 @@ fn what_clients_store_is_sent_so_that_a_browser_runs_none_of_it() {
         safe(server.key("GET", "page").header("Range", "bytes=999-").send()).expect(416);
         safe(server.get("<script>")).expect(404);
         safe(server.path("GET", "/keys?prefix=page").send()).expect(200);
-        safe(server.path("GET", "/keys?a=%3Cscript%3E").send()).expect(400);
+        safe(server.path("GET", "/keys?limit=%3Cscript%3E").send()).expect(400);
         safe(server.path("GET", "/plugins").send()).expect(200);
         safe(server.path("GET", "/watch?since=999999999").send()).expect(410);
         safe(server.path("GET", "/%3Cscript%3E").send()).expect(404);

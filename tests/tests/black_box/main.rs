@@ -69,6 +69,7 @@ mod hyper {
     mod panics;
     mod preconditions;
     mod races;
+    mod queries;
     mod refusals;
     mod table;
     mod values;
@@ -93,5 +94,6 @@ mod tiny {
     mod races;
     mod refusals;
     mod table;
+    mod queries;
     mod values;
 }
