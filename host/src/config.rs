@@ -2,6 +2,7 @@
 //! precedence over the file.
 
 mod auth;
+mod cors;
 mod error;
 mod origin;
 
@@ -17,7 +18,8 @@ use vkog_plugin_host::{Settings, Source, Table};
 use vkog_store::{Fsync, VALUE_MAX};
 
 pub use auth::{Auth, Permission, Token};
-pub use error::{AuthError, ConfigError, Conflict, FileError, ProxyError, ValueError};
+pub use cors::{CorsOrigin, NotAnOrigin};
+pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, ProxyError, ValueError};
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
 
 /// The store, where none is named.
@@ -133,6 +135,12 @@ pub struct Options {
     /// Names by which web pages may use this server without a token [default: localhost]
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
+
+    /// Allow web pages of these origins, such as https://app.example, to use this server [default: none]
+    #[arg(long, value_name = "ORIGIN,...", env = "VKOG_CORS_ORIGINS", hide_env = true, value_delimiter = ',')]
+    // In the file it is the table [cors].
+    #[serde(skip)]
+    pub cors_origins: Option<Vec<CorsOrigin>>,
 
     /// HTTP engine; auto is hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
@@ -280,7 +288,9 @@ impl File {
         }
         let auth = table.remove("access").map(Auth::parse).transpose().map_err(FileError::Access)?.unwrap_or_default();
         let proxy = table.remove("proxy").map(Proxy::parse).transpose().map_err(FileError::Proxy)?.unwrap_or_default();
+        let cors = table.remove("cors").map(cors::parse).transpose().map_err(FileError::Cors)?;
         let options = table.try_into().map_err(FileError::Options)?;
+        let options = Options { cors_origins: cors, ..options };
         Ok(Self { options, settings, order, auth, proxy })
     }
 }
@@ -312,6 +322,7 @@ impl Config {
         let auth = Auth {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
+            cors: given.cors_origins.or(written.cors_origins).unwrap_or_default(),
             // No browser reaches a Unix socket.
             checks_host: matches!(listen, Listen::Tcp(_)),
             proxy,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
 use crate::config::{Auth, Permission, Token};
@@ -45,9 +46,12 @@ impl Authorizer {
         self.0.load().open
     }
 
-    /// Finds out which client sent a request through a trusted proxy. Must run before every other check.
-    pub(super) fn identify_client(&self, head: &RequestHead) {
-        origin::name_client(head, &self.0.load());
+    /// Finds out which client sent a request through a trusted proxy, and what its page may do with the response. Must run before
+    /// every other check.
+    pub(super) fn identify_client(&self, head: &RequestHead) -> Grant {
+        let auth = self.0.load();
+        origin::name_client(head, &auth);
+        Grant::of(head, &auth.cors)
     }
 
     /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site

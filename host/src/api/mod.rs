@@ -4,6 +4,7 @@
 mod access_log;
 mod auth;
 mod batch;
+mod cors;
 mod entry;
 mod etag;
 mod health;
@@ -35,6 +36,7 @@ pub use auth::Authorizer;
 use auth::Scope;
 use batch::{BatchRoute, Format};
 use openapi::Methods;
+use cors::Grant;
 use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
@@ -70,7 +72,21 @@ pub struct RoutedRequest {
     span: RequestSpan,
 }
 
+    ending: Ending,
+}
+
+/// What happens to every response.
+struct Ending {
 /// The handler of a request, with the parsed parameters.
+    grant: Grant,
+}
+
+impl Ending {
+    /// Completes the response.
+    fn complete(self, reply: Response) -> Response {
+        let reply = self.grant.add_to(reply, self.span.head());
+        self.span.end(reply)
+    }
 enum Route {
     /// `/k/{key}`: an operation on one entry.
     Entry(EntryRoute),
@@ -127,7 +143,6 @@ impl Api {
         let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
-        self.auth.identify_client(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
         // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
         let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
@@ -223,10 +238,10 @@ impl Service for Api {
     type Admitted = RoutedRequest;
 
     fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
-        let span = self.log.start(&head);
+        let ending = Ending { span: self.log.start(&head), grant: self.auth.identify_client(&head) };
         match self.route(&head) {
-            Ok(route) => Ok(RoutedRequest { head, route, span }),
-            Err(reply) => Err(span.end(reply)),
+            Ok(route) => Ok(RoutedRequest { head, route, ending }),
+            Err(reply) => Err(ending.complete(reply)),
         }
     }
 
@@ -263,12 +278,12 @@ impl Service for Api {
             }
             BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };
-        request.span.end(problem.reply(ErrorFormat::of(&request.head)))
+        request.ending.complete(problem.reply(ErrorFormat::of(&request.head)))
     }
 
-    fn serve(&self, RoutedRequest { head, route, span }: RoutedRequest, body: Vec<u8>, responder: Responder) {
+    fn serve(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
         let format = ErrorFormat::of(&head);
-        let respond = move |reply| responder.respond(span.end(reply));
+        let respond = move |reply| responder.respond(ending.complete(reply));
         match route {
             Route::Entry(route) => self.serve_entry(head, route, body, format, respond),
             Route::Batch(route) => {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
+use super::cors::CorsOrigin;
 use super::error::AuthError;
 use super::origin::{AllowedHost, Proxy};
 use vkog_plugin_host::Sha256;
@@ -17,6 +18,8 @@ pub struct Auth {
     pub tokens: Vec<Token>,
     /// Names of this server in addition to localhost and loopback addresses.
     pub allowed_hosts: Vec<AllowedHost>,
+    /// The origins whose web pages may use the server.
+    pub cors: Vec<CorsOrigin>,
     /// Whether a request without a token must have one of these names in its `Host` header.
     pub checks_host: bool,
     /// The proxies whose header fields name the client.
@@ -64,15 +67,16 @@ impl Auth {
     ///
     /// # Errors
     ///
-    /// Other machines reach the listener, and there is no token.
+    /// Other machines reach the listener, and there is no token; or web pages of all origins may use a server that needs no token.
     pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
         // The names of an address that other machines reach are unknown, unless the configuration has them.
         self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
-        match self {
-            _ if self.open || !self.tokens.is_empty() => Ok(self),
-            _ if is_local => Ok(Self { open: true, ..self }),
-            _ => Err(AuthError::Unprotected),
-        }
+        let auth = match self {
+            _ if self.open || !self.tokens.is_empty() => self,
+            _ if is_local => Self { open: true, ..self },
+            _ => return Err(AuthError::Unprotected),
+        };
+        if auth.open && auth.cors.contains(&CorsOrigin::Any) { Err(AuthError::AnyOrigin) } else { Ok(auth) }
     }
 
     /// Parses the table.

@@ -105,6 +105,9 @@ pub enum FileError {
     /// The table `[proxy]` cannot be used.
     #[error("[proxy] {0}")]
     Proxy(#[source] ProxyError),
+    /// The table `[cors]` cannot be used.
+    #[error("[cors] {0}")]
+    Cors(#[source] CorsError),
     /// An option has a value of the wrong type, or there is no such option.
     #[error("{}", one_line(.0))]
     Options(#[source] toml::de::Error),
@@ -132,6 +135,21 @@ pub enum AuthError {
          to [[access.tokens]] of the configuration, or allow it with --open"
     )]
     Unprotected,
+    /// Every web page could read and write.
+    #[error(
+        "cannot allow all origins without tokens: every web page that a user of this network opens could read and write; add \
+         tokens to [[access.tokens]] of the configuration, or list the origins in [cors] or --cors-origins"
+    )]
+    AnyOrigin,
+}
+
+/// Why the table `[cors]` cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CorsError {
+    /// A value is no origin or has the wrong type, or a key is unknown.
+    #[error("{}", one_line(.0))]
+    Malformed(#[from] toml::de::Error),
 }
 
 /// Why the table `[proxy]` cannot be used.

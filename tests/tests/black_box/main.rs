@@ -64,6 +64,7 @@ mod hyper {
     mod caching;
     mod client;
     mod connections;
+    mod cors;
     mod hooks;
     mod latency;
     mod panics;
@@ -88,6 +89,7 @@ mod tiny {
     mod connections;
     mod hooks;
     mod caching;
+    mod cors;
     mod latency;
     mod panics;
     mod preconditions;
