@@ -26,6 +26,22 @@ pub(super) enum Scope<'a> {
     All,
 }
 
+/// The access token of a client: the SHA-256 of what it has sent as such, known or not; none for a client that has sent no token.
+/// Hashes are compared, so that the time that this takes reveals nothing of a token.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Credential(Option<Sha256>);
+
+impl Credential {
+    /// Returns the token in the header of a request. Of two tokens, none counts.
+    pub(super) fn of(head: &RequestHead) -> Self {
+        let mut all = head.headers.all("authorization");
+        let (Some(authorization), None) = (all.next(), all.next()) else { return Self(None) };
+        let token = authorization.split_at_checked("Bearer ".len());
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
+        Self(token.map(|(_, token)| Sha256::of(token.trim_ascii())))
+    }
+}
+
 /// Authorizes requests by the current configuration, which a reload replaces.
 pub struct Authorizer(ArcSwap<Auth>);
 
@@ -65,6 +81,22 @@ impl Authorizer {
         self.check_all(head, [(permission, scope)]).map_err(refuse)
     }
 
+    /// Checks that the sender of a request has a permission, as [`check`](Self::check) does, but by this token.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`check`](Self::check).
+    pub(super) fn check_as(
+        &self,
+        head: &RequestHead,
+        credential: Credential,
+        permission: Permission,
+        scope: Scope<'_>,
+    ) -> Result<(), Response> {
+        let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
+        self.check_each(head, || credential, [(permission, scope)]).map_err(refuse)
+    }
+
     /// Checks several permissions of the sender of a request.
     ///
     /// # Errors
@@ -75,8 +107,18 @@ impl Authorizer {
         head: &RequestHead,
         checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
+        // Hashing the token takes longer than all the rest.
+        self.check_each(head, || Credential::of(head), checks)
+    }
+
+    fn check_each<'a>(
+        &self,
+        head: &RequestHead,
+        credential: impl Fn() -> Credential,
+        checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
+    ) -> Result<(), (usize, Refusal)> {
         let auth = self.0.load();
-        let mut token = None;
+        let mut client = None;
         for (index, (permission, scope)) in checks.into_iter().enumerate() {
             if auth.open && permission < Permission::Admin {
                 if index == 0 {
@@ -84,28 +126,42 @@ impl Authorizer {
                 }
                 continue;
             }
-            // Hashing the token takes longer than all the rest.
-            let token = *token.get_or_insert_with(|| auth.token(head));
-            auth.check(head, token, permission, scope).map_err(|refusal| (index, refusal))?;
+            let client = *client.get_or_insert_with(|| auth.client(credential()));
+            auth.check(head, client, permission, scope).map_err(|refusal| (index, refusal))?;
         }
         Ok(())
     }
 }
 
+/// What a client has shown of itself.
+#[derive(Copy, Clone)]
+enum Client<'a> {
+    /// No token.
+    Anonymous,
+    /// A token that the configuration does not have.
+    Unknown,
+    Known(&'a Token),
+}
+
 impl Auth {
-    /// Returns the token of a request, if it is known.
-    fn token(&self, head: &RequestHead) -> Option<&Token> {
-        let sent = sent(head)?;
-        self.tokens.iter().find(|token| token.sha256 == sent)
+    fn client(&self, Credential(sent): Credential) -> Client<'_> {
+        match sent.map(|sent| self.tokens.iter().find(|token| token.sha256 == sent)) {
+            None => Client::Anonymous,
+            Some(None) => Client::Unknown,
+            Some(Some(token)) => Client::Known(token),
+        }
     }
 
     fn check(
         &self,
         head: &RequestHead,
-        token: Option<&Token>,
+        client: Client<'_>,
         permission: Permission,
         scope: Scope<'_>,
     ) -> Result<(), Refusal> {
+        if let Client::Anonymous = client {
+            return Err(unauthorized(NO_TOKEN));
+        }
         if permission == Permission::Admin {
             if self.tokens.iter().all(|token| token.permission < Permission::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
@@ -116,10 +172,8 @@ impl Auth {
                 return Err(host_refusal(403, format!("Administration is for this machine alone; {way_out}")));
             }
         }
-        let Some(token) = token else {
-            let mut refusal = host_refusal(401, "Send a token in the header Authorization: Bearer TOKEN".to_owned());
-            refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
-            return Err(refusal);
+        let Client::Known(token) = client else {
+            return Err(unauthorized(NO_TOKEN));
         };
         if token.permission < permission || !scope.is_within(&token.prefix) {
             let fact = format!("{} is not for this: it may {}", shown(token), may(token));
@@ -145,6 +199,15 @@ impl Auth {
     }
 }
 
+const NO_TOKEN: &str = "Send a token in the header Authorization: Bearer TOKEN";
+
+/// The refusal of a client that has sent no valid token.
+pub(super) fn unauthorized(fact: &str) -> Refusal {
+    let mut refusal = host_refusal(401, fact);
+    refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
+    refusal
+}
+
 impl Scope<'_> {
     fn is_within(self, prefix: &str) -> bool {
         match self {
@@ -164,15 +227,6 @@ fn may(token: &Token) -> String {
         "" => token.permission.name().to_owned(),
         prefix => format!("{} keys that begin with {prefix:?}", token.permission.name()),
     }
-}
-
-/// The SHA-256 of the token that came. Hashes are compared, so that how long it takes says nothing of a token; which of two
-/// tokens counts is for nobody to guess.
-fn sent(head: &RequestHead) -> Option<Sha256> {
-    let mut all = head.headers.all("authorization");
-    let (Some(authorization), None) = (all.next(), all.next()) else { return None };
-    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| Sha256::of(token.trim_ascii()))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod plugins;
 mod problem;
 mod query;
 mod range;
+mod tickets;
 mod watch;
 
 use std::borrow::Cow;
@@ -33,14 +34,15 @@ use vkog_store::owned_content_type;
 
 use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
-use auth::Scope;
+use auth::{Credential, Scope};
 use batch::{BatchRoute, Format};
-use openapi::Methods;
 use cors::Grant;
+use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
+use tickets::Tickets;
 
 /// The HTTP interface of a store.
 pub struct Api {
@@ -60,6 +62,7 @@ pub struct Api {
     large: Arc<ThreadPool>,
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
+    tickets: Tickets,
 }
 
 /// Reloads the configuration and the plugins.
@@ -69,15 +72,12 @@ pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sy
 pub struct RoutedRequest {
     head: Arc<RequestHead>,
     route: Route,
-    span: RequestSpan,
-}
-
     ending: Ending,
 }
 
 /// What happens to every response.
 struct Ending {
-/// The handler of a request, with the parsed parameters.
+    span: RequestSpan,
     grant: Grant,
 }
 
@@ -87,6 +87,9 @@ impl Ending {
         let reply = self.grant.add_to(reply, self.span.head());
         self.span.end(reply)
     }
+}
+
+/// The handler of a request, with the parsed parameters.
 enum Route {
     /// `/k/{key}`: an operation on one entry.
     Entry(EntryRoute),
@@ -95,7 +98,7 @@ enum Route {
     /// `/keys`: a listing of keys, or their number.
     Keys { listing: keys::Query, query: String },
     /// `/watch`: a stream of changes.
-    Watch { subscription: watch::Subscription, query: String },
+    Watch { subscription: watch::Subscription, credential: Credential, query: String },
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -119,7 +122,8 @@ impl Api {
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings }
+        let tickets = Tickets::default();
+        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings, tickets }
     }
 
     /// Sets whether every request is logged, and not only failures.
@@ -168,8 +172,18 @@ impl Api {
             }
             "/watch" => {
                 let subscription = watch::parse_query(query, head).map_err(|problem| problem.reply(format()))?;
-                self.auth.check(head, Permission::Read, Scope::Prefix(subscription.prefix()))?;
-                Ok(Route::Watch { subscription, query: query.to_owned() })
+                let (ticket, prefix) = (subscription.ticket.as_deref(), subscription.prefix());
+                let credential = self.tickets.credential(head, ticket, prefix);
+                let credential = credential.map_err(|refusal| Problem::of(refusal).reply(format()))?;
+                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(prefix))?;
+                let query = query::without(query, watch::TICKET);
+                Ok(Route::Watch { subscription, credential, query })
+            }
+            "/watch/tickets" => {
+                let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
+                let credential = Credential::of(head);
+                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
+                Err(self.tickets.issue(credential, prefix, format()))
             }
             "/plugins/reload" => self.auth.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
             "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
@@ -303,8 +317,9 @@ impl Service for Api {
                     respond(reply);
                 });
             }
-            Route::Watch { subscription, query } => {
-                respond(watch::stream(&self.engine, &self.auth, &self.encoded, subscription, query, head));
+            Route::Watch { subscription, credential, query } => {
+                let (engine, auth, encoded) = (&self.engine, &self.auth, &self.encoded);
+                respond(watch::stream(engine, auth, encoded, subscription, credential, query, head));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {
@@ -333,6 +348,7 @@ impl Api {
             return respond(Problem::from(invalid).reply(format));
         }
         let range = Range::of(&head);
+        let caching = entry::caching(self.auth.is_open());
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
         let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if request.value.len() <= batch::LARGE {
@@ -360,4 +376,3 @@ impl Origin for RequestHead {
         self.client_text()
     }
 }
-        let caching = entry::caching(self.auth.is_open());

@@ -69,11 +69,12 @@ mod hyper {
     mod latency;
     mod panics;
     mod preconditions;
-    mod races;
     mod queries;
     mod refusals;
+    mod races;
     mod table;
     mod values;
+    mod tickets;
 }
 
 /// The tests in `both_engines/`, of servers that speak HTTP by tiny_http.
@@ -86,16 +87,17 @@ mod tiny {
     mod bad_input;
     mod batch;
     mod client;
-    mod connections;
-    mod hooks;
     mod caching;
+    mod connections;
     mod cors;
     mod latency;
     mod panics;
+    mod hooks;
     mod preconditions;
     mod races;
     mod refusals;
-    mod table;
     mod queries;
+    mod table;
+    mod tickets;
     mod values;
 }

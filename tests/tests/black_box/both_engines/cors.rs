@@ -3,7 +3,7 @@
 //! Provoked with the requests that browsers send: preflight requests, requests with an origin, and both from foreign origins;
 //! chromium.rs does the same with a browser.
 
-use vkog_tests::{Reply, Server, Setup};
+use vkog_tests::{Reply, Server, Setup, administered};
 
 use super::ENGINE;
 
@@ -177,18 +177,16 @@ fn all_origins_are_refused_where_no_token_is_needed() {
     }
 }
 
-#[cfg(unix)]
 #[test]
 fn a_reload_applies_other_origins() {
-    let setup = allowing(&format!("{PAGE:?}"));
+    let config = |origins: &str| administered(&format!("[cors]\norigins = [{origins}]\n"));
+    let setup = Setup::on(ENGINE).config(config(&format!("{PAGE:?}")));
     let server = setup.start();
     preflight(&server, PAGE).expect(204).has("Access-Control-Allow-Origin", PAGE);
-    setup.write_config("[cors]\norigins = [\"http://b\"]\n");
-    server.signal("HUP");
-    server.logs(&["reloaded access"]);
+    setup.write_config(&config("\"http://b\""));
+    server.reload().expect(200);
     grants_nothing(&preflight(&server, PAGE).expect(204));
-    setup.write_config("[cors]\norigins = [\"*\"]\n");
-    server.signal("HUP");
-    server.logs(&["nothing was reloaded", "all origins"]);
+    setup.write_config(&config("\"*\""));
+    server.reload().refused(409, "Nothing was reloaded").says("all origins");
     preflight(&server, "http://b").expect(204).has("Access-Control-Allow-Origin", "http://b");
 }
