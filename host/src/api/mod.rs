@@ -225,7 +225,7 @@ impl Api {
         // It is that of a value, and nothing else has one.
         let writes = matches!(verb, Verb::Post | Verb::Put);
         if writes {
-            entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
+            entry::check_is_value(head).map_err(|problem| problem.reply(format()))?;
         }
         let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
@@ -237,7 +237,7 @@ impl Api {
         let arrived = self.engine.revision();
         let format = || ErrorFormat::of(head);
         self.auth.check(head, Permission::Read, Scope::Later)?;
-        entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
+        entry::check_is_batch(head).map_err(|problem| problem.reply(format()))?;
         let request = Format::of_request(head).map_err(|problem| problem.reply(format()))?;
         Ok(BatchRoute { request, response: request.of_response(head), query: query.to_owned(), arrived })
     }

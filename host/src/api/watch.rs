@@ -15,7 +15,7 @@ use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
+use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -295,6 +295,8 @@ struct Data<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
@@ -302,12 +304,13 @@ struct Data<'a> {
 
 fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
     let (entry, revision) = (event.entry(), event.revision());
-    let mut data = Data { key: entry.key(), revision, size: None, content_type: None, value: None, value_base64: None };
+    let mut data = Data { key: entry.key(), revision, ..Data::default() };
     if event.is_removal() {
         return put(into, Some(revision), "delete", &data);
     }
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
+    data.content_encoding = content_coding(entry);
     if values && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),

@@ -356,7 +356,7 @@ fn a_condition_that_is_no_list_of_entity_tags_is_400() {
 }
 
 #[test]
-fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
+fn a_part_of_a_value_or_an_encoded_batch_is_not_stored_as_the_whole() {
     for engine in ENGINES {
         let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));
         let mut wire = server.wire();
@@ -365,7 +365,7 @@ fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
                 let headers = format!("Host: localhost\r\nContent-Range: {range}\r\n");
                 ask(&mut wire, method, "/k/a", &headers, "new").refused(400, "").says("Content-Range");
             }
-            for coding in ["gzip", "br", "identity, gzip", "aws-chunked", "x"] {
+            for coding in ["aws-chunked", "gzip, aws-chunked", "gzip;q=1", "a b", "gzip\r\nContent-Encoding: br"] {
                 let headers = format!("Host: localhost\r\nContent-Encoding: {coding}\r\n");
                 let reply = ask(&mut wire, method, "/k/a", &headers, "new").refused(415, "").says("Content-Encoding");
                 assert_eq!(reply.header("Accept-Encoding"), Some("identity"), "{reply}");
@@ -375,7 +375,7 @@ fn a_part_of_a_value_or_an_encoded_value_is_not_stored_as_the_whole() {
         ask(&mut wire, "POST", "/batch", "Host: localhost\r\nContent-Encoding: gzip\r\n", batch).expect(415);
         ask(&mut wire, "POST", "/batch", "Host: localhost\r\nContent-Range: bytes 0-1/2\r\n", batch).expect(400);
         for field in ["Content-Encoding", "content-range"] {
-            let batch = format!(r#"[{{"op":"put","key":"a","value":"new","headers":{{"{field}":"gzip"}}}}]"#);
+            let batch = format!(r#"[{{"op":"put","key":"a","value":"new","headers":{{"{field}":"a b"}}}}]"#);
             ask(&mut wire, "POST", "/batch", "Host: localhost\r\n", &batch).expect(400);
         }
         server.get("a").expect(200).is("old");

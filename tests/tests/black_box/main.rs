@@ -63,6 +63,7 @@ mod hyper {
     mod batch;
     mod caching;
     mod client;
+    mod codings;
     mod connections;
     mod cors;
     mod hooks;
@@ -70,11 +71,11 @@ mod hyper {
     mod panics;
     mod preconditions;
     mod queries;
-    mod refusals;
     mod races;
+    mod refusals;
     mod table;
-    mod values;
     mod tickets;
+    mod values;
 }
 
 /// The tests in `both_engines/`, of servers that speak HTTP by tiny_http.
@@ -86,17 +87,18 @@ mod tiny {
     mod accounting;
     mod bad_input;
     mod batch;
-    mod client;
     mod caching;
+    mod client;
+    mod codings;
     mod connections;
     mod cors;
+    mod hooks;
     mod latency;
     mod panics;
-    mod hooks;
     mod preconditions;
+    mod queries;
     mod races;
     mod refusals;
-    mod queries;
     mod table;
     mod tickets;
     mod values;

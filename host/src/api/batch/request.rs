@@ -18,10 +18,9 @@ use serde_untagged::UntaggedEnumVisitor;
 use thiserror::Error;
 
 use super::format::Format;
-use crate::api::entry::is_identity;
 use crate::api::etag;
 use crate::api::problem::Problem;
-use vkog_engine::{Conditions, Operation, Revisions};
+use vkog_engine::{Conditions, Operation, Revisions, is_coding, is_identity};
 use vkog_plugin_host::Verb;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
@@ -399,8 +398,9 @@ impl Headers {
             if Operation::OWN.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
                 return Err(OperationError::OwnHeader(name));
             }
-            let is_encoded = name.eq_ignore_ascii_case("content-encoding") && !is_identity(value.as_bytes());
-            if is_encoded || name.eq_ignore_ascii_case("content-range") {
+            let coding = value.as_bytes();
+            let is_encoded = name.eq_ignore_ascii_case("content-encoding");
+            if is_encoded && !is_identity(coding) && !is_coding(coding) || name.eq_ignore_ascii_case("content-range") {
                 return Err(OperationError::UnsupportedHeader(name));
             }
             fields.push((name.into(), value));

@@ -298,7 +298,11 @@ fn what_cannot_be_read_is_refused_with_the_place_and_the_reason() {
         (r#"[{"op":"put","key":"k","value":"v","base64":"eA=="}]"#, Some(0), "both"),
         (r#"[{"op":"get","key":"k","value":"v"}]"#, Some(0), "neither value nor content_type"),
         (r#"[{"op":"get","key":"k","if_match":0}]"#, Some(0), "0 is no revision"),
-        (r#"[{"op":"get","key":"k","if_match":"\"1\""}]"#, Some(0), "a revision, an array of revisions, or \"*\""),
+        (
+            r#"[{"op":"get","key":"k","if_match":"1"}]"#,
+            Some(0),
+            "a revision or its entity tag, an array of these, or \"*\"",
+        ),
         (r#"[{"op":"get","key":"k","if_match":[[1]]}]"#, Some(0), "invalid type: sequence, expected a revision"),
         (r#"[{"op":"get","key":"k","headers":{"If-Match":"1"}}]"#, Some(0), "not given in headers"),
         (r#"[{"op":"get","key":"k","headers":{"X":"a\r\nY: b"}}]"#, Some(0), "no header field"),
