@@ -2,6 +2,7 @@
 //! precedence over the file.
 
 mod auth;
+mod cors;
 mod error;
 mod file;
 mod origin;
@@ -17,7 +18,8 @@ use vkog_plugin_host::Source;
 use vkog_store::{Fsync, VALUE_MAX};
 
 pub use auth::{Auth, Permission, Token};
-pub use error::{AuthError, ConfigError, Conflict, FileError, Mistake, ProxyError, ValueError};
+pub use cors::{CorsOrigin, NotAnOrigin};
+pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, Mistake, ProxyError, ValueError};
 pub use file::File;
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
 
@@ -134,6 +136,12 @@ pub struct Options {
     /// Accept these names in the Host header of requests without a token [default: localhost]
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
+
+    /// Let web pages of these origins, such as https://app.example, use this server [default: none]
+    #[arg(long, value_name = "ORIGIN,...", env = "VKOG_CORS_ORIGINS", hide_env = true, value_delimiter = ',')]
+    // In the file it is the table [cors].
+    #[serde(skip)]
+    pub cors_origins: Option<Vec<CorsOrigin>>,
 
     /// Select the HTTP engine; auto selects hyper [default: auto]
     #[arg(long, value_name = "auto|tiny|hyper", env = "VKOG_HTTP", hide_env = true, hide_possible_values = true)]
@@ -261,6 +269,7 @@ impl Config {
         let auth = Auth {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
+            cors: given.cors_origins.or(written.cors_origins).unwrap_or_default(),
             // No browser reaches a Unix socket.
             checks_host: matches!(listen, Listen::Tcp(_)),
             proxy,

@@ -87,6 +87,15 @@ impl Wire {
         self.line().unwrap_or_else(|error| panic!("{} got no reply: {error}", self.last))
     }
 
+    /// Reads up to the end of a line, of a body that has no length. The line has its line feed.
+    #[track_caller]
+    pub fn body_line(&mut self) -> String {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line);
+        assert!(read.is_ok_and(|length| length > 0), "{} ended\n--- server log\n{}", self.last, self.log.text());
+        line
+    }
+
     /// Reads one reply.
     #[track_caller]
     pub fn reply(&mut self) -> Reply {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::coding::announce;
 use super::write::{committed, decide, entry, may_make_room, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
@@ -110,10 +111,9 @@ struct Run<S> {
 impl<S: Store> Run<S> {
     /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads.
     fn write(self, space: usize, room_made: usize, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let prepare =
-            |Operation { verb, key, value, content_type, .. }: &Operation| prepare(*verb, key, value, content_type);
+        let prepare = |index| self.batch.with_context(index, prepare);
         let write = Write {
-            prepared: self.batch.operations.iter().map(prepare).collect(),
+            prepared: (0..self.batch.operations.len()).map(prepare).collect(),
             chain: Arc::clone(&self.chain),
             batch: Arc::clone(&self.batch),
             space,
@@ -236,13 +236,9 @@ impl Decide for Write {
         } else {
             let decided = batch.with_context(index, |context| decide(chain, context, &operation.conditions, current));
             decided.map(|details| match details {
-                Some(details) => Decision::Write(entry(
-                    &mut prepared[index],
-                    &operation.key,
-                    &operation.value,
-                    &operation.content_type,
-                    details,
-                )),
+                Some(details) => {
+                    batch.with_context(index, |context| Decision::Write(entry(&mut prepared[index], context, details)))
+                }
                 None => Decision::Remove,
             })
         };
@@ -305,7 +301,8 @@ impl Batch {
     fn found(&self, chain: &Arc<Chain>, index: usize, entry: Option<Entry>) -> (Outcome, ExtraHeaders) {
         let Some(entry) = entry else { return (Outcome::Absent, Vec::new()) };
         let (revision, found) = (entry.revision(), Some(view(&entry)));
-        let headers = self.with_context(index, |context| chain.after(context, revision, found, found));
+        let mut headers = self.with_context(index, |context| chain.after(context, revision, found, found));
+        announce(&entry, &mut headers);
         (Outcome::Found(entry), headers)
     }
 

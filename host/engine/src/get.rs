@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
+use super::coding::announce;
 use super::{Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::ChainGuard;
 use vkog_store::Store;
@@ -68,7 +69,9 @@ fn complete(chain: ChainGuard, request: &Request, outcome: Outcome, on_done: imp
     let headers = match &outcome {
         Outcome::Found(entry) => {
             let found = Some(view(entry));
-            chain.after(&request.op_context(), entry.revision(), found, found)
+            let mut headers = chain.after(&request.op_context(), entry.revision(), found, found);
+            announce(entry, &mut headers);
+            headers
         }
         _ => Vec::new(),
     };

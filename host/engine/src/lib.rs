@@ -8,6 +8,7 @@
 //! must complete even if its client disconnects: measured, a PUT then makes 7 allocations instead of 4.
 
 mod batch;
+mod coding;
 mod conditions;
 mod get;
 mod list;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
+pub use coding::{content_coding, is_coding, is_identity};
 pub use conditions::{Conditions, PreconditionFailed, Revisions};
 pub use list::{Listing, Page};
 pub use outcome::{ExtraHeaders, Outcome, host_refusal};

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::coding::keep;
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
@@ -37,7 +38,7 @@ fn attempt<S: Store>(
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     let write = Write {
-        prepared: prepare(request.verb, &request.key, &request.value, &request.content_type),
+        prepared: prepare(&request.op_context()),
         // Other cores count references to the engine as well: so only a write that may need it has one.
         engine: chain.may_make_room().then(|| Arc::clone(engine)),
         chain: Arc::clone(&chain),
@@ -97,10 +98,9 @@ impl<S: Store> Decide for Write<S> {
 
     fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Self::Rejection> {
         let Self { prepared, engine, chain, request, room_made } = self;
-        match decide(chain, &request.op_context(), &request.conditions, current) {
-            Ok(Some(details)) => {
-                Decision::Write(entry(prepared, &request.key, &request.value, &request.content_type, details))
-            }
+        let context = request.op_context();
+        match decide(chain, &context, &request.conditions, current) {
+            Ok(Some(details)) => Decision::Write(entry(prepared, &context, details)),
             Ok(None) => Decision::Remove,
             Err(outcome) => {
                 let retry = engine.clone().filter(|_| may_make_room(&outcome, *room_made));
@@ -119,26 +119,25 @@ impl<S: Store> Decide for Write<S> {
 /// Larger values are copied before their shard is locked, in bytes.
 const PREPARED_MIN: usize = 4 << 10;
 
-/// Makes the entry of a write with a large value before the lock is taken. The guards add its details later.
+/// Makes the entry of a write with a large value before the lock is taken. The guards may add details later.
 #[inline]
-pub(super) fn prepare(verb: Verb, key: &str, value: &[u8], content_type: &str) -> Option<Entry> {
-    let is_large = value.len() > PREPARED_MIN && matches!(verb, Verb::Post | Verb::Put);
-    is_large.then(|| Entry::new(key, &NewEntry { value, content_type, details: Vec::new() }))
+pub(super) fn prepare(context: &OpContext<'_>) -> Option<Entry> {
+    let is_large = context.value.len() > PREPARED_MIN && matches!(context.verb, Verb::Post | Verb::Put);
+    is_large.then(|| new_entry(context, keep(context.origin, Vec::new())))
 }
 
 /// The entry of a write with these details. When a decision runs again it makes a new entry.
 #[inline]
-pub(super) fn entry(
-    prepared: &mut Option<Entry>,
-    key: &str,
-    value: &[u8],
-    content_type: &str,
-    details: Vec<u8>,
-) -> Entry {
-    match prepared.take().filter(|_| details.is_empty()) {
+pub(super) fn entry(prepared: &mut Option<Entry>, context: &OpContext<'_>, details: Vec<u8>) -> Entry {
+    match prepared.take().filter(|prepared| prepared.details() == details) {
         Some(entry) => entry,
-        None => Entry::new(key, &NewEntry { value, content_type, details }),
+        None => new_entry(context, details),
     }
+}
+
+#[inline]
+fn new_entry(context: &OpContext<'_>, details: Vec<u8>) -> Entry {
+    Entry::new(context.key, &NewEntry { value: context.value, content_type: context.content_type, details })
 }
 
 /// Whether a plugin refused a write for lack of room, and it may be tried again if plugins make room.
@@ -186,6 +185,7 @@ pub(super) fn decide(
     }
     match chain.guard(context, current.map(view)) {
         Err(refusal) => Err(Outcome::Refused(refusal)),
-        Ok(passed) => Ok((!removes).then_some(passed.details)),
+        Ok(_) if removes => Ok(None),
+        Ok(passed) => Ok(Some(keep(context.origin, passed.details))),
     }
 }

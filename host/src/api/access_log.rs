@@ -112,6 +112,11 @@ impl Failures {
 }
 
 impl RequestSpan {
+    /// Returns the head of the request.
+    pub(super) fn head(&self) -> &RequestHead {
+        &self.head
+    }
+
     /// Ends the span with the response, to which it adds the id of a request that has one.
     pub(super) fn end(mut self, reply: Response) -> Response {
         self.record(reply.status, &reply);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
 use crate::config::{Auth, Permission, Token};
@@ -23,6 +24,22 @@ pub(super) enum Scope<'a> {
     Later,
     /// The server as a whole.
     All,
+}
+
+/// The SHA-256 of the token that a client has sent, known or not. A client that has sent no token, or several, has none.
+/// Comparing hashes takes the same time for every token.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Credential(Option<Sha256>);
+
+impl Credential {
+    /// Returns the token in the header of a request. A request with two tokens has none.
+    pub(super) fn of(head: &RequestHead) -> Self {
+        let mut all = head.headers.all("authorization");
+        let (Some(authorization), None) = (all.next(), all.next()) else { return Self(None) };
+        let token = authorization.split_at_checked("Bearer ".len());
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
+        Self(token.map(|(_, token)| Sha256::of(token.trim_ascii())))
+    }
 }
 
 /// Authorizes requests by the current configuration, which a reload replaces.
@@ -45,9 +62,12 @@ impl Authorizer {
         self.0.load().open
     }
 
-    /// Finds out which client sent a request through a trusted proxy. Must run before every other check.
-    pub(super) fn identify_client(&self, head: &RequestHead) {
-        origin::name_client(head, &self.0.load());
+    /// Finds out which client sent a request through a trusted proxy, and what its page may do with the response. Must run before
+    /// every other check.
+    pub(super) fn identify_client(&self, head: &RequestHead) -> Grant {
+        let auth = self.0.load();
+        origin::name_client(head, &auth);
+        Grant::of(head, &auth.cors)
     }
 
     /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site
@@ -61,6 +81,22 @@ impl Authorizer {
         self.check_all(head, [(permission, scope)]).map_err(refuse)
     }
 
+    /// Checks that the sender of a request has a permission, as [`check`](Self::check) does, but by this token.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`check`](Self::check).
+    pub(super) fn check_as(
+        &self,
+        head: &RequestHead,
+        credential: Credential,
+        permission: Permission,
+        scope: Scope<'_>,
+    ) -> Result<(), Response> {
+        let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
+        self.check_each(head, || credential, [(permission, scope)]).map_err(refuse)
+    }
+
     /// Checks several permissions of the sender of a request.
     ///
     /// # Errors
@@ -71,8 +107,18 @@ impl Authorizer {
         head: &RequestHead,
         checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
+        // Hashing the token takes longer than all the rest.
+        self.check_each(head, || Credential::of(head), checks)
+    }
+
+    fn check_each<'a>(
+        &self,
+        head: &RequestHead,
+        credential: impl Fn() -> Credential,
+        checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
+    ) -> Result<(), (usize, Refusal)> {
         let auth = self.0.load();
-        let mut token = None;
+        let mut client = None;
         for (index, (permission, scope)) in checks.into_iter().enumerate() {
             if auth.open && permission < Permission::Admin {
                 if index == 0 {
@@ -80,28 +126,43 @@ impl Authorizer {
                 }
                 continue;
             }
-            // Hashing the token takes longer than all the rest.
-            let token = *token.get_or_insert_with(|| auth.token(head));
-            auth.check(head, token, permission, scope).map_err(|refusal| (index, refusal))?;
+            let client = *client.get_or_insert_with(|| auth.client(credential()));
+            auth.check(head, client, permission, scope).map_err(|refusal| (index, refusal))?;
         }
         Ok(())
     }
 }
 
+/// The client of a request, by its token.
+#[derive(Copy, Clone)]
+enum Client<'a> {
+    /// No token.
+    Anonymous,
+    /// A token that the configuration does not have.
+    Unknown,
+    Known(&'a Token),
+}
+
 impl Auth {
-    /// Returns the token of a request, if it is known.
-    fn token(&self, head: &RequestHead) -> Option<&Token> {
-        let sent = sent(head)?;
-        self.tokens.iter().find(|token| token.sha256 == sent)
+    fn client(&self, Credential(sent): Credential) -> Client<'_> {
+        match sent.map(|sent| self.tokens.iter().find(|token| token.sha256 == sent)) {
+            None => Client::Anonymous,
+            Some(None) => Client::Unknown,
+            Some(Some(token)) => Client::Known(token),
+        }
     }
 
     fn check(
         &self,
         head: &RequestHead,
-        token: Option<&Token>,
+        client: Client<'_>,
         permission: Permission,
         scope: Scope<'_>,
     ) -> Result<(), Refusal> {
+        if let Client::Anonymous = client {
+            let is_repeated = head.headers.all("authorization").nth(1).is_some();
+            return Err(unauthorized(if is_repeated { TWO_TOKENS } else { NO_TOKEN }));
+        }
         if permission == Permission::Admin {
             if self.tokens.iter().all(|token| token.permission < Permission::Admin) {
                 let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
@@ -112,15 +173,8 @@ impl Auth {
                 return Err(host_refusal(403, format!("Administration from other machines is off; {way_out}")));
             }
         }
-        let Some(token) = token else {
-            let fact = match head.headers.all("authorization").count() {
-                0 => "Send a token in the header Authorization: Bearer TOKEN",
-                1 => "Unknown token; send one of [[access.tokens]] in the header Authorization: Bearer TOKEN",
-                _ => "Two tokens; send one in the header Authorization: Bearer TOKEN",
-            };
-            let mut refusal = host_refusal(401, fact.to_owned());
-            refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
-            return Err(refusal);
+        let Client::Known(token) = client else {
+            return Err(unauthorized(UNKNOWN_TOKEN));
         };
         if token.permission < permission || !scope.is_within(&token.prefix) {
             let fact = format!("{} does not have this right: it may {}", shown(token), may(token));
@@ -146,6 +200,17 @@ impl Auth {
     }
 }
 
+const NO_TOKEN: &str = "Send a token in the header Authorization: Bearer TOKEN";
+const UNKNOWN_TOKEN: &str = "Unknown token; send one of [[access.tokens]] in the header Authorization: Bearer TOKEN";
+const TWO_TOKENS: &str = "Two tokens; send one in the header Authorization: Bearer TOKEN";
+
+/// The refusal of a client that has sent no valid token.
+pub(super) fn unauthorized(fact: &str) -> Refusal {
+    let mut refusal = host_refusal(401, fact);
+    refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
+    refusal
+}
+
 impl Scope<'_> {
     fn is_within(self, prefix: &str) -> bool {
         match self {
@@ -165,15 +230,6 @@ fn may(token: &Token) -> String {
         "" => token.permission.name().to_owned(),
         prefix => format!("{} keys that begin with {prefix:?}", token.permission.name()),
     }
-}
-
-/// Returns the SHA-256 of the token of a request. Comparing hashes takes the same time for every token. A request with two
-/// tokens has none.
-fn sent(head: &RequestHead) -> Option<Sha256> {
-    let mut all = head.headers.all("authorization");
-    let (Some(authorization), None) = (all.next(), all.next()) else { return None };
-    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| Sha256::of(token.trim_ascii()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
 use crate::http::{Body, RequestHead, Response};
-use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, media_type};
+use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, is_coding, is_identity, media_type};
 use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
 
 /// Returns the media type of a request body, from `Content-Type`.
@@ -13,40 +13,71 @@ pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
-/// Checks that a request body is a whole value or a whole batch.
+/// Checks that a request body is a whole value, whose content coding can be kept with it.
 ///
 /// # Errors
 ///
-/// It is a part of one (RFC 9110, section 14.4), or encoded.
-pub(super) fn check_body_is_plain(head: &RequestHead) -> Result<(), Problem> {
-    let codings = head.headers.all("content-encoding").flat_map(|value| value.split(|&byte| byte == b','));
-    if !codings.map(<[u8]>::trim_ascii).all(is_identity) {
-        let fact = "Content-Encoding is not supported; send the value as it is to be read";
-        return Err(Problem::new(415, fact).with_header("Accept-Encoding", "identity"));
+/// It is a part of one (RFC 9110, section 14.4), or its coding is not one list of names.
+pub(super) fn check_is_value(head: &RequestHead) -> Result<(), Problem> {
+    let mut codings = head.headers.all("content-encoding");
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(list), None) if is_identity(list) || is_coding(list) => {}
+        _ => {
+            return Err(not_supported(
+                "Content-Encoding must be one list of codings such as gzip, without aws-chunked",
+            ));
+        }
     }
+    check_is_whole(head)
+}
+
+/// Checks that a request body is a whole batch.
+///
+/// # Errors
+///
+/// It is a part of one, or encoded.
+pub(super) fn check_is_batch(head: &RequestHead) -> Result<(), Problem> {
+    if !head.headers.all("content-encoding").all(is_identity) {
+        return Err(not_supported("Content-Encoding is not supported for a batch; send it as it is to be read"));
+    }
+    check_is_whole(head)
+}
+
+fn not_supported(fact: &'static str) -> Problem {
+    Problem::new(415, fact).with_header("Accept-Encoding", "identity")
+}
+
+fn check_is_whole(head: &RequestHead) -> Result<(), Problem> {
     if head.headers.get("content-range").is_some() {
         return Err(Problem::new(400, "Content-Range is not supported; send the whole value"));
     }
     Ok(())
 }
 
-/// Returns whether a content coding is `identity`.
-pub(super) fn is_identity(coding: &[u8]) -> bool {
-    coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
-}
-
 /// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
-/// `range` is the requested part of the value.
+/// `range` is the requested part of the value, and `caching` the value of `Cache-Control` with a value.
 pub(super) fn reply(
     answer: Outcome,
     added: ExtraHeaders,
     reads: bool,
     range: Option<Range>,
+    caching: &'static str,
     format: ErrorFormat,
 ) -> Response {
     let mut reply = bare(answer, reads, range, format);
-    reply.headers.extend(added.into_iter().map(|(name, value)| (name.into(), value.into())));
+    if matches!(reply.status, 200 | 206 | 304) {
+        // No cache stores the response to a write (RFC 9111, section 3), whatever its fields.
+        reply.cache_control = reads.then_some(caching);
+    }
+    reply.extend(added);
     reply
+}
+
+/// Returns the value of `Cache-Control` with a value. A cache has to ask the server each time, which then checks the token. The
+/// value is not compressed on its way: a proxy that does so makes the entity tag weak or another one, which no `If-Match` matches.
+pub(super) fn caching(is_open: bool) -> &'static str {
+    if is_open { "no-cache, no-transform" } else { "private, no-cache, no-transform" }
 }
 
 fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {

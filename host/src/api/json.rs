@@ -14,6 +14,5 @@ pub(super) fn json(value: &impl Serialize) -> Response {
 
 /// Makes a response from a JSON document.
 pub(super) fn json_reply(body: impl Into<Bytes>) -> Response {
-    let reply = Response::new(200, body).with_header("Content-Type", "application/json");
-    reply.with_header("Cache-Control", "no-store").inert()
+    Response::new(200, body).with_header("Content-Type", "application/json").inert()
 }

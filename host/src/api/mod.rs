@@ -4,6 +4,7 @@
 mod access_log;
 mod auth;
 mod batch;
+mod cors;
 mod entry;
 mod etag;
 mod health;
@@ -18,6 +19,7 @@ mod plugins;
 mod problem;
 mod query;
 mod range;
+mod tickets;
 mod watch;
 
 use std::borrow::Cow;
@@ -32,13 +34,15 @@ use vkog_store::owned_content_type;
 
 use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
-use auth::Scope;
+use auth::{Credential, Scope};
 use batch::{BatchRoute, Format};
+use cors::Grant;
 use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
+use tickets::Tickets;
 
 /// The HTTP interface of a store.
 pub struct Api {
@@ -58,6 +62,7 @@ pub struct Api {
     large: Arc<ThreadPool>,
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
+    tickets: Tickets,
 }
 
 /// Reloads the configuration and the plugins.
@@ -67,7 +72,21 @@ pub type Reload = dyn Fn() -> Result<Vec<ReloadReport>, ReloadError> + Send + Sy
 pub struct RoutedRequest {
     head: Arc<RequestHead>,
     route: Route,
+    ending: Ending,
+}
+
+/// What happens to every response.
+struct Ending {
     span: RequestSpan,
+    grant: Grant,
+}
+
+impl Ending {
+    /// Completes the response.
+    fn complete(self, reply: Response) -> Response {
+        let reply = self.grant.add_to(reply, self.span.head());
+        self.span.end(reply)
+    }
 }
 
 /// The handler of a request, with the parsed parameters.
@@ -79,7 +98,7 @@ enum Route {
     /// `/keys`: a listing of keys, or their number.
     Keys { listing: keys::Query, query: String },
     /// `/watch`: a stream of changes.
-    Watch { subscription: watch::Subscription, query: String },
+    Watch { subscription: watch::Subscription, credential: Credential, query: String },
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -103,7 +122,8 @@ impl Api {
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings }
+        let tickets = Tickets::default();
+        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings, tickets }
     }
 
     /// Sets whether every request is logged, and not only failures.
@@ -127,9 +147,10 @@ impl Api {
         let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
-        self.auth.identify_client(head);
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
-        let methods = Methods::of(path).map_err(|error| {
+        // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
+        let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
+        let methods = Methods::of(described).map_err(|error| {
             tracing::error!("{error}");
             Response::internal_error()
         })?;
@@ -151,8 +172,18 @@ impl Api {
             }
             "/watch" => {
                 let subscription = watch::parse_query(query, head).map_err(|problem| problem.reply(format()))?;
-                self.auth.check(head, Permission::Read, Scope::Prefix(subscription.prefix()))?;
-                Ok(Route::Watch { subscription, query: query.to_owned() })
+                let (ticket, prefix) = (subscription.ticket.as_deref(), subscription.prefix());
+                let credential = self.tickets.credential(head, ticket, prefix);
+                let credential = credential.map_err(|refusal| Problem::of(refusal).reply(format()))?;
+                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(prefix))?;
+                let query = query::without(query, watch::TICKET);
+                Ok(Route::Watch { subscription, credential, query })
+            }
+            "/watch/tickets" => {
+                let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
+                let credential = Credential::of(head);
+                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
+                Err(self.tickets.issue(credential, prefix, format()))
             }
             "/plugins/reload" => self.auth.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
             "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
@@ -194,7 +225,7 @@ impl Api {
         // It is that of a value, and nothing else has one.
         let writes = matches!(verb, Verb::Post | Verb::Put);
         if writes {
-            entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
+            entry::check_is_value(head).map_err(|problem| problem.reply(format()))?;
         }
         let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
@@ -206,7 +237,7 @@ impl Api {
         let arrived = self.engine.revision();
         let format = || ErrorFormat::of(head);
         self.auth.check(head, Permission::Read, Scope::Later)?;
-        entry::check_body_is_plain(head).map_err(|problem| problem.reply(format()))?;
+        entry::check_is_batch(head).map_err(|problem| problem.reply(format()))?;
         let request = Format::of_request(head).map_err(|problem| problem.reply(format()))?;
         Ok(BatchRoute { request, response: request.of_response(head), query: query.to_owned(), arrived })
     }
@@ -221,10 +252,10 @@ impl Service for Api {
     type Admitted = RoutedRequest;
 
     fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
-        let span = self.log.start(&head);
+        let ending = Ending { span: self.log.start(&head), grant: self.auth.identify_client(&head) };
         match self.route(&head) {
-            Ok(route) => Ok(RoutedRequest { head, route, span }),
-            Err(reply) => Err(span.end(reply)),
+            Ok(route) => Ok(RoutedRequest { head, route, ending }),
+            Err(reply) => Err(ending.complete(reply)),
         }
     }
 
@@ -266,12 +297,12 @@ impl Service for Api {
             }
             BodyFault::TooSlow => Problem::new(408, "Body too slow: send at least 1 KiB per second"),
         };
-        request.span.end(problem.reply(ErrorFormat::of(&request.head)))
+        request.ending.complete(problem.reply(ErrorFormat::of(&request.head)))
     }
 
-    fn serve(&self, RoutedRequest { head, route, span }: RoutedRequest, body: Vec<u8>, responder: Responder) {
+    fn serve(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
         let format = ErrorFormat::of(&head);
-        let respond = move |reply| responder.respond(span.end(reply));
+        let respond = move |reply| responder.respond(ending.complete(reply));
         match route {
             Route::Entry(route) => self.serve_entry(head, route, body, format, respond),
             Route::Batch(route) => {
@@ -291,8 +322,9 @@ impl Service for Api {
                     respond(reply);
                 });
             }
-            Route::Watch { subscription, query } => {
-                respond(watch::stream(&self.engine, &self.auth, &self.encoded, subscription, query, head));
+            Route::Watch { subscription, credential, query } => {
+                let (engine, auth, encoded) = (&self.engine, &self.auth, &self.encoded);
+                respond(watch::stream(engine, auth, encoded, subscription, credential, query, head));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {
@@ -321,8 +353,9 @@ impl Api {
             return respond(Problem::from(invalid).reply(format));
         }
         let range = Range::of(&head);
+        let caching = entry::caching(self.auth.is_open());
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
-        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, format));
+        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if request.value.len() <= batch::LARGE {
             self.engine.run(request, finish);
         } else {

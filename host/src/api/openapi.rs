@@ -80,7 +80,9 @@ impl Paths {
 
 /// The response with the document.
 pub(super) fn document() -> Response {
-    Response::new(200, DOCUMENT.as_bytes()).with_header("Content-Type", "application/json")
+    Response::new(200, DOCUMENT.as_bytes())
+        .with_header("Content-Type", "application/json")
+        .with_cache_control("no-cache")
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub(super) fn page() -> Response {
         .with_header("Content-Security-Policy", POLICY.as_str())
         .with_header("X-Content-Type-Options", "nosniff")
         .with_header("Referrer-Policy", "no-referrer")
-        .with_header("Cache-Control", "no-cache")
+        .with_cache_control("no-cache")
 }
 
 /// Returns the hash of the only element with this name, for the content security policy.

@@ -99,7 +99,10 @@ impl Problem {
                 ("application/msgpack", rmp_serde::to_vec_named(&self.document).unwrap_or_default())
             }
         };
-        let mut reply = Response::new(self.document.status, body).with_header("Content-Type", content_type);
+        // `Accept` chooses the format.
+        let mut reply = Response::new(self.document.status, body)
+            .with_header("Content-Type", content_type)
+            .with_header("Vary", "Accept");
         if let Some(plugin) = self.document.plugin {
             reply = reply.with_header("Vkog-Plugin", plugin.into_owned());
         }
@@ -113,7 +116,7 @@ impl Problem {
                 }
                 reply.headers.retain(|(other, _)| other != "Content-Type");
             }
-            reply = reply.with_header(name, value);
+            reply.extend([(name, value)]);
         }
         reply
     }

@@ -10,12 +10,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::auth::{Authorizer, Scope};
+use super::auth::{Authorizer, Credential, Scope};
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher};
+use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -25,6 +25,11 @@ const RETRY: u32 = 1000;
 const VALUE_MAX: usize = 64 << 10;
 /// The length after which a piece ends, in bytes.
 const PIECE: usize = 4 << 10;
+
+/// The parameter with the same meaning as `Last-Event-ID`.
+const LAST_EVENT_ID: &str = "lastEventId";
+/// The parameter with a ticket, which plugins do not see.
+pub(super) const TICKET: &str = "ticket";
 
 /// The size of the cache of encoded events, in bytes.
 const ENCODED_MAX: usize = 4 << 20;
@@ -70,6 +75,8 @@ pub(super) struct Subscription {
     prefix: String,
     since: Option<u64>,
     values: bool,
+    /// The ticket that stands for a token.
+    pub(super) ticket: Option<String>,
 }
 
 impl Subscription {
@@ -79,18 +86,21 @@ impl Subscription {
     }
 }
 
-/// Parses the query. `Last-Event-ID` takes precedence over `since`, because a client that reconnects repeats its first query.
+/// Parses the query. `Last-Event-ID` takes precedence over `lastEventId`, which clients send that cannot set header fields, and
+/// both over `since`, because a client that reconnects repeats its first query.
 ///
 /// # Errors
 ///
-/// A parameter is unknown, repeated, or has a wrong value.
+/// A parameter is repeated or has a wrong value.
 pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscription, Problem> {
-    let [prefix, since, values] = parameters(query, ["prefix", "since", "values"])?;
+    let [prefix, since, last_id, values, ticket] =
+        parameters(query, ["prefix", "since", LAST_EVENT_ID, "values", TICKET])?;
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values takes no value; write &values"));
     }
     let last = head.headers.get("last-event-id").filter(|id| !id.is_empty());
     let last = last.map(|id| ("Last-Event-ID", String::from_utf8_lossy(id).into_owned()));
+    let last = last.or(last_id.filter(|id| !id.is_empty()).map(|id| (LAST_EVENT_ID, id)));
     let since = match last.or(since.map(|since| ("since", since))) {
         None => None,
         Some((name, text)) => match text.parse() {
@@ -98,7 +108,7 @@ pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscriptio
             _ => return Err(Problem::new(400, format!("{name} is \"{text}\"; use a revision"))),
         },
     };
-    Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some() })
+    Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some(), ticket })
 }
 
 /// Starts the stream of events. Does not block.
@@ -107,11 +117,12 @@ pub(super) fn stream(
     auth: &Arc<Authorizer>,
     encoded: &Arc<Encoded>,
     subscription: Subscription,
+    credential: Credential,
     query: String,
     head: Arc<RequestHead>,
 ) -> Response {
     let format = ErrorFormat::of(&head);
-    let Subscription { prefix, since, values } = subscription;
+    let Subscription { prefix, since, values, ticket: _ } = subscription;
     let client = RequestContext { origin: Arc::clone(&head) as _, query };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
@@ -119,7 +130,8 @@ pub(super) fn stream(
     };
     let begin = format!("retry: {RETRY}\nid: {}\n\n", watcher.revision());
     let (auth, encoded, piece) = (Arc::clone(auth), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
-    let mut events = Events { watcher, values, prefix, auth, encoded, head, piece, next: None, ended: false };
+    let mut events =
+        Events { watcher, values, prefix, auth, credential, encoded, head, piece, next: None, ended: false };
     // A client that reconnects to a stream that has ended gets a status, so that it stops reconnecting.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
         Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(format),
@@ -128,7 +140,9 @@ pub(super) fn stream(
     }
     let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "text/event-stream")
-        .with_header("Cache-Control", "no-store")
+        // A proxy that compresses or collects the stream would hold events back.
+        .with_cache_control("no-store, no-transform")
+        .with_header("X-Accel-Buffering", "no")
         .inert();
     reply.body = Body::Stream(Box::new(events));
     reply
@@ -140,6 +154,7 @@ struct Events {
     values: bool,
     prefix: String,
     auth: Arc<Authorizer>,
+    credential: Credential,
     encoded: Arc<Encoded>,
     head: Arc<RequestHead>,
     /// The next piece to be sent.
@@ -230,7 +245,7 @@ impl Events {
     fn check(&mut self) {
         let scope = Scope::Prefix(&self.prefix);
         if !self.ended
-            && let Err(reply) = self.auth.check(&self.head, Permission::Read, scope)
+            && let Err(reply) = self.auth.check_as(&self.head, self.credential, Permission::Read, scope)
         {
             self.piece = Piece::EMPTY;
             self.end(WatchEnd::Refused(Refusal {
@@ -271,7 +286,7 @@ fn gone(unwatchable: Unwatchable) -> Problem {
     )
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Data<'a> {
     key: &'a str,
     revision: u64,
@@ -280,6 +295,8 @@ struct Data<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
@@ -287,12 +304,13 @@ struct Data<'a> {
 
 fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
     let (entry, revision) = (event.entry(), event.revision());
-    let mut data = Data { key: entry.key(), revision, size: None, content_type: None, value: None, value_base64: None };
+    let mut data = Data { key: entry.key(), revision, ..Data::default() };
     if event.is_removal() {
         return put(into, Some(revision), "delete", &data);
     }
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
+    data.content_encoding = content_coding(entry);
     if values && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
+use super::cors::CorsOrigin;
 use super::error::AuthError;
 use super::origin::{AllowedHost, Proxy};
 use vkog_plugin_host::Sha256;
@@ -17,6 +18,8 @@ pub struct Auth {
     pub tokens: Vec<Token>,
     /// Names of this server in addition to localhost and loopback addresses.
     pub allowed_hosts: Vec<AllowedHost>,
+    /// The origins whose web pages may use the server.
+    pub cors: Vec<CorsOrigin>,
     /// Whether a request without a token must have one of these names in its `Host` header.
     pub checks_host: bool,
     /// The proxies whose header fields name the client.
@@ -64,15 +67,17 @@ impl Auth {
     ///
     /// # Errors
     ///
-    /// Other machines can reach the listener, and no token is configured.
+    /// Other machines can reach the listener, and no token is configured; or web pages of all origins may use a server that
+    /// requires no token.
     pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
         // The names of an address that other machines can reach are unknown, unless they are configured.
         self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
-        match self {
-            _ if self.open || !self.tokens.is_empty() => Ok(self),
-            _ if is_local => Ok(Self { open: true, ..self }),
-            _ => Err(AuthError::Unprotected),
-        }
+        let auth = match self {
+            _ if self.open || !self.tokens.is_empty() => self,
+            _ if is_local => Self { open: true, ..self },
+            _ => return Err(AuthError::Unprotected),
+        };
+        if auth.open && auth.cors.contains(&CorsOrigin::Any) { Err(AuthError::AnyOrigin) } else { Ok(auth) }
     }
 
     /// Parses the table.

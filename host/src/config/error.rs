@@ -119,6 +119,9 @@ pub enum Mistake {
     /// The table `[proxy]` cannot be used.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// The table `[cors]` cannot be used.
+    #[error(transparent)]
+    Cors(#[from] CorsError),
 }
 
 /// Returns the way out of an unknown key.
@@ -165,6 +168,21 @@ pub enum AuthError {
          [[access.tokens]] to the configuration, or allow it with --open"
     )]
     Unprotected,
+    /// Every web page could read and write.
+    #[error(
+        "cannot allow all origins without tokens: every web page that a user of this network opens could read and write; add \
+         tokens to [[access.tokens]] of the configuration, or list the origins in [cors] or --cors-origins"
+    )]
+    AnyOrigin,
+}
+
+/// Why the table `[cors]` cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CorsError {
+    /// A value is not an origin or has the wrong type, or a key is unknown.
+    #[error("{}", expectation(.0.message()))]
+    Malformed(#[from] toml::de::Error),
 }
 
 /// Why the table `[proxy]` cannot be used.

@@ -11,12 +11,13 @@ use vkog_plugin_host::{Settings, Table};
 
 use super::Options;
 use super::auth::Auth;
-use super::error::{AuthError, ConfigError, FileError, Mistake, ProxyError};
+use super::cors::{self, CorsOrigin};
+use super::error::{AuthError, ConfigError, CorsError, FileError, Mistake, ProxyError};
 use super::origin::Proxy;
 use crate::suggest::similar;
 
 /// The tables of the file. Other keys at the top level are options.
-const TABLES: [&str; 3] = ["access", "plugins", "proxy"];
+const TABLES: [&str; 4] = ["access", "cors", "plugins", "proxy"];
 
 /// A configuration file.
 #[derive(Debug, Default)]
@@ -44,11 +45,13 @@ impl File {
     pub(super) fn parse(text: &str) -> Result<Self, FileError> {
         let mut root = DeTable::parse(text).map_err(|error| syntax(text, error))?;
         let document = Document { text, root: root.get_ref().clone() };
-        let [access, plugins, proxy] = TABLES.map(|name| root.get_mut().remove(name));
+        let [access, cors, plugins, proxy] = TABLES.map(|name| root.get_mut().remove(name));
         let (settings, order) = plugins.map(|plugins| document.plugins(plugins)).transpose()?.unwrap_or_default();
         let auth = access.map(|access| document.access(access)).transpose()?.unwrap_or_default();
         let proxy = proxy.map(|proxy| document.proxy(proxy)).transpose()?.unwrap_or_default();
+        let cors_origins = cors.map(|cors| document.cors(cors)).transpose()?;
         let options = Options::deserialize(Deserializer::from(root)).map_err(|error| document.value(error))?;
+        let options = Options { cors_origins, ..options };
         Ok(Self { options, settings, order, auth, proxy })
     }
 }
@@ -74,6 +77,10 @@ impl Document<'_> {
             ProxyError::Malformed(error) => self.value(error),
             error => self.mistake(Some(span), error.into()),
         })
+    }
+
+    fn cors(&self, table: Spanned<DeValue<'_>>) -> Result<Vec<CorsOrigin>, FileError> {
+        cors::parse(ValueDeserializer::from(table)).map_err(|CorsError::Malformed(error)| self.value(error))
     }
 
     /// Returns the settings of each plugin, and the plugins that run first.

@@ -51,6 +51,8 @@ pub struct Response {
     pub status: u16,
     /// The revision of the entry that the response is about, sent as `ETag`.
     pub revision: Option<u64>,
+    /// The value of `Cache-Control`. By default nothing stores a response.
+    pub cache_control: Option<&'static str>,
     /// The other header fields, without those of the framing.
     pub headers: SmallVec<[(Cow<'static, str>, Cow<'static, str>); 4]>,
     /// The body. A response to HEAD sends its length only.
@@ -58,9 +60,10 @@ pub struct Response {
 }
 
 impl Response {
-    /// Creates a response without header fields.
+    /// Creates a response that caches do not store, without other header fields.
     pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
-        Self { status, revision: None, headers: SmallVec::new(), body: Body::Whole(body.into()) }
+        let (revision, cache_control, headers) = (None, Some("no-store"), SmallVec::new());
+        Self { status, revision, cache_control, headers, body: Body::Whole(body.into()) }
     }
 
     /// Creates the response to a request that was lost to a panic.
@@ -73,6 +76,11 @@ impl Response {
     pub fn with_revision(mut self, revision: u64) -> Self {
         self.revision = Some(revision);
         self
+    }
+
+    /// Sets the value of `Cache-Control`. `None` sends no such field.
+    pub fn with_cache_control(self, cache_control: impl Into<Option<&'static str>>) -> Self {
+        Self { cache_control: cache_control.into(), ..self }
     }
 
     /// Returns the entity tag (RFC 9110, section 8.8.3).
@@ -90,6 +98,16 @@ impl Response {
     /// not guessed.
     pub fn inert(self) -> Self {
         self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
+    }
+
+    /// Adds the header fields of plugins. A `Cache-Control` among them replaces that of the server.
+    pub fn extend(&mut self, fields: impl IntoIterator<Item = (String, String)>) {
+        for (name, value) in fields {
+            if name.eq_ignore_ascii_case("cache-control") {
+                self.cache_control = None;
+            }
+            self.headers.push((name.into(), value.into()));
+        }
     }
 
     /// Adds a header field.
@@ -140,6 +158,16 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         drop(Responder::new(move |response| sender.send(response.status).unwrap_or_default()));
         assert_eq!(receiver.recv(), Ok(500));
+    }
+
+    #[test]
+    fn a_plugins_cache_control_replaces_that_of_the_server() {
+        let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut response = Response::new(200, &b""[..]);
+        response.extend([field("X-Other", "a")]);
+        assert_eq!(response.cache_control, Some("no-store"));
+        response.extend([field("cache-control", "max-age=60")]);
+        assert_eq!((response.cache_control, response.headers.len()), (None, 2));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 25] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
@@ -40,6 +40,7 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 24] = [
     // A watch has no end, so it starts at a future revision, which a permitted client gets refused.
     ("GET", "/watch?since=999999999&prefix={}", "", Some(Read), 410),
     ("HEAD", "/watch?prefix={}", "", Some(Read), 200),
+    ("POST", "/watch/tickets?prefix={}", "", Some(Read), 200),
     ("GET", "/metrics", "", Some(Read), 200),
     ("HEAD", "/metrics", "", Some(Read), 200),
     ("GET", "/plugins", "", Some(Read), 200),

@@ -6,9 +6,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use vkog_tests::{Browser, Certificate, ENGINES, Server, Setup, TOKEN, Tab, administered};
+use vkog_tests::{Browser, Certificate, ENGINES, Running, Server, Setup, TOKEN, Tab, administered};
 
 const SECRET: &str = "what only this machine may read";
 
@@ -63,12 +64,15 @@ fn attacker() -> u16 {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
-            let page = "<!doctype html><title>attacker</title><body>";
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-                page.len()
-            );
-            let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(format!("{head}{page}").as_bytes()));
+            // A browser may connect ahead of a request, and then send none.
+            std::thread::spawn(move || {
+                let page = "<!doctype html><title>attacker</title><body>";
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    page.len()
+                );
+                let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(format!("{head}{page}").as_bytes()));
+            });
         }
     });
     port
@@ -86,6 +90,11 @@ fn serving(engine: &str) -> Server {
     let server = Setup::new().config(administered("")).args(["--http", engine, "--fsync", "never"]).start();
     server.put("secret", SECRET).expect(200);
     server
+}
+
+/// A configuration in which every request needs [`TOKEN`].
+fn closed(config: &str) -> String {
+    administered(config).replace("open = true\n", "")
 }
 
 /// Makes all attempts on a page, and asserts that nothing was read or written.
@@ -126,6 +135,65 @@ fn a_page_with_a_rebound_dns_name_can_neither_read_nor_write() {
         // The attacker's page was loaded from this very origin before the name was bound to this machine.
         let rebound = format!("http://evil.example:{port}");
         attack(&mut browser, &format!("{rebound}/livez"), &rebound, &server);
+    }
+}
+
+/// Returns the status and the ETag of each request of a page to the server, or the error of the browser.
+const USE: &str = r#"
+const used = [];
+const send = async (method, path, init) => {
+  try {
+    const reply = await fetch(SERVER + path, { method, ...init });
+    used.push(`${method} ${reply.status} ${reply.headers.get("ETag") ?? ""} ${method == "GET" ? await reply.text() : ""}`);
+    return reply;
+  } catch { used.push(`${method} failed`); }
+};
+const headers = { Authorization: TOKEN };
+const put = await send("PUT", "/k/a", { headers: { ...headers, "Content-Type": "text/plain" }, body: "value" });
+await send("PUT", "/k/a", { headers: { ...headers, "If-Match": put?.headers.get("ETag") ?? "*" }, body: "other" });
+await send("GET", "/k/a", { headers });
+await send("GET", "/k/absent", { headers });
+await send("DELETE", "/k/a", { headers });
+const issued = await send("POST", "/watch/tickets", { headers });
+const { ticket } = issued ? await issued.json() : {};
+const events = new EventSource(`${SERVER}/watch?since=0&ticket=${ticket}`);
+used.push(await new Promise(done => {
+  events.onerror = () => done("watch failed");
+  events.addEventListener("delete", event => done(event.data));
+}));
+events.close();
+return used;
+"#;
+
+#[test]
+fn a_page_of_a_listed_origin_can_use_the_server_and_no_other_page_can() {
+    let Some(mut browser) = browser() else { return };
+    let port = attacker();
+    for engine in ENGINES {
+        let cors = format!("[cors]\norigins = [\"http://127.0.0.1:{port}\"]\n");
+        for config in [closed(&cors), cors.clone()] {
+            let server = Setup::new().config(config).args(["--http", engine, "--fsync", "never"]).start();
+            let target = format!("http://{}", server.address());
+            let page = format!("const SERVER = {target:?}, TOKEN = \"Bearer {TOKEN}\";\n{USE}");
+            let tab = browser.tab();
+            browser.go(&tab, &format!("http://127.0.0.1:{port}/"));
+            let used = browser.run(&tab, &page);
+            let used: Vec<&str> = used.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let begins =
+                ["PUT 200 \"", "PUT 200 \"", "GET 200 \"", "GET 404 ", "DELETE 200 ", "POST 200 ", "{\"key\":\"a\""];
+            let is_used =
+                used.len() == begins.len() && used.iter().zip(begins).all(|(used, begin)| used.starts_with(begin));
+            assert!(
+                is_used && used[2].ends_with(" other") && used[3].ends_with(" Not Found\n"),
+                "{used:?}\n{}",
+                server.log()
+            );
+            let tab = browser.tab();
+            browser.go(&tab, &format!("http://evil.example:{port}/"));
+            let used = browser.run(&tab, &page);
+            let failed = |used: &Value| used.as_str().is_some_and(|used| used.ends_with("failed"));
+            assert!(used.as_array().is_some_and(|used| used.iter().all(failed)), "{used}\n{}", server.log());
+        }
     }
 }
 
@@ -213,5 +281,82 @@ fn seven_tabs_of_the_web_ui_are_live_over_http_2() {
     server.put("new", "v").expect(200);
     for tab in &tabs {
         browser.run(tab, &format!("while (!({} && $('keys').textContent.includes('new'))) {pause};", shows("new")));
+    }
+}
+
+#[test]
+fn the_page_of_the_server_watches_across_a_restart_and_ends_with_its_token() {
+    let Some(mut browser) = browser() else { return };
+    let until = |condition: &str| format!("while (!({condition})) await new Promise(done => setTimeout(done, 10));");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("it is bound");
+    for engine in ENGINES {
+        let setup = Setup::new();
+        setup.write_config(&closed(""));
+        let serve = || {
+            let listen = free.to_string();
+            setup.start_with(["--no-plugins", "--config", "vkog.toml", "--http", engine, "--listen", &listen])
+        };
+        let server = serve();
+        let tab = browser.tab();
+        browser.go(&tab, &format!("http://{free}/"));
+        type_token(&mut browser, &tab);
+        let open = until("source?.readyState == EventSource.OPEN");
+        browser.run(&tab, &open);
+        let put = |server: &Server, key: &str| {
+            let request = server.key("PUT", key).header("Authorization", format!("Bearer {TOKEN}"));
+            request.body("v").send().expect(200);
+        };
+        put(&server, "before");
+        browser.run(&tab, &until("$('changes').textContent.includes('put before')"));
+        server.stop().expect(0);
+        let server = serve();
+        // The old ticket is unknown now.
+        browser.run(&tab, &format!("const old = source; {} {open}", until("source != old")));
+        put(&server, "after");
+        browser.run(&tab, &until("$('changes').textContent.includes('put after')"));
+        setup.write_config("[[access.tokens]]\nname = \"b\"\ntoken = \"other\"\nright = \"read\"\n");
+        server.signal("HUP");
+        server.logs(&["reloaded access"]);
+        browser.run(&tab, &until("source.readyState == EventSource.CLOSED"));
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn the_page_of_the_server_works_under_a_path_prefix() {
+    let Some(mut browser) = browser() else { return };
+    if Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
+        return eprintln!("skipped: nginx is not installed (apt-get install nginx-light)");
+    }
+    let until = |condition: &str| format!("while (!({condition})) await new Promise(done => setTimeout(done, 10));");
+    for engine in ENGINES {
+        let server = serving(engine);
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("it is bound");
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let config = format!(
+            "daemon off; pid nginx.pid; error_log stderr; worker_processes 1; events {{}}\n\
+             http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
+             uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
+             server {{ listen {free}; location /some/vkog/ {{ proxy_pass http://{}/; }} }} }}\n",
+            server.address()
+        );
+        std::fs::write(folder.path().join("nginx.conf"), config).expect("it is ours");
+        let mut nginx = Command::new("nginx");
+        nginx.arg("-p").arg(folder.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
+        let nginx = Running::start(&mut nginx);
+        while std::net::TcpStream::connect(free).is_err() {
+            std::thread::yield_now();
+        }
+        let tab = browser.tab();
+        browser.go(&tab, &format!("http://{free}/some/vkog/"));
+        type_token(&mut browser, &tab);
+        browser.run(&tab, &until("$('keys').textContent.includes('secret')"));
+        browser.run(&tab, &until("source?.readyState == EventSource.OPEN"));
+        let new = "$('new').click(); $('key').value = 'new'; $('value').value = 'typed'; $('entry').requestSubmit()";
+        browser.run(&tab, new);
+        browser.run(&tab, &until("$('said').textContent == 'Saved new'"));
+        // nginx has its defaults: HTTP/1.0 to the server, and buffers.
+        browser.run(&tab, &until("$('changes').textContent.includes('put new')"));
+        nginx.signal("QUIT");
     }
 }

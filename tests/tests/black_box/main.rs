@@ -64,15 +64,20 @@ mod hyper {
     mod accounting;
     mod bad_input;
     mod batch;
+    mod caching;
     mod client;
+    mod codings;
     mod connections;
+    mod cors;
     mod hooks;
     mod latency;
     mod panics;
     mod preconditions;
+    mod queries;
     mod races;
     mod refusals;
     mod table;
+    mod tickets;
     mod values;
 }
 
@@ -85,15 +90,20 @@ mod tiny {
     mod accounting;
     mod bad_input;
     mod batch;
+    mod caching;
     mod client;
+    mod codings;
     mod connections;
+    mod cors;
     mod hooks;
     mod latency;
     mod panics;
     mod preconditions;
+    mod queries;
     mod races;
     mod refusals;
     mod table;
+    mod tickets;
     mod values;
 }
 

@@ -41,14 +41,20 @@ fn the_page_is_public_and_runs_only_its_own_script() {
 fn the_page_requests_only_routes_of_its_server_and_inserts_no_text_as_markup() {
     let text = page().text();
     let [script] = between(&text, "<script>", "</script>")[..] else { panic!("not one script in the page") };
-    // Every path is a separate string literal.
-    let named: BTreeSet<_> = between(script, "= \"/", "\"").into_iter().map(|path| format!("/{path}")).collect();
-    assert!(named.len() >= 4, "{named:?}");
+    // Every path is a constant, and relative to the page, which a proxy may serve under a prefix.
+    let [constants] = between(script, "const ENTRY", ";")[..] else { panic!("not one list of paths in the page") };
+    let named: BTreeSet<_> = between(constants, "= \"", "\"").into_iter().collect();
+    assert!(named.len() >= 5, "{named:?}");
     for path in named {
-        let described = if path == "/k/" { "/k/{key}" } else { &path };
+        let described = if path == "k/" { "/k/{key}".to_owned() } else { format!("/{path}") };
         assert!(description()["paths"].get(described).is_some(), "{path} is no route");
     }
-    assert_eq!(script.matches("fetch(").count(), 1, "one place asks");
+    assert!(!script.contains("\"/k") && !script.contains("`/"), "an absolute path in the page");
+    assert_eq!(
+        (script.matches("fetch(").count(), script.matches("EventSource(").count()),
+        (1, 1),
+        "one place each asks"
+    );
     for word in ["://", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("] {
         assert!(!text.contains(word), "{word} in the page");
     }

@@ -27,6 +27,7 @@ pub use text::one_line;
 
 use call::{raw_call, raw_call_with_value};
 use details::DETAILS_MAX;
+pub use details::{find as find_details, insert as insert_details};
 use dispatch::{Dispatch, HookList, HookSlot, detailed};
 use scope::Lock;
 

@@ -18,9 +18,9 @@ use serde_untagged::UntaggedEnumVisitor;
 use thiserror::Error;
 
 use super::format::Format;
-use crate::api::entry::is_identity;
+use crate::api::etag;
 use crate::api::problem::Problem;
-use vkog_engine::{Conditions, Operation, Revisions};
+use vkog_engine::{Conditions, Operation, Revisions, is_coding, is_identity};
 use vkog_plugin_host::Verb;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
@@ -298,7 +298,7 @@ impl Condition {
 
 impl<'de> Deserialize<'de> for Condition {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        const EXPECTED: &str = "a revision, an array of revisions, or \"*\"";
+        const EXPECTED: &str = "a revision or its entity tag, an array of these, or \"*\"";
         let one = |revision| Condition(Revisions::These(vec![revision]));
         UntaggedEnumVisitor::new()
             .expecting(EXPECTED)
@@ -306,7 +306,7 @@ impl<'de> Deserialize<'de> for Condition {
             .f64(move |number| whole(number).map(one))
             .string(|text| match text {
                 "*" => Ok(Condition(Revisions::Any)),
-                _ => Err(serde_untagged::de::Error::invalid_value(Unexpected::Str(text), &EXPECTED)),
+                tag => of_tag(tag, EXPECTED).map(one),
             })
             .seq(|list| list.deserialize().map(|RevisionList(revisions)| Condition(Revisions::These(revisions))))
             .deserialize(from)
@@ -347,8 +347,10 @@ struct Revision(u64);
 
 impl<'de> Deserialize<'de> for Revision {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        const EXPECTED: &str = "a revision or its entity tag";
         UntaggedEnumVisitor::new()
-            .expecting("a revision")
+            .expecting(EXPECTED)
+            .string(|tag| of_tag(tag, EXPECTED).map(Revision))
             .u64(|number| revision(number).map(Revision))
             .f64(|number| whole(number).map(Revision))
             .deserialize(from)
@@ -358,6 +360,13 @@ impl<'de> Deserialize<'de> for Revision {
 /// Checks a revision. 0 stands inside the server for an entry that an operation before this one writes.
 fn revision(number: u64) -> Result<u64, serde_untagged::de::Error> {
     if number == 0 { Err(serde_untagged::de::Error::custom("0 is no revision")) } else { Ok(number) }
+}
+
+/// Returns the revision of an entity tag, as the header `ETag` has it: with its quotation marks.
+fn of_tag(tag: &str, expected: &'static str) -> Result<u64, serde_untagged::de::Error> {
+    let of_tag =
+        etag::revision(tag).ok_or_else(|| serde_untagged::de::Error::invalid_value(Unexpected::Str(tag), &expected));
+    of_tag.and_then(revision)
 }
 
 /// Checks a revision that is written as a floating-point number: in JSON 7.0 is 7.
@@ -411,8 +420,9 @@ impl Headers {
             if Operation::OWN.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
                 return Err(OperationError::OwnHeader(name));
             }
-            let is_encoded = name.eq_ignore_ascii_case("content-encoding") && !is_identity(value.as_bytes());
-            if is_encoded || name.eq_ignore_ascii_case("content-range") {
+            let coding = value.as_bytes();
+            let is_encoded = name.eq_ignore_ascii_case("content-encoding");
+            if is_encoded && !is_identity(coding) && !is_coding(coding) || name.eq_ignore_ascii_case("content-range") {
                 return Err(OperationError::UnsupportedHeader(name));
             }
             fields.push((name.into(), value));

@@ -239,6 +239,8 @@ impl Server {
         let text = response.body_mut().read_to_string().unwrap_or_default();
         let message = match text.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
             Some(_) if is_problem(&response) => text,
+            // A page of a proxy.
+            Some(line) if line.starts_with('<') => status.canonical_reason().unwrap_or("no reason given").to_owned(),
             Some(line) => line.to_owned(),
             None => status.canonical_reason().unwrap_or("the response has no message").to_owned(),
         };

@@ -15,8 +15,13 @@ use crate::logging;
 
 /// The timeout of reading. A server sends something every 15 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(45);
-/// The delay before the client reconnects.
+/// The delay before the client reconnects. It doubles with each attempt that fails, up to [`RECONNECT_DELAY_MAX`].
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// See [`RECONNECT_DELAY`].
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
+/// The statuses of a server, or of a proxy before it, that does not serve now.
+const TEMPORARY: [StatusCode; 3] =
+    [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
 
 /// The arguments of `vkog watch`.
 #[derive(clap::Args)]
@@ -37,22 +42,25 @@ pub struct Watch {
     remote: Remote,
 }
 
-/// Prints changes until standard output is closed. After a lost connection it reconnects and resumes after the last event.
+/// Prints changes until standard output is closed. It reconnects after a lost connection, and while the server or a proxy
+/// reports that it does not serve now. It resumes after the last event.
 ///
 /// # Errors
 ///
-/// The first connection fails, or the server rejects the watch, for instance because its history no longer has the last event.
+/// The first connection fails, or the server rejects the watch: the token is not valid, or the history no longer has the last
+/// event.
 pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, Failure> {
     let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
     let action = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
     let mut seen = since.map(|since| since.to_string());
     let mut began = false;
+    let mut delay = RECONNECT_DELAY;
     loop {
         let since = seen.as_ref().map(|seen| format!("&since={}", encode(seen))).unwrap_or_default();
         let request = server.request(Method::GET, &format!("/watch?prefix={}{since}", encode(&prefix)));
         let lost = match server.ask(request.header("Accept", "text/event-stream")) {
             Ok(response) => {
-                began = true;
+                (began, delay) = (true, RECONNECT_DELAY);
                 let body = response.into_body().into_with_config().limit(u64::MAX).reader();
                 match follow(BufReader::new(body), &mut seen, json) {
                     Ok(StreamEnd::Unread) => return Ok(ExitCode::SUCCESS),
@@ -62,14 +70,15 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
                     Err(Broken::Input(error)) => format!("the connection was lost: {error}"),
                 }
             }
-            Err(RequestError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, message }) if began => message,
+            Err(error @ RequestError::Refused { status, .. }) if TEMPORARY.contains(&status) => error.to_string(),
             Err(error @ (RequestError::NotListening { .. } | RequestError::NoResponse { .. })) if began => {
                 error.to_string()
             }
             Err(error) => return Err(error.of(action).into()),
         };
-        logging::say(&format!("vkog: {lost}; reconnecting"));
-        thread::sleep(RECONNECT_DELAY);
+        logging::say(&format!("vkog: {lost}; reconnecting in {} s", delay.as_secs()));
+        thread::sleep(delay);
+        delay = RECONNECT_DELAY_MAX.min(2 * delay);
     }
 }
 

@@ -76,9 +76,12 @@ fn headers(parts: &Parts, host: Option<&str>) -> Headers {
 
 /// Converts a response. Header fields that HTTP does not permit are left out.
 pub(super) fn hyper_response(response: Response) -> HyperResponse {
-    // Two more are added here.
-    let mut headers = HeaderMap::with_capacity(response.headers.len() + 2);
+    // Three more are added here.
+    let mut headers = HeaderMap::with_capacity(response.headers.len() + 3);
     headers.insert(header::SERVER, HeaderValue::from_static("vkog"));
+    if let Some(cache_control) = response.cache_control {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
+    }
     if let Some(Ok(tag)) = response.etag().as_deref().map(HeaderValue::from_bytes) {
         headers.insert(header::ETAG, tag);
     }

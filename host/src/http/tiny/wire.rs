@@ -95,6 +95,7 @@ pub(super) fn head_of(response: &Response, shape: &Shape, framing: Option<(&str,
     let reason = tiny_http::StatusCode(response.status).default_reason_phrase();
     let tag = response.etag();
     let tag = tag.iter().map(|tag| ("ETag", tag.as_slice()));
+    let cache_control = response.cache_control.map(|value| ("Cache-Control", value.as_bytes()));
     let fields = response.headers.iter().map(|(name, value)| (&**name, value.as_bytes()));
     let connection = shape.connection.map(|connection| ("Connection", connection));
     let mut head = Vec::with_capacity(1024);
@@ -103,7 +104,7 @@ pub(super) fn head_of(response: &Response, shape: &Shape, framing: Option<(&str,
     if let Some(date) = date(SystemTime::now()) {
         let _ = write!(head, "Date: {}\r\n", HttpDate::from(date));
     }
-    for (name, value) in tag.chain(fields).chain(connection).chain(framing) {
+    for (name, value) in tag.chain(cache_control).chain(fields).chain(connection).chain(framing) {
         // Fields that HTTP does not permit are left out.
         if !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
             for part in [name.as_bytes(), b": ", value, b"\r\n"] {
@@ -149,9 +150,10 @@ pub(super) fn send_last(request: tiny_http::Request, response: Response) {
     } else {
         format!("vkog\r\nConnection: close\r\nContent-Length: {length}")
     };
-    let mut headers = Vec::with_capacity(response.headers.len() + 2);
+    let mut headers = Vec::with_capacity(response.headers.len() + 3);
     headers.extend(field("Server", server.as_bytes()));
     headers.extend(response.etag().and_then(|tag| field("ETag", &tag)));
+    headers.extend(response.cache_control.and_then(|value| field("Cache-Control", value.as_bytes())));
     headers.extend(response.headers.iter().filter_map(|(name, value)| field(name, value.as_bytes())));
     let status = tiny_http::StatusCode(response.status);
     if !has_room {

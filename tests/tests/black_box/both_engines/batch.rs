@@ -69,6 +69,30 @@ fn field<'a>(map: &'a Packed, name: &str) -> Option<&'a Packed> {
 }
 
 #[test]
+fn a_condition_may_be_the_text_of_an_etag_header() {
+    let server = Setup::on(ENGINE).start();
+    let tag = |key: &str| server.get(key).expect(200).header("ETag").map(str::to_owned).expect("it has one");
+    for key in ["a", "b"] {
+        server.put(key, "1").expect(200);
+    }
+    let put = |key: &str, value: &str, condition: Value| {
+        batch(&server, &json!([{ "op": "put", "key": key, "value": value, "if_match": condition }]))
+    };
+    put("a", "2", json!(tag("a"))).expect(200);
+    put("a", "3", json!(["\"7\"", tag("a"), 9])).expect(200);
+    put("a", "4", json!(tag("b"))).expect(412);
+    server.get("a").expect(200).is("3");
+    let fields = [("op", "put".into()), ("key", "b".into()), ("value", "2".into()), ("if_match", tag("b").into())];
+    send(&server, MESSAGE_PACK, packed(&[&fields])).expect(200);
+    // Quotation marks make the difference between a tag and a mistake.
+    let (revision, weak) = (tag("a").trim_matches('"').to_owned(), format!("W/{}", tag("a")));
+    for wrong in [json!(revision), json!(weak), json!("\"\""), json!("\"07\""), json!(["*"])] {
+        put("a", "5", wrong).expect(400).says("entity tag");
+    }
+    server.get("a").expect(200).is("3");
+}
+
+#[test]
 fn each_operation_has_its_result_in_order_and_in_the_format_of_the_request() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
     let first = server.post("there", "before").expect(200).revision();
@@ -274,7 +298,11 @@ fn an_unreadable_batch_is_refused_with_position_and_reason() {
         (r#"[{"op":"put","key":"k","value":"v","base64":"eA=="}]"#, Some(0), "both"),
         (r#"[{"op":"get","key":"k","value":"v"}]"#, Some(0), "neither value nor content_type"),
         (r#"[{"op":"get","key":"k","if_match":0}]"#, Some(0), "0 is no revision"),
-        (r#"[{"op":"get","key":"k","if_match":"\"1\""}]"#, Some(0), "a revision, an array of revisions, or \"*\""),
+        (
+            r#"[{"op":"get","key":"k","if_match":"1"}]"#,
+            Some(0),
+            "a revision or its entity tag, an array of these, or \"*\"",
+        ),
         (r#"[{"op":"get","key":"k","if_match":[[1]]}]"#, Some(0), "invalid type: sequence, expected a revision"),
         (r#"[{"op":"get","key":"k","headers":{"If-Match":"1"}}]"#, Some(0), "not allowed in headers"),
         (r#"[{"op":"get","key":"k","headers":{"X":"a\r\nY: b"}}]"#, Some(0), "not a header of ASCII text"),

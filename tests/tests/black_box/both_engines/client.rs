@@ -325,6 +325,26 @@ fn a_watch_resumes_after_its_last_revision_until_the_server_returns_410() {
 }
 
 #[test]
+fn a_watch_reconnects_while_a_proxy_has_no_server_and_ends_without_a_permission() {
+    let setup = Setup::on(ENGINE);
+    let event = "id: 42\nevent: put\ndata: {\"key\":\"a\",\"revision\":42,\"size\":3}\n\n";
+    let stream = format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{event}");
+    let page = |status: &str| answer(status, "text/html", "<html>\n<body>nginx</body></html>\n");
+    for (status, refused) in [("502 Bad Gateway", "401 Unauthorized"), ("504 Gateway Timeout", "404 Not Found")] {
+        let (url, answering) = answering(vec![stream.clone(), page(status), answer(refused, "text/plain", "No\n")]);
+        let exit = run_at(&setup, &url, "vkog watch").expect(1);
+        assert_eq!(exit.stdout, "put 42 a\n", "{exit}");
+        let (code, reason) = status.split_once(' ').expect("a status line");
+        let lines: Vec<&str> = exit.stderr.lines().collect();
+        assert_eq!(lines[1], format!("vkog: {reason} ({code}); reconnecting in 2 s"), "{exit}");
+        assert_eq!(lines[2], format!("vkog: cannot watch all keys: No ({})", &refused[..3]), "{exit}");
+        for request in &answering.join().expect("three requests")[1..] {
+            assert!(request.starts_with("GET /watch?prefix=&since=42 "), "{request}");
+        }
+    }
+}
+
+#[test]
 fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
     let setup = Setup::on(ENGINE);
     let mut lines: Vec<String> =
