@@ -170,7 +170,8 @@ impl Setup {
         command
     }
 
-    fn prepared(&self, mut command: Command) -> Command {
+    /// A command that runs in the folder, with no variable of ours from outside.
+    pub fn prepared(&self, mut command: Command) -> Command {
         command.current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {

@@ -53,6 +53,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("limits", Some("a_connection_over_the_limit_is_503_and_the_next_one_after_an_end_is_served"), "needs ulimit"),
     ("limits", Some("a_unix_socket_is_served_by_either_engine"), UNIX_SOCKET),
     ("lives", Some("a_server_that_is_killed_before_its_first_write_leaves_a_whole_store"), "needs SIGUSR1"),
+    ("listening", None, "needs Unix sockets and what a service manager passes"),
     ("loading", Some("a_plugin_whose_panics_would_abort_is_refused"), "needs a std for Windows that can abort"),
     ("log_reader", None, "needs a pipe as standard error"),
     ("memory", None, MEMORY),

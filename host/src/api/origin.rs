@@ -75,9 +75,9 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     let host = head.authority().unwrap_or(field);
     let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
     let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
-    if auth.checks_host
-        && let Some(host) = head.authority().into_iter().chain([field]).find(is_foreign)
-    {
+    // No browser reaches a Unix socket, but a proxy may pass on what it gets from one.
+    let checks_host = if head.client.is_some() { auth.checks_host } else { !auth.allowed_hosts.is_empty() };
+    if checks_host && let Some(host) = head.authority().into_iter().chain([field]).find(is_foreign) {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
         return Err(host_refusal(421, format!("Host {host:?} is not a name of this server; {way_out}")));

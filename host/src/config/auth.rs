@@ -17,7 +17,7 @@ pub struct Auth {
     pub tokens: Vec<Token>,
     /// Names of this server in addition to localhost and loopback addresses.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Whether a request without a token must have one of these names in its `Host` header.
+    /// Whether a request without a token that arrives by TCP must have one of these names in its `Host` header.
     pub checks_host: bool,
     /// The proxies whose header fields name the client.
     pub proxy: Proxy,
@@ -60,14 +60,15 @@ pub struct Token {
 }
 
 impl Auth {
-    /// Returns what holds for a listener that only this machine reaches (`is_local`), or that other machines reach.
+    /// Returns what holds for a server that only this machine reaches (`is_local`), or that other machines reach at one of its
+    /// addresses.
     ///
     /// # Errors
     ///
-    /// Other machines reach the listener, and there is no token.
-    pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
+    /// Other machines reach the server, and there is no token.
+    pub fn for_listeners(mut self, is_local: bool) -> Result<Self, AuthError> {
         // The names of an address that other machines reach are unknown, unless the configuration has them.
-        self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
+        self.checks_host = is_local || !self.allowed_hosts.is_empty();
         match self {
             _ if self.open || !self.tokens.is_empty() => Ok(self),
             _ if is_local => Ok(Self { open: true, ..self }),

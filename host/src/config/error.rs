@@ -52,9 +52,15 @@ pub enum Conflict {
     /// TLS with tiny_http.
     #[error("tiny_http speaks no TLS; use --http hyper")]
     TinyTls,
-    /// TLS at a Unix socket.
-    #[error("only this machine reaches a Unix socket; leave it out, or listen on host:port")]
-    UnixTls,
+    /// TLS where no address speaks it.
+    #[error("no --listen speaks TLS: a Unix socket and http:// do not; leave it out, or listen on host:port")]
+    UnusedTls,
+    /// `https://` without a certificate.
+    #[error("https:// needs a certificate; give --tls-cert and --tls-key, or leave out https://")]
+    HttpsWithoutCertificate,
+    /// A mode for the files of Unix sockets, of which there are none.
+    #[error("no --listen is a Unix socket with a file; leave it out, or listen on unix:PATH")]
+    NoSocketFile,
     /// Values that are larger than a store can hold.
     #[error("a store holds values of at most {max} bytes; choose that or less")]
     ValueMax {
@@ -164,9 +170,15 @@ pub enum ValueError {
     /// `unix:` without a path.
     #[error("no path after unix:")]
     NoPath,
-    /// Neither `host:port` nor `unix:PATH`.
-    #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH")]
+    /// Neither a TCP address nor a Unix socket.
+    #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0), :port for all interfaces, or unix:PATH")]
     Address,
+    /// `unix:@NAME` on another system than Linux.
+    #[error("only Linux has abstract sockets; write unix:PATH, and unix:./@NAME for a file whose name begins with @")]
+    AbstractSocket,
+    /// Not the permission bits of a file.
+    #[error("not a file mode; write three or four octal digits such as 0660")]
+    Mode,
     /// Neither `always` nor `never` nor a duration.
     #[error("write always, never, or a duration such as 100ms or 1s")]
     Fsync,

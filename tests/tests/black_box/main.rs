@@ -65,6 +65,7 @@ mod hyper {
     mod connections;
     mod hooks;
     mod latency;
+    mod listening;
     mod panics;
     mod preconditions;
     mod races;
@@ -86,6 +87,7 @@ mod tiny {
     mod connections;
     mod hooks;
     mod latency;
+    mod listening;
     mod panics;
     mod preconditions;
     mod races;
