@@ -9,6 +9,7 @@ mod tcp;
 mod unix;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+#[cfg(unix)]
 use std::path::PathBuf;
 
 use socket2::Socket;

@@ -261,6 +261,8 @@ impl Setup {
 pub struct Server {
     process: Running,
     address: String,
+    /// What it wrote to standard output when it started.
+    announced: String,
     client: Client,
     setup: Setup,
 }
@@ -284,15 +286,15 @@ impl Server {
         if !process.stdout.wait_for(|text| text.contains('\n')) {
             panic!("it does not listen: {}", process.wait());
         }
-        let line = process.stdout.text();
+        let announced = process.stdout.text();
         let before = format!("listening on {}", setup.scheme());
-        let address = line.strip_prefix(&before).and_then(|rest| rest.strip_suffix('\n'));
-        let address = address.unwrap_or_else(|| panic!("it says {line:?}: {}", process.stderr.text())).to_owned();
-        let client = setup.client(&address, &process);
-        Self { process, address, client, setup: setup.clone() }
+        let address = announced.strip_prefix(&before).and_then(|rest| rest.split_once('\n'));
+        let (address, _) = address.unwrap_or_else(|| panic!("it says {announced:?}: {}", process.stderr.text()));
+        let (address, client) = (address.to_owned(), setup.client(address, &process));
+        Self { process, address, announced, client, setup: setup.clone() }
     }
 
-    /// `ip:port`.
+    /// `ip:port`, of the first address if there are several.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -390,10 +392,10 @@ impl Server {
     /// The same by another signal.
     #[track_caller]
     pub fn stop_with(self, signal: &str) -> Exit {
-        let Self { process, address, setup, .. } = self;
+        let Self { process, announced, .. } = self;
         process.signal(signal);
         let exit = process.wait();
-        assert_eq!(exit.stdout, format!("listening on {}{address}\n", setup.scheme()), "standard output of {exit}");
+        assert_eq!(exit.stdout, announced, "standard output of {exit}");
         exit
     }
 }

@@ -65,7 +65,9 @@ pub(crate) fn dist(options: &[&str]) -> Result<()> {
         }
     }
     if triple.contains("linux") {
-        copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
+        for unit in ["dist/vkog.service", "dist/vkog.socket"] {
+            copy(unit.as_ref(), &folder.join("systemd"))?;
+        }
     }
     generate(&folder, triple == native)?;
 
