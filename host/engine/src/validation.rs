@@ -7,8 +7,8 @@ use crate::host_refusal;
 use vkog_plugin_host::{Refusal, Verb};
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
-/// The maximum length of a key, in bytes.
-pub const KEY_MAX: usize = 1024;
+pub use vkog_store::KEY_MAX;
+
 /// The maximum length of a media type, in bytes.
 pub const CONTENT_TYPE_MAX: usize = 255;
 

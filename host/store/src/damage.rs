@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use super::invalid::LeftOut;
+
 /// Why a file of a store cannot be read.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -80,8 +82,10 @@ pub enum Defect {
     },
     /// It is not MessagePack, or not a store.
     NotAStore,
-    /// A key is not UTF-8, or too long.
-    Key,
+    /// It ends before its content does.
+    CutOff,
+    /// It has entries that cannot be in a store.
+    Entries(Vec<LeftOut>),
     /// It has a part that no store has.
     UnknownPart(String),
     /// More bytes follow the end of the map.
@@ -164,7 +168,12 @@ impl fmt::Display for Defect {
                 found.0, found.1, expected.0, expected.1
             ),
             Self::NotAStore => f.write_str("not MessagePack, or not a store,"),
-            Self::Key => f.write_str("a key that is not UTF-8 or too long"),
+            Self::CutOff => f.write_str("it is cut off"),
+            Self::Entries(entries) => {
+                let (number, noun) = (entries.len(), if entries.len() == 1 { "entry" } else { "entries" });
+                write!(f, "{number} {noun} that no request can write")?;
+                entries.first().map_or(Ok(()), |first| write!(f, ", the first ({})", first.reason))
+            }
             Self::UnknownPart(name) => write!(f, "an unknown part \"{name}\""),
             Self::TrailingBytes => f.write_str("more bytes than the map has"),
             Self::NothingToSalvage => f.write_str("there is nothing in it that a store has"),

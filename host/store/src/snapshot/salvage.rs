@@ -7,6 +7,7 @@
 use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
+use super::super::invalid::{LeftOut, check_entry};
 use super::super::map::{Map, SHARDS};
 use super::{FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
 
@@ -44,6 +45,8 @@ pub(crate) struct Found {
     /// The checksum of media types, details and revisions is wrong.
     pub(crate) directory_is_damaged: bool,
     pub(crate) holes: Vec<Hole>,
+    /// The entries of a Go file that cannot be in a store.
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// A higher revision was never assigned: it comes from damaged bytes.
@@ -66,6 +69,7 @@ pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Res
         unverified: 0,
         directory_is_damaged: false,
         holes: Vec::new(),
+        left_out: Vec::new(),
     };
     if is_own(&head) {
         found.kind = Kind::Own;
@@ -176,14 +180,32 @@ impl Found {
         }
         // What no row speaks of.
         if !trusted && at < pieces_end {
-            let scan = scan(pieces, at as usize, u64::MAX, &self.map);
+            let scan = scan(pieces, at as usize, u64::MAX, &self.map, false);
             self.unverified += scan.taken;
             self.holes.extend(scan.holes);
             if scan.end < pieces.len() {
                 self.holes.push(Hole { at: scan.end as u64, bytes: (pieces.len() - scan.end) as u64, entries: None });
             }
         }
+        self.note_missing_end(head_len, len);
         Ok(())
+    }
+
+    /// Notes what a file has lost that ends before its head, or the head says that it does.
+    fn note_missing_end(&mut self, head_len: u64, len: u64) {
+        let missing = match self.meta {
+            Some(meta) if len < meta.end => {
+                let known: u64 = self.holes.iter().filter_map(|hole| hole.entries).sum();
+                Some(meta.entries.saturating_sub(self.whole + self.unverified + known))
+            }
+            None if len < head_len => None,
+            _ => return,
+        };
+        match self.holes.last_mut() {
+            _ if missing == Some(0) => {}
+            Some(last) if last.at + last.bytes == len && last.entries.is_none() => last.entries = missing,
+            _ => self.holes.push(Hole { at: len, bytes: 0, entries: missing }),
+        }
     }
 
     /// A file of the Go program: nothing in it has a checksum.
@@ -198,9 +220,9 @@ impl Found {
         let mut rest = &all[at + NAME.len()..];
         let Ok(count) = rmp::decode::read_map_len(&mut rest) else { return Ok(()) };
         self.kind = Kind::Go;
-        let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map);
+        let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map, true);
         self.unverified = scan.taken;
-        self.holes = scan.holes;
+        (self.holes, self.left_out) = (scan.holes, scan.left_out);
         let lost = u64::from(count) - scan.read;
         if lost > 0 {
             self.holes.push(Hole { at: scan.end as u64, bytes: (all.len() - scan.end) as u64, entries: Some(lost) });
@@ -288,7 +310,7 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
         key(bytes)?;
         end = next;
     }
-    scan(pieces, at, entries.into(), map);
+    scan(pieces, at, entries.into(), map, false);
     Some(end)
 }
 
@@ -302,15 +324,23 @@ struct Scan {
     end: usize,
     /// Those that were read and cannot be what was written.
     holes: Vec<Hole>,
+    /// Those that were read and cannot be in a store.
+    left_out: Vec<LeftOut>,
 }
 
-fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
-    let mut scan = Scan { read: 0, taken: 0, end: at, holes: Vec::new() };
+/// Reads entries. With `is_go`, nothing says that they were ever in a store, and each is checked.
+fn scan(data: &[u8], at: usize, most: u64, map: &Map, is_go: bool) -> Scan {
+    let mut scan = Scan { read: 0, taken: 0, end: at, holes: Vec::new(), left_out: Vec::new() };
     let mut scratch = Vec::new();
     while scan.read < most
         && let Some((bytes, value, next)) = pair(data, scan.end)
     {
+        let invalid = if is_go { check_entry(bytes, value).err() } else { None };
         match key(bytes) {
+            _ if let Some(reason) = invalid => {
+                let at = scan.end as u64;
+                scan.left_out.push(LeftOut { at, key: bytes.into(), value: value.into(), reason });
+            }
             Some(key) => {
                 let hashed = map.hash(bytes);
                 let mut shard = map.write(map.shard_of(hashed));
