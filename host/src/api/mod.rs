@@ -4,8 +4,10 @@
 mod access_log;
 mod auth;
 mod batch;
+mod buckets;
 mod entry;
 mod etag;
+mod exposition;
 mod health;
 mod json;
 mod keys;
@@ -34,6 +36,7 @@ use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
 use auth::Scope;
 use batch::{BatchRoute, Format};
+use exposition::Exposition;
 use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
@@ -158,7 +161,7 @@ impl Api {
             "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
             "/metrics" => {
                 self.auth.check(head, Permission::Read, Scope::All)?;
-                Err(metrics::text(&self.engine, self.log, &self.connections))
+                Err(metrics::text(&self.engine, self.log, &self.connections, Exposition::of(head)))
             }
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),

@@ -136,7 +136,7 @@ fn what_is_no_question_is_refused_and_says_what_is_one() {
         ("limit=-1", "limit is \"-1\""),
         ("prefix=a&prefix=b", "The parameter prefix is given twice"),
         ("delimiter=", "delimiter is empty"),
-        ("count&limit=1", "count has no value, and goes with prefix alone"),
+        ("count&after=a", "count has no value, and goes with prefix alone"),
         ("count=1", "count has no value"),
         ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ("after=a%ff", "after is not UTF-8"),

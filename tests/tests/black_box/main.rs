@@ -22,6 +22,8 @@ mod every_condition;
 mod examples;
 mod expiry;
 mod frozen;
+mod generated_clients;
+mod go_files;
 mod hostile;
 mod hygiene;
 mod keys;
