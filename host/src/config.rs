@@ -20,7 +20,7 @@ use vkog_store::{Fsync, VALUE_MAX};
 pub use auth::{Auth, Permission, Token};
 pub use error::{AuthError, ConfigError, Conflict, FileError, ProxyError, ValueError};
 pub use listen::{Host, Listen, Scheme, SocketMode, TcpAddress};
-pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
+pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, forwarded_parameter, split_port};
 
 /// The store, where none is named.
 pub const DEFAULT_FILE: &str = "local.vkog";
