@@ -97,7 +97,8 @@ impl HttpServer {
                 servers.iter().for_each(TinyServer::close);
                 let left = || deadline.saturating_duration_since(Instant::now());
                 // Each one, also after one that was too late.
-                servers.iter().fold(true, |drained, server| server.drain(left()) && drained)
+                let drained: Vec<bool> = servers.iter().map(|server| server.drain(left())).collect();
+                drained.into_iter().all(|drained| drained)
             }
             Self::Hyper(server) => server.stop(timeout),
         }

@@ -251,7 +251,7 @@ fn an_abstract_socket_is_served_and_asked_by_its_name() {
     let name = format!("vkog-test-{ENGINE}-{}", std::process::id());
     let listen = format!("unix:@{name}");
     let server = Listening::start(&setup, &["--listen", &format!("{listen},{listen}")]);
-    assert_eq!(server.addresses, [listen.clone()]);
+    assert_eq!(server.addresses, std::slice::from_ref(&listen));
     assert!(server.ask(&setup, 0, "PUT", "v").starts_with("HTTP/1.1 200"));
     assert_eq!(setup.run(["get", "k", "--url", &listen]).expect(0).stdout, "v");
     refused(&Setup::new(), &["--listen", &listen], &[&listen, "in use", "stop the process"]);
@@ -335,7 +335,7 @@ fn a_passed_socket_takes_the_place_of_the_default_address() {
     early.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("it reads");
     let pass = || Stdio::from(OwnedFd::from(listener.try_clone().expect("a socket can be duplicated")));
     let server = Listening::of(Running::start_with_stdin(&mut activated(&setup, PASSED, ""), pass()));
-    assert_eq!(server.addresses, [address.clone()]);
+    assert_eq!(server.addresses, std::slice::from_ref(&address));
     let mut reply = String::new();
     early.read_to_string(&mut reply).expect("it answers and closes");
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
