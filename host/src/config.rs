@@ -5,6 +5,7 @@ mod auth;
 mod cors;
 mod error;
 mod file;
+mod listen;
 mod origin;
 
 use std::fmt::Display;
@@ -21,7 +22,8 @@ pub use auth::{Auth, Permission, Token};
 pub use cors::{CorsOrigin, NotAnOrigin};
 pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, Mistake, ProxyError, ValueError};
 pub use file::File;
-pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, split_port};
+pub use listen::{Host, Listen, Scheme, SocketMode, TcpAddress};
+pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, forwarded_parameter, split_port};
 
 /// The default file of the store.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -55,29 +57,6 @@ impl<'de> Deserialize<'de> for Size {
         match Written::deserialize(deserializer)? {
             Written::Number(bytes) => Ok(Self(bytes)),
             Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-/// Where to listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// `host:port`
-    Tcp(String),
-    /// `unix:PATH`
-    Unix(PathBuf),
-}
-
-impl FromStr for Listen {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(ValueError::NoPath) } else { Ok(Self::Unix(path.into())) };
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
-            _ => Err(ValueError::Address),
         }
     }
 }
@@ -124,10 +103,15 @@ pub struct Options {
     #[arg(long, env = "VKOG_NO_PLUGINS", hide_env = true)]
     pub no_plugins: bool,
 
-    /// Listen on host:port (port 0 selects a free port) or unix:PATH [default: 127.0.0.1:3110]
-    #[arg(long, value_name = "ADDR", env = "VKOG_LISTEN", hide_env = true)]
+    /// Listen on host:port (port 0 selects a free port), :port for all interfaces, or unix:PATH [default: 127.0.0.1:3110]
+    #[arg(long, value_name = "ADDR,...", env = "VKOG_LISTEN", hide_env = true, value_delimiter = ',')]
+    #[serde(deserialize_with = "listen::one_or_more")]
+    pub listen: Option<Vec<Listen>>,
+
+    /// Set the file mode of Unix sockets, in octal, such as 0660 [default: set by the umask]
+    #[arg(long, value_name = "MODE", env = "VKOG_SOCKET_MODE", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
-    pub listen: Option<Listen>,
+    pub socket_mode: Option<SocketMode>,
 
     /// Let every client read and write without a token
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
@@ -217,8 +201,10 @@ pub struct Config {
     pub no_plugins: bool,
     /// Authentication and authorization of clients.
     pub auth: Auth,
-    /// Where to listen.
-    pub listen: Listen,
+    /// Where to listen. Empty: at the sockets of the service manager or, if it passes none, at the default address.
+    pub listen: Vec<Listen>,
+    /// The permission bits of the files of Unix sockets; `None` leaves them to the umask.
+    pub socket_mode: Option<SocketMode>,
     /// The HTTP engine.
     pub http: Http,
     /// The certificate and the key of TLS, if it is on.
@@ -263,15 +249,17 @@ impl Config {
             Some(folder) => return Err(ConfigError::NoPluginFolder(folder)),
             None => beside_the_program(),
         };
-        let listen = given.listen.or(written.listen).unwrap_or_else(|| Listen::Tcp("127.0.0.1:3110".to_owned()));
+        let listen = given.listen.or(written.listen).unwrap_or_default();
+        let socket_mode = given.socket_mode.or(written.socket_mode);
+        if socket_mode.is_some() && !listen.iter().any(|listen| matches!(listen, Listen::Unix(_))) {
+            return Err(conflict("--socket-mode", Conflict::NoSocketFile));
+        }
         let http = given.http.or(written.http).unwrap_or(Http::Auto);
         let tls = tls(given.tls_cert.or(written.tls_cert), given.tls_key.or(written.tls_key), http, &listen)?;
         let auth = Auth {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
             cors: given.cors_origins.or(written.cors_origins).unwrap_or_default(),
-            // No browser reaches a Unix socket.
-            checks_host: matches!(listen, Listen::Tcp(_)),
             proxy,
             ..auth
         };
@@ -291,6 +279,7 @@ impl Config {
             no_plugins,
             auth,
             listen,
+            socket_mode,
             http,
             tls,
             fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
@@ -319,14 +308,18 @@ fn tls(
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     http: Http,
-    listen: &Listen,
+    listen: &[Listen],
 ) -> Result<Option<TlsFiles>, ConfigError> {
+    let wants_tls = |listen: &Listen| matches!(listen, Listen::Tcp(tcp) if tcp.scheme == Some(Scheme::Https));
     match (certificate, key) {
+        (None, None) if listen.iter().any(wants_tls) => Err(conflict("--listen", Conflict::HttpsWithoutCertificate)),
         (None, None) => Ok(None),
         (Some(_), None) => Err(conflict("--tls-cert", Conflict::NoKey)),
         (None, Some(_)) => Err(conflict("--tls-key", Conflict::NoCertificate)),
         _ if http == Http::Tiny => Err(conflict("--tls-cert", Conflict::TinyTls)),
-        _ if matches!(listen, Listen::Unix(_)) => Err(conflict("--tls-cert", Conflict::UnixTls)),
+        _ if !listen.is_empty() && !listen.iter().any(Listen::may_speak_tls) => {
+            Err(conflict("--tls-cert", Conflict::UnusedTls))
+        }
         (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
     }
 }
@@ -358,16 +351,6 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_hosts_with_ports_or_sockets() {
-        assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp("127.0.0.1:0".to_owned())));
-        assert_eq!("[::1]:3110".parse(), Ok(Listen::Tcp("[::1]:3110".to_owned())));
-        assert_eq!("unix:/run/vkog".parse(), Ok(Listen::Unix("/run/vkog".into())));
-        for text in ["3110", ":3110", "localhost", "localhost:port", "unix:"] {
-            assert!(text.parse::<Listen>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn a_flag_beats_the_file() {
         let file =
             File::parse("max-size = \"1MiB\"\nfile = \"a\"\nlisten = \"127.0.0.1:1\"\nmax-value = 7\nhttp = \"hyper\"")
@@ -375,7 +358,8 @@ mod tests {
         let given = Options { max_size: Some(Size(5)), ..Options::default() };
         let config = Config::new(given, file).expect("consistent");
         assert_eq!((config.max_size, config.file, config.max_value), (5, PathBuf::from("a"), 7));
-        assert_eq!((config.listen, config.http), (Listen::Tcp("127.0.0.1:1".to_owned()), Http::Hyper));
+        let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+        assert_eq!((listen, config.http), (vec!["127.0.0.1:1".to_owned()], Http::Hyper));
     }
 
     #[test]
@@ -389,6 +373,8 @@ mod tests {
             ("tls-key = \"k\"".to_owned(), "--tls-cert is missing"),
             (format!("{both}http = \"tiny\""), "use --http hyper"),
             (format!("{both}listen = \"unix:s\""), "Unix socket"),
+            (format!("{both}listen = [\"http://127.0.0.1:1\", \"unix:s\"]"), "http://"),
+            ("listen = \"https://127.0.0.1:1\"".to_owned(), "--tls-cert"),
         ] {
             let error = config(&text).expect_err(&text).to_string();
             assert!(error.contains(words), "{error}");

@@ -1,131 +1,210 @@
-//! The address of a server. The server claims it before it opens the store, so that an address in use changes no file, and
-//! listens once the store is loaded.
+//! The addresses of a server. The server claims them before it opens the store, so that an address in use changes no file, and
+//! listens once the store is loaded. The service manager may pass sockets that listen already.
 
-use std::fmt;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+mod error;
+#[cfg(unix)]
+mod passed;
+mod tcp;
+#[cfg(unix)]
+mod unix;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+#[cfg(unix)]
 use std::path::PathBuf;
 
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
-use crate::config::Listen;
+use crate::config::{Host, Listen, Scheme, SocketMode};
 use crate::http::Listener;
+
+pub use error::ListenError;
+#[cfg(unix)]
+pub use unix::SocketFile;
 
 /// Maximum number of connections that wait to be accepted, if the system allows it. With the 128 of the standard library each
 /// further connection of a burst waits for a second.
 const BACKLOG: i32 = 4096;
 
-/// Why an address cannot be used.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ListenError {
-    /// The system refuses the address.
-    Refused {
-        /// The configured address.
-        address: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The path exists, and this server must not replace it.
-    Occupied {
-        /// The path.
-        path: PathBuf,
-        /// Why the path cannot be used.
-        fact: &'static str,
-    },
-    /// The server cannot find out whether a process listens at the path.
-    Unknown {
-        /// The path.
-        path: PathBuf,
-        /// The system's error for a connection attempt.
-        source: io::Error,
-    },
-}
-
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused { address, source } => write!(
-                f,
-                "cannot listen on {address}: {source}; choose another --listen, or stop the process that uses it"
-            ),
-            Self::Occupied { path, fact } => {
-                write!(f, "cannot listen on unix:{}: {fact}; nothing was changed, choose another path", path.display())
-            }
-            Self::Unknown { path, source } => write!(
-                f,
-                "cannot listen on unix:{}: the socket exists, and connecting to it fails ({source}); choose another path, or \
-                 remove the socket if no process uses it",
-                path.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for ListenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Refused { source, .. } | Self::Unknown { source, .. } => Some(source),
-            Self::Occupied { .. } => None,
-        }
-    }
-}
+/// This system has no Unix sockets.
+#[cfg(not(unix))]
+pub struct SocketFile;
 
 /// An address that this process has bound.
-pub struct Claim(Claimed);
+pub struct Claim {
+    socket: Claimed,
+    speaks_tls: bool,
+}
 
 enum Claimed {
-    /// Bound, and not listening: until the store is loaded, connections are refused.
-    Tcp { socket: Socket, address: String, local: SocketAddr },
+    /// Bound, and not listening unless the service manager passes it: until the store is loaded, connections are refused.
+    Tcp { socket: Socket, address: String, local: SocketAddr, is_passed: bool },
     /// Listening: a socket that does not listen looks as if its process had ended. Connections wait until the store is loaded.
     #[cfg(unix)]
-    Unix { file: SocketFile, listener: std::os::unix::net::UnixListener },
+    Unix {
+        listener: std::os::unix::net::UnixListener,
+        address: String,
+        path: Option<PathBuf>,
+        file: Option<SocketFile>,
+    },
+}
+
+/// Claims the sockets that the service manager passes, and the addresses of the configuration. If there are neither, claims the
+/// default address. An address that is named twice is claimed once. With a certificate (`has_certificate`), TCP addresses
+/// speak TLS unless they begin with `http://`.
+///
+/// # Errors
+///
+/// Another process has an address, something else is at a path, or the system refuses an address.
+pub fn claim_all(
+    listen: &[Listen],
+    mode: Option<SocketMode>,
+    has_certificate: bool,
+) -> Result<Vec<Claim>, ListenError> {
+    #[cfg(unix)]
+    let passed: Vec<Claim> = passed::take()?.into_iter().map(|socket| Claim::passed(socket, has_certificate)).collect();
+    #[cfg(not(unix))]
+    let passed = Vec::new();
+    let default = [Listen::default_address()];
+    let listen = if listen.is_empty() && passed.is_empty() { &default[..] } else { listen };
+    // All interfaces come first, because no other socket can listen at one of their addresses.
+    let mut order: Vec<usize> = (0..listen.len()).collect();
+    order.sort_by_key(|&at| !is_all_interfaces(&listen[at]));
+    let mut claims: Vec<(usize, Claim)> = passed.into_iter().map(|claim| (0, claim)).collect();
+    for at in order {
+        let more = Claim::of(&listen[at], mode, has_certificate, &claims)?;
+        claims.extend(more.into_iter().map(|claim| (at + 1, claim)));
+    }
+    claims.sort_by_key(|(at, _)| *at);
+    Ok(claims.into_iter().map(|(_, claim)| claim).collect())
+}
+
+fn is_all_interfaces(listen: &Listen) -> bool {
+    match listen {
+        Listen::Tcp(tcp) => match &tcp.host {
+            Host::All => true,
+            Host::Localhost => false,
+            Host::Name(name) => name.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()),
+        },
+        Listen::Unix(_) | Listen::Abstract(_) => false,
+    }
 }
 
 impl Claim {
-    /// Claims the address.
-    ///
-    /// # Errors
-    ///
-    /// Another process has the address, something else is at the path, or the system refuses it.
-    pub fn new(listen: &Listen) -> Result<Self, ListenError> {
+    /// Claims an address of the configuration, except for what `others` have.
+    fn of(
+        listen: &Listen,
+        mode: Option<SocketMode>,
+        has_certificate: bool,
+        others: &[(usize, Self)],
+    ) -> Result<Vec<Self>, ListenError> {
         match listen {
-            Listen::Tcp(address) => {
-                let refused = |source| ListenError::Refused { address: address.clone(), source };
-                let (socket, local) = bind(address).map_err(refused)?;
-                Ok(Self(Claimed::Tcp { socket, address: address.clone(), local }))
+            Listen::Tcp(tcp) => {
+                let taken: Vec<SocketAddr> = others.iter().flat_map(|(_, claim)| claim.addresses()).collect();
+                let speaks_tls = has_certificate && tcp.scheme != Some(Scheme::Http);
+                let bound = tcp::bind(tcp, &taken)?.into_iter();
+                let claim = |tcp::Bound { socket, local }| {
+                    let socket = Claimed::Tcp { socket, address: listen.to_string(), local, is_passed: false };
+                    Self { socket, speaks_tls }
+                };
+                Ok(bound.map(claim).collect())
             }
             #[cfg(unix)]
             Listen::Unix(path) => {
-                SocketFile::clear(path)?;
-                let refused = |source| ListenError::Refused { address: format!("unix:{}", path.display()), source };
-                let listener = std::os::unix::net::UnixListener::bind(path).map_err(refused)?;
-                let file = SocketFile::of(path).map_err(refused)?;
-                Ok(Self(Claimed::Unix { file, listener }))
+                let taken: Vec<_> = others.iter().filter_map(|(_, claim)| claim.file_id()).collect();
+                let Some((listener, file)) = unix::listen_at(path, mode, &taken)? else {
+                    tracing::info!("{listen} is one of the addresses already");
+                    return Ok(Vec::new());
+                };
+                Ok(vec![Self::unix(listener, listen.to_string(), Some(path.clone()), Some(file))])
+            }
+            #[cfg(target_os = "linux")]
+            Listen::Abstract(name) => {
+                let address = listen.to_string();
+                if others.iter().any(|(_, claim)| claim.address() == address) {
+                    tracing::info!("{address} is one of the addresses already");
+                    return Ok(Vec::new());
+                }
+                let refused = |source| ListenError::Refused { address: address.clone(), source };
+                let listener = unix::listen_at_name(name).map_err(refused)?;
+                Ok(vec![Self::unix(listener, address, None, None)])
             }
             #[cfg(not(unix))]
-            Listen::Unix(path) => Err(ListenError::Occupied {
-                path: path.clone(),
-                fact: "this system has no Unix sockets, use host:port",
-            }),
+            Listen::Unix(path) => {
+                let _ = mode;
+                let fact = "this system has no Unix sockets, use host:port";
+                Err(ListenError::Occupied { path: path.clone(), fact })
+            }
+            #[cfg(not(target_os = "linux"))]
+            Listen::Abstract(name) => {
+                let fact = "this system has no abstract sockets, use a path or host:port";
+                Err(ListenError::Occupied { path: name.into(), fact })
+            }
+        }
+    }
+
+    #[cfg(unix)]
+    fn unix(
+        listener: std::os::unix::net::UnixListener,
+        address: String,
+        path: Option<PathBuf>,
+        file: Option<SocketFile>,
+    ) -> Self {
+        Self { socket: Claimed::Unix { listener, address, path, file }, speaks_tls: false }
+    }
+
+    /// A socket that the service manager passes.
+    #[cfg(unix)]
+    fn passed(socket: passed::Passed, has_certificate: bool) -> Self {
+        match socket {
+            passed::Passed::Tcp { listener, local } => {
+                let (socket, address) = (listener.into(), local.to_string());
+                Self { socket: Claimed::Tcp { socket, address, local, is_passed: true }, speaks_tls: has_certificate }
+            }
+            passed::Passed::Unix { listener, path, address } => Self::unix(listener, address, path, None),
         }
     }
 
     /// Returns whether only this machine reaches the address.
     pub fn is_local(&self) -> bool {
-        match &self.0 {
+        match &self.socket {
             Claimed::Tcp { local, .. } => local.ip().is_loopback(),
             #[cfg(unix)]
             Claimed::Unix { .. } => true,
         }
     }
 
-    /// Returns the address with the port that the system chose: `127.0.0.1:3110`, `unix:PATH`.
+    /// Returns the address with the port that the system chose: `http://127.0.0.1:3110`, `unix:PATH`.
     pub fn address(&self) -> String {
-        match &self.0 {
-            Claimed::Tcp { local, .. } => local.to_string(),
+        match &self.socket {
+            Claimed::Tcp { local, .. } if self.speaks_tls => format!("https://{local}"),
+            Claimed::Tcp { local, .. } => format!("http://{local}"),
             #[cfg(unix)]
-            Claimed::Unix { file, .. } => format!("unix:{}", file.path.display()),
+            Claimed::Unix { address, .. } => address.clone(),
+        }
+    }
+
+    /// The TCP addresses whose connections the socket gets.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        match &self.socket {
+            Claimed::Tcp { socket, local, .. } => {
+                let gets_ipv4 =
+                    local.is_ipv6() && local.ip().is_unspecified() && socket.only_v6().is_ok_and(|only| !only);
+                let ipv4 = gets_ipv4.then(|| (Ipv4Addr::UNSPECIFIED, local.port()).into());
+                std::iter::once(*local).chain(ipv4).collect()
+            }
+            #[cfg(unix)]
+            Claimed::Unix { .. } => Vec::new(),
+        }
+    }
+
+    /// The device and the inode of a Unix socket's file.
+    #[cfg(unix)]
+    fn file_id(&self) -> Option<(u64, u64)> {
+        match &self.socket {
+            Claimed::Tcp { .. } => None,
+            Claimed::Unix { path, file, .. } => {
+                file.as_ref().map(SocketFile::id).or_else(|| path.as_deref().and_then(unix::id_at))
+            }
         }
     }
 
@@ -135,103 +214,16 @@ impl Claim {
     ///
     /// The system refuses it.
     pub fn listen(self) -> Result<(Listener, Option<SocketFile>), ListenError> {
-        match self.0 {
-            Claimed::Tcp { socket, address, .. } => {
-                socket.listen(BACKLOG).map_err(|source| ListenError::Refused { address, source })?;
-                Ok((Listener::Tcp(socket.into()), None))
+        match self.socket {
+            Claimed::Tcp { socket, address, is_passed, .. } => {
+                if !is_passed {
+                    socket.listen(BACKLOG).map_err(|source| ListenError::Refused { address, source })?;
+                }
+                let listener = if self.speaks_tls { Listener::Tls } else { Listener::Tcp };
+                Ok((listener(socket.into()), None))
             }
             #[cfg(unix)]
-            Claimed::Unix { file, listener } => Ok((Listener::Unix(listener), Some(file))),
-        }
-    }
-}
-
-/// Binds the first usable address of a host name.
-fn bind(address: &str) -> io::Result<(Socket, SocketAddr)> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in address.to_socket_addrs()? {
-        let bound = Socket::new(Domain::for_address(address), Type::STREAM, None).and_then(|socket| {
-            // As the standard library does: after a restart, connections of the process before may still be ending.
-            #[cfg(unix)]
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-            Ok((socket, local))
-        });
-        match bound {
-            Ok(bound) => return Ok(bound),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// The file of a Unix socket. Dropping it removes the file, unless another one has replaced it.
-#[cfg(unix)]
-pub struct SocketFile {
-    path: PathBuf,
-    id: (u64, u64),
-}
-
-/// This system has no Unix sockets.
-#[cfg(not(unix))]
-pub struct SocketFile;
-
-#[cfg(unix)]
-impl SocketFile {
-    /// The socket that this process has just bound.
-    fn of(path: &std::path::Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), id: id(&std::fs::symlink_metadata(path)?) })
-    }
-
-    /// Removes the socket of a process that has ended; nothing else.
-    fn clear(path: &std::path::Path) -> Result<(), ListenError> {
-        use std::os::unix::fs::FileTypeExt;
-
-        // If the folder cannot be read, binding reports the same error.
-        let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
-        let occupied = |fact| ListenError::Occupied { path: path.to_owned(), fact };
-        if !found.file_type().is_socket() {
-            return Err(occupied("the path exists and is not a socket"));
-        }
-        match connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // The accept queue is full: the process is alive and busy.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(occupied("another process listens on it"));
-            }
-            Err(source) => return Err(ListenError::Unknown { path: path.to_owned(), source }),
-            Ok(()) => return Err(occupied("another process listens on it")),
-        }
-        // Another server may have found the same socket and taken its place since.
-        if std::fs::symlink_metadata(path).is_ok_and(|now| id(&now) == id(&found)) {
-            std::fs::remove_file(path)
-                .map_err(|source| ListenError::Refused { address: format!("unix:{}", path.display()), source })?;
-        }
-        Ok(())
-    }
-}
-
-/// Connects and disconnects, without waiting while the accept queue is full.
-#[cfg(unix)]
-fn connect(path: &std::path::Path) -> io::Result<()> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&socket2::SockAddr::unix(path)?)
-}
-
-#[cfg(unix)]
-fn id(metadata: &std::fs::Metadata) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    (metadata.dev(), metadata.ino())
-}
-
-#[cfg(unix)]
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // The socket is still open, so no other file can have its inode.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|now| id(&now) == self.id) {
-            let _ = std::fs::remove_file(&self.path);
+            Claimed::Unix { listener, file, .. } => Ok((Listener::Unix(listener), file)),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::api::{Api, Authorizer, Reload};
 use crate::config::{Config, ConfigError, Http, Listen};
 use crate::failure::Failure;
 use crate::http::{Certificate, HttpServer, Tls};
-use crate::listen::{Claim, SocketFile};
+use crate::listen::{Claim, SocketFile, claim_all};
 use crate::progress::Bar;
 use crate::sd_notify;
 use crate::signals::{Signal, signals};
@@ -56,8 +56,8 @@ pub fn serve(
             recv(receive) -> started => break started.map_err(|_| StartError::Panicked)??,
         }
     };
-    let Running { engine, http, reload, address, socket_file, file } = running;
-    announce(address)?;
+    let Running { engine, http, reload, addresses, socket_files, file } = running;
+    announce(addresses)?;
     engine.plugins().serve();
     sd_notify::ready();
     let reloads = Chore::new("reload", move || {
@@ -87,8 +87,8 @@ pub fn serve(
     tracing::info!("stopping");
     engine.store().end_watches();
     sd_notify::stopping();
-    // Before the HTTP engine closes the socket, because its inode may be another file's afterwards.
-    drop(socket_file);
+    // Before the HTTP engine closes the sockets, because their inodes may be other files' afterwards.
+    drop(socket_files);
     stop::drain(http);
     stop::close(&engine, started)?;
     tracing::info!("stopped");
@@ -100,9 +100,9 @@ struct Running {
     engine: Arc<Engine>,
     http: HttpServer,
     reload: Arc<Reload>,
-    address: String,
-    /// Removes the file of a Unix socket when it is dropped.
-    socket_file: Option<SocketFile>,
+    addresses: Vec<String>,
+    /// Remove the files of Unix sockets when they are dropped.
+    socket_files: Vec<SocketFile>,
     file: PathBuf,
 }
 
@@ -113,17 +113,20 @@ fn start(
 ) -> Result<Running, Failure> {
     let tls = config.tls.as_ref().map(Certificate::read).transpose()?;
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
-    if let Listen::Unix(path) = &config.listen
-        && vkog_store::has_file(&config.file, path)
-    {
-        return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
+    for listen in &config.listen {
+        if let Listen::Unix(path) = listen
+            && vkog_store::has_file(&config.file, path)
+        {
+            return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
+        }
     }
     // Checks that do not need the store come before it is opened, which makes files.
-    let claim = Claim::new(&config.listen)?;
-    let local = claim.is_local();
-    let address = claim.address();
+    let claims = claim_all(&config.listen, config.socket_mode, tls.is_some())?;
+    let addresses: Vec<String> = claims.iter().map(Claim::address).collect();
+    let reached = claims.iter().find(|claim| !claim.is_local()).map(Claim::address);
+    let local = reached.is_none();
     let source = config.served_plugins();
-    let auth = config.auth.for_listener(local)?;
+    let auth = config.auth.for_listeners(local)?;
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
     let options = Options {
@@ -134,15 +137,18 @@ fn start(
     };
     let engine = Engine::new(open_store(&config.file, options)?, plugins)?;
 
-    let (listener, socket_file) = claim.listen()?;
-    let address = match config.listen {
-        Listen::Tcp(_) if tls.is_some() => format!("https://{address}"),
-        Listen::Tcp(_) => format!("http://{address}"),
-        Listen::Unix(_) => address,
-    };
-    if auth.open && !local {
+    let (mut listeners, mut socket_files) = (Vec::new(), Vec::new());
+    for claim in claims {
+        let (listener, file) = claim.listen()?;
+        listeners.push(listener);
+        socket_files.extend(file);
+    }
+    if auth.open
+        && let Some(address) = &reached
+    {
         tracing::warn!(
-            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] to restrict them"
+            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] \
+             to restrict them"
         );
     }
     let auth = Arc::new(Authorizer::new(auth));
@@ -157,20 +163,20 @@ fn start(
     let service = Api::new(Arc::clone(&engine), config.max_value, auth, Arc::clone(&reload));
     let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
     let tiny = config.http == Http::Tiny;
-    if tiny && !local {
+    if tiny && let Some(address) = &reached {
         tracing::warn!(
             "--http tiny on {address}, which other machines can reach: tiny_http does not limit connections or the size of a \
              request's head; use --http hyper"
         );
     }
-    tracing::info!("serving {address} with {}", if tiny { "tiny_http" } else { "hyper" });
+    tracing::info!("serving {} with {}", addresses.join(", "), if tiny { "tiny_http" } else { "hyper" });
     let http = if tiny {
-        HttpServer::tiny(listener, service)?
+        HttpServer::tiny(listeners, service)?
     } else {
-        HttpServer::hyper(listener, tls, service.connections(), service)?
+        HttpServer::hyper(listeners, tls, service.connections(), service)?
     };
     engine.store().keep_files();
-    Ok(Running { engine, http, reload, address, socket_file, file: config.file })
+    Ok(Running { engine, http, reload, addresses, socket_files, file: config.file })
 }
 
 /// Locks and opens the store, with a progress bar.
@@ -201,11 +207,13 @@ impl Chore {
     }
 }
 
-/// Prints the line that scripts wait for. On its own thread, because standard output may be closed, or its reader may have
+/// Prints the lines that scripts wait for, one for each address, in one write. On its own thread, because standard output may be
+/// closed, or its reader may have
 /// stopped reading.
-fn announce(address: String) -> io::Result<()> {
+fn announce(addresses: Vec<String>) -> io::Result<()> {
     let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
-        let _ = writeln!(std::io::stdout(), "listening on {address}");
+        let lines: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
+        let _ = std::io::stdout().write_all(lines.as_bytes());
     });
     announced.map(drop)
 }

@@ -133,7 +133,8 @@ fn a_get_allocates_at_most_twice_and_a_put_at_most_four_times() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let connections = api.connections();
-    let engine = HttpServer::hyper(Listener::Tcp(listener), None, connections, Arc::clone(&api)).expect("it starts");
+    let engine =
+        HttpServer::hyper(vec![Listener::Tcp(listener)], None, connections, Arc::clone(&api)).expect("it starts");
     let mut client = TcpStream::connect(address).expect("it listens");
     client.set_read_timeout(Some(Duration::from_secs(60))).expect("it is no zero");
     let whole_put = with_hyper(&mut client, "PUT", VALUE);

@@ -93,8 +93,19 @@ impl Running {
     /// Starts a command with this as its standard error, which is collected only where it is a new pipe.
     #[track_caller]
     pub fn start_with_stderr(command: &mut Command, stderr: Stdio) -> Self {
+        Self::start_with(command, Stdio::null(), stderr)
+    }
+
+    /// Starts a command with this as its standard input.
+    #[track_caller]
+    pub fn start_with_stdin(command: &mut Command, stdin: Stdio) -> Self {
+        Self::start_with(command, stdin, Stdio::piped())
+    }
+
+    #[track_caller]
+    fn start_with(command: &mut Command, stdin: Stdio, stderr: Stdio) -> Self {
         let what = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
         let stdout = Output::collect(child.stdout.take().expect("it is piped"));
         let stderr = match child.stderr.take() {

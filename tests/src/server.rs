@@ -175,7 +175,8 @@ impl Setup {
         command
     }
 
-    fn prepared(&self, mut command: Command) -> Command {
+    /// A command that runs in the folder, with no variable of ours from outside.
+    pub fn prepared(&self, mut command: Command) -> Command {
         command.current_dir(self.folder());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VKOG_") || name == "RUST_LOG" {
@@ -266,6 +267,8 @@ impl Setup {
 pub struct Server {
     process: Running,
     address: String,
+    /// What it wrote to standard output when it started.
+    announced: String,
     client: Client,
     setup: Setup,
 }
@@ -289,15 +292,15 @@ impl Server {
         if !process.stdout.wait_for(|text| text.contains('\n')) {
             panic!("it does not listen: {}", process.wait());
         }
-        let line = process.stdout.text();
+        let announced = process.stdout.text();
         let before = format!("listening on {}", setup.scheme());
-        let address = line.strip_prefix(&before).and_then(|rest| rest.strip_suffix('\n'));
-        let address = address.unwrap_or_else(|| panic!("it says {line:?}: {}", process.stderr.text())).to_owned();
-        let client = setup.client(&address, &process);
-        Self { process, address, client, setup: setup.clone() }
+        let address = announced.strip_prefix(&before).and_then(|rest| rest.split_once('\n'));
+        let (address, _) = address.unwrap_or_else(|| panic!("it says {announced:?}: {}", process.stderr.text()));
+        let (address, client) = (address.to_owned(), setup.client(address, &process));
+        Self { process, address, announced, client, setup: setup.clone() }
     }
 
-    /// Returns the address, `ip:port`.
+    /// Returns the address, `ip:port`: the first one if there are several.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -402,9 +405,9 @@ impl Server {
     /// Waits until the server is gone, after a signal.
     #[track_caller]
     pub fn wait(self) -> Exit {
-        let Self { process, address, setup, .. } = self;
+        let Self { process, announced, .. } = self;
         let exit = process.wait();
-        assert_eq!(exit.stdout, format!("listening on {}{address}\n", setup.scheme()), "standard output of {exit}");
+        assert_eq!(exit.stdout, announced, "standard output of {exit}");
         exit
     }
 }

@@ -83,7 +83,9 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
         }
     }
     if triple.contains("linux") {
-        copy("dist/vkog.service".as_ref(), &folder.join("systemd"))?;
+        for unit in ["dist/vkog.service", "dist/vkog.socket"] {
+            copy(unit.as_ref(), &folder.join("systemd"))?;
+        }
     }
     generate(&folder, triple == native)?;
     document(&folder.join("api"))?;

@@ -5,8 +5,8 @@ use vkog_plugin_host::{Refusal, Verb};
 use vkog_runtime::can_allocate;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
-/// The maximum length of a key, in bytes.
-pub const KEY_MAX: usize = 1024;
+pub use vkog_store::KEY_MAX;
+
 /// The maximum length of a media type, in bytes.
 pub const CONTENT_TYPE_MAX: usize = 255;
 

@@ -17,7 +17,7 @@ static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
     let address = listener.local_addr().expect("it is bound");
     // It serves until the process ends.
     let api = server::start();
-    let engine = HttpServer::hyper(Listener::Tcp(listener), None, api.connections(), api);
+    let engine = HttpServer::hyper(vec![Listener::Tcp(listener)], None, api.connections(), api);
     std::mem::forget(engine.expect("it serves"));
     address
 });

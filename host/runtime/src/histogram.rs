@@ -37,9 +37,14 @@ fn end(bucket: usize) -> u64 {
 impl Histogram {
     /// Records a duration.
     pub fn record(&self, time: Duration) {
+        self.record_sample(time, 1);
+    }
+
+    /// Records a duration that stands for `count` durations, all but one of which were not measured.
+    pub fn record_sample(&self, time: Duration, count: u64) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.counts[bucket(ns)].fetch_add(1, Relaxed);
-        self.total_ns.fetch_add(ns, Relaxed);
+        self.counts[bucket(ns)].fetch_add(count, Relaxed);
+        self.total_ns.fetch_add(ns.saturating_mul(count), Relaxed);
     }
 
     /// The number of durations that were recorded.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::buckets::Buckets;
 use crate::http::{RequestHead, Response};
 use vkog_runtime::{Counts, Histogram};
 
@@ -15,8 +16,8 @@ pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "
 /// The classes of statuses.
 pub(super) const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// The number of requests of a method that each thread times at first; then it times one in [`TIMED_EVERY`], because reading
-/// the clock twice costs more than counting.
+/// The number of requests of a method that each thread times at first, a multiple of [`TIMED_EVERY`]; then it times one in that
+/// number, because reading the clock twice costs more than counting.
 const TIMED_FIRST: u64 = 256;
 /// See [`TIMED_FIRST`].
 const TIMED_EVERY: u64 = 64;
@@ -29,8 +30,10 @@ const FAILURES_MAX: u32 = 20;
 pub(super) struct AccessLog {
     /// Received requests by method; then completed requests by method and class.
     counts: Counts<{ METHODS.len() * (1 + CLASSES.len()) }>,
-    /// The time to the response, by method.
+    /// The time to the response, by method. A time stands for as many requests as were not timed since the one before.
     times: [Histogram; METHODS.len()],
+    /// The times as they were last returned, by method.
+    shown: Mutex<[Buckets; METHODS.len()]>,
     /// Whether every request is logged.
     logs_all: AtomicBool,
     failures: Mutex<Failures>,
@@ -49,6 +52,8 @@ pub(super) struct RequestSpan {
     log: &'static AccessLog,
     head: Arc<RequestHead>,
     started: Option<Instant>,
+    /// The number of requests that its time stands for.
+    stands_for: u64,
     ended: bool,
 }
 
@@ -67,9 +72,15 @@ impl AccessLog {
     /// Starts the span of a received request.
     pub(super) fn start(&'static self, head: &Arc<RequestHead>) -> RequestSpan {
         let before = self.counts.count(head.method as usize);
-        let timed = self.logs_all.load(Relaxed) || before < TIMED_FIRST || before.is_multiple_of(TIMED_EVERY);
-        let started = timed.then(Instant::now);
-        RequestSpan { log: self, head: Arc::clone(head), started, ended: false }
+        let is_sampled = !self.logs_all.load(Relaxed) && before > TIMED_FIRST;
+        let started = (!is_sampled || before.is_multiple_of(TIMED_EVERY)).then(Instant::now);
+        let stands_for = if is_sampled { TIMED_EVERY } else { 1 };
+        RequestSpan { log: self, head: Arc::clone(head), started, stands_for, ended: false }
+    }
+
+    /// Returns the number of responses to a method.
+    pub(super) fn all_responses(&self, method: usize) -> u64 {
+        (0..CLASSES.len()).map(|class| self.responses(method, class)).sum()
     }
 
     /// Returns the number of responses to a method with a status of this class.
@@ -85,9 +96,11 @@ impl AccessLog {
         all(0..METHODS.len()).saturating_sub(completed)
     }
 
-    /// Returns the times to the responses to a method.
-    pub(super) fn times(&self, method: usize) -> &Histogram {
-        &self.times[method]
+    /// Returns the times to the responses to a method. The count is that of all responses.
+    pub(super) fn times(&self, method: usize) -> Buckets {
+        let mut shown = self.shown.lock();
+        shown[method].raise(&self.times[method], self.all_responses(method));
+        shown[method]
     }
 }
 
@@ -136,7 +149,7 @@ impl RequestSpan {
         log.counts.count(counter(method, usize::from(status / 100).clamp(1, CLASSES.len()) - 1));
         let took = self.started.map(|started| started.elapsed());
         if let Some(took) = took {
-            log.times[method].record(took);
+            log.times[method].record_sample(took, self.stands_for);
         }
         let failed = status >= 500 || status == 401;
         let logs_all = log.logs_all.load(Relaxed);
@@ -183,7 +196,19 @@ mod tests {
         let put = Method::Put as usize;
         let counted: Vec<u64> = (0..CLASSES.len()).map(|class| requests.responses(put, class)).collect();
         assert_eq!((counted.as_slice(), requests.in_flight()), (&[0, 1, 0, 0, 1][..], 0));
-        assert_eq!(requests.times(put).count(), 2);
+        assert_eq!(requests.times(put).count, 2);
+    }
+
+    #[test]
+    fn all_requests_are_counted_of_which_some_are_timed() {
+        let requests = AccessLog::leaked();
+        let head = Arc::new(RequestHead::new(Method::Get, "/k/a".to_owned(), Headers::default(), None));
+        for count in 1..=1000 {
+            requests.start(&head).end(Response::new(200, &b""[..]));
+            assert_eq!(requests.times(Method::Get as usize).count, count);
+        }
+        let sampled = requests.times[Method::Get as usize].count();
+        assert!((1000 - TIMED_EVERY..=1000).contains(&sampled), "the sample stands for {sampled}");
     }
 
     #[test]

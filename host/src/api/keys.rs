@@ -40,8 +40,16 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     let [prefix, after, limit, delimiter, count] =
         parameters(query, ["prefix", "after", "limit", "delimiter", "count"])?;
     let prefix = prefix.unwrap_or_default();
+    let limit = match limit {
+        None => LIMIT_MAX,
+        Some(text) => match text.parse() {
+            Ok(limit @ 1..=LIMIT_MAX) => limit,
+            _ => return Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
+        },
+    };
+    // Generated clients also send the default limit, which has no meaning here.
     if let Some(count) = count {
-        return if count.is_empty() && after.is_none() && limit.is_none() && delimiter.is_none() {
+        return if count.is_empty() && after.is_none() && delimiter.is_none() {
             Ok(Query::Count { prefix })
         } else {
             Err(Problem::new(400, "count takes no value and can be combined only with prefix"))
@@ -50,13 +58,6 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     if delimiter.as_ref().is_some_and(String::is_empty) {
         return Err(Problem::new(400, "delimiter is empty; use a delimiter such as /, or remove the parameter"));
     }
-    let limit = match limit {
-        None => LIMIT_MAX,
-        Some(text) => match text.parse() {
-            Ok(limit @ 1..=LIMIT_MAX) => limit,
-            _ => return Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
-        },
-    };
     Ok(Query::Page(Listing { prefix, after, limit, delimiter }))
 }
 
@@ -136,6 +137,12 @@ mod tests {
         };
         assert_eq!((listing.prefix.as_str(), listing.after.as_deref()), ("a/b", Some("a b+%20")));
         assert_eq!((listing.delimiter.as_deref(), listing.limit), (Some("\u{e9}"), 7));
+        for query in ["count&prefix=%61", "limit=1000&count=&prefix=a"] {
+            assert!(matches!(parse_query(query), Ok(Query::Count { prefix }) if prefix == "a"), "{query}");
+        }
+        for query in ["count=1", "count&after=a", "count&delimiter=/", "count&limit=0"] {
+            assert!(parse_query(query).is_err(), "{query}");
+        }
         assert!(matches!(parse_query("count&prefix=%61"), Ok(Query::Count { prefix }) if prefix == "a"));
     }
 }

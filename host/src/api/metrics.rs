@@ -1,10 +1,9 @@
-//! `/metrics`: the metrics of the store, of requests and of plugins in the OpenMetrics format.
+//! `/metrics`: the metrics of the store, of requests and of plugins.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -13,35 +12,33 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::access_log::{AccessLog, CLASSES, METHODS};
+use super::buckets::{BOUNDS, Buckets};
+use super::exposition::{Exposition, to_prometheus};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, Metric};
-use vkog_runtime::Histogram;
 use vkog_store::{Fsync, Store as _};
 
-/// The upper bounds of the histograms' buckets.
-const BUCKETS: [Duration; 8] = [
-    Duration::from_nanos(100),
-    Duration::from_micros(1),
-    Duration::from_micros(10),
-    Duration::from_micros(100),
-    Duration::from_millis(1),
-    Duration::from_millis(10),
-    Duration::from_millis(100),
-    Duration::from_secs(1),
-];
-
-/// Encodes all metrics.
-pub(super) fn text(engine: &Arc<Engine>, log: &'static AccessLog, connections: &Arc<ConnectionCounts>) -> Response {
+/// Encodes all metrics in one of the formats.
+pub(super) fn text(
+    engine: &Arc<Engine>,
+    log: &'static AccessLog,
+    connections: &Arc<ConnectionCounts>,
+    exposition: Exposition,
+) -> Response {
     let mut registry = Registry::default();
     let (engine, connections) = (Arc::clone(engine), Arc::clone(connections));
     registry.register_collector(Box::new(Numbers { engine, log, connections }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
+    if exposition == Exposition::Prometheus {
+        text = to_prometheus(&text);
+    }
     Response::new(200, text.into_bytes())
-        .with_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .with_header("Content-Type", exposition.content_type())
+        .with_header("Vary", "Accept")
 }
 
 /// The sources of the metrics, which are read at each request.
@@ -136,13 +133,13 @@ impl Numbers {
             }
         }
         let help =
-            "Time from the head to the response: of the first requests, then of one in 64, and of every logged request";
+            "Time from the head to the response; the count is exact, buckets and sum are extrapolated from a sample";
         let mut family =
             encoder.encode_descriptor("vkog_request", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (method, name) in METHODS.into_iter().enumerate() {
             let times = self.log.times(method);
-            if times.count() > 0 {
-                histogram(family.encode_family(&[("method", name)])?, times)?;
+            if times.count > 0 {
+                histogram(family.encode_family(&[("method", name)])?, &times)?;
             }
         }
         Ok(())
@@ -170,7 +167,7 @@ impl Numbers {
     fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Time to sync the log to disk";
         let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        histogram(descriptor, self.engine.store().syncs())?;
+        histogram(descriptor, &Buckets::of(self.engine.store().syncs()))?;
         let mode = match self.engine.store().fsync() {
             Fsync::Always => "always".to_owned(),
             Fsync::Every(interval) => format!("{interval:?}"),
@@ -210,24 +207,22 @@ fn hooks(encoder: &mut DescriptorEncoder<'_>, chain: &Chain) -> fmt::Result {
     let help = "How long calls took: of the first, then of one in 256; of all where there is a budget";
     let mut family =
         encoder.encode_descriptor("vkog_plugin_call", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-    each(&mut |labels, _, stats| histogram(family.encode_family(labels)?, stats.times()))
+    each(&mut |labels, _, stats| histogram(family.encode_family(labels)?, &Buckets::of(stats.times())))
 }
 
 fn counter(mut encoder: MetricEncoder<'_>, value: u64) -> fmt::Result {
     encoder.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)
 }
 
-fn histogram(mut encoder: MetricEncoder<'_>, times: &Histogram) -> fmt::Result {
+fn histogram(mut encoder: MetricEncoder<'_>, times: &Buckets) -> fmt::Result {
     let mut below = 0;
-    let mut buckets = Vec::with_capacity(BUCKETS.len() + 1);
-    for bound in BUCKETS {
-        let at_most = times.at_most(bound);
-        buckets.push((bound.as_secs_f64(), at_most.saturating_sub(below)));
+    let mut buckets = Vec::with_capacity(BOUNDS.len() + 1);
+    for (bound, at_most) in BOUNDS.into_iter().zip(times.at_most) {
+        buckets.push((bound.as_secs_f64(), at_most - below));
         below = at_most;
     }
-    let count = times.count().max(below);
-    buckets.push((f64::INFINITY, count - below));
-    encoder.encode_histogram::<[(&str, &str); 0]>(times.total().as_secs_f64(), count, &buckets, None)
+    buckets.push((f64::INFINITY, times.count - below));
+    encoder.encode_histogram::<[(&str, &str); 0]>(times.total.as_secs_f64(), times.count, &buckets, None)
 }
 
 /// Returns the name of a plugin's metric among all metrics. The encoder adds `_total` to the name of a counter.

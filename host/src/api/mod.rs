@@ -4,9 +4,11 @@
 mod access_log;
 mod auth;
 mod batch;
+mod buckets;
 mod cors;
 mod entry;
 mod etag;
+mod exposition;
 mod health;
 mod json;
 mod keys;
@@ -37,6 +39,7 @@ pub use auth::Authorizer;
 use auth::{Credential, Scope};
 use batch::{BatchRoute, Format};
 use cors::Grant;
+use exposition::Exposition;
 use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
@@ -189,7 +192,7 @@ impl Api {
             "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
             "/metrics" => {
                 self.auth.check(head, Permission::Read, Scope::All)?;
-                Err(metrics::text(&self.engine, self.log, &self.connections))
+                Err(metrics::text(&self.engine, self.log, &self.connections, Exposition::of(head)))
             }
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::cors;
 use super::problem::Problem;
-use crate::config::{Auth, Proxy, split_port};
+use crate::config::{Auth, Proxy, ProxyHeader, forwarded_parameter, split_port};
 use crate::http::RequestHead;
 use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
@@ -77,10 +77,14 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
     let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
     // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
     let host = head.authority().unwrap_or(field);
+    let public = PublicAddress::of(head, &auth.proxy);
     let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
     let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
-    if auth.checks_host
-        && let Some(host) = head.authority().into_iter().chain([field]).find(is_foreign)
+    // No browser reaches a Unix socket, but a proxy may pass on what it gets from one.
+    let checks_host = if head.client.is_some() { auth.checks_host } else { !auth.allowed_hosts.is_empty() };
+    if checks_host
+        && let Some(host) =
+            head.authority().into_iter().chain([field]).chain(public.hosts.iter().copied()).find(is_foreign)
     {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
@@ -100,13 +104,51 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
             return true;
         }
         let authority = str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
-        authority.is_some_and(|(_, own)| may_be_own && own.eq_ignore_ascii_case(host) || is_allowed(own))
+        authority.is_some_and(|(scheme, own)| may_be_own && public.is_own(scheme, own, host) || is_allowed(own))
     };
     if (may_be_own || origins.peek().is_some()) && origins.all(is_trusted) {
         return Ok(());
     }
     let way_out = "add the host of its origin to allowed-hosts (--allowed-hosts), or require tokens";
     Err(host_refusal(403, format!("Rejected a request of another site; {way_out}")))
+}
+
+/// The address that the client used, as reported by a trusted proxy. Each of several proxies may have reported one.
+#[derive(Default)]
+struct PublicAddress<'a> {
+    hosts: Vec<&'a str>,
+    schemes: Vec<&'a str>,
+}
+
+impl<'a> PublicAddress<'a> {
+    /// Reads the header fields of a trusted proxy. Invalid host names are left out.
+    fn of(head: &'a RequestHead, proxy: &Proxy) -> Self {
+        if proxy.is_empty() || !proxy.trusts(head.client.map(|peer| peer.ip())) {
+            return Self::default();
+        }
+        let elements = |name| {
+            let values = head.headers.all(name).filter_map(|value| str::from_utf8(value).ok());
+            values.flat_map(|value| value.split(',').map(str::trim)).filter(|element| !element.is_empty())
+        };
+        let (mut hosts, schemes): (Vec<&str>, Vec<&str>) = match proxy.header {
+            ProxyHeader::XForwardedFor | ProxyHeader::XRealIp => {
+                (elements("x-forwarded-host").collect(), elements("x-forwarded-proto").collect())
+            }
+            ProxyHeader::Forwarded => {
+                let all = |name| elements("forwarded").filter_map(move |element| forwarded_parameter(element, name));
+                (all("host").collect(), all("proto").collect())
+            }
+        };
+        hosts.retain(|host| is_authority(host.as_bytes()));
+        Self { hosts, schemes }
+    }
+
+    /// Whether a page of this scheme and authority came from the server, which the request names `host`.
+    fn is_own(&self, scheme: &str, authority: &str, host: &str) -> bool {
+        let is_host = |known: &str| authority.eq_ignore_ascii_case(known);
+        let has_scheme = self.schemes.is_empty() || self.schemes.iter().any(|known| known.eq_ignore_ascii_case(scheme));
+        has_scheme && (is_host(host) || self.hosts.iter().any(|known| is_host(known)))
+    }
 }
 
 /// Returns whether every browser takes a host for this machine, without the domain name system.

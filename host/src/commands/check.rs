@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{bytes, count, entries, lock, read, say};
 use crate::failure::Failure;
-use vkog_store::{Contents, LostLog, StoreError};
+use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;
@@ -29,7 +29,12 @@ struct CheckError {
 /// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
-    let contents = read(lock.store()).map_err(|source| CheckError { path: path.to_owned(), source })?;
+    let contents = read(lock.store()).map_err(|source| {
+        if let StoreError::Unreadable { path, damage: Damage::At { defect: Defect::Entries(left_out), .. } } = &source {
+            left_out_lines(path, left_out).iter().for_each(|line| say(line));
+        }
+        CheckError { path: path.to_owned(), source }
+    })?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
 }
@@ -65,6 +70,26 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
     lines.insert(0, whole);
     if let Some(lost) = contents.lost_log() {
         lines.push(lost_log(lost));
+    }
+    lines
+}
+
+/// Maximum number of lines about entries that cannot be in a store.
+const LEFT_OUT_MAX: usize = 100;
+/// Maximum number of bytes of a key in a line.
+const SHOWN_MAX: usize = 40;
+
+/// Returns the lines about entries that cannot be in a store: their position, the reason, and the start of their keys.
+pub(super) fn left_out_lines(path: &Path, left_out: &[LeftOut]) -> Vec<String> {
+    let shown = path.display();
+    let line = |entry: &LeftOut| {
+        let key = &entry.key[..entry.key.len().min(SHOWN_MAX)];
+        let more = if key.len() < entry.key.len() { "\u{2026}" } else { "" };
+        format!("{shown}: byte {}: {}: \"{}{more}\"", entry.at, entry.reason, key.escape_ascii())
+    };
+    let mut lines: Vec<String> = left_out.iter().take(LEFT_OUT_MAX).map(line).collect();
+    if left_out.len() > LEFT_OUT_MAX {
+        lines.push(format!("{shown}: {} more", entries((left_out.len() - LEFT_OUT_MAX) as u64)));
     }
     lines
 }

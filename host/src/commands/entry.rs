@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use vkog_store::{DEFAULT_CONTENT_TYPE, Entry};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Entry, LeftOut};
 
 /// An entry as a line of JSON.
 #[derive(Serialize, Deserialize)]
@@ -42,5 +42,34 @@ impl<'a> From<&'a Entry> for Line<'a> {
             revision: Some(entry.revision()),
             details_base64: Some(entry.details()).filter(|details| !details.is_empty()).map(base64),
         }
+    }
+}
+
+/// An entry that cannot be in a store, as a line of JSON that becomes one of an import once its key is corrected.
+#[derive(Serialize)]
+pub(super) struct LeftOutLine<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    /// A key that is not text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<String>,
+}
+
+impl<'a> From<&'a LeftOut> for LeftOutLine<'a> {
+    fn from(entry: &'a LeftOut) -> Self {
+        let (key, key_base64) = text_or_base64(&entry.key);
+        let (value, value_base64) = text_or_base64(&entry.value);
+        Self { key, key_base64, value, value_base64 }
+    }
+}
+
+fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(STANDARD.encode(bytes))),
     }
 }

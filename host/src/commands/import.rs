@@ -14,8 +14,8 @@ use super::entry::Line;
 use super::{count, entries, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use vkog_engine::{CONTENT_TYPE_MAX, KEY_MAX};
-use vkog_store::{DEFAULT_CONTENT_TYPE, Import, LocalDisk, Lock, NewEntry, VALUE_MAX};
+use vkog_engine::CONTENT_TYPE_MAX;
+use vkog_store::{DEFAULT_CONTENT_TYPE, Import, InvalidEntry, LocalDisk, Lock, NewEntry, check_entry};
 
 /// Why an import fails. A failed import changes nothing.
 #[derive(Debug, Error)]
@@ -57,12 +57,10 @@ enum Fault {
     LongContentType(usize),
     #[error("content_type must be ASCII text")]
     ContentTypeNotAscii,
-    #[error("the key is empty")]
-    EmptyKey,
-    #[error("the key has {0} bytes, the maximum is {KEY_MAX}")]
-    LongKey(usize),
-    #[error("the value has {0} bytes, the maximum is {VALUE_MAX}")]
-    LongValue(u64),
+    #[error("{0}; no request can write such an entry, either")]
+    Invalid(#[source] InvalidEntry),
+    #[error("the input ends within an entry")]
+    CutOff,
     #[error("not a MessagePack map")]
     NotAMap,
     #[error("the key is not text")]
@@ -172,7 +170,6 @@ fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, I
 
 fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
     let line: Line<'_> = serde_json::from_slice(text)?;
-    check_key(&line.key)?;
     let decode = |name, text: &str| STANDARD.decode(text).map_err(|source| Fault::Base64 { name, source });
     let value = match (&line.value, &line.value_base64) {
         (Some(value), None) => Cow::Borrowed(value.as_bytes()),
@@ -188,27 +185,10 @@ fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
         }
         Some(text) => text,
     };
-    check_value(&value)?;
+    check_entry(line.key.as_bytes(), &value).map_err(Fault::Invalid)?;
     let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
     import.push(&line.key, &NewEntry { value: &value, content_type, details });
     Ok(())
-}
-
-/// Checks the length of a value against the limit of the file format.
-fn check_value(value: &[u8]) -> Result<(), Fault> {
-    match value.len() as u64 {
-        0..=VALUE_MAX => Ok(()),
-        len => Err(Fault::LongValue(len)),
-    }
-}
-
-/// Checks the length of a key against the limits of HTTP.
-fn check_key(key: &str) -> Result<(), Fault> {
-    match key.len() {
-        0 => Err(Fault::EmptyKey),
-        1..=KEY_MAX => Ok(()),
-        len => Err(Fault::LongKey(len)),
-    }
 }
 
 fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {
@@ -222,12 +202,11 @@ fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {
                 let start = rest;
                 for _ in 0..rmp::decode::read_map_len(&mut rest).map_err(|_| at(start, Fault::NotAMap))? {
                     let start = rest;
-                    let key = take_bytes(&mut rest).and_then(|key| str::from_utf8(key).ok());
-                    let key = key.ok_or_else(|| at(start, Fault::KeyIsNotText))?;
-                    check_key(key).map_err(|fault| at(start, fault))?;
-                    let start = rest;
-                    let value = take_bytes(&mut rest).ok_or_else(|| at(start, Fault::NotAValue))?;
-                    check_value(value).map_err(|fault| at(start, fault))?;
+                    let key = take_bytes(&mut rest).ok_or_else(|| at(start, wrong(start, Fault::KeyIsNotText)))?;
+                    let value_start = rest;
+                    let value =
+                        take_bytes(&mut rest).ok_or_else(|| at(value_start, wrong(value_start, Fault::NotAValue)))?;
+                    let key = check_entry(key, value).map_err(|invalid| at(start, Fault::Invalid(invalid)))?;
                     import.push(key, &NewEntry { value, content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() });
                     bar.set((data.len() - rest.len()) as u64, data.len() as u64);
                 }
@@ -242,6 +221,14 @@ fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {
         }
     }
     if rest.is_empty() { Ok(import) } else { Err(at(rest, Fault::TrailingBytes)) }
+}
+
+/// Why no text and no byte string could be taken from the start of `rest`: it is something else, or it is cut off.
+fn wrong(rest: &[u8], otherwise: Fault) -> Fault {
+    use rmp::Marker::{Bin8, Bin16, Bin32, FixStr, Str8, Str16, Str32};
+    let is_bytes =
+        |marker: &u8| matches!(rmp::Marker::from_u8(*marker), FixStr(_) | Str8 | Str16 | Str32 | Bin8 | Bin16 | Bin32);
+    if rest.first().is_none_or(is_bytes) { Fault::CutOff } else { otherwise }
 }
 
 /// A string or a byte string.
@@ -277,14 +264,16 @@ mod tests {
             (r#"{"key":"a","value_base64":"!"}"#, "not base64"),
             (r#"{"key":"a","value":1}"#, "invalid type"),
             (r#"{"key":"a","value":"1","vlaue":"2"}"#, "unknown field"),
-            (r#"{"key":"","value":"1"}"#, "empty"),
+            (r#"{"key":"","value":"1"}"#, "the key is empty"),
+            (r#"{"key":"a","value":""}"#, "the value is empty"),
             (r#"{"key":"a","value":"1","content_type":"a\nb"}"#, "ASCII"),
         ] {
             let error = lines(&format!("{good}\n{good}\n{bad}\n")).expect_err(bad);
             assert!(error.starts_with("line 3: ") && error.contains(fact) && !error.contains("at line"), "{error}");
         }
-        let long = format!(r#"{{"key":"{}","value":"1"}}"#, "k".repeat(KEY_MAX + 1));
-        assert_eq!(lines(&long), Err("line 1: the key has 1025 bytes, the maximum is 1024".to_owned()));
+        let long = format!(r#"{{"key":"{}","value":"1"}}"#, "k".repeat(vkog_store::KEY_MAX + 1));
+        let expected = "line 1: the key has 1025 bytes, 1024 is the most; no request can write such an entry, either";
+        assert_eq!(lines(&long), Err(expected.to_owned()));
     }
 
     #[test]
@@ -294,9 +283,14 @@ mod tests {
         let map = b"\x82\xa2KV\x82\xa1a\xa11\xa1b\xc4\x01\xff\xa6KVSize\x04";
         assert_eq!(read(map), Ok(2));
         for end in 0..map.len() {
-            assert!(read(&map[..end]).is_err(), "cut off at {end}");
+            let error = read(&map[..end]).expect_err("it is cut off");
+            // Within the entries, it says so.
+            assert!(!(5..13).contains(&end) || error.ends_with("the input ends within an entry"), "{end}: {error}");
         }
-        assert_eq!(read(b"\x81\xa2KV\x81\xa0\xa11"), Err("byte 5: the key is empty".to_owned()));
+        assert_eq!(
+            read(b"\x81\xa2KV\x81\xa0\xa11"),
+            Err("byte 5: the key is empty; no request can write such an entry, either".to_owned())
+        );
         assert!(read(b"\x81\xa4VKOG\x80").is_err_and(|fact| fact.contains("vkog export")));
         assert_eq!(read(b"\x81\xa2KV\x80\x00"), Err("byte 5: bytes follow the map".to_owned()));
     }

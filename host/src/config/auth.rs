@@ -20,7 +20,7 @@ pub struct Auth {
     pub allowed_hosts: Vec<AllowedHost>,
     /// The origins whose web pages may use the server.
     pub cors: Vec<CorsOrigin>,
-    /// Whether a request without a token must have one of these names in its `Host` header.
+    /// Whether a request without a token that arrives by TCP must have one of these names in its `Host` header.
     pub checks_host: bool,
     /// The proxies whose header fields name the client.
     pub proxy: Proxy,
@@ -63,15 +63,16 @@ pub struct Token {
 }
 
 impl Auth {
-    /// Returns the rules for a listener that only this machine can reach (`is_local`), or that other machines can reach.
+    /// Returns the rules for a server that only this machine can reach (`is_local`), or that other machines can reach at one of
+    /// its addresses.
     ///
     /// # Errors
     ///
-    /// Other machines can reach the listener, and no token is configured; or web pages of all origins may use a server that
+    /// Other machines can reach the server, and no token is configured; or web pages of all origins may use a server that
     /// requires no token.
-    pub fn for_listener(mut self, is_local: bool) -> Result<Self, AuthError> {
+    pub fn for_listeners(mut self, is_local: bool) -> Result<Self, AuthError> {
         // The names of an address that other machines can reach are unknown, unless they are configured.
-        self.checks_host = self.checks_host && is_local || !self.allowed_hosts.is_empty();
+        self.checks_host = is_local || !self.allowed_hosts.is_empty();
         let auth = match self {
             _ if self.open || !self.tokens.is_empty() => self,
             _ if is_local => Self { open: true, ..self },

@@ -53,12 +53,18 @@ pub enum Conflict {
     /// TLS with tiny_http.
     #[error("tiny_http does not support TLS; use --http hyper")]
     TinyTls,
-    /// TLS at a Unix socket.
-    #[error("a Unix socket does not need TLS; remove it, or listen on host:port")]
-    UnixTls,
     /// A limit below which no value fits.
     #[error("no value fits into 0 bytes; choose a larger size, or remove the option")]
     Zero,
+    /// A certificate without an address that uses TLS.
+    #[error("no --listen address uses TLS: a Unix socket and http:// do not; remove it, or listen on host:port")]
+    UnusedTls,
+    /// `https://` without a certificate.
+    #[error("https:// needs a certificate; give --tls-cert and --tls-key, or remove https://")]
+    HttpsWithoutCertificate,
+    /// A file mode without a Unix socket that has a file.
+    #[error("no --listen address is a Unix socket with a file; remove it, or listen on unix:PATH")]
+    NoSocketFile,
     /// Values that are larger than a store can hold.
     #[error("the maximum size of a value is {max} bytes; choose a smaller size")]
     ValueMax {
@@ -210,9 +216,15 @@ pub enum ValueError {
     /// `unix:` without a path.
     #[error("the path is missing; write unix:PATH")]
     NoPath,
-    /// Neither `host:port` nor `unix:PATH`.
-    #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0) or unix:PATH")]
+    /// Neither a TCP address nor a Unix socket.
+    #[error("not an address; write host:port (127.0.0.1:3110, [::1]:0), :port for all interfaces, or unix:PATH")]
     Address,
+    /// `unix:@NAME` on another system than Linux.
+    #[error("only Linux has abstract sockets; write unix:PATH, and unix:./@NAME for a file whose name begins with @")]
+    AbstractSocket,
+    /// Not the permission bits of a file.
+    #[error("not a file mode; write three or four octal digits such as 0660")]
+    Mode,
     /// Neither `always` nor `never` nor a duration.
     #[error("not an interval; write always, never, or a duration such as 100ms or 1s")]
     Fsync,

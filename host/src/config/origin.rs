@@ -89,16 +89,19 @@ impl ProxyHeader {
         let text = str::from_utf8(element).ok()?;
         let node = match self {
             Self::XForwardedFor | Self::XRealIp => text.trim(),
-            Self::Forwarded => {
-                let pairs = text.split(';').filter_map(|pair| pair.split_once('='));
-                let (_, node) = pairs.into_iter().find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-                let node = node.trim();
-                node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(node)
-            }
+            Self::Forwarded => forwarded_parameter(text, "for")?,
         };
         let bare = node.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(node);
         node.parse().or_else(|_| bare.parse().map(|address: IpAddr| SocketAddr::new(address, 0))).ok()
     }
+}
+
+/// Returns a parameter of one element of `Forwarded`, without quotation marks.
+pub fn forwarded_parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.find(|(known, _)| known.trim().eq_ignore_ascii_case(name))?;
+    let value = value.trim();
+    Some(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
 }
 
 /// The table `[proxy]`: which peers are proxies that say who the client is.

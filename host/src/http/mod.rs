@@ -13,7 +13,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::body::BodyBuffer;
 pub use self::budget::{Budget, Exhausted, Share, default_limit};
@@ -25,9 +25,11 @@ pub use self::tls::{Certificate, Tls, TlsError, TlsFiles};
 
 /// A listening socket.
 pub enum Listener {
-    /// `host:port`
+    /// A TCP address without TLS.
     Tcp(TcpListener),
-    /// `unix:PATH`
+    /// A TCP address with TLS.
+    Tls(TcpListener),
+    /// A Unix socket.
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixListener),
 }
@@ -54,41 +56,50 @@ impl ConnectionCounts {
 
 /// A running server.
 pub enum HttpServer {
-    /// On tiny_http.
-    Tiny(TinyServer),
+    /// On tiny_http: a server for each listening socket.
+    Tiny(Vec<TinyServer>),
     /// On hyper.
     Hyper(HyperServer),
 }
 
 impl HttpServer {
-    /// Serves on a listening socket with tiny_http, until [`stop`](Self::stop). From then on Linux schedules the calling
+    /// Serves on listening sockets with tiny_http, until [`stop`](Self::stop). From then on Linux schedules the calling
     /// thread as `SCHED_BATCH`.
     ///
     /// # Errors
     ///
-    /// The system refuses to listen or to start a thread.
-    pub fn tiny<S: Service>(listener: Listener, service: Arc<S>) -> io::Result<Self> {
-        TinyServer::start(listener, service).map(Self::Tiny)
+    /// A socket is one for TLS, or the system refuses to listen or to start a thread.
+    pub fn tiny<S: Service>(listeners: Vec<Listener>, service: Arc<S>) -> io::Result<Self> {
+        let start = |listener| TinyServer::start(listener, Arc::clone(&service));
+        listeners.into_iter().map(start).collect::<Result<_, _>>().map(Self::Tiny)
     }
 
-    /// Serves on a listening socket with hyper, until [`stop`](Self::stop). Speaks TLS if it is given a certificate.
+    /// Serves on listening sockets with hyper, until [`stop`](Self::stop). All of them share the event loops and the limit of
+    /// connections. Sockets for TLS need `tls`.
     ///
     /// # Errors
     ///
     /// The system refuses to listen or to start a thread.
     pub fn hyper<S: Service>(
-        listener: Listener,
+        listeners: Vec<Listener>,
         tls: Option<Arc<Tls>>,
         connections: Arc<ConnectionCounts>,
         service: Arc<S>,
     ) -> io::Result<Self> {
-        HyperServer::start(listener, tls, connections, service).map(Self::Hyper)
+        HyperServer::start(listeners, tls, connections, service).map(Self::Hyper)
     }
 
     /// Accepts no further requests and waits for those in flight. Returns whether all were answered before the timeout.
     pub fn stop(self, timeout: Duration) -> bool {
         match self {
-            Self::Tiny(server) => server.stop(timeout),
+            Self::Tiny(servers) => {
+                let deadline = Instant::now() + timeout;
+                servers.iter().for_each(TinyServer::close);
+                let left = || deadline.saturating_duration_since(Instant::now());
+                // Each one, also after one that was too late.
+                let drained: Vec<bool> = servers.iter().map(|server| server.drain(left())).collect();
+                drained.into_iter().all(|drained| drained)
+            }
             Self::Hyper(server) => server.stop(timeout),
         }
     }

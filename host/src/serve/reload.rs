@@ -58,7 +58,7 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
         let configured = self.configured.lock();
         let config = configured()?;
         let source = config.served_plugins();
-        let auth = config.auth.for_listener(self.is_local)?;
+        let auth = config.auth.for_listeners(self.is_local)?;
         // Everything that can fail comes before the first change.
         let certificate = config.tls.as_ref().map(Certificate::read).transpose()?;
         if self.tls.is_some() != certificate.is_some() {

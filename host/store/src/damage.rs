@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::invalid::LeftOut;
+
 /// Why a file of a store cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -102,9 +104,17 @@ pub enum Defect {
     /// It is not MessagePack, or not a store.
     #[error("not MessagePack, or not a store,")]
     NotAStore,
-    /// A key is not UTF-8, or too long.
-    #[error("a key that is not UTF-8 or too long")]
-    Key,
+    /// It ends before its content does.
+    #[error("it is truncated")]
+    CutOff,
+    /// It has entries that cannot be in a store.
+    #[error(
+        "{} {} that no request can write{}",
+        .0.len(),
+        if .0.len() == 1 { "entry" } else { "entries" },
+        .0.first().map(|first| format!(", the first ({})", first.reason)).unwrap_or_default()
+    )]
+    Entries(Vec<LeftOut>),
     /// It has a part that no store has.
     #[error("an unknown part \"{0}\"")]
     UnknownPart(String),

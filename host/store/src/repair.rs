@@ -11,6 +11,7 @@ use super::damage::{Damage, Defect};
 use super::disk::{Disk, File, LocalDisk, ReadOnlyDisk};
 use super::entry::Entry;
 use super::error::{StoreError, unreadable, unwritable};
+use super::invalid::LeftOut;
 use super::map::Map;
 use super::options::microseconds;
 use super::paths::{Paths, beside};
@@ -42,6 +43,8 @@ pub struct Repaired {
     pub revision: u64,
     /// The damaged files, under their new names.
     pub moved: Vec<Moved>,
+    /// The entries of a file of the Go program that cannot be in a store. The damaged file has them, too.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// The result of salvaging a file.
@@ -128,11 +131,24 @@ pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError>
     let mut salvage = Salvage::of_snapshot(&paths, progress)?;
     salvage.add_log(&paths.log, progress)?;
     salvage.add_log(&paths.next, progress)?;
-    let nothing = salvage.files.iter().all(|file| !file.origin.is_something());
+    let nothing = salvage.files.iter().all(|file| !file.has_something());
     if nothing {
         return Err(unreadable(path)(Damage::at(0, Defect::NothingToSalvage)));
     }
     salvage.finish(&paths).map(Repair::Repaired)
+}
+
+impl Salvaged {
+    /// Whether the file holds anything, as far as is known: a file without an entry may be all that a store had, unless a part of
+    /// it is lost.
+    fn has_something(&self) -> bool {
+        let is_empty = match self.origin {
+            Origin::Snapshot { entries, unverified, .. } => entries + unverified == 0,
+            Origin::GoFile { entries } => entries == 0,
+            _ => false,
+        };
+        self.origin.is_something() && (!is_empty || self.lost.is_empty())
+    }
 }
 
 impl Origin {
@@ -157,6 +173,7 @@ struct Salvage {
     /// The revision of the last removal of each key that a log removed.
     removed: HashMap<Box<str>, u64>,
     files: Vec<Salvaged>,
+    left_out: Vec<LeftOut>,
 }
 
 impl Salvage {
@@ -171,6 +188,7 @@ impl Salvage {
             store: 0,
             removed: HashMap::new(),
             files: Vec::new(),
+            left_out: Vec::new(),
         };
         let Some(file) = open(&paths.file)? else { return Ok(salvage) };
         let len = file.len().map_err(unreadable(&paths.file))?;
@@ -189,7 +207,10 @@ impl Salvage {
         if found.kind == Kind::Unknown {
             lost.push(Lost { at: 0, bytes: len, entries: None, is_tail: false });
         }
-        let go_is_whole = found.kind == Kind::Go && snapshot::read(&*file, random(), &|_| 0, progress).is_ok();
+        let read = || snapshot::read(&*file, random(), &|_| 0, progress);
+        let is_whole = |damage| matches!(damage, Damage::At { defect: Defect::Entries(_), .. });
+        let go_is_whole = found.kind == Kind::Go && read().map_or_else(is_whole, |_| true);
+        salvage.left_out = found.left_out;
         salvage.go_len = go_is_whole.then_some(len);
         salvage.files.push(Salvaged { path: paths.file.clone(), origin, lost });
         salvage.map = found.map;
@@ -272,7 +293,13 @@ impl Salvage {
             return Err(unwritable(&paths.new)(error));
         }
         let moved = move_aside(paths).map_err(unwritable(&paths.file))?;
-        Ok(Repaired { totals: self.map.totals(), files: self.files, revision: self.revision, moved })
+        Ok(Repaired {
+            totals: self.map.totals(),
+            files: self.files,
+            revision: self.revision,
+            moved,
+            left_out: self.left_out,
+        })
     }
 }
 

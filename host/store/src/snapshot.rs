@@ -124,6 +124,15 @@ pub(super) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
+/// Whether a text or a byte string that [`take_bytes`] does not find at the start of `rest` begins there, and goes on behind the
+/// end of the file.
+pub(super) fn is_cut_off(rest: &[u8]) -> bool {
+    use Marker::{Bin8, Bin16, Bin32, FixStr, Str8, Str16, Str32};
+    let is_bytes =
+        |marker: &u8| matches!(Marker::from_u8(*marker), FixStr(_) | Str8 | Str16 | Str32 | Bin8 | Bin16 | Bin32);
+    rest.first().is_none_or(is_bytes)
+}
+
 impl Meta {
     /// The head of a new snapshot. `log` is the salt of the log that follows.
     pub(super) fn new(generation: u64, store: u64, log: u32) -> Self {

@@ -516,6 +516,49 @@ fn a_trusted_proxy_supplies_the_client_address() {
 }
 
 #[test]
+fn a_trusted_proxy_says_which_address_the_browser_used() {
+    let trusted = "[proxy]\ntrusted = [\"127.0.0.1\"]\n";
+    let standard = "[proxy]\ntrusted = [\"127.0.0.1\"]\nheader = \"Forwarded\"\n";
+    let allowed = "allowed-hosts = [\"vkog.example\"]\n";
+    for engine in ENGINES {
+        let asked = |arguments: &[&str], config: &str, headers: &str| {
+            let setup =
+                Setup::new().config(config).args(["--http", engine, "--fsync", "never"]).args(arguments.to_vec());
+            let server = setup.start();
+            let reply = ask(&mut server.wire(), "GET", "/k/k", headers, "");
+            (reply.status, format!("{engine}: {config}{headers}{reply}"))
+        };
+        for (config, headers, status) in [
+            // A proxy may have replaced the host that the browser sent.
+            (trusted, "Host: localhost\r\nX-Forwarded-Host: evil.example\r\n", 421),
+            (trusted, "Host: localhost\r\nX-Forwarded-Host: localhost, evil.example\r\n", 421),
+            (trusted, "Host: localhost\r\nX-Forwarded-Host: localhost:8080\r\n", 404),
+            (standard, "Host: localhost\r\nForwarded: for=1.1.1.1;host=\"evil.example:80\"\r\n", 421),
+            (standard, "Host: localhost\r\nForwarded: for=1.1.1.1;host=localhost\r\n", 404),
+            (&format!("{allowed}{trusted}"), "Host: localhost\r\nX-Forwarded-Host: vkog.example\r\n", 404),
+            // What is no name says nothing, nor does a field that the proxy does not set.
+            (trusted, "Host: localhost\r\nX-Forwarded-Host: a b, ,\r\nX-Forwarded-Proto: ,\r\n", 404),
+            (standard, "Host: localhost\r\nX-Forwarded-Host: evil.example\r\n", 404),
+            ("", "Host: localhost\r\nX-Forwarded-Host: evil.example\r\n", 404),
+            // The scheme belongs to an origin.
+            (trusted, "Host: localhost\r\nOrigin: http://localhost\r\nX-Forwarded-Proto: https\r\n", 403),
+            (trusted, "Host: localhost\r\nOrigin: https://localhost\r\nX-Forwarded-Proto: HTTPS\r\n", 404),
+            (standard, "Host: localhost\r\nOrigin: http://localhost\r\nForwarded: proto=https\r\n", 403),
+            ("", "Host: localhost\r\nOrigin: http://localhost\r\nX-Forwarded-Proto: https\r\n", 404),
+        ] {
+            let (found, reply) = asked(&[], config, headers);
+            assert_eq!(found, status, "{reply}");
+        }
+        // Where no host is known, the proxy's word is that of the page's own.
+        let headers = "Host: inside:1\r\nX-Forwarded-Host: vkog.example\r\nOrigin: https://vkog.example\r\n";
+        for (config, status) in [(trusted, 404), ("", 403)] {
+            let (found, reply) = asked(&["--open", "--listen", "0.0.0.0:0"], config, headers);
+            assert_eq!(found, status, "{reply}");
+        }
+    }
+}
+
+#[test]
 fn the_host_of_an_absolute_target_is_checked_like_the_host_field() {
     for engine in ENGINES {
         let server = serving(&Setup::new().args(["--http", engine, "--fsync", "never"]));

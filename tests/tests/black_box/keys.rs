@@ -136,7 +136,7 @@ fn an_invalid_query_is_refused_with_the_valid_parameters() {
         ("limit=-1", "limit is \"-1\""),
         ("prefix=a&prefix=b", "The parameter prefix is repeated"),
         ("delimiter=", "delimiter is empty"),
-        ("count&limit=1", "count takes no value and can be combined only with prefix"),
+        ("count&after=a", "count takes no value and can be combined only with prefix"),
         ("count=1", "count takes no value"),
         ("prefix=%zz", "prefix is not percent-encoded correctly at byte 0"),
         ("after=a%ff", "after is not UTF-8"),

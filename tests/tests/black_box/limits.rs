@@ -61,6 +61,36 @@ fn a_connection_over_the_limit_is_503_until_another_one_ends() {
 }
 
 #[test]
+fn the_connections_of_all_addresses_share_one_limit() {
+    let setup = Setup::new().descriptors(120);
+    let mut command = setup.vkog();
+    command.args(["serve", "--no-plugins", "--http", "hyper", "-f", "s.vkog", "--listen", "127.0.0.1:0,127.0.0.1:0"]);
+    let running = vkog_tests::Running::start(&mut command);
+    assert!(running.stdout.wait_for(|text| text.ends_with('\n')), "{}", running.stderr.text());
+    let text = running.stdout.text();
+    let addresses: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("listening on http://")).collect();
+    assert_eq!(addresses.len(), 2, "{text}");
+    let mut open = Vec::new();
+    let mut status = |address: &str| {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(vkog_tests::DEADLINE)).expect("it is no zero");
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).expect("it answers");
+        open.push(stream);
+        String::from_utf8_lossy(&line).into_owned()
+    };
+    // The limit of file descriptors minus 64.
+    for number in 0..120 - 64 {
+        assert_eq!(status(addresses[number % 2]), "HTTP/1.1 200", "connection {number}");
+    }
+    for address in addresses {
+        assert_eq!(status(address), "HTTP/1.1 503", "{address}");
+    }
+}
+
+#[test]
 fn a_request_of_http_1_that_declares_http_2_is_refused_and_leaves_nothing_behind() {
     let server = server();
     let threads = || std::fs::read_dir(format!("/proc/{}/task", server.id())).map_or(0, Iterator::count);

@@ -22,6 +22,8 @@ mod every_condition;
 mod examples;
 mod expiry;
 mod frozen;
+mod generated_clients;
+mod go_files;
 mod hostile;
 mod http2;
 mod hygiene;
@@ -71,6 +73,7 @@ mod hyper {
     mod cors;
     mod hooks;
     mod latency;
+    mod listening;
     mod panics;
     mod preconditions;
     mod queries;
@@ -97,6 +100,7 @@ mod tiny {
     mod cors;
     mod hooks;
     mod latency;
+    mod listening;
     mod panics;
     mod preconditions;
     mod queries;

@@ -1,6 +1,6 @@
 //! `/metrics`: the counts agree with the requests that were sent, and Prometheus can parse every line.
 
-use vkog_tests::{ENGINES, Server, Setup, bytes, conflict};
+use vkog_tests::{ENGINES, Server, Setup, bytes, conflict, ttl};
 
 /// Returns the value of a metric, by its name with labels.
 fn number(server: &Server, name: &str) -> f64 {
@@ -65,9 +65,10 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
         }
         // The request for the metrics is itself in flight.
         assert_eq!(number(&server, "vkog_requests_under_way"), 1.0, "{engine}");
-        // All of the first requests, then some.
-        let timed = number(&server, "vkog_request_seconds_count{method=\"PUT\"}");
-        assert!((256.0..count).contains(&timed), "{engine}: {timed}");
+        // Only some are timed, and all are counted.
+        assert_eq!(number(&server, "vkog_request_seconds_count{method=\"PUT\"}"), count + 1.0, "{engine}");
+        let infinite = number(&server, "vkog_request_seconds_bucket{le=\"+Inf\",method=\"PUT\"}");
+        assert_eq!(infinite, count + 1.0, "{engine}");
         assert_eq!(number(&server, "vkog_fsync_mode{mode=\"always\"}"), 1.0);
         let syncs = number(&server, "vkog_fsync_seconds_count");
         assert!((1000.0..=count).contains(&syncs), "{engine}: {syncs} syncs");
@@ -90,13 +91,44 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
 fn every_line_of_the_metrics_is_a_sample_or_a_description() {
     let server = Setup::new().load(bytes()).start();
     server.post("a", "1").expect(200);
-    let reply = server.path("GET", "/metrics").send().expect(200);
-    assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
+    let ask = |accept: &str| server.path("GET", "/metrics").header("Accept", accept).send().expect(200);
+    // The first one is not among its own numbers.
+    ask("*/*");
+    let reply = ask("application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2");
+    let reply = reply.has("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8");
     let text = reply.text();
-    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(text.ends_with("# EOF\n") && text.contains("# TYPE vkog_requests counter\n"), "{text}");
     for line in text.lines().filter(|line| !line.starts_with("# ")) {
         let (name, value) = line.rsplit_once(' ').expect("a name and a value");
         assert!(name.starts_with("vkog_") && value.parse::<f64>().is_ok(), "{line}");
     }
+    for accept in ["*/*", "text/plain", "application/openmetrics-text;q=0.1, text/plain"] {
+        let reply = ask(accept).has("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
+        let text = reply.text();
+        assert!(text.contains("# TYPE vkog_requests_total counter\n"), "{text}");
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+    }
+    let all = ask("*/*").text().lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(text.lines().filter(|line| !line.starts_with('#')).count(), all);
     server.path("POST", "/metrics").body("1").send().expect(405).has("Allow", "GET, HEAD, OPTIONS");
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    use std::process::{Command, Stdio};
+
+    if Command::new("promtool").arg("--version").output().is_err() {
+        return println!("skipped: promtool is not installed (apt-get install prometheus)");
+    }
+    let server = Setup::new().load(bytes()).load(conflict()).load(ttl()).start();
+    server.post("a", "1").expect(200);
+    let metrics = server.path("GET", "/metrics").send().expect(200).text();
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = folder.path().join("metrics");
+    std::fs::write(&file, metrics).expect("a file can be written");
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::from(std::fs::File::open(&file).expect("it was just written")));
+    let output = command.output().expect("it ran just now");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }

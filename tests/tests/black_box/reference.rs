@@ -191,10 +191,7 @@ pub(crate) fn metrics() -> BTreeMap<String, String> {
     server.post("k", "v").expect(200);
     let text = server.path("GET", "/metrics").send().expect(200).text();
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let name = |(name, kind): (&str, &str)| {
-        (if kind == "counter" { format!("{name}_total") } else { name.to_owned() }, kind.to_owned())
-    };
-    types.map(name).collect()
+    types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
 }
 
 #[test]

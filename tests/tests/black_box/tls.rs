@@ -67,6 +67,40 @@ fn alpn_selects_http_2_first_then_any_version_of_http_1() {
 }
 
 #[test]
+fn an_address_with_http_and_a_unix_socket_speak_no_tls_beside_one_that_does() {
+    use std::io::{Read as _, Write as _};
+
+    let (setup, certificate) = (Setup::new(), Certificate::new());
+    certificate.write(setup.folder());
+    let mut command = setup.vkog();
+    command.args(["serve", "--no-plugins", "-f", "s.vkog", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]);
+    command.args(["--listen", "https://127.0.0.1:0", "--listen", "http://127.0.0.1:0", "--listen", "unix:s.sock"]);
+    command.args(["--listen", "127.0.0.1:0"]);
+    let running = vkog_tests::Running::start(&mut command);
+    assert!(running.stdout.wait_for(|text| text.ends_with('\n')), "{}", running.stderr.text());
+    let text = running.stdout.text();
+    let addresses: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("listening on ")).collect();
+    let [first, plain, "unix:s.sock", last] = addresses[..] else { panic!("{text}") };
+    for address in [first, last] {
+        let address = address.strip_prefix("https://").expect("it speaks TLS");
+        let seen = certificate.ask(address, &TLS13, &["http/1.1"], GET).expect("the server has this certificate");
+        assert!(seen.text.starts_with("HTTP/1.1 404"), "{}", seen.text);
+    }
+    let ask = |mut stream: Box<dyn Stream>| {
+        stream.write_all(GET.as_bytes()).expect("it reads");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("it answers and closes");
+        assert!(reply.starts_with("HTTP/1.1 404"), "{reply}");
+    };
+    let plain = plain.strip_prefix("http://").expect("it speaks no TLS");
+    ask(Box::new(std::net::TcpStream::connect(plain).expect("it listens")));
+    ask(Box::new(std::os::unix::net::UnixStream::connect(setup.folder().join("s.sock")).expect("it listens")));
+}
+
+trait Stream: std::io::Read + std::io::Write {}
+impl<S: std::io::Read + std::io::Write> Stream for S {}
+
+#[test]
 fn a_client_without_tls_or_without_data_does_not_disturb_others() {
     let certificate = Certificate::new();
     let server = server(&certificate);

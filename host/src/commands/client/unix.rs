@@ -1,9 +1,9 @@
-//! Connections to the socket `unix:PATH`, for a client library that supports only addresses.
+//! Connections to the socket `unix:PATH` or `unix:@NAME`, for a client library that supports only addresses.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ureq::Error;
 use ureq::config::Config;
@@ -33,8 +33,18 @@ impl Connector for Socket {
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Connection>, Error> {
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
-        Ok(Some(Connection { stream: UnixStream::connect(&self.0)?, buffers }))
+        Ok(Some(Connection { stream: connect(&self.0)?, buffers }))
     }
+}
+
+/// Connects to a path, or to an abstract socket of Linux.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix('@')) {
+        use std::os::linux::net::SocketAddrExt;
+        return UnixStream::connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?);
+    }
+    UnixStream::connect(path)
 }
 
 #[derive(Debug)]

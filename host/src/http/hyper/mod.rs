@@ -89,6 +89,7 @@ struct Shared<S: Service> {
 /// A listening socket that is registered with an event loop.
 enum AsyncListener {
     Tcp(TcpListener),
+    Tls(TcpListener),
     #[cfg(unix)]
     Unix(UnixListener),
 }
@@ -101,23 +102,23 @@ enum Socket {
 }
 
 impl HyperServer {
-    /// Serves on a listening socket until [`stop`](Self::stop).
+    /// Serves on listening sockets until [`stop`](Self::stop).
     ///
     /// # Errors
     ///
     /// The system refuses to listen or to start a thread.
     pub fn start<S: Service>(
-        listener: Listener,
+        listeners: Vec<Listener>,
         tls: Option<Arc<Tls>>,
         connections: Arc<ConnectionCounts>,
         service: Arc<S>,
     ) -> io::Result<Self> {
-        Self::start_with_limit(listener, tls, connections, service, connections_max())
+        Self::start_with_limit(listeners, tls, connections, service, connections_max())
     }
 
     /// Like [`start`](Self::start), with a maximum number of connections.
     fn start_with_limit<S: Service>(
-        listener: Listener,
+        listeners: Vec<Listener>,
         tls: Option<Arc<Tls>>,
         connections: Arc<ConnectionCounts>,
         service: Arc<S>,
@@ -145,8 +146,11 @@ impl HyperServer {
             event_loops: handles,
         };
         let _entered = first.enter();
-        let listener = AsyncListener::new(listener)?;
-        first.spawn(Arc::new(shared).accept(listener, in_flight));
+        let (shared, rejections) = (Arc::new(shared), Arc::<AtomicUsize>::default());
+        for listener in listeners {
+            let listener = AsyncListener::new(listener)?;
+            first.spawn(Arc::clone(&shared).accept(listener, Arc::clone(&rejections), in_flight.clone()));
+        }
         Ok(Self { stopping, event_loops, drained })
     }
 
@@ -210,6 +214,10 @@ impl AsyncListener {
                 listener.set_nonblocking(true)?;
                 Self::Tcp(TcpListener::from_std(listener)?)
             }
+            Listener::Tls(listener) => {
+                listener.set_nonblocking(true)?;
+                Self::Tls(TcpListener::from_std(listener)?)
+            }
             #[cfg(unix)]
             Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
@@ -220,7 +228,7 @@ impl AsyncListener {
 
     async fn accept(&self) -> io::Result<Socket> {
         Ok(match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener) | Self::Tls(listener) => {
                 let (stream, client) = listener.accept().await?;
                 // This fails if the client has left already; the next read reports that.
                 let _ = stream.set_nodelay(true);
@@ -234,9 +242,17 @@ impl AsyncListener {
 
 impl<S: Service> Shared<S> {
     /// Accepts connections until the server stops.
-    async fn accept(self: Arc<Self>, listener: AsyncListener, in_flight: Sender<Infallible>) {
+    async fn accept(
+        self: Arc<Self>,
+        listener: AsyncListener,
+        rejections: Arc<AtomicUsize>,
+        in_flight: Sender<Infallible>,
+    ) {
         let mut stopping = self.stopping.clone();
-        let rejections = Arc::<AtomicUsize>::default();
+        let tls = match listener {
+            AsyncListener::Tls(_) => self.tls.clone(),
+            _ => None,
+        };
         loop {
             let socket = tokio::select! {
                 socket = listener.accept() => socket,
@@ -269,7 +285,7 @@ impl<S: Service> Shared<S> {
             };
             let at = self.event_loops.choose(core);
             let migration = Migration::new();
-            let connection = Box::pin(Arc::clone(&self).serve_socket(socket, at, Arc::clone(&migration)));
+            let connection = Box::pin(Arc::clone(&self).serve_socket(socket, tls.clone(), at, Arc::clone(&migration)));
             self.spawn_connection(at, connection, migration, in_flight.clone());
         }
     }
@@ -302,11 +318,17 @@ impl<S: Service> Shared<S> {
     }
 
     /// Serves an accepted socket until its connection ends.
-    async fn serve_socket(self: Arc<Self>, socket: Socket, at: usize, migration: Arc<Migration>) {
+    async fn serve_socket(
+        self: Arc<Self>,
+        socket: Socket,
+        tls: Option<Arc<Tls>>,
+        at: usize,
+        migration: Arc<Migration>,
+    ) {
         match socket {
             Socket::Tcp(stream, client) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    match self.tls.clone() {
+                    match tls {
                         None => {
                             let event_loops = Arc::clone(&self.event_loops);
                             let stream = MigratingStream::new(stream, client, event_loops, migration, at);

@@ -169,7 +169,7 @@ fn the_connection_limit_is_exact() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let counts = Arc::<ConnectionCounts>::default();
-    let (listener, echo) = (Listener::Tcp(listener), Arc::new(Echo(Duration::ZERO)));
+    let (listener, echo) = (vec![Listener::Tcp(listener)], Arc::new(Echo(Duration::ZERO)));
     let server = HyperServer::start_with_limit(listener, None, Arc::clone(&counts), echo, LIMIT).expect("it starts");
     let connect = |status: &str| {
         let mut stream = TcpStream::connect(address).expect("it listens");

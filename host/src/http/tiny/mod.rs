@@ -38,7 +38,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running server on tiny_http.
 pub struct TinyServer {
-    stop: Box<dyn FnOnce() + Send + Sync>,
+    close: Box<dyn Fn() + Send + Sync>,
     /// Disconnected when the last request has its response.
     drained: Receiver<Infallible>,
 }
@@ -47,6 +47,8 @@ pub struct TinyServer {
 struct Shared<S: Service> {
     service: Arc<S>,
     listener: Listener,
+    /// The port of the listening socket; 0 for a Unix socket.
+    port: u16,
     /// The pools, the newest last: each tiny_http server has one.
     pools: Mutex<Vec<Arc<WorkerPool>>>,
     stall_breaker: StallBreaker,
@@ -61,13 +63,19 @@ struct Shared<S: Service> {
 }
 
 impl TinyServer {
-    /// Serves on a listening socket until [`stop`](Self::stop). From then on Linux schedules the calling thread as
+    /// Serves on a listening socket until [`close`](Self::close). From then on Linux schedules the calling thread as
     /// `SCHED_BATCH`.
     ///
     /// # Errors
     ///
-    /// The system refuses to listen or to start a thread.
+    /// The socket is one for TLS, or the system refuses to listen or to start a thread.
     pub fn start<S: Service>(listener: Listener, service: Arc<S>) -> io::Result<Self> {
+        let port = match &listener {
+            Listener::Tcp(listener) => listener.local_addr()?.port(),
+            Listener::Tls(_) => return Err(io::Error::new(io::ErrorKind::Unsupported, "tiny_http speaks no TLS")),
+            #[cfg(unix)]
+            Listener::Unix(_) => 0,
+        };
         sockets::prepare(&listener, TIMEOUT)?;
         // All threads of the engine and of tiny_http inherit this. A request passes from the client's thread to its
         // connection's and to a worker's, and each would preempt the one before for a few microseconds of work.
@@ -76,9 +84,10 @@ impl TinyServer {
         let shared = Arc::new(Shared {
             service,
             listener,
+            port,
             pools: Mutex::default(),
             stall_breaker: StallBreaker::new(),
-            closing: Closing::default(),
+            closing: Closing::new(port),
             senders: ThreadPool::bounded("http-send", WORKERS_MAX),
             streams: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -87,12 +96,16 @@ impl TinyServer {
         shared.listen()?;
         let supervised = Arc::clone(&shared);
         thread::Builder::new().name("http-supervise".to_owned()).spawn(move || supervised.supervise())?;
-        Ok(Self { stop: Box::new(move || shared.stop()), drained })
+        Ok(Self { close: Box::new(move || shared.stop()), drained })
     }
 
-    /// Accepts no further requests and waits for those in flight. Returns whether all were answered before the timeout.
-    pub fn stop(self, timeout: Duration) -> bool {
-        (self.stop)();
+    /// Accepts no further requests.
+    pub fn close(&self) {
+        (self.close)();
+    }
+
+    /// Waits for the requests in flight. Returns whether all were answered before the timeout.
+    pub fn drain(&self, timeout: Duration) -> bool {
         self.drained.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
     }
 }
@@ -184,7 +197,8 @@ impl<S: Service> Shared<S> {
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(response)
-                if is_buffered || !expects && self.blocking(pool, || sockets::drain(&mut request, length)) =>
+                if is_buffered
+                    || !expects && self.blocking(pool, || sockets::drain(&mut request, length, self.port)) =>
             {
                 self.send_refusal(pool, request, &response);
                 return None;
@@ -193,15 +207,15 @@ impl<S: Service> Shared<S> {
         };
         let buffer = BodyBuffer::new(length, self.service.body_max(&admitted), self.service.budget());
         let body = buffer.and_then(|buffer| match is_buffered {
-            true => read_body(&mut request, buffer),
-            false => self.blocking(pool, || read_body(&mut request, buffer)),
+            true => read_body(&mut request, buffer, self.port),
+            false => self.blocking(pool, || read_body(&mut request, buffer, self.port)),
         });
         match body {
             Ok((body, share)) => Some((request, admitted, body, share)),
             Err(fault) => {
                 let response = self.service.refuse_body(admitted, fault);
                 if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && !expects {
-                    self.blocking(pool, || sockets::drain(&mut request, length));
+                    self.blocking(pool, || sockets::drain(&mut request, length, self.port));
                 }
                 refuse(request, response)
             }
@@ -266,7 +280,11 @@ impl Body {
 type Received<S> = (tiny_http::Request, <S as Service>::Admitted, Vec<u8>, Share);
 
 /// Reads a body to its end.
-fn read_body(request: &mut tiny_http::Request, mut buffer: BodyBuffer) -> Result<(Vec<u8>, Share), BodyFault> {
+fn read_body(
+    request: &mut tiny_http::Request,
+    mut buffer: BodyBuffer,
+    port: u16,
+) -> Result<(Vec<u8>, Share), BodyFault> {
     let began = Instant::now();
     let mut piece = [0; 16 << 10];
     while !buffer.is_full() {
@@ -280,7 +298,7 @@ fn read_body(request: &mut tiny_http::Request, mut buffer: BodyBuffer) -> Result
         buffer.check_rate(began.elapsed())?;
     }
     // tiny_http ends a chunked body that was cut off as if it were complete.
-    if !buffer.is_full() && request.body_length().is_none() && !sockets::is_open(request) {
+    if !buffer.is_full() && request.body_length().is_none() && !sockets::is_open(request, port) {
         return Err(buffer.cut_off());
     }
     buffer.finish()

@@ -29,7 +29,7 @@ const CLOSED_FOR: Duration = Duration::from_secs(10);
 /// Sets the options that connections inherit from the listening socket.
 pub(super) fn prepare(listener: &Listener, timeout: Duration) -> io::Result<()> {
     let socket = match listener {
-        Listener::Tcp(listener) => {
+        Listener::Tcp(listener) | Listener::Tls(listener) => {
             let socket = SockRef::from(listener);
             // tiny_http writes a response of over 1 KiB in two pieces, and without this the second waits for the client's
             // delayed acknowledgement of the first: 44 ms.
@@ -55,12 +55,12 @@ pub(super) fn has_room() -> bool {
 
 /// Reads an unwanted body while it arrives without a pause. Many clients read no response before they have sent the whole
 /// request. Returns whether the end of the body was reached, so that the connection can stay open.
-pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength) -> bool {
-    let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
+pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: u16) -> bool {
+    let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client, port)) else { return false };
     let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
     while length != BodyLength::Known(received) && began.elapsed() < DRAIN_TIMEOUT && is_sending(&stream) {
         match request.as_reader().read(&mut piece) {
-            Ok(0) => return length == BodyLength::Chunked && is_open(request),
+            Ok(0) => return length == BodyLength::Chunked && is_open(request, port),
             Ok(length) => received += length as u64,
             Err(_) => return false,
         }
@@ -81,8 +81,8 @@ fn is_sending(stream: &TcpStream) -> bool {
 }
 
 /// Whether a request's client still has its side of the connection open, as far as is known.
-pub(super) fn is_open(request: &tiny_http::Request) -> bool {
-    let Some((stream, socket)) = request.remote_addr().and_then(|&client| find(client)) else { return false };
+pub(super) fn is_open(request: &tiny_http::Request, port: u16) -> bool {
+    let Some((stream, socket)) = request.remote_addr().and_then(|&client| find(client, port)) else { return false };
     // tiny_http itself may have shut down the reading side, after the body of a last request.
     peek(&stream) != Some(0) || is_established(socket)
 }
@@ -161,8 +161,9 @@ fn inode(path: &str) -> Option<u64> {
 }
 
 /// The connections that are being closed.
-#[derive(Default)]
 pub(super) struct Closing {
+    /// The port of the listening socket.
+    port: u16,
     /// Whether any of them may still have queued requests.
     any: AtomicBool,
     closed: Mutex<HashMap<SocketAddr, (u64, Instant)>>,
@@ -180,6 +181,11 @@ impl Drop for ShutdownGuard {
 }
 
 impl Closing {
+    /// Connections to the listening socket at a port.
+    pub(super) fn new(port: u16) -> Self {
+        Self { port, any: AtomicBool::new(false), closed: Mutex::default(), lingering: Mutex::default() }
+    }
+
     /// Whether a client's connection is being closed. A later client may have the same address.
     pub(super) fn includes(&self, client: SocketAddr) -> bool {
         if !self.any.load(Ordering::Acquire) {
@@ -187,7 +193,7 @@ impl Closing {
         }
         let mut closed = self.closed.lock();
         let Some(&(socket, _)) = closed.get(&client) else { return false };
-        let is_the_same = find(client).is_none_or(|(_, now)| now == socket);
+        let is_the_same = find(client, self.port).is_none_or(|(_, now)| now == socket);
         if !is_the_same {
             closed.remove(&client);
         }
@@ -197,7 +203,7 @@ impl Closing {
     /// Begins to close a connection: it ends when its last response has been sent and read, or after [`LINGER`]. Returns
     /// `None` where the socket is not found.
     pub(super) fn begin(&self, client: SocketAddr) -> Option<ShutdownGuard> {
-        let (stream, socket) = find(client)?;
+        let (stream, socket) = find(client, self.port)?;
         let lingers = stream.try_clone().ok()?;
         self.closed.lock().insert(client, (socket, Instant::now()));
         self.any.store(true, Ordering::Release);
@@ -232,9 +238,10 @@ fn end(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// Finds a client's socket. Returns a new handle to it, and its inode.
+/// Finds a client's socket among those of the listening socket at `port`: a client may have connections from the same port to
+/// several. Returns a new handle to it, and its inode.
 #[cfg(target_os = "linux")]
-fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
+fn find(client: SocketAddr, port: u16) -> Option<(TcpStream, u64)> {
     use std::os::fd::BorrowedFd;
     use std::os::unix::fs::MetadataExt;
 
@@ -246,7 +253,9 @@ fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
         // SAFETY: the borrowed descriptor lives only for the call that duplicates it. If the file was closed meanwhile, the
         // call fails or duplicates another file of this process, whose peer is checked below like any other.
         let handle = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
-        let is_the_clients = SockRef::from(&handle).peer_addr().ok()?.as_socket() == Some(client);
+        let socket = SockRef::from(&handle);
+        let is_the_clients = socket.peer_addr().ok()?.as_socket() == Some(client)
+            && socket.local_addr().ok()?.as_socket()?.port() == port;
         let file = File::from(handle);
         let socket = file.metadata().ok()?.ino();
         is_the_clients.then(|| (TcpStream::from(std::os::fd::OwnedFd::from(file)), socket))
@@ -254,6 +263,6 @@ fn find(client: SocketAddr) -> Option<(TcpStream, u64)> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn find(_: SocketAddr) -> Option<(TcpStream, u64)> {
+fn find(_: SocketAddr, _: u16) -> Option<(TcpStream, u64)> {
     None
 }

@@ -24,7 +24,7 @@ impl Listener {
     /// Duplicates the socket for a tiny_http server.
     pub(super) fn duplicate(&self) -> io::Result<tiny_http::Listener> {
         Ok(match self {
-            Self::Tcp(listener) => listener.try_clone()?.into(),
+            Self::Tcp(listener) | Self::Tls(listener) => listener.try_clone()?.into(),
             #[cfg(unix)]
             Self::Unix(listener) => listener.try_clone()?.into(),
         })
@@ -33,7 +33,7 @@ impl Listener {
     /// Connects to the server and hangs up.
     fn nudge(&self) {
         let connected = match self {
-            Self::Tcp(listener) => listener.local_addr().and_then(|mut address| {
+            Self::Tcp(listener) | Self::Tls(listener) => listener.local_addr().and_then(|mut address| {
                 if address.ip().is_unspecified() {
                     address.set_ip(if address.is_ipv4() {
                         Ipv4Addr::LOCALHOST.into()
@@ -44,9 +44,9 @@ impl Listener {
                 TcpStream::connect_timeout(&address, Duration::from_millis(100)).map(drop)
             }),
             #[cfg(unix)]
-            Self::Unix(listener) => listener.local_addr().and_then(|address| {
-                address.as_pathname().map_or(Ok(()), |path| std::os::unix::net::UnixStream::connect(path).map(drop))
-            }),
+            Self::Unix(listener) => listener
+                .local_addr()
+                .and_then(|address| std::os::unix::net::UnixStream::connect_addr(&address).map(drop)),
         };
         if let Err(error) = connected {
             tracing::debug!("cannot connect to the listening socket of this server: {error}");

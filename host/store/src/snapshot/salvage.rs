@@ -7,6 +7,7 @@
 use super::super::damage::Damage;
 use super::super::disk::File;
 use super::super::entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry};
+use super::super::invalid::{LeftOut, check_entry};
 use super::super::map::{Map, SHARDS};
 use super::super::repair::Lost;
 use super::{FORMAT, FORMAT_1, Loader, Meta, Progress, Row, is_first, take_bytes, take_row};
@@ -37,6 +38,8 @@ pub(crate) struct Found {
     pub(crate) directory_is_damaged: bool,
     /// The parts that could not be read.
     pub(crate) holes: Vec<Lost>,
+    /// The entries of a Go file that cannot be in a store.
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// A higher revision was never assigned: it comes from damaged bytes.
@@ -59,6 +62,7 @@ pub(crate) fn salvage(file: &dyn File, seed: u64, progress: Progress<'_>) -> Res
         unverified: 0,
         directory_is_damaged: false,
         holes: Vec::new(),
+        left_out: Vec::new(),
     };
     if is_own(&head) {
         found.kind = Kind::Own;
@@ -165,13 +169,14 @@ impl Found {
         }
         // The bytes that no row covers.
         if !trusted && at < pieces_end {
-            let scan = scan(pieces, at as usize, u64::MAX, &self.map);
+            let scan = scan(pieces, at as usize, u64::MAX, &self.map, false);
             self.unverified += scan.taken;
             self.holes.extend(scan.holes);
             if scan.end < pieces.len() {
                 self.holes.push(lost(scan.end as u64, (pieces.len() - scan.end) as u64, None));
             }
         }
+        self.note_missing_end(head_len, len);
         Ok(())
     }
 
@@ -182,6 +187,23 @@ impl Found {
         file.read_at(meta.chunks_at, &mut directory)?;
         let trusted = crc32c::crc32c(&directory) == meta.chunks_crc;
         Ok((directory, trusted))
+    }
+
+    /// Notes the missing end of a file that is shorter than its head, or than the head says.
+    fn note_missing_end(&mut self, head_len: u64, len: u64) {
+        let missing = match self.meta {
+            Some(meta) if len < meta.end => {
+                let known: u64 = self.holes.iter().filter_map(|hole| hole.entries).sum();
+                Some(meta.entries.saturating_sub(self.whole + self.unverified + known))
+            }
+            None if len < head_len => None,
+            _ => return,
+        };
+        match self.holes.last_mut() {
+            _ if missing == Some(0) => {}
+            Some(last) if last.at + last.bytes == len && last.entries.is_none() => last.entries = missing,
+            _ => self.holes.push(lost(len, 0, missing)),
+        }
     }
 
     /// A file of the Go program: nothing in it has a checksum.
@@ -196,9 +218,9 @@ impl Found {
         let mut rest = &all[at + NAME.len()..];
         let Ok(count) = rmp::decode::read_map_len(&mut rest) else { return Ok(()) };
         self.kind = Kind::Go;
-        let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map);
+        let scan = scan(&all, all.len() - rest.len(), count.into(), &self.map, true);
         self.unverified = scan.taken;
-        self.holes = scan.holes;
+        (self.holes, self.left_out) = (scan.holes, scan.left_out);
         let missing = u64::from(count) - scan.read;
         if missing > 0 {
             self.holes.push(lost(scan.end as u64, (all.len() - scan.end) as u64, Some(missing)));
@@ -286,7 +308,7 @@ fn take_piece(pieces: &[u8], at: usize, entries: u32, map: &Map) -> Option<usize
         key(bytes)?;
         end = next;
     }
-    scan(pieces, at, entries.into(), map);
+    scan(pieces, at, entries.into(), map, false);
     Some(end)
 }
 
@@ -298,17 +320,25 @@ struct Scan {
     taken: u64,
     /// The offset at which reading ended.
     end: usize,
-    /// Those that were read and cannot be what was written.
+    /// The entries that were read and cannot have been written.
     holes: Vec<Lost>,
+    /// The entries that were read and cannot be in a store.
+    left_out: Vec<LeftOut>,
 }
 
-fn scan(data: &[u8], at: usize, most: u64, map: &Map) -> Scan {
-    let mut scan = Scan { read: 0, taken: 0, end: at, holes: Vec::new() };
+/// Reads entries. With `is_go`, the program that wrote them had other limits, so each is checked.
+fn scan(data: &[u8], at: usize, most: u64, map: &Map, is_go: bool) -> Scan {
+    let mut scan = Scan { read: 0, taken: 0, end: at, holes: Vec::new(), left_out: Vec::new() };
     let mut scratch = Vec::new();
     while scan.read < most
         && let Some((bytes, value, next)) = pair(data, scan.end)
     {
+        let invalid = if is_go { check_entry(bytes, value).err() } else { None };
         match key(bytes) {
+            _ if let Some(reason) = invalid => {
+                let at = scan.end as u64;
+                scan.left_out.push(LeftOut { at, key: bytes.into(), value: value.into(), reason });
+            }
             Some(key) => {
                 let hashed = map.hash(bytes);
                 let mut shard = map.write(map.shard_of(hashed));
