@@ -13,6 +13,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Version};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -71,11 +72,20 @@ where
             // An endless stream has ended by now. A client that does not read the rest of it delays the stop no longer.
             let grace = if connection.sends_endless.load(Ordering::Relaxed) { LINGER } else { Duration::MAX };
             tokio::select! {
-                result = served => result,
+                result = &mut served => result,
                 () = connection.timed_out() => return,
                 () = sleep(grace) => return,
             }
         }
+    };
+    // After a request that offers an upgrade, hyper returns without sending the rest of the last response and closing. Polled
+    // again, it does both.
+    let result = match result {
+        Ok(()) if connection.offers_upgrade.load(Ordering::Relaxed) => tokio::select! {
+            result = served => result,
+            () = connection.timed_out() => return,
+        },
+        result => result,
     };
     if let Err(error) = result {
         tracing::debug!("a connection ended: {error}");
@@ -103,15 +113,29 @@ pub(super) struct Connection<S: Service> {
     lingers: AtomicBool,
     /// Whether the current request is of HTTP/1.0.
     is_http_1_0: AtomicBool,
+    /// Whether a request has offered to switch to another protocol, such as HTTP/2. The server never accepts.
+    offers_upgrade: AtomicBool,
     response: Oneshot,
     scanner: Mutex<RequestScanner>,
 }
 
 impl<S: Service> Connection<S> {
     pub(super) fn new(shared: Arc<Shared<S>>, client: Option<SocketAddr>) -> Self {
-        let [awaits_response, sends_endless, lingers, is_http_1_0] = [const { AtomicBool::new(false) }; 4];
+        let [awaits_response, sends_endless, lingers, is_http_1_0, offers_upgrade] =
+            [const { AtomicBool::new(false) }; 5];
         let (progress, response, scanner) = (AtomicU32::new(0), Oneshot::default(), Mutex::default());
-        Self { shared, client, progress, awaits_response, sends_endless, lingers, is_http_1_0, response, scanner }
+        Self {
+            shared,
+            client,
+            progress,
+            awaits_response,
+            sends_endless,
+            lingers,
+            is_http_1_0,
+            offers_upgrade,
+            response,
+            scanner,
+        }
     }
 
     /// Notes that the client has made progress.
@@ -147,6 +171,9 @@ impl<S: Service> Connection<S> {
         self.note_progress();
         let (parts, body) = request.into_parts();
         self.is_http_1_0.store(parts.version == Version::HTTP_10, Ordering::Relaxed);
+        if parts.extensions.get::<OnUpgrade>().is_some() {
+            self.offers_upgrade.store(true, Ordering::Relaxed);
+        }
         let service = &self.shared.service;
         let scanned = self.scanner.lock().next_head();
         let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);
