@@ -130,10 +130,10 @@ impl Setup {
         self
     }
 
-    /// With TLS, and with clients that trust this certificate alone.
+    /// With TLS, and with clients that trust this certificate's authority alone.
     pub fn certificate(mut self, certificate: &Certificate) -> Self {
         certificate.write(self.folder());
-        self.trusted = Some(certificate.pem.clone());
+        self.trusted = Some(certificate.authority.clone());
         self.args(["--tls-cert", "cert.pem", "--tls-key", "key.pem"])
     }
 
@@ -325,6 +325,11 @@ impl Server {
     /// Another client, with connections of its own.
     pub fn client(&self) -> Client {
         self.setup.client(&self.address, &self.process)
+    }
+
+    /// A client that reaches the server through a proxy at this address.
+    pub fn client_through(&self, address: &str) -> Client {
+        Client::new(&format!("http://{address}"), None, &self.process.stderr)
     }
 
     /// A connection for bytes as they are.

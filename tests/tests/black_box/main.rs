@@ -13,6 +13,7 @@ mod browsers;
 mod building;
 mod chromium;
 mod chunked;
+mod clients;
 mod command_line;
 mod disk_trouble;
 mod dist;
