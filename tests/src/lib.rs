@@ -18,6 +18,7 @@ mod faults;
 mod frozen;
 mod links;
 mod process;
+mod proxy;
 mod server;
 mod watching;
 mod windows;
@@ -39,6 +40,7 @@ pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_pl
 pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use links::{dead_links, markdown, prose};
 pub use process::{Exit, Running};
+pub use proxy::Proxy;
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};
