@@ -5,17 +5,20 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 
 use crate::DEADLINE;
 
-/// A self-signed certificate for 127.0.0.1, and its key.
+/// A certificate for 127.0.0.1, and its key.
 pub struct Certificate {
     der: CertificateDer<'static>,
     /// The certificate, as PEM.
     pub pem: String,
+    /// The certificate of the authority that signed it, as PEM: the same one if it is self-signed.
+    pub authority: String,
     /// Its private key, as PEM.
     pub key: String,
 }
@@ -29,10 +32,28 @@ pub struct Seen {
 }
 
 impl Certificate {
-    /// Creates a certificate.
+    /// Creates a self-signed certificate.
     pub fn new() -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key can be made");
-        Self { der: made.cert.der().clone(), pem: made.cert.pem(), key: made.signing_key.serialize_pem() }
+        let pem = made.cert.pem();
+        Self { der: made.cert.der().clone(), authority: pem.clone(), pem, key: made.signing_key.serialize_pem() }
+    }
+
+    /// Creates a private certificate authority and a certificate that it signs.
+    pub fn signed() -> Self {
+        let key = || KeyPair::generate().expect("a key can be made");
+        let parameters = |names: &[String]| CertificateParams::new(names).expect("it is an address");
+        let mut authority = parameters(&[]);
+        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        authority.distinguished_name.push(DnType::CommonName, "VKOG test authority");
+        let authority = CertifiedIssuer::self_signed(authority, key()).expect("the key is new");
+        let mut signed = parameters(&["127.0.0.1".to_owned()]);
+        signed.use_authority_key_identifier_extension = true;
+        let signing_key = key();
+        let cert = signed.signed_by(&signing_key, &authority).expect("the authority has a key");
+        let authority = authority.as_ref().pem();
+        Self { der: cert.der().clone(), pem: cert.pem(), authority, key: signing_key.serialize_pem() }
     }
 
     /// Writes `cert.pem` and `key.pem` into a folder.

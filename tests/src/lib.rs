@@ -19,6 +19,7 @@ mod frozen;
 mod http2;
 mod links;
 mod process;
+mod proxy;
 mod server;
 mod watching;
 mod windows;
@@ -43,6 +44,7 @@ pub use http2::{
 };
 pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use process::{Exit, Running};
+pub use proxy::Proxy;
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};

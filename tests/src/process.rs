@@ -49,15 +49,14 @@ impl Output {
     /// Waits until `wanted` holds for what was written, or the stream has ended, or the deadline has passed. Says
     /// whether it holds.
     pub fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> bool {
-        self.wait(|written| wanted(&String::from_utf8_lossy(&written.bytes)))
+        self.wait(Instant::now() + DEADLINE, |written| wanted(&String::from_utf8_lossy(&written.bytes)))
     }
 
-    fn wait_for_end(&self) -> bool {
-        self.wait(|written| written.ended)
+    fn wait_for_end(&self, deadline: Instant) -> bool {
+        self.wait(deadline, |written| written.ended)
     }
 
-    fn wait(&self, holds: impl Fn(&Written) -> bool) -> bool {
-        let deadline = Instant::now() + DEADLINE;
+    fn wait(&self, deadline: Instant, holds: impl Fn(&Written) -> bool) -> bool {
         let (written, changed) = &*self.shared;
         let mut written = written.lock().expect("no holder of this lock panics");
         loop {
@@ -131,9 +130,15 @@ impl Running {
 
     /// Waits for the process to end.
     #[track_caller]
-    pub fn wait(mut self) -> Exit {
-        let deadline = Instant::now() + DEADLINE;
-        let ended = self.stdout.wait_for_end() && self.stderr.wait_for_end();
+    pub fn wait(self) -> Exit {
+        self.wait_at_most(DEADLINE)
+    }
+
+    /// The same, for a process that needs longer than [`DEADLINE`].
+    #[track_caller]
+    pub fn wait_at_most(mut self, longest: Duration) -> Exit {
+        let deadline = Instant::now() + longest;
+        let ended = self.stdout.wait_for_end(deadline) && self.stderr.wait_for_end(deadline);
         // Its streams are closed, so it ends soon. std has no wait with a timeout.
         let status = loop {
             match self.child.try_wait().expect("a child can be waited for") {

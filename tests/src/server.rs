@@ -135,10 +135,10 @@ impl Setup {
         self
     }
 
-    /// Turns on TLS; clients trust only this certificate.
+    /// Turns on TLS; clients trust only the authority of this certificate.
     pub fn certificate(mut self, certificate: &Certificate) -> Self {
         certificate.write(self.folder());
-        self.trusted = Some(certificate.pem.clone());
+        self.trusted = Some(certificate.authority.clone());
         self.args(["--tls-cert", "cert.pem", "--tls-key", "key.pem"])
     }
 
@@ -334,6 +334,11 @@ impl Server {
     /// Creates another client with its own connections.
     pub fn client(&self) -> Client {
         self.setup.client(&self.address, &self.process)
+    }
+
+    /// Creates a client that reaches the server through a proxy at this address.
+    pub fn client_through(&self, address: &str) -> Client {
+        Client::new(&format!("http://{address}"), None, false, &self.process.stderr)
     }
 
     /// Opens a connection for raw bytes.

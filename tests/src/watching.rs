@@ -57,7 +57,16 @@ impl Server {
     /// The status is not 200.
     #[track_caller]
     pub fn try_watch(&self, query: &str, fields: &str) -> Result<Watching, Reply> {
-        let mut wire = self.wire();
+        self.try_watch_over(self.wire(), query, fields)
+    }
+
+    /// The same over a connection that the test has made.
+    ///
+    /// # Errors
+    ///
+    /// The status is not 200.
+    #[track_caller]
+    pub fn try_watch_over(&self, mut wire: Wire, query: &str, fields: &str) -> Result<Watching, Reply> {
         wire.send(format!("GET /watch?{query} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"));
         let head = wire.try_head().unwrap_or_else(|error| panic!("no reply to {query}: {error}\n{}", self.log()));
         if head.status != 200 {

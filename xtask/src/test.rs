@@ -40,6 +40,9 @@ pub(crate) fn run_semver() -> Result<()> {
 
 fn run_steps(steps: Vec<(&str, Step)>, full: bool) -> Result<()> {
     std::env::set_current_dir(build::root())?;
+    if full {
+        missing();
+    }
     let mut table = Vec::new();
     for (name, step) in steps {
         println!("\n== {name}");
@@ -51,6 +54,39 @@ fn run_steps(steps: Vec<(&str, Step)>, full: bool) -> Result<()> {
         table.push((name, begun.elapsed(), outcome));
     }
     report(&table)
+}
+
+/// The programs that black-box tests run if they are installed, and what installs them.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("apache2", "apache2"),
+    ("caddy", "caddy"),
+    ("chromium", "chromium"),
+    ("curl", "curl"),
+    ("go", "golang-go"),
+    ("haproxy", "haproxy"),
+    ("javac", "default-jdk-headless"),
+    ("nginx", "nginx-light"),
+    ("node", "nodejs"),
+    ("perl", "libwww-perl liblwp-protocol-https-perl"),
+    ("php", "php-cli php-curl"),
+    ("python3", "python3-requests python3-httpx python3-aiohttp"),
+    ("ruby", "ruby"),
+    ("squid", "squid"),
+    ("strace", "strace"),
+    ("varnishd", "varnish"),
+    ("wget", "wget"),
+];
+
+/// Prints the programs that are missing, whose tests are skipped.
+fn missing() {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&folders).chain(["/usr/sbin".into()]);
+    let folders: Vec<_> = folders.collect();
+    for (program, packages) in PROGRAMS {
+        if !folders.iter().any(|folder| folder.join(program).exists()) {
+            println!("no {program}: its tests are skipped; apt-get install {packages}");
+        }
+    }
 }
 
 /// Prints how each step ended and how long it took.

@@ -234,3 +234,55 @@ fn an_unread_chunked_body_leaves_the_connection_usable_or_closed() {
         wire.send(head("GET", "/k/seed", "")).send("5\r\nhello\r\n0\r\n\r\n").reply().expect(200).is("sown");
     }
 }
+
+/// The fields by which a client, such as Java's, offers to speak HTTP/2.
+const OFFER: &str = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n";
+
+#[test]
+fn a_body_beside_an_offer_to_upgrade_is_a_body() {
+    for (engine, server) in servers(&[]) {
+        let get = "GET /k/new HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        for length in [1, 2000, 40_000] {
+            let value = pattern(length);
+            let declared = format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{OFFER}\r\n");
+            for (head, body) in [(declared, value.clone()), (head("PUT", "/k/new", OFFER), chunked(&value, 999))] {
+                eprintln!("{engine}: {head}");
+                let mut wire = server.wire();
+                let reply = wire.send([head.as_bytes(), &body, get.as_bytes()].concat()).reply().expect(200);
+                // tiny_http ends the connection after such a request.
+                match engine {
+                    "tiny" => drop(reply.has("Connection", "close")),
+                    _ => drop(wire.reply().expect(200).is(&value)),
+                }
+                server.get("new").expect(200).is(&value);
+                server.delete("new").expect(200);
+            }
+        }
+        // The body of a refused request is no request.
+        let hidden = "DELETE /k/seed HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let declared = format!("PUT /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", hidden.len());
+        for request in [format!("{declared}{OFFER}\r\n{hidden}"), head("PUT", "/nowhere", OFFER) + "3f\r\n" + hidden] {
+            let mut wire = server.wire();
+            wire.send(request).reply().expect(404);
+            wire.finish().rest().expect("the server ends the connection");
+            server.get("seed").expect(200).is("sown");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_offers_to_upgrade_gets_the_413() {
+    for (engine, server) in servers(&["--max-value", "1MiB"]) {
+        let body = vec![b'x'; 4 << 20];
+        for round in 0..20 {
+            let declared = format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+            for (head, body) in [
+                (format!("{declared}{OFFER}\r\n"), body.clone()),
+                (head("PUT", "/k/new", OFFER), chunked(&body, 64 << 10)),
+            ] {
+                let reply = server.wire().send(head).send(body).reply();
+                assert_eq!(reply.status, 413, "{engine}, round {round}: {reply}");
+            }
+        }
+    }
+}

@@ -417,7 +417,24 @@ fn configures(block: &Block) {
 /// `console` blocks are run by documents.rs.
 #[test]
 fn each_fenced_block_parses() {
-    let known = ["console", "toml", "json", "rust", "sh", "text", "yaml", "nginx", "dockerfile", "ini", "python"];
+    let known = [
+        "console",
+        "toml",
+        "json",
+        "rust",
+        "sh",
+        "text",
+        "yaml",
+        "nginx",
+        "dockerfile",
+        "ini",
+        "python",
+        "apache",
+        "haproxy",
+        "caddyfile",
+        "vcl",
+        "squid",
+    ];
     let mut counts = BTreeMap::new();
     for block in documents().iter().flat_map(|path| blocks(path)) {
         let place = &block.place;

@@ -13,6 +13,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Version};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -74,6 +75,15 @@ where
             }
         }
     };
+    // After a request that offers an upgrade, hyper returns without sending the rest of the last response and closing. Polled
+    // again, it does both.
+    let result = match result {
+        Ok(()) if connection.offers_upgrade.load(Ordering::Relaxed) => tokio::select! {
+            result = Pin::new(&mut served) => result,
+            () = connection.timed_out() => return,
+        },
+        result => result,
+    };
     match result {
         Err(error) if error.is_parse_version_h2() && connection.is_new() => {
             let Connection { shared, client, .. } = &*connection;
@@ -108,15 +118,29 @@ pub(super) struct Connection<S: Service> {
     lingers: AtomicBool,
     /// Whether the current request is of HTTP/1.0.
     is_http_1_0: AtomicBool,
+    /// Whether a request has offered to switch to another protocol, such as HTTP/2. The server never accepts.
+    offers_upgrade: AtomicBool,
     response: Oneshot,
     scanner: Mutex<RequestScanner>,
 }
 
 impl<S: Service> Connection<S> {
     pub(super) fn new(shared: Arc<Shared<S>>, client: Option<SocketAddr>) -> Self {
-        let [awaits_response, sends_endless, lingers, is_http_1_0] = [const { AtomicBool::new(false) }; 4];
+        let [awaits_response, sends_endless, lingers, is_http_1_0, offers_upgrade] =
+            [const { AtomicBool::new(false) }; 5];
         let (progress, response, scanner) = (AtomicU32::new(0), Oneshot::default(), Mutex::default());
-        Self { shared, client, progress, awaits_response, sends_endless, lingers, is_http_1_0, response, scanner }
+        Self {
+            shared,
+            client,
+            progress,
+            awaits_response,
+            sends_endless,
+            lingers,
+            is_http_1_0,
+            offers_upgrade,
+            response,
+            scanner,
+        }
     }
 
     /// Notes that the client has made progress.
@@ -140,6 +164,9 @@ impl<S: Service> Connection<S> {
         self.note_progress();
         let (parts, body) = request.into_parts();
         self.is_http_1_0.store(parts.version == Version::HTTP_10, Ordering::Relaxed);
+        if parts.extensions.get::<OnUpgrade>().is_some() {
+            self.offers_upgrade.store(true, Ordering::Relaxed);
+        }
         let service = &self.shared.service;
         let scanned = self.scanner.lock().next_head();
         let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);

@@ -4,6 +4,7 @@
 //!
 //! The [supervisor] works around what tiny_http lacks; docs/reference/http.md lists the limits that remain.
 
+mod body;
 mod sockets;
 mod stall_breaker;
 mod stream;
@@ -13,7 +14,7 @@ mod workers;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use tiny_http::Server;
 use vkog_runtime::{ThreadPool, set_sched_batch};
 
+use self::body::BodyReader;
 use self::sockets::Closing;
 use self::stall_breaker::StallBreaker;
 use self::workers::{WORKERS_MAX, WorkerPool};
@@ -193,7 +195,8 @@ impl<S: Service> Shared<S> {
                 return refuse(request, admitted.map_or_else(|response| response, refused));
             }
         };
-        let is_buffered = matches!(length, BodyLength::Known(..=BUFFERED_BODY_MAX)) && !expects;
+        let is_short = matches!(length, BodyLength::Known(..=BUFFERED_BODY_MAX));
+        let is_buffered = is_short && !expects && (length == BodyLength::Known(0) || !body::is_unframed(&request));
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(response)
@@ -207,8 +210,8 @@ impl<S: Service> Shared<S> {
         };
         let buffer = BodyBuffer::new(length, self.service.body_max(&admitted), self.service.budget());
         let body = buffer.and_then(|buffer| match is_buffered {
-            true => read_body(&mut request, buffer, self.port),
-            false => self.blocking(pool, || read_body(&mut request, buffer, self.port)),
+            true => read_body(&mut request, length, buffer, self.port),
+            false => self.blocking(pool, || read_body(&mut request, length, buffer, self.port)),
         });
         match body {
             Ok((body, share)) => Some((request, admitted, body, share)),
@@ -282,13 +285,15 @@ type Received<S> = (tiny_http::Request, <S as Service>::Admitted, Vec<u8>, Share
 /// Reads a body to its end.
 fn read_body(
     request: &mut tiny_http::Request,
+    length: BodyLength,
     mut buffer: BodyBuffer,
     port: u16,
 ) -> Result<(Vec<u8>, Share), BodyFault> {
     let began = Instant::now();
+    let mut body = BodyReader::new(request, length);
     let mut piece = [0; 16 << 10];
     while !buffer.is_full() {
-        match request.as_reader().read(&mut piece) {
+        match body.read(&mut piece) {
             Ok(0) => break,
             Ok(length) => buffer.push(&piece[..length])?,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(BodyFault::BadChunk),

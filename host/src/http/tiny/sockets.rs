@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use socket2::SockRef;
 
+use super::body::BodyReader;
 use crate::http::{BodyLength, Listener};
 
 /// How long a connection lingers: its client may still be sending, and has not read the last response.
@@ -58,8 +59,9 @@ pub(super) fn has_room() -> bool {
 pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: u16) -> bool {
     let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client, port)) else { return false };
     let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
+    let mut body = BodyReader::new(request, length);
     while length != BodyLength::Known(received) && began.elapsed() < DRAIN_TIMEOUT && is_sending(&stream) {
-        match request.as_reader().read(&mut piece) {
+        match body.read(&mut piece) {
             Ok(0) => return length == BodyLength::Chunked && is_open(request, port),
             Ok(length) => received += length as u64,
             Err(_) => return false,

@@ -28,7 +28,7 @@ impl Shape {
         let has = |word: &str| sent.is_some_and(|header| header.value.as_str().to_ascii_lowercase().contains(word));
         let connection: Option<&[u8]> = if sent.is_none() {
             None
-        } else if has("close") {
+        } else if has("close") || has("upgrade") {
             Some(b"close")
         } else if version == (1, 0) && has("keep-alive") {
             Some(b"keep-alive")
