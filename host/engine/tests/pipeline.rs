@@ -229,7 +229,7 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: Vec<Operation>) -> Resul
 
 /// The index and the status of the operation that failed.
 fn failed(outcome: Result<usize, BatchFailure>) -> (Option<usize>, u16) {
-    let failure = outcome.err().expect("the batch fails");
+    let failure = outcome.expect_err("the batch fails");
     (failure.at.map(|(index, _)| index), failure.outcome.failure().expect("it fails").0)
 }
 
@@ -296,7 +296,7 @@ fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
     for key in ["a", "refused-403", "refused-404", "refused-410", "z"] {
         put(&engine, key, "1");
     }
-    let listed = engine.list(&listing(), &client()).ok().expect("those refusals are about the key");
+    let listed = engine.list(&listing(), &client()).expect("those refusals are about the key");
     assert_eq!(listed.entries.iter().map(|entry| entry.key()).collect::<Vec<_>>(), ["a", "z"]);
     assert_eq!(listed.next, None);
     assert_eq!(engine.count("", &client()).ok(), Some(2));
@@ -325,7 +325,7 @@ fn next(watcher: &mut Watcher<MemoryStore>) -> Option<(String, bool)> {
 #[test]
 fn a_watch_shows_changes_that_a_get_may_see_and_removals_unless_they_are_forbidden() {
     let (engine, _) = engine();
-    let mut watch = engine.watch(String::new(), None, client()).ok().expect("it starts now");
+    let mut watch = engine.watch(String::new(), None, client()).expect("it starts now");
     let written: Vec<u64> = ["a", "refused-404", "b"].map(|key| put(&engine, key, "1")).into_iter().collect();
     assert_eq!(next(&mut watch), Some(("a".to_owned(), false)));
     assert_eq!(watch.revision(), written[2] - 1, "the change between was left out");
@@ -343,7 +343,7 @@ fn a_watch_shows_changes_that_a_get_may_see_and_removals_unless_they_are_forbidd
     put(&engine, "refused-401", "1");
     let end = watch.poll(&Context::from_waker(Waker::noop()));
     assert!(matches!(end, Poll::Ready(Err(WatchEnd::Refused(refusal))) if refusal.status == 401));
-    let mut watch = engine.watch(String::new(), None, client()).ok().expect("it starts now");
+    let mut watch = engine.watch(String::new(), None, client()).expect("it starts now");
     engine.store().end_watches();
     let end = watch.poll(&Context::from_waker(Waker::noop()));
     assert!(matches!(end, Poll::Ready(Err(WatchEnd::Stopped))));

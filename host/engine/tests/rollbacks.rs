@@ -12,8 +12,8 @@ use std::sync::mpsc::channel;
 use vkog_engine::{Batch, Conditions, Engine, Operation, Outcome, Request};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
-    __hooks, After, AfterGet, Counter, CreateError, Get, Guard, GuardGet, Host, NoSettings, Plugin, Undo, UndoGet,
-    Verb, Verdict,
+    __hooks, After, AfterGet, Counter, CreateError, Get, Guard, GuardGet, GuardPut, Host, NoSettings, Plugin, Put,
+    Undo, UndoGet, UndoPut, Verb, Verdict,
 };
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, Registry};
 use vkog_store::{
@@ -70,7 +70,7 @@ impl Store for Unsure {
         decide: D,
         finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
     ) {
-        self.store.update_all(keys, decide, finish);
+        self.store.update_all(keys, Twice(decide), finish);
     }
 
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
@@ -91,6 +91,24 @@ impl Store for Unsure {
 
     fn end_watches(&self) {
         self.store.end_watches();
+    }
+}
+
+/// Decides to write, undoes that, and decides again, as a store does that another server was faster than.
+struct Twice<D>(D);
+
+impl<D: Decide> Decide for Twice<D> {
+    type Rejection = D::Rejection;
+
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<D::Rejection> {
+        if let Decision::Write(entry) = self.0.decide(before, current) {
+            self.0.undo(&[Change { before: current.cloned(), after: Some(entry), revision: 0 }]);
+        }
+        self.0.decide(before, current)
+    }
+
+    fn undo(&mut self, decided: &[Change]) {
+        self.0.undo(decided);
     }
 }
 
@@ -119,6 +137,19 @@ impl GuardGet for Counting {
 
 impl UndoGet for Counting {
     fn undo_get(&self, _: &Undo<'_, Get>) {
+        self.undos.add(1);
+    }
+}
+
+impl GuardPut for Counting {
+    fn guard_put(&self, _: &mut Guard<'_, Put>) -> Verdict {
+        self.guards.add(1);
+        Ok(())
+    }
+}
+
+impl UndoPut for Counting {
+    fn undo_put(&self, _: &Undo<'_, Put>) {
         self.undos.add(1);
     }
 }
@@ -200,4 +231,24 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
     let found: Vec<bool> = done.iter().map(|(outcome, _)| matches!(outcome, Outcome::Found(_))).collect();
     assert_eq!(found, [true, false, true]);
     assert_eq!(calls(&engine), [6, 4, 2], "guards, undos, afters");
+}
+
+#[test]
+fn a_write_that_the_store_decides_again_undoes_its_guards_first() {
+    let engine = engine(&[], 0);
+    let request = Request {
+        verb: Verb::Put,
+        key: "key".to_owned(),
+        value: b"value".to_vec(),
+        content_type: "text/plain".into(),
+        query: String::new(),
+        conditions: Conditions::default(),
+        arrived: engine.revision(),
+        depth: 0,
+        origin: Arc::new(Nobody),
+    };
+    let (send, done) = channel();
+    engine.run(request, move |outcome, _| _ = send.send(outcome));
+    assert!(matches!(done.recv(), Ok(Outcome::Written(1))));
+    assert_eq!(calls(&engine), [2, 1, 0], "guards, undos, afters");
 }
