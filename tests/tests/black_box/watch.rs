@@ -107,7 +107,7 @@ fn an_invalid_watch_query_is_refused() {
     for engine in ENGINES {
         let server = start(engine, &[]);
         for (query, words) in [
-            ("sinse=1", "Unknown parameter \"sinse\"; there are prefix, since, values"),
+            ("sinse=1", "Unknown parameter \"sinse\"; use prefix, since, values"),
             ("since=-1", "since is \"-1\"; use a revision"),
             ("since=+1", "since is \"+1\""),
             ("since=", "since is \"\""),
