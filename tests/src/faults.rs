@@ -104,11 +104,7 @@ fn make() -> Result<Faults, String> {
         &folder.join("api-1.3.1"),
         &[
             ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.3.1""#),
-            (
-                "src/abi.rs",
-                "pub reserved: u64,\n    /// What the host needs",
-                "pub reserved: i64,\n    /// What the host needs",
-            ),
+            ("src/abi.rs", "pub reserved: u64,\n    /// The host's own", "pub reserved: i64,\n    /// The host's own"),
         ],
     );
     copy_api(

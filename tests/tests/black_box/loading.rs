@@ -304,6 +304,6 @@ fn a_required_plugin_that_is_missing_stops_the_start() {
     }
     for demand in ["token = \"s3cret\"".to_owned(), format!("{pin}\nrequired = false")] {
         let server = Setup::new().load(bytes()).config(format!("[plugins.bearer]\n{demand}\n")).start();
-        server.logs(&["WARN", "[plugins.bearer]", "no such plugin was loaded from "]);
+        server.logs(&["WARN", "[plugins.bearer]", "a plugin that was not loaded from "]);
     }
 }

@@ -38,7 +38,7 @@ fn a_refused_start_leaves_nothing_behind() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     let taken = listener.local_addr().expect("it has an address").to_string();
     refused(&setup, &["-f", "new.vkog", "--listen", &taken], &["cannot listen on", &taken]);
-    refused(&setup, &["-f", "new.vkog", "--listen", "0.0.0.0:0"], &["[access]"]);
+    refused(&setup, &["-f", "new.vkog", "--listen", "0.0.0.0:0"], &["[[access.tokens]]"]);
     for command in ["check", "repair"] {
         setup.run([command, "text"]).expect(1);
         assert!(!folder.join("text.lock").exists(), "{command} left a lock file");

@@ -165,7 +165,7 @@ fn descriptions(value: &serde_json::Value, texts: &mut Vec<String>) {
 #[test]
 fn neither_the_http_description_nor_the_web_ui_has_a_banned_turn() {
     let mut texts = Vec::new();
-    descriptions(&description(), &mut texts);
+    descriptions(description(), &mut texts);
     assert!(texts.len() >= 60, "{texts:?}");
     let mut found: Vec<String> = texts.iter().flat_map(|text| findings(text, 1, text)).collect();
     found.extend(findings("page.html", 1, &read("host/src/api/page.html")));
@@ -188,8 +188,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 fn texts(tokens: TokenStream, found: &mut Vec<(usize, String)>) {
     // The last line of the doc comment that is being read.
     let mut doc_end = 0;
-    let mut tokens = tokens.into_iter().peekable();
-    while let Some(token) = tokens.next() {
+    for token in tokens {
         match token {
             TokenTree::Group(group) => match doc_comment(group.stream()) {
                 Some((line, text)) if doc_end + 1 == line && !found.is_empty() => {

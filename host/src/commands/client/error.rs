@@ -87,6 +87,8 @@ fn tls_way_out(error: &rustls::Error) -> &'static str {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         ) => "renew its certificate, or correct the clock",
+        // Such as `CaUsedAsEndEntity`, for which --cacert does not help.
+        Error::InvalidCertificate(CertificateError::Other(_)) => "use a valid certificate with CA:FALSE on the server",
         Error::InvalidCertificate(_) => "trust its certificate with --cacert FILE",
         _ => "use http:// in --url if the server does not speak TLS",
     }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_a_damaged_record_is_found() {
+    fn records_after_a_damaged_record_are_found() {
         let (mut log, starts) = log();
         // Its length, its checksum, its payload.
         for place in [0, 5, 30] {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_told_apart() {
+    fn a_torn_tail_is_distinguished_from_damage() {
         let (mut log, starts) = log();
         let torn = Lost { at: starts[9] as u64, bytes: 20, entries: None, is_tail: true };
         for room in [0, 100] {

@@ -135,7 +135,7 @@ fn a_write_reaches_the_disk_within_the_interval_although_nobody_writes_after_it(
 }
 
 #[test]
-fn writes_go_on_while_a_sync_takes_its_time() {
+fn writes_continue_during_a_slow_sync() {
     let disk = SimulatedDisk::empty();
     let options = without_snapshots(Fsync::Every(Duration::from_millis(1)));
     let store = open(&disk, options).expect("a store");
@@ -193,7 +193,7 @@ fn a_sync_that_fails_while_a_snapshot_begins_is_not_overlooked() {
 }
 
 #[test]
-fn what_a_kill_left_in_the_systems_memory_lasts_from_the_next_start_on() {
+fn writes_that_a_kill_left_unsynced_are_durable_after_the_next_start() {
     for unfinished in [false, true] {
         let disk = SimulatedDisk::empty();
         let mut random = Random::new(1);
