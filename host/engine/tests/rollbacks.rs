@@ -245,7 +245,7 @@ fn a_write_that_the_store_decides_again_undoes_its_guards_first() {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
-        origin: Arc::new(Nobody),
+        origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));
