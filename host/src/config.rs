@@ -121,7 +121,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
 
-    /// Let web pages of these origins, such as https://app.example, use this server [default: none]
+    /// Let web pages of these origins, such as https://app.example, use this server
     #[arg(long, value_name = "ORIGIN,...", env = "VKOG_CORS_ORIGINS", hide_env = true, value_delimiter = ',')]
     // In the file it is the table [cors].
     #[serde(skip)]

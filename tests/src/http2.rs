@@ -14,7 +14,7 @@ use ureq::http::{Request, Response};
 
 use crate::DEADLINE;
 
-/// What a client sends first: the preface, and settings that change none.
+/// The first bytes of a client: the preface, and settings that change none.
 pub const HTTP2_START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -37,7 +37,7 @@ impl Http2 {
     ///
     /// # Errors
     ///
-    /// Nobody listens, or whoever listens does not speak HTTP/2.
+    /// No process listens, or it does not support HTTP/2.
     pub fn connect(address: &str) -> io::Result<Self> {
         Self::connect_by(address, &h2::client::Builder::new())
     }
@@ -46,7 +46,7 @@ impl Http2 {
     ///
     /// # Errors
     ///
-    /// Nobody listens, or whoever listens does not speak HTTP/2.
+    /// No process listens, or it does not support HTTP/2.
     pub fn connect_by(address: &str, builder: &h2::client::Builder) -> io::Result<Self> {
         let connecting = async {
             let stream = tokio::net::TcpStream::connect(address).await?;
@@ -188,7 +188,7 @@ pub struct Frame {
 ///
 /// # Errors
 ///
-/// Nobody listens.
+/// No process listens.
 pub fn connect_raw(address: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;

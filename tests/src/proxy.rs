@@ -24,7 +24,7 @@ struct Kind {
     program: &'static str,
     /// The Debian package.
     package: &'static str,
-    /// What stands for the address of the proxy in the documented configuration.
+    /// The address of the proxy in the documented configuration.
     listens: &'static str,
     /// The whole configuration, in which `FOLDER` and `ADDRESS` are replaced, and `BLOCK` by the documented one.
     configuration: &'static str,
@@ -169,7 +169,7 @@ impl Proxy {
         &self.address
     }
 
-    /// What the proxy printed so far.
+    /// Returns the output of the proxy so far.
     pub fn log(&self) -> String {
         self.process.stdout.text() + &self.process.stderr.text()
     }

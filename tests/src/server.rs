@@ -267,7 +267,7 @@ impl Setup {
 pub struct Server {
     process: Running,
     address: String,
-    /// What it wrote to standard output when it started.
+    /// Its standard output at the start.
     announced: String,
     client: Client,
     setup: Setup,

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::Result;
 
-/// What is changed, and the tests that have to notice it.
+/// The code that is changed, and the tests that have to notice it.
 struct Target {
     name: &'static str,
     files: &'static [&'static str],

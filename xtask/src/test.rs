@@ -121,7 +121,7 @@ fn semver(_: bool) -> Result<Outcome> {
     if !is_installed(cargo().args(["semver-checks", "--version"])) {
         return Ok(Outcome::Skipped("it is not installed: cargo install --locked cargo-semver-checks"));
     }
-    ran(cargo().args(["semver-checks", "--package", "vkog-plugin-api", "--baseline-root", API_BASELINE]))
+    ran(cargo().args(["semver-checks", "--manifest-path", "plugin-api/Cargo.toml", "--baseline-root", API_BASELINE]))
 }
 
 fn windows_tests(_: bool) -> Result<Outcome> {

@@ -10,7 +10,7 @@ const NAME: &str = ":content-encoding";
 /// The maximum length of a list of codings, in bytes.
 const LENGTH_MAX: usize = 64;
 
-/// Whether this is a list of content codings (RFC 9110, section 8.4) that can be kept with an entry. `aws-chunked` is not: it
+/// Whether this is a list of content codings (RFC 9110, section 8.4) that can be stored with an entry. `aws-chunked` is not: it
 /// frames the body for one request.
 pub fn is_coding(list: &[u8]) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);

@@ -1,4 +1,4 @@
-//! What the pipeline passes to plugins, what it does with their verdicts, and on which thread it calls them.
+//! The pipeline passes requests to plugins, obeys their verdicts, and calls them on the right thread.
 //!
 //! Provoked by a plugin that notes each of its calls, and whose verdicts depend on the key.
 
@@ -24,7 +24,7 @@ use vkog_plugin_api::{
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, Origin, Registry, Source};
 use vkog_store::{DEFAULT_CONTENT_TYPE, MemoryStore, Store, StoreError};
 
-/// What a plugin noted, and its host.
+/// The notes of a plugin, and its host.
 #[derive(Default)]
 struct Notes {
     calls: Mutex<Vec<(&'static str, ThreadId)>>,
@@ -402,9 +402,9 @@ fn a_failure_of_the_store_is_507_if_space_is_lacking_and_says_what_is_known() {
     let source = || Arc::new(std::io::Error::other("broken"));
     let path = || PathBuf::from("f");
     let (status, text) = failure(StoreError::Full { path: path() });
-    assert_eq!((status, text.starts_with("Not kept: ")), (507, true), "{text}");
+    assert_eq!((status, text.starts_with("Rolled back: ")), (507, true), "{text}");
     let (status, text) = failure(StoreError::Failed { path: path(), source: source(), then: None });
-    assert_eq!((status, text.starts_with("Not kept: ")), (503, true), "{text}");
+    assert_eq!((status, text.starts_with("Rolled back: ")), (503, true), "{text}");
     let (status, text) = failure(StoreError::Unknown { path: path(), source: source(), then: source() });
     assert_eq!((status, text.starts_with("Outcome unknown: ")), (503, true), "{text}");
 }
@@ -419,7 +419,7 @@ fn a_request_of_a_plugin_carries_its_headers_and_media_type_and_names_the_plugin
     let expected =
         ["X-A=own own - - \"\" Some(\"noting\") text/html", " - - - \"\" Some(\"noting\") application/octet-stream"];
     assert_eq!(*notes.origins.lock().expect("no plugin panics"), expected);
-    assert_eq!(host.get("a").expect("it passes").expect("it is there").content_type, "text/html");
+    assert_eq!(host.get("a").expect("it passes").expect("it exists").content_type, "text/html");
     assert!(matches!(&host.ask_each(&[Ask::get(""), Ask::get("b")])[..], [Err(_), Ok(Answer::Found(_))]));
     assert_eq!(engine.revision(), 2);
 }

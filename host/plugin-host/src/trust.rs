@@ -426,7 +426,7 @@ mod tests {
         let file = File::create(&library).expect("a file can be made");
         // A sparse file: it takes no space on the disk.
         file.set_len(LIBRARY_MAX + 1).expect("it may have holes");
-        let read = VerifiedLibrary::of(&library, File::open(&library).expect("it is there"));
+        let read = VerifiedLibrary::of(&library, File::open(&library).expect("it exists"));
         assert!(matches!(read, Err(LoadFault::TooLarge { len }) if len == LIBRARY_MAX + 1));
     }
 

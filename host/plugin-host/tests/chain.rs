@@ -212,7 +212,7 @@ fn op(verb: Verb, key: &str) -> OpContext<'_> {
     OpContext { verb, key, value: b"", content_type: "", query: "", arrived: 0, depth: 0, origin: &NoOrigin }
 }
 
-/// What the statistics have of a hook of the only plugin: its calls, refusals, panics, overruns and timed calls.
+/// Returns the statistics of a hook of the only plugin: its calls, refusals, panics, overruns and timed calls.
 fn stats(chain: &Chain, hook: &str) -> [u64; 5] {
     let mut all = chain.stats(&chain.members()[0]);
     let (_, calls, stats) = all.find(|(name, ..)| *name == hook).expect("it has this hook");
@@ -250,7 +250,7 @@ fn statistics_count_calls_refusals_panics_and_overruns_across_chains() {
     for _ in 0..6 {
         assert_eq!(chain.guard(&op(Verb::Delete, "k"), None).expect_err("it panics").status, 500);
     }
-    assert!(!member.is_quarantined(), "it is kept");
+    assert!(!member.is_quarantined(), "it remains loaded");
     assert_eq!(stats(&chain, "before_get"), [2, 1, 0, 2, 2]);
     assert_eq!(stats(&chain, "guard_delete"), [6, 0, 6, 6, 6]);
     drop(chain);

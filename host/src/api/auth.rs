@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    /// What is logged while a function runs.
+    /// Returns the log lines of a function.
     fn logged(run: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Log(Arc<Mutex<Vec<u8>>>);

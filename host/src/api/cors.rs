@@ -13,7 +13,7 @@ const EXPOSED_FIELDS: &str =
 /// How long browsers may keep the answer to a preflight request, in seconds.
 const MAX_AGE: &str = "600";
 
-/// What a response grants the page that has sent the request.
+/// The access of the page that sent a request to the response.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
     /// No origin is configured.

@@ -13,7 +13,7 @@ pub(super) fn content_type(head: &RequestHead) -> Result<&str, Problem> {
     head.headers.get("content-type").map_or(Ok(DEFAULT_CONTENT_TYPE), |name| Ok(media_type(name)?))
 }
 
-/// Checks that a request body is a whole value, whose content coding can be kept with it.
+/// Checks that a request body is a whole value, whose content coding can be stored with it.
 ///
 /// # Errors
 ///

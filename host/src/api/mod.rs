@@ -78,7 +78,7 @@ pub struct RoutedRequest {
     ending: Ending,
 }
 
-/// What happens to every response.
+/// The last steps of every response.
 struct Ending {
     span: RequestSpan,
     grant: Grant,

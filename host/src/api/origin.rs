@@ -227,7 +227,7 @@ mod tests {
         RequestHead::new(Method::Put, target.to_owned(), headers, client)
     }
 
-    /// What a listener of this machine has, whose own name is vkog.example.
+    /// The rules of a listener of this machine with the name vkog.example.
     fn local() -> Auth {
         let allowed_hosts = vec!["vkog.example".parse().expect("a name")];
         Auth { open: true, checks_host: true, allowed_hosts, ..Auth::default() }

@@ -5,8 +5,8 @@ use percent_encoding::percent_decode_str;
 use super::path::bad_escape;
 use super::problem::Problem;
 
-/// Parses a query of these parameters as form data, which browsers and client libraries send. Others are ignored, as some
-/// clients and proxies add parameters of their own.
+/// Parses a query of these parameters as form data, which browsers and client libraries send. Others are ignored, because
+/// some clients and proxies add parameters.
 ///
 /// # Errors
 ///

@@ -28,9 +28,9 @@ pub enum NotAnOrigin {
     #[error("an origin has no path; leave out what follows host and port, also a slash")]
     Path,
     /// `null`
-    #[error("null is the origin of all sandboxed pages; give the page an origin of its own")]
+    #[error("null is the origin of all sandboxed pages; serve the page from its own origin")]
     Null,
-    /// What follows the scheme is not a host with an optional port.
+    /// The part after the scheme is not a host with an optional port.
     #[error("its host is not a name or an address with an optional port; write https://app.example:8443")]
     Host,
 }

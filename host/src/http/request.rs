@@ -224,7 +224,7 @@ pub enum BodyLength {
 pub enum BodyFault {
     /// Transfer-Encoding has another coding before `chunked`.
     Encoded,
-    /// Transfer-Encoding does not end with `chunked`, so that nobody knows where the body ends.
+    /// Transfer-Encoding does not end with `chunked`, so the end of the body is unknown.
     NotChunked,
     /// Content-Length is not a number, or is given twice.
     BadLength,

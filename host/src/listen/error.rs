@@ -10,26 +10,26 @@ use std::path::PathBuf;
 pub enum ListenError {
     /// The system refuses the address.
     Refused {
-        /// The address, as the configuration has it.
+        /// The configured address.
         address: String,
         /// The system's error.
         source: io::Error,
     },
     /// The name of a host has no address.
     Unresolved {
-        /// The address, as the configuration has it.
+        /// The configured address.
         address: String,
         /// The resolver's error.
         source: io::Error,
     },
-    /// Something is at the path that this server must not replace.
+    /// The path exists, and this server must not replace it.
     Occupied {
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// Why the path cannot be used.
         fact: &'static str,
     },
-    /// It is not known whether a process listens at the path.
+    /// The server cannot find out whether a process listens at the path.
     Unknown {
         /// The path.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum ListenError {
     },
     /// The service manager passes no usable sockets.
     NotPassed(
-        /// What is wrong with them.
+        /// The reason.
         io::Error,
     ),
     /// The service manager passes a file descriptor that is not a listening stream socket.
@@ -47,7 +47,7 @@ pub enum ListenError {
         descriptor: i32,
         /// Its name in `LISTEN_FDNAMES`.
         name: String,
-        /// What it is.
+        /// Its kind.
         fact: &'static str,
     },
 }
@@ -68,7 +68,7 @@ impl fmt::Display for ListenError {
             }
             Self::Unknown { path, source } => write!(
                 f,
-                "cannot listen on unix:{}: a socket is there, and connecting to it fails ({source}); choose another path, or \
+                "cannot listen on unix:{}: the socket exists, and connecting to it fails ({source}); choose another path, or \
                  remove the socket if no process uses it",
                 path.display()
             ),
@@ -86,7 +86,7 @@ impl fmt::Display for ListenError {
     }
 }
 
-/// What an operator can do where the system refuses an address.
+/// Returns the way out if the system refuses an address.
 fn way_out(address: &str, source: &io::Error) -> &'static str {
     let is_unix = address.starts_with("unix:");
     match source.kind() {
@@ -95,10 +95,10 @@ fn way_out(address: &str, source: &io::Error) -> &'static str {
             "choose a port from 1024 on, let systemd open the port (vkog.socket), or give the program the capability \
              CAP_NET_BIND_SERVICE"
         }
-        io::ErrorKind::NotFound if is_unix => "make its folder, or choose another path",
+        io::ErrorKind::NotFound if is_unix => "create its folder, or choose another path",
         io::ErrorKind::InvalidInput if is_unix => "choose a shorter path or name",
         io::ErrorKind::AddrNotAvailable => "choose an address of this machine, or :port for all interfaces",
-        _ => "choose another --listen, or stop the process that has it",
+        _ => "choose another --listen, or stop the process that uses it",
     }
 }
 

@@ -19,12 +19,12 @@ pub struct SocketFile {
     id: Id,
 }
 
-/// Listens at a path. Replaces the socket of a process that has ended, and nothing else. Returns `None` if one of the sockets
-/// in `taken` is there.
+/// Listens at a path. Replaces the socket of a process that has ended, and nothing else. Returns `None` if the path is one of
+/// the sockets in `taken`.
 ///
 /// # Errors
 ///
-/// Something else is at the path, or the system refuses it.
+/// The path exists and is not such a socket, or the system refuses it.
 pub(super) fn listen_at(
     path: &Path,
     mode: Option<SocketMode>,
@@ -38,7 +38,7 @@ pub(super) fn listen_at(
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(refused)?;
     socket.bind(&SockAddr::unix(path).map_err(refused)?).map_err(refused)?;
     let file = SocketFile::of(path).map_err(refused)?;
-    // Nobody can connect before the socket listens.
+    // No client can connect before the socket listens.
     if let Some(SocketMode(mode)) = mode {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(refused)?;
     }
@@ -46,7 +46,7 @@ pub(super) fn listen_at(
     Ok(Some((socket.into(), file)))
 }
 
-/// Listens at a name that is no file.
+/// Listens at a name that is not a file.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub(super) fn listen_at_name(name: &str) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-/// Returns the device and the inode of the file at a path, if one is there.
+/// Returns the device and the inode of the file at a path, if it exists.
 pub(super) fn id_at(path: &Path) -> Option<Id> {
     std::fs::symlink_metadata(path).ok().map(|metadata| id(&metadata))
 }
@@ -78,15 +78,15 @@ impl SocketFile {
 
     /// Removes the socket of a process that has ended; nothing else.
     fn clear(path: &Path) -> Result<(), ListenError> {
-        // What the system says of a folder that cannot be read, it says of binding as well.
+        // If the folder cannot be read, binding reports the same error.
         let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
         let occupied = |fact| ListenError::Occupied { path: path.to_owned(), fact };
         if !found.file_type().is_socket() {
-            return Err(occupied("something is there that is not a socket"));
+            return Err(occupied("the path exists and is not a socket"));
         }
         match connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // Its queue is full: the process is there, and busy.
+            // The accept queue is full: the process is alive and busy.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(occupied("another process listens there"));
             }

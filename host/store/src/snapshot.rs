@@ -124,8 +124,8 @@ pub(super) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
-/// Whether a text or a byte string that [`take_bytes`] does not find at the start of `rest` begins there, and goes on behind the
-/// end of the file.
+/// Whether a text or a byte string that [`take_bytes`] does not find at the start of `rest` begins there, and continues after
+/// the end of the file.
 pub(super) fn is_cut_off(rest: &[u8]) -> bool {
     use Marker::{Bin8, Bin16, Bin32, FixStr, Str8, Str16, Str32};
     let is_bytes =

@@ -76,9 +76,9 @@ fn a_disk_opens_files_only_and_removes_what_may_be_gone() {
     assert_eq!((&read, file.len().expect("it is open")), (b"\0\0abc", 5));
     assert!(file.read_at(1, &mut read).is_err(), "it has no more bytes");
     file.set_len(3).expect("it can be cut off");
-    assert_eq!(fs::read(&path).expect("it is there"), b"\0\0a");
+    assert_eq!(fs::read(&path).expect("it exists"), b"\0\0a");
     assert!(LocalDisk.open(&path).expect("it can be read").is_some());
-    LocalDisk.remove(&path).expect("it is there");
+    LocalDisk.remove(&path).expect("it exists");
     LocalDisk.remove(&path).expect("that it is gone is no error");
     assert!(LocalDisk.remove(folder.path()).is_err(), "a folder is no file");
     assert!(!path.exists());
@@ -91,7 +91,7 @@ fn a_new_file_is_for_its_owner_until_it_gets_the_mode_of_another() {
 
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let (path, other) = (folder.path().join("file"), folder.path().join("other"));
-    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o7777;
+    let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o7777;
     drop(LocalDisk.create(&path).expect("it can be made"));
     LocalDisk.imitate(&path, &other).expect("there is nothing to imitate");
     assert_eq!(mode(&path), 0o600);

@@ -99,7 +99,7 @@ fn a_second_repair_overwrites_no_file_with_entries_that_were_left_out() {
     let first = setup.folder().join("store.vkog.left-out.json");
     fs::write(&first, "mine").expect("it can be written");
     says(setup.run(["repair", "store.vkog"]).expect(0), &["1 entry left out", "store.vkog.left-out.2.json"]);
-    assert_eq!(fs::read_to_string(first).expect("it is there"), "mine");
+    assert_eq!(fs::read_to_string(first).expect("it exists"), "mine");
     let second = fs::read_to_string(setup.folder().join("store.vkog.left-out.2.json")).expect("it was written");
     assert_eq!(second, "{\"key\":\"\",\"value\":\"2\"}\n");
 }

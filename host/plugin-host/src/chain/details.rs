@@ -1,5 +1,5 @@
 //! The details that plugins store with an entry: one MessagePack map from plugin name to bytes, or nothing if there are none.
-//! The host has names of its own in it, which no plugin can have.
+//! The host stores its own details under names that no plugin can have.
 
 /// The maximum size of the details that one plugin stores with one entry, in bytes.
 pub(super) const DETAILS_MAX: usize = 4096;

@@ -362,7 +362,7 @@ fn revision(number: u64) -> Result<u64, serde_untagged::de::Error> {
     if number == 0 { Err(serde_untagged::de::Error::custom("0 is no revision")) } else { Ok(number) }
 }
 
-/// Returns the revision of an entity tag, as the header `ETag` has it: with its quotation marks.
+/// Returns the revision of an entity tag, in the form of the header `ETag`: with its quotation marks.
 fn of_tag(tag: &str, expected: &'static str) -> Result<u64, serde_untagged::de::Error> {
     let of_tag =
         etag::revision(tag).ok_or_else(|| serde_untagged::de::Error::invalid_value(Unexpected::Str(tag), &expected));

@@ -29,7 +29,7 @@ const COPIED_WRITE_MAX: usize = 1 << 10;
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 pub(super) const LINGER_MAX: Duration = Duration::from_secs(30);
 
-/// What an HTTP/2 client sends first.
+/// The first bytes of an HTTP/2 client.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As the number of bytes moved: the first read is still to come.
 const UNREAD: usize = usize::MAX;
@@ -46,7 +46,7 @@ pub(super) async fn timed_out(progress: &AtomicU32, awaits_server: impl Fn() -> 
     }
 }
 
-/// What a stream reports to.
+/// Receives the events of a stream.
 pub(super) trait Observer {
     /// Bytes have been received.
     fn received(&self, bytes: &[u8]);
@@ -68,12 +68,12 @@ pub(super) struct IdleTrackingStream<I, O> {
     start: Start,
 }
 
-/// What the first reads return before anything else.
+/// The bytes that the first reads return.
 enum Start {
     /// This many bytes of the preface of HTTP/2, which are held back until the next bytes come: hyper recognizes only a whole
     /// preface.
     Preface(usize),
-    /// What has already been read.
+    /// Bytes that have already been read.
     Read(Bytes),
 }
 

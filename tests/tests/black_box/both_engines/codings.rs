@@ -1,6 +1,6 @@
 //! A value that was sent with a content coding, such as gzip, is returned with it, byte for byte.
 //!
-//! Provoked with each way to write and to read a value, across restarts, and beside a plugin that stores details of its own.
+//! Provoked with each way to write and to read a value, across restarts, and beside a plugin that stores its own details.
 
 use serde_json::{Value, json};
 use vkog_tests::{Reply, Server, Setup, encode, pattern, ttl};

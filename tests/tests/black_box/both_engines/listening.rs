@@ -100,7 +100,7 @@ fn free_port(range: u16) -> u16 {
         TcpListener::bind(("0.0.0.0", *port)).is_ok() && (!has_ipv6() || TcpListener::bind(("::1", *port)).is_ok())
     };
     let offset = if ENGINE == "tiny" { 500 } else { 0 };
-    (first + offset..first + offset + 500).find(free).expect("one of so many ports is free")
+    (first + offset..first + offset + 500).find(free).expect("one of 500 ports is free")
 }
 
 fn has_ipv6() -> bool {

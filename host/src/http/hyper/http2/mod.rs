@@ -1,7 +1,7 @@
 //! A connection of HTTP/2 (RFC 9113), framed by the crate h2: its limits, its timeouts and its shutdown.
 //!
-//! Each request runs in a task of its own on the event loop of its connection: see [`exchange`]. h2 is used without hyper,
-//! which can neither send `100 Continue` over HTTP/2 nor give up one request whose client stalls.
+//! Each request runs in its own task on the event loop of its connection: see [`exchange`]. h2 is used without hyper,
+//! which can neither send `100 Continue` over HTTP/2 nor cancel one request whose client stalls.
 
 mod exchange;
 #[cfg(test)]

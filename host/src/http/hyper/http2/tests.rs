@@ -139,7 +139,7 @@ async fn an_http2_connection_without_requests_times_out_whatever_it_pings() {
         .await;
         let began = Instant::now();
         let pinging = async {
-            let mut ping_pong = ping_pong.expect("nobody has taken it");
+            let mut ping_pong = ping_pong.expect("it is taken only once");
             while pings && ping_pong.ping(Ping::opaque()).await.is_ok() {
                 sleep(Duration::from_secs(1)).await;
             }
