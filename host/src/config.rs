@@ -122,6 +122,8 @@ pub struct Options {
     pub allowed_hosts: Option<Vec<AllowedHost>>,
 
     /// Let web pages of these origins, such as https://app.example, use this server
+    // The help has this text as it is.
+    #[allow(rustdoc::bare_urls)]
     #[arg(long, value_name = "ORIGIN,...", env = "VKOG_CORS_ORIGINS", hide_env = true, value_delimiter = ',')]
     // In the file it is the table [cors].
     #[serde(skip)]

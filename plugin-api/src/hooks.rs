@@ -59,7 +59,7 @@ use crate::settings::{CreateError, FromTable};
 )]
 pub trait Plugin: Send + Sync + Sized + 'static {
     /// The type of the plugin's table in the configuration, `[plugins.NAME]`: any owned type that derives `Deserialize`
-    /// of [`serde`](crate::serde). An unknown key is an error that lists the known keys. Use
+    /// of [`serde`]. An unknown key is an error that lists the known keys. Use
     /// [`NoSettings`](crate::NoSettings) for a plugin without settings.
     type Settings: FromTable;
 
