@@ -159,14 +159,18 @@ impl Auth {
         permission: Permission,
         scope: Scope<'_>,
     ) -> Result<(), Refusal> {
+        let is_off = || self.tokens.iter().all(|token| token.permission < Permission::Admin);
         if let Client::Anonymous = client {
             let is_repeated = head.headers.all("authorization").nth(1).is_some();
-            return Err(unauthorized(if is_repeated { TWO_TOKENS } else { NO_TOKEN }));
+            return Err(unauthorized(match permission {
+                _ if is_repeated => TWO_TOKENS,
+                Permission::Admin if is_off() => ADMINISTRATION_IS_OFF,
+                _ => NO_TOKEN,
+            }));
         }
         if permission == Permission::Admin {
-            if self.tokens.iter().all(|token| token.permission < Permission::Admin) {
-                let way_out = "add a token with right = \"admin\" to [[access.tokens]] of the configuration";
-                return Err(host_refusal(403, format!("Administration is off; {way_out}")));
+            if is_off() {
+                return Err(host_refusal(403, ADMINISTRATION_IS_OFF));
             }
             if !self.remote_admin && !origin::is_on_this_machine(head, self) {
                 let way_out = "set remote_admin = true in [access], or name the proxy in [proxy]";
@@ -200,6 +204,8 @@ impl Auth {
     }
 }
 
+const ADMINISTRATION_IS_OFF: &str =
+    "Administration is off; add a token with right = \"admin\" to [[access.tokens]] of the configuration";
 const NO_TOKEN: &str = "Send a token in the header Authorization: Bearer TOKEN";
 const UNKNOWN_TOKEN: &str = "Unknown token; send one of [[access.tokens]] in the header Authorization: Bearer TOKEN";
 const TWO_TOKENS: &str = "Two tokens; send one in the header Authorization: Bearer TOKEN";
@@ -333,7 +339,11 @@ mod tests {
         };
         let (index, refusal) = refused(&["Bearer a"]);
         assert_eq!((index, refusal.status), (1, 403));
-        assert!(refusal.message.ends_with("the token \"a\" is not for this: it may write keys that begin with \"a/\""));
+        assert!(
+            refusal
+                .message
+                .ends_with("the token \"a\" does not have this right: it may write keys that begin with \"a/\"")
+        );
         let (index, refusal) = refused(&[]);
         assert_eq!((index, refusal.status), (0, 401));
         assert_eq!(refusal.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned())]);
@@ -354,7 +364,7 @@ mod tests {
             (&auth, &own, Permission::Read, 200),
             (&auth, &own, Permission::Write, 200),
             (&auth, &foreign, Permission::Read, 403),
-            (&auth, &own, Permission::Admin, 403),
+            (&auth, &own, Permission::Admin, 401),
             (&with_admin, &own, Permission::Write, 200),
             (&with_admin, &own, Permission::Admin, 401),
         ] {
@@ -369,8 +379,11 @@ mod tests {
     fn administration_without_an_admin_token_is_off_for_everybody() {
         let tokens = vec![authorizer(false).0.load().tokens[1].clone()];
         let auth = Authorizer::new(Auth { tokens, ..Auth::default() });
-        for sent in [&["Bearer a"][..], &[]] {
-            assert_eq!(status(&auth, &head("127.0.0.1:1", sent), Permission::Admin, Scope::All), 403, "{sent:?}");
+        for (sent, expected) in [(&["Bearer a"][..], 403), (&["Bearer b"], 403), (&[], 401)] {
+            let checks = [(Permission::Admin, Scope::All)];
+            let (_, refusal) = auth.check_all(&head("127.0.0.1:1", sent), checks).expect_err("administration is off");
+            assert_eq!(refusal.status, expected, "{sent:?}");
+            assert!(refusal.message.starts_with("Administration is off; add a token"), "{}", refusal.message);
         }
     }
 
@@ -400,7 +413,7 @@ mod tests {
             |token, permission| logged(|| drop(auth.check(&head("127.0.0.1:1", &[token]), permission, Scope::All)));
         assert!(log("Bearer op", Permission::Admin).contains("the token \"op\" administers: /"));
         assert_eq!(log("Bearer op", Permission::Write), "");
-        assert!(log("Bearer a", Permission::Write).contains("the token \"a\" is not for this"));
+        assert!(log("Bearer a", Permission::Write).contains("the token \"a\" does not have this right"));
     }
 
     #[test]

@@ -272,7 +272,7 @@ mod tests {
             ("http://localhost/", "other.example", true, Some(421)),
         ] {
             let auth = Auth { checks_host, ..local() };
-            let checked = check(&head(None, target, &[("Host", host)]), &auth);
+            let checked = check(&head(Some("127.0.0.1:1"), target, &[("Host", host)]), &auth);
             assert_eq!(checked.err().map(|refusal| refusal.status), expected, "{target} {host} {checks_host}");
         }
     }

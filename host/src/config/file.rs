@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_mistake_is_reported_with_its_line_and_key() {
         for (text, expected) in [
-            ("\nlisten = 3110", ":2: listen: expected a string, found integer `3110`"),
+            ("\nlisten = 3110", ":2: listen: expected an address such as \"127.0.0.1:3110\", or a list of them"),
             (
                 "max-size = \"much\"",
                 ":1: max-size: not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB",
