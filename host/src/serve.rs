@@ -188,7 +188,7 @@ fn open_store(file: &Path, options: Options) -> Result<LocalStore, StoreError> {
     drop(bar);
     store.hold(lock);
     let (entries, size) = store.totals();
-    tracing::info!(entries, bytes = size, ?fsync, "opened {}", file.display());
+    tracing::info!(entries, bytes = size, %fsync, "opened {}", file.display());
     Ok(store)
 }
 

@@ -157,7 +157,7 @@ pub enum LoadFault {
         found: String,
     },
     /// The file is shorter than its own tables say.
-    #[error("it is truncated: its {missing} is beyond its {len} bytes; copy it again")]
+    #[error("it is truncated: its {missing} would lie beyond its {len} bytes; copy it again")]
     CutOff {
         /// The missing part.
         missing: &'static str,

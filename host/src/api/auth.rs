@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::access_log::METHODS;
 use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
@@ -185,8 +186,8 @@ impl Auth {
             tracing::warn!(
                 request = head.id(),
                 client = head.client_text(),
-                "refused {:?} {}: {fact}",
-                head.method,
+                "refused {} {}: {fact}",
+                METHODS[head.method as usize],
                 head.path()
             );
             return Err(host_refusal(403, format!("Not allowed: {fact}")));

@@ -18,7 +18,7 @@ use crate::http::{ConnectionCounts, Response};
 use crate::logging;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, Metric};
-use vkog_store::{Fsync, Store as _};
+use vkog_store::Store as _;
 
 /// Encodes all metrics in one of the formats.
 pub(super) fn text(
@@ -168,11 +168,7 @@ impl Numbers {
         let help = "Time to sync the log to disk";
         let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         histogram(descriptor, &Buckets::of(self.engine.store().syncs()))?;
-        let mode = match self.engine.store().fsync() {
-            Fsync::Always => "always".to_owned(),
-            Fsync::Every(interval) => format!("{interval:?}"),
-            Fsync::Never => "never".to_owned(),
-        };
+        let mode = self.engine.store().fsync().to_string();
         encoder
             .encode_descriptor("vkog_fsync_mode", "The value of --fsync", None, MetricType::Gauge)?
             .encode_family(&[("mode", mode.as_str())])?

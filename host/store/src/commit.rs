@@ -7,6 +7,7 @@
 mod completion;
 mod rollback;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,6 +38,17 @@ pub enum Fsync {
     Every(Duration),
     /// When the operating system decides.
     Never,
+}
+
+/// Writes the value as the option `--fsync` takes it.
+impl fmt::Display for Fsync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => f.write_str("always"),
+            Self::Every(interval) => write!(f, "{interval:?}"),
+            Self::Never => f.write_str("never"),
+        }
+    }
 }
 
 /// Whether changes are durable, or why they were rolled back.

@@ -33,7 +33,7 @@ pub enum StoreError {
         mismatch: Mismatch,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {source}; free disk space, or let this user write to its folder")]
+    #[error("cannot write {path}: {source}; create its folder, let this user write to it, or free disk space")]
     Unwritable {
         /// The file.
         path: PathBuf,

@@ -26,7 +26,9 @@ fn link(page: &str, name: &str) -> String {
         }
         let first = line.strip_prefix("| ").map(|row| row.split(" | ").next().unwrap_or_default());
         let is_named = first.is_some_and(|cell| {
-            cell.split('`').skip(1).step_by(2).any(|text| text == name) || cell.split(", ").any(|text| text == name)
+            let is_status = name.parse::<u16>().is_ok();
+            cell.split('`').skip(1).step_by(2).any(|text| text == name)
+                || is_status && cell.split(", ").any(|text| text == name)
         });
         if is_named {
             return linked(page, heading, heading);
