@@ -447,6 +447,24 @@ fn a_write_and_a_batch_are_decided_257_times_at_most_for_lack_of_room() {
 }
 
 #[test]
+fn room_that_is_made_again_and_again_on_one_thread_takes_no_stack() {
+    let small = thread::Builder::new().stack_size(192 << 10);
+    let test = small.spawn(|| {
+        let (engine, notes) = engine();
+        assert!(matches!(run(&engine, Verb::Put, "k", "full"), Outcome::Refused(refusal) if refusal.status == 413));
+        assert_eq!(failed(batch(&engine, vec![operation(Verb::Put, "k", "full")])), (Some(0), 413));
+        assert_eq!((notes.count("guard_put"), notes.count("make_room")), (2 * 257, 2 * 256));
+        assert!(notes.was_called_here());
+        // The thread of a plugin that waits for its own request.
+        let (_engine, notes) = with_threads();
+        notes.host().put("k", b"full").expect_err("there is no room");
+        assert_eq!((notes.count("guard_put"), notes.count("make_room")), (257, 256));
+        assert!(notes.was_called_here());
+    });
+    test.expect("a thread can be started").join().expect("it passes");
+}
+
+#[test]
 fn a_failure_of_the_store_is_507_if_space_is_lacking_and_says_what_is_known() {
     let failure = |error| Outcome::StoreFailed(Arc::new(error)).failure().expect("it failed");
     let source = || Arc::new(std::io::Error::other("broken"));
