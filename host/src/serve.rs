@@ -21,7 +21,7 @@ use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile, claim_all};
 use crate::progress::Bar;
 use crate::sd_notify;
-use crate::signals::{Signal, signals};
+use crate::signals::{Signal, signals, stopped};
 use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
@@ -91,7 +91,7 @@ pub fn serve(
     drop(socket_files);
     stop::drain(http);
     stop::close(&engine, started)?;
-    tracing::info!("stopped");
+    stopped();
     Ok(())
 }
 
