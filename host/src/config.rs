@@ -211,18 +211,14 @@ pub struct Config {
     pub http: Http,
     /// The certificate and the key of TLS, if it is on.
     pub tls: Option<TlsFiles>,
-    /// When the log is synced to disk.
-    pub fsync: Fsync,
-    /// The size of the log below which no snapshot is written for it, in bytes.
-    pub log_min: u64,
+    /// The options of the store.
+    pub store: vkog_store::Options,
     /// The maximum size of a value, in bytes.
     pub max_value: u64,
     /// The maximum memory for request bodies in flight, in bytes.
     pub memory_budget: u64,
     /// Whether each request is logged.
     pub log_requests: bool,
-    /// The size of the change history for watchers, in bytes.
-    pub watch_history: u64,
     /// The format of log lines; `None` is text on a terminal, else JSON.
     pub log_format: Option<LogFormat>,
 }
@@ -273,6 +269,13 @@ impl Config {
             Some(Size(bytes)) => bytes,
             None => max_size.min(VALUE_MAX),
         };
+        let defaults = vkog_store::Options::default();
+        let store = vkog_store::Options {
+            fsync: given.fsync.or(written.fsync).unwrap_or(defaults.fsync),
+            log_min: given.log_min.or(written.log_min).map_or(defaults.log_min, |size| size.0),
+            history_max: given.watch_history.or(written.watch_history).map_or(defaults.history_max, |size| size.0),
+            ..defaults
+        };
         let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
@@ -284,12 +287,10 @@ impl Config {
             socket_mode,
             http,
             tls,
-            fsync: given.fsync.or(written.fsync).unwrap_or(Fsync::Always),
-            log_min: given.log_min.or(written.log_min).map_or(64 << 20, |size| size.0),
+            store,
             max_value,
             memory_budget,
             log_requests: given.log_requests || written.log_requests,
-            watch_history: given.watch_history.or(written.watch_history).map_or(64 << 20, |size| size.0),
             log_format: given.log_format.or(written.log_format),
         })
     }

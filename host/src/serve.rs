@@ -21,7 +21,7 @@ use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Claim, SocketFile, claim_all};
 use crate::progress::Bar;
 use crate::sd_notify;
-use crate::signals::{Signal, signals};
+use crate::signals::{Signal, signals, stopped};
 use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
@@ -91,7 +91,7 @@ pub fn serve(
     drop(socket_files);
     stop::drain(http);
     stop::close(&engine, started)?;
-    tracing::info!("stopped");
+    stopped();
     Ok(())
 }
 
@@ -129,13 +129,7 @@ fn start(
     let auth = config.auth.for_listeners(local)?;
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
-    let options = Options {
-        fsync: config.fsync,
-        log_min: config.log_min,
-        history_max: config.watch_history,
-        ..Options::default()
-    };
-    let engine = Engine::new(open_store(&config.file, options)?, plugins)?;
+    let engine = Engine::new(open_store(&config.file, config.store)?, plugins)?;
 
     let (mut listeners, mut socket_files) = (Vec::new(), Vec::new());
     for claim in claims {
@@ -143,13 +137,9 @@ fn start(
         listeners.push(listener);
         socket_files.extend(file);
     }
-    if auth.open
-        && let Some(address) = &reached
-    {
-        tracing::warn!(
-            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] \
-             to restrict them"
-        );
+    let tiny = config.http == Http::Tiny;
+    if let Some(address) = &reached {
+        warn_of_exposure(address, auth.open, tiny);
     }
     let auth = Arc::new(Authorizer::new(auth));
     let reloader = Reloader {
@@ -162,13 +152,6 @@ fn start(
     let reload: Arc<Reload> = Arc::new(move || reloader.reload());
     let service = Api::new(Arc::clone(&engine), config.max_value, auth, Arc::clone(&reload));
     let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
-    let tiny = config.http == Http::Tiny;
-    if tiny && let Some(address) = &reached {
-        tracing::warn!(
-            "--http tiny on {address}, which other machines can reach: tiny_http does not limit connections or the size of a \
-             request's head; use --http hyper"
-        );
-    }
     tracing::info!("serving {} with {}", addresses.join(", "), if tiny { "tiny_http" } else { "hyper" });
     let http = if tiny {
         HttpServer::tiny(listeners, service)?
@@ -177,6 +160,22 @@ fn start(
     };
     engine.store().keep_files();
     Ok(Running { engine, http, reload, addresses, socket_files, file: config.file })
+}
+
+/// Warns about risky options of a server that other machines can reach at this address.
+fn warn_of_exposure(address: &str, open: bool, tiny: bool) {
+    if open {
+        tracing::warn!(
+            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] \
+             to restrict them"
+        );
+    }
+    if tiny {
+        tracing::warn!(
+            "--http tiny on {address}, which other machines can reach: tiny_http does not limit connections or the size of a \
+             request's head; use --http hyper"
+        );
+    }
 }
 
 /// Locks and opens the store, with a progress bar.

@@ -1,6 +1,7 @@
 //! Signals on Unix, and the events of the console on Windows.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,15 @@ pub enum Signal {
     Snapshot,
     /// Reload plugins, access tokens and the certificate.
     Reload,
+}
+
+/// Whether the server has stopped cleanly. The process may still wait for exit functions of libraries.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Logs that the server has stopped. From now on a further signal to stop ends the process with status 0.
+pub fn stopped() {
+    STOPPED.store(true, Ordering::SeqCst);
+    tracing::info!("stopped");
 }
 
 /// Receives signals from now on. SIGTERM and SIGINT stop the server, SIGUSR1 writes a snapshot, SIGHUP reloads. A second
@@ -90,14 +100,19 @@ struct Stops {
 
 impl Stops {
     /// Records a signal to stop. The second one ends the process, because an operator who repeats the signal does not want to
-    /// wait.
-    /// Acknowledged writes are in the log and are not lost.
+    /// wait: with status 1, or with status 0 if the server has stopped already. Acknowledged writes are in the log and are not
+    /// lost.
     fn note(&mut self) -> Signal {
         if let Some(first) = self.first {
             thread::sleep((first + REPEAT_MIN).saturating_duration_since(Instant::now()));
-            tracing::warn!("stopped immediately by a second signal; the log has the changes since the last snapshot");
+            let is_stopped = STOPPED.load(Ordering::SeqCst);
+            if !is_stopped {
+                tracing::warn!(
+                    "stopped immediately by a second signal; the log has the changes since the last snapshot"
+                );
+            }
             logging::flush(Duration::from_millis(200));
-            exit(1);
+            exit(if is_stopped { 0 } else { 1 });
         }
         self.first = Some(Instant::now());
         Signal::Stop

@@ -70,8 +70,9 @@ pub trait Plugin: Send + Sync + Sized + 'static {
     /// held for long. The default is `false`.
     ///
     /// With `true`, the host runs each operation for which the plugin has a hook on a blocking pool of up to 256
-    /// threads. That costs such an operation a change of threads, and other clients do not wait. Hooks for watch events
-    /// still run on an event loop. A guard must not block in any case, because it holds the lock of an entry.
+    /// threads. That costs such an operation a change of threads, and other clients do not wait. Watch events are
+    /// operations in this sense: they call the hooks of get. A guard must not block in any case, because it holds the
+    /// lock of an entry.
     ///
     /// Since 1.2. An older host ignores the value, and a hook that blocks delays other clients there.
     const BLOCKS: bool = false;

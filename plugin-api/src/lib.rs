@@ -90,7 +90,6 @@
 //! | `Drop` | a separate thread | yes; a stop waits up to 12 s for it |
 //!
 //! An event loop serves many clients. A `before` hook that computes for 10 ms delays all of them by 10 ms.
-//! Hooks for watch events run on an event loop even if the plugin sets `BLOCKS`.
 //!
 //! # How do I reject a request?
 //!

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::attempts::Attempts;
 use super::coding::announce;
-use super::write::{committed, decide, entry, may_make_room, outcome_of, prepare};
+use super::write::{committed, decide, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
 use vkog_runtime::ThreadPool;
@@ -97,7 +98,7 @@ pub(super) fn run<S: Store>(
     }
     let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
     let run = Run { engine, chain, batch: Arc::new(batch), pool };
-    if only_reads { run.read(on_done) } else { run.write(space, 0, on_done) }
+    if only_reads { run.read(on_done) } else { run.write(space, Attempts::default(), on_done) }
 }
 
 /// A batch whose before-hooks have run.
@@ -110,7 +111,7 @@ struct Run<S> {
 
 impl<S: Store> Run<S> {
     /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads.
-    fn write(self, space: usize, room_made: usize, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+    fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
         let prepare = |index| self.batch.with_context(index, prepare);
         let write = Write {
             prepared: (0..self.batch.operations.len()).map(prepare).collect(),
@@ -121,8 +122,8 @@ impl<S: Store> Run<S> {
         };
         let (engine, batch, pool) = (Arc::clone(&self.engine), Arc::clone(&self.batch), self.pool.clone());
         let on_update = move |update: Update<BatchFailure, Changes>| match update {
-            Update::Rejected(failure) if self.chain.may_make_room() && may_make_room(&failure.outcome, room_made) => {
-                self.make_room(space, room_made, failure, on_done);
+            Update::Rejected(failure) if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) => {
+                self.make_room(space, attempts, failure, on_done);
             }
             Update::Rejected(failure) => on_done(Err(failure)),
             Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
@@ -157,16 +158,14 @@ impl<S: Store> Run<S> {
     fn make_room(
         self,
         space: usize,
-        room_made: usize,
+        attempts: Attempts,
         refused: BatchFailure,
         on_done: impl FnOnce(BatchOutcome) + Send + 'static,
     ) {
-        offload(self.engine.blocking_pool.clone(), move || {
-            if self.chain.make_room() {
-                self.write(space, room_made + 1, on_done);
-            } else {
-                on_done(Err(refused));
-            }
+        let (chain, pool) = (Arc::clone(&self.chain), self.engine.blocking_pool.clone());
+        attempts.make_room(chain, pool.as_deref(), move |further| match further {
+            Some(attempts) => self.write(space, attempts, on_done),
+            None => on_done(Err(refused)),
         });
     }
 

@@ -7,6 +7,7 @@
 //! Operations report their outcome to a callback. As futures they would need a task each, because an operation that has begun
 //! must complete even if its client disconnects: measured, a PUT then makes 7 allocations instead of 4.
 
+mod attempts;
 mod batch;
 mod coding;
 mod conditions;

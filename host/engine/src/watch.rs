@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use parking_lot::Mutex;
 
 use super::list::is_about_the_key;
-use super::{Engine, RequestContext, view};
+use super::{Engine, RequestContext, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, Refusal, Verb};
 use vkog_store::{Event, LocalStore, Store, Unwatchable, Watch};
 
@@ -67,7 +67,7 @@ impl<S: Store> Watcher<S> {
     }
 
     /// Returns the next change, or wakes the task when there may be one. Does not block: plugins are called on this thread,
-    /// or, during a reload, later on another one.
+    /// on the blocking pool if their hooks for get may block, or, during a reload, later on another thread.
     ///
     /// # Errors
     ///
@@ -112,24 +112,40 @@ impl<S: Store> Watcher<S> {
         }
         let filtering = Arc::new(Filtering::default());
         self.filtering = Some(Arc::clone(&filtering));
+        let report = Report { filtering, passed: None };
         let (engine, client) = (Arc::clone(&self.engine), Arc::clone(&self.client));
         self.engine.plugins.when_available(move |chain| {
-            let mut passed = VecDeque::with_capacity(events.len());
-            let mut end = None;
-            for event in events {
-                match engine.may_see(&chain, &event, &client) {
-                    Ok(true) => passed.push_back(event),
-                    Ok(false) => {}
-                    Err(refusal) => {
-                        end = Some(WatchEnd::Refused(refusal));
-                        break;
-                    }
-                }
-            }
-            // A reload must not wait for a watcher.
-            drop(chain);
-            filtering.complete((passed, end));
+            let pool = if chain.blocks(Verb::Get) { engine.blocking_pool.clone() } else { None };
+            offload(pool, move || {
+                let passed = engine.passing(&chain, events, &client);
+                // A reload must not wait for a watcher.
+                drop(chain);
+                report.send(passed);
+            });
         });
+    }
+}
+
+/// Reports which changes pass. If the job that decides it panics or is dropped, the watch ends with an error: otherwise its
+/// client would wait forever.
+struct Report {
+    filtering: Arc<Filtering>,
+    passed: Option<Passed>,
+}
+
+impl Report {
+    fn send(mut self, passed: Passed) {
+        self.passed = Some(passed);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let failed = || {
+            let refusal = host_refusal(500, "Internal error; see the log of the server");
+            (VecDeque::new(), Some(WatchEnd::Refused(refusal)))
+        };
+        self.filtering.complete(self.passed.take().unwrap_or_else(failed));
     }
 }
 
@@ -155,6 +171,19 @@ impl Filtering {
 }
 
 impl<S: Store> Engine<S> {
+    /// The changes that a client may see, in their order, and the end of its watch if a plugin refuses the client.
+    fn passing(self: &Arc<Self>, chain: &Arc<Chain>, events: Vec<Event>, client: &RequestContext) -> Passed {
+        let mut passed = VecDeque::with_capacity(events.len());
+        for event in events {
+            match self.may_see(chain, &event, client) {
+                Ok(true) => passed.push_back(event),
+                Ok(false) => {}
+                Err(refusal) => return (passed, Some(WatchEnd::Refused(refusal))),
+            }
+        }
+        (passed, None)
+    }
+
     /// Whether a client may see a change. A removal may also be seen where a get would find nothing, because that is what it
     /// reports.
     fn may_see(self: &Arc<Self>, chain: &Arc<Chain>, event: &Event, client: &RequestContext) -> Result<bool, Refusal> {
@@ -180,5 +209,19 @@ impl<S: Store> Engine<S> {
             Err(refusal) if is_about_the_key(&refusal) => Ok(event.is_removal() && refusal.status != 403),
             Err(refusal) => Err(refusal),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_whose_changes_nothing_decides_ends_with_an_error() {
+        let filtering = Arc::new(Filtering::default());
+        drop(Report { filtering: Arc::clone(&filtering), passed: None });
+        let polled = filtering.poll(&Context::from_waker(Waker::noop()));
+        let Poll::Ready((passed, Some(WatchEnd::Refused(refusal)))) = polled else { panic!("the watch continues") };
+        assert_eq!((passed.len(), refusal.status), (0, 500));
     }
 }

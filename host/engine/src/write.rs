@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
+use super::attempts::Attempts;
 use super::coding::keep;
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
-
-/// The maximum number of times that a write is decided again because plugins made room for it.
-const ROOM_MADE_MAX: usize = 256;
 
 pub(super) fn write<S: Store>(
     engine: &Arc<Engine<S>>,
@@ -26,7 +24,7 @@ pub(super) fn write<S: Store>(
         }
     }
     // The decision and the completion share the request.
-    attempt(engine, chain, Arc::new(request), 0, on_done);
+    attempt(engine, chain, Arc::new(request), Attempts::default(), on_done);
 }
 
 /// Decides a write and commits it.
@@ -34,25 +32,23 @@ fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     chain: Arc<Chain>,
     request: Arc<Request>,
-    room_made: usize,
+    attempts: Attempts,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
-    let write = Write {
-        prepared: prepare(&request.op_context()),
-        // Other cores count references to the engine as well: so only a write that may need it has one.
-        engine: chain.may_make_room().then(|| Arc::clone(engine)),
-        chain: Arc::clone(&chain),
-        request: Arc::clone(&request),
-        room_made,
-    };
+    let write =
+        Write { prepared: prepare(&request.op_context()), chain: Arc::clone(&chain), request: Arc::clone(&request) };
     let (key, pool) = (Arc::clone(&request), engine.pool_for(&chain, &request));
-    let on_update = move |update: Update<(Option<Arc<Engine<S>>>, Outcome)>| {
+    // Other cores count references to the engine as well: so only a write that may be tried again has one.
+    let retrying = chain.may_make_room().then(|| Arc::clone(engine));
+    let on_update = move |update: Update<Outcome>| {
         let context = request.op_context();
         match update {
-            Update::Rejected((Some(engine), outcome)) => {
-                make_room(engine, chain, request, room_made, outcome, on_done);
-            }
-            Update::Rejected((None, outcome)) => on_done(outcome, Vec::new()),
+            Update::Rejected(outcome) => match retrying {
+                Some(engine) if attempts.may_make_room(&outcome) => {
+                    make_room(engine, chain, request, attempts, outcome, on_done);
+                }
+                _ => on_done(outcome, Vec::new()),
+            },
             Update::ReadOnly(error) => on_done(Outcome::StoreFailed(error), Vec::new()),
             Update::RolledBack { error, change } => {
                 chain.undo(&context, change.before.as_ref().map(view));
@@ -82,30 +78,23 @@ pub(super) fn outcome_of(change: &Change) -> Outcome {
 }
 
 /// Decides a write: its conditions hold and all guards pass.
-struct Write<S> {
+struct Write {
     /// The entry, if it was made before the lock was taken.
     prepared: Option<Entry>,
-    /// To try again; `None` if no plugin can make room.
-    engine: Option<Arc<Engine<S>>>,
     chain: Arc<Chain>,
     request: Arc<Request>,
-    room_made: usize,
 }
 
-impl<S: Store> Decide for Write<S> {
-    /// With the engine, to try again, where plugins may be able to make room.
-    type Rejection = (Option<Arc<Engine<S>>>, Outcome);
+impl Decide for Write {
+    type Rejection = Outcome;
 
-    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Self::Rejection> {
-        let Self { prepared, engine, chain, request, room_made } = self;
+    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Outcome> {
+        let Self { prepared, chain, request } = self;
         let context = request.op_context();
         match decide(chain, &context, &request.conditions, current) {
             Ok(Some(details)) => Decision::Write(entry(prepared, &context, details)),
             Ok(None) => Decision::Remove,
-            Err(outcome) => {
-                let retry = engine.clone().filter(|_| may_make_room(&outcome, *room_made));
-                Decision::Reject((retry, outcome))
-            }
+            Err(outcome) => Decision::Reject(outcome),
         }
     }
 
@@ -140,30 +129,21 @@ fn new_entry(context: &OpContext<'_>, details: Vec<u8>) -> Entry {
     Entry::new(context.key, &NewEntry { value: context.value, content_type: context.content_type, details })
 }
 
-/// Whether a plugin refused a write for lack of room, and it may be tried again if plugins make room.
-pub(super) fn may_make_room(outcome: &Outcome, room_made: usize) -> bool {
-    let is_full = matches!(outcome, Outcome::Refused(refusal) if refusal.status == 413 && !refusal.plugin.is_empty());
-    is_full && room_made < ROOM_MADE_MAX
-}
-
 /// Calls `make_room` of the plugins, and decides the write again if one of them made room.
 #[cold]
 fn make_room<S: Store>(
     engine: Arc<Engine<S>>,
     chain: Arc<Chain>,
     request: Arc<Request>,
-    room_made: usize,
+    attempts: Attempts,
     refused: Outcome,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     // A plugin's request stays on the thread that waits for it.
     let pool = if request.depth == 0 { engine.blocking_pool.clone() } else { None };
-    offload(pool, move || {
-        if chain.make_room() {
-            attempt(&engine, chain, request, room_made + 1, on_done);
-        } else {
-            on_done(refused, Vec::new());
-        }
+    attempts.make_room(Arc::clone(&chain), pool.as_deref(), move |further| match further {
+        Some(attempts) => attempt(&engine, chain, request, attempts, on_done),
+        None => on_done(refused, Vec::new()),
     });
 }
 

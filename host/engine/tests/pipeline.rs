@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
-use std::thread::{self, ThreadId};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread, ThreadId};
+use std::time::{Duration, Instant};
 
 use vkog_engine::{
     Batch, BatchFailure, Conditions, Engine, ExtraHeaders, InvalidRequest, Listing, Operation, Outcome, Request,
@@ -349,6 +350,55 @@ fn a_watch_shows_changes_that_a_get_may_see_and_removals_unless_they_are_forbidd
     assert!(matches!(end, Poll::Ready(Err(WatchEnd::Stopped))));
 }
 
+/// Wakes a thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for the next change of a watch, or for its end.
+fn wait_for_next(watcher: &mut Watcher<MemoryStore>) -> Result<String, WatchEnd> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match watcher.poll(&Context::from_waker(&waker)) {
+            Poll::Ready(next) => return next.map(|event| event.entry().key().to_owned()),
+            Poll::Pending => thread::park_timeout(deadline.saturating_duration_since(Instant::now())),
+        }
+        assert!(Instant::now() < deadline, "no change arrives");
+    }
+}
+
+#[test]
+fn a_watch_calls_hooks_that_block_on_another_thread_in_the_order_of_the_changes() {
+    let (registry, notes) = registry::<true>();
+    let engine = Engine::new(MemoryStore::default(), registry).expect("the plugin starts");
+    let mut watch = engine.watch(String::new(), None, client()).expect("it starts now");
+    for key in ["a", "refused-404", "b", "refused-401", "c"] {
+        put(&engine, key, "1");
+    }
+    assert_eq!(wait_for_next(&mut watch).ok().as_deref(), Some("a"));
+    assert_eq!(wait_for_next(&mut watch).ok().as_deref(), Some("b"));
+    let end = wait_for_next(&mut watch);
+    assert!(matches!(end, Err(WatchEnd::Refused(refusal)) if refusal.status == 401));
+    let calls = notes.calls.lock().expect("no plugin panics");
+    let threads: Vec<ThreadId> = calls.iter().filter(|(hook, _)| *hook == "guard_get").map(|(_, id)| *id).collect();
+    assert_eq!((threads.len(), threads.contains(&thread::current().id())), (4, false));
+
+    let mut watch = engine.watch(String::new(), None, client()).expect("it starts now");
+    engine.store().end_watches();
+    assert!(matches!(wait_for_next(&mut watch), Err(WatchEnd::Stopped)));
+
+    let (engine, notes) = with_threads();
+    let mut watch = engine.watch(String::new(), None, client()).expect("it starts now");
+    put(&engine, "a", "1");
+    assert_eq!(next(&mut watch), Some(("a".to_owned(), false)));
+    assert!(notes.was_called_here(), "hooks that do not block cost no change of threads");
+}
+
 #[test]
 fn an_operation_of_a_batch_has_its_own_headers_and_those_of_the_batch_that_are_not_about_it() {
     let (engine, notes) = engine();
@@ -394,6 +444,24 @@ fn a_write_and_a_batch_are_decided_257_times_at_most_for_lack_of_room() {
     notes.calls.lock().expect("no plugin panics").clear();
     assert_eq!(failed(batch(&engine, vec![operation(Verb::Put, "k", "taken")])), (Some(0), 409));
     assert_eq!((notes.count("guard_put"), notes.count("make_room")), (1, 0), "room is not what it lacks");
+}
+
+#[test]
+fn room_that_is_made_again_and_again_on_one_thread_takes_no_stack() {
+    let small = thread::Builder::new().stack_size(192 << 10);
+    let test = small.spawn(|| {
+        let (engine, notes) = engine();
+        assert!(matches!(run(&engine, Verb::Put, "k", "full"), Outcome::Refused(refusal) if refusal.status == 413));
+        assert_eq!(failed(batch(&engine, vec![operation(Verb::Put, "k", "full")])), (Some(0), 413));
+        assert_eq!((notes.count("guard_put"), notes.count("make_room")), (2 * 257, 2 * 256));
+        assert!(notes.was_called_here());
+        // The thread of a plugin that waits for its own request.
+        let (_engine, notes) = with_threads();
+        notes.host().put("k", b"full").expect_err("there is no room");
+        assert_eq!((notes.count("guard_put"), notes.count("make_room")), (257, 256));
+        assert!(notes.was_called_here());
+    });
+    test.expect("a thread can be started").join().expect("it passes");
 }
 
 #[test]

@@ -56,6 +56,21 @@ impl fmt::Debug for Numbers {
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.store(&mut encoder)?;
+        self.requests(&mut encoder)?;
+        self.connections(&mut encoder)?;
+        self.syncs(&mut encoder)?;
+        let help = "Log lines that were dropped, because standard error was not read, full or closed";
+        counter(
+            encoder.encode_descriptor("vkog_log_lines_dropped", help, None, MetricType::Counter)?,
+            logging::dropped(),
+        )?;
+        self.plugins(&mut encoder)
+    }
+}
+
+impl Numbers {
+    fn store(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (entries, size) = self.engine.store().totals();
         let writable = u64::from(self.engine.store().closed().is_none() && self.engine.store().full().is_none());
         let failing = u64::from(self.engine.store().snapshot_failure().is_some());
@@ -86,16 +101,12 @@ impl Collector for Numbers {
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
         }
-        self.requests(&mut encoder)?;
-        self.connections(&mut encoder)?;
-        self.syncs(&mut encoder)?;
-        let help = "Log lines that were dropped, because standard error was not read, full or closed";
-        counter(
-            encoder.encode_descriptor("vkog_log_lines_dropped", help, None, MetricType::Counter)?,
-            logging::dropped(),
-        )?;
+        Ok(())
+    }
+
+    fn plugins(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let chain = self.engine.plugins().chain();
-        hooks(&mut encoder, &chain)?;
+        hooks(encoder, &chain)?;
         let mut quarantined = encoder.encode_descriptor(
             "vkog_plugin_quarantined",
             "Whether the plugin is quarantined after repeated panics",
@@ -112,15 +123,13 @@ impl Collector for Numbers {
                 let name = own_name(member.name(), &name, metric.is_gauge);
                 // Two plugin names can give the same metric name, which has fewer characters; the first one is published.
                 if published.insert(name.clone()) {
-                    own(&mut encoder, &name, &metric)?;
+                    own(encoder, &name, &metric)?;
                 }
             }
         }
         Ok(())
     }
-}
 
-impl Numbers {
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Requests with a response";
         let mut family = encoder.encode_descriptor("vkog_requests", help, None, MetricType::Counter)?;

@@ -62,7 +62,7 @@ pub(super) fn before_serving() -> ! {
 fn leave(result: Result<(), Failure>) -> ! {
     let status = match result {
         Ok(()) => {
-            tracing::info!("stopped");
+            signals::stopped();
             0
         }
         Err(failure) => {

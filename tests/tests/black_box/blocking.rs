@@ -1,7 +1,7 @@
 //! A plugin that declares that its hooks block delays only the requests that wait for it.
 //!
-//! Provoked with a plugin that waits for another request, before a read and after a write, while 16 other connections
-//! send requests: more than there are threads that serve. Both engines are started.
+//! Provoked with a plugin that waits for another request, before a read, after a write and before a watch event, while 16
+//! other connections send requests: more than there are threads that serve. Both engines are started.
 
 use vkog_tests::{ENGINES, Setup, artefacts, conflict};
 
@@ -25,6 +25,24 @@ fn a_blocking_hook_delays_no_other_connection() {
         server.post("open", "now").expect(200);
         reads.reply().expect(200).is("v");
         writes.reply().expect(200).begins("Ok");
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn a_blocking_hook_of_a_watch_event_delays_no_other_connection() {
+    for engine in ENGINES {
+        let server = Setup::new().args(["--http", engine]).load(artefacts().library("waits")).start();
+        let mut watchers: Vec<_> = (0..4).map(|_| server.watch("prefix=before", "")).collect();
+        server.put("before", "v").expect(200);
+        server.logs(&["before_get waits"]);
+        for mut wire in server.wires(16) {
+            wire.request("PUT", "/k/k", b"value").expect(200);
+        }
+        server.post("open", "now").expect(200);
+        for watcher in &mut watchers {
+            assert_eq!(watcher.event().expect("the watch continues").key(), "before");
+        }
         server.stop().expect(0);
     }
 }

@@ -101,6 +101,20 @@ fn a_second_signal_ends_a_hanging_stop_at_once_and_keeps_all_acknowledged_writes
     });
 }
 
+#[test]
+fn a_second_signal_after_the_stop_does_not_change_the_exit_status() {
+    for engine in ENGINES {
+        let setup = hanging("exit").args(["--http", engine]);
+        let server = hung(&setup, "exit");
+        server.signal("TERM");
+        server.logs(&["stopped"]);
+        // The process waits for the library of the plugin.
+        let exit = ends(server, AT_ONCE).expect(0);
+        assert!(!exit.stderr.contains("second signal"), "{engine}: {exit}");
+        all_is_there(&setup);
+    }
+}
+
 /// Starts a server that does not listen yet.
 fn starting(setup: &Setup) -> Running {
     let mut command = setup.vkog();

@@ -63,20 +63,7 @@ impl Commit {
         } else if is_full {
             writer.synced = writer.at;
         }
-        let mut queue = self.queue.lock();
-        queue.closed = if error.is_full() { closed } else { Some(Arc::clone(&error)) };
-        let unwritten = queue.space.unwritten();
-        queue.space.written(unwritten);
-        if error.is_full() {
-            queue.space.refused(&error, attempted);
-            self.stale.store(true, Ordering::Relaxed);
-            let _ = self.wanted.try_send(());
-        }
-        self.rollback_epoch.fetch_add(1, Ordering::AcqRel);
-        // After the line above: a reader of what was rolled back must not find it durable. Every assigned revision is now one
-        // or the other, and nobody has to wait for it.
-        self.committed.store(self.last_assigned(), Ordering::Release);
-        drop(queue);
+        self.end_rollback(closed, &error, attempted);
         let readers =
             readers.into_iter().map(|(_, reader, mailbox)| Completion::Read(reader, Err(RolledBack), mailbox));
         let updates = pending.into_iter().enumerate().map(|(index, pending)| {
@@ -85,6 +72,24 @@ impl Commit {
         });
         self.dispatch(updates.chain(readers).collect());
         error
+    }
+
+    /// Ends a rollback whose map and log are in the durable state. The queue is as it was before, `closed`, if the disk was
+    /// full; otherwise it accepts no further updates.
+    fn end_rollback(&self, closed: Option<Arc<StoreError>>, error: &Arc<StoreError>, attempted: u64) {
+        let mut queue = self.queue.lock();
+        queue.closed = if error.is_full() { closed } else { Some(Arc::clone(error)) };
+        let unwritten = queue.space.unwritten();
+        queue.space.written(unwritten);
+        if error.is_full() {
+            queue.space.refused(error, attempted);
+            self.stale.store(true, Ordering::Relaxed);
+            let _ = self.wanted.try_send(());
+        }
+        self.rollback_epoch.fetch_add(1, Ordering::AcqRel);
+        // After the line above: a reader of what was rolled back must not find it durable. Every assigned revision is now one
+        // or the other, and nobody has to wait for it.
+        self.committed.store(self.last_assigned(), Ordering::Release);
     }
 }
 

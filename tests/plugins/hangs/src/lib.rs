@@ -1,6 +1,6 @@
-#![forbid(unsafe_code)]
-//! Never returns from the function that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, or a hook of
-//! PUT for the key `hang`.
+#![deny(unsafe_code)]
+//! Never returns from the function that its settings name: `create`, `start`, `tick`, `settings_changed`, `drop`, a hook of
+//! PUT for the key `hang`, or `exit`, a function that the system calls at the end of the process.
 
 use std::sync::Mutex;
 use std::thread;
@@ -29,6 +29,20 @@ fn hang(host: Host, place: &str) -> ! {
     }
 }
 
+/// Registers a function that the end of the process waits for.
+#[allow(unsafe_code)]
+fn hang_at_exit() {
+    unsafe extern "C" {
+        safe fn atexit(function: extern "C" fn()) -> i32;
+    }
+    extern "C" fn hang() {
+        loop {
+            thread::park();
+        }
+    }
+    assert_eq!(atexit(hang), 0);
+}
+
 impl Hangs {
     fn reach(&self, place: &str) {
         let is_here = *self.place.lock().expect("no holder of this lock panics") == place;
@@ -42,8 +56,10 @@ impl Plugin for Hangs {
     type Settings = Settings;
 
     fn create(host: Host, Settings { place }: Settings) -> Result<Self, CreateError> {
-        if place == "create" {
-            hang(host, "create");
+        match &*place {
+            "create" => hang(host, "create"),
+            "exit" => hang_at_exit(),
+            _ => {}
         }
         Ok(Hangs { host, place: Mutex::new(place) })
     }

@@ -1,0 +1,80 @@
+//! The attempts of a write or a batch: after plugins have made room for it, it is decided again.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Outcome;
+use vkog_plugin_host::Chain;
+use vkog_runtime::ThreadPool;
+
+/// The maximum number of times that plugins make room for an operation.
+const ROOM_MADE_MAX: usize = 256;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The attempts of an operation so far.
+#[derive(Default)]
+pub(super) struct Attempts {
+    room_made: usize,
+    /// The loop of further attempts that run on the thread of the caller, from the first of them on.
+    further: Option<Arc<Further>>,
+}
+
+/// Runs the further attempts of one operation in a loop. An attempt that fails starts the next one from its completion, so
+/// 256 of them could overflow a stack.
+#[derive(Default)]
+struct Further(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    is_running: bool,
+    /// The attempt after the one that is running. There is at most one, because each attempt starts at most one.
+    next: Option<Job>,
+}
+
+impl Attempts {
+    /// Whether a plugin refused the operation for lack of room, and plugins may make room once more.
+    pub(super) fn may_make_room(&self, outcome: &Outcome) -> bool {
+        let is_full =
+            matches!(outcome, Outcome::Refused(refusal) if refusal.status == 413 && !refusal.plugin.is_empty());
+        is_full && self.room_made < ROOM_MADE_MAX
+    }
+
+    /// Calls the `make_room` hooks of the plugins, then `then`: with the attempts to continue with, or with none if no plugin
+    /// made room. Without a pool, both run on this thread, perhaps after this has returned to an earlier attempt.
+    #[cold]
+    pub(super) fn make_room(
+        mut self,
+        chain: Arc<Chain>,
+        pool: Option<&ThreadPool>,
+        then: impl FnOnce(Option<Self>) + Send + 'static,
+    ) {
+        self.room_made += 1;
+        let further = Arc::clone(self.further.get_or_insert_default());
+        let job = move || then(chain.make_room().then_some(self));
+        match pool {
+            Some(pool) => pool.run(job),
+            None => further.run(Box::new(job)),
+        }
+    }
+}
+
+impl Further {
+    /// Runs an attempt and those that it starts, or leaves it to the thread that does so.
+    fn run(&self, job: Job) {
+        let mut state = self.0.lock();
+        if state.is_running {
+            state.next = Some(job);
+            return;
+        }
+        state.is_running = true;
+        state.next = Some(job);
+        while let Some(job) = state.next.take() {
+            drop(state);
+            job();
+            state = self.0.lock();
+        }
+        state.is_running = false;
+    }
+}
