@@ -123,7 +123,7 @@ mod tests {
         for (address, kind, words) in [
             ("127.0.0.1:80", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
             ("unix:/run/s", io::ErrorKind::PermissionDenied, "write to its folder"),
-            ("unix:/no/s", io::ErrorKind::NotFound, "make its folder"),
+            ("unix:/no/s", io::ErrorKind::NotFound, "create its folder"),
             ("127.0.0.1:3110", io::ErrorKind::AddrInUse, "stop the process"),
             ("10.9.8.7:3110", io::ErrorKind::AddrNotAvailable, "address of this machine"),
         ] {
