@@ -71,6 +71,12 @@ impl Authorizer {
         Grant::of(head, &auth.cors)
     }
 
+    /// Returns the token that stands for the sender of a request who reads. Where no token is needed, all senders have the same:
+    /// the tokens that they send could be any number.
+    pub(super) fn reader(&self, head: &RequestHead) -> Credential {
+        if self.is_open() { Credential(None) } else { Credential::of(head) }
+    }
+
     /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site
     /// sent the request.
     ///

@@ -70,7 +70,9 @@ pub(super) fn reply(
         // No cache stores the response to a write (RFC 9111, section 3), whatever its fields.
         reply.cache_control = reads.then_some(caching);
     }
-    reply.extend(added);
+    // The coding is that of the value. The text of an error is not encoded.
+    let is_error = reply.status >= 400;
+    reply.extend(added.into_iter().filter(|(name, _)| !is_error || !name.eq_ignore_ascii_case("content-encoding")));
     reply
 }
 

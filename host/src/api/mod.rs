@@ -184,7 +184,7 @@ impl Api {
             }
             "/watch/tickets" => {
                 let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
-                let credential = Credential::of(head);
+                let credential = self.auth.reader(head);
                 self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
                 Err(self.tickets.issue(credential, prefix, format()))
             }

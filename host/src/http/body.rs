@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::budget::{Budget, SMALL, Share};
 use super::{BodyFault, BodyLength};
 
-/// Bodies of at most this length are not counted, in bytes: the number of connections bounds them.
-const UNCOUNTED: usize = 4 << 10;
+/// Bodies of at most this length, and heads of HTTP/2, are not counted, in bytes: the number of requests in flight bounds them.
+pub const UNCOUNTED: usize = 4 << 10;
 /// A client may send slower than [`RATE_MIN`] for this long.
 const SLOW_MAX: Duration = Duration::from_secs(30);
 /// The minimum rate of a body, in bytes per second, on average over [`SLOW_MAX`]: an earlier burst does not count, since

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-pub use self::body::BodyBuffer;
+pub use self::body::{BodyBuffer, UNCOUNTED};
 pub use self::budget::{Budget, Exhausted, Share, default_limit};
 use self::hyper::HyperServer;
 pub use self::request::{BodyFault, BodyLength, Headers, Method, RequestHead};

@@ -47,6 +47,10 @@ fn check(descriptor: RawFd, name: String) -> Result<Passed, ListenError> {
         (Ok(_), _) => return not("not a stream socket"),
     }
     let Ok(address) = socket.local_addr() else { return not("a socket without an address") };
+    // tiny_http waits in `accept`. A manager with `NonBlocking=`, or the process before this one, may have set the opposite.
+    if socket.set_nonblocking(false).is_err() {
+        return not("a socket that cannot block");
+    }
     if let Some(local) = address.as_socket() {
         return Ok(Passed::Tcp { listener: socket.into(), local });
     }

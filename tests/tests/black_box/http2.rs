@@ -202,6 +202,31 @@ fn heads_beyond_the_limits_are_431() {
 }
 
 #[test]
+fn long_heads_of_waiting_requests_have_a_limit_of_memory() {
+    let server = Setup::new().args(["--max-value", "100000", "--memory-budget", "16MiB"]).start();
+    let connection = connect(&server);
+    // The client sends the value once, and then refers to it.
+    let long = "x".repeat(3500);
+    let mut fields = vec![("x-long", &*long); 16];
+    fields.push(("expect", "100-continue"));
+    let mut waiting = Vec::new();
+    let refused = (0..90).find_map(|_| {
+        let mut exchange = connection.open(head("PUT", "/k/a", &fields), true).expect("it is open");
+        if !exchange.proceeds() {
+            return Some(exchange.response().expect_err("it is refused"));
+        }
+        waiting.push(exchange);
+        None
+    });
+    assert_eq!(refused.and_then(|error| error.reason()), Some(Reason::REFUSED_STREAM), "of {}", waiting.len());
+    // Requests with short heads go on.
+    assert_eq!(connection.request(request("PUT", "/k/a", &[], b"v")).expect("it responds").status(), 200);
+    let mut first = waiting.swap_remove(0);
+    first.body.send_data("w".into(), true).expect("it is open");
+    assert_eq!(first.response().expect("the server responds").status(), 200);
+}
+
+#[test]
 fn a_body_over_the_limit_is_413_and_the_connection_stays_open() {
     let server = server();
     let connection = connect(&server);

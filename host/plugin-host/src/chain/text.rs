@@ -24,16 +24,25 @@ pub(super) fn log_panic(plugin: &str, id: usize, message: &str) {
     tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {message}");
 }
 
-/// Whether a header from a plugin is well-formed (RFC 9110, section 5) and does not change the framing of the response,
-/// which belongs to the host.
+/// Whether a header from a plugin is well-formed (RFC 9110, section 5) and does not concern the connection or the framing of the
+/// response, which belong to the host. HTTP/2 permits no field of a connection (RFC 9113, section 8.2.2).
 pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: usize) -> bool {
-    const FRAMING: [&str; 6] =
-        ["connection", "content-length", "transfer-encoding", "trailer", "upgrade", "vkog-plugin"];
+    const RESERVED: [&str; 9] = [
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "vkog-plugin",
+    ];
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let sent = !name.is_empty()
         && name.bytes().all(token)
         && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t')
-        && !FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing));
+        && !RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved));
     if !sent {
         tracing::warn!(plugin, hook = HOOK_NAMES[id], name, "dropped an invalid header; use visible ASCII characters");
     }
@@ -60,7 +69,8 @@ mod tests {
         assert!(!may_be_sent("X-Two\r\nLines", "1"));
         assert!(!may_be_sent("X-Split", "1\r\nSet-Cookie: a"));
         assert!(!may_be_sent("", "1"));
-        assert!(!may_be_sent("content-LENGTH", "0"));
-        assert!(!may_be_sent("Vkog-Plugin", "somebody else"));
+        for reserved in ["content-LENGTH", "Keep-Alive", "Proxy-Connection", "TE", "Vkog-Plugin"] {
+            assert!(!may_be_sent(reserved, "1"), "{reserved}");
+        }
     }
 }

@@ -202,8 +202,10 @@ enum OperationError {
     NotAHeader(String),
     #[error("{0} is not allowed in headers; use content_type, if_match or if_none_match")]
     OwnHeader(String),
-    #[error("{0} is not supported; send the whole value, unencoded")]
-    UnsupportedHeader(String),
+    #[error("Content-Range is not supported; send the whole value")]
+    Part,
+    #[error("Content-Encoding must be one list of codings such as gzip, without aws-chunked")]
+    Coding,
 }
 
 impl Written<'_> {
@@ -411,6 +413,7 @@ impl Headers {
     /// Returns the fields, after checking that an operation may have each of them.
     fn checked(self) -> Result<Vec<(Cow<'static, str>, String)>, OperationError> {
         let mut fields = Vec::with_capacity(self.0.len());
+        let mut is_coded = false;
         for (name, value) in self.0 {
             let is_visible = |byte: u8| (b' '..=b'~').contains(&byte);
             let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -420,10 +423,15 @@ impl Headers {
             if Operation::OWN.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
                 return Err(OperationError::OwnHeader(name));
             }
-            let coding = value.as_bytes();
-            let is_encoded = name.eq_ignore_ascii_case("content-encoding");
-            if is_encoded && !is_identity(coding) && !is_coding(coding) || name.eq_ignore_ascii_case("content-range") {
-                return Err(OperationError::UnsupportedHeader(name));
+            if name.eq_ignore_ascii_case("content-range") {
+                return Err(OperationError::Part);
+            }
+            if name.eq_ignore_ascii_case("content-encoding") {
+                let coding = value.as_bytes();
+                // As over HTTP: of two fields, only one would be stored.
+                if std::mem::replace(&mut is_coded, true) || !is_identity(coding) && !is_coding(coding) {
+                    return Err(OperationError::Coding);
+                }
             }
             fields.push((name.into(), value));
         }

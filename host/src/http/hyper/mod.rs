@@ -40,7 +40,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
 use super::tls::HTTP_2;
-use super::{ConnectionCounts, Listener, Service, Tls};
+use super::{Budget, ConnectionCounts, Listener, Service, Tls};
 use vkog_runtime::{Mailbox, cores};
 
 /// Timeout of a TLS handshake.
@@ -83,6 +83,8 @@ struct Shared<S: Service> {
     connections_max: usize,
     /// One for each request over HTTP/2: as many as connections, since each may hold as much memory as one.
     streams: Arc<Semaphore>,
+    /// The memory of long heads of HTTP/2: apart from that of bodies, for which heads leave room.
+    heads: &'static Budget,
     event_loops: Arc<EventLoops>,
 }
 
@@ -135,6 +137,7 @@ impl HyperServer {
         let handles = Arc::new(EventLoops::new(handles));
         let first = handles.at(0).handle.clone();
         let (in_flight, drained) = bounded(0);
+        let heads = Budget::new(service.budget().limit() / 8);
         let shared = Shared {
             service,
             tls,
@@ -143,6 +146,7 @@ impl HyperServer {
             stopping: stopped,
             connections_max,
             streams: Arc::new(Semaphore::new(connections_max)),
+            heads,
             event_loops: handles,
         };
         let _entered = first.enter();

@@ -68,6 +68,7 @@ pub(super) fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) 
         stopping,
         connections_max: 1,
         streams: Arc::new(Semaphore::new(1000)),
+        heads: Budget::new(1 << 20),
         event_loops: Arc::new(EventLoops::new(Vec::new())),
     };
     (stop, Arc::new(shared))

@@ -85,6 +85,26 @@ fn a_coding_passes_batches_watches_and_exports() {
 }
 
 #[test]
+fn an_error_does_not_have_the_coding_of_the_value() {
+    let server = Setup::on(ENGINE).start();
+    put(&server, "a", "gzip", b"x");
+    let reply = get(&server, "GET", "a", "Range: bytes=9-\r\n").refused(416, "Range not satisfiable");
+    assert_eq!(reply.header("Content-Encoding"), None, "{reply}");
+}
+
+#[test]
+fn an_operation_of_a_batch_with_two_codings_is_refused() {
+    let server = Setup::on(ENGINE).start();
+    let operations = json!([
+        { "op": "put", "key": "a", "value": "x", "headers": { "Content-Encoding": "gzip", "content-encoding": "br" } },
+    ]);
+    let request = server.path("POST", "/batch").header("Content-Type", "application/json");
+    let reply = request.body(operations.to_string()).send().expect(400);
+    assert!(reply.text().contains("Content-Encoding must be one list of codings"), "{reply}");
+    server.get("a").expect(404);
+}
+
+#[test]
 fn a_coding_and_the_details_of_a_plugin_do_not_disturb_each_other() {
     let server = Setup::on(ENGINE).load(ttl()).start();
     let request = server.key("PUT", "a").header("Content-Encoding", "gzip").header("Vkog-TTL", "1h");

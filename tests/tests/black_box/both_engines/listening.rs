@@ -350,6 +350,20 @@ fn a_passed_socket_takes_the_place_of_the_default_address() {
 }
 
 #[test]
+fn a_passed_socket_may_be_non_blocking() {
+    let setup = Setup::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.set_nonblocking(true).expect("it is open");
+    let server = Listening::of(Running::start_with_stdin(
+        &mut activated(&setup, PASSED, ""),
+        Stdio::from(OwnedFd::from(listener)),
+    ));
+    assert!(server.ask(&setup, 0, "PUT", "v").starts_with("HTTP/1.1 200"));
+    let exit = server.stop();
+    assert!(!exit.stderr.contains("cannot accept"), "{exit}");
+}
+
+#[test]
 fn the_file_of_a_passed_socket_stays() {
     let setup = Setup::new();
     let path = setup.folder().join("passed.sock");

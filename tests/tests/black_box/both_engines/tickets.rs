@@ -165,3 +165,14 @@ fn a_server_without_tokens_issues_tickets_too() {
     let foreign = "POST /watch/tickets HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n";
     server.wire().send(foreign).reply().expect(403);
 }
+
+#[test]
+fn the_clients_of_a_server_without_tokens_share_one_limit_of_tickets() {
+    let server = Setup::on(ENGINE).start();
+    let first = ticket(&server, "", "0");
+    ask(&server, "HEAD", &format!("/watch?ticket={first}"), None).expect(200);
+    // Each sends another token, which the server does not need.
+    let last = (1..=256).map(|token| ticket(&server, "", &token.to_string())).last().expect("there are some");
+    ask(&server, "HEAD", &format!("/watch?ticket={last}"), None).expect(200);
+    ask(&server, "HEAD", &format!("/watch?ticket={first}"), None).expect(401);
+}

@@ -12,7 +12,6 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http_body::Body as _;
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,15 +37,21 @@ pub(super) async fn serve<S: Service>(
     mut respond: SendResponse<Piece<S>>,
 ) {
     let (parts, mut body) = request.into_parts();
+    let (method, expects) = (parts.method.clone(), parts.headers.contains_key(header::EXPECT));
     let response = match parts.headers.len() > FIELDS_MAX {
         true => Response::new(431, Bytes::new()),
-        false => response_to(&connection, &parts, &mut body, &mut respond).await,
+        false => {
+            let head = http2_request_head(&parts, connection.client);
+            // Not held beside the converted head.
+            drop(parts);
+            response_to(&connection, head, &mut body, &mut respond).await
+        }
     };
-    if let Err(error) = send(&connection, &parts.method, respond, response).await {
+    if let Err(error) = send(&connection, &method, respond, response).await {
         return tracing::debug!("a request over HTTP/2 was cancelled: {error}");
     }
     // A client may read no response before it has sent everything. What is still not sent then is cancelled.
-    if !body.is_end_stream() && !parts.headers.contains_key(header::EXPECT) {
+    if !body.is_end_stream() && !expects {
         let _ = timeout(LINGER_MAX, async {
             while let Ok(Some(Ok(_))) = timeout(LINGER, receive_piece(&connection, &mut body)).await {}
         })
@@ -57,12 +62,11 @@ pub(super) async fn serve<S: Service>(
 /// Receives a request and runs it.
 async fn response_to<S: Service>(
     connection: &Arc<Connection<S>>,
-    parts: &Parts,
+    head: Arc<RequestHead>,
     body: &mut RecvStream,
     respond: &mut SendResponse<Piece<S>>,
 ) -> Response {
     let service = &connection.shared.service;
-    let head = http2_request_head(parts, connection.client);
     let (length, expects) = (body_len(&head, body), head.headers.get("expect").is_some());
     // A panic becomes a 500.
     let admitted = catch_unwind(AssertUnwindSafe(|| service.admit(head)));

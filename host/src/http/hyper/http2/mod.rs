@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use bytes::{Buf, Bytes};
 use h2::Reason;
 use h2::server::{self, Builder};
+use hyper::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -24,7 +25,7 @@ use super::event_loops::CountGuard;
 use super::futures::WakeFiltered;
 use super::idle::{self, IdleTrackingStream, LINGER, Observer};
 use super::{HEAD_MAX, Shared, stopped};
-use crate::http::Service;
+use crate::http::{Exhausted, Service, Share, UNCOUNTED};
 
 /// Maximum number of concurrent requests of a connection.
 const STREAMS_MAX: usize = 100;
@@ -133,7 +134,8 @@ impl<S: Service> Connection<S> {
             let Some(accepted) = h2.accept().await else { return Ok(()) };
             let (request, mut respond) = accepted?;
             self.note_progress();
-            let Ok(share) = Arc::clone(&self.shared.streams).try_acquire_owned() else {
+            let share = Arc::clone(&self.shared.streams).try_acquire_owned();
+            let (Ok(share), Ok(memory)) = (share, self.memory_for(request.headers())) else {
                 respond.send_reset(Reason::REFUSED_STREAM);
                 continue;
             };
@@ -141,9 +143,20 @@ impl<S: Service> Connection<S> {
             let serving = exchange::serve(Arc::clone(self), request, respond);
             tokio::spawn(async move {
                 serving.await;
-                drop((slot, share, running));
+                drop((slot, share, memory, running));
             });
         }
+    }
+
+    /// Takes the memory of a long head from that of all heads. A client that has sent a field once refers to it later with one byte, so
+    /// it needs little to make the server hold long heads.
+    fn memory_for(&self, headers: &HeaderMap) -> Result<Share, Exhausted> {
+        let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let mut share = self.shared.heads.share();
+        if length > UNCOUNTED {
+            share.grow_to(length as u64)?;
+        }
+        Ok(share)
     }
 
     /// Waits until no request is served and the client has read nothing for a while.
