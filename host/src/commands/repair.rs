@@ -124,7 +124,7 @@ fn report_left_out(path: &Path, left_out: &[LeftOut]) -> Result<(), LeftOutError
     let written = write_left_out(path, left_out)?;
     let (shown, written) = (path.display(), written.display());
     say(&format!(
-        "{shown}: {} left out, and written to {written}; correct the keys there, and add them with `vkog import -f {shown} {written}`",
+        "{shown}: {} left out, and written to {written}; correct the keys and values there, and add them with `vkog import -f {shown} {written}`",
         entries(left_out.len() as u64)
     ));
     Ok(())

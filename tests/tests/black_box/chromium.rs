@@ -58,7 +58,7 @@ return read;
 "#;
 
 /// Starts a server of the attacker with an empty page. Returns its port.
-fn attacker() -> u16 {
+pub(crate) fn attacker() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = listener.local_addr().expect("it is bound").port();
     std::thread::spawn(move || {

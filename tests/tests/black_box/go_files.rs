@@ -65,10 +65,11 @@ fn entries_that_no_request_can_write_are_named_left_out_and_kept_beside_the_stor
     assert_eq!(fs::read(setup.store_file()).expect("it can be read"), before, "the file was changed");
 
     let exit = says(setup.run(["repair", "store.vkog"]).expect(0), &["2 entries, nothing lost", "store.vkog.damaged"]);
-    says(exit, &[&reasons[..], &["4 entries left out", "store.vkog.left-out.json"]].concat());
+    let way_out = ["4 entries left out", "store.vkog.left-out.json", "correct the keys and values there"];
+    says(exit, &[&reasons[..], &way_out].concat());
     assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it can be read"), before);
     says(setup.run(["check", "store.vkog"]).expect(0), &["whole; 2 entries"]);
-    // The operator corrects the keys, and adds the entries.
+    // The operator corrects the keys and values, and adds the entries.
     let side = setup.folder().join("store.vkog.left-out.json");
     let lines = fs::read_to_string(&side).expect("it was written");
     failed(setup.run(["import", "-f", "store.vkog", "store.vkog.left-out.json"]), &["line 1: the key is empty"]);
@@ -111,7 +112,7 @@ fn a_file_that_was_cut_off_is_said_to_be_and_what_it_lost_is_told() {
     let cut = |len: usize| fs::write(setup.store_file(), &whole[..len]).expect("it can be written");
     for len in 8..whole.len() - 9 {
         cut(len);
-        failed(setup.run(["check", "store.vkog"]), &[&format!("it is cut off at byte {len};"), "vkog repair"]);
+        failed(setup.run(["check", "store.vkog"]), &[&format!("it is truncated at byte {len};"), "vkog repair"]);
         failed(setup.run(["import", "-f", "new.vkog", "store.vkog"]), &["ends within an entry"]);
     }
     // Between the first entry and the second: two are missing, and nothing remains of them.
@@ -122,7 +123,7 @@ fn a_file_that_was_cut_off_is_said_to_be_and_what_it_lost_is_told() {
     // Within the first entry: nothing is left, and nothing is done.
     let setup = Setup::new();
     fs::write(setup.store_file(), &whole[..12]).expect("it can be written");
-    failed(setup.run(["repair", "store.vkog"]), &["nothing was changed", "put back a copy"]);
+    failed(setup.run(["repair", "store.vkog"]), &["nothing was changed", "restore a copy"]);
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn a_snapshot_of_20_bytes_is_no_store_of_which_nothing_is_lost() {
     fs::remove_file(&log).expect("there is a log");
     fs::write(setup.store_file(), &snapshot[..20]).expect("it can be written");
     failed(setup.run(["check", "store.vkog"]), &["ends within its head"]);
-    failed(setup.run(["repair", "store.vkog"]), &["nothing was changed", "put back a copy"]);
+    failed(setup.run(["repair", "store.vkog"]), &["nothing was changed", "restore a copy"]);
     assert_eq!(fs::read(setup.store_file()).expect("it can be read"), &snapshot[..20]);
     // A log gives what it has, and the rest is said to be lost.
     let setup = Setup::new();

@@ -11,8 +11,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use socket2::{Domain, Socket, Type};
-use vkog_tests::{Browser, Client, DEADLINE, Event, Proxy, Server, Setup, amount, bytes, conflict, pattern, workspace};
+use vkog_tests::{
+    Browser, Client, DEADLINE, ENGINES, Event, Proxy, Server, Setup, amount, bytes, conflict, pattern, workspace,
+};
 
+use crate::chromium;
 use crate::rows::{self, With};
 
 const PAGE: &str = "docs/how-to/reverse-proxy.md";
@@ -381,6 +384,82 @@ fn the_web_page_watches_through_nginx_across_a_restart() {
     server.put("after", "v").expect(200);
     browser.run(&tab, &until("$('changes').textContent.includes('put after')"));
     server.stop().expect(0);
+}
+
+/// The functions of a page of another origin that watches with tickets. `SERVER` is the address of the proxy.
+const WATCHING: &str = r#"
+globalThis.until = async condition => { while (!await condition()) await new Promise(done => setTimeout(done, 10)); };
+const authorized = (path, method, body) =>
+  fetch(SERVER + path, { method, body, headers: { Authorization: "Bearer k2J9vQ7mR4xW" } });
+globalThis.send = (path, method, body) => authorized(path, method, body).then(reply => reply.status, () => "failed");
+globalThis.watch = async () => {
+  globalThis.ticket = (await (await authorized("/watch/tickets", "POST")).json()).ticket;
+  globalThis.seen = [];
+  globalThis.events = new EventSource(`${SERVER}/watch?ticket=${ticket}`);
+  for (const name of ["put", "end"]) events.addEventListener(name, event => seen.push(name + " " + event.data));
+  await until(() => events.readyState == EventSource.OPEN);
+};
+"#;
+
+#[test]
+fn a_page_of_a_listed_origin_watches_through_nginx_until_its_token_is_revoked() {
+    let Some(mut browser) = Browser::start("MAP evil.example 127.0.0.1") else {
+        return eprintln!("skipped: chromium is not installed (apt-get install chromium)");
+    };
+    let page = chromium::attacker();
+    let cors = format!("[cors]\norigins = [\"http://127.0.0.1:{page}\"]\n[proxy]\ntrusted = [\"127.0.0.1\"]\n");
+    for engine in ENGINES {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.expect("a port is free").to_string();
+        let Some(proxy) = Proxy::start("nginx", &documented("nginx"), &address) else { return };
+        let setup = Setup::new();
+        setup.write_config(&format!("{TOKENS}{cors}"));
+        let serve = || {
+            let arguments = ["--no-plugins", "--config", "vkog.toml", "--http", engine, "--listen", &address];
+            setup.start_with(arguments)
+        };
+        let functions = format!("const SERVER = \"http://{}\";\n{WATCHING}", proxy.address());
+        let server = serve();
+        let [listed, foreign] = ["127.0.0.1", "evil.example"].map(|host| {
+            let tab = browser.tab();
+            browser.go(&tab, &format!("http://{host}:{page}/"));
+            browser.run(&tab, &functions);
+            tab
+        });
+        let sees_put = |key: &str| {
+            let put = format!("const put = await send('/k/{key}', 'PUT', 'v')");
+            format!("{put}; await until(() => seen.join().includes('put {{\"key\":\"{key}\"')); return put")
+        };
+        browser.run(&listed, "await watch()");
+        assert_eq!(browser.run(&listed, &sees_put("before")), 200, "{engine}");
+
+        // The foreign page has a token and a ticket, and the browser lets it read nothing.
+        let ticket = browser.run(&listed, "return ticket");
+        assert_eq!(browser.run(&foreign, "return await send('/k/before', 'GET')"), "failed", "{engine}");
+        assert_eq!(browser.run(&foreign, "return await send('/k/foreign', 'PUT', 'v')"), "failed", "{engine}");
+        let url = format!("http://{}/watch?since=0&ticket={}", proxy.address(), ticket.as_str().expect("it is text"));
+        let refused = "return await new Promise(done => events.onopen = events.onerror = event => done(event.type))";
+        let outcome = browser.run(&foreign, &format!("const events = new EventSource({url:?}); {refused}"));
+        assert_eq!(outcome, "error", "{engine}");
+
+        // nginx answers 502 meanwhile, which ends an EventSource, and the ticket is unknown afterwards.
+        server.stop().expect(0);
+        browser.run(&listed, "await until(() => events.readyState == EventSource.CLOSED)");
+        let server = serve();
+        assert_eq!(browser.run(&listed, "return await send('/k/foreign', 'GET')"), 404, "{engine}");
+        browser.run(&listed, "await watch()");
+        assert_eq!(browser.run(&listed, &sees_put("after")), 200, "{engine}");
+
+        setup.write_config(&format!("{}{cors}", TOKENS.replace("k2J9vQ7mR4xW", "wN5bY8cL3fHt")));
+        server.signal("HUP");
+        server.logs(&["reloaded access"]);
+        browser.run(&listed, "await until(() => events.readyState == EventSource.CLOSED)");
+        let end = browser.run(&listed, "return seen.at(-1)");
+        assert!(end.as_str().is_some_and(|end| end.starts_with("end ") && end.contains("401")), "{engine}: {end}");
+        // A listed origin may read why.
+        assert_eq!(browser.run(&listed, "return await send('/watch/tickets', 'POST')"), 401, "{engine}");
+        server.stop().expect(0);
+    }
 }
 
 #[test]

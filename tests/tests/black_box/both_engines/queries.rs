@@ -56,6 +56,12 @@ fn the_last_event_id_may_stand_in_the_query() {
     assert_eq!(first(&format!("lastEventId={}", written[0]), &format!("Last-Event-ID: {}\r\n", written[1])), "3");
     assert_eq!(first("since=0&lastEventId=", ""), "1");
     server.path("GET", "/watch?lastEventId=x").send().refused(400, "lastEventId is \"x\"");
+    // What another one takes precedence over is still read.
+    for wrong in ["since", "lastEventId"] {
+        let watch = server.path("GET", &format!("/watch?{wrong}=x")).header("Last-Event-ID", written[0].to_string());
+        watch.send().refused(400, &format!("{wrong} is \"x\""));
+    }
+    server.path("GET", &format!("/watch?since=x&lastEventId={}", written[0])).send().refused(400, "since is \"x\"");
 }
 
 #[test]
