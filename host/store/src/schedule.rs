@@ -121,3 +121,101 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Disk, File, LocalDisk};
+    use crate::local::LocalStore;
+    use crate::options::Options;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A disk that does not know its free space, so that nothing but the test asks for a snapshot.
+    struct Unmeasured;
+
+    impl Disk for Unmeasured {
+        fn open(&self, path: &std::path::Path) -> std::io::Result<Option<Box<dyn File>>> {
+            LocalDisk.open(path)
+        }
+        fn create(&self, path: &std::path::Path) -> std::io::Result<Box<dyn File>> {
+            LocalDisk.create(path)
+        }
+        fn rename(&self, from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+            LocalDisk.rename(from, to)
+        }
+        fn remove(&self, path: &std::path::Path) -> std::io::Result<()> {
+            LocalDisk.remove(path)
+        }
+        fn sync_folder(&self, path: &std::path::Path) -> std::io::Result<()> {
+            LocalDisk.sync_folder(path)
+        }
+    }
+
+    fn store(log_min: u64) -> (tempfile::TempDir, LocalStore) {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let options = Options { log_min, ..Options::default() };
+        let path = folder.path().join("store");
+        let store = LocalStore::open(Unmeasured, &path, options, &|_, _| {}).expect("it is new");
+        (folder, store)
+    }
+
+    fn snapshots(len: u64) -> Snapshots {
+        Snapshots { generation: 0, salt: 1, unfinished: false, renamed: false, has_clean_flag: true, len }
+    }
+
+    #[test]
+    fn a_log_is_long_when_it_exceeds_the_snapshot_and_the_minimum() {
+        let (_folder, store) = store(0);
+        let log = store.log_len();
+        for (len, is_long) in [(0, true), (log - 1, true), (log, false), (log + 1, false)] {
+            assert_eq!(store.shared.is_long(&snapshots(len)), is_long, "a log of {log} bytes and a snapshot of {len}");
+        }
+        let (_folder, store) = self::store(log);
+        assert!(!store.shared.is_long(&snapshots(0)));
+    }
+
+    #[test]
+    fn a_snapshot_frees_space_if_it_frees_enough_and_more_than_the_log_may_grow() {
+        let (_folder, store) = store(64 * MIB);
+        let log = store.log_len();
+        // The length of the files, what the next snapshot needs, the free space.
+        for (files, needed, free, frees) in [
+            (MIB, MIB / 2, MIB / 2, true),
+            (MIB / 2, MIB, 0, false),
+            // Worth it is more than 64 KiB, and more than a sixteenth.
+            (64 << 10, 0, 0, false),
+            ((64 << 10) + 1, 0, 0, true),
+            (17 * 2 * MIB, 16 * 2 * MIB, 0, false),
+            (17 * 2 * MIB + 1, 16 * 2 * MIB, 0, true),
+            // The log may grow by a half of what is left.
+            (2 * MIB, MIB, 2 * MIB, false),
+            (2 * MIB, MIB, 2 * MIB - 2, true),
+            (2 * MIB, MIB, 64 * MIB, false),
+        ] {
+            let space = Some(DiskSpace { free, needed });
+            let snapshots = snapshots(files - log);
+            assert_eq!(
+                store.shared.frees_space(&snapshots, space),
+                frees,
+                "{files} bytes, {free} of {needed} are free"
+            );
+        }
+        // A disk that does not know its space needs one for a log that is worth it.
+        assert!(!store.shared.frees_space(&snapshots(MIB), None));
+        let (_folder, never) = self::store(u64::MAX);
+        assert!(!never.shared.frees_space(&snapshots(MIB), Some(DiskSpace { free: 0, needed: 0 })));
+    }
+
+    #[test]
+    fn the_space_of_the_disk_is_passed_on_to_the_log() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("store");
+        let store = LocalStore::open(LocalDisk, &path, Options::default(), &|_, _| {}).expect("it is new");
+        let space = store.shared.check_disk_space().expect("the disk of this machine knows it");
+        assert_eq!(space.needed, DiskSpace::new(0, (0, 0)).needed);
+        assert!(space.free > 0 && store.shared.disk_space().is_some());
+        let (_folder, store) = self::store(0);
+        assert!(store.shared.check_disk_space().is_none());
+    }
+}
