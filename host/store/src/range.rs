@@ -194,7 +194,9 @@ mod tests {
     fn a_range_stays_a_part_of_all_keys_however_many_are_inserted() {
         let map = filled();
         assert_eq!(list(&map, "", Some("000002"), 10).len(), 2);
-        scan(&map, b"0", None);
+        // Behind the range that is cached already.
+        scan(&map, b"000002", None);
+        assert_eq!(map.key_ranges.sizes(), [2, KEYS_MIN]);
         let new = |index: usize| format!("{}+", steady(index));
         (0..KEYS).for_each(|index| insert(&map, &new(index)));
         let sizes = map.key_ranges.sizes();
@@ -202,6 +204,16 @@ mod tests {
         let found = list(&map, "", None, 1000);
         let both: Vec<_> = (0..KEYS).flat_map(|index| [steady(index), new(index)]).collect();
         assert!(found == both, "{} of {} keys", found.len(), both.len());
+    }
+
+    #[test]
+    fn a_range_has_the_part_of_the_keys_that_it_may_have() {
+        let map = Map::new(1);
+        for index in 0..PART * KEYS_MIN + PART {
+            insert(&map, &steady(index));
+        }
+        scan(&map, b"", None);
+        assert_eq!(map.key_ranges.sizes(), [KEYS_MIN + 1]);
     }
 
     #[test]

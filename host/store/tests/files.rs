@@ -194,3 +194,35 @@ fn damage_is_told_with_its_place_unless_nothing_was_salvaged() {
     assert!(tell(Defect::Record).ends_with(" at byte 7"));
     assert!(!tell(Defect::NothingToSalvage).contains("byte"));
 }
+
+#[test]
+fn entries_of_the_go_program_keep_the_revisions_that_the_first_start_has_assigned() {
+    let entries = |path: &Path| -> Vec<(String, u64)> {
+        let contents = Contents::read(path, &|_, _| {}).expect("it is whole");
+        contents.entries().iter().map(|entry| (entry.key().to_owned(), entry.revision())).collect()
+    };
+    for removes in [false, true] {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("store");
+        fs::write(&path, b"\x82\xa2KV\x82\xa1a\xa31st\xa1b\xa32nd\xa6KVSize\x08").expect("it can be written");
+        let open = |first_revision| {
+            let options = Options { first_revision, ..Options::default() };
+            LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("it is whole")
+        };
+        drop(open(|| 1001));
+        let store = open(|| 2001);
+        match removes {
+            true => update(&store, "b", || Decision::Remove),
+            false => put(&store, "c", b"3rd"),
+        }
+        assert_eq!(store.revision(), 2003);
+        drop(store);
+        let all = [("a", 2001), ("b", 2002), ("c", 2003)].map(|(key, revision)| (key.to_owned(), revision));
+        let expected = if removes { &all[..1] } else { &all[..] };
+        assert_eq!(entries(&path), expected);
+        let store = open(|| 5001);
+        assert_eq!((store.revision(), entries(&path)), (2003, expected.to_vec()));
+        put(&store, "d", b"4th");
+        assert_eq!(store.revision(), 5001);
+    }
+}

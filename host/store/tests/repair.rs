@@ -343,6 +343,8 @@ fn the_logs_around_an_unfinished_snapshot_are_both_salvaged() {
         put(&store, "d", "in the next log");
         change(&store, "c", None);
         drop(store);
+        assert!(matches!(files.repair(), Ok(Repair::Whole)));
+        assert_eq!(files.entries().last(), Some(&own("d", "in the next log", 15)));
         files.flip("", files.find("", "first value"));
         let expected = match missing {
             "" => vec![whole(0, 0), Origin::Log { records: 2, gap: false }, Origin::Log { records: 2, gap: false }],

@@ -244,6 +244,7 @@ fn updates_that_name_their_keys_in_opposite_orders_do_not_wait_for_each_other() 
 }
 
 fn a_range_has_its_keys_in_byte_order(store: &impl Store) {
+    assert!(store.range(b"b", Some(b"b"), 1).is_empty() && store.range(b"c", Some(b"b"), 1).is_empty());
     for key in ["b", "a", "k", "k\0", "k\u{1}", "kk", "l", "é"] {
         put(store, key, "value");
     }
