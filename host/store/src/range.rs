@@ -55,8 +55,11 @@ fn scan_with(map: &Map, from: &[u8], end: Option<&[u8]>, scanned: impl FnOnce())
     cache.begin(from, end, keys_max);
     let mut found: Vec<Entry> = Vec::new();
     let mut to: Option<Box<[u8]>> = end.map(Into::into);
-    // Keeps the first keys.
-    let cut = |found: &mut Vec<Entry>, to: &mut Option<Box<[u8]>>| {
+    // Keeps the first keys, if there are more than this.
+    let cut = |found: &mut Vec<Entry>, to: &mut Option<Box<[u8]>>, max: usize| {
+        if found.len() <= max {
+            return;
+        }
         let (_, next, _) = found.select_nth_unstable_by(keys_max, |one, other| one.key_bytes().cmp(other.key_bytes()));
         *to = Some(next.key_bytes().into());
         found.truncate(keys_max);
@@ -64,13 +67,9 @@ fn scan_with(map: &Map, from: &[u8], end: Option<&[u8]>, scanned: impl FnOnce())
     for shard in 0..SHARDS {
         let inside = |key: &[u8]| from <= key && to.as_ref().is_none_or(|to| key < &**to);
         found.extend(map.read(shard).iter().filter(|entry| inside(entry.key_bytes())).cloned());
-        if found.len() > 2 * keys_max {
-            cut(&mut found, &mut to);
-        }
+        cut(&mut found, &mut to, 2 * keys_max);
     }
-    if found.len() > keys_max {
-        cut(&mut found, &mut to);
-    }
+    cut(&mut found, &mut to, keys_max);
     scanned();
     cache.complete(found.iter().map(|entry| entry.key_bytes().into()).collect(), to);
 }

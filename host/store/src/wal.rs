@@ -320,7 +320,7 @@ impl<'a> Reader<'a> {
     fn refuse_damage(&mut self, damaged: u64, end: u64) -> Result<(), Damage> {
         // A durable-offset record has at most 11 bytes of payload, which starts with an array of two and a 3.
         const PAYLOAD_LEN_MAX: u32 = 11;
-        for at in damaged + 1..end {
+        for at in damaged..end {
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
             let length = u32::from_le_bytes([start[0], start[1], start[2], start[3]]);
             if length > PAYLOAD_LEN_MAX || start[FRAME..] != [0x92, 3] {

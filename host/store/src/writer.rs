@@ -68,11 +68,11 @@ impl Writer {
             wal::put_durable_offset(&mut self.buffer, self.salt, self.synced);
         }
         for changes in updates {
-            if self.buffer.len() > BUFFER_KEPT {
+            if is_large(self.buffer.len()) {
                 at = self.write(at)?;
             }
             let len: usize = writes(changes).map(wal::len_of).sum();
-            if len > BUFFER_KEPT {
+            if is_large(len) {
                 self.buffer.reserve_exact(len);
             }
             wal::put_changes(&mut self.buffer, self.salt, writes(changes));
@@ -87,7 +87,7 @@ impl Writer {
         if syncs.is_some() {
             self.synced = self.at;
         }
-        if self.buffer.capacity() > BUFFER_KEPT {
+        if is_large(self.buffer.capacity()) {
             self.buffer = Vec::new();
         }
         Ok(())
@@ -155,6 +155,11 @@ impl Writer {
         self.preallocated = self.at;
         self.file.set_len(self.at)
     }
+}
+
+/// Whether a buffer of this many bytes is too large to be kept or filled further.
+fn is_large(bytes: usize) -> bool {
+    bytes > BUFFER_KEPT
 }
 
 /// Syncs a file, and records how long that took.

@@ -188,6 +188,13 @@ fn a_start_that_is_refused_leaves_the_files_as_they_were() {
     assert_eq!(store.totals().0, 1);
     store.close().expect("it can be written");
     drop(store);
+    // Nor where the files were new.
+    for ending in ["", ".log", ".lock"] {
+        fs::remove_file(beside(&path, ending)).expect("it is there");
+    }
+    start(false, true);
+    assert_eq!(open(&path).totals().0, 1);
+    open(&path).close().expect("it can be written");
     // The snapshot is clean again, with its log and without.
     for without_log in [false, true] {
         if without_log {

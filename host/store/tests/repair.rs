@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 use vkog_store::Store as _;
 use vkog_store::{
     Change, Contents, Damage, Decision, Defect, Disk, Entry, File, Fsync, InvalidEntry, LocalDisk, LocalStore, Lost,
-    NewEntry, Options, Origin, Repair, Repaired, StoreError, Update, repair,
+    Mismatch, NewEntry, Options, Origin, Repair, Repaired, StoreError, Update, repair,
 };
 
 /// The store of a test, in a folder of its own.
@@ -340,6 +340,7 @@ fn the_logs_around_an_unfinished_snapshot_are_both_salvaged() {
         let files = Files::two_and_a_log();
         let store = files.open(WithoutRename);
         store.snapshot().expect_err("no file is renamed");
+        assert_eq!((store.snapshots(), store.snapshot_failure().is_some()), ((0, 1), true));
         put(&store, "d", "in the next log");
         change(&store, "c", None);
         drop(store);
@@ -362,6 +363,59 @@ fn the_logs_around_an_unfinished_snapshot_are_both_salvaged() {
         };
         assert_eq!((files.entries(), files.generation()), (vec![found], generation), "without {missing:?}");
     }
+}
+
+#[test]
+fn the_last_change_of_a_key_counts_in_whatever_order_the_logs_are() {
+    let files = Files::two_and_a_log();
+    let store = files.open(LocalDisk);
+    change(&store, "c", None);
+    put(&store, "c", "written again");
+    drop(store);
+    files.flip("", files.find("", "first value"));
+    files.repaired();
+    assert_eq!(files.entries(), [own("c", "written again", 16)]);
+
+    let files = Files::two_and_a_log();
+    let store = files.open(WithoutRename);
+    store.snapshot().expect_err("no file is renamed");
+    change(&store, "c", None);
+    drop(store);
+    let logs = [".log", ".log.next"].map(|ending| files.read(ending));
+    files.write(".log", &logs[1]);
+    files.write(".log.next", &logs[0]);
+    files.flip("", files.find("", "first value"));
+    let repaired = files.repaired();
+    assert_eq!((files.entries(), repaired.revision), (Vec::new(), 15));
+}
+
+#[test]
+fn bytes_that_no_row_covers_are_lost_once() {
+    let files = Files::two_and_a_log();
+    let start = files.find("", "first value").min(files.find("", "other value")) - 3;
+    let mut data = files.read("");
+    let (end, directory) = (files.find("", "Chunks") - 1, files.find("", "Chunks") + "Chunks?".len());
+    (data[start], data[directory]) = (0xc1, 0xc1);
+    files.write("", &data);
+    let repaired = files.repaired();
+    let lost = Lost { at: start as u64, bytes: (end - start) as u64, entries: None, is_tail: false };
+    assert_eq!(repaired.files[0].lost, [lost]);
+}
+
+#[test]
+fn a_log_that_follows_another_file_of_the_go_program_is_refused() {
+    const FILE: &[u8] = b"\x82\xa2KV\x81\xa1a\xa31st\xa6KVSize\x04";
+    let files = Files::none();
+    files.write("", FILE);
+    put(&files.open(LocalDisk), "b", "in the log");
+    assert_eq!(files.entries(), [own("a", "1st", 11), own("b", "in the log", 12)]);
+    // The same entries, and one byte more.
+    files.write("", &[&FILE[..FILE.len() - 1], b"\xcc\x04"].concat());
+    let error = Contents::read(&files.store, &|_, _| {}).err().expect("the log is of another file");
+    let StoreError::Mismatch { path, mismatch: Mismatch::Store } = error else { panic!("{error}") };
+    assert_eq!(path, files.path(".log"));
+    let repaired = files.repaired();
+    assert_eq!(origins(&repaired), [Origin::GoFile { entries: 1 }, Origin::Foreign]);
 }
 
 #[test]

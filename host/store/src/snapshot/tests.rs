@@ -126,11 +126,12 @@ fn a_snapshot_whose_parts_contradict_each_other_is_refused() {
     let (whole, meta) = snapshot();
     let (end, at, pieces_end) = (meta.end, meta.chunks_at, HEAD as u64 + 4);
     let length = |found, expected| Defect::Length { found, expected };
-    let cases: [(&str, Change, u64, Defect); 14] = [
+    let cases: [(&str, Change, u64, Defect); 15] = [
         ("longer", |_, bytes| bytes.push(0), end, length(end + 1, end)),
         ("shorter", |_, bytes| bytes.truncate(bytes.len() - 1), end - 1, length(end - 1, end)),
         ("longer head", |meta, _| meta.end += 1, end, length(end, end + 1)),
         ("directory behind", |meta, _| meta.chunks_at = meta.end + 1, 6, Defect::Head),
+        ("directory before", |meta, _| meta.chunks_at = 0, 0, Defect::Directory),
         ("checksum", |meta, _| meta.chunks_crc ^= 1, at, Defect::Directory),
         ("more chunks", |meta, _| meta.chunks += 1, at, Defect::InvalidDirectory),
         ("fewer chunks", |meta, _| meta.chunks -= 1, at, Defect::InvalidDirectory),
