@@ -349,6 +349,31 @@ mod tests {
         assert!(fault.code() == code && fault.to_string().contains(words), "[{}] {fault}", fault.code());
     }
 
+    /// The same library, but that it needs another one instead of having a folder to look for it.
+    fn mach_o_that_needs(library: &[u8; 8]) -> Vec<u8> {
+        let mut file = mach_o(136, b"12345678");
+        file.truncate(32 + 72);
+        // The size of all commands; then a command: where the name begins, a time, two versions, the name.
+        file[20..24].copy_from_slice(&(72_u32 + 32).to_le_bytes());
+        file.extend([0xc_u32, 32, 24, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(library);
+        file
+    }
+
+    #[test]
+    fn a_mach_o_file_may_need_libraries_by_absolute_paths_only() {
+        for (library, is_refused) in
+            [(b"/lib/a\0\0", false), (b"@rpath/a", false), (b"@loader_", true), (b"relative", true)]
+        {
+            let fault = check(&mach_o_that_needs(library)).expect_err("it has no plugin");
+            let text = String::from_utf8_lossy(library);
+            let is_path = fault.code() == "search-path" && fault.to_string().contains(&format!("library is \"{text}"));
+            assert!(is_path == is_refused && fault.code() != "cut-off", "[{}] {fault}", fault.code());
+        }
+        // Where to look for `@rpath` is no path itself.
+        refused(&mach_o(128, b"@rpath/a"), "search-path", "RPATH is \"@rpath/a\"");
+    }
+
     #[test]
     fn a_mach_o_file_is_cut_off_for_another_system_or_without_a_plugin() {
         let whole = mach_o(128, b"/opt/lib");

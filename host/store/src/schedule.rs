@@ -126,15 +126,21 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::disk::{Disk, File, LocalDisk};
+    use crate::entry::{Entry, NewEntry};
     use crate::local::LocalStore;
     use crate::options::Options;
+    use crate::store::Store as _;
+    use crate::update::{Change, Decision, Update};
 
     const MIB: u64 = 1 << 20;
 
-    /// A disk that does not know its free space, so that nothing but the test asks for a snapshot.
-    struct Unmeasured;
+    /// A disk with this free space. If it does not know it, nothing but the test asks for a snapshot.
+    struct Measured(Option<u64>);
 
-    impl Disk for Unmeasured {
+    impl Disk for Measured {
+        fn free(&self, _: &std::path::Path) -> Option<u64> {
+            self.0
+        }
         fn open(&self, path: &std::path::Path) -> std::io::Result<Option<Box<dyn File>>> {
             LocalDisk.open(path)
         }
@@ -153,10 +159,14 @@ mod tests {
     }
 
     fn store(log_min: u64) -> (tempfile::TempDir, LocalStore) {
+        measured(log_min, None)
+    }
+
+    fn measured(log_min: u64, free: Option<u64>) -> (tempfile::TempDir, LocalStore) {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let options = Options { log_min, ..Options::default() };
         let path = folder.path().join("store");
-        let store = LocalStore::open(Unmeasured, &path, options, &|_, _| {}).expect("it is new");
+        let store = LocalStore::open(Measured(free), &path, options, &|_, _| {}).expect("it is new");
         (folder, store)
     }
 
@@ -205,6 +215,49 @@ mod tests {
         assert!(!store.shared.frees_space(&snapshots(MIB), None));
         let (_folder, never) = self::store(u64::MAX);
         assert!(!never.shared.frees_space(&snapshots(MIB), Some(DiskSpace { free: 0, needed: 0 })));
+    }
+
+    fn put(store: &LocalStore) {
+        let (send, done) = crossbeam_channel::bounded(1);
+        let decide = |_: &[Change], _: Option<&Entry>| {
+            let draft = NewEntry { value: b"v", content_type: "text/plain", details: Vec::new() };
+            Decision::<()>::Write(Entry::new("k", &draft))
+        };
+        store.update("k", decide, move |update| {
+            let _ = send.send(matches!(update, Update::Committed(_)));
+        });
+        assert_eq!(done.recv(), Ok(true), "it is committed");
+    }
+
+    #[test]
+    fn a_log_grows_ahead_by_a_half_of_what_it_may_and_gives_that_back() {
+        let empty = DiskSpace::new(0, (0, 0)).needed;
+        for (free, expected) in [(Some(empty + 4000), 1000), (None, 4096)] {
+            let (folder, store) = measured(u64::MAX, free);
+            let len = || std::fs::metadata(folder.path().join("store.log")).expect("it is there").len();
+            put(&store);
+            assert_eq!(len() - store.log_len(), expected, "{free:?} bytes are free");
+            store.shared.commit.release_preallocation();
+            assert_eq!(len(), store.log_len());
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_not_tried_where_it_cannot_fit() {
+        for (free, written) in [(Some(1), false), (None, true), (Some(MIB), true)] {
+            let (_folder, store) = measured(u64::MAX, free);
+            let space = store.shared.disk_space();
+            store.shared.try_snapshot(&mut store.shared.snapshots.lock(), space);
+            let counts = if written { (1, 0) } else { (0, 1) };
+            assert_eq!(store.snapshots(), counts, "{free:?} bytes are free");
+            match store.snapshot_failure().as_deref() {
+                None => assert!(written),
+                Some(StoreError::Reserved { bytes, free: 1, reserved, .. }) => {
+                    assert!(!written && bytes == reserved && *bytes == DiskSpace::new(1, (0, 0)).needed);
+                }
+                Some(error) => panic!("{error}"),
+            }
+        }
     }
 
     #[test]
