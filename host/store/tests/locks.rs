@@ -133,8 +133,11 @@ fn a_store_is_locked_under_every_name_also_after_a_snapshot() {
     }
     drop(store);
     assert!(!refused(""));
-    let _lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("nobody has it");
     assert!(refused(""));
+    let store = open(&path);
+    store.hold(lock);
+    assert!(refused(""), "the store keeps what the lock had");
 }
 
 #[cfg(unix)]

@@ -100,7 +100,7 @@ fn a_snapshot_of_many_chunks_is_read_as_it_was_written() {
     let map = Map::new(5);
     let value = |revision: u64| vec![revision as u8; 20_000 + revision as usize];
     let content_type = |revision| ["image/png", DEFAULT_CONTENT_TYPE, DEFAULT_CONTENT_TYPE][revision as usize % 3];
-    let details = |revision: u64| vec![0x80; usize::from(revision % 5 == 0)];
+    let details = |revision: u64| vec![0x80; usize::from(revision.is_multiple_of(5))];
     for revision in 1..=ENTRIES {
         let draft =
             NewEntry { value: &value(revision), content_type: content_type(revision), details: details(revision) };
