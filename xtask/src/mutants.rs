@@ -62,7 +62,15 @@ const TARGETS: [Target; 4] = [
         name: "store",
         files: &["host/store/src/**"],
         passes: &[
-            &["--test-package=vkog-store", "--", "--lib", "--test=files", "--test=stores"],
+            &[
+                "--test-package=vkog-store",
+                "--",
+                "--lib",
+                "--test=files",
+                "--test=locks",
+                "--test=repair",
+                "--test=stores",
+            ],
             &["--test-package=vkog-store", "--", "--test=simulated_disk"],
             &[
                 "--test-package=vkog-tests",

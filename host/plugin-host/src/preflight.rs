@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn an_elf_file_is_cut_off_if_a_section_behind_its_tables_is() {
         let whole = elf_with_a_section_behind_the_table();
-        refused(&whole[..whole.len() - 1], "cut-off", "sections would lie beyond");
+        refused(&whole[..whole.len() - 1], "cut-off", "sections");
         let linux = cfg!(all(target_arch = "x86_64", target_os = "linux"));
         refused(&whole, if linux { "no-plugin" } else { "wrong-architecture" }, "");
     }
@@ -347,6 +347,32 @@ mod tests {
     fn refused(file: &[u8], code: &str, words: &str) {
         let fault = check(file).expect_err("it is refused");
         assert!(fault.code() == code && fault.to_string().contains(words), "[{}] {fault}", fault.code());
+    }
+
+    /// The same library, but that it needs another one instead of having a folder to look for it.
+    fn mach_o_that_needs(library: &[u8; 8]) -> Vec<u8> {
+        let mut file = mach_o(144, b"/opt/lib");
+        file.truncate(32 + 72);
+        // The size of all commands; then a command: where the name begins, a time, two versions, the name.
+        file[20..24].copy_from_slice(&(72_u32 + 40).to_le_bytes());
+        file.extend([0x0c_u32, 40, 24, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(library);
+        file.extend([0; 8]);
+        file
+    }
+
+    #[test]
+    fn a_mach_o_file_may_need_libraries_by_absolute_paths_only() {
+        for (library, is_refused) in
+            [(b"/lib/a\0\0", false), (b"@rpath/a", false), (b"@loader_", true), (b"relative", true)]
+        {
+            let fault = check(&mach_o_that_needs(library)).expect_err("it has no plugin");
+            let text = String::from_utf8_lossy(library);
+            let is_path = fault.code() == "search-path" && fault.to_string().contains(&format!("library is \"{text}"));
+            assert!(is_path == is_refused && fault.code() != "cut-off", "[{}] {fault}", fault.code());
+        }
+        // Where to look for `@rpath` is no path itself.
+        refused(&mach_o(128, b"@rpath/a"), "search-path", "RPATH is \"@rpath/a\"");
     }
 
     #[test]

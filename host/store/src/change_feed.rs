@@ -431,6 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_ends_with_the_event_that_exceeds_its_size() {
+        let feed = Arc::new(ChangeFeed::new(0, 0, u64::MAX));
+        let len = (BATCH_BYTES_MAX / 2 - OVERHEAD) as usize - "k".len() - "text/plain".len();
+        let mut all = watch(&feed, "", 0).expect("it begins there");
+        feed.append([write("k", len, 1), write("k", len, 2), write("k", 1, 3), write("k", 1, 4)].iter());
+        assert_eq!(feed.bytes(), BATCH_BYTES_MAX + 2 * (OVERHEAD + 12));
+        assert_eq!(revisions(&mut all), Some(Ok(vec![1, 2, 3])));
+        assert_eq!(revisions(&mut all), Some(Ok(vec![4])));
+        assert_eq!((revisions(&mut all), all.revision()), (None, 4));
+    }
+
+    #[test]
+    fn open_watches_are_counted() {
+        let feed = Arc::new(ChangeFeed::new(0, 0, 0));
+        assert_eq!(feed.watch_count(), 0);
+        let watches = [0; 3].map(|since| watch(&feed, "", since).expect("it begins there"));
+        assert_eq!(feed.watch_count(), 3);
+        drop(watches);
+        assert_eq!(feed.watch_count(), 0);
+    }
+
+    #[test]
     fn a_watcher_passes_the_events_of_other_keys() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut others = watch(&feed, "a/", 0).expect("it begins there");

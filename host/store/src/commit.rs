@@ -339,7 +339,7 @@ impl Commit {
         let mut wait = Duration::ZERO;
         loop {
             let mut queue = self.queue.lock();
-            if queue.pending.len() < queue.expected && !queue.stop {
+            if queue.pending.len() < queue.expected {
                 self.queued.wait_for(&mut queue, wait);
             }
             queue.expected = 0;

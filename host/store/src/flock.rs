@@ -33,3 +33,20 @@ fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
         || matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::INVAL))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_told_from_other_errors() {
+        for missing in [Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS, Errno::INVAL] {
+            assert!(is_missing(&missing.into()), "{missing}");
+        }
+        assert!(is_missing(&io::ErrorKind::Unsupported.into()));
+        for other in [Errno::IO, Errno::BADF, Errno::AGAIN, Errno::ACCESS] {
+            assert!(!is_missing(&other.into()), "{other}");
+        }
+        assert!(!is_missing(&io::Error::other("no number")));
+    }
+}

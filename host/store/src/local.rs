@@ -28,7 +28,7 @@ use vkog_runtime::Mailbox;
 
 /// Entries under their keys, and the files that make them durable.
 pub struct LocalStore {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Dropped to end the threads.
     stop: Mutex<Option<Sender<()>>>,

@@ -55,8 +55,11 @@ fn scan_with(map: &Map, from: &[u8], end: Option<&[u8]>, scanned: impl FnOnce())
     cache.begin(from, end, keys_max);
     let mut found: Vec<Entry> = Vec::new();
     let mut to: Option<Box<[u8]>> = end.map(Into::into);
-    // Keeps the first keys.
-    let cut = |found: &mut Vec<Entry>, to: &mut Option<Box<[u8]>>| {
+    // Keeps the first keys, if there are more than this.
+    let cut = |found: &mut Vec<Entry>, to: &mut Option<Box<[u8]>>, max: usize| {
+        if found.len() <= max {
+            return;
+        }
         let (_, next, _) = found.select_nth_unstable_by(keys_max, |one, other| one.key_bytes().cmp(other.key_bytes()));
         *to = Some(next.key_bytes().into());
         found.truncate(keys_max);
@@ -64,13 +67,9 @@ fn scan_with(map: &Map, from: &[u8], end: Option<&[u8]>, scanned: impl FnOnce())
     for shard in 0..SHARDS {
         let inside = |key: &[u8]| from <= key && to.as_ref().is_none_or(|to| key < &**to);
         found.extend(map.read(shard).iter().filter(|entry| inside(entry.key_bytes())).cloned());
-        if found.len() > 2 * keys_max {
-            cut(&mut found, &mut to);
-        }
+        cut(&mut found, &mut to, 2 * keys_max);
     }
-    if found.len() > keys_max {
-        cut(&mut found, &mut to);
-    }
+    cut(&mut found, &mut to, keys_max);
     scanned();
     cache.complete(found.iter().map(|entry| entry.key_bytes().into()).collect(), to);
 }
@@ -194,7 +193,9 @@ mod tests {
     fn a_range_stays_a_part_of_all_keys_however_many_are_inserted() {
         let map = filled();
         assert_eq!(list(&map, "", Some("000002"), 10).len(), 2);
-        scan(&map, b"0", None);
+        // Behind the range that is cached already.
+        scan(&map, b"000002", None);
+        assert_eq!(map.key_ranges.sizes(), [2, KEYS_MIN]);
         let new = |index: usize| format!("{}+", steady(index));
         (0..KEYS).for_each(|index| insert(&map, &new(index)));
         let sizes = map.key_ranges.sizes();
@@ -202,6 +203,16 @@ mod tests {
         let found = list(&map, "", None, 1000);
         let both: Vec<_> = (0..KEYS).flat_map(|index| [steady(index), new(index)]).collect();
         assert!(found == both, "{} of {} keys", found.len(), both.len());
+    }
+
+    #[test]
+    fn a_range_has_the_part_of_the_keys_that_it_may_have() {
+        let map = Map::new(1);
+        for index in 0..PART * KEYS_MIN + PART {
+            insert(&map, &steady(index));
+        }
+        scan(&map, b"", None);
+        assert_eq!(map.key_ranges.sizes(), [KEYS_MIN + 1]);
     }
 
     #[test]

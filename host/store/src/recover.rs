@@ -334,3 +334,41 @@ impl Findings {
 fn open(disk: &dyn Disk, path: &Path) -> Result<Option<Box<dyn File>>, StoreError> {
     disk.open(path).map_err(unreadable(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_logs_of_a_snapshot_continue_it_without_a_gap() {
+        let paths = Paths::of(Path::new("store"));
+        // The generations of the log and of the next one, beside a snapshot of generation 5, and the log that is wrong.
+        for (log, next, wrong) in [
+            (None, None, None),
+            (Some(5), None, None),
+            (Some(4), None, Some((&paths.log, 4))),
+            (Some(6), None, Some((&paths.log, 6))),
+            (Some(5), Some(6), None),
+            (Some(5), Some(7), Some((&paths.next, 7))),
+            (Some(5), Some(5), Some((&paths.next, 5))),
+            (Some(5), Some(4), Some((&paths.next, 4))),
+            (None, Some(5), None),
+            (Some(4), Some(5), None),
+            (Some(3), Some(5), Some((&paths.next, 5))),
+            (Some(6), Some(5), Some((&paths.next, 5))),
+            (Some(6), Some(7), Some((&paths.next, 7))),
+            (Some(4), Some(6), Some((&paths.next, 6))),
+            (None, Some(4), Some((&paths.next, 4))),
+            (None, Some(6), Some((&paths.next, 6))),
+        ] {
+            match (check_generations(&paths, 5, [log, next]), wrong) {
+                (Ok(()), None) => {}
+                (Err(StoreError::Mismatch { path, mismatch }), Some((wrong, generation))) => {
+                    let Mismatch::Generation { continues, snapshot } = mismatch else { panic!("{mismatch:?}") };
+                    assert_eq!((&path, continues, snapshot), (wrong, generation, (paths.file.clone(), 5)));
+                }
+                (other, _) => panic!("{log:?} and {next:?}: {other:?}"),
+            }
+        }
+    }
+}

@@ -545,3 +545,6 @@ impl Loader<'_> {
         if rest.is_empty() && extra.is_none() { Ok(()) } else { Err(senseless()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

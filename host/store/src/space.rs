@@ -222,4 +222,44 @@ mod tests {
         assert!(budget.take(WRITE).is_ok(), "a smaller one fits");
         assert!(budget.set_disk_space(Some(DiskSpace { free: 10 << 20, needed: 1 << 20 })) && budget.full().is_none());
     }
+
+    #[test]
+    fn the_space_for_a_snapshot_is_estimated_from_the_entries() {
+        let space = DiskSpace::new(1 << 20, (3, 5000));
+        assert_eq!(space.needed, 5000 + 3 * 64 + (64 << 10));
+        let of = |free, needed| DiskSpace { free, needed };
+        for (free, fits, may_fit) in [(0, false, false), (99, false, false), (100, false, true), (299, false, true)] {
+            assert_eq!((of(free, 300).fits(), of(free, 300).may_fit()), (fits, may_fit), "{free} bytes");
+        }
+        assert!(of(300, 300).fits() && of(300, 300).may_fit());
+        assert_eq!([of(299, 300).left(), of(300, 300).left(), of(310, 300).left()], [0, 0, 5]);
+    }
+
+    #[test]
+    fn a_write_may_take_all_that_is_left_and_then_the_space_is_measured() {
+        const MIB: u64 = 1 << 20;
+        let write = |bytes| Growth { bytes, writes: true };
+        let mut budget = budget(10_000, 8_000);
+        assert!(budget.take(write(1001)).is_err() && budget.full().is_some());
+        budget.set_disk_space(Some(DiskSpace { free: 10_000, needed: 8_000 }));
+        assert!(budget.full().is_some(), "there is less than what was refused");
+        budget.set_disk_space(Some(DiskSpace { free: 10_002, needed: 8_000 }));
+        assert!(budget.full().is_none());
+        budget.set_disk_space(Some(DiskSpace { free: 10_000, needed: 8_000 }));
+        assert!(budget.take(write(1000)).is_ok() && budget.take(write(1)).is_err());
+
+        // It is stale when a MiB or less is left, or when a MiB was used.
+        for (left, used, is_stale) in
+            [(MIB, 0, true), (MIB + 1, 0, false), (MIB + 1, 1, true), (3 * MIB, MIB - 1, false), (3 * MIB, MIB, true)]
+        {
+            let mut budget = self::budget(2 * left, 0);
+            budget.take(write(used)).expect("there is space");
+            assert_eq!(budget.is_stale(), is_stale, "{used} of {left} bytes");
+            // What is queued needs its space until it is written.
+            assert_eq!(budget.unwritten(), used);
+            budget.written(used);
+            assert_eq!(budget.unwritten(), 0);
+        }
+        assert!(!SpaceBudget::new("file".into()).is_stale());
+    }
 }

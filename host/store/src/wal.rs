@@ -320,7 +320,7 @@ impl<'a> Reader<'a> {
     fn refuse_damage(&mut self, damaged: u64, end: u64) -> Result<(), Damage> {
         // A durable-offset record has at most 11 bytes of payload, which starts with an array of two and a 3.
         const PAYLOAD_LEN_MAX: u32 = 11;
-        for at in damaged + 1..end {
+        for at in damaged..end {
             let Some(start) = self.bytes(at, FRAME + 2)? else { break };
             let length = u32::from_le_bytes([start[0], start[1], start[2], start[3]]);
             if length > PAYLOAD_LEN_MAX || start[FRAME..] != [0x92, 3] {
@@ -413,5 +413,148 @@ mod tests {
                 _ => panic!("format {format} is read otherwise"),
             }
         }
+    }
+
+    fn file_of(bytes: &[u8]) -> std::fs::File {
+        let file = tempfile::tempfile().expect("a temporary file can be made");
+        File::write_at(&file, 0, bytes).expect("it can be written");
+        file
+    }
+
+    fn reader(file: &dyn File) -> Reader<'_> {
+        match Reader::open(file) {
+            Ok(Start::Log(reader)) => reader,
+            Ok(Start::Unused) => panic!("it was used"),
+            Err(damage) => panic!("{damage}"),
+        }
+    }
+
+    fn change(key: &str, value: &[u8], revision: u64, is_removal: bool) -> Change {
+        let draft = NewEntry { value, content_type: "image/png", details: vec![0x80] };
+        let entry = Some(Entry::with_revision(key, &draft, revision, &mut Vec::new()));
+        let (before, after) = if is_removal { (entry, None) } else { (None, entry) };
+        Change { before, after, revision }
+    }
+
+    #[test]
+    fn a_log_has_the_documented_bytes() {
+        let head = Head { generation: 3, store: 7, base: 5, salt: 9 };
+        let framed = |salt: u32, payload: &[u8]| {
+            let len = (payload.len() as u32).to_le_bytes();
+            let crc = crc32c::crc32c_append(salt, &[&len[..], payload].concat()).to_le_bytes();
+            [&len[..], &crc, payload].concat()
+        };
+        let numbers: Vec<u8> =
+            [2_u64, 3, 7, 5, 9].iter().flat_map(|number| [&[0xcf][..], &number.to_be_bytes()].concat()).collect();
+        let mut expected = framed(0, &[b"\x97\0\xa4VKOG", &numbers[..]].concat());
+        assert_eq!((expected.len() as u64, &head.encode()), (Head::LEN, &expected));
+        expected.extend(framed(9, b"\x92\x03\0"));
+        assert_eq!(expected.len() as u64, Head::EMPTY_LEN);
+        let file = file_of(b"");
+        assert_eq!(begin(&file, &head).expect("it can be written"), Head::EMPTY_LEN);
+        let mut log = vec![0; Head::EMPTY_LEN as usize];
+        File::read_at(&file, 0, &mut log).expect("it has as many bytes");
+        put_changes(&mut log, 9, [change("k", b"v", 6, false), change("r", b"v", 7, true)].iter());
+        put_changes(&mut log, 9, [].iter());
+        expected.extend(framed(9, b"\x96\x01\x06\xa1k\xa1v\xa9image/png\xc4\x01\x80\x93\x02\x07\xa1r"));
+        assert_eq!(log, expected);
+        let file = file_of(&log);
+        let mut reader = reader(&file);
+        assert_eq!((reader.head, reader.at), (head, Head::LEN));
+        assert!(matches!(reader.next(), Ok(Next::DurableOffset { synced: 0 })));
+        let Ok(Next::Change(Record::Write { revision: 6, key: "k", draft })) = reader.next() else { panic!("a write") };
+        assert_eq!((draft.value, draft.content_type, &draft.details[..]), (&b"v"[..], "image/png", &[0x80][..]));
+        assert!(matches!(reader.next(), Ok(Next::Change(Record::Remove { revision: 7, key: "r" }))));
+        assert!(matches!(reader.next(), Ok(Next::End { torn: 0 })));
+    }
+
+    #[test]
+    fn a_log_that_ends_before_its_second_record_was_never_used() {
+        let mut log = HEAD.encode();
+        put_durable_offset(&mut log, HEAD.salt, 0);
+        for len in 0..log.len() {
+            let start = Reader::open(&file_of(&log[..len])).map(|start| matches!(start, Start::Unused)).ok();
+            assert_eq!(start, Some(len < Head::LEN as usize), "{len} bytes");
+        }
+        log[0] ^= 1;
+        assert!(matches!(Reader::open(&file_of(&log)), Ok(Start::Unused)));
+        log.push(0);
+        assert!(matches!(Reader::open(&file_of(&log)), Err(Damage::At { offset: 0, defect: Defect::Head })));
+    }
+
+    /// Records that are larger than a half of what is read at once, each followed by the offset up to which the log is on disk,
+    /// and where each of them starts.
+    fn large_log() -> (Vec<u8>, Vec<usize>) {
+        let (mut log, mut starts) = (HEAD.encode(), Vec::new());
+        for revision in 1..=5 {
+            starts.push(log.len());
+            put_changes(&mut log, HEAD.salt, [change("k", &[b'v'; 600_000], revision, false)].iter());
+            let synced = log.len() as u64;
+            put_durable_offset(&mut log, HEAD.salt, synced);
+        }
+        (log, starts)
+    }
+
+    /// Reads the revisions of a log to its end or to a damaged record, and returns that.
+    fn read(log: &[u8]) -> (Vec<u64>, Result<u64, Damage>) {
+        let file = file_of(log);
+        let (mut reader, mut revisions) = (reader(&file), Vec::new());
+        loop {
+            match reader.next() {
+                Ok(Next::Change(Record::Write { revision, draft, .. })) => {
+                    assert!(draft.value.iter().all(|byte| *byte == b'v'));
+                    revisions.push(revision);
+                }
+                Ok(Next::Change(Record::Remove { revision, .. })) => revisions.push(revision),
+                Ok(Next::DurableOffset { .. }) => {}
+                Ok(Next::End { torn }) => return (revisions, Ok(torn)),
+                Err(damage) => return (revisions, Err(damage)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_log_is_read_up_to_its_end_or_to_a_record_that_was_on_disk() {
+        let (mut log, starts) = large_log();
+        log.resize(log.len() + (3 << 20), 0);
+        assert!(matches!(read(&log), (revisions, Ok(0)) if revisions == [1, 2, 3, 4, 5]));
+        for (record, start) in starts.iter().enumerate() {
+            // Its length, its checksum, its payload.
+            for byte in [2, 5, 300_000] {
+                log[start + byte] ^= 1;
+                let (revisions, Err(Damage::At { offset, defect })) = read(&log) else { panic!("record {record}") };
+                assert_eq!(revisions.len(), record);
+                let later = starts.get(record + 1).map_or(log.len() - (3 << 20), |next| *next) as u64 - 15;
+                assert_eq!((offset, defect), (*start as u64, Defect::DamagedRecord { later }));
+                log[start + byte] ^= 1;
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_not_whole_is_damaged_if_it_was_on_disk_and_else_the_end() {
+        let (log, starts) = large_log();
+        let start = starts[1];
+        let end = start + 100;
+        let at = start as u64;
+        for (synced, is_damaged) in [(0, false), (at, false), (at + 1, true), (1 << 40, true), (u64::MAX, true)] {
+            let mut log = log[..end].to_vec();
+            put_durable_offset(&mut log, HEAD.salt, synced);
+            // The zero at its end may be preallocated.
+            let len = (log.len() - start) as u64 - u64::from(synced == 0);
+            match read(&log) {
+                (revisions, Err(Damage::At { offset, defect: Defect::DamagedRecord { later } })) if is_damaged => {
+                    assert_eq!((&revisions[..], offset, later), (&[1][..], at, end as u64));
+                }
+                (revisions, Ok(torn)) if !is_damaged => assert_eq!((&revisions[..], torn), (&[1][..], len)),
+                (_, other) => panic!("on disk up to {synced}: {other:?}"),
+            }
+        }
+        // The sum of a record is right, and it is none.
+        let mut log = HEAD.encode();
+        frame(&mut log, HEAD.salt, |out| out.extend(b"\x93\x07\x01\x01"));
+        let (_, Err(Damage::At { offset: Head::LEN, defect: Defect::Record })) = read(&log) else {
+            panic!("no record")
+        };
     }
 }

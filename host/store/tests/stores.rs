@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
+use vkog_runtime::Mailbox;
 use vkog_store::{
     Change, Changes, Decide, Decision, Entry, Event, Fsync, LocalDisk, LocalStore, MemoryStore, NewEntry, Options,
     Store, Unwatchable, Update, Watch,
@@ -229,7 +231,7 @@ fn updates_that_name_their_keys_in_opposite_orders_do_not_wait_for_each_other() 
     for keys in [keys.clone(), keys.into_iter().rev().collect()] {
         let (store, send) = (Arc::clone(&store), send.clone());
         // Not joined, so that a hanging thread fails the test instead of stopping it.
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             for _ in 0..ROUNDS {
                 store.update_all(&keys, |_: &[Change], _: Option<&Entry>| Decision::Reject(()), |_| {});
@@ -243,7 +245,37 @@ fn updates_that_name_their_keys_in_opposite_orders_do_not_wait_for_each_other() 
     }
 }
 
+#[test]
+fn a_thread_with_a_mailbox_runs_its_own_completions() {
+    let (_folder, store) = local(Fsync::Always);
+    let mailbox = Arc::<Mailbox>::default();
+    mailbox.attach();
+    let (send, ran) = bounded(2);
+    let decide = |_: &[Change], _: Option<&Entry>| Decision::<()>::Write(entry("key", "value"));
+    let sent = send.clone();
+    store.update("key", decide, move |_| {
+        let _ = sent.send(thread::current().id());
+    });
+    let ((), ticket) = store.read("key", |_| {});
+    store.when_durable(ticket, move |_| {
+        let _ = send.send(thread::current().id());
+    });
+    let deadline = Instant::now() + DEADLINE;
+    for _ in 0..2 {
+        let thread = loop {
+            let _ = mailbox.poll(&Context::from_waker(Waker::noop()));
+            if let Ok(thread) = ran.try_recv() {
+                break thread;
+            }
+            assert!(Instant::now() < deadline, "both are completed");
+            thread::yield_now();
+        };
+        assert_eq!(thread, thread::current().id());
+    }
+}
+
 fn a_range_has_its_keys_in_byte_order(store: &impl Store) {
+    assert!(store.range(b"b", Some(b"b"), 1).is_empty() && store.range(b"c", Some(b"b"), 1).is_empty());
     for key in ["b", "a", "k", "k\0", "k\u{1}", "kk", "l", "é"] {
         put(store, key, "value");
     }

@@ -100,6 +100,22 @@ fn a_plugin_that_panics_repeatedly_is_in_quarantine_until_a_restart() {
     host.put("a", "fine").expect(200);
 }
 
+#[test]
+fn new_settings_replace_the_plugin_of_that_name_alone() {
+    let mut host = held_and_moody();
+    host.put("a", "four").expect(200);
+    for _ in 0..5 {
+        host.put("a", "panic").expect(500);
+    }
+    assert!(host.is_quarantined("moody"));
+    let held = host.metric("holder", "held");
+    host.change_settings("moody", "{}").expect("it has none");
+    assert!(!host.is_quarantined("moody"), "it is a new one");
+    host.put("b", "refuse").refused(422, "not that");
+    host.put("b", "seven77").expect(200).has("X-Client", "127.0.0.1:50000");
+    assert_eq!(host.metric("holder", "held"), held + 7, "the other one is as it was");
+}
+
 /// Writes each event into the entry "last", and sends nested requests for "deep".
 struct Teller {
     host: Host,
