@@ -172,7 +172,8 @@ fn the_clients_of_a_server_without_tokens_share_one_limit_of_tickets() {
     let first = ticket(&server, "", "0");
     ask(&server, "HEAD", &format!("/watch?ticket={first}"), None).expect(200);
     // Each sends another token, which the server does not need.
-    let last = (1..=256).map(|token| ticket(&server, "", &token.to_string())).last().expect("there are some");
+    let tickets: Vec<_> = (1..=256).map(|token| ticket(&server, "", &token.to_string())).collect();
+    let last = tickets.last().expect("there are some").clone();
     ask(&server, "HEAD", &format!("/watch?ticket={last}"), None).expect(200);
     ask(&server, "HEAD", &format!("/watch?ticket={first}"), None).expect(401);
 }
