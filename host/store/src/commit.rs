@@ -388,11 +388,12 @@ impl Commit {
         // Before a client learns of these revisions and requests the changes after them.
         self.feed.append(pending.iter().flat_map(Pending::changes));
         self.committed.store(last, Ordering::Release);
-        drop(writer);
         let mut queue = self.queue.lock();
+        // While the writer is locked: a rollback, which also locks it, counts every byte of the queue as written.
         queue.space.written(bytes);
         let readers: Vec<_> = queue.readers.extract_if(.., |(revision, ..)| *revision <= last).collect();
         drop(queue);
+        drop(writer);
         let readers = readers.into_iter().map(|(_, reader, mailbox)| Completion::Read(reader, Ok(()), mailbox));
         pending.into_iter().map(|pending| Completion::Update(pending, Ok(()))).chain(readers).collect()
     }
