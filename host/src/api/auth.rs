@@ -168,11 +168,11 @@ impl Auth {
     ) -> Result<(), Refusal> {
         let is_off = || self.tokens.iter().all(|token| token.permission < Permission::Admin);
         if let Client::Anonymous = client {
-            let is_repeated = head.headers.all("authorization").nth(1).is_some();
-            return Err(unauthorized(match permission {
-                _ if is_repeated => TWO_TOKENS,
-                Permission::Admin if is_off() => ADMINISTRATION_IS_OFF,
-                _ => NO_TOKEN,
+            return Err(unauthorized(match head.headers.all("authorization").count() {
+                0 if permission == Permission::Admin && is_off() => ADMINISTRATION_IS_OFF,
+                0 => NO_TOKEN,
+                1 => UNKNOWN_TOKEN,
+                _ => TWO_TOKENS,
             }));
         }
         if permission == Permission::Admin {

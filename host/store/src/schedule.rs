@@ -134,7 +134,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A disk with this free space. If it does not know it, nothing but the test asks for a snapshot.
+    /// A disk with this free space. If it does not know it, only the test requests snapshots.
     struct Measured(Option<u64>);
 
     impl Disk for Measured {
@@ -234,7 +234,7 @@ mod tests {
         let empty = DiskSpace::new(0, (0, 0)).needed;
         for (free, expected) in [(Some(empty + 4000), 1000), (None, 4096)] {
             let (folder, store) = measured(u64::MAX, free);
-            let len = || std::fs::metadata(folder.path().join("store.log")).expect("it is there").len();
+            let len = || std::fs::metadata(folder.path().join("store.log")).expect("it exists").len();
             put(&store);
             assert_eq!(len() - store.log_len(), expected, "{free:?} bytes are free");
             store.shared.commit.release_preallocation();

@@ -157,7 +157,7 @@ impl Writer {
     }
 }
 
-/// Whether a buffer of this many bytes is too large to be kept or filled further.
+/// Whether a buffer of this many bytes is too large to be reused or filled further.
 fn is_large(bytes: usize) -> bool {
     bytes > BUFFER_KEPT
 }
@@ -240,7 +240,7 @@ mod tests {
         writer.append(updates.iter(), syncs, max).map_err(|(_, in_sync)| in_sync)
     }
 
-    /// What a log has: the revisions of its changes, and a 0 for each durable offset. And the number of torn bytes.
+    /// Returns the revisions of the changes in a log, with a 0 for each durable offset, and the number of torn bytes.
     fn read(file: &Arc<Memory>) -> (Vec<u64>, u64) {
         let Ok(Start::Log(mut reader)) = Reader::open(file) else { panic!("a log") };
         let mut found = Vec::new();
@@ -309,7 +309,7 @@ mod tests {
             append(&mut writer, &updates, None, 0).expect("it has space");
             assert_eq!((read(&file), writer.buffer.capacity()), ((vec![0, 0, 1, 2, 3], 0), 0));
             append(&mut writer, &[update(10, 4)], None, 0).expect("it has space");
-            assert!(writer.buffer.capacity() > 0, "a small buffer is kept");
+            assert!(writer.buffer.capacity() > 0, "a small buffer is reused");
         }
     }
 

@@ -82,7 +82,7 @@ fn a_disk_opens_files_only_and_removes_what_may_be_gone() {
     LocalDisk.remove(&path).expect("it exists");
     LocalDisk.remove(&path).expect("that it is gone is no error");
     assert!(LocalDisk.remove(folder.path()).is_err(), "a folder is no file");
-    LocalDisk.sync_folder(&path).expect("the folder is there");
+    LocalDisk.sync_folder(&path).expect("the folder exists");
     assert!(LocalDisk.sync_folder(&path.join("file")).is_err(), "there is no such folder");
     assert!(!path.exists());
 }
@@ -119,7 +119,7 @@ fn a_check_names_the_generation_the_snapshot_and_both_logs() {
     put(&store, "b", b"2");
     let before = Contents::read(&path, &|_, _| {}).expect("it is whole");
     assert_eq!((before.generation(), before.totals()), (1, (2, 4)));
-    assert_eq!(before.snapshot_len(), fs::metadata(&path).expect("it is there").len());
+    assert_eq!(before.snapshot_len(), fs::metadata(&path).expect("it exists").len());
     let [log] = before.logs() else { panic!("one log") };
     assert_eq!((log.records, log.len), (1, store.log_len()));
     store.close().expect("it can be written");

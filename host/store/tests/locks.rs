@@ -1,4 +1,4 @@
-//! One process at a time has a store, by whatever name it opens it, and a start that is refused leaves the files as they were.
+//! One process at a time can open a store, under any of its names, and a refused start does not change the files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use vkog_store::{Change, Decision, Entry, LocalDisk, LocalStore, Lock, NewEntry,
 
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let path = folder.path().canonicalize().expect("it is there").join("store");
+    let path = folder.path().canonicalize().expect("it exists").join("store");
     (folder, path)
 }
 
@@ -47,10 +47,10 @@ fn files(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 fn a_lock_is_exclusive_and_names_its_process_and_goes_with_it() {
     let (_folder, path) = folder();
     let lock_path = beside(&path, ".lock");
-    let lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("it is free");
     assert_eq!(lock.store(), path);
     let id = std::process::id().to_string();
-    assert_eq!(fs::read_to_string(&lock_path).expect("it is there").trim(), id);
+    assert_eq!(fs::read_to_string(&lock_path).expect("it exists").trim(), id);
     let Err(StoreError::Locked { path: locked, pid }) = Lock::take(&path) else { panic!("it is locked") };
     assert_eq!((&locked, &pid), (&path, &id));
     fs::write(&lock_path, "").expect("it is ours");
@@ -59,13 +59,13 @@ fn a_lock_is_exclusive_and_names_its_process_and_goes_with_it() {
     drop(lock);
     assert!(!lock_path.exists(), "it was not used");
     // One that was used stays, and one that was there before.
-    let lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("it is free");
     lock.keep();
     drop(lock);
     assert!(lock_path.exists());
     fs::write(&lock_path, "a longer text than the id of a process").expect("it is ours");
-    let lock = Lock::take(&path).expect("nobody has it");
-    assert_eq!(fs::read_to_string(&lock_path).expect("it is there").trim(), id);
+    let lock = Lock::take(&path).expect("it is free");
+    assert_eq!(fs::read_to_string(&lock_path).expect("it exists").trim(), id);
     drop(lock);
     assert!(lock_path.exists());
 }
@@ -95,7 +95,7 @@ fn a_link_has_the_lock_of_the_file_it_stands_for() {
     symlink("../store", &link).expect("a link can be made");
     symlink(&link, &second).expect("a link can be made");
     for name in [&path, &link, &second] {
-        let lock = Lock::take(name).expect("nobody has it");
+        let lock = Lock::take(name).expect("it is free");
         assert!(lock.store().ends_with("store") && beside(&path, ".lock").exists(), "{}", name.display());
         for other in [&path, &link, &second] {
             assert!(matches!(Lock::take(other), Err(StoreError::Locked { path, .. }) if path == *other));
@@ -120,7 +120,7 @@ fn a_store_is_locked_under_every_name_also_after_a_snapshot() {
         assert!(!beside(&other, ".lock").exists(), "a refused lock leaves nothing");
         locked
     };
-    let lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("it is free");
     let store = open(&path);
     // There was no file to lock before.
     assert!(!refused(".log"));
@@ -133,7 +133,7 @@ fn a_store_is_locked_under_every_name_also_after_a_snapshot() {
     }
     drop(store);
     assert!(!refused(""));
-    let lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("it is free");
     assert!(refused(""));
     let store = open(&path);
     store.hold(lock);
@@ -146,13 +146,13 @@ fn a_store_whose_lock_file_is_gone_can_only_be_read() {
     for replaced in [false, true] {
         let (_folder, path) = folder();
         let lock_path = beside(&path, ".lock");
-        let lock = Lock::take(&path).expect("nobody has it");
+        let lock = Lock::take(&path).expect("it is free");
         let store = open(&path);
         store.hold(lock);
         put(&store, "key");
         store.snapshot().expect("it has its lock");
-        let before = fs::read(&path).expect("it is there");
-        fs::remove_file(&lock_path).expect("it is there");
+        let before = fs::read(&path).expect("it exists");
+        fs::remove_file(&lock_path).expect("it exists");
         if replaced {
             fs::write(&lock_path, "1").expect("it can be written");
         }
@@ -161,7 +161,7 @@ fn a_store_whose_lock_file_is_gone_can_only_be_read() {
         assert!(matches!(&*error, StoreError::LockLost { path: of, lock } if *of == path && *lock == lock_path));
         assert!(matches!(store.closed().as_deref(), Some(StoreError::LockLost { .. })));
         drop(store);
-        assert_eq!(fs::read(&path).expect("it is there"), before);
+        assert_eq!(fs::read(&path).expect("it exists"), before);
         assert_eq!(lock_path.exists(), replaced, "the lock of another process stays");
     }
 }
@@ -170,7 +170,7 @@ fn a_store_whose_lock_file_is_gone_can_only_be_read() {
 fn a_start_that_is_refused_leaves_the_files_as_they_were() {
     let (_folder, path) = folder();
     let start = |keeps: bool, writes: bool| {
-        let lock = Lock::take(&path).expect("nobody has it");
+        let lock = Lock::take(&path).expect("it is free");
         let store = open(&path);
         store.hold(lock);
         if keeps {
@@ -193,7 +193,7 @@ fn a_start_that_is_refused_leaves_the_files_as_they_were() {
     drop(store);
     // Nor where the files were new.
     for ending in ["", ".log", ".lock"] {
-        fs::remove_file(beside(&path, ending)).expect("it is there");
+        fs::remove_file(beside(&path, ending)).expect("it exists");
     }
     start(false, true);
     assert_eq!(open(&path).totals().0, 1);
@@ -201,7 +201,7 @@ fn a_start_that_is_refused_leaves_the_files_as_they_were() {
     // The snapshot is clean again, with its log and without.
     for without_log in [false, true] {
         if without_log {
-            fs::remove_file(beside(&path, ".log")).expect("it is there");
+            fs::remove_file(beside(&path, ".log")).expect("it exists");
         }
         let stable = |files: Vec<(PathBuf, Vec<u8>)>| {
             files.into_iter().filter(|(name, _)| !name.ends_with("store.lock")).collect::<Vec<_>>()
@@ -223,7 +223,7 @@ fn the_files_get_the_mode_and_the_owner_of_the_store() {
 
     let (_folder, path) = folder();
     let about = |path: &Path| {
-        let about = fs::metadata(path).expect("it is there");
+        let about = fs::metadata(path).expect("it exists");
         (about.mode() & 0o7777, about.uid(), about.gid())
     };
     let store = open(&path);
@@ -236,7 +236,7 @@ fn the_files_get_the_mode_and_the_owner_of_the_store() {
     let _ = chown(&path, Some(user + 1), Some(group + 1));
     let expected = about(&path);
     assert_eq!(expected.0, 0o640);
-    let lock = Lock::take(&path).expect("nobody has it");
+    let lock = Lock::take(&path).expect("it is free");
     assert_eq!(about(&beside(&path, ".lock")), expected);
     let store = open(&path);
     store.hold(lock);

@@ -1,4 +1,4 @@
-//! A repair salvages what is whole, says what is lost, and leaves a store that opens. What is whole stays as it is.
+//! A repair salvages the intact parts, reports the losses, and leaves a store that opens. It does not change an intact store.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use vkog_store::{
     Mismatch, NewEntry, Options, Origin, Repair, Repaired, StoreError, Update, repair,
 };
 
-/// The store of a test, in a folder of its own.
+/// The store of a test, in its own folder.
 struct Files {
     _folder: tempfile::TempDir,
     store: PathBuf,
@@ -90,7 +90,7 @@ impl Files {
     }
 
     fn read(&self, ending: &str) -> Vec<u8> {
-        fs::read(self.path(ending)).expect("it is there")
+        fs::read(self.path(ending)).expect("it exists")
     }
 
     fn write(&self, ending: &str, data: &[u8]) {
@@ -137,7 +137,7 @@ impl Files {
         let name = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
         for moved in &repaired.moved {
             let old = before.iter().find(|(file, _)| *file == name(&moved.from)).expect("it was there");
-            let new = after.iter().find(|(file, _)| *file == name(&moved.to)).expect("it is there");
+            let new = after.iter().find(|(file, _)| *file == name(&moved.to)).expect("it exists");
             assert_eq!(old.1, new.1, "{}", new.0);
         }
         assert_eq!(after.len(), before.len() + 1, "only the snapshot is new");
@@ -182,7 +182,7 @@ fn a_whole_store_and_one_without_its_log_stay_as_they_are() {
     assert!(matches!(files.repair(), Ok(Repair::Whole)));
     assert_eq!(files.all(), before);
     let log = files.read(".log");
-    fs::remove_file(files.path(".log")).expect("it is there");
+    fs::remove_file(files.path(".log")).expect("it exists");
     let Ok(Repair::LostLog(lost)) = files.repair() else { panic!("its log is missing") };
     assert_eq!((lost.path, lost.len), (files.path(".log"), None));
     // A log that ends with its head has lost the record that follows.
@@ -197,7 +197,7 @@ fn a_whole_store_and_one_without_its_log_stay_as_they_are() {
     // After a clean stop the log is empty and may be missing.
     files.write(".log", &log);
     files.open(LocalDisk).close().expect("it can be written");
-    fs::remove_file(files.path(".log")).expect("it is there");
+    fs::remove_file(files.path(".log")).expect("it exists");
     assert!(matches!(files.repair(), Ok(Repair::Whole)));
 }
 
@@ -353,7 +353,7 @@ fn the_logs_around_an_unfinished_snapshot_are_both_salvaged() {
             _ => vec![whole(0, 0), Origin::Log { records: 2, gap: false }],
         };
         if !missing.is_empty() {
-            fs::remove_file(files.path(missing)).expect("it is there");
+            fs::remove_file(files.path(missing)).expect("it exists");
         }
         let repaired = files.repaired();
         assert_eq!(origins(&repaired), expected, "without {missing:?}");

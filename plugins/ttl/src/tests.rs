@@ -214,7 +214,7 @@ fn a_refused_removal_is_retried_every_ten_seconds_and_the_entry_stays_absent() {
     assert_eq!(ASKED.load(SeqCst), 3, "at 1, 11 and 21 seconds");
     host.get("a").expect(404);
     host.post("a", "2").refused(423, "nothing is removed now").has("Vkog-Plugin", "ttl");
-    let line = "WARN ttl: 1 expired entries cannot be removed now, \"a\" first of them: nothing is removed now";
+    let line = "WARN ttl: cannot remove 1 expired entries yet, such as \"a\": nothing is removed now";
     assert!(host.log().contains(line), "{}", host.log());
     KEEPS.store(false, SeqCst);
     host.advance(seconds(10));

@@ -165,7 +165,7 @@ fn a_line_feed_in_a_request_forges_no_log_line() {
             }
         }
         let log = server.stop().expect(0).stderr;
-        assert!(log.contains("refused Delete /k/a"), "{log}");
+        assert!(log.contains("refused DELETE /k/a"), "{log}");
         for line in log.lines() {
             assert!(
                 line.starts_with("20") && !line.starts_with("2001") && !line.contains('\u{1b}'),

@@ -199,7 +199,8 @@ fn texts_of_a_plugin_forge_no_line_of_the_metrics_or_the_log() {
     let server = Setup::new().load(talkative()).args(["--log-format", "text"]).start();
     server.put("k", "v").expect(200);
     server.put("panic", "v").expect(500);
-    let metrics = server.path("GET", "/metrics").send().expect(200).text();
+    let metrics =
+        server.path("GET", "/metrics").header("Accept", "application/openmetrics-text").send().expect(200).text();
     let lines: Vec<_> = metrics.lines().collect();
     let is_line = |line: &&str| line.starts_with("# ") || line.starts_with("vkog_");
     assert!(lines.iter().all(is_line), "{metrics}");

@@ -97,7 +97,7 @@ fn five_panics_put_a_plugin_into_quarantine_until_a_reload() {
     assert_eq!(server.plugin("fault-panics")["quarantined"], true);
     assert_eq!(server.count("fault-panics", "before_put", "panics"), 5);
     let ready = server.path("GET", "/readyz").send();
-    ready.refused(503, "Not ready: plugin \"fault-panics\" is in quarantine");
+    ready.refused(503, "Not ready: plugin \"fault-panics\" is quarantined");
     server.path("GET", "/livez").send().expect(200);
 
     assert_eq!(server.reloaded("fault-panics"), "reloaded");

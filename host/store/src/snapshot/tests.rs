@@ -1,4 +1,4 @@
-//! The bytes of a snapshot, and what is said of one whose parts contradict each other.
+//! The bytes of a snapshot, and the errors of a snapshot whose parts contradict each other.
 
 use super::*;
 

@@ -378,7 +378,7 @@ fn a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large() {
     let mut wire = server.wire();
     let head =
         format!("POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 16777217\r\n\r\n");
-    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes, 16777216 is the most");
+    wire.send(head).reply().refused(413, "Batch too large: 16777217 bytes; the maximum is 16777216");
     // The values that are read have one, too.
     let one = vec![b'x'; 1 << 20];
     (0..17).for_each(|number| _ = server.put(&format!("large{number}"), &one).expect(200));

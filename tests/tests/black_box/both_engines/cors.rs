@@ -161,12 +161,12 @@ fn an_origin_that_no_browser_sends_is_refused_with_the_reason() {
     ] {
         let exit = allowing(&format!("{origin:?}")).fail().expect(1);
         let error = exit.one_error();
-        assert!(error.contains("[cors] origins") && error.contains(origin) && error.contains(words), "{exit}");
+        assert!(error.contains("cors.origins") && error.contains(origin) && error.contains(words), "{exit}");
         let exit = Setup::on(ENGINE).args(["--cors-origins", origin]).fail().expect(2);
         assert!(exit.stderr.contains("--cors-origins") && exit.stderr.contains(words), "{exit}");
     }
     let exit = allowing("").config("[cors]\norigin = []\n").fail().expect(1);
-    assert!(exit.one_error().contains("`origin`") && exit.one_error().contains("`origins`"), "{exit}");
+    assert!(exit.one_error().contains("cors.origin:") && exit.one_error().contains("`origins`"), "{exit}");
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn localhost_is_served_by_one_family_if_the_other_cannot_be_had() {
 fn a_port_alone_is_all_interfaces_and_needs_a_token_or_open() {
     let setup = Setup::new();
     for listen in [":0", "*:0", "[::]:0", "0.0.0.0:0", "127.0.0.1:0,:0"] {
-        refused(&setup, &["--listen", listen], &["[access]", "--open"]);
+        refused(&setup, &["--listen", listen], &["[[access.tokens]]", "--open"]);
     }
     for listen in [":0", "*:0"] {
         let server = Listening::start(&setup, &["--open", "--listen", listen]);
@@ -290,7 +290,7 @@ fn an_address_that_cannot_be_used_is_named_with_a_way_out() {
         (&*taken, &[&*taken, "in use", "stop the process"][..]),
         ("192.0.2.1:0", &["192.0.2.1:0", "address of this machine"]),
         ("vkog.invalid:0", &["vkog.invalid:0", "has no address"]),
-        ("unix:none/s.sock", &["unix:none/s.sock", "make its folder"]),
+        ("unix:none/s.sock", &["unix:none/s.sock", "create its folder"]),
     ] {
         // The first address is given back.
         refused(&setup, &["--listen", "unix:s.sock", "--listen", listen], words);
