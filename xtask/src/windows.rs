@@ -71,6 +71,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
     ("stopping", None, "needs signals, one after the other"),
+    ("tls", Some("an_address_with_http_and_a_unix_socket_speak_no_tls_beside_one_that_does"), UNIX_SOCKET),
     ("tls", Some("a_reload_applies_a_renewed_certificate_and_ignores_a_broken_one"), "needs SIGHUP"),
     ("trust", Some("a_bare_name_is_a_file_in_the_current_directory_and_never_searched_for"), RIGHTS),
     ("trust", Some("a_parent_folder_that_others_can_write_is_refused_unless_it_is_sticky"), RIGHTS),
