@@ -47,8 +47,8 @@ impl<S: Store> Engine<S> {
     ///
     /// # Errors
     ///
-    /// A plugin refused to let a key be read, and not because of the key (403, 404 and 410 leave the key out): it does not
-    /// know the client, or it failed. A page without such keys would look complete.
+    /// A plugin refused a get because of the client, or failed. A page without the key would look complete. Refusals with 403,
+    /// 404 or 410 concern the key: the page leaves that key out.
     pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
         let Listing { prefix, after, limit, delimiter } = listing;
         let end = end_of(prefix);

@@ -223,7 +223,7 @@ impl Member {
         self.call_in(std::ptr::null(), id, value, scan)
     }
 
-    /// Calls such a hook in a chain, to which the caller holds a reference, or outside of a chain.
+    /// Calls a hook. `chain` is the chain of the call, to which the caller holds a reference, or null.
     fn call_in(
         &self,
         chain: *const Chain,
