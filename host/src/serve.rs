@@ -206,9 +206,8 @@ impl Chore {
     }
 }
 
-/// Prints the lines that scripts wait for, one for each address, in one write. On its own thread, because standard output may be
-/// closed, or its reader may have
-/// stopped reading.
+/// Prints the lines that scripts wait for, one for each address, in one write. On its own thread, because standard output may
+/// be closed, or its reader may have stopped reading.
 fn announce(addresses: Vec<String>) -> io::Result<()> {
     let announced = thread::Builder::new().name("announce".to_owned()).spawn(move || {
         let lines: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();

@@ -2,7 +2,7 @@
 //! decodes a value: plugins see it as it was sent.
 
 use super::ExtraHeaders;
-use vkog_plugin_host::{Origin, find_details, insert_details};
+use vkog_plugin_host::{Origin, find_details, insert_details, is_token};
 use vkog_store::Entry;
 
 /// Its name among the details of an entry. No plugin can have this name.
@@ -13,10 +13,7 @@ const LENGTH_MAX: usize = 64;
 /// Whether this is a list of content codings (RFC 9110, section 8.4) that can be stored with an entry. `aws-chunked` is not: it
 /// frames the body for one request.
 pub fn is_coding(list: &[u8]) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let is_kept = |coding: &[u8]| {
-        !coding.is_empty() && coding.iter().all(|&byte| is_token(byte)) && !coding.eq_ignore_ascii_case(b"aws-chunked")
-    };
+    let is_kept = |coding: &[u8]| is_token(coding) && !coding.eq_ignore_ascii_case(b"aws-chunked");
     let is_printable = list.iter().all(|byte| (b' '..=b'~').contains(byte));
     list.len() <= LENGTH_MAX && is_printable && codings(list).all(is_kept)
 }

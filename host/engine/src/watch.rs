@@ -3,13 +3,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
-
-use parking_lot::Mutex;
+use std::task::{Context, Poll, ready};
 
 use super::list::is_about_the_key;
 use super::{Engine, RequestContext, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, Refusal, Verb};
+use vkog_runtime::Oneshot;
 use vkog_store::{Event, LocalStore, Store, Unwatchable, Watch};
 
 /// Why a watch ends.
@@ -32,12 +31,9 @@ pub struct Watcher<S = LocalStore> {
     end: Option<WatchEnd>,
     /// The revision up to which every change was delivered, left out, or is in `passed`.
     filtered_to: u64,
-    filtering: Option<Arc<Filtering>>,
+    /// Delivers the changes that plugins let pass, while they decide.
+    filtering: Option<Arc<Oneshot<Passed>>>,
 }
-
-/// The changes that plugins let pass, and the waker of the task that waits for them.
-#[derive(Default)]
-struct Filtering(Mutex<(Option<Passed>, Option<Waker>)>);
 
 type Passed = (VecDeque<Event>, Option<WatchEnd>);
 
@@ -110,7 +106,7 @@ impl<S: Store> Watcher<S> {
             self.filtered_to = self.watch.revision();
             return;
         }
-        let filtering = Arc::new(Filtering::default());
+        let filtering = Arc::new(Oneshot::default());
         self.filtering = Some(Arc::clone(&filtering));
         let report = Report { filtering, passed: None };
         let (engine, client) = (Arc::clone(&self.engine), Arc::clone(&self.client));
@@ -129,7 +125,7 @@ impl<S: Store> Watcher<S> {
 /// Reports which changes pass. If the job that decides it panics or is dropped, the watch ends with an error: otherwise its
 /// client would wait forever.
 struct Report {
-    filtering: Arc<Filtering>,
+    filtering: Arc<Oneshot<Passed>>,
     passed: Option<Passed>,
 }
 
@@ -145,28 +141,7 @@ impl Drop for Report {
             let refusal = host_refusal(500, "Internal error; see the log of the server");
             (VecDeque::new(), Some(WatchEnd::Refused(refusal)))
         };
-        self.filtering.complete(self.passed.take().unwrap_or_else(failed));
-    }
-}
-
-impl Filtering {
-    fn complete(&self, passed: Passed) {
-        let mut state = self.0.lock();
-        state.0 = Some(passed);
-        let waker = state.1.take();
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    fn poll(&self, context: &Context<'_>) -> Poll<Passed> {
-        let mut state = self.0.lock();
-        match state.0.take() {
-            Some(passed) => Poll::Ready(passed),
-            None => {
-                state.1 = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
+        self.filtering.send(self.passed.take().unwrap_or_else(failed));
     }
 }
 
@@ -214,11 +189,13 @@ impl<S: Store> Engine<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     #[test]
     fn a_watch_whose_changes_nothing_decides_ends_with_an_error() {
-        let filtering = Arc::new(Filtering::default());
+        let filtering = Arc::new(Oneshot::default());
         drop(Report { filtering: Arc::clone(&filtering), passed: None });
         let polled = filtering.poll(&Context::from_waker(Waker::noop()));
         let Poll::Ready((passed, Some(WatchEnd::Refused(refusal)))) = polled else { panic!("the watch continues") };

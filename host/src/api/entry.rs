@@ -56,19 +56,19 @@ fn check_is_whole(head: &RequestHead) -> Result<(), Problem> {
 }
 
 /// Makes the response to an operation on an entry, with the header fields of plugins. `reads` is true for GET and HEAD;
-/// `range` is the requested part of the value, and `caching` the value of `Cache-Control` with a value.
+/// `range` is the requested part of the value, and `caching` the value of `Cache-Control` with a value. No cache stores the
+/// response to a write (RFC 9111, section 3), so a write has none.
 pub(super) fn reply(
     answer: Outcome,
     added: ExtraHeaders,
     reads: bool,
     range: Option<Range>,
-    caching: &'static str,
+    caching: Option<&'static str>,
     format: ErrorFormat,
 ) -> Response {
     let mut reply = bare(answer, reads, range, format);
     if matches!(reply.status, 200 | 206 | 304) {
-        // No cache stores the response to a write (RFC 9111, section 3), whatever its fields.
-        reply.cache_control = reads.then_some(caching);
+        reply.cache_control = caching;
     }
     // The coding is that of the value. The text of an error is not encoded.
     let is_error = reply.status >= 400;

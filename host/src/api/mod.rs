@@ -356,7 +356,7 @@ impl Api {
             return respond(Problem::from(invalid).reply(format));
         }
         let range = Range::of(&head);
-        let caching = entry::caching(self.auth.is_open());
+        let caching = (verb == Verb::Get).then(|| entry::caching(self.auth.is_open()));
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
         let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if request.value.len() <= batch::LARGE {

@@ -24,6 +24,12 @@ pub(super) fn log_panic(plugin: &str, id: usize, message: &str) {
     tracing::error!(plugin, hook, "plugin \"{plugin}\" failed in {hook}: {message}");
 }
 
+/// Whether a text is a token of HTTP, such as the name of a header field or of a content coding (RFC 9110, section 5.6.2).
+pub fn is_token(text: &[u8]) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !text.is_empty() && text.iter().all(is_part)
+}
+
 /// Whether a header from a plugin is well-formed (RFC 9110, section 5) and does not concern the connection or the framing of the
 /// response, which belong to the host. HTTP/2 permits no field of a connection (RFC 9113, section 8.2.2).
 pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: usize) -> bool {
@@ -38,9 +44,7 @@ pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: us
         "upgrade",
         "vkog-plugin",
     ];
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let sent = !name.is_empty()
-        && name.bytes().all(token)
+    let sent = is_token(name.as_bytes())
         && value.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t')
         && !RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved));
     if !sent {

@@ -21,7 +21,7 @@ use super::format::Format;
 use crate::api::etag;
 use crate::api::problem::Problem;
 use vkog_engine::{Conditions, Operation, Revisions, is_coding, is_identity};
-use vkog_plugin_host::Verb;
+use vkog_plugin_host::{Verb, is_token};
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum number of operations of a batch.
@@ -416,8 +416,7 @@ impl Headers {
         let mut is_coded = false;
         for (name, value) in self.0 {
             let is_visible = |byte: u8| (b' '..=b'~').contains(&byte);
-            let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-            if name.is_empty() || !name.bytes().all(is_token) || !value.bytes().all(is_visible) {
+            if !is_token(name.as_bytes()) || !value.bytes().all(is_visible) {
                 return Err(OperationError::NotAHeader(name));
             }
             if Operation::OWN.iter().any(|own| own.eq_ignore_ascii_case(&name)) {

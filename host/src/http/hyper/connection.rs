@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -24,11 +23,11 @@ use super::convert::{HyperResponse, hyper_response, request_head};
 use super::futures::{ReadyOr, WakeFiltered};
 use super::http2;
 use super::idle::{self, IdleTrackingStream, LINGER, Observer};
-use super::oneshot::Oneshot;
 use super::scanner::RequestScanner;
 use super::{Shared, stopped};
 use crate::http::response::date;
-use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, Responder, Response, Service, Share};
+use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, Response, Service, Share};
+use vkog_runtime::Oneshot;
 
 /// Maximum length of an unwanted body that is read to its end so that the connection stays usable, in bytes.
 const DISCARDED_BODY_MAX: u64 = 64 << 10;
@@ -120,7 +119,7 @@ pub(super) struct Connection<S: Service> {
     is_http_1_0: AtomicBool,
     /// Whether a request has offered to switch to another protocol, such as HTTP/2. The server never accepts.
     offers_upgrade: AtomicBool,
-    response: Oneshot,
+    response: Oneshot<Response>,
     scanner: Mutex<RequestScanner>,
 }
 
@@ -177,9 +176,7 @@ impl<S: Service> Connection<S> {
             scanned.check(length).map(|()| length)
         });
         let expects = head.headers.get("expect").is_some();
-        // A panic becomes a 500.
-        let admitted = catch_unwind(AssertUnwindSafe(|| service.admit(head)));
-        let admitted = admitted.unwrap_or_else(|_| Err(Response::internal_error()));
+        let admitted = self.shared.admit(head);
         let length = match length {
             Ok(length) => length,
             Err(fault) => {
@@ -232,16 +229,10 @@ impl<S: Service> Connection<S> {
         })
     }
 
-    /// Runs the request. The response is delivered through the oneshot, possibly later. The body's share of the memory budget
-    /// is held until then.
+    /// Runs the request. The response is delivered through the oneshot, possibly later.
     fn run(self: &Arc<Self>, admitted: S::Admitted, body: Vec<u8>, share: Option<Share>) -> ResponseFuture {
         let waiting = Arc::clone(self);
-        let responder = Responder::new(move |response| {
-            drop(share);
-            waiting.response.send(response);
-        });
-        // After a panic the dropped responder delivers a 500.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.shared.service.serve(admitted, body, responder)));
+        self.shared.run(admitted, body, share, move |response| waiting.response.send(response));
         match self.response.try_receive() {
             Some(response) => ReadyOr::ready(self.response(response)),
             None => {

@@ -60,9 +60,14 @@ fn method(parts: &Parts) -> Method {
     }
 }
 
+/// The sum of the lengths of names and values, in bytes.
+pub(super) fn fields_len(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
+
 /// Converts header fields, and adds a field `Host`.
 fn headers(parts: &Parts, host: Option<&str>) -> Headers {
-    let length: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let length = fields_len(&parts.headers);
     let host_length = host.map_or(0, |host| "host".len() + host.len());
     let mut headers = Headers::with_capacity(length + host_length, parts.headers.len() + usize::from(host.is_some()));
     if let Some(host) = host {

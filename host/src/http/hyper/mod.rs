@@ -10,7 +10,6 @@ mod event_loops;
 mod futures;
 mod http2;
 mod idle;
-mod oneshot;
 mod reject;
 mod scanner;
 #[cfg(test)]
@@ -20,6 +19,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
 use super::tls::HTTP_2;
-use super::{Budget, ConnectionCounts, Listener, Service, Tls};
+use super::{Budget, ConnectionCounts, Listener, RequestHead, Responder, Response, Service, Share, Tls};
 use vkog_runtime::{Mailbox, cores};
 
 /// Timeout of a TLS handshake.
@@ -245,6 +245,29 @@ impl AsyncListener {
 }
 
 impl<S: Service> Shared<S> {
+    /// Admits a request. A panic becomes a 500.
+    fn admit(&self, head: Arc<RequestHead>) -> Result<S::Admitted, Response> {
+        let admitted = catch_unwind(AssertUnwindSafe(|| self.service.admit(head)));
+        admitted.unwrap_or_else(|_| Err(Response::internal_error()))
+    }
+
+    /// Runs a request. `deliver` gets the response, possibly later and on another thread. The body's share of the memory budget
+    /// is held until then.
+    fn run(
+        &self,
+        admitted: S::Admitted,
+        body: Vec<u8>,
+        share: Option<Share>,
+        deliver: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let responder = Responder::new(move |response| {
+            drop(share);
+            deliver(response);
+        });
+        // After a panic the dropped responder delivers a 500.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.service.serve(admitted, body, responder)));
+    }
+
     /// Accepts connections until the server stops.
     async fn accept(
         self: Arc<Self>,

@@ -1,7 +1,6 @@
 //! One request over HTTP/2, from its head to the end of its response.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,11 +18,11 @@ use super::super::body::{Chunk, ResponseBody};
 use super::super::convert::{http2_request_head, hyper_response};
 use super::super::event_loops::CountGuard;
 use super::super::idle::{CHECK_INTERVAL, CHECKS_MAX, LINGER, LINGER_MAX};
-use super::super::oneshot::Oneshot;
 use super::super::stopped;
 use super::{Connection, Piece};
 use crate::http::response::date;
-use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, RequestHead, Responder, Response, Service, Share};
+use crate::http::{Body, BodyBuffer, BodyFault, BodyLength, RequestHead, Response, Service, Share};
+use vkog_runtime::Oneshot;
 
 /// A client that sends nothing of a body, or reads nothing of one, times out after this time.
 const STALL_TIMEOUT: Duration = CHECK_INTERVAL.saturating_mul(CHECKS_MAX);
@@ -44,7 +43,7 @@ pub(super) async fn serve<S: Service>(
             let head = http2_request_head(&parts, connection.client);
             // Not held beside the converted head.
             drop(parts);
-            response_to(&connection, head, &mut body, &mut respond).await
+            response_to(&connection, head, expects, &mut body, &mut respond).await
         }
     };
     if let Err(error) = send(&connection, &method, respond, response).await {
@@ -59,18 +58,17 @@ pub(super) async fn serve<S: Service>(
     }
 }
 
-/// Receives a request and runs it.
+/// Receives a request and runs it. `expects` is whether the client expects `100 Continue` first.
 async fn response_to<S: Service>(
     connection: &Arc<Connection<S>>,
     head: Arc<RequestHead>,
+    expects: bool,
     body: &mut RecvStream,
     respond: &mut SendResponse<Piece<S>>,
 ) -> Response {
     let service = &connection.shared.service;
-    let (length, expects) = (body_len(&head, body), head.headers.get("expect").is_some());
-    // A panic becomes a 500.
-    let admitted = catch_unwind(AssertUnwindSafe(|| service.admit(head)));
-    let admitted = match admitted.unwrap_or_else(|_| Err(Response::internal_error())) {
+    let length = body_len(&head, body);
+    let admitted = match connection.shared.admit(head) {
         Ok(admitted) => admitted,
         Err(response) => return response,
     };
@@ -139,7 +137,7 @@ async fn receive_piece<S: Service>(
         .into()
 }
 
-/// Runs the request. The body's share of the memory budget is held until the response is delivered.
+/// Runs the request and waits for its response.
 async fn run<S: Service>(
     connection: &Arc<Connection<S>>,
     admitted: S::Admitted,
@@ -148,12 +146,7 @@ async fn run<S: Service>(
 ) -> Response {
     let oneshot = Arc::new(Oneshot::default());
     let delivered = Arc::clone(&oneshot);
-    let responder = Responder::new(move |response| {
-        drop(share);
-        delivered.send(response);
-    });
-    // After a panic the dropped responder delivers a 500.
-    let _ = catch_unwind(AssertUnwindSafe(|| connection.shared.service.serve(admitted, body, responder)));
+    connection.shared.run(admitted, body, Some(share), move |response| delivered.send(response));
     match oneshot.try_receive() {
         Some(response) => response,
         None => {

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::body::Chunk;
+use super::convert::fields_len;
 use super::event_loops::CountGuard;
 use super::futures::WakeFiltered;
 use super::idle::{self, IdleTrackingStream, LINGER, Observer};
@@ -148,10 +149,10 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Takes the memory of a long head from that of all heads. A client that has sent a field once refers to it later with one byte, so
-    /// it needs little to make the server hold long heads.
+    /// Takes the memory of a long head from that of all heads. A client that has sent a field once refers to it later with one
+    /// byte, so it needs little to make the server hold long heads.
     fn memory_for(&self, headers: &HeaderMap) -> Result<Share, Exhausted> {
-        let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let length = fields_len(headers);
         let mut share = self.shared.heads.share();
         if length > UNCOUNTED {
             share.grow_to(length as u64)?;

@@ -2,7 +2,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{Ping, Reason, SendStream};
 use hyper::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -42,11 +42,26 @@ async fn client(delay: Duration) -> Client {
 
 impl Client {
     /// Sends the head of a PUT.
-    async fn put(&mut self) -> (impl Future<Output = Result<Response<()>, h2::Error>> + use<>, SendStream<Bytes>) {
+    async fn begin_put(&mut self) -> (ResponseFuture, SendStream<Bytes>) {
         let head = Request::put("http://localhost/").body(()).expect("it is a request");
         let mut send = self.send.clone().ready().await.expect("the connection is open");
-        let (response, body) = send.send_request(head, false).expect("the connection is open");
+        send.send_request(head, false).expect("the connection is open")
+    }
+
+    /// Sends the head of a PUT whose response body is not read.
+    async fn put(&mut self) -> (impl Future<Output = Result<Response<()>, h2::Error>> + use<>, SendStream<Bytes>) {
+        let (response, body) = self.begin_put().await;
         (async { response.await.map(|response| response.map(drop)) }, body)
+    }
+
+    /// Sends a whole PUT every 5 s, and asserts that each succeeds.
+    async fn keep_putting(&mut self) {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            let (response, mut body) = self.put().await;
+            body.send_data(Bytes::from_static(b"all"), true).expect("it is open");
+            assert_eq!(response.await.expect("the server responds").status(), 200);
+        }
     }
 }
 
@@ -82,16 +97,8 @@ async fn an_http2_body_that_stalls_is_408_and_others_continue() {
     let began = Instant::now();
     let (stalled, mut body) = client.put().await;
     body.send_data(Bytes::from_static(b"some"), false).expect("it is open");
-    let others = async {
-        loop {
-            sleep(Duration::from_secs(5)).await;
-            let (response, mut body) = client.put().await;
-            body.send_data(Bytes::from_static(b"all"), true).expect("it is open");
-            assert_eq!(response.await.expect("the server responds").status(), 200);
-        }
-    };
     tokio::select! {
-        () = others => {}
+        () = client.keep_putting() => {}
         response = stalled => assert_eq!(response.expect("the server responds").status(), 408),
     }
     assert_eq!(began.elapsed().as_secs(), 30);
@@ -103,24 +110,12 @@ async fn an_http2_client_that_opens_no_window_is_cancelled_and_others_continue()
     builder.initial_window_size(0);
     let mut client = client_by(Duration::ZERO, &builder, |_| {}).await;
     let began = Instant::now();
-    let (response, mut body) = {
-        let head = Request::put("http://localhost/").body(()).expect("it is a request");
-        let mut send = client.send.clone().ready().await.expect("the connection is open");
-        send.send_request(head, false).expect("the connection is open")
-    };
+    let (response, mut body) = client.begin_put().await;
     body.send_data(Bytes::from_static(b"value"), true).expect("it is open");
     let mut stalled = response.await.expect("the server responds").into_body();
-    let others = async {
-        loop {
-            sleep(Duration::from_secs(5)).await;
-            let (response, mut body) = client.put().await;
-            body.send_data(Bytes::from_static(b"all"), true).expect("it is open");
-            assert_eq!(response.await.expect("the server responds").status(), 200);
-        }
-    };
     let cancelled = async { stalled.data().await.expect("the body has not ended") };
     tokio::select! {
-        () = others => {}
+        () = client.keep_putting() => {}
         cancelled = cancelled => {
             let error = cancelled.expect_err("the client permits no byte");
             assert_eq!(error.reason(), Some(Reason::CANCEL));
