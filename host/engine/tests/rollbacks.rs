@@ -177,6 +177,24 @@ fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
     Engine::single_threaded(store, registry).expect("the plugin starts")
 }
 
+/// Runs an operation on `key`, and returns its outcome.
+fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
+    let request = Request {
+        verb,
+        key: "key".to_owned(),
+        value: value.to_vec(),
+        content_type: if value.is_empty() { "" } else { "text/plain" }.into(),
+        query: String::new(),
+        conditions: Conditions::default(),
+        arrived: engine.revision(),
+        depth: 0,
+        origin: Arc::new(NoOrigin),
+    };
+    let (send, done) = channel();
+    engine.run(request, move |outcome, _| _ = send.send(outcome));
+    done.recv().expect("an outcome")
+}
+
 /// How often the guard, the undo and the after were called.
 fn calls(engine: &Engine<Unsure>) -> [i64; 3] {
     let metrics = engine.plugins().context().metrics("counting");
@@ -187,20 +205,7 @@ fn calls(engine: &Engine<Unsure>) -> [i64; 3] {
 #[test]
 fn a_get_undoes_its_guards_before_it_reads_again_what_was_rolled_back() {
     let engine = engine(&["key"], 2);
-    let request = Request {
-        verb: Verb::Get,
-        key: "key".to_owned(),
-        value: Vec::new(),
-        content_type: "".into(),
-        query: String::new(),
-        conditions: Conditions::default(),
-        arrived: engine.revision(),
-        depth: 0,
-        origin: Arc::new(NoOrigin),
-    };
-    let (send, done) = channel();
-    engine.run(request, move |outcome, _| _ = send.send(outcome));
-    assert!(matches!(done.recv(), Ok(Outcome::Found(entry)) if entry.value() == b"value"));
+    assert!(matches!(run(&engine, Verb::Get, b""), Outcome::Found(entry) if entry.value() == b"value"));
     assert_eq!(calls(&engine), [3, 2, 1], "guards, undos, afters");
 }
 
@@ -236,19 +241,6 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
 #[test]
 fn a_write_that_the_store_decides_again_undoes_its_guards_first() {
     let engine = engine(&[], 0);
-    let request = Request {
-        verb: Verb::Put,
-        key: "key".to_owned(),
-        value: b"value".to_vec(),
-        content_type: "text/plain".into(),
-        query: String::new(),
-        conditions: Conditions::default(),
-        arrived: engine.revision(),
-        depth: 0,
-        origin: Arc::new(NoOrigin),
-    };
-    let (send, done) = channel();
-    engine.run(request, move |outcome, _| _ = send.send(outcome));
-    assert!(matches!(done.recv(), Ok(Outcome::Written(1))));
+    assert!(matches!(run(&engine, Verb::Put, b"value"), Outcome::Written(1)));
     assert_eq!(calls(&engine), [2, 1, 0], "guards, undos, afters");
 }

@@ -6,10 +6,9 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use vkog_tests::{Browser, Certificate, ENGINES, Running, Server, Setup, TOKEN, Tab, administered};
+use vkog_tests::{Browser, Certificate, ENGINES, Proxy, Server, Setup, TOKEN, Tab, administered};
 
 const SECRET: &str = "what only this machine may read";
 
@@ -325,38 +324,20 @@ fn the_page_of_the_server_watches_across_a_restart_and_ends_with_its_token() {
 #[test]
 fn the_page_of_the_server_works_under_a_path_prefix() {
     let Some(mut browser) = browser() else { return };
-    if Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
-        return eprintln!("skipped: nginx is not installed (apt-get install nginx-light)");
-    }
     let until = |condition: &str| format!("while (!({condition})) await new Promise(done => setTimeout(done, 10));");
     for engine in ENGINES {
         let server = serving(engine);
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("it is bound");
-        let folder = tempfile::tempdir().expect("a folder can be made");
-        let config = format!(
-            "daemon off; pid nginx.pid; error_log stderr; worker_processes 1; events {{}}\n\
-             http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
-             uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
-             server {{ listen {free}; location /some/vkog/ {{ proxy_pass http://{}/; }} }} }}\n",
-            server.address()
-        );
-        std::fs::write(folder.path().join("nginx.conf"), config).expect("it is ours");
-        let mut nginx = Command::new("nginx");
-        nginx.arg("-p").arg(folder.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
-        let nginx = Running::start(&mut nginx);
-        while std::net::TcpStream::connect(free).is_err() {
-            std::thread::yield_now();
-        }
+        let block = "server { listen 80; location /some/vkog/ { proxy_pass http://127.0.0.1:3110/; } }\n";
+        let Some(proxy) = Proxy::start("nginx", block, server.address()) else { return };
         let tab = browser.tab();
-        browser.go(&tab, &format!("http://{free}/some/vkog/"));
+        browser.go(&tab, &format!("http://{}/some/vkog/", proxy.address()));
         type_token(&mut browser, &tab);
         browser.run(&tab, &until("$('keys').textContent.includes('secret')"));
         browser.run(&tab, &until("source?.readyState == EventSource.OPEN"));
         let new = "$('new').click(); $('key').value = 'new'; $('value').value = 'typed'; $('entry').requestSubmit()";
         browser.run(&tab, new);
         browser.run(&tab, &until("$('said').textContent == 'Saved new'"));
-        // nginx has its defaults: HTTP/1.0 to the server, and buffers.
+        // nginx uses HTTP/1.0 to the server and buffers, as it does by default.
         browser.run(&tab, &until("$('changes').textContent.includes('put new')"));
-        nginx.signal("QUIT");
     }
 }
