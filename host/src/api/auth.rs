@@ -71,8 +71,8 @@ impl Authorizer {
         Grant::of(head, &auth.cors)
     }
 
-    /// Returns the token that stands for the sender of a request who reads. Where no token is needed, all senders have the same:
-    /// the tokens that they send could be any number.
+    /// Returns the token of a client that reads. If no token is required, all clients share one, because they could send any
+    /// number of different tokens.
     pub(super) fn reader(&self, head: &RequestHead) -> Credential {
         if self.is_open() { Credential(None) } else { Credential::of(head) }
     }

@@ -73,7 +73,7 @@ fn bind_one(address: SocketAddr) -> io::Result<Bound> {
     // As the standard library does: after a restart, connections of the process before may still be ending.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
-    // IPv4 has sockets of its own, so that clients have the same addresses in logs wherever they connect to.
+    // IPv4 has separate sockets, so that the log shows the same client address for every listener.
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -88,7 +88,7 @@ where
             let Connection { shared, client, .. } = &*connection;
             let parts = served.into_parts();
             let stream = parts.io.into_inner().into_inner();
-            // In a box of its own: it is large, and HTTP/1 does not need the room.
+            // Boxed, because it is large and HTTP/1 does not need the space.
             Box::pin(http2::serve(Arc::clone(shared), stream, parts.read_buf, *client)).await;
         }
         Err(error) => tracing::debug!("a connection ended: {error}"),
