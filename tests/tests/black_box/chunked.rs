@@ -4,6 +4,7 @@
 //! that exceed `--max-value`, and clients that send everything before they read.
 
 use std::thread;
+use std::time::Duration;
 
 use vkog_tests::{ENGINES, Server, Setup, on_windows, pattern};
 
@@ -156,20 +157,30 @@ fn a_chunked_body_is_413_once_it_exceeds_the_limit() {
 
 #[test]
 fn a_client_that_sends_everything_before_it_reads_gets_the_413() {
+    let cases = [("", ""), ("Expect: 100-continue\r\n", ""), ("", "pause"), ("Expect: 100-continue\r\n", "pause")];
     for (engine, server) in servers(&["--max-value", "1MiB"]) {
         thread::scope(|scope| {
-            for number in 0..4 {
+            for (number, (expects, pause)) in cases.iter().cycle().enumerate().take(8) {
                 let server = &server;
                 scope.spawn(move || {
-                    let body = vec![b'x'; 40 << 20];
+                    let body = vec![b'x'; 16 << 20];
                     let mut wire = server.wire();
-                    if number % 2 == 0 {
-                        wire.send(head("PUT", "/k/new", "")).send(chunked(&body, 64 << 10));
-                    } else {
-                        let declared = format!("Content-Length: {}\r\n", body.len());
-                        wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\n{declared}\r\n")).send(&body);
+                    let (fields, body) = match number < 4 {
+                        true => ("Transfer-Encoding: chunked\r\n".to_owned(), chunked(&body, 64 << 10)),
+                        false if !expects.is_empty() => return,
+                        false => (format!("Content-Length: {}\r\n", body.len()), body),
+                    };
+                    wire.send(format!("PUT /k/new HTTP/1.1\r\nHost: localhost\r\n{expects}{fields}\r\n"));
+                    if !expects.is_empty() {
+                        wire.reply().expect(100);
                     }
-                    let reply = wire.reply();
+                    let (first, rest) = body.split_at(body.len() / 2);
+                    wire.send(first);
+                    if !pause.is_empty() {
+                        // As a client does that gets no processor for a while.
+                        thread::sleep(Duration::from_millis(500));
+                    }
+                    let reply = wire.send(rest).reply();
                     assert_eq!(reply.status, 413, "{engine}: {reply}");
                     reply.begins("Value too large");
                 });

@@ -209,6 +209,8 @@ impl<S: Service> Shared<S> {
             Err(response) => return refuse(request, response),
         };
         let buffer = BodyBuffer::new(length, self.service.body_max(&admitted), self.service.budget());
+        // The client has begun to send the body, unless it still waits for `100 Continue`.
+        let is_sent = !expects || buffer.is_ok();
         let body = buffer.and_then(|buffer| match is_buffered {
             true => read_body(&mut request, length, buffer, self.port),
             false => self.blocking(pool, || read_body(&mut request, length, buffer, self.port)),
@@ -217,7 +219,7 @@ impl<S: Service> Shared<S> {
             Ok((body, share)) => Some((request, admitted, body, share)),
             Err(fault) => {
                 let response = self.service.refuse_body(admitted, fault);
-                if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && !expects {
+                if matches!(fault, BodyFault::TooLarge { .. } | BodyFault::NoMemory) && is_sent {
                     self.blocking(pool, || sockets::drain(&mut request, length, self.port));
                 }
                 refuse(request, response)

@@ -13,19 +13,22 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use socket2::SockRef;
 
-use super::body::BodyReader;
+use super::body::{BodyReader, is_unframed};
+use super::wire;
 use crate::http::{BodyLength, Listener};
 
-/// How long a connection lingers: its client may still be sending, and has not read the last response.
+/// How long a connection lingers after its client has sent nothing more, and at most. A client may send its whole request
+/// before it reads the last response, and never gets it if the connection ends with bytes unread.
 const LINGER: Duration = Duration::from_secs(2);
-/// Timeout for reading an unwanted body.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause after which an unwanted body is read no further.
+const LINGER_MAX: Duration = Duration::from_secs(30);
+/// The pause after which tiny_http is left to read the rest of an unwanted body, so that the client gets its response.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How much is read of a lingering connection at once.
+const DISCARD_MAX: usize = 1 << 20;
 /// Maximum number of lingering connections.
 const LINGERING_MAX: usize = 64;
 /// How long a closed connection is remembered. By then none of its requests is queued.
-const CLOSED_FOR: Duration = Duration::from_secs(10);
+const CLOSED_FOR: Duration = LINGER_MAX.saturating_add(Duration::from_secs(10));
 
 /// Sets the options that connections inherit from the listening socket.
 pub(super) fn prepare(listener: &Listener, timeout: Duration) -> io::Result<()> {
@@ -54,13 +57,16 @@ pub(super) fn has_room() -> bool {
     files.iter().all(Result::is_ok)
 }
 
-/// Reads an unwanted body while it arrives without a pause. Many clients read no response before they have sent the whole
+/// Reads an unwanted body while it arrives without a long pause. Many clients read no response before they have sent the whole
 /// request. Returns whether the end of the body was reached, so that the connection can stay open.
 pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: u16) -> bool {
     let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client, port)) else { return false };
+    // Where tiny_http does not know the end of the body, it takes the rest for another request. It then gives up the
+    // connection, which is reset by the next bytes that arrive, and the client may never see its response.
+    let pause = if wire::holds_a_body(request) && !is_unframed(request) { PAUSE_MAX } else { LINGER };
     let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
     let mut body = BodyReader::new(request, length);
-    while length != BodyLength::Known(received) && began.elapsed() < DRAIN_TIMEOUT && is_sending(&stream) {
+    while length != BodyLength::Known(received) && began.elapsed() < LINGER_MAX && is_sending(&stream, pause) {
         match body.read(&mut piece) {
             Ok(0) => return length == BodyLength::Chunked && is_open(request, port),
             Ok(length) => received += length as u64,
@@ -70,13 +76,13 @@ pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: 
     length == BodyLength::Known(received)
 }
 
-/// Whether a client sends within [`PAUSE_MAX`].
-fn is_sending(stream: &TcpStream) -> bool {
+/// Whether a client sends within this time.
+fn is_sending(stream: &TcpStream, pause: Duration) -> bool {
     let began = Instant::now();
     loop {
         match peek(stream) {
             Some(length) => return length > 0,
-            None if began.elapsed() > PAUSE_MAX => return false,
+            None if began.elapsed() > pause => return false,
             None => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -101,10 +107,16 @@ fn is_established(socket: u64) -> bool {
 
 /// How many bytes can be read, at most one: `None` where nothing has arrived yet, 0 at the end.
 fn peek(stream: &TcpStream) -> Option<usize> {
+    receive(stream, &mut [0; 1], true)
+}
+
+/// Reads what has arrived, and leaves it where it is if `peek` says so: `None` where nothing has arrived yet, 0 at the end.
+fn receive(stream: &TcpStream, into: &mut [u8], peek: bool) -> Option<usize> {
     #[cfg(unix)]
     {
         use rustix::net::{RecvFlags, recv};
-        match recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        let peek = if peek { RecvFlags::PEEK } else { RecvFlags::empty() };
+        match recv(stream, into, peek | RecvFlags::DONTWAIT) {
             Ok((_, length)) => Some(length),
             Err(rustix::io::Errno::AGAIN) => None,
             Err(_) => Some(0),
@@ -112,7 +124,7 @@ fn peek(stream: &TcpStream) -> Option<usize> {
     }
     #[cfg(not(unix))]
     {
-        let _ = stream;
+        let _ = (stream, into, peek);
         Some(0)
     }
 }
@@ -169,7 +181,24 @@ pub(super) struct Closing {
     /// Whether any of them may still have queued requests.
     any: AtomicBool,
     closed: Mutex<HashMap<SocketAddr, (u64, Instant)>>,
-    lingering: Mutex<Vec<(TcpStream, Instant)>>,
+    lingering: Mutex<Vec<Lingering>>,
+}
+
+/// A connection whose last response has been sent, or is being sent.
+struct Lingering {
+    stream: TcpStream,
+    began: Instant,
+    received: Instant,
+}
+
+impl Lingering {
+    /// Discards a part of what the client has sent since. Returns whether the connection lingers on.
+    fn discard(&mut self, piece: &mut [u8]) -> bool {
+        if receive(&self.stream, piece, false).is_some_and(|length| length > 0) {
+            self.received = Instant::now();
+        }
+        self.received.elapsed() < LINGER && self.began.elapsed() < LINGER_MAX
+    }
 }
 
 /// Shuts down the sending side of a connection when it is dropped.
@@ -202,8 +231,7 @@ impl Closing {
         is_the_same
     }
 
-    /// Begins to close a connection: it ends when its last response has been sent and read, or after [`LINGER`]. Returns
-    /// `None` where the socket is not found.
+    /// Begins to close a connection: it ends when its client has sent nothing for [`LINGER`], or after [`LINGER_MAX`]. Returns `None` where the socket is not found.
     pub(super) fn begin(&self, client: SocketAddr) -> Option<ShutdownGuard> {
         let (stream, socket) = find(client, self.port)?;
         let lingers = stream.try_clone().ok()?;
@@ -211,21 +239,23 @@ impl Closing {
         self.any.store(true, Ordering::Release);
         let mut lingering = self.lingering.lock();
         if lingering.len() == LINGERING_MAX {
-            end(&lingering.remove(0).0);
+            end(&lingering.remove(0).stream);
         }
-        lingering.push((lingers, Instant::now()));
+        let now = Instant::now();
+        lingering.push(Lingering { stream: lingers, began: now, received: now });
         Some(ShutdownGuard(stream))
     }
 
-    /// Closes the connections that have lingered for [`LINGER`].
-    pub(super) fn end_overdue(&self) {
+    /// Reads what the clients of lingering connections still send, and closes those that have lingered long enough.
+    pub(super) fn tend(&self) {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
-        self.lingering.lock().retain(|(stream, since)| {
-            let lingers = since.elapsed() < LINGER;
+        let mut piece = vec![0; DISCARD_MAX];
+        self.lingering.lock().retain_mut(|connection| {
+            let lingers = connection.discard(&mut piece);
             if !lingers {
-                end(stream);
+                end(&connection.stream);
             }
             lingers
         });

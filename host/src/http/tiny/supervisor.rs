@@ -70,7 +70,7 @@ impl<S: Service> Shared<S> {
                 nudged = Instant::now();
                 (0..nudges).for_each(|_| self.listener.nudge());
             }
-            self.closing.end_overdue();
+            self.closing.tend();
             if resized.elapsed() >= RESIZE_INTERVAL {
                 resized = Instant::now();
                 self.pools.lock().retain(|pool| pool.resize());

@@ -1,8 +1,9 @@
 //! Converts tiny_http's requests to request heads, and responses to bytes.
 
+use std::cell::RefCell;
 use std::io::{self, Cursor, Read, Write};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use httpdate::HttpDate;
 
@@ -100,10 +101,9 @@ pub(super) fn head_of(response: &Response, shape: &Shape, framing: Option<(&str,
     let connection = shape.connection.map(|connection| ("Connection", connection));
     let mut head = Vec::with_capacity(1024);
     // A write to a vector does not fail.
-    let _ = write!(head, "HTTP/{} {} {reason}\r\nServer: vkog\r\n", shape.version, response.status);
-    if let Some(date) = date(SystemTime::now()) {
-        let _ = write!(head, "Date: {}\r\n", HttpDate::from(date));
-    }
+    let _ = write!(head, "HTTP/{} {} {reason}\r\n", shape.version, response.status);
+    head.extend_from_slice(b"Server: vkog\r\n");
+    write_date(&mut head);
     for (name, value) in tag.chain(cache_control).chain(fields).chain(connection).chain(framing) {
         // Fields that HTTP does not permit are left out.
         if !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
@@ -114,6 +114,22 @@ pub(super) fn head_of(response: &Response, shape: &Shape, framing: Option<(&str,
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Writes the field `Date`, which a thread formats once a second.
+fn write_date(head: &mut Vec<u8>) {
+    thread_local! {
+        static FORMATTED: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let Some(date) = date(SystemTime::now()) else { return };
+    let second = date.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    FORMATTED.with_borrow_mut(|(formatted, field)| {
+        if *formatted != second || field.is_empty() {
+            *formatted = second;
+            *field = format!("Date: {}\r\n", HttpDate::from(date));
+        }
+        head.extend_from_slice(field.as_bytes());
+    });
 }
 
 /// Sends a response. tiny_http's own function would allocate twice for each field.
