@@ -21,7 +21,7 @@ import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
 public class JavaHttpClient {
-    static final Duration TIMEOUT = Duration.ofSeconds(20);
+    static final Duration TIMEOUT = Duration.ofSeconds(60);
     static final BodyPublisher NONE = BodyPublishers.noBody();
     static final HttpClient CLIENT = HttpClient.newHttpClient();
     static final byte[] LARGE = new byte[20_000_000];

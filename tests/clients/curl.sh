@@ -7,7 +7,7 @@ trap 'rm -rf "$folder"' EXIT
 head -c 20000000 /dev/urandom >"$folder/20MB"
 head -c 25165824 /dev/zero >"$folder/24MiB"
 
-ask() { curl -sS --max-time 20 -o "$folder/body" -w '%{http_code}' "$@"; }
+ask() { curl -sS --max-time 60 -o "$folder/body" -w '%{http_code}' "$@"; }
 same() { [ "$1" = "$2" ] || { echo "expected $2, got $1"; return 1; }; }
 holds() { same "$(ask "$url/k/$1")" 200 && cmp "$folder/body" "$2"; }
 feature() {
@@ -37,18 +37,18 @@ refused() {
 # Prints the value of the next field of that name.
 await() {
   local line
-  while IFS= read -r -t 10 -u 3 line; do
+  while IFS= read -r -t 60 -u 3 line; do
     case $line in "$1: "*) echo "${line#*: }" && return ;; esac
   done
   echo "the stream has no $1" && return 1
 }
 watch() {
   local id
-  exec 3< <(exec curl -sSN --max-time 20 "$url/watch?prefix=w")
+  exec 3< <(exec curl -sSN --max-time 60 "$url/watch?prefix=w")
   await id >/dev/null && ask -X PUT --data-binary v "$url/k/w1" >/dev/null && id=$(await id) && await data | grep -q w1 || return
   kill $!
   ask -X PUT --data-binary v "$url/k/w2" >/dev/null
-  exec 3< <(exec curl -sSN --max-time 20 -H "Last-Event-ID: $id" "$url/watch?prefix=w")
+  exec 3< <(exec curl -sSN --max-time 60 -H "Last-Event-ID: $id" "$url/watch?prefix=w")
   await data | grep -q w2 && kill $!
 }
 tls() {

@@ -19,7 +19,7 @@ import (
 
 var (
 	url, tlsURL, ca, socket = os.Args[1], os.Args[2], os.Args[3], os.Args[4]
-	client                  = &http.Client{Transport: &http.Transport{ExpectContinueTimeout: 10 * time.Second}}
+	client                  = &http.Client{Transport: &http.Transport{ExpectContinueTimeout: 60 * time.Second}}
 	large                   = bytes.Repeat([]byte("0123456789abcdefghi\n"), 1_000_000)
 	tooLarge                = make([]byte, 24<<20)
 )

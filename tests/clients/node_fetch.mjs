@@ -14,7 +14,7 @@ const large = Buffer.alloc(20_000_000, Buffer.from(Array.from({ length: 251 }, (
 const tooLarge = Buffer.alloc(24 << 20);
 
 async function ask(status, method, path, { base = url, ...init } = {}) {
-  const response = await fetch(base + path, { method, signal: AbortSignal.timeout(20_000), ...init });
+  const response = await fetch(base + path, { method, signal: AbortSignal.timeout(60_000), ...init });
   assert.equal(response.status, status);
   return response;
 }
@@ -62,7 +62,7 @@ const features = {
   watch: async () => {
     const open = async (headers) => {
       const ended = new AbortController();
-      setTimeout(() => ended.abort(), 20_000).unref();
+      setTimeout(() => ended.abort(), 60_000).unref();
       const response = await ask(200, "GET", "/watch?prefix=w", { headers, signal: ended.signal });
       const parts = response.body.pipeThrough(new TextDecoderStream())[Symbol.asyncIterator]();
       let read = "";

@@ -7,7 +7,7 @@ use HTTP::Tiny;
 my ($url, $tls, $ca) = @ARGV;
 my $large     = substr(pack("C*", 0 .. 250) x 79_682, 0, 20_000_000);
 my $too_large = "\0" x (24 << 20);
-my $client    = HTTP::Tiny->new(timeout => 20);
+my $client    = HTTP::Tiny->new(timeout => 60);
 
 sub feature {
     my ($name, $run) = @_;
@@ -51,7 +51,7 @@ sub watch {
         if ($begun && $text =~ /id: /) { $begun->(); $begun = undef }
         die "enough\n" if $text =~ /^data: .*\n/m;
     };
-    HTTP::Tiny->new(timeout => 20)->get("$url/watch?prefix=w", { headers => \%fields, data_callback => $take });
+    HTTP::Tiny->new(timeout => 60)->get("$url/watch?prefix=w", { headers => \%fields, data_callback => $take });
     my ($data) = $text =~ /^data: (.*)$/m or die "the stream has no data: $text\n";
     my @ids = $text =~ /^id: (.*)$/mg;
     return ($ids[-1], $data);
@@ -84,9 +84,9 @@ feature "watch" => sub {
     same($data =~ /w2/, 1);
 };
 feature "TLS" => sub {
-    $client = HTTP::Tiny->new(timeout => 20, verify_SSL => 1);
+    $client = HTTP::Tiny->new(timeout => 60, verify_SSL => 1);
     die "an unknown authority is trusted\n" if $client->get("$tls/k/a")->{success};
-    $client = HTTP::Tiny->new(timeout => 20, verify_SSL => 1, SSL_options => { SSL_ca_file => $ca });
+    $client = HTTP::Tiny->new(timeout => 60, verify_SSL => 1, SSL_options => { SSL_ca_file => $ca });
     ask(200, PUT => "$tls/k/a", "value");
     same(ask(200, GET => "$tls/k/a")->{content}, "value");
 };

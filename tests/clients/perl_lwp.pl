@@ -8,7 +8,7 @@ use LWP::UserAgent;
 my ($url, $tls, $ca) = @ARGV;
 my $large     = substr(pack("C*", 0 .. 250) x 79_682, 0, 20_000_000);
 my $too_large = "\0" x (24 << 20);
-my $client    = LWP::UserAgent->new(timeout => 20, keep_alive => 1);
+my $client    = LWP::UserAgent->new(timeout => 60, keep_alive => 1);
 
 sub feature {
     my ($name, $run) = @_;
@@ -45,7 +45,7 @@ sub watch {
     my ($begun, @fields) = @_;
     my $text    = "";
     my $request = HTTP::Request->new(GET => "$url/watch?prefix=w", \@fields);
-    my $watcher = LWP::UserAgent->new(timeout => 20);
+    my $watcher = LWP::UserAgent->new(timeout => 60);
     my $take    = sub {
         $text .= $_[0];
         if ($begun && $text =~ /id: /) { $begun->(); $begun = undef }
@@ -88,7 +88,7 @@ feature "watch" => sub {
 };
 feature "TLS" => sub {
     die "an unknown authority is trusted\n" if $client->get("$tls/k/a")->is_success;
-    $client = LWP::UserAgent->new(timeout => 20, ssl_opts => { SSL_ca_file => $ca });
+    $client = LWP::UserAgent->new(timeout => 60, ssl_opts => { SSL_ca_file => $ca });
     ask(200, PUT => "$tls/k/a", "value");
     same(ask(200, GET => "$tls/k/a")->content, "value");
 };

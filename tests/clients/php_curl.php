@@ -31,7 +31,7 @@ function ask(int $status, string $method, string $url, array $options = []): arr
     curl_setopt_array($handle, $options + [
         CURLOPT_CUSTOMREQUEST => $method,
         CURLOPT_RETURNTRANSFER => true,
-        CURLOPT_TIMEOUT => 20,
+        CURLOPT_TIMEOUT => 60,
         CURLOPT_HEADERFUNCTION => function ($handle, $line) use (&$heads) {
             $heads[] = trim($line);
             return strlen($line);
@@ -81,7 +81,7 @@ function watch(string $url, array $fields, ?callable $begun): array
         return preg_match('/^data: .*\n/m', $text) ? 0 : strlen($part);
     };
     $handle = curl_init("$url/watch?prefix=w");
-    curl_setopt_array($handle, [CURLOPT_WRITEFUNCTION => $write, CURLOPT_HTTPHEADER => $fields, CURLOPT_TIMEOUT => 20]);
+    curl_setopt_array($handle, [CURLOPT_WRITEFUNCTION => $write, CURLOPT_HTTPHEADER => $fields, CURLOPT_TIMEOUT => 60]);
     curl_exec($handle);
     same(curl_errno($handle), CURLE_WRITE_ERROR);
     preg_match_all('/^id: (.*)$/m', $text, $ids);

@@ -13,7 +13,7 @@ async def parts(value):
 
 
 async def ask(status, method, path, base=URL, connector=None, **options):
-    timeout = aiohttp.ClientTimeout(total=20)
+    timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         async with session.request(method, base + path, **options) as response:
             same(response.status, status)
@@ -71,7 +71,7 @@ async def field(content, name):
 
 
 async def watch():
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=20)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         async with session.get(URL + "/watch?prefix=w") as response:
             await field(response.content, "id")

@@ -5,7 +5,7 @@ import ssl
 import httpx
 from features import CA, LARGE, SOCKET, TLS_URL, TOO_LARGE, URL, chunks, fails, field, run, same
 
-client = httpx.Client(timeout=20, trust_env=False)
+client = httpx.Client(timeout=60, trust_env=False)
 
 
 def ask(status, method, path, base=URL, client=client, **options):
@@ -53,14 +53,14 @@ def watch():
 
 
 def tls():
-    trusting = httpx.Client(verify=ssl.create_default_context(cafile=CA), timeout=20, trust_env=False)
+    trusting = httpx.Client(verify=ssl.create_default_context(cafile=CA), timeout=60, trust_env=False)
     ask(200, "PUT", "/k/a", TLS_URL, trusting, content=b"value")
     same(ask(200, "GET", "/k/a", TLS_URL, trusting).content, b"value")
     fails(lambda: client.get(TLS_URL + "/k/a"))
 
 
 def unix_socket():
-    local = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), timeout=20)
+    local = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), timeout=60)
     ask(200, "PUT", "/k/a", "http://localhost", local, content=b"value")
 
 

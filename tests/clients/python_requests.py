@@ -8,7 +8,7 @@ client.trust_env = False
 
 
 def ask(status, method, path, base=URL, **options):
-    response = client.request(method, base + path, timeout=20, **options)
+    response = client.request(method, base + path, timeout=60, **options)
     same(response.status_code, status)
     return response
 
@@ -59,7 +59,7 @@ def watch():
 def tls():
     ask(200, "PUT", "/k/a", TLS_URL, data=b"value", verify=CA)
     same(ask(200, "GET", "/k/a", TLS_URL, verify=CA).content, b"value")
-    fails(lambda: requests.get(TLS_URL + "/k/a", timeout=20))
+    fails(lambda: requests.get(TLS_URL + "/k/a", timeout=60))
 
 
 run(

@@ -9,7 +9,7 @@ LARGE = ((0...251).map(&:chr).join.b * 79_682)[0, 20_000_000]
 TOO_LARGE = "\0".b * (24 << 20)
 
 def feature(name)
-  Timeout.timeout(60) { yield }
+  Timeout.timeout(120) { yield }
   puts "#{name}\tyes"
 rescue StandardError => error
   puts "#{name}\tfail\t#{error.class}: #{error.message.tr("\n", " ")}"
@@ -21,7 +21,7 @@ end
 
 def connection(base = URL, **options)
   uri = URI(base)
-  Net::HTTP.start(uri.host, uri.port, nil, read_timeout: 20, **options) { |http| return yield http }
+  Net::HTTP.start(uri.host, uri.port, nil, read_timeout: 60, **options) { |http| return yield http }
 end
 
 def ask(status, method, path, body: nil, stream: nil, fields: {}, base: URL, **options)
@@ -68,8 +68,8 @@ feature("chunked upload") do
   same(ask(200, :Get, "/k/large").body == LARGE, true)
 end
 feature("100-continue") do
-  ask(200, :Put, "/k/a", body: "value", fields: { "Expect" => "100-continue" }, continue_timeout: 20)
-  ask(404, :Put, "/nowhere", body: "value", fields: { "Expect" => "100-continue" }, continue_timeout: 20)
+  ask(200, :Put, "/k/a", body: "value", fields: { "Expect" => "100-continue" }, continue_timeout: 60)
+  ask(404, :Put, "/nowhere", body: "value", fields: { "Expect" => "100-continue" }, continue_timeout: 60)
 end
 feature("range") { same(ask(206, :Get, "/k/a", fields: { "Range" => "bytes=1-3" }).body, "alu") }
 feature("If-None-Match") { ask(304, :Get, "/k/a", fields: { "If-None-Match" => etag }) }

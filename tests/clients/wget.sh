@@ -8,7 +8,7 @@ head -c 25165824 /dev/zero >"$folder/24MiB"
 
 # Prints the status; wget itself has one exit status for all errors of a server.
 ask() {
-  wget -S --tries=1 --timeout=20 --no-netrc -O "$folder/body" "$@" 2>"$folder/log"
+  wget -S --tries=1 --timeout=60 --no-netrc -O "$folder/body" "$@" 2>"$folder/log"
   sed -n 's#^  HTTP/1.1 \([0-9]*\).*#\1#p' "$folder/log" | tail -1
 }
 same() { [ "$1" = "$2" ] || { echo "expected $2, got $1"; return 1; }; }
@@ -30,7 +30,7 @@ refused() { for _ in 1 2 3; do same "$(ask --method=PUT --body-file="$folder/24M
 # Prints the value of the next field of that name.
 await() {
   local line
-  while IFS= read -r -t 10 -u 3 line; do
+  while IFS= read -r -t 60 -u 3 line; do
     case $line in "$1: "*) echo "${line#*: }" && return ;; esac
   done
   echo "the stream has no $1" && return 1

@@ -21,7 +21,7 @@ struct Features {
 }
 
 fn builder() -> ClientBuilder {
-    Client::builder().no_proxy().timeout(Duration::from_secs(20))
+    Client::builder().no_proxy().timeout(Duration::from_secs(60))
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(actual: T, expected: T) -> Result {
