@@ -51,7 +51,7 @@ pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;
 
 /// The timeout of every wait. It is long, because it only ends tests that hang.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Returns the median of several times; of an even number the later of the two in the middle.
 pub fn median(mut times: Vec<Duration>) -> Duration {
