@@ -1,6 +1,7 @@
 //! The HTTP interface: routes a request by path and method, authorizes it, runs the operation and makes the response.
 //! Status codes of the server itself come from here only.
 
+mod accept;
 mod access_log;
 mod auth;
 mod batch;
