@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::access_log::METHODS;
+use super::access_log::{METHODS, logged_path};
 use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
@@ -208,7 +208,7 @@ impl Auth {
                 client = head.client_text(),
                 "refused {} {}: {fact}",
                 METHODS[head.method as usize],
-                head.path()
+                logged_path(head)
             );
             return Err(host_refusal(403, format!("Not allowed: {fact}")));
         }
@@ -218,7 +218,7 @@ impl Auth {
                 client = head.client_text(),
                 "{} administers: {}",
                 shown(token),
-                head.path()
+                logged_path(head)
             );
         }
         Ok(())
