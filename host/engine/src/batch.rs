@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::attempts::Attempts;
 use super::coding::announce;
-use super::write::{committed, decide, entry, outcome_of, prepare};
+use super::write::{Prepared, committed, decide, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
 use vkog_runtime::ThreadPool;
@@ -210,8 +210,8 @@ impl<S: Store> Run<S> {
 
 /// Decides the operations of a batch that writes.
 struct Write {
-    /// The entries that were made before the locks were taken.
-    prepared: Vec<Option<Entry>>,
+    /// What was found out before the locks were taken.
+    prepared: Vec<Prepared>,
     chain: Arc<Chain>,
     batch: Arc<Batch>,
     /// The maximum sum of the sizes of values that are read, and what this run has left of it.

@@ -37,12 +37,21 @@ pub fn content_coding(entry: &Entry) -> Option<&str> {
     str::from_utf8(coding).ok().filter(|_| is_coding(coding))
 }
 
-/// Adds the coding of a value, which its request declares, to the details of its entry.
+/// Whether a request declares a coding of its value.
 #[inline]
+pub(super) fn is_coded(origin: &dyn Origin) -> bool {
+    declared(origin).is_some()
+}
+
+fn declared(origin: &dyn Origin) -> Option<&[u8]> {
+    origin.header("content-encoding").filter(|coding| is_coding(coding) && !is_identity(coding))
+}
+
+/// Adds the coding of a value, which its request declares, to the details of its entry.
 pub(super) fn keep(origin: &dyn Origin, details: Vec<u8>) -> Vec<u8> {
-    match origin.header("content-encoding") {
-        Some(coding) if is_coding(coding) && !is_identity(coding) => insert_details(&details, NAME, coding),
-        _ => details,
+    match declared(origin) {
+        Some(coding) => insert_details(&details, NAME, coding),
+        None => details,
     }
 }
 

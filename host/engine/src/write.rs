@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::attempts::Attempts;
-use super::coding::keep;
+use super::coding::{is_coded, keep};
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
@@ -79,8 +79,7 @@ pub(super) fn outcome_of(change: &Change) -> Outcome {
 
 /// Decides a write: its conditions hold and all guards pass.
 struct Write {
-    /// The entry, if it was made before the lock was taken.
-    prepared: Option<Entry>,
+    prepared: Prepared,
     chain: Arc<Chain>,
     request: Arc<Request>,
 }
@@ -108,17 +107,35 @@ impl Decide for Write {
 /// Larger values are copied before their shard is locked, in bytes.
 const PREPARED_MIN: usize = 4 << 10;
 
-/// Makes the entry of a write with a large value before the lock is taken. The guards may add details later.
-#[inline]
-pub(super) fn prepare(context: &OpContext<'_>) -> Option<Entry> {
-    let is_large = context.value.len() > PREPARED_MIN && matches!(context.verb, Verb::Post | Verb::Put);
-    is_large.then(|| new_entry(context, keep(context.origin, Vec::new())))
+/// What is found out about a write before the lock is taken.
+pub(super) struct Prepared {
+    /// Whether the value has a content coding, which its entry keeps.
+    is_coded: bool,
+    /// The entry, if its value is large. The guards may add details later.
+    entry: Option<Entry>,
 }
 
-/// The entry of a write with these details. When a decision runs again it makes a new entry.
+/// Prepares a write: looks up the coding of the value, and makes the entry if the value is large.
 #[inline]
-pub(super) fn entry(prepared: &mut Option<Entry>, context: &OpContext<'_>, details: Vec<u8>) -> Entry {
-    match prepared.take().filter(|prepared| prepared.details() == details) {
+pub(super) fn prepare(context: &OpContext<'_>) -> Prepared {
+    let writes = matches!(context.verb, Verb::Post | Verb::Put);
+    let is_coded = writes && is_coded(context.origin);
+    let is_large = writes && context.value.len() > PREPARED_MIN;
+    let entry = is_large.then(|| new_entry(context, with_coding(is_coded, context, Vec::new())));
+    Prepared { is_coded, entry }
+}
+
+/// Adds the coding of a value, if it has one, to the details of its entry.
+#[inline]
+fn with_coding(is_coded: bool, context: &OpContext<'_>, details: Vec<u8>) -> Vec<u8> {
+    if is_coded { keep(context.origin, details) } else { details }
+}
+
+/// The entry of a write to which the guards gave these details. When a decision runs again it makes a new entry.
+#[inline]
+pub(super) fn entry(prepared: &mut Prepared, context: &OpContext<'_>, details: Vec<u8>) -> Entry {
+    let details = with_coding(prepared.is_coded, context, details);
+    match prepared.entry.take().filter(|entry| entry.details() == details) {
         Some(entry) => entry,
         None => new_entry(context, details),
     }
@@ -147,7 +164,7 @@ fn make_room<S: Store>(
     });
 }
 
-/// Decides a write of an entry that is locked. Returns the details of the entry to write, or none to remove it.
+/// Decides a write of an entry that is locked. Returns the details that the guards give the entry, or none to remove it.
 #[inline]
 pub(super) fn decide(
     chain: &Arc<Chain>,
@@ -166,6 +183,6 @@ pub(super) fn decide(
     match chain.guard(context, current.map(view)) {
         Err(refusal) => Err(Outcome::Refused(refusal)),
         Ok(_) if removes => Ok(None),
-        Ok(passed) => Ok(Some(keep(context.origin, passed.details))),
+        Ok(passed) => Ok(Some(passed.details)),
     }
 }

@@ -1,13 +1,16 @@
 //! The access log and the metrics of requests. Every request is counted and some are timed. Failures are logged, or all
 //! requests with `--log-requests`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 
 use super::buckets::Buckets;
+use super::watch;
 use crate::http::{RequestHead, Response};
 use vkog_runtime::{Counts, Histogram};
 
@@ -109,6 +112,26 @@ fn counter(method: usize, class: usize) -> usize {
     METHODS.len() + method * CLASSES.len() + class
 }
 
+/// Returns the path of a request for the log: without its query, and cut after `ticket=`. A ticket gets into a path if a client
+/// or a proxy encodes the question mark before it.
+pub(super) fn logged_path(head: &RequestHead) -> Cow<'_, str> {
+    /// How often a path may have been encoded, by the client and by proxies.
+    const ENCODED_MAX: usize = 4;
+    let path = head.path();
+    let mut decoded = Cow::Borrowed(path);
+    for _ in 0..=ENCODED_MAX {
+        let name = format!("{}=", watch::TICKET);
+        if let Some(at) = decoded.to_ascii_lowercase().find(&name) {
+            return format!("{}\u{2026}", &decoded[..at + name.len()]).into();
+        }
+        if !decoded.contains('%') {
+            break;
+        }
+        decoded = percent_decode_str(&decoded).decode_utf8_lossy().into_owned().into();
+    }
+    path.into()
+}
+
 impl Failures {
     /// Returns whether one more failure may be logged, and how many were left out before it.
     fn pass(&mut self) -> Option<u64> {
@@ -157,7 +180,7 @@ impl RequestSpan {
             return;
         }
         let plugin = reply.headers.iter().find(|(name, _)| name == "Vkog-Plugin").map(|(_, name)| name.as_ref());
-        let (client, path, bytes) = (head.client_text(), head.path(), reply.body.as_ref().len());
+        let (client, path, bytes) = (head.client_text(), &*logged_path(head), reply.body.as_ref().len());
         let duration_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let method = METHODS[method];
         if logs_all {
@@ -197,6 +220,23 @@ mod tests {
         let counted: Vec<u64> = (0..CLASSES.len()).map(|class| requests.responses(put, class)).collect();
         assert_eq!((counted.as_slice(), requests.in_flight()), (&[0, 1, 0, 0, 1][..], 0));
         assert_eq!(requests.times(put).count, 2);
+    }
+
+    #[test]
+    fn a_logged_path_has_neither_a_query_nor_a_ticket() {
+        for (target, expected) in [
+            ("/watch?ticket=s", "/watch"),
+            ("/k/a%2Fticket", "/k/a%2Fticket"),
+            ("/k/tickets=1", "/k/tickets=1"),
+            ("/watch%3fticket=s", "/watch%3fticket=\u{2026}"),
+            ("/watch%3Fa=b&Ticket%3Ds%ff", "/watch?a=b&Ticket=\u{2026}"),
+            ("/watch%253F%2574icket%253Ds", "/watch?ticket=\u{2026}"),
+            ("/watch#ticket=s", "/watch#ticket=\u{2026}"),
+            ("/watch%", "/watch%"),
+        ] {
+            let head = RequestHead::new(Method::Get, target.to_owned(), Headers::default(), None);
+            assert_eq!(logged_path(&head), expected, "{target}");
+        }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
-use super::access_log::METHODS;
+use super::access_log::{METHODS, logged_path};
 use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
@@ -63,12 +63,26 @@ impl Authorizer {
         self.0.load().open
     }
 
+    /// Returns the rules for one request. A reload in the meantime does not change them.
+    pub(super) fn rules(&self) -> Rules {
+        Rules(self.0.load())
+    }
+}
+
+/// The configuration by which one request is authorized.
+pub(super) struct Rules(Guard<Arc<Auth>>);
+
+impl Rules {
+    /// Whether clients need no token to read and write.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.open
+    }
+
     /// Finds out which client sent a request through a trusted proxy, and what its page may do with the response. Must run before
     /// every other check.
     pub(super) fn identify_client(&self, head: &RequestHead) -> Grant {
-        let auth = self.0.load();
-        origin::name_client(head, &auth);
-        Grant::of(head, &auth.cors)
+        origin::name_client(head, &self.0);
+        Grant::of(head, &self.0.cors)
     }
 
     /// Returns the token of a client that reads. If no token is required, all clients share one, because they could send any
@@ -124,12 +138,12 @@ impl Authorizer {
         credential: impl Fn() -> Credential,
         checks: impl IntoIterator<Item = (Permission, Scope<'a>)>,
     ) -> Result<(), (usize, Refusal)> {
-        let auth = self.0.load();
+        let auth = &*self.0;
         let mut client = None;
         for (index, (permission, scope)) in checks.into_iter().enumerate() {
             if auth.open && permission < Permission::Admin {
                 if index == 0 {
-                    origin::check(head, &auth).map_err(|refusal| (index, refusal))?;
+                    origin::check(head, auth).map_err(|refusal| (index, refusal))?;
                 }
                 continue;
             }
@@ -194,7 +208,7 @@ impl Auth {
                 client = head.client_text(),
                 "refused {} {}: {fact}",
                 METHODS[head.method as usize],
-                head.path()
+                logged_path(head)
             );
             return Err(host_refusal(403, format!("Not allowed: {fact}")));
         }
@@ -204,7 +218,7 @@ impl Auth {
                 client = head.client_text(),
                 "{} administers: {}",
                 shown(token),
-                head.path()
+                logged_path(head)
             );
         }
         Ok(())
@@ -272,7 +286,7 @@ mod tests {
     }
 
     fn status(auth: &Authorizer, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> u16 {
-        auth.check(head, permission, scope).map_or_else(|reply| reply.status, |()| 200)
+        auth.rules().check(head, permission, scope).map_or_else(|reply| reply.status, |()| 200)
     }
 
     #[test]
@@ -342,7 +356,7 @@ mod tests {
         let auth = authorizer(false);
         let refused = |sent: &[&str]| {
             let checks = [(Permission::Read, Scope::Key("a/")), (Permission::Write, Scope::Key("b"))];
-            auth.check_all(&head("127.0.0.1:1", sent), checks).expect_err("one of the two is refused")
+            auth.rules().check_all(&head("127.0.0.1:1", sent), checks).expect_err("one of the two is refused")
         };
         let (index, refusal) = refused(&["Bearer a"]);
         assert_eq!((index, refusal.status), (1, 403));
@@ -378,8 +392,8 @@ mod tests {
             assert_eq!(status(auth, head, permission, Scope::All), expected, "{permission:?}");
         }
         let checks = [(Permission::Read, Scope::Key("a")), (Permission::Read, Scope::Key("b"))];
-        assert!(auth.check_all(&own, checks).is_ok());
-        assert_eq!(auth.check_all(&foreign, checks).expect_err("another site").0, 0);
+        assert!(auth.rules().check_all(&own, checks).is_ok());
+        assert_eq!(auth.rules().check_all(&foreign, checks).expect_err("another site").0, 0);
     }
 
     #[test]
@@ -388,7 +402,8 @@ mod tests {
         let auth = Authorizer::new(Auth { tokens, ..Auth::default() });
         for (sent, expected) in [(&["Bearer a"][..], 403), (&["Bearer b"], 403), (&[], 401)] {
             let checks = [(Permission::Admin, Scope::All)];
-            let (_, refusal) = auth.check_all(&head("127.0.0.1:1", sent), checks).expect_err("administration is off");
+            let (_, refusal) =
+                auth.rules().check_all(&head("127.0.0.1:1", sent), checks).expect_err("administration is off");
             assert_eq!(refusal.status, expected, "{sent:?}");
             assert!(refusal.message.starts_with("Administration is off; add a token"), "{}", refusal.message);
         }
@@ -416,8 +431,9 @@ mod tests {
     #[test]
     fn administration_and_refusals_of_a_token_are_logged_with_its_name() {
         let auth = authorizer(false);
-        let log =
-            |token, permission| logged(|| drop(auth.check(&head("127.0.0.1:1", &[token]), permission, Scope::All)));
+        let log = |token, permission| {
+            logged(|| drop(auth.rules().check(&head("127.0.0.1:1", &[token]), permission, Scope::All)))
+        };
         assert!(log("Bearer op", Permission::Admin).contains("the token \"op\" administers: /"));
         assert_eq!(log("Bearer op", Permission::Write), "");
         assert!(log("Bearer a", Permission::Write).contains("the token \"a\" does not have this right"));
@@ -431,7 +447,7 @@ mod tests {
         headers.push("X-Forwarded-For", b"203.0.113.7");
         let peer = Some("127.0.0.1:1".parse().expect("an address"));
         let head = RequestHead::new(Method::Get, "/".to_owned(), headers, peer);
-        Authorizer::new(Auth { proxy, ..Auth::default() }).identify_client(&head);
+        Authorizer::new(Auth { proxy, ..Auth::default() }).rules().identify_client(&head);
         assert_eq!(head.client_text(), "203.0.113.7:0");
     }
 

@@ -88,7 +88,7 @@ impl Handler {
             let permission = if operation.verb == Verb::Get { Permission::Read } else { Permission::Write };
             (permission, Scope::Key(&operation.key))
         });
-        if let Err((index, refusal)) = auth.check_all(&head, permissions) {
+        if let Err((index, refusal)) = auth.rules().check_all(&head, permissions) {
             let key = operations.into_iter().nth(index).map(|operation| operation.key);
             return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }

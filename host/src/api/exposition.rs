@@ -1,5 +1,6 @@
 //! The two text formats of metrics: OpenMetrics, and the format 0.0.4 of Prometheus, which is older and the default.
 
+use super::accept;
 use crate::http::RequestHead;
 
 /// The format of a response with metrics.
@@ -12,21 +13,10 @@ pub(super) enum Exposition {
 }
 
 impl Exposition {
-    /// Chooses the format by `Accept`: OpenMetrics if it is named, and not less preferred than plain text.
+    /// Chooses the format by `Accept`: OpenMetrics if the client names it and prefers it to plain text.
     pub(super) fn of(head: &RequestHead) -> Self {
-        let values: Vec<&str> = head.headers.all("accept").filter_map(|value| str::from_utf8(value).ok()).collect();
-        Self::accepted(&values.join(","))
-    }
-
-    fn accepted(accept: &str) -> Self {
-        let ranges: Vec<(&str, u32)> = accept.split(',').filter_map(range).collect();
-        let quality =
-            |wanted: &str| ranges.iter().filter(|(range, _)| range.eq_ignore_ascii_case(wanted)).map(|(_, q)| *q).max();
-        let text = ["text/plain", "text/*", "*/*"].into_iter().find_map(quality).unwrap_or(0);
-        match quality("application/openmetrics-text") {
-            Some(quality @ 1..) if quality >= text => Self::OpenMetrics,
-            _ => Self::Prometheus,
-        }
+        let is_open = accept::prefers(head, &["application/openmetrics-text"], &["text/plain"]);
+        if is_open { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     /// Returns the media type.
@@ -36,15 +26,6 @@ impl Exposition {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
-}
-
-/// A media range of `Accept` and its quality in thousandths. A quality that is no number counts as 1.
-fn range(text: &str) -> Option<(&str, u32)> {
-    let mut parts = text.split(';').map(str::trim);
-    let range = parts.next().filter(|range| !range.is_empty())?;
-    let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
-    let quality = quality.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(1.0_f32);
-    Some((range, (quality.clamp(0.0, 1.0) * 1000.0) as u32))
 }
 
 /// Converts OpenMetrics text, as the encoder writes it, to the format 0.0.4: the name of a counter's family has its suffix,
@@ -73,6 +54,7 @@ pub(super) fn to_prometheus(open_metrics: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{Headers, Method};
 
     #[test]
     fn open_metrics_is_for_clients_that_name_it() {
@@ -95,7 +77,10 @@ mod tests {
             ("application/openmetrics-text;q=x", OpenMetrics),
             (prometheus_3, OpenMetrics),
         ] {
-            assert_eq!(Exposition::accepted(accept), expected, "{accept}");
+            let mut headers = Headers::default();
+            headers.push("Accept", accept.as_bytes());
+            let head = RequestHead::new(Method::Get, "/metrics".to_owned(), headers, None);
+            assert_eq!(Exposition::of(&head), expected, "{accept}");
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     let limit = match limit {
         None => LIMIT_MAX,
         Some(text) => match text.parse() {
-            Ok(limit @ 1..=LIMIT_MAX) => limit,
+            Ok(limit @ 1..=LIMIT_MAX) if text.bytes().all(|byte| byte.is_ascii_digit()) => limit,
             _ => return Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
         },
     };

@@ -155,7 +155,7 @@ impl Numbers {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let ConnectionCounts { accepted, refused, .. } = &*self.connections;
+        let ConnectionCounts { accepted, refused, rejected_requests, .. } = &*self.connections;
         let help = "Open connections (hyper only)";
         encoder
             .encode_descriptor("vkog_connections", help, None, MetricType::Gauge)?
@@ -166,6 +166,11 @@ impl Numbers {
                 "vkog_connections_refused",
                 "Connections refused at the connection limit (hyper only)",
                 refused.load(Relaxed),
+            ),
+            (
+                "vkog_requests_rejected",
+                "Requests rejected before they were routed: malformed, or beyond a limit of the engine (hyper only)",
+                rejected_requests.load(Relaxed),
             ),
         ] {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;

@@ -1,6 +1,7 @@
 //! The HTTP interface: routes a request by path and method, authorizes it, runs the operation and makes the response.
 //! Status codes of the server itself come from here only.
 
+mod accept;
 mod access_log;
 mod auth;
 mod batch;
@@ -36,7 +37,7 @@ use vkog_store::owned_content_type;
 
 use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
-use auth::{Credential, Scope};
+use auth::{Credential, Rules, Scope};
 use batch::{BatchRoute, Format};
 use cors::Grant;
 use exposition::Exposition;
@@ -116,6 +117,8 @@ struct EntryRoute {
     content_type: Cow<'static, str>,
     conditions: Conditions,
     arrived: u64,
+    /// The value of `Cache-Control` with a value.
+    caching: Option<&'static str>,
 }
 
 impl Api {
@@ -146,7 +149,7 @@ impl Api {
     }
 
     /// Routes and authorizes a request. The error is the response of a request that needs no body.
-    fn route(&self, head: &RequestHead) -> Result<Route, Response> {
+    fn route(&self, head: &RequestHead, rules: &Rules) -> Result<Route, Response> {
         let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
@@ -164,13 +167,13 @@ impl Api {
             _ => {}
         }
         if let Some(key) = path.strip_prefix("/k/") {
-            return self.entry_route(head, methods, key, query).map(Route::Entry);
+            return self.entry_route(head, rules, methods, key, query).map(Route::Entry);
         }
         match path {
-            "/batch" => self.batch_route(head, query).map(Route::Batch),
+            "/batch" => self.batch_route(head, rules, query).map(Route::Batch),
             "/keys" => {
                 let listing = keys::parse_query(query).map_err(|problem| problem.reply(format()))?;
-                self.auth.check(head, Permission::Read, Scope::Prefix(listing.prefix()))?;
+                rules.check(head, Permission::Read, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
             }
             "/watch" => {
@@ -178,20 +181,20 @@ impl Api {
                 let (ticket, prefix) = (subscription.ticket.as_deref(), subscription.prefix());
                 let credential = self.tickets.credential(head, ticket, prefix);
                 let credential = credential.map_err(|refusal| Problem::of(refusal).reply(format()))?;
-                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(prefix))?;
+                rules.check_as(head, credential, Permission::Read, Scope::Prefix(prefix))?;
                 let query = query::without(query, watch::TICKET);
                 Ok(Route::Watch { subscription, credential, query })
             }
             "/watch/tickets" => {
                 let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
-                let credential = self.auth.reader(head);
-                self.auth.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
+                let credential = rules.reader(head);
+                rules.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
                 Err(self.tickets.issue(credential, prefix, format()))
             }
-            "/plugins/reload" => self.auth.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
-            "/plugins" => self.auth.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
+            "/plugins/reload" => rules.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
+            "/plugins" => rules.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
             "/metrics" => {
-                self.auth.check(head, Permission::Read, Scope::All)?;
+                rules.check(head, Permission::Read, Scope::All)?;
                 Err(metrics::text(&self.engine, self.log, &self.connections, Exposition::of(head)))
             }
             // These two need no token: they return no data, and health checks have no secrets.
@@ -208,6 +211,7 @@ impl Api {
     fn entry_route(
         &self,
         head: &RequestHead,
+        rules: &Rules,
         methods: &Methods,
         key: &str,
         query: &str,
@@ -223,7 +227,7 @@ impl Api {
         };
         let key = decode_key(key).map_err(|problem| problem.reply(format()))?;
         let permission = if verb == Verb::Get { Permission::Read } else { Permission::Write };
-        self.auth.check(head, permission, Scope::Key(&key))?;
+        rules.check(head, permission, Scope::Key(&key))?;
         let sent = entry::content_type(head).map_err(|problem| problem.reply(format()))?;
         // It is that of a value, and nothing else has one.
         let writes = matches!(verb, Verb::Post | Verb::Put);
@@ -232,14 +236,15 @@ impl Api {
         }
         let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
-        Ok(EntryRoute { verb, key, query: query.to_owned(), content_type, conditions, arrived })
+        let caching = (verb == Verb::Get).then(|| entry::caching(rules.is_open()));
+        Ok(EntryRoute { verb, key, query: query.to_owned(), content_type, conditions, arrived, caching })
     }
 
     /// Parses the head of a batch. Its operations are authorized one by one after the body has been received.
-    fn batch_route(&self, head: &RequestHead, query: &str) -> Result<BatchRoute, Response> {
+    fn batch_route(&self, head: &RequestHead, rules: &Rules, query: &str) -> Result<BatchRoute, Response> {
         let arrived = self.engine.revision();
         let format = || ErrorFormat::of(head);
-        self.auth.check(head, Permission::Read, Scope::Later)?;
+        rules.check(head, Permission::Read, Scope::Later)?;
         entry::check_is_batch(head).map_err(|problem| problem.reply(format()))?;
         let request = Format::of_request(head).map_err(|problem| problem.reply(format()))?;
         Ok(BatchRoute { request, response: request.of_response(head), query: query.to_owned(), arrived })
@@ -255,8 +260,9 @@ impl Service for Api {
     type Admitted = RoutedRequest;
 
     fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
-        let ending = Ending { span: self.log.start(&head), grant: self.auth.identify_client(&head) };
-        match self.route(&head) {
+        let rules = self.auth.rules();
+        let ending = Ending { span: self.log.start(&head), grant: rules.identify_client(&head) };
+        match self.route(&head, &rules) {
             Ok(route) => Ok(RoutedRequest { head, route, ending }),
             Err(reply) => Err(ending.complete(reply)),
         }
@@ -347,7 +353,7 @@ impl Api {
     fn serve_entry(
         &self,
         head: Arc<RequestHead>,
-        EntryRoute { verb, key, query, content_type, conditions, arrived }: EntryRoute,
+        EntryRoute { verb, key, query, content_type, conditions, arrived, caching }: EntryRoute,
         value: Vec<u8>,
         format: ErrorFormat,
         respond: impl FnOnce(Response) + Send + 'static,
@@ -356,7 +362,6 @@ impl Api {
             return respond(Problem::from(invalid).reply(format));
         }
         let range = Range::of(&head);
-        let caching = (verb == Verb::Get).then(|| entry::caching(self.auth.is_open()));
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
         let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if request.value.len() <= batch::LARGE {

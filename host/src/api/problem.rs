@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::accept;
 use crate::http::{RequestHead, Response};
 use crate::schema::Problem as Document;
 use vkog_engine::InvalidRequest;
@@ -19,18 +20,10 @@ pub(super) enum ErrorFormat {
 }
 
 impl ErrorFormat {
-    /// Chooses the format by `Accept`: JSON if it names JSON before plain text.
+    /// Chooses the format by `Accept`: JSON if the client names it and prefers it to plain text.
     pub(super) fn of(head: &RequestHead) -> Self {
-        let Some(Ok(accept)) = head.headers.get("accept").map(str::from_utf8) else { return Self::Text };
-        let named = accept.split(',').map(|range| range.split(';').next().unwrap_or("").trim());
-        for range in named {
-            match range {
-                "application/json" | "application/problem+json" => return Self::Json,
-                "text/plain" | "text/*" | "*/*" => return Self::Text,
-                _ => {}
-            }
-        }
-        Self::Text
+        let json = ["application/json", "application/problem+json"];
+        if accept::prefers(head, &json, &["text/plain"]) { Self::Json } else { Self::Text }
     }
 }
 

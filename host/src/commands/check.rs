@@ -7,17 +7,18 @@ use thiserror::Error;
 
 use super::{bytes, count, entries, lock, read, say};
 use crate::failure::Failure;
-use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError};
+use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
 
 /// The exit status for a store whose log is missing.
 pub const LOG_IS_LOST: u8 = 3;
 
 /// A store that cannot be read, with what the operator can do.
 #[derive(Debug, Error)]
-#[error("{}", way_out(.path, .source))]
+#[error("{}", way_out(.path, .source, *.is_repairable))]
 struct CheckError {
     path: PathBuf,
     source: StoreError,
+    is_repairable: bool,
 }
 
 /// Verifies a store and prints a summary.
@@ -33,7 +34,7 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
         if let StoreError::Unreadable { path, damage: Damage::At { defect: Defect::Entries(left_out), .. } } = &source {
             left_out_lines(path, left_out).iter().for_each(|line| say(line));
         }
-        CheckError { path: path.to_owned(), source }
+        CheckError { path: path.to_owned(), source, is_repairable: is_repairable(lock.store()) }
     })?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
@@ -59,15 +60,15 @@ fn lines(path: &Path, contents: &Contents) -> Vec<String> {
             ));
         }
     }
-    let whole = format!(
+    let summary = format!(
         "{}: {}; {} of {}, revision {}; {snapshot}{logs}",
         path.display(),
-        if contents.lost_log().is_some() { "incomplete" } else { "whole" },
+        if contents.lost_log().is_some() { "log missing" } else { "intact" },
         entries(number),
         bytes(size),
         contents.revision()
     );
-    lines.insert(0, whole);
+    lines.insert(0, summary);
     if let Some(lost) = contents.lost_log() {
         lines.push(lost_log(lost));
     }
@@ -100,9 +101,13 @@ pub(super) fn lost_log(lost: &LostLog) -> String {
 }
 
 /// Returns the message of an error, with the way out for this command.
-fn way_out(path: &Path, error: &StoreError) -> String {
-    let salvage =
-        format!("nothing was changed, restore a copy, or repair the store with `vkog repair {}`", path.display());
+fn way_out(path: &Path, error: &StoreError, is_repairable: bool) -> String {
+    let salvage = match is_repairable {
+        true => {
+            format!("nothing was changed, restore a copy, or repair the store with `vkog repair {}`", path.display())
+        }
+        false => "nothing was changed; there is nothing to repair in it, restore a copy".to_owned(),
+    };
     match error {
         StoreError::Unreadable { path, damage } => format!("cannot read {}: {damage}; {salvage}", path.display()),
         StoreError::Mismatch { path, mismatch } => format!("cannot use {}: {mismatch}; {salvage}", path.display()),

@@ -44,12 +44,12 @@ pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     let repaired = store::repair(lock.store(), &|done, total| bar.set(done, total));
     drop(bar);
     let repaired = match repaired.map_err(RepairError)? {
-        Repair::Whole => {
-            say(&format!("{shown}: whole; nothing was changed"));
+        Repair::Intact => {
+            say(&format!("{shown}: intact; nothing was changed"));
             return Ok(ExitCode::SUCCESS);
         }
         Repair::LostLog(lost) => {
-            say(&format!("{shown}: incomplete; nothing was changed"));
+            say(&format!("{shown}: log missing; nothing was changed"));
             say(&lost_log(&lost));
             return Ok(ExitCode::from(LOG_IS_LOST));
         }
@@ -80,9 +80,9 @@ fn lines(file: &Salvaged) -> Vec<String> {
         bytes_lost => format!("{} lost", bytes(bytes_lost)),
     };
     match file.origin {
-        Origin::Snapshot { chunks, entries: whole, unverified, directory_is_damaged } => {
-            let chunks = count(chunks, "whole chunk", "whole chunks");
-            lines.push(format!("{shown}: {} from {chunks}, {lost}", entries(whole)));
+        Origin::Snapshot { chunks, entries: intact, unverified, directory_is_damaged } => {
+            let chunks = count(chunks, "intact chunk", "intact chunks");
+            lines.push(format!("{shown}: {} from {chunks}, {lost}", entries(intact)));
             if unverified > 0 {
                 lines.push(format!(
                     "{shown}: {} more without a valid checksum; check their values",
@@ -101,7 +101,7 @@ fn lines(file: &Salvaged) -> Vec<String> {
         )),
         Origin::Nothing => lines.push(format!("{shown}: it has no data of a store")),
         Origin::Log { records, gap } => {
-            lines.push(format!("{shown}: {}, {lost}", count(records, "whole record", "whole records")));
+            lines.push(format!("{shown}: {}, {lost}", count(records, "intact record", "intact records")));
             if gap {
                 lines.push(format!("{shown}: it continues a later snapshot; the changes between them are missing"));
             }

@@ -34,7 +34,7 @@ pub enum Listener {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// Counts the connections. Only hyper's engine does so.
+/// Counts the connections, and what the engine rejects on them. Only hyper's engine does so.
 #[derive(Debug, Default)]
 pub struct ConnectionCounts {
     /// The connections that were accepted.
@@ -43,6 +43,8 @@ pub struct ConnectionCounts {
     pub ended: AtomicU64,
     /// The connections that were refused because there were too many.
     pub refused: AtomicU64,
+    /// The requests that were rejected before the service got them: malformed ones, and those beyond a limit.
+    pub rejected_requests: AtomicU64,
 }
 
 impl ConnectionCounts {

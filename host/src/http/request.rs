@@ -132,7 +132,7 @@ impl RequestHead {
         split_authority(&self.target).0
     }
 
-    /// Returns the path without the query, which may hold secrets.
+    /// Returns the path without the query.
     pub fn path(&self) -> &str {
         self.path_and_query().0
     }

@@ -97,6 +97,7 @@ fn way_out(address: &str, source: &io::Error) -> &'static str {
         }
         io::ErrorKind::NotFound if is_unix => "create its folder, or choose another path",
         io::ErrorKind::InvalidInput if is_unix => "choose a shorter path or name",
+        io::ErrorKind::InvalidInput => "name the interface of a link-local address, as in [fe80::1%eth0]:3110",
         io::ErrorKind::AddrNotAvailable => "choose an address of this machine, or :port for all interfaces",
         _ => "choose another --listen, or stop the process that uses it",
     }
@@ -126,6 +127,7 @@ mod tests {
             ("unix:/no/s", io::ErrorKind::NotFound, "create its folder"),
             ("127.0.0.1:3110", io::ErrorKind::AddrInUse, "stop the process"),
             ("10.9.8.7:3110", io::ErrorKind::AddrNotAvailable, "address of this machine"),
+            ("[fe80::1]:3110", io::ErrorKind::InvalidInput, "[fe80::1%eth0]:3110"),
         ] {
             let error = ListenError::Refused { address: address.to_owned(), source: kind.into() }.to_string();
             assert!(error.contains(address) && error.contains(words), "{error}");

@@ -17,11 +17,12 @@ pub(super) struct Bound {
     pub(super) local: SocketAddr,
 }
 
-/// Binds all sockets that an address stands for, except those that `taken` covers. It is enough if one can be bound.
+/// Binds all sockets that an address stands for, except those that `taken` covers. Leaves out a family that this machine does not
+/// have.
 ///
 /// # Errors
 ///
-/// The host has no address, or none can be bound.
+/// The host has no address, one is in use, or none can be bound.
 pub(super) fn bind(tcp: &TcpAddress, taken: &[SocketAddr]) -> Result<Vec<Bound>, ListenError> {
     let address = || Listen::Tcp(tcp.clone()).to_string();
     let wanted = addresses(tcp).map_err(|source| ListenError::Unresolved { address: address(), source })?;
@@ -30,22 +31,31 @@ pub(super) fn bind(tcp: &TcpAddress, taken: &[SocketAddr]) -> Result<Vec<Bound>,
     for covered in covered {
         tracing::info!("{}: {covered} is one of the addresses already", address());
     }
+    bind_all(&address(), &wanted)
+}
+
+/// Binds all sockets of the address with this name.
+fn bind_all(name: &str, wanted: &[SocketAddr]) -> Result<Vec<Bound>, ListenError> {
+    let is_in_use = |(_, error): &(SocketAddr, io::Error)| error.kind() == io::ErrorKind::AddrInUse;
     let (mut bound, mut failed) = (Vec::new(), Vec::new());
     for _ in 0..ATTEMPTS {
-        (bound, failed) = bind_each(&wanted);
+        (bound, failed) = bind_each(wanted);
         // Another process has, on another of these addresses, the port that the system chose.
-        let is_taken = tcp.port == 0 && failed.iter().any(|(_, error)| error.kind() == io::ErrorKind::AddrInUse);
+        let is_taken = wanted.iter().any(|wanted| wanted.port() == 0) && failed.iter().any(is_in_use);
         if !is_taken {
             break;
         }
     }
-    if bound.is_empty()
-        && let Some((_, source)) = failed.pop()
-    {
-        return Err(ListenError::Refused { address: address(), source });
+    // Also an error if the other family is free: clients would reach this server or another process by chance.
+    let fatal = failed.iter().position(is_in_use).or(if bound.is_empty() { failed.len().checked_sub(1) } else { None });
+    if let Some(at) = fatal {
+        let (failed, source) = failed.swap_remove(at);
+        let failed = failed.to_string();
+        let address = if name.ends_with(&failed) { name.to_owned() } else { format!("{name} ({failed})") };
+        return Err(ListenError::Refused { address, source });
     }
     for (failed, error) in failed {
-        tracing::warn!("{}: cannot listen on {failed}: {error}; the server uses the other addresses", address());
+        tracing::warn!("{name}: cannot listen on {failed}: {error}; the server uses the other addresses");
     }
     Ok(bound)
 }
@@ -131,6 +141,22 @@ mod tests {
             ("[::1]:1", &["[::1]:1"]),
         ] {
             assert_eq!(addresses_of(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_the_machine_lacks_is_left_out_and_one_in_use_is_an_error() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        // The second one is for documents; no machine has it.
+        let (here, nowhere) = (address("127.0.0.1:0"), address("192.0.2.1:0"));
+        let bound = bind_all("name:0", &[nowhere, here]).expect("one of them can be bound");
+        assert_eq!(bound.len(), 1);
+        let listener = std::net::TcpListener::bind(here).expect("a port is free");
+        let taken = listener.local_addr().expect("it listens");
+        for (wanted, words) in [(&[nowhere][..], "name:1 (192.0.2.1:0)"), (&[address("127.0.0.2:0"), taken], "in use")]
+        {
+            let Err(error) = bind_all("name:1", wanted) else { unreachable!("{wanted:?} cannot be bound") };
+            assert!(error.to_string().contains(words), "{error}");
         }
     }
 

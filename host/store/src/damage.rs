@@ -46,7 +46,7 @@ pub enum Defect {
     #[error("an invalid record")]
     Record,
     /// A record of a log is damaged: a later one shows that it was on disk.
-    #[error("a damaged record (whole ones follow at byte {later})")]
+    #[error("a damaged record (intact ones follow at byte {later})")]
     DamagedRecord {
         /// Where the later one is, in bytes.
         later: u64,

@@ -24,7 +24,7 @@ pub struct Contents {
 pub struct LogContents {
     /// The file.
     pub path: PathBuf,
-    /// Its length up to the end of its last whole record, in bytes.
+    /// Its length up to the end of its last intact record, in bytes.
     pub len: u64,
     /// The number of its writes and removals.
     pub records: u64,
@@ -70,7 +70,7 @@ impl Contents {
         self.findings.snapshot_len
     }
 
-    /// The log that is missing, if one is: the files are whole, but the last changes are lost.
+    /// The log that is missing, if one is: the files are intact, but the last changes are lost.
     pub fn lost_log(&self) -> Option<&LostLog> {
         self.findings.lost.as_ref()
     }

@@ -51,7 +51,7 @@ pub use memory::MemoryStore;
 pub use options::Options;
 pub use paths::has_file;
 pub use recover::LostLog;
-pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, repair};
+pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, is_repairable, repair};
 pub use snapshot::Progress;
 pub use store::{RolledBack, Store};
 pub use update::{Change, Changes, Decide, Decision, Update};

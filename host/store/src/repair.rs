@@ -1,4 +1,4 @@
-//! Repair: everything that is whole in damaged files goes into a new snapshot, and the store opens again. The damaged files stay
+//! Repair: everything that is intact in damaged files goes into a new snapshot, and the store opens again. The damaged files stay
 //! beside it under other names.
 
 use std::collections::HashMap;
@@ -24,9 +24,9 @@ use super::wal::{self, Head, Record};
 /// The outcome of a repair.
 #[derive(Debug)]
 pub enum Repair {
-    /// The store is whole: nothing was changed.
-    Whole,
-    /// The files are whole, but a log is missing, and with it the last changes. Nothing was changed.
+    /// The store is intact: nothing was changed.
+    Intact,
+    /// The files are intact, but a log is missing, and with it the last changes. Nothing was changed.
     LostLog(LostLog),
     /// The store was damaged, and opens again.
     Repaired(Repaired),
@@ -52,13 +52,13 @@ pub struct Repaired {
 pub struct Salvaged {
     /// The file.
     pub path: PathBuf,
-    /// Its kind, and what was whole in it.
+    /// Its kind, and what was intact in it.
     pub origin: Origin,
     /// The losses.
     pub lost: Vec<Lost>,
 }
 
-/// The kind of a file, and what was whole in it.
+/// The kind of a file, and what was intact in it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The snapshot, as this program writes it.
@@ -92,7 +92,7 @@ pub enum Origin {
     Superseded,
 }
 
-/// A part of a file that was not whole.
+/// A part of a file that was not intact.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// Its offset, in bytes.
@@ -124,18 +124,21 @@ pub struct Moved {
 pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
     let paths = Paths::of(path);
     match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
-        Ok(findings) => return Ok(findings.lost.map_or(Repair::Whole, Repair::LostLog)),
+        Ok(findings) => return Ok(findings.lost.map_or(Repair::Intact, Repair::LostLog)),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),
     }
-    let mut salvage = Salvage::of_snapshot(&paths, progress)?;
-    salvage.add_log(&paths.log, progress)?;
-    salvage.add_log(&paths.next, progress)?;
-    let nothing = salvage.files.iter().all(|file| !file.has_something());
-    if nothing {
+    let salvage = Salvage::of(&paths, progress)?;
+    if !salvage.has_something() {
         return Err(unreadable(path)(Damage::at(0, Defect::NothingToSalvage)));
     }
     salvage.finish(&paths).map(Repair::Repaired)
+}
+
+/// Returns whether [`repair`] would recover anything from the files of a store that does not open. Reads all of them, and changes
+/// nothing. The caller holds the lock of the files.
+pub fn is_repairable(path: &Path) -> bool {
+    Salvage::of(&Paths::of(path), &|_, _| {}).is_ok_and(|salvage| salvage.has_something())
 }
 
 impl Salvaged {
@@ -160,9 +163,9 @@ impl Origin {
 /// The entries that have been salvaged so far.
 struct Salvage {
     map: Map,
-    /// The head of the snapshot, if it is whole.
+    /// The head of the snapshot, if it is intact.
     meta: Option<Meta>,
-    /// The length of the file of the Go program, if it is whole, in bytes.
+    /// The length of the file of the Go program, if it is intact, in bytes.
     go_len: Option<u64>,
     revision: u64,
     /// The highest generation in any file.
@@ -177,6 +180,18 @@ struct Salvage {
 }
 
 impl Salvage {
+    fn of(paths: &Paths, progress: Progress<'_>) -> Result<Self, StoreError> {
+        let mut salvage = Self::of_snapshot(paths, progress)?;
+        salvage.add_log(&paths.log, progress)?;
+        salvage.add_log(&paths.next, progress)?;
+        Ok(salvage)
+    }
+
+    /// Whether there is anything to write: to the new store, or beside it.
+    fn has_something(&self) -> bool {
+        !self.left_out.is_empty() || self.files.iter().any(Salvaged::has_something)
+    }
+
     fn of_snapshot(paths: &Paths, progress: Progress<'_>) -> Result<Self, StoreError> {
         let mut salvage = Self {
             map: Map::new(random()),
@@ -208,10 +223,10 @@ impl Salvage {
             lost.push(Lost { at: 0, bytes: len, entries: None, is_tail: false });
         }
         let read = || snapshot::read(&*file, random(), &|_| 0, progress);
-        let is_whole = |damage| matches!(damage, Damage::At { defect: Defect::Entries(_), .. });
-        let go_is_whole = found.kind == Kind::Go && read().map_or_else(is_whole, |_| true);
+        let is_intact = |damage| matches!(damage, Damage::At { defect: Defect::Entries(_), .. });
+        let go_is_intact = found.kind == Kind::Go && read().map_or_else(is_intact, |_| true);
         salvage.left_out = found.left_out;
-        salvage.go_len = go_is_whole.then_some(len);
+        salvage.go_len = go_is_intact.then_some(len);
         salvage.files.push(Salvaged { path: paths.file.clone(), origin, lost });
         salvage.map = found.map;
         salvage.revision = found.revision;

@@ -179,7 +179,7 @@ fn own(key: &str, value: &str, revision: u64) -> (String, String, u64) {
 fn a_whole_store_and_one_without_its_log_stay_as_they_are() {
     let files = Files::two_and_a_log();
     let before = files.all();
-    assert!(matches!(files.repair(), Ok(Repair::Whole)));
+    assert!(matches!(files.repair(), Ok(Repair::Intact)));
     assert_eq!(files.all(), before);
     let log = files.read(".log");
     fs::remove_file(files.path(".log")).expect("it exists");
@@ -190,7 +190,7 @@ fn a_whole_store_and_one_without_its_log_stay_as_they_are() {
         files.write(".log", &log[..len]);
         match files.repair() {
             Ok(Repair::LostLog(lost)) if is_lost => assert_eq!(lost.len, Some(len as u64)),
-            Ok(Repair::Whole) if !is_lost => {}
+            Ok(Repair::Intact) if !is_lost => {}
             other => panic!("{len} bytes: {other:?}"),
         }
     }
@@ -198,7 +198,7 @@ fn a_whole_store_and_one_without_its_log_stay_as_they_are() {
     files.write(".log", &log);
     files.open(LocalDisk).close().expect("it can be written");
     fs::remove_file(files.path(".log")).expect("it exists");
-    assert!(matches!(files.repair(), Ok(Repair::Whole)));
+    assert!(matches!(files.repair(), Ok(Repair::Intact)));
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn the_logs_around_an_unfinished_snapshot_are_both_salvaged() {
         put(&store, "d", "in the next log");
         change(&store, "c", None);
         drop(store);
-        assert!(matches!(files.repair(), Ok(Repair::Whole)));
+        assert!(matches!(files.repair(), Ok(Repair::Intact)));
         assert_eq!(files.entries().last(), Some(&own("d", "in the next log", 15)));
         files.flip("", files.find("", "first value"));
         let expected = match missing {

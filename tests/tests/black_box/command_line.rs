@@ -253,5 +253,5 @@ fn paths_with_spaces_and_letters_of_any_language_work() {
     server.stop().expect(0);
     start().get("k").expect(200).is("v");
     let exit = setup.run(["check".as_ref(), store.as_os_str()]).expect(0);
-    assert!(exit.stdout.starts_with(&format!("{}: whole", store.display())), "{exit}");
+    assert!(exit.stdout.starts_with(&format!("{}: intact", store.display())), "{exit}");
 }

@@ -68,7 +68,7 @@ fn entries_that_no_request_can_write_are_named_left_out_and_kept_beside_the_stor
     let way_out = ["4 entries left out", "store.vkog.left-out.json", "correct the keys and values there"];
     says(exit, &[&reasons[..], &way_out].concat());
     assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it can be read"), before);
-    says(setup.run(["check", "store.vkog"]).expect(0), &["whole; 2 entries"]);
+    says(setup.run(["check", "store.vkog"]).expect(0), &["intact; 2 entries"]);
     // The operator corrects the keys and values, and adds the entries.
     let side = setup.folder().join("store.vkog.left-out.json");
     let lines = fs::read_to_string(&side).expect("it was written");
@@ -112,7 +112,8 @@ fn a_file_that_was_cut_off_is_said_to_be_and_what_it_lost_is_told() {
     let cut = |len: usize| fs::write(setup.store_file(), &whole[..len]).expect("it can be written");
     for len in 8..whole.len() - 9 {
         cut(len);
-        failed(setup.run(["check", "store.vkog"]), &[&format!("it is truncated at byte {len};"), "vkog repair"]);
+        let way_out = if len < 19 { "there is nothing to repair" } else { "vkog repair" };
+        failed(setup.run(["check", "store.vkog"]), &[&format!("it is truncated at byte {len};"), way_out]);
         failed(setup.run(["import", "-f", "new.vkog", "store.vkog"]), &["ends within an entry"]);
     }
     // Between the first entry and the second: two are missing, and nothing remains of them.
@@ -127,6 +128,19 @@ fn a_file_that_was_cut_off_is_said_to_be_and_what_it_lost_is_told() {
 }
 
 #[test]
+fn entries_of_a_truncated_file_are_left_out_even_if_no_other_is_readable() {
+    let whole = go_file(&[(b"", b"no key"), (b"good", b"1")]);
+    let setup = Setup::new();
+    fs::write(setup.store_file(), &whole[..25]).expect("it can be written");
+    failed(setup.run(["check", "store.vkog"]), &["it is truncated at byte 25;", "vkog repair"]);
+    let words = ["0 entries", "1 entry left out", "store.vkog.left-out.json", "store.vkog.damaged"];
+    says(setup.run(["repair", "store.vkog"]).expect(0), &words);
+    let side = fs::read_to_string(setup.folder().join("store.vkog.left-out.json")).expect("it was written");
+    assert_eq!(side, "{\"key\":\"\",\"value\":\"no key\"}\n");
+    assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it can be read"), &whole[..25]);
+}
+
+#[test]
 fn a_snapshot_of_20_bytes_is_no_store_of_which_nothing_is_lost() {
     let setup = Setup::new();
     let server = setup.start();
@@ -136,7 +150,7 @@ fn a_snapshot_of_20_bytes_is_no_store_of_which_nothing_is_lost() {
     let log = setup.folder().join("store.vkog.log");
     fs::remove_file(&log).expect("there is a log");
     fs::write(setup.store_file(), &snapshot[..20]).expect("it can be written");
-    failed(setup.run(["check", "store.vkog"]), &["ends within its head"]);
+    failed(setup.run(["check", "store.vkog"]), &["ends within its head", "there is nothing to repair"]);
     failed(setup.run(["repair", "store.vkog"]), &["nothing was changed", "restore a copy"]);
     assert_eq!(fs::read(setup.store_file()).expect("it can be read"), &snapshot[..20]);
     // A log gives what it has, and the rest is said to be lost.
@@ -146,8 +160,9 @@ fn a_snapshot_of_20_bytes_is_no_store_of_which_nothing_is_lost() {
     // Killed: what it wrote stays in the log.
     drop(server);
     fs::write(setup.store_file(), &snapshot[..20]).expect("it can be written");
+    failed(setup.run(["check", "store.vkog"]), &["ends within its head", "vkog repair"]);
     let exit = says(setup.run(["repair", "store.vkog"]).expect(0), &["its end is lost", "lost what followed byte 20"]);
-    says(exit, &["1 whole record"]);
+    says(exit, &["1 intact record"]);
     setup.start().get("k").expect(200).is("v");
 }
 
@@ -169,6 +184,6 @@ fn an_empty_value_is_refused_by_every_way_in() {
 fn a_whole_file_of_the_go_program_is_served_as_it_is() {
     let setup = Setup::new();
     fs::copy(workspace().join("tests/data/go-small.vkog"), setup.store_file()).expect("it can be copied");
-    says(setup.run(["check", "store.vkog"]).expect(0), &["whole; 515 entries"]);
-    says(setup.run(["repair", "store.vkog"]).expect(0), &["whole; nothing was changed"]);
+    says(setup.run(["check", "store.vkog"]).expect(0), &["intact; 515 entries"]);
+    says(setup.run(["repair", "store.vkog"]).expect(0), &["intact; nothing was changed"]);
 }

@@ -199,6 +199,15 @@ fn heads_beyond_the_limits_are_431() {
     assert_eq!(status(&[("x-many", "x"); 100]), 200);
     assert_eq!(status(&[("x-many", "x"); 101]), 431);
     assert_eq!(status(&[]), 200);
+    // h2 itself rejects the longest.
+    has_rejected(&server, 1);
+}
+
+/// Checks the number of requests that the engine has rejected before they were routed.
+#[track_caller]
+fn has_rejected(server: &Server, count: u32) {
+    let reply = server.path("GET", "/metrics").send().expect(200);
+    assert!(reply.text().contains(&format!("\nvkog_requests_rejected_total {count}\n")), "{reply}");
 }
 
 #[test]
@@ -219,6 +228,7 @@ fn long_heads_of_waiting_requests_have_a_limit_of_memory() {
         None
     });
     assert_eq!(refused.and_then(|error| error.reason()), Some(Reason::REFUSED_STREAM), "of {}", waiting.len());
+    has_rejected(&server, 1);
     // Requests with short heads go on.
     assert_eq!(connection.request(request("PUT", "/k/a", &[], b"v")).expect("it responds").status(), 200);
     let mut first = waiting.swap_remove(0);

@@ -131,6 +131,7 @@ fn an_invalid_query_is_refused_with_the_valid_parameters() {
     let server = Setup::new().start();
     for (query, words) in [
         ("limit=0", "limit is \"0\"; use a number from 1 to 1000"),
+        ("limit=%2B5", "limit is \"+5\"; use a number from 1 to 1000"),
         ("limit=1001", "limit is \"1001\"; use a number from 1 to 1000"),
         ("limit=", "limit is \"\"; use a number from 1 to 1000"),
         ("limit=-1", "limit is \"-1\""),

@@ -37,7 +37,7 @@ fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
         [(None, "store.vkog.log is missing"), (Some(0), "truncated"), (Some(41), "truncated"), (Some(60), "truncated")]
     {
         let setup = killed();
-        check(&setup, 0, &["whole; 2 entries"]);
+        check(&setup, 0, &["intact; 2 entries"]);
         match left {
             None => fs::remove_file(log(&setup)).expect("there is a log"),
             Some(len) => {
@@ -45,9 +45,9 @@ fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
                 file.set_len(len).expect("it can be cut off");
             }
         }
-        check(&setup, 3, &["incomplete; 1 entry", words, "changes after its last snapshot are lost"]);
+        check(&setup, 3, &["log missing; 1 entry", words, "changes after its last snapshot are lost"]);
         let repaired = setup.run(["repair", "store.vkog"]).expect(3);
-        for word in ["incomplete; nothing was changed", words, "changes after its last snapshot are lost"] {
+        for word in ["log missing; nothing was changed", words, "changes after its last snapshot are lost"] {
             assert!(repaired.stdout.contains(word), "{word} in {repaired}");
         }
         let server = setup.start();
@@ -56,7 +56,7 @@ fn a_log_that_is_lost_after_a_kill_is_reported_by_check_and_at_the_start() {
         server.put("new", "v").expect(200);
         drop(server);
         // A server that has continued without it has a complete store again.
-        check(&setup, 0, &["whole; 2 entries"]);
+        check(&setup, 0, &["intact; 2 entries"]);
         setup.start().get("new").expect(200);
     }
 }
@@ -67,7 +67,7 @@ fn a_store_that_was_stopped_cleanly_needs_no_log() {
     setup.start().stop().expect(0);
     for round in 0..2 {
         fs::remove_file(log(&setup)).expect("there is a log");
-        check(&setup, 0, &["whole; 2 entries"]);
+        check(&setup, 0, &["intact; 2 entries"]);
         let server = setup.start();
         server.get("log").expect(200);
         server.logs_no(&["WARN"]);
@@ -80,7 +80,7 @@ fn a_store_that_was_stopped_cleanly_needs_no_log() {
     fs::write(setup.folder().join("in"), r#"{"key":"imported","value":"v"}"#).expect("it can be written");
     setup.run(["import", "-f", "store.vkog", "in"]).expect(0);
     fs::remove_file(log(&setup)).expect("there is a log");
-    check(&setup, 0, &["whole; 3 entries"]);
+    check(&setup, 0, &["intact; 3 entries"]);
 }
 
 #[test]
@@ -88,13 +88,13 @@ fn a_server_that_is_killed_before_its_first_write_leaves_a_whole_store() {
     let setup = killed();
     setup.start().stop().expect(0);
     drop(setup.start());
-    check(&setup, 0, &["whole; 2 entries"]);
+    check(&setup, 0, &["intact; 2 entries"]);
     let server = setup.start();
     server.logs_no(&["WARN"]);
     server.signal("USR1");
     server.logs(&["wrote "]);
     drop(server);
-    check(&setup, 0, &["whole; 2 entries"]);
+    check(&setup, 0, &["intact; 2 entries"]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn files_of_older_formats_are_read_and_rewritten() {
         let from = workspace().join(format!("tests/data/format-1.vkog{ending}"));
         fs::copy(from, setup.folder().join(format!("store.vkog{ending}"))).expect("it can be copied");
     }
-    check(&setup, 0, &["whole; 3 entries", "snapshot 1,"]);
+    check(&setup, 0, &["intact; 3 entries", "snapshot 1,"]);
     let server = setup.start();
     server.logs_no(&["WARN"]);
     for (key, revision) in [("a", 1), ("b", 2), ("c", 3)] {
@@ -145,7 +145,7 @@ fn files_of_older_formats_are_read_and_rewritten() {
     }
     assert!(server.put("d", "v").expect(200).revision() > 1_700_000_000_000_000);
     server.stop().expect(0);
-    check(&setup, 0, &["whole; 4 entries", "snapshot 2,"]);
+    check(&setup, 0, &["intact; 4 entries", "snapshot 2,"]);
     let server = setup.start();
     assert_eq!(server.get("c").expect(200).revision(), 3);
 }

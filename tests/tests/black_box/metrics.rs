@@ -93,6 +93,18 @@ fn requests_connections_and_syncs_are_counted_to_the_last_one() {
 }
 
 #[test]
+fn requests_that_the_engine_rejects_are_counted() {
+    let server = Setup::new().args(["--http", "hyper"]).start();
+    assert_eq!(number(&server, "vkog_requests_rejected_total"), 0.0);
+    server.wire().send("GET /k/a\r\n\r\n").reply().expect(400);
+    server.wire().send(format!("GET /k/a HTTP/1.1\r\n{}\r\n", "X-Many: 1\r\n".repeat(101))).reply().expect(431);
+    server.get("a").expect(404);
+    // Counted when the connection ends, after the response.
+    let is_counted = |_| number(&server, "vkog_requests_rejected_total") == 2.0;
+    assert!((0..10_000).any(is_counted), "two requests were rejected");
+}
+
+#[test]
 fn every_line_of_the_metrics_is_a_sample_or_a_description() {
     let server = Setup::new().load(bytes()).start();
     server.post("a", "1").expect(200);

@@ -180,7 +180,7 @@ fn the_messagepack_export_is_what_the_go_program_writes() {
     assert!(rest.is_empty());
     says(setup.run(["import", "-f", "copy.vkog", "out.msgpack"]).expect(0), &["2 keys"]);
     assert_eq!(export(&setup, "copy.vkog").0, export(&setup, "store.vkog").0);
-    says(setup.run(["check", "copy.vkog"]).expect(0), &["whole", "2 entries of 17 bytes"]);
+    says(setup.run(["check", "copy.vkog"]).expect(0), &["intact", "2 entries of 17 bytes"]);
 }
 
 #[test]
@@ -198,9 +198,9 @@ fn a_store_of_the_go_program_is_checked_exported_and_imported() {
     let setup = go_small();
     let before = files(setup.folder());
     let exit = setup.run(["check", "store.vkog"]).expect(0);
-    let exit = says(exit, &["whole", "515 entries of 187503 bytes", "Go program"]);
+    let exit = says(exit, &["intact", "515 entries of 187503 bytes", "Go program"]);
     assert_eq!(exit.stdout.lines().count(), 1, "lines of {exit}");
-    says(setup.run(["repair", "store.vkog"]).expect(0), &["whole", "nothing was changed"]);
+    says(setup.run(["repair", "store.vkog"]).expect(0), &["intact", "nothing was changed"]);
     for format in ["json", "msgpack"] {
         setup.run(["export", "-f", "store.vkog", "--format", format, format]).expect(0);
         setup.run(["import", "-f", &format!("copy-{format}.vkog"), format]).expect(0);
@@ -294,9 +294,9 @@ fn a_torn_tail_is_reported_as_normal() {
     let end = bytes.iter().rposition(|byte| *byte != 0).expect("there are records");
     fs::write(&log, &bytes[..end - 100]).expect("it can be cut");
     let before = files(setup.folder());
-    let exit = says(setup.run(["check", "store.vkog"]).expect(0), &["whole; 1519 entries", "19 records", "crash"]);
+    let exit = says(setup.run(["check", "store.vkog"]).expect(0), &["intact; 1519 entries", "19 records", "crash"]);
     assert_eq!(exit.stdout.lines().count(), 2, "lines of {exit}");
-    says(setup.run(["repair", "store.vkog"]).expect(0), &["whole"]);
+    says(setup.run(["repair", "store.vkog"]).expect(0), &["intact"]);
     assert!(files(setup.folder()) == before, "something was changed");
     assert_eq!(export(&setup, "store.vkog").0.len(), 1519);
     assert!(files(setup.folder()) == before, "something was changed");
@@ -319,7 +319,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
 
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
     let exit =
-        says(exit, &["whole chunks", "20 whole records", "lost ", "store.vkog.damaged", "store.vkog.log.damaged"]);
+        says(exit, &["intact chunks", "20 intact records", "lost ", "store.vkog.damaged", "store.vkog.log.damaged"]);
     let (left, left_revisions) = export(&setup, "store.vkog");
     let lost = lines.len() - left.len();
     assert!((1..400).contains(&lost), "{lost} entries are lost of {}", lines.len());
@@ -329,7 +329,7 @@ fn a_flipped_bit_of_a_snapshot_costs_one_chunk_and_is_reported() {
     assert!(left_revisions.iter().all(|(key, revision)| revisions[key] == *revision), "a revision is not as it was");
     assert!((0..20).all(|number| left.contains_key(&format!("log-{number:02}"))));
     assert_eq!(fs::read(setup.folder().join("store.vkog.damaged")).expect("it was durable"), damaged);
-    says(setup.run(["check", "store.vkog"]).expect(0), &["whole"]);
+    says(setup.run(["check", "store.vkog"]).expect(0), &["intact"]);
 
     let server = setup.start();
     server.get("log-19").expect(200).is(value("log-19"));
@@ -363,7 +363,7 @@ fn a_truncated_snapshot_yields_its_readable_part() {
     let bytes = fs::read(setup.store_file()).expect("it can be read");
     fs::write(setup.store_file(), &bytes[..bytes.len() / 2]).expect("it can be cut");
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["without a valid checksum", "20 whole records"]);
+    says(exit, &["without a valid checksum", "20 intact records"]);
     let (left, _) = export(&setup, "store.vkog");
     assert!((600..900).contains(&left.len()), "{} entries are left", left.len());
     assert!(left.iter().all(|(key, line)| lines[key] == *line), "an entry is not as it was");
@@ -378,7 +378,7 @@ fn a_log_damaged_in_the_middle_loses_only_the_damaged_record() {
     flip(&log, find(&log, b"log-10\n"));
     refused(&setup, &["check", "store.vkog"], &["store.vkog.log: ", "damaged record", "at byte ", "vkog repair"]);
     let exit = setup.run(["repair", "store.vkog"]).expect(0);
-    says(exit, &["store.vkog.log: 19 whole records", "lost ", "store.vkog.log.damaged", "1519 entries"]);
+    says(exit, &["store.vkog.log: 19 intact records", "lost ", "store.vkog.log.damaged", "1519 entries"]);
     lines.remove("log-10");
     let (left, left_revisions) = export(&setup, "store.vkog");
     assert_eq!(left, lines);
@@ -402,7 +402,7 @@ fn a_removal_after_the_damage_is_applied() {
     drop(server);
     let log = setup.folder().join("store.vkog.log");
     flip(&log, find(&log, b"damaged\n"));
-    says(setup.run(["repair", "store.vkog"]).expect(0), &["6 whole records", "repaired; 2 entries"]);
+    says(setup.run(["repair", "store.vkog"]).expect(0), &["6 intact records", "repaired; 2 entries"]);
     let server = setup.start();
     server.get("first").expect(200).is("new");
     server.get("last").expect(200).is(value("last"));

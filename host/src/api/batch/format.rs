@@ -1,5 +1,6 @@
 //! The two formats of a batch and of its response.
 
+use crate::api::accept;
 use crate::api::problem::{ErrorFormat, Problem};
 use crate::http::RequestHead;
 
@@ -18,21 +19,27 @@ impl Format {
         content_type.and_then(Self::of_media_type).ok_or_else(|| Problem::new(415, fact))
     }
 
-    /// Returns the format of the response to a batch in this format: the first one in `Accept`, else the same.
+    /// Returns the format of the response to a batch in this format: the same, unless the client names the other one and prefers
+    /// it.
     pub(in crate::api) fn of_response(self, head: &RequestHead) -> Self {
-        let accept = head.headers.get("accept").and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
-        accept.split(',').find_map(Self::of_media_type).unwrap_or(self)
+        let other = match self {
+            Self::Json => Self::MessagePack,
+            Self::MessagePack => Self::Json,
+        };
+        if accept::prefers(head, other.media_types(), self.media_types()) { other } else { self }
     }
 
     fn of_media_type(media_type: &str) -> Option<Self> {
         let name = media_type.split(';').next().unwrap_or_default().trim();
-        let is = |known: &&str| name.eq_ignore_ascii_case(known);
-        if ["application/json", "application/problem+json"].iter().any(is) {
-            Some(Self::Json)
-        } else if ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"].iter().any(is) {
-            Some(Self::MessagePack)
-        } else {
-            None
+        let has_name = |format: &Self| format.media_types().iter().any(|known| name.eq_ignore_ascii_case(known));
+        [Self::Json, Self::MessagePack].into_iter().find(has_name)
+    }
+
+    /// Returns all names of the format.
+    fn media_types(self) -> &'static [&'static str] {
+        match self {
+            Self::Json => &["application/json", "application/problem+json"],
+            Self::MessagePack => &["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"],
         }
     }
 

@@ -371,9 +371,11 @@ fn of_tag(tag: &str, expected: &'static str) -> Result<u64, serde_untagged::de::
     of_tag.and_then(revision)
 }
 
-/// Checks a revision that is written as a floating-point number: in JSON 7.0 is 7.
+/// Checks a revision that is written as a floating-point number: in JSON 7.0 is 7. An integer of more than 64 bits is also read
+/// as such a number.
 fn whole(number: f64) -> Result<u64, serde_untagged::de::Error> {
-    if number as u64 as f64 == number {
+    const TOO_LARGE: f64 = u64::MAX as f64;
+    if number.fract() == 0.0 && (0.0..TOO_LARGE).contains(&number) {
         revision(number as u64)
     } else {
         Err(serde_untagged::de::Error::custom(format!("{number} is no revision")))

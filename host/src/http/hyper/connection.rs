@@ -91,7 +91,12 @@ where
             // Boxed, because it is large and HTTP/1 does not need the space.
             Box::pin(http2::serve(Arc::clone(shared), stream, parts.read_buf, *client)).await;
         }
-        Err(error) => tracing::debug!("a connection ended: {error}"),
+        Err(error) => {
+            if error.is_parse() {
+                connection.shared.connections.rejected_requests.fetch_add(1, Ordering::Relaxed);
+            }
+            tracing::debug!("a connection ended: {error}");
+        }
         Ok(()) => {}
     }
 }

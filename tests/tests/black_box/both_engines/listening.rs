@@ -188,21 +188,20 @@ fn localhost_is_served_by_ipv4_and_by_ipv6() {
 }
 
 #[test]
-fn localhost_is_served_by_one_family_if_the_other_cannot_be_had() {
+fn localhost_is_refused_if_another_process_has_the_port_in_one_family() {
     if !has_ipv6() {
         return;
     }
-    let setup = Setup::new();
-    let port = free_port(0);
-    let listen = format!("localhost:{port}");
-    let taken = TcpListener::bind(("::1", port)).expect("it is free");
-    let server = Listening::start(&setup, &["--listen", &listen]);
-    assert_eq!(server.addresses, [format!("http://127.0.0.1:{port}")]);
-    let exit = server.stop();
-    assert!(exit.stderr.contains(&format!("cannot listen on [::1]:{port}")), "{exit}");
-    let setup = Setup::new();
-    let _both = (taken, TcpListener::bind(("127.0.0.1", port)).expect("it is free"));
-    refused(&setup, &["--listen", &listen], &[&listen, "in use", "stop the process"]);
+    for host in ["127.0.0.1", "::1"] {
+        let taken = TcpListener::bind((host, free_port(0))).expect("it is free");
+        let address = taken.local_addr().expect("it listens");
+        for name in ["localhost", "*"] {
+            let listen = format!("{name}:{}", address.port());
+            let words = [&*listen, "in use", "stop the process"];
+            let exit = refused(&Setup::new(), &["--open", "--listen", &listen], &words);
+            assert!(name == "*" || exit.stderr.contains(&format!("{listen} ({address})")), "{exit}");
+        }
+    }
 }
 
 #[test]
@@ -290,6 +289,8 @@ fn an_address_that_cannot_be_used_is_named_with_a_way_out() {
         (&*taken, &[&*taken, "in use", "stop the process"][..]),
         ("192.0.2.1:0", &["192.0.2.1:0", "address of this machine"]),
         ("vkog.invalid:0", &["vkog.invalid:0", "has no address"]),
+        #[cfg(target_os = "linux")]
+        ("fe80::1:0", &["fe80::1:0", "[fe80::1%eth0]:3110"]),
         ("unix:none/s.sock", &["unix:none/s.sock", "create its folder"]),
     ] {
         // The first address is given back.

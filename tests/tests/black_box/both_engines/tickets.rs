@@ -148,6 +148,13 @@ fn a_ticket_does_not_appear_in_the_log_or_in_errors() {
         assert!(reply.status >= 400 && !reply.text().contains(&ticket), "{reply}");
     }
     ask(&server, "GET", &format!("/watch?prefix=%zz&ticket={ticket}"), None).expect(400);
+    // A client or a proxy has encoded the question mark, once or twice.
+    for target in [format!("/watch%3fticket={ticket}"), format!("/watch%253Fprefix=a/&%2574icket%3D{ticket}")] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        server.wire().send(request).reply().expect(404);
+    }
+    server.logs(&["/watch%3fticket=\u{2026}", "404"]);
+    server.logs(&["/watch?prefix=a/&ticket=\u{2026}", "404"]);
     server.logs(&["/watch/tickets"]);
     server.logs(&["/keys", "401"]);
     assert!(!server.log().contains(&ticket), "{}", server.log());

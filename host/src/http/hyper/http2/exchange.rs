@@ -38,7 +38,10 @@ pub(super) async fn serve<S: Service>(
     let (parts, mut body) = request.into_parts();
     let (method, expects) = (parts.method.clone(), parts.headers.contains_key(header::EXPECT));
     let response = match parts.headers.len() > FIELDS_MAX {
-        true => Response::new(431, Bytes::new()),
+        true => {
+            connection.count_rejected();
+            Response::new(431, Bytes::new())
+        }
         false => {
             let head = http2_request_head(&parts, connection.client);
             // Not held beside the converted head.

@@ -90,6 +90,11 @@ impl<S: Service> Connection<S> {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a request that the service does not get. h2 itself rejects longer heads than its limit, and reports none of them.
+    fn count_rejected(&self) {
+        self.shared.connections.rejected_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Serves until the client leaves, the client times out or the server stops. In the last two cases, the requests that the
     /// client has sent by then are still served.
     async fn run<I: AsyncRead + AsyncWrite + Unpin>(self: &Arc<Self>, stream: I) -> Result<(), h2::Error> {
@@ -137,6 +142,7 @@ impl<S: Service> Connection<S> {
             self.note_progress();
             let share = Arc::clone(&self.shared.streams).try_acquire_owned();
             let (Ok(share), Ok(memory)) = (share, self.memory_for(request.headers())) else {
+                self.count_rejected();
                 respond.send_reset(Reason::REFUSED_STREAM);
                 continue;
             };
