@@ -69,8 +69,12 @@ Example:
   vkog post greeting hello";
 
 const DELETE: &str = "\
+A deletion by prefix takes several requests. Repeat it if it was interrupted.
+
 Example:
-  vkog delete greeting";
+  vkog delete greeting
+  vkog delete --prefix photos/ --dry-run
+  vkog delete --prefix photos/ --yes";
 
 const LS: &str = "\
 Example:
@@ -109,7 +113,7 @@ enum Command {
     /// Create a value; with the conflict plugin, fail if the key exists
     #[command(after_help = POST)]
     Post(client::write::Write),
-    /// Delete a key
+    /// Delete a key, or all keys with a prefix
     #[command(after_help = DELETE)]
     Delete(client::delete::Delete),
     /// List keys

@@ -35,6 +35,26 @@ pub struct Count {
     pub count: u64,
 }
 
+/// The response to a deletion of keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deletion<'a> {
+    /// The number of keys that were deleted.
+    pub deleted: u64,
+    /// Why keys were not deleted, each with its key.
+    pub refused: Vec<Problem<'a>>,
+    /// The value of `after` for the next request, if there are more keys.
+    pub next: Option<String>,
+}
+
+/// The response to a dry run of a deletion of keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DryRun<'a> {
+    /// The keys that a deletion would try to delete.
+    pub would_delete: Vec<Cow<'a, str>>,
+    /// The value of `after` for the next request, if there are more keys.
+    pub next: Option<String>,
+}
+
 /// A problem document (RFC 9457). Other members are ignored.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -52,7 +72,7 @@ pub struct Problem<'a> {
     /// The index of the operation in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
-    /// The key of that operation.
+    /// The key of that operation, or of one of several keys that are deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<Cow<'a, str>>,
 }

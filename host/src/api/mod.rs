@@ -98,7 +98,7 @@ enum Route {
     Entry(EntryRoute),
     /// `/batch`: several operations in one step.
     Batch(BatchRoute),
-    /// `/keys`: a listing of keys, or their number.
+    /// `/keys`: a listing of keys, their number, or their deletion.
     Keys { listing: keys::Query, query: String },
     /// `/watch`: a stream of changes.
     Watch { subscription: watch::Subscription, credential: Credential, query: String },
@@ -169,8 +169,12 @@ impl Api {
         match path {
             "/batch" => self.batch_route(head, query).map(Route::Batch),
             "/keys" => {
-                let listing = keys::parse_query(query).map_err(|problem| problem.reply(format()))?;
-                self.auth.check(head, Permission::Read, Scope::Prefix(listing.prefix()))?;
+                let (parse, permission): (fn(&str) -> Result<_, _>, _) = match head.method {
+                    Method::Delete => (keys::parse_deletion, Permission::Write),
+                    _ => (keys::parse_query, Permission::Read),
+                };
+                let listing = parse(query).map_err(|problem| problem.reply(format()))?;
+                self.auth.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
             }
             "/watch" => {

@@ -74,6 +74,7 @@ mod hyper {
     mod codings;
     mod connections;
     mod cors;
+    mod delete_prefix;
     mod hooks;
     mod latency;
     mod listening;
@@ -101,6 +102,7 @@ mod tiny {
     mod codings;
     mod connections;
     mod cors;
+    mod delete_prefix;
     mod hooks;
     mod latency;
     mod listening;

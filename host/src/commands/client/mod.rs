@@ -3,6 +3,7 @@
 pub mod batch;
 mod connect;
 pub mod delete;
+mod delete_prefix;
 mod error;
 pub mod get;
 pub mod ls;
