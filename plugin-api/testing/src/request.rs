@@ -344,6 +344,8 @@ pub struct Change {
     pub revision: u64,
     /// The value that was written; `None` if the entry was removed.
     pub value: Option<Vec<u8>>,
+    /// A plugin removed the entry because it has expired.
+    pub expired: bool,
 }
 
 impl Watch<'_> {
@@ -360,7 +362,8 @@ impl Watch<'_> {
                     Poll::Ready(Ok(event)) => {
                         let entry = event.entry();
                         let value = (!event.is_removal()).then(|| entry.value().to_vec());
-                        changes.push(Change { key: entry.key().to_owned(), revision: event.revision(), value });
+                        let (key, expired) = (entry.key().to_owned(), event.is_expiry());
+                        changes.push(Change { key, revision: event.revision(), value, expired });
                     }
                     Poll::Ready(Err(end)) => {
                         let outcome = match end {

@@ -25,6 +25,8 @@ use period::{ACCEPTED, Period};
 const NAME: &str = "ttl";
 /// The header of requests and of responses.
 const HEADER: &str = "Vkog-TTL";
+/// The header of a removal, from which the host learns the reason.
+const REASON: &str = "Vkog-Reason";
 /// The maximum number of entries that are removed together and share the wait for the disk. Between two batches the
 /// plugin can be stopped.
 const BATCH: usize = 8192;
@@ -90,6 +92,11 @@ enum Wish {
     For(Period),
 }
 
+/// Returns the request that removes an entry with this revision, because it has expired.
+fn removal(due: &Due, revision: u64) -> Ask<'_> {
+    Ask::delete(&due.key).if_revision(revision).header(REASON, "expired")
+}
+
 /// Returns the expiry in an entry's details, in milliseconds since 1970.
 fn expiry(details: &[u8]) -> Option<u64> {
     details.try_into().ok().map(u64::from_be_bytes)
@@ -134,7 +141,7 @@ impl Ttl {
 
     /// Removes an entry if it has expired according to the store; the index may be out of date.
     fn remove(&self, due: &Due) -> Verdict {
-        self.removed(due, self.host.ask(&Ask::delete(&due.key).if_revision(due.revision)))
+        self.removed(due, self.host.ask(&removal(due, due.revision)))
     }
 
     /// Handles the result of a removal. An entry that was written meanwhile is read and checked again.
@@ -156,7 +163,7 @@ impl Ttl {
                 self.index().learn(&due.key, found.revision, until);
                 return Ok(());
             }
-            answer = self.host.ask(&Ask::delete(&due.key).if_revision(found.revision));
+            answer = self.host.ask(&removal(due, found.revision));
         }
         self.index().gone(due);
         Ok(())
@@ -332,7 +339,7 @@ impl Ttl {
             return true;
         }
         let due = self.index().due(self.now(), BATCH);
-        let asks: Vec<_> = due.iter().map(|due| Ask::delete(&due.key).if_revision(due.revision)).collect();
+        let asks: Vec<_> = due.iter().map(|due| removal(due, due.revision)).collect();
         let mut refused = Vec::new();
         for (due, answer) in due.iter().zip(self.host.ask_each(&asks)) {
             if let Err(refusal) = self.removed(due, answer) {
