@@ -1,8 +1,10 @@
 //! The documents of the HTTP interface that the server and the command-line client share.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A page of `/keys`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +28,14 @@ pub struct Key<'a> {
     pub revision: u64,
     /// The media type of the value.
     pub content_type: Cow<'a, str>,
+    /// The fields that plugins add, such as `expires`.
+    #[serde(flatten)]
+    pub fields: BTreeMap<String, Value>,
+}
+
+impl Key<'_> {
+    /// The names of the fields that plugins cannot set.
+    pub const OWN_FIELDS: [&str; 4] = ["key", "size", "revision", "content_type"];
 }
 
 /// The response of `/keys?count`.

@@ -30,7 +30,7 @@ impl<S: Store> Engine<S> {
     /// Those of `list`, before anything is deleted. Or the store cannot be written; a part of the page may be deleted then.
     pub fn delete_page(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<DeletedPage, Outcome> {
         let page = self.list(listing, client).map_err(Outcome::Refused)?;
-        let keys: Vec<&str> = page.entries.iter().map(|entry| entry.key()).collect();
+        let keys: Vec<&str> = page.entries.iter().map(|listed| listed.entry.key()).collect();
         let mut deleted = DeletedPage { next: page.next, ..DeletedPage::default() };
         for (key, outcome) in keys.iter().zip(self.delete_each(&keys, client)) {
             match outcome {

@@ -29,7 +29,7 @@ pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
 pub use coding::{content_coding, is_coding, is_identity};
 pub use conditions::{Conditions, PreconditionFailed, Revisions};
 pub use delete_page::DeletedPage;
-pub use list::{Listing, Page};
+pub use list::{Listed, Listing, Page};
 pub use outcome::{ExtraHeaders, Outcome, host_refusal};
 pub use validation::{
     CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_memory, check_operation, check_value, media_type,

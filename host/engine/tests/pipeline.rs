@@ -249,7 +249,7 @@ fn page(
     let (after, delimiter) = (after.map(str::to_owned), delimiter.map(str::to_owned));
     let listing = Listing { prefix: prefix.to_owned(), after, limit, delimiter };
     let page = engine.list(&listing, &client()).expect("nothing refuses");
-    let keys = page.entries.iter().map(|entry| entry.key().to_owned());
+    let keys = page.entries.iter().map(|listed| listed.entry.key().to_owned());
     (keys.chain(page.prefixes.into_iter().map(|prefix| format!("[{prefix}]"))).collect::<Vec<_>>().join(" "), page.next)
 }
 
@@ -298,7 +298,7 @@ fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
         put(&engine, key, "1");
     }
     let listed = engine.list(&listing(), &client()).expect("those refusals are about the key");
-    assert_eq!(listed.entries.iter().map(|entry| entry.key()).collect::<Vec<_>>(), ["a", "z"]);
+    assert_eq!(listed.entries.iter().map(|listed| listed.entry.key()).collect::<Vec<_>>(), ["a", "z"]);
     assert_eq!(listed.next, None);
     assert_eq!(engine.count("", &client()).ok(), Some(2));
     put(&engine, "refused-401", "1");

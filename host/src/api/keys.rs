@@ -1,9 +1,11 @@
 //! `/keys`: lists keys in byte order, page by page, counts them, or deletes them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::entry;
 use super::json::{json, json_reply};
@@ -11,7 +13,7 @@ use super::problem::{ErrorFormat, Problem};
 use super::query::{parameters, unknown};
 use crate::http::{Budget, Exhausted, RequestHead, Response};
 use crate::schema::{Count, Deletion, DryRun, Key, Page};
-use vkog_engine::{DeletedPage, Engine, Listing, RequestContext};
+use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Listed, Listing, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
@@ -113,17 +115,18 @@ pub(super) fn list(
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {
-            let keys = page.entries.iter().map(|entry| Key {
+            let keys = page.entries.iter().map(|Listed { entry, headers }| Key {
                 key: entry.key().into(),
                 size: entry.value().len() as u64,
                 revision: entry.revision(),
                 content_type: entry.content_type().into(),
+                fields: fields(headers),
             });
             let page = Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next };
             within(budget, &page).unwrap_or_else(|_| no_memory(format))
         }),
         Query::DryRun(listing) => engine.list(listing, &context).map(|page| {
-            let would_delete = page.entries.iter().map(|entry| entry.key().into()).collect();
+            let would_delete = page.entries.iter().map(|listed| listed.entry.key().into()).collect();
             let dry_run = DryRun { would_delete, next: page.next };
             within(budget, &dry_run).unwrap_or_else(|_| no_memory(format))
         }),
@@ -133,6 +136,21 @@ pub(super) fn list(
         },
     };
     answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(format))
+}
+
+/// The fields that plugins add to a key: a header `Vkog-Some-Name` that they add to a GET of it becomes `some_name`.
+fn fields(headers: &ExtraHeaders) -> BTreeMap<String, Value> {
+    let mut fields = BTreeMap::new();
+    for (name, value) in headers {
+        let Some((_, name)) = name.split_at_checked(5).filter(|(vkog, _)| vkog.eq_ignore_ascii_case("vkog-")) else {
+            continue;
+        };
+        let name = name.to_ascii_lowercase().replace('-', "_");
+        if !Key::OWN_FIELDS.contains(&name.as_str()) {
+            fields.entry(name).or_insert_with(|| value.as_str().into());
+        }
+    }
+    fields
 }
 
 /// The response to a deletion.
@@ -198,6 +216,21 @@ mod tests {
             assert!(parse_query(query).is_err(), "{query}");
         }
         assert!(matches!(parse_query("count&prefix=%61"), Ok(Query::Count { prefix }) if prefix == "a"));
+    }
+
+    #[test]
+    fn a_header_of_a_plugin_becomes_a_field_and_replaces_none_of_the_server() {
+        let header = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let headers = [
+            ("Vkog-Expires", "2026"),
+            ("VKOG-Some-Name", "a"),
+            ("vkog-some-name", "b"),
+            ("Vkog-Size", "7"),
+            ("X-Size", "8"),
+            ("Vkog", "9"),
+        ];
+        let fields = fields(&headers.map(header).to_vec());
+        assert_eq!(serde_json::json!(fields), serde_json::json!({ "expires": "2026", "some_name": "a" }));
     }
 
     #[test]

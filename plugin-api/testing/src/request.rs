@@ -144,7 +144,7 @@ impl TestHost {
             let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None };
             let page = logged(&self.dispatch, || self.engine().list(&listing, &context()));
             let page = page.map_err(|refusal| self.refused("a listing", Outcome::Refused(refusal)))?;
-            keys.extend(page.entries.iter().map(|entry| entry.key().to_owned()));
+            keys.extend(page.entries.iter().map(|listed| listed.entry.key().to_owned()));
             if page.next.is_none() {
                 return Ok(keys);
             }

@@ -10,6 +10,7 @@
 
 mod index;
 mod period;
+mod time;
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,8 @@ use period::{ACCEPTED, Period};
 const NAME: &str = "ttl";
 /// The header of requests and of responses.
 const HEADER: &str = "Vkog-TTL";
+/// The header of responses with the expiry, which is the field `expires` of listings.
+const EXPIRES: &str = "Vkog-Expires";
 /// The header of a removal, from which the host learns the reason.
 const REASON: &str = "Vkog-Reason";
 /// The maximum number of entries that are removed together and share the wait for the disk. Between two batches the
@@ -250,6 +253,9 @@ impl AfterGet for Ttl {
         if let Some(until) = get.entry_after().and_then(|entry| expiry(entry.details())) {
             let left = until.saturating_sub(self.now()).div_ceil(1000);
             get.add_header(HEADER, &left.to_string());
+            if let Some(time) = time::rfc3339(until) {
+                get.add_header(EXPIRES, &time);
+            }
         }
     }
 }
