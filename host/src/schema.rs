@@ -35,7 +35,7 @@ pub struct Key<'a> {
 
 impl Key<'_> {
     /// The names of the fields that plugins cannot set.
-    pub const OWN_FIELDS: [&str; 4] = ["key", "size", "revision", "content_type"];
+    pub const OWN_FIELDS: [&'static str; 4] = ["key", "size", "revision", "content_type"];
 }
 
 /// The response of `/keys?count`.

@@ -1,4 +1,4 @@
-//! The request pipeline of VKOG: get, write, batch, list, deletion by prefix, watch, and the requests that plugins make.
+//! The request pipeline of VKOG: get, write, batch, list, touch, deletion by prefix, watch, and the requests that plugins make.
 //!
 //! A request passes the before-hooks, then the guards under the lock of its entry, then the store, then the after-hooks. A
 //! guard whose operation does not succeed is followed by its undo hook. The engine works with every [`Store`], and knows neither sockets nor
@@ -16,6 +16,7 @@ mod get;
 mod list;
 mod outcome;
 mod plugin_request;
+mod touch;
 mod validation;
 mod watch;
 mod write;

@@ -29,7 +29,7 @@ pub(super) fn write<S: Store>(
 }
 
 /// Decides a write and commits it.
-fn attempt<S: Store>(
+pub(super) fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     chain: Arc<Chain>,
     request: Arc<Request>,

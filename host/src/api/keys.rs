@@ -96,7 +96,9 @@ pub(super) fn parse_deletion(query: &str) -> Result<Query, Problem> {
         (Some(prefix), None) => prefix,
         (None, Some(_)) => String::new(),
         (Some(_), Some(_)) => return Err(Problem::new(400, "prefix and all exclude each other; send one of them")),
-        (None, None) => return Err(Problem::new(400, "prefix is missing; name the prefix, or send all to delete every key")),
+        (None, None) => {
+            return Err(Problem::new(400, "prefix is missing; name the prefix, or send all to delete every key"));
+        }
     };
     let listing = Listing { prefix, after, limit: parse_limit(limit)?, delimiter: None };
     Ok(if dry_run.is_some() { Query::DryRun(listing) } else { Query::Delete(listing) })
@@ -253,10 +255,7 @@ mod tests {
             ("prefix=a&dry_run=false", "dry_run takes no value; send it alone"),
             ("all=0", "all takes no value; send it alone"),
             ("prefix=a&limit=0", "limit is \"0\"; use a number from 1 to 1000"),
-            (
-                "prefix=a&dry-run",
-                "The parameter \"dry-run\" is unknown; use prefix, after, limit, all, dry_run",
-            ),
+            ("prefix=a&dry-run", "The parameter \"dry-run\" is unknown; use prefix, after, limit, all, dry_run"),
             ("count&prefix=a", "The parameter \"count\" is unknown; use prefix, after, limit, all, dry_run"),
         ] {
             assert_eq!(parsed(query), expected, "{query}");

@@ -474,7 +474,10 @@ mod tests {
     fn the_event_of_a_removal_has_the_entry_that_was_removed() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut watch = watch(&feed, "", 0).expect("it begins there");
-        feed.append([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: false }, write("k", 1, 3)].iter());
+        feed.append(
+            [Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: false }, write("k", 1, 3)]
+                .iter(),
+        );
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
         let told: Vec<_> =
             events.iter().map(|event| (event.revision(), event.is_removal(), event.entry().key())).collect();

@@ -67,7 +67,24 @@ impl TestHost {
             headers: Vec::new(),
             client: CLIENT,
             if_revision: None,
+            touches: false,
         }
+    }
+
+    /// Builds a request that writes an entry again with the value that it has: `PATCH /k/KEY`. Plugins see a get and a
+    /// put. [`Request::send`] sends it.
+    ///
+    /// ```
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// host.touch("a").send().expect(404);
+    /// let revision = host.put("a", "1").revision();
+    /// assert!(host.touch("a").send().expect(200).revision() > revision);
+    /// host.get("a").expect(200).is("1");
+    /// ```
+    pub fn touch<'a>(&'a self, key: &'a str) -> Request<'a> {
+        Request { touches: true, ..self.request(Verb::Put, key) }
     }
 
     /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. Do not call
@@ -203,6 +220,7 @@ pub struct Request<'a> {
     headers: Vec<(String, String)>,
     client: &'a str,
     if_revision: Option<u64>,
+    touches: bool,
 }
 
 impl<'a> Request<'a> {
@@ -250,8 +268,9 @@ impl<'a> Request<'a> {
     ///
     /// The host itself panicked. A panic of a plugin is a reply with 500.
     pub fn send(self) -> Reply {
-        let (host, shown) = (self.host, self.shown());
-        if let Err(invalid) = check_operation(self.verb, self.key, self.content_type, &self.value) {
+        let (host, shown, touches) = (self.host, self.shown(), self.touches);
+        let verb = if self.touches { Verb::Get } else { self.verb };
+        if let Err(invalid) = check_operation(verb, self.key, self.content_type, &self.value) {
             return host.refused(&shown, Outcome::Refused(invalid.into()));
         }
         let request = vkog_engine::Request {
@@ -267,7 +286,8 @@ impl<'a> Request<'a> {
         };
         let (send, done) = channel();
         logged(&host.dispatch, || {
-            host.engine().run(request, move |outcome, headers| _ = send.send((outcome, headers)));
+            let on_done = move |outcome, headers| _ = send.send((outcome, headers));
+            if touches { host.engine().touch(request, on_done) } else { host.engine().run(request, on_done) }
         });
         let Ok((outcome, headers)) = done.recv() else { panic!("{shown} panicked in the host") };
         Reply::new(shown, outcome, headers, host.log())
@@ -276,7 +296,8 @@ impl<'a> Request<'a> {
     /// Returns a description of the request for failed assertions.
     fn shown(&self) -> String {
         let Self { verb, key, value, headers, .. } = self;
-        format!("{} {key:?} {headers:?}, {} bytes", verb.method(), value.len())
+        let method = if self.touches { "PATCH" } else { verb.method() };
+        format!("{method} {key:?} {headers:?}, {} bytes", value.len())
     }
 
     fn operation(self) -> Operation {

@@ -467,3 +467,40 @@ fn a_write_and_a_batch_are_decided_again_after_a_plugin_made_room() {
     host.batch([post("another")]).failed(0, 413, "one entry is the most");
     assert_eq!(host.keys("").expect("no plugin refuses"), ["new"]);
 }
+
+/// Appends a mark to each value, and adds what its hooks see to the response.
+struct Marks;
+
+impl Plugin for Marks {
+    type Settings = NoSettings;
+    const STAGE: Stage = Stage::Transform;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Marks)
+    }
+}
+
+impl BeforePut for Marks {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        put.replace_value(&[put.value(), b"!"].concat());
+        Ok(())
+    }
+}
+
+impl AfterPut for Marks {
+    fn after_put(&self, put: &After<'_, Put>) {
+        let headers = put.headers().map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value)));
+        let value = put.entry_after().map_or(&b""[..], |entry| entry.value());
+        let headers = headers.collect::<Vec<_>>().join(" ");
+        put.add_header("X-Seen", &format!("{} {} {headers}", String::from_utf8_lossy(value), put.content_type()));
+    }
+}
+
+#[test]
+fn a_touch_writes_the_stored_value_and_media_type_whatever_plugins_replace() {
+    let host = Setup::new().load_other(plugin!(Marks, "marks")).start();
+    host.request(Verb::Put, "a").content_type("text/x").body("1").send().expect(200);
+    let touch = host.touch("a").header("Content-Type", "text/y").header("X-More", "2");
+    touch.send().expect(200).has("X-Seen", "1! text/x Content-Type=text/x X-More=2");
+    host.get("a").expect(200).is("1!").has("Content-Type", "text/x");
+}

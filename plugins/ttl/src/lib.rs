@@ -33,7 +33,8 @@ const REASON: &str = "Vkog-Reason";
 /// The maximum number of entries that are removed together and share the wait for the disk. Between two batches the
 /// plugin can be stopped.
 const BATCH: usize = 8192;
-/// The maximum time between two ticks: the clock may be set, and a shorter time to live may be written.
+/// The maximum time between two ticks, because the clock may be set. It is not more than the shortest time to live, so that a
+/// tick before the expiry of an entry knows of it: the entry is removed in the millisecond of its expiry.
 const LOOK: Duration = Duration::from_secs(1);
 /// The time until a refused removal is retried, in milliseconds.
 const RETRY: u64 = 10_000;

@@ -75,6 +75,7 @@ mod hyper {
     mod connections;
     mod cors;
     mod delete_prefix;
+    mod expiring;
     mod hooks;
     mod latency;
     mod listening;
@@ -103,6 +104,7 @@ mod tiny {
     mod connections;
     mod cors;
     mod delete_prefix;
+    mod expiring;
     mod hooks;
     mod latency;
     mod listening;

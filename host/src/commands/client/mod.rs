@@ -7,6 +7,7 @@ mod delete_prefix;
 mod error;
 pub mod get;
 pub mod ls;
+pub mod touch;
 #[cfg(unix)]
 mod unix;
 pub mod watch;

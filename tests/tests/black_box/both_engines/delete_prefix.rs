@@ -5,7 +5,7 @@
 //! them.
 
 use serde_json::{Value, json};
-use vkog_tests::{Client, Exit, Running, Server, Setup, artefacts, encode, ttl};
+use vkog_tests::{Client, Exit, Running, Server, Setup, artefacts, encode};
 
 use super::ENGINE;
 
@@ -44,9 +44,7 @@ fn a_deletion_by_prefix_removes_a_page_and_names_the_refused_keys() {
     put_all(&server, &["a", "a/1", "a/2", "a/keep", "a/keep2", "a/z", "b/1"]);
     let since = server.put("b/1", "again").revision();
     let step = delete(&server, "prefix=a/&limit=3");
-    let refused = |key: &str| {
-        json!({ "type": "about:blank", "title": "refused on purpose", "status": 423, "plugin": "fault-refuses", "key": key })
-    };
+    let refused = |key: &str| json!({ "type": "about:blank", "title": "refused on purpose", "status": 423, "plugin": "fault-refuses", "key": key });
     assert_eq!(step, json!({ "deleted": 2, "refused": [refused("a/keep")], "next": "a/keep" }));
     assert_eq!(keys(&server), ["a", "a/keep", "a/keep2", "a/z", "b/1"]);
     let step = delete(&server, "prefix=a/&limit=3&after=a/keep");
@@ -56,7 +54,10 @@ fn a_deletion_by_prefix_removes_a_page_and_names_the_refused_keys() {
     let mut seen: Vec<_> = watch.events(3).iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
     seen[..2].sort_unstable();
     assert_eq!(seen, ["a/1", "a/2", "a/z"].map(|key| ("delete".to_owned(), key.to_owned())));
-    assert_eq!(delete(&server, "all"), json!({ "deleted": 2, "refused": [refused("a/keep"), refused("a/keep2")], "next": null }));
+    assert_eq!(
+        delete(&server, "all"),
+        json!({ "deleted": 2, "refused": [refused("a/keep"), refused("a/keep2")], "next": null })
+    );
     assert_eq!(keys(&server), ["a/keep", "a/keep2"]);
 }
 
@@ -126,17 +127,6 @@ fn a_deletion_continues_after_a_kill_and_its_steps_share_syncs() {
     let step = delete(&server, &format!("prefix=a/&after={}", encode("a/0999")));
     assert_eq!(step, json!({ "deleted": 1000, "refused": [], "next": null }));
     assert_eq!(keys(&server), [""; 0]);
-}
-
-#[test]
-fn an_expired_key_is_not_counted_as_deleted() {
-    let server = Setup::on(ENGINE).load(ttl()).start();
-    server.key("PUT", "a/short").header("Vkog-TTL", "1s").body("value").send().expect(200);
-    server.key("PUT", "a/long").header("Vkog-TTL", "1h").body("value").send().expect(200);
-    while server.get("a/short").status != 404 {
-        std::thread::yield_now();
-    }
-    assert_eq!(delete(&server, "prefix=a/"), json!({ "deleted": 1, "refused": [], "next": null }));
 }
 
 /// Runs a shell command in which `vkog` uses this server.
