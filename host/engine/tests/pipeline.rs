@@ -307,6 +307,23 @@ fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
 }
 
 #[test]
+fn a_deletion_of_a_page_counts_its_keys_and_fails_with_the_store() {
+    let engine = holding(&["a/1", "a/2", "a/3", "b"]);
+    let delete = |after: Option<&str>, limit| {
+        let listing = Listing { prefix: "a/".to_owned(), after: after.map(str::to_owned), limit, delimiter: None };
+        engine.delete_page(&listing, &client())
+    };
+    engine.store().fail_updates(1);
+    let failed = delete(None, 1).map(|page| page.deleted).expect_err("the store fails");
+    assert_eq!(failed.failure().map(|(status, _)| status), Some(503));
+    let page = |after, limit| delete(after, limit).map(|page| (page.deleted, page.refused.len(), page.next)).ok();
+    assert_eq!(page(None, 2), Some((2, 0, Some("a/2".to_owned()))));
+    assert_eq!(page(Some("a/2"), 2), Some((1, 0, None)));
+    assert_eq!(page(None, 2), Some((0, 0, None)));
+    assert_eq!(engine.count("", &client()).ok(), Some(1));
+}
+
+#[test]
 fn a_get_of_an_entry_that_is_hidden_before_its_guards_finds_nothing() {
     let (engine, notes) = engine();
     put(&engine, "hidden", "1");

@@ -504,3 +504,38 @@ fn a_touch_writes_the_stored_value_and_media_type_whatever_plugins_replace() {
     touch.send().expect(200).has("X-Seen", "1! text/x Content-Type=text/x X-More=2");
     host.get("a").expect(200).is("1!").has("Content-Type", "text/x");
 }
+
+/// While a request with the header `X-Restless` is in flight, writes the number before the one that it puts, down to 0.
+struct Restless {
+    host: Host,
+}
+
+impl Plugin for Restless {
+    type Settings = NoSettings;
+
+    fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Restless { host })
+    }
+}
+
+impl BeforePut for Restless {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        let number: u32 = std::str::from_utf8(put.value()).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        if put.header("X-Restless").is_some() && number > 0 {
+            self.host.put(put.key(), (number - 1).to_string().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_touch_is_repeated_after_writes_in_between_and_gives_up_after_64() {
+    let host = Setup::new().load_other(plugin!(Restless, "restless")).start();
+    let touch = || host.touch("a").header("X-Restless", "1").send();
+    host.put("a", "63").expect(200);
+    let touched = touch().expect(200).revision();
+    assert_eq!(host.get("a").expect(200).is("0").revision(), touched);
+    host.put("a", "64").expect(200);
+    touch().refused(409, "Entry changed again and again while the request was in flight");
+    host.get("a").expect(200).is("0");
+}
