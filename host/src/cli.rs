@@ -69,8 +69,16 @@ Example:
   vkog post greeting hello";
 
 const DELETE: &str = "\
+A deletion by prefix takes several requests. Repeat it if it was interrupted.
+
 Example:
-  vkog delete greeting";
+  vkog delete greeting
+  vkog delete --prefix photos/ --dry-run
+  vkog delete --prefix photos/ --yes";
+
+const TOUCH: &str = "\
+Example:
+  vkog touch session --ttl 30m";
 
 const LS: &str = "\
 Example:
@@ -109,9 +117,12 @@ enum Command {
     /// Create a value; with the conflict plugin, fail if the key exists
     #[command(after_help = POST)]
     Post(client::write::Write),
-    /// Delete a key
+    /// Delete a key, or all keys with a prefix
     #[command(after_help = DELETE)]
     Delete(client::delete::Delete),
+    /// Change the expiry of a key, not its value (ttl plugin)
+    #[command(after_help = TOUCH)]
+    Touch(client::touch::Touch),
     /// List keys
     #[command(after_help = LS)]
     Ls(client::ls::Ls),
@@ -251,6 +262,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Put(write)) => client::write::write(Method::PUT, write),
         Some(Command::Post(write)) => client::write::write(Method::POST, write),
         Some(Command::Delete(delete)) => client::delete::delete(delete),
+        Some(Command::Touch(touch)) => client::touch::touch(touch),
         Some(Command::Ls(ls)) => client::ls::ls(ls),
         Some(Command::Watch(watch)) => client::watch::watch(watch),
         Some(Command::Batch(batch)) => client::batch::batch(batch),

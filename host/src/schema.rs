@@ -1,8 +1,10 @@
 //! The documents of the HTTP interface that the server and the command-line client share.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A page of `/keys`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +28,14 @@ pub struct Key<'a> {
     pub revision: u64,
     /// The media type of the value.
     pub content_type: Cow<'a, str>,
+    /// The fields that plugins add, such as `expires`.
+    #[serde(flatten)]
+    pub fields: BTreeMap<String, Value>,
+}
+
+impl Key<'_> {
+    /// The names of the fields that plugins cannot set.
+    pub const OWN_FIELDS: [&'static str; 4] = ["key", "size", "revision", "content_type"];
 }
 
 /// The response of `/keys?count`.
@@ -33,6 +43,26 @@ pub struct Key<'a> {
 pub struct Count {
     /// The number of keys.
     pub count: u64,
+}
+
+/// The response to a deletion of keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deletion<'a> {
+    /// The number of keys that were deleted.
+    pub deleted: u64,
+    /// Why keys were not deleted, each with its key.
+    pub refused: Vec<Problem<'a>>,
+    /// The value of `after` for the next request, if there are more keys.
+    pub next: Option<String>,
+}
+
+/// The response to a dry run of a deletion of keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DryRun<'a> {
+    /// The keys that a deletion would try to delete.
+    pub would_delete: Vec<Cow<'a, str>>,
+    /// The value of `after` for the next request, if there are more keys.
+    pub next: Option<String>,
 }
 
 /// A problem document (RFC 9457). Other members are ignored.
@@ -52,7 +82,7 @@ pub struct Problem<'a> {
     /// The index of the operation in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
-    /// The key of that operation.
+    /// The key of that operation, or of one of several keys that are deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<Cow<'a, str>>,
 }

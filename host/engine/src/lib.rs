@@ -1,4 +1,4 @@
-//! The request pipeline of VKOG: get, write, batch, list, watch, and the requests that plugins make.
+//! The request pipeline of VKOG: get, write, batch, list, touch, deletion by prefix, watch, and the requests that plugins make.
 //!
 //! A request passes the before-hooks, then the guards under the lock of its entry, then the store, then the after-hooks. A
 //! guard whose operation does not succeed is followed by its undo hook. The engine works with every [`Store`], and knows neither sockets nor
@@ -11,10 +11,12 @@ mod attempts;
 mod batch;
 mod coding;
 mod conditions;
+mod delete_page;
 mod get;
 mod list;
 mod outcome;
 mod plugin_request;
+mod touch;
 mod validation;
 mod watch;
 mod write;
@@ -27,7 +29,8 @@ use arc_swap::Guard;
 pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
 pub use coding::{content_coding, is_coding, is_identity};
 pub use conditions::{Conditions, PreconditionFailed, Revisions};
-pub use list::{Listing, Page};
+pub use delete_page::DeletedPage;
+pub use list::{Listed, Listing, Page};
 pub use outcome::{ExtraHeaders, Outcome, host_refusal};
 pub use validation::{
     CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_memory, check_operation, check_value, media_type,
@@ -74,7 +77,7 @@ pub struct Request {
     pub origin: Arc<dyn Origin>,
 }
 
-/// The client that lists or watches. Plugins decide which entries it sees.
+/// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
 #[derive(Clone)]
 pub struct RequestContext {
     /// The headers, and the client's address.
@@ -223,8 +226,13 @@ impl Request {
 impl RequestContext {
     /// A get of a key by this client.
     fn get(&self, key: &str, arrived: u64) -> Request {
+        self.request(Verb::Get, key, arrived)
+    }
+
+    /// A get or a delete of a key by this client.
+    fn request(&self, verb: Verb, key: &str, arrived: u64) -> Request {
         Request {
-            verb: Verb::Get,
+            verb,
             key: key.to_owned(),
             value: Vec::new(),
             content_type: "".into(),

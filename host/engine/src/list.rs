@@ -26,11 +26,19 @@ pub struct Listing {
     pub delimiter: Option<String>,
 }
 
+/// An entry of a listing.
+pub struct Listed {
+    /// The entry.
+    pub entry: Entry,
+    /// The headers that plugins add to a get of it.
+    pub headers: ExtraHeaders,
+}
+
 /// A page of a listing.
 #[derive(Default)]
 pub struct Page {
     /// The entries.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Listed>,
     /// The prefixes that keys were folded into.
     pub prefixes: Vec<String>,
     /// The last key or prefix of the page, if more follow.
@@ -72,7 +80,7 @@ impl<S: Store> Engine<S> {
                     continue;
                 }
                 from = behind(entry.key());
-                let Some(entry) = self.shown(entry, client)? else { continue };
+                let Some(Listed { entry, headers }) = self.shown(entry, client)? else { continue };
                 if page.entries.len() + page.prefixes.len() == *limit {
                     page.next = Some(last);
                     return Ok(page);
@@ -83,7 +91,7 @@ impl<S: Store> Engine<S> {
                     page.prefixes.push(folded.to_owned());
                 } else {
                     entry.key().clone_into(&mut last);
-                    page.entries.push(entry);
+                    page.entries.push(Listed { entry, headers });
                 }
             }
             if is_last {
@@ -108,19 +116,19 @@ impl<S: Store> Engine<S> {
     }
 
     /// The entry as a get by this client finds it now, if it does.
-    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext) -> Result<Option<Entry>, Refusal> {
+    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext) -> Result<Option<Listed>, Refusal> {
         let chain = self.plugins.acquire_blocking();
         if chain.has_no_hooks(Verb::Get) {
-            return Ok(Some(entry));
+            return Ok(Some(Listed { entry, headers: Vec::new() }));
         }
         let request = client.get(entry.key(), self.revision());
         let (send, outcome) = bounded(1);
-        self.run_in(Guard::from_inner(chain), request, move |outcome, _: ExtraHeaders| {
-            let _ = send.send(outcome);
+        self.run_in(Guard::from_inner(chain), request, move |outcome, headers: ExtraHeaders| {
+            let _ = send.send((outcome, headers));
         });
         match outcome.recv() {
-            Ok(Outcome::Found(entry)) => Ok(Some(entry)),
-            Ok(Outcome::Refused(refusal)) if !is_about_the_key(&refusal) => Err(refusal),
+            Ok((Outcome::Found(entry), headers)) => Ok(Some(Listed { entry, headers })),
+            Ok((Outcome::Refused(refusal), _)) if !is_about_the_key(&refusal) => Err(refusal),
             Ok(_) => Ok(None),
             // The host panicked, which was logged.
             Err(_) => Err(host_refusal(500, "Internal error; see the log of the server")),

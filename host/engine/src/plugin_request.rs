@@ -38,6 +38,13 @@ impl Origin for PluginOrigin {
     }
 }
 
+/// Whether a plugin removes an entry because it has expired: its request has the header `Vkog-Reason: expired`. The headers of
+/// clients do not count.
+#[inline]
+pub(super) fn is_expiry(origin: &dyn Origin) -> bool {
+    !origin.asker().is_empty() && origin.header("vkog-reason") == Some(b"expired")
+}
+
 impl<S: Store> StoreAccess for Engine<S> {
     fn request(self: Arc<Self>, request: &PluginRequest<'_>, respond: &mut dyn FnMut(PluginResponse<'_>)) {
         let checked = match checked(&self, request) {

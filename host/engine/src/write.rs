@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::attempts::Attempts;
 use super::coding::{is_coded, keep};
+use super::plugin_request::is_expiry;
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
@@ -28,7 +29,7 @@ pub(super) fn write<S: Store>(
 }
 
 /// Decides a write and commits it.
-fn attempt<S: Store>(
+pub(super) fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     chain: Arc<Chain>,
     request: Arc<Request>,
@@ -92,6 +93,7 @@ impl Decide for Write {
         let context = request.op_context();
         match decide(chain, &context, &request.conditions, current) {
             Ok(Some(details)) => Decision::Write(entry(prepared, &context, details)),
+            Ok(None) if is_expiry(context.origin) => Decision::Expire,
             Ok(None) => Decision::Remove,
             Err(outcome) => Decision::Reject(outcome),
         }

@@ -249,7 +249,7 @@ fn page(
     let (after, delimiter) = (after.map(str::to_owned), delimiter.map(str::to_owned));
     let listing = Listing { prefix: prefix.to_owned(), after, limit, delimiter };
     let page = engine.list(&listing, &client()).expect("nothing refuses");
-    let keys = page.entries.iter().map(|entry| entry.key().to_owned());
+    let keys = page.entries.iter().map(|listed| listed.entry.key().to_owned());
     (keys.chain(page.prefixes.into_iter().map(|prefix| format!("[{prefix}]"))).collect::<Vec<_>>().join(" "), page.next)
 }
 
@@ -298,12 +298,29 @@ fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
         put(&engine, key, "1");
     }
     let listed = engine.list(&listing(), &client()).expect("those refusals are about the key");
-    assert_eq!(listed.entries.iter().map(|entry| entry.key()).collect::<Vec<_>>(), ["a", "z"]);
+    assert_eq!(listed.entries.iter().map(|listed| listed.entry.key()).collect::<Vec<_>>(), ["a", "z"]);
     assert_eq!(listed.next, None);
     assert_eq!(engine.count("", &client()).ok(), Some(2));
     put(&engine, "refused-401", "1");
     assert_eq!(engine.list(&listing(), &client()).err().map(|refusal| refusal.status), Some(401));
     assert_eq!(engine.count("", &client()).err().map(|refusal| refusal.status), Some(401));
+}
+
+#[test]
+fn a_deletion_of_a_page_counts_its_keys_and_fails_with_the_store() {
+    let engine = holding(&["a/1", "a/2", "a/3", "b"]);
+    let delete = |after: Option<&str>, limit| {
+        let listing = Listing { prefix: "a/".to_owned(), after: after.map(str::to_owned), limit, delimiter: None };
+        engine.delete_page(&listing, &client())
+    };
+    engine.store().fail_updates(1);
+    let failed = delete(None, 1).map(|page| page.deleted).expect_err("the store fails");
+    assert_eq!(failed.failure().map(|(status, _)| status), Some(503));
+    let page = |after, limit| delete(after, limit).map(|page| (page.deleted, page.refused.len(), page.next)).ok();
+    assert_eq!(page(None, 2), Some((2, 0, Some("a/2".to_owned()))));
+    assert_eq!(page(Some("a/2"), 2), Some((1, 0, None)));
+    assert_eq!(page(None, 2), Some((0, 0, None)));
+    assert_eq!(engine.count("", &client()).ok(), Some(1));
 }
 
 #[test]

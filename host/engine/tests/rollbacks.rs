@@ -102,7 +102,7 @@ impl<D: Decide> Decide for Twice<D> {
 
     fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<D::Rejection> {
         if let Decision::Write(entry) = self.0.decide(before, current) {
-            self.0.undo(&[Change { before: current.cloned(), after: Some(entry), revision: 0 }]);
+            self.0.undo(&[Change { before: current.cloned(), after: Some(entry), revision: 0, expired: false }]);
         }
         self.0.decide(before, current)
     }

@@ -15,7 +15,7 @@ use crate::http::{RequestHead, Response};
 use vkog_runtime::{Counts, Histogram};
 
 /// The methods, at the index of [`Method`](crate::http::Method).
-pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "other"];
+pub(super) const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"];
 /// The classes of statuses.
 pub(super) const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 

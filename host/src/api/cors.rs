@@ -9,7 +9,7 @@ use crate::http::{Method, RequestHead, Response};
 const ALLOWED_FIELDS: &str = "Authorization, Content-Type, If-Match, If-None-Match, If-Range, Range, Last-Event-ID, *";
 /// Response header fields that pages may read. `*` covers those of plugins; old browsers do not know it.
 const EXPOSED_FIELDS: &str =
-    "ETag, Content-Range, Accept-Ranges, Retry-After, Allow, Vkog-Plugin, Vkog-TTL, X-Request-Id, *";
+    "ETag, Content-Range, Accept-Ranges, Retry-After, Allow, Vkog-Plugin, Vkog-TTL, Vkog-Expires, X-Request-Id, *";
 /// How long browsers may keep the answer to a preflight request, in seconds.
 const MAX_AGE: &str = "600";
 

@@ -32,6 +32,18 @@ pub(super) fn check_is_value(head: &RequestHead) -> Result<(), Problem> {
     check_is_whole(head)
 }
 
+/// Checks that a PATCH has no body.
+///
+/// # Errors
+///
+/// It has one.
+pub(super) fn check_no_value(body: &[u8]) -> Result<(), Problem> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(400, "PATCH takes no content; send PUT to change the value"))
+}
+
 /// Checks that a request body is a whole batch.
 ///
 /// # Errors

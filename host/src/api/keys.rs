@@ -1,14 +1,19 @@
-//! `/keys`: lists keys in byte order, page by page, or counts them.
+//! `/keys`: lists keys in byte order, page by page, counts them, or deletes them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde_json::Value;
+
+use super::entry;
 use super::json::{json, json_reply};
 use super::problem::{ErrorFormat, Problem};
-use super::query::parameters;
+use super::query::{parameters, unknown};
 use crate::http::{Budget, Exhausted, RequestHead, Response};
-use crate::schema::{Count, Key, Page};
-use vkog_engine::{Engine, Listing, RequestContext};
+use crate::schema::{Count, Deletion, DryRun, Key, Page};
+use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Listed, Listing, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
@@ -18,14 +23,20 @@ pub(super) const CONCURRENT_MAX: usize = 64;
 /// The parsed query of a listing.
 pub(super) enum Query {
     Page(Listing),
-    Count { prefix: String },
+    Count {
+        prefix: String,
+    },
+    /// Deletes the keys of a page.
+    Delete(Listing),
+    /// Lists the keys of a page that would be deleted.
+    DryRun(Listing),
 }
 
 impl Query {
     /// Returns the prefix of all keys in the response.
     pub(super) fn prefix(&self) -> &str {
         match self {
-            Self::Page(listing) => &listing.prefix,
+            Self::Page(listing) | Self::Delete(listing) | Self::DryRun(listing) => &listing.prefix,
             Self::Count { prefix } => prefix,
         }
     }
@@ -40,13 +51,7 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     let [prefix, after, limit, delimiter, count] =
         parameters(query, ["prefix", "after", "limit", "delimiter", "count"])?;
     let prefix = prefix.unwrap_or_default();
-    let limit = match limit {
-        None => LIMIT_MAX,
-        Some(text) => match text.parse() {
-            Ok(limit @ 1..=LIMIT_MAX) if text.bytes().all(|byte| byte.is_ascii_digit()) => limit,
-            _ => return Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
-        },
-    };
+    let limit = parse_limit(limit)?;
     // Generated clients also send the default limit, which has no meaning here.
     if let Some(count) = count {
         return if count.is_empty() && after.is_none() && delimiter.is_none() {
@@ -59,6 +64,44 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
         return Err(Problem::new(400, "delimiter is empty; use a delimiter such as /, or remove the parameter"));
     }
     Ok(Query::Page(Listing { prefix, after, limit, delimiter }))
+}
+
+/// Parses the maximum number of keys of one page.
+fn parse_limit(limit: Option<String>) -> Result<usize, Problem> {
+    let Some(text) = limit else { return Ok(LIMIT_MAX) };
+    match text.parse() {
+        Ok(limit @ 1..=LIMIT_MAX) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(limit),
+        _ => Err(Problem::new(400, format!("limit is \"{text}\"; use a number from 1 to {LIMIT_MAX}"))),
+    }
+}
+
+/// Parses the query of a deletion. Unlike other requests it rejects parameters that it does not know: a misspelt `dry_run` must
+/// not delete anything.
+///
+/// # Errors
+///
+/// No keys are named; a parameter is unknown, is repeated, or has a wrong value.
+pub(super) fn parse_deletion(query: &str) -> Result<Query, Problem> {
+    const NAMES: [&str; 5] = ["prefix", "after", "limit", "all", "dry_run"];
+    let [prefix, after, limit, all, dry_run] = parameters(query, NAMES)?;
+    if let Some(name) = unknown(query, &NAMES) {
+        return Err(Problem::new(400, format!("The parameter {name:?} is unknown; use {}", NAMES.join(", "))));
+    }
+    for (name, value) in [("all", &all), ("dry_run", &dry_run)] {
+        if value.as_ref().is_some_and(|value| !value.is_empty()) {
+            return Err(Problem::new(400, format!("{name} takes no value; send it alone")));
+        }
+    }
+    let prefix = match (prefix.filter(|prefix| !prefix.is_empty()), all) {
+        (Some(prefix), None) => prefix,
+        (None, Some(_)) => String::new(),
+        (Some(_), Some(_)) => return Err(Problem::new(400, "prefix and all exclude each other; send one of them")),
+        (None, None) => {
+            return Err(Problem::new(400, "prefix is missing; name the prefix, or send all to delete every key"));
+        }
+    };
+    let listing = Listing { prefix, after, limit: parse_limit(limit)?, delimiter: None };
+    Ok(if dry_run.is_some() { Query::DryRun(listing) } else { Query::Delete(listing) })
 }
 
 /// Makes the response. Blocks, on the disk and on plugins.
@@ -74,21 +117,52 @@ pub(super) fn list(
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {
-            let keys = page.entries.iter().map(|entry| Key {
+            let keys = page.entries.iter().map(|Listed { entry, headers }| Key {
                 key: entry.key().into(),
                 size: entry.value().len() as u64,
                 revision: entry.revision(),
                 content_type: entry.content_type().into(),
+                fields: fields(headers),
             });
             let page = Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next };
             within(budget, &page).unwrap_or_else(|_| no_memory(format))
         }),
+        Query::DryRun(listing) => engine.list(listing, &context).map(|page| {
+            let would_delete = page.entries.iter().map(|listed| listed.entry.key().into()).collect();
+            let dry_run = DryRun { would_delete, next: page.next };
+            within(budget, &dry_run).unwrap_or_else(|_| no_memory(format))
+        }),
+        Query::Delete(listing) => match engine.delete_page(listing, &context) {
+            Ok(deleted) => Ok(json(&deletion(deleted))),
+            Err(outcome) => return entry::problem(outcome).reply(format),
+        },
     };
     answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(format))
 }
 
+/// The fields that plugins add to a key: a header `Vkog-Some-Name` that they add to a GET of it becomes `some_name`.
+fn fields(headers: &ExtraHeaders) -> BTreeMap<String, Value> {
+    let mut fields = BTreeMap::new();
+    for (name, value) in headers {
+        let Some((_, name)) = name.split_at_checked(5).filter(|(vkog, _)| vkog.eq_ignore_ascii_case("vkog-")) else {
+            continue;
+        };
+        let name = name.to_ascii_lowercase().replace('-', "_");
+        if !Key::OWN_FIELDS.contains(&name.as_str()) {
+            fields.entry(name).or_insert_with(|| value.as_str().into());
+        }
+    }
+    fields
+}
+
+/// The response to a deletion.
+fn deletion(DeletedPage { deleted, refused, next }: DeletedPage) -> Deletion<'static> {
+    let refused = refused.into_iter().map(|(key, outcome)| entry::problem(outcome).of_key(key)).collect();
+    Deletion { deleted, refused, next }
+}
+
 /// Serializes a page within the memory budget. Its length is reserved before it is made.
-fn within(budget: &'static Budget, page: &Page<'_>) -> Result<Response, Exhausted> {
+fn within(budget: &'static Budget, page: &impl Serialize) -> Result<Response, Exhausted> {
     let mut length = Length(0);
     // Counting does not fail.
     let _ = serde_json::to_writer_pretty(&mut length, page);
@@ -144,5 +218,47 @@ mod tests {
             assert!(parse_query(query).is_err(), "{query}");
         }
         assert!(matches!(parse_query("count&prefix=%61"), Ok(Query::Count { prefix }) if prefix == "a"));
+    }
+
+    #[test]
+    fn a_header_of_a_plugin_becomes_a_field_and_replaces_none_of_the_server() {
+        let header = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let headers = [
+            ("Vkog-Expires", "2026"),
+            ("VKOG-Some-Name", "a"),
+            ("vkog-some-name", "b"),
+            ("Vkog-Size", "7"),
+            ("X-Size", "8"),
+            ("Vkog", "9"),
+        ];
+        let fields = fields(&headers.map(header).to_vec());
+        assert_eq!(serde_json::json!(fields), serde_json::json!({ "expires": "2026", "some_name": "a" }));
+    }
+
+    #[test]
+    fn a_deletion_names_its_keys_and_has_no_other_parameter() {
+        let parsed = |query| match parse_deletion(query) {
+            Ok(Query::Delete(listing)) => format!("delete {} {}", listing.prefix, listing.limit),
+            Ok(Query::DryRun(listing)) => format!("list {} {}", listing.prefix, listing.limit),
+            Ok(_) => "another query".to_owned(),
+            Err(problem) => problem.document().title.to_string(),
+        };
+        for (query, expected) in [
+            ("prefix=a%2F", "delete a/ 1000"),
+            ("all&limit=7", "delete  7"),
+            ("prefix=&all", "delete  1000"),
+            ("prefix=a&dry_run&after=b", "list a 1000"),
+            ("%64ry_run=&prefix=a", "list a 1000"),
+            ("", "prefix is missing; name the prefix, or send all to delete every key"),
+            ("prefix=", "prefix is missing; name the prefix, or send all to delete every key"),
+            ("prefix=a&all", "prefix and all exclude each other; send one of them"),
+            ("prefix=a&dry_run=false", "dry_run takes no value; send it alone"),
+            ("all=0", "all takes no value; send it alone"),
+            ("prefix=a&limit=0", "limit is \"0\"; use a number from 1 to 1000"),
+            ("prefix=a&dry-run", "The parameter \"dry-run\" is unknown; use prefix, after, limit, all, dry_run"),
+            ("count&prefix=a", "The parameter \"count\" is unknown; use prefix, after, limit, all, dry_run"),
+        ] {
+            assert_eq!(parsed(query), expected, "{query}");
+        }
     }
 }

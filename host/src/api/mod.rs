@@ -99,7 +99,7 @@ enum Route {
     Entry(EntryRoute),
     /// `/batch`: several operations in one step.
     Batch(BatchRoute),
-    /// `/keys`: a listing of keys, or their number.
+    /// `/keys`: a listing of keys, their number, or their deletion.
     Keys { listing: keys::Query, query: String },
     /// `/watch`: a stream of changes.
     Watch { subscription: watch::Subscription, credential: Credential, query: String },
@@ -112,6 +112,8 @@ enum Route {
 /// The parameters of an operation on one entry.
 struct EntryRoute {
     verb: Verb,
+    /// The entry is written again with the value that it has (PATCH).
+    touches: bool,
     key: String,
     query: String,
     content_type: Cow<'static, str>,
@@ -172,8 +174,12 @@ impl Api {
         match path {
             "/batch" => self.batch_route(head, rules, query).map(Route::Batch),
             "/keys" => {
-                let listing = keys::parse_query(query).map_err(|problem| problem.reply(format()))?;
-                rules.check(head, Permission::Read, Scope::Prefix(listing.prefix()))?;
+                let (parse, permission): (fn(&str) -> Result<_, _>, _) = match head.method {
+                    Method::Delete => (keys::parse_deletion, Permission::Write),
+                    _ => (keys::parse_query, Permission::Read),
+                };
+                let listing = parse(query).map_err(|problem| problem.reply(format()))?;
+                rules.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
             }
             "/watch" => {
@@ -221,7 +227,7 @@ impl Api {
         let verb = match head.method {
             Method::Get | Method::Head => Verb::Get,
             Method::Post => Verb::Post,
-            Method::Put => Verb::Put,
+            Method::Put | Method::Patch => Verb::Put,
             Method::Delete => Verb::Delete,
             Method::Options | Method::Other => return Err(not_allowed(methods, format())),
         };
@@ -230,14 +236,15 @@ impl Api {
         rules.check(head, permission, Scope::Key(&key))?;
         let sent = entry::content_type(head).map_err(|problem| problem.reply(format()))?;
         // It is that of a value, and nothing else has one.
-        let writes = matches!(verb, Verb::Post | Verb::Put);
+        let touches = head.method == Method::Patch;
+        let writes = matches!(verb, Verb::Post | Verb::Put) && !touches;
         if writes {
             entry::check_is_value(head).map_err(|problem| problem.reply(format()))?;
         }
         let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
         let caching = (verb == Verb::Get).then(|| entry::caching(rules.is_open()));
-        Ok(EntryRoute { verb, key, query: query.to_owned(), content_type, conditions, arrived, caching })
+        Ok(EntryRoute { verb, touches, key, query: query.to_owned(), content_type, conditions, arrived, caching })
     }
 
     /// Parses the head of a batch. Its operations are authorized one by one after the body has been received.
@@ -353,18 +360,23 @@ impl Api {
     fn serve_entry(
         &self,
         head: Arc<RequestHead>,
-        EntryRoute { verb, key, query, content_type, conditions, arrived, caching }: EntryRoute,
+        EntryRoute { verb, touches, key, query, content_type, conditions, arrived, caching }: EntryRoute,
         value: Vec<u8>,
         format: ErrorFormat,
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
-        if let Err(invalid) = check_value(verb, &value) {
-            return respond(Problem::from(invalid).reply(format));
+        let checked =
+            if touches { entry::check_no_value(&value) } else { check_value(verb, &value).map_err(Problem::from) };
+        if let Err(problem) = checked {
+            return respond(problem.reply(format));
         }
         let range = Range::of(&head);
         let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
         let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
-        if request.value.len() <= batch::LARGE {
+        if touches {
+            let engine = Arc::clone(&self.engine);
+            self.large.run(move || engine.touch(request, finish));
+        } else if request.value.len() <= batch::LARGE {
             self.engine.run(request, finish);
         } else {
             let engine = Arc::clone(&self.engine);

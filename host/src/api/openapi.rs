@@ -12,11 +12,12 @@ use crate::http::{Method, Response};
 const DOCUMENT: &str = include_str!("openapi.json");
 
 /// Their names in the document, in the order of `Allow`.
-const METHODS: [(Method, &str); 6] = [
+const METHODS: [(Method, &str); 7] = [
     (Method::Get, "get"),
     (Method::Head, "head"),
     (Method::Post, "post"),
     (Method::Put, "put"),
+    (Method::Patch, "patch"),
     (Method::Delete, "delete"),
     (Method::Options, "options"),
 ];
@@ -94,7 +95,7 @@ mod tests {
         let document: Value = serde_json::from_str(DOCUMENT).expect("it is JSON");
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
         let allow = |path: &str| Methods::of(path).expect("it is valid").map(|methods| &*methods.allow);
-        assert_eq!(allow("/k/{key}"), Some("GET, HEAD, POST, PUT, DELETE, OPTIONS"));
+        assert_eq!(allow("/k/{key}"), Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         assert_eq!(allow("/plugins/reload"), Some("POST, OPTIONS"));
         assert_eq!(allow("/plugins/"), None);
     }

@@ -71,6 +71,12 @@ impl Problem {
         self
     }
 
+    /// Returns the document of the deletion of this key, one of several in one response.
+    pub(super) fn of_key(mut self, key: String) -> Document<'static> {
+        self.document.key = Some(key.into());
+        self.document
+    }
+
     /// Returns the document, to be sent as an event.
     pub(super) fn document(&self) -> &Document<'static> {
         &self.document

@@ -25,6 +25,13 @@ pub(super) fn parameters<const N: usize>(query: &str, names: [&str; N]) -> Resul
     Ok(values)
 }
 
+/// Returns the first parameter that has none of these names.
+pub(super) fn unknown(query: &str, names: &[&str]) -> Option<String> {
+    let named = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next().unwrap_or(pair));
+    let mut decoded = named.map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned());
+    decoded.find(|name| !names.contains(&name.as_str()))
+}
+
 /// Returns the query without a parameter.
 pub(super) fn without(query: &str, parameter: &str) -> String {
     let is_other = |pair: &&str| {

@@ -289,6 +289,9 @@ fn gone(unwatchable: Unwatchable) -> Problem {
 struct Data<'a> {
     key: &'a str,
     revision: u64,
+    /// Why an entry was removed, if no client removed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -305,6 +308,7 @@ fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
     let (entry, revision) = (event.entry(), event.revision());
     let mut data = Data { key: entry.key(), revision, ..Data::default() };
     if event.is_removal() {
+        data.reason = event.is_expiry().then_some("expired");
         return put(into, Some(revision), "delete", &data);
     }
     let value = entry.value();

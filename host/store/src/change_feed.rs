@@ -18,6 +18,7 @@ pub struct Event {
     /// The entry that was written or removed.
     entry: Entry,
     revision: u64,
+    expired: bool,
 }
 
 impl Event {
@@ -34,6 +35,11 @@ impl Event {
     /// Whether the entry was removed.
     pub fn is_removal(&self) -> bool {
         self.entry.revision() != self.revision
+    }
+
+    /// Whether the entry was removed because it has expired.
+    pub fn is_expiry(&self) -> bool {
+        self.expired
     }
 }
 
@@ -88,7 +94,7 @@ struct WaitList {
 }
 
 /// The memory of an event beside the bytes of its entry: its slot here, and the entry's header and allocation, in bytes.
-const OVERHEAD: u64 = 64;
+const OVERHEAD: u64 = 72;
 /// The number of watchers that are woken in one step. An event loop serves them before anything that arrives meanwhile.
 const WOKEN_MAX: usize = 32;
 /// The number of events that a watcher reads in one step, so that no writer waits for long.
@@ -114,7 +120,8 @@ impl ChangeFeed {
         let mut ring = self.ring.write();
         for change in changes {
             if let Some(entry) = change.after.as_ref().or(change.before.as_ref()) {
-                ring.push(Event { entry: entry.clone(), revision: change.revision }, self.bytes_max);
+                let Change { revision, expired, .. } = *change;
+                ring.push(Event { entry: entry.clone(), revision, expired }, self.bytes_max);
             }
         }
         drop(ring);
@@ -389,7 +396,7 @@ mod tests {
     }
 
     fn write(key: &str, len: usize, revision: u64) -> Change {
-        Change { before: None, after: Some(entry(key, &vec![b'x'; len], revision)), revision }
+        Change { before: None, after: Some(entry(key, &vec![b'x'; len], revision)), revision, expired: false }
     }
 
     fn watch(feed: &Arc<ChangeFeed>, prefix: &str, since: u64) -> Result<Watch, Unwatchable> {
@@ -467,7 +474,10 @@ mod tests {
     fn the_event_of_a_removal_has_the_entry_that_was_removed() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut watch = watch(&feed, "", 0).expect("it begins there");
-        feed.append([Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2 }, write("k", 1, 3)].iter());
+        feed.append(
+            [Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: false }, write("k", 1, 3)]
+                .iter(),
+        );
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
         let told: Vec<_> =
             events.iter().map(|event| (event.revision(), event.is_removal(), event.entry().key())).collect();

@@ -16,6 +16,8 @@ pub enum Decision<R> {
     Write(Entry),
     /// It is removed.
     Remove,
+    /// It is removed because it has expired, which watchers learn.
+    Expire,
     /// Nothing changes, for this reason: the whole update is rejected.
     Reject(R),
     /// It does not change, and is returned with the outcome of the others.
@@ -104,6 +106,8 @@ pub struct Change {
     pub after: Option<Entry>,
     /// The revision of the change, which is that of `after` unless the entry was removed. 0 for a read.
     pub revision: u64,
+    /// The entry was removed because it has expired.
+    pub expired: bool,
 }
 
 impl Change {
@@ -160,7 +164,9 @@ impl<'a, R> Run<'a, R> {
                 }
             };
             let before = current.cloned();
-            let (before, after, changed) = match decide.decide(&run.changes, current) {
+            let decision = decide.decide(&run.changes, current);
+            let expired = matches!(decision, Decision::Expire);
+            let (before, after, changed) = match decision {
                 Decision::Reject(reason) => {
                     decide.undo(&run.changes);
                     run.rejection = Some(reason);
@@ -168,7 +174,7 @@ impl<'a, R> Run<'a, R> {
                 }
                 Decision::Read => (before.clone(), before, false),
                 Decision::ReadAbsent => (None, before, false),
-                Decision::Remove => {
+                Decision::Remove | Decision::Expire => {
                     run.growth.bytes += key.len() as u64 + Growth::OVERHEAD;
                     (before, None, true)
                 }
@@ -180,7 +186,7 @@ impl<'a, R> Run<'a, R> {
                 }
             };
             run.count += u64::from(changed);
-            run.changes.push(Change { before, after, revision: if changed { run.count } else { 0 } });
+            run.changes.push(Change { before, after, revision: if changed { run.count } else { 0 }, expired });
         }
         run
     }

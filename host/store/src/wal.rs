@@ -374,7 +374,11 @@ mod tests {
         log[4..FRAME].copy_from_slice(&crc.to_le_bytes());
         let draft = NewEntry { value: b"value", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
         let entry = Entry::with_revision("key", &draft, 1, &mut Vec::new());
-        put_changes(&mut log, HEAD.salt, [Change { before: None, after: Some(entry), revision: 1 }].iter());
+        put_changes(
+            &mut log,
+            HEAD.salt,
+            [Change { before: None, after: Some(entry), revision: 1, expired: false }].iter(),
+        );
         log
     }
 
@@ -433,7 +437,7 @@ mod tests {
         let draft = NewEntry { value, content_type: "image/png", details: vec![0x80] };
         let entry = Some(Entry::with_revision(key, &draft, revision, &mut Vec::new()));
         let (before, after) = if is_removal { (entry, None) } else { (None, entry) };
-        Change { before, after, revision }
+        Change { before, after, revision, expired: false }
     }
 
     #[test]

@@ -233,7 +233,7 @@ mod tests {
     fn update(len: usize, revision: u64) -> Changes {
         let draft = NewEntry { value: &vec![b'v'; len], content_type: "text/plain", details: Vec::new() };
         let entry = Entry::with_revision("k", &draft, revision, &mut Vec::new());
-        smallvec![Change { before: None, after: Some(entry), revision }]
+        smallvec![Change { before: None, after: Some(entry), revision, expired: false }]
     }
 
     fn append(writer: &mut Writer, updates: &[Changes], syncs: Option<&Histogram>, max: u64) -> Result<(), bool> {

@@ -67,7 +67,24 @@ impl TestHost {
             headers: Vec::new(),
             client: CLIENT,
             if_revision: None,
+            touches: false,
         }
+    }
+
+    /// Builds a request that writes an entry again with the value that it has: `PATCH /k/KEY`. Plugins see a get and a
+    /// put. [`Request::send`] sends it.
+    ///
+    /// ```
+    /// use vkog_plugin_testing::Setup;
+    ///
+    /// let host = Setup::new().start();
+    /// host.touch("a").send().expect(404);
+    /// let revision = host.put("a", "1").revision();
+    /// assert!(host.touch("a").send().expect(200).revision() > revision);
+    /// host.get("a").expect(200).is("1");
+    /// ```
+    pub fn touch<'a>(&'a self, key: &'a str) -> Request<'a> {
+        Request { touches: true, ..self.request(Verb::Put, key) }
     }
 
     /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. Do not call
@@ -144,7 +161,7 @@ impl TestHost {
             let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None };
             let page = logged(&self.dispatch, || self.engine().list(&listing, &context()));
             let page = page.map_err(|refusal| self.refused("a listing", Outcome::Refused(refusal)))?;
-            keys.extend(page.entries.iter().map(|entry| entry.key().to_owned()));
+            keys.extend(page.entries.iter().map(|listed| listed.entry.key().to_owned()));
             if page.next.is_none() {
                 return Ok(keys);
             }
@@ -203,6 +220,7 @@ pub struct Request<'a> {
     headers: Vec<(String, String)>,
     client: &'a str,
     if_revision: Option<u64>,
+    touches: bool,
 }
 
 impl<'a> Request<'a> {
@@ -250,8 +268,9 @@ impl<'a> Request<'a> {
     ///
     /// The host itself panicked. A panic of a plugin is a reply with 500.
     pub fn send(self) -> Reply {
-        let (host, shown) = (self.host, self.shown());
-        if let Err(invalid) = check_operation(self.verb, self.key, self.content_type, &self.value) {
+        let (host, shown, touches) = (self.host, self.shown(), self.touches);
+        let verb = if self.touches { Verb::Get } else { self.verb };
+        if let Err(invalid) = check_operation(verb, self.key, self.content_type, &self.value) {
             return host.refused(&shown, Outcome::Refused(invalid.into()));
         }
         let request = vkog_engine::Request {
@@ -267,7 +286,8 @@ impl<'a> Request<'a> {
         };
         let (send, done) = channel();
         logged(&host.dispatch, || {
-            host.engine().run(request, move |outcome, headers| _ = send.send((outcome, headers)));
+            let on_done = move |outcome, headers| _ = send.send((outcome, headers));
+            if touches { host.engine().touch(request, on_done) } else { host.engine().run(request, on_done) }
         });
         let Ok((outcome, headers)) = done.recv() else { panic!("{shown} panicked in the host") };
         Reply::new(shown, outcome, headers, host.log())
@@ -276,7 +296,8 @@ impl<'a> Request<'a> {
     /// Returns a description of the request for failed assertions.
     fn shown(&self) -> String {
         let Self { verb, key, value, headers, .. } = self;
-        format!("{} {key:?} {headers:?}, {} bytes", verb.method(), value.len())
+        let method = if self.touches { "PATCH" } else { verb.method() };
+        format!("{method} {key:?} {headers:?}, {} bytes", value.len())
     }
 
     fn operation(self) -> Operation {
@@ -344,6 +365,8 @@ pub struct Change {
     pub revision: u64,
     /// The value that was written; `None` if the entry was removed.
     pub value: Option<Vec<u8>>,
+    /// A plugin removed the entry because it has expired.
+    pub expired: bool,
 }
 
 impl Watch<'_> {
@@ -360,7 +383,8 @@ impl Watch<'_> {
                     Poll::Ready(Ok(event)) => {
                         let entry = event.entry();
                         let value = (!event.is_removal()).then(|| entry.value().to_vec());
-                        changes.push(Change { key: entry.key().to_owned(), revision: event.revision(), value });
+                        let (key, expired) = (entry.key().to_owned(), event.is_expiry());
+                        changes.push(Change { key, revision: event.revision(), value, expired });
                     }
                     Poll::Ready(Err(end)) => {
                         let outcome = match end {

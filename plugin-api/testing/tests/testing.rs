@@ -467,3 +467,75 @@ fn a_write_and_a_batch_are_decided_again_after_a_plugin_made_room() {
     host.batch([post("another")]).failed(0, 413, "one entry is the most");
     assert_eq!(host.keys("").expect("no plugin refuses"), ["new"]);
 }
+
+/// Appends a mark to each value, and adds what its hooks see to the response.
+struct Marks;
+
+impl Plugin for Marks {
+    type Settings = NoSettings;
+    const STAGE: Stage = Stage::Transform;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Marks)
+    }
+}
+
+impl BeforePut for Marks {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        put.replace_value(&[put.value(), b"!"].concat());
+        Ok(())
+    }
+}
+
+impl AfterPut for Marks {
+    fn after_put(&self, put: &After<'_, Put>) {
+        let headers = put.headers().map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value)));
+        let value = put.entry_after().map_or(&b""[..], |entry| entry.value());
+        let headers = headers.collect::<Vec<_>>().join(" ");
+        put.add_header("X-Seen", &format!("{} {} {headers}", String::from_utf8_lossy(value), put.content_type()));
+    }
+}
+
+#[test]
+fn a_touch_writes_the_stored_value_and_media_type_whatever_plugins_replace() {
+    let host = Setup::new().load_other(plugin!(Marks, "marks")).start();
+    host.request(Verb::Put, "a").content_type("text/x").body("1").send().expect(200);
+    let touch = host.touch("a").header("Content-Type", "text/y").header("X-More", "2");
+    touch.send().expect(200).has("X-Seen", "1! text/x Content-Type=text/x X-More=2");
+    host.get("a").expect(200).is("1!").has("Content-Type", "text/x");
+}
+
+/// While a request with the header `X-Restless` is in flight, writes the number before the one that it puts, down to 0.
+struct Restless {
+    host: Host,
+}
+
+impl Plugin for Restless {
+    type Settings = NoSettings;
+
+    fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Restless { host })
+    }
+}
+
+impl BeforePut for Restless {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        let number: u32 = std::str::from_utf8(put.value()).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        if put.header("X-Restless").is_some() && number > 0 {
+            self.host.put(put.key(), (number - 1).to_string().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_touch_is_repeated_after_writes_in_between_and_gives_up_after_64() {
+    let host = Setup::new().load_other(plugin!(Restless, "restless")).start();
+    let touch = || host.touch("a").header("X-Restless", "1").send();
+    host.put("a", "63").expect(200);
+    let touched = touch().expect(200).revision();
+    assert_eq!(host.get("a").expect(200).is("0").revision(), touched);
+    host.put("a", "64").expect(200);
+    touch().refused(409, "Entry changed again and again while the request was in flight");
+    host.get("a").expect(200).is("0");
+}

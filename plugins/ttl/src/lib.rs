@@ -10,6 +10,7 @@
 
 mod index;
 mod period;
+mod time;
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,10 +26,15 @@ use period::{ACCEPTED, Period};
 const NAME: &str = "ttl";
 /// The header of requests and of responses.
 const HEADER: &str = "Vkog-TTL";
+/// The header of responses with the expiry, which is the field `expires` of listings.
+const EXPIRES: &str = "Vkog-Expires";
+/// The header of a removal, from which the host learns the reason.
+const REASON: &str = "Vkog-Reason";
 /// The maximum number of entries that are removed together and share the wait for the disk. Between two batches the
 /// plugin can be stopped.
 const BATCH: usize = 8192;
-/// The maximum time between two ticks: the clock may be set, and a shorter time to live may be written.
+/// The maximum time between two ticks, because the clock may be set. It is not more than the shortest time to live, so that a
+/// tick before the expiry of an entry knows of it: the entry is removed in the millisecond of its expiry.
 const LOOK: Duration = Duration::from_secs(1);
 /// The time until a refused removal is retried, in milliseconds.
 const RETRY: u64 = 10_000;
@@ -90,6 +96,11 @@ enum Wish {
     For(Period),
 }
 
+/// Returns the request that removes an entry with this revision, because it has expired.
+fn removal(due: &Due, revision: u64) -> Ask<'_> {
+    Ask::delete(&due.key).if_revision(revision).header(REASON, "expired")
+}
+
 /// Returns the expiry in an entry's details, in milliseconds since 1970.
 fn expiry(details: &[u8]) -> Option<u64> {
     details.try_into().ok().map(u64::from_be_bytes)
@@ -134,7 +145,7 @@ impl Ttl {
 
     /// Removes an entry if it has expired according to the store; the index may be out of date.
     fn remove(&self, due: &Due) -> Verdict {
-        self.removed(due, self.host.ask(&Ask::delete(&due.key).if_revision(due.revision)))
+        self.removed(due, self.host.ask(&removal(due, due.revision)))
     }
 
     /// Handles the result of a removal. An entry that was written meanwhile is read and checked again.
@@ -156,7 +167,7 @@ impl Ttl {
                 self.index().learn(&due.key, found.revision, until);
                 return Ok(());
             }
-            answer = self.host.ask(&Ask::delete(&due.key).if_revision(found.revision));
+            answer = self.host.ask(&removal(due, found.revision));
         }
         self.index().gone(due);
         Ok(())
@@ -243,6 +254,9 @@ impl AfterGet for Ttl {
         if let Some(until) = get.entry_after().and_then(|entry| expiry(entry.details())) {
             let left = until.saturating_sub(self.now()).div_ceil(1000);
             get.add_header(HEADER, &left.to_string());
+            if let Some(time) = time::rfc3339(until) {
+                get.add_header(EXPIRES, &time);
+            }
         }
     }
 }
@@ -332,7 +346,7 @@ impl Ttl {
             return true;
         }
         let due = self.index().due(self.now(), BATCH);
-        let asks: Vec<_> = due.iter().map(|due| Ask::delete(&due.key).if_revision(due.revision)).collect();
+        let asks: Vec<_> = due.iter().map(|due| removal(due, due.revision)).collect();
         let mut refused = Vec::new();
         for (due, answer) in due.iter().zip(self.host.ask_each(&asks)) {
             if let Err(refusal) = self.removed(due, answer) {

@@ -413,3 +413,76 @@ fn a_delete_that_a_later_guard_refuses_leaves_no_key_behind() {
     let ttl = VISIBLE.lock().expect("no holder of this lock panics").clone().expect("it was created");
     assert_eq!(ttl.index().remembered(), 0);
 }
+
+#[test]
+fn an_entry_written_between_two_ticks_is_removed_in_the_millisecond_of_its_expiry() {
+    let host = strict();
+    let millis = Duration::from_millis;
+    host.advance(millis(400));
+    write(&host, Verb::Post, "a", "1").expect(200);
+    host.advance(millis(999));
+    assert_eq!((host.metric("strict", "bytes"), host.metric("ttl", "entries")), (6, 1));
+    host.advance(millis(1));
+    assert_eq!((host.metric("strict", "bytes"), host.metric("ttl", "entries")), (0, 0));
+}
+
+#[test]
+fn a_touch_changes_the_expiry_and_keeps_the_value() {
+    let host = host();
+    let touch = |key, ttl| host.touch(key).header("Vkog-TTL", ttl).send();
+    let first = write(&host, Verb::Post, "a", "60").revision();
+    pass(&host, seconds(20));
+    let second = touch("a", "90").expect(200).revision();
+    assert!(second > first);
+    host.get("a").expect(200).is("value").has("Vkog-TTL", "90").has("ETag", &format!("\"{second}\""));
+    host.touch("a").send().expect(200);
+    host.get("a").has("Vkog-TTL", "90");
+    host.advance(seconds(89));
+    host.touch("a").query("ttl=2").send().expect(200);
+    host.advance(Duration::from_millis(1999));
+    host.get("a").expect(200).is("value");
+    host.touch("a").header("Vkog-TTL", "5").if_revision(first).send().expect(412);
+    touch("a", "soon").refused(400, "Not a time to live: \"soon\"");
+    touch("a", "none").expect(200);
+    host.advance(seconds(7200));
+    assert_eq!(host.get("a").expect(200).is("value").header("Vkog-TTL"), None);
+    touch("absent", "5").refused(404, "Not Found");
+}
+
+#[test]
+fn a_touch_revives_no_entry_that_has_expired() {
+    let host = host();
+    write(&host, Verb::Post, "a", "1").expect(200);
+    pass(&host, seconds(1));
+    host.touch("a").header("Vkog-TTL", "5").send().refused(404, "Not Found");
+    host.advance(seconds(1));
+    host.get("a").expect(404);
+    assert_eq!(host.metric("ttl", "expired_total"), 1);
+}
+
+#[test]
+fn watchers_see_the_reason_of_a_removal_only_if_the_entry_has_expired() {
+    let host = host();
+    let mut watch = host.watch("");
+    for key in ["a", "b", "c"] {
+        write(&host, Verb::Post, key, "1").expect(200);
+    }
+    assert_eq!(watch.changes().len(), 3);
+    // The header is the plugin's; that of a client means nothing.
+    host.request(Verb::Delete, "a").header("Vkog-Reason", "expired").send().expect(200);
+    pass(&host, seconds(1));
+    // Removed by the request that finds it.
+    write(&host, Verb::Post, "b", "1h").expect(200);
+    host.advance(seconds(1));
+    let seen = watch.changes().into_iter().map(|change| (change.key, change.value.is_none(), change.expired));
+    let expected = [("a", true, false), ("b", true, true), ("b", false, false), ("c", true, true)];
+    assert_eq!(seen.collect::<Vec<_>>(), expected.map(|(key, removed, expired)| (key.to_owned(), removed, expired)));
+}
+
+#[test]
+fn a_read_returns_the_time_of_the_expiry() {
+    let host = host();
+    host.set_time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_225_600_123));
+    write(&host, Verb::Post, "a", "1h").expect(200);
+    host.get("a").expect(200).has("Vkog-Expires", "2026-01-01T01:00:00.123Z");
+}

@@ -15,17 +15,20 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 25] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 28] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
     ("PUT", "/k/{}", "new", Some(Write), 200),
+    ("PATCH", "/k/{}", "", Some(Write), 200),
     ("DELETE", "/k/{}", "", Some(Write), 200),
     ("OPTIONS", "/k/{}", "", None, 204),
     ("GET", "http://elsewhere/k/{}", "", Some(Read), 200),
     ("GET", "/keys?prefix={}", "", Some(Read), 200),
     ("GET", "/keys?count&prefix={}", "", Some(Read), 200),
     ("GET", "/keys?delimiter=/&after=a/", "", Some(Read), 200),
+    ("DELETE", "/keys?prefix={}", "", Some(Write), 200),
+    ("DELETE", "/keys?dry_run&prefix={}", "", Some(Write), 200),
     ("HEAD", "/keys", "", Some(Read), 200),
     ("POST", "/batch", r#"[{"op":"get","key":"{}"}]"#, Some(Read), 200),
     ("POST", "/batch", r#"[{"op":"get","key":"a/1"},{"op":"put","key":"{}","value":"new"}]"#, Some(Write), 200),

@@ -150,7 +150,7 @@ fn an_invalid_query_is_refused_with_the_valid_parameters() {
         let reply = server.path("GET", "/keys").send();
         Some(reply.body.len().to_string())
     });
-    server.path("OPTIONS", "/keys").send().expect(204).has("Allow", "GET, HEAD, OPTIONS");
+    server.path("OPTIONS", "/keys").send().expect(204).has("Allow", "GET, HEAD, DELETE, OPTIONS");
     server.path("POST", "/keys").body("x").send().refused(405, "Method not allowed");
     server.path("GET", "/keys/a").send().refused(404, "Invalid path");
 }

@@ -74,6 +74,8 @@ mod hyper {
     mod codings;
     mod connections;
     mod cors;
+    mod delete_prefix;
+    mod expiring;
     mod hooks;
     mod latency;
     mod listening;
@@ -101,6 +103,8 @@ mod tiny {
     mod codings;
     mod connections;
     mod cors;
+    mod delete_prefix;
+    mod expiring;
     mod hooks;
     mod latency;
     mod listening;

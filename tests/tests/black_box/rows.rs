@@ -122,7 +122,7 @@ pub(crate) fn delete_of_an_absent_key_is_404(server: &Client, _: With) {
 }
 
 pub(crate) fn any_method_without_a_key_is_400(server: &Client, _: With) {
-    for (method, body) in [("GET", ""), ("POST", "v"), ("PUT", "v"), ("DELETE", "")] {
+    for (method, body) in [("GET", ""), ("POST", "v"), ("PUT", "v"), ("PATCH", ""), ("DELETE", "")] {
         for path in ["/k/", "/k/?query"] {
             let request = server.path(method, path);
             let request = if body.is_empty() { request } else { request.body(body) };
@@ -133,10 +133,10 @@ pub(crate) fn any_method_without_a_key_is_400(server: &Client, _: With) {
 
 pub(crate) fn another_method_is_405_with_the_allowed_methods(server: &Client, _: With) {
     server.post("k", "v").expect(200);
-    for method in ["PATCH", "BREW"] {
+    for method in ["PROPFIND", "BREW"] {
         let reply = server.key(method, "k").body("x").send().refused(405, "Method not allowed");
         let allow = reply.header("Allow").unwrap_or_else(|| panic!("no Allow in {reply}"));
-        for allowed in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"] {
+        for allowed in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
             assert!(allow.split(',').any(|method| method.trim() == allowed), "no {allowed} in Allow of {reply}");
         }
     }

@@ -3,9 +3,11 @@
 pub mod batch;
 mod connect;
 pub mod delete;
+mod delete_prefix;
 mod error;
 pub mod get;
 pub mod ls;
+pub mod touch;
 #[cfg(unix)]
 mod unix;
 pub mod watch;

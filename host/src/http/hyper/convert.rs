@@ -54,6 +54,7 @@ fn method(parts: &Parts) -> Method {
         hyper::Method::HEAD => Method::Head,
         hyper::Method::POST => Method::Post,
         hyper::Method::PUT => Method::Put,
+        hyper::Method::PATCH => Method::Patch,
         hyper::Method::DELETE => Method::Delete,
         hyper::Method::OPTIONS => Method::Options,
         _ => Method::Other,

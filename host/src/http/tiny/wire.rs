@@ -71,6 +71,7 @@ pub(super) fn head(request: &tiny_http::Request) -> Result<Arc<RequestHead>, Res
         tiny_http::Method::Head => Method::Head,
         tiny_http::Method::Post => Method::Post,
         tiny_http::Method::Put => Method::Put,
+        tiny_http::Method::Patch => Method::Patch,
         tiny_http::Method::Delete => Method::Delete,
         tiny_http::Method::Options => Method::Options,
         _ => Method::Other,

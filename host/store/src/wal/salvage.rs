@@ -151,7 +151,7 @@ mod tests {
             starts.push(log.len());
             let draft = NewEntry { value: &[b'v'; 50], content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
             let entry = Entry::with_revision(&format!("key-{revision}"), &draft, revision, &mut Vec::new());
-            let change = Change { before: None, after: Some(entry), revision };
+            let change = Change { before: None, after: Some(entry), revision, expired: false };
             put_changes(&mut log, HEAD.salt, [change].iter());
             let synced = log.len() as u64;
             put_durable_offset(&mut log, HEAD.salt, synced);
@@ -208,7 +208,11 @@ mod tests {
         super::super::frame(&mut log, HEAD.salt, |out| out.extend(b"\x93\x07\x01\x01"));
         let draft = NewEntry { value: b"v", content_type: DEFAULT_CONTENT_TYPE, details: Vec::new() };
         let entry = Entry::with_revision("key", &draft, 11, &mut Vec::new());
-        put_changes(&mut log, HEAD.salt, [Change { before: None, after: Some(entry), revision: 11 }].iter());
+        put_changes(
+            &mut log,
+            HEAD.salt,
+            [Change { before: None, after: Some(entry), revision: 11, expired: false }].iter(),
+        );
         let (revisions, found) = salvaged(&log);
         assert_eq!((revisions.last(), found.records, starts.len()), (Some(&11), 11, 10));
         assert_eq!(found.holes, [Lost { at: end as u64, bytes: 12, entries: None, is_tail: false }]);

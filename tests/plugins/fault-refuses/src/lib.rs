@@ -17,6 +17,9 @@ struct Settings {
     /// Refuses only requests whose value starts with this.
     #[serde(default)]
     value: String,
+    /// Refuses only requests whose key starts with this.
+    #[serde(default)]
+    key: String,
 }
 
 fn forbidden() -> u16 {
@@ -28,8 +31,9 @@ struct Refuses {
 }
 
 impl Refuses {
-    fn verdict(&self, place: &str, value: &[u8]) -> Verdict {
-        if self.settings.place == place && value.starts_with(self.settings.value.as_bytes()) {
+    fn verdict(&self, place: &str, request: &Request<'_>) -> Verdict {
+        let Settings { place: refusing, value, key, .. } = &self.settings;
+        if refusing == place && request.value().starts_with(value.as_bytes()) && request.key().starts_with(key) {
             return Err(
                 Refusal::new(self.settings.status, "refused on purpose").with_header("X-Purpose", place.to_owned())
             );
@@ -64,7 +68,7 @@ macro_rules! refuse {
                 if call.query().split('&').any(|part| part.strip_prefix("refuse=") == Some(stringify!($method))) {
                     return Err(Refusal::new(self.settings.status, "refused on purpose"));
                 }
-                self.verdict(stringify!($method), call.value())
+                self.verdict(stringify!($method), call)
             }
         }
     )*};

@@ -50,7 +50,7 @@ fn a_preflight_request_of_an_allowed_origin_is_granted() {
     let server = allowing(&format!("{PAGE:?}, \"http://localhost:8080\"")).start();
     for origin in [PAGE, "http://localhost:8080"] {
         let reply = preflight(&server, origin).expect(204).has("Access-Control-Allow-Origin", origin);
-        let reply = reply.has("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS");
+        let reply = reply.has("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         let reply = reply.has("Vary", "Origin").has("Access-Control-Max-Age", "600");
         let fields = reply.header("Access-Control-Allow-Headers").unwrap_or_default();
         for field in ["Authorization", "Content-Type", "If-Match", "If-None-Match", "Last-Event-ID", "Range"] {
@@ -71,7 +71,8 @@ fn responses_to_an_allowed_origin_can_be_read_errors_too() {
         ("GET", "/watch?since=999999999", "", 410),
         ("POST", "/watch/tickets", "", 200),
         ("POST", "/plugins/reload", "", 401),
-        ("PATCH", "/k/a", "", 405),
+        ("PATCH", "/k/a", "", 200),
+        ("BREW", "/k/a", "", 405),
     ] {
         let reply = ask(&server, method, target, &from(PAGE), body).expect(status);
         let reply = reply.has("Access-Control-Allow-Origin", PAGE);

@@ -67,7 +67,7 @@ fn the_last_event_id_may_stand_in_the_query() {
 #[test]
 fn options_of_an_asterisk_or_a_path_returns_methods() {
     let server = Setup::on(ENGINE).start();
-    let all = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
+    let all = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
     for target in ["*", "/k/x"] {
         let mut wire = server.wire();
         wire.send(format!("OPTIONS {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));

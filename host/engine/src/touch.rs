@@ -1,0 +1,161 @@
+//! Touch: writes an entry again with the value that it has, so that plugins decide anew about what they store with it, such as an
+//! expiry. It is a get, as this client would see the entry, and then a put of that value if the entry has not changed meanwhile.
+
+use std::sync::Arc;
+
+use arc_swap::Guard;
+
+use super::attempts::Attempts;
+use super::{
+    Conditions, Engine, ExtraHeaders, Outcome, PreconditionFailed, Request, Revisions, check_memory, content_coding,
+    host_refusal, offload, write,
+};
+use vkog_plugin_host::{ChainGuard, Origin, Verb};
+use vkog_store::{Entry, Store, owned_content_type};
+
+/// The maximum number of attempts. Each fails only because another client has written the entry.
+const ATTEMPTS_MAX: u32 = 64;
+
+/// The part of a touch that its attempts share.
+struct Touch {
+    key: String,
+    query: String,
+    conditions: Conditions,
+    arrived: u64,
+    origin: Arc<dyn Origin>,
+}
+
+impl<S: Store> Engine<S> {
+    /// Writes an entry again with the value, the media type and the content coding that it has. The value and the media type of
+    /// the request do not count. Plugins see a get and a put; a put cannot change the value here. Calls `on_done` as
+    /// [`run`](Self::run) does. Copies the value, so do not call it on an event loop.
+    pub fn touch(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
+        let Request { key, query, conditions, arrived, origin, .. } = request;
+        attempt(self, Touch { key, query, conditions, arrived, origin }, 1, on_done);
+    }
+}
+
+fn attempt<S: Store>(
+    engine: &Arc<Engine<S>>,
+    touch: Touch,
+    number: u32,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    let get = touch.request(Verb::Get, Arc::clone(&touch.origin));
+    let writing = Arc::clone(engine);
+    engine.run(get, move |outcome, headers| match outcome {
+        Outcome::Found(entry) => match check_memory(entry.value().len()) {
+            Ok(()) => write_again(&writing, touch, &entry, number, on_done),
+            Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
+        },
+        other => on_done(other, headers),
+    });
+}
+
+/// Writes the entry that was read, unless it has changed meanwhile.
+fn write_again<S: Store>(
+    engine: &Arc<Engine<S>>,
+    touch: Touch,
+    entry: &Entry,
+    number: u32,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    let origin = TouchOrigin::new(Arc::clone(&touch.origin), entry);
+    let request = Request {
+        value: entry.value().to_vec(),
+        content_type: owned_content_type(entry.content_type()),
+        conditions: Conditions { if_match: Some(Revisions::These(vec![entry.revision()])), if_none_match: None },
+        ..touch.request(Verb::Put, Arc::new(origin))
+    };
+    let retrying = Arc::clone(engine);
+    let on_put = move |outcome, headers| match outcome {
+        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) if number < ATTEMPTS_MAX => {
+            attempt(&retrying, touch, number + 1, on_done);
+        }
+        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) => {
+            let fact = "Entry changed again and again while the request was in flight: send it again";
+            on_done(Outcome::Refused(host_refusal(409, fact)), headers);
+        }
+        other => on_done(other, headers),
+    };
+    let engine = Arc::clone(engine);
+    Arc::clone(&engine).plugins.when_available(move |chain| {
+        offload(engine.pool_for(&chain, &request), move || put(&engine, chain, request, on_put));
+    });
+}
+
+/// Puts a value that is stored already. Plugins have replaced it when it was first written, so what they would replace it with
+/// now does not count.
+fn put<S: Store>(
+    engine: &Arc<Engine<S>>,
+    chain: ChainGuard,
+    request: Request,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    match chain.before(&request.op_context()) {
+        Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
+        Ok(_) => write::attempt(engine, Guard::into_inner(chain), Arc::new(request), Attempts::default(), on_done),
+    }
+}
+
+impl Touch {
+    fn request(&self, verb: Verb, origin: Arc<dyn Origin>) -> Request {
+        Request {
+            verb,
+            key: self.key.clone(),
+            value: Vec::new(),
+            content_type: "".into(),
+            query: self.query.clone(),
+            conditions: self.conditions.clone(),
+            arrived: self.arrived,
+            depth: 0,
+            origin,
+        }
+    }
+}
+
+/// The client of a touch, with the headers that describe the stored value instead of its own.
+struct TouchOrigin {
+    client: Arc<dyn Origin>,
+    /// The media type and the content coding, if there is one.
+    own: Vec<(&'static str, String)>,
+}
+
+impl TouchOrigin {
+    fn new(client: Arc<dyn Origin>, entry: &Entry) -> Self {
+        let coding = content_coding(entry).map(|coding| (CODING, coding.to_owned()));
+        Self { client, own: [(TYPE, entry.content_type().to_owned())].into_iter().chain(coding).collect() }
+    }
+}
+
+const TYPE: &str = "Content-Type";
+const CODING: &str = "Content-Encoding";
+
+fn describes_a_value(name: &str) -> bool {
+    [TYPE, CODING].iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+impl Origin for TouchOrigin {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        if !describes_a_value(name) {
+            return self.client.header(name);
+        }
+        self.own.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_bytes())
+    }
+
+    fn header_at(&self, index: usize) -> Option<(&str, &[u8])> {
+        if let Some((name, value)) = self.own.get(index) {
+            return Some((name, value.as_bytes()));
+        }
+        let all = (0..).map_while(|index| self.client.header_at(index));
+        all.filter(|(name, _)| !describes_a_value(name)).nth(index - self.own.len())
+    }
+
+    fn client(&self) -> &str {
+        self.client.client()
+    }
+
+    fn asker(&self) -> &str {
+        self.client.asker()
+    }
+}

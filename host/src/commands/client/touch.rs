@@ -1,0 +1,40 @@
+//! `vkog touch`: changes the expiry of an entry and leaves its value.
+
+use std::process::ExitCode;
+
+use ureq::http::Method;
+
+use super::{Conditions, Remote, Server, revision, say};
+use crate::failure::Failure;
+
+/// The arguments of `vkog touch`.
+#[derive(clap::Args)]
+pub struct Touch {
+    /// The key
+    key: String,
+
+    /// Expire after this time, such as 60s, 5m, 2h or 7d; none is never (ttl plugin)
+    #[arg(long, value_name = "TIME")]
+    ttl: String,
+
+    #[command(flatten)]
+    conditions: Conditions,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Changes the expiry of an entry and prints its new revision.
+///
+/// # Errors
+///
+/// The key does not exist, the server cannot be reached, or it rejects the request.
+pub fn touch(Touch { key, ttl, conditions, remote }: Touch) -> Result<ExitCode, Failure> {
+    let server = Server::new(remote)?;
+    let request = conditions.add_to(server.for_key(Method::PATCH, &key)).header("Vkog-TTL", ttl);
+    let response = server.ask(request).map_err(|error| error.of(format!("touch {key}")))?;
+    if let Some(revision) = revision(&response) {
+        say(revision)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,151 @@
+//! What clients see of an expiry beside the entry itself: PATCH changes it, listings show it, and watchers learn the reason of
+//! the removal. Provoked over HTTP, with times to live of a second where something expires; tests with a controlled clock are in
+//! the plugin.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde_json::{Value, json};
+use vkog_tests::{Client, Exit, Reply, Running, Server, Setup, conflict, ttl, with_background};
+
+use super::ENGINE;
+
+fn setup() -> Setup {
+    Setup::on(ENGINE).load(ttl())
+}
+
+fn touch(server: &Client, key: &str, time: &str) -> Reply {
+    server.key("PATCH", key).header("Vkog-TTL", time).send()
+}
+
+/// Returns the remaining seconds in a reply.
+#[track_caller]
+fn left(reply: &Reply) -> u64 {
+    let left = reply.header("Vkog-TTL").and_then(|left| left.parse().ok());
+    left.unwrap_or_else(|| panic!("no seconds are left in {reply}"))
+}
+
+/// Returns the first key of the listing with this prefix.
+#[track_caller]
+fn listed(server: &Client, prefix: &str) -> Value {
+    let reply = server.path("GET", &format!("/keys?prefix={prefix}")).send().expect(200);
+    let page: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    page["keys"][0].clone()
+}
+
+#[test]
+fn patch_changes_the_expiry_and_keeps_value_media_type_and_coding() {
+    let setup = setup().load(conflict());
+    let server = setup.start();
+    let post = server.key("POST", "a").header("Content-Type", "text/x").header("Content-Encoding", "gzip");
+    let first = post.header("Vkog-TTL", "1h").body("packed").send().expect(200).revision();
+    let same = |reply: Reply| {
+        let reply = reply.expect(200).is("packed").has("Content-Type", "text/x").has("Content-Encoding", "gzip");
+        left(&reply)
+    };
+    let touched =
+        server.key("PATCH", "a").header("Vkog-TTL", "2h").header("Content-Type", "text/other").send().expect(200);
+    assert!(touched.revision() > first, "{touched}");
+    assert!((7100..=7200).contains(&same(server.get("a"))));
+    server.path("PATCH", "/k/a?ttl=3h").send().expect(200);
+    assert!((10_700..=10_800).contains(&same(server.get("a"))));
+    server.key("PATCH", "a").send().expect(200);
+    assert!((10_700..=10_800).contains(&same(server.get("a"))));
+    // It is in the log.
+    drop(server);
+    let server = setup.start();
+    assert!((10_600..=10_800).contains(&same(server.get("a"))));
+    touch(&server, "a", "none").expect(200);
+    assert_eq!(server.get("a").expect(200).header("Vkog-TTL"), None);
+}
+
+#[test]
+fn patch_obeys_preconditions_and_takes_no_content() {
+    let server = setup().start();
+    let revision = server.put("a", "value").revision();
+    touch(&server, "absent", "5m").refused(404, "Not Found");
+    touch(&server, "a", "soon").refused(400, "Not a time to live").has("Vkog-Plugin", "ttl");
+    server.key("PATCH", "a").header("If-Match", "\"1\"").send().expect(412);
+    server.key("PATCH", "a").header("If-None-Match", format!("\"{revision}\"")).send().expect(412);
+    server.key("PATCH", "a").body("other").send().refused(400, "PATCH takes no content; send PUT to change the value");
+    assert_eq!(server.get("a").expect(200).is("value").revision(), revision);
+    server.key("PATCH", "a").header("If-Match", format!("\"{revision}\"")).send().expect(200);
+    let large = vec![b'x'; 300_000];
+    server.put("large", &large).expect(200);
+    touch(&server, "large", "5m").expect(200);
+    assert!((290..=300).contains(&left(&server.get("large").expect(200).is(large))));
+}
+
+#[test]
+fn patch_loses_no_concurrent_write() {
+    let server = setup().args(["--fsync", "never"]).start();
+    server.put("a", "0").expect(200);
+    let written = AtomicU64::new(1);
+    // Nobody else writes another value.
+    let writer = || {
+        let next = written.fetch_add(1, Relaxed).to_string();
+        server.put("a", &next).expect(200);
+        server.get("a").expect(200).is(&next);
+    };
+    with_background([writer], || {
+        for _ in 0..300 {
+            let touched = touch(&server, "a", "1h");
+            assert!(touched.status == 200 || touched.status == 409, "{touched}");
+        }
+    });
+    assert!(written.load(Relaxed) > 1, "nothing was written meanwhile");
+}
+
+#[test]
+fn listings_show_when_a_key_expires() {
+    let server = setup().start();
+    server.put("never", "value").expect(200);
+    server.key("PUT", "soon").header("Vkog-TTL", "1h").body("value").send().expect(200);
+    assert_eq!(listed(&server, "never").as_object().map(|key| key.len()), Some(4));
+    let key = listed(&server, "soon");
+    assert_eq!(key["size"], json!(5));
+    let read = server.get("soon");
+    assert_eq!(key["expires"].as_str(), read.header("Vkog-Expires"), "{key}");
+    let expires = key["expires"].as_str().expect("a time");
+    assert!(expires.len() == 24 && expires.ends_with('Z'), "{expires}");
+    touch(&server, "soon", "2h").expect(200);
+    assert_ne!(listed(&server, "soon")["expires"], key["expires"]);
+}
+
+#[test]
+fn an_event_has_the_reason_of_an_expiry() {
+    let server = setup().start();
+    let since = server.put("first", "value").revision();
+    for (key, time) in [("deleted", "1h"), ("expires", "1s")] {
+        server.key("PUT", key).header("Vkog-TTL", time).body("value").send().expect(200);
+    }
+    server.key("DELETE", "deleted").header("Vkog-Reason", "expired").send().expect(200);
+    let mut watch = server.watch(&format!("since={since}"), "");
+    // The write of an entry that has expired by now is hidden.
+    let events = std::iter::from_fn(|| watch.event()).filter(|event| event.name == "delete").take(2);
+    let mut seen: Vec<_> = events.map(|event| (event.key().to_owned(), event.data["reason"].clone())).collect();
+    seen.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    assert_eq!(seen, [("deleted".to_owned(), Value::Null), ("expires".to_owned(), json!("expired"))]);
+}
+
+/// Runs a shell command in which `vkog` uses this server.
+#[track_caller]
+fn run(setup: &Setup, server: &Server, line: &str) -> Exit {
+    Running::start(setup.shell(line).env("VKOG_URL", format!("http://{}", server.address()))).wait()
+}
+
+#[test]
+fn the_client_touches_a_key_and_lists_its_expiry() {
+    let setup = setup();
+    let server = setup.start();
+    let revision = server.put("a", "value").revision();
+    let exit = run(&setup, &server, "vkog touch a --ttl 5m").expect(0);
+    assert_eq!(exit.stdout.trim(), server.get("a").revision().to_string(), "{exit}");
+    let exit = run(&setup, &server, &format!("vkog touch a --ttl 5m --if-match {revision}")).expect(1);
+    assert!(exit.one_error().starts_with("vkog: cannot touch a: Precondition failed"), "{exit}");
+    run(&setup, &server, "vkog touch a").expect(2);
+    let exit = run(&setup, &server, "vkog ls --json").expect(0);
+    let key: Value = serde_json::from_str(exit.stdout.trim()).expect("it is JSON");
+    assert_eq!(key, listed(&server, "a"), "{exit}");
+    let exit = run(&setup, &server, "vkog touch absent --ttl 5m").expect(1);
+    assert_eq!(exit.one_error(), "vkog: cannot touch absent: Not Found (404)", "{exit}");
+}
