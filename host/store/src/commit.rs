@@ -459,3 +459,77 @@ impl Commit {
         self.writer.lock().path = path;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::thread;
+
+    use crossbeam_channel::{Receiver, bounded};
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::disk::File;
+    use crate::wal::Head;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    /// A file whose writes say that they begin, and then wait.
+    struct HeldFile {
+        begun: Sender<()>,
+        go_on: Receiver<()>,
+    }
+
+    impl File for HeldFile {
+        fn len(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            let _ = self.begun.send(());
+            self.go_on.recv_timeout(DEADLINE).map_err(io::Error::other)
+        }
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sync that fails rolls back once it has the writer, and counts all bytes of the queue as written.
+    #[test]
+    fn the_writer_stays_locked_until_the_written_bytes_are_counted() {
+        let (begun, writes) = bounded(1);
+        let (go, go_on) = bounded(1);
+        let head = Head { generation: 1, store: 1, base: 0, salt: 1 };
+        let tail = Tail::new(Box::new(HeldFile { begun, go_on }), head, 0);
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let (map, log, budget) = (Map::new(1), ("log".into(), tail), SpaceBudget::new("file".into()));
+        let commit = Commit::new(Fsync::Never, log, budget, (0, 0), feed, bounded(1).0);
+        let pending = |before| {
+            let changes: Changes = smallvec![Change { before: None, after: None, revision: before + 1 }];
+            Pending { all: changes, finish: Box::new(|_, _| {}), mailbox: None }
+        };
+        commit.enqueue(1, Growth { bytes: 100, writes: true }, pending).expect("the disk has space");
+        thread::scope(|scope| {
+            scope.spawn(|| commit.write_unsynced(&map));
+            writes.recv_timeout(DEADLINE).expect("the log is written to");
+            let queue = commit.queue.lock();
+            go.send(()).expect("the write waits");
+            let deadline = Instant::now() + DEADLINE;
+            while commit.committed.load(Ordering::Acquire) == 0 {
+                assert!(Instant::now() < deadline, "the write ends");
+                thread::yield_now();
+            }
+            // The bytes cannot be counted while this test has the queue.
+            for _ in 0..10_000 {
+                assert!(commit.writer.try_lock().is_none(), "{} bytes are not counted", queue.space.unwritten());
+                thread::yield_now();
+            }
+        });
+        assert_eq!(commit.queue.lock().space.unwritten(), 0);
+    }
+}

@@ -485,6 +485,15 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_with_a_key_that_no_store_has_is_a_hole() {
+        // The second key is no UTF-8.
+        let (data, map) = (b"\xa1a\xa1v\xa1\xff\xa1v\xa1b\xa1v", Map::new(1));
+        let scan = scan(data, 0, u64::MAX, &map, false);
+        assert_eq!((scan.read, scan.taken, scan.end), (3, 2, data.len()));
+        assert_eq!(scan.holes, [lost(4, 4, Some(1))]);
+    }
+
+    #[test]
     fn another_format_is_left_alone() {
         let (mut bytes, _) = snapshot();
         // Its checksum is its own.

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use vkog_store::{Fsync, LocalStore, Options, Store as _};
 
-use crate::client::{Answer, Content, DEADLINE, change, close, contents, open, put, refused};
+use crate::client::{
+    ALWAYS, Answer, Content, DEADLINE, change, close, contents, open, put, refused, snapshot, within_the_deadline,
+};
 use crate::disk::{Call, Fault, SimulatedDisk};
 use crate::history::History;
 use crate::random::Random;
@@ -135,4 +137,23 @@ fn a_store_that_a_quota_fills_is_full_until_a_write_succeeds() {
     let before = contents(&store);
     close(store);
     assert_eq!(contents(&open(&disk, OPTIONS).expect("a store")), before);
+}
+
+#[test]
+fn a_snapshot_takes_the_preallocated_space_of_the_log() {
+    let disk = SimulatedDisk::empty();
+    let store = open(&disk, ALWAYS).expect("a store");
+    put(&store, "key", "value");
+    // All that is left is the end of the log, which is preallocated.
+    disk.capacity(Some(disk.used()));
+    snapshot(&store);
+    disk.capacity(None);
+    put(&store, "key", "another value");
+    // Only a lack of space is a reason for a second attempt.
+    disk.fault(Call::Create, ".log.next", Fault::Fails(ErrorKind::PermissionDenied), 1);
+    within_the_deadline("a snapshot", || store.snapshot()).expect_err("its log cannot be created");
+    snapshot(&store);
+    let before = contents(&store);
+    close(store);
+    assert_eq!(contents(&open(&disk, ALWAYS).expect("a store")), before);
 }
