@@ -510,7 +510,8 @@ mod tests {
         let (map, log, budget) = (Map::new(1), ("log".into(), tail), SpaceBudget::new("file".into()));
         let commit = Commit::new(Fsync::Never, log, budget, (0, 0), feed, bounded(1).0);
         let pending = |before| {
-            let changes: Changes = smallvec![Change { before: None, after: None, revision: before + 1 }];
+            let changes: Changes =
+                smallvec![Change { before: None, after: None, revision: before + 1, expired: false }];
             Pending { all: changes, finish: Box::new(|_, _| {}), mailbox: None }
         };
         commit.enqueue(1, Growth { bytes: 100, writes: true }, pending).expect("the disk has space");
