@@ -529,7 +529,7 @@ mod tests {
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 1));
         // One that has more to see wakes no other.
         watches.iter_mut().skip(1).for_each(|watch| assert_eq!(poll(watch), 0));
-        feed.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5 }, 1 << 20);
+        feed.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5, expired: false }, 1 << 20);
         assert_eq!(poll(&mut watches[0]), 0);
         turn();
         assert_eq!(count(), 1);
