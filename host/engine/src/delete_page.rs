@@ -1,4 +1,4 @@
-//! Deletion by prefix: the keys of one page of a listing, each by a delete of its own. No lock is held for all of them, and
+//! Deletion by prefix: the keys of one page of a listing, each by a separate delete. No lock is held for all of them, and
 //! they share few syncs of the log.
 
 use std::sync::Arc;

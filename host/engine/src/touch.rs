@@ -114,7 +114,7 @@ impl Touch {
     }
 }
 
-/// The client of a touch, with the headers that describe the stored value instead of its own.
+/// The client of a touch, with headers that describe the stored value instead of the client's.
 struct TouchOrigin {
     client: Arc<dyn Origin>,
     /// The media type and the content coding, if there is one.

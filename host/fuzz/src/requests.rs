@@ -19,6 +19,7 @@ pub fn check(data: &[u8]) {
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "PUT" => Method::Put,
+        "PATCH" => Method::Patch,
         "DELETE" => Method::Delete,
         "OPTIONS" => Method::Options,
         _ => Method::Other,

@@ -12,13 +12,14 @@ use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, bytes, conflict, dead_links, description, markdown, ttl, workspace};
 
-pub(crate) const COMMANDS: [&str; 18] = [
+pub(crate) const COMMANDS: [&str; 19] = [
     "",
     "serve",
     "get",
     "put",
     "post",
     "delete",
+    "touch",
     "ls",
     "watch",
     "batch",

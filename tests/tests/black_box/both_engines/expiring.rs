@@ -1,5 +1,5 @@
-//! What clients see of an expiry beside the entry itself: PATCH changes it, listings show it, and watchers learn the reason of
-//! the removal. Provoked over HTTP, with times to live of a second where something expires; tests with a controlled clock are in
+//! PATCH changes the expiry of an entry, listings show it, and watchers learn the reason of
+//! a removal. Provoked over HTTP, with times to live of a second where something expires; tests with a controlled clock are in
 //! the plugin.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
