@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,8 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
     assert!(plugin.to_string().starts_with("drill ") && plugin.to_string().ends_with(&line), "{plugin}");
     assert!(plugin.to_string().contains(&format!("vkog-plugin-api {},", plugin.api_version())), "{plugin}");
     assert!(plugin.api_version().starts_with("1."), "{plugin}");
+    let other = loaded(&folder.add("hangs"), &Settings::new()).expect("it is a plugin");
+    assert_eq!((other.stage(), other.stage_name()), (Stage::Policy as u32, "policy"));
     assert_eq!(
         unknown_in_order(&["drill".to_owned(), "x".to_owned()], &[plugin]).into_iter().collect::<Vec<_>>(),
         ["x"]
@@ -272,6 +275,8 @@ fn plugins_tick_while_the_server_serves_and_until_they_are_replaced() {
     assert!(server.registry.acquire().is_none() && server.registry.chain().members().is_empty());
     let ticks = server.ticks();
     assert_eq!(server.registry.stop(deadline), [""; 0]);
+    server.registry.quarantine();
+    assert!(server.registry.acquire().is_none(), "it stays closed");
     // A reload after the stop opens nothing.
     server.source.folder = None;
     server.registry.reload(&server.source, &scan()).expect("there is no folder to read");
@@ -303,4 +308,98 @@ fn a_stop_names_the_plugins_that_do_not_return() {
     let found = server.registry.stop(Instant::now());
     assert!(found.iter().any(|name| name == "a request in a hook of a plugin (hangs)"), "{found:?}");
     drop(operation);
+}
+
+/// Removes the library and reloads while something of the plugin is in flight. Returns whether the reload has destroyed
+/// the plugin.
+fn is_destroyed_by_its_removal(server: &Server, library: &Path) -> bool {
+    let member = Arc::downgrade(&server.registry.chain().members()[0]);
+    std::fs::remove_file(library).expect("it is ours");
+    server.registry.reload(&server.source, &scan()).expect("the folder can be read");
+    member.upgrade().is_none()
+}
+
+#[test]
+fn a_removal_waits_for_the_current_tick() {
+    let folder = Folder::new();
+    let library = folder.add("drill");
+    let server = Server::new(&folder, drill(serde_json::json!({ "tick_ms": 0, "tick_takes_ms": 100 })));
+    server.reload();
+    server.registry.serve();
+    server.wait_for_ticks();
+    assert!(is_destroyed_by_its_removal(&server, &library));
+}
+
+#[test]
+fn a_removal_waits_for_operations_in_flight() {
+    let folder = Folder::new();
+    let library = folder.add("drill");
+    let server = Server::new(&folder, Settings::new());
+    server.reload();
+    let operation = server.registry.acquire().expect("it is open");
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| is_destroyed_by_its_removal(&server, &library));
+        let deadline = Instant::now() + DEADLINE;
+        while !server.chain().is_empty() {
+            assert!(Instant::now() < deadline, "the plugin is not removed");
+            std::thread::yield_now();
+        }
+        // A reload that did not wait would end meanwhile.
+        for _ in 0..10_000 {
+            assert!(!reload.is_finished(), "an operation is in flight");
+            std::thread::yield_now();
+        }
+        drop(operation);
+        assert!(reload.join().expect("it does not panic"));
+    });
+}
+
+#[test]
+fn a_reload_that_creates_no_counting_plugin_closes_nothing() {
+    let folder = Folder::new();
+    folder.add("drill");
+    let server = Server::new(&folder, Settings::new());
+    server.reload();
+    // A reload that waited for this operation would keep the chain closed for seconds.
+    let _operation = server.registry.acquire().expect("it is open");
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| server.registry.reload(&server.source, &scan()).map(drop));
+        while !reload.is_finished() {
+            assert!(server.registry.acquire().is_some());
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn a_counting_plugin_starts_once_and_while_no_operation_can_begin() {
+    let folder = Folder::new();
+    folder.add("hangs");
+    let server = Arc::new(Server::new(&folder, Settings::new()));
+    let (observed, starts) = (Arc::downgrade(&server), Arc::new(AtomicUsize::new(0)));
+    let started = Arc::clone(&starts);
+    let scan: SharedScan = Arc::new(move |_: &mut Each<'_>| {
+        let server = observed.upgrade().expect("the test holds it");
+        if server.registry.is_reloading() && server.registry.acquire().is_none() {
+            started.fetch_add(1, SeqCst);
+        }
+    });
+    for _ in 0..2 {
+        server.registry.reload(&server.source, &scan).expect("the folder can be read");
+        assert_eq!((starts.load(SeqCst), server.chain()), (1, vec!["hangs"]));
+        assert!(server.registry.acquire().is_some() && !server.registry.is_reloading());
+    }
+}
+
+#[test]
+fn a_plugin_that_stays_keeps_its_tick() {
+    let folder = Folder::new();
+    folder.add("drill");
+    let server = Server::new(&folder, drill(serde_json::json!({ "tick_ms": 3_600_000 })));
+    server.registry.serve();
+    for _ in 0..3 {
+        server.reload();
+    }
+    assert_eq!(server.registry.stop(Instant::now() + DEADLINE), [""; 0]);
+    assert_eq!(server.ticks(), 1, "another thread would have ticked at once");
 }

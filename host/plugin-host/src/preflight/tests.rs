@@ -271,3 +271,15 @@ fn a_private_copy_has_the_segments_and_the_table_of_an_elf_file() {
     assert_eq!(mapped(&with_debug_sections), bare);
     assert_eq!(mapped(b"no library"), b"no library");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_that_exports_other_symbols_has_no_plugin() {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("the system lists what is mapped");
+    let is_library = |path: &&str| path.starts_with('/') && path.contains(".so");
+    let mapped: std::collections::BTreeSet<_> = maps.split_whitespace().filter(is_library).collect();
+    for path in mapped {
+        let Ok(library) = std::fs::read(path) else { continue };
+        assert!(matches!(check(&library), Err(LoadFault::NoPlugin)), "{path}");
+    }
+}
