@@ -426,3 +426,51 @@ impl Part {
 fn linker_text(error: &libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_others_can_write_is_reported_with_who_can() {
+        for (part, mode, code, words) in [
+            (Part::Library, 0o664, "group-writable", "its group can write it (mode 0664)"),
+            (Part::Library, 0o666, "world-writable", "everybody can write it (mode 0666)"),
+            (Part::Library, 0o606, "world-writable", "everybody can write it (mode 0606)"),
+            (Part::Folder, 0o1775, "folder-writable", "its group can put libraries into /p (mode 1775)"),
+            (Part::Folder, 0o757, "folder-writable", "everybody can put libraries into /p (mode 0757)"),
+            (Part::Ancestor, 0o757, "parent-writable", "everybody can rename the contents of /p (mode 0757)"),
+        ] {
+            let fault = LoadFault::Writable { path: "/p".into(), part, mode };
+            assert!(fault.code() == code && fault.line().starts_with(words), "{mode:o}: [{}] {fault}", fault.code());
+        }
+    }
+
+    #[test]
+    fn a_start_that_panics_has_another_code_than_one_that_fails() {
+        let message = "two\nlines".to_owned();
+        for (error, code) in [
+            (PluginError::Panicked { message: message.clone() }, "start-panicked"),
+            (PluginError::Returned { message }, "start-failed"),
+        ] {
+            let error = LoadError::start("/p".into(), "x".to_owned(), error);
+            assert_eq!((error.fault.code(), error.fault.plugin()), (code, Some("x")));
+            assert!(error.to_string().ends_with(&format!("[{code}]")) && !error.to_string().contains('\n'), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_library_that_needs_static_tls_has_a_code_of_its_own() {
+        for (text, code) in [
+            (c"/p: cannot allocate memory in static TLS block", "static-tls"),
+            (c"/p: initial-exec TLS resolves to dynamic definition", "static-tls"),
+            (c"libx.so: cannot open shared object file", "not-loadable"),
+        ] {
+            let fault = LoadFault::of_linker(libloading::Error::DlOpen { desc: text.into() }, None);
+            let text = text.to_string_lossy();
+            assert_eq!(fault.code(), code, "{text}");
+            assert!(code == "static-tls" || fault.line().contains(&*text), "{fault}");
+        }
+    }
+}

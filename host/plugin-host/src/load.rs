@@ -383,3 +383,69 @@ impl Plugin {
         self.library.module.hooks().as_slice().iter().filter(known)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vkog_plugin_api::export::module;
+    use vkog_plugin_api::{CreateError, Host, NoSettings, Tick};
+
+    use super::*;
+
+    struct Idle;
+
+    impl vkog_plugin_api::Plugin for Idle {
+        type Settings = NoSettings;
+
+        fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+            Ok(Self)
+        }
+    }
+
+    impl Tick for Idle {
+        fn tick(&self) -> Duration {
+            Duration::MAX
+        }
+    }
+
+    #[test]
+    fn a_name_and_a_version_are_short_and_of_few_letters() {
+        const LETTERS: &str = "aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff12345";
+        for (name, version, refused) in [
+            ("a", "1", None),
+            ("Json-only_2", "1.0.0-rc.1+7", None),
+            (&LETTERS[1..], &LETTERS[1..], None),
+            ("", "1", Some("name")),
+            (LETTERS, "1", Some("name")),
+            ("a b", "1", Some("name")),
+            ("a.b", "1", Some("name")),
+            ("a\nb", "1", Some("name")),
+            ("\u{e9}", "1", Some("name")),
+            ("a", "", Some("version")),
+            ("a", LETTERS, Some("version")),
+            ("a", "1 0", Some("version")),
+            ("a", "1_0", Some("version")),
+        ] {
+            let found = check_names(module::<Idle>(name, version, true, &vkog_plugin_api::__hooks!(Idle)));
+            let what = match found {
+                Ok(()) => None,
+                Err(LoadFault::BadName { what, .. }) => Some(what),
+                Err(other) => panic!("{other}"),
+            };
+            assert_eq!(what, refused, "{name:?} {version:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_is_shortened_to_the_line_that_states_the_error() {
+        for (report, line) in [
+            ("first\n  Error: second \nthird", "second"),
+            ("\n  first\nsecond", "first"),
+            ("", "unknown"),
+            (&"x".repeat(300), &"x".repeat(200)),
+        ] {
+            assert_eq!(one_line(&report), line);
+        }
+    }
+}

@@ -144,9 +144,14 @@ fn ancestors(folder: &Path) -> Result<(), LoadFault> {
     Ok(())
 }
 
+#[cfg(not(unix))]
+use other as system;
+#[cfg(unix)]
+use unix as system;
+
 /// The checks of the operating system. Windows stores owners and rights elsewhere, and they are not checked there.
 #[cfg(unix)]
-mod system {
+mod unix {
     use std::fs::{File, Metadata, OpenOptions, Permissions};
     use std::io;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -242,7 +247,7 @@ mod system {
 }
 
 #[cfg(not(unix))]
-mod system {
+mod other {
     use std::fs::{File, Metadata};
     use std::io;
     use std::path::{Path, PathBuf};
@@ -440,10 +445,22 @@ mod tests {
         let name = format!("vkog_x-ba7816bf8f01{}", std::env::consts::DLL_SUFFIX);
         assert!(one.path().is_absolute() && one.path().ends_with(&name), "{}", one.path().display());
         assert_ne!(one.path(), two.path());
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{SealFlags, fcntl_get_seals};
+            let memory = one.memory.as_ref().expect("the copy is in memory");
+            let seals = fcntl_get_seals(memory).expect("it can be sealed");
+            assert!(
+                seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL),
+                "{seals:?}"
+            );
+        }
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             let around = one.path().parent().expect("it is in a folder").to_owned();
+            let temporary = std::env::temp_dir().canonicalize().expect("there is one");
+            assert_eq!(around.parent(), Some(&*temporary));
             let mode = std::fs::metadata(&around).expect("it exists").permissions().mode();
             assert_eq!(mode & 0o777, 0o700);
             drop(one);

@@ -309,3 +309,10 @@ fn a_tick_that_panics_is_counted_and_repeated_after_a_second() {
     let context = Arc::new(HostContext::new(0, || 0));
     assert_eq!(self::member::<0>(Return::Pass, &Calls::default(), &context).tick(), None, "it has no tick");
 }
+
+#[test]
+fn plugins_without_a_hook_for_it_make_no_room() {
+    let (chain, calls) = chain([Return::Pass; 3]);
+    assert!(!chain.may_make_room() && !chain.make_room());
+    called(&calls, &[]);
+}

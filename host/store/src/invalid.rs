@@ -49,12 +49,17 @@ pub struct LeftOut {
 /// No request could have written it.
 pub fn check_entry<'a>(key: &'a [u8], value: &[u8]) -> Result<&'a str, InvalidEntry> {
     let text = str::from_utf8(key).map_err(|_| InvalidEntry::KeyNotUtf8)?;
-    match (text.len(), value.len() as u64) {
+    check_lengths(key.len(), value.len() as u64).map(|()| text)
+}
+
+/// Checks the lengths of a key and of a value, in bytes.
+fn check_lengths(key: usize, value: u64) -> Result<(), InvalidEntry> {
+    match (key, value) {
         (0, _) => Err(InvalidEntry::EmptyKey),
         (bytes, _) if bytes > KEY_MAX => Err(InvalidEntry::LongKey { bytes }),
         (_, 0) => Err(InvalidEntry::EmptyValue),
         (_, bytes) if bytes > VALUE_MAX => Err(InvalidEntry::LongValue { bytes }),
-        _ => Ok(text),
+        _ => Ok(()),
     }
 }
 
@@ -71,3 +76,24 @@ impl fmt::Display for InvalidEntry {
 }
 
 impl std::error::Error for InvalidEntry {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_and_a_value_may_have_their_maximum_and_no_byte_more() {
+        for (key, value, checked) in [
+            (0, 1, Err(InvalidEntry::EmptyKey)),
+            (1, 0, Err(InvalidEntry::EmptyValue)),
+            (1, 1, Ok(())),
+            (KEY_MAX, VALUE_MAX, Ok(())),
+            (KEY_MAX + 1, 1, Err(InvalidEntry::LongKey { bytes: KEY_MAX + 1 })),
+            (1, VALUE_MAX + 1, Err(InvalidEntry::LongValue { bytes: VALUE_MAX + 1 })),
+        ] {
+            assert_eq!(check_lengths(key, value), checked, "{key} and {value} bytes");
+        }
+        assert_eq!(check_entry(b"\xff", b"v"), Err(InvalidEntry::KeyNotUtf8));
+        assert_eq!(check_entry(b"k", b"v"), Ok("k"));
+    }
+}

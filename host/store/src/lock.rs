@@ -129,7 +129,12 @@ impl Drop for Lock {
 }
 
 #[cfg(unix)]
-mod system {
+use unix as system;
+#[cfg(windows)]
+use windows as system;
+
+#[cfg(unix)]
+mod unix {
     use std::fs::{self, File, TryLockError};
     use std::io;
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -194,7 +199,7 @@ mod system {
 }
 
 #[cfg(windows)]
-mod system {
+mod windows {
     use std::fs::{self, File};
     use std::io;
     use std::os::windows::fs::OpenOptionsExt;

@@ -98,10 +98,30 @@ pub(super) struct PluginIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::{CallScope, EntryView, PluginRequest, PluginResponse};
 
     #[test]
     fn the_clock_of_a_server_is_in_milliseconds_since_1970() {
         let years = system_clock() / (365 * 24 * 3_600_000);
         assert!((50..1000).contains(&years), "{years}");
+    }
+
+    struct NoStore;
+
+    impl StoreAccess for NoStore {
+        fn request(self: Arc<Self>, _: &PluginRequest<'_>, _: &mut dyn FnMut(PluginResponse<'_>)) {}
+        fn request_each(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) {}
+        fn for_each(self: Arc<Self>, _: &str, _: &CallScope, _: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {}
+        fn on_quarantine(&self) {}
+    }
+
+    #[test]
+    fn plugins_reach_the_store_while_it_is_open() {
+        let (context, store): (_, Arc<dyn StoreAccess>) = (HostContext::new(0, || 0), Arc::new(NoStore));
+        assert!(context.store().is_none());
+        context.open(Arc::downgrade(&store));
+        assert!(context.store().is_some());
+        context.close();
+        assert!(context.store().is_none());
     }
 }
