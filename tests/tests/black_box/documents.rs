@@ -28,8 +28,20 @@ const NOT_RUN: [&str; 9] = [
 ];
 const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
 /// The commands that send requests to a server.
-const ASKING: [&str; 8] =
-    ["curl ", "vkog get ", "vkog put ", "vkog post ", "vkog delete ", "vkog ls", "vkog watch", "vkog batch"];
+const ASKING: [&str; 11] = [
+    "curl ",
+    "vkog get ",
+    "vkog put ",
+    "vkog post ",
+    "vkog delete ",
+    "vkog ls",
+    "vkog watch",
+    "vkog batch",
+    "vkog backup ",
+    // These two work beside a server.
+    "vkog restore ",
+    "vkog export ",
+];
 
 /// The tutorial that goes from an empty folder to a plugin.
 const GUIDE: &str = "docs/tutorial/first-plugin.md";
