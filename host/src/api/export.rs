@@ -49,7 +49,7 @@ impl Drop for Running {
     }
 }
 
-/// Parses the query: the revision of `since`, if it is there.
+/// Parses the query: the revision of `since`, if the query has one.
 ///
 /// # Errors
 ///
@@ -106,7 +106,7 @@ fn gone(unwatchable: Unwatchable) -> Problem {
     )
 }
 
-/// What is exported.
+/// The data of an export.
 enum Source {
     View(View),
     /// The changes up to the revision.

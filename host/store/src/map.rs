@@ -9,7 +9,7 @@ use std::hash::BuildHasher;
 
 use super::entry::Entry;
 use super::key_ranges::KeyRangeCache;
-use super::view::{Kept, ViewState};
+use super::view::{Retained, ViewState};
 
 /// The number of shards: enough that two writers rarely need the same lock, that a snapshot holds each lock for well under a
 /// millisecond, and that growing one table is no pause (with ten million entries, a shard has ten thousand).
@@ -31,8 +31,8 @@ pub(super) struct Shard {
     size: u64,
     /// The revision of the last removal. An absent key may be absent since then.
     last_removal: u64,
-    /// What is kept for a view. Its lock is taken with the shard locked.
-    kept: Mutex<Kept>,
+    /// The entries that are retained for a view. Its lock is taken with the shard locked.
+    retained: Mutex<Retained>,
 }
 
 /// A key with its hash, computed once.
@@ -225,8 +225,8 @@ impl Shard {
         self.table.iter()
     }
 
-    pub(super) fn kept(&self) -> &Mutex<Kept> {
-        &self.kept
+    pub(super) fn retained(&self) -> &Mutex<Retained> {
+        &self.retained
     }
 }
 

@@ -199,7 +199,7 @@ impl<'a, R> Run<'a, R> {
                 None => shard.remove(self.hashed[index], change.revision),
             };
             if let Some(entry) = replaced {
-                map.view.keep(shard, entry, change.revision);
+                map.view.retain(shard, entry, change.revision);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Views: all entries as they are at one revision, read shard by shard while other threads write.
 //!
 //! A view begins with a revision, under the lock of the queue, so that every later change has a higher one. From then on a
-//! writer that replaces or removes an entry of the view keeps the old entry with its shard, until the view has read that shard.
-//! Nobody waits: a reader that is too slow loses its view once the kept entries exceed their limit.
+//! writer that replaces or removes an entry of the view retains the old entry with its shard, until the view has read that shard.
+//! No writer waits: a reader that is too slow loses its view once the retained entries exceed their limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,9 +13,9 @@ use crate::map::{SHARDS, Shard};
 use crate::shared::Shared;
 use crate::store::RolledBack;
 
-/// The revision of a view that nobody reads: no change is later.
+/// The revision while there is no view: no change is later.
 const NONE: u64 = u64::MAX;
-/// The memory of a kept entry beside its bytes: its header, its allocation and its slot, in bytes.
+/// The memory of a retained entry beside its bytes: its header, its allocation and its slot, in bytes.
 const OVERHEAD: u64 = 64;
 
 /// Why a view cannot begin, or cannot continue.
@@ -23,27 +23,27 @@ const OVERHEAD: u64 = 64;
 pub enum Unviewable {
     /// Another view is being read. There is one at a time.
     Busy,
-    /// Writers replaced more entries than may be kept for the view, in bytes.
+    /// Writers replaced more entries than may be retained for the view, in bytes.
     Lost(u64),
 }
 
-/// What writers know of the view of a map.
+/// The state of a view that writers see.
 pub(crate) struct ViewState {
     /// The revision of the view; [`NONE`] if there is none.
     revision: AtomicU64,
     /// The number of the view.
     number: AtomicU64,
-    /// The size of the kept entries, in bytes.
-    kept_bytes: AtomicU64,
-    /// The maximum size of the kept entries, in bytes.
-    kept_max: AtomicU64,
+    /// The size of the retained entries, in bytes.
+    retained_bytes: AtomicU64,
+    /// The maximum size of the retained entries, in bytes.
+    retained_max: AtomicU64,
     /// A view is open.
     taken: AtomicBool,
 }
 
-/// What a shard holds for the view.
+/// The entries that a shard retains for the view.
 #[derive(Default)]
-pub(crate) struct Kept {
+pub(crate) struct Retained {
     /// The number of the last view that has read this shard.
     read: u64,
     /// The entries of the view that were replaced or removed before it read this shard.
@@ -55,39 +55,39 @@ impl Default for ViewState {
         Self {
             revision: AtomicU64::new(NONE),
             number: AtomicU64::new(0),
-            kept_bytes: AtomicU64::new(0),
-            kept_max: AtomicU64::new(0),
+            retained_bytes: AtomicU64::new(0),
+            retained_max: AtomicU64::new(0),
             taken: AtomicBool::new(false),
         }
     }
 }
 
 impl ViewState {
-    /// Keeps an entry for the view, if it belongs to it. The change with this revision has replaced or removed the entry, whose
+    /// Retains an entry for the view, if it belongs to it. The change with this revision has replaced or removed the entry, whose
     /// shard the caller has locked for writing.
     #[inline]
-    pub(crate) fn keep(&self, shard: &Shard, replaced: Entry, revision: u64) {
+    pub(crate) fn retain(&self, shard: &Shard, replaced: Entry, revision: u64) {
         if revision > self.revision.load(Ordering::Acquire) {
-            self.keep_for_view(shard, replaced);
+            self.retain_for_view(shard, replaced);
         }
     }
 
     #[cold]
-    fn keep_for_view(&self, shard: &Shard, replaced: Entry) {
+    fn retain_for_view(&self, shard: &Shard, replaced: Entry) {
         if replaced.revision() > self.revision.load(Ordering::Acquire) {
             return;
         }
-        let mut kept = shard.kept().lock();
-        if kept.read == self.number.load(Ordering::Acquire) {
+        let mut retained = shard.retained().lock();
+        if retained.read == self.number.load(Ordering::Acquire) {
             return;
         }
         let cost = cost(&replaced);
-        if self.kept_bytes.fetch_add(cost, Ordering::Relaxed) + cost > self.kept_max.load(Ordering::Relaxed) {
-            // From now on writers keep nothing. The reader frees what is kept.
+        if self.retained_bytes.fetch_add(cost, Ordering::Relaxed) + cost > self.retained_max.load(Ordering::Relaxed) {
+            // From now on writers retain nothing. The reader frees what is retained.
             self.revision.store(NONE, Ordering::Release);
             return;
         }
-        kept.entries.push(replaced);
+        retained.entries.push(replaced);
     }
 }
 
@@ -95,7 +95,7 @@ fn cost(entry: &Entry) -> u64 {
     entry.len() as u64 + OVERHEAD
 }
 
-/// All entries of a store as they are at one revision. Dropping it frees what was kept for it.
+/// All entries of a store as they are at one revision. Dropping it frees the entries that were retained for it.
 pub struct View {
     shared: Arc<Shared>,
     revision: u64,
@@ -124,8 +124,8 @@ impl View {
             return Err(Unviewable::Busy);
         }
         let number = state.number.fetch_add(1, Ordering::AcqRel) + 1;
-        state.kept_bytes.store(0, Ordering::Relaxed);
-        state.kept_max.store(shared.options.history_max, Ordering::Relaxed);
+        state.retained_bytes.store(0, Ordering::Relaxed);
+        state.retained_max.store(shared.options.history_max, Ordering::Relaxed);
         let revision = shared.commit.cut(|last_assigned| state.revision.store(last_assigned, Ordering::Release));
         Ok(Self { shared: Arc::clone(shared), revision, number, next: 0 })
     }
@@ -139,7 +139,7 @@ impl View {
     ///
     /// # Errors
     ///
-    /// Writers replaced more entries than may be kept.
+    /// Writers replaced more entries than may be retained.
     pub fn next_shard(&mut self) -> Result<Option<Vec<Entry>>, Unviewable> {
         if self.next == SHARDS {
             return Ok(None);
@@ -147,16 +147,16 @@ impl View {
         let state = &self.shared.map.view;
         // No writer changes the shard meanwhile.
         let shard = self.shared.map.read(self.next);
-        let mut kept = shard.kept().lock();
+        let mut retained = shard.retained().lock();
         if state.revision.load(Ordering::Acquire) != self.revision {
-            return Err(Unviewable::Lost(state.kept_max.load(Ordering::Relaxed)));
+            return Err(Unviewable::Lost(state.retained_max.load(Ordering::Relaxed)));
         }
-        kept.read = self.number;
-        let replaced = std::mem::take(&mut kept.entries);
+        retained.read = self.number;
+        let replaced = std::mem::take(&mut retained.entries);
         let mut entries: Vec<Entry> = shard.iter().cloned().collect();
-        drop(kept);
+        drop(retained);
         drop(shard);
-        state.kept_bytes.fetch_sub(replaced.iter().map(cost).sum(), Ordering::Relaxed);
+        state.retained_bytes.fetch_sub(replaced.iter().map(cost).sum(), Ordering::Relaxed);
         self.next += 1;
         entries.retain(|entry| entry.revision() <= self.revision);
         if !replaced.is_empty() {
@@ -173,10 +173,10 @@ impl Drop for View {
     fn drop(&mut self) {
         let state = &self.shared.map.view;
         state.revision.store(NONE, Ordering::Release);
-        // A writer that has not noticed yet has its shard locked, so nothing is kept there after this.
+        // A writer that has not noticed yet has its shard locked, so nothing is retained there after this.
         for shard in 0..SHARDS {
             let shard = self.shared.map.read(shard);
-            let replaced = std::mem::take(&mut shard.kept().lock().entries);
+            let replaced = std::mem::take(&mut shard.retained().lock().entries);
             drop(shard);
             drop(replaced);
         }

@@ -138,7 +138,7 @@ fn a_view_is_the_state_at_its_revision_while_others_write() {
             views
         });
         let history = history.into_inner();
-        assert!(views.iter().any(|(_, _, before, after)| before < after), "nobody wrote during a view");
+        assert!(views.iter().any(|(_, _, before, after)| before < after), "no write happened during a view");
         for (revision, state, ..) in views {
             assert_eq!(state, state_at(&history, revision), "at revision {revision}");
         }
@@ -207,7 +207,7 @@ impl Lives<'_> {
             if step == backup_after {
                 let mut view = store.view().expect("there is no other");
                 let mut entries = Vec::new();
-                while let Some(shard) = view.next_shard().expect("nobody writes") {
+                while let Some(shard) = view.next_shard().expect("no other thread writes") {
                     entries.extend(shard);
                 }
                 backup = Some((view.revision(), entries));
@@ -241,10 +241,7 @@ impl Lives<'_> {
                     }
                     // The store that is replaced may be damaged, and then does not say what it has assigned.
                     let restored = restore.write(&store, Self::options(), *revision, 0).expect("the clock is right");
-                    restored
-                        .moved
-                        .iter()
-                        .for_each(|moved: &Moved| std::fs::remove_file(&moved.to).expect("it is there"));
+                    restored.moved.iter().for_each(|moved: &Moved| std::fs::remove_file(&moved.to).expect("it exists"));
                 }
                 1 => {
                     let fresh = self.random.below(2) == 0;

@@ -1,4 +1,4 @@
-//! `vkog backup`: writes an export of a running server to a file, which is there only if it is complete.
+//! `vkog backup`: writes an export of a running server to a file, which exists only if it is complete.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};

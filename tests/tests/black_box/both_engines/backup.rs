@@ -130,7 +130,7 @@ fn every_backup_under_16_writers_is_the_state_at_its_revision() {
         assert_eq!(entries(&setup, &format!("changes-{round}.vkog")), state_at(&history, after), "round {round}");
         changed += usize::from(before < after);
     }
-    assert!(changed > 0, "nobody wrote between the backups");
+    assert!(changed > 0, "no write happened between the backups");
 }
 
 #[test]
