@@ -122,7 +122,7 @@ fn filled() -> MemoryDisk {
     let disk = MemoryDisk::default();
     let mut import = Import::default();
     keys().iter().for_each(|key| import.push(key, &draft()));
-    import.run(disk.clone(), PATH.as_ref(), &|_, _| {}).expect("memory holds it");
+    import.run(disk.clone(), PATH.as_ref(), Options::default(), &|_, _| {}).expect("memory holds it");
     disk
 }
 

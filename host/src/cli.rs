@@ -97,6 +97,17 @@ The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a 
 Example:
   printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
 
+const BACKUP: &str = "\
+The file gets its name when the backup is complete and on disk. The server needs a token with the right admin.
+
+Example:
+  vkog backup monday.backup
+  vkog backup --since monday.backup tuesday.backup";
+
+const RESTORE: &str = "\
+Example:
+  vkog restore monday.backup tuesday.backup --file notes.vkog";
+
 const CHECK: &str = "\
 Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
 
@@ -132,6 +143,23 @@ enum Command {
     /// Run many operations from lines of JSON
     #[command(after_help = BATCH)]
     Batch(client::batch::Batch),
+    /// Back up a running server to a new file
+    #[command(after_help = BACKUP)]
+    Backup(client::backup::Backup),
+    /// Make a store from a backup and the incremental backups after it
+    #[command(after_help = RESTORE)]
+    Restore {
+        /// A full backup, and the incremental backups that follow it, in order
+        #[arg(value_name = "BACKUP", required = true)]
+        backups: Vec<PathBuf>,
+
+        #[command(flatten)]
+        store: StoreArg,
+
+        /// Rename a store that exists, and put the restored one in its place
+        #[arg(long)]
+        force: bool,
+    },
     /// Verify a store and print a summary (read-only)
     #[command(after_help = CHECK)]
     Check {
@@ -266,6 +294,8 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Ls(ls)) => client::ls::ls(ls),
         Some(Command::Watch(watch)) => client::watch::watch(watch),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
+        Some(Command::Backup(backup)) => client::backup::backup(backup),
+        Some(Command::Restore { backups, store, force }) => commands::restore::restore(&backups, &store.file, force),
         Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
             Ok(commands::plugins::new::new(&name, path.as_deref(), api.as_deref())?)
         }

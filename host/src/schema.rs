@@ -1,5 +1,7 @@
 //! The documents of the HTTP interface that the server and the command-line client share.
 
+pub mod export;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 

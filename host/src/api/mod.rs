@@ -9,6 +9,7 @@ mod buckets;
 mod cors;
 mod entry;
 mod etag;
+mod export;
 mod exposition;
 mod health;
 mod json;
@@ -40,6 +41,7 @@ pub use auth::Authorizer;
 use auth::{Credential, Rules, Scope};
 use batch::{BatchRoute, Format};
 use cors::Grant;
+use export::Exports;
 use exposition::Exposition;
 use openapi::Methods;
 use path::decode_key;
@@ -67,6 +69,7 @@ pub struct Api {
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
     tickets: Tickets,
+    exports: Exports,
 }
 
 /// Reloads the configuration and the plugins.
@@ -103,6 +106,8 @@ enum Route {
     Keys { listing: keys::Query, query: String },
     /// `/watch`: a stream of changes.
     Watch { subscription: watch::Subscription, credential: Credential, query: String },
+    /// `/export`: all entries as of one revision, or the changes after one.
+    Export { since: Option<u64> },
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -130,8 +135,22 @@ impl Api {
         let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
         let budget = Budget::new(u64::MAX);
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        let tickets = Tickets::default();
-        Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings, tickets }
+        let (tickets, exports) = (Tickets::default(), Exports::default());
+        Self {
+            engine,
+            value_max,
+            budget,
+            auth,
+            reload,
+            log,
+            connections,
+            encoded,
+            threads,
+            large,
+            listings,
+            tickets,
+            exports,
+        }
     }
 
     /// Sets whether every request is logged, and not only failures.
@@ -196,6 +215,11 @@ impl Api {
                 let credential = rules.reader(head);
                 rules.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
                 Err(self.tickets.issue(credential, prefix, format()))
+            }
+            "/export" => {
+                rules.check(head, Permission::Admin, Scope::All)?;
+                let since = export::parse_query(query).map_err(|problem| problem.reply(format()))?;
+                Ok(Route::Export { since })
             }
             "/plugins/reload" => rules.check(head, Permission::Admin, Scope::All).map(|()| Route::Reload),
             "/plugins" => rules.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
@@ -341,6 +365,11 @@ impl Service for Api {
             Route::Watch { subscription, credential, query } => {
                 let (engine, auth, encoded) = (&self.engine, &self.auth, &self.encoded);
                 respond(watch::stream(engine, auth, encoded, subscription, credential, query, head));
+            }
+            // Waits until the revision is durable.
+            Route::Export { since } => {
+                let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
+                self.threads.run(move || respond(export::begin(&engine, &exports, since, format)));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {

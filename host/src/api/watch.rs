@@ -98,16 +98,20 @@ pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscriptio
     if values.as_ref().is_some_and(|values| !values.is_empty()) {
         return Err(Problem::new(400, "values takes no value; write &values"));
     }
-    let revision = |name: &str, text: String| match text.parse() {
-        Ok(revision) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(revision),
-        _ => Err(Problem::new(400, format!("{name} is \"{text}\"; use a revision"))),
-    };
     let header = head.headers.get("last-event-id").filter(|id| !id.is_empty());
     let header = header.map(|id| revision("Last-Event-ID", String::from_utf8_lossy(id).into_owned())).transpose()?;
     let last_id = last_id.filter(|id| !id.is_empty()).map(|id| revision(LAST_EVENT_ID, id)).transpose()?;
     let since = since.map(|since| revision("since", since)).transpose()?;
     let since = header.or(last_id).or(since);
     Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some(), ticket })
+}
+
+/// Parses the revision of a parameter.
+pub(super) fn revision(name: &str, text: String) -> Result<u64, Problem> {
+    match text.parse() {
+        Ok(revision) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(revision),
+        _ => Err(Problem::new(400, format!("{name} is \"{text}\"; use a revision"))),
+    }
 }
 
 /// Starts the stream of events. Does not block.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::{bytes, count, entries, lock, read, say};
+use super::{bytes, count, entries, read, say, to_read};
 use crate::failure::Failure;
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
 
@@ -25,12 +25,12 @@ struct CheckError {
 ///
 /// # Errors
 ///
-/// It is damaged, or another process uses it.
+/// It is damaged or does not exist.
 ///
 /// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
-    let lock = lock(path)?;
-    let contents = read(lock.store()).map_err(|source| {
+    let _lock = to_read(path)?;
+    let contents = read(path).map_err(|source| {
         if let StoreError::Unreadable { path, damage: Damage::At { defect: Defect::Entries(left_out), .. } } = &source {
             left_out_lines(path, left_out).iter().for_each(|line| say(line));
         }

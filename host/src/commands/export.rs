@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::entry::Line;
-use super::{entries, lock, read, say};
+use super::{entries, read, say, to_read};
 use crate::failure::Failure;
 use crate::progress::Bar;
+use crate::schema::export::EntryLine;
 use vkog_store::Entry;
 
 /// How an export is written.
@@ -43,10 +43,10 @@ struct TooManyEntries;
 ///
 /// # Errors
 ///
-/// The store cannot be read, another process uses it, or the output cannot be written.
+/// The store cannot be read, or the output cannot be written.
 pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
-    let lock = lock(path)?;
-    let contents = read(lock.store())?;
+    let _lock = to_read(path)?;
+    let contents = read(path)?;
     let bar = Bar::new(format!("exporting {}", path.display()));
     let all = contents.entries();
     let Some(output) = output.filter(|output| *output != "-") else {
@@ -99,7 +99,7 @@ fn write(out: impl Write, all: &[Entry], format: Format, bar: &Bar) -> io::Resul
     match format {
         Format::Json => {
             for (number, entry) in (1..).zip(all) {
-                serde_json::to_writer(&mut out, &Line::from(entry))?;
+                serde_json::to_writer(&mut out, &EntryLine::from(entry))?;
                 out.write_all(b"\n")?;
                 bar.set(number, total);
             }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,8 +16,9 @@ use super::entry::Line;
 use super::{count, entries, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
+use crate::schema::export::{Incomplete, Op, Verifier, is_frame};
 use vkog_engine::CONTENT_TYPE_MAX;
-use vkog_store::{DEFAULT_CONTENT_TYPE, Import, InvalidEntry, LocalDisk, Lock, NewEntry, check_entry};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Import, InvalidEntry, LocalDisk, Lock, NewEntry, Options, check_entry};
 
 /// Why an import fails. A failed import changes nothing.
 #[derive(Debug, Error)]
@@ -29,7 +32,7 @@ enum ImportError {
 
 /// Why an input is not an export.
 #[derive(Debug, Error)]
-enum InputError {
+pub(super) enum InputError {
     #[error(transparent)]
     Unreadable(#[from] io::Error),
     #[error("line {number}: {source}")]
@@ -38,11 +41,13 @@ enum InputError {
     Byte { at: usize, source: Fault },
     #[error("it is a store, not an export; export it first with `vkog export -f`")]
     Store,
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
 }
 
 /// The mistake at one position of an input.
 #[derive(Debug, Error)]
-enum Fault {
+pub(super) enum Fault {
     #[error(transparent)]
     Unreadable(#[from] io::Error),
     #[error("{}", without_line(.0))]
@@ -53,6 +58,10 @@ enum Fault {
     NoValue,
     #[error("both value and value_base64 are present")]
     TwoValues,
+    #[error("it removes a key; apply an incremental backup with `vkog restore`")]
+    Removal,
+    #[error("the revision is missing")]
+    NoRevision,
     #[error("content_type has {0} bytes, the maximum is {CONTENT_TYPE_MAX}")]
     LongContentType(usize),
     #[error("content_type must be ASCII text")]
@@ -104,9 +113,10 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::new(format!("importing into {shown}"));
-    let added = import.run(LocalDisk, lock.store(), &|done, total| bar.set(done, total))?;
+    let added = import.run(LocalDisk, lock.store(), Options::default(), &|done, total| bar.set(done, total))?;
     drop(bar);
     lock.keep();
+    wait_for_clock(added.revision, added.new + added.overwritten);
     say(&format!(
         "{shown}: imported {}, {} of them new; {} now, revision {}",
         count(added.new + added.overwritten, "key", "keys"),
@@ -115,6 +125,17 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
         added.revision
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the clock has passed the last revision of an import that assigned more than a million a second. A copy of the
+/// store that is opened afterwards then begins after them. The revisions may have been ahead of the clock before; those are
+/// not waited for.
+fn wait_for_clock(revision: u64, entries: u64) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let ahead = revision.saturating_sub(u64::try_from(now).unwrap_or(u64::MAX));
+    if ahead <= entries {
+        thread::sleep(Duration::from_micros(ahead));
+    }
 }
 
 impl Input {
@@ -148,6 +169,8 @@ impl Input {
 
 fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, InputError> {
     let mut import = Import::default();
+    // An export of a server verifies itself.
+    let mut verifier = None;
     let mut line = Vec::new();
     let mut done = 0;
     for number in 1_u64.. {
@@ -158,37 +181,82 @@ fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, I
             break;
         }
         done += read as u64;
+        bar.set(done, len);
+        if number == 1 && is_frame(&line) {
+            verifier = Some(Verifier::default());
+        }
+        if let Some(verifier) = &mut verifier {
+            verifier.push(&line)?;
+            // The end of an export that is cut off is no line.
+            if is_frame(&line) || line.last() != Some(&b'\n') {
+                continue;
+            }
+        }
         // Some editors write a byte order mark.
         let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         if !text.trim_ascii().is_empty() {
             add_line(&mut import, text).map_err(fault)?;
         }
-        bar.set(done, len);
+    }
+    if let Some(verifier) = verifier {
+        import.begin_after(verifier.finish()?.revision);
     }
     Ok(import)
 }
 
 fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
-    let line: Line<'_> = serde_json::from_slice(text)?;
-    let decode = |name, text: &str| STANDARD.decode(text).map_err(|source| Fault::Base64 { name, source });
-    let value = match (&line.value, &line.value_base64) {
-        (Some(value), None) => Cow::Borrowed(value.as_bytes()),
-        (None, Some(text)) => Cow::Owned(decode("value_base64", text)?),
-        (None, None) => return Err(Fault::NoValue),
-        (Some(_), Some(_)) => return Err(Fault::TwoValues),
-    };
-    let content_type = match line.content_type.as_deref() {
-        None | Some("") => DEFAULT_CONTENT_TYPE,
-        Some(text) if text.len() > CONTENT_TYPE_MAX => return Err(Fault::LongContentType(text.len())),
-        Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
-            return Err(Fault::ContentTypeNotAscii);
+    match Record::parse(text)? {
+        Record::Entry { key, value, content_type, details, revision } => {
+            import.begin_after(revision.unwrap_or(0));
+            import.push(&key, &NewEntry { value: &value, content_type: &content_type, details });
+            Ok(())
         }
-        Some(text) => text,
-    };
-    check_entry(line.key.as_bytes(), &value).map_err(Fault::Invalid)?;
-    let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
-    import.push(&line.key, &NewEntry { value: &value, content_type, details });
-    Ok(())
+        Record::Removal { .. } => Err(Fault::Removal),
+    }
+}
+
+/// A line of an export or of a backup.
+pub(super) enum Record<'a> {
+    Entry {
+        key: Cow<'a, str>,
+        value: Cow<'a, [u8]>,
+        content_type: Cow<'a, str>,
+        details: Vec<u8>,
+        revision: Option<u64>,
+    },
+    Removal {
+        key: Cow<'a, str>,
+    },
+}
+
+impl<'a> Record<'a> {
+    /// Parses a line and checks that a request could have written its entry.
+    pub(super) fn parse(text: &'a [u8]) -> Result<Self, Fault> {
+        let line: Line<'a> = serde_json::from_slice(text)?;
+        if line.op == Some(Op::Delete) {
+            return Ok(Self::Removal { key: line.key });
+        }
+        let decode = |name, text: &str| STANDARD.decode(text).map_err(|source| Fault::Base64 { name, source });
+        let value = match (line.value, line.value_base64) {
+            (Some(Cow::Borrowed(value)), None) => Cow::Borrowed(value.as_bytes()),
+            (Some(Cow::Owned(value)), None) => Cow::Owned(value.into_bytes()),
+            (None, Some(text)) => Cow::Owned(decode("value_base64", &text)?),
+            (None, None) => return Err(Fault::NoValue),
+            (Some(_), Some(_)) => return Err(Fault::TwoValues),
+        };
+        let content_type = match line.content_type {
+            None => DEFAULT_CONTENT_TYPE.into(),
+            Some(text) if text.is_empty() => DEFAULT_CONTENT_TYPE.into(),
+            Some(text) if text.len() > CONTENT_TYPE_MAX => return Err(Fault::LongContentType(text.len())),
+            Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+                return Err(Fault::ContentTypeNotAscii);
+            }
+            Some(text) => text,
+        };
+        check_entry(line.key.as_bytes(), &value).map_err(Fault::Invalid)?;
+        let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
+        Ok(Self::Entry { key: line.key, value, content_type, details, revision: line.revision })
+    }
 }
 
 fn from_msgpack(data: &[u8], bar: &Bar) -> Result<Import, InputError> {

@@ -7,6 +7,7 @@ pub mod export;
 pub mod import;
 pub mod plugins;
 pub mod repair;
+pub mod restore;
 pub mod shell;
 
 use std::io;
@@ -43,10 +44,33 @@ pub enum OpenError {
 ///
 /// It does not exist, or another process uses it.
 fn lock(path: &Path) -> Result<Lock, OpenError> {
+    check_exists(path)?;
+    Ok(Lock::take(path)?)
+}
+
+fn check_exists(path: &Path) -> Result<(), OpenError> {
     match store::exists(path) {
-        Ok(true) => Ok(Lock::take(path)?),
+        Ok(true) => Ok(()),
         Ok(false) => Err(OpenError::Missing(path.to_owned())),
         Err(source) => Err(OpenError::Unreadable { path: path.to_owned(), source }),
+    }
+}
+
+/// Checks that a store exists that is only read. On Unix that needs no lock and writes nothing, so it works on read-only media
+/// and beside a server. On Windows a server could not replace a file that is open here, so the store is locked if its folder can
+/// be written.
+///
+/// # Errors
+///
+/// It does not exist; or, on Windows, another process uses it.
+fn to_read(path: &Path) -> Result<Option<Lock>, OpenError> {
+    check_exists(path)?;
+    if cfg!(unix) {
+        return Ok(None);
+    }
+    match Lock::take(path) {
+        Err(StoreError::Unwritable { .. }) => Ok(None),
+        lock => Ok(Some(lock?)),
     }
 }
 

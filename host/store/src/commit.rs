@@ -179,6 +179,14 @@ impl Commit {
         self.last_assigned.load(Ordering::Acquire)
     }
 
+    /// Calls a function with the last revision that was assigned, before a later one can be. Returns that revision.
+    pub(crate) fn cut(&self, at: impl FnOnce(u64)) -> u64 {
+        let _queue = self.queue.lock();
+        let revision = self.last_assigned();
+        at(revision);
+        revision
+    }
+
     pub(crate) fn rollback_epoch(&self) -> u64 {
         self.rollback_epoch.load(Ordering::Acquire)
     }

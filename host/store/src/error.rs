@@ -124,6 +124,18 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
+    /// The clock shows a time before the backup was made. The store may have assigned revisions since that this clock has not
+    /// reached, and they would be assigned twice.
+    #[error(
+        "cannot restore {path}: the clock of this machine is behind revision {revision} of the backup, so a revision could \
+         name two values; set the clock and try again, or import the backup with `vkog import`"
+    )]
+    ClockBehind {
+        /// The store.
+        path: PathBuf,
+        /// The revision of the backup.
+        revision: u64,
+    },
     /// The system refuses a thread that writes to the files.
     #[error("cannot start a thread for the store: {source}; raise the limit on threads, or end other programs")]
     NoThread {

@@ -16,6 +16,8 @@ use super::snapshot::Progress;
 #[derive(Default)]
 pub struct Import {
     entries: Vec<Entry>,
+    /// The revisions of the import are higher than this one.
+    after: u64,
     scratch: Vec<u8>,
 }
 
@@ -38,6 +40,11 @@ impl Import {
         self.entries.push(Entry::with_revision(key, draft, 0, &mut self.scratch));
     }
 
+    /// Makes the new revisions higher than this one, which another store has assigned.
+    pub fn begin_after(&mut self, revision: u64) {
+        self.after = self.after.max(revision);
+    }
+
     /// The number of entries that were added.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -54,10 +61,15 @@ impl Import {
     /// # Errors
     ///
     /// The store cannot be read or written. It is unchanged then.
-    pub fn run(self, disk: impl Disk, path: &Path, progress: Progress<'_>) -> Result<Added, Arc<StoreError>> {
+    pub fn run(
+        self,
+        disk: impl Disk,
+        path: &Path,
+        options: Options,
+        progress: Progress<'_>,
+    ) -> Result<Added, Arc<StoreError>> {
         let paths = Paths::of(path);
-        let options = Options::default();
-        let floor = options.floor();
+        let floor = options.floor().max(self.after);
         let mut recovered = recover::recover(&disk, &paths, floor, progress)?;
         recovered.revision = recovered.revision.max(floor);
         let (before, first) = (recovered.map.totals().0, recovered.revision + 1);

@@ -32,15 +32,40 @@ pub struct LogContents {
     pub torn: u64,
 }
 
+/// The number of attempts to read files to which a server writes.
+const ATTEMPTS_MAX: usize = 20;
+
 impl Contents {
-    /// Reads the files of a store, which the caller has locked.
+    /// Reads the files of a store. Needs no lock, and writes nothing: while a server writes to them, the result has all changes
+    /// that were durable before the call, and perhaps later ones, up to one revision.
     ///
     /// # Errors
     ///
     /// A file is damaged, or does not belong to the others.
     pub fn read(path: &Path, progress: Progress<'_>) -> Result<Self, StoreError> {
-        let paths = Paths::of(path);
-        let findings = recover::examine(&ReadOnlyDisk, &paths, 0, progress)?;
+        let path = resolve(path);
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(StoreError::NotAFile { path });
+        }
+        let paths = Paths::of(&path);
+        let mut previous = None;
+        for _ in 1..ATTEMPTS_MAX {
+            // A server that replaces or extends a file in the meantime looks like damage, but not twice the same.
+            let result = Self::read_once(&paths, progress);
+            let fault = match &result {
+                Ok(contents) => contents.lost_log().map(ToString::to_string),
+                Err(error) => Some(error.to_string()),
+            };
+            if fault.is_none() || fault == previous {
+                return result;
+            }
+            previous = fault;
+        }
+        Self::read_once(&paths, progress)
+    }
+
+    fn read_once(paths: &Paths, progress: Progress<'_>) -> Result<Self, StoreError> {
+        let findings = recover::examine(&ReadOnlyDisk, paths, 0, progress)?;
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };

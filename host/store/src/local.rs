@@ -23,6 +23,7 @@ use crate::snapshot::Progress;
 use crate::space::SpaceBudget;
 use crate::store::{RolledBack, Store};
 use crate::update::{Changes, Decide, Run, Update, assign};
+use crate::view::{Unviewable, View};
 use vkog_runtime::Histogram;
 use vkog_runtime::Mailbox;
 
@@ -175,6 +176,21 @@ impl LocalStore {
     /// Calls a function for every entry, in no order, with the lock of its shard.
     pub fn for_each(&self, each: impl FnMut(&Entry)) {
         self.shared.map.for_each(each);
+    }
+
+    /// Begins a view of all entries as they are at one revision, which other threads' writes do not change. Blocks until that
+    /// revision is durable.
+    ///
+    /// # Errors
+    ///
+    /// Another view is being read.
+    pub fn view(&self) -> Result<View, Unviewable> {
+        View::new(&self.shared)
+    }
+
+    /// The random number that the files of this store share, as copies of them do.
+    pub fn id(&self) -> u64 {
+        self.shared.id
     }
 
     /// Writes a snapshot now, while other threads read and write.

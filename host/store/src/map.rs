@@ -3,12 +3,13 @@
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table;
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::{SmallVec, smallvec};
 use std::hash::BuildHasher;
 
 use super::entry::Entry;
 use super::key_ranges::KeyRangeCache;
+use super::view::{Retained, ViewState};
 
 /// The number of shards: enough that two writers rarely need the same lock, that a snapshot holds each lock for well under a
 /// millisecond, and that growing one table is no pause (with ten million entries, a shard has ten thousand).
@@ -20,6 +21,7 @@ pub(super) struct Map {
     hasher: FixedState,
     seed: u64,
     pub(super) key_ranges: KeyRangeCache,
+    pub(super) view: ViewState,
 }
 
 /// A part of the map: what one lock protects.
@@ -29,6 +31,8 @@ pub(super) struct Shard {
     size: u64,
     /// The revision of the last removal. An absent key may be absent since then.
     last_removal: u64,
+    /// The entries that are retained for a view. Its lock is taken with the shard locked.
+    retained: Mutex<Retained>,
 }
 
 /// A key with its hash, computed once.
@@ -59,7 +63,8 @@ impl Map {
     /// never learn the seed, so that they cannot create collisions.
     pub(super) fn new(seed: u64) -> Self {
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        Self { shards, hasher: FixedState::with_seed(seed), seed, key_ranges: KeyRangeCache::default() }
+        let (key_ranges, view) = (KeyRangeCache::default(), ViewState::default());
+        Self { shards, hasher: FixedState::with_seed(seed), seed, key_ranges, view }
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -218,6 +223,10 @@ impl Shard {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.table.iter()
+    }
+
+    pub(super) fn retained(&self) -> &Mutex<Retained> {
+        &self.retained
     }
 }
 

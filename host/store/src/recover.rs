@@ -68,13 +68,16 @@ pub(super) struct Findings {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the files without changing one. Entries of the Go program get revisions after `floor`, unless a log follows them.
+/// Reads the files without changing one. A server may write to them meanwhile: they are opened in the order in which its snapshots
+/// do not hide changes, and files that do not belong together are an error, as always. Entries of the Go program get revisions after `floor`, unless a log follows them.
 pub(super) fn examine(
     disk: &dyn Disk,
     paths: &Paths,
     floor: u64,
     progress: Progress<'_>,
 ) -> Result<Findings, StoreError> {
+    let next = open(disk, &paths.next)?;
+    let log = open(disk, &paths.log)?;
     let snapshot = open(disk, &paths.file)?;
     let (map, meta) = match &snapshot {
         Some(file) => {
@@ -105,8 +108,8 @@ pub(super) fn examine(
         lost: None,
         notes: Vec::new(),
     };
-    let log = Head::find(disk, &paths.log)?;
-    let next = Head::find(disk, &paths.next)?;
+    let log = Head::find(log, &paths.log)?;
+    let next = Head::find(next, &paths.next)?;
     check_generations(paths, meta.generation, [&log, &next].map(|log| log.as_ref().map(|(_, head)| head.generation)))?;
     if let Some((file, head)) = log
         && head.generation == meta.generation
@@ -116,12 +119,13 @@ pub(super) fn examine(
     if let Some((file, head)) = next {
         let before = findings.revision;
         let tail = findings.replay(&paths.next, file, head, progress)?;
-        // The old log was truncated to its end, and synced, before the first record was written to the new one.
-        if let Some(Tail { at, len, .. }) = findings.log
-            && at < len
+        // The old log was truncated to its end, and synced, before the first record was written to the new one. Its length is
+        // that of now: a server may have written to it since it was read.
+        if let Some(Tail { file, at, .. }) = &findings.log
             && findings.revision > before
+            && *at < file.len().map_err(unreadable(&paths.log))?
         {
-            return Err(unreadable(&paths.log)(Damage::at(at, Defect::DamagedRecordBeforeNextLog)));
+            return Err(unreadable(&paths.log)(Damage::at(*at, Defect::DamagedRecordBeforeNextLog)));
         }
         findings.next = Some(tail);
     }
@@ -238,9 +242,9 @@ impl Tail {
 type Found = (Box<dyn File>, Head);
 
 impl Head {
-    /// The file and the head of a log, if there is one that was ever used.
-    fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, StoreError> {
-        let Some(file) = open(disk, path)? else { return Ok(None) };
+    /// The file and the head of a log, if it was ever used.
+    fn find(file: Option<Box<dyn File>>, path: &Path) -> Result<Option<Found>, StoreError> {
+        let Some(file) = file else { return Ok(None) };
         let head = match Reader::open(&*file).map_err(unreadable(path))? {
             Start::Log(reader) => reader.head,
             Start::Unused => return Ok(None),

@@ -307,7 +307,7 @@ impl Salvage {
             let _ = LocalDisk.remove(&paths.new);
             return Err(unwritable(&paths.new)(error));
         }
-        let moved = move_aside(paths).map_err(unwritable(&paths.file))?;
+        let moved = move_aside(paths, "damaged").map_err(unwritable(&paths.file))?;
         Ok(Repaired {
             totals: self.map.totals(),
             files: self.files,
@@ -337,9 +337,9 @@ fn apply(map: &Map, removed: &mut HashMap<Box<str>, u64>, record: &Record<'_>, s
     *revision
 }
 
-/// Renames the damaged files, and the new snapshot to FILE. A crash in between leaves a store that does not open, has
-/// everything in it, and can be repaired again.
-fn move_aside(paths: &Paths) -> io::Result<Vec<Moved>> {
+/// Renames the files of a store to names that end with `why`, and the new snapshot to FILE. A crash in between leaves everything
+/// in the folder: either store, or one that does not open and can be repaired.
+pub(super) fn move_aside(paths: &Paths, why: &str) -> io::Result<Vec<Moved>> {
     let mut files = Vec::new();
     for path in [&paths.file, &paths.log, &paths.next] {
         if path.try_exists()? {
@@ -348,7 +348,7 @@ fn move_aside(paths: &Paths) -> io::Result<Vec<Moved>> {
     }
     let mut number = 1;
     let moved = loop {
-        let ending = if number == 1 { "damaged".to_owned() } else { format!("damaged.{number}") };
+        let ending = if number == 1 { why.to_owned() } else { format!("{why}.{number}") };
         let moved = files.iter().map(|&from| Moved { from: from.clone(), to: beside(from, &ending) });
         let moved: Vec<Moved> = moved.collect();
         // All of them get the same number, so that what belongs together can be seen.

@@ -200,9 +200,12 @@ impl<'a, R> Run<'a, R> {
     pub(crate) fn apply(mut self, map: &Map) {
         for (index, change) in self.changes.into_iter().enumerate().filter(|(_, change)| !change.is_read()) {
             let shard = self.locked.shard_mut(index);
-            match change.after {
-                Some(entry) => drop(map.insert(shard, self.hashed[index], entry)),
-                None => drop(shard.remove(self.hashed[index], change.revision)),
+            let replaced = match change.after {
+                Some(entry) => map.insert(shard, self.hashed[index], entry),
+                None => shard.remove(self.hashed[index], change.revision),
+            };
+            if let Some(entry) = replaced {
+                map.view.retain(shard, entry, change.revision);
             }
         }
     }

@@ -152,7 +152,7 @@ fn an_import_counts_new_and_overwritten_entries_and_writes_a_snapshot() {
         import.push(key, &NewEntry { value, content_type: "text/plain", details: vec![0x80] });
     }
     assert_eq!((import.len(), import.is_empty()), (4, false));
-    let added = import.run(LocalDisk, &path, &|_, _| {}).expect("it can be written");
+    let added = import.run(LocalDisk, &path, Options::default(), &|_, _| {}).expect("it can be written");
     assert_eq!((added.new, added.overwritten, added.entries), (2, 1, 4));
     assert_eq!(added.revision, last + 4);
     let contents = Contents::read(&path, &|_, _| {}).expect("it is whole");

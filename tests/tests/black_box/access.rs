@@ -15,7 +15,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 28] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 29] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
@@ -48,6 +48,8 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 28] = [
     ("HEAD", "/metrics", "", Some(Read), 200),
     ("GET", "/plugins", "", Some(Read), 200),
     ("POST", "/plugins/reload", "", Some(Admin), 200),
+    ("GET", "/export?since=999999999", "", Some(Admin), 410),
+    ("HEAD", "/export", "", Some(Admin), 200),
     ("GET", "/livez", "", None, 200),
     ("GET", "/readyz", "", None, 200),
     ("GET", "/nothing", "", None, 404),

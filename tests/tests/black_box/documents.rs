@@ -28,7 +28,7 @@ const NOT_RUN: [&str; 9] = [
 ];
 const DEFAULT_ADDRESS: &str = "127.0.0.1:3110";
 /// The commands that send requests to a server.
-const ASKING: [&str; 9] = [
+const ASKING: [&str; 12] = [
     "curl ",
     "vkog get ",
     "vkog put ",
@@ -38,6 +38,10 @@ const ASKING: [&str; 9] = [
     "vkog ls",
     "vkog watch",
     "vkog batch",
+    "vkog backup ",
+    // These two work beside a server.
+    "vkog restore ",
+    "vkog export ",
 ];
 
 /// The tutorial that goes from an empty folder to a plugin.

@@ -67,6 +67,7 @@ mod hyper {
     const ENGINE: &str = "hyper";
 
     mod accounting;
+    mod backup;
     mod bad_input;
     mod batch;
     mod caching;
@@ -96,6 +97,7 @@ mod tiny {
     const ENGINE: &str = "tiny";
 
     mod accounting;
+    mod backup;
     mod bad_input;
     mod batch;
     mod caching;

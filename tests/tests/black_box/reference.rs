@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, bytes, conflict, dead_links, description, markdown, ttl, workspace};
 
-pub(crate) const COMMANDS: [&str; 19] = [
+pub(crate) const COMMANDS: [&str; 21] = [
     "",
     "serve",
     "get",
@@ -23,6 +23,8 @@ pub(crate) const COMMANDS: [&str; 19] = [
     "ls",
     "watch",
     "batch",
+    "backup",
+    "restore",
     "check",
     "repair",
     "export",

@@ -1,6 +1,7 @@
 //! Benchmarks: this program and its peers, in turn, on this machine, in one run.
 
 mod attack;
+mod backup;
 mod connections;
 mod http;
 mod peers;
@@ -26,6 +27,8 @@ pub(crate) enum Bench {
         /// The parts to measure [default: all]
         parts: Vec<http::Part>,
     },
+    /// A backup of a running server beside a snapshot, and the latency of reads meanwhile (needs wrk)
+    Backup(Options),
     /// The store beside Redis: start, snapshot, memory (needs redis-server and wrk)
     Store(Options),
 }
@@ -52,6 +55,7 @@ impl Bench {
         match self {
             Self::Attack => attack::run(),
             Self::Http { options, parts } => http::run(&options, &parts),
+            Self::Backup(options) => backup::run(&options),
             Self::Store(options) => store::run(&options),
         }
     }

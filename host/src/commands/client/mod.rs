@@ -1,5 +1,6 @@
 //! The command-line client, which uses the HTTP interface of a server.
 
+pub mod backup;
 pub mod batch;
 mod connect;
 pub mod delete;

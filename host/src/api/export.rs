@@ -1,0 +1,303 @@
+//! `/export`: all entries as they are at one revision, or the changes after a revision, as lines of JSON.
+//!
+//! A thread with the lowest priority encodes the lines, and waits while the client has not read the pieces before. So a client
+//! that reads slowly holds a few pieces, and no writer waits for it.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use super::problem::{ErrorFormat, Problem};
+use super::query::parameters;
+use crate::http::{Body, Response, Stream};
+use crate::schema::export::{EntryLine, FORMAT, RemovalLine, Start, Writer};
+use vkog_engine::Engine;
+use vkog_runtime::lower_priority;
+use vkog_store::{LocalStore, Store, Unviewable, Unwatchable, View, Watch};
+
+/// The length of a piece, in bytes. It ends with a line unless that is longer.
+const PIECE: usize = 64 << 10;
+/// The number of pieces that wait for the client.
+const PIECES_MAX: usize = 2;
+/// The number of pieces after which the thread pauses, because requests have priority.
+const PAUSE_EVERY: u32 = 4;
+/// See [`PAUSE_EVERY`].
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The right to export. There is one at a time.
+#[derive(Clone, Default)]
+pub(super) struct Exports(Arc<AtomicBool>);
+
+/// Frees the right when it is dropped.
+struct Running(Exports);
+
+impl Exports {
+    fn begin(&self) -> Option<Running> {
+        (!self.0.swap(true, Ordering::AcqRel)).then(|| Running(self.clone()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Release);
+    }
+}
+
+/// Parses the query: the revision of `since`, if the query has one.
+///
+/// # Errors
+///
+/// It is repeated, or no revision.
+pub(super) fn parse_query(query: &str) -> Result<Option<u64>, Problem> {
+    let [since] = parameters(query, ["since"])?;
+    since.map(|text| super::watch::revision("since", text)).transpose()
+}
+
+/// Begins an export. Blocks until its revision is durable.
+pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>, format: ErrorFormat) -> Response {
+    let Some(running) = exports.begin() else { return busy().reply(format) };
+    let store = engine.store();
+    let source = match since {
+        None => store.view().map(Source::View).map_err(|_| busy()),
+        Some(since) => changes(store, since).map_err(gone),
+    };
+    let source = match source {
+        Ok(source) => source,
+        Err(problem) => return problem.reply(format),
+    };
+    let revision = source.revision();
+    let start = Start { format: FORMAT, store: format!("{:016x}", store.id()), revision, since };
+    let mut reply = Response::new(200, &b""[..])
+        .with_header("Content-Type", "application/x-ndjson")
+        .with_header("Vkog-Revision", revision.to_string())
+        // A proxy that compresses or collects the stream would hold it in memory.
+        .with_cache_control("no-store, no-transform")
+        .with_header("X-Accel-Buffering", "no")
+        .inert();
+    reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(Job { source, start, running }))));
+    reply
+}
+
+fn busy() -> Problem {
+    Problem::busy("Another export is in progress; try again when it has ended")
+}
+
+/// The response to an incremental export whose changes are not in the history.
+fn gone(unwatchable: Unwatchable) -> Problem {
+    Problem::new(
+        410,
+        match unwatchable {
+            Unwatchable::Forgotten(begins) => format!(
+                "Too far back: changes up to revision {begins} are no longer in the history; make a full export"
+            ),
+            Unwatchable::Ahead(last) => {
+                format!("Too far ahead: {last} is the last revision; make a full export")
+            }
+            Unwatchable::Unassigned(first) => {
+                format!("Unknown revision: this server's revisions start after {first}; make a full export")
+            }
+        },
+    )
+}
+
+/// The data of an export.
+enum Source {
+    View(View),
+    /// The changes up to the revision.
+    Changes(Watch, u64),
+}
+
+impl Source {
+    fn revision(&self) -> u64 {
+        match self {
+            Self::View(view) => view.revision(),
+            Self::Changes(_, revision) => *revision,
+        }
+    }
+}
+
+fn changes(store: &LocalStore, since: u64) -> Result<Source, Unwatchable> {
+    let last = store.watch(String::new(), None)?.revision();
+    let watch = store.watch(String::new(), Some(since))?;
+    Ok(Source::Changes(watch, last.max(since)))
+}
+
+/// Why an export ends early.
+enum Ended {
+    /// The client has closed the connection.
+    Unread,
+    /// The export cannot be completed, for this reason.
+    Failed(String),
+}
+
+impl From<io::Error> for Ended {
+    fn from(_: io::Error) -> Self {
+        Self::Unread
+    }
+}
+
+/// An export that has not begun to be encoded.
+struct Job {
+    source: Source,
+    start: Start,
+    running: Running,
+}
+
+impl Job {
+    /// Encodes all lines. Returns when the client has read them, or has gone.
+    fn run(self, pieces: Sender<Bytes>) {
+        let Self { mut source, start, running } = self;
+        lower_priority();
+        let out = Buffer { pieces, buffer: Vec::with_capacity(2 * PIECE), count: 0 };
+        let Ok(mut writer) = Writer::new(out, start) else { return };
+        let written = match &mut source {
+            Source::View(view) => write_view(view, &mut writer),
+            Source::Changes(watch, last) => write_changes(watch, *last, &mut writer),
+        };
+        // Before the end is sent, so that a client that has read it can begin the next export.
+        drop((source, running));
+        // An error means that the client has gone.
+        let _ = match written {
+            Ok(()) => writer.finish(),
+            Err(Ended::Failed(reason)) => writer.fail(reason),
+            Err(Ended::Unread) => Ok(()),
+        };
+    }
+}
+
+fn write_view(view: &mut View, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
+    while let Some(entries) = view.next_shard().map_err(lost)? {
+        for entry in entries {
+            writer.record(&EntryLine::from(&entry))?;
+        }
+    }
+    Ok(())
+}
+
+fn lost(unviewable: Unviewable) -> Ended {
+    Ended::Failed(match unviewable {
+        Unviewable::Lost(bytes) => format!(
+            "writers replaced more than {bytes} bytes before the client had read them; use a faster connection, or raise \
+             watch-history"
+        ),
+        Unviewable::Busy => "another export took its place".to_owned(),
+    })
+}
+
+fn write_changes(watch: &mut Watch, last: u64, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
+    while watch.revision() < last {
+        // The changes are there already, so this never waits.
+        let events = match watch.poll(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(events)) if !events.is_empty() => events,
+            Poll::Ready(Err(Unwatchable::Forgotten(begins))) => {
+                return Err(Ended::Failed(format!(
+                    "changes up to revision {begins} left the history before the client had read them; make a full export"
+                )));
+            }
+            _ => return Err(Ended::Failed("the server stops; try again later".to_owned())),
+        };
+        for event in events.iter().filter(|event| event.revision() <= last) {
+            match event.is_removal() {
+                true => writer.record(&RemovalLine::new(event.entry().key(), event.revision()))?,
+                false => writer.record(&EntryLine::from(event.entry()))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Collects lines and passes them on in pieces.
+struct Buffer {
+    pieces: Sender<Bytes>,
+    buffer: Vec<u8>,
+    count: u32,
+}
+
+impl Buffer {
+    /// Waits until there is room for another piece.
+    fn send(&mut self, piece: Bytes) -> io::Result<()> {
+        self.pieces.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.count += 1;
+        if self.count.is_multiple_of(PAUSE_EVERY) {
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self) -> io::Result<()> {
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(2 * PIECE));
+        if piece.is_empty() { Ok(()) } else { self.send(piece.into()) }
+    }
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = &bytes[..bytes.len().min(PIECE)];
+        self.buffer.extend_from_slice(taken);
+        // The end of a line is written on its own.
+        if self.buffer.len() >= PIECE && (taken == b"\n" || self.buffer.len() >= 2 * PIECE) {
+            self.send_all()?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send_all()
+    }
+}
+
+/// The body of the response.
+enum Pieces {
+    /// The client has not begun to read. A response to HEAD never does.
+    Waiting(Option<Job>),
+    Running {
+        pieces: Receiver<Bytes>,
+        /// The last piece ended with a line.
+        at_line_end: bool,
+    },
+}
+
+impl Pieces {
+    fn start(job: Job) -> Self {
+        let (sender, pieces) = channel(PIECES_MAX);
+        let spawned = thread::Builder::new().name("export".to_owned()).spawn(move || job.run(sender));
+        if let Err(error) = spawned {
+            // The response ends without its end line.
+            tracing::error!("no export: cannot start a thread: {error}");
+        }
+        Self::Running { pieces, at_line_end: true }
+    }
+}
+
+impl Stream for Pieces {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Self::Waiting(job) = self {
+            let Some(job) = job.take() else { return Poll::Ready(None) };
+            *self = Self::start(job);
+        }
+        let Self::Running { pieces, at_line_end } = self else { return Poll::Ready(None) };
+        let piece = pieces.poll_recv(context);
+        if let Poll::Ready(Some(piece)) = &piece {
+            *at_line_end = piece.last() == Some(&b'\n');
+        }
+        piece
+    }
+
+    /// Sends an empty line, which counts for nothing, unless a line is unfinished.
+    fn heartbeat(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Running { at_line_end: true, .. } => Some(Bytes::from_static(b"\n")),
+            _ => None,
+        }
+    }
+
+    fn is_finite(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,147 @@
+//! `vkog backup`: writes an export of a running server to a file, which exists only if it is complete.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tempfile::NamedTempFile;
+use thiserror::Error;
+use ureq::http::Method;
+
+use super::error::ClientError;
+use super::{Counted, Remote, Server, say};
+use crate::failure::Failure;
+use crate::schema::export::{Incomplete, Start, Verifier};
+
+/// The timeout of reading. The server sends something every 10 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// The arguments of `vkog backup`.
+#[derive(clap::Args)]
+pub struct Backup {
+    /// The new file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Back up only the changes after this earlier backup
+    #[arg(long, value_name = "BACKUP")]
+    since: Option<PathBuf>,
+
+    /// Replace the file if it exists
+    #[arg(long)]
+    overwrite: bool,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Why there is no backup.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+enum BackupError {
+    #[error("cannot write {}: the file exists; choose another name, or replace it with --overwrite", .0.display())]
+    Exists(PathBuf),
+    #[error("cannot back up {}: {source}; nothing was written, try again", .path.display())]
+    Incomplete { path: PathBuf, source: Incomplete },
+    #[error("cannot back up the changes after {}: {source}; give a complete backup", .path.display())]
+    Since { path: PathBuf, source: Incomplete },
+    #[error("cannot back up the changes after {}: it is a backup of another store; make a full backup", .0.display())]
+    OtherStore(PathBuf),
+}
+
+/// Backs a server up. The file gets its name when it is complete and on disk.
+///
+/// # Errors
+///
+/// The file exists, the server cannot be reached or refuses, or the export is not complete. No file is written then.
+pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitCode, Failure> {
+    if !overwrite && file.symlink_metadata().is_ok() {
+        return Err(BackupError::Exists(file).into());
+    }
+    let since = since.map(|path| read_start(&path).map(|start| (path, start))).transpose()?;
+    let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
+    let query = since.as_ref().map(|(_, start)| format!("?since={}", start.revision)).unwrap_or_default();
+    let action = format!("back up to {}", file.display());
+    let response = server.ask(server.request(Method::GET, &format!("/export{query}")));
+    let response = response.map_err(|error| error.of(&*action))?;
+    let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+    let mut body = Counted::new(body, action.clone(), 0);
+    let unwritable = |source: io::Error| ClientError::Write { name: file.display().to_string(), source };
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Accessible to its owner only, as a store.
+    let mut temporary = tempfile::Builder::new().prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
+    let (start, lines) = receive(&mut body, &mut temporary, &file, &action)?;
+    if let Some((path, _)) = since.filter(|(_, before)| before.store != start.store) {
+        return Err(BackupError::OtherStore(path).into());
+    }
+    temporary.as_file().sync_all().map_err(unwritable)?;
+    let persisted = if overwrite { temporary.persist(&file) } else { temporary.persist_noclobber(&file) };
+    match persisted {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(BackupError::Exists(file).into());
+        }
+        Err(error) => return Err(unwritable(error.error).into()),
+    }
+    sync_folder(folder).map_err(unwritable)?;
+    let what = match start.since {
+        None => format!("{lines} {}", if lines == 1 { "entry" } else { "entries" }),
+        Some(since) => format!("{lines} {} after revision {since}", if lines == 1 { "change" } else { "changes" }),
+    };
+    say(&format!("{}: backed up {what}, as of revision {}", file.display(), start.revision))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the response to the file. Returns its start line and the number of its records.
+fn receive(body: &mut impl Read, to: &mut NamedTempFile, file: &Path, action: &str) -> Result<(Start, u64), Failure> {
+    let incomplete = |source| BackupError::Incomplete { path: file.to_owned(), source };
+    let mut verifier = Verifier::default();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let read = match body.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => &piece[..read],
+            Err(source) => return Err(ClientError::Lost { action: action.to_owned(), source }.into()),
+        };
+        verifier.push(read).map_err(incomplete)?;
+        let written = to.write_all(read);
+        written.map_err(|source| ClientError::Write { name: file.display().to_string(), source })?;
+    }
+    let lines = verifier.lines();
+    Ok((verifier.finish().map_err(incomplete)?, lines))
+}
+
+/// Verifies an earlier backup and returns its start line.
+fn read_start(path: &Path) -> Result<Start, Failure> {
+    let unreadable = |source| ClientError::Read { name: path.display().to_string(), source };
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(unreadable)?);
+    let since = |source| BackupError::Since { path: path.to_owned(), source };
+    let mut verifier = Verifier::default();
+    loop {
+        let piece = file.fill_buf().map_err(unreadable)?;
+        if piece.is_empty() {
+            return Ok(verifier.finish().map_err(since)?);
+        }
+        verifier.push(piece).map_err(since)?;
+        let read = piece.len();
+        file.consume(read);
+    }
+}
+
+/// Makes the new name durable.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // The file system has no such call.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Windows has no such call: NTFS has a journal of names.
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
