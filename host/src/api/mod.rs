@@ -9,6 +9,7 @@ mod cors;
 mod entry;
 mod etag;
 mod exposition;
+mod front;
 mod health;
 mod json;
 mod keys;
@@ -40,6 +41,8 @@ use auth::{Credential, Scope};
 use batch::{BatchRoute, Format};
 use cors::Grant;
 use exposition::Exposition;
+use front::Base;
+pub use front::{Front, StartPhase, StartProgress};
 use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
@@ -119,25 +122,17 @@ struct EntryRoute {
 }
 
 impl Api {
-    /// Makes the interface. `value_max` is the maximum length of a value, in bytes.
+    /// Makes the interface of a store that is loaded. `value_max` is the maximum length of a value, in bytes.
     pub fn new(engine: Arc<Engine>, value_max: u64, auth: Arc<Authorizer>, reload: Arc<Reload>) -> Self {
-        let (log, threads) = (AccessLog::leaked(), ThreadPool::new("admin"));
-        let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
-        let budget = Budget::new(u64::MAX);
+        Self::on(Base::new(auth, u64::MAX), engine, value_max, reload)
+    }
+
+    fn on(base: Base, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) -> Self {
+        let Base { auth, log, connections, budget } = base;
+        let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
         let tickets = Tickets::default();
         Self { engine, value_max, budget, auth, reload, log, connections, encoded, threads, large, listings, tickets }
-    }
-
-    /// Sets whether every request is logged, and not only failures.
-    pub fn log_requests(self, logs: bool) -> Self {
-        self.log.log_all(logs);
-        self
-    }
-
-    /// Sets the memory budget of requests in flight, in bytes.
-    pub fn memory_budget(self, limit: u64) -> Self {
-        Self { budget: Budget::new(limit), ..self }
     }
 
     /// Returns the connection counters, for an engine to count in.

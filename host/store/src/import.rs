@@ -58,7 +58,7 @@ impl Import {
         let paths = Paths::of(path);
         let options = Options::default();
         let floor = options.floor();
-        let mut recovered = recover::recover(&disk, &paths, floor, progress)?;
+        let mut recovered = recover::recover(&disk, &paths, floor, &|_, done, total| progress(done, total))?;
         recovered.revision = recovered.revision.max(floor);
         let (before, first) = (recovered.map.totals().0, recovered.revision + 1);
         let mut overwritten = 0;

@@ -40,7 +40,7 @@ impl Contents {
     /// A file is damaged, or does not belong to the others.
     pub fn read(path: &Path, progress: Progress<'_>) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
-        let findings = recover::examine(&ReadOnlyDisk, &paths, 0, progress)?;
+        let findings = recover::examine(&ReadOnlyDisk, &paths, 0, &|_, done, total| progress(done, total))?;
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };

@@ -123,7 +123,7 @@ pub struct Moved {
 /// any case.
 pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
     let paths = Paths::of(path);
-    match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
+    match recover::examine(&ReadOnlyDisk, &paths, 0, &|_, done, total| progress(done, total)) {
         Ok(findings) => return Ok(findings.lost.map_or(Repair::Whole, Repair::LostLog)),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),

@@ -82,6 +82,7 @@ mod hyper {
     mod queries;
     mod races;
     mod refusals;
+    mod starting;
     mod table;
     mod tickets;
     mod values;
@@ -109,6 +110,7 @@ mod tiny {
     mod queries;
     mod races;
     mod refusals;
+    mod starting;
     mod table;
     mod tickets;
     mod values;
