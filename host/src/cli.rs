@@ -89,6 +89,16 @@ The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a 
 Example:
   printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
 
+const HEALTH: &str = "\
+Without --url, the address is the first one in VKOG_LISTEN or in the configuration file, and its certificate is not verified. \
+The check sends no token.
+
+Exit status: 0 ready; 1 another failure; 2 wrong command line; 4 live but not ready; 6 unreachable, or no response in time.
+
+Example:
+  vkog health
+  vkog health --url https://vkog.example --timeout 2s";
+
 const CHECK: &str = "\
 Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
 
@@ -121,6 +131,9 @@ enum Command {
     /// Run many operations from lines of JSON
     #[command(after_help = BATCH)]
     Batch(client::batch::Batch),
+    /// Check whether a server is ready
+    #[command(after_help = HEALTH)]
+    Health(client::health::Health),
     /// Verify a store and print a summary (read-only)
     #[command(after_help = CHECK)]
     Check {
@@ -253,6 +266,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Delete(delete)) => client::delete::delete(delete),
         Some(Command::Ls(ls)) => client::ls::ls(ls),
         Some(Command::Watch(watch)) => client::watch::watch(watch),
+        Some(Command::Health(health)) => client::health::health(health),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
             Ok(commands::plugins::new::new(&name, path.as_deref(), api.as_deref())?)

@@ -25,6 +25,7 @@ mod expiry;
 mod frozen;
 mod generated_clients;
 mod go_files;
+mod health;
 mod hostile;
 mod http2;
 mod hygiene;

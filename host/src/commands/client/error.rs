@@ -113,6 +113,8 @@ pub(super) enum ValueError {
     HeaderName,
     #[error("not the value of a header; use visible ASCII characters")]
     HeaderValue,
+    #[error("not a duration; write a number with a unit, such as 5s or 500ms")]
+    Duration,
     #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
     Url,
 }
