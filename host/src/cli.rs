@@ -99,6 +99,13 @@ Example:
   vkog health
   vkog health --url https://vkog.example --timeout 2s";
 
+const TOP: &str = "\
+q or Ctrl-C quits. After a restart of the server, the view continues. A token needs the right read and no prefix.
+
+Example:
+  vkog top
+  vkog top --once --url https://vkog.example --token-file token";
+
 const CHECK: &str = "\
 Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
 
@@ -134,6 +141,9 @@ enum Command {
     /// Check whether a server is ready
     #[command(after_help = HEALTH)]
     Health(client::health::Health),
+    /// Show operations, latencies, plugins and memory of a server, live
+    #[command(after_help = TOP)]
+    Top(client::top::Top),
     /// Verify a store and print a summary (read-only)
     #[command(after_help = CHECK)]
     Check {
@@ -267,6 +277,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Ls(ls)) => client::ls::ls(ls),
         Some(Command::Watch(watch)) => client::watch::watch(watch),
         Some(Command::Health(health)) => client::health::health(health),
+        Some(Command::Top(top)) => client::top::top(top),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
             Ok(commands::plugins::new::new(&name, path.as_deref(), api.as_deref())?)

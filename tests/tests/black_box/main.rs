@@ -56,6 +56,7 @@ mod stopping;
 mod store;
 mod store_commands;
 mod tls;
+mod top;
 mod trust;
 mod ttl;
 mod watch;

@@ -7,6 +7,7 @@ mod error;
 pub mod get;
 pub mod health;
 pub mod ls;
+pub mod top;
 #[cfg(unix)]
 mod unix;
 pub mod watch;
