@@ -18,6 +18,8 @@ ENV VKOG_FILE=/var/lib/vkog/store.vkog \
 VOLUME /var/lib/vkog
 EXPOSE 3110
 STOPSIGNAL SIGTERM
+# It finds the address by VKOG_LISTEN and VKOG_CONFIG. A large store loads within the start period.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=10m CMD ["/usr/local/bin/vkog", "health"]
 ENTRYPOINT ["/usr/local/bin/vkog"]
 # A container is reachable only through its published ports and networks. Arguments replace --open.
 CMD ["--open"]

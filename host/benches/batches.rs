@@ -53,7 +53,7 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     let port = Arc::new(HostContext::new(0, system_clock));
     // No automatic snapshot.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _, _| {}).expect("it is new");
     let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     let api = Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())));

@@ -129,7 +129,7 @@ fn filled() -> MemoryDisk {
 fn open(disk: impl Disk, path: &Path) -> LocalStore {
     // No automatic snapshot.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
-    LocalStore::open(disk, path, options, &|_, _| {}).expect("it was just written")
+    LocalStore::open(disk, path, options, &|_, _, _| {}).expect("it was just written")
 }
 
 fn put(store: &LocalStore, key: &str) {

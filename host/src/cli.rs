@@ -108,6 +108,23 @@ const RESTORE: &str = "\
 Example:
   vkog restore monday.backup tuesday.backup --file notes.vkog";
 
+const HEALTH: &str = "\
+Without --url, the address is the first one in VKOG_LISTEN or in the configuration file, and its certificate is not verified. \
+The check sends no token.
+
+Exit status: 0 ready; 1 another failure; 2 wrong command line; 4 live but not ready; 6 unreachable, or no response in time.
+
+Example:
+  vkog health
+  vkog health --url https://vkog.example --timeout 2s";
+
+const TOP: &str = "\
+q or Ctrl-C quits. After a restart of the server, the view continues. A token needs the right read and no prefix.
+
+Example:
+  vkog top
+  vkog top --once --url https://vkog.example --token-file token";
+
 const CHECK: &str = "\
 Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
 
@@ -160,6 +177,12 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Check whether a server is ready
+    #[command(after_help = HEALTH)]
+    Health(client::health::Health),
+    /// Show operations, latencies, plugins and memory of a server, live
+    #[command(after_help = TOP)]
+    Top(client::top::Top),
     /// Verify a store and print a summary (read-only)
     #[command(after_help = CHECK)]
     Check {
@@ -293,6 +316,8 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Touch(touch)) => client::touch::touch(touch),
         Some(Command::Ls(ls)) => client::ls::ls(ls),
         Some(Command::Watch(watch)) => client::watch::watch(watch),
+        Some(Command::Health(health)) => client::health::health(health),
+        Some(Command::Top(top)) => client::top::top(top),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Backup(backup)) => client::backup::backup(backup),
         Some(Command::Restore { backups, store, force }) => commands::restore::restore(&backups, &store.file, force),

@@ -1,5 +1,5 @@
-//! The addresses of a server. The server claims them before it opens the store, so that an address in use changes no file, and
-//! listens once the store is loaded. The service manager may pass sockets that listen already.
+//! The addresses of a server. The server listens before it opens the store, so that an address in use changes no file, and
+//! probes get a response while the store is loaded. The service manager may pass sockets that listen already.
 
 mod error;
 #[cfg(unix)]
@@ -29,16 +29,17 @@ const BACKLOG: i32 = 4096;
 #[cfg(not(unix))]
 pub struct SocketFile;
 
-/// An address that this process has bound.
-pub struct Claim {
-    socket: Claimed,
+/// An address that this process listens at.
+pub struct Endpoint {
+    socket: Listening,
     speaks_tls: bool,
 }
 
-enum Claimed {
-    /// Bound, and not listening unless the service manager passes it: until the store is loaded, connections are refused.
-    Tcp { socket: Socket, address: String, local: SocketAddr, is_passed: bool },
-    /// Listening: a socket that does not listen looks as if its process had ended. Connections wait until the store is loaded.
+enum Listening {
+    Tcp {
+        socket: Socket,
+        local: SocketAddr,
+    },
     #[cfg(unix)]
     Unix {
         listener: std::os::unix::net::UnixListener,
@@ -48,20 +49,21 @@ enum Claimed {
     },
 }
 
-/// Claims the sockets that the service manager passes, and the addresses of the configuration. If there are neither, claims the
-/// default address. An address that is named twice is claimed once. With a certificate (`has_certificate`), TCP addresses
-/// speak TLS unless they begin with `http://`.
+/// Listens at the addresses of the configuration, and takes the sockets that the service manager passes. If there are neither,
+/// listens at the default address. An address that is named twice has one socket. With a certificate (`has_certificate`), TCP
+/// addresses speak TLS unless they begin with `http://`.
 ///
 /// # Errors
 ///
 /// Another process has an address, something else is at a path, or the system refuses an address.
-pub fn claim_all(
+pub fn listen_at_all(
     listen: &[Listen],
     mode: Option<SocketMode>,
     has_certificate: bool,
-) -> Result<Vec<Claim>, ListenError> {
+) -> Result<Vec<Endpoint>, ListenError> {
     #[cfg(unix)]
-    let passed: Vec<Claim> = passed::take()?.into_iter().map(|socket| Claim::passed(socket, has_certificate)).collect();
+    let passed: Vec<Endpoint> =
+        passed::take()?.into_iter().map(|socket| Endpoint::passed(socket, has_certificate)).collect();
     #[cfg(not(unix))]
     let passed = Vec::new();
     let default = [Listen::default_address()];
@@ -69,13 +71,13 @@ pub fn claim_all(
     // All interfaces come first, because no other socket can listen at one of their addresses.
     let mut order: Vec<usize> = (0..listen.len()).collect();
     order.sort_by_key(|&at| !is_all_interfaces(&listen[at]));
-    let mut claims: Vec<(usize, Claim)> = passed.into_iter().map(|claim| (0, claim)).collect();
+    let mut endpoints: Vec<(usize, Endpoint)> = passed.into_iter().map(|endpoint| (0, endpoint)).collect();
     for at in order {
-        let more = Claim::of(&listen[at], mode, has_certificate, &claims)?;
-        claims.extend(more.into_iter().map(|claim| (at + 1, claim)));
+        let more = Endpoint::listen(&listen[at], mode, has_certificate, &endpoints)?;
+        endpoints.extend(more.into_iter().map(|endpoint| (at + 1, endpoint)));
     }
-    claims.sort_by_key(|(at, _)| *at);
-    Ok(claims.into_iter().map(|(_, claim)| claim).collect())
+    endpoints.sort_by_key(|(at, _)| *at);
+    Ok(endpoints.into_iter().map(|(_, endpoint)| endpoint).collect())
 }
 
 fn is_all_interfaces(listen: &Listen) -> bool {
@@ -89,9 +91,9 @@ fn is_all_interfaces(listen: &Listen) -> bool {
     }
 }
 
-impl Claim {
-    /// Claims an address of the configuration, except for what `others` have.
-    fn of(
+impl Endpoint {
+    /// Listens at an address of the configuration, except for what `others` have.
+    fn listen(
         listen: &Listen,
         mode: Option<SocketMode>,
         has_certificate: bool,
@@ -99,18 +101,16 @@ impl Claim {
     ) -> Result<Vec<Self>, ListenError> {
         match listen {
             Listen::Tcp(tcp) => {
-                let taken: Vec<SocketAddr> = others.iter().flat_map(|(_, claim)| claim.addresses()).collect();
+                let taken: Vec<SocketAddr> = others.iter().flat_map(|(_, other)| other.addresses()).collect();
                 let speaks_tls = has_certificate && tcp.scheme != Some(Scheme::Http);
-                let bound = tcp::bind(tcp, &taken)?.into_iter();
-                let claim = |tcp::Bound { socket, local }| {
-                    let socket = Claimed::Tcp { socket, address: listen.to_string(), local, is_passed: false };
-                    Self { socket, speaks_tls }
-                };
-                Ok(bound.map(claim).collect())
+                let bound = tcp::listen(tcp, &taken)?.into_iter();
+                let endpoint =
+                    |tcp::Bound { socket, local }| Self { socket: Listening::Tcp { socket, local }, speaks_tls };
+                Ok(bound.map(endpoint).collect())
             }
             #[cfg(unix)]
             Listen::Unix(path) => {
-                let taken: Vec<_> = others.iter().filter_map(|(_, claim)| claim.file_id()).collect();
+                let taken: Vec<_> = others.iter().filter_map(|(_, other)| other.file_id()).collect();
                 let Some((listener, file)) = unix::listen_at(path, mode, &taken)? else {
                     tracing::info!("{listen} is one of the addresses already");
                     return Ok(Vec::new());
@@ -120,7 +120,7 @@ impl Claim {
             #[cfg(target_os = "linux")]
             Listen::Abstract(name) => {
                 let address = listen.to_string();
-                if others.iter().any(|(_, claim)| claim.address() == address) {
+                if others.iter().any(|(_, other)| other.address() == address) {
                     tracing::info!("{address} is one of the addresses already");
                     return Ok(Vec::new());
                 }
@@ -149,7 +149,7 @@ impl Claim {
         path: Option<PathBuf>,
         file: Option<SocketFile>,
     ) -> Self {
-        Self { socket: Claimed::Unix { listener, address, path, file }, speaks_tls: false }
+        Self { socket: Listening::Unix { listener, address, path, file }, speaks_tls: false }
     }
 
     /// A socket that the service manager passes.
@@ -157,8 +157,7 @@ impl Claim {
     fn passed(socket: passed::Passed, has_certificate: bool) -> Self {
         match socket {
             passed::Passed::Tcp { listener, local } => {
-                let (socket, address) = (listener.into(), local.to_string());
-                Self { socket: Claimed::Tcp { socket, address, local, is_passed: true }, speaks_tls: has_certificate }
+                Self { socket: Listening::Tcp { socket: listener.into(), local }, speaks_tls: has_certificate }
             }
             passed::Passed::Unix { listener, path, address } => Self::unix(listener, address, path, None),
         }
@@ -167,33 +166,33 @@ impl Claim {
     /// Returns whether only this machine reaches the address.
     pub fn is_local(&self) -> bool {
         match &self.socket {
-            Claimed::Tcp { local, .. } => local.ip().is_loopback(),
+            Listening::Tcp { local, .. } => local.ip().is_loopback(),
             #[cfg(unix)]
-            Claimed::Unix { .. } => true,
+            Listening::Unix { .. } => true,
         }
     }
 
     /// Returns the address with the port that the system chose: `http://127.0.0.1:3110`, `unix:PATH`.
     pub fn address(&self) -> String {
         match &self.socket {
-            Claimed::Tcp { local, .. } if self.speaks_tls => format!("https://{local}"),
-            Claimed::Tcp { local, .. } => format!("http://{local}"),
+            Listening::Tcp { local, .. } if self.speaks_tls => format!("https://{local}"),
+            Listening::Tcp { local, .. } => format!("http://{local}"),
             #[cfg(unix)]
-            Claimed::Unix { address, .. } => address.clone(),
+            Listening::Unix { address, .. } => address.clone(),
         }
     }
 
     /// The TCP addresses whose connections the socket gets.
     fn addresses(&self) -> Vec<SocketAddr> {
         match &self.socket {
-            Claimed::Tcp { socket, local, .. } => {
+            Listening::Tcp { socket, local, .. } => {
                 let gets_ipv4 =
                     local.is_ipv6() && local.ip().is_unspecified() && socket.only_v6().is_ok_and(|only| !only);
                 let ipv4 = gets_ipv4.then(|| (Ipv4Addr::UNSPECIFIED, local.port()).into());
                 std::iter::once(*local).chain(ipv4).collect()
             }
             #[cfg(unix)]
-            Claimed::Unix { .. } => Vec::new(),
+            Listening::Unix { .. } => Vec::new(),
         }
     }
 
@@ -201,29 +200,22 @@ impl Claim {
     #[cfg(unix)]
     fn file_id(&self) -> Option<(u64, u64)> {
         match &self.socket {
-            Claimed::Tcp { .. } => None,
-            Claimed::Unix { path, file, .. } => {
+            Listening::Tcp { .. } => None,
+            Listening::Unix { path, file, .. } => {
                 file.as_ref().map(SocketFile::id).or_else(|| path.as_deref().and_then(unix::id_at))
             }
         }
     }
 
-    /// Starts to listen. Dropping the second value removes the file of a Unix socket.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses it.
-    pub fn listen(self) -> Result<(Listener, Option<SocketFile>), ListenError> {
+    /// Returns the listening socket. Dropping the second value removes the file of a Unix socket.
+    pub fn into_listener(self) -> (Listener, Option<SocketFile>) {
         match self.socket {
-            Claimed::Tcp { socket, address, is_passed, .. } => {
-                if !is_passed {
-                    socket.listen(BACKLOG).map_err(|source| ListenError::Refused { address, source })?;
-                }
+            Listening::Tcp { socket, .. } => {
                 let listener = if self.speaks_tls { Listener::Tls } else { Listener::Tcp };
-                Ok((listener(socket.into()), None))
+                (listener(socket.into()), None)
             }
             #[cfg(unix)]
-            Claimed::Unix { listener, file, .. } => Ok((Listener::Unix(listener), file)),
+            Listening::Unix { listener, file, .. } => (Listener::Unix(listener), file),
         }
     }
 }

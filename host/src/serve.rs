@@ -1,33 +1,30 @@
 //! A server from its configuration to its clean stop. All parts of the program meet here.
 
 mod error;
+mod notify;
 mod plugins;
 mod reload;
+mod start;
 mod stop;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded, select_biased};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, Sender, bounded, select_biased, tick};
 
-use crate::api::{Api, Authorizer, Reload};
-use crate::config::{Config, ConfigError, Http, Listen};
+use crate::api::StartProgress;
+use crate::config::{Config, ConfigError};
 use crate::failure::Failure;
-use crate::http::{Certificate, HttpServer, Tls};
-use crate::listen::{Claim, SocketFile, claim_all};
-use crate::progress::Bar;
+use crate::listen::SocketFile;
 use crate::sd_notify;
 use crate::signals::{Signal, signals, stopped};
-use vkog_engine::Engine;
-use vkog_plugin_host::{HostContext, Registry, system_clock};
-use vkog_store::{LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
+use vkog_store::Store as _;
 
 use self::error::StartError;
-use self::reload::Reloader;
+use self::notify::{NOTIFY_INTERVAL, Progress, StoppingNotice, Watchdog};
+use self::start::{Loaded, Site};
 
 /// Serves until a signal stops the server. `configured` reads the configuration again, for a reload.
 ///
@@ -40,32 +37,28 @@ pub fn serve(
 ) -> Result<(), Failure> {
     // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
     // stop.
-    let signals = signals()?;
-    let (send, receive) = bounded(1);
-    thread::Builder::new().name("start".to_owned()).spawn(move || {
-        let _ = send.send(start(config, configured));
-    })?;
-    let mut early = Vec::new();
-    let running = loop {
-        select_biased! {
-            recv(signals) -> signal => match signal {
-                Ok(Signal::Stop) => stop::before_serving(),
-                Ok(other) => early.push(other),
-                Err(_) => return Err(StartError::NoSignals.into()),
-            },
-            recv(receive) -> started => break started.map_err(|_| StartError::Panicked)??,
-        }
-    };
-    let Running { engine, http, reload, addresses, socket_files, file } = running;
+    let mut start =
+        Start { signals: signals()?, early: Vec::new(), progress: Arc::default(), socket_files: Vec::new() };
+    let progress = Arc::clone(&start.progress);
+    let Site { config, front, auth, tls, http, is_local, addresses, socket_files } =
+        start.run("listen", move || start::listen(config, progress))?;
+    start.socket_files = socket_files;
+    let (file, progress) = (config.file.clone(), Arc::clone(&start.progress));
+    let Loaded { engine, reload } =
+        start.run("load", move || start::load(config, configured, &front, auth, tls, is_local, &progress))?;
+    let Start { signals, early, socket_files, .. } = start;
+    let status = format!("serving {} with {}", addresses.join(", "), http.engine());
+    tracing::info!("{status}");
     announce(addresses)?;
     engine.plugins().serve();
-    sd_notify::ready();
+    sd_notify::ready(&status);
+    let watchdog = Watchdog::start(http.probe())?;
     let reloads = Chore::new("reload", move || {
         sd_notify::reloading();
         if let Err(error) = reload() {
             tracing::error!("{error}");
         }
-        sd_notify::ready();
+        sd_notify::ready(&status);
     })?;
     let snapshots = Chore::new("snapshots", {
         let engine = Arc::clone(&engine);
@@ -86,7 +79,8 @@ pub fn serve(
     let started = Instant::now();
     tracing::info!("stopping");
     engine.store().end_watches();
-    sd_notify::stopping();
+    drop(watchdog);
+    let _notice = StoppingNotice::start(Arc::clone(&engine));
     // Before the HTTP engine closes the sockets, because their inodes may be other files' afterwards.
     drop(socket_files);
     stop::drain(http);
@@ -95,100 +89,54 @@ pub fn serve(
     Ok(())
 }
 
-/// A running server.
-struct Running {
-    engine: Arc<Engine>,
-    http: HttpServer,
-    reload: Arc<Reload>,
-    addresses: Vec<String>,
+/// The start of a server, until it is ready.
+struct Start {
+    signals: Receiver<Signal>,
+    /// The signals that arrived during the start, for the running server.
+    early: Vec<Signal>,
+    progress: Arc<StartProgress>,
     /// Remove the files of Unix sockets when they are dropped.
     socket_files: Vec<SocketFile>,
-    file: PathBuf,
 }
 
-/// Loads the plugins, opens the store and starts the engine.
-fn start(
-    config: Config,
-    configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
-) -> Result<Running, Failure> {
-    let tls = config.tls.as_ref().map(Certificate::read).transpose()?;
-    let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
-    for listen in &config.listen {
-        if let Listen::Unix(path) = listen
-            && vkog_store::has_file(&config.file, path)
-        {
-            return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
+impl Start {
+    /// Runs a step on its own thread and notifies the service manager of the progress. A signal to stop ends the process.
+    ///
+    /// # Errors
+    ///
+    /// Those of the step.
+    fn run<T: Send + 'static>(
+        &mut self,
+        name: &str,
+        step: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (send, receive) = bounded(1);
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _ = send.send(step());
+        })?;
+        let (ticks, mut progress) = (tick(NOTIFY_INTERVAL), Progress::default());
+        let result = loop {
+            select_biased! {
+                recv(self.signals) -> signal => match signal {
+                    Ok(Signal::Stop) => {
+                        self.socket_files.clear();
+                        stop::before_serving()
+                    }
+                    Ok(other) => self.early.push(other),
+                    Err(_) => break Err(StartError::NoSignals.into()),
+                },
+                recv(receive) -> result => break result.unwrap_or_else(|_| Err(StartError::Panicked.into())),
+                recv(ticks) -> _ => {
+                    let extends = progress.has_changed(self.progress.mark());
+                    sd_notify::busy(&format!("starting: {}", self.progress), extends);
+                }
+            }
+        };
+        if result.is_err() {
+            self.socket_files.clear();
         }
+        result
     }
-    // Checks that do not need the store come before it is opened, which makes files.
-    let claims = claim_all(&config.listen, config.socket_mode, tls.is_some())?;
-    let addresses: Vec<String> = claims.iter().map(Claim::address).collect();
-    let reached = claims.iter().find(|claim| !claim.is_local()).map(Claim::address);
-    let local = reached.is_none();
-    let source = config.served_plugins();
-    let auth = config.auth.for_listeners(local)?;
-    let port = Arc::new(HostContext::new(config.max_size, system_clock));
-    let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
-    let engine = Engine::new(open_store(&config.file, config.store)?, plugins)?;
-
-    let (mut listeners, mut socket_files) = (Vec::new(), Vec::new());
-    for claim in claims {
-        let (listener, file) = claim.listen()?;
-        listeners.push(listener);
-        socket_files.extend(file);
-    }
-    let tiny = config.http == Http::Tiny;
-    if let Some(address) = &reached {
-        warn_of_exposure(address, auth.open, tiny);
-    }
-    let auth = Arc::new(Authorizer::new(auth));
-    let reloader = Reloader {
-        engine: Arc::clone(&engine),
-        auth: Arc::clone(&auth),
-        tls: tls.clone(),
-        is_local: local,
-        configured: Mutex::new(configured),
-    };
-    let reload: Arc<Reload> = Arc::new(move || reloader.reload());
-    let service = Api::new(Arc::clone(&engine), config.max_value, auth, Arc::clone(&reload));
-    let service = Arc::new(service.memory_budget(config.memory_budget).log_requests(config.log_requests));
-    tracing::info!("serving {} with {}", addresses.join(", "), if tiny { "tiny_http" } else { "hyper" });
-    let http = if tiny {
-        HttpServer::tiny(listeners, service)?
-    } else {
-        HttpServer::hyper(listeners, tls, service.connections(), service)?
-    };
-    engine.store().keep_files();
-    Ok(Running { engine, http, reload, addresses, socket_files, file: config.file })
-}
-
-/// Warns about risky options of a server that other machines can reach at this address.
-fn warn_of_exposure(address: &str, open: bool, tiny: bool) {
-    if open {
-        tracing::warn!(
-            "--open on {address}, which other machines can reach: every client may read and write everything; add [[access.tokens]] \
-             to restrict them"
-        );
-    }
-    if tiny {
-        tracing::warn!(
-            "--http tiny on {address}, which other machines can reach: tiny_http does not limit connections or the size of a \
-             request's head; use --http hyper"
-        );
-    }
-}
-
-/// Locks and opens the store, with a progress bar.
-fn open_store(file: &Path, options: Options) -> Result<LocalStore, StoreError> {
-    let lock = Lock::take(file)?;
-    let fsync = options.fsync;
-    let bar = Bar::new(format!("loading {}", file.display()));
-    let store = LocalStore::open(LocalDisk, lock.store(), options, &|done, total| bar.set(done, total))?;
-    drop(bar);
-    store.hold(lock);
-    let (entries, size) = store.totals();
-    tracing::info!(entries, bytes = size, %fsync, "opened {}", file.display());
-    Ok(store)
 }
 
 /// Work that a signal requests, on its own thread. Requests while it runs are merged into one.

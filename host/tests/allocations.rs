@@ -68,7 +68,7 @@ fn api(file: &std::path::Path) -> Api {
     let members = vec![member("one"), member("two")];
     // The committer of the others would count for the request that it happens to run beside.
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, file, options, &|_, _| {}).expect("a new store opens");
+    let store = LocalStore::open(LocalDisk, file, options, &|_, _, _| {}).expect("a new store opens");
     let engine = Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("they start");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))

@@ -63,7 +63,7 @@ impl Host {
         let plugins = plugins.map(|plugin| plugin.unwrap_or_else(|error| panic!("{error}"))).collect();
         let options = Options { fsync, ..Options::default() };
         let store =
-            LocalStore::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _| {}).expect("it can be opened");
+            LocalStore::open(LocalDisk, &folder.join("store.vkog"), options, &|_, _, _| {}).expect("it can be opened");
         let engine = Engine::new(store, Registry::new(plugins, Vec::new(), port)).expect("the plugins start");
         Self { engine, clock }
     }

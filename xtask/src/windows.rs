@@ -71,6 +71,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("reference", None, "checks documents, which do not depend on the system"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
+    ("starting", None, "needs Unix sockets and what a service manager passes"),
     ("store_commands", Some("check_and_export_write_nothing_on_read_only_media"), "needs a mount of Linux"),
     ("stopping", None, "needs signals, one after the other"),
     ("tls", Some("an_address_with_http_and_a_unix_socket_speak_no_tls_beside_one_that_does"), UNIX_SOCKET),

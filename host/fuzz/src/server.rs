@@ -26,7 +26,7 @@ pub fn start() -> Arc<Api> {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     let path = FOLDER.path().join(format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
     let options = Options { fsync: Fsync::Never, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("an empty store opens");
+    let store = LocalStore::open(LocalDisk, &path, options, &|_, _, _| {}).expect("an empty store opens");
     // The folder stays open without a name, like the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));

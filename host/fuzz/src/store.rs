@@ -60,7 +60,7 @@ pub fn check(data: &[u8]) {
 fn open(path: &Path) -> Result<Held, StoreError> {
     // Reading without opening does not move the revisions to the current time either.
     let options = Options { fsync: Fsync::Never, first_revision: || 0, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, path, options, &|_, _| {})?;
+    let store = LocalStore::open(LocalDisk, path, options, &|_, _, _| {})?;
     let mut held = Held::new();
     store.for_each(|entry| {
         let twice = held.insert(entry.key().to_owned(), (entry.revision(), entry.value().to_vec()));

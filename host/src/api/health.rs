@@ -6,8 +6,8 @@ use vkog_engine::Engine;
 use vkog_plugin_host::OnFailure;
 use vkog_store::Store as _;
 
-/// The response of `/readyz`: 503 while writes or snapshots fail, or a plugin in quarantine refuses requests. A server listens
-/// only when its store is loaded.
+/// The response of `/readyz` of a server whose store is loaded: 503 while writes or snapshots fail, or a plugin in quarantine
+/// refuses requests.
 pub(super) fn ready(engine: &Engine, format: ErrorFormat) -> Response {
     let store = engine.store();
     if let Some(error) = store.closed().or_else(|| store.full()) {

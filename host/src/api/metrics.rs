@@ -57,6 +57,10 @@ impl fmt::Debug for Numbers {
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.store(&mut encoder)?;
+        if let Some(bytes) = resident_memory() {
+            let (name, help) = ("process_resident_memory_bytes", "The resident memory of the process");
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&bytes)?;
+        }
         self.requests(&mut encoder)?;
         self.connections(&mut encoder)?;
         self.syncs(&mut encoder)?;
@@ -67,6 +71,13 @@ impl Collector for Numbers {
         )?;
         self.plugins(&mut encoder)
     }
+}
+
+/// Returns the resident memory of this process, in bytes, where the system reports it in `/proc`.
+fn resident_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kibibytes.parse::<u64>().ok().map(|number| number << 10)
 }
 
 impl Numbers {

@@ -11,6 +11,7 @@ mod entry;
 mod etag;
 mod export;
 mod exposition;
+mod front;
 mod health;
 mod json;
 mod keys;
@@ -43,6 +44,8 @@ use batch::{BatchRoute, Format};
 use cors::Grant;
 use export::Exports;
 use exposition::Exposition;
+use front::Base;
+pub use front::{Front, StartPhase, StartProgress};
 use openapi::Methods;
 use path::decode_key;
 pub use plugins::ReloadError;
@@ -129,11 +132,14 @@ struct EntryRoute {
 }
 
 impl Api {
-    /// Makes the interface. `value_max` is the maximum length of a value, in bytes.
+    /// Makes the interface of a store that is loaded. `value_max` is the maximum length of a value, in bytes.
     pub fn new(engine: Arc<Engine>, value_max: u64, auth: Arc<Authorizer>, reload: Arc<Reload>) -> Self {
-        let (log, threads) = (AccessLog::leaked(), ThreadPool::new("admin"));
-        let (connections, encoded, listings) = (Arc::default(), Arc::default(), Arc::default());
-        let budget = Budget::new(u64::MAX);
+        Self::on(Base::new(auth, u64::MAX), engine, value_max, reload)
+    }
+
+    fn on(base: Base, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) -> Self {
+        let Base { auth, log, connections, budget } = base;
+        let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
         let (tickets, exports) = (Tickets::default(), Exports::default());
         Self {
@@ -151,17 +157,6 @@ impl Api {
             tickets,
             exports,
         }
-    }
-
-    /// Sets whether every request is logged, and not only failures.
-    pub fn log_requests(self, logs: bool) -> Self {
-        self.log.log_all(logs);
-        self
-    }
-
-    /// Sets the memory budget of requests in flight, in bytes.
-    pub fn memory_budget(self, limit: u64) -> Self {
-        Self { budget: Budget::new(limit), ..self }
     }
 
     /// Returns the connection counters, for an engine to count in.

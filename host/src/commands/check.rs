@@ -34,7 +34,7 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
         if let StoreError::Unreadable { path, damage: Damage::At { defect: Defect::Entries(left_out), .. } } = &source {
             left_out_lines(path, left_out).iter().for_each(|line| say(line));
         }
-        CheckError { path: path.to_owned(), source, is_repairable: is_repairable(lock.store()) }
+        CheckError { path: path.to_owned(), source, is_repairable: is_repairable(path) }
     })?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })

@@ -91,6 +91,22 @@ impl HttpServer {
         HyperServer::start(listeners, tls, connections, service).map(Self::Hyper)
     }
 
+    /// Returns the name of the engine.
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Tiny(_) => "tiny_http",
+            Self::Hyper(_) => "hyper",
+        }
+    }
+
+    /// Returns a probe of the threads that serve requests, which may outlive the server.
+    pub fn probe(&self) -> Probe {
+        match self {
+            Self::Tiny(servers) => Probe(servers.iter().map(TinyServer::probe).collect()),
+            Self::Hyper(server) => Probe(vec![server.probe()]),
+        }
+    }
+
     /// Accepts no further requests and waits for those in flight. Returns whether all were answered before the timeout.
     pub fn stop(self, timeout: Duration) -> bool {
         match self {
@@ -104,6 +120,20 @@ impl HttpServer {
             }
             Self::Hyper(server) => server.stop(timeout),
         }
+    }
+}
+
+/// Checks whether an engine still serves requests.
+pub struct Probe(Vec<ProbeOne>);
+
+/// The probe of one server: returns whether it responded within the timeout.
+type ProbeOne = Arc<dyn Fn(Duration) -> bool + Send + Sync>;
+
+impl Probe {
+    /// Returns whether all threads of the engine that must not block have responded within the timeout. Blocks until then.
+    pub fn responds(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        self.0.iter().all(|probe| probe(deadline.saturating_duration_since(Instant::now())))
     }
 }
 

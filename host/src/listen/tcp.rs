@@ -1,29 +1,29 @@
-//! TCP addresses: which sockets an address of the configuration stands for, and how they are bound.
+//! TCP addresses: which sockets an address of the configuration stands for, and how they listen.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use socket2::{Domain, Socket, Type};
 
-use super::ListenError;
+use super::{BACKLOG, ListenError};
 use crate::config::{Host, Listen, TcpAddress};
 
 /// How often a free port is looked for that is free on all addresses of a host.
 const ATTEMPTS: usize = 16;
 
-/// A socket that is bound and does not listen yet.
+/// A listening socket.
 pub(super) struct Bound {
     pub(super) socket: Socket,
     pub(super) local: SocketAddr,
 }
 
-/// Binds all sockets that an address stands for, except those that `taken` covers. Leaves out a family that this machine does not
-/// have.
+/// Listens with all sockets that an address stands for, except those that `taken` covers. Leaves out a family that this machine
+/// does not have.
 ///
 /// # Errors
 ///
-/// The host has no address, one is in use, or none can be bound.
-pub(super) fn bind(tcp: &TcpAddress, taken: &[SocketAddr]) -> Result<Vec<Bound>, ListenError> {
+/// The host has no address, one is in use, or the system refuses all of them.
+pub(super) fn listen(tcp: &TcpAddress, taken: &[SocketAddr]) -> Result<Vec<Bound>, ListenError> {
     let address = || Listen::Tcp(tcp.clone()).to_string();
     let wanted = addresses(tcp).map_err(|source| ListenError::Unresolved { address: address(), source })?;
     let (covered, wanted): (Vec<_>, Vec<_>) =
@@ -60,7 +60,7 @@ fn bind_all(name: &str, wanted: &[SocketAddr]) -> Result<Vec<Bound>, ListenError
     Ok(bound)
 }
 
-/// Binds each address. If the system chooses the port, all get the same.
+/// Listens at each address. If the system chooses the port, all get the same.
 fn bind_each(wanted: &[SocketAddr]) -> (Vec<Bound>, Vec<(SocketAddr, io::Error)>) {
     let (mut bound, mut failed) = (Vec::<Bound>::new(), Vec::new());
     for &address in wanted {
@@ -88,6 +88,7 @@ fn bind_one(address: SocketAddr) -> io::Result<Bound> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
     let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
     Ok(Bound { socket, local })
 }

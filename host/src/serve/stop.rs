@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::http::HttpServer;
-use crate::{logging, signals};
+use crate::{logging, sd_notify, signals};
 use vkog_engine::Engine;
 use vkog_runtime::run_with_timeout;
 
@@ -17,7 +17,7 @@ const REQUESTS_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout of plugins, from the signal.
 const PLUGINS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The timeout of the whole stop if a plugin does not return, from the signal.
-const STOP_TIMEOUT: Duration = Duration::from_secs(14);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(14);
 
 /// Stops accepting requests and waits for those in flight.
 pub(super) fn drain(http: HttpServer) {
@@ -52,8 +52,9 @@ pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failur
     }
 }
 
-/// Ends the process before it serves. Nothing has changed, so there is nothing to wait for.
+/// Ends the process before it is ready. Nothing has changed, so there is nothing to wait for.
 pub(super) fn before_serving() -> ! {
+    sd_notify::stopping();
     tracing::info!("stopped before the server accepted requests");
     leave(Ok(()))
 }

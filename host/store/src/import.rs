@@ -70,7 +70,7 @@ impl Import {
     ) -> Result<Added, Arc<StoreError>> {
         let paths = Paths::of(path);
         let floor = options.floor().max(self.after);
-        let mut recovered = recover::recover(&disk, &paths, floor, progress)?;
+        let mut recovered = recover::recover(&disk, &paths, floor, &|_, done, total| progress(done, total))?;
         recovered.revision = recovered.revision.max(floor);
         let (before, first) = (recovered.map.totals().0, recovered.revision + 1);
         let mut overwritten = 0;

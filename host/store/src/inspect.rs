@@ -65,7 +65,7 @@ impl Contents {
     }
 
     fn read_once(paths: &Paths, progress: Progress<'_>) -> Result<Self, StoreError> {
-        let findings = recover::examine(&ReadOnlyDisk, paths, 0, progress)?;
+        let findings = recover::examine(&ReadOnlyDisk, paths, 0, &|_, done, total| progress(done, total))?;
         let mut logs = Vec::new();
         for (path, tail) in [(&paths.log, &findings.log), (&paths.next, &findings.next)] {
             let Some(Tail { file, at, torn, .. }) = tail else { continue };

@@ -52,7 +52,7 @@ pub use lock::Lock;
 pub use memory::MemoryStore;
 pub use options::Options;
 pub use paths::has_file;
-pub use recover::LostLog;
+pub use recover::{LoadPhase, LoadProgress, LostLog};
 pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, is_repairable, repair};
 pub use restore::{Restore, Restored};
 pub use snapshot::Progress;

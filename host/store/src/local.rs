@@ -17,9 +17,8 @@ use crate::options::Options;
 use crate::outcomes::Outcomes;
 use crate::paths::Paths;
 use crate::range;
-use crate::recover::{self, Recovered};
+use crate::recover::{self, LoadProgress, Recovered};
 use crate::shared::Shared;
-use crate::snapshot::Progress;
 use crate::space::SpaceBudget;
 use crate::store::{RolledBack, Store};
 use crate::update::{Changes, Decide, Run, Update, assign};
@@ -41,7 +40,12 @@ impl LocalStore {
     /// # Errors
     ///
     /// A file is damaged, or does not belong to the others; nothing is changed then. Or the system refuses a thread.
-    pub fn open(disk: impl Disk, path: &Path, options: Options, progress: Progress<'_>) -> Result<Self, StoreError> {
+    pub fn open(
+        disk: impl Disk,
+        path: &Path,
+        options: Options,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self, StoreError> {
         let paths = Paths::of(path);
         if let Some(path) = [&paths.file, &paths.log].into_iter().find(|path| disk.is_mount_point(path)) {
             return Err(StoreError::MountPoint { path: path.clone() });
@@ -161,6 +165,12 @@ impl LocalStore {
     /// The number of snapshots that were written since the start, and of those that failed.
     pub fn snapshots(&self) -> (u64, u64) {
         self.shared.outcomes.counts()
+    }
+
+    /// The length of the snapshot that is being written, in bytes; `None` while none is.
+    pub fn unfinished_snapshot_len(&self) -> Option<u64> {
+        let file = self.shared.disk.open(&self.shared.paths.new).ok().flatten()?;
+        file.len().ok()
     }
 
     /// The number of open watches.

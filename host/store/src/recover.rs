@@ -12,8 +12,21 @@ use super::map::Map;
 use super::paths::Paths;
 use super::random::{random, random_salt};
 use super::shared::{Opened, Snapshots};
-use super::snapshot::{self, Progress};
+use super::snapshot;
 use super::wal::{self, Head, Next, Reader, Record, Start};
+
+/// The file that is being read while a store is loaded.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum LoadPhase {
+    /// The snapshot.
+    Snapshot,
+    /// The write-ahead log, or the next one.
+    Log,
+}
+
+/// Called with the progress of loading a store, from any thread: the file that is being read, the bytes read so far, and its
+/// length in bytes.
+pub type LoadProgress<'a> = &'a (dyn Fn(LoadPhase, u64, u64) + Sync);
 
 /// The content of the files.
 pub(super) struct Recovered {
@@ -74,7 +87,7 @@ pub(super) fn examine(
     disk: &dyn Disk,
     paths: &Paths,
     floor: u64,
-    progress: Progress<'_>,
+    progress: LoadProgress<'_>,
 ) -> Result<Findings, StoreError> {
     let next = open(disk, &paths.next)?;
     let log = open(disk, &paths.log)?;
@@ -86,7 +99,8 @@ pub(super) fn examine(
                 Some(first) => first.saturating_sub(entries + 1),
                 None => floor,
             };
-            snapshot::read(&**file, random(), &before, progress).map_err(unreadable(&paths.file))?
+            let progress = |done, total| progress(LoadPhase::Snapshot, done, total);
+            snapshot::read(&**file, random(), &before, &progress).map_err(unreadable(&paths.file))?
         }
         None => (Map::new(random()), snapshot::Meta::default()),
     };
@@ -166,7 +180,7 @@ pub(super) fn recover(
     disk: &dyn Disk,
     paths: &Paths,
     floor: u64,
-    progress: Progress<'_>,
+    progress: LoadProgress<'_>,
 ) -> Result<Recovered, StoreError> {
     let findings = examine(disk, paths, floor, progress)?;
     let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
@@ -260,7 +274,7 @@ impl Findings {
         path: &Path,
         file: Box<dyn File>,
         head: Head,
-        progress: Progress<'_>,
+        progress: LoadProgress<'_>,
     ) -> Result<Tail, StoreError> {
         if self.store != 0 && head.store != self.store || head.generation == 0 && head.base != self.base {
             return Err(StoreError::Mismatch { path: path.to_owned(), mismatch: Mismatch::Store });
@@ -299,14 +313,14 @@ impl Findings {
         Ok(())
     }
 
-    fn apply(&mut self, file: &dyn File, progress: Progress<'_>) -> Result<(u64, u64), Damage> {
+    fn apply(&mut self, file: &dyn File, progress: LoadProgress<'_>) -> Result<(u64, u64), Damage> {
         let len = file.len()?;
         let Start::Log(mut reader) = Reader::open(file)? else { return Ok((0, 0)) };
         let mut scratch = Vec::new();
         let mut last = 0;
         loop {
             let at = reader.at;
-            progress(at, len);
+            progress(LoadPhase::Log, at, len);
             let revision = match reader.next()? {
                 Next::End { torn } => return Ok((at, torn)),
                 Next::DurableOffset { .. } => continue,

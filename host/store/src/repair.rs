@@ -14,7 +14,7 @@ use super::error::{StoreError, unreadable, unwritable};
 use super::invalid::LeftOut;
 use super::map::Map;
 use super::options::microseconds;
-use super::paths::{Paths, beside};
+use super::paths::{Paths, beside, resolve};
 use super::random::{random, random_salt};
 use super::recover::{self, LostLog};
 use super::snapshot::salvage::{self, Kind};
@@ -123,7 +123,7 @@ pub struct Moved {
 /// any case.
 pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError> {
     let paths = Paths::of(path);
-    match recover::examine(&ReadOnlyDisk, &paths, 0, progress) {
+    match recover::examine(&ReadOnlyDisk, &paths, 0, &|_, done, total| progress(done, total)) {
         Ok(findings) => return Ok(findings.lost.map_or(Repair::Intact, Repair::LostLog)),
         Err(StoreError::Unreadable { .. } | StoreError::Mismatch { .. }) => {}
         Err(error) => return Err(error),
@@ -136,9 +136,9 @@ pub fn repair(path: &Path, progress: Progress<'_>) -> Result<Repair, StoreError>
 }
 
 /// Returns whether [`repair`] would recover anything from the files of a store that does not open. Reads all of them, and changes
-/// nothing. The caller holds the lock of the files.
+/// nothing.
 pub fn is_repairable(path: &Path) -> bool {
-    Salvage::of(&Paths::of(path), &|_, _| {}).is_ok_and(|salvage| salvage.has_something())
+    Salvage::of(&Paths::of(&resolve(path)), &|_, _| {}).is_ok_and(|salvage| salvage.has_something())
 }
 
 impl Salvaged {

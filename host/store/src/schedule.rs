@@ -166,7 +166,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let options = Options { log_min, ..Options::default() };
         let path = folder.path().join("store");
-        let store = LocalStore::open(Measured(free), &path, options, &|_, _| {}).expect("it is new");
+        let store = LocalStore::open(Measured(free), &path, options, &|_, _, _| {}).expect("it is new");
         (folder, store)
     }
 
@@ -264,7 +264,7 @@ mod tests {
     fn the_space_of_the_disk_is_passed_on_to_the_log() {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("store");
-        let store = LocalStore::open(LocalDisk, &path, Options::default(), &|_, _| {}).expect("it is new");
+        let store = LocalStore::open(LocalDisk, &path, Options::default(), &|_, _, _| {}).expect("it is new");
         let space = store.shared.check_disk_space().expect("the disk of this machine knows it");
         assert_eq!(space.needed, DiskSpace::new(0, (0, 0)).needed);
         assert!(space.free > 0 && store.shared.disk_space().is_some());

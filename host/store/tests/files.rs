@@ -6,7 +6,8 @@ use std::path::Path;
 use crossbeam_channel::bounded;
 use vkog_store::{
     Change, Contents, DEFAULT_CONTENT_TYPE, Damage, Decision, Defect, Disk, Entry, Import, InvalidEntry, KEY_MAX,
-    LocalDisk, LocalStore, NewEntry, Options, Store, Update, check_entry, exists, has_file, owned_content_type,
+    LoadPhase, LocalDisk, LocalStore, NewEntry, Options, Store, Update, check_entry, exists, has_file,
+    owned_content_type,
 };
 
 /// Runs an update that succeeds.
@@ -31,7 +32,7 @@ fn a_check_counts_the_entries_and_the_records_of_the_log() {
     let path = folder.path().join("store");
     assert!(!exists(&path).expect("the folder can be read"));
     let options = Options { first_revision: || 5, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &path, options, &|_, _, _| {}).expect("it is new");
     put(&store, "b", b"12");
     put(&store, "a", b"3");
     put(&store, "c", b"4");
@@ -110,7 +111,7 @@ fn a_new_file_is_for_its_owner_until_it_gets_the_mode_of_another() {
 fn a_check_names_the_generation_the_snapshot_and_both_logs() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("store");
-    let open = || LocalStore::open(LocalDisk, &path, Options::default(), &|_, _| {}).expect("it is whole");
+    let open = || LocalStore::open(LocalDisk, &path, Options::default(), &|_, _, _| {}).expect("it is whole");
     let store = open();
     put(&store, "a", b"1");
     assert_eq!((store.snapshots(), store.syncs().count() > 0), ((0, 0), true));
@@ -135,12 +136,38 @@ fn a_check_names_the_generation_the_snapshot_and_both_logs() {
 }
 
 #[test]
+fn opening_reports_the_bytes_of_the_snapshot_and_then_those_of_the_log() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("store");
+    let store = LocalStore::open(LocalDisk, &path, Options::default(), &|_, _, _| {}).expect("it is new");
+    put(&store, "a", b"1");
+    store.snapshot().expect("it can be written");
+    assert_eq!(store.unfinished_snapshot_len(), None);
+    fs::write(path.with_extension("new"), "12345").expect("it can be written");
+    assert_eq!(store.unfinished_snapshot_len(), Some(5));
+    fs::remove_file(path.with_extension("new")).expect("it exists");
+    put(&store, "b", b"2");
+    let log_len = store.log_len();
+    let copy = folder.path().join("copy");
+    fs::copy(&path, &copy).expect("it can be read");
+    fs::copy(path.with_extension("log"), copy.with_extension("log")).expect("it can be read");
+    let reported = parking_lot::Mutex::new(Vec::new());
+    let report = |phase, done: u64, total: u64| reported.lock().push((phase, done, total));
+    LocalStore::open(LocalDisk, &copy, Options::default(), &report).expect("it is whole");
+    let reported = reported.into_inner();
+    let (snapshot, log): (Vec<_>, Vec<_>) = reported.iter().partition(|(phase, ..)| *phase == LoadPhase::Snapshot);
+    assert_eq!([&snapshot[..], &log[..]].concat(), reported);
+    assert!(snapshot.last().is_some_and(|(_, done, total)| 0 < *done && done <= total), "{snapshot:?}");
+    assert!(log.last().is_some_and(|(_, done, total)| *done == log_len && done <= total), "{log:?}");
+}
+
+#[test]
 fn an_import_counts_new_and_overwritten_entries_and_writes_a_snapshot() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("store");
     // The revisions are ahead of the time.
     let options = Options { first_revision: || 1 << 53, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &path, options, &|_, _, _| {}).expect("it is new");
     put(&store, "a", b"before");
     put(&store, "b", b"before");
     let last = store.revision();
@@ -210,7 +237,7 @@ fn entries_of_the_go_program_keep_the_revisions_that_the_first_start_has_assigne
         fs::write(&path, b"\x82\xa2KV\x82\xa1a\xa31st\xa1b\xa32nd\xa6KVSize\x08").expect("it can be written");
         let open = |first_revision| {
             let options = Options { first_revision, ..Options::default() };
-            LocalStore::open(LocalDisk, &path, options, &|_, _| {}).expect("it is whole")
+            LocalStore::open(LocalDisk, &path, options, &|_, _, _| {}).expect("it is whole")
         };
         drop(open(|| 1001));
         let store = open(|| 2001);

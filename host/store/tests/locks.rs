@@ -17,7 +17,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 fn open(path: &Path) -> LocalStore {
-    LocalStore::open(LocalDisk, path, Options::default(), &|_, _| {}).unwrap_or_else(|error| panic!("{error}"))
+    LocalStore::open(LocalDisk, path, Options::default(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn put(store: &LocalStore, key: &'static str) {

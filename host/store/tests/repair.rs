@@ -80,7 +80,7 @@ impl Files {
     }
 
     fn open(&self, disk: impl Disk) -> LocalStore {
-        LocalStore::open(disk, &self.store, OPTIONS, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"))
+        LocalStore::open(disk, &self.store, OPTIONS, &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn path(&self, ending: &str) -> PathBuf {

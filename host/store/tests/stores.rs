@@ -57,7 +57,7 @@ cases! {
 fn local(fsync: Fsync) -> (tempfile::TempDir, LocalStore) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let options = Options { fsync, first_revision: || 1, ..Options::default() };
-    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {}).expect("it is new");
+    let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _, _| {}).expect("it is new");
     (folder, store)
 }
 

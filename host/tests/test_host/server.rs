@@ -49,7 +49,7 @@ impl Server {
     pub(crate) fn start(key: &str, value: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let options = Options { fsync: Fsync::Never, ..Options::default() };
-        let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _| {});
+        let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _, _| {});
         let context = Arc::new(HostContext::new(128 << 20, system_clock));
         let members = members!(
             &context, Quota "quota", Bookkeeper "bookkeeper", Transform "transform", Veil "veil", Clerk "clerk"

@@ -15,7 +15,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 29] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 30] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),

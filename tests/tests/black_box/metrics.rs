@@ -34,6 +34,8 @@ fn the_metrics_count_exactly_the_requests_that_were_sent() {
         assert_eq!(number(&server, name), value, "{name}");
     }
     assert!(number(&server, "vkog_log_bytes") > 0.0);
+    #[cfg(target_os = "linux")]
+    assert!((1e6..1e10).contains(&number(&server, "process_resident_memory_bytes")));
 }
 
 #[test]
@@ -117,7 +119,8 @@ fn every_line_of_the_metrics_is_a_sample_or_a_description() {
     assert!(text.ends_with("# EOF\n") && text.contains("# TYPE vkog_requests counter\n"), "{text}");
     for line in text.lines().filter(|line| !line.starts_with("# ")) {
         let (name, value) = line.rsplit_once(' ').expect("a name and a value");
-        assert!(name.starts_with("vkog_") && value.parse::<f64>().is_ok(), "{line}");
+        assert!(name.starts_with("vkog_") || name == "process_resident_memory_bytes", "{line}");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
     }
     for accept in ["*/*", "text/plain", "application/openmetrics-text;q=0.1, text/plain"] {
         let reply = ask(accept).has("Content-Type", "text/plain; version=0.0.4; charset=utf-8");

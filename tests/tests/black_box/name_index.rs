@@ -79,7 +79,9 @@ fn each_name_is_in_the_index_with_the_section_that_documents_it() {
     keys.extend(["sha256", "required", "on_failure", "budget", "order"].map(str::to_owned));
     let mut variables: BTreeSet<String> =
         options().iter().map(|key| format!("VKOG_{}", key.to_uppercase().replace('-', "_"))).collect();
-    variables.extend(["VKOG_CONFIG", "VKOG_URL", "VKOG_TOKEN", "NOTIFY_SOCKET", "TMPDIR", "TMP"].map(str::to_owned));
+    variables.extend(
+        ["VKOG_CONFIG", "VKOG_URL", "VKOG_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "TMPDIR", "TMP"].map(str::to_owned),
+    );
     let configuration = read(CONFIGURATION);
     let variables = variables.into_iter().map(|variable| {
         let row = configuration.lines().find(|line| line.starts_with("| ") && line.contains(&format!("`{variable}`")));

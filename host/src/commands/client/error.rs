@@ -37,6 +37,15 @@ pub(super) enum ClientError {
     /// The response has no revision.
     #[error("cannot {action}: the response has no revision; check --url")]
     NoRevision { action: String },
+    /// The response is not a list of plugins.
+    #[error("cannot read statistics: the response is not a list of plugins: {0}; check --url")]
+    NotStatistics(serde_json::Error),
+    /// Standard output is not a terminal.
+    #[error("standard output is not a terminal; use --once to print one frame")]
+    NoTerminal,
+    /// The terminal cannot be used.
+    #[error("cannot use the terminal: {source}; use --once to print one frame")]
+    Terminal { source: io::Error },
     /// The response is not a listing.
     #[error("cannot list keys: the response is not a list of keys: {0}; check --url")]
     NotAList(#[from] serde_json::Error),
@@ -113,6 +122,8 @@ pub(super) enum ValueError {
     HeaderName,
     #[error("not the value of a header; use visible ASCII characters")]
     HeaderValue,
+    #[error("not a duration; write a number with a unit, such as 5s or 500ms")]
+    Duration,
     #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
     Url,
 }

@@ -7,7 +7,9 @@ pub mod delete;
 mod delete_prefix;
 mod error;
 pub mod get;
+pub mod health;
 pub mod ls;
+pub mod top;
 pub mod touch;
 #[cfg(unix)]
 mod unix;
@@ -36,6 +38,11 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout of a write. After it the client reads the response, because the server may have sent one early.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Parses a duration that is not zero.
+fn duration(text: &str) -> Result<Duration, ValueError> {
+    humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).ok_or(ValueError::Duration)
+}
 
 /// The server, and how to authenticate.
 #[derive(clap::Args)]
@@ -153,9 +160,6 @@ impl Server {
     /// Sets the timeout of reading each part of a response.
     fn with_read_timeout(remote: Remote, timeout: Option<Duration>) -> Result<Self, ClientError> {
         let Remote { url, token, token_file, cacert, header: mut headers } = remote;
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
-        };
         let token = match &token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => token,
@@ -174,18 +178,7 @@ impl Server {
             .timeout_per_read(timeout);
         let config = match &cacert {
             None => config,
-            Some(path) => {
-                let pem = read(path)?;
-                let certificate = |item| match item {
-                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                    _ => None,
-                };
-                let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
-                if trusted.is_empty() {
-                    return Err(ClientError::NoCertificate(path.clone()));
-                }
-                config.tls_config(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
-            }
+            Some(path) => config.tls_config(trusting(path)?),
         };
         let agent = match &url {
             Url::Web(_) => connect::to_the_web(config.build()),
@@ -263,6 +256,24 @@ impl Server {
             },
         }
     }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {
+    std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
+}
+
+/// Returns a configuration that trusts only the certificates in this file.
+fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
+    let pem = read(path)?;
+    let certificate = |item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    };
+    let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
+    if trusted.is_empty() {
+        return Err(ClientError::NoCertificate(path.clone()));
+    }
+    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
 }
 
 fn is_problem(response: &Response<Body>) -> bool {

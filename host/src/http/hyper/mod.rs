@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -40,7 +40,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
 use super::tls::HTTP_2;
-use super::{Budget, ConnectionCounts, Listener, RequestHead, Responder, Response, Service, Share, Tls};
+use super::{Budget, ConnectionCounts, Listener, ProbeOne, RequestHead, Responder, Response, Service, Share, Tls};
 use vkog_runtime::{Mailbox, cores};
 
 /// Timeout of a TLS handshake.
@@ -156,6 +156,20 @@ impl HyperServer {
             first.spawn(Arc::clone(&shared).accept(listener, Arc::clone(&rejections), in_flight.clone()));
         }
         Ok(Self { stopping, event_loops, drained })
+    }
+
+    /// Returns a function that sends each event loop a job, and returns whether all have run it within a timeout.
+    pub fn probe(&self) -> ProbeOne {
+        let mailboxes: Vec<_> = self.event_loops.iter().map(|each| Arc::clone(&each.mailbox)).collect();
+        Arc::new(move |timeout| {
+            let (send, responses) = bounded(mailboxes.len());
+            for mailbox in &mailboxes {
+                let send = send.clone();
+                let _ = mailbox.send(Box::new(move || send.send(()).unwrap_or_default()));
+            }
+            let deadline = Instant::now() + timeout;
+            mailboxes.iter().all(|_| responses.recv_deadline(deadline).is_ok())
+        })
     }
 
     /// Accepts no further requests and waits for those in flight. Returns whether all were answered before the timeout.

@@ -31,7 +31,7 @@ use self::body::BodyReader;
 use self::sockets::Closing;
 use self::stall_breaker::StallBreaker;
 use self::workers::{WORKERS_MAX, WorkerPool};
-use super::{Body, BodyBuffer, BodyFault, BodyLength, Listener, Responder, Response, Service, Share};
+use super::{Body, BodyBuffer, BodyFault, BodyLength, Listener, ProbeOne, Responder, Response, Service, Share};
 
 /// tiny_http has read a body of up to this length, in bytes, before it returns the request.
 const BUFFERED_BODY_MAX: u64 = 1024;
@@ -41,6 +41,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// A running server on tiny_http.
 pub struct TinyServer {
     close: Box<dyn Fn() + Send + Sync>,
+    probe: ProbeOne,
     /// Disconnected when the last request has its response.
     drained: Receiver<Infallible>,
 }
@@ -98,7 +99,14 @@ impl TinyServer {
         shared.listen()?;
         let supervised = Arc::clone(&shared);
         thread::Builder::new().name("http-supervise".to_owned()).spawn(move || supervised.supervise())?;
-        Ok(Self { close: Box::new(move || shared.stop()), drained })
+        let probed = Arc::clone(&shared);
+        let probe: ProbeOne = Arc::new(move |timeout| probed.responds(timeout));
+        Ok(Self { close: Box::new(move || shared.stop()), probe, drained })
+    }
+
+    /// Returns a function that returns whether a worker is free, or becomes free within a timeout.
+    pub fn probe(&self) -> ProbeOne {
+        Arc::clone(&self.probe)
     }
 
     /// Accepts no further requests.
@@ -133,6 +141,12 @@ impl<S: Service> Shared<S> {
         self.stopping.store(true, Ordering::SeqCst);
         self.pools.lock().iter().for_each(|pool| pool.wake_all());
         self.in_flight.lock().take();
+    }
+
+    fn responds(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let pools = self.pools.lock().clone();
+        pools.iter().all(|pool| pool.responds(deadline))
     }
 
     fn is_stopping(&self) -> bool {

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tiny_http::Server;
@@ -17,6 +17,8 @@ use crate::http::Service;
 
 /// Maximum number of workers of a server.
 pub(super) const WORKERS_MAX: usize = 4096;
+/// How often a probe looks for an idle worker.
+const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a worker polls for a request before it sleeps.
 const POLLS: usize = 16;
 
@@ -185,6 +187,20 @@ impl WorkerPool {
     pub(super) fn is_stuck(&self) -> bool {
         let taken = self.taken.load(Ordering::Relaxed);
         self.taken_before.swap(taken, Ordering::Relaxed) == taken && self.idle.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether a worker is idle, or takes a request before the deadline.
+    pub(super) fn responds(&self, deadline: Instant) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed);
+        loop {
+            if self.idle.load(Ordering::SeqCst) > 0 || self.taken.load(Ordering::Relaxed) != taken {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(PROBE_INTERVAL);
+        }
     }
 
     /// Whether tiny_http still accepts connections, as far as is known.

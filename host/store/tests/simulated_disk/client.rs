@@ -71,7 +71,7 @@ pub(crate) fn without_snapshots(fsync: Fsync) -> Options {
 }
 
 pub(crate) fn open(disk: &SimulatedDisk, options: Options) -> Result<LocalStore, StoreError> {
-    LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _| {})
+    LocalStore::open(disk.clone(), Path::new(FILE), options, &|_, _, _| {})
 }
 
 /// Writes or removes an entry, and calls `then` with the outcome.

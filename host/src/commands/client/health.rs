@@ -1,0 +1,207 @@
+//! `vkog health`: whether a server is ready, as an exit status and one line. For containers, whose images have no HTTP client.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ureq::Agent;
+use ureq::http::{Response, StatusCode};
+use ureq::tls::TlsConfig;
+
+use super::{Url, connect, duration, say, trusting};
+use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme};
+use crate::failure::Failure;
+
+/// Checks whether a server is ready.
+#[derive(clap::Args)]
+pub struct Health {
+    /// Check this server: http://, https:// or unix:PATH (VKOG_URL) [default: the first address of the configuration]
+    #[arg(long, value_name = "URL", env = "VKOG_URL", hide_env = true)]
+    url: Option<Url>,
+
+    /// Find the address in this configuration file of the server
+    #[arg(long, value_name = "FILE", env = "VKOG_CONFIG", hide_env = true)]
+    config: Option<PathBuf>,
+
+    /// Trust only the certificates in this file (PEM) [default: public authorities]
+    #[arg(long, value_name = "FILE", requires = "url")]
+    cacert: Option<PathBuf>,
+
+    /// Maximum duration of the check
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// The outcome of a check.
+enum Outcome {
+    /// The server is ready.
+    Ready,
+    /// The server responds and is not ready, for this reason.
+    NotReady(String),
+    /// There is no response, for this reason.
+    Unreachable(String),
+    /// Something responds that is no server of this program.
+    Unexpected(StatusCode),
+}
+
+impl Outcome {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Ready => 0,
+            Self::Unexpected(_) => 1,
+            Self::NotReady(_) => 4,
+            Self::Unreachable(_) => 6,
+        }
+    }
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::NotReady(reason) => write!(f, "not ready: {reason}"),
+            Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
+            Self::Unexpected(status) => write!(f, "unexpected status {}; check --url", status.as_str()),
+        }
+    }
+}
+
+/// Checks a server and prints the outcome as one line.
+///
+/// # Errors
+///
+/// The configuration or the certificates cannot be used.
+pub fn health(health: Health) -> Result<ExitCode, Failure> {
+    let builder = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
+        .timeout_global(Some(health.timeout));
+    let (url, tls) = match health.url {
+        Some(url) => (url, health.cacert.as_ref().map(trusting).transpose()?),
+        // Its certificate has the public name of the server. No secret is sent.
+        None => (configured(health.config)?, Some(TlsConfig::builder().disable_verification(true).build())),
+    };
+    let config = match tls {
+        Some(tls) => builder.tls_config(tls).build(),
+        None => builder.build(),
+    };
+    let agent = match &url {
+        Url::Web(_) => connect::to_the_web(config),
+        #[cfg(unix)]
+        Url::Unix(path) => connect::to_socket(config, path),
+        #[cfg(not(unix))]
+        Url::Unix(_) => return Err(super::ClientError::NoUnixSockets.into()),
+    };
+    let base = match &url {
+        Url::Web(url) => url,
+        Url::Unix(_) => "http://localhost",
+    };
+    let outcome = match agent.get(format!("{base}/readyz")).call() {
+        Ok(response) => of(response),
+        Err(ureq::Error::Timeout(_)) => Outcome::Unreachable(format!("no response within {:?}", health.timeout)),
+        Err(ureq::Error::Io(error)) => Outcome::Unreachable(error.to_string()),
+        Err(error) => Outcome::Unreachable(error.to_string()),
+    };
+    say(&super::shown(&format!("{url}: {outcome}")))?;
+    Ok(ExitCode::from(outcome.status()))
+}
+
+fn of(mut response: Response<ureq::Body>) -> Outcome {
+    match response.status() {
+        StatusCode::OK => Outcome::Ready,
+        StatusCode::SERVICE_UNAVAILABLE => {
+            let text = response.body_mut().read_to_string().unwrap_or_default();
+            let line = text.lines().next().unwrap_or_default();
+            Outcome::NotReady(line.strip_prefix("Not ready: ").unwrap_or(line).to_owned())
+        }
+        status => Outcome::Unexpected(status),
+    }
+}
+
+/// The options of a server that come from the environment.
+#[derive(Parser)]
+struct Environment {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Returns the first address at which a server with this configuration file and this environment listens.
+fn configured(file: Option<PathBuf>) -> Result<Url, Failure> {
+    let Environment { options } = Environment::try_parse_from(["vkog"]).map_err(Failure::usage)?;
+    let file = file.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    Ok(address(&config_of(options, file)?))
+}
+
+fn config_of(options: Options, file: File) -> Result<Config, ConfigError> {
+    // Plugins do not change the address.
+    Config::new(Options { no_plugins: true, plugin_dir: None, ..options }, file)
+}
+
+fn address(config: &Config) -> Url {
+    let default = Listen::default_address();
+    match config.listen.first().unwrap_or(&default) {
+        Listen::Unix(path) => Url::Unix(path.clone()),
+        Listen::Abstract(name) => Url::Unix(format!("@{name}").into()),
+        Listen::Tcp(tcp) => {
+            let scheme = match tcp.scheme {
+                Some(Scheme::Http) => "http",
+                _ if config.tls.is_some() => "https",
+                _ => "http",
+            };
+            let host = match &tcp.host {
+                Host::All => Ipv4Addr::LOCALHOST.to_string(),
+                Host::Localhost => "localhost".to_owned(),
+                Host::Name(name) => match name.parse() {
+                    Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+                    Ok(IpAddr::V6(ip)) if ip.is_unspecified() => format!("[{}]", Ipv6Addr::LOCALHOST),
+                    Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+                    _ => name.clone(),
+                },
+            };
+            Url::Web(format!("{scheme}://{host}:{}", tcp.port))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_the_first_one_of_the_configuration_as_this_machine_reaches_it() {
+        for (listen, expected) in [
+            (vec![], "http://127.0.0.1:3110"),
+            (vec!["0.0.0.0:80", "unix:/run/s"], "http://127.0.0.1:80"),
+            (vec![":4960"], "http://127.0.0.1:4960"),
+            (vec!["[::]:1"], "http://[::1]:1"),
+            (vec!["[::1]:1"], "http://[::1]:1"),
+            (vec!["localhost:1"], "http://localhost:1"),
+            (vec!["vkog.example:1"], "http://vkog.example:1"),
+            (vec!["unix:/run/s", ":1"], "unix:/run/s"),
+        ] {
+            let listen: Vec<Listen> = listen.iter().map(|text| text.parse().expect("an address")).collect();
+            let options = Options { listen: Some(listen), ..Options::default() };
+            let config = config_of(options, File::default()).expect("it is valid");
+            assert_eq!(address(&config).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_certificate_makes_the_address_https_unless_it_names_http() {
+        for (listen, expected) in [(":443", "https://127.0.0.1:443"), ("http://:80,:443", "http://127.0.0.1:80")] {
+            let options = Options {
+                listen: Some(listen.split(',').map(|text| text.parse().expect("an address")).collect()),
+                tls_cert: Some("cert.pem".into()),
+                tls_key: Some("key.pem".into()),
+                ..Options::default()
+            };
+            let config = config_of(options, File::default()).expect("it is valid");
+            assert_eq!(address(&config).to_string(), expected);
+        }
+    }
+}
