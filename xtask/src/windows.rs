@@ -62,6 +62,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("lives", Some("a_server_that_is_killed_before_its_first_write_leaves_a_whole_store"), "needs SIGUSR1"),
     ("listening", None, "needs Unix sockets and what a service manager passes"),
     ("loading", Some("a_plugin_whose_panics_would_abort_is_refused"), "needs a std for Windows that can abort"),
+    ("loading", Some("the_error_for_a_newer_glibc_names_both_versions"), "is about libraries as Linux loads them"),
     ("log_reader", None, "needs a pipe as standard error"),
     ("memory", None, MEMORY),
     ("ownership", None, "is about sockets, locks and rights as Unix has them"),
