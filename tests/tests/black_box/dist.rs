@@ -10,7 +10,7 @@ use vkog_tests::{Setup, artefacts, dead_links, dead_links_of_site, on_windows, p
 
 /// Runs a command and returns its standard output.
 #[track_caller]
-fn said(command: &mut Command) -> String {
+pub(crate) fn said(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("it says text")

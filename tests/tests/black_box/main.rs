@@ -15,6 +15,7 @@ mod chromium;
 mod chunked;
 mod clients;
 mod command_line;
+mod deployment;
 mod disk_trouble;
 mod dist;
 mod documents;
