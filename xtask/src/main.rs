@@ -21,7 +21,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 enum Task {
     /// Build, put the plugins into ./plugins and serve with them; the options are those of vkog serve
     Serve,
-    /// Make a release in target/dist: a folder and an archive of it
+    /// Make a release in target/dist: a folder, its archive, a Debian package, a bill of materials and checksums
     Dist(dist::Options),
     /// Check which package and which module imports which
     Layers,

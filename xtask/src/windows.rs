@@ -65,6 +65,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("loading", Some("the_error_for_a_newer_glibc_names_both_versions"), "is about libraries as Linux loads them"),
     ("log_reader", None, "needs a pipe as standard error"),
     ("memory", None, MEMORY),
+    ("packages", None, "is about packages and images for Linux"),
     ("ownership", None, "is about sockets, locks and rights as Unix has them"),
     ("proxies", None, "needs the proxies of Linux, which do not depend on the system of the server"),
     ("plugin_files", None, "is about libraries as Linux loads them"),

@@ -41,6 +41,7 @@ mod name_index;
 mod openapi;
 mod order;
 mod ownership;
+mod packages;
 mod page;
 mod plugin_files;
 mod proxies;
