@@ -117,8 +117,7 @@ fn install(folder: &Path, data: &Path) -> Result<()> {
         fs::remove_file(library)?;
     }
     copy_as("LICENSE".as_ref(), &documents.join("copyright"))?;
-    compress(&folder.join("man/vkog.1"), &data.join("usr/share/man/man1/vkog.1.gz"))?;
-    compress("CHANGELOG.md".as_ref(), &documents.join("changelog.gz"))
+    compress(&folder.join("man/vkog.1"), &data.join("usr/share/man/man1/vkog.1.gz"))
 }
 
 /// Writes the fields and scripts of the package.
