@@ -1,7 +1,7 @@
 //! The Debian package and the container image contain what the server needs, and data and configuration outlive an upgrade
 //! and a removal.
 //!
-//! Provoked by dpkg in a folder of its own, and by a root folder that has only what the image has. In the full tier dpkg runs
+//! Provoked by dpkg in a temporary root folder, and by a root folder that has only what the image has. In the full tier dpkg runs
 //! inside a whole Debian, which debootstrap makes.
 
 #![cfg(target_os = "linux")]

@@ -11,7 +11,7 @@ use zip::write::SimpleFileOptions;
 
 use crate::Result;
 
-/// What is packed: a folder, the folder in the archive that it becomes, and the paths in it that are programs.
+/// A folder to pack, the folder in the archive that it becomes, and the paths in it that are programs.
 pub(super) struct Packed<'a> {
     pub(super) folder: &'a Path,
     pub(super) prefix: &'a str,

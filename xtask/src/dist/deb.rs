@@ -25,7 +25,7 @@ const INSTALLED: [(&str, &str); 4] = [
 /// large, is left to the archive.
 const NO_DOCUMENTATION: [&str; 5] = ["vkog", "api", "completions", "man", "systemd"];
 
-/// What the unit of a package says instead of the unit of the archive.
+/// Texts in the unit of the archive, and their replacements in the unit of the package.
 const UNIT: [(&str, &str); 3] = [
     ("/usr/local/bin/", "/usr/bin/"),
     ("/usr/local/lib/vkog/", "/usr/lib/vkog/"),
