@@ -21,8 +21,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 enum Task {
     /// Build, put the plugins into ./plugins and serve with them; the options are those of vkog serve
     Serve,
-    /// Make a release in target/dist: a folder and an archive of it
+    /// Make a release in target/dist: a folder, its archive, a Debian package, a bill of materials and checksums
     Dist(dist::Options),
+    /// Check licenses, sources and known vulnerabilities of all dependencies (needs cargo-deny)
+    Deny,
     /// Check which package and which module imports which
     Layers,
     /// Compare the public API of vkog-plugin-api with version 1.0.0 (needs cargo-semver-checks)
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let result = match task {
         Task::Serve => serve::serve(&matches),
         Task::Dist(options) => dist::dist(&options),
+        Task::Deny => test::run_deny(),
         Task::Layers => layers::check(),
         Task::Semver => test::run_semver(),
         Task::Test { full } => test::run(full),

@@ -25,8 +25,14 @@ enum Outcome {
 const API_BASELINE: &str = "tests/frozen/abi-1.0.0/vkog-plugin-api";
 
 const STEPS: [(&str, Step); 2] = [("tests", tests), ("fuzz corpus", corpus)];
-const FURTHER: [(&str, Step); 5] =
-    [("semver", semver), ("windows", windows_tests), ("miri", miri), ("fuzzing", fuzzing), ("mutants", mutants)];
+const FURTHER: [(&str, Step); 6] = [
+    ("dependencies", dependencies),
+    ("semver", semver),
+    ("windows", windows_tests),
+    ("miri", miri),
+    ("fuzzing", fuzzing),
+    ("mutants", mutants),
+];
 
 /// Runs the steps of a tier.
 pub(crate) fn run(full: bool) -> Result<()> {
@@ -36,6 +42,11 @@ pub(crate) fn run(full: bool) -> Result<()> {
 /// Compares the public API of vkog-plugin-api with that of 1.0.0: a plugin that compiles with 1.0.0 has to compile today.
 pub(crate) fn run_semver() -> Result<()> {
     run_steps(vec![("semver", semver)], false)
+}
+
+/// Checks the licenses and sources of all dependencies, and their known vulnerabilities, by `deny.toml`.
+pub(crate) fn run_deny() -> Result<()> {
+    run_steps(vec![("dependencies", dependencies)], false)
 }
 
 fn run_steps(steps: Vec<(&str, Step)>, full: bool) -> Result<()> {
@@ -115,6 +126,19 @@ fn corpus(full: bool) -> Result<Outcome> {
     let mut test = cargo();
     test.args(["test", "--manifest-path", "host/fuzz/Cargo.toml", "--lib", "--no-default-features"]);
     ran(with_amounts(test.env("CARGO_TARGET_DIR", std::path::absolute("target")?), full))
+}
+
+fn dependencies(_: bool) -> Result<Outcome> {
+    if !is_installed(cargo().args(["deny", "--version"])) {
+        return Ok(Outcome::Skipped("cargo-deny is not installed: cargo install --locked cargo-deny"));
+    }
+    if let failed @ Outcome::Failed(_) = ran(cargo().args(["deny", "check", "bans", "licenses", "sources"]))? {
+        return Ok(failed);
+    }
+    if !is_installed(cargo().args(["deny", "fetch", "db"])) {
+        return Ok(Outcome::Skipped("the database of advisories cannot be fetched; all other checks passed"));
+    }
+    ran(cargo().args(["deny", "check", "advisories"]))
 }
 
 fn semver(_: bool) -> Result<Outcome> {

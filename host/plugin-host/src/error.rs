@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::chain::{PluginError, one_line};
+use crate::glibc::GlibcVersion;
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
 
@@ -171,6 +172,14 @@ pub enum LoadFault {
         theirs: String,
         /// The target of this server.
         ours: String,
+    },
+    /// The library needs symbols of a newer glibc.
+    #[error("it needs glibc {needed}, this system has {ours}; build it on a system with glibc {ours} or older")]
+    NewerGlibc {
+        /// The version that the library needs.
+        needed: GlibcVersion,
+        /// The version of this system.
+        ours: GlibcVersion,
     },
     /// The dynamic linker refused the library.
     #[error(
@@ -381,6 +390,7 @@ impl LoadFault {
             Self::NotALibrary { .. } => "not-a-library",
             Self::CutOff { .. } => "cut-off",
             Self::WrongArchitecture { .. } => "wrong-architecture",
+            Self::NewerGlibc { .. } => "newer-glibc",
             Self::NotLoadable { .. } => "not-loadable",
             Self::StaticTls { .. } => "static-tls",
             Self::BadName { .. } => "bad-name",

@@ -7,6 +7,7 @@
 mod chain;
 mod chain_swap;
 mod error;
+mod glibc;
 mod load;
 mod preflight;
 mod registry;
@@ -19,6 +20,7 @@ mod trust;
 pub use chain::*;
 pub use chain_swap::ChainGuard;
 pub use error::{LoadError, LoadFault, Part};
+pub use glibc::GlibcVersion;
 pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, unknown_in_order};
 pub use settings::{HostSettings, SettingError, Settings, Table, is_required};

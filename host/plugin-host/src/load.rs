@@ -20,6 +20,7 @@ use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, PluginModuleRef};
 
 use crate::chain::{HostContext, Member, PluginError};
 use crate::error::{LoadError, LoadFault};
+use crate::glibc::GlibcVersion;
 use crate::preflight;
 use crate::settings::{self, Settings, Table};
 use crate::sha256::Sha256;
@@ -33,6 +34,8 @@ pub struct Library {
     module: PluginModuleRef,
     /// The version of vkog-plugin-api that it was built with.
     api_version: String,
+    /// The newest glibc whose symbols it needs.
+    glibc: Option<GlibcVersion>,
 }
 
 /// A loaded plugin. It is destroyed when all of its clones and all chains that contain it are dropped. Its library stays open
@@ -114,10 +117,16 @@ impl Library {
     ) -> Result<Self, LoadFault> {
         settings::check_file_name(settings, path, verified.sha256())?;
         preflight::check(verified.bytes())?;
+        let glibc = preflight::needed_glibc(verified.bytes());
+        if let (Some(needed), Some(ours)) = (glibc, GlibcVersion::of_process())
+            && needed > ours
+        {
+            return Err(LoadFault::NewerGlibc { needed, ours });
+        }
         let header = open_copy(verified)?;
         let (module, api_version) = root_module(header)?;
         check_names(module)?;
-        let library = Self { path: path.to_owned(), sha256: verified.sha256(), module, api_version };
+        let library = Self { path: path.to_owned(), sha256: verified.sha256(), module, api_version, glibc };
         settings::check_name(settings, library.name(), library.sha256)?;
         if !module.unwinds() {
             return Err(LoadFault::PanicAbort { name: library.name().to_owned() });
@@ -317,6 +326,11 @@ impl Plugin {
     /// Returns the version of vkog-plugin-api that it was built with.
     pub fn api_version(&self) -> &str {
         &self.library.api_version
+    }
+
+    /// Returns the newest glibc whose symbols its library needs, or `None` if it needs none.
+    pub fn glibc(&self) -> Option<GlibcVersion> {
+        self.library.glibc
     }
 
     /// Returns the path of the library.

@@ -12,6 +12,7 @@ use object::{elf, pe};
 use vkog_plugin_api::abi::ROOT_SYMBOL;
 
 use crate::error::LoadFault;
+use crate::glibc::GlibcVersion;
 use crate::load::is_loaded;
 
 /// Checks that `data` is a complete shared library for this processor and system that exports a plugin.
@@ -52,6 +53,15 @@ pub(crate) fn check(data: &[u8]) -> Result<(), LoadFault> {
         }
     }
     Err(LoadFault::NoPlugin)
+}
+
+/// Returns the newest version of glibc whose symbols a library needs, or `None` if it needs none, or is not for Linux.
+pub(crate) fn needed_glibc(data: &[u8]) -> Option<GlibcVersion> {
+    match object::FileKind::parse(data).ok()? {
+        object::FileKind::Elf32 => GlibcVersion::needed_by(&ElfFile32::<Endianness>::parse(data).ok()?),
+        object::FileKind::Elf64 => GlibcVersion::needed_by(&ElfFile64::<Endianness>::parse(data).ok()?),
+        _ => None,
+    }
 }
 
 /// Returns the part of an ELF library that the linker reads: everything up to the end of the last segment. The sections for

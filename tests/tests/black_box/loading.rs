@@ -80,6 +80,26 @@ fn the_error_for_another_processor_names_both_processors() {
     refused(&library, None, "wrong-architecture", &["I386", "X86_64"]);
 }
 
+/// A library in which each symbol of glibc 2.x has the version 9.x.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn the_error_for_a_newer_glibc_names_both_versions() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut library = std::fs::read(conflict()).expect("it was built");
+    for at in 0..library.len() - 8 {
+        if library[at..].starts_with(b"GLIBC_2.") {
+            library[at + 6] = b'9';
+        }
+    }
+    let newer = folder.path().join("libvkog_conflict.so");
+    std::fs::write(&newer, library).expect("a file can be written");
+    vkog_tests::only_ours(&newer);
+    refused(&newer, None, "newer-glibc", &["needs glibc 9.", "this system has 2."]);
+    let exit = Setup::new().run(["plugins".as_ref(), "check".as_ref(), "--json".as_ref(), newer.as_os_str()]).expect(1);
+    let document: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|error| panic!("{error} in {exit}"));
+    assert!(document["plugins"][0]["glibc"].as_str().is_some_and(|glibc| glibc.starts_with("9.")), "{document}");
+}
+
 #[test]
 fn the_error_for_a_missing_dependency_names_it() {
     let (_folder, library) = damage("needs-more");
@@ -258,12 +278,17 @@ fn check_json_is_one_document_with_the_same_facts() {
         let document: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|error| panic!("{error} in {exit}"));
         document["plugins"].clone()
     };
-    let good = json!({
+    let mut good = json!({
         "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.3.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
         "required_hooks": ["guard_post", "guard_put", "guard_delete"],
     });
-    assert_eq!(check(&[&conflict()], 0), json!([good]));
+    let found = check(&[&conflict()], 0);
+    if cfg!(all(target_os = "linux", target_env = "gnu")) && !on_windows() {
+        assert!(found[0]["glibc"].as_str().is_some_and(|glibc| glibc.starts_with("2.")), "{found}");
+        good["glibc"] = found[0]["glibc"].clone();
+    }
+    assert_eq!(found, json!([good]));
     let told = check(&[&bad, &conflict()], 1);
     let message = told[0]["message"].as_str().unwrap_or_default();
     assert!(message.contains("this is not a") && message.contains("cdylib"), "{told}");

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::super::say;
 use crate::config::Config;
-use vkog_plugin_host::{self as plugins, HostContext};
+use vkog_plugin_host::{self as plugins, GlibcVersion, HostContext, LoadError, LoadFault};
 
 /// The document of `--json`. Later versions may add keys; a key keeps its meaning.
 #[derive(Serialize)]
@@ -25,6 +25,8 @@ enum Verdict<'a> {
         name: &'a str,
         version: &'a str,
         api_version: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        glibc: Option<GlibcVersion>,
         stage: &'static str,
         hooks: Vec<&'static str>,
         required_hooks: Vec<&'static str>,
@@ -33,6 +35,8 @@ enum Verdict<'a> {
         path: String,
         ok: bool,
         code: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        glibc: Option<GlibcVersion>,
         message: String,
     },
 }
@@ -55,11 +59,18 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     name: plugin.name(),
                     version: plugin.version(),
                     api_version: plugin.api_version(),
+                    glibc: plugin.glibc(),
                     stage: plugin.stage_name(),
                     hooks: plugin.hook_names().collect(),
                     required_hooks: plugin.required_hook_names().collect(),
                 },
-                Err(error) => Verdict::Fails { path, ok: false, code: error.fault.code(), message: error.fault.line() },
+                Err(LoadError { fault, .. }) => {
+                    let glibc = match fault {
+                        LoadFault::NewerGlibc { needed, .. } => Some(*needed),
+                        _ => None,
+                    };
+                    Verdict::Fails { path, ok: false, code: fault.code(), glibc, message: fault.line() }
+                }
             })
             .collect();
         say(&serde_json::to_string_pretty(&Document { plugins })?);

@@ -1,16 +1,27 @@
-//! `cargo xtask dist`: makes a release, as a folder and as an archive: .tar.gz, or .zip for Windows.
+//! `cargo xtask dist`: makes a release: a folder, its archive (.tar.gz, or .zip for Windows), a Debian package, a software
+//! bill of materials, and the checksums of these files.
 
+mod archive;
+mod deb;
+mod sbom;
+
+use std::fmt::Write;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use flate2::{Compression, write::GzEncoder};
-use zip::ZipWriter;
-use zip::write::SimpleFileOptions;
+use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::build::{self, PLUGINS};
+use archive::Packed;
+
+/// The version of the release.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The folders in `dist` that operators deploy with. They have the same path in the release, so that links to them work.
+const DEPLOYED: [&str; 3] = ["dist/grafana", "dist/kubernetes", "dist/prometheus"];
 
 /// The shells, and the name of the file that completes `vkog` in each.
 const SHELLS: [(&str, &str); 5] = [
@@ -50,7 +61,7 @@ const FRONT_PAGE: &str = r#"<!DOCTYPE html>
 </html>
 "#;
 
-/// Makes the folder and the archive, and prints their paths.
+/// Makes the folder and the files, and prints their paths.
 ///
 /// # Errors
 ///
@@ -60,7 +71,7 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     let native = native()?;
     let target = target.as_deref();
     let triple = target.unwrap_or(&native);
-    let name = format!("vkog-{}-{triple}", env!("CARGO_PKG_VERSION"));
+    let name = format!("vkog-{VERSION}-{triple}");
     let folder = Path::new("target/dist").join(&name);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -73,7 +84,9 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     for document in DOCUMENTS {
         copy(document.as_ref(), &folder)?;
     }
-    copy_tree("docs".as_ref(), &folder.join("docs"))?;
+    for tree in std::iter::once("docs").chain(DEPLOYED) {
+        copy_tree(tree.as_ref(), &folder.join(tree))?;
+    }
     for crates in ["plugins", "examples"] {
         for member in fs::read_dir(crates)? {
             let member = member?.path();
@@ -90,9 +103,60 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     generate(&folder, triple == native)?;
     document(&folder.join("api"))?;
 
-    let packed = if triple.contains("windows") { zip(&folder, &name)? } else { tar(&folder, &name)? };
-    println!("{}\n{}", folder.display(), packed.display());
+    let bill = format!("{:#}\n", sbom::sbom(&packages, triple)?);
+    fs::write(folder.join("vkog.cdx.json"), &bill)?;
+
+    let file = |end: &str| folder.with_file_name(format!("{name}{end}"));
+    let mut files = vec![file(".cdx.json")];
+    fs::write(&files[0], bill)?;
+    let program = if triple.contains("windows") { "vkog.exe" } else { "vkog" };
+    let packed = Packed { folder: &folder, prefix: &name, programs: &[program] };
+    if triple.contains("windows") {
+        files.push(file(".zip"));
+        archive::zip(&packed, File::create(&files[1])?)?;
+    } else {
+        files.push(file(".tar.gz"));
+        archive::tar_gz(&packed, epoch()?, File::create(&files[1])?)?;
+        files.extend(deb::deb(&folder, triple)?);
+    }
+    files.push(checksums(folder.parent().ok_or("target/dist is a folder")?)?);
+    println!("{}", folder.display());
+    for file in files {
+        println!("{}", file.display());
+    }
     Ok(())
+}
+
+/// Writes the checksums of all files of this version, also those of other targets, as `sha256sum --check` reads them.
+fn checksums(folder: &Path) -> Result<PathBuf> {
+    let starts = [format!("vkog-{VERSION}-"), format!("vkog_{}_", VERSION.replace('-', "~"))];
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_file() && starts.iter().any(|start| name.starts_with(start)) {
+            let hash = Sha256::digest(fs::read(&path)?);
+            let mut line = String::new();
+            for byte in hash {
+                write!(line, "{byte:02x}")?;
+            }
+            lines.push((name.clone(), format!("{line}  {name}\n")));
+        }
+    }
+    lines.sort();
+    let file = folder.join("SHA256SUMS");
+    fs::write(&file, lines.into_iter().map(|(_, line)| line).collect::<String>())?;
+    Ok(file)
+}
+
+/// Returns the time of the files in archives, in seconds since 1970: `SOURCE_DATE_EPOCH` if it is set, else now.
+fn epoch() -> Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(seconds) => {
+            Ok(seconds.parse().map_err(|_| format!("SOURCE_DATE_EPOCH is no number of seconds: {seconds}"))?)
+        }
+        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs()),
+    }
 }
 
 /// Writes the files that the program generates: completion scripts and the manual page. Where the program in the folder is
@@ -173,57 +237,4 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Returns everything below a folder, sorted by name: its path, whether it is a folder, and its mode. The modes do not depend
-/// on the umask: only the owner may write, because the server refuses plugins that other users can modify.
-fn entries(folder: &Path) -> Result<Vec<(PathBuf, bool, u32)>> {
-    let mut found = Vec::new();
-    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    names.sort();
-    for path in names {
-        if path.is_dir() {
-            found.push((path.clone(), true, 0o755));
-            found.extend(entries(&path)?);
-        } else {
-            let is_program = path.file_name().is_some_and(|name| name == "vkog" || name == "vkog.exe");
-            found.push((path, false, if is_program { 0o755 } else { 0o644 }));
-        }
-    }
-    Ok(found)
-}
-
-fn tar(folder: &Path, name: &str) -> Result<PathBuf> {
-    let packed = folder.with_file_name(format!("{name}.tar.gz"));
-    let mut archive = tar::Builder::new(GzEncoder::new(File::create(&packed)?, Compression::default()));
-    let root = (folder.to_owned(), true, 0o755);
-    for (path, is_folder, mode) in std::iter::once(root).chain(entries(folder)?) {
-        let data = if is_folder { Vec::new() } else { fs::read(&path)? };
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(if is_folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
-        header.set_mode(mode);
-        header.set_size(data.len() as u64);
-        header.set_mtime(fs::metadata(&path)?.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_secs());
-        archive.append_data(&mut header, Path::new(name).join(path.strip_prefix(folder)?), data.as_slice())?;
-    }
-    archive.into_inner()?.finish()?;
-    Ok(packed)
-}
-
-fn zip(folder: &Path, name: &str) -> Result<PathBuf> {
-    let packed = folder.with_file_name(format!("{name}.zip"));
-    let mut archive = ZipWriter::new(File::create(&packed)?);
-    for (path, is_folder, mode) in entries(folder)? {
-        // The format requires a slash between folders on every system.
-        let within = path.strip_prefix(folder)?.to_string_lossy().replace('\\', "/");
-        let options = SimpleFileOptions::default().unix_permissions(mode);
-        if is_folder {
-            archive.add_directory(format!("{name}/{within}"), options)?;
-        } else {
-            archive.start_file(format!("{name}/{within}"), options)?;
-            archive.write_all(&fs::read(&path)?)?;
-        }
-    }
-    archive.finish()?;
-    Ok(packed)
 }

@@ -1,0 +1,135 @@
+//! The files that operators deploy with are accepted by the tools that read them, and name only metrics that the server has.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use serde_json::Value;
+use vkog_tests::workspace;
+
+use super::dist::said;
+use super::reference::{metrics, read};
+
+const ALERTS: &str = "dist/prometheus/alerts.yml";
+const ALERTS_TEST: &str = "dist/prometheus/alerts.test.yml";
+const DASHBOARD: &str = "dist/grafana/vkog.json";
+const MANIFEST: &str = "dist/kubernetes/vkog.yaml";
+
+fn has_promtool() -> bool {
+    let has = Command::new("promtool").arg("--version").output().is_ok();
+    if !has {
+        println!("skipped: promtool is not installed (apt-get install prometheus)");
+    }
+    has
+}
+
+/// Returns all strings under this key, at any depth.
+fn strings<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                found.extend(field.as_str().filter(|_| name == key));
+                strings(field, key, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| strings(item, key, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn each_metric_of_the_alerts_and_the_dashboard_exists() {
+    let metrics = metrics();
+    for file in [ALERTS, ALERTS_TEST, DASHBOARD] {
+        let text = read(file);
+        let words: BTreeSet<&str> =
+            text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').collect();
+        let named: Vec<_> = words.into_iter().filter(|word| word.starts_with("vkog_")).collect();
+        assert!(named.len() >= 8, "{file} names {named:?}");
+        for word in named {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(metrics.contains_key(base), "{file} names {word}, which the server does not have");
+        }
+    }
+}
+
+#[test]
+fn each_alert_fires_when_it_should_and_has_an_instruction() {
+    let guide = read("docs/how-to/monitoring.md");
+    let rules = read(ALERTS);
+    let tests = read(ALERTS_TEST);
+    let alerts: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() >= 11, "{alerts:?}");
+    for alert in alerts {
+        assert!(guide.contains(alert), "docs/how-to/monitoring.md says nothing about {alert}");
+        let fires = tests.contains(&format!("alertname: {alert}\n"));
+        let is_silent = tests.contains(&format!("alertname: {alert}, exp_alerts: []"));
+        assert!(fires && is_silent, "{ALERTS_TEST} does not test {alert} in both ways");
+    }
+    if has_promtool() {
+        let folder = workspace().join("dist/prometheus");
+        said(Command::new("promtool").args(["check", "rules", "alerts.yml"]).current_dir(&folder));
+        said(Command::new("promtool").args(["test", "rules", "alerts.test.yml"]).current_dir(&folder));
+    }
+}
+
+#[test]
+fn each_panel_of_the_dashboard_has_a_query_that_prometheus_parses() {
+    let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("it is JSON");
+    let panels = dashboard["panels"].as_array().expect("a list");
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect();
+    assert_eq!(ids.len(), panels.len(), "two panels have the same id");
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        assert!(panel["targets"].as_array().is_some_and(|targets| !targets.is_empty()), "{panel}");
+    }
+    let mut queries = Vec::new();
+    strings(&dashboard, "expr", &mut queries);
+    if !has_promtool() {
+        return;
+    }
+    // promtool parses rules. Grafana replaces the variables.
+    let rules: Vec<Value> = queries
+        .iter()
+        .map(|query| query.replace("$__rate_interval", "5m").replace("$instance", ".*"))
+        .map(|query| serde_json::json!({ "record": "query", "expr": query }))
+        .collect();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("rules.json");
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    std::fs::write(&file, rules.to_string()).expect("it is ours");
+    let parsed = said(Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(&file));
+    assert!(parsed.contains(&format!("{} rules", queries.len())), "{parsed}");
+}
+
+#[test]
+fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
+    let check = "import json, sys, yaml, kubernetes_validate\n\
+        documents = list(yaml.safe_load_all(open(sys.argv[1])))\n\
+        for document in documents:\n\
+        \x20   for version in ('1.29', kubernetes_validate.latest_version()):\n\
+        \x20       kubernetes_validate.validate(document, version, strict=True)\n\
+        print(json.dumps(documents))";
+    let has = Command::new("python3").args(["-c", "import yaml, kubernetes_validate"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        return println!("skipped: pip install kubernetes-validate");
+    }
+    let said = said(Command::new("python3").args(["-c", check]).arg(workspace().join(MANIFEST)));
+    let documents: Value = serde_json::from_str(&said).expect("it is JSON");
+    let set = documents.as_array().and_then(|all| all.iter().find(|one| one["kind"] == "StatefulSet"));
+    let pod = &set.expect("a StatefulSet")["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let server = &pod["containers"][0];
+    for container in [server, &pod["initContainers"][0]] {
+        let context = &container["securityContext"];
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{container}");
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
+        assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
+    }
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+        assert_eq!(server[probe]["httpGet"]["path"], path);
+    }
+    assert_eq!(set.expect("a StatefulSet")["spec"]["volumeClaimTemplates"][0]["metadata"]["name"], "data");
+    // The image and the manifest agree on the user.
+    let image = std::fs::read_to_string(workspace().join("Dockerfile")).expect("there is one");
+    assert!(image.contains(&format!("USER {0}:{0}", pod["securityContext"]["runAsUser"])), "another user");
+}
