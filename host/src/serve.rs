@@ -35,6 +35,7 @@ pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
+    vkog_runtime::return_large_allocations();
     // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
     // stop.
     let mut start =

@@ -75,7 +75,8 @@ pub struct RawEntry<'a> {
     pub details: RSlice<'a, u8>,
     /// The revision of the entry; 0 if an earlier operation of the same batch wrote it.
     pub revision: u64,
-    /// Zero.
+    /// Since 1.4: the size of all details of the entry, in bytes, those of the host and the names included; then the size
+    /// of those that plugins set. Before: zero.
     pub reserved: [u64; 2],
 }
 
@@ -104,7 +105,8 @@ pub struct RawCall<'a> {
     pub flags: u32,
     /// The revision of the operation (`after_*`), otherwise 0.
     pub revision: u64,
-    /// Zero.
+    /// Since 1.4, in `guard_*`, `undo_*` and `after_*` of a write: the size of the details that the guards before this
+    /// plugin's have set, in bytes, the names included. Otherwise zero.
     pub reserved: u64,
     /// The host's own. Functions of [`HostApi`] that belong to a call take it as their first argument.
     pub cx: *mut (),

@@ -119,6 +119,23 @@ impl<'a> Entry<'a> {
     pub fn details(&self) -> &'a [u8] {
         self.raw.details.as_slice()
     }
+
+    /// Returns the size of all details that are stored with the entry: those of every plugin and of the host, with their
+    /// names, in bytes. An older host returns zeros. Since 1.4.
+    pub fn details_size(&self) -> DetailsSize {
+        let [all, plugins] = self.raw.reserved;
+        DetailsSize { all, plugins }
+    }
+}
+
+/// The size of the details that are stored with an entry, in bytes, with the names of their owners. Since 1.4.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DetailsSize {
+    /// The size of all details: those of plugins, and the host's own, such as the content coding of the value.
+    pub all: u64,
+    /// The size of the details that plugins set.
+    pub plugins: u64,
 }
 
 /// The request for which a hook is called. Every view dereferences to it. Its data lives until the hook returns.
@@ -216,6 +233,13 @@ impl<'a> Request<'a> {
     /// was written afterwards.
     pub fn arrived(&self) -> u64 {
         self.call.arrived
+    }
+
+    /// Returns the size of the details that the plugins before this one have set for the entry to write, with their
+    /// names, in bytes. It is the same in the guard of a write and in its undo or after. It is 0 in other hooks, for
+    /// reads, and with a host older than 1.4. Since 1.4.
+    pub fn earlier_details_size(&self) -> u64 {
+        self.call.reserved
     }
 }
 

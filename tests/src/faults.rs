@@ -36,7 +36,7 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the additional hook of version 1.4.0.
+/// Implements the additional hook of version 1.5.0.
 const SWEEP: &str = "
 impl Sweep for Small {
     fn sweep(&self) {}
@@ -68,9 +68,9 @@ impl<P: Sweep> Probe<P> {
 pub struct Faults {
     /// Against 2.0.0.
     pub other_major: PathBuf,
-    /// Against 1.3.1, in which a type that crosses the boundary has changed.
+    /// Against 1.4.1, in which a type that crosses the boundary has changed.
     pub other_layout: PathBuf,
-    /// Against 1.4.0, which has one hook and one host function more, both at the end; the hook is required.
+    /// Against 1.5.0, which has one hook and one host function more, both at the end; the hook is required.
     pub new_hook_required: PathBuf,
     /// The same, but the hook is not required.
     pub new_hook_optional: PathBuf,
@@ -99,18 +99,18 @@ pub fn faults() -> &'static Faults {
 
 fn make() -> Result<Faults, String> {
     let folder = faults_folder();
-    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.3.0""#, r#"version = "2.0.0""#)]);
+    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.4.0""#, r#"version = "2.0.0""#)]);
     copy_api(
-        &folder.join("api-1.3.1"),
+        &folder.join("api-1.4.1"),
         &[
-            ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.3.1""#),
+            ("Cargo.toml", r#"version = "1.4.0""#, r#"version = "1.4.1""#),
             ("src/abi.rs", "pub reserved: u64,\n    /// The host's own", "pub reserved: i64,\n    /// The host's own"),
         ],
     );
     copy_api(
-        &folder.join("api-1.4.0"),
+        &folder.join("api-1.5.0"),
         &[
-            ("Cargo.toml", r#"version = "1.3.0""#, r#"version = "1.4.0""#),
+            ("Cargo.toml", r#"version = "1.4.0""#, r#"version = "1.5.0""#),
             ("src/abi.rs", "pub const HOOK_NAMES: [&str; 20]", "pub const HOOK_NAMES: [&str; 21]"),
             ("src/abi.rs", "    \"make_room\",\n];", "    \"make_room\",\n    \"sweep\",\n];"),
             (
@@ -125,16 +125,16 @@ fn make() -> Result<Faults, String> {
     );
     let members = [
         ("fault-other-major", folder.join("api-2.0.0"), "", ""),
-        ("fault-other-layout", folder.join("api-1.3.1"), "", ""),
-        ("fault-new-hook-required", folder.join("api-1.4.0"), SWEEP, ", required: [sweep]"),
-        ("fault-new-hook-optional", folder.join("api-1.4.0"), SWEEP, ""),
+        ("fault-other-layout", folder.join("api-1.4.1"), "", ""),
+        ("fault-new-hook-required", folder.join("api-1.5.0"), SWEEP, ", required: [sweep]"),
+        ("fault-new-hook-optional", folder.join("api-1.5.0"), SWEEP, ""),
     ];
     for (name, api, hook, export) in &members {
         plugin_crate(&folder.join(name), name, api, hook, export, "");
     }
     let names: Vec<_> = members.iter().map(|(name, ..)| format!("\"{name}\"")).collect();
     let manifest = format!(
-        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.3.1\", \"api-1.4.0\"]\n",
+        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.4.1\", \"api-1.5.0\"]\n",
         names.join(", ")
     );
     write(&folder.join("Cargo.toml"), &manifest);

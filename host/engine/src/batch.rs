@@ -128,7 +128,7 @@ impl<S: Store> Run<S> {
             Update::Rejected(failure) => on_done(Err(failure)),
             Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
             Update::RolledBack { error, change } => {
-                self.batch.undo(&self.chain, change.iter().map(|change| change.before.as_ref()));
+                self.batch.undo(&self.chain, change.iter().map(decided));
                 on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }));
             }
             Update::Committed(changes) => {
@@ -178,7 +178,7 @@ impl<S: Store> Run<S> {
                 match batch.shows(chain, index, *current, &mut left) {
                     Ok(shown) => found.push(current.filter(|_| shown).cloned()),
                     Err(outcome) => {
-                        batch.undo(chain, found.iter().map(Option::as_ref));
+                        batch.undo(chain, found.iter().map(read));
                         return Err(batch.failure(index, outcome));
                     }
                 }
@@ -199,7 +199,7 @@ impl<S: Store> Run<S> {
             // An entry was rolled back after the guards had passed: undo them and read again.
             (Err(_), found) => {
                 if let Ok(found) = found {
-                    self.batch.undo(&self.chain, found.iter().map(Option::as_ref));
+                    self.batch.undo(&self.chain, found.iter().map(read));
                 }
                 self.read(on_done);
             }
@@ -245,8 +245,18 @@ impl Decide for Write {
     }
 
     fn undo(&mut self, decided: &[Change]) {
-        self.batch.undo(&self.chain, decided.iter().map(|change| change.before.as_ref()));
+        self.batch.undo(&self.chain, decided.iter().map(self::decided));
     }
+}
+
+/// The entry that the guards of an operation saw, and the details of the entry that it writes.
+fn decided(change: &Change) -> (Option<&Entry>, &[u8]) {
+    (change.before.as_ref(), change.after.as_ref().map_or(&[][..], Entry::details))
+}
+
+/// As [`decided`], for a read.
+fn read(found: &Option<Entry>) -> (Option<&Entry>, &[u8]) {
+    (found.as_ref(), &[])
 }
 
 impl Batch {
@@ -305,16 +315,16 @@ impl Batch {
         (Outcome::Found(entry), headers)
     }
 
-    /// Undoes the guards of the first operations, the last one first. `before` has the entry that each of them saw; a get
-    /// that saw none had no guards.
+    /// Undoes the guards of the first operations, the last one first. `each` has the entry that each of them saw, and the
+    /// details of what it writes. A get that saw none had no guards.
     fn undo<'a>(
         &self,
         chain: &Arc<Chain>,
-        before: impl DoubleEndedIterator<Item = Option<&'a Entry>> + ExactSizeIterator,
+        each: impl DoubleEndedIterator<Item = (Option<&'a Entry>, &'a [u8])> + ExactSizeIterator,
     ) {
-        for (index, entry) in before.enumerate().rev() {
+        for (index, (entry, written)) in each.enumerate().rev() {
             if entry.is_some() || self.operations[index].verb != Verb::Get {
-                self.with_context(index, |context| chain.undo(context, entry.map(view)));
+                self.with_context(index, |context| chain.undo(context, entry.map(view), written));
             }
         }
     }

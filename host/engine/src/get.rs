@@ -57,7 +57,7 @@ fn read<S: Store>(
             }
             // The entry was rolled back after the guards had passed: undo them and read again.
             if let Outcome::Found(entry) = &outcome {
-                chain.undo(&request.op_context(), Some(view(entry)));
+                chain.undo(&request.op_context(), Some(view(entry)), &[]);
             }
             read(&retrying, chain, request, on_done);
         });

@@ -52,7 +52,7 @@ pub(super) fn attempt<S: Store>(
             },
             Update::ReadOnly(error) => on_done(Outcome::StoreFailed(error), Vec::new()),
             Update::RolledBack { error, change } => {
-                chain.undo(&context, change.before.as_ref().map(view));
+                undo(&chain, &context, &change);
                 on_done(Outcome::StoreFailed(error), Vec::new());
             }
             Update::Committed(change) => {
@@ -69,6 +69,12 @@ pub(super) fn attempt<S: Store>(
 pub(super) fn committed(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) -> ExtraHeaders {
     let (before, after) = (change.before.as_ref().map(view), change.after.as_ref().map(view));
     chain.after(context, change.revision, before, after)
+}
+
+/// Runs the undo hooks of a write whose guards passed, and that does not happen.
+pub(super) fn undo(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) {
+    let written = change.after.as_ref().map_or(&[][..], Entry::details);
+    chain.undo(context, change.before.as_ref().map(view), written);
 }
 
 /// The outcome of a write that is durable.
@@ -101,7 +107,7 @@ impl Decide for Write {
 
     fn undo(&mut self, decided: &[Change]) {
         for change in decided {
-            self.chain.undo(&self.request.op_context(), change.before.as_ref().map(view));
+            undo(&self.chain, &self.request.op_context(), change);
         }
     }
 }

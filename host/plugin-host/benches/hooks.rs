@@ -73,7 +73,7 @@ fn chain(plugins: usize) -> Arc<Chain> {
     for _ in 0..1000 {
         for subject in [subject(Verb::Get), subject(Verb::Put)] {
             let _ = (chain.before(&subject), chain.guard(&subject, Some(ENTRY)));
-            chain.undo(&subject, Some(ENTRY));
+            chain.undo(&subject, Some(ENTRY), &[]);
             chain.after(&subject, 8, Some(ENTRY), Some(ENTRY));
         }
     }
@@ -112,7 +112,7 @@ fn guard_put(bencher: Bencher<'_, '_>, plugins: usize) {
 #[divan::bench(args = PLUGINS, sample_size = 6400)]
 fn undo_put(bencher: Bencher<'_, '_>, plugins: usize) {
     let (chain, subject) = (chain(plugins), subject(Verb::Put));
-    bencher.bench_local(|| chain.undo(black_box(&subject), black_box(Some(ENTRY))));
+    bencher.bench_local(|| chain.undo(black_box(&subject), black_box(Some(ENTRY)), &[]));
 }
 
 #[divan::bench(args = PLUGINS, sample_size = 6400)]

@@ -1,6 +1,7 @@
 //! The tools that the crates of the VKOG server share: thread pools for blocking work, mailboxes that bring completions back to the
 //! thread that started an operation, one-shot cells, and counters that many threads increment.
 
+mod allocator;
 mod counts;
 mod histogram;
 mod mailbox;
@@ -8,6 +9,7 @@ mod oneshot;
 mod thread_pool;
 mod threads;
 
+pub use allocator::return_large_allocations;
 pub use counts::Counts;
 pub use histogram::Histogram;
 pub use mailbox::{Detached, Job, Mailbox, Steps};

@@ -37,18 +37,31 @@ impl Ledger {
             return Ok(());
         }
         // Adding first and checking afterwards would exceed the limit for an instant and refuse other writes that fit.
-        let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        let fits = |held| {
+            let sum = in_use(held).checked_add(bytes);
+            sum.filter(|sum| *sum <= self.limit).map(|_| held.wrapping_add(bytes))
+        };
         match self.held.fetch_update(Relaxed, Relaxed, fits) {
             Ok(_) => Ok(()),
-            Err(held) => Err(Full { free: self.limit.saturating_sub(held) }),
+            Err(held) => Err(Full { free: self.limit.saturating_sub(in_use(held)) }),
         }
     }
 
     /// Releases bytes that were reserved or set by [`open`](Self::open).
     pub(crate) fn release(&self, bytes: u64) {
-        let held = self.held.fetch_sub(bytes, Relaxed);
-        debug_assert!(held >= bytes, "{bytes} bytes were released, {held} were held");
+        self.settle(bytes, 0);
     }
+
+    /// Replaces reserved bytes by those that are in use, which may exceed the limit.
+    pub(crate) fn settle(&self, reserved: u64, used: u64) {
+        // Writes of one key are settled in any order, so that the sum may be below zero for an instant.
+        self.held.fetch_add(used.wrapping_sub(reserved), Relaxed);
+    }
+}
+
+/// Returns the bytes in use: a sum below zero counts as none.
+fn in_use(held: u64) -> u64 {
+    if held.cast_signed() < 0 { 0 } else { held }
 }
 
 #[cfg(test)]
@@ -88,6 +101,21 @@ mod tests {
         ledger.release(3);
         assert_eq!(ledger.reserve(1), Ok(()));
         assert_eq!(held(&ledger), 10);
+    }
+
+    #[test]
+    fn writes_may_be_settled_in_any_order() {
+        let ledger = Ledger::new(10);
+        assert_eq!(ledger.reserve(4), Ok(()));
+        // The entry is removed with the six bytes that it has, before its write is settled.
+        ledger.release(6);
+        assert_eq!(ledger.reserve(11), Err(Full { free: 10 }));
+        assert_eq!(ledger.reserve(10), Ok(()));
+        ledger.settle(4, 6);
+        assert_eq!(held(&ledger), 10);
+        ledger.settle(10, 12);
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(held(&ledger), 12);
     }
 
     #[test]

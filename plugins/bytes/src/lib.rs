@@ -1,8 +1,9 @@
 //! The memory limit. Decides when bytes are reserved and released; knows no other plugin, and leaves the counting to
 //! `ledger`.
 //!
-//! A write reserves its growth in the guard. The bytes by which it shrinks are released when it is durable. If they
-//! were released earlier, another write could take the space of a value that is rolled back.
+//! A write reserves its growth in the guard. When it is durable, the reservation is replaced by what the entry takes: the
+//! bytes by which it shrinks are released then, because if they were released earlier, another write could take the space
+//! of a value that is rolled back. Details that plugins after this one set, and those of the host, are counted then too.
 
 #![forbid(unsafe_code)]
 
@@ -12,8 +13,13 @@ mod ledger;
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
-use cost::{Costs, Count};
+use cost::{Costs, Count, OVERHEAD, Parts};
 use ledger::{Full, Ledger};
+
+/// The size of the head of all details, in bytes.
+const MAP_HEAD: u64 = 1;
+/// The size of the host's details of a content coding beside the coding, in bytes.
+const CODING: u64 = 20;
 
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
@@ -23,9 +29,8 @@ struct Settings {
     /// The part of an entry that is counted.
     #[serde(default)]
     count: Count,
-    /// Further bytes per entry.
-    #[serde(default)]
-    overhead: u64,
+    /// The memory that plugins need for an entry of which they store details, in bytes.
+    overhead: Option<u64>,
 }
 
 struct Bytes {
@@ -40,31 +45,41 @@ impl Plugin for Bytes {
 
     fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
         let Settings { max_size, count, overhead } = settings;
+        if count == Count::Payload && overhead.is_some() {
+            return Err("overhead belongs to count = \"memory\"; set that, or remove overhead".into());
+        }
         let ledger = Ledger::new(max_size.unwrap_or_else(|| host.max_size()));
-        Ok(Bytes { host, costs: Costs { count, overhead }, ledger })
+        Ok(Bytes { host, costs: Costs { count, overhead: overhead.unwrap_or(OVERHEAD) }, ledger })
     }
 }
 
 impl Bytes {
-    /// Returns the cost of a stored entry.
-    fn size(&self, key: &str, entry: Entry<'_>) -> u64 {
-        self.costs.of(key, entry.content_type(), entry.value())
+    /// Returns the cost of a stored entry; 0 if there is none.
+    fn size(&self, key: &str, entry: Option<Entry<'_>>) -> u64 {
+        let Some(entry) = entry else { return 0 };
+        let details = entry.details_size();
+        self.costs.of(Parts {
+            key,
+            content_type: entry.content_type(),
+            value: entry.value(),
+            details: details.all,
+            is_indexed: details.plugins > 0,
+        })
     }
 
-    /// Returns the cost of the key before and after a write.
-    fn sizes(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> (u64, u64) {
-        let before = entry.map_or(0, |entry| self.size(write.key(), entry));
-        (before, self.costs.of(write.key(), write.content_type(), write.value()))
-    }
-
+    /// Returns the bytes that the guard of a write reserves. The undo and the after of that write calculate the same.
     fn growth(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
-        let (before, after) = self.sizes(write, entry);
-        after.saturating_sub(before)
-    }
-
-    fn shrinkage(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
-        let (before, after) = self.sizes(write, entry);
-        before.saturating_sub(after)
+        let of_plugins = write.earlier_details_size();
+        // The host stores the content coding with the entry, unless it changes nothing.
+        let coding = write.header("content-encoding").map_or(0, |coding| CODING + coding.len() as u64);
+        let after = self.costs.of(Parts {
+            key: write.key(),
+            content_type: write.content_type(),
+            value: write.value(),
+            details: if of_plugins + coding > 0 { MAP_HEAD + of_plugins + coding } else { 0 },
+            is_indexed: of_plugins > 0,
+        });
+        after.saturating_sub(self.size(write.key(), entry))
     }
 
     fn reserve<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
@@ -75,12 +90,19 @@ impl Bytes {
             Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))
         })
     }
+
+    /// Replaces the cost of the entry before a write, and what its guard reserved, by the cost of the entry after it.
+    fn settle<O: Write>(&self, write: &After<'_, O>) {
+        let (key, before) = (write.key(), write.entry_before());
+        let held = self.size(key, before) + self.growth(write, before);
+        self.ledger.settle(held, self.size(key, write.entry_after()));
+    }
 }
 
 impl Start for Bytes {
     fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
         let mut held = 0;
-        stored.for_each(|key, entry| held += self.size(key, entry));
+        stored.for_each(|key, entry| held += self.size(key, Some(entry)));
         self.ledger.open(held);
         let limit = self.ledger.limit();
         if held > limit {
@@ -117,21 +139,19 @@ impl UndoPut for Bytes {
 
 impl AfterPost for Bytes {
     fn after_post(&self, post: &After<'_, Post>) {
-        self.ledger.release(self.shrinkage(post, post.entry_before()));
+        self.settle(post);
     }
 }
 
 impl AfterPut for Bytes {
     fn after_put(&self, put: &After<'_, Put>) {
-        self.ledger.release(self.shrinkage(put, put.entry_before()));
+        self.settle(put);
     }
 }
 
 impl AfterDelete for Bytes {
     fn after_delete(&self, delete: &After<'_, Delete>) {
-        if let Some(entry) = delete.entry_before() {
-            self.ledger.release(self.size(delete.key(), entry));
-        }
+        self.ledger.release(self.size(delete.key(), delete.entry_before()));
     }
 }
 

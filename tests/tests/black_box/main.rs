@@ -36,6 +36,7 @@ mod lives;
 mod loading;
 mod log_reader;
 mod memory;
+mod memory_accounting;
 mod memory_limit;
 mod metrics;
 mod name_index;

@@ -73,7 +73,8 @@ pub struct EntryView<'a> {
 impl<'a> EntryView<'a> {
     /// Returns the entry with the details of one plugin.
     pub(super) fn raw(&self, plugin: &str) -> RawEntry<'a> {
-        RawEntry { details: details::find(self.details, plugin).into(), ..self.raw_without_details() }
+        let (details, reserved) = (details::find(self.details, plugin).into(), details::size(self.details));
+        RawEntry { details, reserved, ..self.raw_without_details() }
     }
 
     #[inline(always)]

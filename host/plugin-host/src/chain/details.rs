@@ -21,6 +21,39 @@ pub fn find<'a>(all: &'a [u8], plugin: &str) -> &'a [u8] {
     &[]
 }
 
+/// Returns the name and the encoded size of each entry of the map, until the end or the first damaged one.
+pub(super) fn sizes(all: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    let mut rest = all;
+    let count = rmp::decode::read_map_len(&mut rest).unwrap_or_default();
+    (0..count).map_while(move |_| {
+        let (name, after) = text(rest)?;
+        let (_, after) = binary(after)?;
+        let size = rest.len() - after.len();
+        rest = after;
+        Some((name, size as u64))
+    })
+}
+
+/// Returns the encoded size of the details of one plugin.
+pub(super) fn size_of(plugin: &str, details: &[u8]) -> u64 {
+    let name_head = match plugin.len() {
+        ..32 => 1,
+        32..256 => 2,
+        _ => 3,
+    };
+    let head = if details.len() < 256 { 2 } else { 3 };
+    (name_head + plugin.len() + head + details.len()) as u64
+}
+
+/// Returns the size of the map, and that of the details which plugins set.
+pub(super) fn size(all: &[u8]) -> [u64; 2] {
+    if all.is_empty() {
+        return [0; 2];
+    }
+    let of_plugins = sizes(all).filter(|(name, _)| !name.starts_with(b":"));
+    [all.len() as u64, of_plugins.map(|(_, size)| size).sum()]
+}
+
 /// Returns the details of several plugins as one map.
 pub(super) fn join(each: &[(&str, Vec<u8>)]) -> Vec<u8> {
     if each.is_empty() {
@@ -83,6 +116,23 @@ mod tests {
             assert_eq!(find(&inserted, ":host"), b"gzip");
             assert_eq!(find(&inserted, "ttl"), find(before, "ttl"));
         }
+    }
+
+    #[test]
+    fn the_size_of_a_map_is_that_of_its_entries_and_its_head() {
+        let all = join(&[("ttl", vec![1; 8]), ("owner", b"ann".to_vec())]);
+        let entries: Vec<_> = sizes(&all).collect();
+        assert_eq!(entries, [(&b"ttl"[..], 4 + 2 + 8), (b"owner", 6 + 2 + 3)]);
+        assert_eq!(size(&all), [1 + 14 + 11, 14 + 11]);
+        for (name, len) in [(1, 0), (31, 255), (32, 256), (255, DETAILS_MAX), (256, 1)] {
+            let (name, details) = ("n".repeat(name), vec![0; len]);
+            let joined = join(&[(&name, details.clone())]);
+            assert_eq!(sizes(&joined).map(|(_, size)| size).sum::<u64>(), size_of(&name, &details), "{len}");
+        }
+        let coded = insert(&all, ":host", b"gzip");
+        assert_eq!(size(&coded), [coded.len() as u64, 14 + 11]);
+        assert_eq!(size(&insert(&[], ":host", b"gzip"))[1], 0);
+        assert_eq!(size(&[]), [0; 2]);
     }
 
     #[test]

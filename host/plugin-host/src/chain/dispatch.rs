@@ -66,30 +66,26 @@ impl<'a> Dispatch<'a> {
         Self { chain, list, id, clock, _scope: scope, output: CallOutput::new(op.origin) }
     }
 
-    /// Calls a hook. If any plugin has details of the entries, it passes the entries with this plugin's own details.
+    /// Calls a hook. If there are details, it passes the entries with this plugin's own details.
     #[inline(always)]
     pub(super) fn call_with_details(
         &mut self,
         slot: &'a HookSlot,
         raw: &mut RawCall<'_>,
-        entries: Detailed<'_>,
+        detailed: &Detailed<'_>,
     ) -> Outcome {
-        match entries {
-            None => self.call(slot, raw),
-            Some(entries) => self.call_with_own_details(slot, raw, entries),
-        }
+        if detailed.is_empty() { self.call(slot, raw) } else { self.call_with_own_details(slot, raw, detailed) }
     }
 
     // A separate function, so that other calls do not save the registers that it needs.
     #[inline(never)]
-    fn call_with_own_details(
-        &mut self,
-        slot: &'a HookSlot,
-        raw: &RawCall<'_>,
-        entries: [Option<&EntryView<'_>>; 2],
-    ) -> Outcome {
-        let [before, after] = entries.map(|entry| entry.map(|entry| entry.raw(slot.name)));
-        self.call(slot, &mut RawCall { before: before.as_ref(), after: after.as_ref(), ..*raw })
+    fn call_with_own_details(&mut self, slot: &'a HookSlot, raw: &RawCall<'_>, detailed: &Detailed<'_>) -> Outcome {
+        let [before, after] = detailed.entries.map(|entry| entry.map(|entry| entry.raw(slot.name)));
+        let reserved = match detailed.written {
+            [] => raw.reserved,
+            written => self.chain.earlier_details_size(written, slot.member),
+        };
+        self.call(slot, &mut RawCall { before: before.as_ref(), after: after.as_ref(), reserved, ..*raw })
     }
 
     #[inline(always)]
@@ -183,10 +179,22 @@ impl HookSlot {
     }
 }
 
-/// The entries before and after an operation, if any plugin has details of them.
-pub(super) type Detailed<'a> = Option<[Option<&'a EntryView<'a>>; 2]>;
+/// The entries before and after an operation, for a dispatch that passes their details.
+#[derive(Copy, Clone)]
+pub(super) struct Detailed<'a> {
+    entries: [Option<&'a EntryView<'a>>; 2],
+    /// The details that the guards of this operation have set; empty while they run, and for a read.
+    written: &'a [u8],
+}
 
-#[inline(always)]
-pub(super) fn detailed<'a>(entries: [Option<&'a EntryView<'a>>; 2]) -> Detailed<'a> {
-    entries.iter().flatten().any(|entry| !entry.details.is_empty()).then_some(entries)
+impl<'a> Detailed<'a> {
+    #[inline(always)]
+    pub(super) fn new(entries: [Option<&'a EntryView<'a>>; 2], written: &'a [u8]) -> Self {
+        Self { entries, written }
+    }
+
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.written.is_empty() && self.entries.iter().flatten().all(|entry| entry.details.is_empty())
+    }
 }

@@ -28,7 +28,7 @@ pub use text::{is_token, one_line};
 use call::{raw_call, raw_call_with_value};
 use details::DETAILS_MAX;
 pub use details::{find as find_details, insert as insert_details};
-use dispatch::{Dispatch, HookList, HookSlot, detailed};
+use dispatch::{Detailed, Dispatch, HookList, HookSlot};
 use scope::Lock;
 
 // Hook ids: that of a phase plus the verb, or that of a hook without an operation.
@@ -197,28 +197,29 @@ impl Chain {
         let mut dispatch = Dispatch::begin(self, id, op, Lock::Held);
         let raw_entry = entry.as_ref().map(EntryView::raw_without_details);
         let mut raw = raw_call(op, [raw_entry.as_ref(), None], 0);
-        let detailed = detailed([entry.as_ref(), None]);
+        let detailed = Detailed::new([entry.as_ref(), None], &[]);
         for (position, slot) in dispatch.list.slots.iter().enumerate() {
-            let outcome = dispatch.call_with_details(slot, &mut raw, detailed);
+            let outcome = dispatch.call_with_details(slot, &mut raw, &detailed);
             if outcome.kind != Outcome::GO_ON {
-                self.undo_before(position, op, entry);
+                self.undo_before(position, op, entry, &details::join(&details));
                 return Err(dispatch.refused(position, outcome));
             }
             if outcome.bits & Outcome::HIDE != 0 {
-                self.undo_before(position, op, entry);
+                self.undo_before(position, op, entry, &details::join(&details));
                 dispatch.uncount_rest(position);
                 return Ok(Passed { details: Vec::new(), hidden: true });
             }
             if let Some(own) = dispatch.output.take(|output| &mut output.details).filter(|own| !own.is_empty()) {
                 let plugin = slot.name;
                 if own.len() > DETAILS_MAX {
-                    self.undo_before(position + 1, op, entry);
+                    self.undo_before(position + 1, op, entry, &details::join(&details));
                     dispatch.uncount_rest(position);
                     let message =
                         format!("plugin \"{plugin}\" set {} bytes of details; the maximum is {DETAILS_MAX}", own.len());
                     tracing::error!(plugin, hook = HOOK_NAMES[id], "{message}");
                     return Err(Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() });
                 }
+                raw.reserved += details::size_of(plugin, &own);
                 details.push((plugin, own));
             }
         }
@@ -228,13 +229,14 @@ impl Chain {
         Ok(Passed { details: details::join(&details), hidden: false })
     }
 
-    /// Calls the `undo` hooks of an operation that will not happen although all its guards passed.
-    pub fn undo(self: &Arc<Self>, op: &OpContext<'_>, entry: Option<EntryView<'_>>) {
-        self.undo_before(self.lists[GUARD + op.verb as usize].slots.len(), op, entry);
+    /// Calls the `undo` hooks of an operation that will not happen although all its guards passed. `written` has the
+    /// details of the entry that is not written; a read or a removal has none.
+    pub fn undo(self: &Arc<Self>, op: &OpContext<'_>, entry: Option<EntryView<'_>>, written: &[u8]) {
+        self.undo_before(self.lists[GUARD + op.verb as usize].slots.len(), op, entry, written);
     }
 
     /// Undoes the guards at positions below `end`, the last first.
-    fn undo_before(self: &Arc<Self>, end: usize, op: &OpContext<'_>, entry: Option<EntryView<'_>>) {
+    fn undo_before(self: &Arc<Self>, end: usize, op: &OpContext<'_>, entry: Option<EntryView<'_>>, written: &[u8]) {
         let (id, guards) = (UNDO + op.verb as usize, &self.lists[GUARD + op.verb as usize].slots);
         let passed = &guards[..end];
         if [&self.lists[id].slots, passed].into_iter().any(<[_]>::is_empty) {
@@ -245,10 +247,10 @@ impl Chain {
         let mut dispatch = Dispatch::begin(self, id, op, Lock::Held);
         let raw_entry = entry.as_ref().map(EntryView::raw_without_details);
         let mut raw = raw_call(op, [raw_entry.as_ref(), None], 0);
-        let detailed = detailed([entry.as_ref(), None]);
+        let detailed = Detailed::new([entry.as_ref(), None], written);
         for slot in &dispatch.list.slots {
             if all || passed.iter().any(|guard| guard.member == slot.member) {
-                dispatch.call_with_details(slot, &mut raw, detailed);
+                dispatch.call_with_details(slot, &mut raw, &detailed);
             } else {
                 slot.stats.calls.fetch_sub(1, Relaxed);
             }
@@ -272,12 +274,19 @@ impl Chain {
         let raw_before = before.as_ref().map(EntryView::raw_without_details);
         let raw_after = after.as_ref().map(EntryView::raw_without_details);
         let mut raw = raw_call(op, [raw_before.as_ref(), raw_after.as_ref()], revision);
-        let detailed = detailed([before.as_ref(), after.as_ref()]);
+        let written = after.as_ref().filter(|_| op.verb != Verb::Get).map_or(&[][..], |after| after.details);
+        let detailed = Detailed::new([before.as_ref(), after.as_ref()], written);
         for slot in &dispatch.list.slots {
             // A failure changes nothing for the client.
-            dispatch.call_with_details(slot, &mut raw, detailed);
+            dispatch.call_with_details(slot, &mut raw, &detailed);
         }
         dispatch.added_headers()
+    }
+
+    /// Returns the size of the details that the plugins before a position have set, with their names.
+    fn earlier_details_size(&self, all: &[u8], position: usize) -> u64 {
+        let earlier = |name: &[u8]| self.members[..position].iter().any(|member| member.name().as_bytes() == name);
+        details::sizes(all).filter(|(name, _)| earlier(name)).map(|(_, size)| size).sum()
     }
 }
 
