@@ -6,11 +6,8 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use super::{bytes, count, entries, lock, read, say};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError};
-
-/// The exit status for a store whose log is missing.
-pub const LOG_IS_LOST: u8 = 3;
 
 /// A store that cannot be read, with what the operator can do.
 #[derive(Debug, Error)]
@@ -26,7 +23,7 @@ struct CheckError {
 ///
 /// It is damaged, or another process uses it.
 ///
-/// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing.
+/// The status is [`Status::NotFound`] if the snapshot is intact and its log is missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
     let contents = read(lock.store()).map_err(|source| {
@@ -36,7 +33,7 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
         CheckError { path: path.to_owned(), source }
     })?;
     lines(path, &contents).iter().for_each(|line| say(line));
-    Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
+    Ok(if contents.lost_log().is_some() { Status::NotFound } else { Status::Success }.into())
 }
 
 fn lines(path: &Path, contents: &Contents) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde::de::IgnoredAny;
 use thiserror::Error;
 use ureq::http::header::CONTENT_TYPE;
-use ureq::http::{Method, StatusCode};
+use ureq::http::Method;
 
 use super::error::{ClientError, RequestError};
 use super::{Counted, Remote, Server, as_json};
@@ -38,8 +38,8 @@ enum BatchError {
     Line { name: String, line: usize, source: io::Error },
     #[error("{name}: line {line} is not a JSON object: {source}; {}", so_far(*.done))]
     NotAnObject { name: String, line: usize, source: serde_json::Error, done: usize },
-    #[error("{name}: {place}: {title} ({}); {}", .status.as_str(), so_far(*.done))]
-    Refused { name: String, place: String, title: String, status: StatusCode, done: usize },
+    #[error("{name}: {place}: {source}; {}", so_far(*.done))]
+    Refused { name: String, place: String, source: RequestError, done: usize },
     #[error("{name}: {place}: {source}; earlier operations succeeded, check whether these did")]
     Lost { name: String, place: String, source: RequestError },
 }
@@ -111,8 +111,8 @@ fn send(server: &Server, Chunk { mut body, lines }: Chunk, shown: &str, done: us
                 .unwrap_or(Problem { title: message.as_str().into(), ..Problem::default() });
             let line = index.and_then(|index| lines.get(index));
             let place = line.map_or_else(|| format!("lines {first} to {last}"), |line| format!("line {line}"));
-            let (name, title) = (shown.to_owned(), title.into_owned());
-            Err(BatchError::Refused { name, place, title, status, done }.into())
+            let source = RequestError::Refused { status, message: title.into_owned() };
+            Err(BatchError::Refused { name: shown.to_owned(), place, source, done }.into())
         }
         Err(source) => {
             Err(BatchError::Lost { name: shown.to_owned(), place: format!("lines {first} to {last}"), source }.into())

@@ -8,10 +8,12 @@ use tokio_rustls::rustls;
 use ureq::http::StatusCode;
 use ureq::http::header::InvalidHeaderValue;
 
+use crate::failure::Status;
+
 /// Why a command of the client fails.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     /// A file or standard input cannot be read.
     #[error("cannot read {name}: {source}; choose a readable file")]
     Read { name: String, source: io::Error },
@@ -42,9 +44,16 @@ pub(super) enum ClientError {
     NotAList(#[from] serde_json::Error),
 }
 
+impl ClientError {
+    /// Returns the exit status for the error, unless its source determines it.
+    pub(crate) fn status(&self) -> Option<Status> {
+        matches!(self, Self::Lost { .. }).then_some(Status::Unreachable)
+    }
+}
+
 /// Why a request failed.
 #[derive(Debug, Error)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     /// The server does not listen.
     #[error("no server listens at {url}; start the server, or set --url")]
     NotListening { url: String, source: io::Error },
@@ -60,6 +69,21 @@ pub(super) enum RequestError {
 }
 
 impl RequestError {
+    /// Returns the exit status for the error.
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::Refused { status, .. } => match status.as_u16() {
+                401 | 403 | 407 => Status::Unauthorized,
+                404 => Status::NotFound,
+                // The body arrived too slowly; a server or a proxy that does not serve now.
+                408 | 502..=504 => Status::Unreachable,
+                400..=499 => Status::Refused,
+                _ => Status::Failure,
+            },
+            Self::NotListening { .. } | Self::Tls { .. } | Self::NoResponse { .. } => Status::Unreachable,
+        }
+    }
+
     /// Turns the error into that of a command. `action` completes "cannot ...", as in "get a/b".
     pub(super) fn of(self, action: impl Into<String>) -> ClientError {
         ClientError::Request { action: action.into(), source: self }

@@ -24,7 +24,8 @@ use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode,
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
-use self::error::{ClientError, RequestError, ValueError};
+use self::error::ValueError;
+pub(crate) use self::error::{ClientError, RequestError};
 use crate::progress::Bar;
 
 /// The characters that a path and a query need not encode.
