@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use crate::commands::OpenError;
-use crate::commands::client::{ClientError, RequestError};
+use crate::commands::client::RequestError;
 use crate::logging;
 use vkog_store::StoreError;
 
@@ -30,6 +30,30 @@ pub enum Status {
 }
 
 impl Status {
+    /// All statuses, in ascending order.
+    pub const ALL: [Self; 7] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::NotFound,
+        Self::Refused,
+        Self::Unauthorized,
+        Self::Unreachable,
+    ];
+
+    /// Returns the meaning for a help text.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "another failure",
+            Self::Usage => "wrong command line",
+            Self::NotFound => "not found",
+            Self::Refused => "refused, or a precondition failed",
+            Self::Unauthorized => "no valid token or permission",
+            Self::Unreachable => "unreachable, unavailable or timeout",
+        }
+    }
+
     /// Returns the status for an error: that of the first error in its chain of sources that determines one.
     fn of(error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
@@ -46,9 +70,6 @@ impl Status {
     fn own(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<RequestError>() {
             return Some(error.status());
-        }
-        if let Some(error) = error.downcast_ref::<ClientError>() {
-            return error.status();
         }
         if let Some(OpenError::Missing(_)) = error.downcast_ref() {
             return Some(Self::NotFound);

@@ -126,6 +126,12 @@ fn start(
     let reached = claims.iter().find(|claim| !claim.is_local()).map(Claim::address);
     let local = reached.is_none();
     let source = config.served_plugins();
+    if source.folder.is_none() && !config.no_plugins {
+        tracing::warn!(
+            "the server runs without plugins, because no folder plugins is beside the program; choose one with --plugin-dir, or \
+             set --no-plugins"
+        );
+    }
     let auth = config.auth.for_listeners(local)?;
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use super::entry::Line;
-use super::{entries, lock, read, say};
+use super::{entries, lock, read, say, write_way_out};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use vkog_store::Entry;
@@ -30,7 +30,7 @@ enum ExportError {
     Stdout(#[source] io::Error),
     #[error("cannot write {}: the file exists; remove it, or choose another name", .path.display())]
     Exists { path: PathBuf, source: io::Error },
-    #[error("cannot write {}: {source}; choose another path", .path.display())]
+    #[error("cannot write {}: {source}; {}", .path.display(), write_way_out(.source))]
     Unwritable { path: PathBuf, source: io::Error },
 }
 

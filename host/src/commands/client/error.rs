@@ -2,23 +2,25 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio_rustls::rustls;
 use ureq::http::StatusCode;
 use ureq::http::header::InvalidHeaderValue;
 
+use crate::commands::{read_way_out, write_way_out};
 use crate::failure::Status;
 
 /// Why a command of the client fails.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub(crate) enum ClientError {
+pub(super) enum ClientError {
     /// A file or standard input cannot be read.
-    #[error("cannot read {name}: {source}; choose a readable file")]
+    #[error("cannot read {name}: {source}; {}", read_way_out(.source))]
     Read { name: String, source: io::Error },
     /// A file or standard output cannot be written.
-    #[error("cannot write {name}: {source}; choose a writable path with free disk space")]
+    #[error("cannot write {name}: {source}; {}", write_way_out(.source))]
     Write { name: String, source: io::Error },
     /// The token has characters that a header field cannot carry.
     #[error("the token cannot be sent in a header; use ASCII characters without spaces")]
@@ -33,9 +35,6 @@ pub(crate) enum ClientError {
     /// The server did not do what the command needs.
     #[error("cannot {action}: {source}")]
     Request { action: String, source: RequestError },
-    /// The connection ended before the response did.
-    #[error("cannot {action}: the connection was lost: {source}; try again")]
-    Lost { action: String, source: io::Error },
     /// The response has no revision.
     #[error("cannot {action}: the response has no revision; check --url")]
     NoRevision { action: String },
@@ -45,9 +44,12 @@ pub(crate) enum ClientError {
 }
 
 impl ClientError {
-    /// Returns the exit status for the error, unless its source determines it.
-    pub(crate) fn status(&self) -> Option<Status> {
-        matches!(self, Self::Lost { .. }).then_some(Status::Unreachable)
+    /// Returns the HTTP status with which the server refused the request.
+    pub(super) fn refusal(&self) -> Option<StatusCode> {
+        match self {
+            Self::Request { source: RequestError::Refused { status, .. }, .. } => Some(*status),
+            _ => None,
+        }
     }
 }
 
@@ -63,6 +65,12 @@ pub(crate) enum RequestError {
     /// There was no response, or only a part of one.
     #[error("no response from {url}: {}; check --url and the server", without_kind(.source))]
     NoResponse { url: String, source: Box<ureq::Error> },
+    /// The server sent and accepted nothing for this time.
+    #[error("no progress for {} at {url}; check the server, or raise --timeout", humantime::format_duration(*.timeout))]
+    TimedOut { url: String, timeout: Duration },
+    /// The connection ended before the response did.
+    #[error("the connection was lost: {0}")]
+    Interrupted(#[source] io::Error),
     /// The server refused.
     #[error("{message} ({})", .status.as_str())]
     Refused { status: StatusCode, message: String },
@@ -80,7 +88,11 @@ impl RequestError {
                 400..=499 => Status::Refused,
                 _ => Status::Failure,
             },
-            Self::NotListening { .. } | Self::Tls { .. } | Self::NoResponse { .. } => Status::Unreachable,
+            Self::NotListening { .. }
+            | Self::Tls { .. }
+            | Self::NoResponse { .. }
+            | Self::TimedOut { .. }
+            | Self::Interrupted(_) => Status::Unreachable,
         }
     }
 
@@ -137,6 +149,8 @@ pub(super) enum ValueError {
     HeaderName,
     #[error("not the value of a header; use visible ASCII characters")]
     HeaderValue,
+    #[error("not a duration; write a number with ms, s or m, such as 30s")]
+    Timeout,
     #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
     Url,
 }

@@ -4,11 +4,11 @@
 //! only reads requests and sends prepared responses.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use vkog_tests::{Exit, Running, Server, Setup, bytes, conflict, pattern};
+use vkog_tests::{Exit, Running, Server, Setup, answer, answering, bytes, conflict, pattern};
 
 use super::ENGINE;
 
@@ -26,38 +26,6 @@ fn run_at(setup: &Setup, url: &str, line: &str) -> Exit {
 /// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Answers one connection after the other, then listens no more. Gives its address and, in the end, the requests.
-fn answering(answers: Vec<String>) -> (String, JoinHandle<Vec<String>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-    let answering = thread::spawn(move || {
-        let mut requests = Vec::new();
-        for answer in answers {
-            let (mut stream, _) = listener.accept().expect("somebody connects");
-            let mut reader = BufReader::new(stream.try_clone().expect("a handle more"));
-            let mut request = String::new();
-            while !request.ends_with("\r\n\r\n") {
-                assert!(reader.read_line(&mut request).expect("a head") > 0, "cut off: {request}");
-            }
-            let lower = request.to_lowercase();
-            let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
-            let mut body = vec![0; length.unwrap_or(0)];
-            reader.read_exact(&mut body).expect("a body");
-            requests.push(request + &String::from_utf8_lossy(&body));
-            stream.write_all(answer.as_bytes()).expect("it is connected");
-        }
-        requests
-    });
-    (url, answering)
-}
-
-fn answer(status: &str, content_type: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
 }
 
 #[test]
@@ -117,7 +85,7 @@ fn the_client_prints_the_message_of_a_refusal() {
         ("vkog get absent", "vkog: cannot get absent: Not Found (404)"),
         ("vkog delete absent", "vkog: cannot delete absent: Not Found (404)"),
         ("vkog post k w", "vkog: cannot post k: Key already exists (409)"),
-        ("vkog put absent w", "vkog: cannot put absent: Key does not exist (404)"),
+        ("vkog put absent w --update", "vkog: cannot put absent: Precondition failed: the entry is not as expected (412)"),
         ("vkog put k ''", "vkog: cannot put k: No content provided (400)"),
         ("vkog get ''", "vkog: cannot get : Key cannot be empty (400)"),
         (
@@ -353,10 +321,10 @@ fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
         (0..2_000).map(|number| format!("{{\"op\":\"put\",\"key\":\"{number}\",\"value\":\"v\"}}")).collect();
     lines.insert(5, String::new());
     std::fs::write(setup.folder().join("in"), lines.join("\n")).expect("it is ours");
-    let done = answer("200 OK", "application/json", "[]");
-    let (url, parts) = answering(vec![done.clone(), done.clone()]);
+    let done = |count| answer("200 OK", "application/json", &format!("[{}]", vec!["{\"status\":200}"; count].join(",")));
+    let (url, parts) = answering(vec![done(1024), done(976)]);
     let exit = run_at(&setup, &url, "vkog batch in").expect(0);
-    assert_eq!(exit.stdout, "in: completed 2000 operations\n");
+    assert_eq!((&*exit.stdout, &*exit.stderr), ("", "in: completed 2000 operations\n"));
     let parts = parts.join().expect("two requests");
     let mut sent = Vec::new();
     for (part, expected) in parts.iter().zip([1024, 976]) {
@@ -369,7 +337,7 @@ fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
     assert_eq!(sent.len(), 2000);
 
     let problem = "{\"type\":\"about:blank\",\"title\":\"Key already exists\",\"status\":409,\"index\":1}";
-    let (url, parts) = answering(vec![done, answer("409 Conflict", "application/problem+json", problem)]);
+    let (url, parts) = answering(vec![done(1024), answer("409 Conflict", "application/problem+json", problem)]);
     let exit = run_at(&setup, &url, "cat in | vkog batch").expect(4);
     let told = "vkog: standard input: line 1027: Key already exists (409); the first 1024 operations succeeded, nothing else was changed";
     assert_eq!((exit.one_error(), &*exit.stdout), (told, ""), "{exit}");
