@@ -277,7 +277,10 @@ fn a_file_that_cannot_be_used_has_a_way_out_that_fits_the_reason() {
     ] {
         let exit = Running::start(&mut setup.shell(line)).wait();
         let errors: Vec<&str> = exit.stderr.lines().filter(|line| line.starts_with("vkog: ")).collect();
-        assert!(exit.status.code() != Some(0) && errors.len() == 1 && errors[0].contains(way_out), "{way_out} in {exit}");
+        assert!(
+            exit.status.code() != Some(0) && errors.len() == 1 && errors[0].contains(way_out),
+            "{way_out} in {exit}"
+        );
     }
 }
 

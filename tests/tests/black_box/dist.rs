@@ -4,7 +4,7 @@
 //! Provoked by unpacking it as a user does and starting its program.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, dead_links, dead_links_of_site, on_windows, program, target_folder, workspace};
 
@@ -29,7 +29,8 @@ fn dist() -> PathBuf {
         xtask.env("CARGO_BUILD_BUILD_DIR", target_folder());
         xtask
     };
-    let made = said(xtask.current_dir(workspace()));
+    // Its progress appears while it builds for minutes, because the test harness captures no output of other processes.
+    let made = said(xtask.current_dir(workspace()).stderr(Stdio::inherit()));
     workspace().join(made.lines().last().expect("it says what it made"))
 }
 

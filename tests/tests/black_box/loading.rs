@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vkog_tests::{Exit, Server, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows};
+use vkog_tests::{
+    Exit, Server, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows,
+};
 
 /// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
 /// start, also where there are good plugins beside it.
@@ -95,7 +97,9 @@ fn a_library_without_a_plugin_is_skipped_unless_the_configuration_names_it() {
     let setup = Setup::new().load(bytes()).load(&library).load_as(&library, as_library("libz") + ".1");
     let server = setup.start();
     server.put("k", "v").expect(200);
-    let skipped = |server: &Server, name: &str| server.log().lines().filter(|line| line.contains("skipped") && line.contains(name)).count();
+    let skipped = |server: &Server, name: &str| {
+        server.log().lines().filter(|line| line.contains("skipped") && line.contains(name)).count()
+    };
     let file = library.file_name().expect("a library has a name").to_string_lossy();
     for name in [&*file, &(as_library("libz") + ".1")] {
         assert_eq!(skipped(&server, &format!("{name}: ")), 1, "{name} in\n{}", server.log());
@@ -221,7 +225,8 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
     if !on_windows() {
         bad.push((aborts(), "panic-abort"));
     }
-    let config = "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n[plugins.fault-no-plugin]\n";
+    let config =
+        "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n[plugins.fault-no-plugin]\n";
     let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), as_library("zz_vkog_bytes"));
     for (library, _) in &bad {
         setup = setup.load(library);

@@ -59,10 +59,16 @@ fn put_follows_other_clients_that_create_and_delete_its_key() {
     let (url, answered) = answering(vec![absent.clone(), present.clone(), absent.clone(), done]);
     let exit = Running::start(setup.shell("vkog put k v").env("VKOG_URL", url)).wait().expect(0);
     assert_eq!(exit.stdout, "7\n", "{exit}");
-    let creates: Vec<bool> = answered.join().expect("four requests").iter().map(|it| it.to_lowercase().contains("if-none-match: *")).collect();
+    let creates: Vec<bool> = answered
+        .join()
+        .expect("four requests")
+        .iter()
+        .map(|it| it.to_lowercase().contains("if-none-match: *"))
+        .collect();
     assert_eq!(creates, [false, true, false, true]);
     // Not without an end.
-    let (url, answered) = answering(vec![absent.clone(), present.clone(), absent.clone(), present, absent.clone(), absent]);
+    let (url, answered) =
+        answering(vec![absent.clone(), present.clone(), absent.clone(), present, absent.clone(), absent]);
     Running::start(setup.shell("vkog put k v").env("VKOG_URL", url)).wait().expect(3);
     answered.join().expect("six requests");
 }
@@ -127,7 +133,8 @@ fn a_batch_counts_its_lines_from_1_in_every_message() {
         (r#"{"op":"put","key":"a"}"#, "line 2: No content provided (400)"),
         ("[]", "line 2 is not a JSON object"),
     ] {
-        std::fs::write(setup.folder().join("in"), format!("{{\"op\":\"get\",\"key\":\"a\"}}\n{wrong}\n")).expect("it is ours");
+        std::fs::write(setup.folder().join("in"), format!("{{\"op\":\"get\",\"key\":\"a\"}}\n{wrong}\n"))
+            .expect("it is ours");
         let exit = run(&setup, &server, "vkog batch in");
         assert_ne!(exit.status.code(), Some(0), "{exit}");
         let line = exit.one_error();
@@ -200,10 +207,16 @@ fn a_client_waits_for_the_rest_of_a_response_only_until_its_timeout() {
 #[test]
 fn an_empty_environment_variable_is_unset() {
     let setup = Setup::new();
-    let variables: Vec<String> = setup.run(["serve", "--help"]).expect(0).stdout.split("--").filter_map(|rest| {
-        let name: String = rest.chars().take_while(|char| char.is_ascii_lowercase() || *char == '-').collect();
-        (!name.is_empty() && name != "help").then(|| format!("VKOG_{}", name.to_uppercase().replace('-', "_")))
-    }).collect();
+    let variables: Vec<String> = setup
+        .run(["serve", "--help"])
+        .expect(0)
+        .stdout
+        .split("--")
+        .filter_map(|rest| {
+            let name: String = rest.chars().take_while(|char| char.is_ascii_lowercase() || *char == '-').collect();
+            (!name.is_empty() && name != "help").then(|| format!("VKOG_{}", name.to_uppercase().replace('-', "_")))
+        })
+        .collect();
     assert!(variables.len() > 15 && variables.contains(&"VKOG_CONFIG".to_owned()), "{variables:?}");
     let empty = variables.iter().fold(setup, |setup, name| setup.env(name, ""));
     empty.write_config("listen = \"127.0.0.1:0\"\n");
@@ -214,7 +227,8 @@ fn an_empty_environment_variable_is_unset() {
     server.stop().expect(0);
     let exit = empty.run(["--no-plugins", "--listen", "127.0.0.1:0", "--file", "absent/s.vkog"]).expect(3);
     assert!(exit.stderr.contains("absent/s.vkog"), "{exit}");
-    let exit = Running::start(&mut empty.shell("VKOG_URL= vkog get k --timeout 1ms --token-file absent")).wait().expect(3);
+    let exit =
+        Running::start(&mut empty.shell("VKOG_URL= vkog get k --timeout 1ms --token-file absent")).wait().expect(3);
     assert!(exit.one_error().contains("cannot read absent"), "{exit}");
 }
 

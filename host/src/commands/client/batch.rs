@@ -9,8 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 use thiserror::Error;
-use ureq::http::header::CONTENT_TYPE;
 use ureq::http::Method;
+use ureq::http::header::CONTENT_TYPE;
 
 use super::error::{ClientError, RequestError};
 use super::terminal::escaped;

@@ -36,8 +36,7 @@ pub fn put(Put { write, create, update }: Put) -> Result<ExitCode, Failure> {
     let Write { key, value, file, content_type, conditions, remote } = write;
     let server = Server::new(remote)?;
     let value = Value::of(value, file)?;
-    let send =
-        |conditions: &Conditions| value.send(&server, Method::PUT, &key, content_type.as_deref(), conditions);
+    let send = |conditions: &Conditions| value.send(&server, Method::PUT, &key, content_type.as_deref(), conditions);
     let revision = match (create, update) {
         (true, _) => send(&Conditions::absent())?,
         (_, true) => send(&Conditions::present())?,
@@ -48,9 +47,7 @@ pub fn put(Put { write, create, update }: Put) -> Result<ExitCode, Failure> {
 }
 
 /// Updates the key, or creates it if a plugin refuses to update a key that does not exist.
-fn upsert(
-    send: impl Fn(&Conditions) -> Result<Option<String>, ClientError>,
-) -> Result<Option<String>, ClientError> {
+fn upsert(send: impl Fn(&Conditions) -> Result<Option<String>, ClientError>) -> Result<Option<String>, ClientError> {
     let (any, absent) = (Conditions::default(), Conditions::absent());
     let mut creates = false;
     for _ in 1..ATTEMPTS_MAX {

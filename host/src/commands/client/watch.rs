@@ -69,9 +69,11 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
                 }
             }
             Err(error @ RequestError::Refused { status, .. }) if TEMPORARY.contains(&status) => error.to_string(),
-            Err(error @ (RequestError::NotListening { .. } | RequestError::NoResponse { .. } | RequestError::TimedOut { .. })) if began => {
-                error.to_string()
-            }
+            Err(
+                error @ (RequestError::NotListening { .. }
+                | RequestError::NoResponse { .. }
+                | RequestError::TimedOut { .. }),
+            ) if began => error.to_string(),
             Err(error) => return Err(error.of(action).into()),
         };
         logging::say(&format!("vkog: {lost}; reconnecting in {} s", delay.as_secs()));

@@ -73,7 +73,9 @@ impl Value {
         match (value, file.filter(|file| file.as_os_str() != "-")) {
             (Some(value), _) => Ok(Self::Held(value.into_encoded_bytes().into())),
             // A pipe has no length, which the request needs before the value.
-            (None, Some(file)) if file.metadata().is_ok_and(|file| !file.is_file()) => all_of(open(&file)?, &file.display().to_string()),
+            (None, Some(file)) if file.metadata().is_ok_and(|file| !file.is_file()) => {
+                all_of(open(&file)?, &file.display().to_string())
+            }
             (None, Some(file)) => Ok(Self::File(file)),
             (None, None) => all_of(io::stdin().lock(), "standard input"),
         }

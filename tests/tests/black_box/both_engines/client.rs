@@ -85,7 +85,10 @@ fn the_client_prints_the_message_of_a_refusal() {
         ("vkog get absent", "vkog: cannot get absent: Not Found (404)"),
         ("vkog delete absent", "vkog: cannot delete absent: Not Found (404)"),
         ("vkog post k w", "vkog: cannot post k: Key already exists (409)"),
-        ("vkog put absent w --update", "vkog: cannot put absent: Precondition failed: the entry is not as expected (412)"),
+        (
+            "vkog put absent w --update",
+            "vkog: cannot put absent: Precondition failed: the entry is not as expected (412)",
+        ),
         ("vkog put k ''", "vkog: cannot put k: No content provided (400)"),
         ("vkog get ''", "vkog: cannot get : Key cannot be empty (400)"),
         (
@@ -321,7 +324,8 @@ fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
         (0..2_000).map(|number| format!("{{\"op\":\"put\",\"key\":\"{number}\",\"value\":\"v\"}}")).collect();
     lines.insert(5, String::new());
     std::fs::write(setup.folder().join("in"), lines.join("\n")).expect("it is ours");
-    let done = |count| answer("200 OK", "application/json", &format!("[{}]", vec!["{\"status\":200}"; count].join(",")));
+    let done =
+        |count| answer("200 OK", "application/json", &format!("[{}]", vec!["{\"status\":200}"; count].join(",")));
     let (url, parts) = answering(vec![done(1024), done(976)]);
     let exit = run_at(&setup, &url, "vkog batch in").expect(0);
     assert_eq!((&*exit.stdout, &*exit.stderr), ("", "in: completed 2000 operations\n"));
