@@ -1,14 +1,15 @@
 //! The command line.
 
+mod definition;
 mod usage;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use ureq::http::Method;
 
 use crate::commands::plugins::new::CrateName;
 use crate::commands::{self, client, export, shell};
@@ -42,7 +43,7 @@ Without a command, vkog starts the server; vkog serve --help lists its options.
 
 Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB
-  vkog post greeting hello
+  vkog put greeting hello
   vkog get greeting";
 
 const SERVE: &str = "\
@@ -53,20 +54,26 @@ Example:
   vkog --plugin-dir ./plugins -f notes.vkog -s 256MiB";
 
 const GET: &str = "\
-Exit status: 0 success, or --if-none-match names the current revision; 1 failure, with the reason on standard error; 2 wrong command line.
+On a terminal, control characters and bytes that are not text are printed as escapes.
+With --if-none-match, a get of the current revision prints nothing and succeeds.
 
 Example:
   vkog get photos/cat.jpg -o cat.jpg";
 
 const PUT: &str = "\
+A value that begins with two hyphens, or a key that begins with one, follows --: vkog put -- -key --value
+
 Example:
   vkog put greeting hello
+  vkog put greeting 'good day' --update
   vkog put photos/cat.jpg --file cat.jpg --content-type image/jpeg
-  vkog put counter 6 --if-match \"$(vkog get --revision counter)\"";
+  vkog put greeting hi --if-match \"$(vkog get --revision greeting)\"";
 
 const POST: &str = "\
+A value that begins with two hyphens, or a key that begins with one, follows --: vkog post -- -key --value
+
 Example:
-  vkog post greeting hello";
+  vkog post note 'buy milk'";
 
 const DELETE: &str = "\
 A deletion by prefix takes several requests. Repeat it if it was interrupted.
@@ -81,6 +88,8 @@ Example:
   vkog touch session --ttl 30m";
 
 const LS: &str = "\
+On a terminal, control characters in keys are printed as escapes. For scripts, --null and --json are unambiguous.
+
 Example:
   vkog ls photos/ --long
   vkog ls --count";
@@ -92,10 +101,11 @@ Example:
   vkog watch photos/";
 
 const BATCH: &str = "\
-The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a whole.
+The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a whole. Each get prints its line \
+number in the input, its key and its value, with escapes for control characters. With --json, each operation prints its result.
 
 Example:
-  printf '%s\\n' '{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"delete\",\"key\":\"b\"}' | vkog batch";
+  printf '%s\\n' '{\"op\":\"post\",\"key\":\"a\",\"value\":\"1\"}' '{\"op\":\"get\",\"key\":\"b\"}' | vkog batch";
 
 const BACKUP: &str = "\
 The file gets its name when the backup is complete and on disk. The server needs a token with the right admin.
@@ -126,10 +136,43 @@ Example:
   vkog top --once --url https://vkog.example --token-file token";
 
 const CHECK: &str = "\
-Exit status: 0 intact; 1 damaged or unreadable; 2 wrong command line; 3 the log and the changes in it are missing.
+A damaged store is status 1. A missing log, which loses its changes, is status 3.
 
 Example:
   vkog check notes.vkog";
+
+const REPAIR: &str = "\
+Example:
+  vkog repair notes.vkog";
+
+const EXPORT: &str = "\
+Example:
+  vkog export -f notes.vkog notes.json";
+
+const IMPORT: &str = "\
+Example:
+  vkog import -f copy.vkog notes.json";
+
+const PLUGINS: &str = "\
+Example:
+  vkog plugins new short-values
+  vkog plugins check plugins/*.so";
+
+const PLUGINS_NEW: &str = "\
+Example:
+  vkog plugins new short-values --path plugins";
+
+const PLUGINS_CHECK: &str = "\
+Example:
+  vkog plugins check plugins/*.so --config vkog.toml";
+
+const COMPLETIONS: &str = "\
+Example:
+  vkog completions bash > ~/.local/share/bash-completion/completions/vkog";
+
+const MAN: &str = "\
+Example:
+  vkog man > ~/.local/share/man/man1/vkog.1";
 
 #[derive(Subcommand)]
 enum Command {
@@ -141,7 +184,7 @@ enum Command {
     Get(client::get::Get),
     /// Create or replace a value and print its revision
     #[command(after_help = PUT)]
-    Put(client::write::Write),
+    Put(client::put::Put),
     /// Create a value; with the conflict plugin, fail if the key exists
     #[command(after_help = POST)]
     Post(client::write::Write),
@@ -191,12 +234,14 @@ enum Command {
         file: PathBuf,
     },
     /// Repair a damaged store and rename the damaged files
+    #[command(after_help = REPAIR)]
     Repair {
         /// The file of the store
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
     /// Write all entries to a new file or to standard output
+    #[command(after_help = EXPORT)]
     Export {
         #[command(flatten)]
         store: StoreArg,
@@ -210,6 +255,7 @@ enum Command {
         output: Option<PathBuf>,
     },
     /// Add all entries of an export, or none; calls no plugins
+    #[command(after_help = IMPORT)]
     Import {
         #[command(flatten)]
         store: StoreArg,
@@ -219,15 +265,17 @@ enum Command {
         input: Option<PathBuf>,
     },
     /// Create a plugin crate, or check plugin libraries
-    #[command(subcommand)]
+    #[command(subcommand, after_help = PLUGINS)]
     Plugins(PluginsCommand),
     /// Generate a shell completion script
+    #[command(after_help = COMPLETIONS)]
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
     /// Print the manual page in roff format
+    #[command(after_help = MAN)]
     Man,
     /// Print the version
     Version,
@@ -253,6 +301,7 @@ struct StoreArg {
 #[derive(Subcommand)]
 enum PluginsCommand {
     /// Create the crate of a small plugin, with a test
+    #[command(after_help = PLUGINS_NEW)]
     New {
         /// The name of the crate and of the plugin
         #[arg(value_name = "NAME")]
@@ -267,6 +316,7 @@ enum PluginsCommand {
         api: Option<PathBuf>,
     },
     /// Print name, version and hooks of libraries, and whether this server would load them
+    #[command(after_help = PLUGINS_CHECK)]
     Check {
         /// The library files
         #[arg(required = true, value_name = "LIBRARY")]
@@ -292,12 +342,34 @@ pub struct Invocation(Cli);
 /// The command line is wrong.
 pub fn parse() -> Result<Invocation, Failure> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    Cli::try_parse_from(&arguments).map(Invocation).map_err(|error| {
+    let matches = parse_arguments(&arguments);
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map(Invocation).map_err(|error| {
         if !error.use_stderr() {
             error.exit();
         }
-        Failure::usage(UsageError::new(error, Cli::command(), &arguments))
+        Failure::usage(UsageError::new(error, command(), &arguments))
     })
+}
+
+/// Parses the arguments. The value of `put` and `post` may begin with a hyphen if that begins no option.
+fn parse_arguments(arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    command().try_get_matches_from(arguments).or_else(|error| {
+        let unknown = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) if error.kind() == ErrorKind::UnknownArgument => argument,
+            _ => return Err(error),
+        };
+        // It is rather a misspelt option than a value.
+        if unknown.starts_with("--") {
+            return Err(error);
+        }
+        let accept = |command: clap::Command| command.mut_arg("value", |value| value.allow_hyphen_values(true));
+        command().mut_subcommand("put", accept).mut_subcommand("post", accept).try_get_matches_from(arguments)
+    })
+}
+
+/// Returns the complete definition of the command line.
+fn command() -> clap::Command {
+    definition::complete(Cli::command())
 }
 
 /// Runs the command and returns the exit status of the program.
@@ -310,8 +382,8 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         None => serve_with(cli.serve),
         Some(Command::Serve(args)) => serve_with(args),
         Some(Command::Get(get)) => client::get::get(get),
-        Some(Command::Put(write)) => client::write::write(Method::PUT, write),
-        Some(Command::Post(write)) => client::write::write(Method::POST, write),
+        Some(Command::Put(put)) => client::put::put(put),
+        Some(Command::Post(write)) => client::write::post(write),
         Some(Command::Delete(delete)) => client::delete::delete(delete),
         Some(Command::Touch(touch)) => client::touch::touch(touch),
         Some(Command::Ls(ls)) => client::ls::ls(ls),
@@ -329,9 +401,9 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
             logging::start(Some(LogFormat::Text));
             Ok(commands::plugins::check::check(&libraries, &config, json)?)
         }
-        Some(Command::Completions { shell }) => Ok(shell::completions(Cli::command(), shell)),
-        Some(Command::Man) => Ok(shell::man(Cli::command())?),
-        Some(Command::Version) => Ok(shell::version(&Cli::command())),
+        Some(Command::Completions { shell }) => Ok(shell::completions(command(), shell)),
+        Some(Command::Man) => Ok(shell::man(command())?),
+        Some(Command::Version) => Ok(shell::version(&command())),
         Some(Command::Check { file }) => commands::check::check(&file),
         Some(Command::Repair { file }) => commands::repair::repair(&file),
         Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
@@ -361,7 +433,7 @@ mod tests {
 
     #[test]
     fn the_command_line_definition_is_valid() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -389,8 +461,8 @@ mod tests {
             ),
         ] {
             let arguments: Vec<OsString> = words.split(' ').map(OsString::from).collect();
-            let error = Cli::try_parse_from(&arguments).err().expect(words);
-            assert_eq!(UsageError::new(error, Cli::command(), &arguments).to_string(), expected);
+            let error = parse_arguments(&arguments).err().expect(words);
+            assert_eq!(UsageError::new(error, command(), &arguments).to_string(), expected);
         }
     }
 }

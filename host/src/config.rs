@@ -243,8 +243,11 @@ impl Config {
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
         let folder = match given.plugin_dir.or(written.plugin_dir) {
             _ if no_plugins => None,
-            Some(folder) if folder.is_dir() => Some(folder),
-            Some(folder) => return Err(ConfigError::NoPluginFolder(folder)),
+            Some(path) => match path.metadata() {
+                Ok(found) if found.is_dir() => Some(path),
+                Ok(_) => return Err(ConfigError::PluginFolderIsFile(path)),
+                Err(source) => return Err(ConfigError::NoPluginFolder { path, source }),
+            },
             None => beside_the_program(),
         };
         let listen = given.listen.or(written.listen).unwrap_or_default();

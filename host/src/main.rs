@@ -9,7 +9,7 @@ use vkog::{cli, logging};
 fn main() -> ExitCode {
     let code = cli::parse().and_then(cli::run).unwrap_or_else(|failure| {
         failure.report();
-        ExitCode::from(failure.status())
+        failure.status().into()
     });
     logging::flush(logging::FLUSH_TIMEOUT);
     code

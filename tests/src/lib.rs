@@ -6,6 +6,7 @@
 
 mod admin;
 mod amounts;
+mod answering;
 mod artefacts;
 mod background;
 mod barrier;
@@ -21,6 +22,8 @@ mod links;
 mod process;
 mod proxy;
 mod server;
+#[cfg(unix)]
+mod terminal;
 mod watching;
 mod windows;
 mod wire;
@@ -29,6 +32,7 @@ use std::time::Duration;
 
 pub use admin::{TOKEN, administered, put_in_place};
 pub use amounts::{amount, exclusive};
+pub use answering::{always_answering, answer, answering};
 pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_folder, workspace};
 pub use background::with_background;
 pub use barrier::Barrier;
@@ -46,6 +50,8 @@ pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use process::{Exit, Running};
 pub use proxy::Proxy;
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
+#[cfg(unix)]
+pub use terminal::on_terminal;
 pub use watching::{Event, Watching};
 pub use windows::{as_library, on_windows, program};
 pub use wire::Wire;

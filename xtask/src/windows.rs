@@ -39,8 +39,15 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
     ("building", Some("a_plugin_built_by_another_compiler_loads"), "needs several compilers that build for Windows"),
     ("chromium", None, "tests a browser, which does not depend on the system of the server"),
+    ("command_line", Some("a_file_that_cannot_be_used_has_a_way_out_that_fits_the_reason"), LINES),
+    (
+        "command_line",
+        Some("a_misspelt_command_or_task_is_reported_with_the_right_one"),
+        "runs xtask, a program of Linux",
+    ),
+    ("command_line", Some("a_server_without_a_plugin_folder_warns_once"), "runs a copy of the program of Linux"),
     ("clients", None, "needs Unix sockets, and the clients of Linux"),
-    ("client", None, "gives its commands as lines of a Unix shell"),
+    ("client", None, LINES),
     ("disk_trouble", None, "needs strace and mounts of Linux"),
     ("documents", Some("the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put"), SHELL),
     ("documents", Some("the_sessions_of_the_documentation_run_as_shown"), SHELL),
@@ -48,6 +55,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("documents", Some("the_sessions_of_the_readme_run_as_shown"), SHELL),
     ("durability", Some("a_stop_is_handled_during_many_snapshot_requests"), "needs SIGUSR1"),
     ("examples", Some("audit_writes_every_line_to_a_slow_file_before_the_stop_ends"), "needs a named pipe of Unix"),
+    ("exit_statuses", None, LINES),
     ("expiry", None, "has entries expire within the time that Wine takes to write them"),
     (
         "generated_clients",
@@ -73,6 +81,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("reference", None, "checks documents, which do not depend on the system"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),
+    ("shell", None, LINES),
     ("starting", None, "needs Unix sockets and what a service manager passes"),
     ("store_commands", Some("check_and_export_write_nothing_on_read_only_media"), "needs a mount of Linux"),
     ("stopping", None, "needs signals, one after the other"),
@@ -93,6 +102,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("trust", Some("a_library_or_folder_of_another_user_is_refused"), RIGHTS),
 ];
 
+const LINES: &str = "gives its commands as lines of a Unix shell";
 const MEMORY: &str = "measures memory as Linux counts it; Wine fills what Linux only promises";
 const RIGHTS: &str = "is about owners and rights as Unix has them";
 const SHELL: &str = "follows a document of which the commands are a Unix shell's";

@@ -34,6 +34,9 @@ impl LoadError {
     }
 }
 
+/// Why a file in the plugin folder was skipped, and what the operator can do.
+pub const SKIPPED: &str = "it exports no plugin; move it to another folder";
+
 /// The part of a path that a check of owners and permissions is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {

@@ -19,10 +19,10 @@ mod trust;
 
 pub use chain::*;
 pub use chain_swap::ChainGuard;
-pub use error::{LoadError, LoadFault, Part};
+pub use error::{LoadError, LoadFault, Part, SKIPPED};
 pub use glibc::GlibcVersion;
 pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, unknown_in_order};
-pub use settings::{HostSettings, SettingError, Settings, Table, is_required};
+pub use settings::{HostSettings, SettingError, Settings, Table, is_no_plugin, is_required};
 pub use sha256::{ParseSha256Error, Sha256};
 pub use vkog_plugin_api::Verb;

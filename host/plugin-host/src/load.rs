@@ -81,10 +81,22 @@ pub fn libraries(folder: &Path) -> io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION) {
             found.push(path);
+        } else if is_versioned(&path) {
+            tracing::warn!(
+                "skipped {}: the name of a plugin ends with {}; rename it if it is one, or move it to another folder",
+                path.display(),
+                std::env::consts::DLL_SUFFIX
+            );
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether the name of a file is that of a library with a version: `libz.so.1`.
+fn is_versioned(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.contains(&format!("{}.", std::env::consts::DLL_SUFFIX))
 }
 
 /// Loads libraries and creates their plugins. The failure of one does not affect the others.

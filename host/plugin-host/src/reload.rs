@@ -6,10 +6,10 @@ use std::sync::Arc;
 use vkog_runtime::run_with_timeout;
 
 use crate::chain::{HostContext, PluginError};
-use crate::error::{LoadError, LoadFault};
+use crate::error::{LoadError, LoadFault, SKIPPED};
 use crate::load::{Library, Plugin};
 use crate::registry::{RELOAD_TIMEOUT, ReloadOutcome, ReloadReport, SharedScan};
-use crate::settings::{Settings, Table, is_pinned};
+use crate::settings::{Settings, Table, is_no_plugin, is_pinned};
 use crate::trust::VerifiedLibrary;
 
 /// The state of a reload.
@@ -42,6 +42,10 @@ impl Reload {
         let name = position.map(|position| self.old[position].name().to_owned());
         let outcome = match self.decide(path, position, settings, context) {
             Ok(outcome) => outcome,
+            Err(fault) if position.is_none() && is_no_plugin(settings, path, &fault) => {
+                tracing::warn!("skipped {}: {SKIPPED}", path.display());
+                return;
+            }
             Err(fault) => ReloadOutcome::Failed(LoadError { path: path.to_owned(), fault }),
         };
         if let (Some(position), ReloadOutcome::Unchanged | ReloadOutcome::Reconfigured) = (position, &outcome) {

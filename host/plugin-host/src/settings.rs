@@ -136,6 +136,11 @@ pub fn is_required(settings: &Settings, error: &LoadError) -> bool {
     }
 }
 
+/// Whether a file of the plugin folder is a library of another kind, which nothing in the configuration takes for a plugin.
+pub fn is_no_plugin(settings: &Settings, path: &Path, fault: &LoadFault) -> bool {
+    matches!(fault, LoadFault::NoPlugin) && called_after(settings, path).next().is_none()
+}
+
 /// Returns the tables of the plugins whose libraries could have this file name: `libvkog_NAME.so`, `libNAME.so`.
 fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item = (&'a str, &'a Table)> {
     let normal = |name: &str| name.to_ascii_lowercase().replace('-', "_");

@@ -6,11 +6,8 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use super::{bytes, count, entries, read, say, to_read};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
-
-/// The exit status for a store whose log is missing.
-pub const LOG_IS_LOST: u8 = 3;
 
 /// A store that cannot be read, with what the operator can do.
 #[derive(Debug, Error)]
@@ -27,7 +24,7 @@ struct CheckError {
 ///
 /// It is damaged or does not exist.
 ///
-/// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing.
+/// The status is [`Status::NotFound`] if the snapshot is intact and its log is missing.
 pub fn check(path: &Path) -> Result<ExitCode, Failure> {
     let _lock = to_read(path)?;
     let contents = read(path).map_err(|source| {
@@ -37,7 +34,7 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
         CheckError { path: path.to_owned(), source, is_repairable: is_repairable(path) }
     })?;
     lines(path, &contents).iter().for_each(|line| say(line));
-    Ok(if contents.lost_log().is_some() { ExitCode::from(LOG_IS_LOST) } else { ExitCode::SUCCESS })
+    Ok(if contents.lost_log().is_some() { Status::NotFound } else { Status::Success }.into())
 }
 
 fn lines(path: &Path, contents: &Contents) -> Vec<String> {

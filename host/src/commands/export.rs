@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::{entries, read, say, to_read};
+use super::{entries, read, say, to_read, write_way_out};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::schema::export::EntryLine;
@@ -28,9 +28,9 @@ pub enum Format {
 enum ExportError {
     #[error("cannot write standard output: {0}; write to a file instead")]
     Stdout(#[source] io::Error),
-    #[error("cannot write {}: the file exists; remove it, or choose another name", .0.display())]
-    Exists(PathBuf),
-    #[error("cannot write {}: {source}; choose another path", .path.display())]
+    #[error("cannot write {}: the file exists; remove it, or choose another name", .path.display())]
+    Exists { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}; {}", .path.display(), write_way_out(.source))]
     Unwritable { path: PathBuf, source: io::Error },
 }
 
@@ -67,7 +67,7 @@ pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<Exit
 fn write_file(output: &Path, all: &[Entry], format: Format, bar: Bar) -> Result<(), ExportError> {
     let unwritable = |source: io::Error| match source.kind() {
         // The file may be a store, even the exported one.
-        io::ErrorKind::AlreadyExists => ExportError::Exists(output.to_owned()),
+        io::ErrorKind::AlreadyExists => ExportError::Exists { path: output.to_owned(), source },
         _ => ExportError::Unwritable { path: output.to_owned(), source },
     };
     // The operator means a device or a pipe that exists.

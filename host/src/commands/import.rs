@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use super::entry::Line;
-use super::{count, entries, say};
+use super::{count, entries, read_way_out, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::schema::export::{Incomplete, Op, Verifier, is_frame};
@@ -24,7 +24,7 @@ use vkog_store::{DEFAULT_CONTENT_TYPE, Import, InvalidEntry, LocalDisk, Lock, Ne
 #[derive(Debug, Error)]
 #[non_exhaustive]
 enum ImportError {
-    #[error("cannot read {}: {source}; give the path of an export", .path.display())]
+    #[error("cannot read {}: {source}; {}", .path.display(), read_way_out(.source))]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("cannot import {name}: {source}; nothing was changed, fix it and try again")]
     Malformed { name: String, source: InputError },

@@ -80,6 +80,26 @@ fn read(path: &Path) -> Result<Contents, StoreError> {
     Contents::read(path, &|done, total| bar.set(done, total))
 }
 
+/// Returns the way out if a file cannot be read.
+fn read_way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "correct its path",
+        io::ErrorKind::PermissionDenied => "let this user read it",
+        io::ErrorKind::IsADirectory => "give the path of a file",
+        _ => "choose another file",
+    }
+}
+
+/// Returns the way out if a file cannot be written.
+fn write_way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "create its folder, or choose another path",
+        io::ErrorKind::PermissionDenied => "let this user write to its folder, or choose another path",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space, or choose another path",
+        _ => "choose another path",
+    }
+}
+
 /// Formats a number with its noun: `1 entry`, `2 entries`.
 fn count(number: u64, one: &str, more: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { more })

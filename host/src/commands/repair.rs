@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::check::{LOG_IS_LOST, left_out_lines, lost_log};
+use super::check::{left_out_lines, lost_log};
 use super::entry::LeftOutLine;
 use super::{bytes, count, entries, lock, say};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 use vkog_store::{self as store, LeftOut, Lost, Origin, Repair, Salvaged, StoreError};
 
@@ -36,7 +36,7 @@ struct RepairError(#[source] StoreError);
 ///
 /// Nothing could be recovered or written, or another process uses the store.
 ///
-/// The status is [`LOG_IS_LOST`] if the snapshot is intact and its log is missing, as for `vkog check`.
+/// The status is [`Status::NotFound`] if the snapshot is intact and its log is missing, as for `vkog check`.
 pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
     let lock = lock(path)?;
     let shown = path.display();
@@ -51,7 +51,7 @@ pub fn repair(path: &Path) -> Result<ExitCode, Failure> {
         Repair::LostLog(lost) => {
             say(&format!("{shown}: log missing; nothing was changed"));
             say(&lost_log(&lost));
-            return Ok(ExitCode::from(LOG_IS_LOST));
+            return Ok(Status::NotFound.into());
         }
         Repair::Repaired(repaired) => repaired,
     };

@@ -37,8 +37,8 @@ enum RestoreError {
     Gap { path: PathBuf, since: u64, revision: u64 },
     #[error("cannot restore {}: it is a backup of another store; give the backups of one store", .path.display())]
     OtherStore { path: PathBuf },
-    #[error("cannot write {}: the store exists; choose another file, or rename the store with --force", .0.display())]
-    Exists(PathBuf),
+    #[error("cannot write {}: the store exists; choose another file, or rename the store with --force", .path.display())]
+    Exists { path: PathBuf, source: io::Error },
     #[error("cannot check {}: {source}; choose another file", .path.display())]
     Unknown { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -57,7 +57,7 @@ pub fn restore(backups: &[PathBuf], file: &Path, force: bool) -> Result<ExitCode
     let existing = store::exists(file);
     let exists = existing.map_err(|source| RestoreError::Unknown { path: file.to_owned(), source })?;
     if exists && !force {
-        return Err(RestoreError::Exists(file.to_owned()).into());
+        return Err(RestoreError::Exists { path: file.to_owned(), source: io::ErrorKind::AlreadyExists.into() }.into());
     }
     let mut restore = Restore::default();
     let mut last = None;

@@ -27,9 +27,17 @@ pub enum ConfigError {
         /// The mistake.
         source: FileError,
     },
-    /// `--plugin-dir` is not a folder.
-    #[error("cannot use --plugin-dir {}: it is not a folder; create it, or start with --no-plugins", .0.display())]
-    NoPluginFolder(PathBuf),
+    /// `--plugin-dir` cannot be examined, for example because it does not exist.
+    #[error("cannot use --plugin-dir {}: {source}; {}, or start with --no-plugins", .path.display(), way_out_of(.source))]
+    NoPluginFolder {
+        /// The path.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// `--plugin-dir` is a file.
+    #[error("cannot use --plugin-dir {}: it is not a folder; give the folder that has the libraries, or start with --no-plugins", .0.display())]
+    PluginFolderIsFile(PathBuf),
     /// An option contradicts another one.
     #[error("cannot use {option}: {conflict}")]
     Conflict {
@@ -228,4 +236,13 @@ pub enum ValueError {
     /// Neither `always` nor `never` nor a duration.
     #[error("not an interval; write always, never, or a duration such as 100ms or 1s")]
     Fsync,
+}
+
+/// Returns the way out if a folder cannot be examined.
+fn way_out_of(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "create it",
+        io::ErrorKind::PermissionDenied => "let this user read it",
+        _ => "give another folder",
+    }
 }

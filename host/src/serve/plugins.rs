@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::{MissingPlugin, PluginFolderError, place};
 use crate::failure::Failure;
-use vkog_plugin_host::{HostContext, Plugin, Source, is_required, libraries, unknown_in_order};
+use vkog_plugin_host::{HostContext, Plugin, SKIPPED, Source, is_no_plugin, is_required, libraries, unknown_in_order};
 
 /// Loads every library of the plugin folder.
 ///
@@ -21,6 +21,9 @@ pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugi
             Ok(plugin) => {
                 tracing::info!("loaded {}: {plugin}", plugin.path().display());
                 loaded.push(plugin);
+            }
+            Err(error) if is_no_plugin(&source.settings, &error.path, &error.fault) => {
+                tracing::warn!("skipped {}: {SKIPPED}", error.path.display());
             }
             Err(error) if is_required(&source.settings, &error) => failed.push(error),
             Err(error) => tracing::warn!("{error}; started without it, because it has required = false"),

@@ -96,6 +96,12 @@ pub(super) fn load(
     progress: &StartProgress,
 ) -> Result<Loaded, Failure> {
     let source = config.served_plugins();
+    if source.folder.is_none() && !config.no_plugins {
+        tracing::warn!(
+            "the server runs without plugins, because no folder plugins is beside the program; choose one with --plugin-dir, or \
+             set --no-plugins"
+        );
+    }
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
     let store = open_store(&config.file, config.store, progress)?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::http::HttpServer;
 use crate::{logging, sd_notify, signals};
 use vkog_engine::Engine;
@@ -64,7 +64,7 @@ fn leave(result: Result<(), Failure>) -> ! {
     let status = match result {
         Ok(()) => {
             signals::stopped();
-            0
+            Status::Success
         }
         Err(failure) => {
             failure.report();
@@ -72,5 +72,5 @@ fn leave(result: Result<(), Failure>) -> ! {
         }
     };
     logging::flush(Duration::from_millis(500));
-    signals::exit(status.into())
+    signals::exit(i32::from(status as u8))
 }

@@ -33,7 +33,7 @@ pub enum StoreError {
         mismatch: Mismatch,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {source}; create its folder, let this user write to it, or free disk space")]
+    #[error("cannot write {path}: {source}; {}", way_out(.source))]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -176,6 +176,18 @@ pub(super) fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 pub(super) fn is_lack_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Returns the way out if a file cannot be written.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "create its folder, or choose another path",
+        io::ErrorKind::NotADirectory => "choose a path in a folder",
+        io::ErrorKind::PermissionDenied => "let this user write to its folder, or choose another path",
+        io::ErrorKind::ReadOnlyFilesystem => "choose a path on a writable file system",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space",
+        _ => "check the disk, or choose another path",
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ const KEYS: u64 = 400;
 type Recorded = (u64, String, Option<Vec<u8>>);
 
 fn open(path: &Path, options: Options) -> LocalStore {
-    LocalStore::open(LocalDisk, path, options, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"))
+    LocalStore::open(LocalDisk, path, options, &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn new_entry(value: &[u8]) -> NewEntry<'_> {

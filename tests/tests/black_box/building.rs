@@ -59,10 +59,10 @@ fn plugins_new_creates_a_crate_and_overwrites_nothing() {
     assert!(ignored.contains("/local.vkog*"), "a store that the tutorial makes would be committed: {ignored}");
 
     std::fs::write(folder.join("Cargo.toml"), "mine").expect("a file can be written");
-    let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(1);
+    let exit = new(&["vkog-shorter", "--path", "elsewhere"]).expect(4);
     assert!(exit.one_error().contains("it exists; "), "{exit}");
     assert_eq!(std::fs::read_to_string(folder.join("Cargo.toml")).expect("it is still there"), "mine");
-    let exit = new(&["shorter", "--path", "nowhere"]).expect(1);
+    let exit = new(&["shorter", "--path", "nowhere"]).expect(3);
     assert!(exit.one_error().contains("nowhere") && exit.one_error().contains("--path"), "{exit}");
 }
 

@@ -5,7 +5,7 @@
 
 use std::net::TcpListener;
 
-use vkog_tests::{Exit, Server, Setup, artefacts, as_library, bytes, conflict, only_ours, put_in_place};
+use vkog_tests::{Exit, Running, Server, Setup, artefacts, as_library, bytes, conflict, only_ours, put_in_place};
 
 #[test]
 fn a_wrong_option_is_one_line_and_exit_status_2() {
@@ -37,12 +37,15 @@ fn a_wrong_option_is_one_line_and_exit_status_2() {
 }
 
 #[test]
-fn a_missing_plugin_folder_is_one_line_and_exit_status_1() {
+fn a_missing_plugin_folder_and_a_file_in_its_place_have_different_ways_out() {
     let setup = Setup::new();
-    for listed in [setup.folder().join("none"), setup.store_file()] {
-        std::fs::write(setup.store_file(), "").expect("a file can be written");
-        let exit = setup.run(["--plugin-dir".into(), listed.clone().into_os_string()]).expect(1);
+    std::fs::write(setup.store_file(), "").expect("a file can be written");
+    for (listed, status, way_out) in
+        [(setup.folder().join("none"), 3, "create it"), (setup.store_file(), 1, "give the folder")]
+    {
+        let exit = setup.run(["--plugin-dir".into(), listed.clone().into_os_string()]).expect(status);
         assert!(exit.one_error().contains(&listed.display().to_string()), "{exit}");
+        assert!(exit.one_error().contains(way_out), "{exit}");
         assert_eq!(exit.stdout, "", "standard output of {exit}");
     }
 }
@@ -71,7 +74,7 @@ fn an_unusable_configuration_is_one_line_with_file_and_position() {
     told("max-sise = 5\n", &["vkog.toml", "max-sise", "max-size"]);
     told("max-size = \"much\"\n", &["vkog.toml", "MiB"]);
     told("[plugins]\nbytes = 5\n", &["vkog.toml", "plugins"]);
-    let exit = setup.run(["--config", "missing.toml"]).expect(1);
+    let exit = setup.run(["--config", "missing.toml"]).expect(3);
     assert!(exit.one_error().contains("missing.toml"), "{exit}");
 }
 
@@ -81,7 +84,7 @@ fn help_fits_a_screen_and_shows_an_example() {
     for arguments in [&["--help"][..], &["-h"], &["serve", "--help"]] {
         let exit = setup.run(arguments.iter().copied()).expect(0);
         let count = exit.stdout.lines().count();
-        assert!((20..=40).contains(&count), "{count} lines of {exit}");
+        assert!((20..=45).contains(&count), "{count} lines of {exit}");
         assert!(exit.stdout.lines().all(|line| line.chars().count() <= 100), "a line over 100 columns of {exit}");
         let options = [
             "--file",
@@ -254,4 +257,69 @@ fn paths_with_spaces_and_letters_of_any_language_work() {
     start().get("k").expect(200).is("v");
     let exit = setup.run(["check".as_ref(), store.as_os_str()]).expect(0);
     assert!(exit.stdout.starts_with(&format!("{}: intact", store.display())), "{exit}");
+}
+
+#[test]
+fn a_file_that_cannot_be_used_has_a_way_out_that_fits_the_reason() {
+    let setup = Setup::new();
+    let server = setup.start();
+    server.put("k", "v").expect(200);
+    server.stop().expect(0);
+    std::fs::write(setup.folder().join("file"), "").expect("a file can be written");
+    for (line, way_out) in [
+        ("vkog --no-plugins --listen 127.0.0.1:0 -f absent/s.vkog", "create its folder"),
+        ("vkog import -f absent/s.vkog file", "create its folder"),
+        ("vkog export -f store.vkog absent/out", "create its folder"),
+        ("vkog export -f store.vkog file", "remove it"),
+        ("vkog import -f s.vkog absent", "correct its path"),
+        ("vkog put k --file absent", "correct its path"),
+        ("vkog --no-plugins --max-value 0", "choose a larger size"),
+    ] {
+        let exit = Running::start(&mut setup.shell(line)).wait();
+        let errors: Vec<&str> = exit.stderr.lines().filter(|line| line.starts_with("vkog: ")).collect();
+        assert!(
+            exit.status.code() != Some(0) && errors.len() == 1 && errors[0].contains(way_out),
+            "{way_out} in {exit}"
+        );
+    }
+}
+
+#[test]
+fn a_server_without_a_plugin_folder_warns_once() {
+    let setup = Setup::new();
+    // A copy, because a folder may be beside the program of the tests.
+    let program = setup.folder().join("vkog");
+    std::fs::copy(artefacts().vkog(), &program).expect("the program can be copied");
+    let arguments = ["--listen", "127.0.0.1:0", "--file", "s.vkog"];
+    let warned = |more: &[&str]| {
+        let mut command = setup.prepared(std::process::Command::new(&program));
+        let server = setup.start_by(command.args(arguments).args(more));
+        let exit = server.stop().expect(0);
+        exit.stderr.lines().filter(|line| line.contains("WARN") && line.contains("without plugins")).count()
+    };
+    assert_eq!((warned(&[]), warned(&["--no-plugins"])), (1, 0));
+    std::fs::create_dir(setup.folder().join("plugins")).expect("a folder can be made");
+    only_ours(&setup.folder().join("plugins"));
+    assert_eq!(warned(&[]), 0);
+}
+
+#[test]
+fn a_misspelt_command_or_task_is_reported_with_the_right_one() {
+    let setup = Setup::new();
+    for (words, told) in [
+        ("gte k", "vkog: unknown command gte; a similar command exists: get; see vkog --help"),
+        ("plugins", "vkog: vkog plugins needs a command: new, check; see vkog plugins --help"),
+        ("plugins chekc", "vkog: unknown command chekc; a similar command exists: check; see vkog plugins --help"),
+    ] {
+        let exit = setup.run(words.split(' ')).expect(2);
+        assert_eq!(exit.one_error(), told);
+    }
+    let xtask = |words: &[&str]| {
+        let mut command = std::process::Command::new(artefacts().program("xtask"));
+        Running::start(command.args(words).current_dir(setup.folder())).wait().expect(2)
+    };
+    let exit = xtask(&["sevre"]);
+    assert!(exit.stderr.starts_with("error: ") && exit.stderr.contains("'serve'"), "{exit}");
+    let exit = xtask(&["serve", "--max-sise", "5"]);
+    assert!(exit.stderr.contains("'--max-size'") && !exit.stderr.contains("building"), "{exit}");
 }

@@ -4,7 +4,7 @@
 //! Provoked by unpacking it as a user does and starting its program.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use serde_json::Value;
@@ -36,7 +36,8 @@ fn dist() -> Vec<PathBuf> {
         xtask.env("CARGO_BUILD_BUILD_DIR", target_folder());
         xtask
     };
-    let made = said(xtask.env("SOURCE_DATE_EPOCH", TIME.to_string()).current_dir(workspace()));
+    // Its progress appears while it builds for minutes, because the test harness captures no output of other processes.
+    let made = said(xtask.env("SOURCE_DATE_EPOCH", TIME.to_string()).current_dir(workspace()).stderr(Stdio::inherit()));
     made.lines().map(|line| workspace().join(line)).collect()
 }
 

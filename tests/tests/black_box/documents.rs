@@ -186,7 +186,7 @@ fn run(session: &Session, setup: &Setup) {
                 assert!(shown.is_empty() || shown == [&line], "{}: the server prints {line:?}", session.place);
                 server = Some(started);
             }
-            "vkog" | "curl" | "cat" | "cut" => {
+            "vkog" | "curl" | "cat" | "cut" | "printf" => {
                 // The document starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());
                 ask(session, step, server, setup.folder(), &mut first);

@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use vkog_tests::{Exit, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows};
+use vkog_tests::{
+    Exit, Server, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows,
+};
 
 /// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
 /// start, also where there are good plugins beside it.
@@ -107,8 +109,23 @@ fn the_error_for_a_missing_dependency_names_it() {
 }
 
 #[test]
-fn the_error_for_a_library_without_a_plugin_names_what_is_missing() {
-    refused(&artefacts().library("fault-no-plugin"), None, "no-plugin", &["export_plugin!"]);
+fn a_library_without_a_plugin_is_skipped_unless_the_configuration_names_it() {
+    let library = artefacts().library("fault-no-plugin");
+    let named = "[plugins.fault-no-plugin]\nrequired = true\n";
+    refused(&library, Some(named), "no-plugin", &["export_plugin!"]);
+    // Of which a name with a version is a sign.
+    let setup = Setup::new().load(bytes()).load(&library).load_as(&library, as_library("libz") + ".1");
+    let server = setup.start();
+    server.put("k", "v").expect(200);
+    let skipped = |server: &Server, name: &str| {
+        server.log().lines().filter(|line| line.contains("skipped") && line.contains(name)).count()
+    };
+    let file = library.file_name().expect("a library has a name").to_string_lossy();
+    for name in [&*file, &(as_library("libz") + ".1")] {
+        assert_eq!(skipped(&server, &format!("{name}: ")), 1, "{name} in\n{}", server.log());
+    }
+    let exit = server.stop().expect(0);
+    assert!(!exit.stderr.contains("cannot load"), "{exit}");
 }
 
 #[test]
@@ -228,7 +245,8 @@ fn all_bad_libraries_are_reported_and_each_with_its_own_code() {
     if !on_windows() {
         bad.push((aborts(), "panic-abort"));
     }
-    let config = "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n";
+    let config =
+        "[plugins.fault-refuses]\nwrong = 1\n[plugins.fault-panics]\nwhere = \"create\"\n[plugins.fault-no-plugin]\n";
     let mut setup = Setup::new().config(config).load(bytes()).load_as(bytes(), as_library("zz_vkog_bytes"));
     for (library, _) in &bad {
         setup = setup.load(library);

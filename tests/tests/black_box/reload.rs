@@ -291,6 +291,13 @@ fn a_reload_loads_removes_and_follows_moved_libraries() {
     assert_eq!(server.reloaded("versioned"), "reloaded");
     let names: Vec<_> = server.plugins().iter().map(|plugin| plugin["name"].to_string()).collect();
     assert_eq!(names, ["\"versioned\""]);
+    // A library without a plugin is skipped, unless it replaces one.
+    let helper = artefacts().library("fault-no-plugin");
+    put_in_place(&helper, &folder.join(as_library("libhelper")));
+    assert_eq!(server.reloaded("versioned"), "kept");
+    server.logs(&["skipped", "libhelper"]);
+    put_in_place(&helper, &place);
+    assert_eq!(server.reloaded("versioned"), "no-plugin");
 }
 
 #[test]

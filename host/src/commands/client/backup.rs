@@ -4,19 +4,15 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use tempfile::NamedTempFile;
 use thiserror::Error;
 use ureq::http::Method;
 
-use super::error::ClientError;
+use super::error::{ClientError, RequestError};
 use super::{Counted, Remote, Server, say};
 use crate::failure::Failure;
 use crate::schema::export::{Incomplete, Start, Verifier};
-
-/// The timeout of reading. The server sends something every 10 s.
-const READ_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The arguments of `vkog backup`.
 #[derive(clap::Args)]
@@ -41,8 +37,8 @@ pub struct Backup {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 enum BackupError {
-    #[error("cannot write {}: the file exists; choose another name, or replace it with --overwrite", .0.display())]
-    Exists(PathBuf),
+    #[error("cannot write {}: the file exists; choose another name, or replace it with --overwrite", .path.display())]
+    Exists { path: PathBuf, source: io::Error },
     #[error("cannot back up {}: {source}; nothing was written, try again", .path.display())]
     Incomplete { path: PathBuf, source: Incomplete },
     #[error("cannot back up the changes after {}: {source}; give a complete backup", .path.display())]
@@ -58,10 +54,10 @@ enum BackupError {
 /// The file exists, the server cannot be reached or refuses, or the export is not complete. No file is written then.
 pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitCode, Failure> {
     if !overwrite && file.symlink_metadata().is_ok() {
-        return Err(BackupError::Exists(file).into());
+        return Err(BackupError::Exists { path: file, source: io::ErrorKind::AlreadyExists.into() }.into());
     }
     let since = since.map(|path| read_start(&path).map(|start| (path, start))).transpose()?;
-    let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
+    let server = Server::new(remote)?;
     let query = since.as_ref().map(|(_, start)| format!("?since={}", start.revision)).unwrap_or_default();
     let action = format!("back up to {}", file.display());
     let response = server.ask(server.request(Method::GET, &format!("/export{query}")));
@@ -81,7 +77,7 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     match persisted {
         Ok(_) => {}
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(BackupError::Exists(file).into());
+            return Err(BackupError::Exists { path: file, source: error.error }.into());
         }
         Err(error) => return Err(unwritable(error.error).into()),
     }
@@ -103,7 +99,7 @@ fn receive(body: &mut impl Read, to: &mut NamedTempFile, file: &Path, action: &s
         let read = match body.read(&mut piece) {
             Ok(0) => break,
             Ok(read) => &piece[..read],
-            Err(source) => return Err(ClientError::Lost { action: action.to_owned(), source }.into()),
+            Err(source) => return Err(RequestError::Interrupted(source).of(action).into()),
         };
         verifier.push(read).map_err(incomplete)?;
         let written = to.write_all(read);

@@ -3,6 +3,7 @@
 
 #[cfg(unix)]
 use std::path::Path;
+use std::time::Duration;
 
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
@@ -25,6 +26,9 @@ pub(super) fn to_the_web(config: Config) -> Agent {
 pub(super) fn to_socket(config: Config, path: &Path) -> Agent {
     Agent::with_parts(config, ().chain(unix::Socket(path.to_owned())).chain(Attentive), unix::Nowhere)
 }
+
+/// The timeout of a response that the server sent before it stopped reading. It has arrived, or is about to.
+const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connector whose connections still read the response if the server rejects the body early and stops reading.
 #[derive(Debug)]
@@ -60,7 +64,10 @@ impl<T: Transport> Transport for Connection<T> {
         Ok(())
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+    fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, Error> {
+        if self.refused {
+            timeout.per_read = Some(EARLY_RESPONSE_TIMEOUT.into());
+        }
         self.inner.await_input(timeout)
     }
 

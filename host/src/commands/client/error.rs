@@ -2,21 +2,25 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio_rustls::rustls;
 use ureq::http::StatusCode;
 use ureq::http::header::InvalidHeaderValue;
 
+use crate::commands::{read_way_out, write_way_out};
+use crate::failure::Status;
+
 /// Why a command of the client fails.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(super) enum ClientError {
     /// A file or standard input cannot be read.
-    #[error("cannot read {name}: {source}; choose a readable file")]
+    #[error("cannot read {name}: {source}; {}", read_way_out(.source))]
     Read { name: String, source: io::Error },
     /// A file or standard output cannot be written.
-    #[error("cannot write {name}: {source}; choose a writable path with free disk space")]
+    #[error("cannot write {name}: {source}; {}", write_way_out(.source))]
     Write { name: String, source: io::Error },
     /// The token has characters that a header field cannot carry.
     #[error("the token cannot be sent in a header; use ASCII characters without spaces")]
@@ -31,9 +35,6 @@ pub(super) enum ClientError {
     /// The server did not do what the command needs.
     #[error("cannot {action}: {source}")]
     Request { action: String, source: RequestError },
-    /// The connection ended before the response did.
-    #[error("cannot {action}: the connection was lost: {source}; try again")]
-    Lost { action: String, source: io::Error },
     /// The response has no revision.
     #[error("cannot {action}: the response has no revision; check --url")]
     NoRevision { action: String },
@@ -51,9 +52,19 @@ pub(super) enum ClientError {
     NotAList(#[from] serde_json::Error),
 }
 
+impl ClientError {
+    /// Returns the HTTP status with which the server refused the request.
+    pub(super) fn refusal(&self) -> Option<StatusCode> {
+        match self {
+            Self::Request { source: RequestError::Refused { status, .. }, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Debug, Error)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     /// The server does not listen.
     #[error("no server listens at {url}; start the server, or set --url")]
     NotListening { url: String, source: io::Error },
@@ -63,12 +74,37 @@ pub(super) enum RequestError {
     /// There was no response, or only a part of one.
     #[error("no response from {url}: {}; check --url and the server", without_kind(.source))]
     NoResponse { url: String, source: Box<ureq::Error> },
+    /// The server sent and accepted nothing for this time.
+    #[error("no progress for {} at {url}; check the server, or raise --timeout", humantime::format_duration(*.timeout))]
+    TimedOut { url: String, timeout: Duration },
+    /// The connection ended before the response did.
+    #[error("the connection was lost: {0}")]
+    Interrupted(#[source] io::Error),
     /// The server refused.
     #[error("{message} ({})", .status.as_str())]
     Refused { status: StatusCode, message: String },
 }
 
 impl RequestError {
+    /// Returns the exit status for the error.
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::Refused { status, .. } => match status.as_u16() {
+                401 | 403 | 407 => Status::Unauthorized,
+                404 => Status::NotFound,
+                // The body arrived too slowly; a server or a proxy that does not serve now.
+                408 | 502..=504 => Status::Unreachable,
+                400..=499 => Status::Refused,
+                _ => Status::Failure,
+            },
+            Self::NotListening { .. }
+            | Self::Tls { .. }
+            | Self::NoResponse { .. }
+            | Self::TimedOut { .. }
+            | Self::Interrupted(_) => Status::Unreachable,
+        }
+    }
+
     /// Turns the error into that of a command. `action` completes "cannot ...", as in "get a/b".
     pub(super) fn of(self, action: impl Into<String>) -> ClientError {
         ClientError::Request { action: action.into(), source: self }
@@ -122,7 +158,7 @@ pub(super) enum ValueError {
     HeaderName,
     #[error("not the value of a header; use visible ASCII characters")]
     HeaderValue,
-    #[error("not a duration; write a number with a unit, such as 5s or 500ms")]
+    #[error("not a duration; write a number with ms, s or m, such as 30s")]
     Duration,
     #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
     Url,

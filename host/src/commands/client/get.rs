@@ -1,7 +1,7 @@
 //! `vkog get`: the value of a key, byte for byte.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::{Conditions, Counted, Remote, Server, revision, say};
+use super::{Conditions, Counted, Escaping, Remote, Server, revision, say};
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
@@ -22,8 +22,12 @@ pub struct Get {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
+    /// Print the value byte for byte, also on a terminal
+    #[arg(long)]
+    raw: bool,
+
     /// Print the revision instead of the value
-    #[arg(long, conflicts_with = "output")]
+    #[arg(long, conflicts_with_all = ["output", "raw"])]
     revision: bool,
 
     #[command(flatten)]
@@ -38,7 +42,7 @@ pub struct Get {
 /// # Errors
 ///
 /// The key does not exist, the server cannot be reached, or the value cannot be written.
-pub fn get(Get { key, output, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
+pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
     let action = format!("get {key}");
@@ -55,25 +59,35 @@ pub fn get(Get { key, output, revision: only_revision, conditions, remote }: Get
     let body = response.into_body();
     let total = body.content_length().unwrap_or(0);
     let mut value = Counted::new(body.into_with_config().limit(u64::MAX).reader(), format!("getting {key}"), total);
+    let lost = |source| server.interrupted(source).of(&*action);
     match output {
-        None => copy(&mut value, io::stdout().lock(), &action, "standard output")?,
-        Some(path) => write(&mut value, &path, &action)?,
+        None if raw || !io::stdout().is_terminal() => print(&mut value, io::stdout().lock(), &lost)?,
+        None => print(&mut value, Escaping::new(io::stdout().lock()), &lost)?,
+        Some(path) => write(&mut value, &path, &lost)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Makes the error of a response that cannot be read to its end.
+type Lost<'a> = &'a dyn Fn(io::Error) -> ClientError;
+
+/// Copies a value to standard output.
+fn print(value: &mut impl Read, to: impl Write, lost: Lost<'_>) -> Result<(), ClientError> {
+    copy(value, to, "standard output", lost)
+}
+
 /// Copies a value. A closed standard output is not an error.
-fn copy(value: &mut impl Read, mut to: impl Write, action: &str, name: &str) -> Result<(), ClientError> {
+fn copy(value: &mut impl Read, mut to: impl Write, name: &str, lost: Lost<'_>) -> Result<(), ClientError> {
     let unwritable = |source| ClientError::Write { name: name.to_owned(), source };
     let mut piece = vec![0; 64 << 10];
     loop {
-        match value.read(&mut piece) {
-            Ok(0) => break,
-            Ok(read) => match to.write_all(&piece[..read]) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(unwritable)?,
-            },
-            Err(source) => return Err(ClientError::Lost { action: action.to_owned(), source }),
+        let read = value.read(&mut piece).map_err(lost)?;
+        if read == 0 {
+            break;
+        }
+        match to.write_all(&piece[..read]) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.map_err(unwritable)?,
         }
     }
     match to.flush() {
@@ -83,13 +97,13 @@ fn copy(value: &mut impl Read, mut to: impl Write, action: &str, name: &str) -> 
 }
 
 /// Writes a value beside the file, then renames it: a part of a value never replaces the file.
-fn write(value: &mut impl Read, path: &Path, action: &str) -> Result<(), ClientError> {
+fn write(value: &mut impl Read, path: &Path, lost: Lost<'_>) -> Result<(), ClientError> {
     let shown = path.display().to_string();
     let unwritable = |source: io::Error| ClientError::Write { name: shown.clone(), source };
     // The user means a device or a pipe that exists; a link is followed.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return copy(value, File::options().write(true).open(&path).map_err(unwritable)?, action, &shown);
+        return copy(value, File::options().write(true).open(&path).map_err(unwritable)?, &shown, lost);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
@@ -101,6 +115,6 @@ fn write(value: &mut impl Read, path: &Path, action: &str) -> Result<(), ClientE
             .permissions(path.metadata().map_or_else(|_| PermissionsExt::from_mode(0o666), |there| there.permissions()))
     };
     let mut file: NamedTempFile = builder.prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
-    copy(value, file.as_file_mut(), action, &shown)?;
+    copy(value, file.as_file_mut(), &shown, lost)?;
     file.persist(&path).map(drop).map_err(|error| unwritable(error.error))
 }

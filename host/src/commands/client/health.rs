@@ -13,7 +13,7 @@ use ureq::tls::TlsConfig;
 
 use super::{Url, connect, duration, say, trusting};
 use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 
 /// Checks whether a server is ready.
 #[derive(clap::Args)]
@@ -48,12 +48,12 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn status(&self) -> u8 {
+    fn status(&self) -> Status {
         match self {
-            Self::Ready => 0,
-            Self::Unexpected(_) => 1,
-            Self::NotReady(_) => 4,
-            Self::Unreachable(_) => 6,
+            Self::Ready => Status::Success,
+            Self::Unexpected(_) => Status::Failure,
+            Self::NotReady(_) => Status::Refused,
+            Self::Unreachable(_) => Status::Unreachable,
         }
     }
 }
@@ -108,7 +108,7 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
         Err(error) => Outcome::Unreachable(error.to_string()),
     };
     say(&super::shown(&format!("{url}: {outcome}")))?;
-    Ok(ExitCode::from(outcome.status()))
+    Ok(outcome.status().into())
 }
 
 fn of(mut response: Response<ureq::Body>) -> Outcome {

@@ -7,7 +7,7 @@ use serde_json::json;
 use ureq::http::Method;
 
 use super::error::ClientError;
-use super::{Remote, Server, encode, say, shown};
+use super::{Remote, Server, encode, say, shown, write};
 use crate::failure::Failure;
 use crate::schema::{Count, Key, Page};
 
@@ -33,8 +33,12 @@ pub struct Ls {
     #[arg(long, conflicts_with = "long")]
     json: bool,
 
+    /// Print each key as it is, followed by a NUL instead of a line break
+    #[arg(short = '0', long, conflicts_with_all = ["long", "json"])]
+    null: bool,
+
     /// Print the number of keys only
-    #[arg(short, long, conflicts_with_all = ["delimiter", "long", "json", "after", "limit"])]
+    #[arg(short, long, conflicts_with_all = ["delimiter", "long", "json", "null", "after", "limit"])]
     count: bool,
 
     /// List only keys after this text, in byte order
@@ -55,7 +59,8 @@ pub struct Ls {
 ///
 /// The server cannot be reached, or rejects the request.
 pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
-    let Ls { prefix, delimiter, long, json, count, mut after, limit, remote } = ls;
+    let Ls { prefix, delimiter, long, json, null, count, mut after, limit, remote } = ls;
+    let format = Format::of(long, json, null);
     let server = Server::new(remote)?;
     if count {
         let Count { count } = ask(&server, &format!("/keys?count&prefix={}", encode(&prefix)))?;
@@ -72,13 +77,12 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
         }
         let Page { keys, prefixes, next } = ask::<Page<'static>>(&server, &path)?;
         left -= left.min((keys.len() + prefixes.len()) as u64);
-        let mut lines: Vec<_> = keys.into_iter().map(|key| line(key, long, json)).collect::<Result<_, _>>()?;
-        lines.extend(prefixes.into_iter().map(|prefix| folded(prefix, long, json)));
+        let mut lines: Vec<_> = keys.into_iter().map(|key| line(key, format)).collect::<Result<_, _>>()?;
+        lines.extend(prefixes.into_iter().map(|prefix| folded(prefix, format)));
         lines.sort_unstable();
-        for (_, line) in lines {
-            if !say(&line)? {
-                return Ok(ExitCode::SUCCESS);
-            }
+        let page: String = lines.into_iter().map(|(_, line)| line + format.end()).collect();
+        if !write(&page)? {
+            break;
         }
         after = next;
         if after.is_none() {
@@ -91,25 +95,56 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
 fn ask<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, ClientError> {
     let response = server.ask(server.request(Method::GET, path)).map_err(|error| error.of("list keys"))?;
     let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    Ok(serde_json::from_reader(body)?)
+    serde_json::from_reader(body).map_err(|error| match error.is_io() {
+        true => server.interrupted(error.into()).of("list keys"),
+        false => error.into(),
+    })
 }
 
-/// Returns a key and the line for it.
-fn line(key: Key<'_>, long: bool, json: bool) -> Result<(String, String), ClientError> {
-    let line = match (long, json) {
-        (_, true) => serde_json::to_string(&key)?,
-        (true, _) => columns(&key.size.to_string(), &key.revision.to_string(), &key.content_type, &key.key),
-        _ => shown(&key.key),
+/// How a key is printed.
+#[derive(Copy, Clone)]
+enum Format {
+    Key,
+    /// As it is, with a NUL at its end.
+    Null,
+    Columns,
+    Json,
+}
+
+impl Format {
+    fn of(long: bool, json: bool, null: bool) -> Self {
+        match (long, json, null) {
+            (true, ..) => Self::Columns,
+            (_, true, _) => Self::Json,
+            (.., true) => Self::Null,
+            _ => Self::Key,
+        }
+    }
+
+    /// Returns the separator after a key.
+    fn end(self) -> &'static str {
+        if matches!(self, Self::Null) { "\0" } else { "\n" }
+    }
+}
+
+/// Returns a key and its line, without the end.
+fn line(key: Key<'_>, format: Format) -> Result<(String, String), ClientError> {
+    let line = match format {
+        Format::Key => shown(&key.key),
+        Format::Null => key.key.to_string(),
+        Format::Columns => columns(&key.size.to_string(), &key.revision.to_string(), &key.content_type, &key.key),
+        Format::Json => serde_json::to_string(&key)?,
     };
     Ok((key.key.into_owned(), line))
 }
 
-/// Returns a prefix and the line for it.
-fn folded(prefix: String, long: bool, json: bool) -> (String, String) {
-    let line = match (long, json) {
-        (_, true) => json!({ "prefix": prefix }).to_string(),
-        (true, _) => columns("-", "-", "-", &prefix),
-        _ => shown(&prefix),
+/// Returns a prefix and its line, without the end.
+fn folded(prefix: String, format: Format) -> (String, String) {
+    let line = match format {
+        Format::Key => shown(&prefix),
+        Format::Null => prefix.clone(),
+        Format::Columns => columns("-", "-", "-", &prefix),
+        Format::Json => json!({ "prefix": prefix }).to_string(),
     };
     (prefix, line)
 }

@@ -9,6 +9,8 @@ mod error;
 pub mod get;
 pub mod health;
 pub mod ls;
+pub mod put;
+mod terminal;
 pub mod top;
 pub mod touch;
 #[cfg(unix)]
@@ -17,7 +19,7 @@ pub mod watch;
 pub mod write;
 
 use std::fmt::{self, Display, Formatter};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,15 +31,13 @@ use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode,
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
-use self::error::{ClientError, RequestError, ValueError};
+pub(crate) use self::error::RequestError;
+use self::error::{ClientError, ValueError};
+use self::terminal::{Escaping, shown};
 use crate::progress::Bar;
 
 /// The characters that a path and a query need not encode.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-/// The timeout of connecting.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The timeout of a write. After it the client reads the response, because the server may have sent one early.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Parses a duration that is not zero.
 fn duration(text: &str) -> Result<Duration, ValueError> {
@@ -67,10 +67,14 @@ pub struct Remote {
     /// Send this header; can be repeated
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
     header: Vec<Header>,
+
+    /// Maximum time without progress while connecting, sending or receiving
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    timeout: Duration,
 }
 
 /// Conditions on the revision of the entry.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct Conditions {
     /// Require one of these revisions, separated by commas; * is any revision
     #[arg(long, value_name = "REVISION", value_parser = tags)]
@@ -82,9 +86,23 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    fn add_to(self, request: request::Builder) -> request::Builder {
-        let request = self.if_match.into_iter().fold(request, |request, tags| request.header(IF_MATCH, tags));
-        self.if_none_match.into_iter().fold(request, |request, tags| request.header(IF_NONE_MATCH, tags))
+    /// The key must exist.
+    fn present() -> Self {
+        Self { if_match: Some(HeaderValue::from_static("*")), if_none_match: None }
+    }
+
+    /// The key must not exist.
+    fn absent() -> Self {
+        Self { if_match: None, if_none_match: Some(HeaderValue::from_static("*")) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.if_match.is_none() && self.if_none_match.is_none()
+    }
+
+    fn add_to(&self, request: request::Builder) -> request::Builder {
+        let request = self.if_match.iter().fold(request, |request, tags| request.header(IF_MATCH, tags));
+        self.if_none_match.iter().fold(request, |request, tags| request.header(IF_NONE_MATCH, tags))
     }
 }
 
@@ -150,16 +168,12 @@ struct Server {
     agent: Agent,
     url: Url,
     headers: Vec<Header>,
+    timeout: Duration,
 }
 
 impl Server {
     fn new(remote: Remote) -> Result<Self, ClientError> {
-        Self::with_read_timeout(remote, None)
-    }
-
-    /// Sets the timeout of reading each part of a response.
-    fn with_read_timeout(remote: Remote, timeout: Option<Duration>) -> Result<Self, ClientError> {
-        let Remote { url, token, token_file, cacert, header: mut headers } = remote;
+        let Remote { url, token, token_file, cacert, header: mut headers, timeout } = remote;
         let token = match &token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => token,
@@ -173,9 +187,10 @@ impl Server {
             // A web proxy usually cannot reach the user's own server.
             .proxy(None)
             .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_per_write(Some(WRITE_TIMEOUT))
-            .timeout_per_read(timeout);
+            .timeout_resolve(Some(timeout))
+            .timeout_connect(Some(timeout))
+            .timeout_per_write(Some(timeout))
+            .timeout_per_read(Some(timeout));
         let config = match &cacert {
             None => config,
             Some(path) => config.tls_config(trusting(path)?),
@@ -187,7 +202,7 @@ impl Server {
             #[cfg(not(unix))]
             Url::Unix(_) => return Err(ClientError::NoUnixSockets),
         };
-        Ok(Self { agent, url, headers })
+        Ok(Self { agent, url, headers, timeout })
     }
 
     /// Starts a request for an encoded path.
@@ -243,6 +258,15 @@ impl Server {
         Err(RequestError::Refused { status, message })
     }
 
+    /// Returns why a response is incomplete.
+    fn interrupted(&self, source: io::Error) -> RequestError {
+        // The reader of a body has errors of ureq in those of the system.
+        match ureq::Error::from(source) {
+            ureq::Error::Io(source) => RequestError::Interrupted(source),
+            other => self.lost(other),
+        }
+    }
+
     /// Returns why there is no response.
     fn lost(&self, error: ureq::Error) -> RequestError {
         let url = self.url.to_string();
@@ -250,6 +274,7 @@ impl Server {
             ureq::Error::Io(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
                 RequestError::NotListening { url, source }
             }
+            ureq::Error::Timeout(_) => RequestError::TimedOut { url, timeout: self.timeout },
             other => match error::tls_error(&other) {
                 Some(source) => RequestError::Tls { url, source },
                 None => RequestError::NoResponse { url, source: Box::new(other) },
@@ -290,19 +315,15 @@ fn revision(response: &Response<Body>) -> Option<&str> {
     response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
 }
 
-/// Returns a text for standard output, without control characters if that is a terminal.
-fn shown(text: &str) -> String {
-    if io::stdout().is_terminal() {
-        text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
-    } else {
-        text.to_owned()
-    }
-}
-
 /// Prints a line at once. Returns whether standard output still has a reader.
 fn say(line: &str) -> Result<bool, ClientError> {
+    write(&format!("{line}\n"))
+}
+
+/// Prints a text at once. Returns whether standard output still has a reader.
+fn write(text: &str) -> Result<bool, ClientError> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(source) => Err(ClientError::Write { name: "standard output".to_owned(), source }),

@@ -13,8 +13,6 @@ use super::{Remote, Server, encode, say, shown};
 use crate::failure::Failure;
 use crate::logging;
 
-/// The timeout of reading. A server sends something every 15 s.
-const READ_TIMEOUT: Duration = Duration::from_secs(45);
 /// The delay before the client reconnects. It doubles with each attempt that fails, up to [`RECONNECT_DELAY_MAX`].
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 /// See [`RECONNECT_DELAY`].
@@ -50,7 +48,7 @@ pub struct Watch {
 /// The first connection fails, or the server rejects the watch: the token is not valid, or the history no longer has the last
 /// event.
 pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, Failure> {
-    let server = Server::with_read_timeout(remote, Some(READ_TIMEOUT))?;
+    let server = Server::new(remote)?;
     let action = format!("watch {}", if prefix.is_empty() { "all keys" } else { &prefix });
     let mut seen = since.map(|since| since.to_string());
     let mut began = false;
@@ -67,13 +65,15 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
                     // The next response has the reason.
                     Ok(StreamEnd::Closed) => "the server closed the connection".to_owned(),
                     Err(Broken::Output(error)) => return Err(error.into()),
-                    Err(Broken::Input(error)) => format!("the connection was lost: {error}"),
+                    Err(Broken::Input(error)) => server.interrupted(error).to_string(),
                 }
             }
             Err(error @ RequestError::Refused { status, .. }) if TEMPORARY.contains(&status) => error.to_string(),
-            Err(error @ (RequestError::NotListening { .. } | RequestError::NoResponse { .. })) if began => {
-                error.to_string()
-            }
+            Err(
+                error @ (RequestError::NotListening { .. }
+                | RequestError::NoResponse { .. }
+                | RequestError::TimedOut { .. }),
+            ) if began => error.to_string(),
             Err(error) => return Err(error.of(action).into()),
         };
         logging::say(&format!("vkog: {lost}; reconnecting in {} s", delay.as_secs()));

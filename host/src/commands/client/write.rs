@@ -1,4 +1,4 @@
-//! `vkog put` and `vkog post`: a value from an argument, a file or standard input.
+//! `vkog post`, and what it shares with `vkog put`: a value from an argument, a file or standard input.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -6,86 +6,125 @@ use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use bytes::Bytes;
 use ureq::http::Method;
 use ureq::http::header::CONTENT_TYPE;
 
 use super::error::ClientError;
 use super::{Conditions, Counted, Remote, Server, revision, say};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 
 /// The arguments of `vkog put` and `vkog post`.
 #[derive(clap::Args)]
 pub struct Write {
     /// The key
-    key: String,
+    pub(super) key: String,
 
     /// The value [default: standard input]
-    value: Option<OsString>,
+    pub(super) value: Option<OsString>,
 
     /// Read the value from this file; - is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "value")]
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
 
     /// Store this media type with the value [default: application/octet-stream]
     #[arg(long, value_name = "TYPE")]
-    content_type: Option<String>,
+    pub(super) content_type: Option<String>,
 
     #[command(flatten)]
-    conditions: Conditions,
+    pub(super) conditions: Conditions,
 
     #[command(flatten)]
-    remote: Remote,
+    pub(super) remote: Remote,
 }
 
-/// Writes a value and prints its new revision.
+/// Creates a value and prints its new revision.
 ///
 /// # Errors
 ///
 /// The value cannot be read, the server cannot be reached, or it rejects the write.
-pub fn write(method: Method, write: Write) -> Result<ExitCode, Failure> {
+pub fn post(write: Write) -> Result<ExitCode, Failure> {
     let Write { key, value, file, content_type, conditions, remote } = write;
     let server = Server::new(remote)?;
-    let what = format!("{} {key}", method.as_str().to_lowercase());
-    let (value, len) = match (value, file.filter(|file| file.as_os_str() != "-")) {
-        (Some(value), _) => held(value.into_encoded_bytes()),
-        (None, Some(file)) => open(&file)?,
-        (None, None) => all_of(io::stdin().lock(), "standard input")?,
-    };
-    let request = conditions.add_to(server.for_key(method, &key));
-    let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
-    let value = Counted::new(value, format!("sending {key}"), len);
-    let response = server.send(request, value, len).map_err(|error| error.of(what))?;
-    if let Some(revision) = revision(&response) {
-        say(revision)?;
+    let value = Value::of(value, file)?;
+    let revision = value.send(&server, Method::POST, &key, content_type.as_deref(), &conditions)?;
+    Ok(print(revision)?)
+}
+
+/// Prints the revision of a write.
+pub(super) fn print(revision: Option<String>) -> Result<ExitCode, ClientError> {
+    if let Some(revision) = revision {
+        say(&revision)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Status::Success.into())
 }
 
-/// A value and its length in bytes, which the request needs before the value.
-type Value = (Box<dyn Read>, u64);
-
-fn held(bytes: Vec<u8>) -> Value {
-    let len = bytes.len() as u64;
-    (Box::new(Cursor::new(bytes)), len)
+/// A value that can be sent several times.
+pub(super) enum Value {
+    Held(Bytes),
+    /// A regular file, which is read while it is sent.
+    File(PathBuf),
 }
 
-/// Opens a file, which is read while it is sent. A pipe has no length, so it is read before the request.
-fn open(path: &Path) -> Result<Value, ClientError> {
-    let shown = path.display();
-    let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
-    let (file, metadata) = opened.map_err(|source| ClientError::Read { name: shown.to_string(), source })?;
-    if metadata.is_file() {
-        return Ok((Box::new(file.take(metadata.len())), metadata.len()));
+impl Value {
+    /// Returns the value of the arguments, or else of standard input.
+    pub(super) fn of(value: Option<OsString>, file: Option<PathBuf>) -> Result<Self, ClientError> {
+        match (value, file.filter(|file| file.as_os_str() != "-")) {
+            (Some(value), _) => Ok(Self::Held(value.into_encoded_bytes().into())),
+            // A pipe has no length, which the request needs before the value.
+            (None, Some(file)) if file.metadata().is_ok_and(|file| !file.is_file()) => {
+                all_of(open(&file)?, &file.display().to_string())
+            }
+            (None, Some(file)) => Ok(Self::File(file)),
+            (None, None) => all_of(io::stdin().lock(), "standard input"),
+        }
     }
-    all_of(file, &shown.to_string())
+
+    /// Sends the value, and returns its new revision.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, the server cannot be reached, or it rejects the write.
+    pub(super) fn send(
+        &self,
+        server: &Server,
+        method: Method,
+        key: &str,
+        content_type: Option<&str>,
+        conditions: &Conditions,
+    ) -> Result<Option<String>, ClientError> {
+        let (value, len): (Box<dyn Read>, u64) = match self {
+            Self::Held(bytes) => (Box::new(Cursor::new(bytes.clone())), bytes.len() as u64),
+            Self::File(path) => {
+                let file = open(path)?;
+                let len = file.metadata().map_err(unreadable(path))?.len();
+                (Box::new(file.take(len)), len)
+            }
+        };
+        let action = format!("{} {key}", method.as_str().to_lowercase());
+        let request = conditions.add_to(server.for_key(method, key));
+        let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
+        let value = Counted::new(value, format!("sending {key}"), len);
+        let response = server.send(request, value, len).map_err(|error| error.of(action))?;
+        Ok(revision(&response).map(str::to_owned))
+    }
 }
 
-fn all_of(from: impl Read, shown: &str) -> Result<Value, ClientError> {
+fn open(path: &Path) -> Result<File, ClientError> {
+    File::open(path).map_err(unreadable(path))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> ClientError {
+    let name = path.display().to_string();
+    |source| ClientError::Read { name, source }
+}
+
+fn all_of(mut from: impl Read, shown: &str) -> Result<Value, ClientError> {
     let mut bytes = Vec::new();
     let bar = Bar::new(format!("reading {shown}"));
-    let read = { from }.read_to_end(&mut bytes);
+    let read = from.read_to_end(&mut bytes);
     drop(bar);
     read.map_err(|source| ClientError::Read { name: shown.to_owned(), source })?;
-    Ok(held(bytes))
+    Ok(Value::Held(bytes.into()))
 }

@@ -93,8 +93,13 @@ pub enum NameError {
 #[non_exhaustive]
 pub enum NewError {
     /// The folder exists.
-    #[error("cannot create {}: it exists; choose another name, or another folder with --path", .0.display())]
-    Exists(PathBuf),
+    #[error("cannot create {}: it exists; choose another name, or another folder with --path", .path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
     /// The folder cannot be created.
     #[error("cannot create {}: {source}; choose a folder that exists and is writable with --path", .path.display())]
     Folder {
@@ -172,7 +177,7 @@ pub fn new(name: &CrateName, parent: Option<&Path>, api: Option<&Path>) -> Resul
     let shown = folder.display();
     // Not `create_dir_all`: only a folder that was created here may be removed after a failure.
     fs::create_dir(&folder).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => NewError::Exists(folder.clone()),
+        io::ErrorKind::AlreadyExists => NewError::Exists { path: folder.clone(), source },
         _ => NewError::Folder { path: folder.clone(), source },
     })?;
     if let Err(source) = fill(&folder, name, api.as_deref()) {

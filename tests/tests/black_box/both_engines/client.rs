@@ -4,11 +4,11 @@
 //! only reads requests and sends prepared responses.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use vkog_tests::{Exit, Running, Server, Setup, bytes, conflict, pattern};
+use vkog_tests::{Exit, Running, Server, Setup, answer, answering, bytes, conflict, pattern};
 
 use super::ENGINE;
 
@@ -26,38 +26,6 @@ fn run_at(setup: &Setup, url: &str, line: &str) -> Exit {
 /// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Answers one connection after the other, then listens no more. Gives its address and, in the end, the requests.
-fn answering(answers: Vec<String>) -> (String, JoinHandle<Vec<String>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-    let answering = thread::spawn(move || {
-        let mut requests = Vec::new();
-        for answer in answers {
-            let (mut stream, _) = listener.accept().expect("somebody connects");
-            let mut reader = BufReader::new(stream.try_clone().expect("a handle more"));
-            let mut request = String::new();
-            while !request.ends_with("\r\n\r\n") {
-                assert!(reader.read_line(&mut request).expect("a head") > 0, "cut off: {request}");
-            }
-            let lower = request.to_lowercase();
-            let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
-            let mut body = vec![0; length.unwrap_or(0)];
-            reader.read_exact(&mut body).expect("a body");
-            requests.push(request + &String::from_utf8_lossy(&body));
-            stream.write_all(answer.as_bytes()).expect("it is connected");
-        }
-        requests
-    });
-    (url, answering)
-}
-
-fn answer(status: &str, content_type: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
 }
 
 #[test]
@@ -117,7 +85,10 @@ fn the_client_prints_the_message_of_a_refusal() {
         ("vkog get absent", "vkog: cannot get absent: Not Found (404)"),
         ("vkog delete absent", "vkog: cannot delete absent: Not Found (404)"),
         ("vkog post k w", "vkog: cannot post k: Key already exists (409)"),
-        ("vkog put absent w", "vkog: cannot put absent: Key does not exist (404)"),
+        (
+            "vkog put absent w --update",
+            "vkog: cannot put absent: Precondition failed: the entry is not as expected (412)",
+        ),
         ("vkog put k ''", "vkog: cannot put k: No content provided (400)"),
         ("vkog get ''", "vkog: cannot get : Key cannot be empty (400)"),
         (
@@ -129,7 +100,8 @@ fn the_client_prints_the_message_of_a_refusal() {
             "vkog: cannot put k: Value too large: 50000000 bytes; the maximum is 2000 (--max-value) (413)",
         ),
     ] {
-        let exit = run(&setup, &server, line).expect(1);
+        let status = if told.ends_with("(404)") { 3 } else { 4 };
+        let exit = run(&setup, &server, line).expect(status);
         assert_eq!((exit.one_error(), &*exit.stdout), (told, ""), "{exit}");
     }
     server.get("k").expect(200).is("v");
@@ -147,7 +119,7 @@ fn the_client_prints_a_response_that_arrives_before_its_body_is_sent() {
             .write_all(answer("413 Content Too Large", "text/plain", "Too much\n").as_bytes())
             .expect("it is connected");
     });
-    let exit = run_at(&setup, &url, "head -c 100000000 /dev/zero | vkog put k").expect(1);
+    let exit = run_at(&setup, &url, "head -c 100000000 /dev/zero | vkog put k").expect(4);
     assert_eq!(exit.one_error(), "vkog: cannot put k: Too much (413)");
     refusing.join().expect("it refused");
 }
@@ -158,10 +130,10 @@ fn an_impossible_request_is_one_line_and_an_exit_status() {
     let (url, gone) = answering(Vec::new());
     gone.join().expect("it listens no more");
     let cannot: [(&str, i32, &[&str]); 9] = [
-        ("vkog get k", 1, &["no server listens at http://127.0.0.1:"]),
-        ("vkog put k --file absent", 1, &["cannot read absent"]),
-        ("vkog get k --token-file absent", 1, &["cannot read absent"]),
-        ("vkog get k --url unix:absent", 1, &["unix:absent"]),
+        ("vkog get k", 6, &["no server listens at http://127.0.0.1:"]),
+        ("vkog put k --file absent", 3, &["cannot read absent"]),
+        ("vkog get k --token-file absent", 3, &["cannot read absent"]),
+        ("vkog get k --url unix:absent", 6, &["unix:absent"]),
         ("vkog get k --url 127.0.0.1:3110", 2, &["not the address of a server"]),
         ("vkog get", 2, &["KEY"]),
         ("vkog put k v --file f", 2, &["--file"]),
@@ -238,16 +210,16 @@ fn conditions_take_revisions_and_an_existing_key_is_not_created() {
     let server = setup.start();
     let first = server.put("k", "1").expect(200).revision();
     run(&setup, &server, &format!("vkog put k 2 --if-match {first}")).expect(0);
-    let exit = run(&setup, &server, &format!("vkog put k 3 --if-match {first}")).expect(1);
+    let exit = run(&setup, &server, &format!("vkog put k 3 --if-match {first}")).expect(4);
     assert_eq!(exit.one_error(), "vkog: cannot put k: Precondition failed: the entry is not as expected (412)");
     run(&setup, &server, "vkog put k 3 --if-match \"9999,$(vkog get --revision k)\"").expect(0);
-    run(&setup, &server, "vkog put k 4 --if-none-match '*'").expect(1);
+    run(&setup, &server, "vkog put k 4 --if-none-match '*'").expect(4);
     run(&setup, &server, "vkog put new 1 --if-none-match '*'").expect(0);
     server.get("k").expect(200).is("3");
     let line = "vkog get k --if-none-match $(vkog get --revision k) -o out";
     assert_eq!(run(&setup, &server, line).expect(0).stdout, "");
     assert!(!setup.folder().join("out").exists());
-    run(&setup, &server, &format!("vkog delete k --if-match {first}")).expect(1);
+    run(&setup, &server, &format!("vkog delete k --if-match {first}")).expect(4);
     run(&setup, &server, "vkog delete k --if-match '*'").expect(0);
 }
 
@@ -257,8 +229,8 @@ fn a_token_comes_from_the_environment_a_file_or_an_option() {
     let server = setup.start();
     std::fs::write(setup.folder().join("token"), "s3cret\n").expect("it is ours");
     for (line, status) in [
-        ("vkog put k v", 1),
-        ("vkog put k v --token wrong", 1),
+        ("vkog put k v", 5),
+        ("vkog put k v --token wrong", 5),
         ("vkog put k v --token s3cret", 0),
         ("VKOG_TOKEN=s3cret vkog put k v", 0),
         ("VKOG_TOKEN=wrong vkog put k v --token-file token", 0),
@@ -292,7 +264,7 @@ fn a_partial_value_replaces_no_file() {
     std::fs::write(setup.folder().join("out"), "before").expect("it is ours");
     let half = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf";
     let (url, answering) = answering(vec![half.to_owned()]);
-    let exit = run_at(&setup, &url, "vkog get k -o out").expect(1);
+    let exit = run_at(&setup, &url, "vkog get k -o out").expect(6);
     assert!(exit.one_error().starts_with("vkog: cannot get k: the connection was lost"), "{exit}");
     assert_eq!(std::fs::read_to_string(setup.folder().join("out")).expect("it exists"), "before");
     assert_eq!(std::fs::read_dir(setup.folder()).expect("a folder").count(), 1, "what was begun is left behind");
@@ -314,7 +286,7 @@ fn a_watch_resumes_after_its_last_revision_until_the_server_returns_410() {
         ),
         answer("410 Gone", "text/plain", "The history begins at revision 60\n"),
     ]);
-    let exit = run_at(&setup, &url, "vkog watch 'a ' --since 40").expect(1);
+    let exit = run_at(&setup, &url, "vkog watch 'a ' --since 40").expect(4);
     assert_eq!(exit.stdout, "put 42 a b\ndelete 43 a b\n", "{exit}");
     let last = exit.stderr.lines().last();
     assert_eq!(last, Some("vkog: cannot watch a : The history begins at revision 60 (410)"), "{exit}");
@@ -332,7 +304,8 @@ fn a_watch_reconnects_while_a_proxy_has_no_server_and_ends_without_a_permission(
     let page = |status: &str| answer(status, "text/html", "<html>\n<body>nginx</body></html>\n");
     for (status, refused) in [("502 Bad Gateway", "401 Unauthorized"), ("504 Gateway Timeout", "404 Not Found")] {
         let (url, answering) = answering(vec![stream.clone(), page(status), answer(refused, "text/plain", "No\n")]);
-        let exit = run_at(&setup, &url, "vkog watch").expect(1);
+        let status_of_refusal = if refused.starts_with("404") { 3 } else { 5 };
+        let exit = run_at(&setup, &url, "vkog watch").expect(status_of_refusal);
         assert_eq!(exit.stdout, "put 42 a\n", "{exit}");
         let (code, reason) = status.split_once(' ').expect("a status line");
         let lines: Vec<&str> = exit.stderr.lines().collect();
@@ -351,10 +324,11 @@ fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
         (0..2_000).map(|number| format!("{{\"op\":\"put\",\"key\":\"{number}\",\"value\":\"v\"}}")).collect();
     lines.insert(5, String::new());
     std::fs::write(setup.folder().join("in"), lines.join("\n")).expect("it is ours");
-    let done = answer("200 OK", "application/json", "[]");
-    let (url, parts) = answering(vec![done.clone(), done.clone()]);
+    let done =
+        |count| answer("200 OK", "application/json", &format!("[{}]", vec!["{\"status\":200}"; count].join(",")));
+    let (url, parts) = answering(vec![done(1024), done(976)]);
     let exit = run_at(&setup, &url, "vkog batch in").expect(0);
-    assert_eq!(exit.stdout, "in: completed 2000 operations\n");
+    assert_eq!((&*exit.stdout, &*exit.stderr), ("", "in: completed 2000 operations\n"));
     let parts = parts.join().expect("two requests");
     let mut sent = Vec::new();
     for (part, expected) in parts.iter().zip([1024, 976]) {
@@ -367,15 +341,15 @@ fn a_long_batch_is_sent_in_parts_and_a_failure_names_its_line() {
     assert_eq!(sent.len(), 2000);
 
     let problem = "{\"type\":\"about:blank\",\"title\":\"Key already exists\",\"status\":409,\"index\":1}";
-    let (url, parts) = answering(vec![done, answer("409 Conflict", "application/problem+json", problem)]);
-    let exit = run_at(&setup, &url, "cat in | vkog batch").expect(1);
+    let (url, parts) = answering(vec![done(1024), answer("409 Conflict", "application/problem+json", problem)]);
+    let exit = run_at(&setup, &url, "cat in | vkog batch").expect(4);
     let told = "vkog: standard input: line 1027: Key already exists (409); the first 1024 operations succeeded, nothing else was changed";
     assert_eq!((exit.one_error(), &*exit.stdout), (told, ""), "{exit}");
     parts.join().expect("two requests");
 
     let exit = run_at(&setup, &url, "printf '{\"op\":1}\\n{\"op\":2},\\n' | vkog batch").expect(1);
     assert!(exit.one_error().starts_with("vkog: standard input: line 2 is not a JSON object"), "{exit}");
-    let exit = run_at(&setup, &url, "echo '{}' | vkog batch").expect(1);
+    let exit = run_at(&setup, &url, "echo '{}' | vkog batch").expect(6);
     assert!(exit.one_error().contains("no server listens"), "{exit}");
 }
 

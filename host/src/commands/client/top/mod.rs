@@ -47,7 +47,7 @@ type Reading = Result<Sample, ClientError>;
 ///
 /// Standard output is not a terminal, or with `--once`, the server does not respond.
 pub fn top(Top { remote, interval, once }: Top) -> Result<ExitCode, Failure> {
-    let server = Server::with_read_timeout(remote, Some(super::CONNECT_TIMEOUT))?;
+    let server = Server::new(remote)?;
     if once {
         return print_once(&server, interval);
     }

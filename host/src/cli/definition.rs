@@ -1,0 +1,44 @@
+//! The definition of the command line: that of the derive macros, with the exit statuses in each help text, and without
+//! environment variables that are empty.
+
+use clap::{Arg, Command};
+
+use crate::failure::Status;
+
+/// Completes the definition of the program.
+pub(super) fn complete(root: Command) -> Command {
+    let root = without_empty_variables(root);
+    let root = with_statuses(root, &Status::ALL);
+    root.mut_subcommands(|command| match command.get_name() {
+        "plugins" => command.mut_subcommands(|command| match command.get_name() {
+            "check" => with_statuses(command, &Status::ALL[..=3]),
+            _ => with_statuses(command, &Status::ALL[..=4]),
+        }),
+        "check" => with_statuses(command, &Status::ALL[..=3]),
+        "serve" | "repair" | "export" | "import" => with_statuses(command, &Status::ALL[..=4]),
+        "completions" | "man" | "version" => with_statuses(command, &[Status::Success, Status::Usage]),
+        _ => with_statuses(command, &Status::ALL),
+    })
+}
+
+/// Adds the exit statuses to the text after the options.
+fn with_statuses(command: Command, statuses: &[Status]) -> Command {
+    let statuses: Vec<String> =
+        statuses.iter().map(|status| format!("{} {}", *status as u8, status.meaning())).collect();
+    let statuses = format!("Exit status: {}.", statuses.join("; "));
+    let text = match command.get_after_help() {
+        Some(text) => format!("{statuses}\n\n{text}"),
+        None => statuses,
+    };
+    command.after_help(text)
+}
+
+/// Ignores the variables that are set to the empty text, as if they were not set.
+fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+    command.mut_subcommands(without_empty_variables)
+}
