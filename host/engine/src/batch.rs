@@ -210,7 +210,7 @@ impl<S: Store> Run<S> {
 
 /// Decides the operations of a batch that writes.
 struct Write {
-    /// What was found out before the locks were taken.
+    /// The results of preparing each operation before the locks were taken.
     prepared: Vec<Prepared>,
     chain: Arc<Chain>,
     batch: Arc<Batch>,

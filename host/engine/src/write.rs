@@ -115,7 +115,7 @@ impl Decide for Write {
 /// Larger values are copied before their shard is locked, in bytes.
 const PREPARED_MIN: usize = 4 << 10;
 
-/// What is found out about a write before the lock is taken.
+/// The facts about a write that are found out before the lock is taken.
 pub(super) struct Prepared {
     /// Whether the value has a content coding, which its entry keeps.
     is_coded: bool,

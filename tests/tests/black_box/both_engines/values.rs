@@ -147,4 +147,11 @@ fn an_error_is_a_problem_document_if_the_client_accepts_json() {
     assert!(problem.to_string().contains("Key does not exist"), "the fact in {reply}");
     let reply = server.key("GET", "k").header("Accept", "application/json").send();
     reply.expect(404).has("Content-Type", "application/problem+json").says("Not Found");
+    for (accept, content_type) in [
+        ("text/plain;q=0.5, Application/JSON", "application/problem+json"),
+        ("application/json;q=0.5, */*", "text/plain; charset=utf-8"),
+        ("application/json;q=0", "text/plain; charset=utf-8"),
+    ] {
+        let _ = server.key("GET", "k").header("Accept", accept).send().expect(404).has("Content-Type", content_type);
+    }
 }
