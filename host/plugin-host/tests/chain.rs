@@ -10,7 +10,8 @@ use std::time::Duration;
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{
-    Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Passed, Verb, insert_details,
+    Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
+    insert_details,
 };
 
 /// The scripted result of the guard of a plugin.
@@ -345,6 +346,12 @@ fn an_after_hook_sees_its_own_details_of_both_entries() {
     let [before, after] = [&details[0], &details[1]].map(|details| Some(entry(details)));
     let headers = chain.after(&op(Verb::Put, "k"), 2, before, after);
     assert_eq!(headers, [("X-Details".to_owned(), "old new".to_owned())]);
+}
+
+#[test]
+fn a_call_without_a_request_has_no_headers_and_no_client() {
+    assert!(NoOrigin.header("host").is_none() && NoOrigin.header_at(0).is_none());
+    assert_eq!((NoOrigin.client(), NoOrigin.asker()), ("", ""));
 }
 
 #[test]
