@@ -97,7 +97,7 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
     let settings = drill(serde_json::json!({ "label": "first", "required": false }));
     let plugin = loaded(&path, &settings).expect("it is a plugin");
     assert_eq!((plugin.name(), plugin.version(), plugin.path()), ("drill", env!("CARGO_PKG_VERSION"), &*path));
-    assert_eq!(plugin.sha256(), Sha256::of(&std::fs::read(&path).expect("it is there")));
+    assert_eq!(plugin.sha256(), Sha256::of(&std::fs::read(&path).expect("it exists")));
     assert_eq!((plugin.stage(), plugin.stage_name()), (Stage::Transform as u32, "transform"));
     assert_eq!(*plugin.table(), settings["drill"]);
     let hooks: Vec<_> = HOOK_NAMES.into_iter().filter(|hook| *hook != "make_room").collect();
@@ -116,7 +116,7 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
 }
 
 #[test]
-fn the_libraries_of_a_folder_are_ordered_and_the_second_of_two_equal_plugins_is_refused() {
+fn the_second_of_two_libraries_of_a_plugin_is_refused_in_their_order() {
     let folder = Folder::new();
     let library = std::fs::read(built("drill")).expect("it was built");
     std::fs::write(folder.0.path().join("notes.txt"), "no library").expect("a file can be written");
@@ -137,7 +137,7 @@ fn a_library_is_refused_with_the_code_of_its_mistake() {
     refused(&path, &drill(serde_json::json!({ "label": 5 })), "bad-settings");
     refused(&path, &drill(serde_json::json!({ "sha256": "0".repeat(64) })), "wrong-sha256");
     // The pin is that of the plugin in the library, whatever the name of the file is.
-    let other_name = folder.write("other", &std::fs::read(&path).expect("it is there"));
+    let other_name = folder.write("other", &std::fs::read(&path).expect("it exists"));
     refused(&other_name, &drill(serde_json::json!({ "sha256": "0".repeat(64) })), "wrong-sha256");
     refused(&folder.add("fault-no-plugin"), &Settings::new(), "no-plugin");
     refused(&folder.write("text", b"#!/bin/sh\necho no library\n"), &Settings::new(), "not-a-library");
