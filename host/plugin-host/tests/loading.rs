@@ -22,7 +22,10 @@ fn built(package: &str) -> &'static Path {
         let target = test.ancestors().nth(3).expect("a test is in TARGET/PROFILE/deps");
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
         cargo.args(["build", "--message-format=json-render-diagnostics", "--package=drill", "--package=hangs"]);
-        cargo.args(["--package=fault-no-plugin", "--target-dir"]).arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo
+            .args(["--package=fault-no-plugin", "--package=vkog-conflict", "--target-dir"])
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
         let output = cargo.output().expect("cargo runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let messages = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -109,6 +112,8 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
     assert!(plugin.api_version().starts_with("1."), "{plugin}");
     let other = loaded(&folder.add("hangs"), &Settings::new()).expect("it is a plugin");
     assert_eq!((other.stage(), other.stage_name()), (Stage::Policy as u32, "policy"));
+    let strict = loaded(&folder.add("vkog-conflict"), &Settings::new()).expect("it is a plugin");
+    assert_eq!(strict.required_hook_names().collect::<Vec<_>>(), ["guard_post", "guard_put", "guard_delete"]);
     assert_eq!(
         unknown_in_order(&["drill".to_owned(), "x".to_owned()], &[plugin]).into_iter().collect::<Vec<_>>(),
         ["x"]
