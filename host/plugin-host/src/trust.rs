@@ -422,6 +422,8 @@ mod tests {
         std::fs::write(outside.path().join("other"), "library").expect("a file can be written");
         std::os::unix::fs::symlink(outside.path().join("other"), &library).expect("a link can be made");
         assert!(matches!(open(&library, false), Err(LoadFault::SymlinkOut { .. })));
+        // A path that was resolved has no link any more, unless somebody has just made one.
+        assert!(system::open(&library).is_err());
     }
 
     #[test]
@@ -449,6 +451,8 @@ mod tests {
         {
             use rustix::fs::{SealFlags, fcntl_get_seals};
             let memory = one.memory.as_ref().expect("the copy is in memory");
+            let flags = rustix::io::fcntl_getfd(memory).expect("it is open");
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "another program would inherit it");
             let seals = fcntl_get_seals(memory).expect("it can be sealed");
             assert!(
                 seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL),
@@ -466,5 +470,16 @@ mod tests {
             drop(one);
             assert!(!around.exists());
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_copy_on_a_disk_is_refused_for_its_folder_only_if_that_is_noexec() {
+        // The test itself runs from there.
+        let program = std::env::current_exe().expect("a test knows where it is");
+        let folder = TempDir::new_in(program.parent().expect("it is in a folder")).expect("a folder can be made");
+        let copy = PrivateCopy { path: folder.path().join("copy"), folder, memory: None };
+        let fault = copy.refused(libloading::Error::DlOpen { desc: c"wrong format".into() }, None);
+        assert_eq!(fault.code(), "not-loadable", "{fault}");
     }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Passed, Verb};
+use vkog_plugin_host::{
+    Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
+    insert_details,
+};
 
 /// The scripted result of the guard of a plugin.
 #[derive(Clone, Copy)]
@@ -308,6 +311,47 @@ fn a_tick_that_panics_is_counted_and_repeated_after_a_second() {
     assert_eq!(stats(&chain, "tick"), [1, 0, 1, 0, 1]);
     let context = Arc::new(HostContext::new(0, || 0));
     assert_eq!(self::member::<0>(Return::Pass, &Calls::default(), &context).tick(), None, "it has no tick");
+}
+
+/// Adds its details of the entries before and after a write as a header.
+struct Details;
+
+impl Plugin for Details {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Self)
+    }
+}
+
+impl AfterPut for Details {
+    fn after_put(&self, put: &After<'_, Put>) {
+        let text = |entry: Option<Entry<'_>>| {
+            entry.map_or_else(String::new, |entry| String::from_utf8_lossy(entry.details()).into_owned())
+        };
+        put.add_header("X-Details", &format!("{} {}", text(put.entry_before()), text(put.entry_after())));
+    }
+}
+
+#[test]
+fn an_after_hook_sees_its_own_details_of_both_entries() {
+    let context = Arc::new(HostContext::new(0, || 0));
+    let module = module::<Details>("details", "1.0.0", true, &vkog_plugin_api::__hooks!(Details));
+    // SAFETY: the module is part of this program.
+    let member = unsafe { Member::create(module, "{}", &context, FailurePolicy::default()) }.expect("it is created");
+    let chain = Arc::new(Chain::new(vec![Arc::new(member)], &[]));
+    let details =
+        ["old", "new"].map(|own| insert_details(&insert_details(&[], "other", b"x"), "details", own.as_bytes()));
+    let entry = |details| EntryView { value: b"v", content_type: "text/plain", details, revision: 1 };
+    let [before, after] = [&details[0], &details[1]].map(|details| Some(entry(details)));
+    let headers = chain.after(&op(Verb::Put, "k"), 2, before, after);
+    assert_eq!(headers, [("X-Details".to_owned(), "old new".to_owned())]);
+}
+
+#[test]
+fn a_call_without_a_request_has_no_headers_and_no_client() {
+    assert!(NoOrigin.header("host").is_none() && NoOrigin.header_at(0).is_none());
+    assert_eq!((NoOrigin.client(), NoOrigin.asker()), ("", ""));
 }
 
 #[test]
