@@ -8,40 +8,9 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::entry::Entry;
+use super::event::Event;
 use super::update::Change;
 use vkog_runtime::{Mailbox, Steps, ThreadPool};
-
-/// A durable change.
-#[derive(Clone)]
-pub struct Event {
-    /// The entry that was written or removed.
-    entry: Entry,
-    revision: u64,
-    expired: bool,
-}
-
-impl Event {
-    /// The entry that was written; for a removal, the entry that was removed.
-    pub fn entry(&self) -> &Entry {
-        &self.entry
-    }
-
-    /// The revision of the change.
-    pub fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    /// Whether the entry was removed.
-    pub fn is_removal(&self) -> bool {
-        self.entry.revision() != self.revision
-    }
-
-    /// Whether the entry was removed because it has expired.
-    pub fn is_expiry(&self) -> bool {
-        self.expired
-    }
-}
 
 /// Why a watch cannot start at a revision, or cannot continue.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -386,7 +355,7 @@ mod tests {
     use crossbeam_channel::bounded;
 
     use super::*;
-    use crate::entry::NewEntry;
+    use crate::entry::{Entry, NewEntry};
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -474,14 +443,12 @@ mod tests {
     fn the_event_of_a_removal_has_the_entry_that_was_removed() {
         let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
         let mut watch = watch(&feed, "", 0).expect("it begins there");
-        feed.append(
-            [Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: false }, write("k", 1, 3)]
-                .iter(),
-        );
+        let removal = Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: true };
+        feed.append([removal, write("k", 1, 3)].iter());
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
-        let told: Vec<_> =
-            events.iter().map(|event| (event.revision(), event.is_removal(), event.entry().key())).collect();
-        assert_eq!(told, [(2, true, "k"), (3, false, "k")]);
+        let told = |event: &Event| (event.revision(), event.is_removal(), event.is_expiry());
+        assert_eq!(events.iter().map(told).collect::<Vec<_>>(), [(2, true, true), (3, false, false)]);
+        assert!(events.iter().all(|event| event.entry().key() == "k"));
     }
 
     /// Counts how often it is woken.

@@ -10,6 +10,7 @@ mod damage;
 mod disk;
 mod entry;
 mod error;
+mod event;
 #[cfg(unix)]
 mod flock;
 mod import;
@@ -38,12 +39,13 @@ mod view;
 mod wal;
 mod writer;
 
-pub use change_feed::{Event, Unwatchable, Watch};
+pub use change_feed::{Unwatchable, Watch};
 pub use commit::{Fsync, ReadTicket};
 pub use damage::{Damage, Defect, Mismatch};
 pub use disk::{Disk, File, LocalDisk};
 pub use entry::{DEFAULT_CONTENT_TYPE, Entry, NewEntry, owned_content_type};
 pub use error::StoreError;
+pub use event::Event;
 pub use import::{Added, Import};
 pub use inspect::{Contents, LogContents, exists};
 pub use invalid::{InvalidEntry, KEY_MAX, LeftOut, check_entry};

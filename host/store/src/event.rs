@@ -1,0 +1,34 @@
+//! An event of the change feed.
+
+use super::entry::Entry;
+
+/// A durable change.
+#[derive(Clone)]
+pub struct Event {
+    /// The entry that was written or removed.
+    pub(super) entry: Entry,
+    pub(super) revision: u64,
+    pub(super) expired: bool,
+}
+
+impl Event {
+    /// The entry that was written; for a removal, the entry that was removed.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The revision of the change.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether the entry was removed.
+    pub fn is_removal(&self) -> bool {
+        self.entry.revision() != self.revision
+    }
+
+    /// Whether the entry was removed because it has expired.
+    pub fn is_expiry(&self) -> bool {
+        self.expired
+    }
+}
