@@ -95,6 +95,8 @@ impl StoppingNotice {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::TryRecvError;
+
     use super::*;
 
     #[test]
@@ -111,6 +113,8 @@ mod tests {
         let repeated = repeated.expect("a thread can be started");
         assert_eq!((receive.recv(), receive.recv()), (Ok(()), Ok(())));
         drop(repeated);
-        while receive.recv().is_ok() {}
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while receive.recv_deadline(deadline).is_ok() {}
+        assert_eq!(receive.try_recv(), Err(TryRecvError::Disconnected));
     }
 }
