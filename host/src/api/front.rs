@@ -1,4 +1,4 @@
-//! The HTTP interface from the moment the server listens. While the store is loaded, `/livez` responds 200 and every other
+//! The HTTP interface of a server that listens. While the store is loaded, `/livez` responds 200 and every other
 //! request gets 503 with the progress. Afterwards requests go to the [`Api`].
 
 use std::fmt::{self, Display, Formatter};

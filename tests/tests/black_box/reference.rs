@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, bytes, conflict, dead_links, description, markdown, ttl, workspace};
 
-pub(crate) const COMMANDS: [&str; 18] = [
+pub(crate) const COMMANDS: [&str; 20] = [
     "",
     "serve",
     "get",
@@ -22,6 +22,8 @@ pub(crate) const COMMANDS: [&str; 18] = [
     "ls",
     "watch",
     "batch",
+    "health",
+    "top",
     "check",
     "repair",
     "export",
