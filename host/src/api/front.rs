@@ -11,7 +11,7 @@ use super::{Api, Authorizer, Ending, Reload, RoutedRequest, health};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::Engine;
 
-/// What the interface has before the store is loaded.
+/// The parts of the interface that exist before the store is loaded.
 #[derive(Clone)]
 pub(super) struct Base {
     pub(super) auth: Arc<Authorizer>,

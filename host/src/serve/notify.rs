@@ -1,5 +1,4 @@
-//! What the service manager learns of a server at intervals: that a long start or stop makes progress, and that the HTTP engine
-//! responds.
+//! Notifications of the service manager at intervals: a long start or stop makes progress; the HTTP engine responds.
 
 use std::convert::Infallible;
 use std::io;

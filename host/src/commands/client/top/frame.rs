@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 
 use super::sample::{Plugin, Quantile, Rates, Sample};
 
-/// What a frame shows.
+/// The content of a frame.
 pub(super) enum State<'a> {
     /// A sample, and the one before it.
     Reached { now: &'a Sample, before: Option<&'a Sample> },
