@@ -1,4 +1,4 @@
-//! The HTTP interface from the moment the server listens. While the store is loaded, `/livez` responds 200 and every other
+//! The HTTP interface of a server that listens. While the store is loaded, `/livez` responds 200 and every other
 //! request gets 503 with the progress. Afterwards requests go to the [`Api`].
 
 use std::fmt::{self, Display, Formatter};
@@ -11,7 +11,7 @@ use super::{Api, Authorizer, Ending, Reload, RoutedRequest, health};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::Engine;
 
-/// What the interface has before the store is loaded.
+/// The parts of the interface that exist before the store is loaded.
 #[derive(Clone)]
 pub(super) struct Base {
     pub(super) auth: Arc<Authorizer>,

@@ -1,5 +1,4 @@
-//! What the service manager learns of a server at intervals: that a long start or stop makes progress, and that the HTTP engine
-//! responds.
+//! Notifications of the service manager at intervals: a long start or stop makes progress; the HTTP engine responds.
 
 use std::convert::Infallible;
 use std::io;
@@ -95,6 +94,8 @@ impl StoppingNotice {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::TryRecvError;
+
     use super::*;
 
     #[test]
@@ -111,6 +112,8 @@ mod tests {
         let repeated = repeated.expect("a thread can be started");
         assert_eq!((receive.recv(), receive.recv()), (Ok(()), Ok(())));
         drop(repeated);
-        while receive.recv().is_ok() {}
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while receive.recv_deadline(deadline).is_ok() {}
+        assert_eq!(receive.try_recv(), Err(TryRecvError::Disconnected));
     }
 }

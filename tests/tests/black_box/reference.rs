@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, bytes, conflict, dead_links, description, markdown, ttl, workspace};
 
-pub(crate) const COMMANDS: [&str; 21] = [
+pub(crate) const COMMANDS: [&str; 23] = [
     "",
     "serve",
     "get",
@@ -25,6 +25,8 @@ pub(crate) const COMMANDS: [&str; 21] = [
     "batch",
     "backup",
     "restore",
+    "health",
+    "top",
     "check",
     "repair",
     "export",

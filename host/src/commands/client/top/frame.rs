@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 
 use super::sample::{Plugin, Quantile, Rates, Sample};
 
-/// What a frame shows.
+/// The content of a frame.
 pub(super) enum State<'a> {
     /// A sample, and the one before it.
     Reached { now: &'a Sample, before: Option<&'a Sample> },
@@ -154,9 +154,14 @@ mod tests {
 
     #[test]
     fn durations_have_a_fitting_unit() {
-        for (nanoseconds, text) in
-            [(0, "0.0 ns"), (450, "450 ns"), (4_500, "4.5 us"), (12_300_000, "12 ms"), (2_000_000_000, "2.0 s")]
-        {
+        for (nanoseconds, text) in [
+            (0, "0.0 ns"),
+            (450, "450 ns"),
+            (7_000, "7.0 us"),
+            (2_000_000, "2.0 ms"),
+            (12_300_000, "12 ms"),
+            (2_000_000_000, "2.0 s"),
+        ] {
             assert_eq!(duration(Duration::from_nanos(nanoseconds)), text);
         }
         assert_eq!(quantile(Some(Quantile::Over(Duration::from_secs(1)))), ">1.0 s");

@@ -75,7 +75,7 @@ fn print_once(server: &Server, interval: Duration) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads a sample in every interval, until nobody receives it.
+/// Reads a sample in every interval, until its receiver is dropped.
 fn sample(server: &Server, interval: Duration, send: &Sender<Reading>) {
     loop {
         let began = Instant::now();

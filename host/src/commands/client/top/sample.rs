@@ -53,7 +53,7 @@ struct Counts {
     buckets: Vec<(f64, f64)>,
 }
 
-/// What happened between two samples.
+/// The activity between two samples.
 pub(super) struct Rates {
     pub(super) per_second: f64,
     pub(super) failed_per_second: f64,

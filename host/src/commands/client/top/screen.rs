@@ -17,7 +17,7 @@ use super::frame::cut;
 /// A terminal that shows frames.
 pub(super) struct Screen(io::Stdout);
 
-/// What the operator wants.
+/// The request of the operator, by a key or by the terminal.
 #[derive(PartialEq, Eq)]
 pub(super) enum Wish {
     Quit,
