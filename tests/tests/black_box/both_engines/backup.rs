@@ -70,6 +70,15 @@ fn state_at(history: &[Recorded], revision: u64) -> BTreeMap<String, (u64, Strin
     state
 }
 
+/// Ends the writers, also when the test fails.
+struct EndWriters<'a>(&'a AtomicBool);
+
+impl Drop for EndWriters<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes to a few keys until the flag is set, by one connection.
 fn write_until(server: &Server, writer: usize, stop: &AtomicBool) {
     let mut wire = server.wire();
@@ -95,6 +104,7 @@ fn every_backup_under_16_writers_is_the_state_at_its_revision() {
     let mut watching = server.watch("values", "");
     let history = thread::scope(|scope| {
         let stop = &stop;
+        let writers = EndWriters(stop);
         for writer in 0..16 {
             let server = &server;
             scope.spawn(move || write_until(server, writer, stop));
@@ -115,7 +125,7 @@ fn every_backup_under_16_writers_is_the_state_at_its_revision() {
             let since = format!("full-{round}");
             backup(&setup, &server, ["--since", &since, &format!("changes-{round}")]).expect(0);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(writers);
         server.put("last", "1").expect(200);
         recorder.join().expect("it records")
     });
@@ -342,6 +352,7 @@ fn check_and_export_read_a_prefix_of_the_history_beside_a_server() {
     let (stop, mut found) = (AtomicBool::new(false), Vec::new());
     let history = thread::scope(|scope| {
         let (server, stop) = (&server, &stop);
+        let writers = EndWriters(stop);
         (0..4).for_each(|writer| drop(scope.spawn(move || write_until(server, writer, stop))));
         let recorder = scope.spawn(move || {
             let mut history: Vec<Recorded> = Vec::new();
@@ -358,7 +369,7 @@ fn check_and_export_read_a_prefix_of_the_history_beside_a_server() {
                 setup.run(["check", "store.vkog"]).expect(0);
             }
         });
-        stop.store(true, Ordering::Relaxed);
+        drop(writers);
         server.put("last", "1").expect(200);
         recorder.join().expect("it records")
     });
