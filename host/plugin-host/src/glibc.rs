@@ -44,7 +44,7 @@ impl GlibcVersion {
             while let Some(version) = versions.next().ok()? {
                 // The linker loads a library without its weak versions.
                 if version.vna_flags.get(endian) & VER_FLG_WEAK != VER_FLG_WEAK {
-                    let name = str::from_utf8(version.name(endian, strings).ok()?).ok()?;
+                    let name = std::str::from_utf8(version.name(endian, strings).ok()?).ok()?;
                     newest = newest.max(name.strip_prefix("GLIBC_").and_then(Self::parse));
                 }
             }

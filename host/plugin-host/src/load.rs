@@ -130,10 +130,9 @@ impl Library {
         settings::check_file_name(settings, path, verified.sha256())?;
         preflight::check(verified.bytes())?;
         let glibc = preflight::needed_glibc(verified.bytes());
-        if let (Some(needed), Some(ours)) = (glibc, GlibcVersion::of_process())
-            && needed > ours
-        {
-            return Err(LoadFault::NewerGlibc { needed, ours });
+        match (glibc, GlibcVersion::of_process()) {
+            (Some(needed), Some(ours)) if needed > ours => return Err(LoadFault::NewerGlibc { needed, ours }),
+            _ => {}
         }
         let header = open_copy(verified)?;
         let (module, api_version) = root_module(header)?;

@@ -226,12 +226,11 @@ fn image_root(setup: &Setup) -> PathBuf {
         fs::create_dir_all(root.join(folder.trim_start_matches('/')).parent().expect("a folder")).expect("made");
         said(Command::new("sh").args(["-c", &format!("{options} \"$0\"")]).arg(root.join(&folder[1..])));
     }
-    for library in said(Command::new("ldd").arg(root.join("usr/local/bin/vkog"))).split_whitespace() {
-        if library.starts_with('/') {
-            let to = root.join(&library[1..]);
-            fs::create_dir_all(to.parent().expect("it is below the root")).expect("a folder can be made");
-            fs::copy(library, to).expect("a library can be copied");
-        }
+    let libraries = said(Command::new("ldd").arg(root.join("usr/local/bin/vkog")));
+    for library in libraries.split_whitespace().filter_map(|word| word.strip_prefix('/')) {
+        let to = root.join(library);
+        fs::create_dir_all(to.parent().expect("it is below the root")).expect("a folder can be made");
+        fs::copy(Path::new("/").join(library), to).expect("a library can be copied");
     }
     root
 }

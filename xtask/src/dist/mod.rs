@@ -20,6 +20,9 @@ use archive::Packed;
 /// The version of the release.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The software bill of materials in the folder of a release.
+const BILL: &str = "vkog.cdx.json";
+
 /// The folders in `dist` that operators deploy with. They have the same path in the release, so that links to them work.
 const DEPLOYED: [&str; 3] = ["dist/grafana", "dist/kubernetes", "dist/prometheus"];
 
@@ -69,20 +72,37 @@ const FRONT_PAGE: &str = r#"<!DOCTYPE html>
 pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let native = native()?;
-    let target = target.as_deref();
-    let triple = target.unwrap_or(&native);
-    let name = format!("vkog-{VERSION}-{triple}");
-    let folder = Path::new("target/dist").join(&name);
+    let triple = target.as_deref().unwrap_or(&native);
+    let folder = Path::new("target/dist").join(format!("vkog-{VERSION}-{triple}"));
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
     let packages: Vec<&str> = PLUGINS.into_iter().chain(["vkog"]).collect();
-    for artifact in build::build(&packages, profile, target)? {
+    for artifact in build::build(&packages, profile, target.as_deref())? {
         let below = if artifact.package == "vkog" { "" } else { "plugins" };
         copy(&artifact.file, &folder.join(below))?;
     }
+    copy_documents(&folder)?;
+    if triple.contains("linux") {
+        for unit in ["dist/vkog.service", "dist/vkog.socket"] {
+            copy(unit.as_ref(), &folder.join("systemd"))?;
+        }
+    }
+    generate(&folder, triple == native)?;
+    document(&folder.join("api"))?;
+    fs::write(folder.join(BILL), format!("{:#}\n", sbom::sbom(&packages, triple)?))?;
+
+    println!("{}", folder.display());
+    for file in pack(&folder, triple)? {
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
+/// Copies the files of the release that are neither built nor generated.
+fn copy_documents(folder: &Path) -> Result<()> {
     for document in DOCUMENTS {
-        copy(document.as_ref(), &folder)?;
+        copy(document.as_ref(), folder)?;
     }
     for tree in std::iter::once("docs").chain(DEPLOYED) {
         copy_tree(tree.as_ref(), &folder.join(tree))?;
@@ -95,36 +115,28 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
             }
         }
     }
-    if triple.contains("linux") {
-        for unit in ["dist/vkog.service", "dist/vkog.socket"] {
-            copy(unit.as_ref(), &folder.join("systemd"))?;
-        }
-    }
-    generate(&folder, triple == native)?;
-    document(&folder.join("api"))?;
+    Ok(())
+}
 
-    let bill = format!("{:#}\n", sbom::sbom(&packages, triple)?);
-    fs::write(folder.join("vkog.cdx.json"), &bill)?;
-
-    let file = |end: &str| folder.with_file_name(format!("{name}{end}"));
-    let mut files = vec![file(".cdx.json")];
-    fs::write(&files[0], bill)?;
-    let program = if triple.contains("windows") { "vkog.exe" } else { "vkog" };
-    let packed = Packed { folder: &folder, prefix: &name, programs: &[program] };
-    if triple.contains("windows") {
-        files.push(file(".zip"));
+/// Makes the files of a release from its folder, beside it. Returns their paths.
+fn pack(folder: &Path, triple: &str) -> Result<Vec<PathBuf>> {
+    let name = format!("vkog-{VERSION}-{triple}");
+    let beside = |end: &str| folder.with_file_name(format!("{name}{end}"));
+    let mut files = vec![beside(".cdx.json")];
+    fs::copy(folder.join(BILL), &files[0])?;
+    let is_windows = triple.contains("windows");
+    let program = if is_windows { "vkog.exe" } else { "vkog" };
+    let packed = Packed { folder, prefix: &name, programs: &[program] };
+    if is_windows {
+        files.push(beside(".zip"));
         archive::zip(&packed, File::create(&files[1])?)?;
     } else {
-        files.push(file(".tar.gz"));
+        files.push(beside(".tar.gz"));
         archive::tar_gz(&packed, epoch()?, File::create(&files[1])?)?;
-        files.extend(deb::deb(&folder, triple)?);
+        files.extend(deb::deb(folder, triple)?);
     }
     files.push(checksums(folder.parent().ok_or("target/dist is a folder")?)?);
-    println!("{}", folder.display());
-    for file in files {
-        println!("{}", file.display());
-    }
-    Ok(())
+    Ok(files)
 }
 
 /// Writes the checksums of all files of this version, also those of other targets, as `sha256sum --check` reads them.
