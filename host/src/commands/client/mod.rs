@@ -21,7 +21,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
 use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
 use self::error::{ClientError, RequestError, ValueError};
@@ -53,6 +53,14 @@ pub struct Remote {
     /// Trust only the certificates in this file (PEM) [default: public authorities]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
+
+    /// Show this client certificate, followed by its chain (PEM); needs --key
+    #[arg(long, value_name = "FILE", env = "VKOG_CERT", hide_env = true, requires = "cert_key")]
+    cert: Option<PathBuf>,
+
+    /// Read the private key of the client certificate from this file (PEM); needs --cert
+    #[arg(long = "key", value_name = "FILE", env = "VKOG_KEY", hide_env = true, requires = "cert")]
+    cert_key: Option<PathBuf>,
 
     /// Send this header; can be repeated
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
@@ -149,7 +157,7 @@ impl Server {
 
     /// Sets the timeout of reading each part of a response.
     fn with_read_timeout(remote: Remote, timeout: Option<Duration>) -> Result<Self, ClientError> {
-        let Remote { url, token, token_file, cacert, header: mut headers } = remote;
+        let Remote { url, token, token_file, cacert, cert, cert_key, header: mut headers } = remote;
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
         };
@@ -169,21 +177,23 @@ impl Server {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_write(Some(WRITE_TIMEOUT))
             .timeout_per_read(timeout);
-        let config = match &cacert {
-            None => config,
-            Some(path) => {
-                let pem = read(path)?;
-                let certificate = |item| match item {
-                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                    _ => None,
-                };
-                let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
-                if trusted.is_empty() {
-                    return Err(ClientError::NoCertificate(path.clone()));
-                }
-                config.tls_config(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
-            }
+        let certificates = |path: &PathBuf| {
+            let certificate = |item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            };
+            let found: Vec<_> = parse_pem(&read(path)?).filter_map(certificate).collect();
+            if found.is_empty() { Err(ClientError::NoCertificate(path.clone())) } else { Ok(found) }
         };
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = &cacert {
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(certificates(path)?)));
+        }
+        if let (Some(cert), Some(key)) = (&cert, &cert_key) {
+            let private = PrivateKey::from_pem(&read(key)?).map_err(|_| ClientError::NoKey(key.clone()))?;
+            tls = tls.client_cert(Some(ClientCert::new_with_certs(&certificates(cert)?, private)));
+        }
+        let config = config.tls_config(tls.build());
         let agent = match &url {
             Url::Web(_) => connect::to_the_web(config.build()),
             #[cfg(unix)]
