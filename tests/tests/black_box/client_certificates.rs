@@ -116,7 +116,7 @@ fn the_names_in_a_certificate_have_the_permissions_of_the_configuration() {
         parameters.subject_alt_names.push(SanType::DnsName(text("other.example")));
         parameters.subject_alt_names.push(SanType::DnsName(text("reader.example")));
     });
-    let nobody = secured.authority.named("reader.example.org");
+    let stranger = secured.authority.named("reader.example.org");
     let requests = ["PUT /k/a/k", "PUT /k/k", "GET /k/a/k", "GET /keys", "POST /plugins/reload"];
     for (name, client, expected) in [
         ("operator", &operator, [200, 200, 200, 200, 200]),
@@ -124,19 +124,19 @@ fn the_names_in_a_certificate_have_the_permissions_of_the_configuration() {
         ("writer", &writer, [200, 403, 200, 403, 403]),
         ("importer", &importer, [200, 200, 200, 200, 403]),
         ("several names", &several, [403, 403, 200, 200, 403]),
-        ("nobody", &nobody, [403, 403, 403, 403, 403]),
+        ("stranger", &stranger, [403, 403, 403, 403, 403]),
     ] {
         let found = requests.map(|line| secured.status(Some(client), line, ""));
         assert_eq!(found, expected, "{name}\n{}", secured.server.log());
     }
-    let reply = secured.ask(Some(&nobody), "GET /keys", "").expect("it is answered");
+    let reply = secured.ask(Some(&stranger), "GET /keys", "").expect("the server responds");
     let fact = "the certificate is for \"reader.example.org\", and [[access.tokens]] names none of it";
     assert!(reply.contains(&format!("Not allowed: {fact}")), "{reply}");
-    let reply = secured.ask(Some(&reader), "PUT /k/k", "").expect("it is answered");
+    let reply = secured.ask(Some(&reader), "PUT /k/k", "").expect("the server responds");
     assert!(reply.contains("the token \"reader\" does not have this right: it may read"), "{reply}");
     secured.server.logs(&["refused GET /keys", "reader.example.org"]);
     // These need neither.
-    assert_eq!(secured.status(Some(&nobody), "GET /livez", ""), 200);
+    assert_eq!(secured.status(Some(&stranger), "GET /livez", ""), 200);
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn an_optional_certificate_replaces_a_token_and_a_token_takes_precedence() {
         let found = ["PUT /k/k", "GET /k/k"].map(|line| secured.status(client, line, fields));
         assert_eq!(found, expected, "{fields:?} with a certificate: {}", client.is_some());
     }
-    let reply = secured.ask(None, "GET /k/k", "").expect("it is answered");
+    let reply = secured.ask(None, "GET /k/k", "").expect("the server responds");
     assert!(
         reply.contains("Send a token in the header Authorization: Bearer TOKEN, or a client certificate"),
         "{reply}"
@@ -234,7 +234,7 @@ fn a_certificate_is_valid_for_every_request_of_an_http_2_connection_and_for_tick
         assert!(reply.contains(&format!("\0\0\x01\0\x01\0\0\0{number}v")), "{}", reply.escape_debug());
     }
     // A ticket stands for the certificate on a connection without one.
-    let reply = secured.ask(Some(&importer), "POST /watch/tickets", "").expect("it is answered");
+    let reply = secured.ask(Some(&importer), "POST /watch/tickets", "").expect("the server responds");
     let ticket = reply.split("\"ticket\": \"").nth(1).and_then(|rest| rest.split('"').next());
     let ticket = ticket.unwrap_or_else(|| panic!("no ticket in {reply}"));
     let mut stream = secured.connect(None).expect("it listens");
