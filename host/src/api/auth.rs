@@ -27,7 +27,7 @@ pub(super) enum Scope<'a> {
     All,
 }
 
-/// What a client has shown, whether the configuration knows it or not.
+/// The token or certificate of a client, whether the configuration knows it or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Credential {
     /// Neither a token nor a certificate, or several tokens.
@@ -82,7 +82,7 @@ impl Authorizer {
         Grant::of(head, &auth.cors)
     }
 
-    /// Returns what a client that reads has shown. If no token is required, all clients share one, because they could send any
+    /// Returns the token or certificate of a client that reads. If no token is required, all clients share one, because they could send any
     /// number of different tokens.
     pub(super) fn reader(&self, head: &RequestHead) -> Credential {
         if self.is_open() { Credential::None } else { Credential::of(head) }

@@ -54,7 +54,7 @@ impl Permission {
 pub struct Token {
     /// The name for the log and for responses.
     pub name: String,
-    /// What its sender has.
+    /// The proof that its sender shows.
     pub proof: Proof,
     /// The permission of its sender.
     pub permission: Permission,
@@ -62,7 +62,7 @@ pub struct Token {
     pub prefix: String,
 }
 
-/// What a client has to show.
+/// The proof that a client shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// A secret with this SHA-256.
