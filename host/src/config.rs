@@ -14,11 +14,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::http::{TlsFiles, default_limit};
+use crate::http::{ClientFiles, TlsFiles, default_limit};
 use vkog_plugin_host::Source;
 use vkog_store::{Fsync, VALUE_MAX};
 
-pub use auth::{Auth, Permission, Token};
+pub use auth::{Auth, Permission, Proof, Token};
 pub use cors::{CorsOrigin, NotAnOrigin};
 pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, Mistake, ProxyError, ValueError};
 pub use file::File;
@@ -141,6 +141,24 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_KEY", hide_env = true)]
     pub tls_key: Option<PathBuf>,
 
+    /// Accept client certificates that an authority in this file has signed (PEM)
+    #[arg(long, value_name = "FILE", env = "VKOG_TLS_CLIENT_CA", hide_env = true)]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Reject the client certificates that these lists revoke (PEM)
+    #[arg(long, value_name = "FILE", env = "VKOG_TLS_CLIENT_CRL", hide_env = true)]
+    pub tls_client_crl: Option<PathBuf>,
+
+    /// Require a client certificate for each TLS connection, or accept connections without one [default: required]
+    #[arg(
+        long,
+        value_name = "required|optional",
+        env = "VKOG_TLS_CLIENT_AUTH",
+        hide_env = true,
+        hide_possible_values = true
+    )]
+    pub tls_client_auth: Option<ClientAuth>,
+
     /// Sync the log to disk before every response, at this interval, or never [default: always]
     #[arg(long, value_name = "always|DURATION|never", env = "VKOG_FSYNC", hide_env = true, value_parser = fsync)]
     #[serde(deserialize_with = "fsync_from_text")]
@@ -257,6 +275,13 @@ impl Config {
         }
         let http = given.http.or(written.http).unwrap_or(Http::Auto);
         let tls = tls(given.tls_cert.or(written.tls_cert), given.tls_key.or(written.tls_key), http, &listen)?;
+        let client_auth = given.tls_client_auth.or(written.tls_client_auth);
+        let (ca, crl) =
+            (given.tls_client_ca.or(written.tls_client_ca), given.tls_client_crl.or(written.tls_client_crl));
+        let tls = with_clients(tls, ca, crl, client_auth)?;
+        if auth.has_certificates() && tls.as_ref().is_none_or(|tls| tls.clients.is_none()) {
+            return Err(conflict("certificate in [[access.tokens]]", Conflict::NoClientCa));
+        }
         let auth = Auth {
             open: given.open || written.open,
             allowed_hosts: given.allowed_hosts.or(written.allowed_hosts).unwrap_or_default(),
@@ -326,8 +351,37 @@ fn tls(
         _ if !listen.is_empty() && !listen.iter().any(Listen::may_speak_tls) => {
             Err(conflict("--tls-cert", Conflict::UnusedTls))
         }
-        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, clients: None })),
     }
+}
+
+/// Adds the authorities of client certificates to the files of TLS.
+fn with_clients(
+    tls: Option<TlsFiles>,
+    authorities: Option<PathBuf>,
+    revoked: Option<PathBuf>,
+    auth: Option<ClientAuth>,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    let Some(authorities) = authorities else {
+        return match (revoked, auth) {
+            (Some(_), _) => Err(conflict("--tls-client-crl", Conflict::NoClientCa)),
+            (None, Some(_)) => Err(conflict("--tls-client-auth", Conflict::NoClientCa)),
+            (None, None) => Ok(tls),
+        };
+    };
+    let Some(tls) = tls else { return Err(conflict("--tls-client-ca", Conflict::ClientCaWithoutTls)) };
+    let is_required = auth != Some(ClientAuth::Optional);
+    Ok(Some(TlsFiles { clients: Some(ClientFiles { authorities, revoked, is_required }), ..tls }))
+}
+
+/// Whether a TLS connection needs a client certificate.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// A connection without one is rejected.
+    Required,
+    /// A connection without one is accepted; its requests need tokens.
+    Optional,
 }
 
 fn conflict(option: &'static str, conflict: Conflict) -> ConfigError {
@@ -372,7 +426,7 @@ mod tests {
     fn tls_requires_both_files_and_an_engine_with_tls() {
         let config = |text: &str| Config::new(Options::default(), File::parse(text).expect("valid"));
         let both = "tls-cert = \"c\"\ntls-key = \"k\"\n";
-        let files = TlsFiles { certificate: "c".into(), key: "k".into() };
+        let files = TlsFiles { certificate: "c".into(), key: "k".into(), clients: None };
         assert_eq!(config(both).expect("consistent").tls, Some(files));
         for (text, words) in [
             ("tls-cert = \"c\"".to_owned(), "--tls-key is missing"),
@@ -381,6 +435,13 @@ mod tests {
             (format!("{both}listen = \"unix:s\""), "Unix socket"),
             (format!("{both}listen = [\"http://127.0.0.1:1\", \"unix:s\"]"), "http://"),
             ("listen = \"https://127.0.0.1:1\"".to_owned(), "--tls-cert"),
+            ("tls-client-ca = \"a\"".to_owned(), "--tls-cert"),
+            (format!("{both}tls-client-auth = \"optional\""), "--tls-client-ca"),
+            (format!("{both}tls-client-crl = \"r\""), "--tls-client-ca"),
+            (
+                format!("{both}[[access.tokens]]\nname = \"a\"\ncertificate = \"c\"\nright = \"read\""),
+                "--tls-client-ca",
+            ),
         ] {
             let error = config(&text).expect_err(&text).to_string();
             assert!(error.contains(words), "{error}");

@@ -104,7 +104,7 @@ fn make() -> Result<Faults, String> {
         &folder.join("api-1.4.1"),
         &[
             ("Cargo.toml", r#"version = "1.4.0""#, r#"version = "1.4.1""#),
-            ("src/abi.rs", "pub reserved: u64,\n    /// The host's own", "pub reserved: i64,\n    /// The host's own"),
+            ("src/abi.rs", "pub flags: u32,\n    /// The revision", "pub flags: i32,\n    /// The revision"),
         ],
     );
     copy_api(

@@ -37,7 +37,7 @@ pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_f
 pub use background::with_background;
 pub use barrier::Barrier;
 pub use browser::{Browser, Tab};
-pub use certificate::Certificate;
+pub use certificate::{Authority, Certificate, ClientCertificate};
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;

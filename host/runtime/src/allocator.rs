@@ -10,7 +10,7 @@ pub fn return_large_allocations() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const LARGE: libc::c_int = 1 << 20;
-        // The other threshold follows the first one unless it is set: free memory at the end of a heap up to this size is kept.
+        // The other threshold follows the first one unless it is set: free memory at the end of a heap up to this size stays in the process.
         for (parameter, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, 2 * LARGE)] {
             // SAFETY: the call changes a number of the allocator.
             if unsafe { libc::mallopt(parameter, value) } == 0 {

@@ -1,4 +1,4 @@
-//! Authentication by token and authorization of each request.
+//! Authentication by token or client certificate, and authorization of each request.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use super::access_log::{METHODS, logged_path};
 use super::cors::Grant;
 use super::origin;
 use super::problem::{ErrorFormat, Problem};
-use crate::config::{Auth, Permission, Token};
-use crate::http::{RequestHead, Response};
+use crate::config::{Auth, Permission, Proof, Token};
+use crate::http::{CertificateNames, RequestHead, Response};
 use vkog_engine::host_refusal;
 use vkog_plugin_host::Refusal;
 use vkog_plugin_host::Sha256;
@@ -27,19 +27,30 @@ pub(super) enum Scope<'a> {
     All,
 }
 
-/// The SHA-256 of the token that a client has sent, known or not. A client that has sent no token, or several, has none.
-/// Comparing hashes takes the same time for every token.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) struct Credential(Option<Sha256>);
+/// The token or certificate of a client, whether the configuration knows it or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Credential {
+    /// Neither a token nor a certificate, or several tokens.
+    None,
+    /// The SHA-256 of a token. Comparing hashes takes the same time for every token.
+    Token(Sha256),
+    /// A verified certificate with these names.
+    Certificate(CertificateNames),
+}
 
 impl Credential {
-    /// Returns the token in the header of a request. A request with two tokens has none.
+    /// Returns the token in the header of a request, or else the certificate of its connection. A request with two tokens has
+    /// neither.
     pub(super) fn of(head: &RequestHead) -> Self {
         let mut all = head.headers.all("authorization");
-        let (Some(authorization), None) = (all.next(), all.next()) else { return Self(None) };
+        let authorization = match (all.next(), all.next()) {
+            (None, _) => return head.certificate.as_ref().map_or(Self::None, |names| Self::Certificate(names.clone())),
+            (Some(authorization), None) => authorization,
+            _ => return Self::None,
+        };
         let token = authorization.split_at_checked("Bearer ".len());
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
-        Self(token.map(|(_, token)| Sha256::of(token.trim_ascii())))
+        token.map_or(Self::None, |(_, token)| Self::Token(Sha256::of(token.trim_ascii())))
     }
 }
 
@@ -85,18 +96,19 @@ impl Rules {
         Grant::of(head, &self.0.cors)
     }
 
-    /// Returns the token of a client that reads. If no token is required, all clients share one, because they could send any
+    /// Returns the token or certificate of a client that reads. If no token is required, all clients share one, because they could send any
     /// number of different tokens.
     pub(super) fn reader(&self, head: &RequestHead) -> Credential {
-        if self.is_open() { Credential(None) } else { Credential::of(head) }
+        if self.is_open() { Credential::None } else { Credential::of(head) }
     }
 
-    /// Checks that the sender of a request has a permission. Where no token is needed, it checks that no page of another site
-    /// sent the request.
+    /// Checks that the sender of a request has a permission. Where no token is needed, or where a certificate replaces it, it
+    /// checks that no page of another site sent the request: a browser sends the certificate with those too.
     ///
     /// # Errors
     ///
-    /// The response for a sender without the permission: 401 without a known token, 403 with a token that lacks it.
+    /// The response for a sender without the permission: 401 without a known token, 403 with a token or certificate that lacks
+    /// it.
     pub(super) fn check(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> Result<(), Response> {
         let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
         self.check_all(head, [(permission, scope)]).map_err(refuse)
@@ -110,12 +122,12 @@ impl Rules {
     pub(super) fn check_as(
         &self,
         head: &RequestHead,
-        credential: Credential,
+        credential: &Credential,
         permission: Permission,
         scope: Scope<'_>,
     ) -> Result<(), Response> {
         let refuse = |(_, refusal)| Problem::of(refusal).reply(ErrorFormat::of(head));
-        self.check_each(head, || credential, [(permission, scope)]).map_err(refuse)
+        self.check_each(head, || credential.clone(), [(permission, scope)]).map_err(refuse)
     }
 
     /// Checks several permissions of the sender of a request.
@@ -147,36 +159,43 @@ impl Rules {
                 }
                 continue;
             }
-            let client = *client.get_or_insert_with(|| auth.client(credential()));
+            let client = client.get_or_insert_with(|| auth.client(credential()));
             auth.check(head, client, permission, scope).map_err(|refusal| (index, refusal))?;
         }
         Ok(())
     }
 }
 
-/// The client of a request, by its token.
-#[derive(Copy, Clone)]
+/// The client of a request, by its token or certificate.
 enum Client<'a> {
-    /// No token.
+    /// Neither of them.
     Anonymous,
     /// A token that the configuration does not have.
     Unknown,
+    /// A certificate none of whose names the configuration has.
+    Unnamed(CertificateNames),
     Known(&'a Token),
 }
 
 impl Auth {
-    fn client(&self, Credential(sent): Credential) -> Client<'_> {
-        match sent.map(|sent| self.tokens.iter().find(|token| token.sha256 == sent)) {
-            None => Client::Anonymous,
-            Some(None) => Client::Unknown,
-            Some(Some(token)) => Client::Known(token),
+    fn client(&self, credential: Credential) -> Client<'_> {
+        let find = |shows: &dyn Fn(&Proof) -> bool| self.tokens.iter().find(|token| shows(&token.proof));
+        match credential {
+            Credential::None => Client::Anonymous,
+            Credential::Token(sha256) => {
+                find(&|proof| *proof == Proof::Secret(sha256)).map_or(Client::Unknown, Client::Known)
+            }
+            Credential::Certificate(names) => {
+                let is_named = |proof: &Proof| matches!(proof, Proof::Certificate(name) if names.contains(name));
+                find(&is_named).map_or_else(|| Client::Unnamed(Arc::clone(&names)), Client::Known)
+            }
         }
     }
 
     fn check(
         &self,
         head: &RequestHead,
-        client: Client<'_>,
+        client: &Client<'_>,
         permission: Permission,
         scope: Scope<'_>,
     ) -> Result<(), Refusal> {
@@ -184,6 +203,7 @@ impl Auth {
         if let Client::Anonymous = client {
             return Err(unauthorized(match head.headers.all("authorization").count() {
                 0 if permission == Permission::Admin && is_off() => ADMINISTRATION_IS_OFF,
+                0 if self.has_certificates() => NO_TOKEN_OR_CERTIFICATE,
                 0 => NO_TOKEN,
                 1 => UNKNOWN_TOKEN,
                 _ => TWO_TOKENS,
@@ -198,9 +218,14 @@ impl Auth {
                 return Err(host_refusal(403, format!("Administration from other machines is off; {way_out}")));
             }
         }
-        let Client::Known(token) = client else {
-            return Err(unauthorized(UNKNOWN_TOKEN));
+        let token = match client {
+            Client::Known(token) => token,
+            Client::Unnamed(names) => return Err(unnamed(head, names)),
+            Client::Anonymous | Client::Unknown => return Err(unauthorized(UNKNOWN_TOKEN)),
         };
+        if let Proof::Certificate(_) = token.proof {
+            origin::check_site(head, self)?;
+        }
         if token.permission < permission || !scope.is_within(&token.prefix) {
             let fact = format!("{} does not have this right: it may {}", shown(token), may(token));
             tracing::warn!(
@@ -228,6 +253,7 @@ impl Auth {
 const ADMINISTRATION_IS_OFF: &str =
     "Administration is off; add a token with right = \"admin\" to [[access.tokens]] of the configuration";
 const NO_TOKEN: &str = "Send a token in the header Authorization: Bearer TOKEN";
+const NO_TOKEN_OR_CERTIFICATE: &str = "Send a token in the header Authorization: Bearer TOKEN, or a client certificate";
 const UNKNOWN_TOKEN: &str = "Unknown token; send one of [[access.tokens]] in the header Authorization: Bearer TOKEN";
 const TWO_TOKENS: &str = "Two tokens; send one in the header Authorization: Bearer TOKEN";
 
@@ -236,6 +262,23 @@ pub(super) fn unauthorized(fact: &str) -> Refusal {
     let mut refusal = host_refusal(401, fact);
     refusal.headers.push(("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned()));
     refusal
+}
+
+/// The refusal of a client whose certificate is valid and has no permission.
+fn unnamed(head: &RequestHead, names: &[String]) -> Refusal {
+    let names = match names {
+        [] => "has no name".to_owned(),
+        names => format!("is for {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")),
+    };
+    let fact = format!("the certificate {names}, and [[access.tokens]] names none of it");
+    tracing::warn!(
+        request = head.id(),
+        client = head.client_text(),
+        "refused {} {}: {fact}",
+        METHODS[head.method as usize],
+        head.path()
+    );
+    host_refusal(403, format!("Not allowed: {fact}"))
 }
 
 impl Scope<'_> {
@@ -277,7 +320,7 @@ mod tests {
     fn authorizer(remote_admin: bool) -> Authorizer {
         let token = |name: &str, permission, prefix: &str| Token {
             name: name.to_owned(),
-            sha256: Sha256::of(name.as_bytes()),
+            proof: Proof::Secret(Sha256::of(name.as_bytes())),
             permission,
             prefix: prefix.to_owned(),
         };

@@ -201,14 +201,14 @@ impl Api {
                 let (ticket, prefix) = (subscription.ticket.as_deref(), subscription.prefix());
                 let credential = self.tickets.credential(head, ticket, prefix);
                 let credential = credential.map_err(|refusal| Problem::of(refusal).reply(format()))?;
-                rules.check_as(head, credential, Permission::Read, Scope::Prefix(prefix))?;
+                rules.check_as(head, &credential, Permission::Read, Scope::Prefix(prefix))?;
                 let query = query::without(query, watch::TICKET);
                 Ok(Route::Watch { subscription, credential, query })
             }
             "/watch/tickets" => {
                 let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
                 let credential = rules.reader(head);
-                rules.check_as(head, credential, Permission::Read, Scope::Prefix(&prefix))?;
+                rules.check_as(head, &credential, Permission::Read, Scope::Prefix(&prefix))?;
                 Err(self.tickets.issue(credential, prefix, format()))
             }
             "/export" => {

@@ -66,30 +66,53 @@ fn is_usual_local(host: &[u8]) -> bool {
     }
 }
 
-/// Checks that no web page of another site sent a request that needs no token. Programs other than browsers send
-/// neither `Origin` nor `Sec-Fetch-Site`.
+/// Returns the field `Host`, or nothing if there is none.
+fn host_field(head: &RequestHead) -> &str {
+    head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default()
+}
+
+/// Returns the name of the server in a request. The authority of an absolute target takes precedence over `Host` (RFC 9112,
+/// section 3.2.2).
+fn host(head: &RequestHead) -> &str {
+    head.authority().unwrap_or_else(|| host_field(head))
+}
+
+fn is_allowed(authority: &str, auth: &Auth) -> bool {
+    auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority))
+}
+
+/// Checks that no web page of another site sent a request that needs no token.
 ///
 /// # Errors
 ///
 /// 421 if `Host` is not a name of this server: once such a name resolves to this machine, a browser takes the request for one
 /// of the page's own origin (DNS rebinding). 403 for a request of another site.
 pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
-    let field = head.headers.get("host").and_then(|host| str::from_utf8(host).ok()).unwrap_or_default();
-    // The authority of an absolute target takes precedence over Host (RFC 9112, section 3.2.2).
-    let host = head.authority().unwrap_or(field);
     let public = PublicAddress::of(head, &auth.proxy);
-    let is_allowed = |authority: &str| auth.allowed_hosts.iter().any(|allowed| allowed.matches(authority));
-    let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host);
+    let is_foreign = |host: &&str| !host.is_empty() && !is_local(host) && !is_allowed(host, auth);
     // No browser reaches a Unix socket, but a proxy may pass on what it gets from one.
     let checks_host = if head.client.is_some() { auth.checks_host } else { !auth.allowed_hosts.is_empty() };
     if checks_host
         && let Some(host) =
-            head.authority().into_iter().chain([field]).chain(public.hosts.iter().copied()).find(is_foreign)
+            head.authority().into_iter().chain([host_field(head)]).chain(public.hosts.iter().copied()).find(is_foreign)
     {
         let (name, _) = split_port(host);
         let way_out = format!("add it to allowed-hosts (--allowed-hosts {name}), or require tokens");
         return Err(host_refusal(421, format!("Host {host:?} is not a name of this server; {way_out}")));
     }
+    check_site(head, auth)
+}
+
+/// Checks that no web page of another site sent a request, by the header fields that a browser adds. Programs other than
+/// browsers send neither `Origin` nor `Sec-Fetch-Site`. Over TLS that is enough: a page whose host name resolves to this
+/// server has no certificate for that name.
+///
+/// # Errors
+///
+/// 403 for a request of another site.
+pub(super) fn check_site(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
+    let host = host(head);
+    let public = PublicAddress::of(head, &auth.proxy);
     let mut sites = head.headers.all("sec-fetch-site");
     let may_be_own = match (sites.next(), sites.next()) {
         // This header of the browser takes precedence over a Host that a proxy may have rewritten.
@@ -104,7 +127,7 @@ pub(super) fn check(head: &RequestHead, auth: &Auth) -> Result<(), Refusal> {
             return true;
         }
         let authority = str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
-        authority.is_some_and(|(scheme, own)| may_be_own && public.is_own(scheme, own, host) || is_allowed(own))
+        authority.is_some_and(|(scheme, own)| may_be_own && public.is_own(scheme, own, host) || is_allowed(own, auth))
     };
     if (may_be_own || origins.peek().is_some()) && origins.all(is_trusted) {
         return Ok(());

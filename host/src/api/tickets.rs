@@ -1,4 +1,4 @@
-//! `/watch/tickets`: tickets for watches. A ticket stands for an access token in the query of `/watch`, because a browser's
+//! `/watch/tickets`: tickets for watches. A ticket stands for an access token or a client certificate in the query of `/watch`, because a browser's
 //! `EventSource` sends no header fields, and a token does not belong into a URL: URLs are logged.
 //!
 //! A ticket is valid for a minute, for watches of one prefix, and as long as its token is. Tickets are in memory only.
@@ -113,7 +113,7 @@ impl Tickets {
         let sha256 = Sha256::of(text.as_bytes());
         let tickets = self.0.lock();
         match tickets.iter().find(|ticket| ticket.sha256 == sha256 && ticket.expires > now) {
-            Some(ticket) if prefix.starts_with(&ticket.prefix) => Ok(ticket.credential),
+            Some(ticket) if prefix.starts_with(&ticket.prefix) => Ok(ticket.credential.clone()),
             Some(_) => Err(host_refusal(403, "Not allowed: the ticket is for another prefix")),
             None => Err(unauthorized("The ticket is unknown or has expired; get another with POST /watch/tickets")),
         }

@@ -248,7 +248,7 @@ impl Events {
     fn check(&mut self) {
         let scope = Scope::Prefix(&self.prefix);
         if !self.ended
-            && let Err(reply) = self.auth.rules().check_as(&self.head, self.credential, Permission::Read, scope)
+            && let Err(reply) = self.auth.rules().check_as(&self.head, &self.credential, Permission::Read, scope)
         {
             self.piece = Piece::EMPTY;
             self.end(WatchEnd::Refused(Refusal {

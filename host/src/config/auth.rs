@@ -49,20 +49,34 @@ impl Permission {
     }
 }
 
-/// A token and its permission. Only the hash of the secret is stored.
+/// A token or the name of a client certificate, and its permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     /// The name for the log and for responses.
     pub name: String,
-    /// The SHA-256 of the secret.
-    pub sha256: Sha256,
+    /// The proof that its sender shows.
+    pub proof: Proof,
     /// The permission of its sender.
     pub permission: Permission,
     /// The token is valid for keys with this prefix; an empty prefix is every key and the server itself.
     pub prefix: String,
 }
 
+/// The proof that a client shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A secret with this SHA-256.
+    Secret(Sha256),
+    /// A certificate with this name, of an authority that the server trusts.
+    Certificate(String),
+}
+
 impl Auth {
+    /// Whether clients may show a certificate instead of a token.
+    pub fn has_certificates(&self) -> bool {
+        self.tokens.iter().any(|token| matches!(token.proof, Proof::Certificate(_)))
+    }
+
     /// Returns the rules for a server that only this machine can reach (`is_local`), or that other machines can reach at one of
     /// its addresses.
     ///
@@ -104,7 +118,7 @@ impl Auth {
             if tokens[..at].iter().any(|other| other.name == *name) {
                 return Err(AuthError::SameName(name.clone()));
             }
-            if let Some(other) = tokens[..at].iter().find(|other| other.sha256 == token.sha256) {
+            if let Some(other) = tokens[..at].iter().find(|other| other.proof == token.proof) {
                 return Err(AuthError::SameToken(other.name.clone(), name.clone()));
             }
         }
@@ -120,21 +134,25 @@ impl<'de> Deserialize<'de> for Token {
             name: String,
             token: Option<String>,
             token_sha256: Option<Sha256>,
+            certificate: Option<String>,
             #[serde(rename = "right")]
             permission: Permission,
             prefix: Option<String>,
         }
-        let Written { name, token, token_sha256, permission, prefix } = Written::deserialize(deserializer)?;
+        let Written { name, token, token_sha256, certificate, permission, prefix } =
+            Written::deserialize(deserializer)?;
         let wrong = |fact: &str| Err(serde::de::Error::custom(format!("token {name:?}: {fact}")));
-        let sha256 = match (token, token_sha256) {
-            (Some(token), None) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Sha256::of(token.as_bytes())
+        let proof = match (token, token_sha256, certificate) {
+            (Some(token), None, None) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Proof::Secret(Sha256::of(token.as_bytes()))
             }
-            (Some(_), None) => {
+            (Some(_), None, None) => {
                 return wrong("a header cannot carry it; write ASCII letters, digits and signs, without spaces");
             }
-            (None, Some(sha256)) => sha256,
-            _ => return wrong("write either token or token_sha256"),
+            (None, Some(sha256), None) => Proof::Secret(sha256),
+            (None, None, Some(certificate)) if !certificate.is_empty() => Proof::Certificate(certificate),
+            (None, None, Some(_)) => return wrong("its certificate is empty; write a name of the certificate"),
+            _ => return wrong("write one of token, token_sha256 and certificate"),
         };
         // An empty prefix matches every key, which the operator probably did not intend.
         if prefix.as_deref() == Some("") {
@@ -143,7 +161,7 @@ impl<'de> Deserialize<'de> for Token {
         if permission == Permission::Admin && prefix.is_some() {
             return wrong("the right \"admin\" applies to all keys; remove prefix, or use the right \"write\"");
         }
-        Ok(Self { name, sha256, permission, prefix: prefix.unwrap_or_default() })
+        Ok(Self { name, proof, permission, prefix: prefix.unwrap_or_default() })
     }
 }
 
@@ -174,7 +192,9 @@ mod tests {
         for (text, words) in [
             (String::new(), ["no token", "[[access.tokens]]"]),
             ("tokens = []".to_owned(), ["no token", "[[access.tokens]]"]),
-            (token("right = \"read\""), ["\"a\"", "either token or token_sha256"]),
+            (token("right = \"read\""), ["\"a\"", "one of token, token_sha256 and certificate"]),
+            (token("token = \"t\"\ncertificate = \"c\"\nright = \"read\""), ["\"a\"", "one of token"]),
+            (token("certificate = \"\"\nright = \"read\""), ["\"a\"", "a name of the certificate"]),
             (token("token = \"t\"\nright = \"all\""), ["all", "`read`, `write`"]),
             (token("token = \"t\""), ["right", "missing"]),
             (token("token = \"\"\nright = \"read\""), ["\"a\"", "ASCII"]),

@@ -58,6 +58,12 @@ pub enum Conflict {
     /// A key without its certificate.
     #[error("--tls-cert is missing; give both")]
     NoCertificate,
+    /// Something about client certificates without the authorities that sign them.
+    #[error("--tls-client-ca is missing; name the authorities of client certificates with it")]
+    NoClientCa,
+    /// Client certificates without TLS.
+    #[error("client certificates need TLS; give --tls-cert and --tls-key too, or remove it")]
+    ClientCaWithoutTls,
     /// TLS with tiny_http.
     #[error("tiny_http does not support TLS; use --http hyper")]
     TinyTls,

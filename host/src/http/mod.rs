@@ -21,7 +21,7 @@ use self::hyper::HyperServer;
 pub use self::request::{BodyFault, BodyLength, Headers, Method, RequestHead};
 pub use self::response::{Body, HEARTBEAT_INTERVAL, Responder, Response, Stream};
 use self::tiny::TinyServer;
-pub use self::tls::{Certificate, Tls, TlsError, TlsFiles};
+pub use self::tls::{Certificate, CertificateNames, ClientFiles, Tls, TlsError, TlsFiles};
 
 /// A listening socket.
 pub enum Listener {

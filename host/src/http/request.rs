@@ -7,6 +7,8 @@ use std::sync::{LazyLock, OnceLock};
 
 use smallvec::SmallVec;
 
+use super::tls::CertificateNames;
+
 /// Maximum length of a request id that a client may choose, in bytes.
 const REQUEST_ID_MAX: usize = 128;
 
@@ -95,6 +97,8 @@ pub struct RequestHead {
     pub version: (u8, u8),
     /// The peer of the connection, which may be a proxy; none on a Unix socket.
     pub client: Option<SocketAddr>,
+    /// The names in the client's certificate, if it has one that the server has verified.
+    pub certificate: Option<CertificateNames>,
     /// The client as text, formatted on first use.
     client_text: OnceLock<String>,
     /// An id that the server has generated, on first use.
@@ -105,7 +109,12 @@ impl RequestHead {
     /// Creates a request head.
     pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
         let (client_text, generated_id) = (OnceLock::new(), OnceLock::new());
-        Self { method, target, headers, version: (1, 0), client, client_text, generated_id }
+        Self { method, target, headers, version: (1, 0), client, certificate: None, client_text, generated_id }
+    }
+
+    /// Sets the names in the client's certificate.
+    pub fn with_certificate(self, certificate: Option<CertificateNames>) -> Self {
+        Self { certificate, ..self }
     }
 
     /// Sets the version of HTTP.

@@ -13,6 +13,7 @@ mod browsers;
 mod building;
 mod chromium;
 mod chunked;
+mod client_certificates;
 mod clients;
 mod command_line;
 mod deployment;

@@ -156,7 +156,7 @@ fn the_memory_count_is_the_sum_over_all_entries_after_races() {
             server.reload().expect(200);
         }
         for client in clients {
-            statuses.append(&mut client.join().expect("a client's requests are answered"));
+            statuses.append(&mut client.join().expect("the server responds to each client"));
         }
     });
     // A 409 is also the answer to a write whose entry expires while it is in flight.
@@ -172,7 +172,7 @@ fn the_memory_count_is_the_sum_over_all_entries_after_races() {
         assert!(begun.elapsed() < DEADLINE, "{counted} bytes are counted, {sum:?} are stored");
         thread::yield_now();
     };
-    assert!(held > LIMIT / 2, "{held} bytes are stored");
+    assert!(held > LIMIT / 8, "{held} bytes are stored");
     server.stop().expect(0);
     let server = setup.start();
     assert_eq!(counted(&server), held, "the count after a restart");

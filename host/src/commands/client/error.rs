@@ -25,9 +25,12 @@ pub(super) enum ClientError {
     /// The token has characters that a header field cannot carry.
     #[error("the token cannot be sent in a header; use ASCII characters without spaces")]
     Token(#[from] InvalidHeaderValue),
-    /// The file of `--cacert` has no certificate.
+    /// A file of `--cacert` or `--cert` has no certificate.
     #[error("no certificate in {}; give a file in PEM format", .0.display())]
     NoCertificate(PathBuf),
+    /// The file of `--key` has no private key.
+    #[error("no private key in {}; give a key without a password in PEM format", .0.display())]
+    NoKey(PathBuf),
     /// This system has no Unix sockets.
     #[cfg(not(unix))]
     #[error("this system has no Unix sockets; use an address http://host:port")]
@@ -121,8 +124,19 @@ pub(super) fn tls_error(error: &ureq::Error) -> Option<rustls::Error> {
 }
 
 fn tls_way_out(error: &rustls::Error) -> &'static str {
-    use rustls::{CertificateError, Error};
+    use rustls::{AlertDescription, CertificateError, Error};
     match error {
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "show a client certificate with --cert FILE --key FILE"
+        }
+        Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::DecryptError,
+        ) => "show a valid client certificate that an authority of the server has signed",
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => "use a host name of its certificate in --url",

@@ -28,7 +28,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
 use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
 pub(crate) use self::error::RequestError;
@@ -63,6 +63,14 @@ pub struct Remote {
     /// Trust only the certificates in this file (PEM) [default: public authorities]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
+
+    /// Show this client certificate, followed by its chain (PEM); needs --key
+    #[arg(long, value_name = "FILE", env = "VKOG_CERT", hide_env = true, requires = "cert_key")]
+    cert: Option<PathBuf>,
+
+    /// Read the private key of the client certificate from this file (PEM); needs --cert
+    #[arg(long = "key", value_name = "FILE", env = "VKOG_KEY", hide_env = true, requires = "cert")]
+    cert_key: Option<PathBuf>,
 
     /// Send this header; can be repeated
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
@@ -173,7 +181,7 @@ struct Server {
 
 impl Server {
     fn new(remote: Remote) -> Result<Self, ClientError> {
-        let Remote { url, token, token_file, cacert, header: mut headers, timeout } = remote;
+        let Remote { url, token, token_file, cacert, cert, cert_key, header: mut headers, timeout } = remote;
         let token = match &token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => token,
@@ -191,10 +199,15 @@ impl Server {
             .timeout_connect(Some(timeout))
             .timeout_per_write(Some(timeout))
             .timeout_per_read(Some(timeout));
-        let config = match &cacert {
-            None => config,
-            Some(path) => config.tls_config(trusting(path)?),
-        };
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = &cacert {
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(certificates(path)?)));
+        }
+        if let (Some(cert), Some(key)) = (&cert, &cert_key) {
+            let private = PrivateKey::from_pem(&read(key)?).map_err(|_| ClientError::NoKey(key.clone()))?;
+            tls = tls.client_cert(Some(ClientCert::new_with_certs(&certificates(cert)?, private)));
+        }
+        let config = config.tls_config(tls.build());
         let agent = match &url {
             Url::Web(_) => connect::to_the_web(config.build()),
             #[cfg(unix)]
@@ -289,16 +302,17 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {
 
 /// Returns a configuration that trusts only the certificates in this file.
 fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
-    let pem = read(path)?;
+    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
+}
+
+/// Reads the certificates in a file.
+fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, ClientError> {
     let certificate = |item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,
     };
-    let trusted: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
-    if trusted.is_empty() {
-        return Err(ClientError::NoCertificate(path.clone()));
-    }
-    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(trusted))).build())
+    let found: Vec<_> = parse_pem(&read(path)?).filter_map(certificate).collect();
+    if found.is_empty() { Err(ClientError::NoCertificate(path.clone())) } else { Ok(found) }
 }
 
 fn is_problem(response: &Response<Body>) -> bool {

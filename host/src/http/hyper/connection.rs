@@ -1,7 +1,6 @@
 //! One connection of HTTP/1: its timeouts, and each of its requests from head to response.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::convert::{HyperResponse, hyper_response, request_head};
+use super::convert::{HyperResponse, Peer, hyper_response, request_head};
 use super::futures::{ReadyOr, WakeFiltered};
 use super::http2;
 use super::idle::{self, IdleTrackingStream, LINGER, Observer};
@@ -37,7 +36,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(100);
 type ResponseFuture = ReadyOr<HyperResponse>;
 
 /// Serves a connection until it ends. One that begins with the preface of HTTP/2 becomes a connection of HTTP/2.
-pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, client: Option<SocketAddr>)
+pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, peer: Peer)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service,
@@ -45,7 +44,7 @@ where
     let mut stopping = shared.stopping.clone();
     let mut builder = shared.builder.clone();
     builder.auto_date_header(date(SystemTime::now()).is_some());
-    let connection = Arc::new(Connection::new(shared, client));
+    let connection = Arc::new(Connection::new(shared, peer));
     let io = TokioIo::new(IdleTrackingStream::new(stream, Arc::clone(&connection)));
     let serving = Arc::clone(&connection);
     let service = service_fn(move |request| serving.handle(request));
@@ -85,11 +84,11 @@ where
     };
     match result {
         Err(error) if error.is_parse_version_h2() && connection.is_new() => {
-            let Connection { shared, client, .. } = &*connection;
+            let Connection { shared, peer, .. } = &*connection;
             let parts = served.into_parts();
             let stream = parts.io.into_inner().into_inner();
             // Boxed, because it is large and HTTP/1 does not need the space.
-            Box::pin(http2::serve(Arc::clone(shared), stream, parts.read_buf, *client)).await;
+            Box::pin(http2::serve(Arc::clone(shared), stream, parts.read_buf, peer.clone())).await;
         }
         Err(error) => {
             if error.is_parse() {
@@ -111,7 +110,7 @@ enum Interrupted {
 /// oneshot.
 pub(super) struct Connection<S: Service> {
     shared: Arc<Shared<S>>,
-    client: Option<SocketAddr>,
+    peer: Peer,
     /// Grows with every request head, and with every piece of a body that is received or sent.
     progress: AtomicU32,
     /// Whether a complete request waits for its response: the client waits for the server, not the reverse.
@@ -129,13 +128,13 @@ pub(super) struct Connection<S: Service> {
 }
 
 impl<S: Service> Connection<S> {
-    pub(super) fn new(shared: Arc<Shared<S>>, client: Option<SocketAddr>) -> Self {
+    pub(super) fn new(shared: Arc<Shared<S>>, peer: Peer) -> Self {
         let [awaits_response, sends_endless, lingers, is_http_1_0, offers_upgrade] =
             [const { AtomicBool::new(false) }; 5];
         let (progress, response, scanner) = (AtomicU32::new(0), Oneshot::default(), Mutex::default());
         Self {
             shared,
-            client,
+            peer,
             progress,
             awaits_response,
             sends_endless,
@@ -174,7 +173,7 @@ impl<S: Service> Connection<S> {
         let service = &self.shared.service;
         let scanned = self.scanner.lock().next_head();
         let has_fragment = scanned.as_ref().is_some_and(|scanned| scanned.has_fragment);
-        let head = request_head(&parts, has_fragment, self.client);
+        let head = request_head(&parts, has_fragment, &self.peer);
         // The scanner loses track only in malformed chunks.
         let length = head.body_len().and_then(|length| {
             let scanned = scanned.ok_or(BodyFault::BadChunk)?;

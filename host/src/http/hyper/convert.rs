@@ -9,13 +9,28 @@ use hyper::http::request::Parts;
 use hyper::{StatusCode, Version};
 
 use super::body::ResponseBody;
-use crate::http::{Headers, Method, RequestHead, Response};
+use crate::http::{CertificateNames, Headers, Method, RequestHead, Response};
 
 /// A response as hyper sends it.
 pub(super) type HyperResponse = hyper::Response<ResponseBody>;
 
+/// The client at the other end of a connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer {
+    /// Its address; none on a Unix socket.
+    pub(super) address: Option<SocketAddr>,
+    /// The names in its certificate, if the server has verified one.
+    pub(super) certificate: Option<CertificateNames>,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address: Some(address), certificate: None }
+    }
+}
+
 /// Converts a request head of HTTP/1. The scanner reports whether the target had a fragment, which hyper has removed.
-pub(super) fn request_head(parts: &Parts, has_fragment: bool, client: Option<SocketAddr>) -> Arc<RequestHead> {
+pub(super) fn request_head(parts: &Parts, has_fragment: bool, peer: &Peer) -> Arc<RequestHead> {
     let mut target = match parts.uri.scheme() {
         Some(_) => parts.uri.to_string(),
         None => path_and_query(parts).to_owned(),
@@ -24,12 +39,12 @@ pub(super) fn request_head(parts: &Parts, has_fragment: bool, client: Option<Soc
         target.push('#');
     }
     let version = if parts.version == Version::HTTP_10 { (1, 0) } else { (1, 1) };
-    let head = RequestHead::new(method(parts), target, headers(parts, None), client);
-    Arc::new(head.with_version(version))
+    let head = RequestHead::new(method(parts), target, headers(parts, None), peer.address);
+    Arc::new(head.with_version(version).with_certificate(peer.certificate.clone()))
 }
 
 /// Converts a request head of HTTP/2. The authority becomes the field `Host`: a second one, where `Host` is another.
-pub(super) fn http2_request_head(parts: &Parts, client: Option<SocketAddr>) -> Arc<RequestHead> {
+pub(super) fn http2_request_head(parts: &Parts, peer: &Peer) -> Arc<RequestHead> {
     let is_host = |authority: &&str| {
         let host = parts.headers.get(header::HOST);
         !host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
@@ -40,8 +55,8 @@ pub(super) fn http2_request_head(parts: &Parts, client: Option<SocketAddr>) -> A
         Some(scheme) if !matches!(scheme, "http" | "https") => parts.uri.to_string(),
         _ => path_and_query(parts).to_owned(),
     };
-    let head = RequestHead::new(method(parts), target, headers(parts, host), client);
-    Arc::new(head.with_version((2, 0)))
+    let head = RequestHead::new(method(parts), target, headers(parts, host), peer.address);
+    Arc::new(head.with_version((2, 0)).with_certificate(peer.certificate.clone()))
 }
 
 fn path_and_query(parts: &Parts) -> &str {

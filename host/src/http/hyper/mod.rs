@@ -36,10 +36,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::rustls;
 use tokio_rustls::server::TlsStream;
 
+use self::convert::Peer;
 use self::event_loops::{CountGuard, EventLoops, LoopHandle, MigratingStream, Migration, client_core};
-use super::tls::HTTP_2;
+use self::idle::LINGER;
+use super::tls::{HTTP_2, names};
 use super::{Budget, ConnectionCounts, Listener, ProbeOne, RequestHead, Responder, Response, Service, Share, Tls};
 use vkog_runtime::{Mailbox, cores};
 
@@ -373,7 +376,7 @@ impl<S: Service> Shared<S> {
                         None => {
                             let event_loops = Arc::clone(&self.event_loops);
                             let stream = MigratingStream::new(stream, client, event_loops, migration, at);
-                            connection::serve(self, stream, Some(client)).await;
+                            connection::serve(self, stream, client.into()).await;
                         }
                         // Boxed: it is large, and connections without TLS do not need the memory.
                         Some(tls) => Box::pin(self.serve_tls(stream, client, tls)).await,
@@ -383,7 +386,7 @@ impl<S: Service> Shared<S> {
             #[cfg(unix)]
             Socket::Unix(stream) => {
                 if let Ok(stream) = UnixStream::from_std(stream) {
-                    connection::serve(self, stream, None).await;
+                    connection::serve(self, stream, Peer::default()).await;
                 }
             }
         }
@@ -393,18 +396,33 @@ impl<S: Service> Shared<S> {
     async fn serve_tls(self: Arc<Self>, stream: TcpStream, client: SocketAddr, tls: Arc<Tls>) {
         let mut stopping = self.stopping.clone();
         let handshake = tokio::select! {
-            handshake = timeout(HANDSHAKE_TIMEOUT, tls_handshake(stream, &tls)) => handshake,
+            handshake = timeout(HANDSHAKE_TIMEOUT, tls_handshake(stream, client, &tls)) => handshake,
             () = stopped(&mut stopping) => return,
         };
         match handshake {
-            Ok(Ok(Some(stream))) if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) => {
-                http2::serve(self, stream, Bytes::new(), Some(client)).await;
+            Ok(Ok(Some(stream))) => {
+                let session = stream.get_ref().1;
+                let certificate = session.peer_certificates().and_then(|chain| chain.first()).map(names);
+                let peer = Peer { certificate, ..client.into() };
+                if session.alpn_protocol() == Some(HTTP_2) {
+                    http2::serve(self, stream, Bytes::new(), peer).await;
+                } else {
+                    connection::serve(self, stream, peer).await;
+                }
             }
-            Ok(Ok(Some(stream))) => connection::serve(self, stream, Some(client)).await,
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::debug!("TLS handshake with {client} failed: {error}"),
             Err(_) => tracing::debug!("TLS handshake with {client} timed out after {HANDSHAKE_TIMEOUT:?}"),
         }
+    }
+}
+
+/// Returns what is wrong with the client's certificate, if the handshake failed for that.
+fn unacceptable_certificate(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::NoCertificatesPresented => Some("the client has sent no certificate".to_owned()),
+        rustls::Error::InvalidCertificate(error) => Some(format!("the client's certificate is not valid: {error}")),
+        _ => None,
     }
 }
 
@@ -413,8 +431,9 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// Completes a TLS handshake. Returns `None` after a client that speaks plain HTTP has got a 400.
-async fn tls_handshake(stream: TcpStream, tls: &Tls) -> io::Result<Option<TlsStream<TcpStream>>> {
+/// Completes a TLS handshake. Returns `None` after a client that speaks plain HTTP has got a 400, or one without a valid
+/// certificate an alert.
+async fn tls_handshake(stream: TcpStream, client: SocketAddr, tls: &Tls) -> io::Result<Option<TlsStream<TcpStream>>> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     // Every HTTP method begins with a letter, and no TLS record does.
@@ -422,5 +441,14 @@ async fn tls_handshake(stream: TcpStream, tls: &Tls) -> io::Result<Option<TlsStr
         reject::plain_http(stream).await?;
         return Ok(None);
     }
-    tls.acceptor().accept(stream).await.map(Some)
+    match tls.acceptor().accept(stream).into_fallible().await {
+        Ok(stream) => Ok(Some(stream)),
+        Err((error, stream)) => {
+            let Some(reason) = unacceptable_certificate(&error) else { return Err(error) };
+            tracing::warn!(client = %client, "refused a TLS connection: {reason}");
+            // With TLS 1.3 the client may have sent its request already.
+            let _ = timeout(LINGER, reject::drain(stream)).await;
+            Ok(None)
+        }
+    }
 }

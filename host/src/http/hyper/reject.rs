@@ -35,10 +35,13 @@ pub(super) async fn plain_http(stream: TcpStream) -> io::Result<()> {
     write_and_drain(stream, RESPONSE).await
 }
 
-/// Sends a response, then reads until the client closes: a connection closed with bytes unread is reset, and the client
-/// would lose the response.
 async fn write_and_drain<I: AsyncRead + AsyncWrite + Unpin>(mut stream: I, response: &[u8]) -> io::Result<()> {
     stream.write_all(response).await?;
+    drain(stream).await
+}
+
+/// Reads until the client closes: a connection closed with bytes unread is reset, and the client would lose what was sent.
+pub(super) async fn drain<I: AsyncRead + AsyncWrite + Unpin>(mut stream: I) -> io::Result<()> {
     stream.shutdown().await?;
     let mut rest = [0; 4096];
     while stream.read(&mut rest).await? > 0 {}

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
 use super::connection::{self, Connection};
+use super::convert::Peer;
 use super::event_loops::EventLoops;
 use super::idle::IdleTrackingStream;
 use super::{HyperServer, READ_MAX, Shared};
@@ -77,7 +78,7 @@ pub(super) fn shared(service: Echo) -> (watch::Sender<bool>, Arc<Shared<Echo>>) 
 /// Whether a connection times out within a minute in which this happens every second.
 async fn times_out(each_second: impl Fn(&Connection<Echo>)) -> bool {
     let (_stop, shared) = shared(Echo(Duration::ZERO));
-    let connection = Arc::new(Connection::new(shared, None));
+    let connection = Arc::new(Connection::new(shared, Peer::default()));
     let seconds = async {
         for _ in 0..60 {
             sleep(Duration::from_secs(1)).await;
@@ -100,7 +101,7 @@ async fn a_connection_times_out_only_without_progress() {
 async fn response_to_upload(chunked: bool, pieces: usize, bytes: usize, pause: Duration) -> String {
     let (_stop, shared) = shared(Echo(Duration::ZERO));
     let (client, server) = duplex(1 << 20);
-    tokio::spawn(connection::serve(shared, server, None));
+    tokio::spawn(connection::serve(shared, server, Peer::default()));
     let (mut responses, mut client) = tokio::io::split(client);
     let framing = match chunked {
         true => "Transfer-Encoding: chunked".to_owned(),
@@ -153,7 +154,7 @@ async fn a_slow_upload_that_progresses_is_accepted() {
 async fn a_client_that_waits_long_for_its_own_response_gets_it() {
     let (_stop, shared) = shared(Echo(Duration::from_secs(120)));
     let (mut client, server) = duplex(1 << 10);
-    tokio::spawn(connection::serve(shared, server, None));
+    tokio::spawn(connection::serve(shared, server, Peer::default()));
     for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nv"] {
         client.write_all(request.as_bytes()).await.expect("the connection is open");
         let mut response = Vec::new();
@@ -223,7 +224,7 @@ impl AsyncWrite for Endless {
 #[test]
 fn a_busy_connection_yields_to_others() {
     let (_stop, shared) = shared(Echo(Duration::ZERO));
-    let connection = Arc::new(Connection::new(shared, None));
+    let connection = Arc::new(Connection::new(shared, Peer::default()));
     let mut stream = IdleTrackingStream::new(Endless, connection);
     let mut context = Context::from_waker(Waker::noop());
     let mut buffer = vec![0; READ_MAX];

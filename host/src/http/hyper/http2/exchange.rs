@@ -43,7 +43,7 @@ pub(super) async fn serve<S: Service>(
             Response::new(431, Bytes::new())
         }
         false => {
-            let head = http2_request_head(&parts, connection.client);
+            let head = http2_request_head(&parts, &connection.peer);
             // Not held beside the converted head.
             drop(parts);
             response_to(&connection, head, expects, &mut body, &mut respond).await

@@ -8,7 +8,6 @@ mod exchange;
 mod tests;
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -21,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::body::Chunk;
-use super::convert::fields_len;
+use super::convert::{Peer, fields_len};
 use super::event_loops::CountGuard;
 use super::futures::WakeFiltered;
 use super::idle::{self, IdleTrackingStream, LINGER, Observer};
@@ -36,7 +35,7 @@ const WINDOW: u32 = 1 << 20;
 /// The state of a connection, shared by its requests.
 pub(super) struct Connection<S: Service> {
     shared: Arc<Shared<S>>,
-    client: Option<SocketAddr>,
+    peer: Peer,
     /// Grows with every request head, and with every piece of a body that is received or sent. Pings do not count.
     progress: AtomicU32,
     /// The number of requests that wait for the server.
@@ -52,12 +51,12 @@ pub(super) struct Piece<S: Service> {
 }
 
 /// Serves a connection until it ends. These bytes of it have already been read.
-pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, read: Bytes, client: Option<SocketAddr>)
+pub(super) async fn serve<I, S>(shared: Arc<Shared<S>>, stream: I, read: Bytes, peer: Peer)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service,
 {
-    let connection = Arc::new(Connection::new(shared, client));
+    let connection = Arc::new(Connection::new(shared, peer));
     let observer = Arc::clone(&connection);
     let stream = match read.is_empty() {
         true => IdleTrackingStream::new(stream, observer),
@@ -80,9 +79,9 @@ fn builder() -> Builder {
 }
 
 impl<S: Service> Connection<S> {
-    fn new(shared: Arc<Shared<S>>, client: Option<SocketAddr>) -> Self {
+    fn new(shared: Arc<Shared<S>>, peer: Peer) -> Self {
         let (progress, awaiting, running) = (AtomicU32::new(0), Arc::default(), Arc::default());
-        Self { shared, client, progress, awaiting, running }
+        Self { shared, peer, progress, awaiting, running }
     }
 
     /// Notes that the client has made progress.

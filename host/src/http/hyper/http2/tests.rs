@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::connection;
+use super::super::convert::Peer;
 use super::super::tests::{DEADLINE, Echo, shared};
 use super::STREAMS_MAX;
 
@@ -30,7 +31,7 @@ async fn client_by(
 ) -> Client {
     let (stop, shared) = shared(Echo(delay));
     let (stream, server) = duplex(1 << 16);
-    tokio::spawn(connection::serve(shared, server, None));
+    tokio::spawn(connection::serve(shared, server, Peer::default()));
     let (send, mut connection) = builder.handshake(stream).await.expect("the server speaks HTTP/2");
     prepare(&mut connection);
     Client { send, connection: tokio::spawn(connection), stop }
@@ -204,7 +205,7 @@ async fn a_preface_in_parts_is_recognized() {
     for size in [1, 7, 23, 25] {
         let (_stop, shared) = shared(Echo(Duration::ZERO));
         let (mut client, server) = duplex(1 << 10);
-        tokio::spawn(connection::serve(shared, server, None));
+        tokio::spawn(connection::serve(shared, server, Peer::default()));
         for part in START.chunks(size) {
             client.write_all(part).await.expect("the connection is open");
             sleep(Duration::from_secs(1)).await;
@@ -224,7 +225,7 @@ async fn half_a_preface_is_a_request_of_http_1() {
     ] {
         let (_stop, shared) = shared(Echo(Duration::ZERO));
         let (mut client, server) = duplex(1 << 10);
-        tokio::spawn(connection::serve(shared, server, None));
+        tokio::spawn(connection::serve(shared, server, Peer::default()));
         for byte in text.as_bytes() {
             client.write_all(&[*byte]).await.expect("the connection is open");
             sleep(Duration::from_millis(1)).await;
@@ -240,7 +241,7 @@ async fn half_a_preface_is_a_request_of_http_1() {
 async fn a_preface_behind_a_request_of_http_1_ends_the_connection() {
     let (_stop, shared) = shared(Echo(Duration::ZERO));
     let (mut client, server) = duplex(1 << 10);
-    tokio::spawn(connection::serve(shared, server, None));
+    tokio::spawn(connection::serve(shared, server, Peer::default()));
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("the connection is open");
     sleep(Duration::from_secs(1)).await;
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("the connection is open");
