@@ -461,7 +461,7 @@ mod tests {
             ),
         ] {
             let arguments: Vec<OsString> = words.split(' ').map(OsString::from).collect();
-            let error = parse_arguments(&arguments).err().expect(words);
+            let error = parse_arguments(&arguments).expect_err(words);
             assert_eq!(UsageError::new(error, command(), &arguments).to_string(), expected);
         }
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::commands::OpenError;
 use crate::commands::client::RequestError;
 use crate::logging;
+use vkog_plugin_host::LoadError;
 use vkog_store::StoreError;
 
 /// The exit status of the program. Scripts rely on the numbers. `docs/reference/errors.md` lists them for each command.
@@ -70,6 +71,10 @@ impl Status {
     fn own(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<RequestError>() {
             return Some(error.status());
+        }
+        // A plugin that cannot be loaded, for any reason.
+        if error.is::<LoadError>() {
+            return Some(Self::Failure);
         }
         if let Some(OpenError::Missing(_)) = error.downcast_ref() {
             return Some(Self::NotFound);

@@ -36,7 +36,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // Tokens are in the configuration.
     ("api", &["config", "http", "schema"]),
     ("config", &["http"]),
-    ("failure", &[]),
+    // The errors of commands determine the exit status.
+    ("failure", &["commands"]),
     ("progress", &[]),
     ("schema", &[]),
     ("serve", &["api", "config", "failure", "http", "progress"]),

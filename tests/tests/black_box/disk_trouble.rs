@@ -408,7 +408,7 @@ fn a_filesystem_without_flock_gets_another_lock() {
             "strace -f -o /dev/null -e trace=flock -e inject=flock:error={error} \
              vkog --listen 127.0.0.1:0 --no-plugins --file store.vkog"
         );
-        let exit = Running::start(&mut setup.shell(&line)).wait().expect(1);
+        let exit = Running::start(&mut setup.shell(&line)).wait().expect(4);
         assert!(exit.one_error().contains("in use"), "{exit}");
         stop_below_strace(&setup, server);
     }

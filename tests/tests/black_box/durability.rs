@@ -181,7 +181,7 @@ fn after_a_kill_plugins_count_what_the_store_holds() {
 fn a_second_server_on_a_store_is_refused_with_the_first_process_id() {
     let setup = Setup::new();
     let server = setup.start();
-    let exit = setup.fail().expect(1);
+    let exit = setup.fail().expect(4);
     let error = exit.one_error();
     assert!(error.contains(&server.own_id()) && error.contains("in use"), "{error}");
     server.post("k", "v").expect(200);

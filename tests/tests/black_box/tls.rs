@@ -133,7 +133,7 @@ fn a_client_without_tls_or_without_data_does_not_disturb_others() {
 }
 
 #[test]
-fn an_unusable_certificate_is_one_line_and_status_1() {
+fn an_unusable_certificate_is_one_line_and_a_missing_one_has_its_status() {
     let (certificate, other) = (Certificate::new(), Certificate::new());
     let setup = Setup::new();
     certificate.write(setup.folder());
@@ -157,7 +157,8 @@ fn an_unusable_certificate_is_one_line_and_status_1() {
         (&["--tls-key", "key.pem"], &["--tls-key", "--tls-cert", "give both"]),
         (&["--tls-cert", "cert.pem", "--tls-key", "key.pem", "--http", "tiny"], &["--tls-cert", "--http hyper"]),
     ] {
-        let exit = setup.clone().args(arguments.iter().copied()).fail().expect(1);
+        let status = if arguments.contains(&"none.pem") { 3 } else { 1 };
+        let exit = setup.clone().args(arguments.iter().copied()).fail().expect(status);
         let error = exit.stderr.lines().find(|line| line.starts_with("vkog: ")).unwrap_or_default();
         assert!(words.iter().all(|word| error.contains(word)), "{words:?} in {exit}");
         assert!(!exit.stderr.contains("PRIVATE"), "a key in {exit}");
