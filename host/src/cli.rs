@@ -122,7 +122,8 @@ const HEALTH: &str = "\
 Without --url, the address is the first one in VKOG_LISTEN or in the configuration file, and its certificate is not verified. \
 The check sends no token.
 
-Exit status: 0 ready; 1 another failure; 2 wrong command line; 4 live but not ready; 6 unreachable, or no response in time.
+Exit status: 0 ready; 1 another failure; 2 wrong command line; 3 a file does not exist; 4 live but not ready; 6 unreachable, or no \
+response in time.
 
 Example:
   vkog health

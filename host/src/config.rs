@@ -149,14 +149,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_CLIENT_CRL", hide_env = true)]
     pub tls_client_crl: Option<PathBuf>,
 
-    /// Require a client certificate for each TLS connection, or accept connections without one [default: required]
-    #[arg(
-        long,
-        value_name = "required|optional",
-        env = "VKOG_TLS_CLIENT_AUTH",
-        hide_env = true,
-        hide_possible_values = true
-    )]
+    /// Whether each TLS connection needs a client certificate: required or optional [default: required]
+    #[arg(long, value_name = "MODE", env = "VKOG_TLS_CLIENT_AUTH", hide_env = true, hide_possible_values = true)]
     pub tls_client_auth: Option<ClientAuth>,
 
     /// Sync the log to disk before every response, at this interval, or never [default: always]

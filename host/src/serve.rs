@@ -8,6 +8,7 @@ mod start;
 mod stop;
 
 use std::io::{self, Write};
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -38,12 +39,18 @@ pub fn serve(
     vkog_runtime::return_large_allocations();
     // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
     // stop.
-    let mut start =
-        Start { signals: signals()?, early: Vec::new(), progress: Arc::default(), socket_files: Vec::new() };
+    let mut start = Start {
+        signals: signals()?,
+        early: Vec::new(),
+        progress: Arc::default(),
+        addresses: String::new(),
+        socket_files: Vec::new(),
+    };
     let progress = Arc::clone(&start.progress);
     let Site { config, front, auth, tls, http, is_local, addresses, socket_files } =
         start.run("listen", move || start::listen(config, progress))?;
     start.socket_files = socket_files;
+    start.addresses = addresses.join(", ");
     let (file, progress) = (config.file.clone(), Arc::clone(&start.progress));
     let Loaded { engine, reload } =
         start.run("load", move || start::load(config, configured, &front, auth, tls, is_local, &progress))?;
@@ -96,12 +103,15 @@ struct Start {
     /// The signals that arrived during the start, for the running server.
     early: Vec<Signal>,
     progress: Arc<StartProgress>,
+    /// Where the server listens, until that has been logged.
+    addresses: String,
     /// Remove the files of Unix sockets when they are dropped.
     socket_files: Vec<SocketFile>,
 }
 
 impl Start {
-    /// Runs a step on its own thread and notifies the service manager of the progress. A signal to stop ends the process.
+    /// Runs a step on its own thread and notifies the service manager of the progress. A step that takes long is logged once. A
+    /// signal to stop ends the process.
     ///
     /// # Errors
     ///
@@ -130,6 +140,9 @@ impl Start {
                 recv(ticks) -> _ => {
                     let extends = progress.has_changed(self.progress.mark());
                     sd_notify::busy(&format!("starting: {}", self.progress), extends);
+                    if !self.addresses.is_empty() {
+                        tracing::info!("listening on {}; {}", mem::take(&mut self.addresses), self.progress);
+                    }
                 }
             }
         };

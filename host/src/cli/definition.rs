@@ -15,7 +15,9 @@ pub(super) fn complete(root: Command) -> Command {
             _ => with_statuses(command, &Status::ALL[..=4]),
         }),
         "check" => with_statuses(command, &Status::ALL[..=3]),
-        "serve" | "repair" | "export" | "import" => with_statuses(command, &Status::ALL[..=4]),
+        "serve" | "repair" | "restore" | "export" | "import" => with_statuses(command, &Status::ALL[..=4]),
+        // Its help has them, in its own words.
+        "health" => command,
         "completions" | "man" | "version" => with_statuses(command, &[Status::Success, Status::Usage]),
         _ => with_statuses(command, &Status::ALL),
     })

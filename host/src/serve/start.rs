@@ -77,7 +77,6 @@ pub(super) fn listen(config: Config, progress: Arc<StartProgress>) -> Result<Sit
     } else {
         HttpServer::hyper(listeners, tls.clone(), front.connections(), service)?
     };
-    tracing::info!("listening on {}; loading {}", addresses.join(", "), config.file.display());
     Ok(Site { config, front, auth, tls, http, is_local, addresses, socket_files })
 }
 

@@ -41,7 +41,8 @@ impl Starting {
     fn start(setup: &Setup, place: &str, command: &mut Command) -> Self {
         let process = Running::start(command);
         let hangs = format!("{place} hangs");
-        assert!(process.stderr.wait_for(|log| log.contains(&hangs)), "{}", process.stderr.text());
+        let listens = |log: &str| log.contains(&hangs) && log.contains("listening on ");
+        assert!(process.stderr.wait_for(listens), "{}", process.stderr.text());
         let log = process.stderr.text();
         let (_, rest) = log.split_once("listening on ").expect("it listens before it loads");
         let address = rest.split(['"', ';', ',']).next().unwrap_or_default();
