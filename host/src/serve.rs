@@ -16,7 +16,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased, tick};
 
 use crate::api::StartProgress;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Http};
 use crate::failure::Failure;
 use crate::listen::SocketFile;
 use crate::sd_notify;
@@ -36,7 +36,8 @@ pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    vkog_runtime::return_large_allocations();
+    // tiny_http has many threads, which would wait for each other.
+    vkog_runtime::configure_allocator(config.http != Http::Tiny);
     // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
     // stop.
     let mut start = Start {

@@ -9,7 +9,7 @@ mod oneshot;
 mod thread_pool;
 mod threads;
 
-pub use allocator::return_large_allocations;
+pub use allocator::configure_allocator;
 pub use counts::Counts;
 pub use histogram::Histogram;
 pub use mailbox::{Detached, Job, Mailbox, Steps};

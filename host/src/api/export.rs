@@ -26,7 +26,7 @@ const PIECE: usize = 64 << 10;
 /// The number of pieces that wait for the client.
 const PIECES_MAX: usize = 2;
 /// The number of pieces after which the thread pauses, because requests have priority.
-const PAUSE_EVERY: u32 = 4;
+const PAUSE_EVERY: u32 = 16;
 /// See [`PAUSE_EVERY`].
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -240,8 +240,7 @@ impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = &bytes[..bytes.len().min(PIECE)];
         self.buffer.extend_from_slice(taken);
-        // The end of a line is written on its own.
-        if self.buffer.len() >= PIECE && (taken == b"\n" || self.buffer.len() >= 2 * PIECE) {
+        if self.buffer.len() >= PIECE && (taken.ends_with(b"\n") || self.buffer.len() >= 2 * PIECE) {
             self.send_all()?;
         }
         Ok(taken.len())

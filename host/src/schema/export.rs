@@ -123,9 +123,14 @@ impl<'a> RemovalLine<'a> {
 /// Writes an export. Without [`finish`](Self::finish) it counts as cut off.
 pub struct Writer<W> {
     out: W,
+    /// A part of the line that is being written. The serializer writes every name and every comma on its own.
+    part: Vec<u8>,
     crc: u32,
     lines: u64,
 }
+
+/// The length of a part of a line, in bytes.
+const PART: usize = 16 << 10;
 
 impl<W: Write> Writer<W> {
     /// Writes the start line.
@@ -134,7 +139,7 @@ impl<W: Write> Writer<W> {
     ///
     /// It cannot be written. The same holds for the other functions.
     pub fn new(out: W, start: Start) -> io::Result<Self> {
-        let mut writer = Self { out, crc: 0, lines: 0 };
+        let mut writer = Self { out, part: Vec::with_capacity(2 * PART), crc: 0, lines: 0 };
         writer.line(&Frame::Start(start))?;
         Ok(writer)
     }
@@ -171,20 +176,28 @@ impl<W: Write> Writer<W> {
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         serde_json::to_writer(&mut *self, line)?;
-        self.write_all(b"\n")
+        self.part.push(b'\n');
+        self.flush()
     }
 }
 
 /// Counts the bytes of the lines into the checksum.
 impl<W: Write> Write for Writer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.crc = crc32c::crc32c_append(self.crc, &bytes[..written]);
-        Ok(written)
+        let taken = &bytes[..bytes.len().min(PART)];
+        self.part.extend_from_slice(taken);
+        if self.part.len() >= PART {
+            self.flush()?;
+        }
+        Ok(taken.len())
     }
 
+    /// Passes the part of the line on.
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.crc = crc32c::crc32c_append(self.crc, &self.part);
+        self.out.write_all(&self.part)?;
+        self.part.clear();
+        Ok(())
     }
 }
 

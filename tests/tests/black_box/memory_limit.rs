@@ -36,8 +36,7 @@ fn setup(count: &str, limit: u64) -> Setup {
     let limit = limit.to_string();
     let arguments = ["--http", "hyper", "--fsync", "never", "--watch-history", "1KiB", "-s", &limit];
     let setup = Setup::new().load(bytes()).load(ttl()).config(format!("[plugins.bytes]\ncount = {count:?}\n"));
-    // Event loops then reuse the memory that others have freed.
-    setup.env("MALLOC_ARENA_MAX", "1").args(arguments)
+    setup.args(arguments)
 }
 
 /// Returns the resident memory of the server, in bytes.
