@@ -196,7 +196,7 @@ fn an_incremental_backup_needs_the_history() {
     }
     export(&server, &format!("?since={since}")).refused(410, "Too far back");
     let exit = backup(&setup, &server, ["--since", "changes", "too-late"]).expect(1);
-    assert!(exit.one_error().contains("make a full export") && !setup.folder().join("too-late").exists(), "{exit}");
+    assert!(exit.one_error().contains("make a full one") && !setup.folder().join("too-late").exists(), "{exit}");
     restore(&setup, ["full", "changes", "nothing"], "restored.vkog").expect(0);
     let found = entries(&setup, "restored.vkog");
     assert!(found.len() == 1 && found["b"].1 == "2", "{found:?}");
