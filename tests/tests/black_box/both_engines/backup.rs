@@ -212,6 +212,8 @@ fn an_incremental_backup_needs_the_history() {
         assert!(exit.one_error().contains(words), "{exit}");
         assert!(!setup.folder().join("other.vkog").exists() && !setup.folder().join("other.vkog.lock").exists());
     }
+    let exit = setup.run(["check", "full"]).expect(1);
+    assert!(exit.one_error().contains("it is a backup, not a store; verify it with `vkog restore"), "{exit}");
     let other = Setup::on(ENGINE).config(administered(""));
     let stranger = other.start();
     let full = setup.folder().join("full").display().to_string();
