@@ -93,9 +93,9 @@ fn gone(unwatchable: Unwatchable) -> Problem {
     Problem::new(
         410,
         match unwatchable {
-            Unwatchable::Forgotten(begins) => format!(
-                "Too far back: changes up to revision {begins} are no longer in the history; make a full one"
-            ),
+            Unwatchable::Forgotten(begins) => {
+                format!("Too far back: changes up to revision {begins} are no longer in the history; make a full one")
+            }
             Unwatchable::Ahead(last) => {
                 format!("Too far ahead: {last} is the last revision; make a full one")
             }

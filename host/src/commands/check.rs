@@ -19,7 +19,7 @@ const START: [u8; 9] = *br#"{"start":"#;
 enum CheckError {
     #[error("{}", way_out(.path, .source, *.is_repairable))]
     Store { path: PathBuf, source: StoreError, is_repairable: bool },
-    #[error("cannot check {0}: it is a backup, not a store; verify it with `vkog restore -f NEW_FILE {0}`", .path.display())]
+    #[error("cannot check {0}: it is a backup, not a store; verify it with `vkog restore -f NEW {0}`", .path.display())]
     Backup { path: PathBuf, source: StoreError },
 }
 

@@ -70,7 +70,7 @@ impl Display for Outcome {
     }
 }
 
-/// Returns the failure for certificates that cannot be used: a missing file has its own status, because no key can be missing.
+/// Returns the failure for certificates that cannot be used. A missing file has its own status, as no key can be missing.
 fn unusable(error: ClientError) -> Failure {
     match error {
         ClientError::Read { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
