@@ -121,7 +121,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
 
-    /// Let web pages of these origins, such as https://app.example, use this server
+    /// Let web pages of these origins use this server
     // The help has this text as it is.
     #[allow(rustdoc::bare_urls)]
     #[arg(long, value_name = "ORIGIN,...", env = "VKOG_CORS_ORIGINS", hide_env = true, value_delimiter = ',')]
@@ -141,7 +141,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_KEY", hide_env = true)]
     pub tls_key: Option<PathBuf>,
 
-    /// Accept client certificates that an authority in this file has signed (PEM)
+    /// Accept client certificates of these authorities (PEM)
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_CLIENT_CA", hide_env = true)]
     pub tls_client_ca: Option<PathBuf>,
 
@@ -178,7 +178,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_WATCH_HISTORY", hide_env = true)]
     pub watch_history: Option<Size>,
 
-    /// Select the log format [default: text on a terminal, else json]
+    /// Log as text or json [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
 }

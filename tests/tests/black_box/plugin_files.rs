@@ -202,7 +202,7 @@ fn texts_of_a_plugin_forge_no_line_of_the_metrics_or_the_log() {
     let metrics =
         server.path("GET", "/metrics").header("Accept", "application/openmetrics-text").send().expect(200).text();
     let lines: Vec<_> = metrics.lines().collect();
-    let is_line = |line: &&str| line.starts_with("# ") || line.starts_with("vkog_");
+    let is_line = |line: &&str| ["# ", "vkog_", "process_"].iter().any(|start| line.starts_with(start));
     assert!(lines.iter().all(is_line), "{metrics}");
     assert_eq!(metrics.matches("# EOF\n").count(), 1, "{metrics}");
     for line in [

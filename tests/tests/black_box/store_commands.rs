@@ -108,7 +108,7 @@ fn go_small() -> Setup {
 /// Runs check and export, which find the entry `k`.
 fn check_and_export(setup: &Setup, store: &Path) {
     let store = store.display().to_string();
-    says(setup.run(["check", &store]).expect(0), &["whole; 1 entry"]);
+    says(setup.run(["check", &store]).expect(0), &["intact; 1 entry"]);
     says(setup.run(["export", "-f", &store]).expect(0), &["\"key\":\"k\""]);
 }
 

@@ -195,7 +195,7 @@ fn an_incremental_backup_needs_the_history() {
         server.put(&format!("key {number}"), "v").expect(200);
     }
     export(&server, &format!("?since={since}")).refused(410, "Too far back");
-    let exit = backup(&setup, &server, ["--since", "changes", "too-late"]).expect(1);
+    let exit = backup(&setup, &server, ["--since", "changes", "too-late"]).expect(4);
     assert!(exit.one_error().contains("make a full one") && !setup.folder().join("too-late").exists(), "{exit}");
     restore(&setup, ["full", "changes", "nothing"], "restored.vkog").expect(0);
     let found = entries(&setup, "restored.vkog");
@@ -218,7 +218,7 @@ fn an_incremental_backup_needs_the_history() {
     let stranger = other.start();
     let full = setup.folder().join("full").display().to_string();
     // Its revisions begin after those of the first server.
-    backup(&other, &stranger, ["--since", &full, "changes"]).expect(1);
+    backup(&other, &stranger, ["--since", &full, "changes"]).expect(4);
 }
 
 #[test]
@@ -227,15 +227,15 @@ fn a_restore_replaces_a_store_only_with_force_and_keeps_its_files() {
     let server = setup.start();
     server.put("a", "1").expect(200);
     backup(&setup, &server, ["full"]).expect(0);
-    let exit = backup(&setup, &server, ["full"]).expect(1);
+    let exit = backup(&setup, &server, ["full"]).expect(4);
     assert!(exit.one_error().contains("the file exists"), "{exit}");
     server.put("a", "2").expect(200);
     backup(&setup, &server, ["full", "--overwrite"]).expect(0);
-    let exit = restore(&setup, ["--force", "full"], "store.vkog").expect(1);
+    let exit = restore(&setup, ["--force", "full"], "store.vkog").expect(4);
     assert!(exit.one_error().contains("in use"), "{exit}");
     server.put("a", "3").expect(200);
     server.stop().expect(0);
-    let exit = restore(&setup, ["full"], "store.vkog").expect(1);
+    let exit = restore(&setup, ["full"], "store.vkog").expect(4);
     assert!(exit.one_error().contains("--force"), "{exit}");
     restore(&setup, ["full", "--force"], "store.vkog").expect(0);
     assert_eq!(entries(&setup, "store.vkog")["a"].1, "2");
@@ -291,7 +291,7 @@ fn a_client_that_does_not_read_its_export_holds_up_nobody() {
     let head = wire.try_head().expect("it begins").expect(200);
     assert!(head.header("Vkog-Revision").is_some(), "{head}");
     export(&server, "").refused(503, "Another export is in progress").has("Retry-After", "1");
-    let exit = backup(&setup, &server, ["second"]).expect(1);
+    let exit = backup(&setup, &server, ["second"]).expect(6);
     assert!(exit.one_error().contains("Another export"), "{exit}");
     (0..20).for_each(|number| drop(server.put(&format!("other {number}"), "v").expect(200)));
     server.get("other 19").expect(200);

@@ -71,13 +71,15 @@ fn everything_but_values_and_documents_is_not_stored() {
     ] {
         assert_eq!(caching(&server.path(method, path).send().expect(status)), "no-store", "{method} {path}");
     }
+    let export = server.path("GET", "/export").header("Authorization", format!("Bearer {TOKEN}"));
+    assert_eq!(caching(&export.send().expect(200)), "no-store, no-transform");
     let range = server.key("GET", "k").header("Range", "bytes=10-").send().expect(416);
     assert_eq!(caching(&range), "no-store");
     for path in ["/", "/openapi.json"] {
         assert_eq!(caching(&server.path("GET", path).send().expect(200)), "no-cache", "{path}");
     }
     // A path that is new has to be here, too.
-    assert_eq!(description()["paths"].as_object().expect("paths").len(), 12);
+    assert_eq!(description()["paths"].as_object().expect("paths").len(), 13);
 }
 
 #[test]

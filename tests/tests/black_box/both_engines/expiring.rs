@@ -140,13 +140,13 @@ fn the_client_touches_a_key_and_lists_its_expiry() {
     let revision = server.put("a", "value").revision();
     let exit = run(&setup, &server, "vkog touch a --ttl 5m").expect(0);
     assert_eq!(exit.stdout.trim(), server.get("a").revision().to_string(), "{exit}");
-    let exit = run(&setup, &server, &format!("vkog touch a --ttl 5m --if-match {revision}")).expect(1);
+    let exit = run(&setup, &server, &format!("vkog touch a --ttl 5m --if-match {revision}")).expect(4);
     assert!(exit.one_error().starts_with("vkog: cannot touch a: Precondition failed"), "{exit}");
     run(&setup, &server, "vkog touch a").expect(2);
     let exit = run(&setup, &server, "vkog ls --json").expect(0);
     let key: Value = serde_json::from_str(exit.stdout.trim()).expect("it is JSON");
     assert_eq!(key, listed(&server, "a"), "{exit}");
-    let exit = run(&setup, &server, "vkog touch absent --ttl 5m").expect(1);
+    let exit = run(&setup, &server, "vkog touch absent --ttl 5m").expect(3);
     assert_eq!(exit.one_error(), "vkog: cannot touch absent: Not Found (404)", "{exit}");
 }
 
