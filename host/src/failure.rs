@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use crate::commands::OpenError;
-use crate::commands::client::RequestError;
+use crate::commands::client::{ClientError, RequestError};
 use crate::logging;
 use vkog_plugin_host::LoadError;
 use vkog_store::StoreError;
@@ -72,6 +72,10 @@ impl Status {
         if let Some(error) = error.downcast_ref::<RequestError>() {
             return Some(error.status());
         }
+        // A missing file of a client command, so that NotFound means a key.
+        if let Some(ClientError::Read { .. } | ClientError::Write { .. }) = error.downcast_ref() {
+            return Some(Self::Failure);
+        }
         // A plugin that cannot be loaded, for any reason.
         if error.is::<LoadError>() {
             return Some(Self::Failure);
@@ -120,7 +124,12 @@ impl Failure {
 
     /// A command line that cannot be parsed.
     pub fn usage<E: Error + Send + Sync + 'static>(error: E) -> Self {
-        Self { status: Status::Usage, ..Self::from(error) }
+        Self::with_status(Status::Usage, [error])
+    }
+
+    /// A failure for several reasons, with this status.
+    pub fn with_status<E: Error + Send + Sync + 'static>(status: Status, errors: impl IntoIterator<Item = E>) -> Self {
+        Self { status, ..Self::new(errors) }
     }
 
     /// Prints one line for each error to standard error.

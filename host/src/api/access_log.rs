@@ -58,6 +58,8 @@ pub(super) struct RequestSpan {
     /// The number of requests that its time stands for.
     stands_for: u64,
     ended: bool,
+    /// Whether a failure is logged at the level debug only.
+    is_probe: bool,
 }
 
 impl AccessLog {
@@ -78,7 +80,7 @@ impl AccessLog {
         let is_sampled = !self.logs_all.load(Relaxed) && before > TIMED_FIRST;
         let started = (!is_sampled || before.is_multiple_of(TIMED_EVERY)).then(Instant::now);
         let stands_for = if is_sampled { TIMED_EVERY } else { 1 };
-        RequestSpan { log: self, head: Arc::clone(head), started, stands_for, ended: false }
+        RequestSpan { log: self, head: Arc::clone(head), started, stands_for, ended: false, is_probe: false }
     }
 
     /// Returns the number of responses to a method.
@@ -153,6 +155,12 @@ impl RequestSpan {
         &self.head
     }
 
+    /// Marks the request as a probe whose failure is expected, such as `/readyz` during the start.
+    pub(super) fn probe(mut self) -> Self {
+        self.is_probe = true;
+        self
+    }
+
     /// Ends the span with the response, to which it adds the id of a request that has one.
     pub(super) fn end(mut self, reply: Response) -> Response {
         self.record(reply.status, &reply);
@@ -186,6 +194,8 @@ impl RequestSpan {
         if logs_all {
             let request = head.id();
             tracing::info!(request, method, path, status, bytes, duration_us, client, plugin, "request completed");
+        } else if self.is_probe {
+            tracing::debug!(method, path, status, client, "probe failed");
         } else if let Some(left_out) = log.failures.lock().pass() {
             let request = head.id();
             let left_out = (left_out > 0).then_some(left_out);

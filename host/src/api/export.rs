@@ -93,14 +93,14 @@ fn gone(unwatchable: Unwatchable) -> Problem {
     Problem::new(
         410,
         match unwatchable {
-            Unwatchable::Forgotten(begins) => format!(
-                "Too far back: changes up to revision {begins} are no longer in the history; make a full export"
-            ),
+            Unwatchable::Forgotten(begins) => {
+                format!("Too far back: changes up to revision {begins} are no longer in the history; make a full one")
+            }
             Unwatchable::Ahead(last) => {
-                format!("Too far ahead: {last} is the last revision; make a full export")
+                format!("Too far ahead: {last} is the last revision; make a full one")
             }
             Unwatchable::Unassigned(first) => {
-                format!("Unknown revision: this server's revisions start after {first}; make a full export")
+                format!("Unknown revision: this server's revisions start after {first}; make a full one")
             }
         },
     )
@@ -197,7 +197,7 @@ fn write_changes(watch: &mut Watch, last: u64, writer: &mut Writer<Buffer>) -> R
             Poll::Ready(Ok(events)) if !events.is_empty() => events,
             Poll::Ready(Err(Unwatchable::Forgotten(begins))) => {
                 return Err(Ended::Failed(format!(
-                    "changes up to revision {begins} left the history before the client had read them; make a full export"
+                    "changes up to revision {begins} left the history before the client had read them; make a full one"
                 )));
             }
             _ => return Err(Ended::Failed("the server stops; try again later".to_owned())),

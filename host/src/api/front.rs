@@ -79,7 +79,9 @@ impl Service for Front {
             None => {
                 let response = self.starting(&head);
                 let Base { auth, log, .. } = &self.base;
-                let ending = Ending { span: log.start(&head), grant: auth.rules().identify_client(&head) };
+                let span = log.start(&head);
+                let span = if head.path_and_query().0 == "/readyz" { span.probe() } else { span };
+                let ending = Ending { span, grant: auth.rules().identify_client(&head) };
                 Err(ending.complete(response))
             }
         }

@@ -1,5 +1,7 @@
 //! `vkog check`: verifies a store and prints a summary. Read-only.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,13 +11,16 @@ use super::{bytes, count, entries, read, say, to_read};
 use crate::failure::{Failure, Status};
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
 
+/// The first bytes of a backup.
+const START: [u8; 9] = *br#"{"start":"#;
+
 /// A store that cannot be read, with what the operator can do.
 #[derive(Debug, Error)]
-#[error("{}", way_out(.path, .source, *.is_repairable))]
-struct CheckError {
-    path: PathBuf,
-    source: StoreError,
-    is_repairable: bool,
+enum CheckError {
+    #[error("{}", way_out(.path, .source, *.is_repairable))]
+    Store { path: PathBuf, source: StoreError, is_repairable: bool },
+    #[error("cannot check {0}: it is a backup, not a store; verify it with `vkog restore -f NEW {0}`", .path.display())]
+    Backup { path: PathBuf, source: StoreError },
 }
 
 /// Verifies a store and prints a summary.
@@ -31,10 +36,19 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
         if let StoreError::Unreadable { path, damage: Damage::At { defect: Defect::Entries(left_out), .. } } = &source {
             left_out_lines(path, left_out).iter().for_each(|line| say(line));
         }
-        CheckError { path: path.to_owned(), source, is_repairable: is_repairable(path) }
+        match is_backup(path) {
+            true => CheckError::Backup { path: path.to_owned(), source },
+            false => CheckError::Store { path: path.to_owned(), source, is_repairable: is_repairable(path) },
+        }
     })?;
     lines(path, &contents).iter().for_each(|line| say(line));
     Ok(if contents.lost_log().is_some() { Status::NotFound } else { Status::Success }.into())
+}
+
+/// Returns whether a file begins like one of `vkog backup`.
+fn is_backup(path: &Path) -> bool {
+    let mut start = [0; START.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
 }
 
 fn lines(path: &Path, contents: &Contents) -> Vec<String> {

@@ -37,6 +37,8 @@ pub(super) enum InputError {
     Unreadable(#[from] io::Error),
     #[error("line {number}: {source}")]
     Line { number: u64, source: Fault },
+    #[error("line 1 is not an entry of an export: {0}")]
+    NotAnExport(#[source] Fault),
     #[error("byte {at}: {source}")]
     Byte { at: usize, source: Fault },
     #[error("it is a store, not an export; export it first with `vkog export -f`")]
@@ -195,7 +197,10 @@ fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, I
         // Some editors write a byte order mark.
         let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         if !text.trim_ascii().is_empty() {
-            add_line(&mut import, text).map_err(fault)?;
+            add_line(&mut import, text).map_err(|source| match source {
+                Fault::Json(_) if number == 1 => InputError::NotAnExport(source),
+                _ => fault(source),
+            })?;
         }
     }
     if let Some(verifier) = verifier {

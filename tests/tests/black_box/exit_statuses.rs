@@ -112,7 +112,8 @@ fn each_client_command_ends_with_each_of_its_statuses() {
             let ended = run(&setup, &url, &[(command, &line, status)]);
             seen.entry(command.to_owned()).or_default().extend(&ended[command]);
         }
-        let ended = run(&setup, "http://127.0.0.1:1", &[(command, &line, 6)]);
+        let missing = format!("{line} --token-file absent");
+        let ended = run(&setup, "http://127.0.0.1:1", &[(command, &line, 6), (command, &missing, 1)]);
         seen.entry(command.to_owned()).or_default().extend(&ended[command]);
     }
     let documented = documented();

@@ -94,6 +94,7 @@ fn another_service_is_status_1_and_a_wrong_option_status_2() {
         let exit = setup.run([&["health"], wrong].concat()).expect(2);
         assert!(exit.stdout.is_empty() && exit.stderr.lines().count() == 1, "{exit}");
     }
+    setup.run(["health", "--url", "https://127.0.0.1:1", "--cacert", "missing.pem"]).expect(3);
     let exit = setup.run(["health", "--config", "missing.toml"]).expect(3);
     assert!(exit.stderr.contains("missing.toml"), "{exit}");
 }

@@ -80,7 +80,18 @@ fn each_name_is_in_the_index_with_the_section_that_documents_it() {
     let mut variables: BTreeSet<String> =
         options().iter().map(|key| format!("VKOG_{}", key.to_uppercase().replace('-', "_"))).collect();
     variables.extend(
-        ["VKOG_CONFIG", "VKOG_URL", "VKOG_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "TMPDIR", "TMP"].map(str::to_owned),
+        [
+            "VKOG_CONFIG",
+            "VKOG_URL",
+            "VKOG_TOKEN",
+            "VKOG_CERT",
+            "VKOG_KEY",
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "TMPDIR",
+            "TMP",
+        ]
+        .map(str::to_owned),
     );
     let configuration = read(CONFIGURATION);
     let variables = variables.into_iter().map(|variable| {

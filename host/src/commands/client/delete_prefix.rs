@@ -9,7 +9,7 @@ use ureq::http::Method;
 use super::error::ClientError;
 use super::{Remote, Server, encode, say, shown};
 use crate::commands::count;
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::logging;
 use crate::schema::{Count, Deletion, DryRun, Problem};
 
@@ -72,6 +72,10 @@ pub(super) fn delete(selection: &Selection, remote: Remote) -> Result<ExitCode, 
     }
     if !selection.yes {
         let Count { count } = ask(&server, Method::GET, &format!("/keys?count&prefix={}", encode(prefix)))?;
+        if count == 0 {
+            say("deleted 0 keys")?;
+            return Ok(ExitCode::SUCCESS);
+        }
         return Err(Failure::usage(SelectionError::Unconfirmed(count)));
     }
     let (mut deleted, mut refused, mut after) = (0, Vec::new(), None);
@@ -129,5 +133,5 @@ fn failure(refused: Vec<Problem<'static>>) -> Failure {
         status: problem.status,
     };
     let named = refused.into_iter().take(NAMED_MAX).map(name);
-    Failure::new(named.chain((more > 0).then_some(SelectionError::MoreRefused(more))))
+    Failure::with_status(Status::Refused, named.chain((more > 0).then_some(SelectionError::MoreRefused(more))))
 }

@@ -15,7 +15,7 @@ use crate::failure::Status;
 /// Why a command of the client fails.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     /// A file or standard input cannot be read.
     #[error("cannot read {name}: {source}; {}", read_way_out(.source))]
     Read { name: String, source: io::Error },
@@ -41,6 +41,9 @@ pub(super) enum ClientError {
     /// The response has no revision.
     #[error("cannot {action}: the response has no revision; check --url")]
     NoRevision { action: String },
+    /// The server has stored an entry without its time to live.
+    #[error("{key} is written, but it does not expire: the server does not have the plugin ttl; load the plugin")]
+    NoExpiry { key: String },
     /// The response is not a list of plugins.
     #[error("cannot read statistics: the response is not a list of plugins: {0}; check --url")]
     NotStatistics(serde_json::Error),

@@ -1,6 +1,7 @@
 //! `vkog health`: whether a server is ready, as an exit status and one line. For containers, whose images have no HTTP client.
 
 use std::fmt::{self, Display, Formatter};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::TlsConfig;
 
-use super::{Url, connect, duration, say, trusting};
+use super::{ClientError, Url, connect, duration, say, trusting};
 use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme};
 use crate::failure::{Failure, Status};
 
@@ -69,6 +70,16 @@ impl Display for Outcome {
     }
 }
 
+/// Returns the failure for certificates that cannot be used. A missing file has its own status, as no key can be missing.
+fn unusable(error: ClientError) -> Failure {
+    match error {
+        ClientError::Read { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure::with_status(Status::NotFound, [error])
+        }
+        _ => error.into(),
+    }
+}
+
 /// Checks a server and prints the outcome as one line.
 ///
 /// # Errors
@@ -82,7 +93,7 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
         .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
         .timeout_global(Some(health.timeout));
     let (url, tls) = match health.url {
-        Some(url) => (url, health.cacert.as_ref().map(trusting).transpose()?),
+        Some(url) => (url, health.cacert.as_ref().map(trusting).transpose().map_err(unusable)?),
         // Its certificate has the public name of the server. No secret is sent.
         None => (configured(health.config)?, Some(TlsConfig::builder().disable_verification(true).build())),
     };
@@ -95,7 +106,7 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
         #[cfg(unix)]
         Url::Unix(path) => connect::to_socket(config, path),
         #[cfg(not(unix))]
-        Url::Unix(_) => return Err(super::ClientError::NoUnixSockets.into()),
+        Url::Unix(_) => return Err(ClientError::NoUnixSockets.into()),
     };
     let base = match &url {
         Url::Web(url) => url,

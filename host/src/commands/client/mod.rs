@@ -31,8 +31,8 @@ use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode,
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
-pub(crate) use self::error::RequestError;
-use self::error::{ClientError, ValueError};
+use self::error::ValueError;
+pub(crate) use self::error::{ClientError, RequestError};
 use self::terminal::{Escaping, shown};
 use crate::progress::Bar;
 
@@ -64,11 +64,11 @@ pub struct Remote {
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
 
-    /// Show this client certificate, followed by its chain (PEM); needs --key
+    /// Show this client certificate, followed by its chain (PEM); needs --key (VKOG_CERT)
     #[arg(long, value_name = "FILE", env = "VKOG_CERT", hide_env = true, requires = "cert_key")]
     cert: Option<PathBuf>,
 
-    /// Read the private key of the client certificate from this file (PEM); needs --cert
+    /// Read the private key of the client certificate from this file (PEM); needs --cert (VKOG_KEY)
     #[arg(long = "key", value_name = "FILE", env = "VKOG_KEY", hide_env = true, requires = "cert")]
     cert_key: Option<PathBuf>,
 

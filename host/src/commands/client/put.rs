@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::write::{Value, Write, print};
+use super::write::{Value, Write, finish};
 use super::{Conditions, Server};
 use crate::failure::Failure;
 
@@ -15,9 +15,6 @@ const ATTEMPTS_MAX: usize = 6;
 /// The arguments of `vkog put`.
 #[derive(clap::Args)]
 pub struct Put {
-    #[command(flatten)]
-    write: Write,
-
     /// Fail if the key exists
     #[arg(long, conflicts_with_all = ["update", "if_match", "if_none_match"])]
     create: bool,
@@ -25,6 +22,9 @@ pub struct Put {
     /// Fail if the key does not exist
     #[arg(long, conflicts_with_all = ["if_match", "if_none_match"])]
     update: bool,
+
+    #[command(flatten)]
+    write: Write,
 }
 
 /// Writes a value and prints its new revision.
@@ -33,17 +33,18 @@ pub struct Put {
 ///
 /// The value cannot be read, the server cannot be reached, or it rejects the write.
 pub fn put(Put { write, create, update }: Put) -> Result<ExitCode, Failure> {
-    let Write { key, value, file, content_type, conditions, remote } = write;
+    let Write { key, value, file, content_type, ttl, conditions, remote } = write;
     let server = Server::new(remote)?;
     let value = Value::of(value, file)?;
-    let send = |conditions: &Conditions| value.send(&server, Method::PUT, &key, content_type.as_deref(), conditions);
+    let (content_type, ttl) = (content_type.as_deref(), ttl.as_deref());
+    let send = |conditions: &Conditions| value.send(&server, Method::PUT, &key, content_type, ttl, conditions);
     let revision = match (create, update) {
         (true, _) => send(&Conditions::absent())?,
         (_, true) => send(&Conditions::present())?,
         _ if !conditions.is_empty() => send(&conditions)?,
         _ => upsert(send)?,
     };
-    Ok(print(revision)?)
+    Ok(finish(&server, &key, ttl, revision.as_deref())?)
 }
 
 /// Updates the key, or creates it if a plugin refuses to update a key that does not exist.

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use ureq::http::Method;
 
-use super::{Conditions, Remote, Server, revision, say};
+use super::write::{TTL, finish};
+use super::{Conditions, Remote, Server, revision};
 use crate::failure::Failure;
 
 /// The arguments of `vkog touch`.
@@ -28,13 +29,10 @@ pub struct Touch {
 ///
 /// # Errors
 ///
-/// The key does not exist, the server cannot be reached, or it rejects the request.
+/// The key does not exist, the server cannot be reached, it rejects the request, or it does not have the plugin ttl.
 pub fn touch(Touch { key, ttl, conditions, remote }: Touch) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
-    let request = conditions.add_to(server.for_key(Method::PATCH, &key)).header("Vkog-TTL", ttl);
+    let request = conditions.add_to(server.for_key(Method::PATCH, &key)).header(TTL, &ttl);
     let response = server.ask(request).map_err(|error| error.of(format!("touch {key}")))?;
-    if let Some(revision) = revision(&response) {
-        say(revision)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(finish(&server, &key, Some(&ttl), revision(&response))?)
 }

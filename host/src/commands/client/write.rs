@@ -7,13 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bytes::Bytes;
-use ureq::http::Method;
 use ureq::http::header::CONTENT_TYPE;
+use ureq::http::{Method, StatusCode};
 
-use super::error::ClientError;
+use super::error::{ClientError, RequestError};
 use super::{Conditions, Counted, Remote, Server, revision, say};
 use crate::failure::{Failure, Status};
 use crate::progress::Bar;
+
+/// The header with the time to live.
+pub(super) const TTL: &str = "Vkog-TTL";
+/// The time to live of an entry that never expires.
+const NEVER: &str = "none";
+/// The header with the time at which an entry expires.
+const EXPIRES: &str = "Vkog-Expires";
 
 /// The arguments of `vkog put` and `vkog post`.
 #[derive(clap::Args)]
@@ -32,6 +39,10 @@ pub struct Write {
     #[arg(long, value_name = "TYPE")]
     pub(super) content_type: Option<String>,
 
+    /// Expire after this time, such as 60s, 5m, 2h or 7d; none is never (ttl plugin)
+    #[arg(long, value_name = "TIME")]
+    pub(super) ttl: Option<String>,
+
     #[command(flatten)]
     pub(super) conditions: Conditions,
 
@@ -45,19 +56,46 @@ pub struct Write {
 ///
 /// The value cannot be read, the server cannot be reached, or it rejects the write.
 pub fn post(write: Write) -> Result<ExitCode, Failure> {
-    let Write { key, value, file, content_type, conditions, remote } = write;
+    let Write { key, value, file, content_type, ttl, conditions, remote } = write;
     let server = Server::new(remote)?;
     let value = Value::of(value, file)?;
-    let revision = value.send(&server, Method::POST, &key, content_type.as_deref(), &conditions)?;
-    Ok(print(revision)?)
+    let ttl = ttl.as_deref();
+    let revision = value.send(&server, Method::POST, &key, content_type.as_deref(), ttl, &conditions)?;
+    Ok(finish(&server, &key, ttl, revision.as_deref())?)
 }
 
-/// Prints the revision of a write.
-pub(super) fn print(revision: Option<String>) -> Result<ExitCode, ClientError> {
-    if let Some(revision) = revision {
-        say(&revision)?;
+/// Prints the revision of a write, after a check that its entry expires if it has a time to live.
+///
+/// # Errors
+///
+/// The entry does not expire, because the server does not have the plugin ttl, or this cannot be checked.
+pub(super) fn finish(
+    server: &Server,
+    key: &str,
+    ttl: Option<&str>,
+    written: Option<&str>,
+) -> Result<ExitCode, ClientError> {
+    if ttl.is_some_and(|ttl| ttl != NEVER) {
+        check_expires(server, key, written)?;
+    }
+    if let Some(revision) = written {
+        say(revision)?;
     }
     Ok(Status::Success.into())
+}
+
+/// Checks that an entry expires: a server without the plugin ttl ignores the time to live.
+fn check_expires(server: &Server, key: &str, written: Option<&str>) -> Result<(), ClientError> {
+    let found = match server.ask(server.for_key(Method::HEAD, key)) {
+        // It has expired already, or another client has deleted it.
+        Err(RequestError::Refused { status: StatusCode::NOT_FOUND, .. }) => return Ok(()),
+        found => found.map_err(|error| error.of(format!("check the expiry of {key}")))?,
+    };
+    // Another client may have written it again.
+    if revision(&found) == written && !found.headers().contains_key(EXPIRES) {
+        return Err(ClientError::NoExpiry { key: key.to_owned() });
+    }
+    Ok(())
 }
 
 /// A value that can be sent several times.
@@ -92,6 +130,7 @@ impl Value {
         method: Method,
         key: &str,
         content_type: Option<&str>,
+        ttl: Option<&str>,
         conditions: &Conditions,
     ) -> Result<Option<String>, ClientError> {
         let (value, len): (Box<dyn Read>, u64) = match self {
@@ -105,6 +144,7 @@ impl Value {
         let action = format!("{} {key}", method.as_str().to_lowercase());
         let request = conditions.add_to(server.for_key(method, key));
         let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
+        let request = ttl.into_iter().fold(request, |request, ttl| request.header(TTL, ttl));
         let value = Counted::new(value, format!("sending {key}"), len);
         let response = server.send(request, value, len).map_err(|error| error.of(action))?;
         Ok(revision(&response).map(str::to_owned))

@@ -196,7 +196,7 @@ fn an_incremental_backup_needs_the_history() {
     }
     export(&server, &format!("?since={since}")).refused(410, "Too far back");
     let exit = backup(&setup, &server, ["--since", "changes", "too-late"]).expect(4);
-    assert!(exit.one_error().contains("make a full export") && !setup.folder().join("too-late").exists(), "{exit}");
+    assert!(exit.one_error().contains("make a full one") && !setup.folder().join("too-late").exists(), "{exit}");
     restore(&setup, ["full", "changes", "nothing"], "restored.vkog").expect(0);
     let found = entries(&setup, "restored.vkog");
     assert!(found.len() == 1 && found["b"].1 == "2", "{found:?}");
@@ -212,6 +212,8 @@ fn an_incremental_backup_needs_the_history() {
         assert!(exit.one_error().contains(words), "{exit}");
         assert!(!setup.folder().join("other.vkog").exists() && !setup.folder().join("other.vkog.lock").exists());
     }
+    let exit = setup.run(["check", "full"]).expect(1);
+    assert!(exit.one_error().contains("it is a backup, not a store; verify it with `vkog restore"), "{exit}");
     let other = Setup::on(ENGINE).config(administered(""));
     let stranger = other.start();
     let full = setup.folder().join("full").display().to_string();

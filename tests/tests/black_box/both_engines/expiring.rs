@@ -149,3 +149,21 @@ fn the_client_touches_a_key_and_lists_its_expiry() {
     let exit = run(&setup, &server, "vkog touch absent --ttl 5m").expect(3);
     assert_eq!(exit.one_error(), "vkog: cannot touch absent: Not Found (404)", "{exit}");
 }
+
+#[test]
+fn the_client_fails_if_a_server_without_ttl_ignores_the_time_to_live() {
+    let setup = setup();
+    let server = setup.start();
+    run(&setup, &server, "vkog put a value --ttl 5m").expect(0);
+    assert!(server.get("a").header("Vkog-Expires").is_some());
+    run(&setup, &server, "vkog post b value --ttl none").expect(0);
+    let setup = Setup::on(ENGINE);
+    let server = setup.start();
+    server.put("a", "value").expect(200);
+    for line in ["vkog touch a --ttl 5m", "vkog put a value --ttl 5m", "vkog post b value --ttl 5m"] {
+        let exit = run(&setup, &server, line).expect(1);
+        assert!(exit.one_error().contains("the server does not have the plugin ttl"), "{exit}");
+        assert_eq!(exit.stdout, "", "{exit}");
+    }
+    run(&setup, &server, "vkog touch a --ttl none").expect(0);
+}

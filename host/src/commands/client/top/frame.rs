@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::sample::{Plugin, Quantile, Rates, Sample};
+use crate::commands::{count, entries};
 
 /// The content of a frame.
 pub(super) enum State<'a> {
@@ -51,19 +52,19 @@ fn totals(now: &Sample) -> Vec<String> {
     let is_writable = number("vkog_writable") == 1.0;
     vec![
         format!(
-            "memory {memory}   {} entries of {}   log {}   history {}{}",
-            number("vkog_entries"),
+            "memory {memory}   {} of {}   log {}   history {}{}",
+            entries(number("vkog_entries") as u64),
             size("vkog_entry_bytes"),
             size("vkog_log_bytes"),
             size("vkog_watch_history_bytes"),
             if is_writable { "" } else { "   READ-ONLY" },
         ),
         format!(
-            "{} connections   {} requests in flight   {} watchers   revision {}",
-            number("vkog_connections"),
-            // The request for the metrics is one of them.
-            (number("vkog_requests_under_way") - 1.0).max(0.0),
-            number("vkog_watchers"),
+            "{}   {} in flight   {}   revision {}",
+            count(number("vkog_connections") as u64, "connection", "connections"),
+            // The request for the metrics is one of them. The conversion of a negative number is 0.
+            count((number("vkog_requests_under_way") - 1.0) as u64, "request", "requests"),
+            count(number("vkog_watchers") as u64, "watcher", "watchers"),
             number("vkog_revision"),
         ),
     ]

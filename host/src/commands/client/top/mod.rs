@@ -26,9 +26,6 @@ const ATTENTION: Duration = Duration::from_millis(50);
 /// Shows a server.
 #[derive(clap::Args)]
 pub struct Top {
-    #[command(flatten)]
-    remote: Remote,
-
     /// Refresh at this interval
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     interval: Duration,
@@ -36,6 +33,9 @@ pub struct Top {
     /// Print one frame, of one interval, as text; needs no terminal
     #[arg(long, visible_alias = "batch")]
     once: bool,
+
+    #[command(flatten)]
+    remote: Remote,
 }
 
 /// A sample, or why there is none.
