@@ -378,10 +378,10 @@ fn check_and_export_read_a_prefix_of_the_history_beside_a_server() {
     for (acknowledged, found) in found {
         let last = found.values().map(|(revision, _)| *revision).max().expect("entries");
         assert!(found["marker"].0 >= acknowledged, "a write is missing that was acknowledged before");
-        // Removals have revisions, too, which an export does not have.
+        // The changes after that may be in the state as well, if they are removals, or puts of keys that were removed again.
         let end = history.iter().position(|(at, ..)| *at > last).unwrap_or(history.len());
-        let removals = history[end..].iter().take_while(|(.., value)| value.is_none()).map(|(at, ..)| *at);
-        let is_prefix = [last].into_iter().chain(removals).any(|at| found == state_at(&history, at));
+        let later = history[end..].iter().take(1000).map(|(at, ..)| *at);
+        let is_prefix = [last].into_iter().chain(later).any(|at| found == state_at(&history, at));
         assert!(is_prefix, "not the state at any revision from {last} on");
     }
     let folder = std::fs::read_dir(setup.folder()).expect("a folder");
