@@ -64,11 +64,11 @@ pub struct Remote {
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
 
-    /// Show this client certificate, followed by its chain (PEM); needs --key (VKOG_CERT)
+    /// Show this client certificate and its chain (PEM) (VKOG_CERT)
     #[arg(long, value_name = "FILE", env = "VKOG_CERT", hide_env = true, requires = "cert_key")]
     cert: Option<PathBuf>,
 
-    /// Read the private key of the client certificate from this file (PEM); needs --cert (VKOG_KEY)
+    /// Use this private key of the client certificate (PEM) (VKOG_KEY)
     #[arg(long = "key", value_name = "FILE", env = "VKOG_KEY", hide_env = true, requires = "cert")]
     cert_key: Option<PathBuf>,
 
@@ -76,7 +76,7 @@ pub struct Remote {
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
     header: Vec<Header>,
 
-    /// Maximum time without progress while connecting, sending or receiving
+    /// Maximum time without progress
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     timeout: Duration,
 }
@@ -84,7 +84,7 @@ pub struct Remote {
 /// Conditions on the revision of the entry.
 #[derive(Default, clap::Args)]
 pub struct Conditions {
-    /// Require one of these revisions, separated by commas; * is any revision
+    /// Require one of these revisions (a,b,c; * is any revision)
     #[arg(long, value_name = "REVISION", value_parser = tags)]
     if_match: Option<HeaderValue>,
 

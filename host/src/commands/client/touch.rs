@@ -14,7 +14,7 @@ pub struct Touch {
     /// The key
     key: String,
 
-    /// Expire after this time, such as 60s, 5m, 2h or 7d; none is never (ttl plugin)
+    /// Expire after this time: 60s, 5m, 2h, 7d or none (ttl plugin)
     #[arg(long, value_name = "TIME")]
     ttl: String,
 

@@ -39,7 +39,7 @@ pub struct Write {
     #[arg(long, value_name = "TYPE")]
     pub(super) content_type: Option<String>,
 
-    /// Expire after this time, such as 60s, 5m, 2h or 7d; none is never (ttl plugin)
+    /// Expire after this time: 60s, 5m, 2h, 7d or none (ttl plugin)
     #[arg(long, value_name = "TIME")]
     pub(super) ttl: Option<String>,
 
