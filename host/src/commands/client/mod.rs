@@ -20,7 +20,7 @@ pub mod write;
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -303,6 +303,20 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {
 /// Returns a configuration that trusts only the certificates in this file.
 fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
     Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
+/// Returns the file to replace: the one behind all links, or `path` itself if nothing has this name.
+///
+/// # Errors
+///
+/// A link leads to nothing, or to where the user may not look.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+            Ok(path.to_owned())
+        }
+        found => found,
+    }
+}
+
 }
 
 /// Reads the certificates in a file.
