@@ -26,6 +26,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::sign::CertifiedKey;
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
 use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
@@ -204,8 +208,7 @@ impl Server {
             tls = tls.root_certs(RootCerts::Specific(Arc::new(certificates(path)?)));
         }
         if let (Some(cert), Some(key)) = (&cert, &cert_key) {
-            let private = PrivateKey::from_pem(&read(key)?).map_err(|_| ClientError::NoKey(key.clone()))?;
-            tls = tls.client_cert(Some(ClientCert::new_with_certs(&certificates(cert)?, private)));
+            tls = tls.client_cert(Some(client_certificate(cert, key)?));
         }
         let config = config.tls_config(tls.build());
         let agent = match &url {
@@ -300,9 +303,6 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {
     std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
 }
 
-/// Returns a configuration that trusts only the certificates in this file.
-fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
-    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
 /// Returns the file to replace: the one behind all links, or `path` itself if nothing has this name.
 ///
 /// # Errors
@@ -317,6 +317,9 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// Returns a configuration that trusts only the certificates in this file.
+fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
+    Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
 }
 
 /// Reads the certificates in a file.
@@ -327,6 +330,21 @@ fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, ClientError
     };
     let found: Vec<_> = parse_pem(&read(path)?).filter_map(certificate).collect();
     if found.is_empty() { Err(ClientError::NoCertificate(path.clone())) } else { Ok(found) }
+}
+
+/// Reads a client certificate and its key, and checks that they belong together, as the HTTP client panics otherwise.
+fn client_certificate(certificate: &PathBuf, key: &PathBuf) -> Result<ClientCert, ClientError> {
+    let no_key = || ClientError::NoKey(key.clone());
+    let pem = read(key)?;
+    let private = PrivateKey::from_pem(&pem).map_err(|_| no_key())?;
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| no_key())?;
+    let chain = certificates(certificate)?;
+    let chain_der = chain.iter().map(|certificate| certificate.der().to_vec().into()).collect();
+    CertifiedKey::from_der(chain_der, der, &ring::default_provider()).map_err(|source| {
+        let (certificate, key) = (certificate.clone(), key.clone());
+        ClientError::UnusablePair { certificate, key, source }
+    })?;
+    Ok(ClientCert::new_with_certs(&chain, private))
 }
 
 fn is_problem(response: &Response<Body>) -> bool {
