@@ -192,6 +192,9 @@ impl Api {
                     Method::Delete => (keys::parse_deletion, Permission::Write),
                     _ => (keys::parse_query, Permission::Read),
                 };
+                if head.method == Method::Delete {
+                    keys::check_unconditional(head).map_err(|problem| problem.reply(format()))?;
+                }
                 let listing = parse(query).map_err(|problem| problem.reply(format()))?;
                 rules.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
@@ -347,6 +350,9 @@ impl Service for Api {
             Route::Keys { listing, query } => {
                 let (engine, in_flight) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
                 if Arc::strong_count(&in_flight) > keys::CONCURRENT_MAX + 1 {
+                if let Err(problem) = keys::check_no_body(&listing, &body) {
+                    return respond(problem.reply(format));
+                }
                     return respond(keys::too_many(format));
                 }
                 let budget = self.budget;
