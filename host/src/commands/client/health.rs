@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::TlsConfig;
 
 use super::{Url, connect, duration, say, trusting};
-use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme};
+use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme, without_empty_variables};
 use crate::failure::{Failure, Status};
 
 /// Checks whether a server is ready.
@@ -132,7 +132,9 @@ struct Environment {
 
 /// Returns the first address at which a server with this configuration file and this environment listens.
 fn configured(file: Option<PathBuf>) -> Result<Url, Failure> {
-    let Environment { options } = Environment::try_parse_from(["vkog"]).map_err(Failure::usage)?;
+    let matches = without_empty_variables(Environment::command()).try_get_matches_from(["vkog"]);
+    let parsed = matches.and_then(|matches| Environment::from_arg_matches(&matches));
+    let Environment { options } = parsed.map_err(Failure::usage)?;
     let file = file.as_deref().map(File::read).transpose()?.unwrap_or_default();
     Ok(address(&config_of(options, file)?))
 }
