@@ -356,6 +356,11 @@ fn encode(text: &str) -> impl Display + '_ {
     utf8_percent_encode(text, PLAIN)
 }
 
+/// Returns the name of a key in messages.
+fn named(key: &str) -> &str {
+    if key.is_empty() { "\"\"" } else { key }
+}
+
 /// Returns the revision of a response.
 fn revision(response: &Response<Body>) -> Option<&str> {
     response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
@@ -420,6 +425,11 @@ mod tests {
     #[test]
     fn a_key_is_encoded_but_for_its_slashes() {
         assert_eq!(encode("a/b c%\u{e9}?#").to_string(), "a/b%20c%25%C3%A9%3F%23");
+    }
+
+    #[test]
+    fn an_empty_key_is_quoted_in_messages() {
+        assert_eq!((named(""), named("a")), ("\"\"", "a"));
     }
 
     #[test]
