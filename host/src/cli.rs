@@ -457,6 +457,18 @@ mod tests {
                 "the following required arguments were not provided: <LIBRARY>...; see vkog plugins check --help",
             ),
             (
+                "vkog ls --after -x1",
+                "--after needs a value; for one that begins with a hyphen, write --after=-x1; see vkog ls --help",
+            ),
+            (
+                "vkog touch a --ttl -5",
+                "--ttl needs a value; for one that begins with a hyphen, write --ttl=-5; see vkog touch --help",
+            ),
+            (
+                "vkog delete --prefix -x",
+                "--prefix needs a value; for one that begins with a hyphen, write --prefix=-x; see vkog delete --help",
+            ),
+            (
                 "vkog ls --limit 0",
                 "invalid value '0' for '--limit <NUMBER>': 0 is not in 1..18446744073709551615; see vkog ls --help",
             ),

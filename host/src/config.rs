@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::{Arg, Command};
 use serde::{Deserialize, Deserializer};
 
 use crate::http::{ClientFiles, TlsFiles, default_limit};
@@ -200,6 +201,16 @@ fn fsync_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 
 fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
     String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Ignores the variables that are set to the empty text, as if they were not set.
+pub fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// A checked configuration.

@@ -60,7 +60,12 @@ fn not_supported(fact: &'static str) -> Problem {
     Problem::new(415, fact).with_header("Accept-Encoding", "identity")
 }
 
-fn check_is_whole(head: &RequestHead) -> Result<(), Problem> {
+/// Checks that a write is not one of a part of a value.
+///
+/// # Errors
+///
+/// It is.
+pub(super) fn check_is_whole(head: &RequestHead) -> Result<(), Problem> {
     if head.headers.get("content-range").is_some() {
         return Err(Problem::new(400, "Content-Range is not supported; send the whole value"));
     }

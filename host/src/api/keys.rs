@@ -104,6 +104,33 @@ pub(super) fn parse_deletion(query: &str) -> Result<Query, Problem> {
     Ok(if dry_run.is_some() { Query::DryRun(listing) } else { Query::Delete(listing) })
 }
 
+/// Checks that a deletion has no preconditions, which are those of one entry.
+///
+/// # Errors
+///
+/// It has one.
+pub(super) fn check_unconditional(head: &RequestHead) -> Result<(), Problem> {
+    for (field, name) in [("if-match", "If-Match"), ("if-none-match", "If-None-Match")] {
+        if head.headers.get(field).is_some() {
+            let fact = format!("{name} is not supported for a deletion by prefix; delete the keys one by one");
+            return Err(Problem::new(400, fact));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a deletion has no body, which may be meant as the keys to delete.
+///
+/// # Errors
+///
+/// It has one.
+pub(super) fn check_no_body(query: &Query, body: &[u8]) -> Result<(), Problem> {
+    if body.is_empty() || !matches!(query, Query::Delete(_) | Query::DryRun(_)) {
+        return Ok(());
+    }
+    Err(Problem::new(400, "DELETE takes no content; name the keys in the query"))
+}
+
 /// Makes the response. Blocks, on the disk and on plugins.
 pub(super) fn list(
     engine: &Arc<Engine>,

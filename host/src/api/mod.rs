@@ -192,6 +192,9 @@ impl Api {
                     Method::Delete => (keys::parse_deletion, Permission::Write),
                     _ => (keys::parse_query, Permission::Read),
                 };
+                if head.method == Method::Delete {
+                    keys::check_unconditional(head).map_err(|problem| problem.reply(format()))?;
+                }
                 let listing = parse(query).map_err(|problem| problem.reply(format()))?;
                 rules.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
@@ -259,6 +262,8 @@ impl Api {
         let writes = matches!(verb, Verb::Post | Verb::Put) && !touches;
         if writes {
             entry::check_is_value(head).map_err(|problem| problem.reply(format()))?;
+        } else if touches {
+            entry::check_is_whole(head).map_err(|problem| problem.reply(format()))?;
         }
         let conditions = etag::conditions(head).map_err(|problem| problem.reply(format()))?;
         let content_type = if writes { owned_content_type(sent) } else { "".into() };
@@ -345,6 +350,9 @@ impl Service for Api {
                 batch::Handler { engine, auth, value_max: self.value_max, large }.serve(head, route, body, respond);
             }
             Route::Keys { listing, query } => {
+                if let Err(problem) = keys::check_no_body(&listing, &body) {
+                    return respond(problem.reply(format));
+                }
                 let (engine, in_flight) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
                 if Arc::strong_count(&in_flight) > keys::CONCURRENT_MAX + 1 {
                     return respond(keys::too_many(format));

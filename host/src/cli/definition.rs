@@ -1,8 +1,9 @@
 //! The definition of the command line: that of the derive macros, with the exit statuses in each help text, and without
 //! environment variables that are empty.
 
-use clap::{Arg, Command};
+use clap::Command;
 
+use crate::config::without_empty_variables;
 use crate::failure::Status;
 
 /// Completes the definition of the program.
@@ -33,14 +34,4 @@ fn with_statuses(command: Command, statuses: &[Status]) -> Command {
         None => statuses,
     };
     command.after_help(text)
-}
-
-/// Ignores the variables that are set to the empty text, as if they were not set.
-fn without_empty_variables(command: Command) -> Command {
-    let is_empty = |arg: &Arg| {
-        let value = arg.get_env().and_then(std::env::var_os);
-        value.is_some_and(|value| value.is_empty())
-    };
-    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
-    command.mut_subcommands(without_empty_variables)
 }

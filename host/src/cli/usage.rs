@@ -36,7 +36,7 @@ impl UsageError {
             }
             _ => match source.get(ContextKind::InvalidSubcommand) {
                 Some(ContextValue::String(word)) => unknown(word, current),
-                _ => report(&source),
+                _ => hyphen_value(&source, current, arguments).unwrap_or_else(|| report(&source)),
             },
         };
         // Without a command, the options are those of the server.
@@ -53,6 +53,20 @@ fn unknown(word: &str, parent: &Command) -> String {
         Some(name) => format!("unknown command {word}; a similar command exists: {name}"),
         None => format!("unknown command {word}"),
     }
+}
+
+/// Reports an option whose value begins with a hyphen, for which clap advises `--`.
+fn hyphen_value(error: &clap::Error, command: &Command, arguments: &[OsString]) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let at = arguments.iter().position(|argument| argument.to_string_lossy().starts_with(word.as_str()))?;
+    let (option, value) = (arguments[at.checked_sub(1)?].to_str()?, arguments[at].to_string_lossy());
+    let long = option.strip_prefix("--")?;
+    let mut options = command.get_arguments().filter(|argument| argument.get_action().takes_values());
+    options.find(|argument| argument.get_long() == Some(long))?;
+    Some(format!("{option} needs a value; for one that begins with a hyphen, write {option}={value}"))
 }
 
 /// Returns the report of clap without its usage and its line breaks.

@@ -1,13 +1,13 @@
 //! `vkog check`: verifies a store and prints a summary. Read-only.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::{bytes, count, entries, read, say, to_read};
+use super::{bytes, count, entries, read, read_way_out, say, to_read};
 use crate::failure::{Failure, Status};
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
 
@@ -120,8 +120,26 @@ fn way_out(path: &Path, error: &StoreError, is_repairable: bool) -> String {
         false => "nothing was changed; there is nothing to repair in it, restore a copy".to_owned(),
     };
     match error {
+        StoreError::Unreadable { path, damage: Damage::Io(error) }
+            if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory) =>
+        {
+            format!("cannot read {}: {error}; {}", path.display(), read_way_out(error))
+        }
         StoreError::Unreadable { path, damage } => format!("cannot read {}: {damage}; {salvage}", path.display()),
         StoreError::Mismatch { path, mismatch } => format!("cannot use {}: {mismatch}; {salvage}", path.display()),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_the_user_may_not_read_is_not_called_damaged() {
+        let damage = Damage::Io(io::ErrorKind::PermissionDenied.into());
+        let error = StoreError::Unreadable { path: "a.vkog".into(), damage };
+        let expected = "cannot read a.vkog: permission denied; let this user read it";
+        assert_eq!(way_out(Path::new("a.vkog"), &error, false), expected);
     }
 }

@@ -191,7 +191,13 @@ impl Ttl {
         }
         let after = |period: Period| now.saturating_add(period.millis);
         let until = match self.wish(write)? {
-            Wish::For(period) => Some(after(period)),
+            Wish::For(period) => match after(period) {
+                until if until > time::LAST => {
+                    let fact = format!("Time to live too long: {period}; the entry must expire before the year 10000");
+                    return Err(Refusal::new(400, fact));
+                }
+                until => Some(until),
+            },
             Wish::Never => None,
             Wish::Nothing if write.entry().is_some() => held,
             Wish::Nothing => self.default.map(after),

@@ -135,6 +135,8 @@ fn a_malformed_time_to_live_is_refused_with_the_accepted_forms() {
     let refused = "Not a time to live: \"soon\"; use seconds such as 60, or 60s, 5m, 2h, 7d, or none";
     write(&host, Verb::Post, "a", "soon").refused(400, refused).has("Vkog-Plugin", "ttl");
     host.request(Verb::Put, "a").query("ttl=0").body("1").send().refused(400, "Not a time to live: \"0\"");
+    let refused = "Time to live too long: 1000000000d; the entry must expire before the year 10000";
+    write(&host, Verb::Post, "a", "1000000000d").refused(400, refused);
     let twice = host.request(Verb::Put, "a").query("ttl=1").header("vkog-ttl", "1");
     twice.body("1").send().refused(400, "The time to live is repeated");
     host.get("a").expect(404);

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use humantime::format_rfc3339_millis;
 
 /// The last millisecond of the year 9999, after which RFC 3339 has no form.
-const LAST: u64 = 253_402_300_799_999;
+pub(crate) const LAST: u64 = 253_402_300_799_999;
 
 /// Returns a time in milliseconds since 1970 in the form of RFC 3339, in UTC; `None` after the year 9999.
 pub(crate) fn rfc3339(millis: u64) -> Option<String> {

@@ -174,6 +174,10 @@ fn a_client_without_a_valid_certificate_is_refused_in_the_handshake() {
     assert!(error.contains("no certificate in client-key.pem"), "{error}");
     let error = get(&["--cert", "client.pem", "--key", "client.pem"]).stderr;
     assert!(error.contains("no private key in client.pem"), "{error}");
+    secured.write("other-key.pem", &Authority::new().named("importer").key);
+    let exit = get(&["--cert", "client.pem", "--key", "other-key.pem"]).expect(1);
+    let fact = "cannot use client.pem with other-key.pem: the key is another certificate's; give its own";
+    assert!(exit.one_error().ends_with(fact), "{exit}");
     secured.authority.named("importer").write(secured.setup.folder());
     let put =
         ["put", "k", "v", "--url", &url, "--cacert", "cert.pem", "--cert", "client.pem", "--key", "client-key.pem"];

@@ -2,6 +2,7 @@
 //!
 //! Provoked with servers that are ready, that hang in their start, that are silent, and that do not exist.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 
 use vkog_tests::{Certificate, Exit, Setup};
@@ -43,6 +44,30 @@ fn without_a_url_the_address_is_that_of_the_servers_configuration() {
     check(&setup, &["--config", "vkog.toml"], 0, &format!("https://127.0.0.1:{port}: ready"));
     let variables = setup.clone().env("VKOG_LISTEN", format!("0.0.0.0:{port}")).env("VKOG_CONFIG", "vkog.toml");
     check(&variables, &[], 0, &format!("https://127.0.0.1:{port}: ready"));
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let setup = Setup::new();
+    let server = setup.start();
+    let variables = setup.clone().env("VKOG_LISTEN", server.address()).env("VKOG_MAX_SIZE", "").env("VKOG_URL", "");
+    check(&variables, &[], 0, "ready");
+}
+
+#[test]
+fn another_service_with_status_200_is_status_1() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let service = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client connects");
+        let mut request = BufReader::new(stream.try_clone().expect("it can be cloned")).lines();
+        while request.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        // A body without an end.
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\nOkay, this is a page").expect("it reads");
+        drop(request.next());
+    });
+    check(&Setup::new(), &["--url", &url], 1, "unexpected response; check --url");
+    service.join().expect("it ends");
 }
 
 #[cfg(unix)]

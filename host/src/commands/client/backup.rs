@@ -10,7 +10,7 @@ use thiserror::Error;
 use ureq::http::Method;
 
 use super::error::{ClientError, RequestError};
-use super::{Counted, Remote, Server, say};
+use super::{Counted, Remote, Server, behind_links, say};
 use crate::failure::Failure;
 use crate::schema::export::{Incomplete, Start, Verifier};
 
@@ -39,6 +39,8 @@ pub struct Backup {
 enum BackupError {
     #[error("cannot write {}: the file exists; choose another name, or replace it with --overwrite", .path.display())]
     Exists { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: it is not a regular file; choose another file", .0.display())]
+    NotAFile(PathBuf),
     #[error("cannot back up {}: {source}; nothing was written, try again", .path.display())]
     Incomplete { path: PathBuf, source: Incomplete },
     #[error("cannot back up the changes after {}: {source}; give a complete backup", .path.display())]
@@ -51,10 +53,16 @@ enum BackupError {
 ///
 /// # Errors
 ///
-/// The file exists, the server cannot be reached or refuses, or the export is not complete. No file is written then.
+/// The file exists or is no regular file, the server cannot be reached or refuses, or the export is not complete. No file is written then.
 pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitCode, Failure> {
     if !overwrite && file.symlink_metadata().is_ok() {
         return Err(BackupError::Exists { path: file, source: io::ErrorKind::AlreadyExists.into() }.into());
+    }
+    let unwritable = |source: io::Error| ClientError::Write { name: file.display().to_string(), source };
+    // Only a file is replaced: a link stays, and so does a device or a folder.
+    let target = behind_links(&file).map_err(unwritable)?;
+    if target.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(BackupError::NotAFile(file).into());
     }
     let since = since.map(|path| read_start(&path).map(|start| (path, start))).transpose()?;
     let server = Server::new(remote)?;
@@ -64,8 +72,7 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     let response = response.map_err(|error| error.of(&*action))?;
     let body = response.into_body().into_with_config().limit(u64::MAX).reader();
     let mut body = Counted::new(body, action.clone(), 0);
-    let unwritable = |source: io::Error| ClientError::Write { name: file.display().to_string(), source };
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Accessible to its owner only, as a store.
     let mut temporary = tempfile::Builder::new().prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
     let (start, lines) = receive(&mut body, &mut temporary, &file, &action)?;
@@ -73,7 +80,7 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
         return Err(BackupError::OtherStore(path).into());
     }
     temporary.as_file().sync_all().map_err(unwritable)?;
-    let persisted = if overwrite { temporary.persist(&file) } else { temporary.persist_noclobber(&file) };
+    let persisted = if overwrite { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
     match persisted {
         Ok(_) => {}
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {

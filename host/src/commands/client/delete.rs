@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ureq::http::Method;
 
 use super::delete_prefix::{self, Selection};
-use super::{Conditions, Remote, Server};
+use super::{Conditions, Remote, Server, named};
 use crate::failure::Failure;
 
 /// The arguments of `vkog delete`.
@@ -35,6 +35,6 @@ pub fn delete(Delete { key, selection, conditions, remote }: Delete) -> Result<E
     let Some(key) = key else { return delete_prefix::delete(&selection, remote) };
     let server = Server::new(remote)?;
     let request = conditions.add_to(server.for_key(Method::DELETE, &key));
-    server.ask(request).map_err(|error| error.of(format!("delete {key}")))?;
+    server.ask(request).map_err(|error| error.of(format!("delete {}", named(&key))))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -31,6 +31,9 @@ pub(crate) enum ClientError {
     /// The file of `--key` has no private key.
     #[error("no private key in {}; give a key without a password in PEM format", .0.display())]
     NoKey(PathBuf),
+    /// The certificate of `--cert` and the key of `--key` cannot be used together.
+    #[error("cannot use {} with {}: {}", .certificate.display(), .key.display(), unusable_pair(.source))]
+    UnusablePair { certificate: PathBuf, key: PathBuf, source: rustls::Error },
     /// This system has no Unix sockets.
     #[cfg(not(unix))]
     #[error("this system has no Unix sockets; use an address http://host:port")]
@@ -123,6 +126,13 @@ pub(super) fn tls_error(error: &ureq::Error) -> Option<rustls::Error> {
         ureq::Error::Rustls(error) => Some(error.clone()),
         ureq::Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>().cloned(),
         _ => None,
+    }
+}
+
+fn unusable_pair(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InconsistentKeys(_) => "the key is another certificate's; give its own".to_owned(),
+        error => format!("{error}; give a certificate with its key"),
     }
 }
 

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::{Conditions, Counted, Escaping, Remote, Server, revision, say};
+use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, named, revision, say};
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
@@ -45,7 +45,7 @@ pub struct Get {
 pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
-    let action = format!("get {key}");
+    let action = format!("get {}", named(&key));
     let request = conditions.add_to(server.for_key(method, &key));
     let response = server.ask(request).map_err(|error| error.of(&*action))?;
     if response.status() == StatusCode::NOT_MODIFIED {
@@ -101,10 +101,10 @@ fn write(value: &mut impl Read, path: &Path, lost: Lost<'_>) -> Result<(), Clien
     let shown = path.display().to_string();
     let unwritable = |source: io::Error| ClientError::Write { name: shown.clone(), source };
     // The user means a device or a pipe that exists; a link is followed.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return copy(value, File::options().write(true).open(&path).map_err(unwritable)?, &shown, lost);
+        return copy(value, File::options().write(true).open(path).map_err(unwritable)?, &shown, lost);
     }
+    let path = behind_links(path).map_err(unwritable)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     // The permissions of a new file, or those of the file that is replaced.

@@ -1,20 +1,23 @@
 //! `vkog health`: whether a server is ready, as an exit status and one line. For containers, whose images have no HTTP client.
 
 use std::fmt::{self, Display, Formatter};
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::TlsConfig;
 
 use super::{ClientError, Url, connect, duration, say, trusting};
-use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme};
+use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme, without_empty_variables};
 use crate::failure::{Failure, Status};
+
+/// The body of `/readyz` of a server that is ready.
+const READY: &[u8] = b"Ok";
 
 /// Checks whether a server is ready.
 #[derive(clap::Args)]
@@ -46,13 +49,15 @@ enum Outcome {
     Unreachable(String),
     /// Something responds that is no server of this program.
     Unexpected(StatusCode),
+    /// Something with the status of a server that is ready responds, and is none.
+    OtherService,
 }
 
 impl Outcome {
     fn status(&self) -> Status {
         match self {
             Self::Ready => Status::Success,
-            Self::Unexpected(_) => Status::Failure,
+            Self::Unexpected(_) | Self::OtherService => Status::Failure,
             Self::NotReady(_) => Status::Refused,
             Self::Unreachable(_) => Status::Unreachable,
         }
@@ -66,6 +71,7 @@ impl Display for Outcome {
             Self::NotReady(reason) => write!(f, "not ready: {reason}"),
             Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
             Self::Unexpected(status) => write!(f, "unexpected status {}; check --url", status.as_str()),
+            Self::OtherService => f.write_str("unexpected response; check --url"),
         }
     }
 }
@@ -124,7 +130,15 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
 
 fn of(mut response: Response<ureq::Body>) -> Outcome {
     match response.status() {
-        StatusCode::OK => Outcome::Ready,
+        StatusCode::OK => {
+            let mut text = Vec::new();
+            // One byte more than expected: the body of another service may have no end.
+            match response.body_mut().as_reader().take(READY.len() as u64 + 1).read_to_end(&mut text) {
+                Ok(_) if text == READY => Outcome::Ready,
+                Ok(_) => Outcome::OtherService,
+                Err(error) => Outcome::Unreachable(error.to_string()),
+            }
+        }
         StatusCode::SERVICE_UNAVAILABLE => {
             let text = response.body_mut().read_to_string().unwrap_or_default();
             let line = text.lines().next().unwrap_or_default();
@@ -143,7 +157,9 @@ struct Environment {
 
 /// Returns the first address at which a server with this configuration file and this environment listens.
 fn configured(file: Option<PathBuf>) -> Result<Url, Failure> {
-    let Environment { options } = Environment::try_parse_from(["vkog"]).map_err(Failure::usage)?;
+    let matches = without_empty_variables(Environment::command()).try_get_matches_from(["vkog"]);
+    let parsed = matches.and_then(|matches| Environment::from_arg_matches(&matches));
+    let Environment { options } = parsed.map_err(Failure::usage)?;
     let file = file.as_deref().map(File::read).transpose()?.unwrap_or_default();
     Ok(address(&config_of(options, file)?))
 }

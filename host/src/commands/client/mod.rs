@@ -20,12 +20,16 @@ pub mod write;
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::sign::CertifiedKey;
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
 use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
@@ -204,8 +208,7 @@ impl Server {
             tls = tls.root_certs(RootCerts::Specific(Arc::new(certificates(path)?)));
         }
         if let (Some(cert), Some(key)) = (&cert, &cert_key) {
-            let private = PrivateKey::from_pem(&read(key)?).map_err(|_| ClientError::NoKey(key.clone()))?;
-            tls = tls.client_cert(Some(ClientCert::new_with_certs(&certificates(cert)?, private)));
+            tls = tls.client_cert(Some(client_certificate(cert, key)?));
         }
         let config = config.tls_config(tls.build());
         let agent = match &url {
@@ -300,6 +303,20 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {
     std::fs::read(path).map_err(|source| ClientError::Read { name: path.display().to_string(), source })
 }
 
+/// Returns the file to replace: the one behind all links, or `path` itself if nothing has this name.
+///
+/// # Errors
+///
+/// A link leads to nothing, or to where the user may not look.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+            Ok(path.to_owned())
+        }
+        found => found,
+    }
+}
+
 /// Returns a configuration that trusts only the certificates in this file.
 fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
     Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
@@ -315,6 +332,21 @@ fn certificates(path: &PathBuf) -> Result<Vec<Certificate<'static>>, ClientError
     if found.is_empty() { Err(ClientError::NoCertificate(path.clone())) } else { Ok(found) }
 }
 
+/// Reads a client certificate and its key, and checks that they belong together, as the HTTP client panics otherwise.
+fn client_certificate(certificate: &PathBuf, key: &PathBuf) -> Result<ClientCert, ClientError> {
+    let no_key = || ClientError::NoKey(key.clone());
+    let pem = read(key)?;
+    let private = PrivateKey::from_pem(&pem).map_err(|_| no_key())?;
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| no_key())?;
+    let chain = certificates(certificate)?;
+    let chain_der = chain.iter().map(|certificate| certificate.der().to_vec().into()).collect();
+    CertifiedKey::from_der(chain_der, der, &ring::default_provider()).map_err(|source| {
+        let (certificate, key) = (certificate.clone(), key.clone());
+        ClientError::UnusablePair { certificate, key, source }
+    })?;
+    Ok(ClientCert::new_with_certs(&chain, private))
+}
+
 fn is_problem(response: &Response<Body>) -> bool {
     response.body().mime_type() == Some("application/problem+json")
 }
@@ -322,6 +354,11 @@ fn is_problem(response: &Response<Body>) -> bool {
 /// Encodes a text for a path or a query.
 fn encode(text: &str) -> impl Display + '_ {
     utf8_percent_encode(text, PLAIN)
+}
+
+/// Returns the name of a key in messages.
+fn named(key: &str) -> &str {
+    if key.is_empty() { "\"\"" } else { key }
 }
 
 /// Returns the revision of a response.
@@ -388,6 +425,11 @@ mod tests {
     #[test]
     fn a_key_is_encoded_but_for_its_slashes() {
         assert_eq!(encode("a/b c%\u{e9}?#").to_string(), "a/b%20c%25%C3%A9%3F%23");
+    }
+
+    #[test]
+    fn an_empty_key_is_quoted_in_messages() {
+        assert_eq!((named(""), named("a")), ("\"\"", "a"));
     }
 
     #[test]

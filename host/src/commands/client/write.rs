@@ -11,7 +11,7 @@ use ureq::http::header::CONTENT_TYPE;
 use ureq::http::{Method, StatusCode};
 
 use super::error::{ClientError, RequestError};
-use super::{Conditions, Counted, Remote, Server, revision, say};
+use super::{Conditions, Counted, Remote, Server, named, revision, say};
 use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 
@@ -141,7 +141,7 @@ impl Value {
                 (Box::new(file.take(len)), len)
             }
         };
-        let action = format!("{} {key}", method.as_str().to_lowercase());
+        let action = format!("{} {}", method.as_str().to_lowercase(), named(key));
         let request = conditions.add_to(server.for_key(method, key));
         let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
         let request = ttl.into_iter().fold(request, |request, ttl| request.header(TTL, ttl));

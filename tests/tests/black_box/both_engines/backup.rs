@@ -243,6 +243,40 @@ fn a_restore_replaces_a_store_only_with_force_and_keeps_its_files() {
     setup.start().get("a").expect(200).is("2");
 }
 
+#[cfg(unix)]
+#[test]
+fn the_client_replaces_only_files_and_follows_links() {
+    use std::os::unix::fs::{FileTypeExt as _, symlink};
+    let setup = setup();
+    let server = setup.start();
+    let at = |name: &str| setup.folder().join(name);
+    server.key("PUT", "a").header("Authorization", format!("Bearer {TOKEN}")).body("1").send().expect(200);
+    assert!(std::process::Command::new("mkfifo").arg(at("fifo")).status().expect("mkfifo runs").success());
+    std::fs::create_dir(at("folder")).expect("it can be made");
+    std::fs::write(at("file"), "old").expect("it can be written");
+    for (link, target) in [("to-fifo", "fifo"), ("to-file", "file"), ("to-nothing", "nothing")] {
+        symlink(target, at(link)).expect("a link can be made");
+    }
+    for name in ["fifo", "to-fifo", "folder"] {
+        let exit = backup(&setup, &server, [name, "--overwrite"]).expect(1);
+        let fact = format!("cannot write {name}: it is not a regular file; choose another file");
+        assert!(exit.one_error().ends_with(&fact), "{exit}");
+    }
+    assert!(at("fifo").metadata().expect("it stays").file_type().is_fifo());
+    let exit = backup(&setup, &server, ["to-nothing", "--overwrite"]).expect(3);
+    assert!(exit.one_error().contains("cannot write to-nothing"), "{exit}");
+    backup(&setup, &server, ["to-file", "--overwrite"]).expect(0);
+    assert_eq!(start(&setup, "file")["since"], Value::Null);
+    let url = format!("http://{}", server.address());
+    let get = |file| setup.run(["get", "a", "--url", &url, "--token", TOKEN, "-o", file]);
+    get("to-file").expect(0);
+    assert_eq!(std::fs::read_to_string(at("file")).expect("it can be read"), "1");
+    get("to-nothing").expect(3);
+    for link in ["to-fifo", "to-file", "to-nothing"] {
+        assert!(at(link).is_symlink(), "{link}");
+    }
+}
+
 #[test]
 fn a_backup_that_was_cut_off_is_no_backup() {
     let setup = setup();

@@ -86,6 +86,12 @@ fn a_deletion_without_a_prefix_or_with_an_unknown_parameter_deletes_nothing() {
         server.path("DELETE", &format!("/keys?{query}")).send().refused(400, words);
     }
     server.path("DELETE", "/keys").send().refused(400, "prefix is missing");
+    for (name, value) in [("If-Match", "\"1\""), ("If-None-Match", "*")] {
+        let fact = format!("{name} is not supported for a deletion by prefix; delete the keys one by one");
+        server.path("DELETE", "/keys?prefix=a").header(name, value).send().refused(400, &fact);
+    }
+    let fact = "DELETE takes no content; name the keys in the query";
+    server.path("DELETE", "/keys?prefix=a").body("[\"a\"]").send().refused(400, fact);
     assert_eq!(keys(&server), ["a", "b"]);
 }
 
