@@ -34,6 +34,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("access", Some("configured_tokens_are_required_on_a_unix_socket_too"), UNIX_SOCKET),
     ("authoring", None, "tests errors of the compiler, which do not depend on the target system"),
     ("backup", Some("check_and_export_read_a_prefix_of_the_history_beside_a_server"), "needs SIGUSR1"),
+    ("backup", Some("the_client_replaces_only_files_and_follows_links"), "needs named pipes and links of Unix"),
     ("bad_input", Some("a_body_of_200_mb_against_128_mib_is_413_and_costs_no_memory"), MEMORY),
     ("browsers", Some("a_unix_socket_accepts_any_host_and_rejects_cross_site_requests"), UNIX_SOCKET),
     ("building", Some("a_new_crate_can_depend_on_a_clone_of_the_interface"), "gives Linux' cargo a path of Wine's"),
