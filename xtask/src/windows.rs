@@ -50,6 +50,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("clients", None, "needs Unix sockets, and the clients of Linux"),
     ("client", None, LINES),
     ("disk_trouble", None, "needs strace and mounts of Linux"),
+    ("delete_prefix", Some("the_client_deletes_by_prefix_after_a_confirmation_and_names_refused_keys"), LINES),
     ("documents", Some("the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put"), SHELL),
     ("documents", Some("the_sessions_of_the_documentation_run_as_shown"), SHELL),
     ("documents", Some("the_session_of_every_plugin_readme_runs_as_shown"), SHELL),
@@ -57,6 +58,8 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("durability", Some("a_stop_is_handled_during_many_snapshot_requests"), "needs SIGUSR1"),
     ("examples", Some("audit_writes_every_line_to_a_slow_file_before_the_stop_ends"), "needs a named pipe of Unix"),
     ("exit_statuses", None, LINES),
+    ("expiring", Some("the_client_fails_if_a_server_without_ttl_ignores_the_time_to_live"), LINES),
+    ("expiring", Some("the_client_touches_a_key_and_lists_its_expiry"), LINES),
     ("expiry", None, "has entries expire within the time that Wine takes to write them"),
     (
         "generated_clients",
