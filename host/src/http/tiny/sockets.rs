@@ -63,8 +63,20 @@ pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: 
     let Some((stream, _)) = request.remote_addr().and_then(|&client| find(client, port)) else { return false };
     // Where tiny_http does not know the end of the body, it takes the rest for another request. It then gives up the
     // connection, which is reset by the next bytes that arrive, and the client may never see its response.
-    let pause = if wire::holds_a_body(request) && !is_unframed(request) { PAUSE_MAX } else { LINGER };
+    let is_unframed = is_unframed(request);
+    let pause = if wire::holds_a_body(request) && !is_unframed { PAUSE_MAX } else { LINGER };
     let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
+    if is_unframed && length == BodyLength::Chunked {
+        // A part of a chunk may have been read, so that the chunks cannot be told apart any more.
+        let mut is_over = false;
+        while began.elapsed() < LINGER_MAX && is_sending(&stream, if is_over { PAUSE_MAX } else { LINGER }) {
+            match request.as_reader().read(&mut piece) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => is_over = piece[..length].ends_with(b"0\r\n\r\n"),
+            }
+        }
+        return false;
+    }
     let mut body = BodyReader::new(request, length);
     while length != BodyLength::Known(received) && began.elapsed() < LINGER_MAX && is_sending(&stream, pause) {
         match body.read(&mut piece) {
