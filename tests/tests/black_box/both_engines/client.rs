@@ -132,7 +132,7 @@ fn an_impossible_request_is_one_line_and_an_exit_status() {
     let cannot: [(&str, i32, &[&str]); 9] = [
         ("vkog get k", 6, &["no server listens at http://127.0.0.1:"]),
         ("vkog put k --file absent", 1, &["cannot read absent"]),
-        ("vkog get k --token-file absent", 3, &["cannot read absent"]),
+        ("vkog get k --token-file absent", 1, &["cannot read absent"]),
         ("vkog get k --url unix:absent", 6, &["unix:absent"]),
         ("vkog get k --url 127.0.0.1:3110", 2, &["not the address of a server"]),
         ("vkog get", 2, &["KEY"]),
