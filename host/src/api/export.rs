@@ -26,7 +26,7 @@ const PIECE: usize = 64 << 10;
 /// The number of pieces that wait for the client.
 const PIECES_MAX: usize = 2;
 /// The number of pieces after which the thread pauses, because requests have priority.
-const PAUSE_EVERY: u32 = 16;
+const PAUSE_EVERY: u32 = 4;
 /// See [`PAUSE_EVERY`].
 const PAUSE: Duration = Duration::from_millis(1);
 
