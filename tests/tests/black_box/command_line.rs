@@ -287,9 +287,11 @@ fn a_file_that_cannot_be_used_has_a_way_out_that_fits_the_reason() {
 #[test]
 fn a_server_without_a_plugin_folder_warns_once() {
     let setup = Setup::new();
-    // A copy, because a folder may be beside the program of the tests.
+    // A copy, because a folder may be beside the program of the tests. Another process makes it: a program that this
+    // one has open for writing, or that a process it just forked inherited, cannot be run (ETXTBSY).
     let program = setup.folder().join("vkog");
-    std::fs::copy(artefacts().vkog(), &program).expect("the program can be copied");
+    let copied = std::process::Command::new("cp").args([artefacts().vkog(), &*program]).status();
+    assert!(copied.expect("cp runs").success());
     let arguments = ["--listen", "127.0.0.1:0", "--file", "s.vkog"];
     let warned = |more: &[&str]| {
         let mut command = setup.prepared(std::process::Command::new(&program));
@@ -306,13 +308,13 @@ fn a_server_without_a_plugin_folder_warns_once() {
 #[test]
 fn a_misspelt_command_or_task_is_reported_with_the_right_one() {
     let setup = Setup::new();
-    for (words, told) in [
+    for (words, message) in [
         ("gte k", "vkog: unknown command gte; a similar command exists: get; see vkog --help"),
         ("plugins", "vkog: vkog plugins needs a command: new, check; see vkog plugins --help"),
         ("plugins chekc", "vkog: unknown command chekc; a similar command exists: check; see vkog plugins --help"),
     ] {
         let exit = setup.run(words.split(' ')).expect(2);
-        assert_eq!(exit.one_error(), told);
+        assert_eq!(exit.one_error(), message);
     }
     let xtask = |words: &[&str]| {
         let mut command = std::process::Command::new(artefacts().program("xtask"));
