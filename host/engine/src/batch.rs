@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::attempts::Attempts;
 use super::coding::announce;
-use super::write::{Prepared, committed, decide, entry, outcome_of, prepare};
+use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
 use vkog_runtime::ThreadPool;
@@ -247,11 +247,6 @@ impl Decide for Write {
     fn undo(&mut self, decided: &[Change]) {
         self.batch.undo(&self.chain, decided.iter().map(self::decided));
     }
-}
-
-/// The entry that the guards of an operation saw, and the details of the entry that it writes.
-fn decided(change: &Change) -> (Option<&Entry>, &[u8]) {
-    (change.before.as_ref(), change.after.as_ref().map_or(&[][..], Entry::details))
 }
 
 /// As [`decided`], for a read.

@@ -72,9 +72,14 @@ pub(super) fn committed(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Ch
 }
 
 /// Runs the undo hooks of a write whose guards passed, and that does not happen.
-pub(super) fn undo(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) {
-    let written = change.after.as_ref().map_or(&[][..], Entry::details);
-    chain.undo(context, change.before.as_ref().map(view), written);
+fn undo(chain: &Arc<Chain>, context: &OpContext<'_>, change: &Change) {
+    let (before, written) = decided(change);
+    chain.undo(context, before.map(view), written);
+}
+
+/// The entry that the guards of an operation saw, and the details of the entry that it writes.
+pub(super) fn decided(change: &Change) -> (Option<&Entry>, &[u8]) {
+    (change.before.as_ref(), change.after.as_ref().map_or(&[][..], Entry::details))
 }
 
 /// The outcome of a write that is durable.
