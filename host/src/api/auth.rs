@@ -96,8 +96,8 @@ impl Rules {
         Grant::of(head, &self.0.cors)
     }
 
-    /// Returns the token or certificate of a client that reads. If no token is required, all clients share one, because they could send any
-    /// number of different tokens.
+    /// Returns the token or certificate of a client that reads. If no token is required, all clients share one, because they could
+    /// send any number of different tokens.
     pub(super) fn reader(&self, head: &RequestHead) -> Credential {
         if self.is_open() { Credential::None } else { Credential::of(head) }
     }
@@ -228,14 +228,7 @@ impl Auth {
         }
         if token.permission < permission || !scope.is_within(&token.prefix) {
             let fact = format!("{} does not have this right: it may {}", shown(token), may(token));
-            tracing::warn!(
-                request = head.id(),
-                client = head.client_text(),
-                "refused {} {}: {fact}",
-                METHODS[head.method as usize],
-                logged_path(head)
-            );
-            return Err(host_refusal(403, format!("Not allowed: {fact}")));
+            return Err(not_allowed(head, &fact));
         }
         if permission == Permission::Admin {
             tracing::info!(
@@ -270,13 +263,17 @@ fn unnamed(head: &RequestHead, names: &[String]) -> Refusal {
         [] => "has no name".to_owned(),
         names => format!("is for {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")),
     };
-    let fact = format!("the certificate {names}, and [[access.tokens]] names none of it");
+    not_allowed(head, &format!("the certificate {names}, and [[access.tokens]] names none of it"))
+}
+
+/// The refusal of a known client without the permission, which is logged.
+fn not_allowed(head: &RequestHead, fact: &str) -> Refusal {
     tracing::warn!(
         request = head.id(),
         client = head.client_text(),
         "refused {} {}: {fact}",
         METHODS[head.method as usize],
-        head.path()
+        logged_path(head)
     );
     host_refusal(403, format!("Not allowed: {fact}"))
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
+use super::watch;
 use crate::http::{Body, Response, Stream};
 use crate::schema::export::{EntryLine, FORMAT, RemovalLine, Start, Writer};
 use vkog_engine::Engine;
@@ -56,7 +57,7 @@ impl Drop for Running {
 /// It is repeated, or no revision.
 pub(super) fn parse_query(query: &str) -> Result<Option<u64>, Problem> {
     let [since] = parameters(query, ["since"])?;
-    since.map(|text| super::watch::revision("since", text)).transpose()
+    since.map(|text| watch::revision("since", text)).transpose()
 }
 
 /// Begins an export. Blocks until its revision is durable.
@@ -65,7 +66,7 @@ pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>,
     let store = engine.store();
     let source = match since {
         None => store.view().map(Source::View).map_err(|_| busy()),
-        Some(since) => changes(store, since).map_err(gone),
+        Some(since) => changes(store, since).map_err(|unwatchable| watch::gone(unwatchable, "make a full one")),
     };
     let source = match source {
         Ok(source) => source,
@@ -86,24 +87,6 @@ pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>,
 
 fn busy() -> Problem {
     Problem::busy("Another export is in progress; try again when it has ended")
-}
-
-/// The response to an incremental export whose changes are not in the history.
-fn gone(unwatchable: Unwatchable) -> Problem {
-    Problem::new(
-        410,
-        match unwatchable {
-            Unwatchable::Forgotten(begins) => {
-                format!("Too far back: changes up to revision {begins} are no longer in the history; make a full one")
-            }
-            Unwatchable::Ahead(last) => {
-                format!("Too far ahead: {last} is the last revision; make a full one")
-            }
-            Unwatchable::Unassigned(first) => {
-                format!("Unknown revision: this server's revisions start after {first}; make a full one")
-            }
-        },
-    )
 }
 
 /// The data of an export.

@@ -75,13 +75,14 @@ fn parse_limit(limit: Option<String>) -> Result<usize, Problem> {
     }
 }
 
-/// Parses the query of a deletion. Unlike other requests it rejects parameters that it does not know: a misspelt `dry_run` must
-/// not delete anything.
+/// Parses the request for a deletion. Unlike other requests it rejects parameters that it does not know: a misspelt `dry_run`
+/// must not delete anything.
 ///
 /// # Errors
 ///
-/// No keys are named; a parameter is unknown, is repeated, or has a wrong value.
-pub(super) fn parse_deletion(query: &str) -> Result<Query, Problem> {
+/// It has a precondition; no keys are named; a parameter is unknown, is repeated, or has a wrong value.
+pub(super) fn parse_deletion(head: &RequestHead, query: &str) -> Result<Query, Problem> {
+    check_unconditional(head)?;
     const NAMES: [&str; 5] = ["prefix", "after", "limit", "all", "dry_run"];
     let [prefix, after, limit, all, dry_run] = parameters(query, NAMES)?;
     if let Some(name) = unknown(query, &NAMES) {
@@ -105,11 +106,7 @@ pub(super) fn parse_deletion(query: &str) -> Result<Query, Problem> {
 }
 
 /// Checks that a deletion has no preconditions, which are those of one entry.
-///
-/// # Errors
-///
-/// It has one.
-pub(super) fn check_unconditional(head: &RequestHead) -> Result<(), Problem> {
+fn check_unconditional(head: &RequestHead) -> Result<(), Problem> {
     for (field, name) in [("if-match", "If-Match"), ("if-none-match", "If-None-Match")] {
         if head.headers.get(field).is_some() {
             let fact = format!("{name} is not supported for a deletion by prefix; delete the keys one by one");
@@ -229,6 +226,7 @@ pub(super) fn too_many(format: ErrorFormat) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{Headers, Method};
 
     #[test]
     fn a_query_is_decoded_once_as_form_data() {
@@ -264,7 +262,8 @@ mod tests {
 
     #[test]
     fn a_deletion_names_its_keys_and_has_no_other_parameter() {
-        let parsed = |query| match parse_deletion(query) {
+        let head = RequestHead::new(Method::Delete, "/keys".to_owned(), Headers::default(), None);
+        let parsed = |query| match parse_deletion(&head, query) {
             Ok(Query::Delete(listing)) => format!("delete {} {}", listing.prefix, listing.limit),
             Ok(Query::DryRun(listing)) => format!("list {} {}", listing.prefix, listing.limit),
             Ok(_) => "another query".to_owned(),

@@ -188,14 +188,11 @@ impl Api {
         match path {
             "/batch" => self.batch_route(head, rules, query).map(Route::Batch),
             "/keys" => {
-                let (parse, permission): (fn(&str) -> Result<_, _>, _) = match head.method {
-                    Method::Delete => (keys::parse_deletion, Permission::Write),
-                    _ => (keys::parse_query, Permission::Read),
+                let (listing, permission) = match head.method {
+                    Method::Delete => (keys::parse_deletion(head, query), Permission::Write),
+                    _ => (keys::parse_query(query), Permission::Read),
                 };
-                if head.method == Method::Delete {
-                    keys::check_unconditional(head).map_err(|problem| problem.reply(format()))?;
-                }
-                let listing = parse(query).map_err(|problem| problem.reply(format()))?;
+                let listing = listing.map_err(|problem| problem.reply(format()))?;
                 rules.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
             }

@@ -1,5 +1,5 @@
-//! `/watch/tickets`: tickets for watches. A ticket stands for an access token or a client certificate in the query of `/watch`, because a browser's
-//! `EventSource` sends no header fields, and a token does not belong into a URL: URLs are logged.
+//! `/watch/tickets`: tickets for watches. A ticket stands for an access token or a client certificate in the query of `/watch`,
+//! because a browser's `EventSource` sends no header fields, and a token does not belong into a URL: URLs are logged.
 //!
 //! A ticket is valid for a minute, for watches of one prefix, and as long as its token is. Tickets are in memory only.
 

@@ -129,7 +129,7 @@ pub(super) fn stream(
     let client = RequestContext { origin: Arc::clone(&head) as _, query };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
-        Err(unwatchable) => return gone(unwatchable).reply(format),
+        Err(unwatchable) => return gone(unwatchable, LIST_AGAIN).reply(format),
     };
     let begin = format!("retry: {RETRY}\nid: {}\n\n", watcher.revision());
     let (auth, encoded, piece) = (Arc::clone(auth), Arc::clone(encoded), Piece::Many(begin.into_bytes()));
@@ -264,29 +264,28 @@ impl Events {
         self.ended = true;
         let problem = match ended {
             WatchEnd::Stopped => return,
-            WatchEnd::Unwatchable(unwatchable) => gone(unwatchable),
+            WatchEnd::Unwatchable(unwatchable) => gone(unwatchable, LIST_AGAIN),
             WatchEnd::Refused(refusal) => Problem::of(refusal),
         };
         put(self.piece.many(), None, "end", problem.document());
     }
 }
 
-/// Returns the response to a watcher that cannot resume at its revision.
-fn gone(unwatchable: Unwatchable) -> Problem {
-    Problem::new(
-        410,
-        match unwatchable {
-            Unwatchable::Forgotten(begins) => format!(
-                "Too far back: changes up to revision {begins} are no longer in the history; watch without since, then list the keys"
-            ),
-            Unwatchable::Ahead(last) => {
-                format!("Too far ahead: {last} is the last revision; watch without since, then list the keys")
-            }
-            Unwatchable::Unassigned(first) => format!(
-                "Unknown revision: this server's revisions start after {first}; watch without since, then list the keys"
-            ),
-        },
-    )
+/// The way out of a watcher that cannot resume.
+const LIST_AGAIN: &str = "watch without since, then list the keys";
+
+/// Returns the response to a request for the changes after a revision which the history does not have.
+pub(super) fn gone(unwatchable: Unwatchable, way_out: &str) -> Problem {
+    let fact = match unwatchable {
+        Unwatchable::Forgotten(begins) => {
+            format!("Too far back: changes up to revision {begins} are no longer in the history")
+        }
+        Unwatchable::Ahead(last) => format!("Too far ahead: {last} is the last revision"),
+        Unwatchable::Unassigned(first) => {
+            format!("Unknown revision: this server's revisions start after {first}")
+        }
+    };
+    Problem::new(410, format!("{fact}; {way_out}"))
 }
 
 #[derive(Default, Serialize)]

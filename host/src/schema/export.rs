@@ -312,9 +312,12 @@ impl Verifier {
     }
 }
 
+/// The first bytes of an export.
+pub const START: &[u8] = br#"{"start":"#;
+
 /// Whether a line is a start line, an end line or that of a failure.
 pub fn is_frame(line: &[u8]) -> bool {
-    [&br#"{"start":"#[..], br#"{"end":"#, br#"{"failed":"#].iter().any(|start| line.starts_with(start))
+    [START, br#"{"end":"#, br#"{"failed":"#].iter().any(|start| line.starts_with(start))
 }
 
 fn frame(line: &[u8]) -> Option<Frame> {

@@ -446,8 +446,8 @@ mod tests {
         let removal = Change { before: Some(entry("k", b"v", 1)), after: None, revision: 2, expired: true };
         feed.append([removal, write("k", 1, 3)].iter());
         let Poll::Ready(Ok(events)) = watch.poll(&Context::from_waker(Waker::noop())) else { panic!("there are two") };
-        let told = |event: &Event| (event.revision(), event.is_removal(), event.is_expiry());
-        assert_eq!(events.iter().map(told).collect::<Vec<_>>(), [(2, true, true), (3, false, false)]);
+        let fields = |event: &Event| (event.revision(), event.is_removal(), event.is_expiry());
+        assert_eq!(events.iter().map(fields).collect::<Vec<_>>(), [(2, true, true), (3, false, false)]);
         assert!(events.iter().all(|event| event.entry().key() == "k"));
     }
 
