@@ -9,10 +9,8 @@ use thiserror::Error;
 
 use super::{bytes, count, entries, read, read_way_out, say, to_read};
 use crate::failure::{Failure, Status};
+use crate::schema::export::START;
 use vkog_store::{Contents, Damage, Defect, LeftOut, LostLog, StoreError, is_repairable};
-
-/// The first bytes of a backup.
-const START: [u8; 9] = *br#"{"start":"#;
 
 /// A store that cannot be read, with what the operator can do.
 #[derive(Debug, Error)]
@@ -48,7 +46,7 @@ pub fn check(path: &Path) -> Result<ExitCode, Failure> {
 /// Returns whether a file begins like one of `vkog backup`.
 fn is_backup(path: &Path) -> bool {
     let mut start = [0; START.len()];
-    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *START
 }
 
 fn lines(path: &Path, contents: &Contents) -> Vec<String> {

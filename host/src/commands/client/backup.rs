@@ -10,7 +10,8 @@ use thiserror::Error;
 use ureq::http::Method;
 
 use super::error::{ClientError, RequestError};
-use super::{Counted, Remote, Server, behind_links, say};
+use super::{Counted, Remote, Server, behind_links, reader, say};
+use crate::commands::{count, entries};
 use crate::failure::Failure;
 use crate::schema::export::{Incomplete, Start, Verifier};
 
@@ -53,7 +54,8 @@ enum BackupError {
 ///
 /// # Errors
 ///
-/// The file exists or is no regular file, the server cannot be reached or refuses, or the export is not complete. No file is written then.
+/// The file exists or is not a regular file, the server cannot be reached or refuses, or the export is not complete. No file is
+/// written then.
 pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitCode, Failure> {
     if !overwrite && file.symlink_metadata().is_ok() {
         return Err(BackupError::Exists { path: file, source: io::ErrorKind::AlreadyExists.into() }.into());
@@ -70,8 +72,7 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     let action = format!("back up to {}", file.display());
     let response = server.ask(server.request(Method::GET, &format!("/export{query}")));
     let response = response.map_err(|error| error.of(&*action))?;
-    let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    let mut body = Counted::new(body, action.clone(), 0);
+    let mut body = Counted::new(reader(response.into_body()), action.clone(), 0);
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Accessible to its owner only, as a store.
     let mut temporary = tempfile::Builder::new().prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
@@ -90,8 +91,8 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     }
     sync_folder(folder).map_err(unwritable)?;
     let what = match start.since {
-        None => format!("{lines} {}", if lines == 1 { "entry" } else { "entries" }),
-        Some(since) => format!("{lines} {} after revision {since}", if lines == 1 { "change" } else { "changes" }),
+        None => entries(lines),
+        Some(since) => format!("{} after revision {since}", count(lines, "change", "changes")),
     };
     say(&format!("{}: backed up {what}, as of revision {}", file.display(), start.revision))?;
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,7 @@ use ureq::http::header::CONTENT_TYPE;
 
 use super::error::{ClientError, RequestError};
 use super::terminal::escaped;
-use super::{Counted, Remote, Server, as_json, write};
+use super::{Counted, Remote, Server, as_json, reader, write};
 use crate::commands::count;
 use crate::failure::{Failure, Status};
 use crate::logging;
@@ -140,7 +140,7 @@ impl Job {
         let name = self.name.clone();
         match self.server.send(request, Cursor::new(body), len) {
             Ok(response) => {
-                let results = response.into_body().into_with_config().limit(u64::MAX).reader();
+                let results = reader(response.into_body());
                 let results: Vec<Map<String, Value>> = serde_json::from_reader(results).map_err(|error| {
                     let (name, place) = (name.clone(), place());
                     match error.is_io() {

@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 use ureq::http::Method;
 
-use super::error::ClientError;
 use super::{Remote, Server, encode, say, shown};
 use crate::commands::count;
 use crate::failure::{Failure, Status};
 use crate::logging;
 use crate::schema::{Count, Deletion, DryRun, Problem};
 
+/// The action in messages.
+const ACTION: &str = "delete keys";
 /// The maximum number of refused keys that are named.
 const NAMED_MAX: usize = 20;
 
@@ -71,7 +71,8 @@ pub(super) fn delete(selection: &Selection, remote: Remote) -> Result<ExitCode, 
         return dry_run(&server, prefix);
     }
     if !selection.yes {
-        let Count { count } = ask(&server, Method::GET, &format!("/keys?count&prefix={}", encode(prefix)))?;
+        let Count { count } =
+            server.ask_keys(Method::GET, &format!("/keys?count&prefix={}", encode(prefix)), ACTION)?;
         if count == 0 {
             say("deleted 0 keys")?;
             return Ok(ExitCode::SUCCESS);
@@ -80,7 +81,7 @@ pub(super) fn delete(selection: &Selection, remote: Remote) -> Result<ExitCode, 
     }
     let (mut deleted, mut refused, mut after) = (0, Vec::new(), None);
     loop {
-        let step: Deletion<'static> = ask(&server, Method::DELETE, &path(prefix, "", after.as_deref()))?;
+        let step: Deletion<'static> = server.ask_keys(Method::DELETE, &path(prefix, "", after.as_deref()), ACTION)?;
         deleted += step.deleted;
         refused.extend(step.refused);
         after = step.next;
@@ -96,7 +97,8 @@ pub(super) fn delete(selection: &Selection, remote: Remote) -> Result<ExitCode, 
 fn dry_run(server: &Server, prefix: &str) -> Result<ExitCode, Failure> {
     let (mut found, mut after) = (0, None);
     loop {
-        let DryRun { would_delete, next } = ask(server, Method::DELETE, &path(prefix, "&dry_run", after.as_deref()))?;
+        let path = path(prefix, "&dry_run", after.as_deref());
+        let DryRun { would_delete, next } = server.ask_keys(Method::DELETE, &path, ACTION)?;
         found += would_delete.len() as u64;
         for key in would_delete {
             if !say(&shown(&key))? {
@@ -116,12 +118,6 @@ fn path(prefix: &str, flags: &str, after: Option<&str>) -> String {
     let keys = if prefix.is_empty() { "all".to_owned() } else { format!("prefix={}", encode(prefix)) };
     let after = after.map(|after| format!("&after={}", encode(after))).unwrap_or_default();
     format!("/keys?{keys}{flags}{after}")
-}
-
-fn ask<T: DeserializeOwned>(server: &Server, method: Method, path: &str) -> Result<T, ClientError> {
-    let response = server.ask(server.request(method, path)).map_err(|error| error.of("delete keys"))?;
-    let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    Ok(serde_json::from_reader(body)?)
 }
 
 /// The failure that names the keys which plugins refused to delete.

@@ -167,7 +167,7 @@ fn tls_way_out(error: &rustls::Error) -> &'static str {
 }
 
 /// Returns the message of an error without the kind that ureq puts before errors of the system.
-fn without_kind(error: &ureq::Error) -> String {
+pub(super) fn without_kind(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
         other => other.to_string(),

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, named, revision, say};
+use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, named, reader, revision, say};
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
@@ -58,7 +58,7 @@ pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }
     }
     let body = response.into_body();
     let total = body.content_length().unwrap_or(0);
-    let mut value = Counted::new(body.into_with_config().limit(u64::MAX).reader(), format!("getting {key}"), total);
+    let mut value = Counted::new(reader(body), format!("getting {key}"), total);
     let lost = |source| server.interrupted(source).of(&*action);
     match output {
         None if raw || !io::stdout().is_terminal() => print(&mut value, io::stdout().lock(), &lost)?,

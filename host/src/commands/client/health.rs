@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::TlsConfig;
 
-use super::{ClientError, Url, connect, duration, say, trusting};
+use super::error::without_kind;
+use super::{ClientError, Url, agent_config, duration, say, trusting};
 use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme, without_empty_variables};
 use crate::failure::{Failure, Status};
 
@@ -92,12 +92,7 @@ fn unusable(error: ClientError) -> Failure {
 ///
 /// The configuration or the certificates cannot be used.
 pub fn health(health: Health) -> Result<ExitCode, Failure> {
-    let builder = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .proxy(None)
-        .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
-        .timeout_global(Some(health.timeout));
+    let builder = agent_config().timeout_global(Some(health.timeout));
     let (url, tls) = match health.url {
         Some(url) => (url, health.cacert.as_ref().map(trusting).transpose().map_err(unusable)?),
         // Its certificate has the public name of the server. No secret is sent.
@@ -107,22 +102,10 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
         Some(tls) => builder.tls_config(tls).build(),
         None => builder.build(),
     };
-    let agent = match &url {
-        Url::Web(_) => connect::to_the_web(config),
-        #[cfg(unix)]
-        Url::Unix(path) => connect::to_socket(config, path),
-        #[cfg(not(unix))]
-        Url::Unix(_) => return Err(ClientError::NoUnixSockets.into()),
-    };
-    let base = match &url {
-        Url::Web(url) => url,
-        Url::Unix(_) => "http://localhost",
-    };
-    let outcome = match agent.get(format!("{base}/readyz")).call() {
+    let outcome = match url.agent(config)?.get(format!("{}/readyz", url.base())).call() {
         Ok(response) => of(response),
         Err(ureq::Error::Timeout(_)) => Outcome::Unreachable(format!("no response within {:?}", health.timeout)),
-        Err(ureq::Error::Io(error)) => Outcome::Unreachable(error.to_string()),
-        Err(error) => Outcome::Unreachable(error.to_string()),
+        Err(error) => Outcome::Unreachable(without_kind(&error)),
     };
     say(&super::shown(&format!("{url}: {outcome}")))?;
     Ok(outcome.status().into())

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use ureq::http::Method;
 
@@ -63,7 +62,8 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
     let format = Format::of(long, json, null);
     let server = Server::new(remote)?;
     if count {
-        let Count { count } = ask(&server, &format!("/keys?count&prefix={}", encode(&prefix)))?;
+        let path = format!("/keys?count&prefix={}", encode(&prefix));
+        let Count { count } = server.ask_keys(Method::GET, &path, ACTION)?;
         say(&count.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -75,7 +75,7 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
                 path.push_str(&format!("&{name}={}", encode(value)));
             }
         }
-        let Page { keys, prefixes, next } = ask::<Page<'static>>(&server, &path)?;
+        let Page { keys, prefixes, next } = server.ask_keys::<Page<'static>>(Method::GET, &path, ACTION)?;
         left -= left.min((keys.len() + prefixes.len()) as u64);
         let mut lines: Vec<_> = keys.into_iter().map(|key| line(key, format)).collect::<Result<_, _>>()?;
         lines.extend(prefixes.into_iter().map(|prefix| folded(prefix, format)));
@@ -92,14 +92,8 @@ pub fn ls(ls: Ls) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, ClientError> {
-    let response = server.ask(server.request(Method::GET, path)).map_err(|error| error.of("list keys"))?;
-    let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    serde_json::from_reader(body).map_err(|error| match error.is_io() {
-        true => server.interrupted(error.into()).of("list keys"),
-        false => error.into(),
-    })
-}
+/// The action in messages.
+const ACTION: &str = "list keys";
 
 /// How a key is printed.
 #[derive(Copy, Clone)]

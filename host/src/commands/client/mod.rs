@@ -26,14 +26,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::sign::CertifiedKey;
+use ureq::config::{Config, ConfigBuilder};
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_NONE_MATCH};
 use ureq::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, AsSendBody, Body, SendBody};
+use ureq::typestate::AgentScope;
+use ureq::{Agent, AsSendBody, Body, BodyReader, SendBody};
 
 use self::error::ValueError;
 pub(crate) use self::error::{ClientError, RequestError};
@@ -166,6 +169,31 @@ impl FromStr for Url {
     }
 }
 
+impl Url {
+    /// Returns an agent that connects to the server.
+    ///
+    /// # Errors
+    ///
+    /// This system has no Unix sockets.
+    fn agent(&self, config: Config) -> Result<Agent, ClientError> {
+        match self {
+            Self::Web(_) => Ok(connect::to_the_web(config)),
+            #[cfg(unix)]
+            Self::Unix(path) => Ok(connect::to_socket(config, path)),
+            #[cfg(not(unix))]
+            Self::Unix(_) => Err(ClientError::NoUnixSockets),
+        }
+    }
+
+    /// Returns the start of the URL of every request.
+    fn base(&self) -> &str {
+        match self {
+            Self::Web(url) => url,
+            Self::Unix(_) => "http://localhost",
+        }
+    }
+}
+
 impl Display for Url {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
@@ -193,12 +221,7 @@ impl Server {
         if let Some(token) = token {
             headers.push(Header(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}"))?));
         }
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            // A web proxy usually cannot reach the user's own server.
-            .proxy(None)
-            .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
+        let config = agent_config()
             .timeout_resolve(Some(timeout))
             .timeout_connect(Some(timeout))
             .timeout_per_write(Some(timeout))
@@ -210,24 +233,13 @@ impl Server {
         if let (Some(cert), Some(key)) = (&cert, &cert_key) {
             tls = tls.client_cert(Some(client_certificate(cert, key)?));
         }
-        let config = config.tls_config(tls.build());
-        let agent = match &url {
-            Url::Web(_) => connect::to_the_web(config.build()),
-            #[cfg(unix)]
-            Url::Unix(path) => connect::to_socket(config.build(), path),
-            #[cfg(not(unix))]
-            Url::Unix(_) => return Err(ClientError::NoUnixSockets),
-        };
+        let agent = url.agent(config.tls_config(tls.build()).build())?;
         Ok(Self { agent, url, headers, timeout })
     }
 
     /// Starts a request for an encoded path.
     fn request(&self, method: Method, path: &str) -> request::Builder {
-        let base = match &self.url {
-            Url::Web(url) => url,
-            Url::Unix(_) => "http://localhost",
-        };
-        let request = Request::builder().method(method).uri(format!("{base}{path}"));
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.url.base()));
         self.headers.iter().fold(request, |request, Header(name, value)| request.header(name, value))
     }
 
@@ -243,6 +255,16 @@ impl Server {
     /// The server sends no response, or an error response.
     fn ask(&self, request: request::Builder) -> Result<Response<Body>, RequestError> {
         self.run(request, ())
+    }
+
+    /// Sends a request about keys without a body and returns the document in the response. `action` is as for
+    /// [`RequestError::of`].
+    fn ask_keys<T: DeserializeOwned>(&self, method: Method, path: &str, action: &str) -> Result<T, ClientError> {
+        let response = self.ask(self.request(method, path)).map_err(|error| error.of(action))?;
+        serde_json::from_reader(reader(response.into_body())).map_err(|error| match error.is_io() {
+            true => self.interrupted(error.into()).of(action),
+            false => error.into(),
+        })
     }
 
     /// Sends a request with a body of this length and returns the response.
@@ -297,6 +319,21 @@ impl Server {
             },
         }
     }
+}
+
+/// Returns what the configurations of all agents have in common.
+fn agent_config() -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        // A web proxy usually cannot reach the user's own server.
+        .proxy(None)
+        .user_agent(concat!("vkog/", env!("CARGO_PKG_VERSION")))
+}
+
+/// Returns the reader of a body, whose length ureq limits otherwise.
+fn reader(body: Body) -> BodyReader<'static> {
+    body.into_with_config().limit(u64::MAX).reader()
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, ClientError> {

@@ -59,7 +59,7 @@ pub fn watch(Watch { prefix, since, json, remote }: Watch) -> Result<ExitCode, F
         let lost = match server.ask(request.header("Accept", "text/event-stream")) {
             Ok(response) => {
                 (began, delay) = (true, RECONNECT_DELAY);
-                let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+                let body = super::reader(response.into_body());
                 match follow(BufReader::new(body), &mut seen, json) {
                     Ok(StreamEnd::Unread) => return Ok(ExitCode::SUCCESS),
                     // The next response has the reason.

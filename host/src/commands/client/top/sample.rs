@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::metrics::{Metric, metrics};
 
 /// The methods whose requests are shown, in this order.
-const METHODS: [&str; 6] = ["GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS"];
+const METHODS: [&str; 7] = ["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"];
 
 /// The metrics and the plugins of a server at one time.
 pub(super) struct Sample {
