@@ -128,7 +128,7 @@ fn a_batch_prints_the_results_of_its_gets_and_with_json_of_everything() {
 fn a_batch_counts_its_lines_from_1_in_every_message() {
     let setup = Setup::new();
     let server = setup.start();
-    for (wrong, told) in [
+    for (wrong, message) in [
         (r#"{"op":"gett","key":"a"}"#, "line 2: cannot be read: op is \"gett\"; use get, post, put or delete (400)"),
         (r#"{"op":"put","key":"a"}"#, "line 2: No content provided (400)"),
         ("[]", "line 2 is not a JSON object"),
@@ -138,7 +138,7 @@ fn a_batch_counts_its_lines_from_1_in_every_message() {
         let exit = run(&setup, &server, "vkog batch in");
         assert_ne!(exit.status.code(), Some(0), "{exit}");
         let line = exit.one_error();
-        assert!(line.contains(told) && !line.contains("Operation") && !line.contains("column 6"), "{exit}");
+        assert!(line.contains(message) && !line.contains("Operation") && !line.contains("column 6"), "{exit}");
     }
 }
 

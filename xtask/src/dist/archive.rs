@@ -33,7 +33,7 @@ impl Packed<'_> {
     fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = vec![self.entry(self.folder)?];
         self.add(self.folder, &mut entries)?;
-        // The root of a package has no path of its own.
+        // The root of a package has no path in it.
         entries.retain(|entry| !entry.path.is_empty());
         Ok(entries)
     }

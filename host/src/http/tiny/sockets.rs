@@ -67,7 +67,7 @@ pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: 
     let pause = if wire::holds_a_body(request) && !is_unframed { PAUSE_MAX } else { LINGER };
     let (began, mut received, mut piece) = (Instant::now(), 0, [0; 16 << 10]);
     if is_unframed && length == BodyLength::Chunked {
-        // A part of a chunk may have been read, so that the chunks cannot be told apart any more.
+        // A part of a chunk may have been read, so the decoder could not find the start of the next one.
         let mut is_over = false;
         while began.elapsed() < LINGER_MAX && is_sending(&stream, if is_over { PAUSE_MAX } else { LINGER }) {
             match request.as_reader().read(&mut piece) {
@@ -243,7 +243,8 @@ impl Closing {
         is_the_same
     }
 
-    /// Begins to close a connection: it ends when its client has sent nothing for [`LINGER`], or after [`LINGER_MAX`]. Returns `None` where the socket is not found.
+    /// Begins to close a connection: it ends when its client has sent nothing for [`LINGER`], or after [`LINGER_MAX`]. Returns
+    /// `None` where the socket is not found.
     pub(super) fn begin(&self, client: SocketAddr) -> Option<ShutdownGuard> {
         let (stream, socket) = find(client, self.port)?;
         let lingers = stream.try_clone().ok()?;

@@ -282,23 +282,6 @@ fn an_operation_can_have_its_own_headers() {
 }
 
 #[test]
-fn a_revision_in_json_is_an_integer_of_64_bits_in_any_notation() {
-    let server = Setup::on(ENGINE).start();
-    server.post("k", "v").expect(200);
-    let put = |number: &str| {
-        let body = r#"[{"op":"put","key":"k","value":"v","if_match":NUMBER,"if_none_match":[NUMBER]}]"#;
-        send(&server, JSON, body.replace("NUMBER", number))
-    };
-    // The last two differ by 0.5 from the next number of 64 bits with a fraction.
-    for number in ["1", "1.0", "1e3", "10.0e-1", "18446744073709551615", "3842231413764438.0", "4503599627370495.0"] {
-        put(number).expect(412);
-    }
-    for number in ["0", "-0.0", "-1", "0.5", "1.5", "3842231413764438.5", "18446744073709551616", "1e300", "-1e3"] {
-        put(number).expect(400);
-    }
-}
-
-#[test]
 fn an_unreadable_batch_is_refused_with_position_and_reason() {
     let server = Setup::on(ENGINE).start();
     let before = server.post("before", "v").expect(200).revision();

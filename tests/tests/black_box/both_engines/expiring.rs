@@ -82,7 +82,7 @@ fn patch_loses_no_concurrent_write() {
     let server = setup().args(["--fsync", "never"]).start();
     server.put("a", "0").expect(200);
     let written = AtomicU64::new(1);
-    // Nobody else writes another value.
+    // The only writer of other values: each of its reads returns what it has just written.
     let writer = || {
         let next = written.fetch_add(1, Relaxed).to_string();
         server.put("a", &next).expect(200);
