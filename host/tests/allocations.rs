@@ -60,7 +60,7 @@ idle! {
 fn api(file: &std::path::Path) -> Api {
     let port = Arc::new(HostContext::new(0, system_clock));
     let member = |name| {
-        let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle));
+        let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle), &[]);
         // SAFETY: the module is of this program.
         let member = unsafe { Member::create(module, "{}", &port, FailurePolicy::default()) };
         Arc::new(member.expect("it does nothing"))

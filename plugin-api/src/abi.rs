@@ -45,6 +45,45 @@ impl Verb {
     }
 }
 
+/// What made the host run an operation (since 1.5).
+#[repr(u32)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A request for one entry, or something that this version does not know. An older host reports every operation so.
+    Request = 0,
+    /// An operation of a batch.
+    Batch = 1,
+    /// A listing of keys; the operation is a get of one of them.
+    List = 2,
+    /// A count of keys; the operation is a get of one of them.
+    Count = 3,
+    /// A watch; the operation is a get of the entry of a change.
+    Watch = 4,
+    /// A touch, which gets the entry and puts the same value.
+    Touch = 5,
+    /// A deletion by prefix.
+    DeletePrefix = 6,
+    /// A store call of a plugin: [`Request::asker`](crate::Request::asker) is its name.
+    Plugin = 7,
+}
+
+impl Origin {
+    /// Returns the origin with this number, or [`Origin::Request`] if this version does not know it.
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Origin::Batch,
+            2 => Origin::List,
+            3 => Origin::Count,
+            4 => Origin::Watch,
+            5 => Origin::Touch,
+            6 => Origin::DeletePrefix,
+            7 => Origin::Plugin,
+            _ => Origin::Request,
+        }
+    }
+}
+
 /// The position of a plugin in the chain: [`Plugin::STAGE`](crate::Plugin::STAGE). `before` and `guard` hooks run from
 /// the first stage to the last, `after` and `undo` hooks from the last to the first. Within a stage, plugins are
 /// ordered by name. Names in `order` of the table `[plugins]` come before all stages.
@@ -84,10 +123,11 @@ pub struct RawEntry<'a> {
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawCall<'a> {
-    /// The key, decoded.
+    /// The key, decoded. For `before_request` and `serve`: the path, as the client sent it; that of `serve` begins
+    /// behind the plugin's name.
     pub key: RStr<'a>,
-    /// The value to write, as the plugins before this one left it. For `settings_changed`: the new settings, as a JSON
-    /// object.
+    /// The value to write, as the plugins before this one left it. For `read_get`: the value that was read, as the
+    /// plugins before this one left it. For `serve`: the body. For `settings_changed`: the new settings, as a JSON object.
     pub value: RSlice<'a, u8>,
     /// The media type of the value.
     pub content_type: RStr<'a>,
@@ -101,7 +141,7 @@ pub struct RawCall<'a> {
     pub arrived: u64,
     /// The operation.
     pub verb: Verb,
-    /// Zero.
+    /// Since 1.5: the origin of the operation, an [`Origin`] as a number. Before: zero.
     pub flags: u32,
     /// The revision of the operation (`after_*`), otherwise 0.
     pub revision: u64,
@@ -171,7 +211,7 @@ impl HookEntry {
 }
 
 /// The names of the hooks, by id. New hooks are added at the end.
-pub const HOOK_NAMES: [&str; 20] = [
+pub const HOOK_NAMES: [&str; 23] = [
     "before_get",
     "before_post",
     "before_put",
@@ -192,6 +232,9 @@ pub const HOOK_NAMES: [&str; 20] = [
     "tick",
     "settings_changed",
     "make_room",
+    "read_get",
+    "before_request",
+    "serve",
 ];
 
 /// One header of a request.
@@ -229,7 +272,7 @@ pub struct RawAsk<'a> {
     pub headers: RSlice<'a, RawHeader<'a>>,
     /// The operation.
     pub verb: Verb,
-    /// Bits: [`RawAsk::IF_REVISION`].
+    /// Bits: [`RawAsk::IF_REVISION`], [`RawAsk::IF_ABSENT`], [`RawAsk::UPSERT`].
     pub flags: u32,
     /// The required revision of the entry, with [`RawAsk::IF_REVISION`].
     pub revision: u64,
@@ -240,6 +283,11 @@ pub struct RawAsk<'a> {
 impl RawAsk<'_> {
     /// Bit of [`flags`](Self::flags): the operation fails with 412 if the entry has another revision.
     pub const IF_REVISION: u32 = 1;
+    /// Bit of [`flags`](Self::flags): the operation fails with 412 if the entry exists (since 1.5).
+    pub const IF_ABSENT: u32 = 2;
+    /// Bit of [`flags`](Self::flags): a put creates the entry or replaces it, whatever plugins make of a put without
+    /// preconditions (since 1.5).
+    pub const UPSERT: u32 = 4;
 }
 
 /// The result of a [`RawAsk`] (since 1.1).
@@ -278,6 +326,44 @@ pub struct AnswerFn {
 pub struct EachFn {
     /// The function; it never unwinds.
     pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>) -> bool,
+}
+
+/// A function that the host calls with the current entry of an update, possibly several times (since 1.5). It returns the
+/// value to write, borrowed from the state until the next call, or nothing to give the update up. Its first argument is
+/// the state that was passed to [`HostApi::update`](HostApi).
+#[repr(transparent)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct UpdateFn {
+    /// The function; it never unwinds.
+    pub update: for<'a> unsafe extern "C" fn(*mut (), Option<&'a RawEntry<'a>>) -> ROption<RSlice<'static, u8>>,
+}
+
+/// The state that a plugin keeps for one operation (since 1.5). The host drops it at the end of the operation.
+#[repr(C)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct RawState {
+    /// The plugin's own; null if there is no state.
+    pub ptr: *mut (),
+    /// Drops what `ptr` points to; it never unwinds.
+    pub drop: Option<unsafe extern "C" fn(*mut ())>,
+}
+
+/// A route that a plugin serves (since 1.5).
+#[repr(C)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct RawRoute {
+    /// The HTTP method.
+    pub method: RStr<'static>,
+    /// The path below `/x/PLUGIN`, which begins with a slash.
+    pub path: RStr<'static>,
+    /// One sentence for the description of the HTTP API.
+    pub summary: RStr<'static>,
+    /// The [`Permission`](crate::Permission) that the client needs, as a number.
+    pub permission: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
 }
 
 /// The functions of the host that a plugin may call. New functions are added at the end.
@@ -327,6 +413,38 @@ pub struct HostApi {
     // Since 1.3:
     /// Runs several independent operations, then calls the function with each result, in the same order.
     pub ask_each: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),
+
+    // Since 1.5:
+    /// Replaces the media type of the value to write (`before_post`, `before_put`) or of the value that was read
+    /// (`read_get`).
+    pub replace_content_type: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
+    /// Returns the place for the plugin's state of the operation (`before_*`, `guard_*`, `undo_*`, `read_get`, `after_*`);
+    /// null in other hooks. It is valid until the hook returns.
+    pub state: unsafe extern "C" fn(*mut ()) -> *mut RawState,
+    /// Returns the name of the access token with which the request came; empty if there is none.
+    pub token: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
+    /// Returns the HTTP method (`before_request`, `serve`).
+    pub method: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
+    /// Sets the prefix of all keys of the request (`before_request`).
+    pub set_key_prefix: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
+    /// Adds a write to the step of this one (`guard_post`, `guard_put`, `guard_delete`).
+    pub add_write: for<'a> unsafe extern "C" fn(*mut (), &'a RawAsk<'a>),
+    /// Returns a parameter of the path (`serve`), percent-decoded.
+    pub parameter: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>) -> ROption<RStr<'static>>,
+    /// Begins the response (`serve`): status, media type, the first part of the body, and whether more parts follow.
+    /// Returns whether the client still reads.
+    pub respond: for<'a> unsafe extern "C" fn(*mut (), u32, RStr<'a>, RSlice<'a, u8>, bool) -> bool,
+    /// Sends a further part of the body (`serve`). Blocks while the client does not read. Returns whether it still reads.
+    pub send_part: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>) -> bool,
+    /// Runs several operations in one step, and calls the function with each result, in the same order. Returns -1; or
+    /// the index of the operation that failed, and then calls the function once, with its failure.
+    pub batch: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn) -> i64,
+    /// Replaces the value of an entry by what the update function makes of it, in one step, and calls the answer function
+    /// once, unless the update function gave up. Both get the same state.
+    pub update: for<'a> unsafe extern "C" fn(*const (), &'a RawAsk<'a>, *mut (), UpdateFn, AnswerFn),
+    /// Calls a function with the entries whose keys begin with the prefix, in byte order, from a start on, at most as many
+    /// as the limit. Otherwise as `for_each`.
+    pub for_each_from: for<'a> unsafe extern "C" fn(*const (), RStr<'a>, RStr<'a>, u64, *mut (), EachFn) -> u32,
 }
 
 /// The host as a plugin holds it.
@@ -390,6 +508,10 @@ pub struct PluginModule {
     /// The hooks this plugin implements, each at most once.
     #[sabi(last_prefix_field)]
     pub hooks: RSlice<'static, HookEntry>,
+
+    // Since 1.5:
+    /// The routes that the plugin serves.
+    pub routes: RSlice<'static, RawRoute>,
 }
 
 impl RootModule for PluginModuleRef {

@@ -30,11 +30,12 @@ pub struct Ask<'a> {
     query: &'a str,
     headers: Vec<(&'a str, &'a str)>,
     if_revision: Option<u64>,
+    flags: u32,
 }
 
 impl<'a> Ask<'a> {
     fn new(verb: Verb, key: &'a str, value: &'a [u8]) -> Self {
-        Self { verb, key, value, content_type: "", query: "", headers: Vec::new(), if_revision: None }
+        Self { verb, key, value, content_type: "", query: "", headers: Vec::new(), if_revision: None, flags: 0 }
     }
 
     /// Reads an entry.
@@ -82,12 +83,26 @@ impl<'a> Ask<'a> {
         self
     }
 
-    fn raw_headers(&self) -> Vec<RawHeader<'a>> {
+    /// Requires that the entry does not exist. Otherwise the operation fails with 412. A host older than 1.5 ignores it.
+    /// Since 1.5.
+    pub fn if_absent(mut self) -> Self {
+        self.flags |= RawAsk::IF_ABSENT;
+        self
+    }
+
+    /// Makes a put create the entry if it does not exist, and replace it if it does, even where a plugin such as conflict
+    /// keeps creating and updating apart. A host older than 1.5 ignores it. Since 1.5.
+    pub fn upsert(mut self) -> Self {
+        self.flags |= RawAsk::UPSERT;
+        self
+    }
+
+    pub(crate) fn raw_headers(&self) -> Vec<RawHeader<'a>> {
         let headers = self.headers.iter();
         headers.map(|(name, value)| RawHeader { name: (*name).into(), value: value.as_bytes().into() }).collect()
     }
 
-    fn raw<'b>(&'b self, headers: &'b [RawHeader<'b>]) -> RawAsk<'b> {
+    pub(crate) fn raw<'b>(&'b self, headers: &'b [RawHeader<'b>]) -> RawAsk<'b> {
         RawAsk {
             key: self.key.into(),
             value: self.value.into(),
@@ -95,10 +110,42 @@ impl<'a> Ask<'a> {
             query: self.query.into(),
             headers: headers.into(),
             verb: self.verb,
-            flags: if self.if_revision.is_some() { RawAsk::IF_REVISION } else { 0 },
+            flags: self.flags | if self.if_revision.is_some() { RawAsk::IF_REVISION } else { 0 },
             revision: self.if_revision.unwrap_or(0),
             reserved: [0; 2],
         }
+    }
+}
+
+/// The entries that [`Host::for_each_in`] calls a function with. Since 1.5.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// let page = KeyRange::new("users/").from("users/m").limit(100);
+/// ```
+#[derive(Copy, Clone, Debug)]
+pub struct KeyRange<'a> {
+    prefix: &'a str,
+    from: &'a str,
+    limit: u64,
+}
+
+impl<'a> KeyRange<'a> {
+    /// Selects all entries whose keys begin with the prefix.
+    pub fn new(prefix: &'a str) -> Self {
+        Self { prefix, from: "", limit: u64::MAX }
+    }
+
+    /// Selects only entries whose keys are at or behind this one, in byte order.
+    pub fn from(mut self, key: &'a str) -> Self {
+        self.from = key;
+        self
+    }
+
+    /// Selects at most this many entries.
+    pub fn limit(mut self, limit: u64) -> Self {
+        self.limit = limit;
+        self
     }
 }
 
@@ -138,23 +185,37 @@ pub enum Answer {
 }
 
 /// Receives an answer of the host; the state is the list of answers.
-unsafe extern "C" fn answer(state: *mut (), raw: &RawAnswer<'_>) {
-    // SAFETY: `ask` and `ask_each` below pass this pointer together with this function, and wait for the answers.
+pub(crate) unsafe extern "C" fn receive(state: *mut (), raw: &RawAnswer<'_>) {
+    // SAFETY: `ask` and the others pass this pointer together with this function, and wait for the answers.
     let answers = unsafe { &mut *state.cast::<Vec<Result<Answer, Refusal>>>() };
-    answers.push(match raw.status {
+    answers.push(read_answer(raw));
+}
+
+pub(crate) fn read_answer(raw: &RawAnswer<'_>) -> Result<Answer, Refusal> {
+    match raw.status {
         200 => Ok(raw.entry.map_or(Answer::Done(raw.revision), |raw| Answer::Found(Entry { raw }.into()))),
         404 if raw.plugin.is_empty() => Ok(Answer::Absent),
         status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), raw.message.to_string())),
-    });
+    }
 }
 
-fn unanswered() -> Refusal {
+/// Passes an entry to a plugin's function, until that returns `Break`.
+unsafe extern "C" fn each_entry<F>(visit: *mut (), key: RStr<'_>, raw: &RawEntry<'_>) -> bool
+where
+    F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
+{
+    // SAFETY: the listings of `Host` pass this pointer together with this function, and wait until the listing ends.
+    let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
+    visit.run(|each| each(key.as_str(), Entry { raw })) == Some(ControlFlow::Continue(()))
+}
+
+pub(crate) fn unanswered() -> Refusal {
     Refusal::new(500, "the host did not answer; its log says more")
 }
 
 /// The refusal of a function that the host lacks.
-fn too_old() -> Refusal {
-    Refusal::new(501, "this host is older than vkog-plugin-api 1.1; use a newer one")
+pub(crate) fn too_old(version: &str) -> Refusal {
+    Refusal::new(501, format!("this host is older than vkog-plugin-api {version}; use a newer one"))
 }
 
 impl Host {
@@ -189,12 +250,12 @@ impl Host {
     /// }
     /// ```
     pub fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Refusal> {
-        let Some(function) = self.api().ask() else { return Err(too_old()) };
+        let Some(function) = self.api().ask() else { return Err(too_old("1.1")) };
         let headers = ask.raw_headers();
         let mut answers = Vec::with_capacity(1);
         // SAFETY: `cx` belongs to this `api`, both came in one `RawHost`; the function calls back only until it
         // returns.
-        unsafe { function(self.cx(), &ask.raw(&headers), (&raw mut answers).cast(), AnswerFn { answer }) };
+        unsafe { function(self.cx(), &ask.raw(&headers), (&raw mut answers).cast(), AnswerFn { answer: receive }) };
         answers.pop().unwrap_or_else(|| Err(unanswered()))
     }
 
@@ -217,7 +278,7 @@ impl Host {
         let raw: Vec<_> = asks.iter().zip(&headers).map(|(ask, headers)| ask.raw(headers)).collect();
         let mut answers = Vec::with_capacity(asks.len());
         // SAFETY: as in `ask`.
-        unsafe { function(self.cx(), raw.as_slice().into(), (&raw mut answers).cast(), AnswerFn { answer }) };
+        unsafe { function(self.cx(), raw.as_slice().into(), (&raw mut answers).cast(), AnswerFn { answer: receive }) };
         answers.resize_with(asks.len(), || Err(unanswered()));
         answers
     }
@@ -292,19 +353,47 @@ impl Host {
     where
         F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
     {
-        unsafe extern "C" fn shim<F>(visit: *mut (), key: RStr<'_>, raw: &RawEntry<'_>) -> bool
-        where
-            F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
-        {
-            // SAFETY: `for_each` below passes this pointer together with this function, and waits until the listing
-            // ends.
-            let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
-            visit.run(|each| each(key.as_str(), Entry { raw })) == Some(ControlFlow::Continue(()))
-        }
-        let Some(function) = self.api().for_each() else { return Err(too_old()) };
+        let Some(function) = self.api().for_each() else { return Err(too_old("1.1")) };
         let mut visit = Visit::new(&mut each);
         // SAFETY: as in `ask`.
-        let status = unsafe { function(self.cx(), prefix.into(), (&raw mut visit).cast(), EachFn { each: shim::<F> }) };
+        let status =
+            unsafe { function(self.cx(), prefix.into(), (&raw mut visit).cast(), EachFn { each: each_entry::<F> }) };
+        visit.finish();
+        match status {
+            0 => Ok(()),
+            status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
+        }
+    }
+
+    /// Calls a function with entries in the byte order of their keys, until the function returns `Break`. Otherwise as
+    /// [`for_each`](Self::for_each). Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::ops::ControlFlow;
+    /// fn first(host: Host) -> Result<Option<String>, Refusal> {
+    ///     let mut first = None;
+    ///     host.for_each_in(&KeyRange::new("users/").limit(1), |key, _| {
+    ///         first = Some(key.to_owned());
+    ///         ControlFlow::Break(())
+    ///     })?;
+    ///     Ok(first)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// 501 or 508, as for [`ask`](Self::ask).
+    pub fn for_each_in<F>(&self, range: &KeyRange<'_>, mut each: F) -> Result<(), Refusal>
+    where
+        F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
+    {
+        let Some(function) = self.api().for_each_from() else { return Err(too_old("1.5")) };
+        let KeyRange { prefix, from, limit } = *range;
+        let mut visit = Visit::new(&mut each);
+        let each = EachFn { each: each_entry::<F> };
+        // SAFETY: as in `ask_all`.
+        let status = unsafe { function(self.cx(), prefix.into(), from.into(), limit, (&raw mut visit).cast(), each) };
         visit.finish();
         match status {
             0 => Ok(()),

@@ -8,12 +8,14 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use abi_stable::std_types::RStr;
 
-use crate::abi::{HostApiRef, Outcome, RawCall, RawEntry, ScanFn, Verb};
+use crate::abi::{HostApiRef, Origin, Outcome, RawCall, RawEntry, ScanFn, Verb};
+use crate::ask::{Ask, too_old};
 
 /// The return type of a hook that may refuse the operation: `Ok(())` continues, `Err` refuses.
 pub type Verdict = Result<(), Refusal>;
@@ -73,8 +75,11 @@ pub trait Operation: sealed::Sealed {
     const VERB: Verb;
 }
 
+/// An [`Operation`] that changes the store: [`Post`], [`Put`] or [`Delete`].
+pub trait Change: Operation {}
+
 /// An [`Operation`] that writes a value: [`Post`] or [`Put`].
-pub trait Write: Operation {}
+pub trait Write: Change {}
 
 macro_rules! operations {
     ($($name:ident)*) => {$(
@@ -87,6 +92,9 @@ macro_rules! operations {
     )*};
 }
 operations!(Get Post Put Delete);
+impl Change for Post {}
+impl Change for Put {}
+impl Change for Delete {}
 impl Write for Post {}
 impl Write for Put {}
 
@@ -141,8 +149,8 @@ pub struct DetailsSize {
 /// The request for which a hook is called. Every view dereferences to it. Its data lives until the hook returns.
 #[derive(Copy, Clone)]
 pub struct Request<'a> {
-    call: &'a RawCall<'a>,
-    api: HostApiRef,
+    pub(crate) call: &'a RawCall<'a>,
+    pub(crate) api: HostApiRef,
 }
 
 impl<'a> Request<'a> {
@@ -208,6 +216,40 @@ impl<'a> Request<'a> {
     pub fn client(&self) -> &'a str {
         // SAFETY: as in `header`.
         unsafe { self.api.client()(self.call.cx) }.as_str()
+    }
+
+    /// Returns the client's IP address, without the port of [`client`](Self::client); `None` on a Unix socket, for the store
+    /// calls of plugins, and if a trusted proxy does not know it. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn is_local(get: &Before<'_, Get>) -> bool {
+    ///     get.client_ip().is_none_or(|address| address.is_loopback())
+    /// }
+    /// ```
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        let client = self.client();
+        client.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| client.parse()).ok()
+    }
+
+    /// Returns the name of the access token with which the client authenticates itself; `None` without one, for the store
+    /// calls of plugins, and with a host older than 1.5. Since 1.5.
+    pub fn token(&self) -> Option<&'a str> {
+        // SAFETY: as in `header`.
+        let token = self.api.token().map(|token| unsafe { token(self.call.cx) }.as_str());
+        token.filter(|token| !token.is_empty())
+    }
+
+    /// Returns what made the host run the operation, such as a listing or a batch. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn is_read_by_a_client(get: &After<'_, Get>) -> bool {
+    ///     matches!(get.origin(), Origin::Request | Origin::Batch)
+    /// }
+    /// ```
+    pub fn origin(&self) -> Origin {
+        Origin::from_number(self.call.flags)
     }
 
     /// Returns the name of the plugin that called the store through [`Host`](crate::Host), possibly this one; `None`
@@ -315,6 +357,24 @@ impl<O: Write> Before<'_, O> {
         // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it.
         unsafe { self.api.replace_value()(self.call.cx, value.into()) }
     }
+
+    /// Replaces the media type of the value to write: a type and a subtype, with parameters or without. The host refuses the
+    /// write with 500 if it is malformed. A host older than 1.5 ignores the call. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn label(put: &mut Before<'_, Put>) {
+    ///     if put.value().starts_with(b"{") {
+    ///         put.replace_content_type("application/json");
+    ///     }
+    /// }
+    /// ```
+    pub fn replace_content_type(&self, content_type: &str) {
+        if let Some(replace) = self.api.replace_content_type() {
+            // SAFETY: as in `replace_value`.
+            unsafe { replace(self.call.cx, content_type.into()) }
+        }
+    }
 }
 
 impl Before<'_, Get> {
@@ -333,6 +393,33 @@ impl<'a, O: Operation> Guard<'a, O> {
 }
 
 impl<O: Write> Guard<'_, O> {
+    /// Replaces the value to write, as it is stored: transforms do not run again, so the host refuses the write with 500 if
+    /// a plugin has transformed the value. Later guards see the new value. If the guard runs again for the same write, it
+    /// sees the original value again. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// /// Appends to the entry instead of replacing it.
+    /// fn append(put: &mut Guard<'_, Put>) -> Verdict {
+    ///     match put.entry() {
+    ///         Some(entry) => put.replace_value(&[entry.value(), put.value()].concat()),
+    ///         None => Ok(()),
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// 501 if the host is older than 1.5.
+    pub fn replace_value(&self, value: &[u8]) -> Verdict {
+        if self.api.add_write().is_none() {
+            return Err(too_old("1.5"));
+        }
+        // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it.
+        unsafe { self.api.replace_value()(self.call.cx, value.into()) };
+        Ok(())
+    }
+
     /// Sets this plugin's details of the entry to write: up to 4,096 bytes that are stored with the entry, in memory
     /// and in the files. Longer details refuse the write with 500. Details belong to one write: an entry that is
     /// written again has none until the guard sets them again.
@@ -349,6 +436,36 @@ impl<O: Write> Guard<'_, O> {
     pub fn set_details(&self, details: &[u8]) {
         // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it.
         unsafe { self.api.set_details()(self.call.cx, details.into()) }
+    }
+}
+
+impl<O: Change> Guard<'_, O> {
+    /// Adds a put, a post or a delete to the step of this operation: either all become durable, or none. The added write
+    /// passes the chain as a [store call](crate::Host::ask) of this plugin does; a refusal refuses the whole step, and a
+    /// delete of an absent key does nothing. Its own guards cannot add writes. At most 64 in one step; the key must be
+    /// another than that of this operation.
+    ///
+    /// The host then locks all keys of the step and runs all its guards again. So the guard must add the same writes for the
+    /// same request and the same entry. After repeated changes by other clients the operation fails with 503. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// /// Keeps the previous value of an entry under another key.
+    /// fn keep_previous(put: &mut Guard<'_, Put>) -> Verdict {
+    ///     let Some(entry) = put.entry().filter(|_| put.asker().is_none()) else { return Ok(()) };
+    ///     put.add(&Ask::put(&format!("previous/{}", put.key()), entry.value()))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// 501 if the host is older than 1.5.
+    pub fn add(&self, ask: &Ask<'_>) -> Verdict {
+        let Some(add) = self.api.add_write() else { return Err(too_old("1.5")) };
+        let headers = ask.raw_headers();
+        // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it. The host copies the write.
+        unsafe { add(self.call.cx, &ask.raw(&headers)) };
+        Ok(())
     }
 }
 

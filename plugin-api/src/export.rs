@@ -15,6 +15,7 @@ use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, R
 use crate::abi::{HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
 use crate::hooks::Plugin;
 use crate::host::{Host, Level};
+use crate::http::Route;
 use crate::settings::FromTable;
 
 pub use crate::hooks::NoHooks;
@@ -125,6 +126,7 @@ pub fn module<P: Plugin>(
     version: &'static str,
     unwinds: bool,
     hooks: &[Option<HookEntry>],
+    routes: &[Route],
 ) -> PluginModuleRef {
     PluginModule {
         name: name.into(),
@@ -134,6 +136,7 @@ pub fn module<P: Plugin>(
         create: create::<P>,
         destroy: destroy::<P>,
         hooks: table(hooks, P::BLOCKS),
+        routes: RSlice::from_slice(routes.iter().map(Route::raw).collect::<Vec<_>>().leak()),
     }
     .leak_into_prefix()
 }
@@ -170,6 +173,19 @@ pub const fn is_empty(hooks: &[Option<HookEntry>]) -> bool {
         at += 1;
     }
     true
+}
+
+/// Orders the hooks by their ids.
+pub const fn by_id<const N: usize>(hooks: [Option<HookEntry>; N]) -> [Option<HookEntry>; N] {
+    let mut ordered = [None; N];
+    let mut index = 0;
+    while index < N {
+        if let Some(entry) = hooks[index] {
+            ordered[entry.id as usize] = Some(entry);
+        }
+        index += 1;
+    }
+    ordered
 }
 
 /// Marks the named hooks as required. Each name comes with the error for a table without it, because constant code
@@ -243,7 +259,7 @@ macro_rules! export_plugin {
     ($plugin:ty $(, required: [$($hook:ident),+ $(,)?])? $(,)?) => {
         const _: () = {
             const HOOKS: [::core::option::Option<$crate::abi::HookEntry>; $crate::abi::HOOK_NAMES.len()] =
-                $crate::export::require($crate::__hooks!($plugin), &[$($((
+                $crate::export::require($crate::export::by_id($crate::__hooks!($plugin)), &[$($((
                     stringify!($hook),
                     concat!(
                         "`", stringify!($hook), "` is required, but this plugin implements no hook of that name: implement \
@@ -258,7 +274,13 @@ macro_rules! export_plugin {
             impl $crate::export::Exported for $plugin {
                 fn module() -> $crate::abi::PluginModuleRef {
                     const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
-                    $crate::export::module::<$plugin>(NAME, env!("CARGO_PKG_VERSION"), cfg!(panic = "unwind"), &HOOKS)
+                    $crate::export::module::<$plugin>(
+                        NAME,
+                        env!("CARGO_PKG_VERSION"),
+                        cfg!(panic = "unwind"),
+                        &HOOKS,
+                        $crate::__routes!($plugin),
+                    )
                 }
             }
 

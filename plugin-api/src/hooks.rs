@@ -8,6 +8,8 @@ use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};
 use crate::call::{After, Before, Delete, Get, Guard, Post, Put, Refusal, Request, Stored, Undo, Verdict, View};
 use crate::export::{Instance, Probe, caught};
 use crate::host::Host;
+use crate::http::{HttpRequest, Route, RouteRequest};
+use crate::read::Read;
 use crate::settings::{CreateError, FromTable};
 
 /// A plugin. The host creates one instance when it starts, calls its hooks from many threads, and drops it when it
@@ -179,9 +181,10 @@ macro_rules! hooks {
         pub trait NoHooks {
             $(const $constant: Option<HookEntry> = None;)*
             $(const $other: Option<HookEntry> = None;)*
+            const ROUTES: &'static [Route] = &[];
         }
 
-        /// Returns the hooks of a type by their ids; `None` if the trait is not implemented.
+        /// Returns the hooks of a type; `None` if the trait is not implemented.
         #[doc(hidden)]
         #[macro_export]
         macro_rules! __hooks {
@@ -189,6 +192,17 @@ macro_rules! hooks {
                 #[allow(unused_imports)]
                 use $crate::export::{NoHooks as _, Probe};
                 [$(Probe::<$plugin>::$constant,)* $(Probe::<$plugin>::$other),*]
+            }};
+        }
+
+        /// Returns the routes of a type; none if it serves none.
+        #[doc(hidden)]
+        #[macro_export]
+        macro_rules! __routes {
+            ($plugin:ty) => {{
+                #[allow(unused_imports)]
+                use $crate::export::{NoHooks as _, Probe};
+                Probe::<$plugin>::ROUTES
             }};
         }
     };
@@ -364,7 +378,66 @@ hooks! {
     /// ```
     16 START Start: Plugin, start(stored: Stored<'_>) -> Result<(), String>;
 
-    and TICK SETTINGS_CHANGED MAKE_ROOM
+    /// Called with a value that was read and that this plugin had replaced when it was written, to turn it back: for
+    /// compression and encryption. The host records with each entry which plugins have replaced its value in
+    /// [`BeforePut`] or [`BeforePost`] and have this hook. It calls them in the reverse order, whatever the chain is now.
+    ///
+    /// It runs for everything that returns the value to a client or a plugin: GET, HEAD, ranges, batches, listings that
+    /// show sizes, watches with values, [`Host::get`] and [`Host::for_each`]. Hooks of other plugins see entries as they are
+    /// stored. The result must depend on the stored entry and the settings only, because the entity tag is that of the
+    /// entry. A refusal refuses the read. No lock is held. Thread and blocking: as [`BeforeGet`].
+    ///
+    /// Since 1.5. Name it as [required](crate::export_plugin), because an older host would return the stored value.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # struct Mine;
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine) } }
+    /// fn flip(value: &[u8]) -> Vec<u8> {
+    ///     value.iter().map(|byte| !byte).collect()
+    /// }
+    ///
+    /// impl BeforePut for Mine {
+    ///     fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+    ///         put.replace_value(&flip(put.value()));
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// impl ReadGet for Mine {
+    ///     fn read_get(&self, read: &mut Read<'_>) -> Verdict {
+    ///         read.replace_value(&flip(read.value()));
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// [`Host::get`]: crate::Host::get
+    /// [`Host::for_each`]: crate::Host::for_each
+    20 READ_GET ReadGet: Plugin, read_get(read: Read<'_>, mutable) -> Verdict;
+
+    /// Called once for each HTTP request for entries or for routes of plugins, after the client's token was recognised and
+    /// before anything else: for limits, for authentication, and to keep the entries of clients apart
+    /// ([`HttpRequest::set_key_prefix`]). May refuse the request. A batch, a listing or a watch is one request.
+    ///
+    /// No lock is held. Thread and blocking: as [`BeforeGet`]. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # struct Mine;
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine) } }
+    /// impl BeforeRequest for Mine {
+    ///     fn before_request(&self, request: &mut HttpRequest<'_>) -> Verdict {
+    ///         match request.header("user-agent") {
+    ///             Some(_) => Ok(()),
+    ///             None => Err(Refusal::new(400, "a User-Agent is needed")),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    21 BEFORE_REQUEST BeforeRequest: Plugin, before_request(request: HttpRequest<'_>, mutable) -> Verdict;
+
+    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE
 }
 
 /// Work in the background. The host calls it when it starts to serve, and again after the duration that each call
@@ -486,4 +559,49 @@ impl<P: MakeRoom> Probe<P> {
         }
         Some(HookEntry { id: 19, flags: 0, hook: HookFn { call: make_room::<P> } })
     };
+}
+
+/// Serves requests under `/x/NAME/`, where NAME is the plugin's name. The host checks the permission of the route and reads
+/// the body before it calls the plugin.
+///
+/// It runs on a pool of threads for routes, with no lock held. It may block and may call the store; such calls have the
+/// permissions of the client's token, and see the keys that the client sees. A request that gets no response within the
+/// time that the host allows gets 504. Since 1.5.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// # struct Mine { host: Host }
+/// # impl Plugin for Mine { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) } }
+/// impl Serve for Mine {
+///     const ROUTES: &'static [Route] =
+///         &[Route::new("GET", "/length/{*key}", Permission::Read, "Return the length of a value in bytes.")];
+///
+///     fn serve(&self, request: &RouteRequest<'_>) -> Verdict {
+///         let found = self.host.get(request.parameter("key").unwrap_or_default())?;
+///         let found = found.ok_or_else(|| Refusal::new(404, "Key not found"))?;
+///         request.respond(200, "text/plain", found.value.len().to_string().as_bytes());
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Serve: Plugin {
+    /// The routes. A host refuses to load a plugin with a malformed one.
+    const ROUTES: &'static [Route];
+
+    /// Called as [`Serve`] describes, for each request to one of the routes. A refusal is the response if the hook has not
+    /// responded yet. A hook that returns `Ok` without a response sends 204.
+    fn serve(&self, request: &RouteRequest<'_>) -> Verdict;
+}
+
+impl<P: Serve> Probe<P> {
+    #[doc(hidden)]
+    pub const SERVE: Option<HookEntry> = {
+        unsafe extern "C" fn serve<P: Serve>(instance: *const (), call: &RawCall<'_>) -> Outcome {
+            // SAFETY: as in `hooks!`.
+            unsafe { enter(instance, call, |plugin: &P, request: &mut RouteRequest<'_>| plugin.serve(request)) }
+        }
+        Some(HookEntry { id: 22, flags: 0, hook: HookFn { call: serve::<P> } })
+    };
+    #[doc(hidden)]
+    pub const ROUTES: &'static [Route] = P::ROUTES;
 }

@@ -155,25 +155,34 @@
 
 pub mod abi;
 mod ask;
+mod atomic;
 mod call;
 #[doc(hidden)]
 pub mod export;
 mod hooks;
 mod host;
+mod http;
 mod metrics;
+mod read;
 mod settings;
+mod state;
 
-pub use abi::{Stage, Verb};
-pub use ask::{Answer, Ask, Found};
+pub use abi::{Origin, Stage, Verb};
+pub use ask::{Answer, Ask, Found, KeyRange};
+pub use atomic::BatchFailure;
 pub use call::{
-    After, Before, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Stored, Undo, Verdict, Write,
+    After, Before, Change, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Stored, Undo, Verdict,
+    Write,
 };
 pub use hooks::{
-    AfterDelete, AfterGet, AfterPost, AfterPut, BeforeDelete, BeforeGet, BeforePost, BeforePut, GuardDelete, GuardGet,
-    GuardPost, GuardPut, MakeRoom, Plugin, SettingsChanged, Start, Tick, UndoDelete, UndoGet, UndoPost, UndoPut,
+    AfterDelete, AfterGet, AfterPost, AfterPut, BeforeDelete, BeforeGet, BeforePost, BeforePut, BeforeRequest,
+    GuardDelete, GuardGet, GuardPost, GuardPut, MakeRoom, Plugin, ReadGet, Serve, SettingsChanged, Start, Tick,
+    UndoDelete, UndoGet, UndoPost, UndoPut,
 };
 pub use host::{Host, Level};
+pub use http::{HttpRequest, Permission, Route, RouteRequest};
 pub use metrics::{Counter, Gauge};
+pub use read::Read;
 pub use settings::{CreateError, NoSettings};
 
 pub use serde;

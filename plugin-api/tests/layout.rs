@@ -25,17 +25,22 @@ fn the_abi_types_have_fixed_sizes_and_offsets() {
     layout!(RawHost: 16, 8, api at 0, cx at 8);
     layout!(RawInstance: 8, 8);
     layout!(RawFailure: 40, 8, kind at 0, reserved at 4, message at 8);
-    layout!(PluginModule: 72, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
-        hooks at 56);
+    layout!(PluginModule: 88, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
+        hooks at 56, routes at 72);
     layout!(RawAsk<'static>: 112, 8, key at 0, value at 16, content_type at 32, query at 48, headers at 64, verb at 80,
         flags at 84, revision at 88, reserved at 96);
     layout!(RawAnswer<'static>: 72, 8, entry at 0, message at 8, plugin at 24, revision at 40, status at 48, flags at 52,
         reserved at 56);
     layout!(AnswerFn: 8, 8);
     layout!(EachFn: 8, 8);
-    layout!(HostApi: 128, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+    layout!(UpdateFn: 8, 8);
+    layout!(RawState: 16, 8, ptr at 0, drop at 8);
+    layout!(RawRoute: 72, 8, method at 0, path at 16, summary at 32, permission at 48, flags at 52, reserved at 56);
+    layout!(HostApi: 224, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
         set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
-        now at 96, metric at 104, asker at 112, ask_each at 120);
+        now at 96, metric at 104, asker at 112, ask_each at 120, replace_content_type at 128, state at 136, token at 144, method at 152,
+        set_key_prefix at 160, add_write at 168, parameter at 176, respond at 184, send_part at 192, batch at 200,
+        update at 208, for_each_from at 216);
 }
 
 #[test]
@@ -53,6 +58,6 @@ fn verbs_stages_and_hooks_keep_their_numbers() {
         HOOK_NAMES.join(" "),
         "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
          after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
-         settings_changed make_room"
+         settings_changed make_room read_get before_request serve"
     );
 }

@@ -111,7 +111,7 @@ fn make() -> Result<Faults, String> {
         &folder.join("api-1.5.0"),
         &[
             ("Cargo.toml", r#"version = "1.4.0""#, r#"version = "1.5.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 20]", "pub const HOOK_NAMES: [&str; 21]"),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 23]", "pub const HOOK_NAMES: [&str; 24]"),
             ("src/abi.rs", "    \"make_room\",\n];", "    \"make_room\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",

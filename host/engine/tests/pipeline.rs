@@ -149,7 +149,7 @@ fn registry<const BLOCKS: bool>() -> (Registry, Arc<Notes>) {
     let notes = Arc::new(Notes::default());
     *NEXT.lock().expect("no plugin panics") = Some(Arc::clone(&notes));
     let context = Arc::new(HostContext::new(0, || 0));
-    let module = module::<Noting<BLOCKS>>("noting", "0.0.0", true, &__hooks!(Noting<BLOCKS>));
+    let module = module::<Noting<BLOCKS>>("noting", "0.0.0", true, &__hooks!(Noting<BLOCKS>), &[]);
     // SAFETY: the module is part of this program.
     let member = unsafe { Member::create(module, "{}", &context, FailurePolicy::default()) }.expect("it has notes");
     (Registry::linked(vec![Arc::new(member)], Vec::new(), context), notes)

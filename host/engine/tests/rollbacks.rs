@@ -169,7 +169,7 @@ fn engine(keys: &[&str], rollbacks: u32) -> Arc<Engine<Unsure>> {
         store.update(key, decide, |update| assert!(matches!(update, Update::Committed(_))));
     }
     let context = Arc::new(HostContext::new(0, || 0));
-    let module = module::<Counting>("counting", "0.0.0", true, &__hooks!(Counting));
+    let module = module::<Counting>("counting", "0.0.0", true, &__hooks!(Counting), &[]);
     // SAFETY: the module is part of this program.
     let member = unsafe { Member::create(module, "{}", &context, FailurePolicy::default()) }.expect("no settings");
     let registry = Registry::linked(vec![Arc::new(member)], Vec::new(), context);

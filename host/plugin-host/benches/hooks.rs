@@ -63,7 +63,7 @@ fn chain(plugins: usize) -> Arc<Chain> {
     let port = Arc::new(HostContext::new(0, system_clock));
     let member = |index| {
         let name: &'static str = format!("idle-{index:02}").leak();
-        let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle));
+        let module = export::module::<Idle>(name, "0.0.0", true, &__hooks!(Idle), &[]);
         // SAFETY: the module is of this program.
         let member = unsafe { Member::create(module, "{}", &port, FailurePolicy::default()) };
         Arc::new(member.expect("it does nothing"))

@@ -452,7 +452,7 @@ mod tests {
             ("a", "1 0", Some("version")),
             ("a", "1_0", Some("version")),
         ] {
-            let found = check_names(module::<Idle>(name, version, true, &vkog_plugin_api::__hooks!(Idle)));
+            let found = check_names(module::<Idle>(name, version, true, &vkog_plugin_api::__hooks!(Idle), &[]));
             let what = match found {
                 Ok(()) => None,
                 Err(LoadFault::BadName { what, .. }) => Some(what),

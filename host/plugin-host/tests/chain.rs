@@ -92,7 +92,7 @@ fn member<const N: usize>(guard: Return, calls: &Calls, context: &Arc<HostContex
     const NAMES: [&str; 3] = ["plugin-0", "plugin-1", "plugin-2"];
     let _alone = CREATING.lock().expect("no other test panicked here");
     *SCRIPT.lock().expect("no plugin panics") = Some((guard, Arc::clone(calls)));
-    let module = module::<Recorder<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Recorder<N>));
+    let module = module::<Recorder<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Recorder<N>), &[]);
     // SAFETY: the module is part of this program.
     Arc::new(unsafe { Member::create(module, "{}", context, FailurePolicy::default()) }.expect("it has a script"))
 }
@@ -205,7 +205,7 @@ fn failing(failure_policy: FailurePolicy) -> (Arc<Member>, Arc<AtomicUsize>) {
     let _alone = CREATING.lock().expect("no other test panicked here");
     let (context, dropped) = (Arc::new(HostContext::new(0, || 0)), Arc::new(AtomicUsize::new(0)));
     *DROPPED.lock().expect("no plugin panics") = Some(Arc::clone(&dropped));
-    let module = module::<Failing>("failing", "1.0.0", true, &vkog_plugin_api::__hooks!(Failing));
+    let module = module::<Failing>("failing", "1.0.0", true, &vkog_plugin_api::__hooks!(Failing), &[]);
     // SAFETY: the module is part of this program.
     let member = unsafe { Member::create(module, "{}", &context, failure_policy) }.expect("it has a counter");
     (Arc::new(member), dropped)
@@ -336,7 +336,7 @@ impl AfterPut for Details {
 #[test]
 fn an_after_hook_sees_its_own_details_of_both_entries() {
     let context = Arc::new(HostContext::new(0, || 0));
-    let module = module::<Details>("details", "1.0.0", true, &vkog_plugin_api::__hooks!(Details));
+    let module = module::<Details>("details", "1.0.0", true, &vkog_plugin_api::__hooks!(Details), &[]);
     // SAFETY: the module is part of this program.
     let member = unsafe { Member::create(module, "{}", &context, FailurePolicy::default()) }.expect("it is created");
     let chain = Arc::new(Chain::new(vec![Arc::new(member)], &[]));

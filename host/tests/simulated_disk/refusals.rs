@@ -118,7 +118,7 @@ act! {
 
 fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     const NAMES: [&str; PLUGINS] = ["actor-0", "actor-1", "actor-2", "actor-3", "actor-4"];
-    let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>));
+    let module = module::<Actor<N>>(NAMES[N], "1.0.0", true, &vkog_plugin_api::__hooks!(Actor<N>), &[]);
     // Five panics would happen at once.
     let failure_policy = FailurePolicy { on_failure: OnFailure::Keep, ..FailurePolicy::default() };
     // SAFETY: the module is of this program, made by the same vkog-plugin-api.

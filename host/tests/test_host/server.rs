@@ -36,7 +36,7 @@ pub(crate) type Failed = (Option<usize>, (u16, String, Option<String>));
 macro_rules! members {
     ($context:expr, $($plugin:ident $name:literal),*) => {
         vec![$({
-            let module = module::<$plugin>($name, "0.0.0", true, &__hooks!($plugin));
+            let module = module::<$plugin>($name, "0.0.0", true, &__hooks!($plugin), &[]);
             // SAFETY: the module is part of this program.
             let member = unsafe { Member::create(module, "{}", $context, FailurePolicy::default()) };
             Arc::new(member.expect("it needs no settings"))

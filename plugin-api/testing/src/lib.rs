@@ -115,6 +115,7 @@ macro_rules! plugin {
             "0.0.0",
             true,
             &$crate::vkog_plugin_api::__hooks!($plugin),
+            $crate::vkog_plugin_api::__routes!($plugin),
         ))
     };
 }

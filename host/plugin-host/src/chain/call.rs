@@ -17,6 +17,10 @@ pub trait Origin: Send + Sync {
     fn asker(&self) -> &str {
         ""
     }
+    /// Returns the name of the access token, or an empty text if there is none.
+    fn token(&self) -> &str {
+        ""
+    }
 }
 
 /// The origin of a call that no request caused, and of requests without headers and client in tests.
@@ -111,6 +115,7 @@ pub(super) struct LazyOutput {
     pub(super) message: Option<String>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) value: Option<Vec<u8>>,
+    pub(super) content_type: Option<String>,
     pub(super) details: Option<Vec<u8>>,
 }
 

@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
-use vkog_plugin_api::abi::{AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, ScanFn};
+use vkog_plugin_api::abi::{
+    AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, RawState, ScanFn, UpdateFn,
+};
 
 use super::call::{CallOutput, Origin};
 use super::host_context::PluginIdentity;
@@ -33,6 +35,18 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         metric,
         asker,
         ask_each,
+        replace_content_type,
+        state,
+        token,
+        method,
+        set_key_prefix,
+        add_write,
+        parameter,
+        respond,
+        send_part,
+        batch,
+        update,
+        for_each_from,
     }
     .leak_into_prefix()
 });
@@ -110,6 +124,63 @@ unsafe extern "C" fn refusal_header(cx: *mut (), name: RStr<'_>, value: RStr<'_>
 unsafe extern "C" fn replace_value(cx: *mut (), value: RSlice<'_, u8>) {
     // SAFETY: see `output`.
     contained((), || unsafe { output(cx) }.lazy().value = Some(value.to_vec()));
+}
+
+unsafe extern "C" fn replace_content_type(cx: *mut (), content_type: RStr<'_>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().content_type = Some(content_type.to_string()));
+}
+
+unsafe extern "C" fn state(_cx: *mut ()) -> *mut RawState {
+    std::ptr::null_mut()
+}
+
+unsafe extern "C" fn token(cx: *mut ()) -> RStr<'static> {
+    // SAFETY: see `origin`.
+    contained(RStr::empty(), || unsafe { origin(cx) }.token().into())
+}
+
+unsafe extern "C" fn method(_cx: *mut ()) -> RStr<'static> {
+    RStr::empty()
+}
+
+unsafe extern "C" fn set_key_prefix(_cx: *mut (), _prefix: RStr<'_>) {}
+
+unsafe extern "C" fn add_write(_cx: *mut (), _raw: &RawAsk<'_>) {}
+
+unsafe extern "C" fn parameter(_cx: *mut (), _name: RStr<'_>) -> ROption<RStr<'static>> {
+    RNone
+}
+
+unsafe extern "C" fn respond(
+    _cx: *mut (),
+    _status: u32,
+    _content_type: RStr<'_>,
+    _body: RSlice<'_, u8>,
+    _more: bool,
+) -> bool {
+    false
+}
+
+unsafe extern "C" fn send_part(_cx: *mut (), _part: RSlice<'_, u8>) -> bool {
+    false
+}
+
+unsafe extern "C" fn batch(_cx: *const (), _raw: RSlice<'_, RawAsk<'_>>, _state: *mut (), _answer: AnswerFn) -> i64 {
+    0
+}
+
+unsafe extern "C" fn update(_cx: *const (), _raw: &RawAsk<'_>, _state: *mut (), _update: UpdateFn, _answer: AnswerFn) {}
+
+unsafe extern "C" fn for_each_from(
+    _cx: *const (),
+    _prefix: RStr<'_>,
+    _from: RStr<'_>,
+    _limit: u64,
+    _state: *mut (),
+    _each: EachFn,
+) -> u32 {
+    501
 }
 
 unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {

@@ -40,6 +40,9 @@ const START: usize = 16;
 const TICK: usize = 17;
 const SETTINGS_CHANGED: usize = 18;
 const MAKE_ROOM: usize = 19;
+const READ_GET: usize = 20;
+const BEFORE_REQUEST: usize = 21;
+const SERVE: usize = 22;
 
 /// Why an operation was refused: by the verdict of a plugin, by its panic, or by the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
