@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog_engine::{Conditions, Engine, ExtraHeaders, Outcome, Request};
+use vkog_engine::{Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Transforms};
 use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
@@ -90,6 +90,8 @@ impl Host {
             arrived: self.engine.revision(),
             depth: 0,
             origin: Arc::new(NoOrigin),
+            form: Form::Sent,
+            transforms: Transforms::default(),
         };
         self.engine.run(request, then);
     }

@@ -213,6 +213,16 @@ pub(crate) fn unanswered() -> Refusal {
     Refusal::new(500, "the host did not answer; its log says more")
 }
 
+/// The error of a listing, of which the host returns the status only.
+fn not_listed(status: u32) -> Refusal {
+    match status {
+        501 | 508 => Refusal::new(status as u16, "the store cannot be listed from here"),
+        status => {
+            Refusal::new(u16::try_from(status).unwrap_or(500), "an entry cannot be read; the host's log says why")
+        }
+    }
+}
+
 /// The refusal of a function that the host lacks.
 pub(crate) fn too_old(version: &str) -> Refusal {
     Refusal::new(501, format!("this host is older than vkog-plugin-api {version}; use a newer one"))
@@ -348,7 +358,9 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// 501 or 508, as for [`ask`](Self::ask).
+    /// 501 or 508, as for [`ask`](Self::ask). Since 1.5 any status from 500 on if an entry cannot be read, for example because a
+    /// plugin that has [transformed](crate::ReadGet) its value is not loaded; the host logs the reason. The function was not
+    /// called for that entry and for those behind it.
     pub fn for_each<F>(&self, prefix: &str, mut each: F) -> Result<(), Refusal>
     where
         F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
@@ -361,7 +373,7 @@ impl Host {
         visit.finish();
         match status {
             0 => Ok(()),
-            status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
+            status => Err(not_listed(status)),
         }
     }
 
@@ -383,7 +395,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// 501 or 508, as for [`ask`](Self::ask).
+    /// Those of [`for_each`](Self::for_each).
     pub fn for_each_in<F>(&self, range: &KeyRange<'_>, mut each: F) -> Result<(), Refusal>
     where
         F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
@@ -397,7 +409,7 @@ impl Host {
         visit.finish();
         match status {
             0 => Ok(()),
-            status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
+            status => Err(not_listed(status)),
         }
     }
 

@@ -2,17 +2,22 @@
 //! after the other. All of them are committed, or none is. A batch that only reads takes read locks.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::attempts::Attempts;
 use super::coding::announce;
+use super::transforms::{self, is_transformed};
 use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
-use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
+use vkog_plugin_host::{Chain, OpContext, Origin, Transforms, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update};
+
+/// The maximum number of times that values are turned back for one batch. Each time after the first, entries have changed.
+const ATTEMPTS_MAX: u32 = 64;
 
 /// Operations that succeed or fail together.
 pub struct Batch {
@@ -45,6 +50,8 @@ pub struct Operation {
     pub headers: Vec<(Cow<'static, str>, String)>,
     /// A before-hook hides the entry (get). The engine sets it.
     pub hidden: bool,
+    /// The plugins that have transformed the value to write. The engine sets it.
+    pub transforms: Transforms,
 }
 
 impl Operation {
@@ -90,6 +97,7 @@ pub(super) fn run<S: Store>(
         operation.hidden = prepared.hidden;
         if let Some(value) = prepared.value {
             operation.value = value.into();
+            operation.transforms = prepared.transforms;
         }
         match space.checked_sub(operation.value.len()) {
             Some(left) => space = left,
@@ -98,7 +106,7 @@ pub(super) fn run<S: Store>(
     }
     let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
     let run = Run { engine, chain, batch: Arc::new(batch), pool };
-    if only_reads { run.read(on_done) } else { run.write(space, Attempts::default(), on_done) }
+    if only_reads { run.read(on_done) } else { run.write(space, Arc::default(), Attempts::default(), on_done) }
 }
 
 /// A batch whose before-hooks have run.
@@ -110,29 +118,49 @@ struct Run<S> {
 }
 
 impl<S: Store> Run<S> {
-    /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads.
-    fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let prepare = |index| self.batch.with_context(index, prepare);
+    /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads, and `restored` has those that
+    /// were turned back.
+    fn write(
+        self,
+        space: usize,
+        restored: Arc<Restored>,
+        attempts: Attempts,
+        on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+    ) {
+        let transforms = |index: usize| &self.batch.operations[index].transforms;
+        let prepare = |index| self.batch.with_context(index, |context| prepare(context, transforms(index)));
         let write = Write {
             prepared: (0..self.batch.operations.len()).map(prepare).collect(),
             chain: Arc::clone(&self.chain),
             batch: Arc::clone(&self.batch),
+            restored: Arc::clone(&restored),
+            missing: Vec::new(),
             space,
             left: space,
         };
         let (engine, batch, pool) = (Arc::clone(&self.engine), Arc::clone(&self.batch), self.pool.clone());
-        let on_update = move |update: Update<BatchFailure, Changes>| match update {
-            Update::Rejected(failure) if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) => {
-                self.make_room(space, attempts, failure, on_done);
+        let on_update = move |update: Update<Rejected, Changes>| match update {
+            Update::Rejected(Rejected::Stored(missing)) => {
+                let pool = self.pool_for(missing.iter().map(|(_, entry)| entry));
+                offload(pool, move || match self.batch.restore(&self.chain, &restored, missing) {
+                    Ok(restored) => self.write(space, Arc::new(restored), attempts, on_done),
+                    Err(failure) => on_done(Err(failure)),
+                });
             }
-            Update::Rejected(failure) => on_done(Err(failure)),
+            Update::Rejected(Rejected::Failed(failure)) => {
+                if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) {
+                    self.make_room(space, restored, attempts, failure, on_done);
+                } else {
+                    on_done(Err(failure));
+                }
+            }
             Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
             Update::RolledBack { error, change } => {
                 self.batch.undo(&self.chain, change.iter().map(decided));
                 on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }));
             }
             Update::Committed(changes) => {
-                let done = self.committed(changes);
+                let done = self.committed(changes, &restored);
                 drop(self);
                 on_done(Ok(done));
             }
@@ -141,11 +169,11 @@ impl<S: Store> Run<S> {
     }
 
     /// Runs the after-hooks of all operations.
-    fn committed(&self, changes: Changes) -> Vec<(Outcome, ExtraHeaders)> {
+    fn committed(&self, changes: Changes, restored: &Restored) -> Vec<(Outcome, ExtraHeaders)> {
         let Self { chain, batch, .. } = self;
         let each = |(index, change): (usize, Change)| {
             if batch.operations[index].verb == Verb::Get {
-                return batch.found(chain, index, change.before);
+                return batch.found(chain, index, change.before, restored);
             }
             let headers = batch.with_context(index, |context| committed(chain, context, &change));
             (outcome_of(&change), headers)
@@ -158,13 +186,14 @@ impl<S: Store> Run<S> {
     fn make_room(
         self,
         space: usize,
+        restored: Arc<Restored>,
         attempts: Attempts,
         refused: BatchFailure,
         on_done: impl FnOnce(BatchOutcome) + Send + 'static,
     ) {
         let (chain, pool) = (Arc::clone(&self.chain), self.engine.blocking_pool.clone());
         attempts.make_room(chain, pool.as_deref(), move |further| match further {
-            Some(attempts) => self.write(space, attempts, on_done),
+            Some(attempts) => self.write(space, restored, attempts, on_done),
             None => on_done(Err(refused)),
         });
     }
@@ -175,7 +204,7 @@ impl<S: Store> Run<S> {
         let (found, ticket) = engine.store.read_all(&batch.keys(), |entries| {
             let (mut left, mut found) = (batch.values_max, Vec::with_capacity(entries.len()));
             for (index, current) in entries.iter().enumerate() {
-                match batch.shows(chain, index, *current, &mut left) {
+                match batch.shows(chain, index, *current, current.map_or(0, size), &mut left) {
                     Ok(shown) => found.push(current.filter(|_| shown).cloned()),
                     Err(outcome) => {
                         batch.undo(chain, found.iter().map(read));
@@ -185,15 +214,14 @@ impl<S: Store> Run<S> {
             }
             Ok(found)
         });
-        let (engine, pool) = (Arc::clone(engine), pool.clone());
+        let transformed = found.iter().flatten().flatten();
+        let (engine, pool) = (Arc::clone(engine), pool.clone().or_else(|| self.pool_for(transformed)));
         let on_durable = move |durable| match (durable, found) {
             (Ok(()), Ok(found)) => {
-                let Self { chain, batch, .. } = &self;
-                let found = found.into_iter().enumerate();
-                let done = found.map(|(index, entry)| batch.found(chain, index, entry)).collect();
+                let done = self.found(found);
                 // A client may read its response slowly, and a reload must not wait for that.
                 drop(self);
-                on_done(Ok(done));
+                on_done(done);
             }
             (Ok(()), Err(failure)) => on_done(Err(failure)),
             // An entry was rolled back after the guards had passed: undo them and read again.
@@ -208,40 +236,114 @@ impl<S: Store> Run<S> {
     }
 }
 
+impl<S: Store> Run<S> {
+    /// The outcome of a batch that has read these entries, whose guards passed.
+    fn found(&self, found: Vec<Option<Entry>>) -> BatchOutcome {
+        let Self { chain, batch, .. } = self;
+        let transformed = found.iter().enumerate().filter_map(|(index, entry)| {
+            let stored = entry.as_ref().filter(|entry| is_transformed(entry))?;
+            Some((index, stored.clone()))
+        });
+        match batch.restore(chain, &Restored::default(), transformed.collect()) {
+            Ok(restored) => {
+                let found = found.into_iter().enumerate();
+                Ok(found.map(|(index, entry)| batch.found(chain, index, entry, &restored)).collect())
+            }
+            Err(failure) => {
+                batch.undo(chain, found.iter().map(read));
+                Err(failure)
+            }
+        }
+    }
+
+    /// The pool for turning values back that are too large for an event loop.
+    fn pool_for<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Option<Arc<ThreadPool>> {
+        let transformed: usize = entries.filter(|entry| is_transformed(entry)).map(size).sum();
+        if transformed > transforms::LARGE { self.engine.blocking_pool.clone() } else { None }
+    }
+}
+
+/// Why a batch is not committed.
+enum Rejected {
+    /// It failed.
+    Failed(BatchFailure),
+    /// Gets, by their indices, found transformed values. They are turned back without a lock, and the batch is decided again.
+    Stored(Vec<(usize, Entry)>),
+}
+
+/// The transformed values that a batch reads, turned back.
+#[derive(Default)]
+struct Restored {
+    /// By the index of the get: the entry as it is stored, as it was sent, and the headers that its plugins add.
+    entries: HashMap<usize, (Entry, Entry, ExtraHeaders)>,
+    attempts: u32,
+}
+
+impl Restored {
+    /// Returns the entry that a get found as it was sent, if it was turned back.
+    fn of(&self, index: usize, found: &Entry) -> Option<&Entry> {
+        let (stored, sent, _) = self.entries.get(&index)?;
+        // An entry that the batch itself writes is another one in each attempt.
+        let is_same = stored.value() == found.value() && stored.details() == found.details();
+        is_same.then_some(sent)
+    }
+}
+
 /// Decides the operations of a batch that writes.
 struct Write {
     /// The results of preparing each operation before the locks were taken.
     prepared: Vec<Prepared>,
     chain: Arc<Chain>,
     batch: Arc<Batch>,
+    restored: Arc<Restored>,
+    /// The transformed values that this run reads and that are not turned back, by the index of the get.
+    missing: Vec<(usize, Entry)>,
     /// The maximum sum of the sizes of values that are read, and what this run has left of it.
     space: usize,
     left: usize,
 }
 
 impl Decide for Write {
-    type Rejection = BatchFailure;
+    type Rejection = Rejected;
 
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<BatchFailure> {
-        let Self { prepared, chain, batch, space, left } = self;
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Rejected> {
+        let Self { prepared, chain, batch, restored, missing, space, left } = self;
         let index = before.len();
         if index == 0 {
             *left = *space;
+            missing.clear();
         }
         let operation = &batch.operations[index];
         let decided = if operation.verb == Verb::Get {
-            let shown = batch.shows(chain, index, current, left);
+            let stored = current.filter(|entry| is_transformed(entry));
+            let sent = stored.and_then(|stored| restored.of(index, stored));
+            let shown = batch.shows(chain, index, current, sent.or(current).map_or(0, size), left);
+            if let (Some(stored), None, Ok(true)) = (stored, sent, &shown) {
+                missing.push((index, stored.clone()));
+            }
             shown.map(|shown| if shown { Decision::Read } else { Decision::ReadAbsent })
         } else {
             let decided = batch.with_context(index, |context| decide(chain, context, &operation.conditions, current));
             decided.map(|details| match details {
                 Some(details) => {
-                    batch.with_context(index, |context| Decision::Write(entry(&mut prepared[index], context, details)))
+                    let (prepared, transforms) = (&mut prepared[index], &operation.transforms);
+                    batch.with_context(index, |context| Decision::Write(entry(prepared, context, transforms, details)))
                 }
                 None => Decision::Remove,
             })
         };
-        decided.unwrap_or_else(|outcome| Decision::Reject(batch.failure(index, outcome)))
+        match decided {
+            Err(outcome) => Decision::Reject(Rejected::Failed(batch.failure(index, outcome))),
+            // Once for all gets, after the last operation.
+            Ok(decision) if index + 1 == batch.operations.len() && !missing.is_empty() => {
+                let written = if let Decision::Write(entry) = &decision { entry.details() } else { &[] };
+                if !matches!(decision, Decision::ReadAbsent) {
+                    batch.with_context(index, |context| chain.undo(context, current.map(view), written));
+                }
+                Decision::Reject(Rejected::Stored(std::mem::take(missing)))
+            }
+            Ok(decision) => decision,
+        }
     }
 
     fn undo(&mut self, decided: &[Change]) {
@@ -278,19 +380,21 @@ impl Batch {
         })
     }
 
-    /// Whether a get shows an entry that is locked, or why it fails the batch. `left` is the remaining space for values.
+    /// Whether a get shows an entry that is locked, or why it fails the batch. `size` is that of the value, and `left` the remaining
+    /// space for values.
     fn shows(
         &self,
         chain: &Arc<Chain>,
         index: usize,
         current: Option<&Entry>,
+        size: usize,
         left: &mut usize,
     ) -> Result<bool, Outcome> {
         let Operation { conditions, hidden, .. } = &self.operations[index];
         let visible = current.filter(|_| !hidden);
         conditions.check(visible.map(Entry::revision)).map_err(Outcome::PreconditionFailed)?;
         let Some(entry) = visible else { return Ok(false) };
-        let Some(rest) = left.checked_sub(entry.value().len()) else { return Err(too_large(self.values_max)) };
+        let Some(rest) = left.checked_sub(size) else { return Err(too_large(self.values_max)) };
         let guarded = self.with_context(index, |context| chain.guard(context, Some(view(entry))));
         let passed = guarded.map_err(Outcome::Refused)?;
         if passed.hidden {
@@ -301,13 +405,54 @@ impl Batch {
         Ok(!passed.hidden)
     }
 
+    /// Turns values back that gets have found, besides those that were turned back before.
+    fn restore(
+        &self,
+        chain: &Arc<Chain>,
+        before: &Restored,
+        found: Vec<(usize, Entry)>,
+    ) -> Result<Restored, BatchFailure> {
+        let mut restored = Restored { entries: before.entries.clone(), attempts: before.attempts + 1 };
+        if restored.attempts > ATTEMPTS_MAX {
+            let fact = "Entries changed again and again while the batch was in flight; send it again";
+            return Err(BatchFailure { at: None, outcome: Outcome::Refused(host_refusal(503, fact)) });
+        }
+        let mut sum: usize = restored.entries.values().map(|(_, sent, _)| size(sent)).sum();
+        for (index, stored) in found {
+            let sent = self.with_context(index, |context| transforms::sent(chain, context, &stored));
+            match sent {
+                Ok(sent) => {
+                    let (entry, headers) = sent.unwrap_or_else(|| (stored.clone(), Vec::new()));
+                    sum += size(&entry);
+                    restored.entries.insert(index, (stored, entry, headers));
+                }
+                Err(refusal) => return Err(self.failure(index, Outcome::Refused(refusal))),
+            }
+            if sum > self.values_max {
+                return Err(self.failure(index, too_large(self.values_max)));
+            }
+        }
+        Ok(restored)
+    }
+
     /// Runs the after-hooks of a get that found this entry, and returns its outcome.
-    fn found(&self, chain: &Arc<Chain>, index: usize, entry: Option<Entry>) -> (Outcome, ExtraHeaders) {
-        let Some(entry) = entry else { return (Outcome::Absent, Vec::new()) };
-        let (revision, found) = (entry.revision(), Some(view(&entry)));
+    fn found(
+        &self,
+        chain: &Arc<Chain>,
+        index: usize,
+        entry: Option<Entry>,
+        restored: &Restored,
+    ) -> (Outcome, ExtraHeaders) {
+        let Some(stored) = entry else { return (Outcome::Absent, Vec::new()) };
+        let (revision, found) = (stored.revision(), Some(view(&stored)));
         let mut headers = self.with_context(index, |context| chain.after(context, revision, found, found));
-        announce(&entry, &mut headers);
-        (Outcome::Found(entry), headers)
+        announce(&stored, &mut headers);
+        let Some((_, sent, added)) = restored.entries.get(&index) else { return (Outcome::Found(stored), headers) };
+        headers.splice(..0, added.iter().cloned());
+        // Since it was turned back, an entry that the batch has written has got its revision.
+        let is_same = sent.revision() == revision;
+        let sent = if is_same { sent.clone() } else { stored.with_value(sent.value(), sent.content_type()) };
+        (Outcome::Found(sent), headers)
     }
 
     /// Undoes the guards of the first operations, the last one first. `each` has the entry that each of them saw, and the
@@ -323,6 +468,10 @@ impl Batch {
             }
         }
     }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.value().len()
 }
 
 fn too_large(values_max: usize) -> Outcome {

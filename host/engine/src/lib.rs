@@ -17,6 +17,7 @@ mod list;
 mod outcome;
 mod plugin_request;
 mod touch;
+mod transforms;
 mod validation;
 mod watch;
 mod write;
@@ -32,9 +33,11 @@ pub use conditions::{Conditions, PreconditionFailed, Revisions};
 pub use delete_page::DeletedPage;
 pub use list::{Listed, Listing, Page};
 pub use outcome::{ExtraHeaders, Outcome, host_refusal};
+pub use transforms::Form;
 pub use validation::{
     CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_memory, check_operation, check_value, media_type,
 };
+pub use vkog_plugin_host::Transforms;
 pub use watch::{WatchEnd, Watcher};
 
 use vkog_plugin_host::{
@@ -75,6 +78,10 @@ pub struct Request {
     pub depth: u32,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
+    /// The form in which a get returns the value.
+    pub form: Form,
+    /// The plugins that have transformed the value to write. The engine sets it.
+    pub transforms: Transforms,
 }
 
 /// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
@@ -225,8 +232,8 @@ impl Request {
 
 impl RequestContext {
     /// A get of a key by this client.
-    fn get(&self, key: &str, arrived: u64) -> Request {
-        self.request(Verb::Get, key, arrived)
+    fn get(&self, key: &str, arrived: u64, form: Form) -> Request {
+        Request { form, ..self.request(Verb::Get, key, arrived) }
     }
 
     /// A get or a delete of a key by this client.
@@ -241,6 +248,8 @@ impl RequestContext {
             arrived,
             depth: 0,
             origin: Arc::clone(&self.origin),
+            form: Form::Sent,
+            transforms: Transforms::default(),
         }
     }
 }

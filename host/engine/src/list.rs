@@ -6,7 +6,8 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
-use super::{Engine, ExtraHeaders, Outcome, RequestContext, host_refusal};
+use super::transforms::is_transformed;
+use super::{Engine, ExtraHeaders, Form, Outcome, RequestContext, host_refusal};
 use vkog_plugin_host::{Refusal, Verb};
 use vkog_store::{Entry, Store};
 
@@ -24,14 +25,27 @@ pub struct Listing {
     pub limit: usize,
     /// Keys that contain this after the prefix are folded into the part up to its end.
     pub delimiter: Option<String>,
+    /// The form of the values, and so of their sizes.
+    pub form: Form,
 }
 
 /// An entry of a listing.
 pub struct Listed {
-    /// The entry.
+    /// The entry; without its value if that was turned back, because a page of such values may be large.
     pub entry: Entry,
+    /// The length of its value, in bytes.
+    pub size: usize,
     /// The headers that plugins add to a get of it.
     pub headers: ExtraHeaders,
+}
+
+impl Listed {
+    fn new(entry: Entry, headers: ExtraHeaders, form: Form) -> Self {
+        let size = entry.value().len();
+        let is_copy = form == Form::Sent && is_transformed(&entry);
+        let entry = if is_copy { entry.with_value(&[], entry.content_type()) } else { entry };
+        Self { entry, size, headers }
+    }
 }
 
 /// A page of a listing.
@@ -50,15 +64,23 @@ pub(super) fn is_about_the_key(refusal: &Refusal) -> bool {
     matches!(refusal.status, 403 | 404 | 410)
 }
 
+/// Adds the key to the message of a failure: the client has sent no key. A refusal of the client itself concerns every key.
+pub(super) fn at_key(mut refusal: Refusal, key: &str) -> Refusal {
+    if refusal.status >= 500 {
+        refusal.message = format!("Key \"{key}\": {}", refusal.message);
+    }
+    refusal
+}
+
 impl<S: Store> Engine<S> {
     /// Lists a page of keys. Blocks for the disk and for plugins: do not call it from an event loop.
     ///
     /// # Errors
     ///
-    /// A plugin refused a get because of the client, or failed. A page without the key would look complete. Refusals with 403,
-    /// 404 or 410 concern the key: the page leaves that key out.
+    /// A plugin refused a get because of the client, or failed, or cannot turn a value back. A page without the key would look
+    /// complete. Refusals with 403, 404 or 410 concern the key: the page leaves that key out.
     pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
-        let Listing { prefix, after, limit, delimiter } = listing;
+        let Listing { prefix, after, limit, delimiter, form } = listing;
         let end = end_of(prefix);
         let mut from = prefix.as_bytes().to_vec();
         if let Some(after) = after {
@@ -80,18 +102,21 @@ impl<S: Store> Engine<S> {
                     continue;
                 }
                 from = behind(entry.key());
-                let Some(Listed { entry, headers }) = self.shown(entry, client)? else { continue };
+                let prefix_of_several = folded(entry.key(), prefix, delimiter.as_deref());
+                // A prefix has no size.
+                let form = if prefix_of_several.is_some() { Form::Stored } else { *form };
+                let Some(listed) = self.shown(entry, client, form)? else { continue };
                 if page.entries.len() + page.prefixes.len() == *limit {
                     page.next = Some(last);
                     return Ok(page);
                 }
-                if let Some(folded) = folded(entry.key(), prefix, delimiter.as_deref()) {
+                if let Some(folded) = folded(listed.entry.key(), prefix, delimiter.as_deref()) {
                     from = end_of(folded).unwrap_or_default();
                     folded.clone_into(&mut last);
                     page.prefixes.push(folded.to_owned());
                 } else {
-                    entry.key().clone_into(&mut last);
-                    page.entries.push(Listed { entry, headers });
+                    listed.entry.key().clone_into(&mut last);
+                    page.entries.push(listed);
                 }
             }
             if is_last {
@@ -110,25 +135,25 @@ impl<S: Store> Engine<S> {
             return Ok(self.store.count(prefix));
         }
         self.store.with_prefix(prefix).try_fold(0, |count, entry| {
-            let shown = self.shown(entry, client)?;
+            let shown = self.shown(entry, client, Form::Stored)?;
             Ok(count + u64::from(shown.is_some()))
         })
     }
 
     /// The entry as a get by this client finds it now, if it does.
-    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext) -> Result<Option<Listed>, Refusal> {
+    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext, form: Form) -> Result<Option<Listed>, Refusal> {
         let chain = self.plugins.acquire_blocking();
-        if chain.has_no_hooks(Verb::Get) {
-            return Ok(Some(Listed { entry, headers: Vec::new() }));
+        if chain.has_no_hooks(Verb::Get) && (form == Form::Stored || !is_transformed(&entry)) {
+            return Ok(Some(Listed::new(entry, Vec::new(), form)));
         }
-        let request = client.get(entry.key(), self.revision());
+        let request = client.get(entry.key(), self.revision(), form);
         let (send, outcome) = bounded(1);
         self.run_in(Guard::from_inner(chain), request, move |outcome, headers: ExtraHeaders| {
             let _ = send.send((outcome, headers));
         });
         match outcome.recv() {
-            Ok((Outcome::Found(entry), headers)) => Ok(Some(Listed { entry, headers })),
-            Ok((Outcome::Refused(refusal), _)) if !is_about_the_key(&refusal) => Err(refusal),
+            Ok((Outcome::Found(entry), headers)) => Ok(Some(Listed::new(entry, headers, form))),
+            Ok((Outcome::Refused(refusal), _)) if !is_about_the_key(&refusal) => Err(at_key(refusal, entry.key())),
             Ok(_) => Ok(None),
             // The host panicked, which was logged.
             Err(_) => Err(host_refusal(500, "Internal error; see the log of the server")),

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
+use super::list::at_key;
 use super::{
-    Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_memory, check_operation, host_refusal, view,
+    Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Revisions, check_memory, check_operation, host_refusal,
+    view,
 };
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
+use vkog_plugin_host::{
+    CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Transforms, Verb,
+};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
 
@@ -87,7 +91,12 @@ impl<S: Store> StoreAccess for Engine<S> {
         outcomes.into_iter().for_each(|outcome| respond_with(outcome, respond));
     }
 
-    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
+    fn for_each(
+        self: Arc<Self>,
+        prefix: &str,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) -> Result<(), Refusal> {
         for entry in self.store.with_prefix(prefix) {
             let request = PluginRequest {
                 verb: Verb::Get,
@@ -99,16 +108,19 @@ impl<S: Store> StoreAccess for Engine<S> {
                 if_revision: None,
                 scope: scope.clone(),
             };
-            let mut continues = true;
-            Arc::clone(&self).request(&request, &mut |response| {
-                if let PluginResponse::Found(found) = response {
-                    continues = each(entry.key(), found);
-                }
+            let (mut continues, mut failed) = (true, None);
+            Arc::clone(&self).request(&request, &mut |response| match response {
+                PluginResponse::Found(found) => continues = each(entry.key(), found),
+                PluginResponse::Refused(refusal) if refusal.status >= 500 => failed = Some(refusal.into_owned()),
+                _ => {}
             });
-            if !continues {
-                return;
+            match failed {
+                Some(refusal) => return Err(at_key(refusal, entry.key())),
+                None if !continues => break,
+                None => {}
             }
         }
+        Ok(())
     }
 
     fn on_quarantine(&self) {
@@ -157,5 +169,7 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         arrived: engine.revision(),
         depth: request.scope.depth,
         origin: Arc::new(PluginOrigin { plugin: request.scope.plugin, headers }),
+        form: Form::Sent,
+        transforms: Transforms::default(),
     })
 }

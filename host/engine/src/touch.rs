@@ -7,10 +7,10 @@ use arc_swap::Guard;
 
 use super::attempts::Attempts;
 use super::{
-    Conditions, Engine, ExtraHeaders, Outcome, PreconditionFailed, Request, Revisions, check_memory, content_coding,
-    host_refusal, offload, write,
+    Conditions, Engine, ExtraHeaders, Form, Outcome, PreconditionFailed, Request, Revisions, check_memory,
+    content_coding, host_refusal, offload, write,
 };
-use vkog_plugin_host::{ChainGuard, Origin, Verb};
+use vkog_plugin_host::{ChainGuard, Origin, Transforms, Verb};
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
@@ -26,7 +26,7 @@ struct Touch {
 }
 
 impl<S: Store> Engine<S> {
-    /// Writes an entry again with the value, the media type and the content coding that it has. The value and the media type of
+    /// Writes an entry again with the stored value, the media type and the content coding that it has. The value and the media type of
     /// the request do not count. Plugins see a get and a put; a put cannot change the value here. Calls `on_done` as
     /// [`run`](Self::run) does. Copies the value, so do not call it on an event loop.
     pub fn touch(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
@@ -41,7 +41,7 @@ fn attempt<S: Store>(
     number: u32,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
-    let get = touch.request(Verb::Get, Arc::clone(&touch.origin));
+    let get = Request { form: Form::Stored, ..touch.request(Verb::Get, Arc::clone(&touch.origin)) };
     let writing = Arc::clone(engine);
     engine.run(get, move |outcome, headers| match outcome {
         Outcome::Found(entry) => match check_memory(entry.value().len()) {
@@ -65,6 +65,7 @@ fn write_again<S: Store>(
         value: entry.value().to_vec(),
         content_type: owned_content_type(entry.content_type()),
         conditions: Conditions { if_match: Some(Revisions::These(vec![entry.revision()])), if_none_match: None },
+        transforms: Transforms::of(entry.details()),
         ..touch.request(Verb::Put, Arc::new(origin))
     };
     let retrying = Arc::clone(engine);
@@ -110,6 +111,8 @@ impl Touch {
             arrived: self.arrived,
             depth: 0,
             origin,
+            form: Form::Sent,
+            transforms: Transforms::default(),
         }
     }
 }

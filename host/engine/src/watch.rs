@@ -5,11 +5,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::list::is_about_the_key;
-use super::{Engine, RequestContext, host_refusal, offload, view};
+use super::list::{at_key, is_about_the_key};
+use super::transforms::{self, is_transformed};
+use super::{Engine, Form, RequestContext, host_refusal, offload, view};
 use vkog_plugin_host::{Chain, Refusal, Verb};
 use vkog_runtime::Oneshot;
-use vkog_store::{Event, LocalStore, Store, Unwatchable, Watch};
+use vkog_store::{Entry, Event, LocalStore, Store, Unwatchable, Watch};
+
+/// Values that are turned back are collected for delivery up to this sum of their sizes, in bytes.
+const RESTORED_MAX: usize = 1 << 20;
 
 /// Why a watch ends.
 pub enum WatchEnd {
@@ -26,8 +30,9 @@ pub struct Watcher<S = LocalStore> {
     engine: Arc<Engine<S>>,
     client: Arc<RequestContext>,
     watch: Watch,
-    /// The changes that may be delivered, and the end of the watch after them.
+    /// The changes that may be delivered, those behind them that plugins have not seen yet, and the end of the watch.
     passed: VecDeque<Event>,
+    rest: Vec<Event>,
     end: Option<WatchEnd>,
     /// The revision up to which every change was delivered, left out, or is in `passed`.
     filtered_to: u64,
@@ -35,7 +40,8 @@ pub struct Watcher<S = LocalStore> {
     filtering: Option<Arc<Oneshot<Passed>>>,
 }
 
-type Passed = (VecDeque<Event>, Option<WatchEnd>);
+/// The changes that pass, those for which there was no room, and the end of the watch.
+type Passed = (VecDeque<Event>, Vec<Event>, Option<WatchEnd>);
 
 impl<S: Store> Engine<S> {
     /// Watches the changes of keys that start with a prefix: those after a revision, or those from now on.
@@ -52,7 +58,8 @@ impl<S: Store> Engine<S> {
         let watch = self.store.watch(prefix, since)?;
         let filtered_to = watch.revision();
         let (engine, client) = (Arc::clone(self), Arc::new(client));
-        Ok(Watcher { engine, client, watch, passed: VecDeque::new(), end: None, filtered_to, filtering: None })
+        let (passed, rest) = (VecDeque::new(), Vec::new());
+        Ok(Watcher { engine, client, watch, passed, rest, end: None, filtered_to, filtering: None })
     }
 }
 
@@ -77,14 +84,19 @@ impl<S: Store> Watcher<S> {
                 return Poll::Ready(Err(end));
             }
             if let Some(filtering) = &self.filtering {
-                (self.passed, self.end) = ready!(filtering.poll(context));
+                (self.passed, self.rest, self.end) = ready!(filtering.poll(context));
                 self.filtering = None;
-                self.filtered_to = self.watch.revision();
+                self.filtered_to = self.rest.first().map_or(self.watch.revision(), |next| next.revision() - 1);
                 if self.passed.is_empty() && self.end.is_none() {
                     // There may be more, but other tasks must have their turn.
                     context.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                continue;
+            }
+            if !self.rest.is_empty() {
+                let rest = std::mem::take(&mut self.rest);
+                self.filter(rest);
                 continue;
             }
             let polled = self.watch.poll(context);
@@ -99,9 +111,11 @@ impl<S: Store> Watcher<S> {
         }
     }
 
-    /// Lets plugins decide which of these changes the client may see: all, if no plugin has a hook for get.
+    /// Lets plugins decide which of these changes the client may see, and turn their values back: all as they are, if no plugin
+    /// has a hook for get and none has transformed a value.
     fn filter(&mut self, events: Vec<Event>) {
-        if self.engine.plugins.acquire().is_some_and(|chain| chain.has_no_hooks(Verb::Get)) {
+        let transformed: usize = events.iter().map(Event::entry).filter(|entry| is_transformed(entry)).map(size).sum();
+        if transformed == 0 && self.engine.plugins.acquire().is_some_and(|chain| chain.has_no_hooks(Verb::Get)) {
             self.passed = events.into();
             self.filtered_to = self.watch.revision();
             return;
@@ -111,7 +125,8 @@ impl<S: Store> Watcher<S> {
         let report = Report { filtering, passed: None };
         let (engine, client) = (Arc::clone(&self.engine), Arc::clone(&self.client));
         self.engine.plugins.when_available(move |chain| {
-            let pool = if chain.blocks(Verb::Get) { engine.blocking_pool.clone() } else { None };
+            let takes_long = chain.blocks(Verb::Get) || transformed > transforms::LARGE;
+            let pool = if takes_long { engine.blocking_pool.clone() } else { None };
             offload(pool, move || {
                 let passed = engine.passing(&chain, events, &client);
                 // A reload must not wait for a watcher.
@@ -139,7 +154,7 @@ impl Drop for Report {
     fn drop(&mut self) {
         let failed = || {
             let refusal = host_refusal(500, "Internal error; see the log of the server");
-            (VecDeque::new(), Some(WatchEnd::Refused(refusal)))
+            (VecDeque::new(), Vec::new(), Some(WatchEnd::Refused(refusal)))
         };
         self.filtering.send(self.passed.take().unwrap_or_else(failed));
     }
@@ -148,22 +163,35 @@ impl Drop for Report {
 impl<S: Store> Engine<S> {
     /// The changes that a client may see, in their order, and the end of its watch if a plugin refuses the client.
     fn passing(self: &Arc<Self>, chain: &Arc<Chain>, events: Vec<Event>, client: &RequestContext) -> Passed {
-        let mut passed = VecDeque::with_capacity(events.len());
-        for event in events {
-            match self.may_see(chain, &event, client) {
-                Ok(true) => passed.push_back(event),
-                Ok(false) => {}
-                Err(refusal) => return (passed, Some(WatchEnd::Refused(refusal))),
+        let (mut passed, mut events) = (VecDeque::with_capacity(events.len()), events.into_iter());
+        let mut restored = 0;
+        while restored <= RESTORED_MAX
+            && let Some(event) = events.next()
+        {
+            match self.shown_event(chain, event, client) {
+                Ok(Some(event)) => {
+                    if is_transformed(event.entry()) {
+                        restored += size(event.entry());
+                    }
+                    passed.push_back(event);
+                }
+                Ok(None) => {}
+                Err(refusal) => return (passed, Vec::new(), Some(WatchEnd::Refused(refusal))),
             }
         }
-        (passed, None)
+        (passed, events.collect(), None)
     }
 
-    /// Whether a client may see a change. A removal may also be seen where a get would find nothing, because that is what it
-    /// reports.
-    fn may_see(self: &Arc<Self>, chain: &Arc<Chain>, event: &Event, client: &RequestContext) -> Result<bool, Refusal> {
+    /// A change as a client may see it, if it may. A removal may also be seen where a get would find nothing, because that is what
+    /// it reports.
+    fn shown_event(
+        self: &Arc<Self>,
+        chain: &Arc<Chain>,
+        event: Event,
+        client: &RequestContext,
+    ) -> Result<Option<Event>, Refusal> {
         let entry = event.entry();
-        let request = client.get(entry.key(), self.revision());
+        let request = client.get(entry.key(), self.revision(), Form::Sent);
         let context = request.op_context();
         let seen = Some(view(entry));
         let found = chain.before(&context).and_then(|prepared| {
@@ -176,15 +204,33 @@ impl<S: Store> Engine<S> {
         });
         match found {
             Ok(true) => {
+                // A removal shows no value.
+                let sent = if event.is_removal() { Ok(None) } else { transforms::sent(chain, &context, entry) };
+                let sent = match sent {
+                    Ok(sent) => sent,
+                    Err(refusal) => {
+                        chain.undo(&context, seen, &[]);
+                        return if is_about_the_key(&refusal) { Ok(None) } else { Err(at_key(refusal, entry.key())) };
+                    }
+                };
                 // An event has no headers that plugins could add to.
                 let _ = chain.after(&context, entry.revision(), seen, seen);
-                Ok(true)
+                Ok(Some(match sent {
+                    Some((entry, _)) => event.with_entry(entry),
+                    None => event,
+                }))
             }
-            Ok(false) => Ok(event.is_removal()),
-            Err(refusal) if is_about_the_key(&refusal) => Ok(event.is_removal() && refusal.status != 403),
-            Err(refusal) => Err(refusal),
+            Ok(false) => Ok(Some(event).filter(Event::is_removal)),
+            Err(refusal) if is_about_the_key(&refusal) => {
+                Ok(Some(event).filter(|event| event.is_removal() && refusal.status != 403))
+            }
+            Err(refusal) => Err(at_key(refusal, entry.key())),
         }
     }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.value().len()
 }
 
 #[cfg(test)]
@@ -198,7 +244,7 @@ mod tests {
         let filtering = Arc::new(Oneshot::default());
         drop(Report { filtering: Arc::clone(&filtering), passed: None });
         let polled = filtering.poll(&Context::from_waker(Waker::noop()));
-        let Poll::Ready((passed, Some(WatchEnd::Refused(refusal)))) = polled else { panic!("the watch continues") };
+        let Poll::Ready((passed, _, Some(WatchEnd::Refused(refusal)))) = polled else { panic!("the watch continues") };
         assert_eq!((passed.len(), refusal.status), (0, 500));
     }
 }

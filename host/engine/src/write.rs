@@ -7,7 +7,7 @@ use super::attempts::Attempts;
 use super::coding::{is_coded, keep};
 use super::plugin_request::is_expiry;
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
-use vkog_plugin_host::{Chain, OpContext, Verb};
+use vkog_plugin_host::{Chain, OpContext, Transforms, Verb};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
 
 pub(super) fn write<S: Store>(
@@ -21,6 +21,7 @@ pub(super) fn write<S: Store>(
         Ok(prepared) => {
             if let Some(value) = prepared.value {
                 request.value = value;
+                request.transforms = prepared.transforms;
             }
         }
     }
@@ -36,8 +37,11 @@ pub(super) fn attempt<S: Store>(
     attempts: Attempts,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
-    let write =
-        Write { prepared: prepare(&request.op_context()), chain: Arc::clone(&chain), request: Arc::clone(&request) };
+    let write = Write {
+        prepared: prepare(&request.op_context(), &request.transforms),
+        chain: Arc::clone(&chain),
+        request: Arc::clone(&request),
+    };
     let (key, pool) = (Arc::clone(&request), engine.pool_for(&chain, &request));
     // Other cores count references to the engine as well: so only a write that may be tried again has one.
     let retrying = chain.may_make_room().then(|| Arc::clone(engine));
@@ -103,7 +107,7 @@ impl Decide for Write {
         let Self { prepared, chain, request } = self;
         let context = request.op_context();
         match decide(chain, &context, &request.conditions, current) {
-            Ok(Some(details)) => Decision::Write(entry(prepared, &context, details)),
+            Ok(Some(details)) => Decision::Write(entry(prepared, &context, &request.transforms, details)),
             Ok(None) if is_expiry(context.origin) => Decision::Expire,
             Ok(None) => Decision::Remove,
             Err(outcome) => Decision::Reject(outcome),
@@ -130,11 +134,11 @@ pub(super) struct Prepared {
 
 /// Prepares a write: looks up the coding of the value, and makes the entry if the value is large.
 #[inline]
-pub(super) fn prepare(context: &OpContext<'_>) -> Prepared {
+pub(super) fn prepare(context: &OpContext<'_>, transforms: &Transforms) -> Prepared {
     let writes = matches!(context.verb, Verb::Post | Verb::Put);
     let is_coded = writes && is_coded(context.origin);
     let is_large = writes && context.value.len() > PREPARED_MIN;
-    let entry = is_large.then(|| new_entry(context, with_coding(is_coded, context, Vec::new())));
+    let entry = is_large.then(|| new_entry(context, transforms.record(with_coding(is_coded, context, Vec::new()))));
     Prepared { is_coded, entry }
 }
 
@@ -146,8 +150,13 @@ fn with_coding(is_coded: bool, context: &OpContext<'_>, details: Vec<u8>) -> Vec
 
 /// The entry of a write to which the guards gave these details. When a decision runs again it makes a new entry.
 #[inline]
-pub(super) fn entry(prepared: &mut Prepared, context: &OpContext<'_>, details: Vec<u8>) -> Entry {
-    let details = with_coding(prepared.is_coded, context, details);
+pub(super) fn entry(
+    prepared: &mut Prepared,
+    context: &OpContext<'_>,
+    transforms: &Transforms,
+    details: Vec<u8>,
+) -> Entry {
+    let details = transforms.record(with_coding(prepared.is_coded, context, details));
     match prepared.entry.take().filter(|entry| entry.details() == details) {
         Some(entry) => entry,
         None => new_entry(context, details),

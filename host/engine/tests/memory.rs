@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use vkog_engine::{Conditions, Engine, Outcome, Request};
+use vkog_engine::{Conditions, Engine, Form, Outcome, Request, Transforms};
 use vkog_plugin_host::{CallScope, HostContext, NoOrigin, PluginRequest, PluginResponse, Registry, StoreAccess, Verb};
 use vkog_store::MemoryStore;
 
@@ -52,6 +52,8 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        form: Form::Sent,
+        transforms: Transforms::default(),
     };
     let (send, outcome) = channel();
     engine.run(request, move |outcome, _| send.send(outcome).expect("the test waits for it"));

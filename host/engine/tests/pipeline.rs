@@ -14,8 +14,8 @@ use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use vkog_engine::{
-    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, InvalidRequest, Listing, Operation, Outcome, Request,
-    RequestContext, WatchEnd, Watcher,
+    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Form, InvalidRequest, Listing, Operation, Outcome, Request,
+    RequestContext, Transforms, WatchEnd, Watcher,
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -188,6 +188,8 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(Client(&[])),
+        form: Form::Sent,
+        transforms: Transforms::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _: ExtraHeaders| _ = send.send(outcome));
@@ -211,6 +213,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        transforms: Transforms::default(),
     }
 }
 
@@ -247,7 +250,7 @@ fn page(
     delimiter: Option<&str>,
 ) -> (String, Option<String>) {
     let (after, delimiter) = (after.map(str::to_owned), delimiter.map(str::to_owned));
-    let listing = Listing { prefix: prefix.to_owned(), after, limit, delimiter };
+    let listing = Listing { prefix: prefix.to_owned(), after, limit, delimiter, form: Form::Sent };
     let page = engine.list(&listing, &client()).expect("nothing refuses");
     let keys = page.entries.iter().map(|listed| listed.entry.key().to_owned());
     (keys.chain(page.prefixes.into_iter().map(|prefix| format!("[{prefix}]"))).collect::<Vec<_>>().join(" "), page.next)
@@ -293,7 +296,7 @@ fn a_listing_with_a_delimiter_goes_on_after_as_many_entries_as_are_read_at_a_tim
 #[test]
 fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
     let (engine, _) = engine();
-    let listing = || Listing { prefix: String::new(), after: None, limit: 2, delimiter: None };
+    let listing = || Listing { prefix: String::new(), after: None, limit: 2, delimiter: None, form: Form::Sent };
     for key in ["a", "refused-403", "refused-404", "refused-410", "z"] {
         put(&engine, key, "1");
     }
@@ -310,7 +313,13 @@ fn a_listing_leaves_out_keys_that_are_refused_and_fails_for_a_client_that_is() {
 fn a_deletion_of_a_page_counts_its_keys_and_fails_with_the_store() {
     let engine = holding(&["a/1", "a/2", "a/3", "b"]);
     let delete = |after: Option<&str>, limit| {
-        let listing = Listing { prefix: "a/".to_owned(), after: after.map(str::to_owned), limit, delimiter: None };
+        let listing = Listing {
+            prefix: "a/".to_owned(),
+            after: after.map(str::to_owned),
+            limit,
+            delimiter: None,
+            form: Form::Sent,
+        };
         engine.delete_page(&listing, &client())
     };
     engine.store().fail_updates(1);

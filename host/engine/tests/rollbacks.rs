@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 
-use vkog_engine::{Batch, Conditions, Engine, Operation, Outcome, Request};
+use vkog_engine::{Batch, Conditions, Engine, Form, Operation, Outcome, Request, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, After, AfterGet, Counter, CreateError, Get, Guard, GuardGet, GuardPut, Host, NoSettings, Plugin, Put,
@@ -189,6 +189,8 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        form: Form::Sent,
+        transforms: Transforms::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));
@@ -220,6 +222,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        transforms: Transforms::default(),
     };
     // A get that finds nothing has no guard, and so no undo.
     let operations = vec![get("a"), get("absent"), get("b")];

@@ -13,7 +13,7 @@ use super::problem::{ErrorFormat, Problem};
 use super::query::{parameters, unknown};
 use crate::http::{Budget, Exhausted, RequestHead, Response};
 use crate::schema::{Count, Deletion, DryRun, Key, Page};
-use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Listed, Listing, RequestContext};
+use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Form, Listed, Listing, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
@@ -63,7 +63,7 @@ pub(super) fn parse_query(query: &str) -> Result<Query, Problem> {
     if delimiter.as_ref().is_some_and(String::is_empty) {
         return Err(Problem::new(400, "delimiter is empty; use a delimiter such as /, or remove the parameter"));
     }
-    Ok(Query::Page(Listing { prefix, after, limit, delimiter }))
+    Ok(Query::Page(Listing { prefix, after, limit, delimiter, form: Form::Sent }))
 }
 
 /// Parses the maximum number of keys of one page.
@@ -101,7 +101,8 @@ pub(super) fn parse_deletion(head: &RequestHead, query: &str) -> Result<Query, P
             return Err(Problem::new(400, "prefix is missing; name the prefix, or send all to delete every key"));
         }
     };
-    let listing = Listing { prefix, after, limit: parse_limit(limit)?, delimiter: None };
+    // A deletion shows no sizes, and removes also what cannot be read.
+    let listing = Listing { prefix, after, limit: parse_limit(limit)?, delimiter: None, form: Form::Stored };
     Ok(if dry_run.is_some() { Query::DryRun(listing) } else { Query::Delete(listing) })
 }
 
@@ -141,9 +142,9 @@ pub(super) fn list(
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {
-            let keys = page.entries.iter().map(|Listed { entry, headers }| Key {
+            let keys = page.entries.iter().map(|Listed { entry, size, headers }| Key {
                 key: entry.key().into(),
-                size: entry.value().len() as u64,
+                size: *size as u64,
                 revision: entry.revision(),
                 content_type: entry.content_type().into(),
                 fields: fields(headers),

@@ -78,6 +78,14 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(header, scratch))
     }
 
+    /// Returns a copy with another value and media type. It has the same key, details and revision, and is in no store.
+    pub fn with_value(&self, value: &[u8], content_type: &str) -> Self {
+        let draft = NewEntry { value, content_type, details: self.details().to_vec() };
+        let copy = Self::new(self.key(), &draft);
+        copy.0.header.header.revision.store(self.revision(), Relaxed);
+        copy
+    }
+
     /// Assigns a new entry its revision, which is known only with its position in the log. The caller still holds the lock of its
     /// shard, so that no other thread ever sees the entry without a revision.
     pub(super) fn set_revision(&self, revision: u64) {
@@ -161,6 +169,17 @@ mod tests {
         assert_eq!(entry.details(), b"\x80");
         assert_eq!(entry.revision(), 7);
         assert_eq!(entry.size(), 10);
+    }
+
+    #[test]
+    fn a_copy_with_another_value_keeps_key_details_and_revision() {
+        let draft = NewEntry { value: b"stored", content_type: "text/plain", details: b"\x80".to_vec() };
+        let entry = Entry::new("a/key", &draft);
+        entry.set_revision(7);
+        let copy = entry.with_value(b"as it was sent", DEFAULT_CONTENT_TYPE);
+        assert_eq!((copy.key(), copy.details(), copy.revision()), ("a/key", &b"\x80"[..], 7));
+        assert_eq!((copy.value(), copy.content_type()), (&b"as it was sent"[..], DEFAULT_CONTENT_TYPE));
+        assert_eq!(entry.value(), b"stored");
     }
 
     #[test]

@@ -17,6 +17,12 @@ impl Event {
         &self.entry
     }
 
+    /// Returns the change with a copy of its entry, such as one with [another value](Entry::with_value).
+    pub fn with_entry(self, entry: Entry) -> Self {
+        debug_assert_eq!(self.entry.revision(), entry.revision(), "the revision shows whether the entry was removed");
+        Self { entry, ..self }
+    }
+
     /// The revision of the change.
     pub fn revision(&self) -> u64 {
         self.revision

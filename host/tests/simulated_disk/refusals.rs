@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog_engine::{Batch, BatchFailure, BatchOutcome, Conditions, Engine, Operation, Outcome, Request};
+use vkog_engine::{
+    Batch, BatchFailure, BatchOutcome, Conditions, Engine, Form, Operation, Outcome, Request, Transforms,
+};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
@@ -136,6 +138,8 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        form: Form::Sent,
+        transforms: Transforms::default(),
     };
     let (tell, told) = bounded(1);
     engine.run(request, move |answer, _| {
@@ -270,6 +274,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
+        transforms: Transforms::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

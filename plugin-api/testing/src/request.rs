@@ -10,8 +10,8 @@ use crate::log::logged;
 use crate::reply::{BatchReply, Reply};
 use crate::test_host::TestHost;
 use vkog_engine::{
-    Batch, Conditions, Listing, Operation, Outcome, RequestContext, Revisions, WatchEnd, Watcher, check_operation,
-    media_type,
+    Batch, Conditions, Form, Listing, Operation, Outcome, RequestContext, Revisions, Transforms, WatchEnd, Watcher,
+    check_operation, media_type,
 };
 use vkog_plugin_api::abi::Verb;
 use vkog_plugin_host::Origin;
@@ -158,7 +158,7 @@ impl TestHost {
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Reply> {
         let (mut keys, mut after) = (Vec::new(), None);
         loop {
-            let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None };
+            let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None, form: Form::Sent };
             let page = logged(&self.dispatch, || self.engine().list(&listing, &context()));
             let page = page.map_err(|refusal| self.refused("a listing", Outcome::Refused(refusal)))?;
             keys.extend(page.entries.iter().map(|listed| listed.entry.key().to_owned()));
@@ -283,6 +283,8 @@ impl<'a> Request<'a> {
             depth: 0,
             value: self.value,
             origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
+            form: Form::Sent,
+            transforms: Transforms::default(),
         };
         let (send, done) = channel();
         logged(&host.dispatch, || {
@@ -309,6 +311,7 @@ impl<'a> Request<'a> {
             headers: self.headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
             value: self.value.into(),
             hidden: false,
+            transforms: Transforms::default(),
         }
     }
 

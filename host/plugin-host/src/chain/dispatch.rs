@@ -55,6 +55,13 @@ pub(super) struct Dispatch<'a> {
 }
 
 impl<'a> Dispatch<'a> {
+    /// Begins a dispatch that calls some plugins of the list, in another order. The caller counts each call.
+    pub(super) fn begin_uncounted(chain: &'a Arc<Chain>, id: usize, op: &OpContext<'a>) -> Self {
+        let scope = Scope { depth: op.depth, lock: Lock::Free, chain: Arc::as_ptr(chain) }.enter();
+        let clock = Some(Instant::now());
+        Self { chain, list: &chain.lists[id], id, clock, _scope: scope, output: CallOutput::new(op.origin) }
+    }
+
     #[inline(always)]
     pub(super) fn begin(chain: &'a Arc<Chain>, id: usize, op: &OpContext<'a>, lock: Lock) -> Self {
         let list = &chain.lists[id];
@@ -129,6 +136,12 @@ impl<'a> Dispatch<'a> {
     #[cold]
     pub(super) fn refused(&mut self, position: usize, outcome: Outcome) -> Refusal {
         self.uncount_rest(position);
+        self.refusal(outcome)
+    }
+
+    /// Returns what the client gets after the last called plugin refused or panicked.
+    #[cold]
+    pub(super) fn refusal(&mut self, outcome: Outcome) -> Refusal {
         let (id, plugin) = (self.id, self.output.plugin);
         if outcome.kind == Outcome::PANICKED {
             // The message of a panic goes to the log only: it may contain data of another client.

@@ -11,6 +11,7 @@ use vkog_plugin_api::abi::{
     AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, RawState, ScanFn, UpdateFn,
 };
 
+use super::Refusal;
 use super::call::{CallOutput, Origin};
 use super::host_context::PluginIdentity;
 use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
@@ -310,11 +311,15 @@ unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), e
             Ok(access) => access,
             Err(refusal) => return refusal.status.into(),
         };
-        store.for_each(prefix.as_str(), &scope, &mut |key, entry| {
+        let listed = store.for_each(prefix.as_str(), &scope, &mut |key, entry| {
             // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until this returns.
             unsafe { (each.each)(state, key.into(), &entry.raw(&identity.name)) }
         });
-        0
+        let Err(Refusal { status, message, .. }) = listed else { return 0 };
+        // Only the status crosses the boundary.
+        let plugin = identity.name.as_str();
+        tracing::warn!(plugin, status, "a listing for plugin \"{plugin}\" ended early: {}", one_line(&message));
+        status.into()
     })
 }
 

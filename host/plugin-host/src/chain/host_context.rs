@@ -98,6 +98,7 @@ pub(super) struct PluginIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Refusal;
     use crate::chain::{CallScope, EntryView, PluginRequest, PluginResponse};
 
     #[test]
@@ -111,7 +112,14 @@ mod tests {
     impl StoreAccess for NoStore {
         fn request(self: Arc<Self>, _: &PluginRequest<'_>, _: &mut dyn FnMut(PluginResponse<'_>)) {}
         fn request_each(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) {}
-        fn for_each(self: Arc<Self>, _: &str, _: &CallScope, _: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {}
+        fn for_each(
+            self: Arc<Self>,
+            _: &str,
+            _: &CallScope,
+            _: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+        ) -> Result<(), Refusal> {
+            Ok(())
+        }
         fn on_quarantine(&self) {}
     }
 

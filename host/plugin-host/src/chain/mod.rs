@@ -11,6 +11,7 @@ mod scope;
 mod stats;
 mod store_access;
 mod text;
+mod transforms;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,6 +25,7 @@ pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANIC
 pub use stats::HookStats;
 pub use store_access::{CallScope, DEPTH_MAX, PluginRequest, PluginResponse, StoreAccess};
 pub use text::{is_token, one_line};
+pub use transforms::{ReadValue, Transforms};
 
 use call::{raw_call, raw_call_with_value};
 use details::DETAILS_MAX;
@@ -64,6 +66,8 @@ pub struct Prepared {
     pub value: Option<Vec<u8>>,
     /// A get treats the entry as absent.
     pub hidden: bool,
+    /// The plugins that replaced the value and that turn it back when it is read.
+    pub transforms: Transforms,
 }
 
 /// The result of the `guard` hooks, if all of them passed.
@@ -79,7 +83,7 @@ pub struct Passed {
 /// ends in the chain that it began in.
 pub struct Chain {
     members: Vec<Arc<Member>>,
-    /// By hook id. Those from [`START`] on are empty: they belong to no operation.
+    /// By hook id. Those of hooks that belong to no operation are empty.
     lists: [HookList; HOOK_NAMES.len()],
     /// By verb: whether a hook may block.
     blocks: [bool; 4],
@@ -96,9 +100,11 @@ impl Chain {
         let mut blocks = [false; 4];
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
-            for (id, list) in lists.iter_mut().enumerate().take(START) {
+            for (id, list) in lists.iter_mut().enumerate().filter(|(id, _)| *id < START || *id == READ_GET) {
                 let Some((hook, stats)) = member.hook(id) else { continue };
-                if quarantined && (id >= AFTER || member.failure_policy().on_failure == OnFailure::Skip) {
+                // No read passes without the plugin that has transformed its value.
+                let is_skipped = id >= AFTER || member.failure_policy().on_failure == OnFailure::Skip;
+                if quarantined && id != READ_GET && is_skipped {
                     continue;
                 }
                 let slot = HookSlot {
@@ -108,6 +114,7 @@ impl Chain {
                     hook: (!quarantined).then_some(*hook),
                     stats: Arc::clone(stats),
                 };
+                // `read_get` belongs to the verb 0, get.
                 blocks[id % blocks.len()] |= !quarantined && member.blocks_in(id);
                 list.always_timed |= member.failure_policy().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
@@ -178,6 +185,9 @@ impl Chain {
             }
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
             if let Some(value) = dispatch.output.take(|output| &mut output.value) {
+                if self.members[slot.member].hook(READ_GET).is_some() {
+                    prepared.transforms.add(slot.name);
+                }
                 let value = prepared.value.insert(value);
                 raw = raw_call_with_value(op, value);
             }

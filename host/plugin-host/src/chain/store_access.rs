@@ -69,8 +69,17 @@ pub trait StoreAccess: Send + Sync {
     fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>));
 
     /// Calls `each` with every entry whose key begins with the prefix and that a get in this scope would find, until `each`
-    /// returns `false`.
-    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
+    /// returns `false`. Leaves out what plugins hide or refuse.
+    ///
+    /// # Errors
+    ///
+    /// An entry cannot be read (a status from 500 on): the rest is not passed, because it would look complete.
+    fn for_each(
+        self: Arc<Self>,
+        prefix: &str,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) -> Result<(), Refusal>;
 
     /// Is called when a plugin went into quarantine ([`Member::is_quarantined`](super::Member::is_quarantined)), so that the
     /// host builds a chain that does not call it.
