@@ -13,7 +13,7 @@ use crate::setup::{Candidate, Setup, StartError};
 use vkog_engine::Engine;
 use vkog_plugin_api::export;
 use vkog_plugin_host::{HostContext, Member, Registry};
-use vkog_store::MemoryStore;
+use vkog_store::{MemoryStore, Store};
 
 /// The timeout for hooks in flight when plugins are stopped or replaced.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -162,6 +162,38 @@ impl TestHost {
         self.running.stop();
         let started = Running::new(&self.setup, store, &self.clock, &self.dispatch);
         self.running = started.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Ends the plugins, and starts those of another setup with the same entries and details, as a restart of the server with
+    /// other plugins does. The clock and the limits do not change.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use vkog_plugin_testing::{Setup, plugin};
+    /// # struct Flip;
+    /// # impl Plugin for Flip { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Flip) } }
+    /// # fn flip(value: &[u8]) -> Vec<u8> { value.iter().map(|byte| !byte).collect() }
+    /// # impl BeforePut for Flip { fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict { put.replace_value(&flip(put.value())); Ok(()) } }
+    /// # impl ReadGet for Flip { fn read_get(&self, read: &mut Read<'_>) -> Verdict { read.replace_value(&flip(read.value())); Ok(()) } }
+    /// let mut host = Setup::new().load_other(plugin!(Flip, "flip")).start();
+    /// host.put("a", "1").expect(200);
+    /// host.restart_with(Setup::new());
+    /// host.get("a").refused(503, "plugin \"flip\" is not loaded");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// A plugin does not start.
+    #[track_caller]
+    pub fn restart_with(&mut self, setup: Setup) {
+        self.setup = Setup { now: self.setup.now, max_size: self.setup.max_size, ..setup };
+        self.restart();
+    }
+
+    /// Returns the value of an entry as it is stored, without calling a plugin; `None` if there is none.
+    pub fn stored(&self, key: &str) -> Option<Vec<u8>> {
+        let (found, _) = self.engine().store().read(key, |entry| entry.map(|entry| entry.value().to_vec()));
+        found
     }
 
     /// Changes the settings of a plugin, as a reload of the configuration does: through `settings_changed` if the
