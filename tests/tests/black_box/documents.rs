@@ -186,6 +186,11 @@ fn run(session: &Session, setup: &Setup) {
                 assert!(shown.is_empty() || shown == [&line], "{}: the server prints {line:?}", session.place);
                 server = Some(started);
             }
+            // Makes a file that only its owner can read, before the server starts.
+            "umask" => {
+                let exit = Running::start(&mut setup.shell(&step.command)).wait();
+                assert!(exit.expect(0).stdout.is_empty() && step.expected.is_empty(), "{}", session.place);
+            }
             "vkog" | "curl" | "cat" | "cut" | "printf" => {
                 // The document starts its server by a command that is not run here.
                 let server = server.get_or_insert_with(|| setup.start());

@@ -63,6 +63,7 @@ mod store;
 mod store_commands;
 mod tls;
 mod top;
+mod transform_model;
 mod trust;
 mod ttl;
 mod watch;
@@ -96,6 +97,7 @@ mod hyper {
     mod starting;
     mod table;
     mod tickets;
+    mod transforms;
     mod values;
 }
 
@@ -127,6 +129,7 @@ mod tiny {
     mod starting;
     mod table;
     mod tickets;
+    mod transforms;
     mod values;
 }
 
