@@ -163,6 +163,7 @@ impl Library {
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
         match unsafe { Member::create(self.module, &table.settings_json(), port, table.host.failure_policy) } {
             Ok(member) => Ok(Plugin { library: self, table, member: Arc::new(member) }),
+            Err(PluginError::Route(error)) => Err(LoadFault::BadRoute { name: name(), error }),
             Err(error @ PluginError::Settings { .. }) => Err(LoadFault::BadSettings { name: name(), error }),
             Err(error @ PluginError::Panicked { .. }) => Err(LoadFault::CreatePanicked { name: name(), error }),
             Err(error) => Err(LoadFault::CreateFailed { name: name(), error }),
