@@ -310,7 +310,7 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
 }
 
 impl fmt::Display for Plugin {
-    /// Writes the plugin's name, its versions, its stage and its hooks in one line.
+    /// Writes the plugin's name, its versions, its stage, its hooks and its routes in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -320,7 +320,13 @@ impl fmt::Display for Plugin {
             self.api_version(),
             self.stage_name(),
             self.hook_names().collect::<Vec<_>>().join(" ")
-        )
+        )?;
+        let mut before = ", routes ";
+        for route in self.member.routes() {
+            write!(f, "{before}{} /x/{}{}", route.method, self.name(), route.path)?;
+            before = ", ";
+        }
+        Ok(())
     }
 }
 
