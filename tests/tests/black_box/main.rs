@@ -93,6 +93,8 @@ mod hyper {
     mod queries;
     mod races;
     mod refusals;
+    mod route_attacks;
+    mod routes;
     mod starting;
     mod table;
     mod tickets;
@@ -124,6 +126,8 @@ mod tiny {
     mod queries;
     mod races;
     mod refusals;
+    mod route_attacks;
+    mod routes;
     mod starting;
     mod table;
     mod tickets;
@@ -139,6 +143,7 @@ mod h2 {
     mod hooks;
     mod preconditions;
     mod refusals;
+    mod routes;
     mod table;
     mod values;
 }
