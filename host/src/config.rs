@@ -11,6 +11,7 @@ mod origin;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Arg, Command};
 use serde::{Deserialize, Deserializer};
@@ -31,6 +32,9 @@ pub const DEFAULT_FILE: &str = "local.vkog";
 
 /// The minimum of the maximum size of a batch, in bytes. With a larger `max-value`, that is the maximum.
 pub const BATCH_MIN: u64 = 16 << 20;
+
+/// The default time within which a route of a plugin must respond.
+pub const ROUTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A number of bytes: `268435456`, `256MiB`, `256MB`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +175,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MEMORY_BUDGET", hide_env = true)]
     pub memory_budget: Option<Size>,
 
+    /// Limit the time until the route of a plugin responds [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "VKOG_ROUTE_TIMEOUT", hide_env = true, value_parser = timeout)]
+    #[serde(deserialize_with = "timeout_from_text")]
+    pub route_timeout: Option<Duration>,
+
     /// Log every request
     #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
     pub log_requests: bool,
@@ -197,6 +206,17 @@ fn fsync(text: &str) -> Result<Fsync, ValueError> {
 
 fn fsync_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fsync>, D::Error> {
     fsync(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn timeout(text: &str) -> Result<Duration, ValueError> {
+    match humantime::parse_duration(text) {
+        Ok(timeout) if !timeout.is_zero() => Ok(timeout),
+        _ => Err(ValueError::Timeout),
+    }
+}
+
+fn timeout_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    timeout(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -240,6 +260,8 @@ pub struct Config {
     pub max_value: u64,
     /// The maximum memory for request bodies in flight, in bytes.
     pub memory_budget: u64,
+    /// The time within which a route of a plugin must respond.
+    pub route_timeout: Duration,
     /// Whether each request is logged.
     pub log_requests: bool,
     /// The format of log lines; `None` is text on a terminal, else JSON.
@@ -323,6 +345,7 @@ impl Config {
             store,
             max_value,
             memory_budget,
+            route_timeout: given.route_timeout.or(written.route_timeout).unwrap_or(ROUTE_TIMEOUT),
             log_requests: given.log_requests || written.log_requests,
             log_format: given.log_format.or(written.log_format),
         })

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vkog_plugin_host::{Route, RoutePermission};
 
 /// A page of `/keys`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +66,29 @@ pub struct DryRun<'a> {
     pub would_delete: Vec<Cow<'a, str>>,
     /// The value of `after` for the next request, if there are more keys.
     pub next: Option<String>,
+}
+
+/// A route of a plugin.
+#[derive(Debug, Serialize)]
+pub struct RouteDocument {
+    method: &'static str,
+    /// The path below `/x/PLUGIN`.
+    path: &'static str,
+    /// The permission that a client needs.
+    permission: &'static str,
+    summary: &'static str,
+}
+
+impl From<&Route> for RouteDocument {
+    fn from(&Route { method, path, permission, summary }: &Route) -> Self {
+        let permission = match permission {
+            RoutePermission::None => "none",
+            RoutePermission::Read => "read",
+            RoutePermission::Write => "write",
+            RoutePermission::Admin => "admin",
+        };
+        Self { method, path, permission, summary }
+    }
 }
 
 /// A problem document (RFC 9457). Other members are ignored.

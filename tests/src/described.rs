@@ -25,6 +25,10 @@ fn item(path: &str) -> Option<&'static Map<String, Value>> {
 /// Asserts that the status is one that the document has for this method and path. Plugins may refuse with any.
 #[track_caller]
 pub(crate) fn check(method: &str, path: &str, reply: &Reply) {
+    // A plugin describes its routes on its own.
+    if path.starts_with("/x/") {
+        return;
+    }
     let Some(item) = item(path) else {
         assert!(reply.status == 404, "{path} is served and not described in /openapi.json: {reply}");
         return;

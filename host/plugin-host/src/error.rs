@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::chain::{PluginError, one_line};
+use crate::chain::{PluginError, RouteError, one_line};
 use crate::glibc::GlibcVersion;
 use crate::sha256::Sha256;
 use crate::trust::LIBRARY_MAX;
@@ -271,6 +271,15 @@ pub enum LoadFault {
         /// The version of vkog-plugin-api that it was built with.
         theirs: String,
     },
+    /// A route of the plugin is malformed, or two are the same.
+    #[error("plugin \"{name}\" has a route that cannot be served: {error}")]
+    BadRoute {
+        /// The name of the plugin.
+        name: String,
+        /// The mistake.
+        #[source]
+        error: RouteError,
+    },
     /// Another library contains a plugin with the same name.
     #[error(
         "its plugin has the name \"{name}\", like the plugin of {first}; remove one of the two, or rename its \
@@ -362,6 +371,7 @@ impl LoadFault {
             Self::WrongSha256 { name, .. }
             | Self::PanicAbort { name }
             | Self::MissingHook { name, .. }
+            | Self::BadRoute { name, .. }
             | Self::DuplicateName { name, .. }
             | Self::BadSettings { name, .. }
             | Self::CreateFailed { name, .. }
@@ -403,6 +413,7 @@ impl LoadFault {
             Self::OtherLayout { .. } => "other-layout",
             Self::PanicAbort { .. } => "panic-abort",
             Self::MissingHook { .. } => "missing-hook",
+            Self::BadRoute { .. } => "bad-route",
             Self::DuplicateName { .. } => "duplicate-name",
             Self::BadSettings { .. } => "bad-settings",
             Self::CreateFailed { .. } => "create-failed",

@@ -163,6 +163,7 @@ impl Library {
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
         match unsafe { Member::create(self.module, &table.settings_json(), port, table.host.failure_policy) } {
             Ok(member) => Ok(Plugin { library: self, table, member: Arc::new(member) }),
+            Err(PluginError::Route(error)) => Err(LoadFault::BadRoute { name: name(), error }),
             Err(error @ PluginError::Settings { .. }) => Err(LoadFault::BadSettings { name: name(), error }),
             Err(error @ PluginError::Panicked { .. }) => Err(LoadFault::CreatePanicked { name: name(), error }),
             Err(error) => Err(LoadFault::CreateFailed { name: name(), error }),
@@ -309,7 +310,7 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
 }
 
 impl fmt::Display for Plugin {
-    /// Writes the plugin's name, its versions, its stage and its hooks in one line.
+    /// Writes the plugin's name, its versions, its stage, its hooks and its routes in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -319,7 +320,13 @@ impl fmt::Display for Plugin {
             self.api_version(),
             self.stage_name(),
             self.hook_names().collect::<Vec<_>>().join(" ")
-        )
+        )?;
+        let mut before = ", routes ";
+        for route in self.member.routes() {
+            write!(f, "{before}{} /x/{}{}", route.method, self.name(), route.path)?;
+            before = ", ";
+        }
+        Ok(())
     }
 }
 

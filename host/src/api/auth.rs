@@ -144,6 +144,28 @@ impl Rules {
         self.check_each(head, || Credential::of(head), checks)
     }
 
+    /// Whether the sender of a request has a permission. Unlike [`check`](Self::check), it logs nothing, and takes the request for one
+    /// of this site.
+    pub(super) fn permits(&self, head: &RequestHead, permission: Permission, scope: Scope<'_>) -> bool {
+        let auth = &*self.0;
+        if auth.open && permission < Permission::Admin {
+            return true;
+        }
+        match auth.client(Credential::of(head)) {
+            Client::Known(token) => token.permission >= permission && scope.is_within(&token.prefix),
+            _ => false,
+        }
+    }
+
+    /// Checks that no web page of another site sent a request that needs no token.
+    ///
+    /// # Errors
+    ///
+    /// The response to a request of such a page.
+    pub(super) fn check_site(&self, head: &RequestHead) -> Result<(), Response> {
+        origin::check(head, &self.0).map_err(|refusal| Problem::of(refusal).reply(ErrorFormat::of(head)))
+    }
+
     fn check_each<'a>(
         &self,
         head: &RequestHead,

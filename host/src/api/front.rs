@@ -4,6 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::access_log::AccessLog;
 use super::problem::{ErrorFormat, Problem};
@@ -18,12 +19,15 @@ pub(super) struct Base {
     pub(super) log: &'static AccessLog,
     pub(super) connections: Arc<ConnectionCounts>,
     pub(super) budget: &'static Budget,
+    /// The time within which a route of a plugin must respond.
+    pub(super) route_timeout: Duration,
 }
 
 impl Base {
     /// Requests in flight may hold `memory_budget` bytes.
-    pub(super) fn new(auth: Arc<Authorizer>, memory_budget: u64) -> Self {
-        Self { auth, log: AccessLog::leaked(), connections: Arc::default(), budget: Budget::new(memory_budget) }
+    pub(super) fn new(auth: Arc<Authorizer>, memory_budget: u64, route_timeout: Duration) -> Self {
+        let (log, budget) = (AccessLog::leaked(), Budget::new(memory_budget));
+        Self { auth, log, connections: Arc::default(), budget, route_timeout }
     }
 }
 
@@ -37,9 +41,16 @@ pub struct Front {
 
 impl Front {
     /// Creates an interface that responds with this progress until [`open`](Self::open). Requests in flight may hold
-    /// `memory_budget` bytes. With `log_requests`, every request is logged, and not only failures.
-    pub fn new(auth: Arc<Authorizer>, memory_budget: u64, log_requests: bool, progress: Arc<StartProgress>) -> Self {
-        let base = Base::new(auth, memory_budget);
+    /// `memory_budget` bytes, and a route of a plugin must respond within `route_timeout`. With `log_requests`, every request is
+    /// logged, and not only failures.
+    pub fn new(
+        auth: Arc<Authorizer>,
+        memory_budget: u64,
+        route_timeout: Duration,
+        log_requests: bool,
+        progress: Arc<StartProgress>,
+    ) -> Self {
+        let base = Base::new(auth, memory_budget, route_timeout);
         base.log.log_all(log_requests);
         Self { base, progress, api: OnceLock::new() }
     }

@@ -24,13 +24,14 @@ mod plugins;
 mod problem;
 mod query;
 mod range;
+mod routes;
 mod tickets;
 mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::config::Permission;
+use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
 use vkog_plugin_host::{Origin, ReloadReport, Verb};
@@ -51,6 +52,7 @@ use path::decode_key;
 pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
+use routes::Routes;
 use tickets::Tickets;
 
 /// The HTTP interface of a store.
@@ -73,6 +75,7 @@ pub struct Api {
     listings: Arc<()>,
     tickets: Tickets,
     exports: Exports,
+    routes: Routes,
 }
 
 /// Reloads the configuration and the plugins.
@@ -111,6 +114,8 @@ enum Route {
     Watch { subscription: watch::Subscription, credential: Credential, query: String },
     /// `/export`: all entries as of one revision, or the changes after one.
     Export { since: Option<u64> },
+    /// `/x/PLUGIN/…`: a route of a plugin.
+    Plugin,
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -134,14 +139,14 @@ struct EntryRoute {
 impl Api {
     /// Makes the interface of a store that is loaded. `value_max` is the maximum length of a value, in bytes.
     pub fn new(engine: Arc<Engine>, value_max: u64, auth: Arc<Authorizer>, reload: Arc<Reload>) -> Self {
-        Self::on(Base::new(auth, u64::MAX), engine, value_max, reload)
+        Self::on(Base::new(auth, u64::MAX, ROUTE_TIMEOUT), engine, value_max, reload)
     }
 
     fn on(base: Base, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) -> Self {
-        let Base { auth, log, connections, budget } = base;
+        let Base { auth, log, connections, budget, route_timeout } = base;
         let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        let (tickets, exports) = (Tickets::default(), Exports::default());
+        let (tickets, exports, routes) = (Tickets::default(), Exports::default(), Routes::new(route_timeout));
         Self {
             engine,
             value_max,
@@ -156,6 +161,7 @@ impl Api {
             listings,
             tickets,
             exports,
+            routes,
         }
     }
 
@@ -170,6 +176,9 @@ impl Api {
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
+        if path.starts_with(routes::PREFIX) {
+            return routes::find(&self.engine.plugins().chain(), head, rules).map(|_| Route::Plugin);
+        }
         // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
         let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
         let methods = Methods::of(described).map_err(|error| {
@@ -225,8 +234,8 @@ impl Api {
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),
             "/readyz" => Err(health::ready(&self.engine, format())),
-            // These two are the same on every server.
-            "/openapi.json" => Err(openapi::document()),
+            // These two need no token either: they describe the interface.
+            "/openapi.json" => Err(openapi::document(&self.engine.plugins().chain())),
             "/" => Err(page::page()),
             _ => Err(no_path()),
         }
@@ -321,6 +330,7 @@ impl Service for Api {
             }
             BodyFault::TooLarge { declared } => match request.route {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
+                Route::Plugin => routes::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
             BodyFault::CutOff { received, declared } => {
@@ -370,6 +380,11 @@ impl Service for Api {
             Route::Export { since } => {
                 let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, format)));
+            }
+            Route::Plugin => {
+                let (engine, auth) = (Arc::clone(&self.engine), Arc::clone(&self.auth));
+                let call = routes::Call { engine, auth, head, body };
+                self.routes.call(call, self.budget, Box::new(respond));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {
@@ -428,6 +443,10 @@ impl Api {
 }
 
 impl Origin for RequestHead {
+    fn method(&self) -> &str {
+        self.method.name()
+    }
+
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name)
     }

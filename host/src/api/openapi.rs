@@ -1,13 +1,16 @@
 //! `/openapi.json`: the interface as OpenAPI 3.1. The router takes the methods of each path from it, so the server serves only
-//! what it describes.
+//! what it describes. The routes of plugins are added to it.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use once_cell::sync::OnceCell;
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::routes;
 use crate::http::{Method, Response};
+use vkog_plugin_host::{Chain, Route};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -79,11 +82,75 @@ impl Paths {
     }
 }
 
-/// The response with the document.
-pub(super) fn document() -> Response {
-    Response::new(200, DOCUMENT.as_bytes())
-        .with_header("Content-Type", "application/json")
-        .with_cache_control("no-cache")
+/// The response with the document, to which it adds the routes of the plugins in a chain.
+pub(super) fn document(chain: &Chain) -> Response {
+    let body = match chain.members().iter().all(|member| member.routes().is_empty()) {
+        true => Bytes::from_static(DOCUMENT.as_bytes()),
+        false => match serde_json::from_str(DOCUMENT) {
+            Ok(document) => with_routes(document, chain).to_string().into(),
+            Err(error) => {
+                tracing::error!("{}", DocumentError::from(error));
+                return Response::internal_error();
+            }
+        },
+    };
+    Response::new(200, body).with_header("Content-Type", "application/json").with_cache_control("no-cache")
+}
+
+fn with_routes(mut document: Value, chain: &Chain) -> Value {
+    for member in chain.members() {
+        for route in member.routes() {
+            let path = format!("{}{}{}", routes::PREFIX, member.name(), route.path.replace("{*", "{"));
+            let item = &mut document["paths"][path];
+            item[route.method.to_lowercase()] = operation(member.name(), route);
+            if route.method == "GET" {
+                item["head"] = operation(member.name(), &Route { summary: "As GET, without the body", ..*route });
+            }
+            let reference = |name: &str| json!({ "$ref": format!("#/components/responses/{name}") });
+            item["options"] = json!({
+                "responses": { "204": reference("Allow"), "400": reference("BadRequest"), "503": reference("Starting") },
+            });
+            item["parameters"] = parameters(route.path);
+        }
+    }
+    document
+}
+
+fn parameters(path: &str) -> Value {
+    let names = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
+    let parameter = |name: &str| {
+        let rest = name.strip_prefix('*');
+        let description = if rest.is_some() { "The rest of the path, with its slashes" } else { "A segment of the path" };
+        let name = rest.unwrap_or(name);
+        json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string" } })
+    };
+    names.map(parameter).collect()
+}
+
+/// Describes a route.
+fn operation(plugin: &str, route: &Route) -> Value {
+    let mut responses = json!({
+        "default": { "description": "The response of the plugin" },
+        "504": { "description": "The plugin did not respond in time" },
+    });
+    for (status, name) in [
+        ("400", "BadRequest"),
+        ("401", "Unauthorized"),
+        ("403", "Forbidden"),
+        ("408", "TooSlow"),
+        ("413", "TooLarge"),
+        ("421", "Misdirected"),
+        ("500", "Failed"),
+        ("501", "NotImplemented"),
+        ("503", "Starting"),
+    ] {
+        responses[status] = json!({ "$ref": format!("#/components/responses/{name}") });
+    }
+    let mut operation = json!({ "tags": [plugin], "summary": route.summary, "responses": responses });
+    if matches!(route.method, "POST" | "PUT" | "PATCH") {
+        operation["requestBody"] = json!({ "content": { "*/*": { "schema": {} } } });
+    }
+    operation
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::json::json;
 use super::problem::{ErrorFormat, Problem};
 use crate::http::Response;
+use crate::schema::RouteDocument;
 use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
@@ -50,6 +51,7 @@ struct Listed {
     /// Whether its hooks may block.
     blocks: bool,
     hooks: Vec<Hook>,
+    routes: Vec<RouteDocument>,
     metrics: BTreeMap<String, i64>,
 }
 
@@ -90,6 +92,7 @@ impl Listed {
             quarantined: member.is_quarantined(),
             blocks: member.blocks(),
             hooks: chain.stats(member).map(|(hook, calls, stats)| Hook::new(hook, calls, stats)).collect(),
+            routes: member.routes().iter().map(RouteDocument::from).collect(),
             metrics,
         }
     }

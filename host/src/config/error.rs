@@ -242,6 +242,9 @@ pub enum ValueError {
     /// Neither `always` nor `never` nor a duration.
     #[error("not an interval; write always, never, or a duration such as 100ms or 1s")]
     Fsync,
+    /// No duration, or none at all.
+    #[error("not a time; write a duration such as 500ms or 30s")]
+    Timeout,
 }
 
 /// Returns the way out if a folder cannot be examined.

@@ -72,6 +72,13 @@ impl Share {
         Ok(())
     }
 
+    /// Grows to this many bytes even if the budget has no room, for memory that stays in use. Further requests find less room.
+    pub fn overdraw_to(&mut self, bytes: u64) {
+        let more = bytes.saturating_sub(self.bytes);
+        self.budget.used.fetch_add(more, Relaxed);
+        self.bytes += more;
+    }
+
     /// Makes a response body that holds the share until it is dropped, when the client has received it.
     pub fn body(self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(Counted { bytes, _share: self })

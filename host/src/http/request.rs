@@ -33,6 +33,22 @@ pub enum Method {
     Other,
 }
 
+impl Method {
+    /// Returns the method in capital letters; `other` for [`Other`](Self::Other).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// The header fields of a request, one after the other in one buffer.
 #[derive(Debug, Default)]
 pub struct Headers {

@@ -36,8 +36,15 @@ pub trait Stream: Send {
     /// is worth polling again.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
 
-    /// Returns what is sent after each [`HEARTBEAT_INTERVAL`] without a chunk. `None` ends the stream.
+    /// Returns what is sent after each [`HEARTBEAT_INTERVAL`] without a chunk. An empty one sends nothing; `None` ends the
+    /// stream.
     fn heartbeat(&mut self) -> Option<Bytes>;
+
+    /// Whether the stream has ended before its data. The client must not take it for a complete one, so an engine ends the
+    /// connection, or over HTTP/2 resets the request.
+    fn is_broken(&self) -> bool {
+        false
+    }
 
     /// Whether the stream ends on its own, unlike a stream of changes. A stop of the server waits for finite streams.
     fn is_finite(&self) -> bool {

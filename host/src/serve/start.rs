@@ -63,7 +63,8 @@ pub(super) fn listen(config: Config, progress: Arc<StartProgress>) -> Result<Sit
         warn_of_exposure(address, auth.open, tiny);
     }
     let auth = Arc::new(Authorizer::new(auth));
-    let front = Front::new(Arc::clone(&auth), config.memory_budget, config.log_requests, progress);
+    let Config { memory_budget, route_timeout, log_requests, .. } = config;
+    let front = Front::new(Arc::clone(&auth), memory_budget, route_timeout, log_requests, progress);
     let front = Arc::new(front);
     let (mut listeners, mut socket_files) = (Vec::new(), Vec::new());
     for endpoint in endpoints {

@@ -3,7 +3,7 @@
 //!
 //! Provoked byte by byte, because a client library would normalise paths. Each test starts both engines.
 
-use vkog_tests::{ENGINES, Reply, Server, Setup, Wire};
+use vkog_tests::{ENGINES, Reply, Server, Setup, Wire, artefacts};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Right {
@@ -15,7 +15,7 @@ use Right::{Admin, Read, Write};
 
 /// Method, target, body, the right it takes (none: open to all), and the status when it is done. A target or a body with
 /// `{}` stands for every key of [`KEYS`]; the others concern the whole server.
-const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 30] = [
+const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 38] = [
     ("GET", "/k/{}", "", Some(Read), 200),
     ("HEAD", "/k/{}", "", Some(Read), 200),
     ("POST", "/k/{}", "new", Some(Write), 200),
@@ -53,6 +53,15 @@ const ENDPOINTS: [(&str, &str, &str, Option<Right>, u16); 30] = [
     ("GET", "/livez", "", None, 200),
     ("GET", "/readyz", "", None, 200),
     ("GET", "/nothing", "", None, 404),
+    // Routes of a plugin: that of a key reads or writes its entry.
+    ("GET", "/x/serves/k/{}", "", Some(Read), 200),
+    ("HEAD", "/x/serves/k/{}", "", Some(Read), 200),
+    ("PUT", "/x/serves/k/{}", "new", Some(Write), 204),
+    ("GET", "/x/serves/hello/all", "", None, 200),
+    ("OPTIONS", "/x/serves/admin", "", None, 204),
+    ("GET", "/x/serves/admin", "", Some(Admin), 200),
+    ("HEAD", "/x/serves/admin", "", Some(Admin), 200),
+    ("GET", "/x/serves/nothing", "", None, 404),
 ];
 
 /// Keys as they may be written in a target, and as they are stored.
@@ -141,7 +150,7 @@ fn encoded(key: &str) -> String {
 #[test]
 fn every_endpoint_checks_the_permission_of_every_token_for_every_key() {
     for engine in ENGINES {
-        let server = Setup::new().config(CONFIG).args(["--http", engine]).start();
+        let server = Setup::new().load(artefacts().library("serves")).config(CONFIG).args(["--http", engine]).start();
         let mut operator = server.wire();
         let mut asked = 0;
         for (sent, token) in SENT {

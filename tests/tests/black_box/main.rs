@@ -94,6 +94,8 @@ mod hyper {
     mod queries;
     mod races;
     mod refusals;
+    mod route_attacks;
+    mod routes;
     mod starting;
     mod table;
     mod tickets;
@@ -126,6 +128,8 @@ mod tiny {
     mod queries;
     mod races;
     mod refusals;
+    mod route_attacks;
+    mod routes;
     mod starting;
     mod table;
     mod tickets;
@@ -142,6 +146,7 @@ mod h2 {
     mod hooks;
     mod preconditions;
     mod refusals;
+    mod routes;
     mod table;
     mod values;
 }

@@ -4,6 +4,7 @@ use abi_stable::std_types::RSlice;
 use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 use super::details;
+use super::serve::RouteCall;
 
 /// The origin of a request. Plugins rarely need it, so it is looked up only when they call.
 pub trait Origin: Send + Sync {
@@ -15,6 +16,10 @@ pub trait Origin: Send + Sync {
     fn client(&self) -> &str;
     /// Returns the name of the plugin that sent the request, or an empty text if a client did.
     fn asker(&self) -> &str {
+        ""
+    }
+    /// Returns the HTTP method in capital letters, or an empty text if there is no HTTP request.
+    fn method(&self) -> &str {
         ""
     }
     /// Returns the name of the access token, or an empty text if there is none.
@@ -105,6 +110,8 @@ pub(super) struct CallOutput<'a> {
     pub(super) plugin: &'static str,
     pub(super) origin: &'a dyn Origin,
     pub(super) scan: Option<Scan<'a>>,
+    /// The request, in a `serve` hook.
+    pub(super) route: Option<&'a RouteCall<'a>>,
     /// Allocated on first use, because most calls return a verdict only. So there is less to build and to drop.
     lazy: Option<Box<LazyOutput>>,
 }
@@ -138,7 +145,7 @@ fn drop_lazy(lazy: Box<LazyOutput>) {
 impl<'a> CallOutput<'a> {
     #[inline(always)]
     pub(super) fn new(origin: &'a dyn Origin) -> Self {
-        Self { plugin: "", origin, scan: None, lazy: None }
+        Self { plugin: "", origin, scan: None, route: None, lazy: None }
     }
 
     /// Whether the plugins have returned nothing but verdicts.

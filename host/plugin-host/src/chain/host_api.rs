@@ -14,6 +14,7 @@ use vkog_plugin_api::abi::{
 use super::Refusal;
 use super::call::{CallOutput, Origin};
 use super::host_context::PluginIdentity;
+use super::serve::{RouteCall, checked_head};
 use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
 use super::text::one_line;
 
@@ -88,6 +89,17 @@ unsafe fn origin(cx: *mut ()) -> &'static dyn Origin {
     unsafe { std::mem::transmute::<&dyn Origin, &'static dyn Origin>(output(cx).origin) }
 }
 
+/// Returns the request of the `serve` hook whose call `cx` points to, if it is one. It lives as long as the call, which `'static`
+/// only stands for.
+///
+/// # Safety
+///
+/// As for [`output`].
+unsafe fn route(cx: *mut ()) -> Option<&'static RouteCall<'static>> {
+    // SAFETY: as in `origin`.
+    unsafe { std::mem::transmute::<Option<&RouteCall<'_>>, Option<&'static RouteCall<'static>>>(output(cx).route) }
+}
+
 unsafe extern "C" fn log(cx: *const (), level: u32, line: RStr<'_>) {
     contained((), || {
         // SAFETY: see `identity`.
@@ -141,30 +153,45 @@ unsafe extern "C" fn token(cx: *mut ()) -> RStr<'static> {
     contained(RStr::empty(), || unsafe { origin(cx) }.token().into())
 }
 
-unsafe extern "C" fn method(_cx: *mut ()) -> RStr<'static> {
-    RStr::empty()
+unsafe extern "C" fn method(cx: *mut ()) -> RStr<'static> {
+    // SAFETY: see `origin`.
+    contained(RStr::empty(), || unsafe { origin(cx) }.method().into())
 }
 
 unsafe extern "C" fn set_key_prefix(_cx: *mut (), _prefix: RStr<'_>) {}
 
 unsafe extern "C" fn add_write(_cx: *mut (), _raw: &RawAsk<'_>) {}
 
-unsafe extern "C" fn parameter(_cx: *mut (), _name: RStr<'_>) -> ROption<RStr<'static>> {
-    RNone
+unsafe extern "C" fn parameter(cx: *mut (), name: RStr<'_>) -> ROption<RStr<'static>> {
+    contained(RNone, || {
+        // SAFETY: see `route`.
+        let parameters = unsafe { route(cx) }.map_or(&[][..], |route| route.parameters);
+        let found = parameters.iter().find(|(own, _)| own == name.as_str());
+        found.map(|(_, value)| RStr::from_str(value)).into()
+    })
 }
 
 unsafe extern "C" fn respond(
-    _cx: *mut (),
-    _status: u32,
-    _content_type: RStr<'_>,
-    _body: RSlice<'_, u8>,
-    _more: bool,
+    cx: *mut (),
+    status: u32,
+    content_type: RStr<'_>,
+    body: RSlice<'_, u8>,
+    more: bool,
 ) -> bool {
-    false
+    contained(false, || {
+        // SAFETY: see `route`.
+        let Some(route) = (unsafe { route(cx) }) else { return false };
+        // SAFETY: see `output`.
+        let output = unsafe { output(cx) };
+        let headers = output.take(|output| &mut output.headers);
+        let head = checked_head(output.plugin, status, content_type.as_str(), headers);
+        route.exchange.respond(head, body.as_slice(), more)
+    })
 }
 
-unsafe extern "C" fn send_part(_cx: *mut (), _part: RSlice<'_, u8>) -> bool {
-    false
+unsafe extern "C" fn send_part(cx: *mut (), part: RSlice<'_, u8>) -> bool {
+    // SAFETY: see `route`.
+    contained(false, || unsafe { route(cx) }.is_some_and(|route| route.exchange.send(part.as_slice())))
 }
 
 unsafe extern "C" fn batch(_cx: *const (), _raw: RSlice<'_, RawAsk<'_>>, _state: *mut (), _answer: AnswerFn) -> i64 {

@@ -1,7 +1,7 @@
 //! A created plugin: its module, its instance, its statistics, and its state of health.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
 use super::scope::{Lock, Scope};
+use super::route::{Route, RouteError, RouteTable};
 use super::stats::HookStats;
 use super::text::{log_panic, one_line};
 use super::{Chain, MAKE_ROOM, SETTINGS_CHANGED, START, TICK};
@@ -74,6 +75,9 @@ pub enum PluginError {
         /// The time that they had.
         timeout: Duration,
     },
+    /// The plugin serves a route that is malformed.
+    #[error("{0}")]
+    Route(#[source] RouteError),
 }
 
 /// A created plugin, as part of a chain. Dropping it destroys the plugin.
@@ -86,6 +90,9 @@ pub struct Member {
     hooks: [Option<(HookFn, Arc<HookStats>)>; HOOK_NAMES.len()],
     /// By hook id: whether the hook may block.
     blocks: [bool; HOOK_NAMES.len()],
+    routes: RouteTable,
+    /// The number of calls of its routes that are in flight.
+    route_calls: AtomicUsize,
     panics: Mutex<VecDeque<Instant>>,
     quarantined: AtomicBool,
 }
@@ -100,7 +107,7 @@ impl Member {
     ///
     /// # Errors
     ///
-    /// The plugin returned an error or panicked.
+    /// A route of it is malformed, or it returned an error or panicked.
     ///
     /// # Safety
     ///
@@ -111,6 +118,8 @@ impl Member {
         context: &Arc<HostContext>,
         failure_policy: FailurePolicy,
     ) -> Result<Self, PluginError> {
+        let raw_routes = module.routes().map_or(&[][..], |routes| routes.as_slice());
+        let routes = RouteTable::parse(raw_routes).map_err(PluginError::Route)?;
         let name = module.name().to_string();
         let identity = PluginIdentity { name, context: Arc::clone(context), may_send: AtomicBool::new(false) };
         let identity: &'static PluginIdentity = Box::leak(Box::new(identity));
@@ -136,8 +145,19 @@ impl Member {
             }
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);
-        let (panics, quarantined) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, panics, quarantined })
+        let (route_calls, panics, quarantined) = (AtomicUsize::new(0), Mutex::default(), AtomicBool::new(false));
+        Ok(Self {
+            module,
+            instance,
+            identity,
+            failure_policy,
+            hooks,
+            blocks,
+            routes,
+            route_calls,
+            panics,
+            quarantined,
+        })
     }
 
     /// Returns the name, which is also the name of its table in the configuration.
@@ -168,6 +188,19 @@ impl Member {
     /// Whether one of its hooks may block.
     pub fn blocks(&self) -> bool {
         self.blocks.contains(&true)
+    }
+
+    /// Returns its routes.
+    pub fn routes(&self) -> &[Route] {
+        self.routes.all()
+    }
+
+    pub(super) fn route_table(&self) -> &RouteTable {
+        &self.routes
+    }
+
+    pub(super) fn route_calls(&self) -> &AtomicUsize {
+        &self.route_calls
     }
 
     pub(super) fn blocks_in(&self, id: usize) -> bool {

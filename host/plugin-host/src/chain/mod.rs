@@ -2,12 +2,15 @@
 //! Knows nothing of HTTP, of libraries or of the store.
 
 mod call;
+mod client_store;
 mod details;
 mod dispatch;
 mod host_api;
 mod host_context;
 mod member;
+mod route;
 mod scope;
+mod serve;
 mod stats;
 mod store_access;
 mod text;
@@ -20,8 +23,11 @@ use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, Verb};
 use vkog_runtime::Counts;
 
 pub use call::{Each, EntryView, NoOrigin, OpContext, Origin, Scan};
+pub use client_store::RouteClient;
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
+pub use route::{BadParameter, PathRoutes, ROUTE_METHODS, Route, RouteError};
+pub use serve::{ROUTE_CALLS_MAX, RouteCall, RouteExchange, RouteHead, RoutePermit};
 pub use stats::HookStats;
 pub use store_access::{CallScope, DEPTH_MAX, PluginRequest, PluginResponse, StoreAccess};
 pub use text::{is_token, one_line};

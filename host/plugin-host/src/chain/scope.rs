@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry. As wide as `depth` in [`Scope`], so that the compiler copies both in one
+/// Whether the thread holds the lock of an entry, or serves a route. As wide as `depth` in [`Scope`], so that the compiler copies both in one
 /// word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub(super) enum Lock {
     Free,
     Held,
+    /// Free, in a `serve` hook: its store calls have the permissions of the client.
+    Serving,
 }
 
 /// The state of a thread that runs hooks.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use vkog_plugin_api::abi::Verb;
 
 use super::call::EntryView;
+use super::client_store;
 use super::host_context::PluginIdentity;
 use super::scope::{Lock, Scope};
 use super::{Chain, Refusal};
@@ -15,6 +16,7 @@ use super::{Chain, Refusal};
 pub const DEPTH_MAX: u32 = 8;
 
 /// An operation that a plugin requests.
+#[derive(Clone)]
 pub struct PluginRequest<'a> {
     /// The kind of operation.
     pub verb: Verb,
@@ -101,5 +103,6 @@ pub(super) fn access(identity: &'static PluginIdentity) -> Result<(Arc<dyn Store
         return Err(refuse("this plugin has not started yet, or is not loaded any more"));
     }
     let store = identity.context.store().ok_or_else(|| refuse("the store is not open yet, or is closed"))?;
+    let store = if scope.lock == Lock::Serving { client_store::restricted(store) } else { store };
     Ok((store, CallScope { plugin: &identity.name, depth: scope.depth + 1, chain: scope.chain() }))
 }

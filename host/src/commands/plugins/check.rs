@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::super::say;
 use crate::config::Config;
+use crate::schema::RouteDocument;
 use vkog_plugin_host::{self as plugins, GlibcVersion, HostContext, LoadError, LoadFault};
 
 /// The document of `--json`. Later versions may add keys; a key keeps its meaning.
@@ -30,6 +31,7 @@ enum Verdict<'a> {
         stage: &'static str,
         hooks: Vec<&'static str>,
         required_hooks: Vec<&'static str>,
+        routes: Vec<RouteDocument>,
     },
     Fails {
         path: String,
@@ -63,6 +65,7 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     stage: plugin.stage_name(),
                     hooks: plugin.hook_names().collect(),
                     required_hooks: plugin.required_hook_names().collect(),
+                    routes: plugin.member().routes().iter().map(RouteDocument::from).collect(),
                 },
                 Err(LoadError { fault, .. }) => {
                     let glibc = match fault {

@@ -1,6 +1,5 @@
 //! The body of a response: bytes, or a stream that is polled for a chunk when the previous one has been sent.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -40,26 +39,37 @@ impl ResponseBody {
     }
 }
 
+/// The stream of a body has ended before its data.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream of the response has failed")]
+pub(super) struct Broken;
+
 impl StreamBody {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Chunk>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, Broken>>> {
         if Arc::strong_count(&self.sending) > 1 {
             *self.sending.lock() = Some(context.waker().clone());
             return Poll::Pending;
         }
         let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        let bytes = match stream.poll(context) {
-            Poll::Ready(bytes) => bytes,
-            Poll::Pending => {
-                ready!(self.heartbeat.as_mut().poll(context));
-                stream.heartbeat()
+        let bytes = loop {
+            let bytes = match stream.poll(context) {
+                Poll::Ready(bytes) => bytes,
+                Poll::Pending => {
+                    ready!(self.heartbeat.as_mut().poll(context));
+                    stream.heartbeat()
+                }
+            };
+            self.heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
+            if bytes.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
+                break bytes;
             }
         };
-        self.heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
-        if bytes.is_none() {
+        let Some(bytes) = bytes else {
+            let is_broken = stream.is_broken();
             self.stream = None;
-        }
-        let permit = || Some(SendPermit(Arc::clone(&self.sending)));
-        Poll::Ready(bytes.map(|bytes| Chunk { bytes, _permit: permit() }))
+            return Poll::Ready(is_broken.then_some(Err(Broken)));
+        };
+        Poll::Ready(Some(Ok(Chunk { bytes, _permit: Some(SendPermit(Arc::clone(&self.sending))) })))
     }
 }
 
@@ -74,18 +84,18 @@ impl Drop for SendPermit {
 
 impl http_body::Body for ResponseBody {
     type Data = Chunk;
-    type Error = Infallible;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Broken>>> {
         let chunk = match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => None,
-            Self::Whole(bytes) => Some(Chunk { bytes: std::mem::take(bytes), _permit: None }),
+            Self::Whole(bytes) => Some(Ok(Chunk { bytes: std::mem::take(bytes), _permit: None })),
             Self::Stream(stream) => ready!(stream.poll(context)),
         };
-        Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))))
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

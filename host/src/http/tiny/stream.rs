@@ -32,17 +32,17 @@ impl<S: Service> Shared<S> {
         in_flight: Sender<Infallible>,
     ) {
         let is_chunked = shape.version > (1, 0);
-        let ends_connection = !is_chunked && shape.keeps_alive();
+        let keeps_alive = shape.keeps_alive();
         let shape = if is_chunked { shape } else { shape.closing() };
-        self.stream_body(&shape, &mut *out, head, stream, in_flight);
-        if ends_connection {
+        let is_complete = self.stream_body(&shape, &mut *out, head, stream, in_flight);
+        if !is_complete || !is_chunked && keeps_alive {
             // In this order, so that pipelined requests are not served.
             drop(client.and_then(|client| self.closing.begin(client)));
             drop(out);
         }
     }
 
-    /// Sends the response. A stop does not wait for an endless stream that is writing: a write cannot be interrupted here,
+    /// Sends the response. Returns whether it is complete, or the client has gone; it is not if the stream is broken. A stop does not wait for an endless stream that is writing: a write cannot be interrupted here,
     /// however long the client takes to read.
     fn stream_body(
         &self,
@@ -51,7 +51,7 @@ impl<S: Service> Shared<S> {
         head: &Response,
         mut stream: Box<dyn Stream>,
         in_flight: Sender<Infallible>,
-    ) {
+    ) -> bool {
         // A finite stream is the response to an operation that has succeeded: it is never refused.
         let slot = if stream.is_finite() { Some(StreamSlot(None)) } else { StreamSlot::acquire(self) };
         let Some(slot) = slot else {
@@ -59,7 +59,8 @@ impl<S: Service> Shared<S> {
             let response = Response::new(503, fact.into_bytes())
                 .with_header("Content-Type", "text/plain; charset=utf-8")
                 .with_header("Retry-After", "1");
-            return send(shape, out, &response);
+            send(shape, out, &response);
+            return true;
         };
         let is_chunked = shape.version > (1, 0);
         let framing = is_chunked.then_some(("Transfer-Encoding", &b"chunked"[..]));
@@ -73,7 +74,7 @@ impl<S: Service> Shared<S> {
                 in_flight = None;
             }
             if out.write_all(&bytes).and_then(|()| out.flush()).is_err() || shape.is_head {
-                return;
+                return true;
             }
             if in_flight.is_none() {
                 in_flight.clone_from(&self.in_flight.lock());
@@ -84,10 +85,14 @@ impl<S: Service> Shared<S> {
             next = next_chunk(&mut *stream, &mut context)
                 .map(|bytes| if is_chunked { encode_chunk(&bytes) } else { bytes });
         }
+        if stream.is_broken() {
+            return false;
+        }
         if is_chunked {
             let _ = out.write_all(&encode_chunk(b"")).and_then(|()| out.flush());
         }
         drop(in_flight);
+        true
     }
 }
 
@@ -134,13 +139,16 @@ impl Wake for Unpark {
 
 /// Waits for the next chunk of a stream, or for its heartbeat.
 fn next_chunk(stream: &mut dyn Stream, context: &mut Context<'_>) -> Option<Vec<u8>> {
-    let until = Instant::now() + HEARTBEAT_INTERVAL;
+    let mut until = Instant::now() + HEARTBEAT_INTERVAL;
     loop {
         if let Poll::Ready(chunk) = stream.poll(context) {
             return chunk.map(Vec::from);
         }
         match until.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => return stream.heartbeat().map(Vec::from),
+            Duration::ZERO => match stream.heartbeat() {
+                Some(bytes) if bytes.is_empty() => until = Instant::now() + HEARTBEAT_INTERVAL,
+                bytes => return bytes.map(Vec::from),
+            },
             left => thread::park_timeout(left),
         }
     }

@@ -216,8 +216,13 @@ async fn send_body<S: Service>(
             Poll::Ready(reason) => Poll::Ready(Err(reason.unwrap_or(Reason::CANCEL))),
             Poll::Pending => Pin::new(&mut body).poll_frame(context).map(Ok),
         });
-        let Some(Ok(frame)) = frame.await? else {
-            return to.send_data(piece(Chunk::empty()), true);
+        let frame = match frame.await? {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => {
+                to.send_reset(Reason::INTERNAL_ERROR);
+                return Err(Reason::INTERNAL_ERROR.into());
+            }
+            None => return to.send_data(piece(Chunk::empty()), true),
         };
         let mut chunk = frame.into_data().unwrap_or_else(|_| Chunk::empty());
         while chunk.has_remaining() {

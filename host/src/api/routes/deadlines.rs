@@ -1,0 +1,95 @@
+//! The deadlines of responses. A thread waits for the next one while there is any.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::exchange::Exchange;
+
+/// The time that the thread waits for another call before it ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The calls that have not ended, and when each must have responded.
+#[derive(Default)]
+pub(super) struct Deadlines(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is a call again.
+    added: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of their deadlines, because all calls have the same time.
+    calls: BTreeMap<u64, (Instant, Weak<Exchange>)>,
+    next: u64,
+    has_thread: bool,
+}
+
+/// The deadline of a call. Dropping it removes the deadline.
+pub(super) struct Deadline {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.shared.state.lock().calls.remove(&self.number);
+    }
+}
+
+impl Deadlines {
+    /// Adds the deadline of a call, `timeout` from now.
+    pub(super) fn add(&self, timeout: Duration, exchange: &Arc<Exchange>) -> Deadline {
+        let shared = Arc::clone(&self.0);
+        let mut state = shared.state.lock();
+        let number = state.next;
+        state.next += 1;
+        state.calls.insert(number, (Instant::now() + timeout, Arc::downgrade(exchange)));
+        let starts = !std::mem::replace(&mut state.has_thread, true);
+        drop(state);
+        if starts {
+            let timed = Arc::clone(&shared);
+            let spawned = thread::Builder::new().name("deadlines".to_owned()).spawn(move || timed.watch());
+            if let Err(error) = spawned {
+                tracing::warn!("a route may respond late, because no thread could be started: {error}");
+                shared.state.lock().has_thread = false;
+            }
+        } else {
+            shared.added.notify_one();
+        }
+        Deadline { shared, number }
+    }
+}
+
+impl Shared {
+    /// Times out calls at their deadlines, until there has been none for [`IDLE_TIMEOUT`].
+    fn watch(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let Some((&number, &(deadline, ref exchange))) = state.calls.first_key_value() else {
+                if self.added.wait_for(&mut state, IDLE_TIMEOUT).timed_out() && state.calls.is_empty() {
+                    state.has_thread = false;
+                    return;
+                }
+                continue;
+            };
+            if Instant::now() < deadline {
+                self.added.wait_until(&mut state, deadline);
+                continue;
+            }
+            let exchange = exchange.upgrade();
+            state.calls.remove(&number);
+            drop(state);
+            if let Some(exchange) = exchange {
+                exchange.time_out();
+            }
+            state = self.state.lock();
+        }
+    }
+}
