@@ -38,8 +38,8 @@ pub use validation::{
 pub use watch::{WatchEnd, Watcher};
 
 use vkog_plugin_host::{
-    Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan, Source,
-    StoreAccess, Verb,
+    CallStates, Cause, Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport,
+    SharedScan, Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
 use vkog_store::{Entry, LocalStore, Store};
@@ -73,8 +73,12 @@ pub struct Request {
     pub arrived: u64,
     /// The number of plugin hooks that wait for it: 0 for a client's request.
     pub depth: u32,
+    /// What made the host run it.
+    pub cause: Cause,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
+    /// The states that plugins keep for it; none at first.
+    pub states: CallStates,
 }
 
 /// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
@@ -218,19 +222,28 @@ impl Request {
             query: &self.query,
             arrived: self.arrived,
             depth: self.depth,
+            cause: self.cause,
             origin: &*self.origin,
+            states: Some(&self.states),
         }
+    }
+
+    /// Ends the request: drops what plugins keep for it, and reports the outcome.
+    #[inline]
+    fn end(&self, outcome: Outcome, headers: ExtraHeaders, on_done: impl FnOnce(Outcome, ExtraHeaders)) {
+        self.states.clear();
+        on_done(outcome, headers);
     }
 }
 
 impl RequestContext {
     /// A get of a key by this client.
-    fn get(&self, key: &str, arrived: u64) -> Request {
-        self.request(Verb::Get, key, arrived)
+    fn get(&self, key: &str, arrived: u64, cause: Cause) -> Request {
+        self.request(Verb::Get, key, arrived, cause)
     }
 
     /// A get or a delete of a key by this client.
-    fn request(&self, verb: Verb, key: &str, arrived: u64) -> Request {
+    fn request(&self, verb: Verb, key: &str, arrived: u64, cause: Cause) -> Request {
         Request {
             verb,
             key: key.to_owned(),
@@ -240,7 +253,9 @@ impl RequestContext {
             conditions: Conditions::default(),
             arrived,
             depth: 0,
+            cause,
             origin: Arc::clone(&self.origin),
+            states: CallStates::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Engine, ExtraHeaders, Outcome, RequestContext, host_refusal};
-use vkog_plugin_host::{Refusal, Verb};
+use vkog_plugin_host::{Cause, Refusal, Verb};
 use vkog_store::{Entry, Store};
 
 /// The number of entries that are read at a time if most of them may be folded into one prefix.
@@ -58,6 +58,16 @@ impl<S: Store> Engine<S> {
     /// A plugin refused a get because of the client, or failed. A page without the key would look complete. Refusals with 403,
     /// 404 or 410 concern the key: the page leaves that key out.
     pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
+        self.list_for(listing, client, Cause::List)
+    }
+
+    /// Lists a page of keys, as [`list`](Self::list) does, for this cause.
+    pub(super) fn list_for(
+        self: &Arc<Self>,
+        listing: &Listing,
+        client: &RequestContext,
+        cause: Cause,
+    ) -> Result<Page, Refusal> {
         let Listing { prefix, after, limit, delimiter } = listing;
         let end = end_of(prefix);
         let mut from = prefix.as_bytes().to_vec();
@@ -80,7 +90,7 @@ impl<S: Store> Engine<S> {
                     continue;
                 }
                 from = behind(entry.key());
-                let Some(Listed { entry, headers }) = self.shown(entry, client)? else { continue };
+                let Some(Listed { entry, headers }) = self.shown(entry, client, cause)? else { continue };
                 if page.entries.len() + page.prefixes.len() == *limit {
                     page.next = Some(last);
                     return Ok(page);
@@ -110,18 +120,23 @@ impl<S: Store> Engine<S> {
             return Ok(self.store.count(prefix));
         }
         self.store.with_prefix(prefix).try_fold(0, |count, entry| {
-            let shown = self.shown(entry, client)?;
+            let shown = self.shown(entry, client, Cause::Count)?;
             Ok(count + u64::from(shown.is_some()))
         })
     }
 
     /// The entry as a get by this client finds it now, if it does.
-    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext) -> Result<Option<Listed>, Refusal> {
+    fn shown(
+        self: &Arc<Self>,
+        entry: Entry,
+        client: &RequestContext,
+        cause: Cause,
+    ) -> Result<Option<Listed>, Refusal> {
         let chain = self.plugins.acquire_blocking();
         if chain.has_no_hooks(Verb::Get) {
             return Ok(Some(Listed { entry, headers: Vec::new() }));
         }
-        let request = client.get(entry.key(), self.revision());
+        let request = client.get(entry.key(), self.revision(), cause);
         let (send, outcome) = bounded(1);
         self.run_in(Guard::from_inner(chain), request, move |outcome, headers: ExtraHeaders| {
             let _ = send.send((outcome, headers));

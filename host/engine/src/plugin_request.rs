@@ -9,7 +9,9 @@ use crossbeam_channel::bounded;
 use super::{
     Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_memory, check_operation, host_refusal, view,
 };
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
+use vkog_plugin_host::{
+    CallScope, CallStates, Cause, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb,
+};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
 
@@ -156,6 +158,8 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         },
         arrived: engine.revision(),
         depth: request.scope.depth,
+        cause: Cause::Plugin,
         origin: Arc::new(PluginOrigin { plugin: request.scope.plugin, headers }),
+        states: CallStates::default(),
     })
 }

@@ -10,7 +10,7 @@ use super::{
     Conditions, Engine, ExtraHeaders, Outcome, PreconditionFailed, Request, Revisions, check_memory, content_coding,
     host_refusal, offload, write,
 };
-use vkog_plugin_host::{ChainGuard, Origin, Verb};
+use vkog_plugin_host::{CallStates, Cause, ChainGuard, Origin, Verb};
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
@@ -93,7 +93,7 @@ fn put<S: Store>(
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     match chain.before(&request.op_context()) {
-        Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
+        Err(refusal) => request.end(Outcome::Refused(refusal), Vec::new(), on_done),
         Ok(_) => write::attempt(engine, Guard::into_inner(chain), Arc::new(request), Attempts::default(), on_done),
     }
 }
@@ -109,7 +109,9 @@ impl Touch {
             conditions: self.conditions.clone(),
             arrived: self.arrived,
             depth: 0,
+            cause: Cause::Touch,
             origin,
+            states: CallStates::default(),
         }
     }
 }
@@ -157,5 +159,13 @@ impl Origin for TouchOrigin {
 
     fn asker(&self) -> &str {
         self.client.asker()
+    }
+
+    fn token(&self) -> &str {
+        self.client.token()
+    }
+
+    fn method(&self) -> &str {
+        self.client.method()
     }
 }

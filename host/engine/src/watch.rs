@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use super::list::is_about_the_key;
 use super::{Engine, RequestContext, host_refusal, offload, view};
-use vkog_plugin_host::{Chain, Refusal, Verb};
+use vkog_plugin_host::{Cause, Chain, Refusal, Verb};
 use vkog_runtime::Oneshot;
 use vkog_store::{Event, LocalStore, Store, Unwatchable, Watch};
 
@@ -163,7 +163,7 @@ impl<S: Store> Engine<S> {
     /// reports.
     fn may_see(self: &Arc<Self>, chain: &Arc<Chain>, event: &Event, client: &RequestContext) -> Result<bool, Refusal> {
         let entry = event.entry();
-        let request = client.get(entry.key(), self.revision());
+        let request = client.get(entry.key(), self.revision(), Cause::Watch);
         let context = request.op_context();
         let seen = Some(view(entry));
         let found = chain.before(&context).and_then(|prepared| {

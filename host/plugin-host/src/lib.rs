@@ -26,3 +26,4 @@ pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, un
 pub use settings::{HostSettings, SettingError, Settings, Table, is_no_plugin, is_required};
 pub use sha256::{ParseSha256Error, Sha256};
 pub use vkog_plugin_api::Verb;
+pub use vkog_plugin_api::abi::Origin as Cause;

@@ -135,6 +135,8 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+            cause: vkog_plugin_host::Cause::Request,
+            states: Default::default(),
         origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);
@@ -270,6 +272,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
+            states: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

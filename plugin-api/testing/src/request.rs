@@ -281,6 +281,8 @@ impl<'a> Request<'a> {
             conditions: self.conditions(),
             arrived: host.engine().revision(),
             depth: 0,
+            cause: vkog_plugin_host::Cause::Request,
+            states: Default::default(),
             value: self.value,
             origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
         };
@@ -309,6 +311,7 @@ impl<'a> Request<'a> {
             headers: self.headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
             value: self.value.into(),
             hidden: false,
+            states: Default::default(),
         }
     }
 

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
 use vkog_plugin_api::abi::{
-    HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
+    HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance,
 };
 
-use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
+use super::call::{CallOutput, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
 use super::scope::{Lock, Scope};
@@ -232,18 +232,9 @@ impl Member {
         scan: Option<Scan<'_>>,
     ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
-        let op = OpContext {
-            verb: Verb::Get,
-            key: "",
-            value,
-            content_type: "",
-            query: "",
-            arrived: 0,
-            depth: 0,
-            origin: &NoOrigin,
-        };
+        let op = OpContext { value, ..OpContext::NONE };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut output = CallOutput::new(&NoOrigin);
+        let mut output = CallOutput::new(&op);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);
         let begun = Instant::now();
