@@ -9,6 +9,7 @@
 
 mod attempts;
 mod batch;
+mod before_request;
 mod coding;
 mod conditions;
 mod delete_page;
