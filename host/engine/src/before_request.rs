@@ -9,12 +9,7 @@ use vkog_store::Store;
 impl<S: Store> Engine<S> {
     /// Calls the `before_request` hooks for an HTTP request with this path and query, both not decoded. Returns the prefix of
     /// all its keys, or the refusal of a plugin; `None` if a hook may block or a reload replaces the plugins. Never blocks.
-    pub fn try_before_request(
-        &self,
-        path: &str,
-        query: &str,
-        origin: &dyn Origin,
-    ) -> Option<Result<String, Refusal>> {
+    pub fn try_before_request(&self, path: &str, query: &str, origin: &dyn Origin) -> Option<Result<String, Refusal>> {
         let chain = self.plugins.acquire()?;
         let may_block = chain.blocks_request() && self.blocking_pool.is_some();
         (!may_block).then(|| chain.before_request(path, query, origin))

@@ -126,12 +126,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// The entry as a get by this client finds it now, if it does.
-    fn shown(
-        self: &Arc<Self>,
-        entry: Entry,
-        client: &RequestContext,
-        cause: Cause,
-    ) -> Result<Option<Listed>, Refusal> {
+    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext, cause: Cause) -> Result<Option<Listed>, Refusal> {
         let chain = self.plugins.acquire_blocking();
         if chain.has_no_hooks(Verb::Get) {
             return Ok(Some(Listed { entry, headers: Vec::new() }));

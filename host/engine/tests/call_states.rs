@@ -318,7 +318,16 @@ fn each_operation_of_a_batch_has_a_state_of_its_own() {
     assert!(test.calls().contains(&"Batch after_get<guard_get".to_owned()));
     for query in ["refuse=before_put", "panic=before_put", "refuse=guard_put", "panic=guard_get", "panic=after_put"] {
         let status = test.batch(&writes, query);
-        assert_eq!(status, if query.contains("after") { 200 } else if query.contains("panic") { 500 } else { 413 });
+        assert_eq!(
+            status,
+            if query.contains("after") {
+                200
+            } else if query.contains("panic") {
+                500
+            } else {
+                413
+            }
+        );
         test.calls();
     }
     // The second value is too long beside the first, and the third operation finds nothing.

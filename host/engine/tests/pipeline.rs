@@ -187,8 +187,8 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
-            cause: vkog_plugin_host::Cause::Request,
-            states: Default::default(),
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(Client(&[])),
     };
     let (send, done) = channel();
@@ -213,7 +213,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
-            states: Default::default(),
+        states: Default::default(),
     }
 }
 

@@ -167,7 +167,8 @@ pub(super) fn list(
             within(budget, &page).unwrap_or_else(|_| no_memory(format))
         }),
         Query::DryRun(listing) => engine.list(listing, &context).map(|page| {
-            let would_delete = page.entries.iter().map(|listed| prefix::seen(&head, listed.entry.key()).into()).collect();
+            let would_delete =
+                page.entries.iter().map(|listed| prefix::seen(&head, listed.entry.key()).into()).collect();
             let dry_run = DryRun { would_delete, next: page.next.map(seen) };
             within(budget, &dry_run).unwrap_or_else(|_| no_memory(format))
         }),

@@ -392,12 +392,7 @@ impl Service for Api {
 }
 
 impl Api {
-    fn serve_routed(
-        &self,
-        RoutedRequest { head, route, ending }: RoutedRequest,
-        body: Vec<u8>,
-        responder: Responder,
-    ) {
+    fn serve_routed(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
         let format = ErrorFormat::of(&head);
         let respond = move |reply| responder.respond(ending.complete(reply));
         match route {

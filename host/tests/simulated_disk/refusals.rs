@@ -79,7 +79,8 @@ struct Play {
     wrong: Vec<String>,
 }
 
-static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new(), kept: Vec::new(), wrong: Vec::new() });
+static PLAY: Mutex<Play> =
+    Mutex::new(Play { acts: Vec::new(), called: Vec::new(), kept: Vec::new(), wrong: Vec::new() });
 /// Only one test uses the script at a time.
 static STAGE: Mutex<()> = Mutex::new(());
 
@@ -170,8 +171,8 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
-            cause: vkog_plugin_host::Cause::Request,
-            states: Default::default(),
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);
@@ -314,7 +315,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
-            states: Default::default(),
+        states: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

@@ -78,6 +78,7 @@ mod hyper {
     mod backup;
     mod bad_input;
     mod batch;
+    mod before_request;
     mod caching;
     mod client;
     mod codings;
@@ -86,6 +87,7 @@ mod hyper {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod key_prefix;
     mod latency;
     mod listening;
     mod panics;
@@ -109,6 +111,7 @@ mod tiny {
     mod backup;
     mod bad_input;
     mod batch;
+    mod before_request;
     mod caching;
     mod client;
     mod codings;
@@ -117,6 +120,7 @@ mod tiny {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod key_prefix;
     mod latency;
     mod listening;
     mod panics;
@@ -136,7 +140,9 @@ mod tiny {
 mod h2 {
     const ENGINE: &str = "h2";
 
+    mod before_request;
     mod hooks;
+    mod key_prefix;
     mod preconditions;
     mod refusals;
     mod table;

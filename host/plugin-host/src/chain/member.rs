@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
-use vkog_plugin_api::abi::{
-    HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance,
-};
+use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance};
 
 use super::call::{CallOutput, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;

@@ -92,7 +92,8 @@ impl Prepared {
         }
         if let Some(content_type) = dispatch.output.take(|output| &mut output.content_type) {
             if !is_media_type(&content_type) {
-                let fact = format_args!("set the media type {content_type:?}; it must be a type and a subtype in ASCII");
+                let fact =
+                    format_args!("set the media type {content_type:?}; it must be a type and a subtype in ASCII");
                 return Err(dispatch.failed(position, fact));
             }
             self.content_type = Some(content_type);

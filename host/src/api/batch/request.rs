@@ -242,7 +242,16 @@ impl Written<'_> {
         };
         let revisions = |condition: Option<Condition>| condition.map(|Condition(revisions)| revisions);
         let conditions = Conditions { if_match: revisions(if_match), if_none_match: revisions(if_none_match) };
-        Ok(Operation { verb, key: key.into_owned(), value, content_type, conditions, headers, hidden: false, states: CallStates::default() })
+        Ok(Operation {
+            verb,
+            key: key.into_owned(),
+            value,
+            content_type,
+            conditions,
+            headers,
+            hidden: false,
+            states: CallStates::default(),
+        })
     }
 }
 
