@@ -20,7 +20,7 @@ use crate::http::{ClientFiles, TlsFiles, default_limit};
 use vkog_plugin_host::Source;
 use vkog_store::{Fsync, VALUE_MAX};
 
-pub use auth::{Auth, Permission, Proof, Token};
+pub use auth::{Auth, Permission, Proof, Token, interned};
 pub use cors::{CorsOrigin, NotAnOrigin};
 pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, Mistake, ProxyError, ValueError};
 pub use file::File;

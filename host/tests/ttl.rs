@@ -89,6 +89,8 @@ impl Host {
             conditions: Conditions::default(),
             arrived: self.engine.revision(),
             depth: 0,
+            cause: vkog_plugin_host::Cause::Request,
+            states: Default::default(),
             origin: Arc::new(NoOrigin),
             form: Form::Sent,
             transforms: Transforms::default(),

@@ -12,9 +12,9 @@ use super::coding::announce;
 use super::transforms::{self, is_transformed};
 use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
-use vkog_plugin_host::{Chain, OpContext, Origin, Transforms, Verb};
+use vkog_plugin_host::{CallStates, Cause, Chain, OpContext, Origin, Transforms, Verb};
 use vkog_runtime::ThreadPool;
-use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update};
+use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update, owned_content_type};
 
 /// The maximum number of times that values are turned back for one batch. Each time after the first, entries have changed.
 const ATTEMPTS_MAX: u32 = 64;
@@ -52,6 +52,8 @@ pub struct Operation {
     pub hidden: bool,
     /// The plugins that have transformed the value to write. The engine sets it.
     pub transforms: Transforms,
+    /// The states that plugins keep for the operation; none at first.
+    pub states: CallStates,
 }
 
 impl Operation {
@@ -91,7 +93,7 @@ pub(super) fn run<S: Store>(
     for index in 0..batch.operations.len() {
         let prepared = match batch.with_context(index, |context| chain.before(context)) {
             Ok(prepared) => prepared,
-            Err(refusal) => return on_done(Err(batch.failure(index, Outcome::Refused(refusal)))),
+            Err(refusal) => return batch.end(Err(batch.failure(index, Outcome::Refused(refusal))), on_done),
         };
         let operation = &mut batch.operations[index];
         operation.hidden = prepared.hidden;
@@ -99,9 +101,12 @@ pub(super) fn run<S: Store>(
             operation.value = value.into();
             operation.transforms = prepared.transforms;
         }
+        if let Some(content_type) = prepared.content_type {
+            operation.content_type = owned_content_type(&content_type);
+        }
         match space.checked_sub(operation.value.len()) {
             Some(left) => space = left,
-            None => return on_done(Err(batch.failure(index, too_large(batch.values_max)))),
+            None => return batch.end(Err(batch.failure(index, too_large(batch.values_max))), on_done),
         }
     }
     let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
@@ -154,13 +159,16 @@ impl<S: Store> Run<S> {
                     on_done(Err(failure));
                 }
             }
-            Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
+            Update::ReadOnly(error) => {
+                self.batch.end(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }), on_done);
+            }
             Update::RolledBack { error, change } => {
                 self.batch.undo(&self.chain, change.iter().map(decided));
-                on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }));
+                self.batch.end(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }), on_done);
             }
             Update::Committed(changes) => {
                 let done = self.committed(changes, &restored);
+                self.batch.clear();
                 drop(self);
                 on_done(Ok(done));
             }
@@ -194,7 +202,7 @@ impl<S: Store> Run<S> {
         let (chain, pool) = (Arc::clone(&self.chain), self.engine.blocking_pool.clone());
         attempts.make_room(chain, pool.as_deref(), move |further| match further {
             Some(attempts) => self.write(space, restored, attempts, on_done),
-            None => on_done(Err(refused)),
+            None => self.batch.end(Err(refused), on_done),
         });
     }
 
@@ -219,11 +227,12 @@ impl<S: Store> Run<S> {
         let on_durable = move |durable| match (durable, found) {
             (Ok(()), Ok(found)) => {
                 let done = self.found(found);
+                self.batch.clear();
                 // A client may read its response slowly, and a reload must not wait for that.
                 drop(self);
                 on_done(done);
             }
-            (Ok(()), Err(failure)) => on_done(Err(failure)),
+            (Ok(()), Err(failure)) => self.batch.end(Err(failure), on_done),
             // An entry was rolled back after the guards had passed: undo them and read again.
             (Err(_), found) => {
                 if let Ok(found) = found {
@@ -365,6 +374,17 @@ impl Batch {
         BatchFailure { at: Some((index, self.operations[index].key.clone())), outcome }
     }
 
+    /// Drops what plugins keep for the operations.
+    fn clear(&self) {
+        self.operations.iter().for_each(|operation| operation.states.clear());
+    }
+
+    /// Ends the batch: drops what plugins keep for its operations, and reports the outcome.
+    fn end(&self, outcome: BatchOutcome, on_done: impl FnOnce(BatchOutcome)) {
+        self.clear();
+        on_done(outcome);
+    }
+
     /// Calls a function with what plugins see of an operation.
     fn with_context<R>(&self, index: usize, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
         let operation = &self.operations[index];
@@ -376,7 +396,9 @@ impl Batch {
             query: &self.query,
             arrived: self.arrived,
             depth: 0,
+            cause: Cause::Batch,
             origin: &OperationOrigin { operation, batch: self },
+            states: Some(&operation.states),
         })
     }
 
@@ -513,5 +535,13 @@ impl Origin for OperationOrigin<'_> {
 
     fn client(&self) -> &str {
         self.batch.origin.client()
+    }
+
+    fn token(&self) -> &str {
+        self.batch.origin.token()
+    }
+
+    fn method(&self) -> &str {
+        self.batch.origin.method()
     }
 }

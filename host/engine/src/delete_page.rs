@@ -7,7 +7,7 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{Engine, ExtraHeaders, Listing, Outcome, RequestContext, host_refusal};
-use vkog_plugin_host::Verb;
+use vkog_plugin_host::{Cause, Verb};
 use vkog_store::Store;
 
 /// The result of a deletion of one page of keys.
@@ -29,7 +29,7 @@ impl<S: Store> Engine<S> {
     ///
     /// Those of `list`, before anything is deleted. Or the store cannot be written; a part of the page may be deleted then.
     pub fn delete_page(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<DeletedPage, Outcome> {
-        let page = self.list(listing, client).map_err(Outcome::Refused)?;
+        let page = self.list_for(listing, client, Cause::DeletePrefix).map_err(Outcome::Refused)?;
         let keys: Vec<&str> = page.entries.iter().map(|listed| listed.entry.key()).collect();
         let mut deleted = DeletedPage { next: page.next, ..DeletedPage::default() };
         for (key, outcome) in keys.iter().zip(self.delete_each(&keys, client)) {
@@ -53,7 +53,7 @@ impl<S: Store> Engine<S> {
         // All of them start before this thread waits for the first, so that they share few syncs of the log.
         for (index, key) in keys.iter().enumerate() {
             let send = send.clone();
-            let request = client.request(Verb::Delete, key, self.revision());
+            let request = client.request(Verb::Delete, key, self.revision(), Cause::DeletePrefix);
             let chain = self.plugins.acquire_blocking();
             self.run_in(Guard::from_inner(chain), request, move |outcome, _: ExtraHeaders| {
                 let _ = send.send((index, outcome));

@@ -17,8 +17,8 @@ pub(super) fn get<S: Store>(
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     match chain.before(&request.op_context()) {
-        Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
-        Ok(prepared) if prepared.hidden => on_done(Outcome::Absent, Vec::new()),
+        Err(refusal) => request.end(Outcome::Refused(refusal), Vec::new(), on_done),
+        Ok(prepared) if prepared.hidden => request.end(Outcome::Absent, Vec::new(), on_done),
         Ok(_) => read(engine, chain, request, on_done),
     }
 }
@@ -92,6 +92,7 @@ fn complete(chain: ChainGuard, request: &Request, outcome: Outcome, on_done: imp
         Outcome::Found(entry) => found(&chain, request, entry),
         other => (other, Vec::new()),
     };
+    request.states.clear();
     // A client may read its response slowly, and a reload must not wait for that.
     drop(chain);
     on_done(outcome, headers);

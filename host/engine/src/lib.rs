@@ -9,6 +9,7 @@
 
 mod attempts;
 mod batch;
+mod before_request;
 mod coding;
 mod conditions;
 mod delete_page;
@@ -41,8 +42,8 @@ pub use vkog_plugin_host::Transforms;
 pub use watch::{WatchEnd, Watcher};
 
 use vkog_plugin_host::{
-    Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan, Source,
-    StoreAccess, Verb,
+    CallStates, Cause, Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport,
+    SharedScan, Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
 use vkog_store::{Entry, LocalStore, Store};
@@ -76,12 +77,16 @@ pub struct Request {
     pub arrived: u64,
     /// The number of plugin hooks that wait for it: 0 for a client's request.
     pub depth: u32,
+    /// What made the host run it.
+    pub cause: Cause,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
     /// The form in which a get returns the value.
     pub form: Form,
     /// The plugins that have transformed the value to write. The engine sets it.
     pub transforms: Transforms,
+    /// The states that plugins keep for it; none at first.
+    pub states: CallStates,
 }
 
 /// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
@@ -225,19 +230,28 @@ impl Request {
             query: &self.query,
             arrived: self.arrived,
             depth: self.depth,
+            cause: self.cause,
             origin: &*self.origin,
+            states: Some(&self.states),
         }
+    }
+
+    /// Ends the request: drops what plugins keep for it, and reports the outcome.
+    #[inline]
+    fn end(&self, outcome: Outcome, headers: ExtraHeaders, on_done: impl FnOnce(Outcome, ExtraHeaders)) {
+        self.states.clear();
+        on_done(outcome, headers);
     }
 }
 
 impl RequestContext {
     /// A get of a key by this client.
-    fn get(&self, key: &str, arrived: u64, form: Form) -> Request {
-        Request { form, ..self.request(Verb::Get, key, arrived) }
+    fn get(&self, key: &str, arrived: u64, form: Form, cause: Cause) -> Request {
+        Request { form, ..self.request(Verb::Get, key, arrived, cause) }
     }
 
     /// A get or a delete of a key by this client.
-    fn request(&self, verb: Verb, key: &str, arrived: u64) -> Request {
+    fn request(&self, verb: Verb, key: &str, arrived: u64, cause: Cause) -> Request {
         Request {
             verb,
             key: key.to_owned(),
@@ -247,9 +261,11 @@ impl RequestContext {
             conditions: Conditions::default(),
             arrived,
             depth: 0,
+            cause,
             origin: Arc::clone(&self.origin),
             form: Form::Sent,
             transforms: Transforms::default(),
+            states: CallStates::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 
 use super::transforms::is_transformed;
 use super::{Engine, ExtraHeaders, Form, Outcome, RequestContext, host_refusal};
-use vkog_plugin_host::{Refusal, Verb};
+use vkog_plugin_host::{Cause, Refusal, Verb};
 use vkog_store::{Entry, Store};
 
 /// The number of entries that are read at a time if most of them may be folded into one prefix.
@@ -80,6 +80,16 @@ impl<S: Store> Engine<S> {
     /// A plugin refused a get because of the client, or failed, or cannot turn a value back. A page without the key would look
     /// complete. Refusals with 403, 404 or 410 concern the key: the page leaves that key out.
     pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
+        self.list_for(listing, client, Cause::List)
+    }
+
+    /// Lists a page of keys, as [`list`](Self::list) does, for this cause.
+    pub(super) fn list_for(
+        self: &Arc<Self>,
+        listing: &Listing,
+        client: &RequestContext,
+        cause: Cause,
+    ) -> Result<Page, Refusal> {
         let Listing { prefix, after, limit, delimiter, form } = listing;
         let end = end_of(prefix);
         let mut from = prefix.as_bytes().to_vec();
@@ -105,7 +115,7 @@ impl<S: Store> Engine<S> {
                 let prefix_of_several = folded(entry.key(), prefix, delimiter.as_deref());
                 // A prefix has no size.
                 let form = if prefix_of_several.is_some() { Form::Stored } else { *form };
-                let Some(listed) = self.shown(entry, client, form)? else { continue };
+                let Some(listed) = self.shown(entry, client, form, cause)? else { continue };
                 if page.entries.len() + page.prefixes.len() == *limit {
                     page.next = Some(last);
                     return Ok(page);
@@ -135,18 +145,24 @@ impl<S: Store> Engine<S> {
             return Ok(self.store.count(prefix));
         }
         self.store.with_prefix(prefix).try_fold(0, |count, entry| {
-            let shown = self.shown(entry, client, Form::Stored)?;
+            let shown = self.shown(entry, client, Form::Stored, Cause::Count)?;
             Ok(count + u64::from(shown.is_some()))
         })
     }
 
     /// The entry as a get by this client finds it now, if it does.
-    fn shown(self: &Arc<Self>, entry: Entry, client: &RequestContext, form: Form) -> Result<Option<Listed>, Refusal> {
+    fn shown(
+        self: &Arc<Self>,
+        entry: Entry,
+        client: &RequestContext,
+        form: Form,
+        cause: Cause,
+    ) -> Result<Option<Listed>, Refusal> {
         let chain = self.plugins.acquire_blocking();
         if chain.has_no_hooks(Verb::Get) && (form == Form::Stored || !is_transformed(&entry)) {
             return Ok(Some(Listed::new(entry, Vec::new(), form)));
         }
-        let request = client.get(entry.key(), self.revision(), form);
+        let request = client.get(entry.key(), self.revision(), form, cause);
         let (send, outcome) = bounded(1);
         self.run_in(Guard::from_inner(chain), request, move |outcome, headers: ExtraHeaders| {
             let _ = send.send((outcome, headers));

@@ -12,7 +12,8 @@ use super::{
     view,
 };
 use vkog_plugin_host::{
-    CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Transforms, Verb,
+    CallScope, CallStates, Cause, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Transforms,
+    Verb,
 };
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
@@ -168,8 +169,10 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         },
         arrived: engine.revision(),
         depth: request.scope.depth,
+        cause: Cause::Plugin,
         origin: Arc::new(PluginOrigin { plugin: request.scope.plugin, headers }),
         form: Form::Sent,
         transforms: Transforms::default(),
+        states: CallStates::default(),
     })
 }

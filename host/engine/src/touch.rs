@@ -10,7 +10,7 @@ use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, PreconditionFailed, Request, Revisions, check_memory,
     content_coding, host_refusal, offload, write,
 };
-use vkog_plugin_host::{ChainGuard, Origin, Transforms, Verb};
+use vkog_plugin_host::{CallStates, Cause, ChainGuard, Origin, Transforms, Verb};
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
@@ -94,7 +94,7 @@ fn put<S: Store>(
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     match chain.before(&request.op_context()) {
-        Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
+        Err(refusal) => request.end(Outcome::Refused(refusal), Vec::new(), on_done),
         Ok(_) => write::attempt(engine, Guard::into_inner(chain), Arc::new(request), Attempts::default(), on_done),
     }
 }
@@ -110,9 +110,11 @@ impl Touch {
             conditions: self.conditions.clone(),
             arrived: self.arrived,
             depth: 0,
+            cause: Cause::Touch,
             origin,
             form: Form::Sent,
             transforms: Transforms::default(),
+            states: CallStates::default(),
         }
     }
 }
@@ -160,5 +162,13 @@ impl Origin for TouchOrigin {
 
     fn asker(&self) -> &str {
         self.client.asker()
+    }
+
+    fn token(&self) -> &str {
+        self.client.token()
+    }
+
+    fn method(&self) -> &str {
+        self.client.method()
     }
 }

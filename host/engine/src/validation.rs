@@ -5,10 +5,8 @@ use vkog_plugin_host::{Refusal, Verb};
 use vkog_runtime::can_allocate;
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
+pub use vkog_plugin_host::MEDIA_TYPE_MAX as CONTENT_TYPE_MAX;
 pub use vkog_store::KEY_MAX;
-
-/// The maximum length of a media type, in bytes.
-pub const CONTENT_TYPE_MAX: usize = 255;
 
 /// Why a request is refused before any plugin sees it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]

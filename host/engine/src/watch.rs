@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use super::list::{at_key, is_about_the_key};
 use super::transforms::{self, is_transformed};
 use super::{Engine, Form, RequestContext, host_refusal, offload, view};
-use vkog_plugin_host::{Chain, Refusal, Verb};
+use vkog_plugin_host::{Cause, Chain, Refusal, Verb};
 use vkog_runtime::Oneshot;
 use vkog_store::{Entry, Event, LocalStore, Store, Unwatchable, Watch};
 
@@ -191,7 +191,7 @@ impl<S: Store> Engine<S> {
         client: &RequestContext,
     ) -> Result<Option<Event>, Refusal> {
         let entry = event.entry();
-        let request = client.get(entry.key(), self.revision(), Form::Sent);
+        let request = client.get(entry.key(), self.revision(), Form::Sent, Cause::Watch);
         let context = request.op_context();
         let seen = Some(view(entry));
         let found = chain.before(&context).and_then(|prepared| {

@@ -8,7 +8,7 @@ use super::coding::{is_coded, keep};
 use super::plugin_request::is_expiry;
 use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, OpContext, Transforms, Verb};
-use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
+use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update, owned_content_type};
 
 pub(super) fn write<S: Store>(
     engine: &Arc<Engine<S>>,
@@ -17,11 +17,14 @@ pub(super) fn write<S: Store>(
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     match chain.before(&request.op_context()) {
-        Err(refusal) => return on_done(Outcome::Refused(refusal), Vec::new()),
+        Err(refusal) => return request.end(Outcome::Refused(refusal), Vec::new(), on_done),
         Ok(prepared) => {
             if let Some(value) = prepared.value {
                 request.value = value;
                 request.transforms = prepared.transforms;
+            }
+            if let Some(content_type) = prepared.content_type {
+                request.content_type = owned_content_type(&content_type);
             }
         }
     }
@@ -52,16 +55,16 @@ pub(super) fn attempt<S: Store>(
                 Some(engine) if attempts.may_make_room(&outcome) => {
                     make_room(engine, chain, request, attempts, outcome, on_done);
                 }
-                _ => on_done(outcome, Vec::new()),
+                _ => request.end(outcome, Vec::new(), on_done),
             },
-            Update::ReadOnly(error) => on_done(Outcome::StoreFailed(error), Vec::new()),
+            Update::ReadOnly(error) => request.end(Outcome::StoreFailed(error), Vec::new(), on_done),
             Update::RolledBack { error, change } => {
                 undo(&chain, &context, &change);
-                on_done(Outcome::StoreFailed(error), Vec::new());
+                request.end(Outcome::StoreFailed(error), Vec::new(), on_done);
             }
             Update::Committed(change) => {
                 let headers = committed(&chain, &context, &change);
-                on_done(outcome_of(&change), headers);
+                request.end(outcome_of(&change), headers, on_done);
             }
         }
     };
@@ -182,7 +185,7 @@ fn make_room<S: Store>(
     let pool = if request.depth == 0 { engine.blocking_pool.clone() } else { None };
     attempts.make_room(Arc::clone(&chain), pool.as_deref(), move |further| match further {
         Some(attempts) => attempt(&engine, chain, request, attempts, on_done),
-        None => on_done(refused, Vec::new()),
+        None => request.end(refused, Vec::new(), on_done),
     });
 }
 

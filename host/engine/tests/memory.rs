@@ -51,6 +51,8 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),

@@ -187,6 +187,8 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(Client(&[])),
         form: Form::Sent,
         transforms: Transforms::default(),
@@ -214,6 +216,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         headers: Vec::new(),
         hidden: false,
         transforms: Transforms::default(),
+        states: Default::default(),
     }
 }
 

@@ -188,6 +188,8 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),
@@ -223,6 +225,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         headers: Vec::new(),
         hidden: false,
         transforms: Transforms::default(),
+        states: Default::default(),
     };
     // A get that finds nothing has no guard, and so no undo.
     let operations = vec![get("a"), get("absent"), get("b")];

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use vkog_plugin_api::*;
-use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Verb, system_clock};
+use vkog_plugin_host::{
+    Cause, Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OpContext, Verb, system_clock,
+};
 
 fn main() {
     divan::main();
@@ -89,7 +91,9 @@ fn subject(verb: Verb) -> OpContext<'static> {
         query: "",
         arrived: 7,
         depth: 0,
+        cause: Cause::Request,
         origin: &NoOrigin,
+        states: None,
     }
 }
 

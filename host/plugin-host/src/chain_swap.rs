@@ -1,6 +1,7 @@
 //! The current chain, and its replacement by another one while operations run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -20,6 +21,8 @@ pub(crate) struct ChainSwap {
     closed: Arc<Chain>,
     /// The current chain, whether the swap is open or closed.
     current: Mutex<Arc<Chain>>,
+    /// Whether the current chain has `before_request` hooks.
+    sees_requests: AtomicBool,
     waiting: Mutex<Vec<Waiting>>,
     /// Runs the operations that waited.
     threads: ThreadPool,
@@ -34,12 +37,20 @@ impl ChainSwap {
     pub(crate) fn new(chain: Arc<Chain>) -> Self {
         let open = ArcSwap::new(Arc::clone(&chain));
         let closed = Arc::new(Chain::new(Vec::new(), &[]));
-        Self { open, closed, current: Mutex::new(chain), waiting: Mutex::default(), threads: ThreadPool::new("reload") }
+        let sees_requests = AtomicBool::new(chain.has_before_request());
+        let (current, threads) = (Mutex::new(chain), ThreadPool::new("reload"));
+        Self { open, closed, current, sees_requests, waiting: Mutex::default(), threads }
     }
 
     /// Returns the current chain for inspection.
     pub(crate) fn current(&self) -> Arc<Chain> {
         Arc::clone(&self.current.lock())
+    }
+
+    /// Whether HTTP requests have to pass `before_request` hooks.
+    #[inline]
+    pub(crate) fn sees_requests(&self) -> bool {
+        self.sees_requests.load(Relaxed)
     }
 
     /// Returns the chain for a new operation, or `None` while the swap is closed.
@@ -95,8 +106,12 @@ impl ChainSwap {
 
     /// Makes a chain the current one, opens the swap, and runs the operations that waited. Returns the previous chain.
     pub(crate) fn open(&self, chain: Arc<Chain>) -> Arc<Chain> {
+        let sees_requests = chain.has_before_request();
+        // True before the chain is open, so that no request passes it without its hooks.
+        self.sees_requests.fetch_or(sees_requests, Relaxed);
         let previous = std::mem::replace(&mut *self.current.lock(), Arc::clone(&chain));
         drop(self.open.swap(Arc::clone(&chain)));
+        self.sees_requests.store(sees_requests, Relaxed);
         let waiting = std::mem::take(&mut *self.waiting.lock());
         if !waiting.is_empty() {
             let each = move |then: Waiting| then(Guard::from_inner(Arc::clone(&chain)));

@@ -25,4 +25,5 @@ pub use load::{Library, Plugin, libraries, load};
 pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, unknown_in_order};
 pub use settings::{HostSettings, SettingError, Settings, Table, is_no_plugin, is_required};
 pub use sha256::{ParseSha256Error, Sha256};
+pub use vkog_plugin_api::abi::Origin as Cause;
 pub use vkog_plugin_api::{Permission as RoutePermission, Verb};

@@ -128,6 +128,12 @@ impl Registry {
         self.chain.current()
     }
 
+    /// Whether HTTP requests have to pass `before_request` hooks.
+    #[inline]
+    pub fn sees_requests(&self) -> bool {
+        self.chain.sees_requests()
+    }
+
     /// Returns the chain for a new operation, or `None` while a reload has closed it. Never blocks.
     #[inline]
     pub fn acquire(&self) -> Option<ChainGuard> {

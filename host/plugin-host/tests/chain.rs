@@ -10,7 +10,7 @@ use std::time::Duration;
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{
-    Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
+    Cause, Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
     insert_details,
 };
 
@@ -112,7 +112,18 @@ fn chain(guards: [Return; 3]) -> (Arc<Chain>, Calls) {
 /// Calls the guards of an operation.
 fn guard(chain: &Arc<Chain>, verb: Verb) -> Result<Passed, vkog_plugin_host::Refusal> {
     let (value, content_type): (&[u8], _) = if verb == Verb::Put { (b"value", "text/plain") } else { (b"", "") };
-    let op = OpContext { verb, key: "k", value, content_type, query: "", arrived: 0, depth: 0, origin: &NoOrigin };
+    let op = OpContext {
+        verb,
+        key: "k",
+        value,
+        content_type,
+        query: "",
+        arrived: 0,
+        depth: 0,
+        cause: Cause::Request,
+        origin: &NoOrigin,
+        states: None,
+    };
     chain.guard(&op, None)
 }
 
@@ -212,7 +223,18 @@ fn failing(failure_policy: FailurePolicy) -> (Arc<Member>, Arc<AtomicUsize>) {
 }
 
 fn op(verb: Verb, key: &str) -> OpContext<'_> {
-    OpContext { verb, key, value: b"", content_type: "", query: "", arrived: 0, depth: 0, origin: &NoOrigin }
+    OpContext {
+        verb,
+        key,
+        value: b"",
+        content_type: "",
+        query: "",
+        arrived: 0,
+        depth: 0,
+        cause: Cause::Request,
+        origin: &NoOrigin,
+        states: None,
+    }
 }
 
 /// Returns the statistics of a hook of the only plugin: its calls, refusals, panics, overruns and timed calls.

@@ -248,9 +248,15 @@ impl Auth {
         if let Proof::Certificate(_) = token.proof {
             origin::check_site(head, self)?;
         }
+        head.set_token(token.name);
         if token.permission < permission || !scope.is_within(&token.prefix) {
-            let fact = format!("{} does not have this right: it may {}", shown(token), may(token));
-            return Err(not_allowed(head, &fact));
+            let fact = |prefix: &str| {
+                format!("{} does not have this right: it may {}", shown(token), may(token.permission, prefix))
+            };
+            log_refusal(head, &fact(&token.prefix));
+            // The client does not see the prefix that a plugin has set.
+            let seen = token.prefix.strip_prefix(head.key_prefix()).unwrap_or_default();
+            return Err(not_allowed(&fact(seen)));
         }
         if permission == Permission::Admin {
             tracing::info!(
@@ -285,11 +291,17 @@ fn unnamed(head: &RequestHead, names: &[String]) -> Refusal {
         [] => "has no name".to_owned(),
         names => format!("is for {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")),
     };
-    not_allowed(head, &format!("the certificate {names}, and [[access.tokens]] names none of it"))
+    let fact = format!("the certificate {names}, and [[access.tokens]] names none of it");
+    log_refusal(head, &fact);
+    not_allowed(&fact)
 }
 
-/// The refusal of a known client without the permission, which is logged.
-fn not_allowed(head: &RequestHead, fact: &str) -> Refusal {
+/// The refusal of a known client without the permission.
+fn not_allowed(fact: &str) -> Refusal {
+    host_refusal(403, format!("Not allowed: {fact}"))
+}
+
+fn log_refusal(head: &RequestHead, fact: &str) {
     tracing::warn!(
         request = head.id(),
         client = head.client_text(),
@@ -297,7 +309,6 @@ fn not_allowed(head: &RequestHead, fact: &str) -> Refusal {
         METHODS[head.method as usize],
         logged_path(head)
     );
-    host_refusal(403, format!("Not allowed: {fact}"))
 }
 
 impl Scope<'_> {
@@ -314,10 +325,10 @@ fn shown(token: &Token) -> String {
     format!("the token {:?}", token.name)
 }
 
-fn may(token: &Token) -> String {
-    match token.prefix.as_str() {
-        "" => token.permission.name().to_owned(),
-        prefix => format!("{} keys that begin with {prefix:?}", token.permission.name()),
+fn may(permission: Permission, prefix: &str) -> String {
+    match prefix {
+        "" => permission.name().to_owned(),
+        prefix => format!("{} keys that begin with {prefix:?}", permission.name()),
     }
 }
 
@@ -328,6 +339,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::config::interned;
     use crate::http::{Headers, Method};
 
     fn head(client: &str, authorizations: &[&str]) -> RequestHead {
@@ -338,7 +350,7 @@ mod tests {
 
     fn authorizer(remote_admin: bool) -> Authorizer {
         let token = |name: &str, permission, prefix: &str| Token {
-            name: name.to_owned(),
+            name: interned(name),
             proof: Proof::Secret(Sha256::of(name.as_bytes())),
             permission,
             prefix: prefix.to_owned(),
@@ -430,8 +442,7 @@ mod tests {
         let (index, refusal) = refused(&[]);
         assert_eq!((index, refusal.status), (0, 401));
         assert_eq!(refusal.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"vkog\"".to_owned())]);
-        let whole = Token { prefix: String::new(), ..auth.0.load().tokens[1].clone() };
-        assert_eq!(may(&whole), "write");
+        assert_eq!(may(Permission::Write, ""), "write");
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use super::auth::{Authorizer, Scope};
 use super::entry;
+use super::prefix;
 use super::problem::Problem;
 use crate::config::{BATCH_MIN, Permission};
 use crate::http::{RequestHead, Response};
-use vkog_engine::{Batch, BatchFailure, Engine, ExtraHeaders, Operation, Outcome, check_memory};
+use vkog_engine::{Batch, BatchFailure, BatchOutcome, Engine, ExtraHeaders, Operation, Outcome, check_memory};
 use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
 
@@ -79,7 +80,8 @@ impl Handler {
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
         let Self { engine, auth, value_max, large } = self;
-        let decoded = request::decode(&body.into(), request).and_then(|operations| checked(operations, value_max));
+        let decoded = request::decode(&body.into(), request);
+        let decoded = decoded.and_then(|operations| checked(&head, operations, value_max));
         let operations = match decoded {
             Ok(operations) => operations,
             Err(problem) => return respond(problem.reply(response.error_format())),
@@ -89,16 +91,33 @@ impl Handler {
             (permission, Scope::Key(&operation.key))
         });
         if let Err((index, refusal)) = auth.rules().check_all(&head, permissions) {
-            let key = operations.into_iter().nth(index).map(|operation| operation.key);
+            let key = operations.get(index).map(|operation| prefix::seen(&head, &operation.key).to_owned());
             return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }
         let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
-        let batch = Batch { operations, query, arrived, values_max, origin: head };
-        engine.run_batch(batch, move |outcome| match outcome {
+        let batch = Batch { operations, query, arrived, values_max, origin: Arc::clone(&head) as _ };
+        engine.run_batch(batch, move |outcome| match seen(&head, outcome) {
             Ok(done) if values_len(&done) > LARGE => large.run(move || respond(response::streamed(done, response))),
             Ok(done) => respond(response::whole(&done, response)),
             Err(failure) => respond(refused(failure, response)),
         });
+    }
+}
+
+/// Takes the key prefix of the request out of the outcome.
+fn seen(head: &RequestHead, outcome: BatchOutcome) -> BatchOutcome {
+    if head.key_prefix().is_empty() {
+        return outcome;
+    }
+    match outcome {
+        Ok(done) => {
+            let seen = |(outcome, headers)| (outcome, prefix::seen_headers(head, headers));
+            Ok(done.into_iter().map(seen).collect())
+        }
+        Err(BatchFailure { at, outcome }) => {
+            let at = at.map(|(index, key)| (index, prefix::seen(head, &key).to_owned()));
+            Err(BatchFailure { at, outcome: prefix::seen_outcome(head, outcome) })
+        }
     }
 }
 
@@ -117,16 +136,20 @@ fn refused(BatchFailure { at, outcome }: BatchFailure, format: Format) -> Respon
     problem.reply(format.error_format())
 }
 
-/// Checks keys, media types and values of decoded operations.
-fn checked(operations: Vec<Operation>, value_max: u64) -> Result<Vec<Operation>, Problem> {
-    for (index, operation) in operations.iter().enumerate() {
+/// Checks keys, media types and values of decoded operations, and puts the key prefix of their request before the keys.
+fn checked(head: &RequestHead, mut operations: Vec<Operation>, value_max: u64) -> Result<Vec<Operation>, Problem> {
+    for (index, operation) in operations.iter_mut().enumerate() {
         let len = operation.value.len() as u64;
         let fits = match operation.check() {
             Err(invalid) => Err(Problem::from(invalid)),
             Ok(()) if len > value_max => Err(entry::too_large(Some(len), value_max)),
             Ok(()) => Ok(()),
         };
-        fits.map_err(|problem| problem.at(index, Some(operation.key.clone())))?;
+        let of_operation = |problem: Problem| problem.at(index, Some(operation.key.clone()));
+        fits.map_err(of_operation)?;
+        if !head.key_prefix().is_empty() {
+            operation.key = prefix::whole_key(head, operation.key.clone()).map_err(of_operation)?;
+        }
     }
     Ok(operations)
 }

@@ -60,8 +60,14 @@ pub(super) fn parse_query(query: &str) -> Result<Option<u64>, Problem> {
     since.map(|text| watch::revision("since", text)).transpose()
 }
 
-/// Begins an export. Blocks until its revision is durable.
-pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>, format: ErrorFormat) -> Response {
+/// Begins an export of the keys with a prefix, which its lines do not have. Blocks until its revision is durable.
+pub(super) fn begin(
+    engine: &Arc<Engine>,
+    exports: &Exports,
+    since: Option<u64>,
+    prefix: String,
+    format: ErrorFormat,
+) -> Response {
     let Some(running) = exports.begin() else { return busy().reply(format) };
     let store = engine.store();
     let source = match since {
@@ -81,7 +87,7 @@ pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>,
         .with_cache_control("no-store, no-transform")
         .with_header("X-Accel-Buffering", "no")
         .inert();
-    reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(Job { source, start, running }))));
+    reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(Job { source, start, prefix, running }))));
     reply
 }
 
@@ -129,19 +135,20 @@ impl From<io::Error> for Ended {
 struct Job {
     source: Source,
     start: Start,
+    prefix: String,
     running: Running,
 }
 
 impl Job {
     /// Encodes all lines. Returns when the client has read them, or has gone.
     fn run(self, pieces: Sender<Bytes>) {
-        let Self { mut source, start, running } = self;
+        let Self { mut source, start, prefix, running } = self;
         lower_priority();
         let out = Buffer { pieces, buffer: Vec::with_capacity(2 * PIECE), count: 0 };
         let Ok(mut writer) = Writer::new(out, start) else { return };
         let written = match &mut source {
-            Source::View(view) => write_view(view, &mut writer),
-            Source::Changes(watch, last) => write_changes(watch, *last, &mut writer),
+            Source::View(view) => write_view(view, &prefix, &mut writer),
+            Source::Changes(watch, last) => write_changes(watch, *last, &prefix, &mut writer),
         };
         // Before the end is sent, so that a client that has read it can begin the next export.
         drop((source, running));
@@ -154,10 +161,12 @@ impl Job {
     }
 }
 
-fn write_view(view: &mut View, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
+fn write_view(view: &mut View, prefix: &str, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
     while let Some(entries) = view.next_shard().map_err(lost)? {
         for entry in entries {
-            writer.record(&EntryLine::from(&entry))?;
+            if let Some(key) = entry.key().strip_prefix(prefix) {
+                writer.record(&EntryLine::new(key, &entry))?;
+            }
         }
     }
     Ok(())
@@ -173,7 +182,7 @@ fn lost(unviewable: Unviewable) -> Ended {
     })
 }
 
-fn write_changes(watch: &mut Watch, last: u64, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
+fn write_changes(watch: &mut Watch, last: u64, prefix: &str, writer: &mut Writer<Buffer>) -> Result<(), Ended> {
     while watch.revision() < last {
         // The changes are there already, so this never waits.
         let events = match watch.poll(&Context::from_waker(Waker::noop())) {
@@ -186,9 +195,10 @@ fn write_changes(watch: &mut Watch, last: u64, writer: &mut Writer<Buffer>) -> R
             _ => return Err(Ended::Failed("the server stops; try again later".to_owned())),
         };
         for event in events.iter().filter(|event| event.revision() <= last) {
+            let Some(key) = event.entry().key().strip_prefix(prefix) else { continue };
             match event.is_removal() {
-                true => writer.record(&RemovalLine::new(event.entry().key(), event.revision()))?,
-                false => writer.record(&EntryLine::from(event.entry()))?,
+                true => writer.record(&RemovalLine::new(key, event.revision()))?,
+                false => writer.record(&EntryLine::new(key, event.entry()))?,
             }
         }
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::entry;
 use super::json::{json, json_reply};
+use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::{parameters, unknown};
 use crate::http::{Budget, Exhausted, RequestHead, Response};
@@ -39,6 +40,18 @@ impl Query {
             Self::Page(listing) | Self::Delete(listing) | Self::DryRun(listing) => &listing.prefix,
             Self::Count { prefix } => prefix,
         }
+    }
+
+    /// Puts the key prefix of its request before the prefix and the position.
+    pub(super) fn whole(mut self, head: &RequestHead) -> Self {
+        match &mut self {
+            Self::Count { prefix } => *prefix = prefix::whole(head, std::mem::take(prefix)),
+            Self::Page(listing) | Self::Delete(listing) | Self::DryRun(listing) => {
+                listing.prefix = prefix::whole(head, std::mem::take(&mut listing.prefix));
+                listing.after = listing.after.take().map(|after| prefix::whole(head, after));
+            }
+        }
+        self
     }
 }
 
@@ -138,35 +151,38 @@ pub(super) fn list(
     budget: &'static Budget,
     format: ErrorFormat,
 ) -> Response {
-    let context = RequestContext { origin: head, query: raw_query };
+    let seen = |key: String| prefix::seen(&head, &key).to_owned();
+    let context = RequestContext { origin: Arc::clone(&head) as _, query: raw_query };
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {
             let keys = page.entries.iter().map(|Listed { entry, size, headers }| Key {
-                key: entry.key().into(),
+                key: prefix::seen(&head, entry.key()).into(),
                 size: *size as u64,
                 revision: entry.revision(),
                 content_type: entry.content_type().into(),
-                fields: fields(headers),
+                fields: fields(&head, headers),
             });
-            let page = Page { keys: keys.collect(), prefixes: page.prefixes, next: page.next };
+            let prefixes = page.prefixes.into_iter().map(seen).collect();
+            let page = Page { keys: keys.collect(), prefixes, next: page.next.map(seen) };
             within(budget, &page).unwrap_or_else(|_| no_memory(format))
         }),
         Query::DryRun(listing) => engine.list(listing, &context).map(|page| {
-            let would_delete = page.entries.iter().map(|listed| listed.entry.key().into()).collect();
-            let dry_run = DryRun { would_delete, next: page.next };
+            let would_delete =
+                page.entries.iter().map(|listed| prefix::seen(&head, listed.entry.key()).into()).collect();
+            let dry_run = DryRun { would_delete, next: page.next.map(seen) };
             within(budget, &dry_run).unwrap_or_else(|_| no_memory(format))
         }),
         Query::Delete(listing) => match engine.delete_page(listing, &context) {
-            Ok(deleted) => Ok(json(&deletion(deleted))),
-            Err(outcome) => return entry::problem(outcome).reply(format),
+            Ok(deleted) => Ok(json(&deletion(&head, deleted))),
+            Err(outcome) => return entry::problem(prefix::seen_outcome(&head, outcome)).reply(format),
         },
     };
-    answered.unwrap_or_else(|refusal| Problem::of(refusal).reply(format))
+    answered.unwrap_or_else(|refusal| Problem::of(prefix::seen_refusal(&head, refusal)).reply(format))
 }
 
 /// The fields that plugins add to a key: a header `Vkog-Some-Name` that they add to a GET of it becomes `some_name`.
-fn fields(headers: &ExtraHeaders) -> BTreeMap<String, Value> {
+fn fields(head: &RequestHead, headers: &ExtraHeaders) -> BTreeMap<String, Value> {
     let mut fields = BTreeMap::new();
     for (name, value) in headers {
         let Some((_, name)) = name.split_at_checked(5).filter(|(vkog, _)| vkog.eq_ignore_ascii_case("vkog-")) else {
@@ -174,16 +190,17 @@ fn fields(headers: &ExtraHeaders) -> BTreeMap<String, Value> {
         };
         let name = name.to_ascii_lowercase().replace('-', "_");
         if !Key::OWN_FIELDS.contains(&name.as_str()) {
-            fields.entry(name).or_insert_with(|| value.as_str().into());
+            fields.entry(name).or_insert_with(|| prefix::seen_text(head, value.clone()).into());
         }
     }
     fields
 }
 
 /// The response to a deletion.
-fn deletion(DeletedPage { deleted, refused, next }: DeletedPage) -> Deletion<'static> {
-    let refused = refused.into_iter().map(|(key, outcome)| entry::problem(outcome).of_key(key)).collect();
-    Deletion { deleted, refused, next }
+fn deletion(head: &RequestHead, DeletedPage { deleted, refused, next }: DeletedPage) -> Deletion<'static> {
+    let seen = |key: String| prefix::seen(head, &key).to_owned();
+    let of_key = |(key, outcome)| entry::problem(prefix::seen_outcome(head, outcome)).of_key(seen(key));
+    Deletion { deleted, refused: refused.into_iter().map(of_key).collect(), next: next.map(seen) }
 }
 
 /// Serializes a page within the memory budget. Its length is reserved before it is made.
@@ -257,7 +274,8 @@ mod tests {
             ("X-Size", "8"),
             ("Vkog", "9"),
         ];
-        let fields = fields(&headers.map(header).to_vec());
+        let head = RequestHead::new(Method::Get, "/keys".to_owned(), Headers::default(), None);
+        let fields = fields(&head, &headers.map(header).to_vec());
         assert_eq!(serde_json::json!(fields), serde_json::json!({ "expires": "2026", "some_name": "a" }));
     }
 

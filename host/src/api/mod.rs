@@ -21,6 +21,7 @@ mod origin;
 mod page;
 mod path;
 mod plugins;
+mod prefix;
 mod problem;
 mod query;
 mod range;
@@ -29,16 +30,17 @@ mod tickets;
 mod watch;
 
 use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
-use vkog_plugin_host::{Origin, ReloadReport, Verb};
+use vkog_plugin_host::{CallStates, Cause, Origin, ReloadReport, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
-use access_log::{AccessLog, RequestSpan};
+use access_log::{AccessLog, METHODS, RequestSpan};
 pub use auth::Authorizer;
 use auth::{Credential, Rules, Scope};
 use batch::{BatchRoute, Format};
@@ -55,8 +57,20 @@ use range::Range;
 use routes::Routes;
 use tickets::Tickets;
 
-/// The HTTP interface of a store.
-pub struct Api {
+/// The HTTP interface of a store. A clone is the same one.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The parts of an [`Api`].
+pub struct Parts {
     engine: Arc<Engine>,
     value_max: u64,
     budget: &'static Budget,
@@ -116,6 +130,8 @@ enum Route {
     Export { since: Option<u64> },
     /// `/x/PLUGIN/…`: a route of a plugin.
     Plugin,
+    /// Found when plugins have decided about the request.
+    Later,
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -147,7 +163,7 @@ impl Api {
         let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
         let (tickets, exports, routes) = (Tickets::default(), Exports::default(), Routes::new(route_timeout));
-        Self {
+        Self(Arc::new(Parts {
             engine,
             value_max,
             budget,
@@ -162,7 +178,7 @@ impl Api {
             tickets,
             exports,
             routes,
-        }
+        }))
     }
 
     /// Returns the connection counters, for an engine to count in.
@@ -170,14 +186,24 @@ impl Api {
         Arc::clone(&self.connections)
     }
 
-    /// Routes and authorizes a request. The error is the response of a request that needs no body.
-    fn route(&self, head: &RequestHead, rules: &Rules) -> Result<Route, Response> {
-        let (path, query) = head.path_and_query();
+    /// Routes and authorizes a request, after plugins have decided about it. The error is the response of a request that needs no
+    /// body.
+    fn admitted(&self, head: &RequestHead, rules: &Rules) -> Result<Route, Response> {
+        let methods = self.methods(head)?;
+        match self.let_pass(head, rules)? {
+            true => self.route(head, rules, methods),
+            false => Ok(Route::Later),
+        }
+    }
+
+    /// Returns the methods of the path of a request; none for a route of a plugin. The error is the response of a request whose
+    /// path or method does not exist.
+    fn methods(&self, head: &RequestHead) -> Result<Option<&'static Methods>, Response> {
+        let (path, _) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
-        let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
         if path.starts_with(routes::PREFIX) {
-            return routes::find(&self.engine.plugins().chain(), head, rules).map(|_| Route::Plugin);
+            return routes::find(&self.engine.plugins().chain(), head).map(|_| None);
         }
         // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
         let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
@@ -185,12 +211,21 @@ impl Api {
             tracing::error!("{error}");
             Response::internal_error()
         })?;
-        let methods = methods.ok_or_else(no_path)?;
+        let methods = methods.ok_or_else(|| no_path(format()))?;
         match head.method {
-            method if !methods.include(method) => return Err(not_allowed(methods, format())),
-            Method::Options => return Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
-            _ => {}
+            method if !methods.include(method) => Err(not_allowed(methods, format())),
+            Method::Options => Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
+            _ => Ok(Some(methods)),
         }
+    }
+
+    /// Routes and authorizes a request whose path has its method. The error is the response of a request that needs no body.
+    fn route(&self, head: &RequestHead, rules: &Rules, methods: Option<&Methods>) -> Result<Route, Response> {
+        let (path, query) = head.path_and_query();
+        let format = || ErrorFormat::of(head);
+        let Some(methods) = methods else {
+            return routes::permitted(&self.engine.plugins().chain(), head, rules).map(|_| Route::Plugin);
+        };
         if let Some(key) = path.strip_prefix("/k/") {
             return self.entry_route(head, rules, methods, key, query).map(Route::Entry);
         }
@@ -201,7 +236,7 @@ impl Api {
                     Method::Delete => (keys::parse_deletion(head, query), Permission::Write),
                     _ => (keys::parse_query(query), Permission::Read),
                 };
-                let listing = listing.map_err(|problem| problem.reply(format()))?;
+                let listing = listing.map_err(|problem| problem.reply(format()))?.whole(head);
                 rules.check(head, permission, Scope::Prefix(listing.prefix()))?;
                 Ok(Route::Keys { listing, query: query.to_owned() })
             }
@@ -216,6 +251,7 @@ impl Api {
             }
             "/watch/tickets" => {
                 let prefix = tickets::parse_query(query).map_err(|problem| problem.reply(format()))?;
+                let prefix = prefix::whole(head, prefix);
                 let credential = rules.reader(head);
                 rules.check_as(head, &credential, Permission::Read, Scope::Prefix(&prefix))?;
                 Err(self.tickets.issue(credential, prefix, format()))
@@ -237,7 +273,7 @@ impl Api {
             // These two need no token either: they describe the interface.
             "/openapi.json" => Err(openapi::document(&self.engine.plugins().chain())),
             "/" => Err(page::page()),
-            _ => Err(no_path()),
+            _ => Err(no_path(format())),
         }
     }
 
@@ -259,7 +295,8 @@ impl Api {
             Method::Delete => Verb::Delete,
             Method::Options | Method::Other => return Err(not_allowed(methods, format())),
         };
-        let key = decode_key(key).map_err(|problem| problem.reply(format()))?;
+        let key = decode_key(key).and_then(|key| prefix::whole_key(head, key));
+        let key = key.map_err(|problem| problem.reply(format()))?;
         let permission = if verb == Verb::Get { Permission::Read } else { Permission::Write };
         rules.check(head, permission, Scope::Key(&key))?;
         let sent = entry::content_type(head).map_err(|problem| problem.reply(format()))?;
@@ -288,6 +325,11 @@ impl Api {
     }
 }
 
+/// The response for a path that does not exist.
+fn no_path(format: ErrorFormat) -> Response {
+    Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format)
+}
+
 /// The response for a method that the path does not have.
 fn not_allowed(methods: &Methods, format: ErrorFormat) -> Response {
     Problem::new(405, "Method not allowed").reply(format).with_header("Allow", methods.allow.clone())
@@ -299,7 +341,7 @@ impl Service for Api {
     fn admit(&self, head: Arc<RequestHead>) -> Result<RoutedRequest, Response> {
         let rules = self.auth.rules();
         let ending = Ending { span: self.log.start(&head), grant: rules.identify_client(&head) };
-        match self.route(&head, &rules) {
+        match self.admitted(&head, &rules) {
             Ok(route) => Ok(RoutedRequest { head, route, ending }),
             Err(reply) => Err(ending.complete(reply)),
         }
@@ -312,6 +354,7 @@ impl Service for Api {
     fn body_max(&self, request: &RoutedRequest) -> u64 {
         match request.route {
             Route::Batch(_) => batch::body_max(self.value_max),
+            Route::Later if request.head.path() == "/batch" => batch::body_max(self.value_max),
             _ => self.value_max,
         }
     }
@@ -347,7 +390,23 @@ impl Service for Api {
         request.ending.complete(problem.reply(ErrorFormat::of(&request.head)))
     }
 
-    fn serve(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
+    fn serve(&self, request: RoutedRequest, body: Vec<u8>, responder: Responder) {
+        let RoutedRequest { head, route: Route::Later, ending } = request else {
+            return self.serve_routed(request, body, responder);
+        };
+        let api = self.clone();
+        self.let_pass_later(&Arc::clone(&head), move |passed| {
+            let routed = passed.and_then(|()| api.route(&head, &api.auth.rules(), api.methods(&head)?));
+            match routed {
+                Ok(route) => api.serve_routed(RoutedRequest { head, route, ending }, body, responder),
+                Err(reply) => responder.respond(ending.complete(reply)),
+            }
+        });
+    }
+}
+
+impl Api {
+    fn serve_routed(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
         let format = ErrorFormat::of(&head);
         let respond = move |reply| responder.respond(ending.complete(reply));
         match route {
@@ -379,13 +438,16 @@ impl Service for Api {
             // Waits until the revision is durable.
             Route::Export { since } => {
                 let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
-                self.threads.run(move || respond(export::begin(&engine, &exports, since, format)));
+                let prefix = head.key_prefix().to_owned();
+                self.threads.run(move || respond(export::begin(&engine, &exports, since, prefix, format)));
             }
             Route::Plugin => {
                 let (engine, auth) = (Arc::clone(&self.engine), Arc::clone(&self.auth));
                 let call = routes::Call { engine, auth, head, body };
                 self.routes.call(call, self.budget, Box::new(respond));
             }
+            // `serve` has found its route.
+            Route::Later => respond(Response::internal_error()),
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {
                 let engine = Arc::clone(&self.engine);
@@ -397,9 +459,7 @@ impl Service for Api {
             }
         }
     }
-}
 
-impl Api {
     /// Runs an operation on one entry, on another thread if its value is large.
     fn serve_entry(
         &self,
@@ -416,6 +476,7 @@ impl Api {
         }
         let range = Range::of(&head);
         let (form, transforms) = (Form::Sent, Transforms::default());
+        let (cause, states, client) = (Cause::Request, CallStates::default(), Arc::clone(&head));
         let request = Request {
             verb,
             key,
@@ -425,11 +486,16 @@ impl Api {
             conditions,
             arrived,
             depth: 0,
+            cause,
             origin: head,
+            states,
             form,
             transforms,
         };
-        let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
+        let finish = move |done, added| {
+            let (done, added) = (prefix::seen_outcome(&client, done), prefix::seen_headers(&client, added));
+            respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
+        };
         if touches {
             let engine = Arc::clone(&self.engine);
             self.large.run(move || engine.touch(request, finish));
@@ -457,5 +523,9 @@ impl Origin for RequestHead {
 
     fn client(&self) -> &str {
         self.client_text()
+    }
+
+    fn token(&self) -> &str {
+        self.token()
     }
 }

@@ -23,13 +23,12 @@ use vkog_runtime::ThreadPool;
 /// The prefix of the paths.
 pub(super) const PREFIX: &str = "/x/";
 
-/// Finds the routes of the request's path and checks that the client may call the one for its method. A request whose body has
-/// been received is checked again, because a reload may have replaced the plugin.
+/// Finds the routes of the request's path, and the permission that the one for its method needs.
 ///
 /// # Errors
 ///
 /// The response to a request that calls no route.
-pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead, rules: &Rules) -> Result<PathRoutes<'a>, Response> {
+pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathRoutes<'a>, RoutePermission), Response> {
     let format = || ErrorFormat::of(head);
     let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
     let found = found.ok_or_else(|| {
@@ -41,8 +40,24 @@ pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead, rules: &Rules) -
     let Some(route) = found.route(head.method.name()) else {
         return Err(Problem::new(405, "Method not allowed").reply(format()).with_header("Allow", found.allow()));
     };
+    let permission = route.permission;
+    Ok((found, permission))
+}
+
+/// Finds the routes of the request's path and checks that the client may call the one for its method. A request whose body has
+/// been received is checked again, because a reload may have replaced the plugin.
+///
+/// # Errors
+///
+/// The response to a request that calls no route, or that the client may not send.
+pub(super) fn permitted<'a>(
+    chain: &'a Chain,
+    head: &'a RequestHead,
+    rules: &Rules,
+) -> Result<PathRoutes<'a>, Response> {
+    let (found, permission) = find(chain, head)?;
     // The entries of a prefix are checked when the plugin reads or writes them.
-    match route.permission {
+    match permission {
         RoutePermission::None => rules.check_site(head)?,
         RoutePermission::Read => rules.check(head, Permission::Read, Scope::Later)?,
         RoutePermission::Write => rules.check(head, Permission::Write, Scope::Later)?,
@@ -113,10 +128,11 @@ impl Call {
     ///
     /// The response to a request that no plugin of this chain serves, or that would be one too many.
     fn permit(&self, chain: &Chain) -> Result<RoutePermit, Response> {
-        let found = find(chain, &self.head, &self.auth.rules())?;
+        let found = permitted(chain, &self.head, &self.auth.rules())?;
         RoutePermit::of(found.member).ok_or_else(|| {
             let name = found.member.name();
-            let fact = format!("Plugin \"{name}\" serves {ROUTE_CALLS_MAX} requests, which is the maximum; try again later");
+            let fact =
+                format!("Plugin \"{name}\" serves {ROUTE_CALLS_MAX} requests, which is the maximum; try again later");
             Problem::busy(fact).reply(ErrorFormat::of(&self.head))
         })
     }
@@ -124,13 +140,14 @@ impl Call {
     /// Calls the plugin.
     fn run(&self, chain: &Arc<Chain>, permit: &RoutePermit, exchange: &Exchange) -> Result<(), Refusal> {
         let Self { engine, auth, head, body } = self;
-        let bad_request = |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
+        let bad_request =
+            |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
         let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
         let Some(found) = found else { return Ok(()) };
         let content_type = head.headers.get("content-type").map_or(Ok(""), media_type);
         let content_type = content_type.map_err(|error| bad_request(error.to_string()))?;
         let parameters = found.parameters().map_err(|error| bad_request(error.to_string()))?;
-        let client = Client { auth: Arc::clone(auth), head: Arc::clone(head), key_prefix: String::new() };
+        let client = Client { auth: Arc::clone(auth), head: Arc::clone(head) };
         let call = RouteCall {
             path: found.path,
             parameters: &parameters,
@@ -150,8 +167,6 @@ impl Call {
 struct Client {
     auth: Arc<Authorizer>,
     head: Arc<RequestHead>,
-    /// The prefix of all its keys.
-    key_prefix: String,
 }
 
 impl RouteClient for Client {
@@ -166,6 +181,6 @@ impl RouteClient for Client {
     }
 
     fn key_prefix(&self) -> &str {
-        &self.key_prefix
+        self.head.key_prefix()
     }
 }

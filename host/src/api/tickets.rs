@@ -109,12 +109,34 @@ impl Tickets {
         }
     }
 
+    /// Returns the token of the client that starts a watch, as [`credential`](Self::credential) does, for whatever prefix.
+    ///
+    /// # Errors
+    ///
+    /// 401, as for that function.
+    pub(super) fn holder(&self, head: &RequestHead, ticket: Option<&str>) -> Result<Credential, Refusal> {
+        match ticket {
+            Some(ticket) if head.headers.get("authorization").is_none() => {
+                let (credential, _) = self.find(ticket, Instant::now())?;
+                Ok(credential)
+            }
+            _ => self.credential(head, ticket, ""),
+        }
+    }
+
     fn redeem(&self, text: &str, prefix: &str, now: Instant) -> Result<Credential, Refusal> {
+        match self.find(text, now)? {
+            (credential, own) if prefix.starts_with(&own) => Ok(credential),
+            _ => Err(host_refusal(403, "Not allowed: the ticket is for another prefix")),
+        }
+    }
+
+    /// Returns the token that a ticket stands for, and the prefix of its watches.
+    fn find(&self, text: &str, now: Instant) -> Result<(Credential, String), Refusal> {
         let sha256 = Sha256::of(text.as_bytes());
         let tickets = self.0.lock();
         match tickets.iter().find(|ticket| ticket.sha256 == sha256 && ticket.expires > now) {
-            Some(ticket) if prefix.starts_with(&ticket.prefix) => Ok(ticket.credential.clone()),
-            Some(_) => Err(host_refusal(403, "Not allowed: the ticket is for another prefix")),
+            Some(ticket) => Ok((ticket.credential.clone(), ticket.prefix.clone())),
             None => Err(unauthorized("The ticket is unknown or has expired; get another with POST /watch/tickets")),
         }
     }

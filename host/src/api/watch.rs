@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::auth::{Authorizer, Credential, Scope};
+use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use crate::config::Permission;
@@ -38,24 +39,26 @@ const ENCODED_MAX: usize = 4 << 20;
 #[derive(Default)]
 pub(super) struct Encoded(Mutex<Cache>);
 
+/// The revision of an event, whether it has the value, and the length of the prefix that its key lacks.
+type EventKey = (u64, bool, usize);
+
 #[derive(Default)]
 struct Cache {
-    /// By revision, and by whether the event has the value.
-    events: HashMap<(u64, bool), Bytes>,
+    events: HashMap<EventKey, Bytes>,
     /// In the order in which they were encoded.
-    order: VecDeque<(u64, bool)>,
+    order: VecDeque<EventKey>,
     bytes: usize,
 }
 
 impl Encoded {
-    /// Returns an encoded event.
-    fn event(&self, event: &Event, values: bool) -> Bytes {
-        let key = (event.revision(), values);
+    /// Returns an encoded event, whose key is without the first `hidden` bytes.
+    fn event(&self, event: &Event, values: bool, hidden: usize) -> Bytes {
+        let key = (event.revision(), values, hidden);
         if let Some(bytes) = self.0.lock().events.get(&key) {
             return bytes.clone();
         }
         let mut encoded = Vec::new();
-        put_event(&mut encoded, event, values);
+        put_event(&mut encoded, event, values, hidden);
         let encoded = Bytes::from(encoded);
         let mut cache = self.0.lock();
         if cache.events.insert(key, encoded.clone()).is_none() {
@@ -86,7 +89,7 @@ impl Subscription {
     }
 }
 
-/// Parses the query. `Last-Event-ID` takes precedence over `lastEventId`, which clients send that cannot set header fields, and
+/// Parses the query, and puts the key prefix of its request before the prefix. `Last-Event-ID` takes precedence over `lastEventId`, which clients send that cannot set header fields, and
 /// both over `since`, because a client that reconnects repeats its first query.
 ///
 /// # Errors
@@ -103,7 +106,8 @@ pub(super) fn parse_query(query: &str, head: &RequestHead) -> Result<Subscriptio
     let last_id = last_id.filter(|id| !id.is_empty()).map(|id| revision(LAST_EVENT_ID, id)).transpose()?;
     let since = since.map(|since| revision("since", since)).transpose()?;
     let since = header.or(last_id).or(since);
-    Ok(Subscription { prefix: prefix.unwrap_or_default(), since, values: values.is_some(), ticket })
+    let prefix = prefix::whole(head, prefix.unwrap_or_default());
+    Ok(Subscription { prefix, since, values: values.is_some(), ticket })
 }
 
 /// Parses the revision of a parameter.
@@ -137,7 +141,9 @@ pub(super) fn stream(
         Events { watcher, values, prefix, auth, credential, encoded, head, piece, next: None, ended: false };
     // A client that reconnects to a stream that has ended gets a status, so that it stops reconnecting.
     match events.watcher.poll(&Context::from_waker(Waker::noop())) {
-        Poll::Ready(Err(WatchEnd::Refused(refusal))) => return Problem::of(refusal).reply(format),
+        Poll::Ready(Err(WatchEnd::Refused(refusal))) => {
+            return Problem::of(prefix::seen_refusal(&events.head, refusal)).reply(format);
+        }
         Poll::Ready(first) => events.next = Some(first),
         Poll::Pending => {}
     }
@@ -223,7 +229,10 @@ impl Stream for Events {
                 },
             };
             match next {
-                Ok(event) => self.piece.push(self.encoded.event(&event, self.values)),
+                Ok(event) => {
+                    let hidden = self.head.key_prefix().len();
+                    self.piece.push(self.encoded.event(&event, self.values, hidden));
+                }
                 Err(ended) => self.end(ended),
             }
         }
@@ -265,7 +274,7 @@ impl Events {
         let problem = match ended {
             WatchEnd::Stopped => return,
             WatchEnd::Unwatchable(unwatchable) => gone(unwatchable, LIST_AGAIN),
-            WatchEnd::Refused(refusal) => Problem::of(refusal),
+            WatchEnd::Refused(refusal) => Problem::of(prefix::seen_refusal(&self.head, refusal)),
         };
         put(self.piece.many(), None, "end", problem.document());
     }
@@ -307,9 +316,10 @@ struct Data<'a> {
     value_base64: Option<String>,
 }
 
-fn put_event(into: &mut Vec<u8>, event: &Event, values: bool) {
+fn put_event(into: &mut Vec<u8>, event: &Event, values: bool, hidden: usize) {
     let (entry, revision) = (event.entry(), event.revision());
-    let mut data = Data { key: entry.key(), revision, ..Data::default() };
+    let key = entry.key().get(hidden..).unwrap_or_default();
+    let mut data = Data { key, revision, ..Data::default() };
     if event.is_removal() {
         data.reason = event.is_expiry().then_some("expired");
         return put(into, Some(revision), "delete", &data);

@@ -1,5 +1,8 @@
 //! Authentication and authorization in the configuration: the table `[access]` and its tokens.
 
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 
 use super::cors::CorsOrigin;
@@ -52,14 +55,27 @@ impl Permission {
 /// A token or the name of a client certificate, and its permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// The name for the log and for responses.
-    pub name: String,
+    /// The name for the log, for responses and for plugins: see [`interned`].
+    pub name: &'static str,
     /// The proof that its sender shows.
     pub proof: Proof,
     /// The permission of its sender.
     pub permission: Permission,
     /// The token is valid for keys with this prefix; an empty prefix is every key and the server itself.
     pub prefix: String,
+}
+
+/// Returns the name of a token as a text that is valid until the process ends. Requests refer to it without counting references,
+/// which cores would contend for. Each name is leaked once, however often the configuration is read.
+pub fn interned(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock();
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let name: &'static str = Box::leak(name.into());
+    names.insert(name);
+    name
 }
 
 /// The proof that a client shows.
@@ -116,10 +132,10 @@ impl Auth {
         for (at, token) in tokens.iter().enumerate() {
             let name = &token.name;
             if tokens[..at].iter().any(|other| other.name == *name) {
-                return Err(AuthError::SameName(name.clone()));
+                return Err(AuthError::SameName((*name).to_owned()));
             }
             if let Some(other) = tokens[..at].iter().find(|other| other.proof == token.proof) {
-                return Err(AuthError::SameToken(other.name.clone(), name.clone()));
+                return Err(AuthError::SameToken(other.name.to_owned(), (*name).to_owned()));
             }
         }
         Ok(Self { remote_admin, tokens, ..Self::default() })
@@ -161,7 +177,7 @@ impl<'de> Deserialize<'de> for Token {
         if permission == Permission::Admin && prefix.is_some() {
             return wrong("the right \"admin\" applies to all keys; remove prefix, or use the right \"write\"");
         }
-        Ok(Self { name, proof, permission, prefix: prefix.unwrap_or_default() })
+        Ok(Self { name: interned(&name), proof, permission, prefix: prefix.unwrap_or_default() })
     }
 }
 

@@ -117,6 +117,10 @@ pub struct RequestHead {
     pub certificate: Option<CertificateNames>,
     /// The client as text, formatted on first use.
     client_text: OnceLock<String>,
+    /// The name of the access token, once it was recognised.
+    token: OnceLock<&'static str>,
+    /// The prefix of all keys of the request, once a plugin has set it.
+    key_prefix: OnceLock<Box<str>>,
     /// An id that the server has generated, on first use.
     generated_id: OnceLock<String>,
 }
@@ -124,8 +128,18 @@ pub struct RequestHead {
 impl RequestHead {
     /// Creates a request head.
     pub fn new(method: Method, target: String, headers: Headers, client: Option<SocketAddr>) -> Self {
-        let (client_text, generated_id) = (OnceLock::new(), OnceLock::new());
-        Self { method, target, headers, version: (1, 0), client, certificate: None, client_text, generated_id }
+        Self {
+            method,
+            target,
+            headers,
+            version: (1, 0),
+            client,
+            certificate: None,
+            client_text: OnceLock::new(),
+            token: OnceLock::new(),
+            key_prefix: OnceLock::new(),
+            generated_id: OnceLock::new(),
+        }
     }
 
     /// Sets the names in the client's certificate.
@@ -146,6 +160,26 @@ impl RequestHead {
     /// Returns the client as `ip:port`; empty on a Unix socket. Behind a trusted proxy, the client that the proxy names.
     pub fn client_text(&self) -> &str {
         self.client_text.get_or_init(|| self.client.map(|client| client.to_string()).unwrap_or_default())
+    }
+
+    /// Sets the name of the access token with which the client authenticates itself. A second call has no effect.
+    pub fn set_token(&self, name: &'static str) {
+        let _ = self.token.set(name);
+    }
+
+    /// Returns the name of the access token; empty if there is none, or before it was recognised.
+    pub fn token(&self) -> &'static str {
+        self.token.get().copied().unwrap_or_default()
+    }
+
+    /// Sets the prefix of all keys of the request. A second call has no effect.
+    pub fn set_key_prefix(&self, prefix: String) {
+        let _ = self.key_prefix.set(prefix.into());
+    }
+
+    /// Returns the prefix of all keys of the request, which its client does not see; usually empty.
+    pub fn key_prefix(&self) -> &str {
+        self.key_prefix.get().map_or("", |prefix| prefix)
     }
 
     /// Whether the target is an absolute URL of another scheme than `http` and `https`.

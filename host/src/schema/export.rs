@@ -101,9 +101,16 @@ impl Serialize for Base64<'_> {
 
 impl<'a> From<&'a Entry> for EntryLine<'a> {
     fn from(entry: &'a Entry) -> Self {
+        Self::new(entry.key(), entry)
+    }
+}
+
+impl<'a> EntryLine<'a> {
+    /// The entry under another key.
+    pub fn new(key: &'a str, entry: &'a Entry) -> Self {
         let text = str::from_utf8(entry.value()).ok();
         Self {
-            key: entry.key(),
+            key,
             value: text,
             value_base64: if text.is_none() { Some(Base64(entry.value())) } else { None },
             content_type: Some(entry.content_type()).filter(|name| *name != DEFAULT_CONTENT_TYPE),

@@ -3,7 +3,8 @@
 //!
 //! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that fills up at random. Each
 //! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
-//! and for batches, which have no effect if one operation fails.
+//! and for batches, which have no effect if one operation fails. Each call finds the state that the previous call of the same
+//! plugin for the same operation kept, and all states are dropped once, before the response.
 
 #![allow(unsafe_code)]
 
@@ -51,21 +52,56 @@ type Calls = Vec<(usize, Phase)>;
 /// The header that identifies an operation of a batch.
 const PLACE: &str = "Place";
 
+/// The state that a plugin keeps in each call.
+struct Kept {
+    call: (usize, usize, Phase),
+    number: usize,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut play = PLAY.lock();
+        let number = self.number;
+        let known = play.kept.iter().position(|kept| *kept == number);
+        match known {
+            Some(at) => _ = play.kept.swap_remove(at),
+            None => play.wrong.push("a state was dropped twice".to_owned()),
+        }
+    }
+}
+
 /// The scripted actions of the plugins, and their calls. Single operations have index 0.
 #[derive(Default)]
 struct Play {
     acts: Vec<(usize, usize, Phase, Act)>,
     called: Vec<(usize, usize, Phase)>,
+    /// The numbers of the states that exist.
+    kept: Vec<usize>,
+    /// What was wrong with states.
+    wrong: Vec<String>,
 }
 
-static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
+static PLAY: Mutex<Play> =
+    Mutex::new(Play { acts: Vec::new(), called: Vec::new(), kept: Vec::new(), wrong: Vec::new() });
 /// Only one test uses the script at a time.
 static STAGE: Mutex<()> = Mutex::new(());
 
-fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
-    let place = place.and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0);
+fn called(plugin: usize, phase: Phase, call: &vkog_plugin_api::Request<'_>) -> Verdict {
+    let place = call.header(PLACE).and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0);
+    let found = call.take_state::<Kept>();
     let mut play = PLAY.lock();
+    let previous = play.called.iter().rfind(|(at, who, _)| (*at, *who) == (place, plugin)).copied();
+    if found.as_ref().map(|kept| kept.call) != previous {
+        let found = found.as_ref().map(|kept| kept.call);
+        play.wrong.push(format!("found {found:?} instead of {previous:?}"));
+    }
     play.called.push((place, plugin, phase));
+    let number = play.called.len();
+    play.kept.push(number);
+    drop(play);
+    call.set_state(Kept { call: (place, plugin, phase), number });
+    drop(found);
+    let play = PLAY.lock();
     let act = play.acts.iter().find(|act| (act.0, act.1, act.2) == (place, plugin, phase)).map(|act| act.3);
     drop(play);
     match act {
@@ -90,22 +126,22 @@ macro_rules! act {
        $after:ident $after_hook:ident;)*) => {$(
         impl<const N: usize> $before for Actor<N> {
             fn $before_hook(&self, call: &mut Before<'_, $operation>) -> Verdict {
-                called(N, Phase::Before, call.header(PLACE))
+                called(N, Phase::Before, call)
             }
         }
         impl<const N: usize> $guard for Actor<N> {
             fn $guard_hook(&self, call: &mut Guard<'_, $operation>) -> Verdict {
-                called(N, Phase::Guard, call.header(PLACE))
+                called(N, Phase::Guard, call)
             }
         }
         impl<const N: usize> $undo for Actor<N> {
             fn $undo_hook(&self, call: &Undo<'_, $operation>) {
-                let _ = called(N, Phase::Undo, call.header(PLACE));
+                let _ = called(N, Phase::Undo, call);
             }
         }
         impl<const N: usize> $after for Actor<N> {
             fn $after_hook(&self, call: &After<'_, $operation>) {
-                let _ = called(N, Phase::After, call.header(PLACE));
+                let _ = called(N, Phase::After, call);
             }
         }
     )*};
@@ -137,6 +173,8 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+        cause: vkog_plugin_host::Cause::Request,
+        states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),
@@ -167,6 +205,12 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
         calls.extend((0..PLUGINS).rev().map(|plugin| (plugin, last)));
     }
     (calls, None)
+}
+
+/// Fails if a state was found or dropped wrongly, or exists after the response.
+fn check_states(what: &str) {
+    let play = PLAY.lock();
+    assert_eq!((&play.wrong, &play.kept), (&Vec::new(), &Vec::new()), "states of {what}");
 }
 
 /// Returns the files without the preallocated zeros of the log.
@@ -218,7 +262,7 @@ fn a_failed_write_leaves_no_trace_for_any_cause() {
 
         let (before, files) = (contents(engine.store()), files_of(&disk));
         let placed = acts.iter().map(|(plugin, phase, act)| (0, *plugin, *phase, *act)).collect();
-        *PLAY.lock() = Play { acts: placed, called: Vec::new() };
+        *PLAY.lock() = Play { acts: placed, ..Play::default() };
         if fails && writes && stopped.is_none() {
             let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
@@ -228,6 +272,7 @@ fn a_failed_write_leaves_no_trace_for_any_cause() {
         let what = || format!("{verb:?} {key} with {acts:?}, a disk that fails: {fails}");
         let called: Calls = PLAY.lock().called.iter().map(|(_, plugin, phase)| (*plugin, *phase)).collect();
         assert_eq!(called, calls, "{}", what());
+        check_states(&what());
         match (stopped, &answer) {
             (Some((plugin, act)), Outcome::Refused(refusal)) => {
                 let status = if act == Act::Panic { 500 } else { 403 };
@@ -275,6 +320,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
         transforms: Transforms::default(),
+        states: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),
@@ -384,7 +430,7 @@ fn a_failed_batch_leaves_no_trace_whichever_operation_failed() {
         let (before, files) = (contents(engine.store()), files_of(&disk));
         let expected = expected_of_all(&operations, &acts, before.keys().cloned().collect(), !fails);
 
-        *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
+        *PLAY.lock() = Play { acts: acts.clone(), ..Play::default() };
         if fails && expected.stop.is_none() {
             let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
@@ -394,6 +440,7 @@ fn a_failed_batch_leaves_no_trace_whichever_operation_failed() {
         let outcome = ask_all(&engine, &operations, &value);
         let what = || format!("{operations:?} with {acts:?}, a disk that fails: {fails}");
         assert_eq!(PLAY.lock().called, expected.calls, "{}", what());
+        check_states(&what());
         match (expected.stop, outcome) {
             (Some((place, act)), Err(BatchFailure { at, outcome })) => {
                 assert_eq!(at, Some((place, operations[place].1.clone())), "{}", what());

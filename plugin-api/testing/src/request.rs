@@ -281,6 +281,8 @@ impl<'a> Request<'a> {
             conditions: self.conditions(),
             arrived: host.engine().revision(),
             depth: 0,
+            cause: vkog_plugin_host::Cause::Request,
+            states: Default::default(),
             value: self.value,
             origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
             form: Form::Sent,
@@ -312,6 +314,7 @@ impl<'a> Request<'a> {
             value: self.value.into(),
             hidden: false,
             transforms: Transforms::default(),
+            states: Default::default(),
         }
     }
 

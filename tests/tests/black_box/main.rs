@@ -79,6 +79,7 @@ mod hyper {
     mod backup;
     mod bad_input;
     mod batch;
+    mod before_request;
     mod caching;
     mod client;
     mod codings;
@@ -87,6 +88,7 @@ mod hyper {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod key_prefix;
     mod latency;
     mod listening;
     mod panics;
@@ -113,6 +115,7 @@ mod tiny {
     mod backup;
     mod bad_input;
     mod batch;
+    mod before_request;
     mod caching;
     mod client;
     mod codings;
@@ -121,6 +124,7 @@ mod tiny {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod key_prefix;
     mod latency;
     mod listening;
     mod panics;
@@ -143,7 +147,9 @@ mod tiny {
 mod h2 {
     const ENGINE: &str = "h2";
 
+    mod before_request;
     mod hooks;
+    mod key_prefix;
     mod preconditions;
     mod refusals;
     mod routes;

@@ -1,10 +1,11 @@
 //! One call of a hook: what the plugin may read during the call, and what it returns beside its verdict.
 
 use abi_stable::std_types::RSlice;
-use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
+use vkog_plugin_api::abi::{HookFn, Origin as Cause, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 use super::details;
 use super::serve::RouteCall;
+use super::states::CallStates;
 
 /// The origin of a request. Plugins rarely need it, so it is looked up only when they call.
 pub trait Origin: Send + Sync {
@@ -62,8 +63,28 @@ pub struct OpContext<'a> {
     pub arrived: u64,
     /// The nesting depth of plugin requests: 0 for a request of a client.
     pub depth: u32,
+    /// What made the host run the operation.
+    pub cause: Cause,
     /// The headers and the client of the request.
     pub origin: &'a dyn Origin,
+    /// The states that plugins keep for the operation; `None` if its hooks can keep none.
+    pub states: Option<&'a CallStates>,
+}
+
+impl OpContext<'static> {
+    /// The context of a hook that belongs to no operation.
+    pub(super) const NONE: Self = Self {
+        verb: Verb::Get,
+        key: "",
+        value: &[],
+        content_type: "",
+        query: "",
+        arrived: 0,
+        depth: 0,
+        cause: Cause::Request,
+        origin: &NoOrigin,
+        states: None,
+    };
 }
 
 /// A read-only view of an entry for hooks.
@@ -112,6 +133,7 @@ pub(super) struct CallOutput<'a> {
     pub(super) scan: Option<Scan<'a>>,
     /// The request, in a `serve` hook.
     pub(super) route: Option<&'a RouteCall<'a>>,
+    pub(super) states: Option<&'a CallStates>,
     /// Allocated on first use, because most calls return a verdict only. So there is less to build and to drop.
     lazy: Option<Box<LazyOutput>>,
 }
@@ -124,6 +146,7 @@ pub(super) struct LazyOutput {
     pub(super) value: Option<Vec<u8>>,
     pub(super) content_type: Option<String>,
     pub(super) details: Option<Vec<u8>>,
+    pub(super) key_prefix: Option<String>,
 }
 
 impl Drop for CallOutput<'_> {
@@ -144,8 +167,8 @@ fn drop_lazy(lazy: Box<LazyOutput>) {
 
 impl<'a> CallOutput<'a> {
     #[inline(always)]
-    pub(super) fn new(origin: &'a dyn Origin) -> Self {
-        Self { plugin: "", origin, scan: None, route: None, lazy: None }
+    pub(super) fn new(op: &OpContext<'a>) -> Self {
+        Self { plugin: "", origin: op.origin, scan: None, route: None, states: op.states, lazy: None }
     }
 
     /// Whether the plugins have returned nothing but verdicts.
@@ -185,17 +208,23 @@ pub(super) fn raw_call<'a>(
         after,
         arrived: op.arrived,
         verb: op.verb,
-        flags: 0,
+        flags: op.cause as u32,
         revision,
         reserved: 0,
         cx: std::ptr::null_mut(),
     }
 }
 
-/// Returns the raw call for an operation whose value a plugin replaced. A separate function, because few plugins do.
+/// Returns the raw call for an operation whose value or media type a plugin replaced. A separate function, because few plugins
+/// do.
 #[cold]
-pub(super) fn raw_call_with_value<'a>(op: &OpContext<'a>, value: &'a [u8]) -> RawCall<'a> {
-    raw_call(&OpContext { value, ..*op }, [None, None], 0)
+pub(super) fn raw_call_replaced<'a>(
+    op: &OpContext<'a>,
+    value: Option<&'a [u8]>,
+    content_type: Option<&'a str>,
+) -> RawCall<'a> {
+    let (value, content_type) = (value.unwrap_or(op.value), content_type.unwrap_or(op.content_type));
+    raw_call(&OpContext { value, content_type, ..*op }, [None, None], 0)
 }
 
 /// Calls a hook. Afterwards `output` has the output of the plugin beside its verdict.

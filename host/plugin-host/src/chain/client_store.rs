@@ -93,12 +93,17 @@ impl StoreAccess for ClientStore {
         requests.iter().for_each(|request| Arc::clone(&self).request(request, answer));
     }
 
-    fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
+    fn for_each(
+        self: Arc<Self>,
+        prefix: &str,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) -> Result<(), Refusal> {
         let own = self.client.key_prefix();
         let client = Arc::clone(&self.client);
         Arc::clone(&self.store).for_each(&self.whole(prefix), scope, &mut |key, entry| {
             !client.may_read(key) || each(key.strip_prefix(own).unwrap_or(key), entry)
-        });
+        })
     }
 
     fn on_quarantine(&self) {

@@ -1,5 +1,6 @@
 //! Dispatch: one pass through the plugins that have a hook. It calls each of them and turns what they return into a result.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -59,7 +60,7 @@ impl<'a> Dispatch<'a> {
     pub(super) fn begin_uncounted(chain: &'a Arc<Chain>, id: usize, op: &OpContext<'a>) -> Self {
         let scope = Scope { depth: op.depth, lock: Lock::Free, chain: Arc::as_ptr(chain) }.enter();
         let clock = Some(Instant::now());
-        Self { chain, list: &chain.lists[id], id, clock, _scope: scope, output: CallOutput::new(op.origin) }
+        Self { chain, list: &chain.lists[id], id, clock, _scope: scope, output: CallOutput::new(op) }
     }
 
     #[inline(always)]
@@ -70,7 +71,7 @@ impl<'a> Dispatch<'a> {
         let timed = list.always_timed || run < TIMED_FIRST || run % TIMED_EVERY == 0;
         let clock = timed.then(Instant::now);
         // Build the output last, in its final place: moving it costs as much as a call.
-        Self { chain, list, id, clock, _scope: scope, output: CallOutput::new(op.origin) }
+        Self { chain, list, id, clock, _scope: scope, output: CallOutput::new(op) }
     }
 
     /// Calls a hook. If there are details, it passes the entries with this plugin's own details.
@@ -158,6 +159,17 @@ impl<'a> Dispatch<'a> {
         headers.retain(|header| may_be_sent(header, plugin, id));
         let message = self.output.take(|output| &mut output.message).unwrap_or_default();
         Refusal { plugin: plugin.to_owned(), status, message, headers }
+    }
+
+    /// Ends the dispatch at a plugin whose output cannot be used, and returns what the client gets. `fact` follows the name of
+    /// the plugin.
+    #[cold]
+    pub(super) fn failed(&self, position: usize, fact: fmt::Arguments<'_>) -> Refusal {
+        self.uncount_rest(position);
+        let plugin = self.output.plugin;
+        let message = format!("plugin \"{plugin}\" {fact}");
+        tracing::error!(plugin, hook = HOOK_NAMES[self.id], "{message}");
+        Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() }
     }
 
     /// Returns the headers that plugins added to a response.

@@ -144,8 +144,12 @@ unsafe extern "C" fn replace_content_type(cx: *mut (), content_type: RStr<'_>) {
     contained((), || unsafe { output(cx) }.lazy().content_type = Some(content_type.to_string()));
 }
 
-unsafe extern "C" fn state(_cx: *mut ()) -> *mut RawState {
-    std::ptr::null_mut()
+unsafe extern "C" fn state(cx: *mut ()) -> *mut RawState {
+    contained(std::ptr::null_mut(), || {
+        // SAFETY: see `output`.
+        let CallOutput { plugin, states, .. } = unsafe { output(cx) };
+        states.map_or(std::ptr::null_mut(), |states| states.place(plugin))
+    })
 }
 
 unsafe extern "C" fn token(cx: *mut ()) -> RStr<'static> {
@@ -158,7 +162,10 @@ unsafe extern "C" fn method(cx: *mut ()) -> RStr<'static> {
     contained(RStr::empty(), || unsafe { origin(cx) }.method().into())
 }
 
-unsafe extern "C" fn set_key_prefix(_cx: *mut (), _prefix: RStr<'_>) {}
+unsafe extern "C" fn set_key_prefix(cx: *mut (), prefix: RStr<'_>) {
+    // SAFETY: see `output`.
+    contained((), || unsafe { output(cx) }.lazy().key_prefix = Some(prefix.to_string()));
+}
 
 unsafe extern "C" fn add_write(_cx: *mut (), _raw: &RawAsk<'_>) {}
 

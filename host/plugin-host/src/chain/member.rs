@@ -6,15 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RErr, ROk, RSome};
-use vkog_plugin_api::abi::{
-    HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance, Verb,
-};
+use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance};
 
-use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
+use super::call::{CallOutput, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
-use super::scope::{Lock, Scope};
 use super::route::{Route, RouteError, RouteTable};
+use super::scope::{Lock, Scope};
 use super::stats::HookStats;
 use super::text::{log_panic, one_line};
 use super::{Chain, MAKE_ROOM, SETTINGS_CHANGED, START, TICK};
@@ -146,18 +144,7 @@ impl Member {
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);
         let (route_calls, panics, quarantined) = (AtomicUsize::new(0), Mutex::default(), AtomicBool::new(false));
-        Ok(Self {
-            module,
-            instance,
-            identity,
-            failure_policy,
-            hooks,
-            blocks,
-            routes,
-            route_calls,
-            panics,
-            quarantined,
-        })
+        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, routes, route_calls, panics, quarantined })
     }
 
     /// Returns the name, which is also the name of its table in the configuration.
@@ -265,18 +252,9 @@ impl Member {
         scan: Option<Scan<'_>>,
     ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
-        let op = OpContext {
-            verb: Verb::Get,
-            key: "",
-            value,
-            content_type: "",
-            query: "",
-            arrived: 0,
-            depth: 0,
-            origin: &NoOrigin,
-        };
+        let op = OpContext { value, ..OpContext::NONE };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
-        let mut output = CallOutput::new(&NoOrigin);
+        let mut output = CallOutput::new(&op);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);
         let begun = Instant::now();

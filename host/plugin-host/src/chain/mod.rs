@@ -11,6 +11,7 @@ mod member;
 mod route;
 mod scope;
 mod serve;
+mod states;
 mod stats;
 mod store_access;
 mod text;
@@ -28,16 +29,18 @@ pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use route::{BadParameter, PathRoutes, ROUTE_METHODS, Route, RouteError};
 pub use serve::{ROUTE_CALLS_MAX, RouteCall, RouteExchange, RouteHead, RoutePermit};
+pub use states::CallStates;
 pub use stats::HookStats;
 pub use store_access::{CallScope, DEPTH_MAX, PluginRequest, PluginResponse, StoreAccess};
-pub use text::{is_token, one_line};
+pub use text::{MEDIA_TYPE_MAX, is_token, one_line};
 pub use transforms::{ReadValue, Transforms};
 
-use call::{raw_call, raw_call_with_value};
+use call::{raw_call, raw_call_replaced};
 use details::DETAILS_MAX;
 pub use details::{find as find_details, insert as insert_details};
 use dispatch::{Detailed, Dispatch, HookList, HookSlot};
 use scope::Lock;
+use text::is_media_type;
 
 // Hook ids: that of a phase plus the verb, or that of a hook without an operation.
 const BEFORE: usize = 0;
@@ -51,6 +54,9 @@ const MAKE_ROOM: usize = 19;
 const READ_GET: usize = 20;
 const BEFORE_REQUEST: usize = 21;
 const SERVE: usize = 22;
+
+/// The maximum length of the key prefix of a request, in bytes.
+pub const KEY_PREFIX_MAX: usize = 512;
 
 /// Why an operation was refused: by the verdict of a plugin, by its panic, or by the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +76,8 @@ pub struct Refusal {
 pub struct Prepared {
     /// The value with which a plugin replaced that of the request.
     pub value: Option<Vec<u8>>,
+    /// The media type with which a plugin replaced that of the request.
+    pub content_type: Option<String>,
     /// A get treats the entry as absent.
     pub hidden: bool,
     /// The plugins that replaced the value and that turn it back when it is read.
@@ -85,14 +93,37 @@ pub struct Passed {
     pub hidden: bool,
 }
 
+impl Prepared {
+    /// Adds what the plugin at this position has replaced. Returns whether it has replaced the value.
+    #[cold]
+    fn add(&mut self, dispatch: &mut Dispatch<'_>, position: usize) -> Result<bool, Refusal> {
+        let value = dispatch.output.take(|output| &mut output.value);
+        let is_replaced = value.is_some();
+        if is_replaced {
+            self.value = value;
+        }
+        if let Some(content_type) = dispatch.output.take(|output| &mut output.content_type) {
+            if !is_media_type(&content_type) {
+                let fact =
+                    format_args!("set the media type {content_type:?}; it must be a type and a subtype in ASCII");
+                return Err(dispatch.failed(position, fact));
+            }
+            self.content_type = Some(content_type);
+        }
+        Ok(is_replaced)
+    }
+}
+
 /// The plugins in their order. A chain never changes. Another order or other plugins make another chain, and an operation
 /// ends in the chain that it began in.
 pub struct Chain {
     members: Vec<Arc<Member>>,
-    /// By hook id. Those of hooks that belong to no operation are empty.
+    /// By hook id. Those of hooks that belong to no operation and no HTTP request are empty.
     lists: [HookList; HOOK_NAMES.len()],
     /// By verb: whether a hook may block.
     blocks: [bool; 4],
+    /// Whether a `before_request` hook may block.
+    request_blocks: bool,
     /// The number of dispatches of each list. Each slot was called that often, minus what its statistics take away.
     runs: Counts<{ HOOK_NAMES.len() }>,
 }
@@ -103,13 +134,15 @@ impl Chain {
         let rank = |member: &Member| order.iter().position(|name| name == member.name()).unwrap_or(order.len());
         members.sort_by_key(|member| (rank(member), member.stage(), member.name()));
         let mut lists: [HookList; HOOK_NAMES.len()] = std::array::from_fn(|_| HookList::default());
-        let mut blocks = [false; 4];
+        let (mut blocks, mut request_blocks) = ([false; 4], false);
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
-            for (id, list) in lists.iter_mut().enumerate().filter(|(id, _)| *id < START || *id == READ_GET) {
+            let is_listed = |id: usize| id < START || id == READ_GET || id == BEFORE_REQUEST;
+            for (id, list) in lists.iter_mut().enumerate().filter(|(id, _)| is_listed(*id)) {
                 let Some((hook, stats)) = member.hook(id) else { continue };
+                let is_late = (AFTER..START).contains(&id);
                 // No read passes without the plugin that has transformed its value.
-                let is_skipped = id >= AFTER || member.failure_policy().on_failure == OnFailure::Skip;
+                let is_skipped = is_late || member.failure_policy().on_failure == OnFailure::Skip;
                 if quarantined && id != READ_GET && is_skipped {
                     continue;
                 }
@@ -121,13 +154,14 @@ impl Chain {
                     stats: Arc::clone(stats),
                 };
                 // `read_get` belongs to the verb 0, get.
-                blocks[id % blocks.len()] |= !quarantined && member.blocks_in(id);
+                let blocking = if id == BEFORE_REQUEST { &mut request_blocks } else { &mut blocks[id % 4] };
+                *blocking |= !quarantined && member.blocks_in(id);
                 list.always_timed |= member.failure_policy().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
-                if id >= AFTER { list.slots.insert(0, slot) } else { list.slots.push(slot) }
+                if is_late { list.slots.insert(0, slot) } else { list.slots.push(slot) }
             }
         }
-        Self { members, lists, blocks, runs: Counts::default() }
+        Self { members, lists, blocks, request_blocks, runs: Counts::default() }
     }
 
     /// Returns the plugins in the order in which their `before` and `guard` hooks run.
@@ -190,15 +224,56 @@ impl Chain {
                 return Err(dispatch.refused(position, outcome));
             }
             prepared.hidden |= outcome.bits & Outcome::HIDE != 0;
-            if let Some(value) = dispatch.output.take(|output| &mut output.value) {
-                if self.members[slot.member].hook(READ_GET).is_some() {
+            if !dispatch.output.is_empty() {
+                let is_replaced = prepared.add(&mut dispatch, position)?;
+                if is_replaced && self.members[slot.member].hook(READ_GET).is_some() {
                     prepared.transforms.add(slot.name);
                 }
-                let value = prepared.value.insert(value);
-                raw = raw_call_with_value(op, value);
+                raw = raw_call_replaced(op, prepared.value.as_deref(), prepared.content_type.as_deref());
             }
         }
         Ok(prepared)
+    }
+
+    /// Whether a plugin has a `before_request` hook.
+    pub fn has_before_request(&self) -> bool {
+        !self.lists[BEFORE_REQUEST].slots.is_empty()
+    }
+
+    /// Whether a `before_request` hook may block.
+    pub fn blocks_request(&self) -> bool {
+        self.request_blocks
+    }
+
+    /// Calls the `before_request` hooks for an HTTP request with this path and query, both not decoded. The caller holds no
+    /// lock. Returns the prefix of the keys of the request, which is empty if no plugin sets one.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal. The hooks behind it are not called.
+    pub fn before_request(self: &Arc<Self>, path: &str, query: &str, origin: &dyn Origin) -> Result<String, Refusal> {
+        let mut prefix = String::new();
+        if !self.has_before_request() {
+            return Ok(prefix);
+        }
+        let op = OpContext { key: path, query, origin, ..OpContext::NONE };
+        let mut dispatch = Dispatch::begin(self, BEFORE_REQUEST, &op, Lock::Free);
+        let mut raw = raw_call(&op, [None, None], 0);
+        for (position, slot) in dispatch.list.slots.iter().enumerate() {
+            let outcome = dispatch.call(slot, &mut raw);
+            if outcome.kind != Outcome::GO_ON {
+                return Err(dispatch.refused(position, outcome));
+            }
+            if let Some(own) = dispatch.output.take(|output| &mut output.key_prefix) {
+                prefix.push_str(&own);
+                if prefix.len() > KEY_PREFIX_MAX {
+                    let length = prefix.len();
+                    let fact = format_args!("made the key prefix {length} bytes long; the maximum is {KEY_PREFIX_MAX}");
+                    return Err(dispatch.failed(position, fact));
+                }
+            }
+        }
+        Ok(prefix)
     }
 
     /// Calls the `guard` hooks. The caller holds the lock of the entry. If a guard refuses, hides the entry or fails, the
@@ -232,11 +307,8 @@ impl Chain {
                 let plugin = slot.name;
                 if own.len() > DETAILS_MAX {
                     self.undo_before(position + 1, op, entry, &details::join(&details));
-                    dispatch.uncount_rest(position);
-                    let message =
-                        format!("plugin \"{plugin}\" set {} bytes of details; the maximum is {DETAILS_MAX}", own.len());
-                    tracing::error!(plugin, hook = HOOK_NAMES[id], "{message}");
-                    return Err(Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() });
+                    let fact = format_args!("set {} bytes of details; the maximum is {DETAILS_MAX}", own.len());
+                    return Err(dispatch.failed(position, fact));
                 }
                 raw.reserved += details::size_of(plugin, &own);
                 details.push((plugin, own));

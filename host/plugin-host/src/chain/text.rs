@@ -30,6 +30,17 @@ pub fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(is_part)
 }
 
+/// The maximum length of a media type, in bytes.
+pub const MEDIA_TYPE_MAX: usize = 255;
+
+/// Whether a text is a media type: a type and a subtype, and perhaps parameters (RFC 9110, section 8.3.1).
+pub(super) fn is_media_type(text: &str) -> bool {
+    let is_printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let names = text.split(';').next().unwrap_or_default().trim_end().split_once('/');
+    let are_tokens = names.is_some_and(|(kind, subtype)| is_token(kind.as_bytes()) && is_token(subtype.as_bytes()));
+    text.len() <= MEDIA_TYPE_MAX && is_printable && are_tokens
+}
+
 /// Whether a header from a plugin is well-formed (RFC 9110, section 5) and does not concern the connection or the framing of the
 /// response, which belong to the host. HTTP/2 permits no field of a connection (RFC 9113, section 8.2.2).
 pub(super) fn may_be_sent((name, value): &(String, String), plugin: &str, id: usize) -> bool {
@@ -64,6 +75,18 @@ mod tests {
             "a \\u{1b}[31m\\r\\nERROR b\\u{2028}\\u{85}\\u{0}"
         );
         assert!(matches!(one_line("caf\u{e9} \"x\" \\n"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_media_type_has_a_type_and_a_subtype() {
+        for good in ["text/plain", "text/plain; charset=utf-8", "application/vnd.a+json ;q=\"1\""] {
+            assert!(is_media_type(good), "{good}");
+        }
+        let long = format!("text/{}", "a".repeat(MEDIA_TYPE_MAX - 4));
+        for bad in ["", "text", "text/", "/plain", "te xt/plain", "text/plain\n", "text/pl\u{e9}", "a/b/c", &long] {
+            assert!(!is_media_type(bad), "{bad}");
+        }
+        assert!(is_media_type(&long[..MEDIA_TYPE_MAX]));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::format::Format;
 use crate::api::etag;
 use crate::api::problem::Problem;
 use vkog_engine::{Conditions, Operation, Revisions, Transforms, is_coding, is_identity};
-use vkog_plugin_host::{Verb, is_token};
+use vkog_plugin_host::{CallStates, Verb, is_token};
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum number of operations of a batch.
@@ -242,8 +242,17 @@ impl Written<'_> {
         };
         let revisions = |condition: Option<Condition>| condition.map(|Condition(revisions)| revisions);
         let conditions = Conditions { if_match: revisions(if_match), if_none_match: revisions(if_none_match) };
-        let (key, transforms) = (key.into_owned(), Transforms::default());
-        Ok(Operation { verb, key, value, content_type, conditions, headers, hidden: false, transforms })
+        Ok(Operation {
+            verb,
+            key: key.into_owned(),
+            value,
+            content_type,
+            conditions,
+            headers,
+            hidden: false,
+            transforms: Transforms::default(),
+            states: CallStates::default(),
+        })
     }
 }
 
