@@ -40,7 +40,7 @@ use vkog_plugin_host::{CallStates, Cause, Origin, ReloadReport, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
-use access_log::{AccessLog, METHODS, RequestSpan};
+use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
 use auth::{Credential, Rules, Scope};
 use batch::{BatchRoute, Format};
