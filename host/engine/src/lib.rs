@@ -16,7 +16,9 @@ mod get;
 mod list;
 mod outcome;
 mod plugin_request;
+mod step;
 mod touch;
+mod transform;
 mod validation;
 mod watch;
 mod write;
@@ -37,6 +39,8 @@ pub use validation::{
 };
 pub use watch::{WatchEnd, Watcher};
 
+use plugin_request::UpdateLocks;
+
 use vkog_plugin_host::{
     Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan, Source,
     StoreAccess, Verb,
@@ -53,6 +57,7 @@ pub struct Engine<S = LocalStore> {
     plugins: Registry,
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
+    update_locks: UpdateLocks,
 }
 
 /// One operation, as a client or a plugin requests it.
@@ -107,7 +112,7 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
-        let engine = Arc::new(Self { store, plugins, blocking_pool });
+        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks: UpdateLocks::default() });
         engine.plugins.start(&engine.scan())?;
         let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
         engine.plugins.context().open(Arc::downgrade(&access));

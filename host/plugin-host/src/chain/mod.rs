@@ -10,6 +10,7 @@ mod member;
 mod scope;
 mod stats;
 mod store_access;
+mod store_calls;
 mod text;
 
 use std::sync::Arc;

@@ -1,17 +1,18 @@
-//! The state of a thread that runs hooks: the chain, the nesting depth, and whether an entry is locked.
+//! The state of a thread that runs hooks: the chain, the nesting depth, and whether it may call the store.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry. As wide as `depth` in [`Scope`], so that the compiler copies both in one
+/// Whether the thread holds the lock of an entry, or runs the function of an update. As wide as `depth` in [`Scope`], so that the compiler copies both in one
 /// word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub(super) enum Lock {
     Free,
     Held,
+    Updating,
 }
 
 /// The state of a thread that runs hooks.

