@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::added::Rejected;
 use super::attempts::Attempts;
+use super::plugin_request::is_expiry;
 use super::step::{Operations, Step};
 use super::write::{Prepared, decide, decided, entry, prepare};
 use super::{
     Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, Request, check_operation, host_refusal, offload,
 };
-use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
+use vkog_plugin_host::{AddedWrite, Chain, GuardOutput, OpContext, Origin, Verb, misused};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update};
 
@@ -47,6 +49,8 @@ pub struct Operation {
     pub headers: Vec<(Cow<'static, str>, String)>,
     /// A before-hook hides the entry (get). The engine sets it.
     pub hidden: bool,
+    /// The output of its guards. The engine sets it.
+    pub guarded: GuardOutput,
 }
 
 impl Operation {
@@ -133,23 +137,23 @@ fn run_prepared<S: Store>(
     pool: Option<Arc<ThreadPool>>,
     on_done: impl FnOnce(BatchOutcome) + Send + 'static,
 ) {
-    let step = Arc::new(Step { operations });
+    let step = Arc::new(Step { operations: Arc::new(operations), added: Vec::new() });
     let only_reads = (0..step.len()).all(|index| step.member(index).verb() == Verb::Get);
     let run = Run { engine, chain, step, pool };
     if only_reads { run.read(on_done) } else { run.write(space, Attempts::default(), on_done) }
 }
 
 /// Operations whose before-hooks have run.
-struct Run<S> {
-    engine: Arc<Engine<S>>,
-    chain: Arc<Chain>,
-    step: Arc<Step>,
-    pool: Option<Arc<ThreadPool>>,
+pub(super) struct Run<S> {
+    pub(super) engine: Arc<Engine<S>>,
+    pub(super) chain: Arc<Chain>,
+    pub(super) step: Arc<Step>,
+    pub(super) pool: Option<Arc<ThreadPool>>,
 }
 
 impl<S: Store> Run<S> {
     /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads.
-    fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+    pub(super) fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
         let prepare = |index| self.step.with_context(index, prepare);
         let write = Write {
             prepared: (0..self.step.len()).map(prepare).collect(),
@@ -157,13 +161,18 @@ impl<S: Store> Run<S> {
             step: Arc::clone(&self.step),
             space,
             left: space,
+            adds: Vec::new(),
+            is_stale: false,
         };
         let (engine, step, pool) = (Arc::clone(&self.engine), Arc::clone(&self.step), self.pool.clone());
-        let on_update = move |update: Update<BatchFailure, Changes>| match update {
-            Update::Rejected(failure) if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) => {
-                self.make_room(space, attempts, failure, on_done);
+        let on_update = move |update: Update<Rejected<BatchFailure>, Changes>| match update {
+            Update::Rejected(Rejected::Adds(added)) => self.plan(space, attempts, added, on_done),
+            Update::Rejected(Rejected::Failed(failure)) => {
+                if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) {
+                    return self.make_room(space, attempts, failure, on_done);
+                }
+                on_done(Err(failure));
             }
-            Update::Rejected(failure) => on_done(Err(failure)),
             Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
             Update::RolledBack { error, change } => {
                 self.step.undo(&self.chain, change.iter().map(decided));
@@ -181,7 +190,9 @@ impl<S: Store> Run<S> {
     /// Runs the after-hooks of all operations.
     fn committed(&self, changes: Changes) -> Vec<(Outcome, ExtraHeaders)> {
         let changes = changes.into_iter().enumerate();
-        changes.map(|(index, change)| self.step.committed(&self.chain, index, change)).collect()
+        let mut done: Vec<_> = changes.map(|(index, change)| self.step.committed(&self.chain, index, change)).collect();
+        done.truncate(self.step.operations.len());
+        done
     }
 
     /// Calls `make_room` of the plugins, and decides the batch again if one of them made room.
@@ -248,31 +259,82 @@ struct Write {
     /// The maximum sum of the sizes of values that are read, and what this run has left of it.
     space: usize,
     left: usize,
+    /// The writes that guards have added in this run, with the indices of their operations.
+    adds: Vec<(usize, AddedWrite)>,
+    /// The step does not have the same added writes.
+    is_stale: bool,
+}
+
+impl Write {
+    /// Decides an operation, without regard to the writes that its guards add.
+    fn decide_one(
+        &mut self,
+        index: usize,
+        current: Option<&Entry>,
+    ) -> Result<Decision<Rejected<BatchFailure>>, Outcome> {
+        let Self { prepared, chain, step, left, .. } = self;
+        let member = step.member(index);
+        if member.verb() == Verb::Get {
+            let shown = step.shows(chain, index, current, left)?;
+            return Ok(if shown { Decision::Read } else { Decision::ReadAbsent });
+        }
+        if current.is_none() && member.verb() == Verb::Delete && step.added(index).is_some() {
+            return Ok(Decision::ReadAbsent);
+        }
+        member.with_context(|context| {
+            Ok(match decide(chain, context, member.conditions(), current)? {
+                Some(details) => Decision::Write(entry(&mut prepared[index], context, details)),
+                None if is_expiry(context.origin) => Decision::Expire,
+                None => Decision::Remove,
+            })
+        })
+    }
+
+    /// Notes the writes that the guards of an operation have added. Returns a plugin that must not add any.
+    fn note_added(&mut self, index: usize) -> Option<&'static str> {
+        let added = self.step.with_context(index, |context| context.guarded.take_added());
+        if self.step.added(index).is_some() {
+            return added.first().map(|write| write.plugin);
+        }
+        let planned = self.step.added.iter().filter(|planned| planned.of == index).map(|planned| &planned.write);
+        self.is_stale |= !planned.eq(&added);
+        self.adds.extend(added.into_iter().map(|write| (index, write)));
+        None
+    }
 }
 
 impl Decide for Write {
-    type Rejection = BatchFailure;
+    type Rejection = Rejected<BatchFailure>;
 
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<BatchFailure> {
-        let Self { prepared, chain, step, space, left } = self;
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Rejected<BatchFailure>> {
         let index = before.len();
         if index == 0 {
-            *left = *space;
+            (self.left, self.is_stale) = (self.space, false);
+            self.adds.clear();
         }
-        let member = step.member(index);
-        let decided = if member.verb() == Verb::Get {
-            let shown = step.shows(chain, index, current, left);
-            shown.map(|shown| if shown { Decision::Read } else { Decision::ReadAbsent })
-        } else {
-            let decided = member.with_context(|context| decide(chain, context, member.conditions(), current));
-            decided.map(|details| match details {
-                Some(details) => {
-                    member.with_context(|context| Decision::Write(entry(&mut prepared[index], context, details)))
-                }
-                None => Decision::Remove,
-            })
+        let decision = match self.decide_one(index, current) {
+            Ok(decision) => decision,
+            Err(outcome) => return Decision::Reject(Rejected::Failed(self.step.failure(index, outcome))),
         };
-        decided.unwrap_or_else(|outcome| Decision::Reject(step.failure(index, outcome)))
+        let misusing = self.note_added(index);
+        // The keys of the added writes are known only after the guards of all operations.
+        let is_withdrawn = self.is_stale && index + 1 == self.step.operations.len();
+        if misusing.is_none() && !is_withdrawn {
+            return decision;
+        }
+        let (seen, written) = match &decision {
+            Decision::Write(entry) => (current, entry.details()),
+            Decision::ReadAbsent => (None, &[][..]),
+            _ => (current, &[][..]),
+        };
+        self.step.undo_one(&self.chain, index, seen, written);
+        match misusing {
+            Some(plugin) => {
+                let refusal = misused(plugin, "added a write to one that a plugin has added");
+                Decision::Reject(Rejected::Failed(self.step.failure(index, Outcome::Refused(refusal))))
+            }
+            None => Decision::Withdraw(Rejected::Adds(std::mem::take(&mut self.adds))),
+        }
     }
 
     fn undo(&mut self, decided: &[Change]) {
@@ -301,6 +363,7 @@ impl Batch {
             arrived: self.arrived,
             depth: 0,
             origin: &OperationOrigin { operation, batch: self },
+            guarded: &operation.guarded,
         })
     }
 }

@@ -12,7 +12,9 @@ use super::{
     Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, batch, check_memory, check_operation, host_refusal,
     view,
 };
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
+use vkog_plugin_host::{
+    CallScope, EntryView, GuardOutput, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb,
+};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
 
@@ -199,7 +201,7 @@ fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse
 }
 
 /// A plugin's request as one for the pipeline.
-fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
+pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
     let PluginRequest { verb, key, value, content_type, .. } = *request;
     check_operation(verb, key, content_type, value)?;
     check_memory(value.len())?;
@@ -222,5 +224,6 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         arrived: if request.upserts { u64::MAX } else { engine.revision() },
         depth: request.scope.depth,
         origin: Arc::new(PluginOrigin::new(request)),
+        guarded: GuardOutput::default(),
     })
 }

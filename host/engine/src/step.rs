@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::batch::{Batch, BatchFailure, Operation, too_large};
 use super::write::{committed, outcome_of};
 use super::{Conditions, ExtraHeaders, Outcome, Request, coding, view};
-use vkog_plugin_host::{Chain, OpContext, Verb};
+use vkog_plugin_host::{AddedWrite, Chain, OpContext, Refusal, Verb};
 use vkog_store::{Change, Entry};
 
 /// The operations of a client or of a plugin.
@@ -80,6 +80,14 @@ impl<'a> Member<'a> {
         }
     }
 
+    /// The nesting depth of the request: 0 for that of a client.
+    fn depth(self) -> u32 {
+        match self {
+            Self::Operation(..) => 0,
+            Self::Request(request, _) => request.depth,
+        }
+    }
+
     /// Calls a function with what plugins see of the operation.
     pub(super) fn with_context<R>(self, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
         match self {
@@ -89,26 +97,61 @@ impl<'a> Member<'a> {
     }
 }
 
-/// What one update does, operation by operation.
+/// A write that a guard has added, whose before-hooks have run.
+pub(super) struct Added {
+    /// The index of the operation whose guard added it.
+    pub(super) of: usize,
+    /// The write as the guard added it.
+    pub(super) write: AddedWrite,
+    pub(super) request: Arc<Request>,
+}
+
+/// What one update does: all operations, and then the writes that their guards have added, in the same order.
 pub(super) struct Step {
-    pub(super) operations: Operations,
+    pub(super) operations: Arc<Operations>,
+    pub(super) added: Vec<Arc<Added>>,
 }
 
 impl Step {
-    /// The number of operations.
+    /// The number of operations and of added writes.
     pub(super) fn len(&self) -> usize {
-        self.operations.len()
+        self.operations.len() + self.added.len()
     }
 
     pub(super) fn member(&self, index: usize) -> Member<'_> {
-        self.operations.member(index)
+        match self.added(index) {
+            Some(added) => Member::Request(&added.request, false),
+            None => self.operations.member(index),
+        }
+    }
+
+    /// Returns the added write at an index, if it is none of the operations.
+    pub(super) fn added(&self, index: usize) -> Option<&Added> {
+        self.added.get(index.checked_sub(self.operations.len())?).map(|added| &**added)
+    }
+
+    pub(super) fn depth(&self, index: usize) -> u32 {
+        self.member(index).depth()
     }
 
     pub(super) fn keys(&self) -> Vec<&str> {
         (0..self.len()).map(|index| self.member(index).key()).collect()
     }
 
+    /// A failure of an operation. That of an added write is one of its operation.
     pub(super) fn failure(&self, index: usize, outcome: Outcome) -> BatchFailure {
+        if let Some(added) = self.added(index) {
+            let outcome = match outcome {
+                // The client has sent no such precondition.
+                Outcome::PreconditionFailed(_) => {
+                    let plugin = added.write.plugin.to_owned();
+                    let message = format!("the precondition of a write that plugin \"{plugin}\" adds failed");
+                    Outcome::Refused(Refusal { plugin, status: 409, message, headers: Vec::new() })
+                }
+                other => other,
+            };
+            return self.failure(added.of, outcome);
+        }
         BatchFailure { at: Some((index, self.member(index).key().to_owned())), outcome }
     }
 
@@ -154,6 +197,10 @@ impl Step {
 
     /// Runs the after-hooks of an operation that is durable, and returns its outcome.
     pub(super) fn committed(&self, chain: &Arc<Chain>, index: usize, change: Change) -> (Outcome, ExtraHeaders) {
+        // An added delete found nothing.
+        if change.is_read() && self.added(index).is_some() {
+            return (Outcome::Absent, Vec::new());
+        }
         if self.member(index).verb() == Verb::Get {
             return self.found(chain, index, change.before);
         }
@@ -162,16 +209,21 @@ impl Step {
     }
 
     /// Undoes the guards of the first operations, the last one first. `each` has the entry that each of them saw, and the
-    /// details of what it writes. A get that saw none had no guards.
+    /// details of what it writes. A get or an added delete that saw none had no guards.
     pub(super) fn undo<'a>(
         &self,
         chain: &Arc<Chain>,
         each: impl DoubleEndedIterator<Item = (Option<&'a Entry>, &'a [u8])> + ExactSizeIterator,
     ) {
         for (index, (entry, written)) in each.enumerate().rev() {
-            if entry.is_some() || self.member(index).verb() != Verb::Get {
-                self.with_context(index, |context| chain.undo(context, entry.map(view), written));
-            }
+            self.undo_one(chain, index, entry, written);
+        }
+    }
+    /// Undoes the guards of one operation.
+    pub(super) fn undo_one(&self, chain: &Arc<Chain>, index: usize, entry: Option<&Entry>, written: &[u8]) {
+        let member = self.member(index);
+        if entry.is_some() || matches!(member.verb(), Verb::Post | Verb::Put) {
+            member.with_context(|context| chain.undo(context, entry.map(view), written));
         }
     }
 }

@@ -54,6 +54,7 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (send, outcome) = channel();
     engine.run(request, move |outcome, _| send.send(outcome).expect("the test waits for it"));

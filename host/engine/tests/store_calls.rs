@@ -296,6 +296,7 @@ fn put(engine: &Arc<Engine<MemoryStore>>, key: &str) {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));

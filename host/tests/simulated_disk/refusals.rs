@@ -136,6 +136,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (tell, told) = bounded(1);
     engine.run(request, move |answer, _| {
@@ -270,6 +271,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
+        guarded: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

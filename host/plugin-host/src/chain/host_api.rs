@@ -9,9 +9,10 @@ use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 use vkog_plugin_api::abi::{EachFn, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn};
 
 use super::call::{CallOutput, Origin};
+use super::guard_output::AddedWrite;
 use super::host_context::PluginIdentity;
-use super::store_access::access;
-use super::store_calls::{ask, ask_each, batch, update};
+use super::store_access::{CallScope, access};
+use super::store_calls::{ask, ask_each, batch, request, update};
 use super::text::one_line;
 
 /// The functions that every plugin gets.
@@ -144,7 +145,15 @@ unsafe extern "C" fn method(_cx: *mut ()) -> RStr<'static> {
 
 unsafe extern "C" fn set_key_prefix(_cx: *mut (), _prefix: RStr<'_>) {}
 
-unsafe extern "C" fn add_write(_cx: *mut (), _raw: &RawAsk<'_>) {}
+unsafe extern "C" fn add_write(cx: *mut (), raw: &RawAsk<'_>) {
+    contained((), || {
+        // SAFETY: see `output`.
+        let output = unsafe { output(cx) };
+        let scope = CallScope { plugin: output.plugin, depth: 0, chain: None };
+        let added = AddedWrite::new(&request(raw, &scope));
+        output.lazy().added.push(added);
+    });
+}
 
 unsafe extern "C" fn parameter(_cx: *mut (), _name: RStr<'_>) -> ROption<RStr<'static>> {
     RNone

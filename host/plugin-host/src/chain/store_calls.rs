@@ -10,7 +10,7 @@ use super::host_api::{contained, identity};
 use super::scope::{Lock, Scope};
 use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
 
-fn request<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginRequest<'a> {
+pub(super) fn request<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginRequest<'a> {
     PluginRequest {
         verb: raw.verb,
         key: raw.key.as_str(),
