@@ -86,6 +86,7 @@ mod hyper {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod index;
     mod latency;
     mod listening;
     mod panics;
@@ -117,6 +118,7 @@ mod tiny {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod index;
     mod latency;
     mod listening;
     mod panics;
@@ -137,6 +139,7 @@ mod h2 {
     const ENGINE: &str = "h2";
 
     mod hooks;
+    mod index;
     mod preconditions;
     mod refusals;
     mod table;
