@@ -94,6 +94,7 @@ impl Host {
             origin: Arc::new(NoOrigin),
             form: Form::Sent,
             transforms: Transforms::default(),
+            guarded: Default::default(),
         };
         self.engine.run(request, then);
     }

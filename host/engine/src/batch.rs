@@ -2,22 +2,24 @@
 //! after the other. All of them are committed, or none is. A batch that only reads takes read locks.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::added::Rejected;
 use super::attempts::Attempts;
-use super::coding::announce;
+use super::plugin_request::is_expiry;
+use super::step::{Operations, Restored, Step};
 use super::transforms::{self, is_transformed};
-use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
-use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
-use vkog_plugin_host::{CallStates, Cause, Chain, OpContext, Origin, Transforms, Verb};
+use super::write::{Prepared, decide, decided, entry, prepare};
+use super::{
+    Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, Request, check_operation, host_refusal, offload,
+};
+use vkog_plugin_host::{
+    AddedWrite, CallStates, Cause, Chain, GuardOutput, OpContext, Origin, Transforms, Verb, misused,
+};
 use vkog_runtime::ThreadPool;
-use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update, owned_content_type};
-
-/// The maximum number of times that values are turned back for one batch. Each time after the first, entries have changed.
-const ATTEMPTS_MAX: u32 = 64;
+use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, StoreError, Update, owned_content_type};
 
 /// Operations that succeed or fail together.
 pub struct Batch {
@@ -54,6 +56,8 @@ pub struct Operation {
     pub transforms: Transforms,
     /// The states that plugins keep for the operation; none at first.
     pub states: CallStates,
+    /// The output of its guards. The engine sets it.
+    pub guarded: GuardOutput,
 }
 
 impl Operation {
@@ -81,7 +85,7 @@ pub struct BatchFailure {
 /// The outcome of each operation, or why the batch failed.
 pub type BatchOutcome = Result<Vec<(Outcome, ExtraHeaders)>, BatchFailure>;
 
-/// Runs a batch. The steps after its commit run on the pool, if there is one.
+/// Runs a batch of a client. What follows its commit runs on the pool, if there is one.
 pub(super) fn run<S: Store>(
     engine: Arc<Engine<S>>,
     chain: Arc<Chain>,
@@ -91,7 +95,7 @@ pub(super) fn run<S: Store>(
 ) {
     let mut space = batch.values_max;
     for index in 0..batch.operations.len() {
-        let prepared = match batch.with_context(index, |context| chain.before(context)) {
+        let prepared = match batch.with_context(&batch.operations[index], |context| chain.before(context)) {
             Ok(prepared) => prepared,
             Err(refusal) => return batch.end(Err(batch.failure(index, Outcome::Refused(refusal))), on_done),
         };
@@ -109,114 +113,174 @@ pub(super) fn run<S: Store>(
             None => return batch.end(Err(batch.failure(index, too_large(batch.values_max))), on_done),
         }
     }
-    let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
-    let run = Run { engine, chain, batch: Arc::new(batch), pool };
-    if only_reads { run.read(on_done) } else { run.write(space, Arc::default(), Attempts::default(), on_done) }
+    run_prepared(engine, chain, Operations::Batch(batch), space, pool, on_done);
 }
 
-/// A batch whose before-hooks have run.
-struct Run<S> {
+/// Runs the requests of a plugin in one step, on its thread.
+pub(super) fn run_requests<S: Store>(
     engine: Arc<Engine<S>>,
     chain: Arc<Chain>,
-    batch: Arc<Batch>,
+    requests: Vec<Request>,
+    on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+) {
+    let mut prepared = Vec::with_capacity(requests.len());
+    for (index, mut request) in requests.into_iter().enumerate() {
+        match chain.before(&request.op_context()) {
+            Ok(passed) => {
+                let hidden = request.take_over(passed);
+                prepared.push((Arc::new(request), hidden));
+            }
+            Err(refusal) => {
+                let at = Some((index, std::mem::take(&mut request.key)));
+                // Plugins keep nothing for requests that have ended.
+                drop((prepared, request));
+                return on_done(Err(BatchFailure { at, outcome: Outcome::Refused(refusal) }));
+            }
+        }
+    }
+    run_prepared(engine, chain, Operations::Requests(prepared), usize::MAX, None, on_done);
+}
+
+/// Runs operations whose before-hooks have run. `space` is the maximum sum of the sizes of values that they read.
+fn run_prepared<S: Store>(
+    engine: Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    operations: Operations,
+    space: usize,
     pool: Option<Arc<ThreadPool>>,
+    on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+) {
+    let step = Arc::new(Step { operations: Arc::new(operations), added: Vec::new() });
+    let only_reads = (0..step.len()).all(|index| step.member(index).verb() == Verb::Get);
+    let run = Run { engine, chain, step, pool };
+    if only_reads { run.read(on_done) } else { run.write(Reads::new(space), Attempts::default(), on_done) }
+}
+
+/// Operations whose before-hooks have run.
+pub(super) struct Run<S> {
+    pub(super) engine: Arc<Engine<S>>,
+    pub(super) chain: Arc<Chain>,
+    pub(super) step: Arc<Step>,
+    pub(super) pool: Option<Arc<ThreadPool>>,
+}
+
+/// The values that an update reads.
+pub(super) struct Reads {
+    /// The maximum sum of their sizes, in bytes.
+    space: usize,
+    /// Those that were turned back.
+    restored: Arc<Restored>,
+}
+
+impl Reads {
+    pub(super) fn new(space: usize) -> Self {
+        Self { space, restored: Arc::default() }
+    }
 }
 
 impl<S: Store> Run<S> {
-    /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads, and `restored` has those that
-    /// were turned back.
-    fn write(
-        self,
-        space: usize,
-        restored: Arc<Restored>,
-        attempts: Attempts,
-        on_done: impl FnOnce(BatchOutcome) + Send + 'static,
-    ) {
-        let transforms = |index: usize| &self.batch.operations[index].transforms;
-        let prepare = |index| self.batch.with_context(index, |context| prepare(context, transforms(index)));
-        let write = Write {
-            prepared: (0..self.batch.operations.len()).map(prepare).collect(),
-            chain: Arc::clone(&self.chain),
-            batch: Arc::clone(&self.batch),
-            restored: Arc::clone(&restored),
-            missing: Vec::new(),
-            space,
-            left: space,
+    /// Runs a step that writes.
+    pub(super) fn write(self, reads: Reads, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+        let prepare = |index| {
+            let transforms = self.step.member(index).transforms();
+            self.step.with_context(index, |context| prepare(context, transforms))
         };
-        let (engine, batch, pool) = (Arc::clone(&self.engine), Arc::clone(&self.batch), self.pool.clone());
-        let on_update = move |update: Update<Rejected, Changes>| match update {
-            Update::Rejected(Rejected::Stored(missing)) => {
-                let pool = self.pool_for(missing.iter().map(|(_, entry)| entry));
-                offload(pool, move || match self.batch.restore(&self.chain, &restored, missing) {
-                    Ok(restored) => self.write(space, Arc::new(restored), attempts, on_done),
-                    Err(failure) => on_done(Err(failure)),
-                });
-            }
+        let write = Write {
+            prepared: (0..self.step.len()).map(prepare).collect(),
+            chain: Arc::clone(&self.chain),
+            step: Arc::clone(&self.step),
+            restored: Arc::clone(&reads.restored),
+            missing: Vec::new(),
+            space: reads.space,
+            left: reads.space,
+            adds: Vec::new(),
+            is_stale: false,
+        };
+        let (engine, step, pool) = (Arc::clone(&self.engine), Arc::clone(&self.step), self.pool.clone());
+        let on_update = move |update: Update<Rejected<BatchFailure>, Changes>| match update {
+            Update::Rejected(Rejected::Adds(added)) => self.plan(reads, attempts, added, on_done),
+            Update::Rejected(Rejected::Stored(missing)) => self.restore(reads, attempts, missing, on_done),
             Update::Rejected(Rejected::Failed(failure)) => {
                 if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) {
-                    self.make_room(space, restored, attempts, failure, on_done);
-                } else {
-                    on_done(Err(failure));
+                    return self.make_room(reads, attempts, failure, on_done);
                 }
+                self.end(Err(failure), on_done);
             }
-            Update::ReadOnly(error) => {
-                self.batch.end(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }), on_done);
-            }
+            Update::ReadOnly(error) => self.end(Err(store_failure(error)), on_done),
             Update::RolledBack { error, change } => {
-                self.batch.undo(&self.chain, change.iter().map(decided));
-                self.batch.end(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }), on_done);
+                self.step.undo(&self.chain, change.iter().map(decided));
+                self.end(Err(store_failure(error)), on_done);
             }
             Update::Committed(changes) => {
-                let done = self.committed(changes, &restored);
-                self.batch.clear();
-                drop(self);
-                on_done(Ok(done));
+                let done = self.committed(changes, &reads.restored);
+                self.end(Ok(done), on_done);
             }
         };
-        engine.store.update_all(&batch.keys(), write, move |update| offload(pool, move || on_update(update)));
+        engine.store.update_all(&step.keys(), write, move |update| offload(pool, move || on_update(update)));
+    }
+
+    /// Ends the step: drops what plugins keep for its operations, and reports the outcome.
+    pub(super) fn end(self, outcome: BatchOutcome, on_done: impl FnOnce(BatchOutcome)) {
+        self.step.clear();
+        // A client may read its response slowly, and a reload must not wait for that.
+        drop(self);
+        on_done(outcome);
     }
 
     /// Runs the after-hooks of all operations.
     fn committed(&self, changes: Changes, restored: &Restored) -> Vec<(Outcome, ExtraHeaders)> {
-        let Self { chain, batch, .. } = self;
-        let each = |(index, change): (usize, Change)| {
-            if batch.operations[index].verb == Verb::Get {
-                return batch.found(chain, index, change.before, restored);
-            }
-            let headers = batch.with_context(index, |context| committed(chain, context, &change));
-            (outcome_of(&change), headers)
-        };
-        changes.into_iter().enumerate().map(each).collect()
+        let changes = changes.into_iter().enumerate();
+        let committed = |(index, change)| self.step.committed(&self.chain, index, change, restored);
+        let mut done: Vec<_> = changes.map(committed).collect();
+        done.truncate(self.step.operations.len());
+        done
     }
 
-    /// Calls `make_room` of the plugins, and decides the batch again if one of them made room.
+    /// Turns values back that gets have found, and decides the step again.
+    #[cold]
+    fn restore(
+        self,
+        reads: Reads,
+        attempts: Attempts,
+        missing: Vec<(usize, Entry)>,
+        on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+    ) {
+        let pool = self.pool_for(missing.iter().map(|(_, entry)| entry));
+        offload(pool, move || match self.step.restore(&self.chain, &reads.restored, missing) {
+            Ok(restored) => self.write(Reads { restored: Arc::new(restored), ..reads }, attempts, on_done),
+            Err(failure) => self.end(Err(failure), on_done),
+        });
+    }
+
+    /// Calls `make_room` of the plugins, and decides the step again if one of them made room.
     #[cold]
     fn make_room(
         self,
-        space: usize,
-        restored: Arc<Restored>,
+        reads: Reads,
         attempts: Attempts,
         refused: BatchFailure,
         on_done: impl FnOnce(BatchOutcome) + Send + 'static,
     ) {
-        let (chain, pool) = (Arc::clone(&self.chain), self.engine.blocking_pool.clone());
+        let chain = Arc::clone(&self.chain);
+        // A plugin's request stays on the thread that waits for it.
+        let pool = if self.step.depth(0) == 0 { self.engine.blocking_pool.clone() } else { None };
         attempts.make_room(chain, pool.as_deref(), move |further| match further {
-            Some(attempts) => self.write(space, restored, attempts, on_done),
-            None => self.batch.end(Err(refused), on_done),
+            Some(attempts) => self.write(reads, attempts, on_done),
+            None => self.end(Err(refused), on_done),
         });
     }
 
-    /// Runs a batch that only reads.
+    /// Runs a step that only reads.
     fn read(self, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let Self { engine, chain, batch, pool } = &self;
-        let (found, ticket) = engine.store.read_all(&batch.keys(), |entries| {
-            let (mut left, mut found) = (batch.values_max, Vec::with_capacity(entries.len()));
+        let Self { engine, chain, step, pool } = &self;
+        let (found, ticket) = engine.store.read_all(&step.keys(), |entries| {
+            let (mut left, mut found) = (step.operations.values_max(), Vec::with_capacity(entries.len()));
             for (index, current) in entries.iter().enumerate() {
-                match batch.shows(chain, index, *current, current.map_or(0, size), &mut left) {
+                match step.shows(chain, index, *current, current.map_or(0, size), &mut left) {
                     Ok(shown) => found.push(current.filter(|_| shown).cloned()),
                     Err(outcome) => {
-                        batch.undo(chain, found.iter().map(read));
-                        return Err(batch.failure(index, outcome));
+                        step.undo(chain, found.iter().map(read));
+                        return Err(step.failure(index, outcome));
                     }
                 }
             }
@@ -227,75 +291,50 @@ impl<S: Store> Run<S> {
         let on_durable = move |durable| match (durable, found) {
             (Ok(()), Ok(found)) => {
                 let done = self.found(found);
-                self.batch.clear();
-                // A client may read its response slowly, and a reload must not wait for that.
-                drop(self);
-                on_done(done);
+                self.end(done, on_done);
             }
-            (Ok(()), Err(failure)) => self.batch.end(Err(failure), on_done),
+            (Ok(()), Err(failure)) => self.end(Err(failure), on_done),
             // An entry was rolled back after the guards had passed: undo them and read again.
             (Err(_), found) => {
                 if let Ok(found) = found {
-                    self.batch.undo(&self.chain, found.iter().map(read));
+                    self.step.undo(&self.chain, found.iter().map(read));
                 }
                 self.read(on_done);
             }
         };
         engine.store.when_durable(ticket, move |durable| offload(pool, move || on_durable(durable)));
     }
-}
 
-impl<S: Store> Run<S> {
-    /// The outcome of a batch that has read these entries, whose guards passed.
+    /// The outcome of a step that has read these entries, whose guards passed.
     fn found(&self, found: Vec<Option<Entry>>) -> BatchOutcome {
-        let Self { chain, batch, .. } = self;
+        let Self { chain, step, .. } = self;
         let transformed = found.iter().enumerate().filter_map(|(index, entry)| {
             let stored = entry.as_ref().filter(|entry| is_transformed(entry))?;
             Some((index, stored.clone()))
         });
-        match batch.restore(chain, &Restored::default(), transformed.collect()) {
+        match step.restore(chain, &Restored::default(), transformed.collect()) {
             Ok(restored) => {
                 let found = found.into_iter().enumerate();
-                Ok(found.map(|(index, entry)| batch.found(chain, index, entry, &restored)).collect())
+                Ok(found.map(|(index, entry)| step.found(chain, index, entry, &restored)).collect())
             }
             Err(failure) => {
-                batch.undo(chain, found.iter().map(read));
+                step.undo(chain, found.iter().map(read));
                 Err(failure)
             }
         }
     }
 
-    /// The pool for turning values back that are too large for an event loop.
+    /// The pool for turning values back that are too large for an event loop. A plugin's request stays on the thread that waits for
+    /// it.
     fn pool_for<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Option<Arc<ThreadPool>> {
         let transformed: usize = entries.filter(|entry| is_transformed(entry)).map(size).sum();
-        if transformed > transforms::LARGE { self.engine.blocking_pool.clone() } else { None }
+        let is_large = transformed > transforms::LARGE && self.step.depth(0) == 0;
+        if is_large { self.engine.blocking_pool.clone() } else { None }
     }
 }
 
-/// Why a batch is not committed.
-enum Rejected {
-    /// It failed.
-    Failed(BatchFailure),
-    /// Gets, by their indices, found transformed values. They are turned back without a lock, and the batch is decided again.
-    Stored(Vec<(usize, Entry)>),
-}
-
-/// The transformed values that a batch reads, turned back.
-#[derive(Default)]
-struct Restored {
-    /// By the index of the get: the entry as it is stored, as it was sent, and the headers that its plugins add.
-    entries: HashMap<usize, (Entry, Entry, ExtraHeaders)>,
-    attempts: u32,
-}
-
-impl Restored {
-    /// Returns the entry that a get found as it was sent, if it was turned back.
-    fn of(&self, index: usize, found: &Entry) -> Option<&Entry> {
-        let (stored, sent, _) = self.entries.get(&index)?;
-        // An entry that the batch itself writes is another one in each attempt.
-        let is_same = stored.value() == found.value() && stored.details() == found.details();
-        is_same.then_some(sent)
-    }
+fn store_failure(error: Arc<StoreError>) -> BatchFailure {
+    BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }
 }
 
 /// Decides the operations of a batch that writes.
@@ -303,60 +342,102 @@ struct Write {
     /// The results of preparing each operation before the locks were taken.
     prepared: Vec<Prepared>,
     chain: Arc<Chain>,
-    batch: Arc<Batch>,
+    step: Arc<Step>,
     restored: Arc<Restored>,
     /// The transformed values that this run reads and that are not turned back, by the index of the get.
     missing: Vec<(usize, Entry)>,
     /// The maximum sum of the sizes of values that are read, and what this run has left of it.
     space: usize,
     left: usize,
+    /// The writes that guards have added in this run, with the indices of their operations.
+    adds: Vec<(usize, AddedWrite)>,
+    /// The step does not have the same added writes.
+    is_stale: bool,
+}
+
+impl Write {
+    /// Decides an operation, without regard to the writes that its guards add.
+    fn decide_one(
+        &mut self,
+        index: usize,
+        current: Option<&Entry>,
+    ) -> Result<Decision<Rejected<BatchFailure>>, Outcome> {
+        let Self { prepared, chain, step, restored, missing, left, .. } = self;
+        let member = step.member(index);
+        if member.verb() == Verb::Get {
+            let stored = current.filter(|entry| is_transformed(entry));
+            let sent = stored.and_then(|stored| restored.of(index, stored));
+            let shown = step.shows(chain, index, current, sent.or(current).map_or(0, size), left)?;
+            if let (Some(stored), None, true) = (stored, sent, shown) {
+                missing.push((index, stored.clone()));
+            }
+            return Ok(if shown { Decision::Read } else { Decision::ReadAbsent });
+        }
+        if current.is_none() && member.verb() == Verb::Delete && step.added(index).is_some() {
+            return Ok(Decision::ReadAbsent);
+        }
+        member.with_context(|context| {
+            let transforms = member.transforms();
+            Ok(match decide(chain, context, member.conditions(), transforms, current)? {
+                Some(details) => Decision::Write(entry(&mut prepared[index], context, transforms, details)),
+                None if is_expiry(context.origin) => Decision::Expire,
+                None => Decision::Remove,
+            })
+        })
+    }
+
+    /// Notes the writes that the guards of an operation have added. Returns a plugin that must not add any.
+    fn note_added(&mut self, index: usize) -> Option<&'static str> {
+        let added = self.step.with_context(index, |context| context.guarded.take_added());
+        if self.step.added(index).is_some() {
+            return added.first().map(|write| write.plugin);
+        }
+        let planned = self.step.added.iter().filter(|planned| planned.of == index).map(|planned| &planned.write);
+        self.is_stale |= !planned.eq(&added);
+        self.adds.extend(added.into_iter().map(|write| (index, write)));
+        None
+    }
 }
 
 impl Decide for Write {
-    type Rejection = Rejected;
+    type Rejection = Rejected<BatchFailure>;
 
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Rejected> {
-        let Self { prepared, chain, batch, restored, missing, space, left } = self;
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Rejected<BatchFailure>> {
         let index = before.len();
         if index == 0 {
-            *left = *space;
-            missing.clear();
+            (self.left, self.is_stale) = (self.space, false);
+            self.adds.clear();
+            self.missing.clear();
         }
-        let operation = &batch.operations[index];
-        let decided = if operation.verb == Verb::Get {
-            let stored = current.filter(|entry| is_transformed(entry));
-            let sent = stored.and_then(|stored| restored.of(index, stored));
-            let shown = batch.shows(chain, index, current, sent.or(current).map_or(0, size), left);
-            if let (Some(stored), None, Ok(true)) = (stored, sent, &shown) {
-                missing.push((index, stored.clone()));
-            }
-            shown.map(|shown| if shown { Decision::Read } else { Decision::ReadAbsent })
-        } else {
-            let decided = batch.with_context(index, |context| decide(chain, context, &operation.conditions, current));
-            decided.map(|details| match details {
-                Some(details) => {
-                    let (prepared, transforms) = (&mut prepared[index], &operation.transforms);
-                    batch.with_context(index, |context| Decision::Write(entry(prepared, context, transforms, details)))
-                }
-                None => Decision::Remove,
-            })
-        };
-        match decided {
-            Err(outcome) => Decision::Reject(Rejected::Failed(batch.failure(index, outcome))),
-            // Once for all gets, after the last operation.
-            Ok(decision) if index + 1 == batch.operations.len() && !missing.is_empty() => {
-                let written = if let Decision::Write(entry) = &decision { entry.details() } else { &[] };
-                if !matches!(decision, Decision::ReadAbsent) {
-                    batch.with_context(index, |context| chain.undo(context, current.map(view), written));
-                }
-                Decision::Reject(Rejected::Stored(std::mem::take(missing)))
-            }
+        let decision = match self.decide_one(index, current) {
             Ok(decision) => decision,
+            Err(outcome) => return Decision::Reject(Rejected::Failed(self.step.failure(index, outcome))),
+        };
+        let misusing = self.note_added(index);
+        // Once for all operations: the keys of the added writes are known only after the guards of the last one.
+        let is_last = index + 1 == self.step.operations.len();
+        let is_dropped = is_last && (self.is_stale || !self.missing.is_empty());
+        if misusing.is_none() && !is_dropped {
+            return decision;
+        }
+        let (seen, written) = match &decision {
+            Decision::Write(entry) => (current, entry.details()),
+            Decision::ReadAbsent => (None, &[][..]),
+            _ => (current, &[][..]),
+        };
+        self.step.undo_one(&self.chain, index, seen, written);
+        match misusing {
+            Some(plugin) => {
+                let refusal = misused(plugin, "added a write to one that a plugin has added");
+                Decision::Reject(Rejected::Failed(self.step.failure(index, Outcome::Refused(refusal))))
+            }
+            None if self.is_stale => Decision::Withdraw(Rejected::Adds(std::mem::take(&mut self.adds))),
+            None => Decision::Reject(Rejected::Stored(std::mem::take(&mut self.missing))),
         }
     }
 
     fn undo(&mut self, decided: &[Change]) {
-        self.batch.undo(&self.chain, decided.iter().map(self::decided));
+        self.step.undo(&self.chain, decided.iter().map(self::decided));
     }
 }
 
@@ -366,16 +447,12 @@ fn read(found: &Option<Entry>) -> (Option<&Entry>, &[u8]) {
 }
 
 impl Batch {
-    fn keys(&self) -> Vec<&str> {
-        self.operations.iter().map(|operation| operation.key.as_str()).collect()
-    }
-
     fn failure(&self, index: usize, outcome: Outcome) -> BatchFailure {
         BatchFailure { at: Some((index, self.operations[index].key.clone())), outcome }
     }
 
     /// Drops what plugins keep for the operations.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.operations.iter().for_each(|operation| operation.states.clear());
     }
 
@@ -386,8 +463,7 @@ impl Batch {
     }
 
     /// Calls a function with what plugins see of an operation.
-    fn with_context<R>(&self, index: usize, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
-        let operation = &self.operations[index];
+    pub(super) fn with_context<R>(&self, operation: &Operation, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
         call(&OpContext {
             verb: operation.verb,
             key: &operation.key,
@@ -399,104 +475,16 @@ impl Batch {
             cause: Cause::Batch,
             origin: &OperationOrigin { operation, batch: self },
             states: Some(&operation.states),
+            guarded: &operation.guarded,
         })
-    }
-
-    /// Whether a get shows an entry that is locked, or why it fails the batch. `size` is that of the value, and `left` the remaining
-    /// space for values.
-    fn shows(
-        &self,
-        chain: &Arc<Chain>,
-        index: usize,
-        current: Option<&Entry>,
-        size: usize,
-        left: &mut usize,
-    ) -> Result<bool, Outcome> {
-        let Operation { conditions, hidden, .. } = &self.operations[index];
-        let visible = current.filter(|_| !hidden);
-        conditions.check(visible.map(Entry::revision)).map_err(Outcome::PreconditionFailed)?;
-        let Some(entry) = visible else { return Ok(false) };
-        let Some(rest) = left.checked_sub(size) else { return Err(too_large(self.values_max)) };
-        let guarded = self.with_context(index, |context| chain.guard(context, Some(view(entry))));
-        let passed = guarded.map_err(Outcome::Refused)?;
-        if passed.hidden {
-            conditions.check(None).map_err(Outcome::PreconditionFailed)?;
-        } else {
-            *left = rest;
-        }
-        Ok(!passed.hidden)
-    }
-
-    /// Turns values back that gets have found, besides those that were turned back before.
-    fn restore(
-        &self,
-        chain: &Arc<Chain>,
-        before: &Restored,
-        found: Vec<(usize, Entry)>,
-    ) -> Result<Restored, BatchFailure> {
-        let mut restored = Restored { entries: before.entries.clone(), attempts: before.attempts + 1 };
-        if restored.attempts > ATTEMPTS_MAX {
-            let fact = "Entries changed again and again while the batch was in flight; send it again";
-            return Err(BatchFailure { at: None, outcome: Outcome::Refused(host_refusal(503, fact)) });
-        }
-        let mut sum: usize = restored.entries.values().map(|(_, sent, _)| size(sent)).sum();
-        for (index, stored) in found {
-            let sent = self.with_context(index, |context| transforms::sent(chain, context, &stored));
-            match sent {
-                Ok(sent) => {
-                    let (entry, headers) = sent.unwrap_or_else(|| (stored.clone(), Vec::new()));
-                    sum += size(&entry);
-                    restored.entries.insert(index, (stored, entry, headers));
-                }
-                Err(refusal) => return Err(self.failure(index, Outcome::Refused(refusal))),
-            }
-            if sum > self.values_max {
-                return Err(self.failure(index, too_large(self.values_max)));
-            }
-        }
-        Ok(restored)
-    }
-
-    /// Runs the after-hooks of a get that found this entry, and returns its outcome.
-    fn found(
-        &self,
-        chain: &Arc<Chain>,
-        index: usize,
-        entry: Option<Entry>,
-        restored: &Restored,
-    ) -> (Outcome, ExtraHeaders) {
-        let Some(stored) = entry else { return (Outcome::Absent, Vec::new()) };
-        let (revision, found) = (stored.revision(), Some(view(&stored)));
-        let mut headers = self.with_context(index, |context| chain.after(context, revision, found, found));
-        announce(&stored, &mut headers);
-        let Some((_, sent, added)) = restored.entries.get(&index) else { return (Outcome::Found(stored), headers) };
-        headers.splice(..0, added.iter().cloned());
-        // Since it was turned back, an entry that the batch has written has got its revision.
-        let is_same = sent.revision() == revision;
-        let sent = if is_same { sent.clone() } else { stored.with_value(sent.value(), sent.content_type()) };
-        (Outcome::Found(sent), headers)
-    }
-
-    /// Undoes the guards of the first operations, the last one first. `each` has the entry that each of them saw, and the
-    /// details of what it writes. A get that saw none had no guards.
-    fn undo<'a>(
-        &self,
-        chain: &Arc<Chain>,
-        each: impl DoubleEndedIterator<Item = (Option<&'a Entry>, &'a [u8])> + ExactSizeIterator,
-    ) {
-        for (index, (entry, written)) in each.enumerate().rev() {
-            if entry.is_some() || self.operations[index].verb != Verb::Get {
-                self.with_context(index, |context| chain.undo(context, entry.map(view), written));
-            }
-        }
     }
 }
 
-fn size(entry: &Entry) -> usize {
+pub(super) fn size(entry: &Entry) -> usize {
     entry.value().len()
 }
 
-fn too_large(values_max: usize) -> Outcome {
+pub(super) fn too_large(values_max: usize) -> Outcome {
     let fact = format!("Batch too large: the values up to this one are over {values_max} bytes; ask for less at once");
     Outcome::Refused(host_refusal(413, fact))
 }

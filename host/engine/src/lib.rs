@@ -7,6 +7,7 @@
 //! Operations report their outcome to a callback. As futures they would need a task each, because an operation that has begun
 //! must complete even if its client disconnects: measured, a PUT then makes 7 allocations instead of 4.
 
+mod added;
 mod attempts;
 mod batch;
 mod before_request;
@@ -17,6 +18,7 @@ mod get;
 mod list;
 mod outcome;
 mod plugin_request;
+mod step;
 mod touch;
 mod transforms;
 mod validation;
@@ -41,12 +43,14 @@ pub use validation::{
 pub use vkog_plugin_host::Transforms;
 pub use watch::{WatchEnd, Watcher};
 
+use plugin_request::UpdateLocks;
+
 use vkog_plugin_host::{
-    CallStates, Cause, Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport,
-    SharedScan, Source, StoreAccess, Verb,
+    CallStates, Cause, Chain, ChainGuard, Each, EntryView, GuardOutput, LoadError, OpContext, Origin, Prepared,
+    Registry, ReloadReport, SharedScan, Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
-use vkog_store::{Entry, LocalStore, Store};
+use vkog_store::{Entry, LocalStore, Store, owned_content_type};
 
 /// The maximum number of threads that run blocking hooks.
 const BLOCKING_THREADS_MAX: usize = 256;
@@ -57,6 +61,7 @@ pub struct Engine<S = LocalStore> {
     plugins: Registry,
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
+    update_locks: UpdateLocks,
 }
 
 /// One operation, as a client or a plugin requests it.
@@ -87,6 +92,8 @@ pub struct Request {
     pub transforms: Transforms,
     /// The states that plugins keep for it; none at first.
     pub states: CallStates,
+    /// The output of its guards. The engine sets it.
+    pub guarded: GuardOutput,
 }
 
 /// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
@@ -119,7 +126,7 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
-        let engine = Arc::new(Self { store, plugins, blocking_pool });
+        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks: UpdateLocks::default() });
         engine.plugins.start(&engine.scan())?;
         let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
         engine.plugins.context().open(Arc::downgrade(&access));
@@ -233,7 +240,20 @@ impl Request {
             cause: self.cause,
             origin: &*self.origin,
             states: Some(&self.states),
+            guarded: &self.guarded,
         }
+    }
+
+    /// Takes over what the before-hooks have replaced. Returns whether they hide the entry.
+    fn take_over(&mut self, prepared: Prepared) -> bool {
+        if let Some(value) = prepared.value {
+            self.value = value;
+            self.transforms = prepared.transforms;
+        }
+        if let Some(content_type) = prepared.content_type {
+            self.content_type = owned_content_type(&content_type);
+        }
+        prepared.hidden
     }
 
     /// Ends the request: drops what plugins keep for it, and reports the outcome.
@@ -266,6 +286,7 @@ impl RequestContext {
             form: Form::Sent,
             transforms: Transforms::default(),
             states: CallStates::default(),
+            guarded: GuardOutput::default(),
         }
     }
 }

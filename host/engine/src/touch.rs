@@ -10,7 +10,7 @@ use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, PreconditionFailed, Request, Revisions, check_memory,
     content_coding, host_refusal, offload, write,
 };
-use vkog_plugin_host::{CallStates, Cause, ChainGuard, Origin, Transforms, Verb};
+use vkog_plugin_host::{CallStates, Cause, ChainGuard, GuardOutput, Origin, Transforms, Verb};
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
@@ -115,6 +115,7 @@ impl Touch {
             form: Form::Sent,
             transforms: Transforms::default(),
             states: CallStates::default(),
+            guarded: GuardOutput::default(),
         }
     }
 }

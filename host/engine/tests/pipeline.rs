@@ -192,6 +192,7 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         origin: Arc::new(Client(&[])),
         form: Form::Sent,
         transforms: Transforms::default(),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _: ExtraHeaders| _ = send.send(outcome));
@@ -217,6 +218,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         hidden: false,
         transforms: Transforms::default(),
         states: Default::default(),
+        guarded: Default::default(),
     }
 }
 

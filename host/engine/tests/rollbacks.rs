@@ -193,6 +193,7 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));
@@ -226,6 +227,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         hidden: false,
         transforms: Transforms::default(),
         states: Default::default(),
+        guarded: Default::default(),
     };
     // A get that finds nothing has no guard, and so no undo.
     let operations = vec![get("a"), get("absent"), get("b")];

@@ -94,6 +94,7 @@ fn subject(verb: Verb) -> OpContext<'static> {
         cause: Cause::Request,
         origin: &NoOrigin,
         states: None,
+        guarded: Box::leak(Box::default()),
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{
-    Cause, Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
-    insert_details,
+    Cause, Chain, EntryView, FailurePolicy, GuardOutput, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin,
+    Passed, Verb, insert_details,
 };
 
 /// The scripted result of the guard of a plugin.
@@ -123,6 +123,7 @@ fn guard(chain: &Arc<Chain>, verb: Verb) -> Result<Passed, vkog_plugin_host::Ref
         cause: Cause::Request,
         origin: &NoOrigin,
         states: None,
+        guarded: &GuardOutput::default(),
     };
     chain.guard(&op, None)
 }
@@ -234,6 +235,7 @@ fn op(verb: Verb, key: &str) -> OpContext<'_> {
         cause: Cause::Request,
         origin: &NoOrigin,
         states: None,
+        guarded: Box::leak(Box::default()),
     }
 }
 

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
-use vkog_plugin_host::{CallStates, Cause, Origin, ReloadReport, Verb};
+use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
@@ -489,6 +489,7 @@ impl Api {
             cause,
             origin: head,
             states,
+            guarded: GuardOutput::default(),
             form,
             transforms,
         };

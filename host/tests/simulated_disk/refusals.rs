@@ -17,7 +17,7 @@ use vkog_engine::{
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
-    After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
+    After, AfterDelete, AfterGet, AfterPost, AfterPut, Ask, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
@@ -27,12 +27,12 @@ use crate::client::{ALWAYS, DEADLINE, close, contents, open};
 use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::random::Random;
 
-const PLUGINS: usize = 5;
+pub(crate) const PLUGINS: usize = 5;
 /// The number of writes that fail.
 const FAILURES: usize = 10_000;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(crate) enum Phase {
     Before,
     Guard,
     After,
@@ -41,7 +41,7 @@ enum Phase {
 
 /// The act of a plugin that stops an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Act {
+pub(crate) enum Act {
     Refuse,
     Panic,
 }
@@ -50,7 +50,19 @@ enum Act {
 type Calls = Vec<(usize, Phase)>;
 
 /// The header that identifies an operation of a batch.
-const PLACE: &str = "Place";
+pub(crate) const PLACE: &str = "Place";
+
+/// A write that a plugin adds to an operation in its guard.
+#[derive(Clone, Debug)]
+pub(crate) struct Add {
+    /// The place of the operation.
+    pub(crate) to: usize,
+    pub(crate) by: usize,
+    /// The place of the write.
+    pub(crate) place: usize,
+    pub(crate) verb: Verb,
+    pub(crate) key: String,
+}
 
 /// The state that a plugin keeps in each call.
 struct Kept {
@@ -72,22 +84,41 @@ impl Drop for Kept {
 
 /// The scripted actions of the plugins, and their calls. Single operations have index 0.
 #[derive(Default)]
-struct Play {
-    acts: Vec<(usize, usize, Phase, Act)>,
-    called: Vec<(usize, usize, Phase)>,
+pub(crate) struct Play {
+    pub(crate) acts: Vec<(usize, usize, Phase, Act)>,
+    pub(crate) adds: Vec<Add>,
+    /// The operations whose value a plugin extends in its guard, and the plugin.
+    pub(crate) extends: Vec<(usize, usize)>,
+    pub(crate) called: Vec<(usize, usize, Phase)>,
+    /// The values that guards saw, by operation and plugin.
+    pub(crate) seen: Vec<(usize, usize, Vec<u8>)>,
+    /// The values that an undo or an after saw, where the guard of the plugin saw another one.
+    pub(crate) differences: Vec<String>,
     /// The numbers of the states that exist.
-    kept: Vec<usize>,
+    pub(crate) kept: Vec<usize>,
     /// What was wrong with states.
-    wrong: Vec<String>,
+    pub(crate) wrong: Vec<String>,
 }
 
-static PLAY: Mutex<Play> =
-    Mutex::new(Play { acts: Vec::new(), called: Vec::new(), kept: Vec::new(), wrong: Vec::new() });
+pub(crate) static PLAY: Mutex<Play> = Mutex::new(Play {
+    acts: Vec::new(),
+    adds: Vec::new(),
+    extends: Vec::new(),
+    called: Vec::new(),
+    seen: Vec::new(),
+    differences: Vec::new(),
+    kept: Vec::new(),
+    wrong: Vec::new(),
+});
 /// Only one test uses the script at a time.
-static STAGE: Mutex<()> = Mutex::new(());
+pub(crate) static STAGE: Mutex<()> = Mutex::new(());
+
+fn place_of(call: &vkog_plugin_api::Request<'_>) -> usize {
+    call.header(PLACE).and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0)
+}
 
 fn called(plugin: usize, phase: Phase, call: &vkog_plugin_api::Request<'_>) -> Verdict {
-    let place = call.header(PLACE).and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0);
+    let (place, value) = (place_of(call), call.value());
     let found = call.take_state::<Kept>();
     let mut play = PLAY.lock();
     let previous = play.called.iter().rfind(|(at, who, _)| (*at, *who) == (place, plugin)).copied();
@@ -101,7 +132,15 @@ fn called(plugin: usize, phase: Phase, call: &vkog_plugin_api::Request<'_>) -> V
     drop(play);
     call.set_state(Kept { call: (place, plugin, phase), number });
     drop(found);
-    let play = PLAY.lock();
+    let mut play = PLAY.lock();
+    let seen = play.seen.iter().rposition(|seen| (seen.0, seen.1) == (place, plugin));
+    match (phase, seen) {
+        (Phase::Guard, _) => play.seen.push((place, plugin, value.to_vec())),
+        (Phase::Undo | Phase::After, Some(seen)) if play.seen[seen].2 != value => {
+            play.differences.push(format!("{phase:?} of {place} by {plugin}: {value:?}"));
+        }
+        _ => {}
+    }
     let act = play.acts.iter().find(|act| (act.0, act.1, act.2) == (place, plugin, phase)).map(|act| act.3);
     drop(play);
     match act {
@@ -109,6 +148,30 @@ fn called(plugin: usize, phase: Phase, call: &vkog_plugin_api::Request<'_>) -> V
         Some(Act::Refuse) => Err(Refusal::new(403, "on purpose")),
         None => Ok(()),
     }
+}
+
+/// Adds the writes of the script to an operation.
+fn add<O: vkog_plugin_api::Change>(plugin: usize, guard: &Guard<'_, O>) -> Verdict {
+    let to = place_of(guard);
+    let adds: Vec<Add> = PLAY.lock().adds.iter().filter(|add| (add.to, add.by) == (to, plugin)).cloned().collect();
+    for Add { place, verb, key, .. } in adds {
+        let (place, value) = (place.to_string(), format!("added {place}"));
+        let ask = match verb {
+            Verb::Post => Ask::post(&key, value.as_bytes()),
+            Verb::Put => Ask::put(&key, value.as_bytes()),
+            _ => Ask::delete(&key),
+        };
+        guard.add(&ask.header(PLACE, &place))?;
+    }
+    Ok(())
+}
+
+/// Appends the number of the plugin to a value, if the script says so.
+fn extend<O: vkog_plugin_api::Write>(plugin: usize, guard: &Guard<'_, O>) -> Verdict {
+    if !PLAY.lock().extends.contains(&(place_of(guard), plugin)) {
+        return Ok(());
+    }
+    guard.replace_value(&[guard.value(), format!("+{plugin}").as_bytes()].concat())
 }
 
 struct Actor<const N: usize>;
@@ -122,8 +185,8 @@ impl<const N: usize> Plugin for Actor<N> {
 }
 
 macro_rules! act {
-    ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident, $undo:ident $undo_hook:ident,
-       $after:ident $after_hook:ident;)*) => {$(
+    ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident $($also:ident)*,
+       $undo:ident $undo_hook:ident, $after:ident $after_hook:ident;)*) => {$(
         impl<const N: usize> $before for Actor<N> {
             fn $before_hook(&self, call: &mut Before<'_, $operation>) -> Verdict {
                 called(N, Phase::Before, call)
@@ -131,7 +194,9 @@ macro_rules! act {
         }
         impl<const N: usize> $guard for Actor<N> {
             fn $guard_hook(&self, call: &mut Guard<'_, $operation>) -> Verdict {
-                called(N, Phase::Guard, call)
+                called(N, Phase::Guard, call)?;
+                $($also(N, call)?;)*
+                Ok(())
             }
         }
         impl<const N: usize> $undo for Actor<N> {
@@ -149,9 +214,9 @@ macro_rules! act {
 
 act! {
     Get: BeforeGet before_get, GuardGet guard_get, UndoGet undo_get, AfterGet after_get;
-    Post: BeforePost before_post, GuardPost guard_post, UndoPost undo_post, AfterPost after_post;
-    Put: BeforePut before_put, GuardPut guard_put, UndoPut undo_put, AfterPut after_put;
-    Delete: BeforeDelete before_delete, GuardDelete guard_delete, UndoDelete undo_delete, AfterDelete after_delete;
+    Post: BeforePost before_post, GuardPost guard_post add extend, UndoPost undo_post, AfterPost after_post;
+    Put: BeforePut before_put, GuardPut guard_put add extend, UndoPut undo_put, AfterPut after_put;
+    Delete: BeforeDelete before_delete, GuardDelete guard_delete add, UndoDelete undo_delete, AfterDelete after_delete;
 }
 
 fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
@@ -163,7 +228,7 @@ fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
 }
 
-fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
+pub(crate) fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     let request = Request {
         verb,
         key: key.to_owned(),
@@ -178,6 +243,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),
+        guarded: Default::default(),
     };
     let (tell, told) = bounded(1);
     engine.run(request, move |answer, _| {
@@ -208,13 +274,13 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
 }
 
 /// Fails if a state was found or dropped wrongly, or exists after the response.
-fn check_states(what: &str) {
+pub(crate) fn check_states(what: &str) {
     let play = PLAY.lock();
     assert_eq!((&play.wrong, &play.kept), (&Vec::new(), &Vec::new()), "states of {what}");
 }
 
 /// Returns the files without the preallocated zeros of the log.
-fn files_of(disk: &SimulatedDisk) -> Image {
+pub(crate) fn files_of(disk: &SimulatedDisk) -> Image {
     let mut image = disk.now();
     for data in image.0.values_mut() {
         data.truncate(without_room(data).len());
@@ -223,7 +289,7 @@ fn files_of(disk: &SimulatedDisk) -> Image {
 }
 
 /// A store with five scripted plugins.
-fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
+pub(crate) fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
@@ -306,7 +372,7 @@ fn a_failed_write_leaves_no_trace_for_any_cause() {
     close(store);
 }
 
-fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> BatchOutcome {
+pub(crate) fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> BatchOutcome {
     let operation = |(place, (verb, key)): (usize, &(Verb, String))| Operation {
         verb: *verb,
         key: key.clone(),
@@ -321,6 +387,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         hidden: false,
         transforms: Transforms::default(),
         states: Default::default(),
+        guarded: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

@@ -287,6 +287,7 @@ impl<'a> Request<'a> {
             origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
             form: Form::Sent,
             transforms: Transforms::default(),
+            guarded: Default::default(),
         };
         let (send, done) = channel();
         logged(&host.dispatch, || {
@@ -315,6 +316,7 @@ impl<'a> Request<'a> {
             hidden: false,
             transforms: Transforms::default(),
             states: Default::default(),
+            guarded: Default::default(),
         }
     }
 

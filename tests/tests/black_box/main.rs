@@ -88,6 +88,7 @@ mod hyper {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod index;
     mod key_prefix;
     mod latency;
     mod listening;
@@ -124,6 +125,7 @@ mod tiny {
     mod delete_prefix;
     mod expiring;
     mod hooks;
+    mod index;
     mod key_prefix;
     mod latency;
     mod listening;
@@ -149,6 +151,7 @@ mod h2 {
 
     mod before_request;
     mod hooks;
+    mod index;
     mod key_prefix;
     mod preconditions;
     mod refusals;

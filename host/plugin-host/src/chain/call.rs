@@ -4,6 +4,7 @@ use abi_stable::std_types::RSlice;
 use vkog_plugin_api::abi::{HookFn, Origin as Cause, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 use super::details;
+use super::guard_output::{AddedWrite, GuardOutput};
 use super::serve::RouteCall;
 use super::states::CallStates;
 
@@ -69,22 +70,28 @@ pub struct OpContext<'a> {
     pub origin: &'a dyn Origin,
     /// The states that plugins keep for the operation; `None` if its hooks can keep none.
     pub states: Option<&'a CallStates>,
+    /// The output of its guards.
+    pub guarded: &'a GuardOutput,
 }
 
 impl OpContext<'static> {
     /// The context of a hook that belongs to no operation.
-    pub(super) const NONE: Self = Self {
-        verb: Verb::Get,
-        key: "",
-        value: &[],
-        content_type: "",
-        query: "",
-        arrived: 0,
-        depth: 0,
-        cause: Cause::Request,
-        origin: &NoOrigin,
-        states: None,
-    };
+    pub(super) fn none() -> Self {
+        static NOTHING: GuardOutput = GuardOutput::new();
+        Self {
+            verb: Verb::Get,
+            key: "",
+            value: &[],
+            content_type: "",
+            query: "",
+            arrived: 0,
+            depth: 0,
+            cause: Cause::Request,
+            origin: &NoOrigin,
+            states: None,
+            guarded: &NOTHING,
+        }
+    }
 }
 
 /// A read-only view of an entry for hooks.
@@ -147,6 +154,7 @@ pub(super) struct LazyOutput {
     pub(super) content_type: Option<String>,
     pub(super) details: Option<Vec<u8>>,
     pub(super) key_prefix: Option<String>,
+    pub(super) added: Vec<AddedWrite>,
 }
 
 impl Drop for CallOutput<'_> {

@@ -120,6 +120,16 @@ mod tests {
         ) -> Result<(), Refusal> {
             Ok(())
         }
+        fn batch(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) -> Option<usize> {
+            None
+        }
+        fn update(
+            self: Arc<Self>,
+            _: &PluginRequest<'_>,
+            _: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+            _: &mut dyn FnMut(PluginResponse<'_>),
+        ) {
+        }
         fn on_quarantine(&self) {}
     }
 

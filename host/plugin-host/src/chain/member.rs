@@ -172,6 +172,11 @@ impl Member {
         HOOK_NAMES.iter().position(|name| *name == hook).is_some_and(|id| self.hooks[id].is_some())
     }
 
+    /// Whether its guards may add writes: it was built against vkog-plugin-api 1.5 or newer.
+    pub(super) fn may_add(&self) -> bool {
+        self.module.routes().is_some()
+    }
+
     /// Whether one of its hooks may block.
     pub fn blocks(&self) -> bool {
         self.blocks.contains(&true)
@@ -252,7 +257,7 @@ impl Member {
         scan: Option<Scan<'_>>,
     ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
-        let op = OpContext { value, ..OpContext::NONE };
+        let op = OpContext { value, ..OpContext::none() };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
         let mut output = CallOutput::new(&op);
         (output.plugin, output.scan) = (self.name(), scan);

@@ -1,12 +1,12 @@
-//! The state of a thread that runs hooks: the chain, the nesting depth, and whether an entry is locked.
+//! The state of a thread that runs hooks: the chain, the nesting depth, and whether it may call the store.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry, or serves a route. As wide as `depth` in [`Scope`], so that the compiler copies both in one
-/// word.
+/// Whether the thread holds the lock of an entry, runs the function of an update, or serves a route. As wide as `depth` in
+/// [`Scope`], so that the compiler copies both in one word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub(super) enum Lock {
@@ -14,6 +14,8 @@ pub(super) enum Lock {
     Held,
     /// Free, in a `serve` hook: its store calls have the permissions of the client.
     Serving,
+    /// Free, in the function of an update: it must not call the store.
+    Updating,
 }
 
 /// The state of a thread that runs hooks.

@@ -105,7 +105,7 @@ impl Chain {
             query: route.query,
             arrived: route.arrived,
             origin: route.origin,
-            ..OpContext::NONE
+            ..OpContext::none()
         };
         let _client = client_store::enter(Arc::clone(&route.client));
         let _scope = Scope { depth: 0, lock: Lock::Serving, chain: Arc::as_ptr(self) }.enter();

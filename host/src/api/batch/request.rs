@@ -21,7 +21,7 @@ use super::format::Format;
 use crate::api::etag;
 use crate::api::problem::Problem;
 use vkog_engine::{Conditions, Operation, Revisions, Transforms, is_coding, is_identity};
-use vkog_plugin_host::{CallStates, Verb, is_token};
+use vkog_plugin_host::{CallStates, GuardOutput, Verb, is_token};
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum number of operations of a batch.
@@ -252,6 +252,7 @@ impl Written<'_> {
             hidden: false,
             transforms: Transforms::default(),
             states: CallStates::default(),
+            guarded: GuardOutput::default(),
         })
     }
 }

@@ -1,0 +1,212 @@
+//! Finds entries by a field of their JSON values. Decides which terms a value has; each is an index entry, which is written in
+//! the same step as the entry. The terms are also the entry's details, so that the next write knows which index entries to
+//! remove.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod terms;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use vkog_plugin_api::serde::Deserialize;
+use vkog_plugin_api::*;
+
+use terms::{PREFIX, Terms, index_key, parse, term};
+
+/// The plugin's name, by which it recognises its own writes.
+const NAME: &str = "index";
+/// The time until a build that failed is retried.
+const RETRY: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde")]
+struct Settings {
+    /// The names of the fields.
+    fields: Vec<String>,
+}
+
+struct Index {
+    host: Host,
+    fields: Vec<String>,
+    /// Every entry is indexed.
+    is_complete: AtomicBool,
+    complete: Gauge,
+}
+
+impl Plugin for Index {
+    type Settings = Settings;
+
+    fn create(host: Host, Settings { fields }: Settings) -> Result<Self, CreateError> {
+        let is_name = |field: &String| !field.is_empty() && !field.contains(['/', '%', '\n']);
+        if fields.is_empty() || !fields.iter().all(is_name) {
+            return Err("fields has no names, or one with a slash, a percent sign or a line break".into());
+        }
+        let complete = host.gauge("complete", "Whether every entry is indexed.");
+        Ok(Index { host, fields, is_complete: AtomicBool::new(false), complete })
+    }
+}
+
+/// Refuses requests for index entries: of clients, and writes of other plugins. The status keeps the entries out of listings
+/// and watches as well.
+fn protect(request: &Request<'_>) -> Verdict {
+    let may = |asker| request.verb() == Verb::Get || asker == NAME;
+    if request.key().starts_with(PREFIX) && !request.asker().is_some_and(may) {
+        return Err(Refusal::new(403, "Index entries belong to the plugin index: use GET /x/index/FIELD/VALUE"));
+    }
+    Ok(())
+}
+
+impl Index {
+    /// Finds the terms of the value that the client sent, before other plugins replace it.
+    fn prepare<O: Write>(&self, write: &Before<'_, O>) -> Verdict {
+        protect(write)?;
+        if write.key().starts_with(PREFIX) || write.origin() == Origin::Touch {
+            return Ok(());
+        }
+        let terms = Terms::of(&self.fields, write.value());
+        terms.check(write.key())?;
+        write.set_state(terms);
+        Ok(())
+    }
+
+    fn write<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
+        if write.key().starts_with(PREFIX) {
+            return Ok(());
+        }
+        let before = Terms::stored(write.entry().map_or(&[], |entry| entry.details()));
+        let terms = match write.take_state::<Terms>() {
+            Some(terms) => terms,
+            // A touch writes the value that the entry has.
+            None if write.origin() == Origin::Touch => before.clone(),
+            None => Terms::of(&self.fields, write.value()),
+        };
+        write.set_details(terms.as_details());
+        self.replace(write, &before, &terms)?;
+        // The guard may run again.
+        write.set_state(terms);
+        Ok(())
+    }
+
+    /// Adds the writes that replace the index entries of an entry.
+    fn replace<O: vkog_plugin_api::Change>(&self, guard: &Guard<'_, O>, before: &Terms, after: &Terms) -> Verdict {
+        let key = guard.key();
+        for term in before.iter().filter(|term| !after.has(term)) {
+            guard.add(&Ask::delete(&index_key(term, key)))?;
+        }
+        let is_complete = self.is_complete.load(SeqCst);
+        for term in after.iter().filter(|term| !is_complete || !before.has(term)) {
+            guard.add(&Ask::put(&index_key(term, key), key.as_bytes()).content_type("text/plain").upsert())?;
+        }
+        Ok(())
+    }
+}
+
+impl BeforeGet for Index {
+    fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
+        protect(get)
+    }
+}
+
+impl BeforePost for Index {
+    fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
+        self.prepare(post)
+    }
+}
+
+impl BeforePut for Index {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        self.prepare(put)
+    }
+}
+
+impl BeforeDelete for Index {
+    fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
+        protect(delete)
+    }
+}
+
+impl GuardPost for Index {
+    fn guard_post(&self, post: &mut Guard<'_, Post>) -> Verdict {
+        self.write(post)
+    }
+}
+
+impl GuardPut for Index {
+    fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
+        self.write(put)
+    }
+}
+
+impl GuardDelete for Index {
+    fn guard_delete(&self, delete: &mut Guard<'_, Delete>) -> Verdict {
+        if delete.key().starts_with(PREFIX) {
+            return Ok(());
+        }
+        let before = Terms::stored(delete.entry().map_or(&[], |entry| entry.details()));
+        self.replace(delete, &before, &Terms::default())
+    }
+}
+
+impl Tick for Index {
+    fn tick(&self) -> Duration {
+        if self.is_complete.load(SeqCst) {
+            return Duration::from_secs(24 * 3600);
+        }
+        match self.build() {
+            Ok(()) => {
+                self.is_complete.store(true, SeqCst);
+                self.complete.set(1);
+                self.host.log(Level::Info, "the index is complete");
+                Duration::from_secs(24 * 3600)
+            }
+            Err(refusal) => {
+                self.host.log(Level::Warn, &format!("cannot build the index yet: {}", refusal.message()));
+                RETRY
+            }
+        }
+    }
+}
+
+impl Index {
+    /// Returns the keys of the entries with this value of the field, in byte order.
+    fn find(&self, field: &str, value: &str) -> Result<Vec<String>, Refusal> {
+        if !self.fields.iter().any(|own| own == field) {
+            return Err(Refusal::new(404, format!("No index of the field {field:?}")));
+        }
+        if !self.is_complete.load(SeqCst) {
+            return Err(Refusal::new(503, "The index is being built: try again later").with_header("Retry-After", "1"));
+        }
+        let mut keys = Vec::new();
+        self.host.for_each(&index_key(&term(field, value), ""), |index_key, _| {
+            keys.extend(parse(index_key).map(|(_, key)| key.to_owned()));
+            ControlFlow::Continue(())
+        })?;
+        keys.sort_unstable();
+        Ok(keys)
+    }
+}
+
+impl Serve for Index {
+    const ROUTES: &'static [Route] =
+        &[Route::new("GET", "/{field}/{value}", Permission::Read, "List the keys of entries by the value of a field.")];
+
+    fn serve(&self, request: &RouteRequest<'_>) -> Verdict {
+        let parameter = |name| request.parameter(name).unwrap_or_default();
+        let keys = self.find(parameter("field"), parameter("value"))?;
+        request.respond(200, "application/json", serde_json::json!(keys).to_string().as_bytes());
+        Ok(())
+    }
+}
+
+// Without one of them the index would not be exact.
+export_plugin!(
+    Index,
+    required: [
+        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete
+    ]
+);

@@ -1,0 +1,90 @@
+//! The terms of a value: what it is found by. A term is the name of a field and its value, such as `city/Rome`.
+
+use serde_json::{Map, Value};
+use vkog_plugin_api::Refusal;
+
+/// The prefix of the keys of index entries.
+pub(crate) const PREFIX: &str = "index/";
+/// The maximum length of a key, in bytes.
+const KEY_MAX: usize = 1024;
+/// The maximum size of the terms of an entry, which are its details, in bytes.
+const TERMS_MAX: usize = 4096;
+
+/// The terms of one value, in the order of the fields, each with a line break behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Terms(String);
+
+/// Returns a term. In the value, percent signs, slashes and control characters are percent-encoded.
+pub(crate) fn term(field: &str, value: &str) -> String {
+    let mut term = format!("{field}/");
+    for letter in value.chars() {
+        if letter == '%' || letter == '/' || letter.is_ascii_control() {
+            term += &format!("%{:02X}", u32::from(letter));
+        } else {
+            term.push(letter);
+        }
+    }
+    term
+}
+
+/// Returns the key of the index entry of a term and a key.
+pub(crate) fn index_key(term: &str, key: &str) -> String {
+    format!("{PREFIX}{term}/{key}")
+}
+
+/// Returns the term and the key of an index entry.
+pub(crate) fn parse(index_key: &str) -> Option<(&str, &str)> {
+    let rest = index_key.strip_prefix(PREFIX)?;
+    let field = rest.find('/')?;
+    let value = rest[field + 1..].find('/')?;
+    let end = field + 1 + value;
+    Some((&rest[..end], &rest[end + 1..]))
+}
+
+impl Terms {
+    /// Returns the terms of a value: for each field that is a text, a number or a boolean. A value that is no JSON object has
+    /// none.
+    pub(crate) fn of(fields: &[String], value: &[u8]) -> Self {
+        let Ok(object) = serde_json::from_slice::<Map<String, Value>>(value) else { return Self::default() };
+        let mut terms = String::new();
+        for field in fields {
+            let text = match object.get(field) {
+                Some(Value::String(text)) => text.clone(),
+                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
+                _ => continue,
+            };
+            terms += &term(field, &text);
+            terms.push('\n');
+        }
+        Self(terms)
+    }
+
+    /// Returns the terms that were stored as details.
+    pub(crate) fn stored(details: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(details).into_owned())
+    }
+
+    pub(crate) fn as_details(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.lines()
+    }
+
+    pub(crate) fn has(&self, term: &str) -> bool {
+        self.iter().any(|own| own == term)
+    }
+
+    /// Checks that the terms can be stored for an entry with this key.
+    pub(crate) fn check(&self, key: &str) -> Result<(), Refusal> {
+        let long = |field: &str| Refusal::new(422, format!("The field {field:?} is too long for an index"));
+        if let Some(term) = self.iter().find(|term| PREFIX.len() + term.len() + 1 + key.len() > KEY_MAX) {
+            return Err(long(term.split('/').next().unwrap_or_default()));
+        }
+        if self.0.len() > TERMS_MAX {
+            return Err(Refusal::new(422, format!("The indexed fields are over {TERMS_MAX} bytes")));
+        }
+        Ok(())
+    }
+}
