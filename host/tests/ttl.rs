@@ -90,6 +90,7 @@ impl Host {
             arrived: self.engine.revision(),
             depth: 0,
             origin: Arc::new(NoOrigin),
+            guarded: Default::default(),
         };
         self.engine.run(request, then);
     }

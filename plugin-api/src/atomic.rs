@@ -36,6 +36,10 @@ where
 {
     // SAFETY: `Host::update` passes this pointer together with this function, and waits until the update ends.
     let updating = unsafe { &mut *state.cast::<Updating<F>>() };
+    if updating.panic.is_some() {
+        return RNone;
+    }
+    updating.given_up = None;
     match catch_unwind(AssertUnwindSafe(|| (updating.decide)(current.map(|raw| Entry { raw })))) {
         Ok(Ok(value)) => {
             updating.value = value;

@@ -1,4 +1,4 @@
-//! The attempts of a write or a batch: after plugins have made room for it, it is decided again.
+//! The attempts of a write or a batch: after plugins have made room for it or added writes to it, it is decided again.
 
 use std::sync::Arc;
 
@@ -10,6 +10,9 @@ use vkog_runtime::ThreadPool;
 
 /// The maximum number of times that plugins make room for an operation.
 const ROOM_MADE_MAX: usize = 256;
+/// The maximum number of times that an operation is decided with other added writes. Each time but the first, another client has
+/// written an entry meanwhile.
+const PLANS_MAX: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -17,6 +20,7 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 pub(super) struct Attempts {
     room_made: usize,
+    plans: usize,
     /// The loop of further attempts that run on the thread of the caller, from the first of them on.
     further: Option<Arc<Further>>,
 }
@@ -51,8 +55,20 @@ impl Attempts {
         then: impl FnOnce(Option<Self>) + Send + 'static,
     ) {
         self.room_made += 1;
+        self.continue_on(pool, move |this| then(chain.make_room().then_some(this)));
+    }
+
+    /// Calls `then`, as [`make_room`](Self::make_room) does: with the attempts to continue with, or with none if there were too
+    /// many.
+    #[cold]
+    pub(super) fn plan(mut self, pool: Option<&ThreadPool>, then: impl FnOnce(Option<Self>) + Send + 'static) {
+        self.plans += 1;
+        self.continue_on(pool, move |this| then((this.plans <= PLANS_MAX).then_some(this)));
+    }
+
+    fn continue_on(mut self, pool: Option<&ThreadPool>, then: impl FnOnce(Self) + Send + 'static) {
         let further = Arc::clone(self.further.get_or_insert_default());
-        let job = move || then(chain.make_room().then_some(self));
+        let job = move || then(self);
         match pool {
             Some(pool) => pool.run(job),
             None => further.run(Box::new(job)),

@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::added::Rejected;
 use super::attempts::Attempts;
-use super::coding::announce;
-use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
-use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
-use vkog_plugin_host::{Chain, OpContext, Origin, Verb};
+use super::plugin_request::is_expiry;
+use super::step::{Operations, Step};
+use super::write::{Prepared, decide, decided, entry, prepare};
+use super::{
+    Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, Request, check_operation, host_refusal, offload,
+};
+use vkog_plugin_host::{AddedWrite, Chain, GuardOutput, OpContext, Origin, Verb, misused};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update};
 
@@ -45,6 +49,8 @@ pub struct Operation {
     pub headers: Vec<(Cow<'static, str>, String)>,
     /// A before-hook hides the entry (get). The engine sets it.
     pub hidden: bool,
+    /// The output of its guards. The engine sets it.
+    pub guarded: GuardOutput,
 }
 
 impl Operation {
@@ -72,7 +78,7 @@ pub struct BatchFailure {
 /// The outcome of each operation, or why the batch failed.
 pub type BatchOutcome = Result<Vec<(Outcome, ExtraHeaders)>, BatchFailure>;
 
-/// Runs a batch. The steps after its commit run on the pool, if there is one.
+/// Runs a batch of a client. What follows its commit runs on the pool, if there is one.
 pub(super) fn run<S: Store>(
     engine: Arc<Engine<S>>,
     chain: Arc<Chain>,
@@ -82,7 +88,7 @@ pub(super) fn run<S: Store>(
 ) {
     let mut space = batch.values_max;
     for index in 0..batch.operations.len() {
-        let prepared = match batch.with_context(index, |context| chain.before(context)) {
+        let prepared = match batch.with_context(&batch.operations[index], |context| chain.before(context)) {
             Ok(prepared) => prepared,
             Err(refusal) => return on_done(Err(batch.failure(index, Outcome::Refused(refusal)))),
         };
@@ -96,39 +102,80 @@ pub(super) fn run<S: Store>(
             None => return on_done(Err(batch.failure(index, too_large(batch.values_max)))),
         }
     }
-    let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
-    let run = Run { engine, chain, batch: Arc::new(batch), pool };
+    run_prepared(engine, chain, Operations::Batch(batch), space, pool, on_done);
+}
+
+/// Runs the requests of a plugin in one step, on its thread.
+pub(super) fn run_requests<S: Store>(
+    engine: Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    requests: Vec<Request>,
+    on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+) {
+    let mut prepared = Vec::with_capacity(requests.len());
+    for (index, mut request) in requests.into_iter().enumerate() {
+        match chain.before(&request.op_context()) {
+            Ok(passed) => {
+                request.value = passed.value.unwrap_or(request.value);
+                prepared.push((Arc::new(request), passed.hidden));
+            }
+            Err(refusal) => {
+                let outcome = Outcome::Refused(refusal);
+                return on_done(Err(BatchFailure { at: Some((index, request.key)), outcome }));
+            }
+        }
+    }
+    run_prepared(engine, chain, Operations::Requests(prepared), usize::MAX, None, on_done);
+}
+
+/// Runs operations whose before-hooks have run. `space` is the maximum sum of the sizes of values that they read.
+fn run_prepared<S: Store>(
+    engine: Arc<Engine<S>>,
+    chain: Arc<Chain>,
+    operations: Operations,
+    space: usize,
+    pool: Option<Arc<ThreadPool>>,
+    on_done: impl FnOnce(BatchOutcome) + Send + 'static,
+) {
+    let step = Arc::new(Step { operations: Arc::new(operations), added: Vec::new() });
+    let only_reads = (0..step.len()).all(|index| step.member(index).verb() == Verb::Get);
+    let run = Run { engine, chain, step, pool };
     if only_reads { run.read(on_done) } else { run.write(space, Attempts::default(), on_done) }
 }
 
-/// A batch whose before-hooks have run.
-struct Run<S> {
-    engine: Arc<Engine<S>>,
-    chain: Arc<Chain>,
-    batch: Arc<Batch>,
-    pool: Option<Arc<ThreadPool>>,
+/// Operations whose before-hooks have run.
+pub(super) struct Run<S> {
+    pub(super) engine: Arc<Engine<S>>,
+    pub(super) chain: Arc<Chain>,
+    pub(super) step: Arc<Step>,
+    pub(super) pool: Option<Arc<ThreadPool>>,
 }
 
 impl<S: Store> Run<S> {
     /// Runs a batch that writes. `space` is the maximum sum of the sizes of values that it reads.
-    fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let prepare = |index| self.batch.with_context(index, prepare);
+    pub(super) fn write(self, space: usize, attempts: Attempts, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+        let prepare = |index| self.step.with_context(index, prepare);
         let write = Write {
-            prepared: (0..self.batch.operations.len()).map(prepare).collect(),
+            prepared: (0..self.step.len()).map(prepare).collect(),
             chain: Arc::clone(&self.chain),
-            batch: Arc::clone(&self.batch),
+            step: Arc::clone(&self.step),
             space,
             left: space,
+            adds: Vec::new(),
+            is_stale: false,
         };
-        let (engine, batch, pool) = (Arc::clone(&self.engine), Arc::clone(&self.batch), self.pool.clone());
-        let on_update = move |update: Update<BatchFailure, Changes>| match update {
-            Update::Rejected(failure) if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) => {
-                self.make_room(space, attempts, failure, on_done);
+        let (engine, step, pool) = (Arc::clone(&self.engine), Arc::clone(&self.step), self.pool.clone());
+        let on_update = move |update: Update<Rejected<BatchFailure>, Changes>| match update {
+            Update::Rejected(Rejected::Adds(added)) => self.plan(space, attempts, added, on_done),
+            Update::Rejected(Rejected::Failed(failure)) => {
+                if self.chain.may_make_room() && attempts.may_make_room(&failure.outcome) {
+                    return self.make_room(space, attempts, failure, on_done);
+                }
+                on_done(Err(failure));
             }
-            Update::Rejected(failure) => on_done(Err(failure)),
             Update::ReadOnly(error) => on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) })),
             Update::RolledBack { error, change } => {
-                self.batch.undo(&self.chain, change.iter().map(decided));
+                self.step.undo(&self.chain, change.iter().map(decided));
                 on_done(Err(BatchFailure { at: None, outcome: Outcome::StoreFailed(error) }));
             }
             Update::Committed(changes) => {
@@ -137,20 +184,15 @@ impl<S: Store> Run<S> {
                 on_done(Ok(done));
             }
         };
-        engine.store.update_all(&batch.keys(), write, move |update| offload(pool, move || on_update(update)));
+        engine.store.update_all(&step.keys(), write, move |update| offload(pool, move || on_update(update)));
     }
 
     /// Runs the after-hooks of all operations.
     fn committed(&self, changes: Changes) -> Vec<(Outcome, ExtraHeaders)> {
-        let Self { chain, batch, .. } = self;
-        let each = |(index, change): (usize, Change)| {
-            if batch.operations[index].verb == Verb::Get {
-                return batch.found(chain, index, change.before);
-            }
-            let headers = batch.with_context(index, |context| committed(chain, context, &change));
-            (outcome_of(&change), headers)
-        };
-        changes.into_iter().enumerate().map(each).collect()
+        let changes = changes.into_iter().enumerate();
+        let mut done: Vec<_> = changes.map(|(index, change)| self.step.committed(&self.chain, index, change)).collect();
+        done.truncate(self.step.operations.len());
+        done
     }
 
     /// Calls `make_room` of the plugins, and decides the batch again if one of them made room.
@@ -171,15 +213,15 @@ impl<S: Store> Run<S> {
 
     /// Runs a batch that only reads.
     fn read(self, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let Self { engine, chain, batch, pool } = &self;
-        let (found, ticket) = engine.store.read_all(&batch.keys(), |entries| {
-            let (mut left, mut found) = (batch.values_max, Vec::with_capacity(entries.len()));
+        let Self { engine, chain, step, pool } = &self;
+        let (found, ticket) = engine.store.read_all(&step.keys(), |entries| {
+            let (mut left, mut found) = (step.operations.values_max(), Vec::with_capacity(entries.len()));
             for (index, current) in entries.iter().enumerate() {
-                match batch.shows(chain, index, *current, &mut left) {
+                match step.shows(chain, index, *current, &mut left) {
                     Ok(shown) => found.push(current.filter(|_| shown).cloned()),
                     Err(outcome) => {
-                        batch.undo(chain, found.iter().map(read));
-                        return Err(batch.failure(index, outcome));
+                        step.undo(chain, found.iter().map(read));
+                        return Err(step.failure(index, outcome));
                     }
                 }
             }
@@ -188,9 +230,9 @@ impl<S: Store> Run<S> {
         let (engine, pool) = (Arc::clone(engine), pool.clone());
         let on_durable = move |durable| match (durable, found) {
             (Ok(()), Ok(found)) => {
-                let Self { chain, batch, .. } = &self;
+                let Self { chain, step, .. } = &self;
                 let found = found.into_iter().enumerate();
-                let done = found.map(|(index, entry)| batch.found(chain, index, entry)).collect();
+                let done = found.map(|(index, entry)| step.found(chain, index, entry)).collect();
                 // A client may read its response slowly, and a reload must not wait for that.
                 drop(self);
                 on_done(Ok(done));
@@ -199,7 +241,7 @@ impl<S: Store> Run<S> {
             // An entry was rolled back after the guards had passed: undo them and read again.
             (Err(_), found) => {
                 if let Ok(found) = found {
-                    self.batch.undo(&self.chain, found.iter().map(read));
+                    self.step.undo(&self.chain, found.iter().map(read));
                 }
                 self.read(on_done);
             }
@@ -213,39 +255,90 @@ struct Write {
     /// The results of preparing each operation before the locks were taken.
     prepared: Vec<Prepared>,
     chain: Arc<Chain>,
-    batch: Arc<Batch>,
+    step: Arc<Step>,
     /// The maximum sum of the sizes of values that are read, and what this run has left of it.
     space: usize,
     left: usize,
+    /// The writes that guards have added in this run, with the indices of their operations.
+    adds: Vec<(usize, AddedWrite)>,
+    /// The step does not have the same added writes.
+    is_stale: bool,
+}
+
+impl Write {
+    /// Decides an operation, without regard to the writes that its guards add.
+    fn decide_one(
+        &mut self,
+        index: usize,
+        current: Option<&Entry>,
+    ) -> Result<Decision<Rejected<BatchFailure>>, Outcome> {
+        let Self { prepared, chain, step, left, .. } = self;
+        let member = step.member(index);
+        if member.verb() == Verb::Get {
+            let shown = step.shows(chain, index, current, left)?;
+            return Ok(if shown { Decision::Read } else { Decision::ReadAbsent });
+        }
+        if current.is_none() && member.verb() == Verb::Delete && step.added(index).is_some() {
+            return Ok(Decision::ReadAbsent);
+        }
+        member.with_context(|context| {
+            Ok(match decide(chain, context, member.conditions(), current)? {
+                Some(details) => Decision::Write(entry(&mut prepared[index], context, details)),
+                None if is_expiry(context.origin) => Decision::Expire,
+                None => Decision::Remove,
+            })
+        })
+    }
+
+    /// Notes the writes that the guards of an operation have added. Returns a plugin that must not add any.
+    fn note_added(&mut self, index: usize) -> Option<&'static str> {
+        let added = self.step.with_context(index, |context| context.guarded.take_added());
+        if self.step.added(index).is_some() {
+            return added.first().map(|write| write.plugin);
+        }
+        let planned = self.step.added.iter().filter(|planned| planned.of == index).map(|planned| &planned.write);
+        self.is_stale |= !planned.eq(&added);
+        self.adds.extend(added.into_iter().map(|write| (index, write)));
+        None
+    }
 }
 
 impl Decide for Write {
-    type Rejection = BatchFailure;
+    type Rejection = Rejected<BatchFailure>;
 
-    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<BatchFailure> {
-        let Self { prepared, chain, batch, space, left } = self;
+    fn decide(&mut self, before: &[Change], current: Option<&Entry>) -> Decision<Rejected<BatchFailure>> {
         let index = before.len();
         if index == 0 {
-            *left = *space;
+            (self.left, self.is_stale) = (self.space, false);
+            self.adds.clear();
         }
-        let operation = &batch.operations[index];
-        let decided = if operation.verb == Verb::Get {
-            let shown = batch.shows(chain, index, current, left);
-            shown.map(|shown| if shown { Decision::Read } else { Decision::ReadAbsent })
-        } else {
-            let decided = batch.with_context(index, |context| decide(chain, context, &operation.conditions, current));
-            decided.map(|details| match details {
-                Some(details) => {
-                    batch.with_context(index, |context| Decision::Write(entry(&mut prepared[index], context, details)))
-                }
-                None => Decision::Remove,
-            })
+        let decision = match self.decide_one(index, current) {
+            Ok(decision) => decision,
+            Err(outcome) => return Decision::Reject(Rejected::Failed(self.step.failure(index, outcome))),
         };
-        decided.unwrap_or_else(|outcome| Decision::Reject(batch.failure(index, outcome)))
+        let misusing = self.note_added(index);
+        // The keys of the added writes are known only after the guards of all operations.
+        let is_withdrawn = self.is_stale && index + 1 == self.step.operations.len();
+        if misusing.is_none() && !is_withdrawn {
+            return decision;
+        }
+        let (seen, written) = match &decision {
+            Decision::Write(entry) => (current, entry.details()),
+            Decision::ReadAbsent => (None, &[][..]),
+            _ => (current, &[][..]),
+        };
+        self.step.undo_one(&self.chain, index, seen, written);
+        match misusing {
+            Some(plugin) => {
+                let refusal = misused(plugin, "added a write to one that a plugin has added");
+                Decision::Reject(Rejected::Failed(self.step.failure(index, Outcome::Refused(refusal))))
+            }
+            None => Decision::Withdraw(Rejected::Adds(std::mem::take(&mut self.adds))),
+        }
     }
 
     fn undo(&mut self, decided: &[Change]) {
-        self.batch.undo(&self.chain, decided.iter().map(self::decided));
+        self.step.undo(&self.chain, decided.iter().map(self::decided));
     }
 }
 
@@ -255,17 +348,12 @@ fn read(found: &Option<Entry>) -> (Option<&Entry>, &[u8]) {
 }
 
 impl Batch {
-    fn keys(&self) -> Vec<&str> {
-        self.operations.iter().map(|operation| operation.key.as_str()).collect()
-    }
-
     fn failure(&self, index: usize, outcome: Outcome) -> BatchFailure {
         BatchFailure { at: Some((index, self.operations[index].key.clone())), outcome }
     }
 
     /// Calls a function with what plugins see of an operation.
-    fn with_context<R>(&self, index: usize, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
-        let operation = &self.operations[index];
+    pub(super) fn with_context<R>(&self, operation: &Operation, call: impl FnOnce(&OpContext<'_>) -> R) -> R {
         call(&OpContext {
             verb: operation.verb,
             key: &operation.key,
@@ -275,57 +363,12 @@ impl Batch {
             arrived: self.arrived,
             depth: 0,
             origin: &OperationOrigin { operation, batch: self },
+            guarded: &operation.guarded,
         })
-    }
-
-    /// Whether a get shows an entry that is locked, or why it fails the batch. `left` is the remaining space for values.
-    fn shows(
-        &self,
-        chain: &Arc<Chain>,
-        index: usize,
-        current: Option<&Entry>,
-        left: &mut usize,
-    ) -> Result<bool, Outcome> {
-        let Operation { conditions, hidden, .. } = &self.operations[index];
-        let visible = current.filter(|_| !hidden);
-        conditions.check(visible.map(Entry::revision)).map_err(Outcome::PreconditionFailed)?;
-        let Some(entry) = visible else { return Ok(false) };
-        let Some(rest) = left.checked_sub(entry.value().len()) else { return Err(too_large(self.values_max)) };
-        let guarded = self.with_context(index, |context| chain.guard(context, Some(view(entry))));
-        let passed = guarded.map_err(Outcome::Refused)?;
-        if passed.hidden {
-            conditions.check(None).map_err(Outcome::PreconditionFailed)?;
-        } else {
-            *left = rest;
-        }
-        Ok(!passed.hidden)
-    }
-
-    /// Runs the after-hooks of a get that found this entry, and returns its outcome.
-    fn found(&self, chain: &Arc<Chain>, index: usize, entry: Option<Entry>) -> (Outcome, ExtraHeaders) {
-        let Some(entry) = entry else { return (Outcome::Absent, Vec::new()) };
-        let (revision, found) = (entry.revision(), Some(view(&entry)));
-        let mut headers = self.with_context(index, |context| chain.after(context, revision, found, found));
-        announce(&entry, &mut headers);
-        (Outcome::Found(entry), headers)
-    }
-
-    /// Undoes the guards of the first operations, the last one first. `each` has the entry that each of them saw, and the
-    /// details of what it writes. A get that saw none had no guards.
-    fn undo<'a>(
-        &self,
-        chain: &Arc<Chain>,
-        each: impl DoubleEndedIterator<Item = (Option<&'a Entry>, &'a [u8])> + ExactSizeIterator,
-    ) {
-        for (index, (entry, written)) in each.enumerate().rev() {
-            if entry.is_some() || self.operations[index].verb != Verb::Get {
-                self.with_context(index, |context| chain.undo(context, entry.map(view), written));
-            }
-        }
     }
 }
 
-fn too_large(values_max: usize) -> Outcome {
+pub(super) fn too_large(values_max: usize) -> Outcome {
     let fact = format!("Batch too large: the values up to this one are over {values_max} bytes; ask for less at once");
     Outcome::Refused(host_refusal(413, fact))
 }

@@ -7,6 +7,7 @@
 //! Operations report their outcome to a callback. As futures they would need a task each, because an operation that has begun
 //! must complete even if its client disconnects: measured, a PUT then makes 7 allocations instead of 4.
 
+mod added;
 mod attempts;
 mod batch;
 mod coding;
@@ -16,7 +17,9 @@ mod get;
 mod list;
 mod outcome;
 mod plugin_request;
+mod step;
 mod touch;
+mod transform;
 mod validation;
 mod watch;
 mod write;
@@ -37,9 +40,11 @@ pub use validation::{
 };
 pub use watch::{WatchEnd, Watcher};
 
+use plugin_request::UpdateLocks;
+
 use vkog_plugin_host::{
-    Chain, ChainGuard, Each, EntryView, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan, Source,
-    StoreAccess, Verb,
+    Chain, ChainGuard, Each, EntryView, GuardOutput, LoadError, OpContext, Origin, Registry, ReloadReport, SharedScan,
+    Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
 use vkog_store::{Entry, LocalStore, Store};
@@ -53,6 +58,7 @@ pub struct Engine<S = LocalStore> {
     plugins: Registry,
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
+    update_locks: UpdateLocks,
 }
 
 /// One operation, as a client or a plugin requests it.
@@ -75,6 +81,8 @@ pub struct Request {
     pub depth: u32,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
+    /// The output of its guards. The engine sets it.
+    pub guarded: GuardOutput,
 }
 
 /// The client that lists, deletes by prefix, or watches. Plugins decide which entries it sees.
@@ -107,7 +115,7 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
-        let engine = Arc::new(Self { store, plugins, blocking_pool });
+        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks: UpdateLocks::default() });
         engine.plugins.start(&engine.scan())?;
         let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
         engine.plugins.context().open(Arc::downgrade(&access));
@@ -219,6 +227,7 @@ impl Request {
             arrived: self.arrived,
             depth: self.depth,
             origin: &*self.origin,
+            guarded: &self.guarded,
         }
     }
 }
@@ -241,6 +250,7 @@ impl RequestContext {
             arrived,
             depth: 0,
             origin: Arc::clone(&self.origin),
+            guarded: GuardOutput::default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Requests that plugins make. They pass the pipeline like a client's, in the chain of the request whose hook makes them.
 
+mod update;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -7,11 +9,16 @@ use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
 use super::{
-    Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_memory, check_operation, host_refusal, view,
+    Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, batch, check_memory, check_operation, host_refusal,
+    view,
 };
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
+use vkog_plugin_host::{
+    CallScope, EntryView, GuardOutput, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb,
+};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
+
+pub(super) use update::UpdateLocks;
 
 /// The plugin that makes a request, and the headers it sets.
 struct PluginOrigin {
@@ -35,6 +42,19 @@ impl Origin for PluginOrigin {
 
     fn asker(&self) -> &str {
         self.plugin
+    }
+}
+
+impl PluginOrigin {
+    fn new(request: &PluginRequest<'_>) -> Self {
+        let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec()));
+        let mut origin = Self { plugin: request.scope.plugin, headers: headers.collect() };
+        // Plugins see the precondition as a client would send it. With it, they let a put create the entry.
+        let creates = request.if_absent || request.upserts && request.verb == Verb::Put;
+        if creates && origin.header("if-none-match").is_none() {
+            origin.headers.push(("If-None-Match".to_owned(), b"*".to_vec()));
+        }
+        origin
     }
 }
 
@@ -97,6 +117,8 @@ impl<S: Store> StoreAccess for Engine<S> {
                 query: "",
                 headers: Vec::new(),
                 if_revision: None,
+                if_absent: false,
+                upserts: false,
                 scope: scope.clone(),
             };
             let mut continues = true;
@@ -109,6 +131,51 @@ impl<S: Store> StoreAccess for Engine<S> {
                 return;
             }
         }
+    }
+
+    fn batch(
+        self: Arc<Self>,
+        requests: &[PluginRequest<'_>],
+        respond: &mut dyn FnMut(PluginResponse<'_>),
+    ) -> Option<usize> {
+        let checked_all = requests.iter().enumerate().map(|(index, request)| match checked(&self, request) {
+            Ok(request) => Ok(request),
+            Err(refusal) => Err((index, refusal)),
+        });
+        let checked_all = match checked_all.collect::<Result<Vec<_>, _>>() {
+            Ok(requests) => requests,
+            Err((index, refusal)) => {
+                respond(PluginResponse::Refused(Cow::Owned(refusal)));
+                return Some(index);
+            }
+        };
+        let _detached = Mailbox::detach();
+        let chain = requests.first()?.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
+        let (send, outcome) = bounded(1);
+        batch::run_requests(self, chain, checked_all, move |outcome| _ = send.send(outcome));
+        match outcome.recv().ok() {
+            Some(Ok(done)) => {
+                done.into_iter().for_each(|(outcome, _)| respond_with(Some(outcome), respond));
+                None
+            }
+            Some(Err(failure)) => {
+                respond_with(Some(failure.outcome), respond);
+                Some(failure.at.map_or(0, |(index, _)| index))
+            }
+            None => {
+                respond_with(None, respond);
+                Some(0)
+            }
+        }
+    }
+
+    fn update(
+        self: Arc<Self>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        respond: &mut dyn FnMut(PluginResponse<'_>),
+    ) {
+        Engine::update(&self, request, value_of, respond);
     }
 
     fn on_quarantine(&self) {
@@ -134,7 +201,7 @@ fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse
 }
 
 /// A plugin's request as one for the pipeline.
-fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
+pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
     let PluginRequest { verb, key, value, content_type, .. } = *request;
     check_operation(verb, key, content_type, value)?;
     check_memory(value.len())?;
@@ -143,7 +210,6 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         Verb::Post | Verb::Put if content_type.is_empty() => DEFAULT_CONTENT_TYPE,
         Verb::Post | Verb::Put => content_type,
     };
-    let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
     Ok(Request {
         verb,
         key: key.to_owned(),
@@ -152,10 +218,12 @@ fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<
         query: request.query.to_owned(),
         conditions: Conditions {
             if_match: request.if_revision.map(|revision| Revisions::These(vec![revision])),
-            if_none_match: None,
+            if_none_match: request.if_absent.then_some(Revisions::Any),
         },
-        arrived: engine.revision(),
+        // An upsert overlaps no other write.
+        arrived: if request.upserts { u64::MAX } else { engine.revision() },
         depth: request.scope.depth,
-        origin: Arc::new(PluginOrigin { plugin: request.scope.plugin, headers }),
+        origin: Arc::new(PluginOrigin::new(request)),
+        guarded: GuardOutput::default(),
     })
 }

@@ -10,7 +10,7 @@ use super::{
     Conditions, Engine, ExtraHeaders, Outcome, PreconditionFailed, Request, Revisions, check_memory, content_coding,
     host_refusal, offload, write,
 };
-use vkog_plugin_host::{ChainGuard, Origin, Verb};
+use vkog_plugin_host::{ChainGuard, GuardOutput, Origin, Verb};
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
@@ -110,6 +110,7 @@ impl Touch {
             arrived: self.arrived,
             depth: 0,
             origin,
+            guarded: GuardOutput::default(),
         }
     }
 }

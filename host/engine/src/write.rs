@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use super::added::{Rejected, write_with};
 use super::attempts::Attempts;
 use super::coding::{is_coded, keep};
 use super::plugin_request::is_expiry;
-use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, offload, view};
-use vkog_plugin_host::{Chain, OpContext, Verb};
+use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, host_refusal, offload, transform, view};
+use vkog_plugin_host::{Chain, OpContext, Verb, misused};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
 
 pub(super) fn write<S: Store>(
@@ -40,12 +41,19 @@ pub(super) fn attempt<S: Store>(
         Write { prepared: prepare(&request.op_context()), chain: Arc::clone(&chain), request: Arc::clone(&request) };
     let (key, pool) = (Arc::clone(&request), engine.pool_for(&chain, &request));
     // Other cores count references to the engine as well: so only a write that may be tried again has one.
-    let retrying = chain.may_make_room().then(|| Arc::clone(engine));
-    let on_update = move |update: Update<Outcome>| {
+    let retrying = (chain.may_make_room() || chain.may_add(request.verb)).then(|| Arc::clone(engine));
+    let on_update = move |update: Update<Rejected<Outcome>>| {
         let context = request.op_context();
         match update {
-            Update::Rejected(outcome) => match retrying {
-                Some(engine) if attempts.may_make_room(&outcome) => {
+            Update::Rejected(Rejected::Adds(added)) => match retrying {
+                Some(engine) => {
+                    let added = added.into_iter().map(|(_, write)| write).collect();
+                    write_with(engine, chain, request, added, attempts, on_done);
+                }
+                None => on_done(Outcome::Refused(host_refusal(500, "Internal error")), Vec::new()),
+            },
+            Update::Rejected(Rejected::Failed(outcome)) => match retrying {
+                Some(engine) if chain.may_make_room() && attempts.may_make_room(&outcome) => {
                     make_room(engine, chain, request, attempts, outcome, on_done);
                 }
                 _ => on_done(outcome, Vec::new()),
@@ -97,16 +105,24 @@ struct Write {
 }
 
 impl Decide for Write {
-    type Rejection = Outcome;
+    type Rejection = Rejected<Outcome>;
 
-    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Outcome> {
+    fn decide(&mut self, _: &[Change], current: Option<&Entry>) -> Decision<Rejected<Outcome>> {
         let Self { prepared, chain, request } = self;
         let context = request.op_context();
-        match decide(chain, &context, &request.conditions, current) {
-            Ok(Some(details)) => Decision::Write(entry(prepared, &context, details)),
-            Ok(None) if is_expiry(context.origin) => Decision::Expire,
-            Ok(None) => Decision::Remove,
-            Err(outcome) => Decision::Reject(outcome),
+        let details = match decide(chain, &context, &request.conditions, current) {
+            Ok(details) => details,
+            Err(outcome) => return Decision::Reject(Rejected::Failed(outcome)),
+        };
+        let added = context.guarded.take_added();
+        if !added.is_empty() {
+            chain.undo(&context, current.map(view), details.as_deref().unwrap_or_default());
+            return Decision::Withdraw(Rejected::Adds(added.into_iter().map(|write| (0, write)).collect()));
+        }
+        match details {
+            Some(details) => Decision::Write(entry(prepared, &context, details)),
+            None if is_expiry(context.origin) => Decision::Expire,
+            None => Decision::Remove,
         }
     }
 
@@ -144,10 +160,15 @@ fn with_coding(is_coded: bool, context: &OpContext<'_>, details: Vec<u8>) -> Vec
     if is_coded { keep(context.origin, details) } else { details }
 }
 
-/// The entry of a write to which the guards gave these details. When a decision runs again it makes a new entry.
+/// The entry of a write to which the guards gave these details, and perhaps another value. When a decision runs again it makes
+/// a new entry.
 #[inline]
 pub(super) fn entry(prepared: &mut Prepared, context: &OpContext<'_>, details: Vec<u8>) -> Entry {
     let details = with_coding(prepared.is_coded, context, details);
+    let replaced = |value: &[u8], _| new_entry(&OpContext { value, ..*context }, details.clone());
+    if let Some(entry) = context.guarded.with_value(replaced) {
+        return entry;
+    }
     match prepared.entry.take().filter(|entry| entry.details() == details) {
         Some(entry) => entry,
         None => new_entry(context, details),
@@ -196,6 +217,13 @@ pub(super) fn decide(
     match chain.guard(context, current.map(view)) {
         Err(refusal) => Err(Outcome::Refused(refusal)),
         Ok(_) if removes => Ok(None),
-        Ok(passed) => Ok(Some(passed.details)),
+        Ok(passed) => match context.guarded.with_value(|_, plugin| plugin) {
+            Some(plugin) if transform::is_transformed(context) => {
+                chain.undo(context, current.map(view), &passed.details);
+                let plugin = chain.members()[plugin].name();
+                Err(Outcome::Refused(misused(plugin, "replaced a value in a guard that a plugin has transformed")))
+            }
+            _ => Ok(Some(passed.details)),
+        },
     }
 }

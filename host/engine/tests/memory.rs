@@ -35,6 +35,8 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         query: "",
         headers: Vec::new(),
         if_revision: None,
+        if_absent: false,
+        upserts: false,
         scope: CallScope { plugin: "writer", depth: 1, chain: None },
     };
     let access: Arc<dyn StoreAccess> = Arc::<Engine<MemoryStore>>::clone(&engine);
@@ -52,6 +54,7 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (send, outcome) = channel();
     engine.run(request, move |outcome, _| send.send(outcome).expect("the test waits for it"));

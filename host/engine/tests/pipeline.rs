@@ -188,6 +188,7 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(Client(&[])),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _: ExtraHeaders| _ = send.send(outcome));
@@ -211,6 +212,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        guarded: Default::default(),
     }
 }
 

@@ -189,6 +189,7 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _| _ = send.send(outcome));
@@ -220,6 +221,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        guarded: Default::default(),
     };
     // A get that finds nothing has no guard, and so no undo.
     let operations = vec![get("a"), get("absent"), get("b")];

@@ -90,6 +90,7 @@ fn subject(verb: Verb) -> OpContext<'static> {
         arrived: 7,
         depth: 0,
         origin: &NoOrigin,
+        guarded: Box::leak(Box::default()),
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{
-    Chain, EntryView, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed, Verb,
-    insert_details,
+    Chain, EntryView, FailurePolicy, GuardOutput, HostContext, Member, NoOrigin, OnFailure, OpContext, Origin, Passed,
+    Verb, insert_details,
 };
 
 /// The scripted result of the guard of a plugin.
@@ -112,7 +112,17 @@ fn chain(guards: [Return; 3]) -> (Arc<Chain>, Calls) {
 /// Calls the guards of an operation.
 fn guard(chain: &Arc<Chain>, verb: Verb) -> Result<Passed, vkog_plugin_host::Refusal> {
     let (value, content_type): (&[u8], _) = if verb == Verb::Put { (b"value", "text/plain") } else { (b"", "") };
-    let op = OpContext { verb, key: "k", value, content_type, query: "", arrived: 0, depth: 0, origin: &NoOrigin };
+    let op = OpContext {
+        verb,
+        key: "k",
+        value,
+        content_type,
+        query: "",
+        arrived: 0,
+        depth: 0,
+        origin: &NoOrigin,
+        guarded: &GuardOutput::default(),
+    };
     chain.guard(&op, None)
 }
 
@@ -212,7 +222,8 @@ fn failing(failure_policy: FailurePolicy) -> (Arc<Member>, Arc<AtomicUsize>) {
 }
 
 fn op(verb: Verb, key: &str) -> OpContext<'_> {
-    OpContext { verb, key, value: b"", content_type: "", query: "", arrived: 0, depth: 0, origin: &NoOrigin }
+    let guarded = Box::leak(Box::default());
+    OpContext { verb, key, value: b"", content_type: "", query: "", arrived: 0, depth: 0, origin: &NoOrigin, guarded }
 }
 
 /// Returns the statistics of a hook of the only plugin: its calls, refusals, panics, overruns and timed calls.

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Request, check_value};
-use vkog_plugin_host::{Origin, ReloadReport, Verb};
+use vkog_plugin_host::{GuardOutput, Origin, ReloadReport, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
@@ -415,7 +415,18 @@ impl Api {
             return respond(problem.reply(format));
         }
         let range = Range::of(&head);
-        let request = Request { verb, key, value, content_type, query, conditions, arrived, depth: 0, origin: head };
+        let request = Request {
+            verb,
+            key,
+            value,
+            content_type,
+            query,
+            conditions,
+            arrived,
+            depth: 0,
+            origin: head,
+            guarded: GuardOutput::default(),
+        };
         let finish = move |done, added| respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         if touches {
             let engine = Arc::clone(&self.engine);

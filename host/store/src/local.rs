@@ -291,6 +291,12 @@ impl Store for LocalStore {
         }
         let rollback_epoch = commit.rollback_epoch();
         let mut run = Run::new(map, keys, &mut decide);
+        if run.is_withdrawn {
+            if let (Some(reason), _) = run.unlock() {
+                finish(Update::Rejected(reason));
+            }
+            return;
+        }
         if run.rejection.is_some() || run.count == 0 {
             let ticket = ReadTicket { revision: run.read_revision, rollback_epoch };
             let (rejection, changes) = run.unlock();

@@ -20,6 +20,9 @@ pub enum Decision<R> {
     Expire,
     /// Nothing changes, for this reason: the whole update is rejected.
     Reject(R),
+    /// As `Reject`, but the caller learns it at once, also if the decision depends on a change that is not durable yet. For a
+    /// reason that no client learns, such as that the update needs other keys.
+    Withdraw(R),
     /// It does not change, and is returned with the outcome of the others.
     Read,
     /// It does not change, and is returned as if it were absent.
@@ -139,6 +142,8 @@ pub(crate) struct Run<'a, R> {
     pub(crate) read_revision: u64,
     /// Why the update is rejected, if so.
     pub(crate) rejection: Option<R>,
+    /// The rejection does not wait until what was read is durable.
+    pub(crate) is_withdrawn: bool,
 }
 
 impl<'a, R> Run<'a, R> {
@@ -153,6 +158,7 @@ impl<'a, R> Run<'a, R> {
             growth: Growth::default(),
             read_revision: 0,
             rejection: None,
+            is_withdrawn: false,
         };
         for (index, key) in keys.iter().enumerate() {
             let current = match run.locked.earlier(index) {
@@ -166,8 +172,9 @@ impl<'a, R> Run<'a, R> {
             let before = current.cloned();
             let decision = decide.decide(&run.changes, current);
             let expired = matches!(decision, Decision::Expire);
+            run.is_withdrawn = matches!(decision, Decision::Withdraw(_));
             let (before, after, changed) = match decision {
-                Decision::Reject(reason) => {
+                Decision::Reject(reason) | Decision::Withdraw(reason) => {
                     decide.undo(&run.changes);
                     run.rejection = Some(reason);
                     break;

@@ -1,6 +1,7 @@
 //! The host on the simulated disk of the store's tests: refused writes, and what the server reports when it cannot write.
 
 // The fixtures have functions that only the store's tests call.
+mod added;
 #[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/client.rs"]
 mod client;

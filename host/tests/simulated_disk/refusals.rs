@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use vkog_engine::{Batch, BatchFailure, BatchOutcome, Conditions, Engine, Operation, Outcome, Request};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
-    After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
+    After, AfterDelete, AfterGet, AfterPost, AfterPut, Ask, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
     CreateError, Delete, Get, Guard, GuardDelete, GuardGet, GuardPost, GuardPut, Host, NoSettings, Plugin, Post, Put,
     Refusal, Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict,
 };
@@ -24,12 +24,12 @@ use crate::client::{ALWAYS, DEADLINE, close, contents, open};
 use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
 use crate::random::Random;
 
-const PLUGINS: usize = 5;
+pub(crate) const PLUGINS: usize = 5;
 /// The number of writes that fail.
 const FAILURES: usize = 10_000;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(crate) enum Phase {
     Before,
     Guard,
     After,
@@ -38,7 +38,7 @@ enum Phase {
 
 /// The act of a plugin that stops an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Act {
+pub(crate) enum Act {
     Refuse,
     Panic,
 }
@@ -47,23 +47,61 @@ enum Act {
 type Calls = Vec<(usize, Phase)>;
 
 /// The header that identifies an operation of a batch.
-const PLACE: &str = "Place";
+pub(crate) const PLACE: &str = "Place";
+
+/// A write that a plugin adds to an operation in its guard.
+#[derive(Clone, Debug)]
+pub(crate) struct Add {
+    /// The place of the operation.
+    pub(crate) to: usize,
+    pub(crate) by: usize,
+    /// The place of the write.
+    pub(crate) place: usize,
+    pub(crate) verb: Verb,
+    pub(crate) key: String,
+}
 
 /// The scripted actions of the plugins, and their calls. Single operations have index 0.
 #[derive(Default)]
-struct Play {
-    acts: Vec<(usize, usize, Phase, Act)>,
-    called: Vec<(usize, usize, Phase)>,
+pub(crate) struct Play {
+    pub(crate) acts: Vec<(usize, usize, Phase, Act)>,
+    pub(crate) adds: Vec<Add>,
+    /// The operations whose value a plugin extends in its guard, and the plugin.
+    pub(crate) extends: Vec<(usize, usize)>,
+    pub(crate) called: Vec<(usize, usize, Phase)>,
+    /// The values that guards saw, by operation and plugin.
+    pub(crate) seen: Vec<(usize, usize, Vec<u8>)>,
+    /// The values that an undo or an after saw, where the guard of the plugin saw another one.
+    pub(crate) differences: Vec<String>,
 }
 
-static PLAY: Mutex<Play> = Mutex::new(Play { acts: Vec::new(), called: Vec::new() });
+pub(crate) static PLAY: Mutex<Play> = Mutex::new(Play {
+    acts: Vec::new(),
+    adds: Vec::new(),
+    extends: Vec::new(),
+    called: Vec::new(),
+    seen: Vec::new(),
+    differences: Vec::new(),
+});
 /// Only one test uses the script at a time.
-static STAGE: Mutex<()> = Mutex::new(());
+pub(crate) static STAGE: Mutex<()> = Mutex::new(());
 
-fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
-    let place = place.and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0);
+fn place_of(request: &vkog_plugin_api::Request<'_>) -> usize {
+    request.header(PLACE).and_then(|place| str::from_utf8(place).ok()?.parse().ok()).unwrap_or(0)
+}
+
+fn called(plugin: usize, phase: Phase, request: &vkog_plugin_api::Request<'_>) -> Verdict {
+    let (place, value) = (place_of(request), request.value());
     let mut play = PLAY.lock();
     play.called.push((place, plugin, phase));
+    let seen = play.seen.iter().rposition(|seen| (seen.0, seen.1) == (place, plugin));
+    match (phase, seen) {
+        (Phase::Guard, _) => play.seen.push((place, plugin, value.to_vec())),
+        (Phase::Undo | Phase::After, Some(seen)) if play.seen[seen].2 != value => {
+            play.differences.push(format!("{phase:?} of {place} by {plugin}: {value:?}"));
+        }
+        _ => {}
+    }
     let act = play.acts.iter().find(|act| (act.0, act.1, act.2) == (place, plugin, phase)).map(|act| act.3);
     drop(play);
     match act {
@@ -71,6 +109,30 @@ fn called(plugin: usize, phase: Phase, place: Option<&[u8]>) -> Verdict {
         Some(Act::Refuse) => Err(Refusal::new(403, "on purpose")),
         None => Ok(()),
     }
+}
+
+/// Adds the writes of the script to an operation.
+fn add<O: vkog_plugin_api::Change>(plugin: usize, guard: &Guard<'_, O>) -> Verdict {
+    let to = place_of(guard);
+    let adds: Vec<Add> = PLAY.lock().adds.iter().filter(|add| (add.to, add.by) == (to, plugin)).cloned().collect();
+    for Add { place, verb, key, .. } in adds {
+        let (place, value) = (place.to_string(), format!("added {place}"));
+        let ask = match verb {
+            Verb::Post => Ask::post(&key, value.as_bytes()),
+            Verb::Put => Ask::put(&key, value.as_bytes()),
+            _ => Ask::delete(&key),
+        };
+        guard.add(&ask.header(PLACE, &place))?;
+    }
+    Ok(())
+}
+
+/// Appends the number of the plugin to a value, if the script says so.
+fn extend<O: vkog_plugin_api::Write>(plugin: usize, guard: &Guard<'_, O>) -> Verdict {
+    if !PLAY.lock().extends.contains(&(place_of(guard), plugin)) {
+        return Ok(());
+    }
+    guard.replace_value(&[guard.value(), format!("+{plugin}").as_bytes()].concat())
 }
 
 struct Actor<const N: usize>;
@@ -84,26 +146,28 @@ impl<const N: usize> Plugin for Actor<N> {
 }
 
 macro_rules! act {
-    ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident, $undo:ident $undo_hook:ident,
-       $after:ident $after_hook:ident;)*) => {$(
+    ($($operation:ident: $before:ident $before_hook:ident, $guard:ident $guard_hook:ident $($also:ident)*,
+       $undo:ident $undo_hook:ident, $after:ident $after_hook:ident;)*) => {$(
         impl<const N: usize> $before for Actor<N> {
             fn $before_hook(&self, call: &mut Before<'_, $operation>) -> Verdict {
-                called(N, Phase::Before, call.header(PLACE))
+                called(N, Phase::Before, call)
             }
         }
         impl<const N: usize> $guard for Actor<N> {
             fn $guard_hook(&self, call: &mut Guard<'_, $operation>) -> Verdict {
-                called(N, Phase::Guard, call.header(PLACE))
+                called(N, Phase::Guard, call)?;
+                $($also(N, call)?;)*
+                Ok(())
             }
         }
         impl<const N: usize> $undo for Actor<N> {
             fn $undo_hook(&self, call: &Undo<'_, $operation>) {
-                let _ = called(N, Phase::Undo, call.header(PLACE));
+                let _ = called(N, Phase::Undo, call);
             }
         }
         impl<const N: usize> $after for Actor<N> {
             fn $after_hook(&self, call: &After<'_, $operation>) {
-                let _ = called(N, Phase::After, call.header(PLACE));
+                let _ = called(N, Phase::After, call);
             }
         }
     )*};
@@ -111,9 +175,9 @@ macro_rules! act {
 
 act! {
     Get: BeforeGet before_get, GuardGet guard_get, UndoGet undo_get, AfterGet after_get;
-    Post: BeforePost before_post, GuardPost guard_post, UndoPost undo_post, AfterPost after_post;
-    Put: BeforePut before_put, GuardPut guard_put, UndoPut undo_put, AfterPut after_put;
-    Delete: BeforeDelete before_delete, GuardDelete guard_delete, UndoDelete undo_delete, AfterDelete after_delete;
+    Post: BeforePost before_post, GuardPost guard_post add extend, UndoPost undo_post, AfterPost after_post;
+    Put: BeforePut before_put, GuardPut guard_put add extend, UndoPut undo_put, AfterPut after_put;
+    Delete: BeforeDelete before_delete, GuardDelete guard_delete add, UndoDelete undo_delete, AfterDelete after_delete;
 }
 
 fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
@@ -125,7 +189,7 @@ fn member<const N: usize>(port: &Arc<HostContext>) -> Arc<Member> {
     Arc::new(unsafe { Member::create(module, "{}", port, failure_policy) }.expect("it is created"))
 }
 
-fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
+pub(crate) fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
     let request = Request {
         verb,
         key: key.to_owned(),
@@ -136,6 +200,7 @@ fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> Outcome {
         arrived: engine.revision(),
         depth: 0,
         origin: Arc::new(NoOrigin),
+        guarded: Default::default(),
     };
     let (tell, told) = bounded(1);
     engine.run(request, move |answer, _| {
@@ -166,7 +231,7 @@ fn expected(acts: &[(usize, Phase, Act)], guarded: bool, kept: bool) -> (Calls, 
 }
 
 /// Returns the files without the preallocated zeros of the log.
-fn files_of(disk: &SimulatedDisk) -> Image {
+pub(crate) fn files_of(disk: &SimulatedDisk) -> Image {
     let mut image = disk.now();
     for data in image.0.values_mut() {
         data.truncate(without_room(data).len());
@@ -175,7 +240,7 @@ fn files_of(disk: &SimulatedDisk) -> Image {
 }
 
 /// A store with five scripted plugins.
-fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
+pub(crate) fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
     let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(HostContext::new(1000, system_clock));
     let members =
@@ -214,7 +279,7 @@ fn a_failed_write_leaves_no_trace_for_any_cause() {
 
         let (before, files) = (contents(engine.store()), files_of(&disk));
         let placed = acts.iter().map(|(plugin, phase, act)| (0, *plugin, *phase, *act)).collect();
-        *PLAY.lock() = Play { acts: placed, called: Vec::new() };
+        *PLAY.lock() = Play { acts: placed, ..Play::default() };
         if fails && writes && stopped.is_none() {
             let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
@@ -257,7 +322,7 @@ fn a_failed_write_leaves_no_trace_for_any_cause() {
     close(store);
 }
 
-fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> BatchOutcome {
+pub(crate) fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> BatchOutcome {
     let operation = |(place, (verb, key)): (usize, &(Verb, String))| Operation {
         verb: *verb,
         key: key.clone(),
@@ -270,6 +335,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
+        guarded: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),
@@ -379,7 +445,7 @@ fn a_failed_batch_leaves_no_trace_whichever_operation_failed() {
         let (before, files) = (contents(engine.store()), files_of(&disk));
         let expected = expected_of_all(&operations, &acts, before.keys().cloned().collect(), !fails);
 
-        *PLAY.lock() = Play { acts: acts.clone(), called: Vec::new() };
+        *PLAY.lock() = Play { acts: acts.clone(), ..Play::default() };
         if fails && expected.stop.is_none() {
             let fault = if random.percent(50) { Fault::Fails } else { Fault::Half };
             disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);

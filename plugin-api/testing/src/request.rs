@@ -283,6 +283,7 @@ impl<'a> Request<'a> {
             depth: 0,
             value: self.value,
             origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
+            guarded: Default::default(),
         };
         let (send, done) = channel();
         logged(&host.dispatch, || {
@@ -309,6 +310,7 @@ impl<'a> Request<'a> {
             headers: self.headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
             value: self.value.into(),
             hidden: false,
+            guarded: Default::default(),
         }
     }
 

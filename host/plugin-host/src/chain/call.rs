@@ -4,6 +4,7 @@ use abi_stable::std_types::RSlice;
 use vkog_plugin_api::abi::{HookFn, Outcome, RawCall, RawEntry, RawInstance, Verb};
 
 use super::details;
+use super::guard_output::{AddedWrite, GuardOutput};
 use super::serve::RouteCall;
 
 /// The origin of a request. Plugins rarely need it, so it is looked up only when they call.
@@ -64,6 +65,8 @@ pub struct OpContext<'a> {
     pub depth: u32,
     /// The headers and the client of the request.
     pub origin: &'a dyn Origin,
+    /// The output of its guards.
+    pub guarded: &'a GuardOutput,
 }
 
 /// A read-only view of an entry for hooks.
@@ -124,6 +127,7 @@ pub(super) struct LazyOutput {
     pub(super) value: Option<Vec<u8>>,
     pub(super) content_type: Option<String>,
     pub(super) details: Option<Vec<u8>>,
+    pub(super) added: Vec<AddedWrite>,
 }
 
 impl Drop for CallOutput<'_> {

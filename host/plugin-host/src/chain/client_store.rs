@@ -93,6 +93,37 @@ impl StoreAccess for ClientStore {
         requests.iter().for_each(|request| Arc::clone(&self).request(request, answer));
     }
 
+    fn batch(
+        self: Arc<Self>,
+        requests: &[PluginRequest<'_>],
+        answer: &mut dyn FnMut(PluginResponse<'_>),
+    ) -> Option<usize> {
+        let keys: Vec<_> = requests.iter().map(|request| self.whole(request.key)).collect();
+        let whole = || requests.iter().zip(&keys);
+        for (index, (request, key)) in whole().enumerate() {
+            if let Err(refusal) = self.client.may(request.verb, key) {
+                answer(PluginResponse::Refused(Cow::Owned(refusal)));
+                return Some(index);
+            }
+        }
+        let requests: Vec<_> = whole().map(|(request, key)| PluginRequest { key, ..request.clone() }).collect();
+        Arc::clone(&self.store).batch(&requests, answer)
+    }
+
+    fn update(
+        self: Arc<Self>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        answer: &mut dyn FnMut(PluginResponse<'_>),
+    ) {
+        let key = self.whole(request.key);
+        // The function gets the value.
+        match self.client.may(Verb::Get, &key).and_then(|()| self.client.may(Verb::Put, &key)) {
+            Ok(()) => Arc::clone(&self.store).update(&PluginRequest { key: &key, ..request.clone() }, value_of, answer),
+            Err(refusal) => answer(PluginResponse::Refused(Cow::Owned(refusal))),
+        }
+    }
+
     fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
         let own = self.client.key_prefix();
         let client = Arc::clone(&self.client);

@@ -1,20 +1,19 @@
 //! The functions of the host that plugins call. Each is `extern "C"`, checks nothing that vkog-plugin-api has checked, and
 //! lets no panic cross the boundary.
 
-use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
-use vkog_plugin_api::abi::{
-    AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, RawState, ScanFn, UpdateFn,
-};
+use vkog_plugin_api::abi::{EachFn, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn};
 
 use super::call::{CallOutput, Origin};
+use super::guard_output::AddedWrite;
 use super::host_context::PluginIdentity;
 use super::serve::{RouteCall, checked_head};
-use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
+use super::store_access::{CallScope, access};
+use super::store_calls::{ask, ask_each, batch, request, update};
 use super::text::one_line;
 
 /// The functions that every plugin gets.
@@ -53,7 +52,7 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
 });
 
 /// Keeps a panic of the host's own code from unwinding into a plugin, which would end the process.
-fn contained<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
+pub(super) fn contained<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(otherwise)
 }
 
@@ -62,7 +61,7 @@ fn contained<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
 /// # Safety
 ///
 /// `cx` is the [`RawHost::cx`](vkog_plugin_api::abi::RawHost) that the plugin was created with.
-unsafe fn identity(cx: *const ()) -> &'static PluginIdentity {
+pub(super) unsafe fn identity(cx: *const ()) -> &'static PluginIdentity {
     // SAFETY: `Member::create` leaked it for this plugin.
     unsafe { &*cx.cast() }
 }
@@ -159,7 +158,15 @@ unsafe extern "C" fn method(cx: *mut ()) -> RStr<'static> {
 
 unsafe extern "C" fn set_key_prefix(_cx: *mut (), _prefix: RStr<'_>) {}
 
-unsafe extern "C" fn add_write(_cx: *mut (), _raw: &RawAsk<'_>) {}
+unsafe extern "C" fn add_write(cx: *mut (), raw: &RawAsk<'_>) {
+    contained((), || {
+        // SAFETY: see `output`.
+        let output = unsafe { output(cx) };
+        let scope = CallScope { plugin: output.plugin, depth: 0, chain: None };
+        let added = AddedWrite::new(&request(raw, &scope));
+        output.lazy().added.push(added);
+    });
+}
 
 unsafe extern "C" fn parameter(cx: *mut (), name: RStr<'_>) -> ROption<RStr<'static>> {
     contained(RNone, || {
@@ -192,12 +199,6 @@ unsafe extern "C" fn send_part(cx: *mut (), part: RSlice<'_, u8>) -> bool {
     // SAFETY: see `route`.
     contained(false, || unsafe { route(cx) }.is_some_and(|route| route.exchange.send(part.as_slice())))
 }
-
-unsafe extern "C" fn batch(_cx: *const (), _raw: RSlice<'_, RawAsk<'_>>, _state: *mut (), _answer: AnswerFn) -> i64 {
-    0
-}
-
-unsafe extern "C" fn update(_cx: *const (), _raw: &RawAsk<'_>, _state: *mut (), _update: UpdateFn, _answer: AnswerFn) {}
 
 unsafe extern "C" fn for_each_from(
     _cx: *const (),
@@ -249,82 +250,6 @@ unsafe extern "C" fn scan(cx: *mut (), state: *mut (), each: ScanFn) {
                 // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until the scan ends.
                 unsafe { (each.each)(state, key.into(), &entry.raw(plugin)) }
             });
-        }
-    });
-}
-
-unsafe extern "C" fn ask(cx: *const (), raw: &RawAsk<'_>, state: *mut (), answer: AnswerFn) {
-    // SAFETY: vkog-plugin-api passes a state that belongs to the function, and waits until this returns.
-    unsafe { send(cx, std::slice::from_ref(raw), state, answer) }
-}
-
-unsafe extern "C" fn ask_each(cx: *const (), raw: RSlice<'_, RawAsk<'_>>, state: *mut (), answer: AnswerFn) {
-    // SAFETY: as in `ask`.
-    unsafe { send(cx, raw.as_slice(), state, answer) }
-}
-
-fn request<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginRequest<'a> {
-    PluginRequest {
-        verb: raw.verb,
-        key: raw.key.as_str(),
-        value: raw.value.as_slice(),
-        content_type: raw.content_type.as_str(),
-        query: raw.query.as_str(),
-        headers: raw.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect(),
-        if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
-        scope: scope.clone(),
-    }
-}
-
-/// Sends requests to the store and calls `answer` with the result of each.
-///
-/// # Safety
-///
-/// As for [`identity`]; the state belongs to the function `answer`, and lives until this returns.
-unsafe fn send(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: AnswerFn) {
-    contained((), || {
-        // SAFETY: see `identity`.
-        let identity = unsafe { identity(cx) };
-        let mut respond = |response: PluginResponse<'_>| {
-            let mut raw = RawAnswer {
-                entry: None,
-                message: RStr::empty(),
-                plugin: RStr::empty(),
-                revision: 0,
-                status: 200,
-                flags: 0,
-                reserved: [0; 2],
-            };
-            let found;
-            match &response {
-                PluginResponse::Found(entry) => {
-                    found = entry.raw(&identity.name);
-                    raw.entry = Some(&found);
-                    raw.revision = entry.revision;
-                }
-                PluginResponse::Done(revision) => raw.revision = *revision,
-                PluginResponse::Absent => raw.status = 404,
-                PluginResponse::Refused(refusal) => {
-                    raw.status = refusal.status.into();
-                    raw.message = refusal.message.as_str().into();
-                    raw.plugin = refusal.plugin.as_str().into();
-                }
-            }
-            // SAFETY: the caller's promise.
-            unsafe { (answer.answer)(state, &raw) }
-        };
-        let (store, scope) = match access(identity) {
-            Ok(access) => access,
-            Err(refusal) => {
-                return raw.iter().for_each(|_| respond(PluginResponse::Refused(Cow::Borrowed(&refusal))));
-            }
-        };
-        match raw {
-            [one] => store.request(&request(one, &scope), &mut respond),
-            several => {
-                let requests: Vec<_> = several.iter().map(|raw| request(raw, &scope)).collect();
-                store.request_each(&requests, &mut respond);
-            }
         }
     });
 }

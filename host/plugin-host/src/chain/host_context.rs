@@ -112,6 +112,16 @@ mod tests {
         fn request(self: Arc<Self>, _: &PluginRequest<'_>, _: &mut dyn FnMut(PluginResponse<'_>)) {}
         fn request_each(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) {}
         fn for_each(self: Arc<Self>, _: &str, _: &CallScope, _: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {}
+        fn batch(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) -> Option<usize> {
+            None
+        }
+        fn update(
+            self: Arc<Self>,
+            _: &PluginRequest<'_>,
+            _: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+            _: &mut dyn FnMut(PluginResponse<'_>),
+        ) {
+        }
         fn on_quarantine(&self) {}
     }
 

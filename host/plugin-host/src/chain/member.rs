@@ -11,6 +11,7 @@ use vkog_plugin_api::abi::{
 };
 
 use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
+use super::guard_output::GuardOutput;
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
 use super::scope::{Lock, Scope};
@@ -185,6 +186,11 @@ impl Member {
         HOOK_NAMES.iter().position(|name| *name == hook).is_some_and(|id| self.hooks[id].is_some())
     }
 
+    /// Whether its guards may add writes: it was built against vkog-plugin-api 1.5 or newer.
+    pub(super) fn may_add(&self) -> bool {
+        self.module.routes().is_some()
+    }
+
     /// Whether one of its hooks may block.
     pub fn blocks(&self) -> bool {
         self.blocks.contains(&true)
@@ -265,6 +271,7 @@ impl Member {
         scan: Option<Scan<'_>>,
     ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
+        let guarded = GuardOutput::default();
         let op = OpContext {
             verb: Verb::Get,
             key: "",
@@ -274,6 +281,7 @@ impl Member {
             arrived: 0,
             depth: 0,
             origin: &NoOrigin,
+            guarded: &guarded,
         };
         let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
         let mut output = CallOutput::new(&NoOrigin);

@@ -5,6 +5,7 @@ mod call;
 mod client_store;
 mod details;
 mod dispatch;
+mod guard_output;
 mod host_api;
 mod host_context;
 mod member;
@@ -13,16 +14,18 @@ mod scope;
 mod serve;
 mod stats;
 mod store_access;
+mod store_calls;
 mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, Verb};
+use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, RawCall, Verb};
 use vkog_runtime::Counts;
 
 pub use call::{Each, EntryView, NoOrigin, OpContext, Origin, Scan};
 pub use client_store::RouteClient;
+pub use guard_output::{ADDED_MAX, AddedWrite, GuardOutput, misused};
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use route::{BadParameter, PathRoutes, ROUTE_METHODS, Route, RouteError};
@@ -35,6 +38,7 @@ use call::{raw_call, raw_call_with_value};
 use details::DETAILS_MAX;
 pub use details::{find as find_details, insert as insert_details};
 use dispatch::{Detailed, Dispatch, HookList, HookSlot};
+use guard_output::{Replaced, seen};
 use scope::Lock;
 
 // Hook ids: that of a phase plus the verb, or that of a hook without an operation.
@@ -89,6 +93,8 @@ pub struct Chain {
     lists: [HookList; HOOK_NAMES.len()],
     /// By verb: whether a hook may block.
     blocks: [bool; 4],
+    /// By verb: whether a guard may add writes.
+    adds: [bool; 4],
     /// The number of dispatches of each list. Each slot was called that often, minus what its statistics take away.
     runs: Counts<{ HOOK_NAMES.len() }>,
 }
@@ -99,7 +105,7 @@ impl Chain {
         let rank = |member: &Member| order.iter().position(|name| name == member.name()).unwrap_or(order.len());
         members.sort_by_key(|member| (rank(member), member.stage(), member.name()));
         let mut lists: [HookList; HOOK_NAMES.len()] = std::array::from_fn(|_| HookList::default());
-        let mut blocks = [false; 4];
+        let (mut blocks, mut adds) = ([false; 4], [false; 4]);
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
             for (id, list) in lists.iter_mut().enumerate().take(START) {
@@ -115,12 +121,13 @@ impl Chain {
                     stats: Arc::clone(stats),
                 };
                 blocks[id % blocks.len()] |= !quarantined && member.blocks_in(id);
+                adds[id % adds.len()] |= (GUARD..AFTER).contains(&id) && member.may_add();
                 list.always_timed |= member.failure_policy().budget.is_some();
                 // `after` and `undo` run from the last plugin to the first.
                 if id >= AFTER { list.slots.insert(0, slot) } else { list.slots.push(slot) }
             }
         }
-        Self { members, lists, blocks, runs: Counts::default() }
+        Self { members, lists, blocks, adds, runs: Counts::default() }
     }
 
     /// Returns the plugins in the order in which their `before` and `guard` hooks run.
@@ -141,6 +148,11 @@ impl Chain {
     /// Whether an operation with this verb calls a hook that may block.
     pub fn blocks(&self, verb: Verb) -> bool {
         self.blocks[verb as usize]
+    }
+
+    /// Whether a guard for this verb may add writes.
+    pub fn may_add(&self, verb: Verb) -> bool {
+        self.adds[verb as usize]
     }
 
     /// Whether no plugin has a guard for this verb, so that no lock has to be held for guards.
@@ -192,7 +204,7 @@ impl Chain {
     }
 
     /// Calls the `guard` hooks. The caller holds the lock of the entry. If a guard refuses, hides the entry or fails, the
-    /// guards that passed before it are rolled back, the last first.
+    /// guards that passed before it are rolled back, the last first. The output of the guards is in [`OpContext::guarded`].
     ///
     /// # Errors
     ///
@@ -202,7 +214,8 @@ impl Chain {
         if self.lists[id].slots.is_empty() {
             return Ok(Passed::default());
         }
-        let mut details = Vec::new();
+        op.guarded.clear();
+        let (mut details, mut values, mut added) = (Vec::new(), Vec::new(), Vec::new());
         let mut dispatch = Dispatch::begin(self, id, op, Lock::Held);
         let raw_entry = entry.as_ref().map(EntryView::raw_without_details);
         let mut raw = raw_call(op, [raw_entry.as_ref(), None], 0);
@@ -210,27 +223,45 @@ impl Chain {
         for (position, slot) in dispatch.list.slots.iter().enumerate() {
             let outcome = dispatch.call_with_details(slot, &mut raw, &detailed);
             if outcome.kind != Outcome::GO_ON {
-                self.undo_before(position, op, entry, &details::join(&details));
+                self.undo_before(position, op, entry, &details::join(&details), &values);
                 return Err(dispatch.refused(position, outcome));
             }
             if outcome.bits & Outcome::HIDE != 0 {
-                self.undo_before(position, op, entry, &details::join(&details));
+                self.undo_before(position, op, entry, &details::join(&details), &values);
                 dispatch.uncount_rest(position);
                 return Ok(Passed { details: Vec::new(), hidden: true });
             }
-            if let Some(own) = dispatch.output.take(|output| &mut output.details).filter(|own| !own.is_empty()) {
-                let plugin = slot.name;
-                if own.len() > DETAILS_MAX {
-                    self.undo_before(position + 1, op, entry, &details::join(&details));
-                    dispatch.uncount_rest(position);
-                    let message =
-                        format!("plugin \"{plugin}\" set {} bytes of details; the maximum is {DETAILS_MAX}", own.len());
-                    tracing::error!(plugin, hook = HOOK_NAMES[id], "{message}");
-                    return Err(Refusal { plugin: plugin.to_owned(), status: 500, message, headers: Vec::new() });
-                }
+            if dispatch.output.is_empty() {
+                continue;
+            }
+            let plugin = slot.name;
+            let own = dispatch.output.take(|output| &mut output.details).unwrap_or_default();
+            added.append(&mut dispatch.output.take(|output| &mut output.added));
+            let excess = if own.len() > DETAILS_MAX {
+                Some(format!("set {} bytes of details; the maximum is {DETAILS_MAX}", own.len()))
+            } else if added.len() > ADDED_MAX {
+                Some(format!("added more writes to an operation than {ADDED_MAX}"))
+            } else {
+                None
+            };
+            if let Some(excess) = excess {
+                self.undo_before(position + 1, op, entry, &details::join(&details), &values);
+                dispatch.uncount_rest(position);
+                return Err(misused(plugin, &excess));
+            }
+            if !own.is_empty() {
                 raw.reserved += details::size_of(plugin, &own);
                 details.push((plugin, own));
             }
+            if let Some(value) = dispatch.output.take(|output| &mut output.value) {
+                let reserved = raw.reserved;
+                values.push(Replaced { by: slot.member, value });
+                let value = values.last().map_or(op.value, |replaced| &replaced.value);
+                raw = RawCall { reserved, value: value.into(), ..raw_call(op, [raw_entry.as_ref(), None], 0) };
+            }
+        }
+        if !(values.is_empty() && added.is_empty()) {
+            op.guarded.set(values, added);
         }
         if details.is_empty() {
             return Ok(Passed::default());
@@ -241,11 +272,20 @@ impl Chain {
     /// Calls the `undo` hooks of an operation that will not happen although all its guards passed. `written` has the
     /// details of the entry that is not written; a read or a removal has none.
     pub fn undo(self: &Arc<Self>, op: &OpContext<'_>, entry: Option<EntryView<'_>>, written: &[u8]) {
-        self.undo_before(self.lists[GUARD + op.verb as usize].slots.len(), op, entry, written);
+        let end = self.lists[GUARD + op.verb as usize].slots.len();
+        op.guarded.with_values(|values| self.undo_before(end, op, entry, written, values));
     }
 
-    /// Undoes the guards at positions below `end`, the last first.
-    fn undo_before(self: &Arc<Self>, end: usize, op: &OpContext<'_>, entry: Option<EntryView<'_>>, written: &[u8]) {
+    /// Undoes the guards at positions below `end`, the last first. `values` are those with which guards replaced that of the
+    /// operation: each undo sees the value that its guard saw.
+    fn undo_before(
+        self: &Arc<Self>,
+        end: usize,
+        op: &OpContext<'_>,
+        entry: Option<EntryView<'_>>,
+        written: &[u8],
+        values: &[Replaced],
+    ) {
         let (id, guards) = (UNDO + op.verb as usize, &self.lists[GUARD + op.verb as usize].slots);
         let passed = &guards[..end];
         if [&self.lists[id].slots, passed].into_iter().any(<[_]>::is_empty) {
@@ -259,6 +299,7 @@ impl Chain {
         let detailed = Detailed::new([entry.as_ref(), None], written);
         for slot in &dispatch.list.slots {
             if all || passed.iter().any(|guard| guard.member == slot.member) {
+                raw.value = seen(values, slot.member).unwrap_or(op.value).into();
                 dispatch.call_with_details(slot, &mut raw, &detailed);
             } else {
                 slot.stats.calls.fetch_sub(1, Relaxed);
@@ -279,17 +320,20 @@ impl Chain {
         if self.lists[id].slots.is_empty() {
             return Vec::new();
         }
-        let mut dispatch = Dispatch::begin(self, id, op, Lock::Free);
-        let raw_before = before.as_ref().map(EntryView::raw_without_details);
-        let raw_after = after.as_ref().map(EntryView::raw_without_details);
-        let mut raw = raw_call(op, [raw_before.as_ref(), raw_after.as_ref()], revision);
-        let written = after.as_ref().filter(|_| op.verb != Verb::Get).map_or(&[][..], |after| after.details);
-        let detailed = Detailed::new([before.as_ref(), after.as_ref()], written);
-        for slot in &dispatch.list.slots {
-            // A failure changes nothing for the client.
-            dispatch.call_with_details(slot, &mut raw, &detailed);
-        }
-        dispatch.added_headers()
+        op.guarded.with_values(|values| {
+            let mut dispatch = Dispatch::begin(self, id, op, Lock::Free);
+            let raw_before = before.as_ref().map(EntryView::raw_without_details);
+            let raw_after = after.as_ref().map(EntryView::raw_without_details);
+            let mut raw = raw_call(op, [raw_before.as_ref(), raw_after.as_ref()], revision);
+            let written = after.as_ref().filter(|_| op.verb != Verb::Get).map_or(&[][..], |after| after.details);
+            let detailed = Detailed::new([before.as_ref(), after.as_ref()], written);
+            for slot in &dispatch.list.slots {
+                raw.value = seen(values, slot.member).unwrap_or(op.value).into();
+                // A failure changes nothing for the client.
+                dispatch.call_with_details(slot, &mut raw, &detailed);
+            }
+            dispatch.added_headers()
+        })
     }
 
     /// Returns the size of the details that the plugins before a position have set, with their names.

@@ -1,11 +1,12 @@
-//! The state of a thread that runs hooks: the chain, the nesting depth, and whether an entry is locked.
+//! The state of a thread that runs hooks: the chain, the nesting depth, and whether it may call the store.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry, or serves a route. As wide as `depth` in [`Scope`], so that the compiler copies both in one
+/// Whether the thread holds the lock of an entry, runs the function of an update, or serves a route. As wide as `depth` in
+/// [`Scope`], so that the compiler copies both in one
 /// word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -14,6 +15,7 @@ pub(super) enum Lock {
     Held,
     /// Free, in a `serve` hook: its store calls have the permissions of the client.
     Serving,
+    Updating,
 }
 
 /// The state of a thread that runs hooks.

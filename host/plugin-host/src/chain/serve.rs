@@ -8,6 +8,7 @@ use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, Verb};
 
 use super::call::{CallOutput, OpContext, Origin, call, raw_call};
 use super::client_store::{self, RouteClient};
+use super::guard_output::GuardOutput;
 use super::member::Member;
 use super::scope::{Lock, Scope};
 use super::text::may_be_sent;
@@ -97,6 +98,7 @@ impl Chain {
         let Some((hook, stats)) = member.hook(SERVE) else {
             return Err(refuse(404, format!("plugin \"{plugin}\" has no routes")));
         };
+        let guarded = GuardOutput::default();
         let op = OpContext {
             verb: Verb::Get,
             key: route.path,
@@ -106,6 +108,7 @@ impl Chain {
             arrived: route.arrived,
             depth: 0,
             origin: route.origin,
+            guarded: &guarded,
         };
         let _client = client_store::enter(Arc::clone(&route.client));
         let _scope = Scope { depth: 0, lock: Lock::Serving, chain: Arc::as_ptr(self) }.enter();

@@ -32,6 +32,10 @@ pub struct PluginRequest<'a> {
     pub headers: Vec<(&'a str, &'a [u8])>,
     /// The revision that the entry must have, if any.
     pub if_revision: Option<u64>,
+    /// The entry must not exist.
+    pub if_absent: bool,
+    /// A put creates the entry or replaces it, even where plugins keep creating and updating apart.
+    pub upserts: bool,
     /// The hook that sent the request.
     pub scope: CallScope,
 }
@@ -70,6 +74,24 @@ pub trait StoreAccess: Send + Sync {
     /// order of the requests.
     fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], answer: &mut dyn FnMut(PluginResponse<'_>));
 
+    /// Runs several requests in one step, waits until it is durable, and passes the result of each to `answer`. If one fails,
+    /// nothing changes: passes its failure to `answer`, and returns its index.
+    fn batch(
+        self: Arc<Self>,
+        requests: &[PluginRequest<'_>],
+        answer: &mut dyn FnMut(PluginResponse<'_>),
+    ) -> Option<usize>;
+
+    /// Replaces the value of an entry by what `value_of` makes of the current entry, in one step, waits until it is durable, and
+    /// passes the result to `answer`. Calls `value_of` without a lock, again after each conflict. If it returns none, the
+    /// update ends without an answer.
+    fn update(
+        self: Arc<Self>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        answer: &mut dyn FnMut(PluginResponse<'_>),
+    );
+
     /// Calls `each` with every entry whose key begins with the prefix and that a get in this scope would find, until `each`
     /// returns `false`.
     fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
@@ -84,8 +106,10 @@ pub(super) fn access(identity: &'static PluginIdentity) -> Result<(Arc<dyn Store
     let scope = Scope::current();
     let refuse =
         |message: &str| Refusal { plugin: String::new(), status: 508, message: message.into(), headers: vec![] };
-    if scope.lock == Lock::Held {
-        return Err(refuse("guard and undo hooks cannot send requests to the store: an entry is locked"));
+    match scope.lock {
+        Lock::Free | Lock::Serving => {}
+        Lock::Held => return Err(refuse("guard and undo hooks cannot send requests to the store: an entry is locked")),
+        Lock::Updating => return Err(refuse("the function of an update cannot send requests to the store")),
     }
     if scope.depth >= DEPTH_MAX {
         return Err(refuse(&format!("requests of plugins are nested more than {DEPTH_MAX} deep")));

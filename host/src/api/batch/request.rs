@@ -21,7 +21,7 @@ use super::format::Format;
 use crate::api::etag;
 use crate::api::problem::Problem;
 use vkog_engine::{Conditions, Operation, Revisions, is_coding, is_identity};
-use vkog_plugin_host::{Verb, is_token};
+use vkog_plugin_host::{GuardOutput, Verb, is_token};
 use vkog_store::DEFAULT_CONTENT_TYPE;
 
 /// The maximum number of operations of a batch.
@@ -242,7 +242,16 @@ impl Written<'_> {
         };
         let revisions = |condition: Option<Condition>| condition.map(|Condition(revisions)| revisions);
         let conditions = Conditions { if_match: revisions(if_match), if_none_match: revisions(if_none_match) };
-        Ok(Operation { verb, key: key.into_owned(), value, content_type, conditions, headers, hidden: false })
+        Ok(Operation {
+            verb,
+            key: key.into_owned(),
+            value,
+            content_type,
+            conditions,
+            headers,
+            hidden: false,
+            guarded: GuardOutput::default(),
+        })
     }
 }
 

@@ -1,0 +1,176 @@
+//! Updates of plugins: the value of an entry is replaced by what a plugin makes of the current one, in one step.
+//!
+//! An update reads the entry, also one that is not durable yet, and writes it on the condition that it has not changed. So
+//! updates of one key need not wait for the disk one after the other: the log has their records in this order, and if one is
+//! rolled back, so are those that depend on it.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::Guard;
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{checked, respond_with};
+use crate::{Engine, ExtraHeaders, Outcome, host_refusal, transform, view};
+use vkog_plugin_host::{Chain, EntryView, PluginRequest, PluginResponse, Refusal, Verb};
+use vkog_runtime::Mailbox;
+use vkog_store::{Entry, Store};
+
+/// The maximum number of attempts. Each fails only because the entry was written meanwhile, by another write than an update.
+const ATTEMPTS_MAX: usize = 64;
+/// The number of locks, over which the keys are spread.
+const LOCKS: usize = 256;
+/// The maximum time to wait for another update of the key. A hook may hold a lock for long, or wait for this thread.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// Let updates of one key take turns, so that they do not conflict. An update is right without its lock: it may only have to
+/// be tried again.
+pub(crate) struct UpdateLocks {
+    locks: [Mutex<()>; LOCKS],
+    hasher: RandomState,
+}
+
+thread_local! {
+    /// Whether this thread holds a lock. A hook of the write may update another entry: a second lock could deadlock.
+    static HOLDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A lock that is held.
+struct Turn<'a> {
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        HOLDS.set(false);
+    }
+}
+
+impl Default for UpdateLocks {
+    fn default() -> Self {
+        Self { locks: [const { Mutex::new(()) }; LOCKS], hasher: RandomState::new() }
+    }
+}
+
+impl UpdateLocks {
+    /// Waits for the turn of a key. Returns none if this thread has a turn already, or if the wait takes too long.
+    fn take(&self, key: &str) -> Option<Turn<'_>> {
+        if HOLDS.get() {
+            return None;
+        }
+        let index = self.hasher.hash_one(key) as usize % LOCKS;
+        let lock = self.locks[index].try_lock_for(WAIT_MAX)?;
+        HOLDS.set(true);
+        Some(Turn { _lock: lock })
+    }
+}
+
+/// What an attempt has begun.
+enum Begun<T> {
+    /// A write, whose outcome follows.
+    Writes,
+    /// Nothing: the update ends with this outcome, or without one, because of what this ticket stands for.
+    Ended(Option<Outcome>, T),
+}
+
+/// The result of one attempt.
+enum Attempt {
+    /// The update has ended with this outcome, or without one because the plugin gave it up.
+    Ended(Option<Outcome>),
+    /// The entry has changed meanwhile.
+    Conflict,
+}
+
+impl<S: Store> Engine<S> {
+    /// Implements [`StoreAccess::update`](vkog_plugin_host::StoreAccess::update).
+    pub(super) fn update(
+        self: &Arc<Self>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        respond: &mut dyn FnMut(PluginResponse<'_>),
+    ) {
+        // This thread blocks until the outcome comes, so it must not come to its mailbox.
+        let _detached = Mailbox::detach();
+        let chain = request.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
+        for _ in 0..ATTEMPTS_MAX {
+            match self.attempt_update(&chain, request, value_of) {
+                Ok(Attempt::Conflict) => {}
+                Ok(Attempt::Ended(None)) => return,
+                Ok(Attempt::Ended(outcome)) => return respond_with(outcome, respond),
+                Err(refusal) => return respond(PluginResponse::Refused(Cow::Owned(refusal))),
+            }
+        }
+        let fact = "Entry changed again and again while it was updated: send the request again";
+        respond(PluginResponse::Refused(Cow::Owned(host_refusal(409, fact))));
+    }
+
+    fn attempt_update(
+        self: &Arc<Self>,
+        chain: &Arc<Chain>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+    ) -> Result<Attempt, Refusal> {
+        let (send, outcome) = bounded(1);
+        let begun = {
+            let _turn = self.update_locks.take(request.key);
+            self.begin_update(chain, request, value_of, send)?
+        };
+        Ok(match begun {
+            // What the plugin has seen must not be rolled back any more.
+            Begun::Ended(ended, ticket) if self.waits_for(ticket) => Attempt::Ended(ended),
+            Begun::Ended(..) => Attempt::Conflict,
+            Begun::Writes => match outcome.recv() {
+                Ok(Outcome::PreconditionFailed(_)) => Attempt::Conflict,
+                Ok(outcome) => Attempt::Ended(Some(outcome)),
+                // The host panicked, which was logged.
+                Err(_) => Attempt::Ended(Some(Outcome::Refused(host_refusal(500, "the server failed; see its log")))),
+            },
+        })
+    }
+
+    /// Reads the entry and begins to write it. The write is decided when this returns.
+    fn begin_update(
+        self: &Arc<Self>,
+        chain: &Arc<Chain>,
+        request: &PluginRequest<'_>,
+        value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        send: Sender<Outcome>,
+    ) -> Result<Begun<S::Ticket>, Refusal> {
+        // There is no value yet, and a put without one would be invalid.
+        let conditions = checked(self, &PluginRequest { verb: Verb::Get, ..request.clone() })?.conditions;
+        let (stored, ticket) = self.store.read(request.key, |entry| entry.cloned());
+        let revision = stored.as_ref().map(Entry::revision);
+        if let Err(failed) = conditions.check(revision) {
+            return Ok(Begun::Ended(Some(Outcome::PreconditionFailed(failed)), ticket));
+        }
+        let current = stored.map(|entry| transform::read_back(chain, entry)).transpose()?;
+        let Some(value) = value_of(current.as_ref().map(view)) else { return Ok(Begun::Ended(None, ticket)) };
+        let put = PluginRequest {
+            verb: Verb::Put,
+            value: &value,
+            if_revision: revision,
+            if_absent: revision.is_none(),
+            upserts: false,
+            ..request.clone()
+        };
+        let put = checked(self, &put)?;
+        self.run_in(Guard::from_inner(Arc::clone(chain)), put, move |outcome, _: ExtraHeaders| {
+            let _ = send.send(outcome);
+        });
+        Ok(Begun::Writes)
+    }
+
+    /// Waits until a read is durable. Returns whether it was not rolled back.
+    fn waits_for(&self, ticket: S::Ticket) -> bool {
+        if self.store.is_durable(ticket) {
+            return true;
+        }
+        let (send, durable) = bounded(1);
+        self.store.when_durable(ticket, move |result| _ = send.send(result.is_ok()));
+        durable.recv().unwrap_or(false)
+    }
+}
