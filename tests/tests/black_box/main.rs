@@ -83,6 +83,7 @@ mod hyper {
     mod codings;
     mod connections;
     mod cors;
+    mod counters;
     mod delete_prefix;
     mod expiring;
     mod hooks;
@@ -116,6 +117,7 @@ mod tiny {
     mod codings;
     mod connections;
     mod cors;
+    mod counters;
     mod delete_prefix;
     mod expiring;
     mod hooks;
