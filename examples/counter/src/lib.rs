@@ -68,9 +68,9 @@ fn by(query: &str) -> Result<i64, Refusal> {
     });
     match (values.next(), values.next()) {
         (None, _) => Ok(1),
-        (Some(value), None) => value.parse().map_err(|_| {
-            Refusal::new(400, format!("by is {value:?}; use a whole number such as 5 or -5"))
-        }),
+        (Some(value), None) => {
+            value.parse().map_err(|_| Refusal::new(400, format!("by is {value:?}; use a whole number such as 5 or -5")))
+        }
         (Some(_), Some(_)) => Err(Refusal::new(400, "by is repeated; send it once")),
     }
 }

@@ -120,7 +120,8 @@ fn parameters(path: &str) -> Value {
     let names = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
     let parameter = |name: &str| {
         let rest = name.strip_prefix('*');
-        let description = if rest.is_some() { "The rest of the path, with its slashes" } else { "A segment of the path" };
+        let description =
+            if rest.is_some() { "The rest of the path, with its slashes" } else { "A segment of the path" };
         let name = rest.unwrap_or(name);
         json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string" } })
     };

@@ -116,7 +116,8 @@ impl Call {
         let found = find(chain, &self.head, &self.auth.rules())?;
         RoutePermit::of(found.member).ok_or_else(|| {
             let name = found.member.name();
-            let fact = format!("Plugin \"{name}\" serves {ROUTE_CALLS_MAX} requests, which is the maximum; try again later");
+            let fact =
+                format!("Plugin \"{name}\" serves {ROUTE_CALLS_MAX} requests, which is the maximum; try again later");
             Problem::busy(fact).reply(ErrorFormat::of(&self.head))
         })
     }
@@ -124,7 +125,8 @@ impl Call {
     /// Calls the plugin.
     fn run(&self, chain: &Arc<Chain>, permit: &RoutePermit, exchange: &Exchange) -> Result<(), Refusal> {
         let Self { engine, auth, head, body } = self;
-        let bad_request = |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
+        let bad_request =
+            |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
         let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
         let Some(found) = found else { return Ok(()) };
         let content_type = head.headers.get("content-type").map_or(Ok(""), media_type);

@@ -14,8 +14,8 @@ use super::call::{CallOutput, NoOrigin, OpContext, Scan, call, raw_call};
 use super::guard_output::GuardOutput;
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
-use super::scope::{Lock, Scope};
 use super::route::{Route, RouteError, RouteTable};
+use super::scope::{Lock, Scope};
 use super::stats::HookStats;
 use super::text::{log_panic, one_line};
 use super::{Chain, MAKE_ROOM, SETTINGS_CHANGED, START, TICK};
@@ -147,18 +147,7 @@ impl Member {
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);
         let (route_calls, panics, quarantined) = (AtomicUsize::new(0), Mutex::default(), AtomicBool::new(false));
-        Ok(Self {
-            module,
-            instance,
-            identity,
-            failure_policy,
-            hooks,
-            blocks,
-            routes,
-            route_calls,
-            panics,
-            quarantined,
-        })
+        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, routes, route_calls, panics, quarantined })
     }
 
     /// Returns the name, which is also the name of its table in the configuration.

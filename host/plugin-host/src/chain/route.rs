@@ -140,7 +140,8 @@ fn duplicate(route: &Route, other: &str) -> RouteError {
 
 fn is_well_formed(path: &str) -> bool {
     let Some(segments) = path.strip_prefix('/') else { return false };
-    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let is_literal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&byte);
     let mut names = Vec::new();
     let mut segments = segments.split('/').peekable();
@@ -254,7 +255,9 @@ mod tests {
         for method in ["get", "HEAD", "OPTIONS", "TRACE", "", "G ET"] {
             assert!(matches!(error(&[raw(method, "/", 0)]), Some(RouteError::Method { .. })), "{method}");
         }
-        for path in ["", "a", "/a b", "/é", "/%20", "/{}", "/{a", "/a}", "/{*a}/b", "/{a}b", "/{a}/{a}", "/a?b", "/{a b}"] {
+        for path in
+            ["", "a", "/a b", "/é", "/%20", "/{}", "/{a", "/a}", "/{*a}/b", "/{a}b", "/{a}/{a}", "/a?b", "/{a b}"]
+        {
             assert!(matches!(error(&[raw("GET", path, 0)]), Some(RouteError::Path { .. })), "{path}");
         }
         assert!(matches!(error(&[raw("GET", "/", 4)]), Some(RouteError::Permission { number: 4, .. })));
@@ -286,7 +289,8 @@ mod tests {
             ("", None),
         ] {
             let found = table.by_path.at(path).ok();
-            let found = found.map(|found| (found.value[0].path, found.params.iter().next().map_or("", |(_, value)| value)));
+            let found =
+                found.map(|found| (found.value[0].path, found.params.iter().next().map_or("", |(_, value)| value)));
             assert_eq!(found, expected, "{path}");
         }
     }

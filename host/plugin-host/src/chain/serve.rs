@@ -140,12 +140,7 @@ impl Chain {
 }
 
 /// Checks what a plugin responds with. `headers` are those that it has added before.
-pub(super) fn checked_head(
-    plugin: &str,
-    status: u32,
-    content_type: &str,
-    headers: Vec<(String, String)>,
-) -> RouteHead {
+pub(super) fn checked_head(plugin: &str, status: u32, content_type: &str, headers: Vec<(String, String)>) -> RouteHead {
     let mut headers = sent_headers(headers, plugin);
     if !content_type.is_empty() {
         headers.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
@@ -166,7 +161,12 @@ fn checked_status(status: u32, min: u16, plugin: &str) -> u16 {
         Ok(status) if (min..=599).contains(&status) => status,
         _ => {
             let hook = HOOK_NAMES[SERVE];
-            tracing::warn!(plugin, hook, status, "responded with a status that is not from {min} to 599; 500 is sent instead");
+            tracing::warn!(
+                plugin,
+                hook,
+                status,
+                "responded with a status that is not from {min} to 599; 500 is sent instead"
+            );
             500
         }
     }

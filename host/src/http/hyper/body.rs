@@ -86,10 +86,7 @@ impl http_body::Body for ResponseBody {
     type Data = Chunk;
     type Error = Broken;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, Broken>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Broken>>> {
         let chunk = match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => None,
             Self::Whole(bytes) => Some(Ok(Chunk { bytes: std::mem::take(bytes), _permit: None })),

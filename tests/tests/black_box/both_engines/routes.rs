@@ -17,7 +17,10 @@ fn a_route_gets_the_request_and_the_client_its_response() {
     let reply = server.path("GET", "/x/serves/hello/w%C3%B6r%2Fld?q=1").send().expect(200).is("hello wör/ld\n");
     let reply = reply.has("X-Method", "GET").has("X-Query", "q=1").has("Content-Type", "text/plain");
     // The plugin's own length is dropped.
-    reply.has("X-Content-Type-Options", "nosniff").has("Content-Security-Policy", "sandbox").has("Cache-Control", "no-store");
+    reply
+        .has("X-Content-Type-Options", "nosniff")
+        .has("Content-Security-Policy", "sandbox")
+        .has("Cache-Control", "no-store");
     server.logs(&["serves", "Content-Length", "dropped"]);
     server.path("HEAD", "/x/serves/hello/a").send().expect(200).is("").has("X-Method", "HEAD");
     let body = pattern(100_000);
