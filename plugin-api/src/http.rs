@@ -170,12 +170,14 @@ impl<'a> RouteRequest<'a> {
         unsafe { self.request.api.refusal_header()(self.request.call.cx, name.into(), value.into()) }
     }
 
-    /// Sends the response with a status from 200 to 599, a media type and a body. Further responses are ignored.
+    /// Sets the response: a status from 200 to 599, a media type and a body. The host sends it when the hook returns, or when the
+    /// time for the response is over. Further responses are ignored.
     pub fn respond(&self, status: u16, content_type: &str, body: &[u8]) {
         self.begin(status, content_type, body, false);
     }
 
-    /// Begins a response whose body [`send`](Self::send) adds, part by part, and which ends when the hook returns.
+    /// Begins a response whose body [`send`](Self::send) adds, part by part, and which ends when the hook returns. If the hook
+    /// refuses or panics after that, the client sees a body that was cut off. Returns whether the client still reads.
     pub fn start(&self, status: u16, content_type: &str) -> bool {
         self.begin(status, content_type, &[], true)
     }

@@ -22,6 +22,7 @@ const PLUGINS: &[&str] = &[
     "vkog-audit",
     "vkog-bearer",
     "vkog-compress",
+    "vkog-counter",
     "vkog-encrypt",
     "vkog-json-only",
 ];

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::Guard;
 
 use super::auth::{Authorizer, Rules, Scope};
+use super::prefix::seen_refusal;
 use super::problem::{ErrorFormat, Problem};
 use crate::config::Permission;
 use crate::http::{Budget, Method, RequestHead, Response};
@@ -159,7 +160,8 @@ impl Call {
             client: Arc::new(client),
             exchange,
         };
-        chain.serve(permit.member(), &call)
+        // The plugin has seen whole keys in the answers of the store.
+        chain.serve(permit.member(), &call).map_err(|refusal| seen_refusal(head, refusal))
     }
 }
 

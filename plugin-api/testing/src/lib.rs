@@ -49,7 +49,7 @@
 //!
 //! 1. [`Setup`] collects the plugins, their settings and order, and the time at which the test starts.
 //! 2. [`Setup::start`] returns a [`TestHost`], which takes requests: [`get`](TestHost::get), [`put`](TestHost::put),
-//!    [`request`](TestHost::request), [`batch`](TestHost::batch), [`keys`](TestHost::keys), [`watch`](TestHost::watch).
+//!    [`request`](TestHost::request), [`batch`](TestHost::batch), [`keys`](TestHost::keys), [`watch`](TestHost::watch), [`route`](TestHost::route).
 //! 3. A [`Reply`] has assertions that can be chained. A failed assertion prints the request, the reply and the log.
 //!
 //! # What is the same as in a server?
@@ -66,17 +66,20 @@
 //! | each `tick` has a thread | [`TestHost::advance`] calls `tick` on the thread of the test |
 //! | the clock runs | the clock stands still until [`TestHost::advance`] or [`TestHost::set_time`] |
 //! | tokens, limits and headers such as `If-Match` are checked | they are not; use [`Request::if_revision`] for `If-Match` |
+//! | routes have a deadline, a limit and permissions | they have none; store calls of a route may read and write all entries |
 //! | the configuration sets `on_failure` and `budget` | they have their defaults: `refuse`, and no budget |
 //! | the library is checked and loaded | the plugin is part of the test; load the library into a server once, too |
 
 mod log;
 mod reply;
 mod request;
+mod route;
 mod setup;
 mod test_host;
 
 pub use reply::{BatchReply, Reply};
 pub use request::{Change, Request, Watch};
+pub use route::RouteRequest;
 pub use setup::{Candidate, Setup, StartError};
 pub use test_host::TestHost;
 

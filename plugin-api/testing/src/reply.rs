@@ -51,6 +51,17 @@ impl Reply {
         Self { request, status, headers, body, log }
     }
 
+    /// Returns the reply of a route.
+    pub(crate) fn with_body(
+        request: String,
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+        log: String,
+    ) -> Self {
+        Self { request, status, headers, body, log }
+    }
+
     /// Asserts the status.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {

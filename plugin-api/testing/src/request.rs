@@ -18,7 +18,7 @@ use vkog_plugin_host::Origin;
 use vkog_store::{MemoryStore, owned_content_type};
 
 /// The default address of the client.
-const CLIENT: &str = "127.0.0.1:50000";
+pub(crate) const CLIENT: &str = "127.0.0.1:50000";
 /// The maximum number of keys on a page of a listing.
 const PAGE: usize = 1000;
 
@@ -338,9 +338,9 @@ impl<'a> Request<'a> {
 }
 
 /// The client of a test.
-struct Client {
-    headers: Vec<(String, String)>,
-    address: String,
+pub(crate) struct Client {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) address: String,
 }
 
 impl Origin for Client {

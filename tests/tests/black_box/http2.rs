@@ -13,8 +13,8 @@ use std::process::Command;
 use h2::Reason;
 use ureq::http::{Request, Response};
 use vkog_tests::{
-    Certificate, HTTP2_START, Http2, Running, Server, Setup, connect_raw, frame, get_frame, next_piece, pattern,
-    put_frame, read_frame,
+    Certificate, HTTP2_START, Http2, Running, Server, Setup, artefacts, connect_raw, frame, get_frame, next_piece,
+    pattern, put_frame, read_frame,
 };
 
 /// The kinds of frames.
@@ -465,4 +465,14 @@ fn curl_speaks_http_2_with_and_without_tls() {
         assert_eq!(ask(&["-o", &large, &url]).as_deref(), Some("2 200"));
         assert!(std::fs::read(&file).expect("curl wrote it") == value, "another value");
     }
+}
+
+#[test]
+fn a_stream_of_a_route_that_fails_is_reset() {
+    let server = Setup::new().load(artefacts().library("serves")).start();
+    let failed = connect(&server).request(request("POST", "/x/serves/behave/break", &[], b""));
+    let reason = failed.expect_err("it does not look complete").reason();
+    assert_eq!(reason, Some(Reason::INTERNAL_ERROR));
+    let whole = connect(&server).request(request("GET", "/x/serves/stream/3", &[], b"")).expect("it is complete");
+    assert_eq!(whole.body().len(), 3 * (64 << 10));
 }

@@ -85,6 +85,7 @@ mod hyper {
     mod codings;
     mod connections;
     mod cors;
+    mod counters;
     mod delete_prefix;
     mod expiring;
     mod hooks;
@@ -122,6 +123,7 @@ mod tiny {
     mod codings;
     mod connections;
     mod cors;
+    mod counters;
     mod delete_prefix;
     mod expiring;
     mod hooks;

@@ -37,13 +37,16 @@ pub(super) struct Exchange {
 enum State {
     /// The plugin has not responded.
     Waiting(Respond),
+    /// It has responded, and has not returned. The response waits for that, so that a client that has it can send the next
+    /// request although the plugin serves the maximum.
+    Responded(Respond, Box<Response>),
     /// It sends a body part by part.
     Streaming {
         pieces: Sender<Bytes>,
         /// Set until the plugin has returned.
         is_broken: Arc<AtomicBool>,
     },
-    /// The response is complete, or timed out.
+    /// The response was delivered as a whole, or timed out.
     Ended,
 }
 
@@ -59,20 +62,20 @@ impl Exchange {
         Arc::new(Self { plugin, format, budget, body_len, state, held })
     }
 
-    /// Delivers the response if there is none yet. Returns whether that was so.
-    fn deliver(&self, response: Response) -> bool {
+    /// Delivers the response of the plugin, or this one if it has not responded. Returns whether nothing was delivered before.
+    fn deliver(&self, otherwise: Response) -> bool {
         let mut state = self.state.lock();
-        match std::mem::replace(&mut *state, State::Ended) {
-            State::Waiting(respond) => {
-                drop(state);
-                respond(response);
-                true
-            }
+        let (respond, response) = match std::mem::replace(&mut *state, State::Ended) {
+            State::Waiting(respond) => (respond, otherwise),
+            State::Responded(respond, response) => (respond, *response),
             other => {
                 *state = other;
-                false
+                return false;
             }
-        }
+        };
+        drop(state);
+        respond(response);
+        true
     }
 
     /// Delivers the response to a request that no plugin gets.
@@ -80,7 +83,7 @@ impl Exchange {
         self.deliver(response);
     }
 
-    /// Delivers a 504, unless the response has begun.
+    /// Delivers the response of a plugin that has not returned in time, or a 504.
     pub(super) fn time_out(&self) {
         let message = format!("plugin \"{}\" did not respond in time (route-timeout)", self.plugin);
         let refusal = Refusal { plugin: self.plugin.clone(), ..host_refusal(504, message) };
@@ -96,18 +99,19 @@ impl Exchange {
 
     /// Ends the response after the plugin has returned.
     pub(super) fn finish(&self, served: Result<(), Refusal>) {
-        let Err(refusal) = served else {
-            if let State::Streaming { is_broken, .. } = &*self.state.lock() {
-                is_broken.store(false, Ordering::Release);
-            }
-            *self.state.lock() = State::Ended;
-            return;
-        };
-        let message = refusal.message.clone();
-        if !self.deliver(Problem::of(refusal).reply(self.format)) {
-            *self.state.lock() = State::Ended;
-            let plugin = &*self.plugin;
+        if let Err(refusal) = &served
+            && !matches!(&*self.state.lock(), State::Waiting(_))
+        {
+            let (plugin, message) = (&*self.plugin, &refusal.message);
             tracing::warn!(plugin, "plugin \"{plugin}\" failed after it had responded: {message}");
+        }
+        if let (Ok(()), State::Streaming { is_broken, .. }) = (&served, &*self.state.lock()) {
+            is_broken.store(false, Ordering::Release);
+        }
+        let refused =
+            served.map_or_else(|refusal| Problem::of(refusal).reply(self.format), |()| Response::internal_error());
+        if !self.deliver(refused) {
+            *self.state.lock() = State::Ended;
         }
     }
 
@@ -117,6 +121,27 @@ impl Exchange {
             let mut share = self.budget.share();
             share.overdraw_to(self.body_len);
             *self.held.lock() = Some(share);
+        }
+    }
+
+    /// Delivers a response whose body is sent part by part.
+    fn start(&self, head: RouteHead, part: &[u8]) -> bool {
+        let (pieces, receiver) = channel(PIECES_MAX);
+        let is_broken = Arc::new(AtomicBool::new(true));
+        let stream = Pieces { pieces: receiver, is_broken: Arc::clone(&is_broken) };
+        let response = response(head, Body::Stream(Box::new(stream)));
+        let mut state = self.state.lock();
+        match std::mem::replace(&mut *state, State::Streaming { pieces, is_broken }) {
+            State::Waiting(respond) => {
+                drop(state);
+                self.hold_body();
+                respond(response);
+                self.send(part)
+            }
+            other => {
+                *state = other;
+                false
+            }
         }
     }
 
@@ -136,23 +161,18 @@ impl RouteExchange for Exchange {
         if !matches!(&*self.state.lock(), State::Waiting(_)) {
             return false;
         }
-        if !more {
-            return self.deliver(match self.counted(body) {
-                Some(body) => response(head, Body::Whole(body)),
-                None => Problem::busy("Not enough memory for the response; try again later").reply(self.format),
-            });
+        if more {
+            return self.start(head, body);
         }
-        let (pieces, receiver) = channel(PIECES_MAX);
-        let is_broken = Arc::new(AtomicBool::new(true));
-        let stream = Pieces { pieces: receiver, is_broken: Arc::clone(&is_broken) };
-        let response = response(head, Body::Stream(Box::new(stream)));
+        let response = match self.counted(body) {
+            Some(body) => response(head, Body::Whole(body)),
+            None => Problem::busy("Not enough memory for the response; try again later").reply(self.format),
+        };
         let mut state = self.state.lock();
-        match std::mem::replace(&mut *state, State::Streaming { pieces, is_broken }) {
+        match std::mem::replace(&mut *state, State::Ended) {
             State::Waiting(respond) => {
-                drop(state);
-                self.hold_body();
-                respond(response);
-                self.send(body)
+                *state = State::Responded(respond, Box::new(response));
+                true
             }
             other => {
                 *state = other;
