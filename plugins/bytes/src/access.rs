@@ -135,3 +135,71 @@ fn age(value: u64, now: u64) -> u64 {
 fn packed(hash: u64, frequency: u64, now: u64) -> u64 {
     hash >> TAG_SHIFT << TAG_SHIFT | frequency << TIME_BITS | now & TIME_MAX
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rank_follows_the_last_access_or_the_number_of_accesses() {
+        let (lru, lfu) = (AccessTable::new(Policy::Lru, 0), AccessTable::new(Policy::Lfu, 0));
+        for table in [&lru, &lfu] {
+            assert_eq!(table.rank(table.hash("unknown")), 0);
+            (0..1000).for_each(|_| table.record(table.hash("often")));
+            table.record(table.hash("once"));
+            table.record(table.hash("last"));
+        }
+        let order = |table: &AccessTable| {
+            let mut keys = ["last", "often", "unknown", "once"];
+            keys.sort_by_key(|key| table.rank(table.hash(key)));
+            keys
+        };
+        assert_eq!(order(&lru), ["unknown", "often", "once", "last"]);
+        assert_eq!(order(&lfu), ["unknown", "once", "last", "often"]);
+        lfu.spare(lfu.hash("once"));
+        assert_eq!(order(&lfu)[3], "once");
+    }
+
+    #[test]
+    fn a_frequency_grows_ever_more_slowly_and_decays_without_accesses() {
+        let table = AccessTable::new(Policy::Lfu, 0);
+        let frequency = |key| table.rank(table.hash(key)) >> TIME_BITS;
+        let mut seen = Vec::new();
+        for accesses in [1, 9, 90, 900, 9000] {
+            (0..accesses).for_each(|_| table.record(table.hash("a")));
+            seen.push(frequency("a"));
+        }
+        assert!(seen[0] == FREQUENCY_FIRST && seen.is_sorted() && seen[4] < FREQUENCY_MAX, "{seen:?}");
+        assert!(seen[4] > seen[3] && seen[3] > seen[2] && seen[2] > seen[1], "{seen:?}");
+        let before = frequency("a");
+        (0..3 << table.decay).for_each(|_| table.record(table.hash("b")));
+        assert_eq!(frequency("a"), before - 3);
+        (0..2000_u64 << table.decay)
+            .step_by(1 << table.decay)
+            .for_each(|_| _ = table.clock.fetch_add(1 << table.decay, Relaxed));
+        assert_eq!(frequency("a"), 0);
+    }
+
+    #[test]
+    fn a_table_has_a_fixed_size_and_keeps_the_entries_that_were_accessed_last() {
+        let table = AccessTable::new(Policy::Lru, 1 << 20);
+        assert_eq!(table.sets.len() * WAYS, (1 << 20) / 256);
+        let hashes: Vec<u64> = (0..100_000).map(|index| table.hash(&format!("{index}"))).collect();
+        hashes.iter().for_each(|hash| table.record(*hash));
+        let known = |hashes: &[u64]| hashes.iter().filter(|hash| table.rank(**hash) > 0).count();
+        // Half as many as there are slots: few sets are full of later ones.
+        assert!(known(&hashes[98_000..]) > 1900, "{}", known(&hashes[98_000..]));
+        assert!(known(&hashes[..50_000]) < 500, "{}", known(&hashes[..50_000]));
+    }
+
+    #[test]
+    fn the_order_of_accesses_survives_the_end_of_the_clock() {
+        let table = AccessTable::new(Policy::Lru, 0);
+        table.clock.store(TIME_MAX - 1, Relaxed);
+        let keys = ["a", "b", "c", "d"];
+        keys.iter().for_each(|key| table.record(table.hash(key)));
+        let mut order = ["d", "b", "a", "c"];
+        order.sort_by_key(|key| table.rank(table.hash(key)));
+        assert_eq!(order, keys);
+    }
+}

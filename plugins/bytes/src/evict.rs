@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vkog_plugin_api::{Answer, Ask, Counter, Entry, Host};
 
-use crate::access::{AccessTable, Policy};
+use super::access::{AccessTable, Policy};
 
 /// The number of entries of a sample, and how many of the pool are evicted for each.
 const SAMPLE: (u64, usize) = (16, 2);
@@ -16,16 +16,20 @@ const POOL: usize = 64;
 /// The maximum number of entries that are removed at a time, so that they share few syncs of the log.
 const BATCH: usize = 64;
 /// After this number of attempts that removed nothing, there is no room.
-const FRUITLESS_MAX: usize = 8;
+const FRUITLESS_MAX: usize = 64;
 /// The maximum number of refused writes of which the shortfall is known.
 const WANTED_MAX: usize = 1024;
 /// The bytes that are removed beyond what a write needs: a part of the limit, and their maximum. 256 times this is what a
 /// batch can get, because it is decided again 256 times.
 const AHEAD: (u64, u64) = (256, 256 << 10);
 
-/// A refused write: what it lacks, and [`Evictor::freed`] at that time.
+/// A refused write.
 struct Wanted {
-    bytes: u64,
+    /// The bytes by which its entry grows.
+    needs: u64,
+    /// How many of them are not free. In a batch, the operations before it have reserved some.
+    lacks: u64,
+    /// [`Evictor::freed`] at that time.
     freed: u64,
 }
 
@@ -81,21 +85,21 @@ impl Evictor {
         self.freed.fetch_add(bytes, SeqCst);
     }
 
-    /// Records that a write was refused because it lacks this number of bytes. The host calls [`make_room`](Self::make_room)
-    /// next.
-    pub(crate) fn want(&self, bytes: u64) {
+    /// Records that a write was refused: what it needs, and what it lacks. The host calls [`make_room`](Self::make_room) next.
+    pub(crate) fn want(&self, needs: u64, lacks: u64) {
         let mut wanted = lock(&self.wanted);
         if wanted.len() < WANTED_MAX {
-            wanted.push(Wanted { bytes, freed: self.freed.load(SeqCst) });
+            wanted.push(Wanted { needs, lacks, freed: self.freed.load(SeqCst) });
         }
     }
 
-    /// Removes entries for a write that was refused. Returns whether entries were removed since then, by this call or others.
-    pub(crate) fn make_room(&self, cost: impl Fn(&str, Entry<'_>) -> u64) -> bool {
+    /// Removes entries for a write that was refused. `free` returns the free bytes, `cost` those of an entry. Returns whether
+    /// entries were removed since the refusal, by this call or others.
+    pub(crate) fn make_room(&self, free: impl Fn() -> u64, cost: impl Fn(&str, Entry<'_>) -> u64) -> bool {
         // Without a refusal of this plugin, it is another one that lacks room.
-        let Some(Wanted { bytes, freed }) = lock(&self.wanted).pop() else { return false };
+        let Some(Wanted { needs, lacks, freed }) = lock(&self.wanted).pop() else { return false };
         let gained = || self.freed.load(SeqCst).wrapping_sub(freed);
-        if gained() >= bytes {
+        if gained() >= lacks && free() >= needs {
             return true;
         }
         // Do not wait for the pool: the thread that has it may wait for this one, if hooks of a removal write to the store.
@@ -106,14 +110,17 @@ impl Evictor {
             Err(TryLockError::WouldBlock) => {}
         }
         // One thread at a time makes room for others as well.
-        let goal = if pooled.is_some() { bytes.saturating_add(self.ahead) } else { bytes };
+        let goal = if pooled.is_some() { lacks.saturating_add(self.ahead) } else { lacks };
         let pool = pooled.as_deref_mut().unwrap_or(&mut own);
         pool.iter_mut().for_each(|candidate| candidate.rank.0 = self.accesses.rank(candidate.hash));
         pool.sort_unstable_by(|one, other| other.rank.cmp(&one.rank));
-        let mut fruitless = 0;
-        while gained() < goal && fruitless < FRUITLESS_MAX {
-            let victims = self.choose(pool, goal.saturating_sub(gained()), &cost);
-            fruitless = if self.remove(&victims) { 0 } else { fruitless + 1 };
+        // What others remove meanwhile does not count, because their writes take it.
+        let (mut sum, mut fruitless) = (0, 0);
+        while sum < goal && fruitless < FRUITLESS_MAX {
+            let victims = self.choose(pool, goal - sum, &cost);
+            let removed = self.remove(&victims);
+            sum += removed;
+            fruitless = if removed > 0 { 0 } else { fruitless + 1 };
         }
         gained() > 0
     }
@@ -156,13 +163,16 @@ impl Evictor {
         });
     }
 
-    /// Removes entries through the chain. Returns whether one was removed.
-    fn remove(&self, victims: &[Candidate]) -> bool {
+    /// Removes entries through the chain. Returns the bytes of those that were removed.
+    fn remove(&self, victims: &[Candidate]) -> u64 {
         let asks: Vec<_> = victims.iter().map(|victim| Ask::delete(&victim.key)).collect();
-        let mut removed = 0;
+        let mut sum = 0;
         for (victim, answer) in victims.iter().zip(self.host.ask_each(&asks)) {
             match answer {
-                Ok(Answer::Done(_)) => removed += 1,
+                Ok(Answer::Done(_)) => {
+                    self.evicted.add(1);
+                    sum += victim.cost;
+                }
                 Ok(_) => {}
                 Err(_) => {
                     self.refused.add(1);
@@ -171,7 +181,6 @@ impl Evictor {
                 }
             }
         }
-        self.evicted.add(removed);
-        removed > 0
+        sum
     }
 }

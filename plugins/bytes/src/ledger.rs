@@ -27,6 +27,11 @@ impl Ledger {
         self.limit
     }
 
+    /// Returns the free bytes.
+    pub(crate) fn free(&self) -> u64 {
+        self.limit.saturating_sub(in_use(self.held.load(Relaxed)))
+    }
+
     /// Sets the bytes in use before the first reservation. They may exceed the limit, because stored entries stay
     /// stored.
     pub(crate) fn open(&self, held: u64) {

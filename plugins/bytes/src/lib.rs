@@ -31,7 +31,7 @@ const CODING: u64 = 20;
 
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
-struct Settings {
+pub(crate) struct Settings {
     /// Bytes; overrides the server's `--max-size`.
     max_size: Option<u64>,
     /// The part of an entry that is counted.
@@ -43,7 +43,7 @@ struct Settings {
     evict: Option<Policy>,
 }
 
-struct Bytes {
+pub(crate) struct Bytes {
     host: Host,
     costs: Costs,
     ledger: Ledger,
@@ -112,7 +112,7 @@ impl Bytes {
                     // Otherwise the entry that is written may be removed for its own write.
                     evictor.accessed(key);
                 }
-                evictor.want(lacks);
+                evictor.want(needs, lacks);
             }
             // Escape the key: it may contain a line break, and a message is one line.
             Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))
@@ -204,7 +204,7 @@ impl AfterGet for Bytes {
 impl MakeRoom for Bytes {
     fn make_room(&self) -> bool {
         let cost = |key: &str, entry: Entry<'_>| self.size(key, Some(entry));
-        self.evictor.as_ref().is_some_and(|evictor| evictor.make_room(cost))
+        self.evictor.as_ref().is_some_and(|evictor| evictor.make_room(|| self.ledger.free(), cost))
     }
 }
 
@@ -213,3 +213,6 @@ export_plugin!(
     Bytes,
     required: [start, guard_post, guard_put, undo_post, undo_put, after_post, after_put, after_delete]
 );
+
+#[cfg(test)]
+mod tests;
