@@ -3,9 +3,10 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
-use vkog_plugin_api::{Answer, Ask, Counter, Entry, Host};
+use vkog_plugin_api::{Answer, Ask, Counter, Entry, Host, Refusal};
 
 use super::access::{AccessTable, Policy};
 
@@ -22,6 +23,9 @@ const WANTED_MAX: usize = 1024;
 /// The bytes that are removed beyond what a write needs: a part of the limit, and their maximum. 256 times this is what a
 /// batch can get, because it is decided again 256 times.
 const AHEAD: (u64, u64) = (256, 256 << 10);
+
+/// The maximum time for which a write that finds nothing to remove waits for removals of other threads.
+const WAIT: Duration = Duration::from_secs(2);
 
 /// A refused write.
 struct Wanted {
@@ -52,6 +56,8 @@ pub(crate) struct Evictor {
     pool: Mutex<Vec<Candidate>>,
     /// The bytes of all removed entries.
     freed: AtomicU64,
+    /// The number of threads that wait for removals, and a signal at the end of each.
+    removing: (Mutex<u32>, Condvar),
     evicted: Counter,
     refused: Counter,
 }
@@ -69,6 +75,7 @@ impl Evictor {
             wanted: Mutex::default(),
             pool: Mutex::default(),
             freed: AtomicU64::new(0),
+            removing: Default::default(),
             evicted: host.counter("evicted_total", "Entries that were removed to make room."),
             refused: host
                 .counter("evictions_refused_total", "Removals to make room that a plugin or the store refused."),
@@ -117,19 +124,33 @@ impl Evictor {
         // What others remove meanwhile does not count, because their writes take it.
         let (mut sum, mut fruitless) = (0, 0);
         while sum < goal && fruitless < FRUITLESS_MAX {
-            let victims = self.choose(pool, goal - sum, &cost);
+            // Requests that are nested too deep find nothing, and must not wait for those around them.
+            let Ok(victims) = self.choose(pool, goal - sum, &cost) else { return gained() > 0 };
             let removed = self.remove(&victims);
             sum += removed;
             fruitless = if removed > 0 { 0 } else { fruitless + 1 };
+        }
+        drop(pooled);
+        if gained() == 0 {
+            // Others remove what is left, but their removals are not durable yet. Hooks of a removal may be what needs room: so
+            // the time is limited.
+            let (removing, ended) = &self.removing;
+            let waits = |removing: &mut u32| *removing > 0 && gained() == 0;
+            drop(ended.wait_timeout_while(lock(removing), WAIT, waits));
         }
         gained() > 0
     }
 
     /// Takes the best candidates out of the pool, until they have this number of bytes.
-    fn choose(&self, pool: &mut Vec<Candidate>, goal: u64, cost: impl Fn(&str, Entry<'_>) -> u64) -> Vec<Candidate> {
+    fn choose(
+        &self,
+        pool: &mut Vec<Candidate>,
+        goal: u64,
+        cost: impl Fn(&str, Entry<'_>) -> u64,
+    ) -> Result<Vec<Candidate>, Refusal> {
         let (mut victims, mut sum) = (Vec::new(), 0);
         while sum < goal && victims.len() < BATCH {
-            self.sample(pool, &victims, &cost);
+            self.sample(pool, &victims, &cost)?;
             let before = victims.len();
             while sum < goal
                 && victims.len() < before + SAMPLE.1
@@ -142,13 +163,17 @@ impl Evictor {
                 break;
             }
         }
-        victims
+        Ok(victims)
     }
 
     /// Adds a random sample of entries to the pool, which keeps those with the lowest rank.
-    fn sample(&self, pool: &mut Vec<Candidate>, victims: &[Candidate], cost: impl Fn(&str, Entry<'_>) -> u64) {
-        // It fails only for a plugin that is being removed; then nothing is found.
-        let _ = self.host.sample(SAMPLE.0, |key, entry| {
+    fn sample(
+        &self,
+        pool: &mut Vec<Candidate>,
+        victims: &[Candidate],
+        cost: impl Fn(&str, Entry<'_>) -> u64,
+    ) -> Result<(), Refusal> {
+        self.host.sample(SAMPLE.0, |key, entry| {
             let hash = self.accesses.hash(key);
             let rank = (self.accesses.rank(hash), entry.revision());
             let at = pool.partition_point(|other| other.rank > rank);
@@ -160,14 +185,19 @@ impl Evictor {
                 }
             }
             ControlFlow::Continue(())
-        });
+        })
     }
 
     /// Removes entries through the chain. Returns the bytes of those that were removed.
     fn remove(&self, victims: &[Candidate]) -> u64 {
         let asks: Vec<_> = victims.iter().map(|victim| Ask::delete(&victim.key)).collect();
+        let (removing, ended) = &self.removing;
+        *lock(removing) += 1;
+        let answers = self.host.ask_each(&asks);
+        *lock(removing) -= 1;
+        ended.notify_all();
         let mut sum = 0;
-        for (victim, answer) in victims.iter().zip(self.host.ask_each(&asks)) {
+        for (victim, answer) in victims.iter().zip(answers) {
             match answer {
                 Ok(Answer::Done(_)) => {
                     self.evicted.add(1);

@@ -185,6 +185,35 @@ fn a_413_of_another_plugin_evicts_nothing() {
     assert_eq!(keys(&host), ["a", "b", "c"]);
 }
 
+/// Removes the entry `old` to make room, as ttl removes expired ones.
+struct Sweeper {
+    host: Host,
+}
+
+impl Plugin for Sweeper {
+    type Settings = NoSettings;
+
+    fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Sweeper { host })
+    }
+}
+
+impl MakeRoom for Sweeper {
+    fn make_room(&self) -> bool {
+        self.host.delete("old").unwrap_or(false)
+    }
+}
+
+#[test]
+fn nothing_is_evicted_where_another_plugin_made_room() {
+    let host = host("lru", 30).load_other(plugin!(Sweeper, "sweeper")).start();
+    ["a", "b", "old"].iter().for_each(|key| _ = put(&host, key).expect(200));
+    put(&host, "c").expect(200);
+    assert_eq!((keys(&host), host.metric("bytes", "evicted_total")), (["a", "b", "c"].map(str::to_owned).to_vec(), 0));
+    put(&host, "d").expect(200);
+    assert_eq!(host.metric("bytes", "evicted_total"), 1);
+}
+
 /// Writes an entry for each that is removed, as an audit trail does, but a larger one.
 struct Trail {
     host: Host,

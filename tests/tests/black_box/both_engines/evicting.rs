@@ -7,7 +7,7 @@
 use std::io;
 use std::thread;
 
-use vkog_tests::{Reply, Server, Setup, amount, bytes, pattern, ttl};
+use vkog_tests::{Reply, Server, Setup, amount, bytes, pattern};
 
 use super::ENGINE;
 
@@ -134,20 +134,6 @@ impl Evictions for Server {
             assert!(std::time::Instant::now() < deadline, "{} evictions", self.evicted());
         }
     }
-}
-
-#[test]
-fn expired_entries_go_before_others_are_evicted() {
-    let server = setup("lru", "payload").load(ttl()).start();
-    server.put("kept", pattern(30_000)).expect(200);
-    server.key("PUT", "short").header("Vkog-TTL", "1ms").body(pattern(30_000)).send().expect(200);
-    let deadline = std::time::Instant::now() + vkog_tests::DEADLINE;
-    while server.get("short").status != 404 {
-        assert!(std::time::Instant::now() < deadline, "it does not expire");
-    }
-    server.put("new", pattern(30_000)).expect(200);
-    server.get("kept").expect(200);
-    assert_eq!(server.evicted(), 0);
 }
 
 #[test]
