@@ -46,16 +46,18 @@ impl Attempts {
     }
 
     /// Calls the `make_room` hooks of the plugins, then `then`: with the attempts to continue with, or with none if no plugin
-    /// made room. Without a pool, both run on this thread, perhaps after this has returned to an earlier attempt.
+    /// made room. Without a pool, both run on this thread, perhaps after this has returned to an earlier attempt. `depth` is
+    /// the nesting depth of the operation, which limits what the hooks may cause by their own requests.
     #[cold]
     pub(super) fn make_room(
         mut self,
         chain: Arc<Chain>,
+        depth: u32,
         pool: Option<&ThreadPool>,
         then: impl FnOnce(Option<Self>) + Send + 'static,
     ) {
         self.room_made += 1;
-        self.continue_on(pool, move |this| then(chain.make_room().then_some(this)));
+        self.continue_on(pool, move |this| then(chain.make_room(depth).then_some(this)));
     }
 
     /// Calls `then`, as [`make_room`](Self::make_room) does: with the attempts to continue with, or with none if there were too

@@ -263,8 +263,9 @@ impl<S: Store> Run<S> {
     ) {
         let chain = Arc::clone(&self.chain);
         // A plugin's request stays on the thread that waits for it.
-        let pool = if self.step.depth(0) == 0 { self.engine.blocking_pool.clone() } else { None };
-        attempts.make_room(chain, pool.as_deref(), move |further| match further {
+        let depth = self.step.depth(0);
+        let pool = if depth == 0 { self.engine.blocking_pool.clone() } else { None };
+        attempts.make_room(chain, depth, pool.as_deref(), move |further| match further {
             Some(attempts) => self.write(reads, attempts, on_done),
             None => self.end(Err(refused), on_done),
         });

@@ -17,6 +17,7 @@ mod delete_page;
 mod get;
 mod list;
 mod outcome;
+mod plugin_list;
 mod plugin_request;
 mod step;
 mod touch;

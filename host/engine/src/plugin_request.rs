@@ -8,14 +8,13 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use crossbeam_channel::bounded;
 
-use super::list::at_key;
 use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Revisions, batch, check_memory, check_operation,
     host_refusal, view,
 };
 use vkog_plugin_host::{
-    CallScope, CallStates, Cause, EntryView, GuardOutput, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess,
-    Transforms, Verb,
+    CallScope, CallStates, Cause, EntryView, GuardOutput, KeyRange, Origin, PluginRequest, PluginResponse, Refusal,
+    StoreAccess, Transforms, Verb,
 };
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
@@ -115,32 +114,20 @@ impl<S: Store> StoreAccess for Engine<S> {
         scope: &CallScope,
         each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
     ) -> Result<(), Refusal> {
-        for entry in self.store.with_prefix(prefix) {
-            let request = PluginRequest {
-                verb: Verb::Get,
-                key: entry.key(),
-                value: &[],
-                content_type: "",
-                query: "",
-                headers: Vec::new(),
-                if_revision: None,
-                if_absent: false,
-                upserts: false,
-                scope: scope.clone(),
-            };
-            let (mut continues, mut failed) = (true, None);
-            Arc::clone(&self).request(&request, &mut |response| match response {
-                PluginResponse::Found(found) => continues = each(entry.key(), found),
-                PluginResponse::Refused(refusal) if refusal.status >= 500 => failed = Some(refusal.into_owned()),
-                _ => {}
-            });
-            match failed {
-                Some(refusal) => return Err(at_key(refusal, entry.key())),
-                None if !continues => break,
-                None => {}
-            }
-        }
-        Ok(())
+        self.pass_prefix(prefix, scope, each)
+    }
+
+    fn for_each_from(
+        self: Arc<Self>,
+        range: KeyRange<'_>,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) -> Result<(), Refusal> {
+        self.pass_range(range, scope, each)
+    }
+
+    fn sample(self: Arc<Self>, count: usize, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
+        self.pass_sample(count, scope, each);
     }
 
     fn batch(

@@ -13,7 +13,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
-use vkog_engine::{Batch, Conditions, Engine, Listing, Operation, Outcome, Request, RequestContext};
+use vkog_engine::{Batch, Conditions, Engine, Form, Listing, Operation, Outcome, Request, RequestContext, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
@@ -181,6 +181,9 @@ impl Test {
             cause: Cause::Request,
             origin: Arc::new(NoOrigin),
             states: CallStates::default(),
+            guarded: Default::default(),
+            form: Form::Sent,
+            transforms: Transforms::default(),
         }
     }
 
@@ -212,6 +215,8 @@ impl Test {
             headers: Vec::new(),
             hidden: false,
             states: CallStates::default(),
+            guarded: Default::default(),
+            transforms: Transforms::default(),
         };
         let batch = Batch {
             operations: operations.iter().map(operation).collect(),
@@ -351,7 +356,7 @@ fn listed_watched_touched_and_deleted_keys_have_states_of_their_own() {
         let hooks = ["before_{}<-", "guard_{}<before_{}", "after_{}<guard_{}"];
         (0..keys).flat_map(|_| hooks.map(|hook| format!("{origin} {}", hook.replace("{}", verb)))).collect()
     };
-    let listing = Listing { prefix: String::new(), after: None, limit: 10, delimiter: None };
+    let listing = Listing { prefix: String::new(), after: None, limit: 10, delimiter: None, form: Form::Sent };
     assert_eq!(test.engine.list(&listing, &client).ok().map(|page| page.entries.len()), Some(3));
     assert_eq!(test.calls(), expected("List", "get", 3));
     assert_eq!(test.engine.count("", &client).ok(), Some(3));

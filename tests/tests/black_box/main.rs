@@ -87,6 +87,7 @@ mod hyper {
     mod cors;
     mod counters;
     mod delete_prefix;
+    mod evicting;
     mod expiring;
     mod hooks;
     mod index;
@@ -125,6 +126,7 @@ mod tiny {
     mod cors;
     mod counters;
     mod delete_prefix;
+    mod evicting;
     mod expiring;
     mod hooks;
     mod index;

@@ -8,7 +8,7 @@ use vkog_plugin_api::abi::Verb;
 
 use super::Refusal;
 use super::call::EntryView;
-use super::store_access::{CallScope, PluginRequest, PluginResponse, StoreAccess};
+use super::store_access::{CallScope, KeyRange, PluginRequest, PluginResponse, StoreAccess};
 
 /// The client of a route. The store calls of the `serve` hook have its permissions.
 pub trait RouteClient: Send + Sync {
@@ -135,6 +135,38 @@ impl StoreAccess for ClientStore {
         Arc::clone(&self.store).for_each(&self.whole(prefix), scope, &mut |key, entry| {
             !client.may_read(key) || each(key.strip_prefix(own).unwrap_or(key), entry)
         })
+    }
+
+    fn for_each_from(
+        self: Arc<Self>,
+        range: KeyRange<'_>,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) -> Result<(), Refusal> {
+        let KeyRange { prefix, from, limit: mut left } = range;
+        if left == 0 {
+            return Ok(());
+        }
+        let own = self.client.key_prefix();
+        // The limit counts what the client may read.
+        let range = KeyRange { prefix: &self.whole(prefix), from: &self.whole(from), limit: u64::MAX };
+        let client = Arc::clone(&self.client);
+        Arc::clone(&self.store).for_each_from(range, scope, &mut |key, entry| {
+            if !client.may_read(key) {
+                return true;
+            }
+            left -= 1;
+            each(key.strip_prefix(own).unwrap_or(key), entry) && left > 0
+        })
+    }
+
+    fn sample(self: Arc<Self>, count: usize, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
+        let own = self.client.key_prefix();
+        let client = Arc::clone(&self.client);
+        Arc::clone(&self.store).sample(count, scope, &mut |key, entry| match key.strip_prefix(own) {
+            Some(seen) if client.may_read(key) => each(seen, entry),
+            _ => true,
+        });
     }
 
     fn on_quarantine(&self) {

@@ -2,18 +2,19 @@
 //! lets no panic cross the boundary.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::LazyLock;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, LazyLock};
 
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
-use vkog_plugin_api::abi::{EachFn, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn};
+use vkog_plugin_api::abi::{EachFn, HOOK_NAMES, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn};
 
 use super::Refusal;
-use super::call::{CallOutput, Origin};
+use super::call::{CallOutput, EntryView, Origin};
 use super::guard_output::AddedWrite;
 use super::host_context::PluginIdentity;
 use super::serve::{RouteCall, checked_head};
-use super::store_access::{CallScope, access};
+use super::store_access::{CallScope, KeyRange, StoreAccess, access};
 use super::store_calls::{ask, ask_each, batch, request, update};
 use super::text::one_line;
 
@@ -48,6 +49,8 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         batch,
         update,
         for_each_from,
+        sample,
+        switch_off,
     }
     .leak_into_prefix()
 });
@@ -208,17 +211,6 @@ unsafe extern "C" fn send_part(cx: *mut (), part: RSlice<'_, u8>) -> bool {
     contained(false, || unsafe { route(cx) }.is_some_and(|route| route.exchange.send(part.as_slice())))
 }
 
-unsafe extern "C" fn for_each_from(
-    _cx: *const (),
-    _prefix: RStr<'_>,
-    _from: RStr<'_>,
-    _limit: u64,
-    _state: *mut (),
-    _each: EachFn,
-) -> u32 {
-    501
-}
-
 unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {
     // SAFETY: see `output`.
     contained((), || unsafe { output(cx) }.lazy().details = Some(details.to_vec()));
@@ -263,6 +255,45 @@ unsafe extern "C" fn scan(cx: *mut (), state: *mut (), each: ScanFn) {
 }
 
 unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), each: EachFn) -> u32 {
+    // SAFETY: as in `ask`.
+    unsafe { list(cx, state, each, |store, scope, pass| store.for_each(prefix.as_str(), scope, pass)) }
+}
+
+unsafe extern "C" fn for_each_from(
+    cx: *const (),
+    prefix: RStr<'_>,
+    from: RStr<'_>,
+    limit: u64,
+    state: *mut (),
+    each: EachFn,
+) -> u32 {
+    let range = KeyRange { prefix: prefix.as_str(), from: from.as_str(), limit };
+    // SAFETY: as in `ask`.
+    unsafe { list(cx, state, each, |store, scope, pass| store.for_each_from(range, scope, pass)) }
+}
+
+unsafe extern "C" fn sample(cx: *const (), count: u64, state: *mut (), each: EachFn) -> u32 {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    // SAFETY: as in `ask`.
+    unsafe {
+        list(cx, state, each, |store, scope, pass| {
+            store.sample(count, scope, pass);
+            Ok(())
+        })
+    }
+}
+
+/// Passes entries from a listing to a plugin. Returns 0, or the status of the refusal.
+///
+/// # Safety
+///
+/// As for [`identity`]; the state belongs to the function `each`, and lives until this returns.
+unsafe fn list(
+    cx: *const (),
+    state: *mut (),
+    each: EachFn,
+    run: impl FnOnce(Arc<dyn StoreAccess>, &CallScope, &mut dyn FnMut(&str, EntryView<'_>) -> bool) -> Result<(), Refusal>,
+) -> u32 {
     contained(500, || {
         // SAFETY: see `identity`.
         let identity = unsafe { identity(cx) };
@@ -270,8 +301,8 @@ unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), e
             Ok(access) => access,
             Err(refusal) => return refusal.status.into(),
         };
-        let listed = store.for_each(prefix.as_str(), &scope, &mut |key, entry| {
-            // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until this returns.
+        let listed = run(store, &scope, &mut |key, entry| {
+            // SAFETY: the caller's promise.
             unsafe { (each.each)(state, key.into(), &entry.raw(&identity.name)) }
         });
         let Err(Refusal { status, message, .. }) = listed else { return 0 };
@@ -280,6 +311,16 @@ unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), e
         tracing::warn!(plugin, status, "a listing for plugin \"{plugin}\" ended early: {}", one_line(&message));
         status.into()
     })
+}
+
+unsafe extern "C" fn switch_off(cx: *const (), hook: RStr<'_>) {
+    contained((), || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        if let Some(id) = HOOK_NAMES.iter().position(|name| *name == hook.as_str()) {
+            identity.switched_off[id].store(true, Relaxed);
+        }
+    });
 }
 
 unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr<'_>) -> *const u64 {

@@ -119,7 +119,8 @@ impl Member {
         let raw_routes = module.routes().map_or(&[][..], |routes| routes.as_slice());
         let routes = RouteTable::parse(raw_routes).map_err(PluginError::Route)?;
         let name = module.name().to_string();
-        let identity = PluginIdentity { name, context: Arc::clone(context), may_send: AtomicBool::new(false) };
+        let (context, switched_off) = (Arc::clone(context), [const { AtomicBool::new(false) }; HOOK_NAMES.len()]);
+        let identity = PluginIdentity { name, context, may_send: AtomicBool::new(false), switched_off };
         let identity: &'static PluginIdentity = Box::leak(Box::new(identity));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the caller's promise.
@@ -137,9 +138,12 @@ impl Member {
         let mut hooks = [const { None }; HOOK_NAMES.len()];
         let mut blocks = [false; HOOK_NAMES.len()];
         for entry in module.hooks().as_slice() {
-            if let Some(place) = hooks.get_mut(entry.id as usize) {
+            let id = entry.id as usize;
+            if let Some(place) = hooks.get_mut(id)
+                && !identity.switched_off[id].load(Relaxed)
+            {
                 *place = Some((entry.hook, Arc::default()));
-                blocks[entry.id as usize] = entry.flags & HookEntry::BLOCKS != 0;
+                blocks[id] = entry.flags & HookEntry::BLOCKS != 0;
             }
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);
@@ -237,28 +241,31 @@ impl Member {
     }
 
     /// Calls its `make_room` hook for an operation that passes this chain. Returns whether it made room.
-    pub(super) fn make_room(&self, chain: &Arc<Chain>) -> bool {
-        // A reload waits for that operation, so the requests of the hook must pass the same chain.
-        let called = || self.call_in(Arc::as_ptr(chain), MAKE_ROOM, &[], None);
+    pub(super) fn make_room(&self, chain: &Arc<Chain>, depth: u32) -> bool {
+        // A reload waits for that operation, so the requests of the hook must pass the same chain. They are nested in it, too:
+        // a hook that they call may write to the full store, which calls this hook again.
+        let called = || self.call_in(Arc::as_ptr(chain), depth, MAKE_ROOM, &[], None);
         !self.is_quarantined() && called().is_ok_and(|outcome| outcome.bits != 0)
     }
 
     /// Calls a hook that belongs to no operation.
     fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, PluginError> {
-        self.call_in(std::ptr::null(), id, value, scan)
+        self.call_in(std::ptr::null(), 0, id, value, scan)
     }
 
-    /// Calls a hook. `chain` is the chain of the call, to which the caller holds a reference, or null.
+    /// Calls a hook. `chain` is the chain of the call, to which the caller holds a reference, or null; `depth` is its nesting
+    /// depth.
     fn call_in(
         &self,
         chain: *const Chain,
+        depth: u32,
         id: usize,
         value: &[u8],
         scan: Option<Scan<'_>>,
     ) -> Result<Outcome, PluginError> {
         let Some((hook, stats)) = &self.hooks[id] else { return Ok(Outcome::go_on(0)) };
         let op = OpContext { value, ..OpContext::none() };
-        let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
+        let _scope = Scope { depth, lock: Lock::Free, chain }.enter();
         let mut output = CallOutput::new(&op);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);

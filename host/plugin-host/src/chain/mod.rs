@@ -34,7 +34,7 @@ pub use route::{BadParameter, PathRoutes, ROUTE_METHODS, Route, RouteError};
 pub use serve::{ROUTE_CALLS_MAX, RouteCall, RouteExchange, RouteHead, RoutePermit};
 pub use states::CallStates;
 pub use stats::HookStats;
-pub use store_access::{CallScope, DEPTH_MAX, PluginRequest, PluginResponse, StoreAccess};
+pub use store_access::{CallScope, DEPTH_MAX, KeyRange, PluginRequest, PluginResponse, StoreAccess};
 pub use text::{MEDIA_TYPE_MAX, is_token, one_line};
 pub use transforms::{ReadValue, Transforms};
 
@@ -211,10 +211,11 @@ impl Chain {
         self.members.iter().any(|member| member.has("make_room"))
     }
 
-    /// Calls the `make_room` hooks. Blocks, so call it on a thread that may. Returns whether one of them made room.
-    pub fn make_room(self: &Arc<Self>) -> bool {
+    /// Calls the `make_room` hooks for an operation of this nesting depth. Blocks, so call it on a thread that may. Returns
+    /// whether one of them made room.
+    pub fn make_room(self: &Arc<Self>, depth: u32) -> bool {
         // Call all of them, even if the first returns true.
-        self.members.iter().filter(|member| member.make_room(self)).count() > 0
+        self.members.iter().filter(|member| member.make_room(self, depth)).count() > 0
     }
 
     /// Calls the `before` hooks. The caller holds no lock.
