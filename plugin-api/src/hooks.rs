@@ -385,7 +385,11 @@ hooks! {
     /// It runs for everything that returns the value to a client or a plugin: GET, HEAD, ranges, batches, listings that
     /// show sizes, watches with values, [`Host::get`] and [`Host::for_each`]. Hooks of other plugins see entries as they are
     /// stored. The result must depend on the stored entry and the settings only, because the entity tag is that of the
-    /// entry. A refusal refuses the read. No lock is held. Thread and blocking: as [`BeforeGet`].
+    /// entry. Keep in the value what the hook needs: a touch writes the stored value again, but guards set details again.
+    ///
+    /// A refusal refuses the read. Listings and watches leave a key out if the status is 403, 404 or 410, and end with an
+    /// error otherwise, because they would look complete. No lock is held. Thread and blocking: as [`BeforeGet`]. Stored
+    /// values over 64 KiB are turned back on a thread that may compute for long.
     ///
     /// Since 1.5. Name it as [required](crate::export_plugin), because an older host would return the stored value.
     ///

@@ -52,6 +52,7 @@
 //! |---|---|
 //! | reject a request without looking at the stored entry | [`BeforeGet`], [`BeforePost`], [`BeforePut`], [`BeforeDelete`] |
 //! | change the value before it is stored | [`BeforePost`], [`BeforePut`] with [`Before::replace_value`] |
+//! | store the value in another form, such as compressed, and return it as it was sent | the same, and [`ReadGet`] |
 //! | hide entries from clients | [`BeforeGet`] or [`GuardGet`] with `hide` |
 //! | decide on the current entry, in one step with the write | [`GuardPost`], [`GuardPut`], [`GuardDelete`] |
 //! | keep an account that stays exact | a guard, the [undo](UndoPut) of the same operation, and [`AfterPut`] |
@@ -71,6 +72,7 @@
 //! |---|---|---|---|
 //! | `before_*` | nothing is decided yet | none | reject; replace the value (post, put); hide the entry (get) |
 //! | `guard_*` | in one step with the read or write | the entry's | reject; hide the entry (get); set details (post, put); reserve |
+//! | [`read_get`](ReadGet) | a value that this plugin has replaced was read; the guards have passed | none | reject; turn the value back |
 //! | `undo_*` | this plugin's guard passed, but the operation does not happen | possibly the entry's | release what the guard reserved |
 //! | `after_*` | the write is durable, or the read found an entry; the response is not sent yet | none | observe; add headers |
 //!
@@ -81,7 +83,7 @@
 //!
 //! | hook | thread | may block |
 //! |---|---|---|
-//! | `before_*`, `after_*` | the event loop of the connection, a worker thread, or a completion thread of the store | no, unless the plugin sets [`Plugin::BLOCKS`] |
+//! | `before_*`, `read_get`, `after_*` | the event loop of the connection, a worker thread, or a completion thread of the store | no, unless the plugin sets [`Plugin::BLOCKS`] |
 //! | the same, with [`Plugin::BLOCKS`] | a thread of the blocking pool | yes |
 //! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
 //! | [`MakeRoom`] | a thread of the blocking pool | yes |

@@ -180,6 +180,7 @@ fn without_the_plugin_a_value_cannot_be_read_but_replaced_and_removed() {
     host.get("a").refused(503, gone);
     assert_eq!(host.metric("witness", "undone"), 1);
     host.batch([host.request(Verb::Get, "plain"), host.request(Verb::Get, "a")]).failed(1, 503, gone);
+    assert_eq!(host.metric("witness", "undone"), 3, "both gets of the batch");
     host.batch([host.request(Verb::Put, "d").body("1"), host.request(Verb::Get, "a")]).failed(1, 503, gone);
     host.get("d").expect(404);
     let refused = host.keys("").expect_err("a page without the key would look complete");
@@ -238,11 +239,39 @@ fn a_watch_shows_values_as_they_were_sent() {
     assert_eq!(watch.changes(), []);
     let end = watch.end().expect("the watch has ended").clone();
     end.refused(500, "Key \"panic\": plugin \"wrap-b\" failed in read_get");
+    assert_eq!(host.metric("witness", "undone"), 1);
+}
+
+/// Stores values of equal bytes as one byte and their number.
+struct Shrink;
+
+impl Plugin for Shrink {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Shrink)
+    }
+}
+
+impl BeforePut for Shrink {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        let number = (put.value().len() as u32).to_le_bytes();
+        put.replace_value(&[&put.value()[..1], &number].concat());
+        Ok(())
+    }
+}
+
+impl ReadGet for Shrink {
+    fn read_get(&self, read: &mut Read<'_>) -> Verdict {
+        let &[byte, a, b, c, d] = read.value() else { return Err(Refusal::new(500, "not 5 bytes")) };
+        read.replace_value(&vec![byte; u32::from_le_bytes([a, b, c, d]) as usize]);
+        Ok(())
+    }
 }
 
 #[test]
 fn a_watch_of_many_large_values_delivers_each_once() {
-    let host = setup().start();
+    let host = Setup::new().load_other(plugin!(Shrink, "shrink")).start();
     let mut watch = host.watch("");
     let value = |index: usize| vec![b'a' + (index % 26) as u8; 40_000];
     for index in 0..100 {

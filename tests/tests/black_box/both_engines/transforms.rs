@@ -190,14 +190,14 @@ fn after_a_rotation_by_reload_old_values_are_read_and_new_ones_use_the_new_key()
     server.put("old", SECRET).expect(200);
     write_keys(&setup, "keys-2", &['b', 'a']);
     setup.write_config(&config("", "keys-2"));
-    assert_eq!(server.reloaded("encrypt"), "replaced");
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
     server.put("new", SECRET).expect(200);
     for key in ["old", "new"] {
         server.get(key).expect(200).is(SECRET);
     }
     write_keys(&setup, "keys-3", &['b']);
     setup.write_config(&config("", "keys-3"));
-    assert_eq!(server.reloaded("encrypt"), "replaced");
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
     server.get("new").expect(200).is(SECRET);
     server.get("old").refused(500, "The value was encrypted with the key \"a\"").has("Vkog-Plugin", "encrypt");
     // A key file that is refused leaves the keys as they are.
