@@ -12,7 +12,7 @@ const CLIENTS_MAX: usize = 1024;
 
 /// A rate and a burst.
 #[derive(Copy, Clone, Debug)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// The time in which a bucket gets one token.
     interval: Duration,
     /// The time in which an empty bucket gets full.
@@ -21,33 +21,38 @@ pub struct Rate {
 
 impl Rate {
     /// Requests per second, and the number of tokens in a full bucket.
-    pub fn new(rate: u32, burst: u32) -> Self {
+    pub(crate) fn new(rate: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / rate;
         Self { interval, full: interval * burst }
     }
 
-    /// Takes a token at a time. `full_at` is the time when the bucket is full again, and the result is that time afterwards.
+    /// Takes a token at a time. `full_at` is the time when the bucket is full again.
     ///
     /// # Errors
     ///
     /// The bucket is empty. The error is the time until it has a token.
-    fn take(self, full_at: Duration, now: Duration) -> Result<Duration, Duration> {
+    fn take(self, full_at: &mut Duration, now: Duration) -> Result<(), Duration> {
+        let empty = now + self.full;
         // A clock that was put back must not block a client for longer than an empty bucket does.
-        let full_at = full_at.clamp(now, now + self.full) + self.interval;
-        let wait = full_at.saturating_sub(now + self.full);
-        if wait.is_zero() { Ok(full_at) } else { Err(wait) }
+        *full_at = (*full_at).clamp(now, empty);
+        let taken = *full_at + self.interval;
+        if taken > empty {
+            return Err(taken - empty);
+        }
+        *full_at = taken;
+        Ok(())
     }
 }
 
 /// The buckets of the clients whose buckets are not full.
-pub struct Table<C> {
+pub(crate) struct Table<C> {
     rate: Rate,
     hasher: RandomState,
     shards: Vec<Mutex<HashMap<C, Duration>>>,
 }
 
 impl<C: Clone + Eq + Hash> Table<C> {
-    pub fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self { rate, hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
@@ -56,15 +61,13 @@ impl<C: Clone + Eq + Hash> Table<C> {
     /// # Errors
     ///
     /// The bucket is empty. The error is the time until it has a token.
-    pub fn take(&self, client: C, now: Duration) -> Result<(), Duration> {
+    pub(crate) fn take(&self, client: C, now: Duration) -> Result<(), Duration> {
         let shard = self.hasher.hash_one(&client) as usize % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         if !shard.contains_key(&client) && shard.len() >= CLIENTS_MAX {
             make_room(&mut shard, now);
         }
-        let full_at = shard.entry(client).or_insert(now);
-        *full_at = self.rate.take(*full_at, now)?;
-        Ok(())
+        self.rate.take(shard.entry(client).or_insert(now), now)
     }
 
     #[cfg(test)]
@@ -93,9 +96,7 @@ mod tests {
         let (mut full_at, mut given) = (Duration::ZERO, 0);
         for millis in 1000..61_000 {
             let now = Duration::from_millis(millis);
-            if let Ok(next) = rate.take(full_at, now) {
-                (full_at, given) = (next, given + 1);
-            }
+            given += u32::from(rate.take(&mut full_at, now).is_ok());
         }
         assert_eq!(given, 5 + 599);
     }
