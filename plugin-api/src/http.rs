@@ -122,7 +122,8 @@ impl<'a> HttpRequest<'a> {
     /// Puts this prefix before all keys of the request, and takes it from all keys of the response: the client reads and
     /// writes, lists, counts, watches and deletes only entries whose keys begin with it, and does not learn the prefix.
     /// Hooks see whole keys. Access tokens permit or forbid whole keys. Store calls of routes get it as well. If several
-    /// plugins set a prefix, that of the first one comes first.
+    /// plugins set a prefix, that of the first one comes first. The maximum length of all together is 512 bytes; beyond it, the
+    /// host refuses the request with 500.
     ///
     /// ```
     /// # use vkog_plugin_api::*;

@@ -50,9 +50,11 @@
 //!
 //! | you want to | implement |
 //! |---|---|
+//! | limit or authenticate clients, keep their entries apart | [`BeforeRequest`] |
 //! | reject a request without looking at the stored entry | [`BeforeGet`], [`BeforePost`], [`BeforePut`], [`BeforeDelete`] |
 //! | change the value before it is stored | [`BeforePost`], [`BeforePut`] with [`Before::replace_value`] |
 //! | store the value in another form, such as compressed, and return it as it was sent | the same, and [`ReadGet`] |
+//! | change its media type | [`BeforePost`], [`BeforePut`] with [`Before::replace_content_type`] |
 //! | hide entries from clients | [`BeforeGet`] or [`GuardGet`] with `hide` |
 //! | decide on the current entry, in one step with the write | [`GuardPost`], [`GuardPut`], [`GuardDelete`] |
 //! | keep an account that stays exact | a guard, the [undo](UndoPut) of the same operation, and [`AfterPut`] |
@@ -104,6 +106,7 @@
 //!
 //! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries. A hot reload creates a
 //!   new instance; nothing in memory passes to it.
+//! - **For one operation:** with [`Request::set_state`], from one hook to the next.
 //! - **With an entry:** as [details](Guard::set_details), up to 4,096 bytes that only this plugin sees.
 //! - **As separate entries:** with [`Host::get`], [`Host::put`] and the other store calls.
 //!

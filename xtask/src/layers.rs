@@ -25,6 +25,8 @@ const PLUGINS: &[&str] = &[
     "vkog-counter",
     "vkog-encrypt",
     "vkog-json-only",
+    "vkog-limit",
+    "vkog-tenant",
 ];
 
 /// Packages, and the crates that must not be among their dependencies, directly or through others.

@@ -16,7 +16,7 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, Before, BeforePut, CreateError, Host, NoSettings, Plugin, Put, Read, ReadGet, Verb, Verdict,
 };
-use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, Registry};
+use vkog_plugin_host::{Cause, FailurePolicy, HostContext, Member, NoOrigin, Registry};
 use vkog_store::{DEFAULT_CONTENT_TYPE, MemoryStore};
 
 /// The threads on which values of this kind of plugin were turned back, by key.
@@ -78,9 +78,12 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &[u8]) -
         conditions: Conditions::default(),
         arrived: engine.revision(),
         depth: 0,
+        cause: Cause::Request,
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
         transforms: Transforms::default(),
+        states: Default::default(),
+        guarded: Default::default(),
     };
     let (send, done) = channel();
     engine.run(request, move |outcome, _: ExtraHeaders| _ = send.send(outcome));
@@ -97,6 +100,8 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: &[(Verb, &str, &'static 
         headers: Vec::new(),
         hidden: false,
         transforms: Transforms::default(),
+        states: Default::default(),
+        guarded: Default::default(),
     };
     let batch = Batch {
         operations: operations.iter().map(operation).collect(),

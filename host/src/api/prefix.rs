@@ -120,7 +120,8 @@ pub(super) fn seen<'a>(head: &RequestHead, key: &'a str) -> &'a str {
     key.strip_prefix(head.key_prefix()).unwrap_or(key)
 }
 
-/// Takes the prefix out of a text of a plugin, which saw whole keys: wherever it does not follow a letter or a digit.
+/// Takes the prefix out of a text of a plugin, which saw whole keys: at its beginning, and behind white space, a quotation mark or
+/// a bracket.
 pub(super) fn seen_text(head: &RequestHead, text: String) -> String {
     let prefix = head.key_prefix();
     if prefix.is_empty() || !text.contains(prefix) {
@@ -130,10 +131,13 @@ pub(super) fn seen_text(head: &RequestHead, text: String) -> String {
     let mut rest = text.as_str();
     while let Some(at) = rest.find(prefix) {
         let (before, from) = rest.split_at(at);
+        // What follows a prefix that was taken out is within the same key.
+        let begins = match before.chars().next_back() {
+            None => rest.len() == text.len(),
+            Some(char) => char.is_whitespace() || "\"'`([{<=,;:".contains(char),
+        };
         seen.push_str(before);
-        if seen.ends_with(char::is_alphanumeric) {
-            seen.push_str(prefix);
-        }
+        seen.push_str(if begins { "" } else { prefix });
         rest = &from[prefix.len()..];
     }
     seen + rest
@@ -176,7 +180,9 @@ mod tests {
     fn a_prefix_is_taken_out_of_a_text_where_a_key_may_begin() {
         for (text, expected) in [
             ("key \"t/a\" exists", "key \"a\" exists"),
-            ("t/a and t/t/b", "a and b"),
+            ("t/a and t/t/b", "a and t/b"),
+            ("t/t/t/a/t/b", "t/t/a/t/b"),
+            ("a/t/b", "a/t/b"),
             ("cat/a at/", "cat/a at/"),
             ("t/", ""),
             ("\u{e9}t/a", "\u{e9}t/a"),

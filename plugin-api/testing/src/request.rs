@@ -14,7 +14,7 @@ use vkog_engine::{
     check_operation, media_type,
 };
 use vkog_plugin_api::abi::Verb;
-use vkog_plugin_host::Origin;
+use vkog_plugin_host::{CallStates, Cause, Origin, Refusal};
 use vkog_store::{MemoryStore, owned_content_type};
 
 /// The default address of the client.
@@ -105,14 +105,19 @@ impl TestHost {
         let operations: Vec<Request<'a>> = operations.into_iter().collect();
         let shown = operations.iter().map(Request::shown).collect::<Vec<_>>();
         let (query, client) = operations.first().map_or(("", CLIENT), |first| (first.query, first.client));
-        let origin = Arc::new(Client { headers: Vec::new(), address: client.to_owned() });
-        let operations: Vec<Operation> = operations.into_iter().map(Request::operation).collect();
+        let origin = self.client("POST", client, Vec::new());
+        let prefix = match self.before_request("/batch", query, &origin) {
+            Ok(prefix) => prefix,
+            Err(refusal) => return BatchReply(Err((None, self.refused("a batch", Outcome::Refused(refusal))))),
+        };
+        let mut operations: Vec<Operation> = operations.into_iter().map(Request::operation).collect();
         for (index, operation) in operations.iter().enumerate() {
             if let Err(invalid) = operation.check() {
                 let reply = Reply::new(shown[index].clone(), Outcome::Refused(invalid.into()), Vec::new(), self.log());
                 return BatchReply(Err((Some(index), reply)));
             }
         }
+        operations.iter_mut().for_each(|operation| operation.key.insert_str(0, &prefix));
         let batch = Batch {
             operations,
             query: query.to_owned(),
@@ -158,10 +163,13 @@ impl TestHost {
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Reply> {
         let (mut keys, mut after) = (Vec::new(), None);
         loop {
-            let listing = Listing { prefix: prefix.to_owned(), after, limit: PAGE, delimiter: None, form: Form::Sent };
-            let page = logged(&self.dispatch, || self.engine().list(&listing, &context()));
-            let page = page.map_err(|refusal| self.refused("a listing", Outcome::Refused(refusal)))?;
-            keys.extend(page.entries.iter().map(|listed| listed.entry.key().to_owned()));
+            let refused = |refusal| self.refused("a listing", Outcome::Refused(refusal));
+            // Each page is one HTTP request.
+            let (own, context) = self.begin("/keys", &format!("prefix={prefix}")).map_err(refused)?;
+            let prefix = format!("{own}{prefix}");
+            let listing = Listing { prefix, after, limit: PAGE, delimiter: None, form: Form::Sent };
+            let page = logged(&self.dispatch, || self.engine().list(&listing, &context)).map_err(refused)?;
+            keys.extend(page.entries.iter().map(|listed| seen(listed.entry.key(), &own)));
             if page.next.is_none() {
                 return Ok(keys);
             }
@@ -175,7 +183,9 @@ impl TestHost {
     ///
     /// Those of [`keys`](Self::keys).
     pub fn count(&self, prefix: &str) -> Result<u64, Reply> {
-        let count = logged(&self.dispatch, || self.engine().count(prefix, &context()));
+        let count = self.begin("/keys", &format!("count&prefix={prefix}")).and_then(|(own, context)| {
+            logged(&self.dispatch, || self.engine().count(&format!("{own}{prefix}"), &context))
+        });
         count.map_err(|refusal| self.refused("a count", Outcome::Refused(refusal)))
     }
 
@@ -193,10 +203,37 @@ impl TestHost {
     /// assert_eq!(seen, [("a1".to_owned(), Some(b"1".to_vec())), ("a1".to_owned(), None)]);
     /// ```
     pub fn watch(&self, prefix: &str) -> Watch<'_> {
-        let Ok(watcher) = self.engine().watch(prefix.to_owned(), None, context()) else {
+        let begun = self.begin("/watch", &format!("prefix={prefix}"));
+        let (own, context, end) = match begun {
+            Ok((own, context)) => (own, context, None),
+            Err(refusal) => {
+                (String::new(), self.context("GET"), Some(self.refused("a watch", Outcome::Refused(refusal))))
+            }
+        };
+        let Ok(watcher) = self.engine().watch(format!("{own}{prefix}"), None, context) else {
             unreachable!("a watch from now on needs no earlier change")
         };
-        Watch { host: self, watcher, end: None }
+        Watch { host: self, watcher, prefix: own, end }
+    }
+
+    /// Lets the `before_request` hooks decide about a GET. Returns the key prefix.
+    fn begin(&self, path: &str, query: &str) -> Result<(String, RequestContext), Refusal> {
+        let context = self.context("GET");
+        Ok((self.before_request(path, query, &context.origin)?, context))
+    }
+
+    /// Lets the `before_request` hooks decide. Returns the key prefix.
+    pub(crate) fn before_request(&self, path: &str, query: &str, origin: &Arc<dyn Origin>) -> Result<String, Refusal> {
+        let chain = self.engine().plugins().acquire_blocking();
+        logged(&self.dispatch, || chain.before_request(path, query, &**origin))
+    }
+
+    fn context(&self, method: &'static str) -> RequestContext {
+        RequestContext { origin: self.client(method, CLIENT, Vec::new()), query: String::new() }
+    }
+
+    fn client(&self, method: &'static str, address: &str, headers: Vec<(String, String)>) -> Arc<dyn Origin> {
+        Arc::new(Client { method, headers, address: address.to_owned(), token: self.token.lock().clone() })
     }
 
     fn refused(&self, what: &str, outcome: Outcome) -> Reply {
@@ -204,9 +241,9 @@ impl TestHost {
     }
 }
 
-fn context() -> RequestContext {
-    let origin = Arc::new(Client { headers: Vec::new(), address: CLIENT.to_owned() });
-    RequestContext { origin, query: String::new() }
+/// Returns a key as a client with this key prefix sees it.
+fn seen(key: &str, prefix: &str) -> String {
+    key.strip_prefix(prefix).unwrap_or(key).to_owned()
 }
 
 /// A request in preparation: [`TestHost::request`].
@@ -273,18 +310,24 @@ impl<'a> Request<'a> {
         if let Err(invalid) = check_operation(verb, self.key, self.content_type, &self.value) {
             return host.refused(&shown, Outcome::Refused(invalid.into()));
         }
+        let method = if touches { "PATCH" } else { self.verb.method() };
+        let origin = host.client(method, self.client, self.headers.clone());
+        let prefix = match host.before_request(&format!("/k/{}", self.key), self.query, &origin) {
+            Ok(prefix) => prefix,
+            Err(refusal) => return host.refused(&shown, Outcome::Refused(refusal)),
+        };
         let request = vkog_engine::Request {
             verb: self.verb,
-            key: self.key.to_owned(),
+            key: format!("{prefix}{}", self.key),
             content_type: self.media_type(),
             query: self.query.to_owned(),
             conditions: self.conditions(),
             arrived: host.engine().revision(),
             depth: 0,
-            cause: vkog_plugin_host::Cause::Request,
-            states: Default::default(),
+            cause: Cause::Request,
+            states: CallStates::default(),
             value: self.value,
-            origin: Arc::new(Client { headers: self.headers, address: self.client.to_owned() }),
+            origin,
             form: Form::Sent,
             transforms: Transforms::default(),
             guarded: Default::default(),
@@ -339,8 +382,10 @@ impl<'a> Request<'a> {
 
 /// The client of a test.
 pub(crate) struct Client {
+    pub(crate) method: &'static str,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) address: String,
+    pub(crate) token: String,
 }
 
 impl Origin for Client {
@@ -355,12 +400,22 @@ impl Origin for Client {
     fn client(&self) -> &str {
         &self.address
     }
+
+    fn token(&self) -> &str {
+        &self.token
+    }
+
+    fn method(&self) -> &str {
+        self.method
+    }
 }
 
 /// An open watch: [`TestHost::watch`].
 pub struct Watch<'a> {
     host: &'a TestHost,
     watcher: Watcher<MemoryStore>,
+    /// The key prefix of its request.
+    prefix: String,
     end: Option<Reply>,
 }
 
@@ -391,7 +446,7 @@ impl Watch<'_> {
                     Poll::Ready(Ok(event)) => {
                         let entry = event.entry();
                         let value = (!event.is_removal()).then(|| entry.value().to_vec());
-                        let (key, expired) = (entry.key().to_owned(), event.is_expiry());
+                        let (key, expired) = (seen(entry.key(), &self.prefix), event.is_expiry());
                         changes.push(Change { key, revision: event.revision(), value, expired });
                     }
                     Poll::Ready(Err(end)) => {

@@ -35,7 +35,8 @@ impl TestHost {
     /// host.route("PUT", "/x/hello/world").send().expect(405).has("Allow", "GET, HEAD, OPTIONS");
     /// ```
     pub fn route<'a>(&'a self, method: &'a str, path: &'a str) -> RouteRequest<'a> {
-        let client = Client { headers: Vec::new(), address: CLIENT.to_owned() };
+        let token = self.token.lock().clone();
+        let client = Client { method: "", headers: Vec::new(), address: CLIENT.to_owned(), token };
         RouteRequest { host: self, method, path, content_type: "", body: Vec::new(), client, parts_max: usize::MAX }
     }
 }
@@ -92,6 +93,11 @@ impl<'a> RouteRequest<'a> {
             Reply::new(shown.clone(), refusal, Vec::new(), host.log())
         };
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let origin: Arc<dyn Origin> = Arc::new(RouteOrigin { client, method: method.to_owned() });
+        let key_prefix = match host.before_request(path, query, &origin) {
+            Ok(prefix) => prefix,
+            Err(refusal) => return Reply::new(shown, Outcome::Refused(refusal), Vec::new(), host.log()),
+        };
         let chain = host.engine().plugins().chain();
         let Some(found) = path.strip_prefix("/x/").and_then(|path| chain.routes_at(path)) else {
             return fail(404, "No plugin serves this path");
@@ -106,7 +112,6 @@ impl<'a> RouteRequest<'a> {
             Err(error) => return fail(400, &error.to_string()),
         };
         let response = Response { parts_max, state: Mutex::default() };
-        let origin = RouteOrigin { client, method: method.to_owned() };
         let call = RouteCall {
             path: found.path,
             parameters: &parameters,
@@ -114,8 +119,8 @@ impl<'a> RouteRequest<'a> {
             content_type,
             body: &body,
             arrived: host.engine().revision(),
-            origin: &origin,
-            client: Arc::new(Unrestricted),
+            origin: &*origin,
+            client: Arc::new(Unrestricted { key_prefix }),
             exchange: &response,
         };
         let served = logged(&host.dispatch, || chain.serve(found.member, &call));
@@ -170,7 +175,9 @@ impl RouteExchange for Response {
 }
 
 /// A client with all permissions.
-struct Unrestricted;
+struct Unrestricted {
+    key_prefix: String,
+}
 
 impl RouteClient for Unrestricted {
     fn may(&self, _: Verb, _: &str) -> Result<(), Refusal> {
@@ -179,6 +186,10 @@ impl RouteClient for Unrestricted {
 
     fn may_read(&self, _: &str) -> bool {
         true
+    }
+
+    fn key_prefix(&self) -> &str {
+        &self.key_prefix
     }
 }
 
@@ -203,5 +214,9 @@ impl Origin for RouteOrigin {
 
     fn client(&self) -> &str {
         self.client.client()
+    }
+
+    fn token(&self) -> &str {
+        self.client.token()
     }
 }

@@ -24,6 +24,7 @@ pub struct TestHost {
     setup: Setup,
     running: Running,
     clock: Arc<Clock>,
+    pub(crate) token: Mutex<String>,
     pub(crate) log: Log,
     pub(crate) dispatch: Dispatch,
 }
@@ -48,7 +49,7 @@ impl TestHost {
         let dispatch = log.dispatch();
         let clock = Arc::new(Clock { now: AtomicU64::new(millis(setup.now)), passed: AtomicU64::new(0) });
         let running = Running::new(&setup, MemoryStore::default(), &clock, &dispatch)?;
-        Ok(Self { setup, running, clock, log, dispatch })
+        Ok(Self { setup, running, clock, token: Mutex::default(), log, dispatch })
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine<MemoryStore>> {
@@ -67,6 +68,30 @@ impl TestHost {
     /// ```
     pub fn fail_writes(&self, count: u64) {
         self.running.store.fail_updates(count);
+    }
+
+    /// Sets the name of the access token of all further requests; empty for none, which is the default.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use vkog_plugin_testing::{Setup, plugin};
+    /// # struct Mine;
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine) } }
+    /// impl BeforeRequest for Mine {
+    ///     fn before_request(&self, request: &mut HttpRequest<'_>) -> Verdict {
+    ///         request.set_key_prefix(request.token().ok_or_else(|| Refusal::new(401, "a token is needed"))?);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let host = Setup::new().load_other(plugin!(Mine, "mine")).start();
+    /// host.put("a", "1").expect(401);
+    /// host.use_token("ann");
+    /// host.put("a", "1").expect(200);
+    /// assert_eq!(host.keys("").expect("no plugin refuses"), ["a"]);
+    /// ```
+    pub fn use_token(&self, name: &str) {
+        name.clone_into(&mut self.token.lock());
     }
 
     /// Returns the time of the host's clock.
