@@ -15,7 +15,8 @@ use crate::build;
 const FRONT_END: &[&str] = &["clap", "h2", "hyper", "rustls", "tiny_http", "ureq"];
 /// The packages that neither plugins nor the black-box tests may use.
 const INSIDE: &[&str] = &["vkog", "vkog-engine", "vkog-plugin-host", "vkog-runtime", "vkog-store"];
-const PLUGINS: &[&str] = &["vkog-bytes", "vkog-conflict", "vkog-ttl", "vkog-audit", "vkog-bearer", "vkog-json-only"];
+const PLUGINS: &[&str] =
+    &["vkog-bytes", "vkog-conflict", "vkog-ttl", "vkog-audit", "vkog-bearer", "vkog-index", "vkog-json-only"];
 
 /// Packages, and the crates that must not be among their dependencies, directly or through others.
 const BUILDS_WITHOUT: &[(&[&str], &[&str])] = &[

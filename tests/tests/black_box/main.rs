@@ -139,7 +139,6 @@ mod h2 {
     const ENGINE: &str = "h2";
 
     mod hooks;
-    mod index;
     mod preconditions;
     mod refusals;
     mod table;
