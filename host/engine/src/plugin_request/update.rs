@@ -14,8 +14,8 @@ use arc_swap::Guard;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{checked, respond_with};
-use crate::{Engine, ExtraHeaders, Outcome, host_refusal, transform, view};
+use super::{checked, conditions, respond_with};
+use crate::{Engine, ExtraHeaders, Outcome, check_key, host_refusal, transform, view};
 use vkog_plugin_host::{Chain, EntryView, PluginRequest, PluginResponse, Refusal, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::{Entry, Store};
@@ -140,11 +140,10 @@ impl<S: Store> Engine<S> {
         value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
         send: Sender<Outcome>,
     ) -> Result<Begun<S::Ticket>, Refusal> {
-        // There is no value yet, and a put without one would be invalid.
-        let conditions = checked(self, &PluginRequest { verb: Verb::Get, ..request.clone() })?.conditions;
+        check_key(request.key)?;
         let (stored, ticket) = self.store.read(request.key, |entry| entry.cloned());
         let revision = stored.as_ref().map(Entry::revision);
-        if let Err(failed) = conditions.check(revision) {
+        if let Err(failed) = conditions(request).check(revision) {
             return Ok(Begun::Ended(Some(Outcome::PreconditionFailed(failed)), ticket));
         }
         let current = stored.map(|entry| transform::read_back(chain, entry)).transpose()?;
