@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
+use std::hint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const ATTEMPTS_MAX: usize = 64;
 const LOCKS: usize = 256;
 /// The maximum time to wait for another update of the key. A hook may hold a lock for long, or wait for this thread.
 const WAIT_MAX: Duration = Duration::from_millis(100);
+/// The number of times that a thread looks for it before it sleeps.
+const SPINS_MAX: usize = 1000;
 
 /// Let updates of one key take turns, so that they do not conflict. An update is right without its lock: it may only have to
 /// be tried again.
@@ -62,8 +65,13 @@ impl UpdateLocks {
         if HOLDS.get() {
             return None;
         }
-        let index = self.hasher.hash_one(key) as usize % LOCKS;
-        let lock = self.locks[index].try_lock_for(WAIT_MAX)?;
+        let lock = &self.locks[self.hasher.hash_one(key) as usize % LOCKS];
+        // It is held for some microseconds, and a thread that sleeps takes longer to wake.
+        let soon = (0..SPINS_MAX).find_map(|_| {
+            hint::spin_loop();
+            lock.try_lock()
+        });
+        let lock = soon.or_else(|| lock.try_lock_for(WAIT_MAX))?;
         HOLDS.set(true);
         Some(Turn { _lock: lock })
     }
