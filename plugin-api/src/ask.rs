@@ -83,15 +83,16 @@ impl<'a> Ask<'a> {
         self
     }
 
-    /// Requires that the entry does not exist. Otherwise the operation fails with 412. A host older than 1.5 ignores it.
-    /// Since 1.5.
+    /// Requires that the entry does not exist. Otherwise the operation fails with 412. Hooks see the header
+    /// `If-None-Match: *`. A host older than 1.5 ignores it. Since 1.5.
     pub fn if_absent(mut self) -> Self {
         self.flags |= RawAsk::IF_ABSENT;
         self
     }
 
     /// Makes a put create the entry if it does not exist, and replace it if it does, even where a plugin such as conflict
-    /// keeps creating and updating apart. A host older than 1.5 ignores it. Since 1.5.
+    /// keeps creating and updating apart. Hooks see the header `If-None-Match: *`, and no write overlaps it
+    /// ([`Request::arrived`](crate::Request::arrived)). A host older than 1.5 ignores it. Since 1.5.
     pub fn upsert(mut self) -> Self {
         self.flags |= RawAsk::UPSERT;
         self

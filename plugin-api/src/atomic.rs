@@ -102,8 +102,9 @@ impl Host {
     /// gets `None` if the entry does not exist. It may be called several times; only its last result counts. It must not call
     /// the store. Since 1.5.
     ///
-    /// The write is a put, which creates or replaces the entry ([`Ask::upsert`]); the media type, the query and the headers
-    /// are those of the `ask`, and its value does not count.
+    /// The write is a put, which creates or replaces the entry ([`Ask::upsert`]); the media type, the query, the headers and
+    /// the preconditions are those of the `ask`, and its value does not count. The hooks of get are not called. Updates of one
+    /// key by several threads share the wait for the disk.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -120,7 +121,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// What the function returns, and the errors of [`ask`](Self::ask).
+    /// What the function returns, and the errors of [`ask`](Self::ask); 409 if other writes of the entry came between 64 times.
     pub fn update<F>(&self, ask: &Ask<'_>, decide: F) -> Result<u64, Refusal>
     where
         F: FnMut(Option<Entry<'_>>) -> Result<Vec<u8>, Refusal>,

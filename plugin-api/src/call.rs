@@ -394,8 +394,8 @@ impl<'a, O: Operation> Guard<'a, O> {
 
 impl<O: Write> Guard<'_, O> {
     /// Replaces the value to write, as it is stored: transforms do not run again, so the host refuses the write with 500 if
-    /// a plugin has transformed the value. Later guards see the new value. If the guard runs again for the same write, it
-    /// sees the original value again. Since 1.5.
+    /// a plugin has transformed the value. Later guards see the new value. The `undo` and the `after` of each plugin see the
+    /// value that its guard saw. If the guard runs again for the same write, it sees the original value again. Since 1.5.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -442,11 +442,13 @@ impl<O: Write> Guard<'_, O> {
 impl<O: Change> Guard<'_, O> {
     /// Adds a put, a post or a delete to the step of this operation: either all become durable, or none. The added write
     /// passes the chain as a [store call](crate::Host::ask) of this plugin does; a refusal refuses the whole step, and a
-    /// delete of an absent key does nothing. Its own guards cannot add writes. At most 64 in one step; the key must be
-    /// another than that of this operation.
+    /// delete of an absent key does nothing. Its own guards cannot add writes. At most 64 for one operation; the key must be
+    /// another than that of this operation. Added writes come behind all operations of a batch, in their order.
     ///
-    /// The host then locks all keys of the step and runs all its guards again. So the guard must add the same writes for the
-    /// same request and the same entry. After repeated changes by other clients the operation fails with 503. Since 1.5.
+    /// The guards run a first time to learn which writes they add, and are undone. Then the host locks all keys of the step
+    /// and runs all its guards again. So the guard must add the same writes for the same request and the same entry. After
+    /// repeated changes by other clients the operation fails with 503. Use [`Ask::upsert`](crate::Ask::upsert) for an entry
+    /// that may exist or not, as other plugins may tell creating and updating apart. Since 1.5.
     ///
     /// ```
     /// # use vkog_plugin_api::*;

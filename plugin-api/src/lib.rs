@@ -58,6 +58,8 @@
 //! | hide entries from clients | [`BeforeGet`] or [`GuardGet`] with `hide` |
 //! | decide on the current entry, in one step with the write | [`GuardPost`], [`GuardPut`], [`GuardDelete`] |
 //! | keep an account that stays exact | a guard, the [undo](UndoPut) of the same operation, and [`AfterPut`] |
+//! | write other entries in the same step | [`GuardPost`], [`GuardPut`], [`GuardDelete`] with [`Guard::add`] |
+//! | store a value that depends on the current entry | [`GuardPost`], [`GuardPut`] with [`Guard::replace_value`], or [`Host::update`] |
 //! | store data with an entry | [`GuardPost`], [`GuardPut`] with [`Guard::set_details`] |
 //! | react to a durable change, add a header to the response | [`AfterGet`], [`AfterPost`], [`AfterPut`], [`AfterDelete`] |
 //! | learn what the store holds at the start | [`Start`] |
@@ -73,7 +75,7 @@
 //! | phase | when | lock | may |
 //! |---|---|---|---|
 //! | `before_*` | nothing is decided yet | none | reject; replace the value (post, put); hide the entry (get) |
-//! | `guard_*` | in one step with the read or write | the entry's | reject; hide the entry (get); set details (post, put); reserve |
+//! | `guard_*` | in one step with the read or write | the entry's | reject; hide the entry (get); set details, replace the value (post, put); add writes; reserve |
 //! | [`read_get`](ReadGet) | a value that this plugin has replaced was read; the guards have passed | none | reject; turn the value back |
 //! | `undo_*` | this plugin's guard passed, but the operation does not happen | possibly the entry's | release what the guard reserved |
 //! | `after_*` | the write is durable, or the read found an entry; the response is not sent yet | none | observe; add headers |
@@ -108,7 +110,8 @@
 //!   new instance; nothing in memory passes to it.
 //! - **For one operation:** with [`Request::set_state`], from one hook to the next.
 //! - **With an entry:** as [details](Guard::set_details), up to 4,096 bytes that only this plugin sees.
-//! - **As separate entries:** with [`Host::get`], [`Host::put`] and the other store calls.
+//! - **As separate entries:** with [`Host::get`], [`Host::put`] and the other store calls; in one step with
+//!   [`Host::update`] and [`Host::batch`], or with the write of a client by [`Guard::add`].
 //!
 //! A guard may run several times for one write, and the write may fail afterwards. For each guard that passed the
 //! server calls exactly one of `undo` and `after`. So reserve in the guard, release in `undo`, and settle in `after`.

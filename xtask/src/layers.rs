@@ -24,6 +24,7 @@ const PLUGINS: &[&str] = &[
     "vkog-compress",
     "vkog-counter",
     "vkog-encrypt",
+    "vkog-index",
     "vkog-json-only",
     "vkog-limit",
     "vkog-tenant",

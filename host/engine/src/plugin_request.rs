@@ -197,6 +197,13 @@ fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse
     }
 }
 
+fn conditions(request: &PluginRequest<'_>) -> Conditions {
+    Conditions {
+        if_match: request.if_revision.map(|revision| Revisions::These(vec![revision])),
+        if_none_match: request.if_absent.then_some(Revisions::Any),
+    }
+}
+
 /// A plugin's request as one for the pipeline.
 pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
     let PluginRequest { verb, key, value, content_type, .. } = *request;
@@ -213,10 +220,7 @@ pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>)
         value: value.to_vec(),
         content_type: owned_content_type(content_type),
         query: request.query.to_owned(),
-        conditions: Conditions {
-            if_match: request.if_revision.map(|revision| Revisions::These(vec![revision])),
-            if_none_match: request.if_absent.then_some(Revisions::Any),
-        },
+        conditions: conditions(request),
         // An upsert overlaps no other write.
         arrived: if request.upserts { u64::MAX } else { engine.revision() },
         depth: request.scope.depth,

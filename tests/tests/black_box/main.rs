@@ -155,7 +155,6 @@ mod h2 {
 
     mod before_request;
     mod hooks;
-    mod index;
     mod key_prefix;
     mod preconditions;
     mod refusals;

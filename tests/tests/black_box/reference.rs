@@ -416,6 +416,7 @@ fn configures(block: &Block) {
         "compress",
         "counter",
         "encrypt",
+        "index",
         "json-only",
         "limit",
         "tenant",

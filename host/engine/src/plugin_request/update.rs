@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
+use std::hint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use arc_swap::Guard;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{checked, respond_with};
-use crate::{Engine, ExtraHeaders, Outcome, host_refusal, transforms, view};
+use super::{checked, conditions, respond_with};
+use crate::transforms::{self, is_transformed};
+use crate::{Engine, ExtraHeaders, Outcome, check_key, host_refusal, view};
 use vkog_plugin_host::{Chain, EntryView, PluginRequest, PluginResponse, Refusal, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::{Entry, Store};
@@ -26,6 +28,8 @@ const ATTEMPTS_MAX: usize = 64;
 const LOCKS: usize = 256;
 /// The maximum time to wait for another update of the key. A hook may hold a lock for long, or wait for this thread.
 const WAIT_MAX: Duration = Duration::from_millis(100);
+/// The number of times that a thread looks for it before it sleeps.
+const SPINS_MAX: usize = 1000;
 
 /// Let updates of one key take turns, so that they do not conflict. An update is right without its lock: it may only have to
 /// be tried again.
@@ -62,8 +66,13 @@ impl UpdateLocks {
         if HOLDS.get() {
             return None;
         }
-        let index = self.hasher.hash_one(key) as usize % LOCKS;
-        let lock = self.locks[index].try_lock_for(WAIT_MAX)?;
+        let lock = &self.locks[self.hasher.hash_one(key) as usize % LOCKS];
+        // It is held for some microseconds, and a thread that sleeps takes longer to wake.
+        let soon = (0..SPINS_MAX).find_map(|_| {
+            hint::spin_loop();
+            lock.try_lock()
+        });
+        let lock = soon.or_else(|| lock.try_lock_for(WAIT_MAX))?;
         HOLDS.set(true);
         Some(Turn { _lock: lock })
     }
@@ -140,22 +149,16 @@ impl<S: Store> Engine<S> {
         value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
         send: Sender<Outcome>,
     ) -> Result<Begun<S::Ticket>, Refusal> {
-        // There is no value yet, and a put without one would be invalid.
-        let get = checked(self, &PluginRequest { verb: Verb::Get, ..request.clone() })?;
+        check_key(request.key)?;
         let (stored, ticket) = self.store.read(request.key, |entry| entry.cloned());
         let revision = stored.as_ref().map(Entry::revision);
-        if let Err(failed) = get.conditions.check(revision) {
+        if let Err(failed) = conditions(request).check(revision) {
             return Ok(Begun::Ended(Some(Outcome::PreconditionFailed(failed)), ticket));
         }
         let current = match stored {
-            Some(entry) => {
-                let sent = transforms::sent(chain, &get.op_context(), &entry)?;
-                Some(sent.map_or(entry, |(sent, _)| sent))
-            }
-            None => None,
+            Some(entry) if is_transformed(&entry) => Some(self.sent(chain, request, entry)?),
+            other => other,
         };
-        // What plugins keep for the get ends here.
-        drop(get);
         let Some(value) = value_of(current.as_ref().map(view)) else { return Ok(Begun::Ended(None, ticket)) };
         let put = PluginRequest {
             verb: Verb::Put,
@@ -170,6 +173,13 @@ impl<S: Store> Engine<S> {
             let _ = send.send(outcome);
         });
         Ok(Begun::Writes)
+    }
+
+    /// Returns the entry to update with its value as it was sent.
+    fn sent(&self, chain: &Arc<Chain>, request: &PluginRequest<'_>, entry: Entry) -> Result<Entry, Refusal> {
+        let get = checked(self, &PluginRequest { verb: Verb::Get, ..request.clone() })?;
+        let sent = transforms::sent(chain, &get.op_context(), &entry)?;
+        Ok(sent.map_or(entry, |(sent, _)| sent))
     }
 
     /// Waits until a read is durable. Returns whether it was not rolled back.
