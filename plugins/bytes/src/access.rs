@@ -29,7 +29,7 @@ const SETS: (u64, u64) = (128, 1 << 23);
 const TIME_BITS: u32 = 40;
 const TIME_MAX: u64 = (1 << TIME_BITS) - 1;
 const TAG_SHIFT: u32 = 48;
-/// The frequency of an entry that was accessed once. A new entry needs a lead over those that nobody reads.
+/// The frequency of an entry that was accessed once. A new entry needs a lead over those that are not read any more.
 const FREQUENCY_FIRST: u64 = 5;
 const FREQUENCY_MAX: u64 = 255;
 

@@ -87,7 +87,7 @@ impl Evictor {
         self.accesses.record(self.accesses.hash(key));
     }
 
-    /// Records that an entry was removed, whoever did it.
+    /// Records that an entry was removed, by an eviction or otherwise.
     pub(crate) fn freed(&self, bytes: u64) {
         self.freed.fetch_add(bytes, SeqCst);
     }
