@@ -34,7 +34,7 @@ use std::sync::Arc;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Request, check_value};
-use vkog_plugin_host::{GuardOutput, Origin, ReloadReport, Verb};
+use vkog_plugin_host::{GuardOutput, Origin, ReloadReport, RoutePermission, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
@@ -115,7 +115,7 @@ enum Route {
     /// `/export`: all entries as of one revision, or the changes after one.
     Export { since: Option<u64> },
     /// `/x/PLUGIN/…`: a route of a plugin.
-    Plugin,
+    Plugin(RoutePermission),
     /// `/plugins`: the loaded plugins.
     Plugins,
     /// `/plugins/reload`: a reload of configuration and plugins.
@@ -177,7 +177,7 @@ impl Api {
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         let no_path = || Problem::new(404, "Invalid path. Use /k/<keyname>").reply(format());
         if path.starts_with(routes::PREFIX) {
-            return routes::find(&self.engine.plugins().chain(), head, rules).map(|_| Route::Plugin);
+            return routes::route(&self.engine.plugins().chain(), head, rules).map(Route::Plugin);
         }
         // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
         let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
@@ -330,7 +330,7 @@ impl Service for Api {
             }
             BodyFault::TooLarge { declared } => match request.route {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
-                Route::Plugin => routes::too_large(declared, self.value_max),
+                Route::Plugin(_) => routes::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
             BodyFault::CutOff { received, declared } => {
@@ -381,9 +381,9 @@ impl Service for Api {
                 let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, format)));
             }
-            Route::Plugin => {
+            Route::Plugin(permission) => {
                 let (engine, auth) = (Arc::clone(&self.engine), Arc::clone(&self.auth));
-                let call = routes::Call { engine, auth, head, body };
+                let call = routes::Call { engine, auth, head, permission, body };
                 self.routes.call(call, self.budget, Box::new(respond));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.

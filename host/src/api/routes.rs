@@ -23,13 +23,12 @@ use vkog_runtime::ThreadPool;
 /// The prefix of the paths.
 pub(super) const PREFIX: &str = "/x/";
 
-/// Finds the routes of the request's path and checks that the client may call the one for its method. A request whose body has
-/// been received is checked again, because a reload may have replaced the plugin.
+/// Finds the routes of the request's path, and the permission that the one for its method needs.
 ///
 /// # Errors
 ///
 /// The response to a request that calls no route.
-pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead, rules: &Rules) -> Result<PathRoutes<'a>, Response> {
+fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathRoutes<'a>, RoutePermission), Response> {
     let format = || ErrorFormat::of(head);
     let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
     let found = found.ok_or_else(|| {
@@ -41,14 +40,29 @@ pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead, rules: &Rules) -
     let Some(route) = found.route(head.method.name()) else {
         return Err(Problem::new(405, "Method not allowed").reply(format()).with_header("Allow", found.allow()));
     };
+    let permission = route.permission;
+    Ok((found, permission))
+}
+
+/// Routes a request and checks that the client may call its route. Returns the permission of the route.
+///
+/// # Errors
+///
+/// The response to a request that calls no route.
+pub(super) fn route(chain: &Chain, head: &RequestHead, rules: &Rules) -> Result<RoutePermission, Response> {
+    let (_, permission) = find(chain, head)?;
+    check(permission, head, rules)?;
+    Ok(permission)
+}
+
+fn check(permission: RoutePermission, head: &RequestHead, rules: &Rules) -> Result<(), Response> {
     // The entries of a prefix are checked when the plugin reads or writes them.
-    match route.permission {
-        RoutePermission::None => rules.check_site(head)?,
-        RoutePermission::Read => rules.check(head, Permission::Read, Scope::Later)?,
-        RoutePermission::Write => rules.check(head, Permission::Write, Scope::Later)?,
-        RoutePermission::Admin => rules.check(head, Permission::Admin, Scope::All)?,
+    match permission {
+        RoutePermission::None => rules.check_site(head),
+        RoutePermission::Read => rules.check(head, Permission::Read, Scope::Later),
+        RoutePermission::Write => rules.check(head, Permission::Write, Scope::Later),
+        RoutePermission::Admin => rules.check(head, Permission::Admin, Scope::All),
     }
-    Ok(found)
 }
 
 /// The problem of a body that is longer than the maximum, in bytes.
@@ -103,17 +117,22 @@ pub(super) struct Call {
     pub(super) engine: Arc<Engine>,
     pub(super) auth: Arc<Authorizer>,
     pub(super) head: Arc<RequestHead>,
+    /// The permission that was checked before the body was received.
+    pub(super) permission: RoutePermission,
     pub(super) body: Vec<u8>,
 }
 
 impl Call {
-    /// Returns the permit to call the plugin.
+    /// Returns the permit to call the plugin. A reload may have replaced it since the request was routed.
     ///
     /// # Errors
     ///
     /// The response to a request that no plugin of this chain serves, or that would be one too many.
     fn permit(&self, chain: &Chain) -> Result<RoutePermit, Response> {
-        let found = find(chain, &self.head, &self.auth.rules())?;
+        let (found, permission) = find(chain, &self.head)?;
+        if permission != self.permission {
+            check(permission, &self.head, &self.auth.rules())?;
+        }
         RoutePermit::of(found.member).ok_or_else(|| {
             let name = found.member.name();
             let fact =
@@ -124,7 +143,7 @@ impl Call {
 
     /// Calls the plugin.
     fn run(&self, chain: &Arc<Chain>, permit: &RoutePermit, exchange: &Exchange) -> Result<(), Refusal> {
-        let Self { engine, auth, head, body } = self;
+        let Self { engine, auth, head, body, .. } = self;
         let bad_request =
             |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
         let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));

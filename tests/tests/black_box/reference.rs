@@ -407,7 +407,7 @@ fn configures(block: &Block) {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let file = folder.path().join("vkog.toml").display().to_string();
     fs::write(&file, &block.text).expect("it is ours");
-    let names = ["bytes", "conflict", "ttl", "audit", "bearer", "json-only"];
+    let names = ["bytes", "conflict", "ttl", "audit", "bearer", "counter", "json-only"];
     let libraries = names.map(|name| artefacts().library(&format!("vkog-{name}")).display().to_string());
     let mut words = vec!["plugins", "check", "--config", &file];
     words.extend(libraries.iter().map(String::as_str));
