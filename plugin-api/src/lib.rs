@@ -66,6 +66,7 @@
 //! | work periodically | [`Tick`] |
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
 //! | go through entries in byte order, or draw some at random | [`Host::for_each_in`], [`Host::sample`] |
+//! | serve requests of your own under `/x/NAME/` | [`Serve`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and
@@ -91,6 +92,7 @@
 //! | the same, with [`Plugin::BLOCKS`] | a thread of the blocking pool | yes |
 //! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
 //! | [`MakeRoom`] | a thread of the blocking pool | yes |
+//! | [`Serve`] | a thread for each call, up to 32 of a plugin | yes; the client gets 504 after the server's time limit |
 //! | [`Plugin::create`], [`Start`] at the start | the thread that starts the server | yes |
 //! | the same at a reload, and [`SettingsChanged`] | a separate thread | yes, up to 10 s |
 //! | [`Tick`] | a separate thread for each plugin, never twice at a time | yes; a stop waits up to 12 s for it |

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
-use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, Verb};
+use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, RoutePermission, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
 
@@ -129,7 +129,7 @@ enum Route {
     /// `/export`: all entries as of one revision, or the changes after one.
     Export { since: Option<u64> },
     /// `/x/PLUGIN/…`: a route of a plugin.
-    Plugin,
+    Plugin(RoutePermission),
     /// Found when plugins have decided about the request.
     Later,
     /// `/plugins`: the loaded plugins.
@@ -224,7 +224,7 @@ impl Api {
         let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         let Some(methods) = methods else {
-            return routes::permitted(&self.engine.plugins().chain(), head, rules).map(|_| Route::Plugin);
+            return routes::route(&self.engine.plugins().chain(), head, rules).map(Route::Plugin);
         };
         if let Some(key) = path.strip_prefix("/k/") {
             return self.entry_route(head, rules, methods, key, query).map(Route::Entry);
@@ -373,7 +373,7 @@ impl Service for Api {
             }
             BodyFault::TooLarge { declared } => match request.route {
                 Route::Batch(_) => batch::too_large(declared, self.value_max),
-                Route::Plugin => routes::too_large(declared, self.value_max),
+                Route::Plugin(_) => routes::too_large(declared, self.value_max),
                 _ => entry::too_large(declared, self.value_max),
             },
             BodyFault::CutOff { received, declared } => {
@@ -441,9 +441,9 @@ impl Api {
                 let prefix = head.key_prefix().to_owned();
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, prefix, format)));
             }
-            Route::Plugin => {
+            Route::Plugin(permission) => {
                 let (engine, auth) = (Arc::clone(&self.engine), Arc::clone(&self.auth));
-                let call = routes::Call { engine, auth, head, body };
+                let call = routes::Call { engine, auth, head, permission, body };
                 self.routes.call(call, self.budget, Box::new(respond));
             }
             // `serve` has found its route.

@@ -45,26 +45,25 @@ pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathR
     Ok((found, permission))
 }
 
-/// Finds the routes of the request's path and checks that the client may call the one for its method. A request whose body has
-/// been received is checked again, because a reload may have replaced the plugin.
+/// Routes a request and checks that the client may call its route. Returns the permission of the route.
 ///
 /// # Errors
 ///
-/// The response to a request that calls no route, or that the client may not send.
-pub(super) fn permitted<'a>(
-    chain: &'a Chain,
-    head: &'a RequestHead,
-    rules: &Rules,
-) -> Result<PathRoutes<'a>, Response> {
-    let (found, permission) = find(chain, head)?;
+/// The response to a request that calls no route.
+pub(super) fn route(chain: &Chain, head: &RequestHead, rules: &Rules) -> Result<RoutePermission, Response> {
+    let (_, permission) = find(chain, head)?;
+    check(permission, head, rules)?;
+    Ok(permission)
+}
+
+fn check(permission: RoutePermission, head: &RequestHead, rules: &Rules) -> Result<(), Response> {
     // The entries of a prefix are checked when the plugin reads or writes them.
     match permission {
-        RoutePermission::None => rules.check_site(head)?,
-        RoutePermission::Read => rules.check(head, Permission::Read, Scope::Later)?,
-        RoutePermission::Write => rules.check(head, Permission::Write, Scope::Later)?,
-        RoutePermission::Admin => rules.check(head, Permission::Admin, Scope::All)?,
+        RoutePermission::None => rules.check_site(head),
+        RoutePermission::Read => rules.check(head, Permission::Read, Scope::Later),
+        RoutePermission::Write => rules.check(head, Permission::Write, Scope::Later),
+        RoutePermission::Admin => rules.check(head, Permission::Admin, Scope::All),
     }
-    Ok(found)
 }
 
 /// The problem of a body that is longer than the maximum, in bytes.
@@ -119,17 +118,22 @@ pub(super) struct Call {
     pub(super) engine: Arc<Engine>,
     pub(super) auth: Arc<Authorizer>,
     pub(super) head: Arc<RequestHead>,
+    /// The permission that was checked before the body was received.
+    pub(super) permission: RoutePermission,
     pub(super) body: Vec<u8>,
 }
 
 impl Call {
-    /// Returns the permit to call the plugin.
+    /// Returns the permit to call the plugin. A reload may have replaced it since the request was routed.
     ///
     /// # Errors
     ///
     /// The response to a request that no plugin of this chain serves, or that would be one too many.
     fn permit(&self, chain: &Chain) -> Result<RoutePermit, Response> {
-        let found = permitted(chain, &self.head, &self.auth.rules())?;
+        let (found, permission) = find(chain, &self.head)?;
+        if permission != self.permission {
+            check(permission, &self.head, &self.auth.rules())?;
+        }
         RoutePermit::of(found.member).ok_or_else(|| {
             let name = found.member.name();
             let fact =
@@ -140,7 +144,7 @@ impl Call {
 
     /// Calls the plugin.
     fn run(&self, chain: &Arc<Chain>, permit: &RoutePermit, exchange: &Exchange) -> Result<(), Refusal> {
-        let Self { engine, auth, head, body } = self;
+        let Self { engine, auth, head, body, .. } = self;
         let bad_request =
             |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
         let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));

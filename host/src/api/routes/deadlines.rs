@@ -28,7 +28,18 @@ struct State {
     /// In the order of their deadlines, because all calls have the same time.
     calls: BTreeMap<u64, (Instant, Weak<Exchange>)>,
     next: u64,
-    has_thread: bool,
+    thread: Thread,
+}
+
+/// What the thread does.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Thread {
+    #[default]
+    None,
+    /// It waits for a call.
+    Idle,
+    /// It waits for a deadline, which is never after that of a new call.
+    Waiting,
 }
 
 /// The deadline of a call. Dropping it removes the deadline.
@@ -51,17 +62,19 @@ impl Deadlines {
         let number = state.next;
         state.next += 1;
         state.calls.insert(number, (Instant::now() + timeout, Arc::downgrade(exchange)));
-        let starts = !std::mem::replace(&mut state.has_thread, true);
+        let thread = std::mem::replace(&mut state.thread, Thread::Waiting);
         drop(state);
-        if starts {
-            let timed = Arc::clone(&shared);
-            let spawned = thread::Builder::new().name("deadlines".to_owned()).spawn(move || timed.watch());
-            if let Err(error) = spawned {
-                tracing::warn!("a route may respond late, because no thread could be started: {error}");
-                shared.state.lock().has_thread = false;
+        match thread {
+            Thread::None => {
+                let timed = Arc::clone(&shared);
+                let spawned = thread::Builder::new().name("deadlines".to_owned()).spawn(move || timed.watch());
+                if let Err(error) = spawned {
+                    tracing::warn!("a route may respond late, because no thread could be started: {error}");
+                    shared.state.lock().thread = Thread::None;
+                }
             }
-        } else {
-            shared.added.notify_one();
+            Thread::Idle => _ = shared.added.notify_one(),
+            Thread::Waiting => {}
         }
         Deadline { shared, number }
     }
@@ -73,10 +86,12 @@ impl Shared {
         let mut state = self.state.lock();
         loop {
             let Some((&number, &(deadline, ref exchange))) = state.calls.first_key_value() else {
+                state.thread = Thread::Idle;
                 if self.added.wait_for(&mut state, IDLE_TIMEOUT).timed_out() && state.calls.is_empty() {
-                    state.has_thread = false;
+                    state.thread = Thread::None;
                     return;
                 }
+                state.thread = Thread::Waiting;
                 continue;
             };
             if Instant::now() < deadline {
