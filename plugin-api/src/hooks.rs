@@ -380,7 +380,7 @@ hooks! {
 
     /// Called with a value that was read and that this plugin had replaced when it was written, to turn it back: for
     /// compression and encryption. The host records with each entry which plugins have replaced its value in
-    /// [`BeforePut`] or [`BeforePost`] and have this hook. It calls them in the reverse order, whatever the chain is now.
+    /// [`BeforePut`] or [`BeforePost`] and have this hook. It calls them in the reverse order, also after the chain has changed.
     ///
     /// It runs for everything that returns the value to a client or a plugin: GET, HEAD, ranges, batches, listings that
     /// show sizes, watches with values, [`Host::get`] and [`Host::for_each`]. Hooks of other plugins see entries as they are

@@ -28,7 +28,7 @@ pub(crate) enum KeyFileError {
     Malformed { path: PathBuf, fault: Fault },
 }
 
-/// What is wrong with the content of the file. Messages never contain a key.
+/// A fault of the content of the file. Messages never contain a key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
     #[error("no key; add a line with a name and 64 hexadecimal digits")]

@@ -91,7 +91,7 @@ impl Encrypt {
     }
 }
 
-/// Returns the data that the tag protects besides the value: whoever swaps the values of two entries in the files is noticed.
+/// Returns the data that the tag protects besides the value, so that values which were swapped in the files are refused.
 fn context(name: &str, entry: &str) -> Vec<u8> {
     [&[FORMAT, name.len() as u8], name.as_bytes(), entry.as_bytes()].concat()
 }

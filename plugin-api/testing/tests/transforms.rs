@@ -1,4 +1,5 @@
-//! Clients and plugins read values as they were sent, and everything else sees them as they are stored, whatever the chain is.
+//! Clients and plugins read values as they were sent, and everything else sees them as they are stored, also after the chain
+//! has changed.
 //!
 //! Provoked with two plugins that transform values, in every operation that reads, also after one of them is gone, in
 //! quarantine, or fails.

@@ -51,7 +51,7 @@ impl Transforms {
 }
 
 fn recorded(details: &[u8]) -> &str {
-    str::from_utf8(find(details, NAME)).unwrap_or_default()
+    std::str::from_utf8(find(details, NAME)).unwrap_or_default()
 }
 
 /// A value that was turned back.
