@@ -23,7 +23,7 @@ struct Settings {
     by: By,
 }
 
-/// What clients are told apart by.
+/// The property that identifies a client.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde", rename_all = "lowercase")]
 enum By {

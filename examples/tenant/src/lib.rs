@@ -17,7 +17,7 @@ struct Settings {
     others: Others,
 }
 
-/// What happens to requests without a token that has a prefix.
+/// The treatment of requests without a token that has a prefix.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde", rename_all = "lowercase")]
 enum Others {

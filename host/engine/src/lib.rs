@@ -83,7 +83,7 @@ pub struct Request {
     pub arrived: u64,
     /// The number of plugin hooks that wait for it: 0 for a client's request.
     pub depth: u32,
-    /// What made the host run it.
+    /// The reason for which the host runs it.
     pub cause: Cause,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,

@@ -23,7 +23,7 @@ use vkog_plugin_api::{
 use vkog_plugin_host::{CallStates, Cause, FailurePolicy, HostContext, Member, NoOrigin, OnFailure, Registry};
 use vkog_store::{DEFAULT_CONTENT_TYPE, MemoryStore};
 
-/// The state: the hook that has kept it.
+/// The state: the hook that has set it.
 struct Kept {
     hook: &'static str,
     dropped: Counter,
@@ -35,12 +35,12 @@ impl Drop for Kept {
     }
 }
 
-/// What the plugin that is created next notes, and its host. Locked while it is created.
+/// The notes of the plugin that is created next. Locked while it is created.
 static NEXT: Mutex<Option<Arc<Notes>>> = Mutex::new(None);
 
 #[derive(Default)]
 struct Notes {
-    /// Each call, with the origin of its operation, and the hook that has kept the state.
+    /// Each call, with the origin of its operation, and the hook that has set the state.
     calls: Mutex<Vec<String>>,
     host: Mutex<Option<Host>>,
 }

@@ -109,7 +109,7 @@ impl Tickets {
         }
     }
 
-    /// Returns the token of the client that starts a watch, as [`credential`](Self::credential) does, for whatever prefix.
+    /// Returns the token of the client that starts a watch, as [`credential`](Self::credential) does, for a watch of any prefix.
     ///
     /// # Errors
     ///

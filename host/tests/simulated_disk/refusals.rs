@@ -4,7 +4,7 @@
 //! Five plugins of the real chain refuse and panic at random, in every hook, over a disk that fills up at random. Each
 //! records its calls, and the expected calls follow from the injected failures. The same holds for single operations
 //! and for batches, which have no effect if one operation fails. Each call finds the state that the previous call of the same
-//! plugin for the same operation kept, and all states are dropped once, before the response.
+//! plugin for the same operation has set, and all states are dropped once, before the response.
 
 #![allow(unsafe_code)]
 
@@ -96,7 +96,7 @@ pub(crate) struct Play {
     pub(crate) differences: Vec<String>,
     /// The numbers of the states that exist.
     pub(crate) kept: Vec<usize>,
-    /// What was wrong with states.
+    /// The errors with states.
     pub(crate) wrong: Vec<String>,
 }
 

@@ -64,7 +64,7 @@ pub struct OpContext<'a> {
     pub arrived: u64,
     /// The nesting depth of plugin requests: 0 for a request of a client.
     pub depth: u32,
-    /// What made the host run the operation.
+    /// The reason for which the host runs the operation.
     pub cause: Cause,
     /// The headers and the client of the request.
     pub origin: &'a dyn Origin,

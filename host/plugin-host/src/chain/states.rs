@@ -8,7 +8,7 @@ use vkog_plugin_api::abi::RawState;
 use super::scope::{Lock, Scope};
 
 /// The states that plugins keep for one operation. Part of the operation, and dropped with it. It allocates and locks nothing
-/// until a plugin asks for its place.
+/// until a plugin gets its place.
 ///
 /// The hooks of one operation run one after the other, on any threads.
 #[derive(Default)]
@@ -25,7 +25,7 @@ struct Slot {
 unsafe impl Send for Slot {}
 
 impl CallStates {
-    /// Returns the place for the state of a plugin. It is valid until another plugin asks for its place or the states are
+    /// Returns the place for the state of a plugin. It is valid until another plugin gets its place or the states are
     /// dropped, so until the hook returns.
     pub(super) fn place(&self, plugin: &'static str) -> *mut RawState {
         let mut slots = self.0.get_or_init(Box::default).lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +90,7 @@ mod tests {
         let states = CallStates::default();
         let (one, two): (&'static str, &'static str) = (String::from("one").leak(), String::from("one").leak());
         let set = |plugin| {
-            // SAFETY: the place is valid until the next one is asked for.
+            // SAFETY: the place is valid until another plugin gets its own.
             unsafe { *states.place(plugin) = RawState { ptr: std::ptr::dangling_mut(), drop: Some(count) } }
         };
         set(one);

@@ -39,7 +39,7 @@ impl Plugin for Requests {
     const BLOCKS: bool = crate::BLOCKS;
 
     fn create(host: Host, _settings: NoSettings) -> Result<Self, CreateError> {
-        let made = host.counter("states_made_total", "States that hooks kept.");
+        let made = host.counter("states_made_total", "States that hooks have set.");
         let dropped = host.counter("states_dropped_total", "States that were dropped.");
         Ok(Self { host, made, dropped })
     }
@@ -63,7 +63,7 @@ impl BeforeRequest for Requests {
             request.set_key_prefix(&text(prefix));
         }
         if let Some(key) = request.header("x-ask") {
-            self.host.put(&text(key), b"asked")?;
+            self.host.put(&text(key), b"1")?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! `before_request` runs once for each HTTP request for entries, may refuse it, and sees its token. What it says about the media
-//! type, the origin and the state of operations holds on the way through a server.
+//! `before_request` runs once for each HTTP request for entries, may refuse it, and sees its token. Operations have the
+//! origin, the media type and the state that their hooks set, on the way through a server.
 //!
 //! Provoked with a plugin that does what the headers of a request say, once on the threads of the HTTP engine and once on the
 //! blocking pool.
@@ -182,9 +182,9 @@ fn before_request_begins_and_ends_with_a_reload() {
 fn a_hook_of_a_request_may_call_the_store() {
     for plugin in PLUGINS {
         let server = setup(plugin).start();
-        server.path("GET", "/keys?count").header("X-Ask", "asked").send().expect(200).says("1");
-        server.get("asked").expect(200).is("asked");
-        assert_eq!(logged(&server, "operation Plugin"), ["operation Plugin PUT asked by - of None"]);
+        server.path("GET", "/keys?count").header("X-Ask", "stored").send().expect(200).says("1");
+        server.get("stored").expect(200).is("1");
+        assert_eq!(logged(&server, "operation Plugin"), ["operation Plugin PUT stored by - of None"]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A key prefix that a plugin sets for a request is invisible to its client, in every response of every route.
 //!
-//! Provoked with two servers, on one of which the requests have a prefix among entries of others. Whatever clients do, both give
+//! Provoked with two servers, on one of which the requests have a prefix among entries of others. For all requests of clients, both give
 //! the same responses, except for revisions; and the entries of others stay as they are.
 
 use serde_json::{Value, json};
