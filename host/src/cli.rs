@@ -468,6 +468,21 @@ mod tests {
                 "vkog delete --prefix -x",
                 "--prefix needs a value; for one that begins with a hyphen, write --prefix=-x; see vkog delete --help",
             ),
+            // An empty argument is between two spaces.
+            ("vkog get ", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog get --help"),
+            ("vkog put  v", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog put --help"),
+            (
+                "vkog post  v",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog post --help",
+            ),
+            (
+                "vkog touch  --ttl 5m",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog touch --help",
+            ),
+            (
+                "vkog delete ",
+                "invalid value '' for '[KEY]': a key cannot be empty; give its name; see vkog delete --help",
+            ),
             (
                 "vkog ls --limit 0",
                 "invalid value '0' for '--limit <NUMBER>': 0 is not in 1..18446744073709551615; see vkog ls --help",
