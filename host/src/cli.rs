@@ -147,6 +147,10 @@ Example:
   vkog repair notes.vkog";
 
 const EXPORT: &str = "\
+An export loads no plugins, so it has no fields of theirs, such as expires of ttl. The details that \
+plugins stored with an entry are in details_base64, and an import restores them. vkog ls --json \
+shows the fields, from a server.
+
 Example:
   vkog export -f notes.vkog notes.json";
 
