@@ -190,6 +190,30 @@ fn the_debian_package_keeps_data_and_configuration() {
     }
 }
 
+#[test]
+fn systemd_accepts_the_units_of_the_debian_package() {
+    if !can_run(&["dpkg-deb", "systemd-analyze"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let root = folder.path();
+    said(Command::new("dpkg-deb").arg("--extract").args([&released(".deb"), root]));
+    let units = root.join("usr/lib/systemd/system");
+    let unit = read(&units.join("vkog.service"));
+    // The package is not installed, but its program must be where the unit starts it.
+    let program = root.join("usr/bin/vkog").display().to_string();
+    assert!(unit.contains("\nExecStart=/usr/bin/vkog\n"), "{unit}");
+    fs::write(units.join("vkog.service"), unit.replace("ExecStart=/usr/bin/vkog", &format!("ExecStart={program}")))
+        .expect("it is ours");
+    let units = ["vkog.service", "vkog.socket"].map(|name| units.join(name));
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(units).output();
+    let verified = verified.expect("systemd-analyze runs");
+    // It only warns of settings that it does not know, and also checks units of this system on which these depend.
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let about: Vec<_> = said.lines().filter(|line| line.contains("vkog")).collect();
+    assert!(verified.status.success() && about.is_empty(), "{said}");
+}
+
 /// The programs below a folder that run.
 fn started_in(folder: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").expect("there is /proc").flatten();
