@@ -139,6 +139,18 @@ fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
         assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
         assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
     }
+    // The root is read-only: each folder that the server writes is mounted, and the init container makes those that hold no data.
+    let mounts = server["volumeMounts"].as_array().expect("a list");
+    let script = pod["initContainers"][0]["args"][0].as_str().expect("a script");
+    for (written, folder) in [("/tmp", "tmp"), ("/run/vkog", "run")] {
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == written);
+        let mount = mount.unwrap_or_else(|| panic!("the server cannot write {written}"));
+        assert_eq!(
+            (&mount["name"], &mount["subPath"], &mount["readOnly"]),
+            (&"work".into(), &folder.into(), &Value::Null)
+        );
+        assert!(script.contains(&format!(" /work/{folder}\n")), "no {folder} in {script}");
+    }
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
         assert_eq!(server[probe]["httpGet"]["path"], path);
     }

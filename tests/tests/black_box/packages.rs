@@ -321,11 +321,15 @@ fn plugins_that_the_init_container_copies_are_loaded() {
     said(&mut init);
     // As a volume with a subPath is mounted.
     fs::remove_dir(root.join("tmp")).expect("it is empty");
-    for folder in ["plugins", "tmp"] {
-        fs::rename(work.join(folder), root.join(folder)).expect("the script made it");
+    fs::create_dir_all(root.join("run")).expect("a folder can be made");
+    for (folder, mounted) in [("plugins", "plugins"), ("tmp", "tmp"), ("run", "run/vkog")] {
+        fs::rename(work.join(folder), root.join(mounted)).expect("the script made it");
     }
-    let mut start = in_image(&root, &["/usr/local/bin/vkog", "--open", "--listen", "127.0.0.1:0"]);
+    let addresses = "127.0.0.1:0,unix:/run/vkog/vkog.sock";
+    let mut start = in_image(&root, &["/usr/local/bin/vkog", "--open", "--listen", addresses]);
     let server = setup.start_by(start.env("VKOG_PLUGIN_DIR", "/plugins"));
     assert_eq!(server.plugins().len(), 3, "{}", server.log());
+    let mut put = in_image(&root, &["/usr/local/bin/vkog", "put", "k", "v"]);
+    Running::start(put.env("VKOG_URL", "unix:/run/vkog/vkog.sock")).wait().expect(0);
     server.stop().expect(0);
 }
