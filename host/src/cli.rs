@@ -147,6 +147,10 @@ Example:
   vkog repair notes.vkog";
 
 const EXPORT: &str = "\
+An export loads no plugins, so it has no fields of theirs, such as expires of ttl. The details that \
+plugins stored with an entry are in details_base64, and an import restores them. vkog ls --json \
+shows the fields, from a server.
+
 Example:
   vkog export -f notes.vkog notes.json";
 
@@ -467,6 +471,21 @@ mod tests {
             (
                 "vkog delete --prefix -x",
                 "--prefix needs a value; for one that begins with a hyphen, write --prefix=-x; see vkog delete --help",
+            ),
+            // An empty argument is between two spaces.
+            ("vkog get ", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog get --help"),
+            ("vkog put  v", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog put --help"),
+            (
+                "vkog post  v",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog post --help",
+            ),
+            (
+                "vkog touch  --ttl 5m",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog touch --help",
+            ),
+            (
+                "vkog delete ",
+                "invalid value '' for '[KEY]': a key cannot be empty; give its name; see vkog delete --help",
             ),
             (
                 "vkog ls --limit 0",

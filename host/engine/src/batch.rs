@@ -1,6 +1,8 @@
 //! Several operations in one step: the before-hooks of all, then all locks, then the guards and the decision of one operation
 //! after the other. All of them are committed, or none is. A batch that only reads takes read locks.
 
+pub(super) mod touches;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -30,12 +32,16 @@ pub struct Batch {
 }
 
 /// One operation of a batch.
+#[derive(Clone)]
 pub struct Operation {
     /// The kind of operation.
     pub verb: Verb,
     /// The key of its entry.
     pub key: String,
-    /// The value to write; empty for get and delete.
+    /// The operation writes the entry again with the value, the media type and the content coding that it has, as
+    /// [`Engine::touch`] does. Its verb is put, and it has no value. No earlier operation may write its key.
+    pub touches: bool,
+    /// The value to write; empty for get, delete and a touch.
     pub value: Bytes,
     /// The media type of that value.
     pub content_type: Cow<'static, str>,
@@ -57,7 +63,9 @@ impl Operation {
     ///
     /// The first of them that is invalid.
     pub fn check(&self) -> Result<(), InvalidRequest> {
-        check_operation(self.verb, &self.key, &self.content_type, &self.value)
+        // The value of a touch is in the store already.
+        let verb = if self.touches { Verb::Get } else { self.verb };
+        check_operation(verb, &self.key, &self.content_type, &self.value)
     }
 }
 
@@ -88,7 +96,8 @@ pub(super) fn run<S: Store>(
         };
         let operation = &mut batch.operations[index];
         operation.hidden = prepared.hidden;
-        if let Some(value) = prepared.value {
+        // Plugins have replaced the value of a touch when it was first written.
+        if let Some(value) = prepared.value.filter(|_| !operation.touches) {
             operation.value = value.into();
         }
         match space.checked_sub(operation.value.len()) {

@@ -211,6 +211,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        touches: false,
     }
 }
 

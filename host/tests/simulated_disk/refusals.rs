@@ -270,6 +270,7 @@ fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value: &str) -> 
         conditions: Conditions::default(),
         headers: vec![(PLACE.into(), place.to_string())],
         hidden: false,
+        touches: false,
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

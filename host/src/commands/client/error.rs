@@ -177,6 +177,8 @@ pub(super) fn without_kind(error: &ureq::Error) -> String {
 /// A text that is not the value of an option of the client.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum ValueError {
+    #[error("a key cannot be empty; give its name")]
+    EmptyKey,
     #[error("not a revision; write its number, or *")]
     Revision,
     #[error("not a header; write NAME: VALUE")]

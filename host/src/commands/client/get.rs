@@ -9,13 +9,14 @@ use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, named, reader, revision, say};
+use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, key, reader, revision, say};
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
 #[derive(clap::Args)]
 pub struct Get {
     /// The key
+    #[arg(value_parser = key)]
     key: String,
 
     /// Write the value to this file; a failed download leaves the file unchanged
@@ -45,7 +46,7 @@ pub struct Get {
 pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
-    let action = format!("get {}", named(&key));
+    let action = format!("get {}", key);
     let request = conditions.add_to(server.for_key(method, &key));
     let response = server.ask(request).map_err(|error| error.of(&*action))?;
     if response.status() == StatusCode::NOT_MODIFIED {

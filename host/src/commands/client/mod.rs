@@ -46,6 +46,11 @@ use crate::progress::Bar;
 /// The characters that a path and a query need not encode.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
+/// Parses a key that is not empty.
+fn key(text: &str) -> Result<String, ValueError> {
+    if text.is_empty() { Err(ValueError::EmptyKey) } else { Ok(text.to_owned()) }
+}
+
 /// Parses a duration that is not zero.
 fn duration(text: &str) -> Result<Duration, ValueError> {
     humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).ok_or(ValueError::Duration)
@@ -393,11 +398,6 @@ fn encode(text: &str) -> impl Display + '_ {
     utf8_percent_encode(text, PLAIN)
 }
 
-/// Returns the name of a key in messages.
-fn named(key: &str) -> &str {
-    if key.is_empty() { "\"\"" } else { key }
-}
-
 /// Returns the revision of a response.
 fn revision(response: &Response<Body>) -> Option<&str> {
     response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
@@ -462,11 +462,6 @@ mod tests {
     #[test]
     fn a_key_is_encoded_but_for_its_slashes() {
         assert_eq!(encode("a/b c%\u{e9}?#").to_string(), "a/b%20c%25%C3%A9%3F%23");
-    }
-
-    #[test]
-    fn an_empty_key_is_quoted_in_messages() {
-        assert_eq!((named(""), named("a")), ("\"\"", "a"));
     }
 
     #[test]
