@@ -73,7 +73,15 @@ pub(super) fn begin(engine: &Arc<Engine>, exports: &Exports, since: Option<u64>,
         Err(problem) => return problem.reply(format),
     };
     let revision = source.revision();
-    let start = Start { format: FORMAT, store: format!("{:016x}", store.id()), revision, since };
+    let timeline = |revision| format!("{:016x}", store.timeline(revision));
+    let start = Start {
+        format: FORMAT,
+        store: format!("{:016x}", store.id()),
+        revision,
+        timeline: timeline(revision),
+        since,
+        since_timeline: since.map(timeline),
+    };
     let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "application/x-ndjson")
         .with_header("Vkog-Revision", revision.to_string())
