@@ -42,6 +42,8 @@ enum BackupError {
     Exists { path: PathBuf, source: io::Error },
     #[error("cannot write {}: it is not a regular file; choose another file", .0.display())]
     NotAFile(PathBuf),
+    #[error("cannot write {}: it is the backup of --since, which is still needed; choose another name", .0.display())]
+    IsSince(PathBuf),
     #[error("cannot back up {}: {source}; nothing was written, try again", .path.display())]
     Incomplete { path: PathBuf, source: Incomplete },
     #[error("cannot back up the changes after {}: {source}; give a complete backup", .path.display())]
@@ -71,6 +73,9 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     let target = behind_links(&file).map_err(unwritable)?;
     if target.metadata().is_ok_and(|there| !there.is_file()) {
         return Err(BackupError::NotAFile(file).into());
+    }
+    if since.as_ref().is_some_and(|since| since.canonicalize().is_ok_and(|since| since == target)) {
+        return Err(BackupError::IsSince(file).into());
     }
     let since = since.map(|path| read_start(&path).map(|start| (path, start))).transpose()?;
     let server = Server::new(remote)?;

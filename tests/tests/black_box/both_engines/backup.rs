@@ -244,6 +244,9 @@ fn a_restore_replaces_a_store_only_with_force_and_keeps_its_files() {
     let exit = backup(&setup, &server, ["full"]).expect(4);
     assert!(exit.one_error().contains("the file exists"), "{exit}");
     server.put("a", "2").expect(200);
+    let exit = backup(&setup, &server, ["./full", "--since", "full", "--overwrite"]).expect(1);
+    assert!(exit.one_error().contains("cannot write ./full: it is the backup of --since"), "{exit}");
+    assert_eq!(start(&setup, "full")["since"], Value::Null, "the full backup is replaced by changes after it");
     backup(&setup, &server, ["full", "--overwrite"]).expect(0);
     let exit = restore(&setup, ["--force", "full"], "store.vkog").expect(4);
     assert!(exit.one_error().contains("in use"), "{exit}");
