@@ -1,4 +1,4 @@
-//! Timelines: each opening of a store begins one, so that the states of copies that diverged can be told apart.
+//! Timelines: each opening of a store begins one, which distinguishes the states of copies that diverged.
 //!
 //! Copies share the store's random number, and two of them can assign the same revisions. A state is therefore identified by its
 //! revision and by the timeline of the opening that assigned it. The files have no field for a timeline. Instead, the salt of

@@ -1,5 +1,5 @@
-//! Incremental backups continue only the state that they begin with: not that of a copy which went another way, nor one that a
-//! crash may have ended.
+//! An incremental backup continues only the state with which it begins. It continues neither the state of a copy that diverged, nor
+//! a state from before a crash.
 //!
 //! Provoked with two servers on copies of a store, of which one assigns the revisions of the other; with restarts and kills.
 
@@ -72,7 +72,7 @@ fn a_backup_of_a_copy_that_diverged_does_not_continue_a_backup() {
     assert!(exit.one_error().contains("cannot restore changes: it continues another state"), "{exit}");
     assert!(!other.folder().join("restored.vkog").exists());
 
-    // The original goes on.
+    // The original continues.
     original.put("k", "newer").expect(200);
     backup(&one, &original, Some("full"), "changes").expect(0);
     restore(&one, &["full", "changes"]).expect(0);
