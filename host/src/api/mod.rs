@@ -72,7 +72,7 @@ pub struct Api {
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
     tickets: Tickets,
-    exports: Exports,
+    exports: Arc<Exports>,
 }
 
 /// Reloads the configuration and the plugins.
@@ -141,7 +141,7 @@ impl Api {
         let Base { auth, log, connections, budget } = base;
         let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        let (tickets, exports) = (Tickets::default(), Exports::default());
+        let (tickets, exports) = (Tickets::default(), Arc::default());
         Self {
             engine,
             value_max,
@@ -220,7 +220,7 @@ impl Api {
             "/plugins" => rules.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
             "/metrics" => {
                 rules.check(head, Permission::Read, Scope::All)?;
-                Err(metrics::text(&self.engine, self.log, &self.connections, Exposition::of(head)))
+                Err(metrics::text(&self.engine, self.log, &self.connections, &self.exports, Exposition::of(head)))
             }
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),
@@ -368,7 +368,7 @@ impl Service for Api {
             }
             // Waits until the revision is durable.
             Route::Export { since } => {
-                let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
+                let (engine, exports) = (Arc::clone(&self.engine), Arc::clone(&self.exports));
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, format)));
             }
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
