@@ -110,8 +110,8 @@ pub(crate) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) 
     called_after(settings, path).try_for_each(|(name, table)| check_pin(name, table, sha256))
 }
 
-/// Whether a plugin that the file name stands for is pinned, so that [`check_file_name`] accepts one content only.
-pub(crate) fn is_pinned(settings: &Settings, path: &Path) -> bool {
+/// Whether a plugin that the file name stands for is pinned, so that its library can have one content only.
+pub fn is_pinned(settings: &Settings, path: &Path) -> bool {
     called_after(settings, path).any(|(_, table)| table.host.sha256.is_some())
 }
 
@@ -142,7 +142,7 @@ pub fn is_no_plugin(settings: &Settings, path: &Path, fault: &LoadFault) -> bool
 }
 
 /// Returns the tables of the plugins whose libraries could have this file name: `libvkog_NAME.so`, `libNAME.so`.
-fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item = (&'a str, &'a Table)> {
+pub fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item = (&'a str, &'a Table)> {
     let normal = |name: &str| name.to_ascii_lowercase().replace('-', "_");
     let stem = normal(&path.file_stem().unwrap_or_default().to_string_lossy());
     // The prefix is optional, and the prefixes of other systems are accepted, too.
