@@ -265,16 +265,21 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_changed_file_keeps_its_permissions_and_its_link() {
+    fn a_changed_file_keeps_its_owner_its_permissions_and_its_link() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (real, link) = (folder.path().join("real.toml"), folder.path().join("vkog.toml"));
         std::fs::write(&real, "open = true\n").expect("it is ours");
         std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).expect("it is ours");
         symlink("real.toml", &link).expect("a link can be made");
+        // Only root can do that.
+        let is_given_away = std::os::unix::fs::chown(&real, Some(54321), None).is_ok();
         let pin = ONE.parse().expect("a hash");
         PinChange::prepare(&link, "bytes", Some(pin)).expect("it is valid").commit().expect("it is ours");
         assert!(link.is_symlink());
+        if is_given_away {
+            assert_eq!(std::os::unix::fs::MetadataExt::uid(&real.metadata().expect("it exists")), 54321);
+        }
         assert_eq!(real.metadata().expect("it exists").permissions().mode() & 0o777, 0o640);
         assert!(std::fs::read_to_string(&real).expect("it exists").contains(ONE));
     }
