@@ -47,6 +47,7 @@ mod order;
 mod ownership;
 mod packages;
 mod page;
+mod plugin_commands;
 mod plugin_files;
 mod proxies;
 mod quarantine;

@@ -163,7 +163,7 @@ fn read_start(path: &Path) -> Result<Start, Failure> {
 
 /// Makes the new name durable.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(in crate::commands) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         // The file system has no such call.
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
@@ -173,6 +173,6 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Windows has no such call: NTFS has a journal of names.
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
+pub(in crate::commands) fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
 }

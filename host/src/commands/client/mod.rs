@@ -39,8 +39,9 @@ use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConf
 use ureq::typestate::AgentScope;
 use ureq::{Agent, AsSendBody, Body, BodyReader, SendBody};
 
-use self::error::ValueError;
-pub(crate) use self::error::{ClientError, RequestError};
+pub(super) use self::error::without_kind;
+pub(crate) use self::error::{ClientError, RequestError, ValueError};
+pub(super) use self::terminal::escaped;
 use self::terminal::{Escaping, shown};
 use crate::progress::Bar;
 
@@ -53,7 +54,7 @@ fn key(text: &str) -> Result<String, ValueError> {
 }
 
 /// Parses a duration that is not zero.
-fn duration(text: &str) -> Result<Duration, ValueError> {
+pub(super) fn duration(text: &str) -> Result<Duration, ValueError> {
     humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).ok_or(ValueError::Duration)
 }
 
@@ -328,7 +329,7 @@ impl Server {
 }
 
 /// Returns what the configurations of all agents have in common.
-fn agent_config() -> ConfigBuilder<AgentScope> {
+pub(super) fn agent_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -361,7 +362,7 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Returns a configuration that trusts only the certificates in this file.
-fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
+pub(super) fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
     Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
 }
 
@@ -425,7 +426,7 @@ fn as_json(request: request::Builder) -> request::Builder {
 }
 
 /// A reader with a progress bar.
-struct Counted<R> {
+pub(super) struct Counted<R> {
     reader: R,
     bar: Bar,
     done: u64,
@@ -434,7 +435,7 @@ struct Counted<R> {
 
 impl<R: Read> Counted<R> {
     /// Returns a reader whose bar has the label `what`, as in "sending a/b". A total of 0 is unknown.
-    fn new(reader: R, what: String, total: u64) -> Self {
+    pub(super) fn new(reader: R, what: String, total: u64) -> Self {
         Self { reader, bar: Bar::new(what), done: 0, total }
     }
 }

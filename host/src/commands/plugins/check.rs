@@ -57,12 +57,12 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     path,
                     ok: true,
                     name: plugin.name(),
-                    version: plugin.version(),
-                    api_version: plugin.api_version(),
-                    glibc: plugin.glibc(),
-                    stage: plugin.stage_name(),
-                    hooks: plugin.hook_names().collect(),
-                    required_hooks: plugin.required_hook_names().collect(),
+                    version: plugin.library().version(),
+                    api_version: plugin.library().api_version(),
+                    glibc: plugin.library().glibc(),
+                    stage: plugin.library().stage_name(),
+                    hooks: plugin.library().hook_names().collect(),
+                    required_hooks: plugin.library().required_hook_names().collect(),
                 },
                 Err(LoadError { fault, .. }) => {
                     let glibc = match fault {
