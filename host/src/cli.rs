@@ -12,7 +12,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::plugins::new::CrateName;
-use crate::commands::{self, client, export, shell};
+use crate::commands::{self, client, export, plugins, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::failure::Failure;
 use crate::logging;
@@ -147,6 +147,10 @@ Example:
   vkog repair notes.vkog";
 
 const EXPORT: &str = "\
+An export loads no plugins, so it has no fields of theirs, such as expires of ttl. The details that \
+plugins stored with an entry are in details_base64, and an import restores them. vkog ls --json \
+shows the fields, from a server.
+
 Example:
   vkog export -f notes.vkog notes.json";
 
@@ -157,7 +161,8 @@ Example:
 const PLUGINS: &str = "\
 Example:
   vkog plugins new short-values
-  vkog plugins check plugins/*.so";
+  vkog plugins add target/release/libshort_values.so --plugin-dir plugins
+  vkog plugins ls --plugin-dir plugins";
 
 const PLUGINS_NEW: &str = "\
 Example:
@@ -166,6 +171,26 @@ Example:
 const PLUGINS_CHECK: &str = "\
 Example:
   vkog plugins check plugins/*.so --config vkog.toml";
+
+const PLUGINS_ADD: &str = "\
+Without --sha256, the file must not be writable by others. A server that runs loads the library when it reloads.
+
+Example:
+  vkog plugins add libvkog_ttl.so --plugin-dir plugins
+  vkog plugins add https://plugins.example/libaudit.so --config vkog.toml --pin";
+
+const PLUGINS_LS: &str = "\
+The command makes the checks of a server, but creates no plugins. A library that fails them is no error.
+
+Example:
+  vkog plugins ls --config vkog.toml";
+
+const PLUGINS_RM: &str = "\
+By file name, no code of the library runs.
+
+Example:
+  vkog plugins rm audit --config vkog.toml
+  vkog plugins rm libaudit.so --plugin-dir plugins";
 
 const COMPLETIONS: &str = "\
 Example:
@@ -265,7 +290,7 @@ enum Command {
         #[arg(value_name = "INPUT")]
         input: Option<PathBuf>,
     },
-    /// Create a plugin crate, or check plugin libraries
+    /// Create a plugin crate, check libraries, or manage the plugin folder
     #[command(subcommand, after_help = PLUGINS)]
     Plugins(PluginsCommand),
     /// Generate a shell completion script
@@ -331,6 +356,15 @@ enum PluginsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Add a library to the plugin folder, from a file or from the web
+    #[command(after_help = PLUGINS_ADD)]
+    Add(plugins::add::Add),
+    /// List the libraries in the plugin folder, and whether a server would load them
+    #[command(after_help = PLUGINS_LS)]
+    Ls(plugins::ls::Ls),
+    /// Remove a library from the plugin folder, and its pin
+    #[command(after_help = PLUGINS_RM)]
+    Rm(plugins::rm::Rm),
 }
 
 /// A parsed command line.
@@ -394,14 +428,7 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Backup(backup)) => client::backup::backup(backup),
         Some(Command::Restore { backups, store, force }) => commands::restore::restore(&backups, &store.file, force),
-        Some(Command::Plugins(PluginsCommand::New { name, path, api })) => {
-            Ok(commands::plugins::new::new(&name, path.as_deref(), api.as_deref())?)
-        }
-        Some(Command::Plugins(PluginsCommand::Check { libraries, config, json })) => {
-            let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
-            logging::start(Some(LogFormat::Text));
-            Ok(commands::plugins::check::check(&libraries, &config, json)?)
-        }
+        Some(Command::Plugins(command)) => run_plugins(command),
         Some(Command::Completions { shell }) => Ok(shell::completions(command(), shell)),
         Some(Command::Man) => Ok(shell::man(command())?),
         Some(Command::Version) => Ok(shell::version(&command())),
@@ -413,6 +440,21 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
             logging::start(Some(LogFormat::Text));
             commands::import::import(&store.file, input.as_deref())
         }
+    }
+}
+
+fn run_plugins(command: PluginsCommand) -> Result<ExitCode, Failure> {
+    // The checks of libraries report warnings to the log.
+    logging::start(Some(LogFormat::Text));
+    match command {
+        PluginsCommand::New { name, path, api } => Ok(plugins::new::new(&name, path.as_deref(), api.as_deref())?),
+        PluginsCommand::Check { libraries, config, json } => {
+            let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
+            Ok(plugins::check::check(&libraries, &config, json)?)
+        }
+        PluginsCommand::Add(add) => plugins::add::add(add),
+        PluginsCommand::Ls(ls) => plugins::ls::ls(ls),
+        PluginsCommand::Rm(rm) => plugins::rm::rm(rm),
     }
 }
 
@@ -450,7 +492,7 @@ mod tests {
                 "vkog get k --if-mach 5",
                 "unexpected argument '--if-mach' found; a similar argument exists: '--if-match'; see vkog get --help",
             ),
-            ("vkog plugins", "vkog plugins needs a command: new, check; see vkog plugins --help"),
+            ("vkog plugins", "vkog plugins needs a command: new, check, add, ls, rm; see vkog plugins --help"),
             ("vkog plugins chekc", "unknown command chekc; a similar command exists: check; see vkog plugins --help"),
             (
                 "vkog plugins check",
@@ -467,6 +509,21 @@ mod tests {
             (
                 "vkog delete --prefix -x",
                 "--prefix needs a value; for one that begins with a hyphen, write --prefix=-x; see vkog delete --help",
+            ),
+            // An empty argument is between two spaces.
+            ("vkog get ", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog get --help"),
+            ("vkog put  v", "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog put --help"),
+            (
+                "vkog post  v",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog post --help",
+            ),
+            (
+                "vkog touch  --ttl 5m",
+                "invalid value '' for '<KEY>': a key cannot be empty; give its name; see vkog touch --help",
+            ),
+            (
+                "vkog delete ",
+                "invalid value '' for '[KEY]': a key cannot be empty; give its name; see vkog delete --help",
             ),
             (
                 "vkog ls --limit 0",

@@ -7,6 +7,7 @@ mod error;
 mod file;
 mod listen;
 mod origin;
+mod pins;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use error::{AuthError, ConfigError, Conflict, CorsError, FileError, Mistake,
 pub use file::File;
 pub use listen::{Host, Listen, Scheme, SocketMode, TcpAddress};
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, forwarded_parameter, split_port};
+pub use pins::{PinChange, PinError};
 
 /// The default file of the store.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -293,7 +295,7 @@ impl Config {
                 Ok(_) => return Err(ConfigError::PluginFolderIsFile(path)),
                 Err(source) => return Err(ConfigError::NoPluginFolder { path, source }),
             },
-            None => beside_the_program(),
+            None => default_plugin_folder().filter(|folder| folder.is_dir()),
         };
         let listen = given.listen.or(written.listen).unwrap_or_default();
         let socket_mode = given.socket_mode.or(written.socket_mode);
@@ -416,10 +418,14 @@ fn conflict(option: &'static str, conflict: Conflict) -> ConfigError {
     ConfigError::Conflict { option, conflict }
 }
 
-/// Returns the folder `plugins` beside the executable, if it exists.
-fn beside_the_program() -> Option<PathBuf> {
-    let folder = std::env::current_exe().ok()?.parent()?.join("plugins");
-    folder.is_dir().then_some(folder)
+/// Returns the plugin folder of a server with these options: the given one, that of the file, or `plugins` beside the executable.
+/// It need not exist. `None` if the system does not report where the executable is.
+pub fn plugin_folder(given: Option<PathBuf>, file: &File) -> Option<PathBuf> {
+    given.or_else(|| file.options.plugin_dir.clone()).or_else(default_plugin_folder)
+}
+
+fn default_plugin_folder() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.join("plugins"))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::commands::OpenError;
 use crate::commands::client::{ClientError, RequestError};
+use crate::commands::plugins::DownloadError;
 use crate::logging;
 use vkog_plugin_host::LoadError;
 use vkog_store::StoreError;
@@ -71,6 +72,9 @@ impl Status {
     fn own(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<RequestError>() {
             return Some(error.status());
+        }
+        if let Some(error) = error.downcast_ref::<DownloadError>() {
+            return error.status();
         }
         // A missing file of a client command, so that NotFound means a key.
         if let Some(ClientError::Read { .. } | ClientError::Write { .. }) = error.downcast_ref() {

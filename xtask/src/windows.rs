@@ -83,6 +83,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("packages", None, "is about packages and images for Linux"),
     ("ownership", None, "is about sockets, locks and rights as Unix has them"),
     ("proxies", None, "needs the proxies of Linux, which do not depend on the system of the server"),
+    ("plugin_commands", None, "is about libraries, links and disks as Linux has them"),
     ("plugin_files", None, "is about libraries as Linux loads them"),
     ("reference", None, "checks documents, which do not depend on the system"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),

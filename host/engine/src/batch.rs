@@ -1,6 +1,8 @@
 //! Several operations in one step: the before-hooks of all, then all locks, then the guards and the decision of one operation
 //! after the other. All of them are committed, or none is. A batch that only reads takes read locks.
 
+pub(super) mod touches;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -42,7 +44,10 @@ pub struct Operation {
     pub verb: Verb,
     /// The key of its entry.
     pub key: String,
-    /// The value to write; empty for get and delete.
+    /// The operation writes the entry again with the value, the media type and the content coding that it has, as
+    /// [`Engine::touch`] does. Its verb is put, and it has no value. No earlier operation may write its key.
+    pub touches: bool,
+    /// The value to write; empty for get, delete and a touch.
     pub value: Bytes,
     /// The media type of that value.
     pub content_type: Cow<'static, str>,
@@ -70,7 +75,9 @@ impl Operation {
     ///
     /// The first of them that is invalid.
     pub fn check(&self) -> Result<(), InvalidRequest> {
-        check_operation(self.verb, &self.key, &self.content_type, &self.value)
+        // The value of a touch is in the store already.
+        let verb = if self.touches { Verb::Get } else { self.verb };
+        check_operation(verb, &self.key, &self.content_type, &self.value)
     }
 }
 
@@ -101,12 +108,15 @@ pub(super) fn run<S: Store>(
         };
         let operation = &mut batch.operations[index];
         operation.hidden = prepared.hidden;
-        if let Some(value) = prepared.value {
-            operation.value = value.into();
-            operation.transforms = prepared.transforms;
-        }
-        if let Some(content_type) = prepared.content_type {
-            operation.content_type = owned_content_type(&content_type);
+        // Plugins have replaced the value and the media type of a touch when it was first written.
+        if !operation.touches {
+            if let Some(value) = prepared.value {
+                operation.value = value.into();
+                operation.transforms = prepared.transforms;
+            }
+            if let Some(content_type) = prepared.content_type {
+                operation.content_type = owned_content_type(&content_type);
+            }
         }
         match space.checked_sub(operation.value.len()) {
             Some(left) => space = left,
@@ -310,7 +320,7 @@ impl<S: Store> Run<S> {
     fn found(&self, found: Vec<Option<Entry>>) -> BatchOutcome {
         let Self { chain, step, .. } = self;
         let transformed = found.iter().enumerate().filter_map(|(index, entry)| {
-            let stored = entry.as_ref().filter(|entry| is_transformed(entry))?;
+            let stored = entry.as_ref().filter(|entry| step.turns_back(index, entry))?;
             Some((index, stored.clone()))
         });
         match step.restore(chain, &Restored::default(), transformed.collect()) {
@@ -366,7 +376,7 @@ impl Write {
         let Self { prepared, chain, step, restored, missing, left, .. } = self;
         let member = step.member(index);
         if member.verb() == Verb::Get {
-            let stored = current.filter(|entry| is_transformed(entry));
+            let stored = current.filter(|entry| step.turns_back(index, entry));
             let sent = stored.and_then(|stored| restored.of(index, stored));
             let shown = step.shows(chain, index, current, sent.or(current).map_or(0, size), left)?;
             if let (Some(stored), None, true) = (stored, sent, shown) {

@@ -204,8 +204,18 @@ impl<S: Store> Engine<S> {
         if chain.blocks(request.verb) && request.depth == 0 { self.blocking_pool.clone() } else { None }
     }
 
-    /// Runs all operations of a batch, or none. Calls `on_done` as [`run`](Self::run) does.
+    /// Runs all operations of a batch, or none. Calls `on_done` as [`run`](Self::run) does. Touches copy the values of their entries,
+    /// so do not call it with one on an event loop.
     pub fn run_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+        if batch.operations.iter().any(|operation| operation.touches) {
+            batch::touches::run(self, batch, on_done);
+        } else {
+            self.dispatch_batch(batch, on_done);
+        }
+    }
+
+    /// Runs a batch whose operations are gets and writes with values, on this thread, or on the blocking pool if its hooks may block.
+    fn dispatch_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
         let engine = Arc::clone(self);
         self.plugins.when_available(move |chain| {
             let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));

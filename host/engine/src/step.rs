@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::batch::{Batch, BatchFailure, Operation, size, too_large};
 use super::coding::announce;
-use super::transforms;
+use super::transforms::{self, is_transformed};
 use super::write::{committed, outcome_of};
-use super::{Conditions, ExtraHeaders, Outcome, Request, host_refusal, view};
+use super::{Conditions, ExtraHeaders, Form, Outcome, Request, host_refusal, view};
 use vkog_plugin_host::{AddedWrite, Chain, OpContext, Refusal, Transforms, Verb};
 use vkog_store::{Change, Entry};
 
@@ -91,6 +91,16 @@ impl<'a> Member<'a> {
         match self {
             Self::Operation(_, operation) => &operation.transforms,
             Self::Request(request, _) => &request.transforms,
+        }
+    }
+
+    /// The form in which a get returns the value.
+    fn form(self) -> Form {
+        match self {
+            // It writes the value again.
+            Self::Operation(_, operation) if operation.touches => Form::Stored,
+            Self::Operation(..) => Form::Sent,
+            Self::Request(request, _) => request.form,
         }
     }
 
@@ -230,6 +240,11 @@ impl Step {
             *left = rest;
         }
         Ok(!passed.hidden)
+    }
+
+    /// Whether the value that a get has found has to be turned back.
+    pub(super) fn turns_back(&self, index: usize, found: &Entry) -> bool {
+        is_transformed(found) && self.member(index).form() == Form::Sent
     }
 
     /// Turns values back that gets have found, besides those that were turned back before.

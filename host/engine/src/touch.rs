@@ -14,7 +14,9 @@ use vkog_plugin_host::{CallStates, Cause, ChainGuard, GuardOutput, Origin, Trans
 use vkog_store::{Entry, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
-const ATTEMPTS_MAX: u32 = 64;
+pub(super) const ATTEMPTS_MAX: u32 = 64;
+/// Why a touch fails after all attempts.
+pub(super) const CHANGED: &str = "Entry changed again and again while the request was in flight: send it again";
 
 /// The part of a touch that its attempts share.
 struct Touch {
@@ -74,8 +76,7 @@ fn write_again<S: Store>(
             attempt(&retrying, touch, number + 1, on_done);
         }
         Outcome::PreconditionFailed(PreconditionFailed::IfMatch) => {
-            let fact = "Entry changed again and again while the request was in flight: send it again";
-            on_done(Outcome::Refused(host_refusal(409, fact)), headers);
+            on_done(Outcome::Refused(host_refusal(409, CHANGED)), headers);
         }
         other => on_done(other, headers),
     };
@@ -134,10 +135,11 @@ impl TouchOrigin {
     }
 }
 
-const TYPE: &str = "Content-Type";
-const CODING: &str = "Content-Encoding";
+pub(super) const TYPE: &str = "Content-Type";
+pub(super) const CODING: &str = "Content-Encoding";
 
-fn describes_a_value(name: &str) -> bool {
+/// Whether a header describes a value.
+pub(super) fn describes_a_value(name: &str) -> bool {
     [TYPE, CODING].iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 

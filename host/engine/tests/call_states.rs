@@ -214,6 +214,7 @@ impl Test {
             conditions: Conditions::default(),
             headers: Vec::new(),
             hidden: false,
+            touches: false,
             states: CallStates::default(),
             guarded: Default::default(),
             transforms: Transforms::default(),

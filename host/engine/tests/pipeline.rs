@@ -219,6 +219,7 @@ fn operation(verb: Verb, key: &str, value: &'static str) -> Operation {
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
+        touches: false,
     }
 }
 

@@ -232,6 +232,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
+        touches: false,
     };
     // A get that finds nothing has no guard, and so no undo.
     let operations = vec![get("a"), get("absent"), get("b")];

@@ -99,6 +99,7 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: &[(Verb, &str, &'static 
         conditions: Conditions::default(),
         headers: Vec::new(),
         hidden: false,
+        touches: false,
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),

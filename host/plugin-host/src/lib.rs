@@ -21,9 +21,12 @@ pub use chain::*;
 pub use chain_swap::ChainGuard;
 pub use error::{LoadError, LoadFault, Part, SKIPPED};
 pub use glibc::GlibcVersion;
-pub use load::{Library, Plugin, libraries, load};
+pub use load::{Library, Plugin, libraries, load, open};
 pub use registry::{Registry, ReloadOutcome, ReloadReport, SharedScan, Source, unknown_in_order};
-pub use settings::{HostSettings, SettingError, Settings, Table, is_no_plugin, is_required};
+pub use settings::{
+    HostSettings, SettingError, Settings, Table, is_called_after, is_no_plugin, is_pinned, is_required,
+};
 pub use sha256::{ParseSha256Error, Sha256};
+pub use trust::{LIBRARY_MAX, VerifiedLibrary, check_folder};
 pub use vkog_plugin_api::abi::Origin as Cause;
 pub use vkog_plugin_api::{Permission as RoutePermission, Verb};

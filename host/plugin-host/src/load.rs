@@ -101,17 +101,35 @@ fn is_versioned(path: &Path) -> bool {
 
 /// Loads libraries and creates their plugins. The failure of one does not affect the others.
 pub fn load(paths: &[PathBuf], settings: &Settings, port: &Arc<HostContext>) -> Vec<Result<Plugin, LoadError>> {
+    open_each(paths, settings, |library| {
+        let table = settings.get(library.name()).cloned().unwrap_or_default();
+        library.create(table, port)
+    })
+}
+
+/// Checks and opens libraries as [`load`] does, but creates no plugins. So it has no effect outside of this process, unless the
+/// initialisers of a library have one, and it does not check whether a plugin accepts its settings.
+pub fn open(paths: &[PathBuf], settings: &Settings) -> Vec<Result<Library, LoadError>> {
+    open_each(paths, settings, Ok)
+}
+
+/// Opens libraries, refuses a second one with the same plugin name, and applies `then` to the others.
+fn open_each<T>(
+    paths: &[PathBuf],
+    settings: &Settings,
+    then: impl Fn(Library) -> Result<T, LoadFault>,
+) -> Vec<Result<T, LoadError>> {
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
-    let mut load_one = |path: &PathBuf| {
+    let mut open_one = |path: &PathBuf| {
         let library = Library::open(path, settings)?;
         let name = library.name().to_owned();
         if let Some(first) = names.get(&name) {
             return Err(LoadFault::DuplicateName { name, first: first.clone() });
         }
-        names.insert(name.clone(), path.clone());
-        library.create(settings.get(&name).cloned().unwrap_or_default(), port)
+        names.insert(name, path.clone());
+        then(library)
     };
-    paths.iter().map(|path| load_one(path).map_err(|fault| LoadError { path: path.clone(), fault })).collect()
+    paths.iter().map(|path| open_one(path).map_err(|fault| LoadError { path: path.clone(), fault })).collect()
 }
 
 impl Library {
@@ -121,12 +139,12 @@ impl Library {
         Self::open_verified(path, &verified, settings)
     }
 
-    /// Checks and opens a library that was read.
-    pub(crate) fn open_verified(
-        path: &Path,
-        verified: &VerifiedLibrary,
-        settings: &Settings,
-    ) -> Result<Self, LoadFault> {
+    /// Checks and opens a library that was read. `path` is where the server will find it, or the path it was read from.
+    ///
+    /// # Errors
+    ///
+    /// It is not the content that `settings` pin for the plugin, or not a plugin that this server can load.
+    pub fn open_verified(path: &Path, verified: &VerifiedLibrary, settings: &Settings) -> Result<Self, LoadFault> {
         settings::check_file_name(settings, path, verified.sha256())?;
         preflight::check(verified.bytes())?;
         let glibc = preflight::needed_glibc(verified.bytes());
@@ -158,7 +176,11 @@ impl Library {
     }
 
     /// Creates the plugin with its table in the configuration.
-    pub(crate) fn create(self, table: Table, port: &Arc<HostContext>) -> Result<Plugin, LoadFault> {
+    ///
+    /// # Errors
+    ///
+    /// The plugin rejects its settings, returns an error or panics.
+    pub fn create(self, table: Table, port: &Arc<HostContext>) -> Result<Plugin, LoadFault> {
         let name = || self.name().to_owned();
         // SAFETY: the layout of the module was checked in `root_module`, and its library is never closed.
         match unsafe { Member::create(self.module, &table.settings_json(), port, table.host.failure_policy) } {
@@ -173,6 +195,65 @@ impl Library {
     /// Returns the name of the plugin.
     pub fn name(&self) -> &str {
         self.module.name().as_str()
+    }
+
+    /// Returns the path from which it was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the version of the plugin.
+    pub fn version(&self) -> &str {
+        self.module.version().as_str()
+    }
+
+    /// Returns the version of vkog-plugin-api that it was built with.
+    pub fn api_version(&self) -> &str {
+        &self.api_version
+    }
+
+    /// Returns the newest glibc whose symbols its library needs, or `None` if it needs none.
+    pub fn glibc(&self) -> Option<GlibcVersion> {
+        self.glibc
+    }
+
+    /// Returns the hash of the library as it was read.
+    pub fn sha256(&self) -> Sha256 {
+        self.sha256
+    }
+
+    /// Returns its stage in the chain as a number, because a later version of the interface may have more stages.
+    pub fn stage(&self) -> u32 {
+        self.module.stage()
+    }
+
+    /// Returns the name of the stage.
+    pub fn stage_name(&self) -> &'static str {
+        const NAMES: [(Stage, &str); 5] = [
+            (Stage::Access, "access"),
+            (Stage::Transform, "transform"),
+            (Stage::Policy, "policy"),
+            (Stage::Accounting, "accounting"),
+            (Stage::Observe, "observe"),
+        ];
+        NAMES.iter().find(|(stage, _)| *stage as u32 == self.stage()).map_or("unknown", |(_, name)| name)
+    }
+
+    /// Returns the names of its hooks.
+    pub fn hook_names(&self) -> impl Iterator<Item = &'static str> {
+        self.known_hooks().map(|entry| HOOK_NAMES[entry.id as usize])
+    }
+
+    /// Returns the names of the hooks that it requires the server to have.
+    pub fn required_hook_names(&self) -> impl Iterator<Item = &'static str> {
+        let required = self.known_hooks().filter(|entry| entry.flags & HookEntry::REQUIRED != 0);
+        required.map(|entry| HOOK_NAMES[entry.id as usize])
+    }
+
+    /// Returns its hooks that this server has.
+    fn known_hooks(&self) -> impl Iterator<Item = &HookEntry> {
+        let known = |entry: &&HookEntry| (entry.id as usize) < HOOK_NAMES.len();
+        self.module.hooks().as_slice().iter().filter(known)
     }
 }
 
@@ -316,10 +397,10 @@ impl fmt::Display for Plugin {
             f,
             "{} {}, vkog-plugin-api {}, stage {}, hooks {}",
             self.name(),
-            self.version(),
-            self.api_version(),
-            self.stage_name(),
-            self.hook_names().collect::<Vec<_>>().join(" ")
+            self.library.version(),
+            self.library.api_version(),
+            self.library.stage_name(),
+            self.library.hook_names().collect::<Vec<_>>().join(" ")
         )?;
         let mut before = ", routes ";
         for route in self.member.routes() {
@@ -336,29 +417,14 @@ impl Plugin {
         self.library.name()
     }
 
-    /// Returns the version of the plugin.
-    pub fn version(&self) -> &str {
-        self.library.module.version().as_str()
-    }
-
-    /// Returns the version of vkog-plugin-api that it was built with.
-    pub fn api_version(&self) -> &str {
-        &self.library.api_version
-    }
-
-    /// Returns the newest glibc whose symbols its library needs, or `None` if it needs none.
-    pub fn glibc(&self) -> Option<GlibcVersion> {
-        self.library.glibc
+    /// Returns its library.
+    pub fn library(&self) -> &Library {
+        &self.library
     }
 
     /// Returns the path of the library.
     pub fn path(&self) -> &Path {
         &self.library.path
-    }
-
-    /// Returns the hash of the library as it was read.
-    pub fn sha256(&self) -> Sha256 {
-        self.library.sha256
     }
 
     /// Returns its table in the configuration.
@@ -379,40 +445,6 @@ impl Plugin {
     /// Returns the load error for a plugin that did not start.
     pub(crate) fn start_error(&self, error: PluginError) -> LoadError {
         LoadError::start(self.path().to_owned(), self.name().to_owned(), error)
-    }
-
-    /// Returns its stage in the chain as a number, because a later version of the interface may have more stages.
-    pub fn stage(&self) -> u32 {
-        self.library.module.stage()
-    }
-
-    /// Returns the name of the stage.
-    pub fn stage_name(&self) -> &'static str {
-        const NAMES: [(Stage, &str); 5] = [
-            (Stage::Access, "access"),
-            (Stage::Transform, "transform"),
-            (Stage::Policy, "policy"),
-            (Stage::Accounting, "accounting"),
-            (Stage::Observe, "observe"),
-        ];
-        NAMES.iter().find(|(stage, _)| *stage as u32 == self.stage()).map_or("unknown", |(_, name)| name)
-    }
-
-    /// Returns the names of its hooks.
-    pub fn hook_names(&self) -> impl Iterator<Item = &'static str> {
-        self.known_hooks().map(|entry| HOOK_NAMES[entry.id as usize])
-    }
-
-    /// Returns the names of the hooks that it requires the server to have.
-    pub fn required_hook_names(&self) -> impl Iterator<Item = &'static str> {
-        let required = self.known_hooks().filter(|entry| entry.flags & HookEntry::REQUIRED != 0);
-        required.map(|entry| HOOK_NAMES[entry.id as usize])
-    }
-
-    /// Returns its hooks that this server has.
-    fn known_hooks(&self) -> impl Iterator<Item = &HookEntry> {
-        let known = |entry: &&HookEntry| (entry.id as usize) < HOOK_NAMES.len();
-        self.library.module.hooks().as_slice().iter().filter(known)
     }
 }
 

@@ -71,7 +71,7 @@ impl Reload {
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();
-            let same_code = plugin.sha256() == verified.sha256() && !plugin.member().is_quarantined();
+            let same_code = plugin.library().sha256() == verified.sha256() && !plugin.member().is_quarantined();
             if same_code && *plugin.table() == table {
                 return Ok(ReloadOutcome::Unchanged);
             }

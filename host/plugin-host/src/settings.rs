@@ -110,8 +110,8 @@ pub(crate) fn check_file_name(settings: &Settings, path: &Path, sha256: Sha256) 
     called_after(settings, path).try_for_each(|(name, table)| check_pin(name, table, sha256))
 }
 
-/// Whether a plugin that the file name stands for is pinned, so that [`check_file_name`] accepts one content only.
-pub(crate) fn is_pinned(settings: &Settings, path: &Path) -> bool {
+/// Whether a plugin that the file name stands for is pinned, so that its library can have one content only.
+pub fn is_pinned(settings: &Settings, path: &Path) -> bool {
     called_after(settings, path).any(|(_, table)| table.host.sha256.is_some())
 }
 
@@ -141,15 +141,20 @@ pub fn is_no_plugin(settings: &Settings, path: &Path, fault: &LoadFault) -> bool
     matches!(fault, LoadFault::NoPlugin) && called_after(settings, path).next().is_none()
 }
 
-/// Returns the tables of the plugins whose libraries could have this file name: `libvkog_NAME.so`, `libNAME.so`.
+/// Returns the tables of the plugins whose libraries could have this file name.
 fn called_after<'a>(settings: &'a Settings, path: &Path) -> impl Iterator<Item = (&'a str, &'a Table)> {
-    let normal = |name: &str| name.to_ascii_lowercase().replace('-', "_");
-    let stem = normal(&path.file_stem().unwrap_or_default().to_string_lossy());
-    // The prefix is optional, and the prefixes of other systems are accepted, too.
-    let plain = stem.strip_prefix("lib").unwrap_or(&stem).to_owned();
-    let short = plain.strip_prefix("vkog_").unwrap_or(&plain).to_owned();
     let tables = settings.iter().map(|(name, table)| (name.as_str(), table));
-    tables.filter(move |(name, _)| [&stem, &plain, &short].contains(&&normal(name)))
+    tables.filter(move |(name, _)| is_called_after(path, name))
+}
+
+/// Whether the library of a plugin could have this file name: `libvkog_NAME.so`, `libNAME.so`.
+pub fn is_called_after(path: &Path, name: &str) -> bool {
+    let normal = |name: &str| name.to_ascii_lowercase().replace('-', "_");
+    let (name, stem) = (normal(name), normal(&path.file_stem().unwrap_or_default().to_string_lossy()));
+    // The prefix is optional, and the prefixes of other systems are accepted, too.
+    let plain = stem.strip_prefix("lib").unwrap_or(&stem);
+    let short = plain.strip_prefix("vkog_").unwrap_or(plain);
+    [&stem, plain, short].contains(&&*name)
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use crate::sha256::Sha256;
 const PREFIX: &str = "vkog-plugin-";
 
 /// The maximum size of a library, in bytes. A plugin with all its debug information has a tenth of that.
-pub(crate) const LIBRARY_MAX: u64 = 256 << 20;
+pub const LIBRARY_MAX: u64 = 256 << 20;
 
 /// The content of a library that passed the trust checks, as it was read. Later changes of the file do not affect it.
-pub(crate) struct VerifiedLibrary {
+pub struct VerifiedLibrary {
     origin: PathBuf,
     bytes: Vec<u8>,
     sha256: Sha256,
@@ -36,8 +36,19 @@ pub(crate) struct PrivateCopy {
 impl VerifiedLibrary {
     /// Checks and reads a library. A path without a folder is in the current directory; no search path is used. The owner and
     /// the permissions of a pinned library are not checked: the caller compares the hash of what was read, and opens that.
-    pub(crate) fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
+    ///
+    /// # Errors
+    ///
+    /// It is not a file, cannot be read, is too large, or another user could have modified it.
+    pub fn read(path: &Path, pinned: bool) -> Result<Self, LoadFault> {
         Self::of(path, open(path, pinned)?)
+    }
+
+    /// Takes a library from memory, which no other user can modify. The file name in `origin` stands for its plugin until
+    /// the library is open.
+    pub fn from_memory(origin: &Path, bytes: Vec<u8>) -> Self {
+        let sha256 = Sha256::of(&bytes);
+        Self { origin: origin.to_owned(), bytes, sha256 }
     }
 
     fn of(path: &Path, file: File) -> Result<Self, LoadFault> {
@@ -48,15 +59,16 @@ impl VerifiedLibrary {
         // Read one byte more, to notice a file that grows meanwhile.
         file.take(LIBRARY_MAX + 1).read_to_end(&mut bytes).map_err(LoadFault::Unreadable)?;
         too_large(bytes.len() as u64)?;
-        let sha256 = Sha256::of(&bytes);
-        Ok(Self { origin: path.to_owned(), bytes, sha256 })
+        Ok(Self::from_memory(path, bytes))
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// Returns the content.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(crate) fn sha256(&self) -> Sha256 {
+    /// Returns the hash of the content.
+    pub fn sha256(&self) -> Sha256 {
         self.sha256
     }
 
@@ -133,6 +145,17 @@ fn open(path: &Path, pinned: bool) -> Result<File, LoadFault> {
 
 fn regular(metadata: &Metadata) -> Result<(), LoadFault> {
     if metadata.is_file() { Ok(()) } else { Err(LoadFault::NotAFile { found: system::kind(metadata) }) }
+}
+
+/// Checks that no other user can put libraries into a folder, as for the folder of a library that is not pinned.
+///
+/// # Errors
+///
+/// It cannot be examined, or another user can write it or rename it.
+pub fn check_folder(folder: &Path) -> Result<(), LoadFault> {
+    let folder = folder.canonicalize().map_err(LoadFault::Unreadable)?;
+    system::check(&folder, &folder.metadata().map_err(LoadFault::Unreadable)?, Part::Folder)?;
+    ancestors(&folder)
 }
 
 /// Checks every folder above one that was checked. It suffices that others cannot rename entries in it: a user who can has no

@@ -54,7 +54,8 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    /// Decodes, authorizes and runs a batch. A large one is decoded, and its response encoded, on another thread.
+    /// Decodes, authorizes and runs a batch. A large one is decoded, and its response encoded, on another thread, where a batch with
+    /// touches also runs.
     pub(super) fn serve(
         self,
         head: Arc<RequestHead>,
@@ -95,12 +96,19 @@ impl Handler {
             return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }
         let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
+        let touches = operations.iter().any(|operation| operation.touches);
         let batch = Batch { operations, query, arrived, values_max, origin: Arc::clone(&head) as _ };
-        engine.run_batch(batch, move |outcome| match seen(&head, outcome) {
-            Ok(done) if values_len(&done) > LARGE => large.run(move || respond(response::streamed(done, response))),
+        let encoding = Arc::clone(&large);
+        let finish = move |outcome: BatchOutcome| match seen(&head, outcome) {
+            Ok(done) if values_len(&done) > LARGE => encoding.run(move || respond(response::streamed(done, response))),
             Ok(done) => respond(response::whole(&done, response)),
             Err(failure) => respond(refused(failure, response)),
-        });
+        };
+        if touches {
+            large.run(move || engine.run_batch(batch, finish));
+        } else {
+            engine.run_batch(batch, finish);
+        }
     }
 }
 

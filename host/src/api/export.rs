@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -31,22 +31,69 @@ const PAUSE_EVERY: u32 = 4;
 /// See [`PAUSE_EVERY`].
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// The right to export. There is one at a time.
-#[derive(Clone, Default)]
-pub(super) struct Exports(Arc<AtomicBool>);
+/// The export that is running, and the counts of those that have ended.
+#[derive(Default)]
+pub(super) struct Exports {
+    /// There is one at a time.
+    running: AtomicBool,
+    /// The number of exports for each [`Outcome`].
+    ended: [AtomicU64; Outcome::ALL.len()],
+    /// The length of the pieces that were encoded for clients, in bytes.
+    bytes: AtomicU64,
+}
 
-/// Frees the right when it is dropped.
-struct Running(Exports);
+/// How an export has ended.
+#[derive(Copy, Clone)]
+pub(super) enum Outcome {
+    /// All lines were encoded, and the client received all but the last pieces.
+    Completed,
+    /// The server could not complete it.
+    Failed,
+    /// The client closed the connection before.
+    Interrupted,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of their numbers, with their names in `/metrics`.
+    pub(super) const ALL: [(Self, &str); 3] =
+        [(Self::Completed, "completed"), (Self::Failed, "failed"), (Self::Interrupted, "interrupted")];
+}
 
 impl Exports {
-    fn begin(&self) -> Option<Running> {
-        (!self.0.swap(true, Ordering::AcqRel)).then(|| Running(self.clone()))
+    fn begin(self: &Arc<Self>) -> Option<Running> {
+        let begun = !self.running.swap(true, Ordering::AcqRel);
+        begun.then(|| Running { exports: Arc::clone(self), outcome: None })
     }
+
+    /// Whether an export is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of exports that have ended this way.
+    pub(super) fn ended(&self, outcome: Outcome) -> u64 {
+        self.ended[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bytes in the bodies of all exports.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The export that is running. Dropping it counts its outcome, and lets another one begin.
+struct Running {
+    exports: Arc<Exports>,
+    /// Nothing while the export has not been started, and for the head of a response.
+    outcome: Option<Outcome>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.0.store(false, Ordering::Release);
+        if let Some(outcome) = self.outcome {
+            self.exports.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        self.exports.running.store(false, Ordering::Release);
     }
 }
 
@@ -63,7 +110,7 @@ pub(super) fn parse_query(query: &str) -> Result<Option<u64>, Problem> {
 /// Begins an export of the keys with a prefix, which its lines do not have. Blocks until its revision is durable.
 pub(super) fn begin(
     engine: &Arc<Engine>,
-    exports: &Exports,
+    exports: &Arc<Exports>,
     since: Option<u64>,
     prefix: String,
     format: ErrorFormat,
@@ -79,7 +126,15 @@ pub(super) fn begin(
         Err(problem) => return problem.reply(format),
     };
     let revision = source.revision();
-    let start = Start { format: FORMAT, store: format!("{:016x}", store.id()), revision, since };
+    let timeline = |revision| format!("{:016x}", store.timeline(revision));
+    let start = Start {
+        format: FORMAT,
+        store: format!("{:016x}", store.id()),
+        revision,
+        timeline: timeline(revision),
+        since,
+        since_timeline: since.map(timeline),
+    };
     let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "application/x-ndjson")
         .with_header("Vkog-Revision", revision.to_string())
@@ -142,14 +197,20 @@ struct Job {
 impl Job {
     /// Encodes all lines. Returns when the client has read them, or has gone.
     fn run(self, pieces: Sender<Bytes>) {
-        let Self { mut source, start, prefix, running } = self;
+        let Self { mut source, start, prefix, mut running } = self;
         lower_priority();
-        let out = Buffer { pieces, buffer: Vec::with_capacity(2 * PIECE), count: 0 };
+        let exports = Arc::clone(&running.exports);
+        let out = Buffer { pieces, exports, buffer: Vec::with_capacity(2 * PIECE), count: 0 };
         let Ok(mut writer) = Writer::new(out, start) else { return };
         let written = match &mut source {
             Source::View(view) => write_view(view, &prefix, &mut writer),
             Source::Changes(watch, last) => write_changes(watch, *last, &prefix, &mut writer),
         };
+        running.outcome = Some(match &written {
+            Ok(()) => Outcome::Completed,
+            Err(Ended::Failed(_)) => Outcome::Failed,
+            Err(Ended::Unread) => Outcome::Interrupted,
+        });
         // Before the end is sent, so that a client that has read it can begin the next export.
         drop((source, running));
         // An error means that the client has gone.
@@ -208,6 +269,7 @@ fn write_changes(watch: &mut Watch, last: u64, prefix: &str, writer: &mut Writer
 /// Collects lines and passes them on in pieces.
 struct Buffer {
     pieces: Sender<Bytes>,
+    exports: Arc<Exports>,
     buffer: Vec<u8>,
     count: u32,
 }
@@ -215,6 +277,7 @@ struct Buffer {
 impl Buffer {
     /// Waits until there is room for another piece.
     fn send(&mut self, piece: Bytes) -> io::Result<()> {
+        self.exports.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
         self.pieces.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe)?;
         self.count += 1;
         if self.count.is_multiple_of(PAUSE_EVERY) {
@@ -256,7 +319,8 @@ enum Pieces {
 }
 
 impl Pieces {
-    fn start(job: Job) -> Self {
+    fn start(mut job: Job) -> Self {
+        job.running.outcome = Some(Outcome::Failed);
         let (sender, pieces) = channel(PIECES_MAX);
         let spawned = thread::Builder::new().name("export".to_owned()).spawn(move || job.run(sender));
         if let Err(error) = spawned {

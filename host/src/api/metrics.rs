@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::access_log::{AccessLog, CLASSES, METHODS};
 use super::buckets::{BOUNDS, Buckets};
+use super::export::{Exports, Outcome};
 use super::exposition::{Exposition, to_prometheus};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
@@ -25,11 +26,12 @@ pub(super) fn text(
     engine: &Arc<Engine>,
     log: &'static AccessLog,
     connections: &Arc<ConnectionCounts>,
+    exports: &Arc<Exports>,
     exposition: Exposition,
 ) -> Response {
     let mut registry = Registry::default();
-    let (engine, connections) = (Arc::clone(engine), Arc::clone(connections));
-    registry.register_collector(Box::new(Numbers { engine, log, connections }));
+    let (engine, connections, exports) = (Arc::clone(engine), Arc::clone(connections), Arc::clone(exports));
+    registry.register_collector(Box::new(Numbers { engine, log, connections, exports }));
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
@@ -46,6 +48,7 @@ struct Numbers {
     engine: Arc<Engine>,
     log: &'static AccessLog,
     connections: Arc<ConnectionCounts>,
+    exports: Arc<Exports>,
 }
 
 impl fmt::Debug for Numbers {
@@ -63,6 +66,7 @@ impl Collector for Numbers {
         }
         self.requests(&mut encoder)?;
         self.connections(&mut encoder)?;
+        self.exports(&mut encoder)?;
         self.syncs(&mut encoder)?;
         let help = "Log lines that were dropped, because standard error was not read, full or closed";
         counter(
@@ -187,6 +191,20 @@ impl Numbers {
             counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
         }
         Ok(())
+    }
+
+    fn exports(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether an export is running";
+        encoder
+            .encode_descriptor("vkog_exports_running", help, None, MetricType::Gauge)?
+            .encode_gauge(&u64::from(self.exports.is_running()))?;
+        let mut family =
+            encoder.encode_descriptor("vkog_exports", "Exports that have ended", None, MetricType::Counter)?;
+        for (outcome, name) in Outcome::ALL {
+            counter(family.encode_family(&[("outcome", name)])?, self.exports.ended(outcome))?;
+        }
+        let help = "The sum of the lengths of all exports";
+        counter(encoder.encode_descriptor("vkog_export_bytes", help, None, MetricType::Counter)?, self.exports.bytes())
     }
 
     fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

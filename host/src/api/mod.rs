@@ -88,7 +88,7 @@ pub struct Parts {
     /// Held by each request for keys that is in flight.
     listings: Arc<()>,
     tickets: Tickets,
-    exports: Exports,
+    exports: Arc<Exports>,
     routes: Routes,
 }
 
@@ -162,7 +162,7 @@ impl Api {
         let Base { auth, log, connections, budget, route_timeout } = base;
         let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
-        let (tickets, exports, routes) = (Tickets::default(), Exports::default(), Routes::new(route_timeout));
+        let (tickets, exports, routes) = (Tickets::default(), Arc::default(), Routes::new(route_timeout));
         Self(Arc::new(Parts {
             engine,
             value_max,
@@ -265,7 +265,7 @@ impl Api {
             "/plugins" => rules.check(head, Permission::Read, Scope::All).map(|()| Route::Plugins),
             "/metrics" => {
                 rules.check(head, Permission::Read, Scope::All)?;
-                Err(metrics::text(&self.engine, self.log, &self.connections, Exposition::of(head)))
+                Err(metrics::text(&self.engine, self.log, &self.connections, &self.exports, Exposition::of(head)))
             }
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),
@@ -437,7 +437,7 @@ impl Api {
             }
             // Waits until the revision is durable.
             Route::Export { since } => {
-                let (engine, exports) = (Arc::clone(&self.engine), self.exports.clone());
+                let (engine, exports) = (Arc::clone(&self.engine), Arc::clone(&self.exports));
                 let prefix = head.key_prefix().to_owned();
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, prefix, format)));
             }

@@ -156,6 +156,8 @@ fn operation(plugin: &str, route: &Route) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -166,6 +168,22 @@ mod tests {
         assert_eq!(allow("/k/{key}"), Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         assert_eq!(allow("/plugins/reload"), Some("POST, OPTIONS"));
         assert_eq!(allow("/plugins/"), None);
+    }
+
+    #[test]
+    fn a_client_certificate_is_accepted_wherever_a_token_is() {
+        let document: Value = serde_json::from_str(DOCUMENT).expect("it is JSON");
+        let items = document["paths"].as_object().expect("paths").values().flat_map(|item| item.as_object());
+        let operations = items.flat_map(|item| item.values()).filter_map(|operation| operation.get("security"));
+        let [token, certificate] = [json!({"bearer": []}), json!({"certificate": []})];
+        let mut with_token = 0;
+        for security in operations.chain([&document["security"]]) {
+            let all = security.as_array().expect("a list");
+            assert_eq!(all.contains(&token), all.contains(&certificate), "{security}");
+            with_token += usize::from(all.contains(&token));
+        }
+        assert!(with_token > 3, "{with_token}");
+        assert_eq!(document["components"]["securitySchemes"]["certificate"]["type"], "mutualTLS");
     }
 
     #[test]

@@ -80,11 +80,11 @@ impl Listed {
         let (member, failure_policy) = (plugin.member(), plugin.member().failure_policy());
         Self {
             name: plugin.name().to_owned(),
-            version: plugin.version().to_owned(),
-            api_version: plugin.api_version().to_owned(),
+            version: plugin.library().version().to_owned(),
+            api_version: plugin.library().api_version().to_owned(),
             path: plugin.path().display().to_string(),
-            sha256: plugin.sha256().to_string(),
-            stage: plugin.stage_name(),
+            sha256: plugin.library().sha256().to_string(),
+            stage: plugin.library().stage_name(),
             ordered_by: if order.iter().any(|name| name == plugin.name()) { "plugins.order" } else { "stage" },
             settings: hide_secrets(&plugin.table().settings),
             on_failure: failure_policy.on_failure,

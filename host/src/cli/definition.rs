@@ -12,7 +12,8 @@ pub(super) fn complete(root: Command) -> Command {
     let root = with_statuses(root, &Status::ALL);
     root.mut_subcommands(|command| match command.get_name() {
         "plugins" => command.mut_subcommands(|command| match command.get_name() {
-            "check" => with_statuses(command, &Status::ALL[..=3]),
+            "check" | "ls" | "rm" => with_statuses(command, &Status::ALL[..=3]),
+            "add" => with_statuses(command, &Status::ALL),
             _ => with_statuses(command, &Status::ALL[..=4]),
         }),
         "check" => with_statuses(command, &Status::ALL[..=3]),

@@ -37,6 +37,12 @@ enum RestoreError {
     Gap { path: PathBuf, since: u64, revision: u64 },
     #[error("cannot restore {}: it is a backup of another store; give the backups of one store", .path.display())]
     OtherStore { path: PathBuf },
+    #[error(
+        "cannot restore {}: it continues another state than that of the backup before it, from a copy of the store or after \
+         a crash; give the backups up to it",
+        .path.display()
+    )]
+    OtherTimeline { path: PathBuf },
     #[error("cannot write {}: the store exists; choose another file, or rename the store with --force", .path.display())]
     Exists { path: PathBuf, source: io::Error },
     #[error("cannot check {}: {source}; choose another file", .path.display())]
@@ -132,6 +138,7 @@ fn check_start(path: &Path, start: &Start, before: Option<&Start>) -> Result<(),
         (Some(since), Some(before)) if since > before.revision || start.revision < before.revision => {
             Err(RestoreError::Gap { path, since, revision: before.revision })
         }
+        (Some(_), Some(before)) if !start.continues(before) => Err(RestoreError::OtherTimeline { path }),
         (Some(_), Some(_)) => Ok(()),
     }
 }

@@ -35,9 +35,25 @@ pub struct Start {
     pub store: String,
     /// The export has all changes up to this revision, and no later one.
     pub revision: u64,
+    /// The timeline that assigned that revision.
+    pub timeline: String,
     /// An incremental export has only the changes after this revision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
+    /// The timeline that assigned the revision `since`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_timeline: Option<String>,
+}
+
+impl Start {
+    /// Whether an incremental export continues the state at the end of another export of the same store. Revisions alone do not
+    /// show that, because copies of a store can assign the same ones.
+    pub fn continues(&self, before: &Self) -> bool {
+        // All changes of an incremental export are of one opening. So it passes through each state of that, and through no
+        // other one but its first.
+        self.timeline == before.timeline
+            || self.since == Some(before.revision) && self.since_timeline.as_ref() == Some(&before.timeline)
+    }
 }
 
 /// The last line.
@@ -337,7 +353,14 @@ mod tests {
     use vkog_store::NewEntry;
 
     fn export() -> Vec<u8> {
-        let start = Start { format: FORMAT, store: "1f".to_owned(), revision: 9, since: Some(5) };
+        let start = Start {
+            format: FORMAT,
+            store: "1f".to_owned(),
+            revision: 9,
+            timeline: "2e".to_owned(),
+            since: Some(5),
+            since_timeline: None,
+        };
         let mut out = Vec::new();
         let mut writer = Writer::new(&mut out, start).expect("memory");
         let entry = NewEntry { value: b"\xff\n", content_type: "text/plain", details: vec![0x80] };
@@ -378,8 +401,42 @@ mod tests {
     }
 
     #[test]
+    fn an_incremental_export_continues_states_on_its_way_only() {
+        let start = |timeline: &str, revision, since: Option<(&str, u64)>| Start {
+            format: FORMAT,
+            store: "1f".to_owned(),
+            revision,
+            timeline: timeline.to_owned(),
+            since: since.map(|(_, revision)| revision),
+            since_timeline: since.map(|(timeline, _)| timeline.to_owned()),
+        };
+        for (timeline, revision, since, expected) in [
+            ("a", 10, ("a", 10), true),
+            // The server was restarted in between.
+            ("b", 20, ("a", 10), true),
+            // The export begins earlier in the same opening.
+            ("a", 20, ("a", 9), true),
+            ("a", 20, ("z", 5), true),
+            // The other copy continued after the restart.
+            ("b", 20, ("a", 9), false),
+            ("b", 20, ("b", 10), false),
+            ("b", 20, ("c", 10), false),
+        ] {
+            let found = start(timeline, revision, Some(since)).continues(&start("a", 10, None));
+            assert_eq!(found, expected, "{since:?} to {timeline} {revision}");
+        }
+    }
+
+    #[test]
     fn a_failure_is_reported_with_its_reason() {
-        let start = Start { format: FORMAT, store: "1f".to_owned(), revision: 9, since: None };
+        let start = Start {
+            format: FORMAT,
+            store: "1f".to_owned(),
+            revision: 9,
+            timeline: "2e".to_owned(),
+            since: None,
+            since_timeline: None,
+        };
         let mut out = Vec::new();
         Writer::new(&mut out, start).and_then(|writer| writer.fail("too slow")).expect("memory");
         assert_eq!(verify(&out, 64), Err(Incomplete::Failed("too slow".to_owned())));

@@ -12,7 +12,6 @@ use crate::commit::ReadTicket;
 use crate::error::{StoreError, is_lack_of_space, unwritable};
 use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::random::random_salt;
 use crate::recover::Tail;
 use crate::shared::{Shared, Snapshots};
 use crate::snapshot::{self, Meta};
@@ -97,8 +96,9 @@ impl Shared {
         self.check_lock()?;
         let Paths { log, next, .. } = &self.paths;
         if !snapshots.unfinished {
-            let salt = random_salt();
-            let head = Head { generation: snapshots.generation + 1, store: self.id, base: 0, salt };
+            let generation = snapshots.generation + 1;
+            let salt = self.timelines.own.salt(generation);
+            let head = Head { generation, store: self.id, base: 0, salt };
             let tail = self.begin_log(head).map_err(unwritable(next))?;
             self.commit.switch(&self.map, next.clone(), tail)?;
             snapshots.generation += 1;

@@ -34,6 +34,7 @@ mod shared;
 mod snapshot;
 mod space;
 mod store;
+mod timeline;
 mod update;
 mod view;
 mod wal;

@@ -22,6 +22,7 @@ use crate::recover::{self, LoadProgress, Recovered};
 use crate::shared::Shared;
 use crate::space::SpaceBudget;
 use crate::store::{RolledBack, Store};
+use crate::timeline::{Timeline, Timelines};
 use crate::update::{Changes, Decide, Run, Update, assign};
 use crate::view::{Unviewable, View};
 use vkog_runtime::Histogram;
@@ -68,7 +69,7 @@ impl LocalStore {
         floor: u64,
         recovered: Recovered,
     ) -> Result<Self, StoreError> {
-        let Recovered { map, revision, store: id, log, snapshots, opened, notes } = recovered;
+        let Recovered { map, revision, store: id, timeline, log, snapshots, opened, notes } = recovered;
         for note in notes {
             tracing::warn!("{note}");
         }
@@ -92,6 +93,7 @@ impl LocalStore {
             lock: OnceLock::new(),
             opened,
             id,
+            timelines: Timelines { own: Timeline::new(), found: timeline, found_at: revision },
             options,
             snapshots: Mutex::new(snapshots),
             outcomes: Outcomes::default(),
@@ -202,6 +204,13 @@ impl LocalStore {
     /// The random number that the files of this store share, as copies of them do.
     pub fn id(&self) -> u64 {
         self.shared.id
+    }
+
+    /// The id of the timeline that assigned this revision. Each opening begins a timeline. Copies that diverged can have the same
+    /// id and the same revision, but never on the same timeline. A state that was recovered after a crash belongs to the
+    /// timeline of the opening that recovered it.
+    pub fn timeline(&self, revision: u64) -> u64 {
+        self.shared.timelines.at(revision, self.shared.map.seed())
     }
 
     /// Writes a snapshot now, while other threads read and write.

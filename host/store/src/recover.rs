@@ -13,6 +13,7 @@ use super::paths::Paths;
 use super::random::{random, random_salt};
 use super::shared::{Opened, Snapshots};
 use super::snapshot;
+use super::timeline::Timeline;
 use super::wal::{self, Head, Next, Reader, Record, Start};
 
 /// The file that is being read while a store is loaded.
@@ -35,6 +36,8 @@ pub(super) struct Recovered {
     pub(super) revision: u64,
     /// The random number that the files of the store share.
     pub(super) store: u64,
+    /// The timeline of the state, if it is known.
+    pub(super) timeline: Option<Timeline>,
     /// The log to continue.
     pub(super) log: Tail,
     /// The snapshot, and what the next one starts from.
@@ -75,6 +78,8 @@ pub(super) struct Findings {
     store: u64,
     pub(super) generation: u64,
     base: u64,
+    /// The logs have changes.
+    has_changes: bool,
     pub(super) log: Option<Tail>,
     pub(super) next: Option<Tail>,
     pub(super) lost: Option<LostLog>,
@@ -117,6 +122,7 @@ pub(super) fn examine(
         store: meta.store,
         generation: meta.generation,
         base: if meta.generation == 0 { snapshot_len } else { 0 },
+        has_changes: false,
         log: None,
         next: None,
         lost: None,
@@ -183,8 +189,22 @@ pub(super) fn recover(
     progress: LoadProgress<'_>,
 ) -> Result<Recovered, StoreError> {
     let findings = examine(disk, paths, floor, progress)?;
-    let Findings { map, revision, snapshot_len, snapshot, meta, store, generation, base, log, next, lost, mut notes } =
-        findings;
+    let timeline = findings.timeline();
+    let Findings {
+        map,
+        revision,
+        snapshot_len,
+        snapshot,
+        meta,
+        store,
+        generation,
+        base,
+        log,
+        next,
+        lost,
+        mut notes,
+        ..
+    } = findings;
     notes.extend(lost.map(|lost| format!("{lost}; restore it and restart the server, or continue without it")));
     disk.remove(&paths.new).map_err(unwritable(&paths.new))?;
     // FILE.log is still needed.
@@ -231,7 +251,7 @@ pub(super) fn recover(
     let has_clean_flag = meta.has_clean_flag();
     let snapshots = Snapshots { generation, salt, unfinished, renamed: false, has_clean_flag, len: snapshot_len };
     let opened = Opened { log_is_new, was_clean: meta.clean };
-    Ok(Recovered { map, revision, store, log, snapshots, opened, notes })
+    Ok(Recovered { map, revision, store, timeline, log, snapshots, opened, notes })
 }
 
 impl fmt::Display for LostLog {
@@ -268,6 +288,12 @@ impl Head {
 }
 
 impl Findings {
+    /// The timeline of the state: that of the opening which began the log after the snapshot, if the log has no changes.
+    fn timeline(&self) -> Option<Timeline> {
+        let is_of_snapshot = self.meta.has_clean_flag() && self.lost.is_none() && !self.has_changes;
+        is_of_snapshot.then(|| Timeline::of_log(self.meta.generation, self.meta.log))
+    }
+
     /// Applies a log to the map.
     fn replay(
         &mut self,
@@ -344,6 +370,7 @@ impl Findings {
                 return Err(Damage::at(at, Defect::RevisionOrder { revision, after: last }));
             }
             last = revision;
+            self.has_changes = true;
             self.revision = self.revision.max(revision);
         }
     }

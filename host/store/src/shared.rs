@@ -16,6 +16,7 @@ use crate::options::Options;
 use crate::outcomes::Outcomes;
 use crate::paths::Paths;
 use crate::store::RolledBack;
+use crate::timeline::Timelines;
 
 /// The state that the store's threads share.
 pub(crate) struct Shared {
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) opened: Opened,
     /// The random number that the files of this store share.
     pub(crate) id: u64,
+    pub(crate) timelines: Timelines,
     pub(crate) options: Options,
     pub(crate) snapshots: Mutex<Snapshots>,
     pub(crate) outcomes: Outcomes,

@@ -388,6 +388,7 @@ pub(crate) fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
+        touches: false,
     };
     let batch = Batch {
         operations: operations.iter().enumerate().map(operation).collect(),

@@ -87,8 +87,8 @@ impl TestHost {
         Request { touches: true, ..self.request(Verb::Put, key) }
     }
 
-    /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. Do not call
-    /// [`Request::send`] on them. The query and the client address of the first operation apply to the batch.
+    /// Runs operations in one step, as `POST /batch` does: all of them succeed, or nothing changes. [`touch`](Self::touch)
+    /// makes one, too. Do not call [`Request::send`] on them. The query and the client address of the first operation apply to the batch.
     ///
     /// ```
     /// use vkog_plugin_api::Verb;
@@ -360,6 +360,7 @@ impl<'a> Request<'a> {
             transforms: Transforms::default(),
             states: Default::default(),
             guarded: Default::default(),
+            touches: self.touches,
         }
     }
 

@@ -503,6 +503,10 @@ fn a_touch_writes_the_stored_value_and_media_type_whatever_plugins_replace() {
     let touch = host.touch("a").header("Content-Type", "text/y").header("X-More", "2");
     touch.send().expect(200).has("X-Seen", "1! text/x Content-Type=text/x X-More=2");
     host.get("a").expect(200).is("1!").has("Content-Type", "text/x");
+    let touch = host.touch("a").header("Content-Type", "text/y").header("X-More", "3");
+    let mut replies = host.batch([host.request(Verb::Put, "b").body("1"), touch]).succeeded();
+    replies.remove(1).has("X-Seen", "1! text/x X-More=3 Content-Type=text/x");
+    host.get("a").expect(200).is("1!").has("Content-Type", "text/x");
 }
 
 /// While a request with the header `X-Restless` is in flight, writes the number before the one that it puts, down to 0.
@@ -538,4 +542,19 @@ fn a_touch_is_repeated_after_writes_in_between_and_gives_up_after_64() {
     host.put("a", "64").expect(200);
     touch().refused(409, "Entry changed again and again while the request was in flight");
     host.get("a").expect(200).is("0");
+}
+
+#[test]
+fn a_batch_with_a_touch_is_repeated_after_writes_in_between_and_gives_up_after_64() {
+    let host = Setup::new().load_other(plugin!(Restless, "restless")).start();
+    let put = || host.request(Verb::Put, "other").body("1");
+    let batch = || host.batch([put(), host.touch("a").header("X-Restless", "1")]);
+    host.put("a", "63").expect(200);
+    let touched = batch().succeeded()[1].revision();
+    assert_eq!(host.get("a").expect(200).is("0").revision(), touched);
+    host.delete("other").expect(200);
+    host.put("a", "64").expect(200);
+    batch().failed(1, 409, "Entry changed again and again while the request was in flight");
+    host.get("a").expect(200).is("0");
+    host.get("other").expect(404);
 }

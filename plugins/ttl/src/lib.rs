@@ -75,9 +75,14 @@ impl Plugin for Ttl {
         {
             return Err(format!("default is {default} and max is {max}; set default to at most max").into());
         }
+        let name = if default.is_some() { "default" } else { "max, the default," };
+        let default = default.or(max);
+        if let Some(default) = default.filter(|default| expiry_after(milliseconds(host.now()), *default).is_none()) {
+            return Err(format!("{name} is {default}: entries must expire before the year 10000; set less").into());
+        }
         Ok(Ttl {
             host,
-            default: default.or(max),
+            default,
             max,
             index: Mutex::default(),
             pass: Mutex::default(),
@@ -106,6 +111,17 @@ fn expiry(details: &[u8]) -> Option<u64> {
     details.try_into().ok().map(u64::from_be_bytes)
 }
 
+/// Returns the milliseconds since 1970.
+fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the expiry of an entry that is written now; `None` after the year 9999.
+fn expiry_after(now: u64, period: Period) -> Option<u64> {
+    now.checked_add(period.millis).filter(|until| *until <= time::LAST)
+}
+
 impl Ttl {
     fn index(&self) -> MutexGuard<'_, Index> {
         // The host catches a panic under this lock. The content of the index is checked against the store before each
@@ -115,8 +131,7 @@ impl Ttl {
 
     /// Returns the time of the host's clock, in milliseconds since 1970.
     fn now(&self) -> u64 {
-        let since = self.host.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        milliseconds(self.host.now())
     }
 
     /// Parses the header or the query parameter.
@@ -189,18 +204,17 @@ impl Ttl {
         if held.is_some_and(|held| held <= now) {
             return Err(Refusal::new(409, "Entry expired while the request was in flight: send it again"));
         }
-        let after = |period: Period| now.saturating_add(period.millis);
+        let after = |period: Period| {
+            expiry_after(now, period).ok_or_else(|| {
+                let fact = format!("Time to live too long: {period}; the entry must expire before the year 10000");
+                Refusal::new(400, fact)
+            })
+        };
         let until = match self.wish(write)? {
-            Wish::For(period) => match after(period) {
-                until if until > time::LAST => {
-                    let fact = format!("Time to live too long: {period}; the entry must expire before the year 10000");
-                    return Err(Refusal::new(400, fact));
-                }
-                until => Some(until),
-            },
+            Wish::For(period) => Some(after(period)?),
             Wish::Never => None,
             Wish::Nothing if write.entry().is_some() => held,
-            Wish::Nothing => self.default.map(after),
+            Wish::Nothing => self.default.map(after).transpose()?,
         };
         if let Some(until) = until {
             write.set_details(&until.to_be_bytes());

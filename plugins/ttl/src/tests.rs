@@ -155,8 +155,29 @@ fn settings_give_a_default_and_a_maximum() {
     let wrong = |json| Setup::new().load::<Ttl>().settings(json).try_start().err().expect("it is wrong");
     let error = wrong(r#"{"default": "2h", "max": "1h"}"#);
     assert!(error.to_string().ends_with("default is 2h and max is 1h; set default to at most max"), "{error}");
+    let error = wrong(r#"{"default": "4000000d"}"#);
+    let fact = "default is 4000000d: entries must expire before the year 10000; set less";
+    assert!(error.to_string().ends_with(fact), "{error}");
+    let error = wrong(r#"{"max": "4000000d"}"#);
+    let fact = "max, the default, is 4000000d: entries must expire before the year 10000; set less";
+    assert!(error.to_string().ends_with(fact), "{error}");
     let error = wrong(r#"{"default": "soon"}"#);
     assert!(error.to_string().ends_with("expected seconds such as 60, or 60s, 5m, 2h, 7d"), "{error}");
+}
+
+#[test]
+fn a_default_that_passes_the_year_9999_while_the_server_runs_is_refused() {
+    let default = {
+        let since = host().now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        time::LAST / 1000 - since.as_secs()
+    };
+    let host = Setup::new().load::<Ttl>().settings(&format!(r#"{{"default": {default}}}"#)).start();
+    host.post("a", "1").expect(200);
+    pass(&host, seconds(1));
+    let fact = format!("Time to live too long: {default}s; the entry must expire before the year 10000");
+    host.post("b", "1").refused(400, &fact);
+    write(&host, Verb::Post, "b", "60").expect(200);
+    host.put("a", "2").expect(200);
 }
 
 #[test]

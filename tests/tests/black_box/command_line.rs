@@ -310,7 +310,7 @@ fn a_misspelt_command_or_task_is_reported_with_the_right_one() {
     let setup = Setup::new();
     for (words, message) in [
         ("gte k", "vkog: unknown command gte; a similar command exists: get; see vkog --help"),
-        ("plugins", "vkog: vkog plugins needs a command: new, check; see vkog plugins --help"),
+        ("plugins", "vkog: vkog plugins needs a command: new, check, add, ls, rm; see vkog plugins --help"),
         ("plugins chekc", "vkog: unknown command chekc; a similar command exists: check; see vkog plugins --help"),
     ] {
         let exit = setup.run(words.split(' ')).expect(2);

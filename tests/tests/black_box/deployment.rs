@@ -101,6 +101,20 @@ fn each_panel_of_the_dashboard_has_a_query_that_prometheus_parses() {
 }
 
 #[test]
+fn the_dashboard_has_only_fields_and_values_of_grafana() {
+    let has = Command::new("python3").args(["-c", "import grafana_foundation_sdk"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        return println!("skipped: pip install 'grafana-foundation-sdk==1769699379!11.6.0'");
+    }
+    let folder = workspace();
+    let check =
+        Command::new("python3").args([folder.join("tests/checks/dashboard.py"), folder.join(DASHBOARD)]).output();
+    let check = check.expect("python3 runs");
+    let found = String::from_utf8_lossy(&check.stdout);
+    assert!(check.status.success() && found.is_empty(), "{found}{}", String::from_utf8_lossy(&check.stderr));
+}
+
+#[test]
 fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
     let check = "import json, sys, yaml, kubernetes_validate\n\
         documents = list(yaml.safe_load_all(open(sys.argv[1])))\n\
@@ -124,6 +138,18 @@ fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
         assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
         assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
         assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
+    }
+    // The root is read-only: each folder that the server writes is mounted, and the init container makes those that hold no data.
+    let mounts = server["volumeMounts"].as_array().expect("a list");
+    let script = pod["initContainers"][0]["args"][0].as_str().expect("a script");
+    for (written, folder) in [("/tmp", "tmp"), ("/run/vkog", "run")] {
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == written);
+        let mount = mount.unwrap_or_else(|| panic!("the server cannot write {written}"));
+        assert_eq!(
+            (&mount["name"], &mount["subPath"], &mount["readOnly"]),
+            (&"work".into(), &folder.into(), &Value::Null)
+        );
+        assert!(script.contains(&format!(" /work/{folder}\n")), "no {folder} in {script}");
     }
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
         assert_eq!(server[probe]["httpGet"]["path"], path);

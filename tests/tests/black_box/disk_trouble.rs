@@ -168,11 +168,11 @@ fn a_failing_snapshot_is_visible_and_succeeds_later_without_a_signal() {
 }
 
 /// A small disk, until it is dropped.
-struct SmallDisk(tempfile::TempDir);
+pub(super) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// `None` if this user may not mount one.
-    fn new(size: &str) -> Option<Self> {
+    pub(super) fn new(size: &str) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("vkog-disk-").tempdir().expect("a temporary folder can be made");
         let options = format!("size={size},mode=0700");
         let mut mount = Command::new("mount");
@@ -184,7 +184,7 @@ impl SmallDisk {
         mounted.then_some(Self(folder))
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
@@ -194,12 +194,20 @@ impl SmallDisk {
     }
 
     /// Fills the disk.
-    fn fill(&self) -> PathBuf {
+    pub(super) fn fill(&self) -> PathBuf {
         let filler = self.path().join("filler");
         let mut file = std::fs::File::create(&filler).expect("a file can be made");
         let zeros = [0; 4096];
         while std::io::Write::write_all(&mut file, &zeros).is_ok() {}
         filler
+    }
+
+    /// Mounts it again with this option: `ro` or `rw`.
+    #[track_caller]
+    pub(super) fn remount(&self, option: &str) {
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-o", &format!("remount,{option}")]).arg(self.path()).status();
+        assert!(status.expect("mount runs").success(), "cannot remount {} as {option}", self.path().display());
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vkog_tests::{Exit, Running, Setup, always_answering, answer, workspace};
+use vkog_tests::{Exit, Running, Setup, always_answering, answer, artefacts, workspace};
 
 use super::reference::{COMMANDS, ERRORS, help, read};
 
@@ -175,6 +175,8 @@ fn each_other_command_ends_with_each_of_its_statuses() {
     let server = setup.start();
     std::fs::write(setup.folder().join("text.so"), "no library").expect("it is ours");
     let library = vkog_tests::conflict();
+    let [old, new] = ["versioned", "vkog-versioned"].map(|package| artefacts().library(package));
+    let (refusing, zeros) = (always_answering(answer("401 Unauthorized", "text/plain", "No\n")), "0".repeat(64));
     let serving = "vkog serve --no-plugins --listen 127.0.0.1:0";
     let lines = [
         ("serve", format!("vkog serve --no-plugins --listen {taken}"), 1),
@@ -187,6 +189,21 @@ fn each_other_command_ends_with_each_of_its_statuses() {
         ("plugins check", "vkog plugins check text.so".to_owned(), 1),
         ("plugins check", "vkog plugins check".to_owned(), 2),
         ("plugins check", format!("vkog plugins check --config absent.toml '{}'", library.display()), 3),
+        ("plugins add", format!("vkog plugins add '{}' --plugin-dir plugins", old.display()), 0),
+        ("plugins add", "vkog plugins add text.so --plugin-dir plugins".to_owned(), 1),
+        ("plugins add", "vkog plugins add http://127.0.0.1:1/x.so --plugin-dir plugins".to_owned(), 2),
+        ("plugins add", "vkog plugins add absent.so --plugin-dir plugins".to_owned(), 3),
+        ("plugins add", format!("vkog plugins add '{}' --plugin-dir plugins", new.display()), 4),
+        ("plugins add", format!("vkog plugins add {refusing} --sha256 {zeros} --plugin-dir plugins"), 5),
+        ("plugins add", format!("vkog plugins add http://127.0.0.1:1/x.so --sha256 {zeros} --plugin-dir plugins"), 6),
+        ("plugins ls", "vkog plugins ls --plugin-dir plugins".to_owned(), 0),
+        ("plugins ls", "vkog plugins ls --plugin-dir text.so".to_owned(), 1),
+        ("plugins ls", "vkog plugins ls plugins".to_owned(), 2),
+        ("plugins ls", "vkog plugins ls --plugin-dir absent".to_owned(), 3),
+        ("plugins rm", "vkog plugins rm versioned --plugin-dir text.so".to_owned(), 1),
+        ("plugins rm", "vkog plugins rm".to_owned(), 2),
+        ("plugins rm", "vkog plugins rm absent --plugin-dir plugins".to_owned(), 3),
+        ("plugins rm", "vkog plugins rm versioned --plugin-dir plugins".to_owned(), 0),
         ("plugins new", "vkog plugins new short".to_owned(), 0),
         ("plugins new", format!("vkog plugins new other --api '{}'", workspace().join("host").display()), 1),
         ("plugins new", "vkog plugins new 9lives".to_owned(), 2),

@@ -190,6 +190,30 @@ fn the_debian_package_keeps_data_and_configuration() {
     }
 }
 
+#[test]
+fn systemd_accepts_the_units_of_the_debian_package() {
+    if !can_run(&["dpkg-deb", "systemd-analyze"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let root = folder.path();
+    said(Command::new("dpkg-deb").arg("--extract").args([&released(".deb"), root]));
+    let units = root.join("usr/lib/systemd/system");
+    let unit = read(&units.join("vkog.service"));
+    // The package is not installed, but its program must be where the unit starts it.
+    let program = root.join("usr/bin/vkog").display().to_string();
+    assert!(unit.contains("\nExecStart=/usr/bin/vkog\n"), "{unit}");
+    fs::write(units.join("vkog.service"), unit.replace("ExecStart=/usr/bin/vkog", &format!("ExecStart={program}")))
+        .expect("it is ours");
+    let units = ["vkog.service", "vkog.socket"].map(|name| units.join(name));
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(units).output();
+    let verified = verified.expect("systemd-analyze runs");
+    // It only warns of settings that it does not know, and also checks units of this system on which these depend.
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let about: Vec<_> = said.lines().filter(|line| line.contains("vkog")).collect();
+    assert!(verified.status.success() && about.is_empty(), "{said}");
+}
+
 /// The programs below a folder that run.
 fn started_in(folder: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").expect("there is /proc").flatten();
@@ -297,11 +321,15 @@ fn plugins_that_the_init_container_copies_are_loaded() {
     said(&mut init);
     // As a volume with a subPath is mounted.
     fs::remove_dir(root.join("tmp")).expect("it is empty");
-    for folder in ["plugins", "tmp"] {
-        fs::rename(work.join(folder), root.join(folder)).expect("the script made it");
+    fs::create_dir_all(root.join("run")).expect("a folder can be made");
+    for (folder, mounted) in [("plugins", "plugins"), ("tmp", "tmp"), ("run", "run/vkog")] {
+        fs::rename(work.join(folder), root.join(mounted)).expect("the script made it");
     }
-    let mut start = in_image(&root, &["/usr/local/bin/vkog", "--open", "--listen", "127.0.0.1:0"]);
+    let addresses = "127.0.0.1:0,unix:/run/vkog/vkog.sock";
+    let mut start = in_image(&root, &["/usr/local/bin/vkog", "--open", "--listen", addresses]);
     let server = setup.start_by(start.env("VKOG_PLUGIN_DIR", "/plugins"));
     assert_eq!(server.plugins().len(), 3, "{}", server.log());
+    let mut put = in_image(&root, &["/usr/local/bin/vkog", "put", "k", "v"]);
+    Running::start(put.env("VKOG_URL", "unix:/run/vkog/vkog.sock")).wait().expect(0);
     server.stop().expect(0);
 }

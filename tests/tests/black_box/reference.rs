@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use vkog_tests::{Setup, artefacts, bytes, conflict, dead_links, description, markdown, ttl, workspace};
 
-pub(crate) const COMMANDS: [&str; 23] = [
+pub(crate) const COMMANDS: [&str; 26] = [
     "",
     "serve",
     "get",
@@ -33,6 +33,9 @@ pub(crate) const COMMANDS: [&str; 23] = [
     "import",
     "plugins new",
     "plugins check",
+    "plugins add",
+    "plugins ls",
+    "plugins rm",
     "completions",
     "man",
     "version",
@@ -116,13 +119,15 @@ fn the_command_line_page_equals_the_help_of_each_command() {
         page += &format!("\n\n```text\n{}\n```\n", help(command).trim_end());
     }
     // The list contains every command of the overview.
-    let overview =
-        help("") + &help("plugins").replace("  new ", "  plugins new ").replace("  check ", "  plugins check ");
-    let listed = overview.lines().filter_map(|line| line.strip_prefix("  "));
-    let listed = listed.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
-    for line in listed.filter(|line| !line.starts_with("vkog ") && !line.starts_with("help ")) {
-        let known = COMMANDS.iter().any(|command| !command.is_empty() && line.starts_with(&format!("{command} ")));
-        assert!(known || line.starts_with("plugins "), "a command without a section in {COMMAND_LINE}: {line}");
+    let listed = |of: &str| {
+        let help = help(of);
+        let words = help.lines().filter_map(|line| line.strip_prefix("  ")?.split_once("  ").map(|(word, _)| word));
+        let words = words.filter(|word| word.chars().all(|letter| letter.is_ascii_lowercase()) && *word != "help");
+        words.map(|word| format!("{of} {word}").trim_start().to_owned()).collect::<Vec<_>>()
+    };
+    for command in [listed(""), listed("plugins")].concat() {
+        let known = COMMANDS.contains(&command.as_str()) || command == "plugins";
+        assert!(known, "a command without a section in {COMMAND_LINE}: {command}");
     }
     if std::env::var_os("VKOG_BLESS").is_some() {
         fs::write(workspace().join(COMMAND_LINE), &page).expect("the page can be written");

@@ -129,7 +129,10 @@ fn a_batch_counts_its_lines_from_1_in_every_message() {
     let setup = Setup::new();
     let server = setup.start();
     for (wrong, message) in [
-        (r#"{"op":"gett","key":"a"}"#, "line 2: cannot be read: op is \"gett\"; use get, post, put or delete (400)"),
+        (
+            r#"{"op":"gett","key":"a"}"#,
+            "line 2: cannot be read: op is \"gett\"; use get, post, put, patch or delete (400)",
+        ),
         (r#"{"op":"put","key":"a"}"#, "line 2: No content provided (400)"),
         ("[]", "line 2 is not a JSON object"),
     ] {

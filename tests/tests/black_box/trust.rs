@@ -94,7 +94,7 @@ fn sha256(path: &Path) -> String {
 }
 
 /// A good plugin named `marks`, whose initialiser writes the file that the environment variable `MARK` names.
-fn marks() -> &'static Path {
+pub(super) fn marks() -> &'static Path {
     static MARKS: LazyLock<PathBuf> = LazyLock::new(|| {
         let manifest = "[package]\nname = \"marks\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\n\
                         crate-type = [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = { path = \"\" }\n";

@@ -190,7 +190,7 @@ struct Written<'a> {
 /// Why an operation is invalid although its fields have the right types.
 #[derive(Debug, Error)]
 enum OperationError {
-    #[error("op is {0:?}; use get, post, put or delete")]
+    #[error("op is {0:?}; use get, post, put, patch or delete")]
     UnknownOp(String),
     #[error("the operation has both value and base64; use one of them")]
     TwoValues,
@@ -211,10 +211,11 @@ enum OperationError {
 impl Written<'_> {
     fn operation(self, body: &Bytes) -> Result<Operation, OperationError> {
         let Written { op, key, value, base64, content_type, if_match, if_none_match, headers } = self;
+        let touches = op == "patch";
         let verb = match &*op {
             "get" => Verb::Get,
             "post" => Verb::Post,
-            "put" => Verb::Put,
+            "put" | "patch" => Verb::Put,
             "delete" => Verb::Delete,
             _ => return Err(OperationError::UnknownOp(op.into_owned())),
         };
@@ -225,7 +226,8 @@ impl Written<'_> {
             (Some(Value(Cow::Owned(value))), _) => value.into(),
             (None, Some(text)) => BASE64.decode(text)?.into(),
         };
-        if matches!(verb, Verb::Get | Verb::Delete) && (!value.is_empty() || content_type.is_some()) {
+        let takes_a_value = matches!(verb, Verb::Post | Verb::Put) && !touches;
+        if !takes_a_value && (!value.is_empty() || content_type.is_some()) {
             return Err(OperationError::UnexpectedValue(op.into_owned()));
         }
         let mut headers = headers.map_or(Ok(Vec::new()), Headers::checked)?;
@@ -245,6 +247,7 @@ impl Written<'_> {
         Ok(Operation {
             verb,
             key: key.into_owned(),
+            touches,
             value,
             content_type,
             conditions,

@@ -5,14 +5,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tempfile::NamedTempFile;
 use thiserror::Error;
 use ureq::http::Method;
 
 use super::error::{ClientError, RequestError};
+use super::new_file::{NewFile, folder};
 use super::{Counted, Remote, Server, behind_links, reader, say};
 use crate::commands::{count, entries};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::schema::export::{Incomplete, Start, Verifier};
 
 /// The arguments of `vkog backup`.
@@ -42,12 +42,20 @@ enum BackupError {
     Exists { path: PathBuf, source: io::Error },
     #[error("cannot write {}: it is not a regular file; choose another file", .0.display())]
     NotAFile(PathBuf),
+    #[error("cannot write {}: it is the backup of --since, which is still needed; choose another name", .0.display())]
+    IsSince(PathBuf),
     #[error("cannot back up {}: {source}; nothing was written, try again", .path.display())]
     Incomplete { path: PathBuf, source: Incomplete },
     #[error("cannot back up the changes after {}: {source}; give a complete backup", .path.display())]
     Since { path: PathBuf, source: Incomplete },
     #[error("cannot back up the changes after {}: it is a backup of another store; make a full backup", .0.display())]
     OtherStore(PathBuf),
+    #[error(
+        "cannot back up the changes after {}: the server continues another copy of the store, or was restarted after a crash; \
+         make a full backup",
+        .0.display()
+    )]
+    OtherTimeline(PathBuf),
 }
 
 /// Backs a server up. The file gets its name when it is complete and on disk.
@@ -66,6 +74,9 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     if target.metadata().is_ok_and(|there| !there.is_file()) {
         return Err(BackupError::NotAFile(file).into());
     }
+    if since.as_ref().is_some_and(|since| since.canonicalize().is_ok_and(|since| since == target)) {
+        return Err(BackupError::IsSince(file).into());
+    }
     let since = since.map(|path| read_start(&path).map(|start| (path, start))).transpose()?;
     let server = Server::new(remote)?;
     let query = since.as_ref().map(|(_, start)| format!("?since={}", start.revision)).unwrap_or_default();
@@ -73,23 +84,19 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     let response = server.ask(server.request(Method::GET, &format!("/export{query}")));
     let response = response.map_err(|error| error.of(&*action))?;
     let mut body = Counted::new(reader(response.into_body()), action.clone(), 0);
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Accessible to its owner only, as a store.
-    let mut temporary = tempfile::Builder::new().prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
-    let (start, lines) = receive(&mut body, &mut temporary, &file, &action)?;
-    if let Some((path, _)) = since.filter(|(_, before)| before.store != start.store) {
-        return Err(BackupError::OtherStore(path).into());
-    }
-    temporary.as_file().sync_all().map_err(unwritable)?;
-    let persisted = if overwrite { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
-    match persisted {
-        Ok(_) => {}
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(BackupError::Exists { path: file, source: error.error }.into());
+    let mut new = NewFile::create(&target, 0o600).map_err(unwritable)?;
+    let check = |start: &Start| since.as_ref().map_or(Ok(()), |(path, before)| check_start(start, before, path));
+    let (start, lines) = receive(&mut body, &mut new, &file, &action, check)?;
+    new.file().sync_all().map_err(unwritable)?;
+    match new.persist(&target, overwrite) {
+        Ok(()) => {}
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(BackupError::Exists { path: file, source }.into());
         }
-        Err(error) => return Err(unwritable(error.error).into()),
+        Err(error) => return Err(unwritable(error).into()),
     }
-    sync_folder(folder).map_err(unwritable)?;
+    sync_folder(folder(&target)).map_err(unwritable)?;
     let what = match start.since {
         None => entries(lines),
         Some(since) => format!("{} after revision {since}", count(lines, "change", "changes")),
@@ -98,8 +105,15 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the response to the file. Returns its start line and the number of its records.
-fn receive(body: &mut impl Read, to: &mut NamedTempFile, file: &Path, action: &str) -> Result<(Start, u64), Failure> {
+/// Writes the response to the file. Calls `check` with its start line as soon as that is known. Returns the start line and the
+/// number of its records.
+fn receive(
+    body: &mut impl Read,
+    to: &mut impl Write,
+    file: &Path,
+    action: &str,
+    check: impl Fn(&Start) -> Result<(), Failure>,
+) -> Result<(Start, u64), Failure> {
     let incomplete = |source| BackupError::Incomplete { path: file.to_owned(), source };
     let mut verifier = Verifier::default();
     let mut piece = vec![0; 64 << 10];
@@ -110,11 +124,24 @@ fn receive(body: &mut impl Read, to: &mut NamedTempFile, file: &Path, action: &s
             Err(source) => return Err(RequestError::Interrupted(source).of(action).into()),
         };
         verifier.push(read).map_err(incomplete)?;
+        verifier.start().map_or(Ok(()), &check)?;
         let written = to.write_all(read);
         written.map_err(|source| ClientError::Write { name: file.display().to_string(), source })?;
     }
     let lines = verifier.lines();
     Ok((verifier.finish().map_err(incomplete)?, lines))
+}
+
+/// Checks that an incremental backup continues an earlier one.
+fn check_start(start: &Start, before: &Start, path: &Path) -> Result<(), Failure> {
+    let error = if start.store != before.store {
+        BackupError::OtherStore(path.to_owned())
+    } else if !start.continues(before) {
+        BackupError::OtherTimeline(path.to_owned())
+    } else {
+        return Ok(());
+    };
+    Err(Failure::with_status(Status::Refused, [error]))
 }
 
 /// Verifies an earlier backup and returns its start line.
@@ -136,7 +163,7 @@ fn read_start(path: &Path) -> Result<Start, Failure> {
 
 /// Makes the new name durable.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(in crate::commands) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         // The file system has no such call.
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
@@ -146,6 +173,6 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Windows has no such call: NTFS has a journal of names.
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
+pub(in crate::commands) fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
 }

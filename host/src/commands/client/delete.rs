@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use ureq::http::Method;
 
 use super::delete_prefix::{self, Selection};
-use super::{Conditions, Remote, Server, named};
+use super::{Conditions, Remote, Server, key};
 use crate::failure::Failure;
 
 /// The arguments of `vkog delete`.
 #[derive(clap::Args)]
 pub struct Delete {
     /// The key
-    #[arg(required_unless_present_any = ["prefix", "all"], conflicts_with_all = ["prefix", "all"])]
+    #[arg(value_parser = key, required_unless_present_any = ["prefix", "all"], conflicts_with_all = ["prefix", "all"])]
     key: Option<String>,
 
     #[command(flatten)]
@@ -35,6 +35,6 @@ pub fn delete(Delete { key, selection, conditions, remote }: Delete) -> Result<E
     let Some(key) = key else { return delete_prefix::delete(&selection, remote) };
     let server = Server::new(remote)?;
     let request = conditions.add_to(server.for_key(Method::DELETE, &key));
-    server.ask(request).map_err(|error| error.of(format!("delete {}", named(&key))))?;
+    server.ask(request).map_err(|error| error.of(format!("delete {key}")))?;
     Ok(ExitCode::SUCCESS)
 }

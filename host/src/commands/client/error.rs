@@ -167,7 +167,7 @@ fn tls_way_out(error: &rustls::Error) -> &'static str {
 }
 
 /// Returns the message of an error without the kind that ureq puts before errors of the system.
-pub(super) fn without_kind(error: &ureq::Error) -> String {
+pub(crate) fn without_kind(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
         other => other.to_string(),
@@ -176,7 +176,9 @@ pub(super) fn without_kind(error: &ureq::Error) -> String {
 
 /// A text that is not the value of an option of the client.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
-pub(super) enum ValueError {
+pub(crate) enum ValueError {
+    #[error("a key cannot be empty; give its name")]
+    EmptyKey,
     #[error("not a revision; write its number, or *")]
     Revision,
     #[error("not a header; write NAME: VALUE")]

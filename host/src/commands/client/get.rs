@@ -5,17 +5,18 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tempfile::NamedTempFile;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, named, reader, revision, say};
+use super::new_file::NewFile;
+use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, key, reader, revision, say};
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
 #[derive(clap::Args)]
 pub struct Get {
     /// The key
+    #[arg(value_parser = key)]
     key: String,
 
     /// Write the value to this file; a failed download leaves the file unchanged
@@ -45,7 +46,7 @@ pub struct Get {
 pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }: Get) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let method = if only_revision { Method::HEAD } else { Method::GET };
-    let action = format!("get {}", named(&key));
+    let action = format!("get {}", key);
     let request = conditions.add_to(server.for_key(method, &key));
     let response = server.ask(request).map_err(|error| error.of(&*action))?;
     if response.status() == StatusCode::NOT_MODIFIED {
@@ -105,16 +106,15 @@ fn write(value: &mut impl Read, path: &Path, lost: Lost<'_>) -> Result<(), Clien
         return copy(value, File::options().write(true).open(path).map_err(unwritable)?, &shown, lost);
     }
     let path = behind_links(path).map_err(unwritable)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
     // The permissions of a new file, or those of the file that is replaced.
     #[cfg(unix)]
-    let builder = {
+    let mode = {
         use std::os::unix::fs::PermissionsExt;
-        builder
-            .permissions(path.metadata().map_or_else(|_| PermissionsExt::from_mode(0o666), |there| there.permissions()))
+        path.metadata().map_or(0o666, |there| there.permissions().mode() & 0o7777)
     };
-    let mut file: NamedTempFile = builder.prefix(".vkog-").tempfile_in(folder).map_err(unwritable)?;
-    copy(value, file.as_file_mut(), &shown, lost)?;
-    file.persist(&path).map(drop).map_err(|error| unwritable(error.error))
+    #[cfg(not(unix))]
+    let mode = 0;
+    let mut file = NewFile::create(&path, mode).map_err(unwritable)?;
+    copy(value, &mut file, &shown, lost)?;
+    file.persist(&path, true).map_err(unwritable)
 }

@@ -9,6 +9,7 @@ mod error;
 pub mod get;
 pub mod health;
 pub mod ls;
+mod new_file;
 pub mod put;
 mod terminal;
 pub mod top;
@@ -38,16 +39,22 @@ use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConf
 use ureq::typestate::AgentScope;
 use ureq::{Agent, AsSendBody, Body, BodyReader, SendBody};
 
-use self::error::ValueError;
-pub(crate) use self::error::{ClientError, RequestError};
+pub(super) use self::error::without_kind;
+pub(crate) use self::error::{ClientError, RequestError, ValueError};
+pub(super) use self::terminal::escaped;
 use self::terminal::{Escaping, shown};
 use crate::progress::Bar;
 
 /// The characters that a path and a query need not encode.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
+/// Parses a key that is not empty.
+fn key(text: &str) -> Result<String, ValueError> {
+    if text.is_empty() { Err(ValueError::EmptyKey) } else { Ok(text.to_owned()) }
+}
+
 /// Parses a duration that is not zero.
-fn duration(text: &str) -> Result<Duration, ValueError> {
+pub(super) fn duration(text: &str) -> Result<Duration, ValueError> {
     humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).ok_or(ValueError::Duration)
 }
 
@@ -322,7 +329,7 @@ impl Server {
 }
 
 /// Returns what the configurations of all agents have in common.
-fn agent_config() -> ConfigBuilder<AgentScope> {
+pub(super) fn agent_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -355,7 +362,7 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Returns a configuration that trusts only the certificates in this file.
-fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
+pub(super) fn trusting(path: &PathBuf) -> Result<TlsConfig, ClientError> {
     Ok(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates(path)?))).build())
 }
 
@@ -393,11 +400,6 @@ fn encode(text: &str) -> impl Display + '_ {
     utf8_percent_encode(text, PLAIN)
 }
 
-/// Returns the name of a key in messages.
-fn named(key: &str) -> &str {
-    if key.is_empty() { "\"\"" } else { key }
-}
-
 /// Returns the revision of a response.
 fn revision(response: &Response<Body>) -> Option<&str> {
     response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(|tag| tag.trim_matches('"'))
@@ -424,7 +426,7 @@ fn as_json(request: request::Builder) -> request::Builder {
 }
 
 /// A reader with a progress bar.
-struct Counted<R> {
+pub(super) struct Counted<R> {
     reader: R,
     bar: Bar,
     done: u64,
@@ -433,7 +435,7 @@ struct Counted<R> {
 
 impl<R: Read> Counted<R> {
     /// Returns a reader whose bar has the label `what`, as in "sending a/b". A total of 0 is unknown.
-    fn new(reader: R, what: String, total: u64) -> Self {
+    pub(super) fn new(reader: R, what: String, total: u64) -> Self {
         Self { reader, bar: Bar::new(what), done: 0, total }
     }
 }
@@ -462,11 +464,6 @@ mod tests {
     #[test]
     fn a_key_is_encoded_but_for_its_slashes() {
         assert_eq!(encode("a/b c%\u{e9}?#").to_string(), "a/b%20c%25%C3%A9%3F%23");
-    }
-
-    #[test]
-    fn an_empty_key_is_quoted_in_messages() {
-        assert_eq!((named(""), named("a")), ("\"\"", "a"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// Returns a text with escapes, except for the characters of `plain`.
-pub(super) fn escaped(text: &str, plain: &str) -> String {
+pub(crate) fn escaped(text: &str, plain: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for char in text.chars() {
         if is_unsafe(char) && !plain.contains(char) {

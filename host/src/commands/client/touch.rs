@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use ureq::http::Method;
 
 use super::write::{TTL, finish};
-use super::{Conditions, Remote, Server, revision};
+use super::{Conditions, Remote, Server, key, revision};
 use crate::failure::Failure;
 
 /// The arguments of `vkog touch`.
 #[derive(clap::Args)]
 pub struct Touch {
     /// The key
+    #[arg(value_parser = key)]
     key: String,
 
     /// Expire after this time: 60s, 5m, 2h, 7d or none (ttl plugin)

@@ -11,7 +11,7 @@ use ureq::http::header::CONTENT_TYPE;
 use ureq::http::{Method, StatusCode};
 
 use super::error::{ClientError, RequestError};
-use super::{Conditions, Counted, Remote, Server, named, revision, say};
+use super::{Conditions, Counted, Remote, Server, key, revision, say};
 use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 
@@ -26,6 +26,7 @@ const EXPIRES: &str = "Vkog-Expires";
 #[derive(clap::Args)]
 pub struct Write {
     /// The key
+    #[arg(value_parser = key)]
     pub(super) key: String,
 
     /// The value [default: standard input]
@@ -141,7 +142,7 @@ impl Value {
                 (Box::new(file.take(len)), len)
             }
         };
-        let action = format!("{} {}", method.as_str().to_lowercase(), named(key));
+        let action = format!("{} {}", method.as_str().to_lowercase(), key);
         let request = conditions.add_to(server.for_key(method, key));
         let request = content_type.into_iter().fold(request, |request, name| request.header(CONTENT_TYPE, name));
         let request = ttl.into_iter().fold(request, |request, ttl| request.header(TTL, ttl));

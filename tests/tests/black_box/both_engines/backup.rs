@@ -55,6 +55,20 @@ fn export(server: &Server, query: &str) -> Reply {
     server.path("GET", &format!("/export{query}")).header("Authorization", format!("Bearer {TOKEN}")).send()
 }
 
+/// The value of a metric, by its name with labels.
+fn metric(server: &Server, name: &str) -> u64 {
+    let reply = server.path("GET", "/metrics").header("Authorization", format!("Bearer {TOKEN}")).send().expect(200);
+    let text = reply.text();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{text}"))
+}
+
+/// The numbers of exports that were completed, have failed, and were interrupted by the client.
+fn ended(server: &Server) -> [u64; 3] {
+    ["completed", "failed", "interrupted"]
+        .map(|outcome| metric(server, &format!("vkog_exports_total{{outcome=\"{outcome}\"}}")))
+}
+
 /// A change that a watch has received: the revision, the key, and the value if it was not removed.
 type Recorded = (u64, String, Option<String>);
 
@@ -230,6 +244,9 @@ fn a_restore_replaces_a_store_only_with_force_and_keeps_its_files() {
     let exit = backup(&setup, &server, ["full"]).expect(4);
     assert!(exit.one_error().contains("the file exists"), "{exit}");
     server.put("a", "2").expect(200);
+    let exit = backup(&setup, &server, ["./full", "--since", "full", "--overwrite"]).expect(1);
+    assert!(exit.one_error().contains("cannot write ./full: it is the backup of --since"), "{exit}");
+    assert_eq!(start(&setup, "full")["since"], Value::Null, "the full backup is replaced by changes after it");
     backup(&setup, &server, ["full", "--overwrite"]).expect(0);
     let exit = restore(&setup, ["--force", "full"], "store.vkog").expect(4);
     assert!(exit.one_error().contains("in use"), "{exit}");
@@ -282,7 +299,10 @@ fn a_backup_that_was_cut_off_is_no_backup() {
     let setup = setup();
     let server = setup.start();
     (0..100).for_each(|number| drop(server.put(&format!("key {number}"), "value").expect(200)));
+    server.path("HEAD", "/export").header("Authorization", format!("Bearer {TOKEN}")).send().expect(200);
+    assert_eq!((ended(&server), metric(&server, "vkog_export_bytes_total")), ([0; 3], 0), "HEAD exports nothing");
     let whole = export(&server, "").expect(200).body;
+    assert_eq!((ended(&server), metric(&server, "vkog_export_bytes_total")), ([1, 0, 0], whole.len() as u64));
     assert!(whole.ends_with(b"}}\n"), "{}", whole.escape_ascii());
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -325,6 +345,7 @@ fn a_client_that_does_not_read_its_export_holds_up_nobody() {
     let head = wire.try_head().expect("it begins").expect(200);
     assert!(head.header("Vkog-Revision").is_some(), "{head}");
     export(&server, "").refused(503, "Another export is in progress").has("Retry-After", "1");
+    assert_eq!((metric(&server, "vkog_exports_running"), ended(&server)), (1, [0; 3]));
     let exit = backup(&setup, &server, ["second"]).expect(6);
     assert!(exit.one_error().contains("Another export"), "{exit}");
     (0..20).for_each(|number| drop(server.put(&format!("other {number}"), "v").expect(200)));
@@ -334,6 +355,7 @@ fn a_client_that_does_not_read_its_export_holds_up_nobody() {
     while export(&server, "").status != 200 {
         assert!(begun.elapsed() < DEADLINE, "the export of a client that has gone never ends\n{}", server.log());
     }
+    assert_eq!((metric(&server, "vkog_exports_running"), ended(&server)), (0, [1, 0, 1]));
 }
 
 #[test]
@@ -350,6 +372,7 @@ fn an_export_fails_visibly_when_writers_replace_too_much_before_it_is_read() {
     let text = String::from_utf8(wire.rest().expect("it ends")).expect("lines of JSON");
     let last = text.lines().last().expect("lines");
     assert!(last.starts_with("{\"failed\":") && last.contains("watch-history"), "{last}");
+    assert_eq!(ended(&server), [0, 1, 0]);
 }
 
 #[test]

@@ -290,7 +290,7 @@ fn an_unreadable_batch_is_refused_with_position_and_reason() {
     for (body, index, words) in [
         (r#"[{"op":"put","key":"k","value":"v"},{"op":"put","key":"k","valu":"v"}]"#, Some(1), known),
         (r#"[{"op":"put","key":"k","value":"v","key":"l"}]"#, Some(0), "duplicate field `key` at line 1 column 40"),
-        (r#"[{"op":"patch","key":"k"}]"#, Some(0), "use get, post, put or delete"),
+        (r#"[{"op":"touch","key":"k"}]"#, Some(0), "use get, post, put, patch or delete"),
         (r#"[{"op":"put","value":"v"}]"#, Some(0), "missing field `key`"),
         (r#"[["put","k","v"]]"#, Some(0), "an operation, which is a map"),
         (r#"[{"op":"put","key":"k","value":7}]"#, Some(0), "text or bytes"),

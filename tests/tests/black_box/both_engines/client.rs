@@ -90,7 +90,6 @@ fn the_client_prints_the_message_of_a_refusal() {
             "vkog: cannot put absent: Precondition failed: the entry is not as expected (412)",
         ),
         ("vkog put k ''", "vkog: cannot put k: No content provided (400)"),
-        ("vkog get ''", "vkog: cannot get \"\": Key cannot be empty (400)"),
         (
             "head -c 1500 /dev/zero | vkog put k",
             "vkog: cannot put k: Max size exceeded: \"k\" needs 1499 bytes, 998 of 1000 are free (413)",

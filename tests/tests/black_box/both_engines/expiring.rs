@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use rmpv::Value as Packed;
 use serde_json::{Value, json};
 use vkog_tests::{Client, Exit, Reply, Running, Server, Setup, conflict, ttl, with_background};
 
@@ -22,6 +23,21 @@ fn touch(server: &Client, key: &str, time: &str) -> Reply {
 fn left(reply: &Reply) -> u64 {
     let left = reply.header("Vkog-TTL").and_then(|left| left.parse().ok());
     left.unwrap_or_else(|| panic!("no seconds are left in {reply}"))
+}
+
+/// Sends operations as JSON.
+fn batch(server: &Client, operations: &Value) -> Reply {
+    let request = server.path("POST", "/batch").header("Content-Type", "application/json");
+    request.body(operations.to_string()).send()
+}
+
+/// Asserts the status, the operation and the message of a batch that failed.
+#[track_caller]
+fn failed(reply: Reply, status: u16, index: usize, title: &str) {
+    let reply = reply.expect(status);
+    let problem: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    assert_eq!(problem["index"], json!(index), "{reply}");
+    assert!(problem["title"].as_str().is_some_and(|text| text.starts_with(title)), "{reply}");
 }
 
 /// Returns the first key of the listing with this prefix.
@@ -91,6 +107,89 @@ fn patch_loses_no_concurrent_write() {
     with_background([writer], || {
         for _ in 0..300 {
             let touched = touch(&server, "a", "1h");
+            assert!(touched.status == 200 || touched.status == 409, "{touched}");
+        }
+    });
+    assert!(written.load(Relaxed) > 1, "nothing was written meanwhile");
+}
+
+#[test]
+fn a_batch_changes_expiries_and_writes_in_one_step() {
+    let server = setup().start();
+    let post = server.key("POST", "a").header("Content-Type", "text/x").header("Content-Encoding", "gzip");
+    let first = post.body("packed").send().expect(200).revision();
+    server.put("large", vec![b'x'; 300_000]).expect(200);
+    let patch = |key: &str, ttl: &str| json!({ "op": "patch", "key": key, "headers": { "Vkog-TTL": ttl } });
+    let mut operations = json!([
+        { "op": "put", "key": "b", "value": "1" },
+        patch("a", "1h"),
+        patch("large", "2h"),
+        { "op": "get", "key": "a" },
+        { "op": "put", "key": "large", "value": "small" },
+    ]);
+    let reply = batch(&server, &operations).expect(200);
+    let results: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    assert_eq!((&results[1]["status"], &results[1]["value"]), (&json!(200), &Value::Null), "{reply}");
+    let revision = results[0]["revision"].as_u64().expect("a number");
+    assert!(revision > first);
+    assert_eq!(results[1]["revision"], json!(revision + 1), "{reply}");
+    let read = (&results[3]["value"], &results[3]["headers"]["Vkog-TTL"], &results[3]["headers"]["Content-Encoding"]);
+    assert_eq!(read, (&json!("packed"), &json!("3600"), &json!("gzip")), "{reply}");
+    let read = server.get("a").expect(200).is("packed").has("Content-Type", "text/x").has("Content-Encoding", "gzip");
+    assert_eq!(read.revision(), revision + 1);
+    assert!((7100..=7200).contains(&left(&server.get("large").expect(200).is("small"))));
+    operations[2] = patch("large", "3h");
+    operations.as_array_mut().expect("a list").truncate(3);
+    operations.as_array_mut().expect("a list").push(patch("b", "soon"));
+    let fact = "A patch follows a write of its key in the same batch: send its headers with that write";
+    failed(batch(&server, &operations), 400, 3, fact);
+    operations[3] = patch("absent", "1h");
+    failed(batch(&server, &operations), 404, 3, "Not Found");
+    operations[3] = patch("large", "soon");
+    operations[2] = json!({ "op": "patch", "key": "a", "if_match": revision });
+    operations[0] = json!({ "op": "patch", "key": "b", "value": "1" });
+    let fact = "Operation 0 cannot be read: a patch takes neither value nor content_type; remove them";
+    failed(batch(&server, &operations), 400, 0, fact);
+    operations[0] = json!({ "op": "put", "key": "b", "value": "2" });
+    operations[1] = json!({ "op": "get", "key": "b" });
+    failed(batch(&server, &operations), 412, 2, "Precondition failed: the entry is not as expected");
+    server.get("b").expect(200).is("1");
+}
+
+#[test]
+fn a_batch_in_messagepack_touches_an_entry() {
+    let server = setup().start();
+    server.put("a", "value").expect(200);
+    let headers = Packed::Map(vec![("Vkog-TTL".into(), "1h".into())]);
+    let fields = [("op", "patch".into()), ("key", "a".into()), ("if_match", "*".into()), ("headers", headers)];
+    let operation = Packed::Map(fields.into_iter().map(|(name, field)| (name.into(), field)).collect());
+    let mut body = Vec::new();
+    rmpv::encode::write_value(&mut body, &Packed::Array(vec![operation])).expect("a vector takes all");
+    let reply = server.path("POST", "/batch").header("Content-Type", "application/msgpack").body(body).send();
+    let results = rmpv::decode::read_value(&mut &reply.expect(200).body[..]).expect("it is MessagePack");
+    let revision = server.get("a").expect(200).is("value").revision();
+    assert_eq!(results[0]["revision"].as_u64(), Some(revision), "{results}");
+    assert!((3500..=3600).contains(&left(&server.get("a"))));
+}
+
+#[test]
+fn a_batch_with_a_touch_loses_no_concurrent_write() {
+    let server = setup().args(["--fsync", "never"]).start();
+    server.put("a", "0").expect(200);
+    let written = AtomicU64::new(1);
+    // The only writer of other values: each of its reads returns what it has just written.
+    let writer = || {
+        let next = written.fetch_add(1, Relaxed).to_string();
+        server.put("a", &next).expect(200);
+        server.get("a").expect(200).is(&next);
+    };
+    let operations = json!([
+        { "op": "put", "key": "b", "value": "1" },
+        { "op": "patch", "key": "a", "headers": { "Vkog-TTL": "1h" } },
+    ]);
+    with_background([writer], || {
+        for _ in 0..300 {
+            let touched = batch(&server, &operations);
             assert!(touched.status == 200 || touched.status == 409, "{touched}");
         }
     });
