@@ -4,7 +4,7 @@
 //! Both hold about the same number of entries. Redis (`redis-server` in the path) runs on a port of the loopback interface
 //! and reads and writes in a script, so that the next request sees what this one leaves, as here.
 
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../src/lib.rs"]
 mod plugin;
 
