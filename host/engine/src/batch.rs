@@ -1,8 +1,9 @@
 //! Several operations in one step: the before-hooks of all, then all locks, then the guards and the decision of one operation
 //! after the other. All of them are committed, or none is. A batch that only reads takes read locks.
 
+mod restored;
+
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,12 +13,10 @@ use super::coding::announce;
 use super::transforms::{self, is_transformed};
 use super::write::{Prepared, committed, decide, decided, entry, outcome_of, prepare};
 use super::{Conditions, Engine, ExtraHeaders, InvalidRequest, Outcome, check_operation, host_refusal, offload, view};
+use restored::Restored;
 use vkog_plugin_host::{Chain, OpContext, Origin, Transforms, Verb};
 use vkog_runtime::ThreadPool;
 use vkog_store::{Change, Changes, Decide, Decision, Entry, Store, Update};
-
-/// The maximum number of times that values are turned back for one batch. Each time after the first, entries have changed.
-const ATTEMPTS_MAX: u32 = 64;
 
 /// Operations that succeed or fail together.
 pub struct Batch {
@@ -271,24 +270,6 @@ enum Rejected {
     Stored(Vec<(usize, Entry)>),
 }
 
-/// The transformed values that a batch reads, turned back.
-#[derive(Default)]
-struct Restored {
-    /// By the index of the get: the entry as it is stored, as it was sent, and the headers that its plugins add.
-    entries: HashMap<usize, (Entry, Entry, ExtraHeaders)>,
-    attempts: u32,
-}
-
-impl Restored {
-    /// Returns the entry that a get found as it was sent, if it was turned back.
-    fn of(&self, index: usize, found: &Entry) -> Option<&Entry> {
-        let (stored, sent, _) = self.entries.get(&index)?;
-        // An entry that the batch itself writes is another one in each attempt.
-        let is_same = stored.value() == found.value() && stored.details() == found.details();
-        is_same.then_some(sent)
-    }
-}
-
 /// Decides the operations of a batch that writes.
 struct Write {
     /// The results of preparing each operation before the locks were taken.
@@ -403,36 +384,6 @@ impl Batch {
             *left = rest;
         }
         Ok(!passed.hidden)
-    }
-
-    /// Turns values back that gets have found, besides those that were turned back before.
-    fn restore(
-        &self,
-        chain: &Arc<Chain>,
-        before: &Restored,
-        found: Vec<(usize, Entry)>,
-    ) -> Result<Restored, BatchFailure> {
-        let mut restored = Restored { entries: before.entries.clone(), attempts: before.attempts + 1 };
-        if restored.attempts > ATTEMPTS_MAX {
-            let fact = "Entries changed again and again while the batch was in flight; send it again";
-            return Err(BatchFailure { at: None, outcome: Outcome::Refused(host_refusal(503, fact)) });
-        }
-        let mut sum: usize = restored.entries.values().map(|(_, sent, _)| size(sent)).sum();
-        for (index, stored) in found {
-            let sent = self.with_context(index, |context| transforms::sent(chain, context, &stored));
-            match sent {
-                Ok(sent) => {
-                    let (entry, headers) = sent.unwrap_or_else(|| (stored.clone(), Vec::new()));
-                    sum += size(&entry);
-                    restored.entries.insert(index, (stored, entry, headers));
-                }
-                Err(refusal) => return Err(self.failure(index, Outcome::Refused(refusal))),
-            }
-            if sum > self.values_max {
-                return Err(self.failure(index, too_large(self.values_max)));
-            }
-        }
-        Ok(restored)
     }
 
     /// Runs the after-hooks of a get that found this entry, and returns its outcome.
