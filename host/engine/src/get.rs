@@ -46,12 +46,7 @@ fn read<S: Store>(
     });
     // Nearly every read is durable already, and then needs no completion.
     if engine.store.is_durable(ticket) {
-        return match outcome {
-            Outcome::Found(entry) if is_transformed(&entry) && entry.value().len() > transforms::LARGE => {
-                complete_large(engine, chain, request, entry, on_done);
-            }
-            outcome => complete(chain, &request, outcome, on_done),
-        };
+        return complete_durable(engine, chain, request, outcome, on_done);
     }
     let (pool, retrying) = (engine.pool_for(&chain, &request), Arc::clone(engine));
     let chain = Guard::into_inner(chain);
@@ -59,7 +54,7 @@ fn read<S: Store>(
         offload(pool, move || {
             let chain = Guard::from_inner(chain);
             if durable.is_ok() {
-                return complete(chain, &request, outcome, on_done);
+                return complete_durable(&retrying, chain, request, outcome, on_done);
             }
             // The entry was rolled back after the guards had passed: undo them and read again.
             if let Outcome::Found(entry) = &outcome {
@@ -68,6 +63,22 @@ fn read<S: Store>(
             read(&retrying, chain, request, on_done);
         });
     });
+}
+
+#[inline]
+fn complete_durable<S: Store>(
+    engine: &Engine<S>,
+    chain: ChainGuard,
+    request: Request,
+    outcome: Outcome,
+    on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
+) {
+    match outcome {
+        Outcome::Found(entry) if is_transformed(&entry) && entry.value().len() > transforms::LARGE => {
+            complete_large(engine, chain, request, entry, on_done);
+        }
+        outcome => complete(chain, &request, outcome, on_done),
+    }
 }
 
 /// Completes a read of a value that takes long to turn back, on the blocking pool.

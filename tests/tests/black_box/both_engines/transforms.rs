@@ -6,7 +6,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use vkog_tests::{Server, Setup, administered, artefacts, only_ours};
+use vkog_tests::{Server, Setup, administered, amount, artefacts, only_ours, with_background};
 
 use super::ENGINE;
 
@@ -232,4 +232,29 @@ fn the_order_of_the_chain_decides_about_writes_and_the_record_about_reads() {
     for key in ["compressed-first", "encrypted-first"] {
         server.get(key).expect(200).is(long());
     }
+}
+
+#[test]
+fn reads_and_writes_during_reloads_use_one_chain_each() {
+    let setup = setup();
+    let server = setup.start();
+    server.put("k", long()).expect(200);
+    let clients = (0..3).map(|number| {
+        let (server, key, mut round) = (&server, format!("k{number}"), 0);
+        move || {
+            let value = format!("{SECRET} {round} ").repeat(1 + round % 30);
+            server.put(&key, &value).expect(200);
+            server.get(&key).expect(200).is(&value);
+            server.get("k").expect(200).is(long());
+            round += 1;
+        }
+    });
+    with_background(clients, || {
+        for (number, last) in ('b'..).take(amount(8, 25)).enumerate() {
+            let keys = format!("keys-{number}");
+            write_keys(&setup, &keys, &('a'..=last).rev().collect::<Vec<_>>());
+            setup.write_config(&config(["", "\"encrypt\""][number % 2], &keys));
+            assert_eq!(server.reloaded("encrypt"), "reloaded");
+        }
+    });
 }
