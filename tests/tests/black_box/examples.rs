@@ -1,4 +1,4 @@
-//! The three example plugins do what their READMEs say.
+//! The example plugins do what their READMEs say.
 //!
 //! Provoked by loading the built libraries into a server.
 
@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vkog_tests::{DEADLINE, Setup, artefacts, bytes, conflict};
+use vkog_tests::{DEADLINE, ENGINES, Setup, artefacts, bytes, conflict};
 
 #[test]
 fn json_only_refuses_invalid_json_with_422_and_its_position() {
@@ -91,6 +91,74 @@ fn bearer_does_not_start_without_a_token() {
     assert!(exit.one_error().contains("token") && exit.one_error().ends_with("[bad-settings]"), "{exit}");
     let exit = setup.config("[plugins.bearer]\ntoken = \"\"\n").fail().expect(1);
     assert!(exit.one_error().contains("token is empty") && exit.one_error().ends_with("[create-failed]"), "{exit}");
+}
+
+#[test]
+fn limit_refuses_requests_beyond_its_rate_with_429() {
+    let config = "[plugins.limit]\nrate = 1\nburst = 3\nby = \"ip\"\n";
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine]).load(artefacts().library("vkog-limit")).config(config);
+        let server = setup.start();
+        let batch = r#"[{"op":"put","key":"a","value":"1"},{"op":"get","key":"a"},{"op":"get","key":"b"}]"#;
+        let batch = || server.path("POST", "/batch").header("Content-Type", "application/json").body(batch).send();
+        batch().expect(200);
+        let refused = (0..100).map(|_| server.get("a")).find(|reply| reply.status != 200);
+        let refused = refused.expect("a refusal").has("Retry-After", "1").has("Vkog-Plugin", "limit");
+        refused.refused(429, "Too many requests: 1 per second are allowed; try again later");
+        // These are not limited.
+        for path in ["/livez", "/readyz", "/plugins", "/"] {
+            server.path("GET", path).send().expect(200);
+        }
+        let metrics = server.path("GET", "/metrics").send().expect(200).text();
+        let total = metrics.lines().find(|line| line.starts_with("vkog_plugin_limit_limited_total"));
+        let total = total.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        assert!(total.is_some_and(|total| total >= 1), "{metrics}");
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn tenant_keeps_the_entries_of_tokens_apart() {
+    let token = |name: &str, rest: &str| {
+        format!("[[access.tokens]]\nname = {name:?}\ntoken = \"{name}-secret\"\nright = \"write\"\n{rest}\n")
+    };
+    let tokens = token("ann", "prefix = \"ann/\"") + &token("bob", "") + &token("eve", "");
+    let tenants = "[plugins.tenant.tokens]\nann = \"ann/\"\nbob = \"bob/\"\n";
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine]).load(artefacts().library("vkog-tenant")).load(conflict());
+        let setup = setup.config(format!("{tokens}{tenants}"));
+        let server = setup.start();
+        let send = |token: &str, method: &str, path: &str, body: &str| {
+            let request = server.path(method, path).header("Authorization", format!("Bearer {token}-secret"));
+            if body.is_empty() { request.send() } else { request.body(body).send() }
+        };
+        for name in ["ann", "bob"] {
+            send(name, "POST", "/k/a", &format!("of {name}")).expect(200);
+            send(name, "POST", "/k/a/1", name).expect(200);
+            send(name, "POST", "/k/a", "again").expect(409);
+        }
+        for name in ["ann", "bob"] {
+            send(name, "GET", "/k/a", "").expect(200).is(format!("of {name}"));
+            send(name, "GET", &format!("/k/{name}/a"), "").expect(404);
+            let listed = send(name, "GET", "/keys?delimiter=/", "").expect(200);
+            let listed: Value = serde_json::from_slice(&listed.body).expect("it is JSON");
+            assert_eq!((&listed["keys"][0]["key"], &listed["prefixes"]), (&json!("a"), &json!(["a/"])), "{listed}");
+            send(name, "GET", "/keys?count", "").expect(200).says("2");
+        }
+        send("ann", "DELETE", "/keys?all", "").expect(200).says("\"deleted\": 2");
+        send("bob", "GET", "/keys?count", "").expect(200).says("2");
+        send("eve", "GET", "/k/bob/a", "").refused(403, "Not allowed: send an access token that has entries here");
+        server.path("GET", "/k/a").send().expect(401);
+        server.stop().expect(0);
+        // Whole keys.
+        let setup =
+            Setup::new().args(["--http", engine]).load(artefacts().library("vkog-tenant")).store(setup.store_file());
+        let server = setup.config(format!("{tokens}[plugins.tenant]\nothers = \"whole\"\n{tenants}")).start();
+        let get = |path: &str| server.path("GET", path).header("Authorization", "Bearer eve-secret").send();
+        get("/k/bob/a").expect(200).is("of bob");
+        get("/keys?count").expect(200).says("2");
+        server.stop().expect(0);
+    }
 }
 
 /// Returns the lines of an audit file.
