@@ -60,7 +60,7 @@
 //! | learn what the store holds at the start | [`Start`] |
 //! | work periodically | [`Tick`] |
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
-//! | serve requests of your own under `/x/NAME/` | [`Serve`] |
+//! | serve your own requests under `/x/NAME/` | [`Serve`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and
