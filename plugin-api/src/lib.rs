@@ -66,7 +66,7 @@
 //! | work periodically | [`Tick`] |
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
 //! | go through entries in byte order, or draw some at random | [`Host::for_each_in`], [`Host::sample`] |
-//! | serve requests of your own under `/x/NAME/` | [`Serve`] |
+//! | serve your own requests under `/x/NAME/` | [`Serve`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and

@@ -72,7 +72,7 @@ pub(super) fn too_large(length: Option<u64>, value_max: u64) -> Problem {
     Problem::new(413, format!("Body too large{length}; the maximum is {value_max} (--max-value)"))
 }
 
-/// What calls of routes share.
+/// The state that all calls of routes share.
 pub(super) struct Routes {
     /// Starts a thread for each call. The permits of the plugins limit their number.
     pool: Arc<ThreadPool>,

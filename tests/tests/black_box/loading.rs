@@ -297,9 +297,9 @@ fn check_json_is_one_document_with_the_same_facts() {
         document["plugins"].clone()
     };
     let mut good = json!({
-        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.4.0",
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.5.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
-        "required_hooks": ["guard_post", "guard_put", "guard_delete"],
+        "required_hooks": ["guard_post", "guard_put", "guard_delete"], "routes": [],
     });
     let found = check(&[&conflict()], 0);
     if cfg!(all(target_os = "linux", target_env = "gnu")) && !on_windows() {

@@ -12,7 +12,7 @@ use super::store_access::{CallScope, KeyRange, PluginRequest, PluginResponse, St
 
 /// The client of a route. The store calls of the `serve` hook have its permissions.
 pub trait RouteClient: Send + Sync {
-    /// Checks whether the client may run this operation on a key, as the store has it.
+    /// Checks whether the client may run this operation on a key, as it is stored.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ struct ClientStore {
 }
 
 impl ClientStore {
-    /// Returns a key as the store has it.
+    /// Returns a key as it is stored.
     fn whole<'a>(&self, key: &'a str) -> Cow<'a, str> {
         match self.client.key_prefix() {
             "" => Cow::Borrowed(key),

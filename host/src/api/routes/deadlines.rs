@@ -31,7 +31,7 @@ struct State {
     thread: Thread,
 }
 
-/// What the thread does.
+/// The state of the thread.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Thread {
     #[default]

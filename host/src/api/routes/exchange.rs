@@ -37,8 +37,8 @@ pub(super) struct Exchange {
 enum State {
     /// The plugin has not responded.
     Waiting(Respond),
-    /// It has responded, and has not returned. The response waits for that, so that a client that has it can send the next
-    /// request although the plugin serves the maximum.
+    /// It has responded, and has not returned. The response waits for that, so that a client that receives it can send the
+    /// next request although the plugin serves the maximum.
     Responded(Respond, Box<Response>),
     /// It sends a body part by part.
     Streaming {
