@@ -445,6 +445,10 @@ pub struct HostApi {
     /// Calls a function with the entries whose keys begin with the prefix, in byte order, from a start on, at most as many
     /// as the limit. Otherwise as `for_each`.
     pub for_each_from: for<'a> unsafe extern "C" fn(*const (), RStr<'a>, RStr<'a>, u64, *mut (), EachFn) -> u32,
+    /// Calls a function with entries that are chosen at random, at most as many as the number. Otherwise as `for_each`.
+    pub sample: unsafe extern "C" fn(*const (), u64, *mut (), EachFn) -> u32,
+    /// Switches a hook of the plugin off, by its name, while the plugin is created.
+    pub switch_off: for<'a> unsafe extern "C" fn(*const (), RStr<'a>),
 }
 
 /// The host as a plugin holds it.

@@ -218,6 +218,14 @@ pub(crate) fn too_old(version: &str) -> Refusal {
     Refusal::new(501, format!("this host is older than vkog-plugin-api {version}; use a newer one"))
 }
 
+/// The result of a listing.
+fn listed(status: u32) -> Result<(), Refusal> {
+    match status {
+        0 => Ok(()),
+        status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
+    }
+}
+
 impl Host {
     /// Runs one operation, and blocks until it is durable. It passes the whole chain, including this plugin's own
     /// hooks; they recognise it by [`Request::asker`](crate::Request::asker). Since 1.1.
@@ -359,14 +367,15 @@ impl Host {
         let status =
             unsafe { function(self.cx(), prefix.into(), (&raw mut visit).cast(), EachFn { each: each_entry::<F> }) };
         visit.finish();
-        match status {
-            0 => Ok(()),
-            status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
-        }
+        listed(status)
     }
 
     /// Calls a function with entries in the byte order of their keys, until the function returns `Break`. Otherwise as
-    /// [`for_each`](Self::for_each). Since 1.5.
+    /// [`for_each`](Self::for_each). A key that exists throughout the call is not left out because others are written. Since
+    /// 1.5.
+    ///
+    /// The host reads some hundred entries at a time. The store keeps no order: the first page costs a scan of all keys, and
+    /// the next ones use what it found, about a sixteenth of the keys at a time.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -392,13 +401,47 @@ impl Host {
         let KeyRange { prefix, from, limit } = *range;
         let mut visit = Visit::new(&mut each);
         let each = EachFn { each: each_entry::<F> };
-        // SAFETY: as in `ask_all`.
+        // SAFETY: as in `ask`.
         let status = unsafe { function(self.cx(), prefix.into(), from.into(), limit, (&raw mut visit).cast(), each) };
         visit.finish();
-        match status {
-            0 => Ok(()),
-            status => Err(Refusal::new(u16::try_from(status).unwrap_or(500), "the store cannot be listed from here")),
-        }
+        listed(status)
+    }
+
+    /// Calls a function with different entries that are chosen at random, at most `count`, until the function returns
+    /// `Break`. It takes the same time however many entries the store has. Otherwise as [`for_each`](Self::for_each): an
+    /// entry that a plugin hides or refuses is left out, and no other one is chosen instead. Since 1.5.
+    ///
+    /// The choice does not depend on keys and values. The entries of one call are not independent of each other: those that
+    /// lie side by side in the hash table of the store are chosen together.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::ops::ControlFlow;
+    /// /// Estimates the average size of a value, in bytes.
+    /// fn average(host: Host) -> Result<usize, Refusal> {
+    ///     let (mut sum, mut count) = (0, 0);
+    ///     host.sample(100, |_key, entry| {
+    ///         sum += entry.value().len();
+    ///         count += 1;
+    ///         ControlFlow::Continue(())
+    ///     })?;
+    ///     Ok(sum / count.max(1))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// 501 or 508, as for [`ask`](Self::ask).
+    pub fn sample<F>(&self, count: u64, mut each: F) -> Result<(), Refusal>
+    where
+        F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
+    {
+        let Some(function) = self.api().sample() else { return Err(too_old("1.5")) };
+        let mut visit = Visit::new(&mut each);
+        // SAFETY: as in `ask`.
+        let status = unsafe { function(self.cx(), count, (&raw mut visit).cast(), EachFn { each: each_entry::<F> }) };
+        visit.finish();
+        listed(status)
     }
 
     /// Returns the time of the host's clock, in milliseconds of precision. Use it instead of the system's clock: a test

@@ -70,4 +70,23 @@ impl Host {
         // SAFETY: as in `log`.
         unsafe { self.raw.api.max_size()(self.raw.cx) }
     }
+
+    /// Switches a hook of this plugin off, by its name, because the settings do not need it: operations then cost what they
+    /// cost without it. Call it in [`Plugin::create`](crate::Plugin::create); later it has no effect. A host older than 1.5
+    /// ignores it and calls the hook. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// fn observe(host: Host, reads: bool) {
+    ///     if !reads {
+    ///         host.switch_off("after_get");
+    ///     }
+    /// }
+    /// ```
+    pub fn switch_off(&self, hook: &str) {
+        if let Some(switch_off) = self.raw.api.switch_off() {
+            // SAFETY: as in `log`.
+            unsafe { switch_off(self.raw.cx, hook.into()) }
+        }
+    }
 }

@@ -60,6 +60,7 @@
 //! | learn what the store holds at the start | [`Start`] |
 //! | work periodically | [`Tick`] |
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
+//! | go through entries in byte order, or draw some at random | [`Host::for_each_in`], [`Host::sample`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and

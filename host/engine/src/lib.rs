@@ -15,6 +15,7 @@ mod delete_page;
 mod get;
 mod list;
 mod outcome;
+mod plugin_list;
 mod plugin_request;
 mod touch;
 mod validation;

@@ -144,12 +144,12 @@ fn folded<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Option<&'a
 }
 
 /// The first key after this one.
-fn behind(key: &str) -> Vec<u8> {
+pub(super) fn behind(key: &str) -> Vec<u8> {
     [key.as_bytes(), &[0]].concat()
 }
 
 /// The end of the range of keys with this prefix; none for the empty prefix.
-fn end_of(prefix: &str) -> Option<Vec<u8>> {
+pub(super) fn end_of(prefix: &str) -> Option<Vec<u8>> {
     let mut end = prefix.as_bytes().to_vec();
     // No byte of UTF-8 is 255.
     *end.last_mut()? += 1;

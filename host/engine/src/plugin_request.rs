@@ -9,7 +9,9 @@ use crossbeam_channel::bounded;
 use super::{
     Conditions, Engine, ExtraHeaders, Outcome, Request, Revisions, check_memory, check_operation, host_refusal, view,
 };
-use vkog_plugin_host::{CallScope, EntryView, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
+use vkog_plugin_host::{
+    CallScope, EntryView, KeyRange, Origin, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb,
+};
 use vkog_runtime::Mailbox;
 use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
 
@@ -88,27 +90,20 @@ impl<S: Store> StoreAccess for Engine<S> {
     }
 
     fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
-        for entry in self.store.with_prefix(prefix) {
-            let request = PluginRequest {
-                verb: Verb::Get,
-                key: entry.key(),
-                value: &[],
-                content_type: "",
-                query: "",
-                headers: Vec::new(),
-                if_revision: None,
-                scope: scope.clone(),
-            };
-            let mut continues = true;
-            Arc::clone(&self).request(&request, &mut |response| {
-                if let PluginResponse::Found(found) = response {
-                    continues = each(entry.key(), found);
-                }
-            });
-            if !continues {
-                return;
-            }
-        }
+        self.pass_prefix(prefix, scope, each);
+    }
+
+    fn for_each_from(
+        self: Arc<Self>,
+        range: KeyRange<'_>,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    ) {
+        self.pass_range(range, scope, each);
+    }
+
+    fn sample(self: Arc<Self>, count: usize, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {
+        self.pass_sample(count, scope, each);
     }
 
     fn on_quarantine(&self) {

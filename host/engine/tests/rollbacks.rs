@@ -81,6 +81,10 @@ impl Store for Unsure {
         self.store.range(from, end, count)
     }
 
+    fn sample(&self, count: usize) -> Vec<Entry> {
+        self.store.sample(count)
+    }
+
     fn count(&self, prefix: &str) -> u64 {
         self.store.count(prefix)
     }

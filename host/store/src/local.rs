@@ -16,6 +16,7 @@ use crate::lock::Lock;
 use crate::options::Options;
 use crate::outcomes::Outcomes;
 use crate::paths::Paths;
+use crate::random::random;
 use crate::range;
 use crate::recover::{self, LoadProgress, Recovered};
 use crate::shared::Shared;
@@ -346,6 +347,10 @@ impl Store for LocalStore {
                 let _ = shared.outcome(ReadTicket { revision, rollback_epoch });
             })
         })
+    }
+
+    fn sample(&self, count: usize) -> Vec<Entry> {
+        self.shared.map.sample(random(), count)
     }
 
     fn count(&self, prefix: &str) -> u64 {

@@ -15,6 +15,9 @@ use super::view::{Retained, ViewState};
 /// millisecond, and that growing one table is no pause (with ten million entries, a shard has ten thousand).
 pub(super) const SHARDS: usize = 1024;
 
+/// The maximum number of entries for which a sample reserves memory before it finds them.
+const SAMPLE_CAPACITY: usize = 1024;
+
 /// Entries under their keys.
 pub(super) struct Map {
     shards: Box<[RwLock<Shard>]>,
@@ -159,6 +162,24 @@ impl Map {
             let shard = self.read(shard);
             shard.iter().filter(|entry| entry.key().starts_with(prefix)).cloned().collect::<Vec<_>>()
         })
+    }
+
+    /// Different entries that are chosen at random: those behind a position in the table of a shard that a random number
+    /// selects, and those of the next shards if it has too few.
+    pub(super) fn sample(&self, random: u64, count: usize) -> Vec<Entry> {
+        let mut found = Vec::with_capacity(count.min(SAMPLE_CAPACITY));
+        let first = random as usize % SHARDS;
+        for shard in (first..SHARDS).chain(0..first) {
+            if found.len() == count {
+                break;
+            }
+            let shard = self.read(shard);
+            let buckets = shard.table.num_buckets();
+            let start = (random >> 32) as usize % buckets.max(1);
+            let order = (start..buckets).chain(0..start);
+            found.extend(order.filter_map(|bucket| shard.table.get_bucket(bucket)).take(count - found.len()).cloned());
+        }
+        found
     }
 
     /// The number of keys that start with a prefix.

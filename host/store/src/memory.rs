@@ -11,6 +11,7 @@ use crate::change_feed::{ChangeFeed, Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
 use crate::map::Map;
+use crate::random::random;
 use crate::range;
 use crate::store::{RolledBack, Store};
 use crate::update::{Changes, Decide, Run, Update, assign, writes};
@@ -129,6 +130,10 @@ impl Store for MemoryStore {
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry> {
         self.0.map.key_ranges.forget_idle();
         range::entries(&self.0.map, from, end, count, &mut 0, || {})
+    }
+
+    fn sample(&self, count: usize) -> Vec<Entry> {
+        self.0.map.sample(random(), count)
     }
 
     fn count(&self, prefix: &str) -> u64 {

@@ -78,6 +78,11 @@ pub trait Store: Send + Sync + 'static {
     /// Blocks until all that it read is durable.
     fn range(&self, from: &[u8], end: Option<&[u8]>, count: usize) -> Vec<Entry>;
 
+    /// Entries that are chosen at random: `count` different ones, fewer only if the store has no more. Neighbours in the hash
+    /// table are chosen together, so the choice does not depend on keys, but the entries of one call are not independent.
+    /// They may not be durable yet.
+    fn sample(&self, count: usize) -> Vec<Entry>;
+
     /// The number of keys that start with a prefix. Blocks as [`range`](Self::range) does.
     fn count(&self, prefix: &str) -> u64;
 

@@ -48,6 +48,7 @@ cases! {
     several_entries_are_read_in_one_step
     a_range_has_its_keys_in_byte_order
     keys_are_counted_and_iterated_by_prefix
+    a_sample_has_different_entries_and_each_entry_gets_its_turn
     totals_count_keys_and_values
     a_watch_has_each_change_once_and_in_order
     a_watch_of_unknown_revisions_is_refused
@@ -301,6 +302,27 @@ fn keys_are_counted_and_iterated_by_prefix(store: &impl Store) {
     let mut found: Vec<_> = store.with_prefix("a/").map(|entry| entry.key().to_owned()).collect();
     found.sort_unstable();
     assert_eq!(found, ["a/1", "a/2"]);
+}
+
+fn a_sample_has_different_entries_and_each_entry_gets_its_turn(store: &impl Store) {
+    assert_eq!(store.sample(3).len(), 0);
+    let keys: Vec<String> = (0..200).map(|index| format!("key-{index}")).collect();
+    keys.iter().for_each(|key| _ = put(store, key, "value"));
+    let sample = |count| {
+        let mut found: Vec<_> = store.sample(count).iter().map(|entry| entry.key().to_owned()).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    assert_eq!([sample(0).len(), sample(7).len(), sample(200).len(), sample(1000).len()], [0, 7, 200, 200]);
+    let deadline = Instant::now() + DEADLINE;
+    let mut unseen = keys.len();
+    let mut seen = std::collections::BTreeSet::new();
+    while unseen > 0 {
+        assert!(Instant::now() < deadline, "{unseen} entries are never chosen");
+        seen.extend(sample(1));
+        unseen = keys.len() - seen.len();
+    }
 }
 
 fn totals_count_keys_and_values(store: &impl Store) {

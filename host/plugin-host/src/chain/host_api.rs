@@ -3,17 +3,18 @@
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::LazyLock;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, LazyLock};
 
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
 use vkog_plugin_api::abi::{
-    AnswerFn, EachFn, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, RawState, ScanFn, UpdateFn,
+    AnswerFn, EachFn, HOOK_NAMES, HostApi, HostApiRef, RawAnswer, RawAsk, RawHeader, RawState, ScanFn, UpdateFn,
 };
 
-use super::call::{CallOutput, Origin};
+use super::call::{CallOutput, EntryView, Origin};
 use super::host_context::PluginIdentity;
-use super::store_access::{CallScope, PluginRequest, PluginResponse, access};
+use super::store_access::{CallScope, KeyRange, PluginRequest, PluginResponse, StoreAccess, access};
 use super::text::one_line;
 
 /// The functions that every plugin gets.
@@ -47,6 +48,8 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         batch,
         update,
         for_each_from,
+        sample,
+        switch_off,
     }
     .leak_into_prefix()
 });
@@ -172,17 +175,6 @@ unsafe extern "C" fn batch(_cx: *const (), _raw: RSlice<'_, RawAsk<'_>>, _state:
 
 unsafe extern "C" fn update(_cx: *const (), _raw: &RawAsk<'_>, _state: *mut (), _update: UpdateFn, _answer: AnswerFn) {}
 
-unsafe extern "C" fn for_each_from(
-    _cx: *const (),
-    _prefix: RStr<'_>,
-    _from: RStr<'_>,
-    _limit: u64,
-    _state: *mut (),
-    _each: EachFn,
-) -> u32 {
-    501
-}
-
 unsafe extern "C" fn set_details(cx: *mut (), details: RSlice<'_, u8>) {
     // SAFETY: see `output`.
     contained((), || unsafe { output(cx) }.lazy().details = Some(details.to_vec()));
@@ -303,6 +295,40 @@ unsafe fn send(cx: *const (), raw: &[RawAsk<'_>], state: *mut (), answer: Answer
 }
 
 unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), each: EachFn) -> u32 {
+    // SAFETY: as in `ask`.
+    unsafe { list(cx, state, each, |store, scope, pass| store.for_each(prefix.as_str(), scope, pass)) }
+}
+
+unsafe extern "C" fn for_each_from(
+    cx: *const (),
+    prefix: RStr<'_>,
+    from: RStr<'_>,
+    limit: u64,
+    state: *mut (),
+    each: EachFn,
+) -> u32 {
+    let range = KeyRange { prefix: prefix.as_str(), from: from.as_str(), limit };
+    // SAFETY: as in `ask`.
+    unsafe { list(cx, state, each, |store, scope, pass| store.for_each_from(range, scope, pass)) }
+}
+
+unsafe extern "C" fn sample(cx: *const (), count: u64, state: *mut (), each: EachFn) -> u32 {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    // SAFETY: as in `ask`.
+    unsafe { list(cx, state, each, |store, scope, pass| store.sample(count, scope, pass)) }
+}
+
+/// Passes entries from a listing to a plugin. Returns 0, or the status of the refusal.
+///
+/// # Safety
+///
+/// As for [`identity`]; the state belongs to the function `each`, and lives until this returns.
+unsafe fn list(
+    cx: *const (),
+    state: *mut (),
+    each: EachFn,
+    run: impl FnOnce(Arc<dyn StoreAccess>, &CallScope, &mut dyn FnMut(&str, EntryView<'_>) -> bool),
+) -> u32 {
     contained(500, || {
         // SAFETY: see `identity`.
         let identity = unsafe { identity(cx) };
@@ -310,12 +336,22 @@ unsafe extern "C" fn for_each(cx: *const (), prefix: RStr<'_>, state: *mut (), e
             Ok(access) => access,
             Err(refusal) => return refusal.status.into(),
         };
-        store.for_each(prefix.as_str(), &scope, &mut |key, entry| {
-            // SAFETY: vkog-plugin-api passes the state that belongs to this function, and waits until this returns.
+        run(store, &scope, &mut |key, entry| {
+            // SAFETY: the caller's promise.
             unsafe { (each.each)(state, key.into(), &entry.raw(&identity.name)) }
         });
         0
     })
+}
+
+unsafe extern "C" fn switch_off(cx: *const (), hook: RStr<'_>) {
+    contained((), || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        if let Some(id) = HOOK_NAMES.iter().position(|name| *name == hook.as_str()) {
+            identity.switched_off[id].store(true, Relaxed);
+        }
+    });
 }
 
 unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr<'_>) -> *const u64 {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
+use vkog_plugin_api::abi::HOOK_NAMES;
+
 use super::store_access::StoreAccess;
 
 /// The shared context of the plugins of one server.
@@ -93,12 +95,14 @@ pub(super) struct PluginIdentity {
     /// The plugin has started and is not destroyed. Before and after that, a request could wait for a reload that waits for
     /// the plugin.
     pub(super) may_send: AtomicBool,
+    /// The hooks that the plugin has switched off, by id.
+    pub(super) switched_off: [AtomicBool; HOOK_NAMES.len()],
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{CallScope, EntryView, PluginRequest, PluginResponse};
+    use crate::chain::{CallScope, EntryView, KeyRange, PluginRequest, PluginResponse};
 
     #[test]
     fn the_clock_of_a_server_is_in_milliseconds_since_1970() {
@@ -112,6 +116,14 @@ mod tests {
         fn request(self: Arc<Self>, _: &PluginRequest<'_>, _: &mut dyn FnMut(PluginResponse<'_>)) {}
         fn request_each(self: Arc<Self>, _: &[PluginRequest<'_>], _: &mut dyn FnMut(PluginResponse<'_>)) {}
         fn for_each(self: Arc<Self>, _: &str, _: &CallScope, _: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {}
+        fn for_each_from(
+            self: Arc<Self>,
+            _: KeyRange<'_>,
+            _: &CallScope,
+            _: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+        ) {
+        }
+        fn sample(self: Arc<Self>, _: usize, _: &CallScope, _: &mut dyn FnMut(&str, EntryView<'_>) -> bool) {}
         fn on_quarantine(&self) {}
     }
 

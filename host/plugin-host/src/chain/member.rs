@@ -112,7 +112,8 @@ impl Member {
         failure_policy: FailurePolicy,
     ) -> Result<Self, PluginError> {
         let name = module.name().to_string();
-        let identity = PluginIdentity { name, context: Arc::clone(context), may_send: AtomicBool::new(false) };
+        let (context, switched_off) = (Arc::clone(context), [const { AtomicBool::new(false) }; HOOK_NAMES.len()]);
+        let identity = PluginIdentity { name, context, may_send: AtomicBool::new(false), switched_off };
         let identity: &'static PluginIdentity = Box::leak(Box::new(identity));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the caller's promise.
@@ -130,9 +131,12 @@ impl Member {
         let mut hooks = [const { None }; HOOK_NAMES.len()];
         let mut blocks = [false; HOOK_NAMES.len()];
         for entry in module.hooks().as_slice() {
-            if let Some(place) = hooks.get_mut(entry.id as usize) {
+            let id = entry.id as usize;
+            if let Some(place) = hooks.get_mut(id)
+                && !identity.switched_off[id].load(Relaxed)
+            {
                 *place = Some((entry.hook, Arc::default()));
-                blocks[entry.id as usize] = entry.flags & HookEntry::BLOCKS != 0;
+                blocks[id] = entry.flags & HookEntry::BLOCKS != 0;
             }
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);

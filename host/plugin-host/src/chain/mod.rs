@@ -22,7 +22,7 @@ pub use call::{Each, EntryView, NoOrigin, OpContext, Origin, Scan};
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use stats::HookStats;
-pub use store_access::{CallScope, DEPTH_MAX, PluginRequest, PluginResponse, StoreAccess};
+pub use store_access::{CallScope, DEPTH_MAX, KeyRange, PluginRequest, PluginResponse, StoreAccess};
 pub use text::{is_token, one_line};
 
 use call::{raw_call, raw_call_with_value};

@@ -58,6 +58,17 @@ pub enum PluginResponse<'a> {
     Refused(Cow<'a, Refusal>),
 }
 
+/// The entries that a plugin requests in byte order.
+#[derive(Copy, Clone, Debug)]
+pub struct KeyRange<'a> {
+    /// Their keys begin with this.
+    pub prefix: &'a str,
+    /// Their keys are not before this one. It need not begin with the prefix.
+    pub from: &'a str,
+    /// The maximum number of entries.
+    pub limit: u64,
+}
+
 /// The store as plugins use it. Every request passes the chain. The engine implements it; calls come from any thread, which
 /// may block.
 pub trait StoreAccess: Send + Sync {
@@ -71,6 +82,19 @@ pub trait StoreAccess: Send + Sync {
     /// Calls `each` with every entry whose key begins with the prefix and that a get in this scope would find, until `each`
     /// returns `false`.
     fn for_each(self: Arc<Self>, prefix: &str, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
+
+    /// Calls `each` with the entries of a range that a get in this scope would find, in byte order, until `each` returns
+    /// `false`.
+    fn for_each_from(
+        self: Arc<Self>,
+        range: KeyRange<'_>,
+        scope: &CallScope,
+        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+    );
+
+    /// Calls `each` with entries that are chosen at random and that a get in this scope would find, until `each` returns
+    /// `false`. `count` entries are chosen, fewer only if the store has no more.
+    fn sample(self: Arc<Self>, count: usize, scope: &CallScope, each: &mut dyn FnMut(&str, EntryView<'_>) -> bool);
 
     /// Is called when a plugin went into quarantine ([`Member::is_quarantined`](super::Member::is_quarantined)), so that the
     /// host builds a chain that does not call it.
