@@ -42,17 +42,19 @@ impl Attempts {
     }
 
     /// Calls the `make_room` hooks of the plugins, then `then`: with the attempts to continue with, or with none if no plugin
-    /// made room. Without a pool, both run on this thread, perhaps after this has returned to an earlier attempt.
+    /// made room. Without a pool, both run on this thread, perhaps after this has returned to an earlier attempt. `depth` is
+    /// the nesting depth of the operation, which limits what the hooks may cause by their own requests.
     #[cold]
     pub(super) fn make_room(
         mut self,
         chain: Arc<Chain>,
+        depth: u32,
         pool: Option<&ThreadPool>,
         then: impl FnOnce(Option<Self>) + Send + 'static,
     ) {
         self.room_made += 1;
         let further = Arc::clone(self.further.get_or_insert_default());
-        let job = move || then(chain.make_room().then_some(self));
+        let job = move || then(chain.make_room(depth).then_some(self));
         match pool {
             Some(pool) => pool.run(job),
             None => further.run(Box::new(job)),

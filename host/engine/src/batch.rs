@@ -163,7 +163,8 @@ impl<S: Store> Run<S> {
         on_done: impl FnOnce(BatchOutcome) + Send + 'static,
     ) {
         let (chain, pool) = (Arc::clone(&self.chain), self.engine.blocking_pool.clone());
-        attempts.make_room(chain, pool.as_deref(), move |further| match further {
+        // Clients send batches.
+        attempts.make_room(chain, 0, pool.as_deref(), move |further| match further {
             Some(attempts) => self.write(space, attempts, on_done),
             None => on_done(Err(refused)),
         });

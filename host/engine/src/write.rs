@@ -171,7 +171,8 @@ fn make_room<S: Store>(
 ) {
     // A plugin's request stays on the thread that waits for it.
     let pool = if request.depth == 0 { engine.blocking_pool.clone() } else { None };
-    attempts.make_room(Arc::clone(&chain), pool.as_deref(), move |further| match further {
+    let depth = request.depth;
+    attempts.make_room(Arc::clone(&chain), depth, pool.as_deref(), move |further| match further {
         Some(attempts) => attempt(&engine, chain, request, attempts, on_done),
         None => on_done(refused, Vec::new()),
     });

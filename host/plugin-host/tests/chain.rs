@@ -357,6 +357,6 @@ fn a_call_without_a_request_has_no_headers_and_no_client() {
 #[test]
 fn plugins_without_a_hook_for_it_make_no_room() {
     let (chain, calls) = chain([Return::Pass; 3]);
-    assert!(!chain.may_make_room() && !chain.make_room());
+    assert!(!chain.may_make_room() && !chain.make_room(0));
     called(&calls, &[]);
 }

@@ -216,21 +216,24 @@ impl Member {
     }
 
     /// Calls its `make_room` hook for an operation that passes this chain. Returns whether it made room.
-    pub(super) fn make_room(&self, chain: &Arc<Chain>) -> bool {
-        // A reload waits for that operation, so the requests of the hook must pass the same chain.
-        let called = || self.call_in(Arc::as_ptr(chain), MAKE_ROOM, &[], None);
+    pub(super) fn make_room(&self, chain: &Arc<Chain>, depth: u32) -> bool {
+        // A reload waits for that operation, so the requests of the hook must pass the same chain. They are nested in it, too:
+        // a hook that they call may write to the full store, which calls this hook again.
+        let called = || self.call_in(Arc::as_ptr(chain), depth, MAKE_ROOM, &[], None);
         !self.is_quarantined() && called().is_ok_and(|outcome| outcome.bits != 0)
     }
 
     /// Calls a hook that belongs to no operation.
     fn call(&self, id: usize, value: &[u8], scan: Option<Scan<'_>>) -> Result<Outcome, PluginError> {
-        self.call_in(std::ptr::null(), id, value, scan)
+        self.call_in(std::ptr::null(), 0, id, value, scan)
     }
 
-    /// Calls a hook. `chain` is the chain of the call, to which the caller holds a reference, or null.
+    /// Calls a hook. `chain` is the chain of the call, to which the caller holds a reference, or null; `depth` is its nesting
+    /// depth.
     fn call_in(
         &self,
         chain: *const Chain,
+        depth: u32,
         id: usize,
         value: &[u8],
         scan: Option<Scan<'_>>,
@@ -246,7 +249,7 @@ impl Member {
             depth: 0,
             origin: &NoOrigin,
         };
-        let _scope = Scope { depth: 0, lock: Lock::Free, chain }.enter();
+        let _scope = Scope { depth, lock: Lock::Free, chain }.enter();
         let mut output = CallOutput::new(&NoOrigin);
         (output.plugin, output.scan) = (self.name(), scan);
         let mut raw = raw_call(&op, [None, None], 0);

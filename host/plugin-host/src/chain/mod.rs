@@ -152,10 +152,11 @@ impl Chain {
         self.members.iter().any(|member| member.has("make_room"))
     }
 
-    /// Calls the `make_room` hooks. Blocks, so call it on a thread that may. Returns whether one of them made room.
-    pub fn make_room(self: &Arc<Self>) -> bool {
+    /// Calls the `make_room` hooks for an operation of this nesting depth. Blocks, so call it on a thread that may. Returns
+    /// whether one of them made room.
+    pub fn make_room(self: &Arc<Self>, depth: u32) -> bool {
         // Call all of them, even if the first returns true.
-        self.members.iter().filter(|member| member.make_room(self)).count() > 0
+        self.members.iter().filter(|member| member.make_room(self, depth)).count() > 0
     }
 
     /// Calls the `before` hooks. The caller holds no lock.
