@@ -9,10 +9,13 @@ pub(crate) struct Ledger {
     held: AtomicU64,
 }
 
-/// The error of a reservation that does not fit: the free bytes.
+/// The error of a reservation that does not fit.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full {
+    /// The free bytes.
     pub(crate) free: u64,
+    /// The bytes that would have to be released first.
+    pub(crate) lacks: u64,
 }
 
 impl Ledger {
@@ -22,6 +25,11 @@ impl Ledger {
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Returns the free bytes.
+    pub(crate) fn free(&self) -> u64 {
+        self.limit.saturating_sub(in_use(self.held.load(Relaxed)))
     }
 
     /// Sets the bytes in use before the first reservation. They may exceed the limit, because stored entries stay
@@ -43,7 +51,10 @@ impl Ledger {
         };
         match self.held.fetch_update(Relaxed, Relaxed, fits) {
             Ok(_) => Ok(()),
-            Err(held) => Err(Full { free: self.limit.saturating_sub(in_use(held)) }),
+            Err(held) => {
+                let held = in_use(held);
+                Err(Full { free: self.limit.saturating_sub(held), lacks: held.saturating_add(bytes) - self.limit })
+            }
         }
     }
 
@@ -78,9 +89,9 @@ mod tests {
     fn the_last_free_byte_can_be_reserved_and_the_next_cannot() {
         let ledger = Ledger::new(10);
         assert_eq!(ledger.reserve(7), Ok(()));
-        assert_eq!(ledger.reserve(4), Err(Full { free: 3 }));
+        assert_eq!(ledger.reserve(4), Err(Full { free: 3, lacks: 1 }));
         assert_eq!(ledger.reserve(3), Ok(()));
-        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0, lacks: 1 }));
         assert_eq!(held(&ledger), 10);
     }
 
@@ -88,7 +99,7 @@ mod tests {
     fn a_refused_reservation_takes_nothing_however_large() {
         let ledger = Ledger::new(u64::MAX);
         assert_eq!(ledger.reserve(1), Ok(()));
-        assert_eq!(ledger.reserve(u64::MAX), Err(Full { free: u64::MAX - 1 }));
+        assert_eq!(ledger.reserve(u64::MAX), Err(Full { free: u64::MAX - 1, lacks: 0 }));
         assert_eq!(held(&ledger), 1);
     }
 
@@ -96,7 +107,7 @@ mod tests {
     fn a_ledger_opened_over_its_limit_refuses_growth_until_there_is_room() {
         let ledger = Ledger::new(10);
         ledger.open(12);
-        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0, lacks: 3 }));
         assert_eq!(ledger.reserve(0), Ok(()), "nothing grows");
         ledger.release(3);
         assert_eq!(ledger.reserve(1), Ok(()));
@@ -109,12 +120,12 @@ mod tests {
         assert_eq!(ledger.reserve(4), Ok(()));
         // The entry is removed with the six bytes that it has, before its write is settled.
         ledger.release(6);
-        assert_eq!(ledger.reserve(11), Err(Full { free: 10 }));
+        assert_eq!(ledger.reserve(11), Err(Full { free: 10, lacks: 1 }));
         assert_eq!(ledger.reserve(10), Ok(()));
         ledger.settle(4, 6);
         assert_eq!(held(&ledger), 10);
         ledger.settle(10, 12);
-        assert_eq!(ledger.reserve(1), Err(Full { free: 0 }));
+        assert_eq!(ledger.reserve(1), Err(Full { free: 0, lacks: 3 }));
         assert_eq!(held(&ledger), 12);
     }
 

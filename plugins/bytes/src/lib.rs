@@ -5,15 +5,23 @@
 //! bytes by which it shrinks are released then, because if they were released earlier, another write could take the space
 //! of a value that is rolled back. Details that plugins after this one set, and those of the host, are counted then too.
 
+//!
+//! With `evict`, a refused write records in `evict` what it lacks. The host then calls `make_room`, which removes entries
+//! through the chain, and decides the write again.
+
 #![forbid(unsafe_code)]
 
+mod access;
 mod cost;
+mod evict;
 mod ledger;
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
+use access::Policy;
 use cost::{Costs, Count, OVERHEAD, Parts};
+use evict::Evictor;
 use ledger::{Full, Ledger};
 
 /// The size of the head of all details, in bytes.
@@ -23,7 +31,7 @@ const CODING: u64 = 20;
 
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
-struct Settings {
+pub(crate) struct Settings {
     /// Bytes; overrides the server's `--max-size`.
     max_size: Option<u64>,
     /// The part of an entry that is counted.
@@ -31,12 +39,15 @@ struct Settings {
     count: Count,
     /// The memory that plugins need for an entry of which they store details, in bytes.
     overhead: Option<u64>,
+    /// Which entries are removed for a write that does not fit. Without it, such a write is refused.
+    evict: Option<Policy>,
 }
 
-struct Bytes {
+pub(crate) struct Bytes {
     host: Host,
     costs: Costs,
     ledger: Ledger,
+    evictor: Option<Evictor>,
 }
 
 impl Plugin for Bytes {
@@ -44,12 +55,18 @@ impl Plugin for Bytes {
     const STAGE: Stage = Stage::Accounting;
 
     fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
-        let Settings { max_size, count, overhead } = settings;
+        let Settings { max_size, count, overhead, evict } = settings;
         if count == Count::Payload && overhead.is_some() {
             return Err("overhead belongs to count = \"memory\"; set that, or remove overhead".into());
         }
         let ledger = Ledger::new(max_size.unwrap_or_else(|| host.max_size()));
-        Ok(Bytes { host, costs: Costs { count, overhead: overhead.unwrap_or(OVERHEAD) }, ledger })
+        let evictor = evict.map(|policy| Evictor::new(host, policy, ledger.limit()));
+        if evictor.is_none() {
+            // They would do nothing.
+            host.switch_off("after_get");
+            host.switch_off("make_room");
+        }
+        Ok(Bytes { host, costs: Costs { count, overhead: overhead.unwrap_or(OVERHEAD) }, ledger, evictor })
     }
 }
 
@@ -67,25 +84,36 @@ impl Bytes {
         })
     }
 
-    /// Returns the bytes that the guard of a write reserves. The undo and the after of that write calculate the same.
-    fn growth(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+    /// Returns the cost of the entry that a write makes, as far as its guard knows it.
+    fn size_after(&self, write: &Request<'_>) -> u64 {
         let of_plugins = write.earlier_details_size();
         // The host stores the content coding with the entry, unless it changes nothing.
         let coding = write.header("content-encoding").map_or(0, |coding| CODING + coding.len() as u64);
-        let after = self.costs.of(Parts {
+        self.costs.of(Parts {
             key: write.key(),
             content_type: write.content_type(),
             value: write.value(),
             details: if of_plugins + coding > 0 { MAP_HEAD + of_plugins + coding } else { 0 },
             is_indexed: of_plugins > 0,
-        });
-        after.saturating_sub(self.size(write.key(), entry))
+        })
+    }
+
+    /// Returns the bytes that the guard of a write reserves. The undo and the after of that write calculate the same.
+    fn growth(&self, write: &Request<'_>, entry: Option<Entry<'_>>) -> u64 {
+        self.size_after(write).saturating_sub(self.size(write.key(), entry))
     }
 
     fn reserve<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
         let needs = self.growth(write, write.entry());
-        self.ledger.reserve(needs).map_err(|Full { free }| {
+        self.ledger.reserve(needs).map_err(|Full { free, lacks }| {
             let (key, limit) = (write.key(), self.ledger.limit());
+            if let Some(evictor) = self.evictor.as_ref().filter(|_| self.size_after(write) <= limit) {
+                if write.entry().is_some() {
+                    // Otherwise the entry that is written may be removed for its own write.
+                    evictor.accessed(key);
+                }
+                evictor.want(needs, lacks);
+            }
             // Escape the key: it may contain a line break, and a message is one line.
             Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))
         })
@@ -96,6 +124,9 @@ impl Bytes {
         let (key, before) = (write.key(), write.entry_before());
         let held = self.size(key, before) + self.growth(write, before);
         self.ledger.settle(held, self.size(key, write.entry_after()));
+        if let Some(evictor) = &self.evictor {
+            evictor.accessed(key);
+        }
     }
 }
 
@@ -106,7 +137,8 @@ impl Start for Bytes {
         self.ledger.open(held);
         let limit = self.ledger.limit();
         if held > limit {
-            let line = format!("the store has {held} bytes, the limit is {limit}: writes that grow it are rejected");
+            let effect = if self.evictor.is_some() { "remove entries" } else { "are rejected" };
+            let line = format!("the store has {held} bytes, the limit is {limit}: writes that grow it {effect}");
             self.host.log(Level::Warn, &line);
         }
         Ok(())
@@ -151,12 +183,36 @@ impl AfterPut for Bytes {
 
 impl AfterDelete for Bytes {
     fn after_delete(&self, delete: &After<'_, Delete>) {
-        self.ledger.release(self.size(delete.key(), delete.entry_before()));
+        let size = self.size(delete.key(), delete.entry_before());
+        self.ledger.release(size);
+        if let Some(evictor) = &self.evictor {
+            evictor.freed(size);
+        }
     }
 }
 
-// Without one of them the count would drift.
+impl AfterGet for Bytes {
+    fn after_get(&self, get: &After<'_, Get>) {
+        // Listings, watches and plugins read entries that nobody may want.
+        let is_access = matches!(get.origin(), Origin::Request | Origin::Batch) && get.asker().is_none();
+        if let Some(evictor) = self.evictor.as_ref().filter(|_| is_access) {
+            evictor.accessed(get.key());
+        }
+    }
+}
+
+impl MakeRoom for Bytes {
+    fn make_room(&self) -> bool {
+        let cost = |key: &str, entry: Entry<'_>| self.size(key, Some(entry));
+        self.evictor.as_ref().is_some_and(|evictor| evictor.make_room(|| self.ledger.free(), cost))
+    }
+}
+
+// Without one of them the count would drift. An older host calls no `make_room`, and writes that do not fit are refused.
 export_plugin!(
     Bytes,
     required: [start, guard_post, guard_put, undo_post, undo_put, after_post, after_put, after_delete]
 );
+
+#[cfg(test)]
+mod tests;

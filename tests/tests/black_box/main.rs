@@ -84,6 +84,7 @@ mod hyper {
     mod connections;
     mod cors;
     mod delete_prefix;
+    mod evicting;
     mod expiring;
     mod hooks;
     mod latency;
@@ -115,6 +116,7 @@ mod tiny {
     mod connections;
     mod cors;
     mod delete_prefix;
+    mod evicting;
     mod expiring;
     mod hooks;
     mod latency;

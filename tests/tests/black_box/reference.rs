@@ -197,7 +197,7 @@ fn each_configuration_key_is_documented_with_its_default_and_variable() {
 /// The metrics of a server with the bundled plugins, by the names that samples have, with their types.
 pub(crate) fn metrics() -> BTreeMap<String, String> {
     let setup = [bytes(), conflict(), ttl()].iter().fold(Setup::new(), Setup::load);
-    let server = setup.start();
+    let server = setup.config("[plugins.bytes]\nevict = \"lru\"\n").start();
     server.post("k", "v").expect(200);
     let text = server.path("GET", "/metrics").send().expect(200).text();
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

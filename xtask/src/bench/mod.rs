@@ -3,6 +3,7 @@
 mod attack;
 mod backup;
 mod connections;
+mod evict;
 mod http;
 mod peers;
 mod plugins;
@@ -29,6 +30,8 @@ pub(crate) enum Bench {
     },
     /// A backup of a running server beside a snapshot, and the latency of reads meanwhile (needs wrk)
     Backup(Options),
+    /// Hit rates of the evictions of bytes beside Redis, and their cost (needs redis-server and wrk)
+    Evict(Options),
     /// The store beside Redis: start, snapshot, memory (needs redis-server and wrk)
     Store(Options),
 }
@@ -56,6 +59,7 @@ impl Bench {
             Self::Attack => attack::run(),
             Self::Http { options, parts } => http::run(&options, &parts),
             Self::Backup(options) => backup::run(&options),
+            Self::Evict(options) => evict::run(&options),
             Self::Store(options) => store::run(&options),
         }
     }
