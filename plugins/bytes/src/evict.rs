@@ -1,6 +1,7 @@
 //! Eviction: removes entries so that a write fits. Chooses them as Redis does: from random samples, the best of which stay
 //! in a pool between calls. Knows neither the ledger nor how entries are counted.
 
+use std::cmp::Reverse;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -25,7 +26,7 @@ const WANTED_MAX: usize = 1024;
 const AHEAD: (u64, u64) = (256, 256 << 10);
 
 /// The maximum time for which a write that finds nothing to remove waits for removals of other threads.
-const WAIT: Duration = Duration::from_secs(2);
+const WAIT: Duration = Duration::from_secs(10);
 
 /// A refused write.
 struct Wanted {
@@ -120,7 +121,7 @@ impl Evictor {
         let goal = if pooled.is_some() { lacks.saturating_add(self.ahead) } else { lacks };
         let pool = pooled.as_deref_mut().unwrap_or(&mut own);
         pool.iter_mut().for_each(|candidate| candidate.rank.0 = self.accesses.rank(candidate.hash));
-        pool.sort_unstable_by(|one, other| other.rank.cmp(&one.rank));
+        pool.sort_unstable_by_key(|candidate| Reverse(candidate.rank));
         // What others remove meanwhile does not count, because their writes take it.
         let (mut sum, mut fruitless) = (0, 0);
         while sum < goal && fruitless < FRUITLESS_MAX {
