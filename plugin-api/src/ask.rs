@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use abi_stable::std_types::RStr;
 
 use crate::abi::{AnswerFn, EachFn, RawAnswer, RawAsk, RawEntry, RawHeader, Verb};
-use crate::call::{Entry, Refusal, Visit};
+use crate::call::{Entry, Refusal};
 use crate::host::Host;
+use crate::stored::Visit;
 
 /// An operation for the store, with all that a client could send. [`Host::get`], [`Host::post`], [`Host::put`] and
 /// [`Host::delete`] are shorter for the usual ones. Since 1.1.

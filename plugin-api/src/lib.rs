@@ -175,25 +175,28 @@ mod host;
 mod http;
 mod metrics;
 mod read;
+mod serve;
 mod settings;
 mod state;
+mod stored;
 
 pub use abi::{Origin, Stage, Verb};
 pub use ask::{Answer, Ask, Found, KeyRange};
 pub use atomic::BatchFailure;
 pub use call::{
-    After, Before, Change, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Stored, Undo, Verdict,
-    Write,
+    After, Before, Change, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Undo, Verdict, Write,
 };
 pub use hooks::{
     AfterDelete, AfterGet, AfterPost, AfterPut, BeforeDelete, BeforeGet, BeforePost, BeforePut, BeforeRequest,
-    GuardDelete, GuardGet, GuardPost, GuardPut, MakeRoom, Plugin, ReadGet, Serve, SettingsChanged, Start, Tick,
-    UndoDelete, UndoGet, UndoPost, UndoPut,
+    GuardDelete, GuardGet, GuardPost, GuardPut, MakeRoom, Plugin, ReadGet, SettingsChanged, Start, Tick, UndoDelete,
+    UndoGet, UndoPost, UndoPut,
 };
 pub use host::{Host, Level};
 pub use http::{HttpRequest, Permission, Route, RouteRequest};
 pub use metrics::{Counter, Gauge};
 pub use read::Read;
+pub use serve::Serve;
 pub use settings::{CreateError, NoSettings};
+pub use stored::Stored;
 
 pub use serde;
