@@ -14,7 +14,7 @@
 
 use vkog_plugin_api::*;
 
-pub struct Requests {
+pub(crate) struct Requests {
     host: Host,
     made: Counter,
     dropped: Counter,
