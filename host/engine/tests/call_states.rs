@@ -347,7 +347,7 @@ fn each_operation_of_a_batch_has_a_state_of_its_own() {
 fn listed_watched_touched_and_deleted_keys_have_states_of_their_own() {
     let test = Test::new();
     let client = RequestContext { origin: Arc::new(NoOrigin), query: String::new() };
-    let mut watch = test.engine.watch(String::new(), None, client.clone()).ok().expect("it starts now");
+    let Ok(mut watch) = test.engine.watch(String::new(), None, client.clone()) else { panic!("it starts now") };
     for key in ["a", "b", "c"] {
         test.run(Verb::Put, key, "1", "");
     }
