@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use vkog_tests::{
     Exit, Server, Setup, aborts, artefacts, as_library, bytes, conflict, damaged, faults, nowhere, on_windows,
+    written_plugin,
 };
 
 /// Asserts that one library is refused with this code and with all of these words, by `vkog plugins check` and at the
@@ -349,4 +350,42 @@ fn a_required_plugin_that_is_missing_stops_the_start() {
         let server = Setup::new().load(bytes()).config(format!("[plugins.bearer]\n{demand}\n")).start();
         server.logs(&["WARN", "[plugins.bearer]", "a plugin that was not loaded from "]);
     }
+}
+
+#[test]
+fn a_malformed_route_is_refused_and_check_prints_those_of_a_good_plugin() {
+    let manifest = "[package]\nname = \"bad-route\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\n\
+                    vkog-plugin-api = \"1\"\n";
+    let source = r#"
+use vkog_plugin_api::*;
+
+struct BadRoute;
+
+impl Plugin for BadRoute {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(BadRoute)
+    }
+}
+
+impl Serve for BadRoute {
+    const ROUTES: &'static [Route] = &[Route::new("GET", "/{*all}/more", Permission::None, "None.")];
+
+    fn serve(&self, _: &RouteRequest<'_>) -> Verdict {
+        Ok(())
+    }
+}
+
+export_plugin!(BadRoute);
+"#;
+    let library = written_plugin("bad-route", manifest, source);
+    refused(&library, None, "bad-route", &["bad-route", "GET /{*all}/more", "malformed"]);
+    let serves = artefacts().library("serves");
+    let check = ["plugins".into(), "check".into(), serves.as_os_str().to_owned()];
+    let exit = Setup::new().run(check.clone()).expect(0);
+    assert!(exit.stdout.contains("routes GET /x/serves/hello/{name}, GET /x/serves/k/{*key}, PUT"), "{exit}");
+    let exit = Setup::new().run(check.into_iter().chain(["--json".into()])).expect(0);
+    let document: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|error| panic!("{error} in {exit}"));
+    assert_eq!(document["plugins"][0]["routes"][0]["path"], "/hello/{name}", "{exit}");
 }
