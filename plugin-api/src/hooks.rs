@@ -8,7 +8,7 @@ use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};
 use crate::call::{After, Before, Delete, Get, Guard, Post, Put, Refusal, Request, Undo, Verdict, View};
 use crate::export::{Instance, Probe, caught};
 use crate::host::Host;
-use crate::http::HttpRequest;
+use crate::http::{HttpRequest, Route};
 use crate::read::Read;
 use crate::settings::{CreateError, FromTable};
 use crate::stored::Stored;
@@ -94,7 +94,7 @@ pub trait Plugin: Send + Sync + Sized + 'static {
 }
 
 /// The return type of a hook. The type decides whether the hook can refuse the operation.
-trait IntoOutcome {
+pub(crate) trait IntoOutcome {
     fn into_outcome(self, request: &Request<'_>, bits: u32) -> Outcome;
 }
 
