@@ -441,10 +441,10 @@ impl<O: Change> Guard<'_, O> {
     /// delete of an absent key does nothing. Its own guards cannot add writes. At most 64 for one operation; the key must be
     /// another than that of this operation. Added writes come behind all operations of a batch, in their order.
     ///
-    /// The guards run a first time to learn which writes they add, and are undone. Then the host locks all keys of the step
+    /// The guards run a first time to learn which writes they add, and are rolled back. Then the host locks all keys of the step
     /// and runs all its guards again. So the guard must add the same writes for the same request and the same entry. After
     /// repeated changes by other clients the operation fails with 503. Use [`Ask::upsert`](crate::Ask::upsert) for an entry
-    /// that may exist or not, as other plugins may tell creating and updating apart. Since 1.5.
+    /// that may exist or not, as other plugins may keep creating and updating apart. Since 1.5.
     ///
     /// ```
     /// # use vkog_plugin_api::*;

@@ -1,4 +1,4 @@
-//! Writes that guards add to the step of their operation. A guard runs under a lock, so its first run only tells which keys the
+//! Writes that guards add to the step of their operation. A guard runs under a lock, so its first run only shows which keys the
 //! step needs. Their before-hooks run without a lock, and then the step is decided again, with all its keys locked.
 
 use std::sync::Arc;

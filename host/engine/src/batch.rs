@@ -92,7 +92,7 @@ pub struct BatchFailure {
 /// The outcome of each operation, or why the batch failed.
 pub type BatchOutcome = Result<Vec<(Outcome, ExtraHeaders)>, BatchFailure>;
 
-/// Runs a batch of a client. What follows its commit runs on the pool, if there is one.
+/// Runs a batch of a client. The steps after its commit run on the pool, if there is one.
 pub(super) fn run<S: Store>(
     engine: Arc<Engine<S>>,
     chain: Arc<Chain>,

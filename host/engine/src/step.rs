@@ -156,7 +156,7 @@ impl Restored {
     }
 }
 
-/// What one update does: all operations, and then the writes that their guards have added, in the same order.
+/// The content of one update: all operations, and then the writes that their guards have added, in the same order.
 pub(super) struct Step {
     pub(super) operations: Arc<Operations>,
     pub(super) added: Vec<Arc<Added>>,

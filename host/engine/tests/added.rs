@@ -235,7 +235,7 @@ fn text(outcome: &Outcome) -> String {
     }
 }
 
-/// What the store holds: keys and values.
+/// The content of the store: keys and values.
 fn held(engine: &TestEngine) -> Vec<String> {
     let entries = engine.store().range(b"", None, 100).into_iter();
     entries.map(|entry| format!("{}={}", entry.key(), String::from_utf8_lossy(entry.value()))).collect()

@@ -21,7 +21,7 @@ use vkog_store::MemoryStore;
 
 /// The host of the plugin that was created last. Locked while an engine starts.
 static HOST: Mutex<Option<Host>> = Mutex::new(None);
-/// The undone keys.
+/// The keys of the undo hooks that were called.
 static UNDONE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Keeps creating and updating apart, and refuses overlapping writes, as conflict does. Refuses keys that begin with `refused`.

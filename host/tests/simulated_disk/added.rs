@@ -1,5 +1,6 @@
 //! A step with writes that guards add succeeds or fails as a whole: after a refusal, a panic or a failed disk at any hook of any
-//! of its writes, the map and the files do not change, and the guards that passed are undone in exactly the reverse order.
+//! of its writes, the map and the files do not change, and the guards that passed are rolled back in exactly the reverse
+//! order.
 //!
 //! The five plugins of `refusals` add writes and replace values at random. The expected calls follow from the script: the
 //! guards run once to learn which writes they add, and again with those.
@@ -44,7 +45,7 @@ type Stop = (usize, Option<(usize, Act)>);
 struct Expected {
     calls: Vec<(usize, usize, Phase)>,
     stop: Option<Stop>,
-    /// What the store holds afterwards.
+    /// The content of the store afterwards.
     values: Values,
     /// The number of revisions that are assigned.
     revisions: u64,

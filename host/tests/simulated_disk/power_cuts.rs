@@ -1,6 +1,6 @@
 //! A power cut leaves an entry and the writes that a guard added to its step, or neither of them.
 //!
-//! Provoked with a plugin that keeps an index by value as entries of their own, with clients that write the same keys, and with
+//! Provoked with a plugin that keeps an index by value as separate entries, with clients that write the same keys, and with
 //! a power cut at a random change of the disk, time and again.
 
 #![allow(unsafe_code)]

@@ -78,7 +78,7 @@ impl UpdateLocks {
     }
 }
 
-/// What an attempt has begun.
+/// The beginning of an attempt.
 enum Begun<T> {
     /// A write, whose outcome follows.
     Writes,

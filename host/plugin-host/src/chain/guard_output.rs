@@ -1,5 +1,5 @@
-//! What the guards of an operation return beside their verdicts and details: values that replace the one to write, and
-//! writes that are to be made in the same step.
+//! The output of the guards of an operation, beside their verdicts and details: values that replace the one to write, and
+//! writes that are added to the same step.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -135,7 +135,7 @@ impl GuardOutput {
     }
 }
 
-/// The refusal of an operation because a plugin broke a rule of the interface. The log has it, too.
+/// Returns the refusal of an operation because a plugin broke a rule of the interface, and logs it.
 pub fn misused(plugin: &str, fact: &str) -> Refusal {
     let message = format!("plugin \"{plugin}\" {fact}");
     tracing::error!(plugin, "{message}");
