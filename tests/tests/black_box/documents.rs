@@ -309,6 +309,11 @@ const AROUND_RECIPES: &str = "
         type Settings = NoSettings;
         fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) }
     }
+    struct Measured;
+    impl Plugin for Measured {
+        type Settings = NoSettings;
+        fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Measured) }
+    }
     struct Remote;
 ";
 
