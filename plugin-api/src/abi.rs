@@ -45,7 +45,7 @@ impl Verb {
     }
 }
 
-/// What made the host run an operation (since 1.5).
+/// The reason for which the host runs an operation (since 1.5).
 #[repr(u32)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -8,7 +8,7 @@ use crate::abi::RawState;
 use crate::call::Request;
 use crate::export::caught;
 
-/// What [`RawState::ptr`] points to: a thin pointer to a box of any type.
+/// The target of [`RawState::ptr`]: a box of any type, so that the pointer is thin.
 type Boxed = Box<dyn Any + Send>;
 
 unsafe extern "C" fn drop_state(ptr: *mut ()) {
@@ -20,7 +20,7 @@ unsafe extern "C" fn drop_state(ptr: *mut ()) {
 
 impl Request<'_> {
     /// Keeps a value for the later hooks of this plugin for the same operation, such as from `before_put` to `guard_put` and
-    /// `after_put`. Replaces the previous one. The host drops it at the end of the operation, whatever happens, on any
+    /// `after_put`. Replaces the previous one. The host drops it at the end of the operation, also after a failure, on any
     /// thread. Each operation of a batch, of a listing or of a watch has its own. With a host older than 1.5 it is dropped
     /// at once. Since 1.5.
     ///
