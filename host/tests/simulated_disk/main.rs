@@ -11,6 +11,7 @@ mod disk;
 #[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/inode.rs"]
 mod inode;
+mod pipelining;
 mod power_cuts;
 #[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/random.rs"]
