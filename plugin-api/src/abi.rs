@@ -285,8 +285,8 @@ impl RawAsk<'_> {
     pub const IF_REVISION: u32 = 1;
     /// Bit of [`flags`](Self::flags): the operation fails with 412 if the entry exists (since 1.5).
     pub const IF_ABSENT: u32 = 2;
-    /// Bit of [`flags`](Self::flags): a put creates the entry or replaces it, whatever plugins make of a put without
-    /// preconditions (since 1.5).
+    /// Bit of [`flags`](Self::flags): a put creates the entry or replaces it, even if a plugin treats a put without
+    /// preconditions otherwise (since 1.5).
     pub const UPSERT: u32 = 4;
 }
 

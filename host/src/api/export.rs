@@ -142,7 +142,8 @@ pub(super) fn begin(
         .with_cache_control("no-store, no-transform")
         .with_header("X-Accel-Buffering", "no")
         .inert();
-    reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(Job { source, start, prefix, running }))));
+    let job = Box::new(Job { source, start, prefix, running });
+    reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(job))));
     reply
 }
 
@@ -310,7 +311,7 @@ impl Write for Buffer {
 /// The body of the response.
 enum Pieces {
     /// The client has not begun to read. A response to HEAD never does.
-    Waiting(Option<Job>),
+    Waiting(Option<Box<Job>>),
     Running {
         pieces: Receiver<Bytes>,
         /// The last piece ended with a line.
@@ -335,7 +336,7 @@ impl Stream for Pieces {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Self::Waiting(job) = self {
             let Some(job) = job.take() else { return Poll::Ready(None) };
-            *self = Self::start(job);
+            *self = Self::start(*job);
         }
         let Self::Running { pieces, at_line_end } = self else { return Poll::Ready(None) };
         let piece = pieces.poll_recv(context);
