@@ -105,6 +105,7 @@ fn make() -> Result<Faults, String> {
         &[
             ("Cargo.toml", r#"version = "1.5.0""#, r#"version = "1.5.1""#),
             ("src/abi.rs", "pub flags: u32,\n    /// The revision", "pub flags: i32,\n    /// The revision"),
+            ("src/call.rs", "from_number(self.call.flags)", "from_number(self.call.flags as u32)"),
         ],
     );
     copy_api(

@@ -1,5 +1,5 @@
 //! Updates of plugins, and writes to which guards add others, do not wait for the disk one after the other: each is decided on
-//! entries that are not durable yet, and is answered when it is durable. If those are rolled back, so is what depends on them.
+//! entries that are not durable yet, and its response comes when it is durable. If those are rolled back, so is what depends on them.
 //!
 //! Provoked with a disk that holds a write or a sync of the log.
 
@@ -58,7 +58,7 @@ fn start(disk: &SimulatedDisk) -> (Arc<Engine>, Host) {
     (engine.expect("the plugin starts"), HOST.lock().take().expect("the plugin was created"))
 }
 
-/// Adds a letter to an entry, on a thread of its own. Returns the revision.
+/// Adds a letter to an entry, on a thread for it. Returns the revision.
 fn append(host: Host, letter: &'static str) -> Receiver<Result<u64, Refusal>> {
     let (send, done) = unbounded();
     thread::spawn(move || {
