@@ -115,7 +115,7 @@ pub struct Options {
     #[serde(deserialize_with = "listen::one_or_more")]
     pub listen: Option<Vec<Listen>>,
 
-    /// Set the file mode of Unix sockets, in octal, such as 0660 [default: set by the umask]
+    /// Set the mode of Unix sockets (octal) [default: by the umask]
     #[arg(long, value_name = "MODE", env = "VKOG_SOCKET_MODE", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
     pub socket_mode: Option<SocketMode>,
@@ -177,7 +177,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MEMORY_BUDGET", hide_env = true)]
     pub memory_budget: Option<Size>,
 
-    /// Limit the time until the route of a plugin responds [default: 30s]
+    /// Limit the time until a route responds [default: 30s]
     #[arg(long, value_name = "DURATION", env = "VKOG_ROUTE_TIMEOUT", hide_env = true, value_parser = timeout)]
     #[serde(deserialize_with = "timeout_from_text")]
     pub route_timeout: Option<Duration>,
