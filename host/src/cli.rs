@@ -189,8 +189,8 @@ const PLUGINS_RM: &str = "\
 By file name, no code of the library runs.
 
 Example:
-  vkog plugins rm audit --config vkog.toml
-  vkog plugins rm libaudit.so --plugin-dir plugins";
+  vkog plugins rm bytes --config vkog.toml
+  vkog plugins rm libvkog_ttl.so --plugin-dir plugins";
 
 const COMPLETIONS: &str = "\
 Example:
