@@ -182,11 +182,10 @@ impl Index {
             return Err(Refusal::new(503, "The index is being built: try again later").with_header("Retry-After", "1"));
         }
         let mut keys = Vec::new();
-        self.host.for_each(&index_key(&term(field, value), ""), |index_key, _| {
+        self.host.for_each_in(&KeyRange::new(&index_key(&term(field, value), "")), |index_key, _| {
             keys.extend(parse(index_key).map(|(_, key)| key.to_owned()));
             ControlFlow::Continue(())
         })?;
-        keys.sort_unstable();
         Ok(keys)
     }
 }

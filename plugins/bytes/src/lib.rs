@@ -4,7 +4,6 @@
 //! A write reserves its growth in the guard. When it is durable, the reservation is replaced by what the entry takes: the
 //! bytes by which it shrinks are released then, because if they were released earlier, another write could take the space
 //! of a value that is rolled back. Details that plugins after this one set, and those of the host, are counted then too.
-
 //!
 //! With `evict`, a refused write records in `evict` what it lacks. The host then calls `make_room`, which removes entries
 //! through the chain, and decides the write again.
@@ -193,8 +192,8 @@ impl AfterDelete for Bytes {
 
 impl AfterGet for Bytes {
     fn after_get(&self, get: &After<'_, Get>) {
-        // Listings, watches and plugins read entries that nobody may want.
-        let is_access = matches!(get.origin(), Origin::Request | Origin::Batch) && get.asker().is_none();
+        // Only reads of clients by key count: listings, watches and store calls of plugins may read every entry.
+        let is_access = matches!(get.origin(), Origin::Request | Origin::Batch);
         if let Some(evictor) = self.evictor.as_ref().filter(|_| is_access) {
             evictor.accessed(get.key());
         }
