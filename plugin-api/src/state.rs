@@ -47,7 +47,7 @@ impl Request<'_> {
         drop(self.take_boxed());
         if let Some(place) = self.state_place() {
             let boxed: Box<Boxed> = Box::new(Box::new(state));
-            // SAFETY: the host lends the place until the hook returns, and to nobody else meanwhile.
+            // SAFETY: the host lends the place to this hook alone, until it returns.
             unsafe { *place = RawState { ptr: Box::into_raw(boxed).cast(), drop: Some(drop_state) } };
         }
     }

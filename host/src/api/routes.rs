@@ -96,7 +96,7 @@ impl Routes {
         let engine = Arc::clone(&call.engine);
         engine.plugins().when_available(move |chain| {
             let chain = Guard::into_inner(chain);
-            // A reload took so long that the client has its response.
+            // The client already has a 504, because a reload took longer than the deadline.
             if exchange.has_ended() {
                 return;
             }

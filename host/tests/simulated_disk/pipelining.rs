@@ -124,7 +124,7 @@ fn an_update_that_gave_up_because_of_an_entry_that_is_rolled_back_is_tried_again
         let _ = send.send(given_up);
     });
     assert_eq!(seen.recv_timeout(DEADLINE), Ok(Some("a".to_owned())));
-    assert_eq!(done.try_recv(), Err(TryRecvError::Empty), "it depends on what is not durable");
+    assert_eq!(done.try_recv(), Err(TryRecvError::Empty), "it depends on a change that is not durable");
     held.release();
     let status = rolled_back.recv_timeout(DEADLINE).expect("an answer").expect_err("the disk is full").status();
     assert_eq!((status, seen.recv_timeout(DEADLINE)), (507, Ok(None)));
