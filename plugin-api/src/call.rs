@@ -398,8 +398,9 @@ impl<O: Write> Guard<'_, O> {
     /// /// Appends to the entry instead of replacing it.
     /// fn append(put: &mut Guard<'_, Put>) -> Verdict {
     ///     match put.entry() {
-    ///         Some(entry) => put.replace_value(&[entry.value(), put.value()].concat()),
-    ///         None => Ok(()),
+    ///         // A PATCH puts the value that the entry has.
+    ///         Some(entry) if put.origin() != Origin::Touch => put.replace_value(&[entry.value(), put.value()].concat()),
+    ///         _ => Ok(()),
     ///     }
     /// }
     /// ```
