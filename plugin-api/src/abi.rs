@@ -90,7 +90,8 @@ impl Origin {
 #[repr(u32)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// Authentication, authorization, rate limits.
+    /// Authentication, authorization, rate limits; also plugins that must see values before they are transformed, such as an
+    /// index.
     Access = 0,
     /// Changes of the value: compression, encryption, rewriting.
     Transform = 1,

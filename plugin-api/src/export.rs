@@ -293,6 +293,26 @@ macro_rules! export_plugin {
     };
 }
 
+/// Returns the name of the plugin that this crate exports, as a `&'static str`: the name of the crate without a leading `vkog-`.
+/// A plugin recognises its own store calls by it. Since 1.5.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// fn check(put: &Before<'_, Put>) -> Verdict {
+///     if put.key().starts_with("mine/") && put.asker() != Some(plugin_name!()) {
+///         return Err(Refusal::new(403, "only the plugin writes these entries"));
+///     }
+///     Ok(())
+/// }
+/// ```
+#[macro_export]
+macro_rules! plugin_name {
+    () => {{
+        const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
+        NAME
+    }};
+}
+
 /// Defines the static that abi_stable's loader looks up by name. A separate macro, so that the name is written once.
 #[doc(hidden)]
 #[macro_export]

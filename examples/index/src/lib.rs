@@ -79,17 +79,13 @@ impl Index {
             return Ok(());
         }
         let before = Terms::stored(write.entry().map_or(&[], |entry| entry.details()));
-        let terms = match write.take_state::<Terms>() {
-            Some(terms) => terms,
+        let terms = match write.origin() {
             // A touch writes the value that the entry has.
-            None if write.origin() == Origin::Touch => before.clone(),
-            None => Terms::of(&self.fields, write.value()),
+            Origin::Touch => before.clone(),
+            _ => write.state::<Terms>().unwrap_or_default(),
         };
         write.set_details(terms.as_details());
-        self.replace(write, &before, &terms)?;
-        // The guard may run again.
-        write.set_state(terms);
-        Ok(())
+        self.replace(write, &before, &terms)
     }
 
     /// Adds the writes that replace the index entries of an entry.
@@ -206,6 +202,6 @@ impl Serve for Index {
 export_plugin!(
     Index,
     required: [
-        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete
+        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete, serve
     ]
 );

@@ -292,7 +292,7 @@ pub enum LoadFault {
         first: PathBuf,
     },
     /// The plugin rejected its table in the configuration.
-    #[error("bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")]
+    #[error("bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the file of --config")]
     BadSettings {
         /// The name of the plugin.
         name: String,
