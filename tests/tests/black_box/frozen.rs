@@ -128,6 +128,52 @@ fn a_current_plugin_loads_in_a_host_of_1_0_0_without_newer_functions() {
     }
 }
 
+/// Requires a hook of 1.0 and one that came later.
+const REQUIRING: &str = "
+use vkog_plugin_api::*;
+
+struct Requiring;
+
+impl Plugin for Requiring {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        panic!(\"the host lacks a hook\")
+    }
+}
+
+impl BeforePut for Requiring {
+    fn before_put(&self, _: &mut Before<'_, Put>) -> Verdict {
+        Ok(())
+    }
+}
+
+HOOK
+
+export_plugin!(Requiring, required: [before_put, NAME]);
+";
+
+#[test]
+fn a_host_of_1_0_0_names_the_newer_hook_that_a_current_plugin_requires() {
+    for (name, version, hook) in [
+        ("tick", 1, "impl Tick for Requiring { fn tick(&self) -> std::time::Duration { std::time::Duration::MAX } }"),
+        ("make_room", 3, "impl MakeRoom for Requiring { fn make_room(&self) -> bool { false } }"),
+        ("read_get", 5, "impl ReadGet for Requiring { fn read_get(&self, _: &mut Read<'_>) -> Verdict { Ok(()) } }"),
+    ] {
+        let package = format!("abi-1-requiring-{}", name.replace('_', "-"));
+        let manifest = format!(
+            "[package]\nname = {package:?}\nversion = \"1.0.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = \
+             [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = \"1\"\n"
+        );
+        let library = written_plugin(&package, &manifest, &REQUIRING.replace("HOOK", hook).replace("NAME", name));
+        let output = program(&frozen().host).arg(library).arg("{}").output().expect("the old host runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let fact =
+            format!("not created: it requires the hook {name} of vkog-plugin-api 1.{version}, which only newer");
+        assert!(!output.status.success() && said.contains(&fact), "{said}");
+    }
+}
+
 #[test]
 fn the_frozen_copy_of_1_0_0_is_unchanged() {
     let output = program(&frozen().host).arg(&frozen().plugin).args([r#"{"prefix": "old "}"#, "before_put"]).output();
