@@ -9,11 +9,12 @@ use thiserror::Error;
 use ureq::http::Method;
 
 use super::error::{ClientError, RequestError};
-use super::new_file::{NewFile, folder};
 use super::{Counted, Remote, Server, behind_links, reader, say};
+use crate::commands::new_file::NewFile;
 use crate::commands::{count, entries};
 use crate::failure::{Failure, Status};
 use crate::schema::export::{Incomplete, Start, Verifier};
+use vkog_store::{Disk, LocalDisk};
 
 /// The arguments of `vkog backup`.
 #[derive(clap::Args)]
@@ -96,7 +97,7 @@ pub fn backup(Backup { file, since, overwrite, remote }: Backup) -> Result<ExitC
         }
         Err(error) => return Err(unwritable(error).into()),
     }
-    sync_folder(folder(&target)).map_err(unwritable)?;
+    LocalDisk.sync_folder(&target).map_err(unwritable)?;
     let what = match start.since {
         None => entries(lines),
         Some(since) => format!("{} after revision {since}", count(lines, "change", "changes")),
@@ -159,20 +160,4 @@ fn read_start(path: &Path) -> Result<Start, Failure> {
         let read = piece.len();
         file.consume(read);
     }
-}
-
-/// Makes the new name durable.
-#[cfg(unix)]
-pub(in crate::commands) fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder)?.sync_all() {
-        // The file system has no such call.
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
-        synced => synced,
-    }
-}
-
-/// Windows has no such call: NTFS has a journal of names.
-#[cfg(not(unix))]
-pub(in crate::commands) fn sync_folder(_: &Path) -> io::Result<()> {
-    Ok(())
 }

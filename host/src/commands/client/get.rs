@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::new_file::NewFile;
 use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, key, reader, revision, say};
+use crate::commands::new_file::NewFile;
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
