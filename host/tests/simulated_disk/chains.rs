@@ -116,7 +116,7 @@ fn reply(script: &Script, response: &Response) -> Result<Reply, String> {
     }
 }
 
-/// What the store holds.
+/// The content of the store, by key.
 fn values(engine: &Engine) -> Values {
     let held = contents(engine.store()).into_iter().map(|(key, (_, held))| {
         let value = String::from_utf8(held.value).expect("all values are text");

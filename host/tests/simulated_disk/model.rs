@@ -14,7 +14,7 @@ pub(crate) struct Stored {
     pub(crate) seals: Vec<usize>,
 }
 
-/// What the store holds, by key.
+/// The content of the store, by key.
 pub(crate) type Values = BTreeMap<String, Stored>;
 
 /// Why an operation ends. The text of a failure of the store is not compared.
@@ -79,7 +79,7 @@ struct Passed {
     indices: Vec<usize>,
     /// The values that gets have found.
     found: Vec<(usize, Stored)>,
-    /// What the store holds when the step is durable.
+    /// The content of the store when the step is durable.
     values: Values,
 }
 

@@ -168,8 +168,7 @@ fn a_host_of_1_0_0_names_the_newer_hook_that_a_current_plugin_requires() {
         let library = written_plugin(&package, &manifest, &REQUIRING.replace("HOOK", hook).replace("NAME", name));
         let output = program(&frozen().host).arg(library).arg("{}").output().expect("the old host runs");
         let said = String::from_utf8_lossy(&output.stderr);
-        let fact =
-            format!("not created: it requires the hook {name} of vkog-plugin-api 1.{version}, which only newer");
+        let fact = format!("not created: it requires the hook {name} of vkog-plugin-api 1.{version}, which only newer");
         assert!(!output.status.success() && said.contains(&fact), "{said}");
     }
 }
