@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
@@ -19,8 +19,10 @@ use vkog_plugin_api::{
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, OnFailure, Registry, Verb, system_clock};
 
 use crate::client::{ALWAYS, DEADLINE, open};
-use crate::disk::{Call, Fault, Image, SimulatedDisk, without_room};
-use crate::script::{Act, Add, Hook, How, Operation as Scripted, Phase, REQUEST, SERVE, Script, StoreCall, failure};
+use crate::disk::{Call, Image, SimulatedDisk, without_room};
+use crate::script::{
+    Act, Add, Failing, Hook, How, Operation as Scripted, Phase, REQUEST, SERVE, Script, StoreCall, failure,
+};
 
 pub(crate) const PLUGINS: usize = 5;
 
@@ -63,16 +65,7 @@ pub(crate) struct Play {
     is_armed: bool,
 }
 
-pub(crate) static PLAY: Mutex<Play> = Mutex::new(Play {
-    script: Script::NOTHING,
-    called: Vec::new(),
-    results: Vec::new(),
-    wrong: Vec::new(),
-    kept: Vec::new(),
-    last: BTreeMap::new(),
-    guarded: BTreeMap::new(),
-    is_armed: false,
-});
+pub(crate) static PLAY: LazyLock<Mutex<Play>> = LazyLock::new(Mutex::default);
 /// The disk that a script lets fail.
 static DISK: Mutex<Option<SimulatedDisk>> = Mutex::new(None);
 /// Only one test uses the script at a time.
@@ -146,7 +139,7 @@ fn perform(host: Host, hook: Hook) -> Verdict {
 }
 
 /// Lets the next write of the log fail.
-pub(crate) fn fail_once(disk: &SimulatedDisk, fault: fn(std::io::ErrorKind) -> Fault) {
+pub(crate) fn fail_once(disk: &SimulatedDisk, fault: Failing) {
     disk.fault(Call::Write, ".log", fault(std::io::ErrorKind::StorageFull), 1);
 }
 

@@ -23,6 +23,9 @@ pub(crate) enum Phase {
 /// A call of a hook: the place of the operation, the plugin and the kind of hook.
 pub(crate) type Hook = (usize, usize, Phase);
 
+/// How the disk fails, with this error.
+pub(crate) type Failing = fn(ErrorKind) -> Fault;
+
 /// The act of a plugin that stops an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Act {
@@ -109,7 +112,7 @@ pub(crate) struct Script {
     /// A route responds before it calls the store.
     pub(crate) responds_early: bool,
     /// The hook in which the disk begins to fail, for one write.
-    pub(crate) fault: Option<(Hook, fn(ErrorKind) -> Fault)>,
+    pub(crate) fault: Option<(Hook, Failing)>,
 }
 
 /// The text of a failure, without what depends on the state of the store.
@@ -121,19 +124,6 @@ pub(crate) fn failure(status: u16, message: &str) -> String {
 }
 
 impl Script {
-    pub(crate) const NOTHING: Self = Self {
-        path: Path::Entry,
-        operations: Vec::new(),
-        acts: Vec::new(),
-        adds: Vec::new(),
-        extends: Vec::new(),
-        seals: Vec::new(),
-        calls: Vec::new(),
-        prefixes: [""; PLUGINS],
-        responds_early: false,
-        fault: None,
-    };
-
     /// Returns the prefix of the keys of the request, if it passes all plugins.
     pub(crate) fn prefix(&self) -> String {
         self.prefixes.concat()
