@@ -195,8 +195,8 @@ pub struct HookFn {
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct HookEntry {
-    /// The hook: an index into [`HOOK_NAMES`]. The host ignores an unknown id, unless [`HookEntry::REQUIRED`] is set.
-    /// Since 1.5, [`PluginModule::required`](PluginModule) has the names of required hooks instead.
+    /// The hook: an index into [`HOOK_NAMES`]. The host ignores an unknown id. [`PluginModule::required`](PluginModule) has
+    /// the names of required hooks; before 1.5, [`HookEntry::REQUIRED`] was set.
     pub id: u32,
     /// Bits: [`HookEntry::REQUIRED`], [`HookEntry::BLOCKS`].
     pub flags: u32,
@@ -205,8 +205,8 @@ pub struct HookEntry {
 }
 
 impl HookEntry {
-    /// Bit of [`flags`](Self::flags): a host that does not know this hook refuses to load the plugin. Plugins built with
-    /// 1.5 or newer do not set it, because such a host can report the number of the hook only.
+    /// Bit of [`flags`](Self::flags): a host before 1.5 that does not know this hook refuses to load the plugin. Plugins
+    /// built with 1.5 or newer do not set it, because such a host can report the number of the hook only.
     pub const REQUIRED: u32 = 1;
     /// Bit of [`flags`](Self::flags): the hook may block, so the host calls it on a blocking pool (since 1.2).
     pub const BLOCKS: u32 = 2;
