@@ -266,7 +266,7 @@ pub enum LoadFault {
     MissingHook {
         /// The name of the plugin.
         name: String,
-        /// The name of the hook, or its number if the plugin was built with a version before 1.5.
+        /// The name of the hook.
         hook: String,
         /// The version of vkog-plugin-api that it was built with.
         theirs: String,

@@ -245,12 +245,12 @@ impl Library {
 
     /// Returns the names of the hooks that it requires the server to have.
     pub fn required_hook_names(&self) -> Vec<&'static str> {
-        match self.module.required() {
-            Some(required) => required.iter().map(|name| name.as_str()).collect(),
-            None => {
-                self.known_hooks().filter(|entry| requires(entry)).map(|entry| HOOK_NAMES[entry.id as usize]).collect()
-            }
+        if let Some(required) = self.module.required() {
+            return required.iter().map(|name| name.as_str()).collect();
         }
+        // Built before 1.5.
+        let required = self.known_hooks().filter(|entry| entry.flags & HookEntry::REQUIRED != 0);
+        required.map(|entry| HOOK_NAMES[entry.id as usize]).collect()
     }
 
     /// Returns its hooks that this server has.
@@ -259,28 +259,16 @@ impl Library {
     }
 }
 
-/// Returns the name of a hook that a plugin requires and this server does not have, or its number if the plugin was built before
-/// 1.5.
+/// Returns the name of a hook that a plugin requires and this server does not have. A plugin that was built before 1.5 has no
+/// such names, and knows no hook that this server lacks.
 fn missing_hook(module: PluginModuleRef) -> Option<String> {
-    match module.required() {
-        Some(required) => {
-            let unknown = required.iter().find(|name| !HOOK_NAMES.contains(&name.as_str()));
-            unknown.map(|name| name.escape_debug().to_string())
-        }
-        None => {
-            let hooks = module.hooks();
-            let unknown = hooks.iter().find(|entry| is_unknown(entry) && requires(entry));
-            unknown.map(|entry| entry.id.to_string())
-        }
-    }
+    let required = module.required()?;
+    let unknown = required.iter().find(|name| !HOOK_NAMES.contains(&name.as_str()));
+    unknown.map(|name| name.escape_debug().to_string())
 }
 
 fn is_unknown(entry: &HookEntry) -> bool {
     entry.id as usize >= HOOK_NAMES.len()
-}
-
-fn requires(entry: &HookEntry) -> bool {
-    entry.flags & HookEntry::REQUIRED != 0
 }
 
 /// Opens a private copy with the dynamic linker, and finds the header of abi_stable in it.

@@ -32,6 +32,10 @@ fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
 fn a_plugin_built_against_1_2_0_loads_and_its_additions_work() {
     let config = |suffix: &str| administered(&format!("[plugins.abi-1-2-frozen]\nsuffix = {suffix:?}\n"));
     let setup = Setup::new().load(frozen_1_2()).config(config("one"));
+    let check = ["plugins".into(), "check".into(), "--json".into(), frozen_1_2().as_os_str().to_owned()];
+    let checked: serde_json::Value = serde_json::from_str(&setup.run(check).expect(0).stdout).expect("it is JSON");
+    let required = serde_json::json!(["before_put", "tick", "settings_changed"]);
+    assert_eq!(checked["plugins"][0]["required_hooks"], required, "{checked}");
     let server = setup.start();
     server.logs(&["wrote the entry of its tick"]);
     server.get("ticked").expect(200).is("yes");
