@@ -1,6 +1,8 @@
 //! `vkog-plugin-api` 1.x is compatible in both directions: plugins built against 1.0.0 and 1.2.0 work in this server, and a
 //! plugin built against this version works in a host of 1.0.0, except for what that host does not have.
 
+use std::ffi::OsString;
+
 use vkog_tests::{Setup, administered, frozen, frozen_1_2, program, written_plugin};
 
 #[test]
@@ -32,8 +34,10 @@ fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
 fn a_plugin_built_against_1_2_0_loads_and_its_additions_work() {
     let config = |suffix: &str| administered(&format!("[plugins.abi-1-2-frozen]\nsuffix = {suffix:?}\n"));
     let setup = Setup::new().load(frozen_1_2()).config(config("one"));
-    let check = ["plugins".into(), "check".into(), "--json".into(), frozen_1_2().as_os_str().to_owned()];
-    let checked: serde_json::Value = serde_json::from_str(&setup.run(check).expect(0).stdout).expect("it is JSON");
+    setup.write_config(&config("one"));
+    let check = ["plugins", "check", "--json", "--config", "vkog.toml"].map(OsString::from);
+    let exit = setup.run(check.into_iter().chain([frozen_1_2().into()])).expect(0);
+    let checked: serde_json::Value = serde_json::from_str(&exit.stdout).expect("it is JSON");
     let required = serde_json::json!(["before_put", "tick", "settings_changed"]);
     assert_eq!(checked["plugins"][0]["required_hooks"], required, "{checked}");
     let server = setup.start();
