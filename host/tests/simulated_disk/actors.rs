@@ -193,12 +193,14 @@ fn text_of(answer: &Answer) -> String {
 }
 
 impl Play {
-    /// Notes a mistake if plugins still keep states for operations that have ended.
+    /// Notes a mistake if plugins still keep states for operations that have ended, or for the writes that were added to them.
     fn end(&mut self, places: &[usize]) {
-        if self.kept.iter().any(|(place, _)| places.contains(place)) {
-            self.wrong.push(format!("a state of one of {places:?} exists after its end"));
+        let added = self.script.adds.iter().filter(|add| places.contains(&add.to)).map(|add| add.write.place);
+        let ended: Vec<usize> = places.iter().copied().chain(added).collect();
+        if self.kept.iter().any(|(place, _)| ended.contains(place)) {
+            self.wrong.push(format!("a state of one of {ended:?} exists after its end"));
         }
-        self.last.retain(|(place, _), _| !places.contains(place));
+        self.last.retain(|(place, _), _| !ended.contains(place));
     }
 }
 
