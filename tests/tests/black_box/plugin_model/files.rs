@@ -1,0 +1,179 @@
+//! What is on the disk: entries as they are stored, images of the files at random moments, and plain text, which must not be there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use vkog_tests::{Server, Setup, TOKEN};
+
+use super::batch::value_of;
+use super::config::{MARKER, round_of};
+use super::tenant::{State, Tenant, index_of, state};
+
+/// An entry as it is stored.
+pub(super) struct Stored {
+    revision: u64,
+    value: Vec<u8>,
+}
+
+/// The files of a store at a moment, and how many operations of each client had succeeded shortly before and after it.
+pub(super) struct Image {
+    pub(super) store: PathBuf,
+    pub(super) before: Vec<usize>,
+    pub(super) after: Vec<usize>,
+}
+
+/// Parses an export.
+fn parsed(lines: &str) -> BTreeMap<String, Stored> {
+    let entry = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let value = value_of(&line, "value_base64")?;
+        let revision = line["revision"].as_u64().expect("an entry has a revision");
+        Some((line["key"].as_str().expect("an entry has a key").to_owned(), Stored { revision, value }))
+    };
+    lines.lines().filter_map(entry).collect()
+}
+
+pub(super) fn export_of(server: &Server) -> BTreeMap<String, Stored> {
+    let request = server.path("GET", "/export").header("Authorization", format!("Bearer {TOKEN}"));
+    parsed(&request.send().expect(200).text())
+}
+
+/// Exports the files of a store without a server.
+fn export_of_file(setup: &Setup, store: &Path) -> BTreeMap<String, Stored> {
+    let exit = setup.run(["export".into(), "-f".into(), store.as_os_str().to_owned()]).expect(0);
+    parsed(&exit.stdout)
+}
+
+/// Returns a stored key as the client sees it, if it is one of its keys.
+fn seen<'a>(tenants: &[Tenant], tenant: &Tenant, key: &'a str) -> Option<&'a str> {
+    let owner = tenants.iter().find(|tenant| !tenant.prefix.is_empty() && key.starts_with(tenant.prefix));
+    match owner {
+        Some(owner) => key.strip_prefix(tenant.prefix).filter(|_| owner.prefix == tenant.prefix),
+        None => Some(key).filter(|_| tenant.prefix.is_empty()),
+    }
+}
+
+/// Compares what is stored with what has to be, and learns in which round each value was stored.
+pub(super) fn compare(tenants: &mut [Tenant], stored: &BTreeMap<String, Stored>) {
+    for at in 0..tenants.len() {
+        let (mut entries, mut index) = (State::new(), BTreeSet::new());
+        for (whole, Stored { revision, value }) in stored {
+            let Some(key) = seen(tenants, &tenants[at], whole) else { continue };
+            let round = round_of(value).unwrap_or_else(|| panic!("{whole} is not encrypted"));
+            let tenant = &mut tenants[at];
+            if key.starts_with("index/") {
+                index.insert(key.to_owned());
+                if let Some(rounds) = tenant.index.get_mut(key) {
+                    assert!((rounds[0]..=rounds[1]).contains(&round), "{whole}: {round}, not {rounds:?}");
+                    *rounds = [round; 2];
+                }
+                let len = tenant.index_cost(key, round) - whole.len() as u64;
+                assert_eq!(value.len() as u64, len, "{whole}");
+                continue;
+            }
+            entries.insert(key.to_owned(), *revision);
+            let Some(entry) = tenant.entries.get_mut(key) else { continue };
+            assert!((entry.rounds[0]..=entry.rounds[1]).contains(&round), "{whole}: {round}, not {:?}", entry.rounds);
+            entry.set_round(round);
+            assert_eq!(value.len() as u64, entry.stored, "{whole}, round {round}");
+        }
+        let tenant = &tenants[at];
+        assert_eq!(entries, state(&tenant.entries), "{}", tenant.token);
+        assert_eq!(index, tenant.index.keys().cloned().collect(), "the index of {}", tenant.token);
+    }
+}
+
+impl Image {
+    /// Compares the image with the states between its moments: it contains one of them, and the exact index of that one. Returns
+    /// how many operations of each client are in it.
+    pub(super) fn check(&self, setup: &Setup, tenants: &[Tenant], fields: &[&str]) -> Vec<usize> {
+        contains_no_plain_text(self.store.parent().expect("a file is in a folder"));
+        let stored = export_of_file(setup, &self.store);
+        let found = tenants.iter().enumerate().map(|(at, tenant)| {
+            let keys = stored.iter().filter_map(|(key, stored)| Some((seen(tenants, tenant, key)?, stored.revision)));
+            let keys: Vec<(String, u64)> = keys.map(|(key, revision)| (key.to_owned(), revision)).collect();
+            let (index, entries): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| key.starts_with("index/"));
+            let (index, entries): (State, State) = (index.into_iter().collect(), entries.into_iter().collect());
+            let moments = self.before[at]..=self.after[at].min(tenant.journal.len());
+            // The last one, because a batch may change nothing.
+            let moment = moments.clone().rev().find(|moment| state(&tenant.entries_after(*moment)) == entries);
+            let moment = moment.unwrap_or_else(|| {
+                let nearest = state(&tenant.entries_after(*moments.start()));
+                panic!("{} is in no state of {moments:?}:\n{entries:?}\nbut {nearest:?}", tenant.token)
+            });
+            let expected = index_of(&tenant.entries_after(moment), fields);
+            assert_eq!(index.into_keys().collect::<BTreeSet<_>>(), expected, "the index of {}", tenant.token);
+            moment
+        });
+        found.collect()
+    }
+}
+
+/// Asserts that no file of a folder contains a part of a value.
+pub(super) fn contains_no_plain_text(folder: &Path) {
+    for file in fs::read_dir(folder).expect("the folder can be read") {
+        let path = file.expect("the folder can be read").path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if !name.starts_with("store.vkog") && !name.ends_with(".backup") {
+            continue;
+        }
+        let bytes = fs::read(&path).expect("the file can be read");
+        let marker = MARKER.as_bytes();
+        let found = bytes.windows(marker.len()).position(|part| part == marker);
+        assert_eq!(found, None, "plain text in {}", path.display());
+    }
+}
+
+/// Copies the files of a store into a new folder.
+pub(super) fn copy(store: &Path, number: usize) -> PathBuf {
+    let folder = store.with_file_name(format!("image-{number}"));
+    fs::create_dir(&folder).expect("a folder can be made");
+    vkog_tests::only_ours(&folder);
+    let own = store.file_name().expect("it has a name").to_string_lossy().into_owned();
+    for file in fs::read_dir(store.parent().expect("a file is in a folder")).expect("the folder can be read") {
+        let file = file.expect("the folder can be read");
+        let name = file.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&own) && !name.ends_with(".lock") {
+            fs::copy(file.path(), folder.join(name)).expect("it can be copied");
+        }
+    }
+    folder.join(store.file_name().expect("it has a name"))
+}
+
+/// Stops all threads of a server until the returned value is dropped, so that its files can be copied as a kill would leave them.
+#[cfg(target_os = "linux")]
+pub(super) struct Paused(u32);
+
+#[cfg(target_os = "linux")]
+impl Paused {
+    pub(super) fn new(process: u32) -> Self {
+        let paused = Self(process);
+        paused.signal("STOP");
+        let is_stopped = |task: fs::DirEntry| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:\tT"))
+        };
+        let tasks = || fs::read_dir(format!("/proc/{process}/task")).expect("the server runs");
+        let deadline = std::time::Instant::now() + vkog_tests::DEADLINE;
+        while !tasks().all(|task| is_stopped(task.expect("the server runs"))) {
+            assert!(std::time::Instant::now() < deadline, "the server does not stop");
+            std::thread::yield_now();
+        }
+        paused
+    }
+
+    fn signal(&self, name: &str) {
+        let command = ["-c", "kill -s \"$0\" \"$1\"", name, &self.0.to_string()];
+        let status = std::process::Command::new("sh").args(command).status();
+        assert!(status.expect("sh runs").success(), "cannot send {name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}

@@ -1,0 +1,60 @@
+//! A store with compress, encrypt, index, tenant and bytes is the same as a map for each client, for every sequence of operations.
+//!
+//! Provoked with random operations of three clients, whose replies, listings, watches and index are compared with a model: one
+//! after the other, so that also the refusals of `bytes` are foretold, and at the same time. Meanwhile keys are rotated, settings
+//! and orders change, snapshots are written and the server is killed. What is stored is compared after each round, also in images of
+//! the files at random moments and in restored backups: no plain text is there, and the index is exact.
+
+mod account;
+mod batch;
+mod config;
+mod files;
+mod list;
+mod random;
+mod session;
+mod tenant;
+mod world;
+
+use vkog_tests::{Setup, amount, artefacts};
+
+use Disturbance::{Image, Kill, Rotation, Snapshot};
+use world::{Disturbance, World};
+
+/// The number of operations of each client in a round.
+const STEPS: usize = 60;
+
+#[test]
+fn five_plugins_together_store_and_return_what_the_model_says() {
+    let plugins = artefacts();
+    let names = ["vkog-compress", "vkog-encrypt", "vkog-index", "vkog-tenant", "vkog-bytes"];
+    let setup = names.iter().fold(Setup::new(), |setup, name| setup.load(plugins.library(name)));
+    let mut world = World::new(setup.args(["--fsync", "never"]), 18);
+    let disturbances: [&[Disturbance]; 6] = [
+        &[Rotation],
+        &[Image, Kill],
+        &[Snapshot, Image, Rotation],
+        &[Image, Image],
+        &[Rotation, Snapshot, Kill],
+        &[Snapshot, Image, Kill],
+    ];
+    let operations = amount(5_000, 100_000);
+    for round in 0.. {
+        world.alone(STEPS);
+        world.settle();
+        world.together(STEPS, disturbances[round % disturbances.len()]);
+        world.settle();
+        match round % 8 {
+            3 => world.change_fields(),
+            5 => world.back_up(),
+            7 => world.restart(),
+            _ => {}
+        }
+        if world.done.operations >= operations {
+            break;
+        }
+    }
+    world.settle();
+    world.restart();
+    world.settle();
+    println!("{:?}, {:?}", world.done, world.round);
+}
