@@ -20,6 +20,8 @@ pub(super) struct Stored {
 /// The files of a store at a moment, and how many operations of each client had succeeded shortly before and after it.
 pub(super) struct Image {
     pub(super) store: PathBuf,
+    /// The server has synced each write.
+    pub(super) is_synced: bool,
     pub(super) before: Vec<usize>,
     pub(super) after: Vec<usize>,
 }
@@ -91,6 +93,7 @@ impl Image {
     pub(super) fn check(&self, setup: &Setup, tenants: &[Tenant], fields: &[&str]) -> Vec<usize> {
         contains_no_plain_text(self.store.parent().expect("a file is in a folder"));
         let stored = export_of_file(setup, &self.store);
+        let newest = stored.values().map(|stored| stored.revision).max().unwrap_or(0);
         let found = tenants.iter().enumerate().map(|(at, tenant)| {
             let keys = stored.iter().filter_map(|(key, stored)| Some((seen(tenants, tenant, key)?, stored.revision)));
             let keys: Vec<(String, u64)> = keys.map(|(key, revision)| (key.to_owned(), revision)).collect();
@@ -103,11 +106,30 @@ impl Image {
                 let nearest = state(&tenant.entries_after(*moments.start()));
                 panic!("{} is in no state of {moments:?}:\n{entries:?}\nbut {nearest:?}", tenant.token)
             });
+            // The image ends at one revision for all clients.
+            let next = tenant.journal.get(moment).and_then(|effects| effects[0].after.as_ref());
+            assert!(next.is_none_or(|next| next.revision > newest), "{} lacks {next:?}", tenant.token);
             let expected = index_of(&tenant.entries_after(moment), fields);
             assert_eq!(index.into_keys().collect::<BTreeSet<_>>(), expected, "the index of {}", tenant.token);
             moment
         });
         found.collect()
+    }
+}
+
+impl Image {
+    /// Cuts off the end of the log, as a power cut may. Returns false if less than that was written in this round.
+    pub(super) fn tear(&mut self, bytes: usize) -> bool {
+        let path = format!("{}.log", self.store.display());
+        let log = fs::read(&path).unwrap_or_default();
+        // The log is longer than its content, by zeros.
+        let end = log.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if end < 3 * bytes || self.before.iter().any(|operations| *operations < 8) {
+            return false;
+        }
+        self.before.fill(0);
+        fs::write(path, &log[..end - bytes]).expect("it can be written");
+        true
     }
 }
 

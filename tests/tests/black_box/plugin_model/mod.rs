@@ -20,15 +20,12 @@ use vkog_tests::{Setup, amount, artefacts};
 use Disturbance::{Image, Kill, Rotation, Snapshot};
 use world::{Disturbance, World};
 
-/// The number of operations of each client in a round.
-const STEPS: usize = 60;
-
 #[test]
 fn five_plugins_together_store_and_return_what_the_model_says() {
     let plugins = artefacts();
     let names = ["vkog-compress", "vkog-encrypt", "vkog-index", "vkog-tenant", "vkog-bytes"];
     let setup = names.iter().fold(Setup::new(), |setup, name| setup.load(plugins.library(name)));
-    let mut world = World::new(setup.args(["--fsync", "never"]), 18);
+    let mut world = World::new(setup, 18);
     let disturbances: [&[Disturbance]; 6] = [
         &[Rotation],
         &[Image, Kill],
@@ -37,11 +34,12 @@ fn five_plugins_together_store_and_return_what_the_model_says() {
         &[Rotation, Snapshot, Kill],
         &[Snapshot, Image, Kill],
     ];
-    let operations = amount(5_000, 100_000);
+    // The operations of each client in a round, and of all rounds.
+    let (steps, operations) = (amount(60, 150), amount(3_000, 100_000));
     for round in 0.. {
-        world.alone(STEPS);
+        world.alone(steps);
         world.settle();
-        world.together(STEPS, disturbances[round % disturbances.len()]);
+        world.together(steps, disturbances[round % disturbances.len()]);
         world.settle();
         match round % 8 {
             3 => world.change_fields(),

@@ -55,6 +55,7 @@ pub(super) struct Done {
     pub(super) lost: usize,
     pub(super) applied: usize,
     pub(super) images: usize,
+    pub(super) torn: usize,
     pub(super) opened: usize,
     pub(super) backups: usize,
     pub(super) events: usize,
@@ -91,7 +92,8 @@ impl World {
     fn start(&mut self) {
         self.starts += 1;
         let setup = self.setup.clone().config(self.round.write(&self.setup));
-        let server = setup.env("VKOG_HTTP", ["hyper", "tiny"][self.starts % 2]).start();
+        let setup = setup.env("VKOG_HTTP", ["hyper", "tiny"][self.starts % 2]);
+        let server = setup.env("VKOG_FSYNC", if self.syncs() { "always" } else { "never" }).start();
         let watch = |token: &str, query: &str| server.watch(query, &format!("Authorization: Bearer {token}\r\n"));
         let own = self.tenants.iter().map(|tenant| watch(tenant.token, &format!("values&prefix={}", tenant.folder)));
         self.watches = own.collect();
@@ -99,6 +101,11 @@ impl World {
         self.server = Some(server);
         self.builds = 0;
         self.wait_for_index();
+    }
+
+    /// Whether the server syncs each write, so that a kill finds some that have no reply yet.
+    fn syncs(&self) -> bool {
+        self.starts % 3 == 0
     }
 
     /// Waits until the plugin has built its index once more.
@@ -183,7 +190,7 @@ impl World {
         } else if let Some(lost) = ends.iter().flatten().next() {
             panic!("{}", lost.error);
         }
-        for image in &images {
+        for image in &mut images {
             self.check_image(image);
         }
     }
@@ -204,11 +211,12 @@ impl World {
         }
         self.images += 1;
         let before = count();
+        let is_synced = self.syncs();
         let paused = files::Paused::new(self.server().id());
         let store = files::copy(&self.setup.store_file(), self.images);
         drop(paused);
         // A reply may be on its way, and the next request may have been executed.
-        Some(Image { store, before, after: count().into_iter().map(|count| count + 2).collect() })
+        Some(Image { store, is_synced, before, after: count().into_iter().map(|count| count + 2).collect() })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -223,6 +231,7 @@ impl World {
         let store = files::copy(&self.setup.store_file(), self.images);
         let before: Vec<usize> = self.tenants.iter().map(|tenant| tenant.journal.len()).collect();
         let mut watches = std::mem::take(&mut self.watches);
+        let is_synced = self.syncs();
         self.start();
         let client = self.server().client();
         for (tenant, lost) in self.tenants.iter_mut().zip(ends) {
@@ -238,13 +247,18 @@ impl World {
         let seen: Vec<Vec<Event>> = watches.iter_mut().map(Watching::remaining).collect();
         self.check_events(&seen, false);
         let after = self.tenants.iter().map(|tenant| tenant.journal.len()).collect();
-        Image { store, before, after }
+        Image { store, is_synced, before, after }
     }
 
-    fn check_image(&mut self, image: &Image) {
-        let moments = image.check(&self.setup, &self.tenants, self.round.fields());
+    fn check_image(&mut self, image: &mut Image) {
+        let mut moments = image.check(&self.setup, &self.tenants, self.round.fields());
         self.done.images += 1;
-        if self.random.percent(30) {
+        // What was synced is damaged without its end.
+        if !image.is_synced && image.tear(1 + self.random.below(500)) {
+            moments = image.check(&self.setup, &self.tenants, self.round.fields());
+            self.done.torn += 1;
+        }
+        if self.random.percent(20) {
             self.done.opened += 1;
             let setup = self.setup.clone().config(self.round.write(&self.setup)).store(&image.store);
             let server = setup.start();
@@ -369,7 +383,7 @@ impl World {
         let url = format!("http://{}", self.server().address());
         self.setup.run(["backup", "--url", &url, "--token", TOKEN, &backup]).expect(0);
         self.setup.run(["restore", &backup, "-f", &store.display().to_string()]).expect(0);
-        self.check_image(&Image { store, before: vec![0; 3], after: vec![0; 3] });
+        self.check_image(&mut Image { store, is_synced: true, before: vec![0; 3], after: vec![0; 3] });
     }
 
     /// Stops the server and starts it again, with the other engine.
