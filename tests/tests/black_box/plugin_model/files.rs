@@ -107,8 +107,8 @@ impl Image {
                 panic!("{} is in no state of {moments:?}:\n{entries:?}\nbut {nearest:?}", tenant.token)
             });
             // The image ends at one revision for all clients.
-            let next = tenant.journal.get(moment).and_then(|effects| effects[0].after.as_ref());
-            assert!(next.is_none_or(|next| next.revision > newest), "{} lacks {next:?}", tenant.token);
+            let next = tenant.journal.get(moment).and_then(|effects| effects[0].revision());
+            assert!(next.is_none_or(|next| next > newest), "{} lacks {next:?}, not {newest}", tenant.token);
             let expected = index_of(&tenant.entries_after(moment), fields);
             assert_eq!(index.into_keys().collect::<BTreeSet<_>>(), expected, "the index of {}", tenant.token);
             moment
@@ -118,9 +118,13 @@ impl Image {
 }
 
 impl Image {
-    /// Cuts off the end of the log, as a power cut may. Returns false if less than that was written in this round.
+    /// Cuts off the end of the log, as a power cut may. Returns false if that could not have happened: if less was written in this
+    /// round, or if the log was synced, as each write is with `--fsync always`, and each log that has a successor.
     pub(super) fn tear(&mut self, bytes: usize) -> bool {
         let path = format!("{}.log", self.store.display());
+        if self.is_synced || fs::exists(format!("{path}.next")).expect("the folder can be read") {
+            return false;
+        }
         let log = fs::read(&path).unwrap_or_default();
         // The log is longer than its content, by zeros.
         let end = log.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
