@@ -1,4 +1,4 @@
-//! What is on the disk: entries as they are stored, images of the files at random moments, and plain text, which must not be there.
+//! The files of the store: entries in their stored form, images at random moments, and a search for plain text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -57,7 +57,7 @@ fn seen<'a>(tenants: &[Tenant], tenant: &Tenant, key: &'a str) -> Option<&'a str
     }
 }
 
-/// Compares what is stored with what has to be, and learns in which round each value was stored.
+/// Compares an export with the model. Learns from it in which round each value was stored.
 pub(super) fn compare(tenants: &mut [Tenant], stored: &BTreeMap<String, Stored>) {
     for at in 0..tenants.len() {
         let (mut entries, mut index) = (State::new(), BTreeSet::new());
@@ -166,40 +166,4 @@ pub(super) fn copy(store: &Path, number: usize) -> PathBuf {
         }
     }
     folder.join(store.file_name().expect("it has a name"))
-}
-
-/// Stops all threads of a server until the returned value is dropped, so that its files can be copied as a kill would leave them.
-#[cfg(target_os = "linux")]
-pub(super) struct Paused(u32);
-
-#[cfg(target_os = "linux")]
-impl Paused {
-    pub(super) fn new(process: u32) -> Self {
-        let paused = Self(process);
-        paused.signal("STOP");
-        let is_stopped = |task: fs::DirEntry| {
-            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("State:\tT"))
-        };
-        let tasks = || fs::read_dir(format!("/proc/{process}/task")).expect("the server runs");
-        let deadline = std::time::Instant::now() + vkog_tests::DEADLINE;
-        while !tasks().all(|task| is_stopped(task.expect("the server runs"))) {
-            assert!(std::time::Instant::now() < deadline, "the server does not stop");
-            std::thread::yield_now();
-        }
-        paused
-    }
-
-    fn signal(&self, name: &str) {
-        let command = ["-c", "kill -s \"$0\" \"$1\"", name, &self.0.to_string()];
-        let status = std::process::Command::new("sh").args(command).status();
-        assert!(status.expect("sh runs").success(), "cannot send {name}");
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for Paused {
-    fn drop(&mut self) {
-        self.signal("CONT");
-    }
 }

@@ -1,4 +1,4 @@
-//! The server, its clients and what it has to contain. Runs rounds of operations, disturbs the server, and compares.
+//! The server, its clients and the expected content. Runs rounds of operations, disturbs the server, and compares.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -17,7 +17,7 @@ use super::random::Random;
 use super::session::{Lost, Session, parsed};
 use super::tenant::{Effect, Rounds, Tenant, state};
 
-/// What happens to the server while its clients are busy.
+/// A disturbance of the server while its clients are busy.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Disturbance {
     /// A reload with a new key, another level and order, and perhaps another limit.
@@ -40,13 +40,13 @@ pub(super) struct World {
     watches: Vec<Watching>,
     random: Random,
     images: usize,
-    /// How often the server has logged that the index is complete.
+    /// The number of log lines that report a complete index.
     builds: usize,
     starts: usize,
     pub(super) done: Done,
 }
 
-/// How often something has happened.
+/// The number of operations, disturbances and comparisons.
 #[derive(Debug, Default)]
 pub(super) struct Done {
     pub(super) operations: usize,
@@ -207,7 +207,7 @@ impl World {
         self.images += 1;
         let before = count();
         let is_synced = self.syncs();
-        let paused = files::Paused::new(self.server().id());
+        let paused = self.server().pause();
         let store = files::copy(&self.setup.store_file(), self.images);
         drop(paused);
         // A reply may be on its way, and the next request may have been executed.
@@ -267,7 +267,7 @@ impl World {
         std::fs::remove_dir_all(image.store.parent().expect("a file is in a folder")).expect("it is ours");
     }
 
-    /// Compares the store, its files, the account of `bytes`, the index and the watches with what has to be.
+    /// Compares the store, its files, the account of `bytes`, the index and the watches with the model.
     pub(super) fn settle(&mut self) {
         let stored = files::export_of(self.server());
         files::compare(&mut self.tenants, &stored);
