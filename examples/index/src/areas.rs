@@ -1,5 +1,5 @@
-//! Where the index entries are. An area is a key prefix with an index of its own, for clients that see only the keys behind it; the last
-//! one has no prefix. The index entry of a key is in the area of the key.
+//! The keys of index entries. An area is a key prefix with a separate index, for clients that see only the keys behind it. The last area
+//! has no prefix. The index entry of a key is in the area of the key.
 
 use vkog_plugin_api::{CreateError, Refusal};
 

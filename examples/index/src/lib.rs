@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(10);
 struct Settings {
     /// The names of the fields.
     fields: Vec<String>,
-    /// The key prefixes of clients that have an index of their own.
+    /// The key prefixes that each have a separate index.
     #[serde(default)]
     prefixes: Vec<String>,
 }

@@ -1,10 +1,10 @@
-//! What the plugin `bytes` counts, and which writes it has to refuse.
+//! The bytes that the plugin `bytes` counts, and the writes that it has to refuse.
 
 use std::collections::BTreeMap;
 
 use super::tenant::{Effect, Entry, Tenant, index_writes};
 
-/// The bytes in use before a step of one client, while nobody else writes.
+/// The bytes in use before a step of one client, while no other client writes.
 pub(super) struct Account<'a> {
     pub(super) tenant: &'a Tenant,
     /// The bytes of all entries and index entries of all clients.

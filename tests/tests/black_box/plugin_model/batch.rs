@@ -1,4 +1,4 @@
-//! Batches: several operations in one step, each of which sees what those before it leave.
+//! Batches: several operations in one step. Each sees the effects of those before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::session::{Session, Step, parsed};
 use super::tenant::{Effect, Entry};
 
-/// What an operation of a batch returns.
+/// The expected result of an operation.
 enum Expected {
     /// A write.
     Written,

@@ -2,8 +2,8 @@
 //!
 //! Provoked with random operations of three clients, whose replies, listings, watches and index are compared with a model: one
 //! after the other, so that also the refusals of `bytes` are foretold, and at the same time. Meanwhile keys are rotated, settings
-//! and orders change, snapshots are written and the server is killed. What is stored is compared after each round, also in images of
-//! the files at random moments and in restored backups: no plain text is there, and the index is exact.
+//! and orders change, snapshots are written and the server is killed. After each round the files are compared, also in
+//! images at random moments and in restored backups: they contain no plain text, and the index is exact.
 
 mod account;
 mod batch;

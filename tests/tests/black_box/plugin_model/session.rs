@@ -1,4 +1,4 @@
-//! A client that runs random operations on its entries, and compares each reply with what the store has to contain.
+//! A client that runs random operations on its entries, and compares each reply with the model.
 
 use serde_json::Value;
 use vkog_tests::{Client, Reply, Request, encode};
@@ -24,7 +24,7 @@ pub(super) struct Session<'a> {
     /// The rounds whose configuration may be in force.
     pub(super) rounds: Rounds,
     pub(super) round: Round,
-    /// What `bytes` has counted for others, if nobody else writes meanwhile.
+    /// The bytes of all other clients, if none of them writes meanwhile.
     pub(super) others: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What the store has to contain for one client: its entries, its index, and the changes that its watchers receive.
+//! The expected content of the store for one client: its entries, its index, and the changes that its watchers receive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -91,7 +91,7 @@ pub(super) fn index_of<'a>(
     keys.collect()
 }
 
-/// A client with its own token, and what it has stored. Keys are as the client sees them.
+/// A client with a token, and its entries. Keys are as the client sees them.
 pub(super) struct Tenant {
     pub(super) token: &'static str,
     /// The prefix that the client does not see.
@@ -165,7 +165,7 @@ impl Tenant {
         entries.sum::<u64>() + index.sum::<u64>()
     }
 
-    /// The bytes that `bytes` counts for an index entry. Its value is the whole key of the entry, whatever that is.
+    /// The bytes that `bytes` counts for an index entry. Its value is the whole key of the entry.
     pub(super) fn index_cost(&self, index_key: &str, round: u64) -> u64 {
         self.whole_len(index_key) + stored_len(self.indexed(index_key).as_bytes(), false, round)
     }
