@@ -10,6 +10,8 @@ struct JsonOnly;
 
 impl Plugin for JsonOnly {
     type Settings = NoSettings;
+    // Before plugins that store values in another form.
+    const STAGE: Stage = Stage::Access;
 
     fn create(_host: Host, _settings: NoSettings) -> Result<Self, CreateError> {
         Ok(JsonOnly)
@@ -73,7 +75,7 @@ mod tests {
 
     impl Plugin for Other {
         type Settings = NoSettings;
-        const STAGE: Stage = Stage::Observe;
+        const STAGE: Stage = Stage::Transform;
 
         fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
             Ok(Other)
