@@ -15,6 +15,7 @@ mod certificate;
 mod client;
 mod described;
 mod descriptors;
+mod etcd;
 mod faults;
 mod frozen;
 mod http2;
@@ -41,6 +42,7 @@ pub use certificate::{Authority, Certificate, ClientCertificate};
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
+pub use etcd::Etcd;
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use http2::{
