@@ -13,27 +13,12 @@ use vkog_tests::{amount, exclusive};
 use crate::client::{Client, Sent};
 use crate::cluster::Cluster;
 use crate::history::{End, History, Op, Told, Value};
+use crate::random::Random;
 
 const CLIENTS: usize = 16;
 const HOSTS: usize = 3;
 /// The number of objects that clients use at the same time, and the number of operations on each.
 const OBJECTS: (usize, usize) = (16, 24);
-
-/// A generator of random numbers (xorshift64*), so that a test that failed can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: usize) -> Self {
-        Self(seed as u64 * 2 + 1)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
-    }
-}
 
 /// What the clients share.
 struct Run {

@@ -4,3 +4,6 @@ mod client;
 mod cluster;
 mod history;
 mod linearizability;
+mod plugins;
+mod random;
+mod watching;
