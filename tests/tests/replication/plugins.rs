@@ -23,19 +23,13 @@ fn one_of_many_racing_creates_wins() {
     const RACERS: usize = 64;
     let Some(cluster) = Cluster::start(1, HOSTS, |setup| setup) else { return };
     for round in 0..amount(20, 200) {
+        let post = |racer: usize| {
+            let url = format!("http://{}/k/race/{round}", cluster.host(racer % HOSTS).address());
+            status(Client::new().send("POST", &url, &[], Some(&racer.to_string())))
+        };
         let statuses: Vec<u16> = thread::scope(|scope| {
-            let post = |racer: usize| {
-                let url = format!("http://{}/k/race/{round}", cluster.host(racer % HOSTS).address());
-                status(Client::new().send("POST", &url, &[], Some(&racer.to_string())))
-            };
-            let racers: Vec<_> = (0..RACERS)
-                .map(|racer| {
-                    scope.spawn({
-                        let post = &post;
-                        move || post(racer)
-                    })
-                })
-                .collect();
+            let post = &post;
+            let racers: Vec<_> = (0..RACERS).map(|racer| scope.spawn(move || post(racer))).collect();
             racers.into_iter().map(|racer| racer.join().expect("it does not panic")).collect()
         });
         let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();

@@ -19,32 +19,26 @@ fn a_watcher_that_moves_between_hosts_sees_each_change_once() {
     let (changes, moves) = (amount(4_000, 100_000), amount(20, 100));
     let first = cluster.host(0).watch("prefix=w/", "").last_id.expect("it begins with an id");
     // The writers, each with keys of its own, know what they have written.
-    let written: BTreeMap<String, Vec<u64>> = thread::scope(|scope| {
-        let write = |writer: usize| {
-            let (http, mut random) = (Client::new(), Random::new(writer));
-            let mut written = BTreeMap::<String, Vec<u64>>::new();
-            for _ in 0..changes / WRITERS {
-                let key = format!("w/{writer}/{}", random.below(KEYS));
-                let url = format!("http://{}/k/{key}", cluster.host(random.below(HOSTS)).address());
-                let last = written.entry(key).or_default();
-                let method = if last.is_empty() { "POST" } else { "PUT" };
-                match http.send(method, &url, &[], Some("value")) {
-                    Sent::Answered(200, Some(tag), _) => {
-                        last.push(tag.trim_matches('"').parse().expect("an ETag is a revision"));
-                    }
-                    other => panic!("{method} {url}: {other:?}"),
+    let write = |writer: usize| {
+        let (http, mut random) = (Client::new(), Random::new(writer));
+        let mut written = BTreeMap::<String, Vec<u64>>::new();
+        for _ in 0..changes / WRITERS {
+            let key = format!("w/{writer}/{}", random.below(KEYS));
+            let url = format!("http://{}/k/{key}", cluster.host(random.below(HOSTS)).address());
+            let last = written.entry(key).or_default();
+            let method = if last.is_empty() { "POST" } else { "PUT" };
+            match http.send(method, &url, &[], Some("value")) {
+                Sent::Answered(200, Some(tag), _) => {
+                    last.push(tag.trim_matches('"').parse().expect("an ETag is a revision"));
                 }
+                other => panic!("{method} {url}: {other:?}"),
             }
-            written
-        };
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                scope.spawn({
-                    let write = &write;
-                    move || write(writer)
-                })
-            })
-            .collect();
+        }
+        written
+    };
+    let written: BTreeMap<String, Vec<u64>> = thread::scope(|scope| {
+        let write = &write;
+        let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(writer))).collect();
         writers.into_iter().flat_map(|writer| writer.join().expect("it does not panic")).collect()
     });
     let mut seen = BTreeMap::<String, Vec<u64>>::new();
