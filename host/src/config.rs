@@ -540,7 +540,11 @@ mod tests {
         for (given, written, words) in [
             (&["--store", "etcd://a", "-f", "f"][..], "", "cannot use --store: --file names another store; give one"),
             (&[], "store = \"etcd://a\"\nfile = \"f\"", "cannot use --store: --file names another store"),
-            (&["--store", "etcd://a", "--fsync", "never"], "", "cannot use --fsync: --store has no log on this machine"),
+            (
+                &["--store", "etcd://a", "--fsync", "never"],
+                "",
+                "cannot use --fsync: --store has no log on this machine",
+            ),
             (&["--store", "etcd://a", "--log-min", "1MiB"], "", "cannot use --log-min: --store has no log"),
             (&["--reads", "local"], "", "cannot use --reads: the store is a file"),
             (&["--max-lag", "1s"], "", "cannot use --max-lag: the store is a file"),

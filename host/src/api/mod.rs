@@ -7,6 +7,7 @@ mod auth;
 mod batch;
 mod buckets;
 mod cors;
+mod deadlines;
 mod entry;
 mod etag;
 mod export;

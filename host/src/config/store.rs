@@ -107,7 +107,9 @@ mod tests {
             let url: StoreUrl = text.parse().expect(text);
             assert_eq!((url.scheme(), &*url.to_string(), url.secret()), (scheme, shown, text));
         }
-        for text in ["", "etcd", "etcd:a", "://a", "etcd://", "Etcd://a", "2a://a", "../x://a", "etcd://a b", "etcd://a\n"] {
+        for text in
+            ["", "etcd", "etcd:a", "://a", "etcd://", "Etcd://a", "2a://a", "../x://a", "etcd://a b", "etcd://a\n"]
+        {
             assert_eq!(text.parse::<StoreUrl>(), Err(ValueError::StoreUrl), "{text}");
         }
     }
