@@ -131,7 +131,7 @@ fn a_library_without_a_plugin_is_skipped_unless_the_configuration_names_it() {
 
 #[test]
 fn the_error_for_another_major_version_names_both_versions() {
-    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.5.0"]);
+    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.6.0"]);
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn check_json_is_one_document_with_the_same_facts() {
         document["plugins"].clone()
     };
     let mut good = json!({
-        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.5.0",
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.6.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
         "required_hooks": ["guard_post", "guard_put", "guard_delete"], "routes": [],
     });
