@@ -36,7 +36,7 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the additional hook of version 1.6.0.
+/// Implements the additional hook of version 1.7.0.
 const SWEEP: &str = "
 impl Sweep for Small {
     fn sweep(&self) {}

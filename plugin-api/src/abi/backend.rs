@@ -71,14 +71,14 @@ pub struct RawLoaded<'a> {
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawCommitOutcome<'a> {
-    /// [`RawCommitOutcome::COMMITTED`], [`RawCommitOutcome::CONFLICT`], [`RawCommitOutcome::REFUSED`] or
-    /// [`RawCommitOutcome::DROPPED`]. The host treats any other number as dropped.
+    /// [`RawCommitOutcome::COMMITTED`], [`RawCommitOutcome::CONFLICT`], [`RawCommitOutcome::REFUSED`],
+    /// [`RawCommitOutcome::DROPPED`] or [`RawCommitOutcome::UNKNOWN`]. The host treats any other number as unknown.
     pub kind: u32,
     /// The HTTP status of a refusal.
     pub status: u32,
     /// The revision of the write, or the one up to which the host must know the changes before it decides again.
     pub revision: u64,
-    /// Why it was refused or dropped, as one line.
+    /// Why it was refused or dropped, or is unknown, as one line.
     pub message: RStr<'a>,
     /// Zero.
     pub reserved: [u64; 2],
@@ -93,6 +93,8 @@ impl RawCommitOutcome<'_> {
     pub const REFUSED: u32 = 2;
     /// [`kind`](Self::kind): the write has no effect, and may be sent again.
     pub const DROPPED: u32 = 3;
+    /// [`kind`](Self::kind): whether the write has taken effect cannot be found out any more.
+    pub const UNKNOWN: u32 = 4;
 }
 
 /// A host that uses the same engine.

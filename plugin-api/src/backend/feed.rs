@@ -63,6 +63,7 @@ impl Feed {
             CommitOutcome::Conflict { revision } => (RawCommitOutcome::CONFLICT, 0, *revision, ""),
             CommitOutcome::Refused { status, message } => (RawCommitOutcome::REFUSED, *status, 0, message.as_str()),
             CommitOutcome::Dropped { message } => (RawCommitOutcome::DROPPED, 0, 0, message.as_str()),
+            CommitOutcome::Unknown { message } => (RawCommitOutcome::UNKNOWN, 0, 0, message.as_str()),
         };
         let raw = RawCommitOutcome { kind, status: status.into(), revision, message: message.into(), reserved: [0; 2] };
         // SAFETY: as in `load`.
@@ -76,8 +77,7 @@ impl Feed {
     }
 
     /// Reports that the engine can be reached, or why not. Call it at each change, and with `Ok` at each sign of life of the
-    /// engine, at least once a second: the host serves [local reads](https://docs.rs/vkog-plugin-api) only while the last sign is
-    /// young. After an error, the host rejects writes until the next `Ok`.
+    /// engine, at least once a second: reads that may be a little old are served only while the last sign is young. After an error, the host rejects writes until the next `Ok`.
     pub fn connected(&self, state: Result<(), &str>) {
         // SAFETY: as in `load`.
         unsafe { self.0.api.connected()(self.0.cx, error_of(state)) }
@@ -102,6 +102,13 @@ impl<'a> Loaded<'a> {
         Self(RawLoaded { key: key.into(), record: record.into(), revision, reserved: 0 })
     }
 
+    /// Returns the records that crossed the boundary.
+    #[doc(hidden)]
+    pub fn from_raw<'b>(raw: &'b [RawLoaded<'a>]) -> &'b [Self] {
+        // SAFETY: it is transparent.
+        unsafe { std::slice::from_raw_parts(raw.as_ptr().cast(), raw.len()) }
+    }
+
     /// Returns the key.
     pub fn key(&self) -> &'a str {
         self.0.key.as_str()
@@ -118,8 +125,7 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// The outcome of a write. Each is certain: a backend that does not know whether a write took effect has to find out first.
-/// Since 1.6.
+/// The outcome of a write. A backend that does not know whether a write took effect has to find out first. Since 1.6.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CommitOutcome {
@@ -147,4 +153,25 @@ pub enum CommitOutcome {
         /// Why: one line.
         message: String,
     },
+    /// Whether it has taken effect cannot be found out any more, because others have replaced everything that it may have
+    /// changed, and the engine has forgotten those changes. What it may have done must have been passed to the feed before.
+    Unknown {
+        /// Why: one line.
+        message: String,
+    },
+}
+
+impl CommitOutcome {
+    /// Returns the outcome that crossed the boundary.
+    #[doc(hidden)]
+    pub fn from_raw(raw: &RawCommitOutcome<'_>) -> Self {
+        let (revision, message) = (raw.revision, raw.message.to_string());
+        match raw.kind {
+            RawCommitOutcome::COMMITTED => Self::Committed { revision },
+            RawCommitOutcome::CONFLICT => Self::Conflict { revision },
+            RawCommitOutcome::REFUSED => Self::Refused { status: u16::try_from(raw.status).unwrap_or(500), message },
+            RawCommitOutcome::DROPPED => Self::Dropped { message },
+            _ => Self::Unknown { message },
+        }
+    }
 }

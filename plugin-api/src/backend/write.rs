@@ -47,11 +47,9 @@ impl<'a> Write<'a> {
         unsafe { std::slice::from_raw_parts(raw.as_ptr().cast(), raw.len()) }
     }
 
-    /// Returns the changes, each key once. Not empty.
+    /// Returns the changes, each key once. Without any, the write has a revision all the same.
     pub fn changes(&self) -> &'a [Change<'a>] {
-        let raw = self.0.changes.as_slice();
-        // SAFETY: `Change` is transparent.
-        unsafe { std::slice::from_raw_parts(raw.as_ptr().cast(), raw.len()) }
+        Change::from_raw(self.0.changes.as_slice())
     }
 }
 
@@ -108,6 +106,13 @@ impl<'a> Change<'a> {
     pub fn delete(key: &'a str, expired: bool) -> Self {
         let flags = RawChange::DELETE | if expired { RawChange::EXPIRED } else { 0 };
         Self(RawChange { key: key.into(), record: [].as_slice().into(), flags, reserved: 0 })
+    }
+
+    /// Returns the changes that crossed the boundary.
+    #[doc(hidden)]
+    pub fn from_raw<'b>(raw: &'b [RawChange<'a>]) -> &'b [Self] {
+        // SAFETY: it is transparent.
+        unsafe { std::slice::from_raw_parts(raw.as_ptr().cast(), raw.len()) }
     }
 
     /// Returns the key.

@@ -146,7 +146,7 @@ fn a_plugin_whose_panics_would_abort_is_refused() {
 
 #[test]
 fn a_plugin_that_requires_an_unknown_hook_is_refused_with_its_name() {
-    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "23", "1.6.0"]);
+    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "24", "1.7.0"]);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_plugin_of_a_newer_version_loads_if_it_requires_nothing_new() {
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
     assert!(check.stdout.ends_with("; this server loads it\n"), "{check}");
-    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.6.0"), "{check}");
+    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.7.0"), "{check}");
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", "fault-new-hook-optional");
