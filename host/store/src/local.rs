@@ -198,7 +198,7 @@ impl LocalStore {
     ///
     /// Another view is being read.
     pub fn view(&self) -> Result<View, Unviewable> {
-        View::new(&self.shared)
+        View::of_durable(&self.shared)
     }
 
     /// The random number that the files of this store share, as copies of them do.
