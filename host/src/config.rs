@@ -395,6 +395,9 @@ fn shared_store(given: &Options, written: &Options) -> Result<Option<SharedStore
     let max_lag = given.max_lag.or(written.max_lag);
     let timeout = given.store_timeout.or(written.store_timeout);
     if let Some(url) = by_given.or(by_written).flatten() {
+        if given.no_plugins || given.plugin_dir.is_none() && written.no_plugins {
+            return Err(conflict("--store", Conflict::StoreWithoutPlugins));
+        }
         let only_files = [("--fsync", given.fsync.is_some()), ("--log-min", given.log_min.is_some())];
         return match only_files.into_iter().find(|(_, is_set)| *is_set) {
             Some((option, _)) => Err(conflict(option, Conflict::OnlyForFiles)),
@@ -546,6 +549,7 @@ mod tests {
                 "cannot use --fsync: --store has no log on this machine",
             ),
             (&["--store", "etcd://a", "--log-min", "1MiB"], "", "cannot use --log-min: --store has no log"),
+            (&["--store", "etcd://a", "--no-plugins"], "", "cannot use --store: a plugin connects to it"),
             (&["--reads", "local"], "", "cannot use --reads: the store is a file"),
             (&["--max-lag", "1s"], "", "cannot use --max-lag: the store is a file"),
             (&["-f", "f", "--store-timeout", "1s"], in_file, "cannot use --store-timeout: the store is a file"),

@@ -27,7 +27,8 @@ mod watch;
 mod write;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::Guard;
 
@@ -63,6 +64,8 @@ pub struct Engine<S = LocalStore> {
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
     update_locks: UpdateLocks,
+    /// See [`limit_plugin_requests`](Self::limit_plugin_requests).
+    plugin_request_timeout: OnceLock<Duration>,
 }
 
 /// One operation, as a client or a plugin requests it.
@@ -127,11 +130,18 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
-        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks: UpdateLocks::default() });
+        let (update_locks, plugin_request_timeout) = (UpdateLocks::default(), OnceLock::new());
+        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks, plugin_request_timeout });
         engine.plugins.start(&engine.scan())?;
         let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
         engine.plugins.context().open(Arc::downgrade(&access));
         Ok(engine)
+    }
+
+    /// Limits the time that a plugin waits for the outcome of a request that it makes. For a store behind which other machines
+    /// are. The operation continues after that; the plugin gets a refusal with the status 504. Only the first call has an effect.
+    pub fn limit_plugin_requests(&self, timeout: Duration) {
+        let _ = self.plugin_request_timeout.set(timeout);
     }
 
     /// The last revision that was assigned.

@@ -11,10 +11,11 @@ use super::auth::{Authorizer, Rules, Scope};
 use super::deadlines::Deadlines;
 use super::prefix::seen_refusal;
 use super::problem::{ErrorFormat, Problem};
+use crate::any_store::Engine;
 use crate::config::Permission;
 use crate::http::{Budget, Method, RequestHead, Response};
 use exchange::{Exchange, Respond};
-use vkog_engine::{Engine, media_type};
+use vkog_engine::media_type;
 use vkog_plugin_host::{
     Chain, PathRoutes, ROUTE_CALLS_MAX, Refusal, RouteCall, RouteClient, RoutePermission, RoutePermit, Verb,
 };

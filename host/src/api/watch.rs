@@ -15,9 +15,10 @@ use super::auth::{Authorizer, Credential, Scope};
 use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
+use crate::any_store::{AnyStore, Engine};
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
+use vkog_engine::{Reads, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -104,6 +105,11 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// Returns the revision after which it begins, if it names one.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.since
+    }
+
     /// Returns the prefix of all keys in the events.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
@@ -151,7 +157,7 @@ pub(super) fn stream(
 ) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values, ticket: _ } = subscription;
-    let client = RequestContext { origin: Arc::clone(&head) as _, query };
+    let client = RequestContext { origin: Arc::clone(&head) as _, query, reads: Reads::Local };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable, LIST_AGAIN).reply(format),
@@ -180,7 +186,7 @@ pub(super) fn stream(
 
 /// The events of a watcher.
 struct Events {
-    watcher: Watcher,
+    watcher: Watcher<AnyStore>,
     values: bool,
     prefix: String,
     auth: Arc<Authorizer>,

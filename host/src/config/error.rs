@@ -88,6 +88,9 @@ pub enum Conflict {
     /// A shared store beside a file.
     #[error("--file names another store; give one of them")]
     TwoStores,
+    /// A shared store without the plugins.
+    #[error("a plugin connects to it; remove --no-plugins")]
+    StoreWithoutPlugins,
     /// An option of the files of a store, with a shared store.
     #[error("--store has no log on this machine; remove one of them")]
     OnlyForFiles,

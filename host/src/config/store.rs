@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::error::ValueError;
 
@@ -24,6 +25,11 @@ impl StoreUrl {
     /// Returns the scheme, which is also the name of the plugin: a letter, then letters, digits and hyphens.
     pub fn scheme(&self) -> &str {
         &self.text[..self.scheme_len]
+    }
+
+    /// Returns an id that each URL has for itself: 16 hexadecimal digits.
+    pub fn id(&self) -> String {
+        Sha256::digest(self.to_string()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Returns the whole URL, for the plugin only: it may have a password.
@@ -78,6 +84,15 @@ pub struct SharedStoreConfig {
     pub max_lag: Duration,
     /// The time within which a request gets its response.
     pub timeout: Duration,
+}
+
+impl From<Reads> for vkog_store::Reads {
+    fn from(reads: Reads) -> Self {
+        match reads {
+            Reads::Linearizable => Self::Linearizable,
+            Reads::Local => Self::Local,
+        }
+    }
 }
 
 impl SharedStoreConfig {

@@ -199,6 +199,14 @@ impl StoreError {
         matches!(self, Self::Full { .. } | Self::Reserved { .. } | Self::Refused { status: 507, .. })
     }
 
+    /// Whether the same operation may succeed soon, without any action: a shared store is busy or cannot be reached now.
+    pub fn is_temporary(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected { .. } | Self::Stale { .. } | Self::ConflictsTooOften { .. } | Self::Dropped { .. }
+        )
+    }
+
     /// Whether the write is certainly not in the store, also after a restart.
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Unknown { .. } | Self::Unresolved { .. })

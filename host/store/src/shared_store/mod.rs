@@ -5,6 +5,7 @@
 
 mod feed;
 mod state;
+mod view;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -21,7 +21,7 @@ pub(super) type Observer = Box<dyn Fn(&Change, &str) + Send + Sync>;
 pub(super) struct State {
     pub(super) map: Map,
     pub(super) changes: Arc<ChangeFeed>,
-    options: SharedOptions,
+    pub(super) options: SharedOptions,
     /// `None` before it was opened and after it was closed, which breaks the cycle of references.
     backend: RwLock<Option<Arc<dyn Backend>>>,
     observer: OnceLock<Observer>,
