@@ -47,6 +47,11 @@ pub trait Store: Send + Sync + 'static {
     /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
     fn full(&self) -> Option<Arc<StoreError>>;
 
+    /// Whether this host does what only one of the hosts on a store may do, such as removing expired entries.
+    fn leads(&self) -> bool {
+        true
+    }
+
     /// Reads an entry under the lock of its shard. `look` must not call the store.
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
 

@@ -3,9 +3,14 @@
 //! The map holds committed entries only, and only the [`Feed`] changes it, also for writes of this host. So whatever is read is
 //! durable.
 
+mod apply;
 mod feed;
+mod key_queues;
+mod operation;
+mod record;
 mod state;
 mod view;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +25,9 @@ use crate::store::{Reads, RolledBack, Store};
 use crate::update::{Change, Changes, Decide, Update};
 
 pub use feed::Feed;
+use operation::Operation;
 use state::State;
+use waiting::Waiter;
 
 /// The options of a [`SharedStore`].
 #[derive(Copy, Clone, Debug)]
@@ -70,7 +77,7 @@ impl SharedStore {
     /// thread at a time, without a lock that reads and writes need, and after the change is in the map. After a resync it gets the
     /// difference. It must not block. Only the first call has an effect; changes before it are not reported.
     pub fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
-        self.state.observe(Box::new(observer));
+        self.state.set_observer(Box::new(observer));
     }
 
     /// The state of the backend.
@@ -128,7 +135,11 @@ impl Store for SharedStore {
     }
 
     fn full(&self) -> Option<Arc<StoreError>> {
-        None
+        self.state.full()
+    }
+
+    fn leads(&self) -> bool {
+        self.status().leads
     }
 
     #[inline]
@@ -152,24 +163,25 @@ impl Store for SharedStore {
         then(Ok(()));
     }
 
+    #[inline]
     fn is_current(&self, reads: Reads) -> bool {
-        reads == Reads::Local && self.state.stale().is_none()
+        reads == Reads::Local && self.state.is_fresh()
     }
 
     fn when_current(&self, reads: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         match reads {
             Reads::Local => then(self.state.stale().map_or(Ok(()), Err)),
-            Reads::Linearizable => then(self.state.closed().map_or(Ok(()), Err)),
+            Reads::Linearizable => self.state.confirm(Waiter::here(then)),
         }
     }
 
     fn update_all<D: Decide>(
         &self,
-        _keys: &[&str],
-        _decide: D,
+        keys: &[&str],
+        decide: D,
         finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
     ) {
-        finish(Update::ReadOnly(Arc::new(StoreError::Disconnected { reason: "not connected".to_owned() })));
+        Operation::begin(&self.state, keys, decide, finish);
     }
 
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {

@@ -23,6 +23,7 @@ impl SharedStore {
     pub fn view(&self) -> Result<View, Unviewable> {
         let state = Arc::<State>::clone(&self.state);
         View::new(state, self.state.options.history_max, |view| {
+            let _applying = self.state.applying.lock();
             let revision = self.state.applied();
             view.begin_at(revision);
             revision
