@@ -20,7 +20,7 @@ pub fn members(engine: &Engine, shared: &SharedHost) -> Vec<Member> {
     let here = engine.plugins().look(|plugins, chain, _| about(Vec::new(), plugins, chain));
     let status = shared.store().status();
     let member = |found: vkog_store::BackendMember| Member::new(found.id, &found.about, &status.id, &here);
-    status.members.clone().into_iter().map(member).collect()
+    status.members.clone().into_iter().filter_map(member).collect()
 }
 
 /// Announces the plugins of this server, after they have changed.

@@ -26,6 +26,9 @@ pub struct About {
 }
 
 impl About {
+    /// The announcement of a command that serves no clients.
+    pub const NOTHING: &'static str = "{}";
+
     /// Writes the announcement as JSON.
     pub fn to_json(&self) -> String {
         // These types can be written.
@@ -48,11 +51,13 @@ pub struct Member {
 }
 
 impl Member {
-    /// Reads what a server has announced. `here` is what the server that reads it announces.
-    pub fn new(id: String, about: &str, own_id: &str, here: &About) -> Self {
+    /// Reads what a server has announced. `here` is what the server that reads it announces. None for a command, such as `vkog
+    /// export`, which announces [`About::NOTHING`].
+    pub fn new(id: String, about: &str, own_id: &str, here: &About) -> Option<Self> {
         let about: About = serde_json::from_str(about).unwrap_or_default();
         let own = id == own_id;
-        Self { own, differs: !own && about.plugins != here.plugins, id, about }
+        let is_server = !about.version.is_empty();
+        is_server.then(|| Self { own, differs: !own && about.plugins != here.plugins, id, about })
     }
 }
 
@@ -67,7 +72,11 @@ mod tests {
             version: "1".to_owned(),
             sha256: sha256.to_owned(),
         };
-        let about = |plugins: &[MemberPlugin]| About { plugins: plugins.to_vec(), ..About::default() };
+        let about = |plugins: &[MemberPlugin]| About {
+            plugins: plugins.to_vec(),
+            version: "1".to_owned(),
+            ..About::default()
+        };
         let here = about(&[plugin("a", "1"), plugin("b", "2")]);
         for (there, differs) in [
             (about(&[plugin("a", "1"), plugin("b", "2")]), false),
@@ -77,10 +86,10 @@ mod tests {
         ] {
             let mut announced = serde_json::to_value(&there).expect("it is JSON");
             announced["later"] = 5.into();
-            let member = Member::new("2".to_owned(), &announced.to_string(), "1", &here);
-            assert_eq!((member.own, member.differs), (false, differs), "{announced}");
-            assert!(!Member::new("1".to_owned(), &announced.to_string(), "1", &here).differs);
+            let member = |id: &str| Member::new(id.to_owned(), &announced.to_string(), "1", &here).expect("a server");
+            assert_eq!((member("2").own, member("2").differs), (false, differs), "{announced}");
+            assert_eq!((member("1").own, member("1").differs), (true, false), "{announced}");
         }
-        assert!(Member::new("2".to_owned(), "not JSON", "1", &here).differs);
+        assert_eq!(Member::new("2".to_owned(), About::NOTHING, "1", &here), None);
     }
 }
