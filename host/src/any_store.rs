@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::config::{Reads, SharedStoreConfig, StoreUrl};
 use vkog_store::{
-    Change, Changes, Decide, Entry, LocalStore, ReadTicket, RolledBack, SharedStore, Store, StoreError, Unviewable, Unwatchable,
-    Update, View, Watch,
+    Change, Changes, Decide, Entry, LocalStore, ReadTicket, RolledBack, SharedStore, Store, StoreError, Unviewable,
+    Unwatchable, Update, View, Watch,
 };
 
 /// The pipeline of a server.
@@ -212,11 +212,7 @@ impl Store for AnyStore {
     }
 
     #[inline]
-    fn when_current(
-        &self,
-        reads: vkog_store::Reads,
-        then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static,
-    ) {
+    fn when_current(&self, reads: vkog_store::Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         match self {
             Self::Local(store) => store.when_current(reads, then),
             Self::Shared(shared) => shared.store.when_current(reads, then),

@@ -81,7 +81,10 @@ pub fn serve(
             AnyStore::Local(store) if store.snapshot().is_ok() => tracing::info!("wrote {}", file.display()),
             AnyStore::Local(_) => {}
             AnyStore::Shared(shared) => {
-                tracing::warn!("no snapshot was written: {} is not in files of this machine; export it instead", shared.url());
+                tracing::warn!(
+                    "no snapshot was written: {} is not in files of this machine; export it instead",
+                    shared.url()
+                );
             }
         }
     })?;

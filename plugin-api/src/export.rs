@@ -120,8 +120,19 @@ fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry
     RSlice::from_slice(table.leak())
 }
 
-/// Makes the root module of `P`.
+/// Makes the root module of `P`, which is no backend.
 pub fn module<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+    routes: &[Route],
+) -> PluginModuleRef {
+    module_with_backend::<P>(name, version, unwinds, hooks, routes, None)
+}
+
+/// Makes the root module of `P`.
+pub fn module_with_backend<P: Plugin>(
     name: &'static str,
     version: &'static str,
     unwinds: bool,
@@ -278,7 +289,7 @@ macro_rules! export_plugin {
             impl $crate::export::Exported for $plugin {
                 fn module() -> $crate::abi::PluginModuleRef {
                     const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
-                    $crate::export::module::<$plugin>(
+                    $crate::export::module_with_backend::<$plugin>(
                         NAME,
                         env!("CARGO_PKG_VERSION"),
                         cfg!(panic = "unwind"),

@@ -16,9 +16,9 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use super::watch;
+use crate::any_store::{AnyStore, Engine, SharedHost};
 use crate::http::{Body, Response, Stream};
 use crate::schema::export::{EntryLine, FORMAT, RemovalLine, Start, Writer};
-use crate::any_store::{AnyStore, Engine, SharedHost};
 use vkog_runtime::lower_priority;
 use vkog_store::{LocalStore, Store, Unviewable, Unwatchable, View, Watch};
 

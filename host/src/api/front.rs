@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::access_log::AccessLog;
 use super::problem::{ErrorFormat, Problem};
 use super::{Api, Authorizer, Ending, Reload, RoutedRequest, health};
-use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use crate::any_store::Engine;
+use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 
 /// The parts of the interface that exist before the store is loaded.
 #[derive(Clone)]

@@ -1,8 +1,8 @@
 //! `/livez` and `/readyz`: the process runs; the store accepts writes, snapshots succeed and all plugins work.
 
 use super::problem::{ErrorFormat, Problem};
-use crate::http::Response;
 use crate::any_store::Engine;
+use crate::http::Response;
 use crate::members::{differing, members};
 use vkog_plugin_host::OnFailure;
 use vkog_store::{LocalStore, Store as _};

@@ -17,9 +17,9 @@ use super::access_log::{AccessLog, CLASSES, METHODS};
 use super::buckets::{BOUNDS, Buckets};
 use super::export::{Exports, Outcome};
 use super::exposition::{Exposition, to_prometheus};
+use crate::any_store::{AnyStore, Engine};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
-use crate::any_store::{AnyStore, Engine};
 use vkog_plugin_host::{Chain, HookStats, Metric};
 use vkog_store::{LocalStore, Store as _};
 

@@ -10,11 +10,11 @@ use thiserror::Error;
 
 use super::json::json;
 use super::problem::{ErrorFormat, Problem};
+use crate::any_store::Engine;
 use crate::http::Response;
 use crate::members::members;
 use crate::schema::RouteDocument;
 use crate::schema::member::Member;
-use crate::any_store::Engine;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
 /// Lists the loaded plugins in the order of the chain, and the servers on a shared store. Blocks while a reload replaces plugins.

@@ -14,7 +14,9 @@ use crate::progress::Bar;
 use crate::schema::member::About;
 use crate::shared_store::{self, OpenSharedError, library_name};
 use vkog_plugin_host::{HostContext, system_clock};
-use vkog_store::{Change, Decision, Entry, Import, SharedOptions, SharedStore, Store as _, StoreError, Unviewable, Update};
+use vkog_store::{
+    Change, Decision, Entry, Import, SharedOptions, SharedStore, Store as _, StoreError, Unviewable, Update,
+};
 
 /// The time within which a load must begin.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +31,14 @@ const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(clap::Args)]
 pub struct SharedArgs {
     /// Use a store that several servers share instead of a file
-    #[arg(id = "store", long = "store", value_name = "URL", env = "VKOG_STORE", hide_env = true, conflicts_with = "file")]
+    #[arg(
+        id = "store",
+        long = "store",
+        value_name = "URL",
+        env = "VKOG_STORE",
+        hide_env = true,
+        conflicts_with = "file"
+    )]
     url: Option<StoreUrl>,
 
     /// Load the plugin that connects to --store from DIR [default: plugins beside the program]

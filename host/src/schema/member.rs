@@ -72,11 +72,8 @@ mod tests {
             version: "1".to_owned(),
             sha256: sha256.to_owned(),
         };
-        let about = |plugins: &[MemberPlugin]| About {
-            plugins: plugins.to_vec(),
-            version: "1".to_owned(),
-            ..About::default()
-        };
+        let about =
+            |plugins: &[MemberPlugin]| About { plugins: plugins.to_vec(), version: "1".to_owned(), ..About::default() };
         let here = about(&[plugin("a", "1"), plugin("b", "2")]);
         for (there, differs) in [
             (about(&[plugin("a", "1"), plugin("b", "2")]), false),

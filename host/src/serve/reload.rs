@@ -6,11 +6,11 @@ use parking_lot::Mutex;
 
 use super::error::{PluginFolderError, TlsChanged};
 use super::plugins::warn_unknown;
+use crate::any_store::Engine;
 use crate::api::{Authorizer, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
 use crate::members::announce;
-use crate::any_store::Engine;
 use vkog_plugin_host::{ReloadOutcome, ReloadReport, Source};
 
 /// The parts of the server that a reload reads and changes.

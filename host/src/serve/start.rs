@@ -9,13 +9,13 @@ use super::error::StartError;
 use super::plugins;
 use super::reload::Reloader;
 use super::shared;
+use crate::any_store::Engine;
 use crate::api::{Authorizer, Front, Reload, StartPhase, StartProgress};
 use crate::config::{Config, ConfigError, Http, Listen};
 use crate::failure::Failure;
 use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Endpoint, SocketFile, listen_at_all};
 use crate::progress::Bar;
-use crate::any_store::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{LoadPhase, LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
 

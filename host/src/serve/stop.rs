@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::any_store::Engine;
 use crate::failure::{Failure, Status};
 use crate::http::HttpServer;
 use crate::{logging, sd_notify, signals};
-use crate::any_store::Engine;
 use vkog_runtime::run_with_timeout;
 
 /// The timeout of requests in flight, from the signal.
@@ -47,7 +47,9 @@ pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failur
         Some(Err(error)) => leave(Err(error.into())),
         None => {
             if engine.store().local().is_some() {
-                tracing::warn!("no snapshot was written, because a plugin may hold entries locked; the log has all writes");
+                tracing::warn!(
+                    "no snapshot was written, because a plugin may hold entries locked; the log has all writes"
+                );
             }
             leave(Ok(()))
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::change_feed::{Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::update::{Changes, Decide, Update};
+use crate::update::{Change, Changes, Decide, Update};
 
 /// The entry that was read no longer exists: its change was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -46,11 +46,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
     fn full(&self) -> Option<Arc<StoreError>>;
-
-    /// Whether this host does what only one of the hosts on a store may do, such as removing expired entries.
-    fn leads(&self) -> bool {
-        true
-    }
 
     /// Reads an entry under the lock of its shard. `look` must not call the store.
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
@@ -123,4 +118,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends all watches, and those that are opened from now on.
     fn end_watches(&self);
+
+    /// Whether this host does what only one of the hosts that share the store may do. Without other hosts, it does.
+    fn leads(&self) -> bool;
+
+    /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
+    /// thread at a time, without a lock, and after the change is in the map. It must not block. Only the first call has an
+    /// effect. A store without other hosts never calls it.
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static);
 }

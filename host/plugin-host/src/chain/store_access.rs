@@ -151,6 +151,9 @@ pub(super) fn access(identity: &'static PluginIdentity) -> Result<(Arc<dyn Store
     match scope.lock {
         Lock::Free | Lock::Serving => {}
         Lock::Held => return Err(refuse("guard and undo hooks cannot send requests to the store: an entry is locked")),
+        Lock::Applying => {
+            return Err(refuse("hooks for changes of other hosts, and backends, cannot send requests to the store"));
+        }
         Lock::Updating => return Err(refuse("the function of an update cannot send requests to the store")),
     }
     if scope.depth >= DEPTH_MAX {

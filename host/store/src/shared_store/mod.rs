@@ -13,6 +13,7 @@ mod view;
 mod waiting;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::backend::{Backend, BackendStatus};
@@ -23,6 +24,7 @@ use crate::random::random;
 use crate::range;
 use crate::store::{Reads, RolledBack, Store};
 use crate::update::{Change, Changes, Decide, Update};
+use vkog_runtime::Histogram;
 
 pub use feed::Feed;
 use operation::Operation;
@@ -73,13 +75,6 @@ impl SharedStore {
         self.state.loading()
     }
 
-    /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
-    /// thread at a time, without a lock that reads and writes need, and after the change is in the map. After a resync it gets the
-    /// difference. It must not block. Only the first call has an effect; changes before it are not reported.
-    pub fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
-        self.state.set_observer(Box::new(observer));
-    }
-
     /// The state of the backend.
     pub fn status(&self) -> BackendStatus {
         self.state.backend().map(|backend| backend.status()).unwrap_or_default()
@@ -95,6 +90,16 @@ impl SharedStore {
     /// The time since the last sign of life of the backend.
     pub fn lag(&self) -> Duration {
         self.state.lag()
+    }
+
+    /// The number of writes that another host was faster than, each time that they were decided.
+    pub fn conflicts(&self) -> u64 {
+        self.state.conflicts.load(Ordering::Relaxed)
+    }
+
+    /// The times from sending a write to the backend until its outcome.
+    pub fn commit_times(&self) -> &Histogram {
+        &self.state.commit_times
     }
 
     /// The number of open watches.
@@ -136,10 +141,6 @@ impl Store for SharedStore {
 
     fn full(&self) -> Option<Arc<StoreError>> {
         self.state.full()
-    }
-
-    fn leads(&self) -> bool {
-        self.status().leads
     }
 
     #[inline]
@@ -207,6 +208,15 @@ impl Store for SharedStore {
 
     fn end_watches(&self) {
         self.state.changes.end();
+    }
+
+    fn leads(&self) -> bool {
+        self.status().leads
+    }
+
+    /// After a resync, the observer gets the difference. Changes before the call are not reported.
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
+        self.state.set_observer(Box::new(observer));
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use vkog_runtime::Mailbox;
+use vkog_runtime::{Histogram, Mailbox};
 
 use crate::backend::{Backend, BackendChange, BackendWrite, CommitOutcome, Condition};
 use crate::change_feed::ChangeFeed;
@@ -53,11 +53,16 @@ pub(super) struct State {
     pub(super) dispatcher: Dispatcher,
     /// The number of updates and of sent writes.
     numbers: AtomicU64,
+    /// The number of writes that were refused because another host was faster.
+    pub(super) conflicts: AtomicU64,
+    /// The time from sending a write until its outcome.
+    pub(super) commit_times: Histogram,
 }
 
 /// A write that was sent to the backend. It stays here until its changes are in the map.
 pub(super) struct InFlight {
     pub(super) sent: Box<dyn Sent>,
+    pub(super) sent_at: Instant,
     /// The revision with which it was committed, once that is known.
     pub(super) revision: Option<u64>,
     /// The entries were loaded again while its outcome was open: the last revision that was in the map before, and the one with
@@ -94,6 +99,8 @@ impl State {
             rounds: Rounds::default(),
             dispatcher: Dispatcher::new(),
             numbers: AtomicU64::new(0),
+            conflicts: AtomicU64::new(0),
+            commit_times: Histogram::default(),
         }
     }
 
@@ -246,7 +253,7 @@ impl State {
         changes: &[BackendChange<'_>],
     ) {
         let id = self.next_number();
-        self.in_flight.lock().insert(id, InFlight { sent, revision: None, resynced: None });
+        self.in_flight.lock().insert(id, InFlight { sent, sent_at: Instant::now(), revision: None, resynced: None });
         match self.backend() {
             Some(backend) => backend.commit(BackendWrite { id, conditions, changes }),
             None => self.outcome(id, CommitOutcome::Dropped { message: "the store was closed".to_owned() }),
@@ -257,6 +264,7 @@ impl State {
         let mut in_flight = self.in_flight.lock();
         // A write has one outcome.
         let Some(flight) = in_flight.get_mut(&id).filter(|flight| flight.revision.is_none()) else { return };
+        self.commit_times.record(flight.sent_at.elapsed());
         if let CommitOutcome::Committed { revision } = outcome {
             flight.sent.commit_at(revision);
             flight.revision = Some(revision);
@@ -296,6 +304,7 @@ impl State {
         let error = match outcome {
             CommitOutcome::Conflict { revision } => match sent.may_conflict() {
                 Ok(()) => {
+                    self.conflicts.fetch_add(1, Ordering::Relaxed);
                     let then = move |applied: Result<(), Arc<StoreError>>| match applied {
                         Ok(()) => sent.decide_again(),
                         Err(error) => sent.fail(error),
