@@ -1,6 +1,7 @@
 //! `/watch`: durable changes as server-sent events.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -14,9 +15,10 @@ use super::auth::{Authorizer, Credential, Scope};
 use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
+use crate::any_store::{AnyStore, Engine};
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
+use vkog_engine::{Reads, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -37,10 +39,30 @@ const ENCODED_MAX: usize = 4 << 20;
 
 /// A cache of the last encoded events, so that each is encoded once for all watchers.
 #[derive(Default)]
-pub(super) struct Encoded(Mutex<Cache>);
+pub(super) struct Encoded {
+    cache: Mutex<Cache>,
+    hasher: RandomState,
+}
 
-/// The revision of an event, whether it has the value, and the length of the prefix that its key lacks.
-type EventKey = (u64, bool, usize);
+/// An event in one of its forms.
+#[derive(Copy, Clone, PartialEq, Eq, Hash)]
+struct EventKey {
+    revision: u64,
+    /// The hash of the whole key: on a shared store, changes of several keys have the same revision.
+    key: u64,
+    form: EventForm,
+}
+
+/// The form of an event, which depends on the watcher.
+#[derive(Copy, Clone, PartialEq, Eq, Hash)]
+struct EventForm {
+    /// The event is the last one of its revision, so its revision is the position of the watcher from now on.
+    has_id: bool,
+    /// The event has the value.
+    has_value: bool,
+    /// The length of the prefix that its key lacks, in bytes.
+    hidden: usize,
+}
 
 #[derive(Default)]
 struct Cache {
@@ -51,16 +73,16 @@ struct Cache {
 }
 
 impl Encoded {
-    /// Returns an encoded event, whose key is without the first `hidden` bytes.
-    fn event(&self, event: &Event, values: bool, hidden: usize) -> Bytes {
-        let key = (event.revision(), values, hidden);
-        if let Some(bytes) = self.0.lock().events.get(&key) {
+    /// Returns an encoded event.
+    fn event(&self, event: &Event, form: EventForm) -> Bytes {
+        let key = EventKey { revision: event.revision(), key: self.hasher.hash_one(event.entry().key()), form };
+        if let Some(bytes) = self.cache.lock().events.get(&key) {
             return bytes.clone();
         }
         let mut encoded = Vec::new();
-        put_event(&mut encoded, event, values, hidden);
+        put_event(&mut encoded, event, form);
         let encoded = Bytes::from(encoded);
-        let mut cache = self.0.lock();
+        let mut cache = self.cache.lock();
         if cache.events.insert(key, encoded.clone()).is_none() {
             cache.order.push_back(key);
             cache.bytes += encoded.len();
@@ -83,6 +105,11 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// Returns the revision after which it begins, if it names one.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.since
+    }
+
     /// Returns the prefix of all keys in the events.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
@@ -130,7 +157,7 @@ pub(super) fn stream(
 ) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values, ticket: _ } = subscription;
-    let client = RequestContext { origin: Arc::clone(&head) as _, query };
+    let client = RequestContext { origin: Arc::clone(&head) as _, query, reads: Reads::Local };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable, LIST_AGAIN).reply(format),
@@ -159,7 +186,7 @@ pub(super) fn stream(
 
 /// The events of a watcher.
 struct Events {
-    watcher: Watcher,
+    watcher: Watcher<AnyStore>,
     values: bool,
     prefix: String,
     auth: Arc<Authorizer>,
@@ -230,8 +257,9 @@ impl Stream for Events {
             };
             match next {
                 Ok(event) => {
-                    let hidden = self.head.key_prefix().len();
-                    self.piece.push(self.encoded.event(&event, self.values, hidden));
+                    let has_id = self.watcher.is_past(event.revision());
+                    let form = EventForm { has_id, has_value: self.values, hidden: self.head.key_prefix().len() };
+                    self.piece.push(self.encoded.event(&event, form));
                 }
                 Err(ended) => self.end(ended),
             }
@@ -316,24 +344,25 @@ struct Data<'a> {
     value_base64: Option<String>,
 }
 
-fn put_event(into: &mut Vec<u8>, event: &Event, values: bool, hidden: usize) {
+fn put_event(into: &mut Vec<u8>, event: &Event, EventForm { has_id, has_value, hidden }: EventForm) {
     let (entry, revision) = (event.entry(), event.revision());
+    let id = has_id.then_some(revision);
     let key = entry.key().get(hidden..).unwrap_or_default();
     let mut data = Data { key, revision, ..Data::default() };
     if event.is_removal() {
         data.reason = event.is_expiry().then_some("expired");
-        return put(into, Some(revision), "delete", &data);
+        return put(into, id, "delete", &data);
     }
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
     data.content_encoding = content_coding(entry);
-    if values && value.len() <= VALUE_MAX {
+    if has_value && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),
             Err(_) => data.value_base64 = Some(STANDARD.encode(value)),
         }
     }
-    put(into, Some(revision), "put", &data);
+    put(into, id, "put", &data);
 }
 
 /// Writes an event. Compact JSON escapes line ends, so that every key fits into one line.

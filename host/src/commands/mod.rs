@@ -8,6 +8,7 @@ pub mod import;
 pub mod plugins;
 pub mod repair;
 pub mod restore;
+pub mod shared;
 pub mod shell;
 
 use std::io;

@@ -113,12 +113,13 @@ pub use test_host::TestHost;
 #[macro_export]
 macro_rules! plugin {
     ($plugin:ty, $name:literal $(,)?) => {
-        $crate::Candidate::new($crate::vkog_plugin_api::export::module::<$plugin>(
+        $crate::Candidate::new($crate::vkog_plugin_api::export::module_with_backend::<$plugin>(
             $name,
             "0.0.0",
             true,
             &$crate::vkog_plugin_api::__hooks!($plugin),
             $crate::vkog_plugin_api::__routes!($plugin),
+            $crate::vkog_plugin_api::__backend!($plugin),
         ))
     };
 }
