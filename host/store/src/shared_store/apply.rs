@@ -53,6 +53,9 @@ impl State {
         let mut applying = self.applying.lock();
         let Applying { load, scratch, .. } = &mut *applying;
         let load = load.get_or_insert_default();
+        if entries.is_empty() {
+            load.clear();
+        }
         for Loaded { key, record, revision } in entries {
             let Some(entry) = decode(key, record, *revision, scratch) else { continue };
             // The map has it, unless it was changed: then the memory is shared.
