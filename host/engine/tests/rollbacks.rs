@@ -17,7 +17,7 @@ use vkog_plugin_api::{
 };
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, Registry};
 use vkog_store::{
-    Change, Changes, Decide, Decision, Entry, MemoryStore, NewEntry, RolledBack, Store, StoreError, Unwatchable,
+    Change, Changes, Decide, Decision, Entry, MemoryStore, NewEntry, Reads, RolledBack, Store, StoreError, Unwatchable,
     Update, Watch,
 };
 
@@ -62,6 +62,16 @@ impl Store for Unsure {
     fn when_durable(&self, (): (), then: impl FnOnce(Result<(), RolledBack>) + Send + 'static) {
         let rolled_back = self.rollbacks.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         then(if rolled_back { Err(RolledBack) } else { Ok(()) });
+    }
+
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
+        then(Ok(()));
     }
 
     fn update_all<D: Decide>(

@@ -21,7 +21,7 @@ use crate::range;
 use crate::recover::{self, LoadProgress, Recovered};
 use crate::shared::Shared;
 use crate::space::SpaceBudget;
-use crate::store::{RolledBack, Store};
+use crate::store::{Reads, RolledBack, Store};
 use crate::timeline::{Timeline, Timelines};
 use crate::update::{Changes, Decide, Run, Update, assign};
 use crate::view::{Unviewable, View};
@@ -284,6 +284,16 @@ impl Store for LocalStore {
 
     fn when_durable(&self, ticket: ReadTicket, then: impl FnOnce(Result<(), RolledBack>) + Send + 'static) {
         self.shared.commit.when_durable(ticket, then);
+    }
+
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
+        then(Ok(()));
     }
 
     fn update_all<D: Decide>(

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::map::Map;
 use crate::random::random;
 use crate::range;
-use crate::store::{RolledBack, Store};
+use crate::store::{Reads, RolledBack, Store};
 use crate::update::{Changes, Decide, Run, Update, assign, writes};
 
 /// Entries in memory. A clone is the same store. It starts no thread, except to wake watchers that wait on a thread without a
@@ -89,6 +89,16 @@ impl Store for MemoryStore {
     }
 
     fn when_durable(&self, (): (), then: impl FnOnce(Result<(), RolledBack>) + Send + 'static) {
+        then(Ok(()));
+    }
+
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         then(Ok(()));
     }
 

@@ -136,6 +136,11 @@ pub trait StoreAccess: Send + Sync {
     /// Is called when a plugin went into quarantine ([`Member::is_quarantined`](super::Member::is_quarantined)), so that the
     /// host builds a chain that does not call it.
     fn on_quarantine(&self);
+
+    /// Whether this host leads among those that share the store.
+    fn leads(&self) -> bool {
+        true
+    }
 }
 
 /// Returns the store and the scope for a request of a plugin from this thread, or the reason why it must not send one.
