@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
-use crate::api::{Status, Write};
+use vkog_plugin_api::backend::{Status, Write};
 use crate::client::Client;
 use crate::commit::Commits;
 use crate::keys::Keys;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::api::{CommitOutcome, Write};
+use vkog_plugin_api::backend::{CommitOutcome, Write};
 use crate::client::{CallError, TXN};
 use crate::keys::Keys;
 use crate::node::Node;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 use tokio::sync::mpsc;
 
-use crate::api::{Change, Loaded, Member};
+use vkog_plugin_api::backend::{Change, Loaded, Member};
 use crate::keys::Kind;
 use crate::node::{Cluster, Node};
 use crate::proto::{Event, KeyValue, Last};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use crate::api::{CommitOutcome, Member, Status, Write};
+use vkog_plugin_api::backend::{CommitOutcome, Member, Status, Write};
 use crate::client::Client;
 use crate::commit::{self, Commits};
 use crate::confirm::Confirms;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::api::{CommitOutcome, Write};
+use vkog_plugin_api::backend::{CommitOutcome, Write};
 use crate::keys::Keys;
 use crate::proto::{Compare, Compared, Last, RequestOp, TxnRequest};
 use crate::settings::Settings;
@@ -201,7 +201,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Change, Condition};
+    use vkog_plugin_api::backend::{Change, Condition};
 
     const LIMITS: Limits = Limits { bytes: 10_000, operations: 20, prefix: 4 };
 
