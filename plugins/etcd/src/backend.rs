@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
-use vkog_plugin_api::backend::{Status, Write};
 use crate::client::Client;
 use crate::commit::Commits;
 use crate::keys::Keys;
@@ -17,6 +16,7 @@ use crate::settings::{Settings, SettingsError, StoreUrl};
 use crate::sink::Sink;
 use crate::write::Limits;
 use crate::{alive, feed, session, watch};
+use vkog_plugin_api::backend::{Status, Write};
 
 /// Steps that wait for the host. Each is a page or a response of the watch.
 const STEPS_AHEAD: usize = 8;

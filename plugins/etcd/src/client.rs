@@ -156,8 +156,7 @@ impl Client {
         let connection = self.connection();
         let call = async {
             let requests = tokio_stream::once(LeaseRequest { id: lease });
-            let mut responses: Streaming<LeaseResponse> =
-                self.stream(&connection, LEASE_KEEP_ALIVE, requests).await?;
+            let mut responses: Streaming<LeaseResponse> = self.stream(&connection, LEASE_KEEP_ALIVE, requests).await?;
             let response = responses.message().await?;
             response.map(|response| response.ttl).ok_or_else(|| Status::unavailable("the stream ended"))
         };

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vkog_plugin_api::backend::{CommitOutcome, Write};
 use crate::client::{CallError, TXN};
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::proto::{KeyValue, TxnRequest, TxnResponse};
 use crate::write::{Fence, Group, Limits, Pending, Room, too_large};
+use vkog_plugin_api::backend::{CommitOutcome, Write};
 
 /// How long etcd may take for a group. A member that does not answer at all is noticed earlier, by `alive`.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use prost::Message;
 use tokio::sync::mpsc;
 
-use vkog_plugin_api::backend::{Change, Loaded, Member};
 use crate::keys::Kind;
 use crate::node::{Cluster, Node};
 use crate::proto::{Event, KeyValue, Last};
 use crate::watch::revision_of;
+use vkog_plugin_api::backend::{Change, Loaded, Member};
 
 /// What the thread gets from `watch`.
 pub(crate) enum Step {

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use vkog_plugin_api::backend::{CommitOutcome, Member, Status, Write};
 use crate::client::Client;
 use crate::commit::{self, Commits};
 use crate::confirm::Confirms;
 use crate::keys::Keys;
 use crate::settings::Settings;
 use crate::sink::Sink;
+use vkog_plugin_api::backend::{CommitOutcome, Member, Status, Write};
 
 /// Returns the pause after a number of failures in a row: 20 ms, twice as long each time, at most a second.
 pub(crate) fn pause_after(failures: u32) -> Duration {
@@ -162,7 +162,8 @@ impl Node {
     fn leads(&self) -> bool {
         let identity = self.identity().clone();
         let lives = identity.alive_until.is_some_and(|until| Instant::now() < until);
-        lives && self.cluster().leader.as_ref().is_some_and(|(id, lease)| *id == identity.id && *lease == identity.lease)
+        lives
+            && self.cluster().leader.as_ref().is_some_and(|(id, lease)| *id == identity.id && *lease == identity.lease)
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -186,13 +186,18 @@ mod tests {
             ("etcd://[::1]:3,[::1]/x/y/", &["[::1]:3", "[::1]:2379"], "x/y"),
         ] {
             let parsed = StoreUrl::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
-            assert_eq!((parsed.endpoints, parsed.prefix), (endpoints.iter().map(|e| (*e).to_owned()).collect(), prefix.to_owned()));
+            assert_eq!(
+                (parsed.endpoints, parsed.prefix),
+                (endpoints.iter().map(|e| (*e).to_owned()).collect(), prefix.to_owned())
+            );
         }
     }
 
     #[test]
     fn a_malformed_url_is_refused() {
-        for url in ["etcd:a", "http://a", "etcd://", "etcd://a,,b", "etcd://u@a", "etcd://a/", "etcd://a//b", "etcd://a/b?c#"] {
+        for url in
+            ["etcd:a", "http://a", "etcd://", "etcd://a,,b", "etcd://u@a", "etcd://a/", "etcd://a//b", "etcd://a/b?c#"]
+        {
             let parsed = StoreUrl::parse(url);
             assert!(parsed.is_err() == (url != "etcd://a/b?c#"), "{url}: {parsed:?}");
         }

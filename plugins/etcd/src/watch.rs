@@ -64,8 +64,8 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
             Err(Gap::Closed) => return,
             Err(gap) => {
                 node.note(&Chain(&gap));
-                let is_compacted = matches!(&gap, Gap::Compacted { .. })
-                    || matches!(&gap, Gap::Call(error) if error.is_compacted());
+                let is_compacted =
+                    matches!(&gap, Gap::Compacted { .. }) || matches!(&gap, Gap::Call(error) if error.is_compacted());
                 if is_compacted {
                     position = begin();
                     if steps.send(Step::Begin).await.is_err() {
@@ -161,7 +161,9 @@ mod tests {
 
     #[test]
     fn pages_have_as_many_keys_as_fit() {
-        for (bytes, count, keys) in [(1000, 0, 8380), (100_000, 1000, 83_055), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 8, 1)] {
+        for (bytes, count, keys) in
+            [(1000, 0, 8380), (100_000, 1000, 83_055), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 8, 1)]
+        {
             assert_eq!(page_keys(bytes, count), keys, "{bytes} bytes, {count} keys");
         }
     }

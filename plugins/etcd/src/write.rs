@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use prost::Message;
 
-use vkog_plugin_api::backend::{CommitOutcome, Write};
 use crate::keys::Keys;
 use crate::proto::{Compare, Compared, Last, RequestOp, TxnRequest};
 use crate::settings::Settings;
+use vkog_plugin_api::backend::{CommitOutcome, Write};
 
 /// Operations of a group beside its writes: the slot and `last`.
 const OWN_OPERATIONS: usize = 2;
@@ -85,10 +85,8 @@ impl Pending {
             return Err(CommitOutcome::Refused { status: 422, message });
         }
         let nested = TxnRequest { compare, success: changes, failure: Vec::new() };
-        let bytes = nested.encoded_len()
-            + expired.iter().map(|key| key.len() + 8).sum::<usize>()
-            + WRITE_BYTES
-            + limits.prefix;
+        let bytes =
+            nested.encoded_len() + expired.iter().map(|key| key.len() + 8).sum::<usize>() + WRITE_BYTES + limits.prefix;
         let most = limits.bytes - GROUP_BYTES - 4 * limits.prefix;
         if bytes > most {
             return Err(too_large(bytes, most));

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long anything may take on a machine that does much else.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until a condition holds.
 #[track_caller]
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "timed out: {what}");
@@ -22,23 +22,23 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Returns a port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("it listens").port()
 }
 
 /// The certificates of a cluster with TLS.
-pub struct Tls {
-    pub ca: PathBuf,
-    pub cert: PathBuf,
-    pub key: PathBuf,
+pub(crate) struct Tls {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// A cluster.
-pub struct Cluster {
+pub(crate) struct Cluster {
     folder: TempDir,
     members: Vec<Member>,
-    pub tls: Option<Tls>,
+    pub(crate) tls: Option<Tls>,
 }
 
 struct Member {
@@ -49,12 +49,12 @@ struct Member {
 
 impl Cluster {
     /// Starts members with further arguments. Returns `None`, and says so, if etcd is not installed.
-    pub fn start(count: usize, arguments: &[&str]) -> Option<Self> {
+    pub(crate) fn start(count: usize, arguments: &[&str]) -> Option<Self> {
         Self::start_with(count, arguments, |_| None)
     }
 
     /// Starts members that speak TLS with certificates made in the cluster's folder.
-    pub fn start_with(count: usize, arguments: &[&str], tls: impl Fn(&Path) -> Option<Tls>) -> Option<Self> {
+    pub(crate) fn start_with(count: usize, arguments: &[&str], tls: impl Fn(&Path) -> Option<Tls>) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_err() {
             println!("skipped: etcd is not installed (apt-get install etcd-server etcd-client)");
             return None;
@@ -100,7 +100,7 @@ impl Cluster {
     }
 
     /// Starts a member, again.
-    pub fn run(&mut self, index: usize) {
+    pub(crate) fn run(&mut self, index: usize) {
         let log = File::create(self.folder.path().join(format!("m{index}.log"))).expect("a log can be made");
         let member = &mut self.members[index];
         let mut etcd = Command::new("etcd");
@@ -110,25 +110,25 @@ impl Cluster {
     }
 
     /// Returns `HOST:PORT` of a member.
-    pub fn endpoint(&self, index: usize) -> String {
+    pub(crate) fn endpoint(&self, index: usize) -> String {
         format!("127.0.0.1:{}", self.members[index].client)
     }
 
     /// Returns the URL of a store on all members.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let endpoints: Vec<String> = (0..self.members.len()).map(|index| self.endpoint(index)).collect();
         format!("etcd://{}/vkog", endpoints.join(","))
     }
 
     /// Sends a signal to a member.
-    pub fn signal(&self, index: usize, signal: &str) {
+    pub(crate) fn signal(&self, index: usize, signal: &str) {
         let id = self.members[index].process.as_ref().expect("it runs").id();
         let status = Command::new("kill").args([signal, &id.to_string()]).status().expect("kill exists");
         assert!(status.success());
     }
 
     /// Kills a member with SIGKILL, and waits for its end.
-    pub fn kill(&mut self, index: usize) {
+    pub(crate) fn kill(&mut self, index: usize) {
         let mut process = self.members[index].process.take().expect("it runs");
         process.kill().expect("it can be killed");
         process.wait().expect("it ends");
@@ -136,14 +136,14 @@ impl Cluster {
 
     /// Runs etcdctl, and returns what it prints.
     #[track_caller]
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let output = self.try_ctl(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Runs etcdctl.
-    pub fn try_ctl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Output {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let endpoints: Vec<String> =
             (0..self.members.len()).map(|index| format!("{scheme}://{}", self.endpoint(index))).collect();
@@ -156,7 +156,7 @@ impl Cluster {
     }
 
     /// Returns the member that leads.
-    pub fn leader(&self) -> usize {
+    pub(crate) fn leader(&self) -> usize {
         let mut leader = None;
         wait_until("the cluster has a leader", || {
             let output = self.try_ctl(&["endpoint", "status", "--write-out=simple"]);
@@ -173,7 +173,7 @@ impl Cluster {
     }
 
     /// Compacts all revisions up to the current one.
-    pub fn compact(&self) {
+    pub(crate) fn compact(&self) {
         let status = self.ctl(&["get", "vkog/none", "--write-out=json"]);
         let revision: String = status
             .split("\"revision\":")

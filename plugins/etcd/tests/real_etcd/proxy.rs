@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 /// What happens to bytes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Mode {
+pub(crate) enum Mode {
     Pass,
     /// Requests arrive, responses do not.
     LoseResponses,
@@ -17,8 +17,8 @@ pub enum Mode {
 }
 
 /// A proxy.
-pub struct Proxy {
-    pub endpoint: String,
+pub(crate) struct Proxy {
+    pub(crate) endpoint: String,
     shared: Arc<Shared>,
 }
 
@@ -30,7 +30,7 @@ struct Shared {
 }
 
 impl Proxy {
-    pub fn start(target: String) -> Self {
+    pub(crate) fn start(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let endpoint = listener.local_addr().expect("it listens").to_string();
         let shared = Arc::new(Shared {
@@ -53,12 +53,12 @@ impl Proxy {
         Self { endpoint, shared }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("etcd://{}/vkog", self.endpoint)
     }
 
     /// Changes what happens. Connections that lost something are cut when bytes pass again.
-    pub fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         let mut open = self.shared.open.lock().expect("no thread panics with it");
         self.shared.mode.store(mode as u8, Ordering::Release);
         if mode == Mode::Pass {

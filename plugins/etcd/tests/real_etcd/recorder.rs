@@ -12,37 +12,37 @@ use crate::cluster::PATIENCE;
 
 /// A revision that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    pub revision: u64,
-    pub own: bool,
+pub(crate) struct Applied {
+    pub(crate) revision: u64,
+    pub(crate) own: bool,
     /// Key, record, whether it has expired.
-    pub changes: Vec<(String, Option<Vec<u8>>, bool)>,
+    pub(crate) changes: Vec<(String, Option<Vec<u8>>, bool)>,
 }
 
 /// What was reported.
 #[derive(Default)]
-pub struct Reported {
-    pub entries: BTreeMap<String, (Vec<u8>, u64)>,
+pub(crate) struct Reported {
+    pub(crate) entries: BTreeMap<String, (Vec<u8>, u64)>,
     loading: BTreeMap<String, (Vec<u8>, u64)>,
-    pub position: u64,
-    pub loads: usize,
-    pub applied: Vec<Applied>,
-    pub outcomes: BTreeMap<u64, CommitOutcome>,
-    pub confirmed: BTreeMap<u64, Result<u64, String>>,
-    pub connection: Option<Result<(), String>>,
+    pub(crate) position: u64,
+    pub(crate) loads: usize,
+    pub(crate) applied: Vec<Applied>,
+    pub(crate) outcomes: BTreeMap<u64, CommitOutcome>,
+    pub(crate) confirmed: BTreeMap<u64, Result<u64, String>>,
+    pub(crate) connection: Option<Result<(), String>>,
     /// What must never happen.
-    pub broken: Vec<String>,
+    pub(crate) broken: Vec<String>,
 }
 
 /// Keeps what is reported.
 #[derive(Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     reported: Mutex<Reported>,
     changed: Condvar,
 }
 
 impl Recorder {
-    pub fn lock(&self) -> MutexGuard<'_, Reported> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Reported> {
         self.reported.lock().expect("no test panics with it")
     }
 
@@ -53,7 +53,7 @@ impl Recorder {
 
     /// Waits until something was reported.
     #[track_caller]
-    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&mut Reported) -> Option<T>) -> T {
+    pub(crate) fn wait<T>(&self, what: &str, mut find: impl FnMut(&mut Reported) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut reported = self.lock();
         loop {
@@ -108,9 +108,9 @@ impl Sink for Recorder {
                     None => drop(reported.entries.remove(change.key())),
                 }
             }
-            let changes = changes.iter().map(|change| {
-                (change.key().to_owned(), change.record().map(<[u8]>::to_vec), change.expired())
-            });
+            let changes = changes
+                .iter()
+                .map(|change| (change.key().to_owned(), change.record().map(<[u8]>::to_vec), change.expired()));
             reported.applied.push(Applied { revision, own, changes: changes.collect() });
         });
     }
@@ -141,16 +141,16 @@ impl Sink for Recorder {
 }
 
 /// A host on the cluster.
-pub struct Host {
-    pub store: EtcdStore,
-    pub recorder: Arc<Recorder>,
+pub(crate) struct Host {
+    pub(crate) store: EtcdStore,
+    pub(crate) recorder: Arc<Recorder>,
     next: AtomicU64,
 }
 
 impl Host {
     /// Opens a store, and waits until it is connected and loaded.
     #[track_caller]
-    pub fn open(url: &str, settings: &Settings) -> Self {
+    pub(crate) fn open(url: &str, settings: &Settings) -> Self {
         let host = Self::begin(url, settings);
         host.recorder.wait("the store is loaded", |reported| (reported.loads > 0).then_some(()));
         host.wait_for_connection();
@@ -159,7 +159,7 @@ impl Host {
 
     /// Opens a store.
     #[track_caller]
-    pub fn begin(url: &str, settings: &Settings) -> Self {
+    pub(crate) fn begin(url: &str, settings: &Settings) -> Self {
         let recorder = Arc::new(Recorder::default());
         let sink = Arc::clone(&recorder) as Arc<dyn Sink>;
         let store = EtcdStore::open(settings, url, "{}", sink).unwrap_or_else(|error| panic!("{url}: {error}"));
@@ -167,23 +167,23 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn wait_for_connection(&self) {
+    pub(crate) fn wait_for_connection(&self) {
         let is_connected = |reported: &mut Reported| (reported.connection == Some(Ok(()))).then_some(());
         self.recorder.wait("the store is connected", is_connected);
     }
 
     /// Waits until the store reports that it is not connected, and returns why.
     #[track_caller]
-    pub fn wait_for_disconnection(&self) -> String {
+    pub(crate) fn wait_for_disconnection(&self) -> String {
         self.recorder.wait("the store is disconnected", |reported| reported.connection.clone()?.err())
     }
 
     /// Sends a write of keys with the revisions that they must have. Returns its number.
-    pub fn send(&self, changes: &[(&str, u64, Option<&[u8]>)]) -> u64 {
+    pub(crate) fn send(&self, changes: &[(&str, u64, Option<&[u8]>)]) -> u64 {
         self.send_expired(changes, false)
     }
 
-    pub fn send_expired(&self, changes: &[(&str, u64, Option<&[u8]>)], expired: bool) -> u64 {
+    pub(crate) fn send_expired(&self, changes: &[(&str, u64, Option<&[u8]>)], expired: bool) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let conditions: Vec<_> = changes.iter().map(|(key, revision, _)| Condition::new(key, *revision)).collect();
         let changes: Vec<_> = changes
@@ -198,18 +198,18 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn outcome(&self, id: u64) -> CommitOutcome {
+    pub(crate) fn outcome(&self, id: u64) -> CommitOutcome {
         self.recorder.wait("the write has an outcome", |reported| reported.outcomes.get(&id).cloned())
     }
 
     /// Writes one key. Returns the revision.
     #[track_caller]
-    pub fn put(&self, key: &str, revision: u64, record: &[u8]) -> u64 {
+    pub(crate) fn put(&self, key: &str, revision: u64, record: &[u8]) -> u64 {
         self.committed(self.send(&[(key, revision, Some(record))]))
     }
 
     #[track_caller]
-    pub fn committed(&self, id: u64) -> u64 {
+    pub(crate) fn committed(&self, id: u64) -> u64 {
         match self.outcome(id) {
             CommitOutcome::Committed { revision } => revision,
             other => panic!("expected a commit, got {other:?}"),
@@ -218,7 +218,7 @@ impl Host {
 
     /// Asks for the last revision, and waits until it is applied.
     #[track_caller]
-    pub fn confirm(&self) -> u64 {
+    pub(crate) fn confirm(&self) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.store.confirm(id);
         let revision = self
@@ -230,14 +230,14 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn wait_for(&self, revision: u64) {
+    pub(crate) fn wait_for(&self, revision: u64) {
         let what = format!("revision {revision} is applied");
         self.recorder.wait(&what, |reported| (reported.position >= revision).then_some(()));
     }
 
     /// Returns the entries as of the last revision.
     #[track_caller]
-    pub fn entries(&self) -> BTreeMap<String, (Vec<u8>, u64)> {
+    pub(crate) fn entries(&self) -> BTreeMap<String, (Vec<u8>, u64)> {
         self.confirm();
         self.recorder.lock().entries.clone()
     }
