@@ -1,0 +1,101 @@
+//! Signs of life: notices that etcd does not answer, and that the changes arrive in time.
+
+use std::time::{Duration, Instant};
+
+use crate::client::{CallError, STATUS};
+use crate::node::Node;
+use crate::proto::{StatusRequest, StatusResponse};
+
+const INTERVAL: Duration = Duration::from_millis(400);
+/// How long a member may take to answer for itself.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the cluster may take to agree, such as while it elects a leader.
+const READ_TIMEOUT: Duration = Duration::from_millis(1500);
+/// After this time without a sign of life, there is no connection.
+const DISCONNECTED_AFTER: Duration = Duration::from_millis(1800);
+/// How long the changes may be on their way before the watch is opened again.
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// Checks the connection for ever.
+pub(crate) async fn run(node: &Node) {
+    // At the start, and after a success, the time until a report begins.
+    let mut last = Some(Instant::now());
+    loop {
+        match beat(node).await {
+            Ok(true) => {
+                last = Some(Instant::now());
+                node.set_connected();
+            }
+            // The sink is behind, and that is no sign of life, but the connection works.
+            Ok(false) => {}
+            Err(error) => {
+                if last.is_some_and(|last| last.elapsed() >= DISCONNECTED_AFTER) {
+                    last = None;
+                    node.set_disconnected(&format!("etcd cannot be reached: {}", Chain(&error)));
+                } else if last.is_none() {
+                    // Writes that came back from a group that was lost meanwhile.
+                    node.drop_waiting(&format!("etcd cannot be reached: {}", Chain(&error)));
+                }
+                tokio::time::sleep(INTERVAL / 4).await;
+                continue;
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Returns whether the sink has all changes that were committed when this was called.
+async fn beat(node: &Node) -> Result<bool, CallError> {
+    let status: StatusResponse = match node.client.call(STATUS, StatusRequest {}, STATUS_TIMEOUT).await {
+        // Some versions let only administrators ask.
+        Err(error) if error.is_denied() => StatusResponse::default(),
+        result => result?,
+    };
+    {
+        let mut cluster = node.cluster();
+        cluster.engine_version = status.version;
+        cluster.size = u64::try_from(status.db_size).unwrap_or(0);
+        cluster.quota = u64::try_from(status.db_size_quota).unwrap_or(0);
+    }
+    let revision = node.last_revision(READ_TIMEOUT).await.inspect_err(|error| {
+        // The member answers, but is cut off from the others.
+        if matches!(error, CallError::Etcd(_)) {
+            node.client.fail_over();
+        }
+    })?;
+    let mut applied = node.applied.subscribe();
+    if *applied.borrow_and_update() == 0 {
+        return Ok(true);
+    }
+    loop {
+        let before = *applied.borrow_and_update();
+        if before >= revision {
+            return Ok(true);
+        }
+        if tokio::time::timeout(WATCH_SILENCE_MAX, applied.changed()).await.is_err() {
+            node.client.fail_over();
+            return Ok(false);
+        }
+    }
+}
+
+/// An error with its sources.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = self.0.to_string();
+        f.write_str(&text)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            let next = error.to_string();
+            // Some crates repeat a source in their own text.
+            if !text.contains(&next) {
+                write!(f, ": {next}")?;
+                text = next;
+            }
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! What happens to writes in flight when members are killed or stopped, when responses are lost, and when leases end.
+//!
+//! Each key has one writer, which states the revision that its last outcome implies. So a false outcome shows: as a conflict
+//! of the next write, or as an entry that differs at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use vkog_etcd::Settings;
+use vkog_plugin_api::backend::CommitOutcome;
+
+use crate::cluster::{Cluster, wait_until};
+use crate::proxy::{Mode, Proxy};
+use crate::recorder::Host;
+
+const WRITERS: usize = 24;
+
+/// Threads that write without pause, each its own key.
+struct Writers {
+    stopped: Arc<AtomicBool>,
+    committed: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<Written>>,
+}
+
+/// What a writer knows of its key.
+struct Written {
+    key: String,
+    /// Of the last committed write.
+    record: Vec<u8>,
+    revision: u64,
+    committed: usize,
+    dropped: usize,
+}
+
+impl Writers {
+    fn start(host: &Arc<Host>) -> Self {
+        let (stopped, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = (0..WRITERS)
+            .map(|number| {
+                let (host, stopped, committed) = (Arc::clone(host), Arc::clone(&stopped), Arc::clone(&committed));
+                thread::spawn(move || write(&host, format!("key{number}"), &stopped, &committed))
+            })
+            .collect();
+        Self { stopped, committed, threads }
+    }
+
+    fn committed(&self) -> usize {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until this many more writes are committed.
+    #[track_caller]
+    fn wait_for(&self, more: usize) {
+        let before = self.committed();
+        wait_until("writes are committed", || self.committed() >= before + more);
+    }
+
+    /// Stops, and checks the outcomes against the data.
+    #[track_caller]
+    fn check(self, host: &Host, cluster: &Cluster) -> Vec<Written> {
+        self.stopped.store(true, Ordering::Relaxed);
+        let written: Vec<Written> =
+            self.threads.into_iter().map(|thread| thread.join().expect("no outcome is false")).collect();
+        let entries = host.entries();
+        for Written { key, record, revision, committed, .. } in &written {
+            assert_eq!(entries.get(key), Some(&(record.clone(), *revision)), "{key}");
+            let version = format!("\"version\":{committed},");
+            let found = cluster.ctl(&["get", &format!("vkog/k/{key}"), "--write-out=json"]);
+            assert!(found.contains(&version), "{key} was not written {committed} times: {found}");
+        }
+        written
+    }
+}
+
+fn write(host: &Host, key: String, stopped: &AtomicBool, total: &AtomicUsize) -> Written {
+    let mut written = Written { key, record: Vec::new(), revision: 0, committed: 0, dropped: 0 };
+    for number in 0_u64.. {
+        if stopped.load(Ordering::Relaxed) && written.committed > 0 {
+            break;
+        }
+        let record = number.to_be_bytes().to_vec();
+        match host.outcome(host.send(&[(&written.key, written.revision, Some(&record))])) {
+            CommitOutcome::Committed { revision } => {
+                assert!(revision > written.revision);
+                (written.record, written.revision) = (record, revision);
+                written.committed += 1;
+                total.fetch_add(1, Ordering::Relaxed);
+            }
+            CommitOutcome::Dropped { .. } => {
+                written.dropped += 1;
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => panic!("{}: the write {number} is {other:?} after revision {}", written.key, written.revision),
+        }
+    }
+    written
+}
+
+#[test]
+fn outcomes_are_true_when_the_leader_is_killed() {
+    let Some(mut cluster) = Cluster::start(3, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let leader = cluster.leader();
+        cluster.kill(leader);
+        writers.wait_for(200);
+        cluster.run(leader);
+    }
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn outcomes_are_true_when_the_leader_stands_still() {
+    let Some(cluster) = Cluster::start(3, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let leader = cluster.leader();
+        cluster.signal(leader, "-STOP");
+        writers.wait_for(200);
+        cluster.signal(leader, "-CONT");
+    }
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn outcomes_are_true_when_responses_are_lost() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Arc::new(Host::open(&proxy.url(), &Settings::default()));
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let before = direct.confirm();
+        proxy.set(Mode::LoseResponses);
+        // What takes effect now is answered to nobody.
+        wait_until("a group takes effect", || direct.confirm() > before);
+        proxy.set(Mode::Pass);
+    }
+    writers.wait_for(200);
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn a_write_that_took_effect_without_a_response_is_committed() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let old = host.put("old", 0, b"1");
+    host.put("changed", 0, b"1");
+    proxy.set(Mode::LoseResponses);
+    let committed = host.send(&[("new", 0, Some(b"2")), ("old", old, None)]);
+    let conflict = host.send(&[("changed", 0, Some(b"2"))]);
+    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
+    // Others replace it, and etcd forgets it, before its host learns of it.
+    let revision = direct.entries()["new"].1;
+    let replaced = direct.put("new", revision, b"3");
+    direct.put("new", replaced, b"4");
+    cluster.compact();
+    host.wait_for_disconnection();
+    assert!(host.recorder.lock().outcomes.get(&committed).is_none());
+    proxy.set(Mode::Pass);
+    assert_eq!(host.committed(committed), revision);
+    assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
+    host.wait_for_connection();
+    assert_eq!(host.entries(), direct.entries());
+    assert_eq!(host.entries().keys().collect::<Vec<_>>(), ["changed", "new"]);
+}
+
+#[test]
+fn a_write_that_never_arrived_is_sent_again_or_dropped() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    proxy.set(Mode::LoseAll);
+    let first = host.send(&[("first", 0, Some(b"1"))]);
+    host.wait_for_disconnection();
+    let second = host.send(&[("second", 0, Some(b"1"))]);
+    assert!(matches!(host.outcome(second), CommitOutcome::Dropped { .. }));
+    assert!(host.recorder.lock().outcomes.get(&first).is_none(), "it is not certain yet");
+    proxy.set(Mode::Pass);
+    let outcome = host.outcome(first);
+    host.wait_for_connection();
+    match outcome {
+        CommitOutcome::Dropped { .. } => assert!(host.entries().is_empty()),
+        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 1),
+        other => panic!("{other:?}"),
+    }
+    host.put("third", 0, b"1");
+}
+
+#[test]
+fn changes_that_etcd_has_compacted_are_loaded_again() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let kept = direct.put("kept", 0, b"1");
+    let gone = direct.put("gone", 0, b"1");
+    host.wait_for(gone);
+    proxy.set(Mode::LoseAll);
+    direct.committed(direct.send(&[("kept", kept, Some(b"2")), ("gone", gone, None)]));
+    direct.put("new", 0, b"1");
+    cluster.compact();
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    host.recorder.wait("all is loaded again", |reported| (reported.loads == 2).then_some(()));
+    host.wait_for_connection();
+    assert_eq!(host.entries(), direct.entries());
+    let revision = direct.put("later", 0, b"1");
+    host.wait_for(revision);
+    assert_eq!(host.entries(), direct.entries());
+}
+
+#[test]
+fn a_lost_lease_is_replaced_and_writes_continue() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    let id = host.store.status().id;
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let entry = cluster.ctl(&["get", &format!("vkog/hosts/{id}"), "--write-out=fields"]);
+        let lease = entry.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).expect("it has a lease");
+        let lease: i64 = lease.parse().expect("a number");
+        cluster.ctl(&["lease", "revoke", &format!("{lease:x}")]);
+        writers.wait_for(200);
+    }
+    wait_until("it leads again", || host.store.status().leads);
+    assert_eq!(host.store.status().id, id);
+    writers.check(&host, &cluster);
+}
