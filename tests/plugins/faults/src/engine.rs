@@ -27,6 +27,20 @@ pub(crate) struct Engine {
     waiting: Vec<Request>,
 }
 
+/// The answer to a question. It is sent without the lock of the engine, because the host may ask the next question at once.
+pub(crate) struct Answer {
+    feed: Feed,
+    id: u64,
+    /// None without a connection.
+    revision: Option<u64>,
+}
+
+impl Answer {
+    pub(crate) fn send(self) {
+        self.feed.confirmed(self.id, self.revision.ok_or("there is no connection"));
+    }
+}
+
 enum Request {
     Commit(OwnedWrite),
     Confirm(u64),
@@ -87,29 +101,25 @@ impl Engine {
         self.mode = Mode::Closed;
     }
 
-    pub(crate) fn enter(&mut self, mode: Mode) {
+    /// Enters a mode. Returns the answers to questions that waited for it.
+    #[must_use]
+    pub(crate) fn enter(&mut self, mode: Mode) -> Vec<Answer> {
         self.mode = mode;
-        let Some(feed) = self.feed else { return };
+        let Some(feed) = self.feed else { return Vec::new() };
         match mode {
-            Mode::Disconnected => {
-                feed.connected(Err("a test has disconnected it"));
-                self.run_waiting();
-            }
-            Mode::Answering => {
-                feed.connected(Ok(()));
-                self.run_waiting();
-            }
-            Mode::Hanging | Mode::Closed => {}
+            Mode::Disconnected => feed.connected(Err("a test has disconnected it")),
+            Mode::Answering => feed.connected(Ok(())),
+            Mode::Hanging | Mode::Closed => return Vec::new(),
         }
-    }
-
-    fn run_waiting(&mut self) {
-        for request in std::mem::take(&mut self.waiting) {
-            match request {
-                Request::Commit(write) => self.commit(write),
-                Request::Confirm(id) => self.confirm(id),
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let answer = |request| match request {
+            Request::Commit(write) => {
+                self.commit(write);
+                None
             }
-        }
+            Request::Confirm(id) => self.confirm(id),
+        };
+        waiting.filter_map(answer).collect()
     }
 
     pub(crate) fn commit(&mut self, write: OwnedWrite) {
@@ -129,13 +139,19 @@ impl Engine {
         feed.outcome(write.id, CommitOutcome::Committed { revision });
     }
 
-    pub(crate) fn confirm(&mut self, id: u64) {
-        let Some(feed) = self.feed else { return };
-        match self.mode {
-            Mode::Hanging => self.waiting.push(Request::Confirm(id)),
-            Mode::Disconnected | Mode::Closed => feed.confirmed(id, Err("there is no connection")),
-            Mode::Answering => feed.confirmed(id, Ok(self.revision)),
-        }
+    /// Returns the answer to a question, unless it hangs.
+    #[must_use]
+    pub(crate) fn confirm(&mut self, id: u64) -> Option<Answer> {
+        let feed = self.feed?;
+        let revision = match self.mode {
+            Mode::Hanging => {
+                self.waiting.push(Request::Confirm(id));
+                return None;
+            }
+            Mode::Disconnected | Mode::Closed => None,
+            Mode::Answering => Some(self.revision),
+        };
+        Some(Answer { feed, id, revision })
     }
 
     /// Puts a value as another host does.

@@ -20,7 +20,7 @@ use vkog_plugin_api::backend::{Feed, Member, Status, Write};
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
-use engine::{Engine, Mode, OwnedWrite};
+use engine::{Answer, Engine, Mode, OwnedWrite};
 
 /// The interval of signs of life.
 const ALIVE_EVERY: Duration = Duration::from_millis(100);
@@ -88,7 +88,9 @@ impl Backend for Faults {
     }
 
     fn confirm(&self, id: u64) {
-        self.with_engine(|engine| engine.confirm(id));
+        if let Some(answer) = self.with_engine(|engine| engine.confirm(id)) {
+            answer.send();
+        }
     }
 
     fn status(&self) -> Status {
@@ -131,7 +133,7 @@ impl Serve for Faults {
             "disconnect" => Mode::Disconnected,
             other => return Err(Refusal::new(400, format!("no such mode: {other}"))),
         };
-        self.with_engine(|engine| engine.enter(mode));
+        self.with_engine(|engine| engine.enter(mode)).into_iter().for_each(Answer::send);
         Ok(())
     }
 }
