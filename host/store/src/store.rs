@@ -123,7 +123,7 @@ pub trait Store: Send + Sync + 'static {
     fn leads(&self) -> bool;
 
     /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
-    /// thread at a time, without a lock, and after the change is in the map. It must not block. Only the first call has an
-    /// effect. A store without other hosts never calls it.
+    /// thread at a time, without a lock, and after the change is in the map. It must not block. Call this
+    /// once. A store without other hosts never calls it.
     fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static);
 }

@@ -11,7 +11,8 @@ use crate::abi::{RawChange, RawCommitOutcome, RawFeed, RawLoaded};
 /// used on any thread. After [`Backend::close`](crate::Backend::close) its functions do nothing.
 ///
 /// [`load`](Self::load), [`loaded`](Self::loaded) and [`apply`](Self::apply) take effect before they return, and call hooks of
-/// plugins. Call them from one thread at a time, in order. The other functions only wake what waits. None of them calls the
+/// plugins. Call them from one thread at a time, in order. They wait while a reload starts plugins, up to 10 s, so use a thread
+/// that nothing else needs, such as the renewal of a lease. The other functions only wake what waits. None of them calls the
 /// backend, so a lock may be held. Since 1.6.
 #[derive(Copy, Clone)]
 pub struct Feed(RawFeed);
@@ -30,7 +31,8 @@ impl Feed {
 
     /// Passes a page of the state: records of any number of keys, in any order. Pages are passed when the backend has opened,
     /// and again whenever it cannot report single changes, such as after a long interruption. Until
-    /// [`loaded`](Self::loaded), the host serves what it had.
+    /// [`loaded`](Self::loaded), the host serves what it had. An empty page discards those passed before it: the load begins
+    /// again.
     pub fn load(&self, page: &[Loaded<'_>]) {
         // SAFETY: `Loaded` is transparent; `cx` belongs to this `api`: both came in one `RawFeed`.
         unsafe {
@@ -46,7 +48,8 @@ impl Feed {
     }
 
     /// Passes the changes of one revision, all in one call. Call it for every revision after the [loaded](Self::loaded) one
-    /// in which a key was changed, in ascending order. `own`: this host has made them.
+    /// in which a key was changed, or that the host learns otherwise, in ascending order; then there may be no changes.
+    /// `own`: this host has made them.
     pub fn apply(&self, revision: u64, own: bool, changes: &[Change<'_>]) {
         // SAFETY: `Change` is transparent; otherwise as in `load`.
         unsafe {
