@@ -84,7 +84,8 @@ impl ChangeFeed {
         }
     }
 
-    /// Appends durable changes, in the order of their revisions, and wakes the watchers that wait.
+    /// Appends durable changes, in the order of their revisions, and wakes the watchers that wait. All changes with one revision
+    /// are appended in one call.
     pub(super) fn append<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
         let mut ring = self.ring.write();
         for change in changes {
@@ -93,6 +94,17 @@ impl ChangeFeed {
                 ring.push(Event { entry: entry.clone(), revision, expired }, self.bytes_max);
             }
         }
+        drop(ring);
+        self.wake();
+    }
+
+    /// Drops all events, and continues after a revision: the changes before it are unknown. Every open watch ends with that.
+    pub(super) fn restart(&self, revision: u64) {
+        let mut ring = self.ring.write();
+        // One more than there were, so that a watch that has seen all of them lacks one.
+        ring.dropped = ring.appended() + 1;
+        ring.events.clear();
+        (ring.bytes, ring.begins) = (0, revision);
         drop(ring);
         self.wake();
     }
@@ -311,8 +323,9 @@ impl Watch {
                 return Poll::Ready(Err(Unwatchable::Forgotten(ring.begins)));
             };
             let (mut found, mut bytes, mut scanned) = (Vec::new(), 0, 0);
-            for event in ring.events.range(skipped as usize..).take(SCANNED_MAX) {
-                if bytes > BATCH_BYTES_MAX {
+            for event in ring.events.range(skipped as usize..) {
+                // A watch is never between two events of one revision.
+                if (bytes > BATCH_BYTES_MAX || scanned >= SCANNED_MAX) && event.revision != self.revision {
                     break;
                 }
                 scanned += 1;
@@ -322,7 +335,7 @@ impl Watch {
                     found.push(event.clone());
                 }
             }
-            self.next += scanned;
+            self.next += scanned as u64;
             if !found.is_empty() {
                 self.served = true;
                 return Poll::Ready(Ok(found));

@@ -11,9 +11,8 @@ use crate::abi::{RawChange, RawCommitOutcome, RawFeed, RawLoaded};
 /// used on any thread. After [`Backend::close`](crate::Backend::close) its functions do nothing.
 ///
 /// [`load`](Self::load), [`loaded`](Self::loaded) and [`apply`](Self::apply) take effect before they return, and call hooks of
-/// plugins. Call them from one thread at a time, in order. They wait while a reload starts plugins, up to 10 s, so use a thread
-/// that nothing else needs, such as the renewal of a lease. The other functions only wake what waits. None of them calls the
-/// backend, so a lock may be held. Since 1.6.
+/// plugins. Call them from one thread at a time, in order. They and [`outcome`](Self::outcome) wait while a reload starts plugins,
+/// up to 10 s, so use a thread that nothing else needs, such as the renewal of a lease. Since 1.6.
 #[derive(Copy, Clone)]
 pub struct Feed(RawFeed);
 

@@ -3,8 +3,13 @@
 //! The map holds committed entries only, and only the [`Feed`] changes it, also for writes of this host. So whatever is read is
 //! durable.
 
+mod apply;
 mod feed;
+mod key_queues;
+mod operation;
+mod record;
 mod state;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +24,9 @@ use crate::store::{Reads, RolledBack, Store};
 use crate::update::{Change, Changes, Decide, Update};
 
 pub use feed::Feed;
+use operation::Operation;
 use state::State;
+use waiting::Waiter;
 
 /// The options of a [`SharedStore`].
 #[derive(Copy, Clone, Debug)]
@@ -120,7 +127,11 @@ impl Store for SharedStore {
     }
 
     fn full(&self) -> Option<Arc<StoreError>> {
-        None
+        self.state.full()
+    }
+
+    fn leads(&self) -> bool {
+        self.status().leads
     }
 
     #[inline]
@@ -144,24 +155,25 @@ impl Store for SharedStore {
         then(Ok(()));
     }
 
+    #[inline]
     fn is_current(&self, reads: Reads) -> bool {
-        reads == Reads::Local && self.state.stale().is_none()
+        reads == Reads::Local && self.state.is_fresh()
     }
 
     fn when_current(&self, reads: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         match reads {
             Reads::Local => then(self.state.stale().map_or(Ok(()), Err)),
-            Reads::Linearizable => then(self.state.closed().map_or(Ok(()), Err)),
+            Reads::Linearizable => self.state.confirm(Waiter::here(then)),
         }
     }
 
     fn update_all<D: Decide>(
         &self,
-        _keys: &[&str],
-        _decide: D,
+        keys: &[&str],
+        decide: D,
         finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
     ) {
-        finish(Update::ReadOnly(Arc::new(StoreError::Disconnected { reason: "not connected".to_owned() })));
+        Operation::begin(&self.state, keys, decide, finish);
     }
 
     fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Entry> + 'a {
@@ -189,13 +201,9 @@ impl Store for SharedStore {
         self.state.changes.end();
     }
 
-    fn leads(&self) -> bool {
-        self.status().leads
-    }
-
     /// After a resync, the observer gets the difference. Changes before the call are not reported.
     fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
-        self.state.observe(Box::new(observer));
+        self.state.set_observer(Box::new(observer));
     }
 }
 
