@@ -72,7 +72,8 @@ impl Feed {
         unsafe { self.0.api.outcome()(self.0.cx, id, &raw) }
     }
 
-    /// Answers [`Backend::confirm`](crate::Backend::confirm), once: the last committed revision, or why it is unknown.
+    /// Answers [`Backend::confirm`](crate::Backend::confirm), once: the last committed revision, or why it is unknown. The host
+    /// may call `confirm` again before this returns, so hold no lock that it takes.
     pub fn confirmed(&self, id: u64, revision: Result<u64, &str>) {
         // SAFETY: as in `load`.
         unsafe { self.0.api.confirmed()(self.0.cx, id, revision.unwrap_or(0), error_of(revision)) }
