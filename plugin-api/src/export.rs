@@ -12,7 +12,7 @@ use abi_stable::library::RootModuleResult;
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, RStr, RString};
 
-use crate::abi::{HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
+use crate::abi::{BackendModuleRef, HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
 use crate::hooks::Plugin;
 use crate::host::{Host, Level};
 use crate::http::Route;
@@ -120,13 +120,25 @@ fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry
     RSlice::from_slice(table.leak())
 }
 
-/// Makes the root module of `P`.
+/// Makes the root module of `P`, which is no backend.
 pub fn module<P: Plugin>(
     name: &'static str,
     version: &'static str,
     unwinds: bool,
     hooks: &[Option<HookEntry>],
     routes: &[Route],
+) -> PluginModuleRef {
+    module_with_backend::<P>(name, version, unwinds, hooks, routes, None)
+}
+
+/// Makes the root module of `P`.
+pub fn module_with_backend<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+    routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
 ) -> PluginModuleRef {
     PluginModule {
         name: name.into(),
@@ -137,6 +149,7 @@ pub fn module<P: Plugin>(
         destroy: destroy::<P>,
         hooks: table(hooks, P::BLOCKS),
         routes: RSlice::from_slice(routes.iter().map(Route::raw).collect::<Vec<_>>().leak()),
+        backend: backend.map(|make| make()).into(),
     }
     .leak_into_prefix()
 }
@@ -230,7 +243,8 @@ const fn same(left: &str, right: &str) -> bool {
 
 /// Exports a plugin from its library: `export_plugin!(Type);`, once in a crate with `crate-type = ["cdylib"]`.
 ///
-/// The macro finds the hooks by the traits that the type implements. A type without a hook does not compile.
+/// The macro finds the hooks, and a [backend](crate::Backend), by the traits that the type implements. A type without any of
+/// them does not compile.
 ///
 /// A host ignores hooks that it does not know. If the plugin is useless without a hook, name the hook as required. A
 /// host that does not know it then refuses to load the plugin:
@@ -266,20 +280,22 @@ macro_rules! export_plugin {
                          its trait, or correct the name (`required: [guard_put]`), or leave it out"
                     ),
                 )),+)?]);
+            const BACKEND: ::core::option::Option<fn() -> $crate::abi::BackendModuleRef> = $crate::__backend!($plugin);
             assert!(
-                !$crate::export::is_empty(&HOOKS),
+                !$crate::export::is_empty(&HOOKS) || BACKEND.is_some(),
                 "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut"
             );
 
             impl $crate::export::Exported for $plugin {
                 fn module() -> $crate::abi::PluginModuleRef {
                     const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
-                    $crate::export::module::<$plugin>(
+                    $crate::export::module_with_backend::<$plugin>(
                         NAME,
                         env!("CARGO_PKG_VERSION"),
                         cfg!(panic = "unwind"),
                         &HOOKS,
                         $crate::__routes!($plugin),
+                        BACKEND,
                     )
                 }
             }

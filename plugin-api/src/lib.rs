@@ -165,8 +165,10 @@
 //! the plugin started must end when the plugin is dropped.
 
 pub mod abi;
+mod applied;
 mod ask;
 mod atomic;
+pub mod backend;
 mod call;
 #[doc(hidden)]
 pub mod export;
@@ -181,8 +183,10 @@ mod state;
 mod stored;
 
 pub use abi::{Origin, Stage, Verb};
+pub use applied::{Applied, AppliedChange};
 pub use ask::{Answer, Ask, Found, KeyRange};
 pub use atomic::BatchFailure;
+pub use backend::Backend;
 pub use call::{
     After, Before, Change, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Undo, Verdict, Write,
 };

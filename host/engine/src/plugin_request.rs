@@ -17,7 +17,7 @@ use vkog_plugin_host::{
     StoreAccess, Transforms, Verb,
 };
 use vkog_runtime::Mailbox;
-use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Reads, Store, owned_content_type};
 
 pub(super) use update::UpdateLocks;
 
@@ -178,6 +178,10 @@ impl<S: Store> StoreAccess for Engine<S> {
     fn on_quarantine(&self) {
         self.plugins.quarantine();
     }
+
+    fn leads(&self) -> bool {
+        self.store.leads()
+    }
 }
 
 /// Passes an outcome to the plugin that made the request. There is none if the host panicked, which was logged.
@@ -227,6 +231,7 @@ pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>)
         cause: Cause::Plugin,
         origin: Arc::new(PluginOrigin::new(request)),
         form: Form::Sent,
+        reads: Reads::Local,
         transforms: Transforms::default(),
         states: CallStates::default(),
         guarded: GuardOutput::default(),

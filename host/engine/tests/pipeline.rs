@@ -14,8 +14,8 @@ use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use vkog_engine::{
-    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Form, InvalidRequest, Listing, Operation, Outcome, Request,
-    RequestContext, Transforms, WatchEnd, Watcher,
+    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Form, InvalidRequest, Listing, Operation, Outcome, Reads,
+    Request, RequestContext, Transforms, WatchEnd, Watcher,
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -191,6 +191,7 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         states: Default::default(),
         origin: Arc::new(Client(&[])),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -230,6 +231,7 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: Vec<Operation>) -> Resul
         query: String::new(),
         arrived: engine.revision(),
         values_max: 10,
+        reads: Reads::Linearizable,
         origin: Arc::new(Client(&[("Content-Type", "text/html"), ("X-A", "batch"), ("X-B", "batch")])),
     };
     let (send, done) = channel();
@@ -244,7 +246,7 @@ fn failed(outcome: Result<usize, BatchFailure>) -> (Option<usize>, u16) {
 }
 
 fn client() -> RequestContext {
-    RequestContext { origin: Arc::new(Client(&[])), query: String::new() }
+    RequestContext { origin: Arc::new(Client(&[])), query: String::new(), reads: Reads::Linearizable }
 }
 
 /// The keys and prefixes of a page, and its end.

@@ -106,6 +106,8 @@ impl Store for Unsure {
     fn end_watches(&self) {
         self.store.end_watches();
     }
+
+    fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 
 /// Decides to write, undoes that, and decides again, as a store does that another server was faster than.
@@ -206,6 +208,7 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -251,6 +254,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         query: String::new(),
         arrived: engine.revision(),
         values_max: 1000,
+        reads: Reads::Linearizable,
         origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();

@@ -12,7 +12,7 @@ use super::prefix;
 use super::problem::Problem;
 use crate::config::{BATCH_MIN, Permission};
 use crate::http::{RequestHead, Response};
-use vkog_engine::{Batch, BatchFailure, BatchOutcome, Engine, ExtraHeaders, Operation, Outcome, check_memory};
+use vkog_engine::{Batch, BatchFailure, BatchOutcome, Engine, ExtraHeaders, Operation, Outcome, Reads, check_memory};
 use vkog_plugin_host::Verb;
 use vkog_runtime::ThreadPool;
 
@@ -97,7 +97,8 @@ impl Handler {
         }
         let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
         let touches = operations.iter().any(|operation| operation.touches);
-        let batch = Batch { operations, query, arrived, values_max, origin: Arc::clone(&head) as _ };
+        let reads = Reads::Linearizable;
+        let batch = Batch { operations, query, arrived, values_max, reads, origin: Arc::clone(&head) as _ };
         let encoding = Arc::clone(&large);
         let finish = move |outcome: BatchOutcome| match seen(&head, outcome) {
             Ok(done) if values_len(&done) > LARGE => encoding.run(move || respond(response::streamed(done, response))),

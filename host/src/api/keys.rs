@@ -14,7 +14,7 @@ use super::problem::{ErrorFormat, Problem};
 use super::query::{parameters, unknown};
 use crate::http::{Budget, Exhausted, RequestHead, Response};
 use crate::schema::{Count, Deletion, DryRun, Key, Page};
-use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Form, Listed, Listing, RequestContext};
+use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Form, Listed, Listing, Reads, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
@@ -152,7 +152,7 @@ pub(super) fn list(
     format: ErrorFormat,
 ) -> Response {
     let seen = |key: String| prefix::seen(&head, &key).to_owned();
-    let context = RequestContext { origin: Arc::clone(&head) as _, query: raw_query };
+    let context = RequestContext { origin: Arc::clone(&head) as _, query: raw_query, reads: Reads::Linearizable };
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {

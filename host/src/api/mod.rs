@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
+use vkog_engine::{Conditions, Engine, Form, Reads, Request, Transforms, check_value};
 use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, RoutePermission, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::owned_content_type;
@@ -491,6 +491,7 @@ impl Api {
             states,
             guarded: GuardOutput::default(),
             form,
+            reads: Reads::Linearizable,
             transforms,
         };
         let finish = move |done, added| {

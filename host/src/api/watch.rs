@@ -16,7 +16,7 @@ use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
+use vkog_engine::{Engine, Reads, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -141,7 +141,7 @@ pub(super) fn stream(
 ) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values, ticket: _ } = subscription;
-    let client = RequestContext { origin: Arc::clone(&head) as _, query };
+    let client = RequestContext { origin: Arc::clone(&head) as _, query, reads: Reads::Local };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable, LIST_AGAIN).reply(format),

@@ -23,7 +23,7 @@ use crate::shared::Shared;
 use crate::space::SpaceBudget;
 use crate::store::{Reads, RolledBack, Store};
 use crate::timeline::{Timeline, Timelines};
-use crate::update::{Changes, Decide, Run, Update, assign};
+use crate::update::{Change, Changes, Decide, Run, Update, assign};
 use crate::view::{Unviewable, View};
 use vkog_runtime::Histogram;
 use vkog_runtime::Mailbox;
@@ -394,6 +394,8 @@ impl Store for LocalStore {
     fn end_watches(&self) {
         self.shared.feed.end();
     }
+
+    fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 
 impl Drop for LocalStore {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::change_feed::{Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::update::{Changes, Decide, Update};
+use crate::update::{Change, Changes, Decide, Update};
 
 /// The entry that was read no longer exists: its change was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -123,4 +123,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends all watches, and those that are opened from now on.
     fn end_watches(&self);
+
+    /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
+    /// thread at a time, without a lock, and after the change is in the map. It must not block. Call this
+    /// once. A store without other hosts never calls it.
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static);
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog_engine::{
-    Batch, BatchFailure, BatchOutcome, Conditions, Engine, Form, Operation, Outcome, Request, Transforms,
+    Batch, BatchFailure, BatchOutcome, Conditions, Engine, Form, Operation, Outcome, Reads, Request, Transforms,
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -242,6 +242,7 @@ pub(crate) fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> O
         states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -395,6 +396,7 @@ pub(crate) fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value
         query: String::new(),
         arrived: engine.revision(),
         values_max: usize::MAX,
+        reads: Reads::Linearizable,
         origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);

@@ -131,7 +131,7 @@ fn a_library_without_a_plugin_is_skipped_unless_the_configuration_names_it() {
 
 #[test]
 fn the_error_for_another_major_version_names_both_versions() {
-    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.5.0"]);
+    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.6.0"]);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_plugin_whose_panics_would_abort_is_refused() {
 
 #[test]
 fn a_plugin_that_requires_an_unknown_hook_is_refused_with_its_name() {
-    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "23", "1.6.0"]);
+    refused(&faults().new_hook_required, None, "missing-hook", &["fault-new-hook-required", "24", "1.7.0"]);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_plugin_of_a_newer_version_loads_if_it_requires_nothing_new() {
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
     assert!(check.stdout.ends_with("; this server loads it\n"), "{check}");
-    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.6.0"), "{check}");
+    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.7.0"), "{check}");
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", "fault-new-hook-optional");
@@ -298,7 +298,7 @@ fn check_json_is_one_document_with_the_same_facts() {
         document["plugins"].clone()
     };
     let mut good = json!({
-        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.5.0",
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.6.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
         "required_hooks": ["guard_post", "guard_put", "guard_delete"], "routes": [],
     });

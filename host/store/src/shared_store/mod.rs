@@ -72,13 +72,6 @@ impl SharedStore {
         self.state.loading()
     }
 
-    /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
-    /// thread at a time, without a lock that reads and writes need, and after the change is in the map. After a resync it gets the
-    /// difference. It must not block. Only the first call has an effect; changes before it are not reported.
-    pub fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
-        self.state.set_observer(Box::new(observer));
-    }
-
     /// The state of the backend.
     pub fn status(&self) -> BackendStatus {
         self.state.backend().map(|backend| backend.status()).unwrap_or_default()
@@ -206,6 +199,11 @@ impl Store for SharedStore {
 
     fn end_watches(&self) {
         self.state.changes.end();
+    }
+
+    /// After a resync, the observer gets the difference. Changes before the call are not reported.
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
+        self.state.set_observer(Box::new(observer));
     }
 }
 
