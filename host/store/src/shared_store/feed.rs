@@ -19,7 +19,7 @@ impl Feed {
     }
 
     /// Passes on a page of the state at one revision: at first, and again after a gap in the changes. No key is in two pages. A
-    /// load that a loss of the connection interrupts is void: the next page begins another one.
+    /// page without entries voids the pages before it, and so does a loss of the connection: the load begins again.
     pub fn load(&self, entries: &[Loaded<'_>]) {
         self.0.load(entries);
     }
@@ -31,7 +31,8 @@ impl Feed {
     }
 
     /// Passes on the changes that were committed with a revision: all of them in one call, the revisions in ascending order. `own`
-    /// says that this host made them. A revision that was passed on before has no effect.
+    /// says that this host made them. Every revision that an outcome or a confirmation names is passed on, also one without
+    /// changes. A revision that was passed on before has no effect.
     pub fn apply(&self, revision: u64, own: bool, changes: &[BackendChange<'_>]) {
         self.0.apply(revision, own, changes);
     }

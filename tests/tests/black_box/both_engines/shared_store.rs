@@ -140,8 +140,8 @@ fn a_store_without_connection_refuses_at_once_and_heals() {
     ready(&server).expect(200);
     set(&server, "disconnect");
     ready(&server).refused(503, "Not ready: the shared store cannot be reached: a test has disconnected it");
-    server.get("k").refused(503, "Not now: the shared store cannot be reached").has("Retry-After", "1");
-    server.put("k", "after").refused(503, "Not now: the shared store cannot be reached").has("Retry-After", "1");
+    server.get("k").refused(503, "Unavailable: the shared store cannot be reached").has("Retry-After", "1");
+    server.put("k", "after").refused(503, "Unavailable: the shared store cannot be reached").has("Retry-After", "1");
     server.path("GET", "/keys").send().expect(503).has("Retry-After", "1");
     batch(&server, &json!([{ "op": "put", "key": "k", "value": "after" }])).expect(503).has("Retry-After", "1");
     server.key("GET", "k").header(LOCAL.0, LOCAL.1).send().expect(200).is("before");
@@ -158,7 +158,7 @@ fn a_store_without_connection_refuses_at_once_and_heals() {
 fn a_local_read_of_old_data_is_refused() {
     let server = setup().args(["--reads", "local", "--max-lag", "1ns"]).start();
     server.put("k", "v").expect(200);
-    server.get("k").refused(503, "Not now: the entries of this host may be");
+    server.get("k").refused(503, "Unavailable: the entries of this host may be");
     server.key("GET", "k").header(LOCAL.0, "linearizable").send().expect(200).is("v");
     server
         .key("GET", "k")
