@@ -39,6 +39,9 @@ impl Outcome {
             Self::StoreFailed(error) => {
                 let (status, outcome) = match &**error {
                     error if error.is_full() => (507, "Rolled back"),
+                    StoreError::Refused { status, .. } => (*status, "Refused"),
+                    StoreError::Disconnected { .. } | StoreError::Stale { .. } => (503, "Unavailable"),
+                    StoreError::Unresolved { .. } => (504, "Outcome unknown"),
                     error if error.is_certain() => (503, "Rolled back"),
                     _ => (503, "Outcome unknown"),
                 };

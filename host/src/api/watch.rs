@@ -39,8 +39,19 @@ const ENCODED_MAX: usize = 4 << 20;
 #[derive(Default)]
 pub(super) struct Encoded(Mutex<Cache>);
 
-/// The revision of an event, whether it has the value, and the length of the prefix that its key lacks.
-type EventKey = (u64, bool, usize);
+/// The position of an event among all, and its form.
+type EventKey = ((u64, u32), EventForm);
+
+/// How an event is encoded.
+#[derive(Copy, Clone, PartialEq, Eq, Hash)]
+struct EventForm {
+    /// It has the value.
+    values: bool,
+    /// The length of the prefix that its key lacks, in bytes.
+    hidden: usize,
+    /// It has an id: the client has got all events up to its revision.
+    id: bool,
+}
 
 #[derive(Default)]
 struct Cache {
@@ -51,14 +62,14 @@ struct Cache {
 }
 
 impl Encoded {
-    /// Returns an encoded event, whose key is without the first `hidden` bytes.
-    fn event(&self, event: &Event, values: bool, hidden: usize) -> Bytes {
-        let key = (event.revision(), values, hidden);
+    /// Returns an encoded event.
+    fn event(&self, event: &Event, form: EventForm) -> Bytes {
+        let key = (event.position(), form);
         if let Some(bytes) = self.0.lock().events.get(&key) {
             return bytes.clone();
         }
         let mut encoded = Vec::new();
-        put_event(&mut encoded, event, values, hidden);
+        put_event(&mut encoded, event, form);
         let encoded = Bytes::from(encoded);
         let mut cache = self.0.lock();
         if cache.events.insert(key, encoded.clone()).is_none() {
@@ -230,8 +241,10 @@ impl Stream for Events {
             };
             match next {
                 Ok(event) => {
-                    let hidden = self.head.key_prefix().len();
-                    self.piece.push(self.encoded.event(&event, self.values, hidden));
+                    // A client that resumes at an id has got all changes of that revision.
+                    let id = self.watcher.revision() >= event.revision();
+                    let form = EventForm { values: self.values, hidden: self.head.key_prefix().len(), id };
+                    self.piece.push(self.encoded.event(&event, form));
                 }
                 Err(ended) => self.end(ended),
             }
@@ -316,24 +329,25 @@ struct Data<'a> {
     value_base64: Option<String>,
 }
 
-fn put_event(into: &mut Vec<u8>, event: &Event, values: bool, hidden: usize) {
+fn put_event(into: &mut Vec<u8>, event: &Event, form: EventForm) {
     let (entry, revision) = (event.entry(), event.revision());
-    let key = entry.key().get(hidden..).unwrap_or_default();
+    let id = form.id.then_some(revision);
+    let key = entry.key().get(form.hidden..).unwrap_or_default();
     let mut data = Data { key, revision, ..Data::default() };
     if event.is_removal() {
         data.reason = event.is_expiry().then_some("expired");
-        return put(into, Some(revision), "delete", &data);
+        return put(into, id, "delete", &data);
     }
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
     data.content_encoding = content_coding(entry);
-    if values && value.len() <= VALUE_MAX {
+    if form.values && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),
             Err(_) => data.value_base64 = Some(STANDARD.encode(value)),
         }
     }
-    put(into, Some(revision), "put", &data);
+    put(into, id, "put", &data);
 }
 
 /// Writes an event. Compact JSON escapes line ends, so that every key fits into one line.

@@ -20,9 +20,9 @@ const CONFLICTS_MAX: u32 = 100;
 
 /// An update that has been sent to the backend.
 pub(super) trait Sent: Send {
-    /// The keys that it changes, each once, with the entries as it leaves them. Their revision is unknown until
-    /// [`commit_at`](Self::commit_at).
-    fn changed(&self) -> Vec<(&str, Option<&Entry>)>;
+    /// The keys that it changes, each once, with the entries that it found, and those that it leaves. The latter have no revision
+    /// until [`commit_at`](Self::commit_at).
+    fn changed(&self) -> Vec<(&str, Option<&Entry>, Option<&Entry>)>;
 
     /// The mailbox on which it continues, if any.
     fn mailbox(&self) -> Option<Arc<Mailbox>>;
@@ -135,9 +135,9 @@ where
         let (state, keys) = (Arc::clone(&self.state), Arc::clone(&self.keys));
         let net = net(&keys, &self.decided);
         let conditions: SmallVec<[Condition<'_>; 1]> =
-            net.iter().map(|net| Condition { key: net.key, revision: net.seen }).collect();
+            net.iter().map(|net| Condition { key: net.key, revision: net.seen() }).collect();
         // To remove what is absent changes nothing.
-        let changed = net.iter().filter(|net| net.changes && (net.seen > 0 || net.after.is_some()));
+        let changed = net.iter().filter(|net| net.changes && (net.before.is_some() || net.after.is_some()));
         let records: SmallVec<[(&str, Option<Vec<u8>>, bool); 1]> =
             changed.map(|net| (net.key, net.after.map(record::encode), net.expired)).collect();
         let changes: SmallVec<[BackendChange<'_>; 1]> = records
@@ -169,9 +169,9 @@ where
     D: Decide,
     F: FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
 {
-    fn changed(&self) -> Vec<(&str, Option<&Entry>)> {
+    fn changed(&self) -> Vec<(&str, Option<&Entry>, Option<&Entry>)> {
         let net = net(&self.keys, &self.decided);
-        net.into_iter().filter(|net| net.changes).map(|net| (net.key, net.after)).collect()
+        net.into_iter().filter(|net| net.changes).map(|net| (net.key, net.before, net.after)).collect()
     }
 
     fn mailbox(&self) -> Option<Arc<Mailbox>> {
@@ -210,12 +210,19 @@ where
 /// What an update does to one key, after all of its decisions about it.
 struct Net<'k, 'd> {
     key: &'k str,
-    /// The revision of the entry that the first decision saw; 0 if it saw none.
-    seen: u64,
+    /// The entry that the first decision saw.
+    before: Option<&'d Entry>,
     /// It is changed, and not only read.
     changes: bool,
     after: Option<&'d Entry>,
     expired: bool,
+}
+
+impl Net<'_, '_> {
+    /// The revision of the entry that the first decision saw; 0 if it saw none.
+    fn seen(&self) -> u64 {
+        self.before.map_or(0, Entry::revision)
+    }
 }
 
 /// What an update does to each of its keys.
@@ -229,8 +236,7 @@ fn net<'k, 'd>(keys: &'k [Box<str>], decided: &'d Changes) -> SmallVec<[Net<'k, 
         if place == at {
             // A read that shows nothing has seen the entry all the same.
             let seen = if change.is_read() { &change.after } else { &change.before };
-            let seen = seen.as_ref().map_or(0, Entry::revision);
-            all.push(Net { key, seen, changes: false, after: None, expired: false });
+            all.push(Net { key, before: seen.as_ref(), changes: false, after: None, expired: false });
         }
         if !change.is_read() {
             let net = &mut all[place];
