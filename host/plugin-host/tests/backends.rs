@@ -288,7 +288,7 @@ impl Start for Counting {
     fn start(&self, stored: &Stored<'_>) -> Result<(), String> {
         let mut entries = 0;
         stored.for_each(|_, _| entries += 1);
-        self.entries.set(entries);
+        self.entries.add(entries);
         Ok(())
     }
 }
