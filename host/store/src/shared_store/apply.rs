@@ -51,6 +51,7 @@ impl State {
 
     pub(super) fn load(&self, entries: &[Loaded<'_>]) {
         let mut applying = self.applying.lock();
+        self.is_loading.store(true, Ordering::Relaxed);
         let Applying { load, scratch, .. } = &mut *applying;
         let load = load.get_or_insert_default();
         if entries.is_empty() {
@@ -67,6 +68,7 @@ impl State {
     pub(super) fn loaded(self: &Arc<Self>, revision: u64) {
         let mut applying = self.applying.lock();
         let load = applying.load.take().unwrap_or_default();
+        self.is_loading.store(false, Ordering::Relaxed);
         let (before, is_first) = (self.applied(), !self.is_loaded());
         if is_first {
             for entry in load {

@@ -43,13 +43,12 @@ pub(super) trait Sent: Send {
     fn fail(self: Box<Self>, error: Arc<StoreError>);
 }
 
-/// An update. It keeps its keys until it is complete.
+/// An update.
 pub(super) struct Operation<D, F> {
     state: Arc<State>,
-    /// Its number in the queues of its keys.
-    number: u64,
     /// As they were named: a key may be there several times.
     keys: Arc<[Box<str>]>,
+    place: Place,
     decide: D,
     finish: F,
     mailbox: Option<Arc<Mailbox>>,
@@ -60,6 +59,21 @@ pub(super) struct Operation<D, F> {
     decided: Changes,
 }
 
+/// The place of an update in the queues of its keys, which it leaves when this is dropped: also if a decision panics.
+struct Place {
+    state: Arc<State>,
+    number: u64,
+    keys: Arc<[Box<str>]>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let keys: SmallVec<[&str; 1]> = self.keys.iter().map(|key| &**key).collect();
+        let due = self.state.queues.leave(self.number, &distinct(&keys));
+        self.state.dispatcher.dispatch(due, &Ok(()));
+    }
+}
+
 impl<D, F> Operation<D, F>
 where
     D: Decide,
@@ -67,11 +81,12 @@ where
 {
     /// Begins an update: now, or when the writes that have its keys are complete.
     pub(super) fn begin(state: &Arc<State>, keys: &[&str], decide: D, finish: F) {
-        let number = state.next_number();
+        let (number, named) = (state.next_number(), keys);
+        let keys: Arc<[Box<str>]> = named.iter().map(|key| Box::from(*key)).collect();
         let operation = Box::new(Self {
             state: Arc::clone(state),
-            number,
-            keys: keys.iter().map(|key| Box::from(*key)).collect(),
+            place: Place { state: Arc::clone(state), number, keys: Arc::clone(&keys) },
+            keys,
             decide,
             finish,
             mailbox: Mailbox::current(),
@@ -83,7 +98,7 @@ where
             Ok(()) => operation.run(),
             Err(error) => operation.end(error),
         });
-        if let Some((waiter, begins)) = state.queues.enter(number, &distinct(keys), waiter, || state.closed()) {
+        if let Some((waiter, begins)) = state.queues.enter(number, &distinct(named), waiter, || state.closed()) {
             (waiter.then)(begins);
         }
     }
@@ -156,10 +171,8 @@ where
 
     /// Leaves the keys to the next writes, and reports the outcome.
     fn complete(self: Box<Self>, update: Update<D::Rejection, Changes>) {
-        let Self { state, number, keys, finish, .. } = *self;
-        let keys: SmallVec<[&str; 1]> = keys.iter().map(|key| &**key).collect();
-        let due = state.queues.leave(number, &distinct(&keys));
-        state.dispatcher.dispatch(due, &Ok(()));
+        let Self { place, finish, .. } = *self;
+        drop(place);
         finish(update);
     }
 }
