@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -107,6 +108,64 @@ fn writes_that_wait_for_a_key_are_refused_when_the_connection_is_lost() {
     assert_eq!(outcomes.lock().last().map(String::as_str), Some("5 committed"));
 }
 
+#[test]
+fn an_update_whose_decision_panics_leaves_its_keys_to_the_next() {
+    let engine = Arc::<Engine>::default();
+    let host = Host::new(&engine, SharedOptions::default());
+    settle(&[&host]);
+    let panics = |_: &[Change], _: Option<&Entry>| -> Decision<Infallible> { panic!("a simulated defect") };
+    let update = || host.run(|store| store.update_all(&["k"], panics, |_: Update<Infallible, Changes>| {}));
+    catch_unwind(AssertUnwindSafe(update)).expect_err("the decision panics");
+    let outcomes = Arc::default();
+    put(&host, &["k"], "1", &outcomes);
+    settle(&[&host]);
+    assert_eq!(*outcomes.lock(), ["1 committed"]);
+}
+
+/// Passes everything on until it is told to stop.
+fn pump(host: &Host, stop: &AtomicBool) {
+    let mut random = Random::new(1);
+    while !stop.load(SeqCst) {
+        host.link.execute(&mut random, 0, 0);
+        host.link.respond(&mut random);
+        host.link.pass(&mut random);
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn readers_see_all_changes_of_a_step_or_none() {
+    const STEPS: usize = 300;
+    let engine = Arc::<Engine>::default();
+    let hosts = [(); 2].map(|()| Host::new(&engine, SharedOptions::default()));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        hosts.iter().for_each(|host| _ = scope.spawn(|| pump(host, &stop)));
+        let reader = scope.spawn(|| {
+            let mut different = 0;
+            while !stop.load(SeqCst) {
+                let number = |entry: &Option<&Entry>| entry.map_or(0, Entry::revision);
+                let (seen, ()) =
+                    hosts[1].store.read_all(&["a", "b"], |entries| [number(&entries[0]), number(&entries[1])]);
+                different += u32::from(seen[0] != seen[1]);
+            }
+            different
+        });
+        let store = &hosts[0].store;
+        assert!(store.wait_until_loaded(DEADLINE));
+        for _ in 0..STEPS {
+            let (send, outcome) = bounded(1);
+            let increment = Increment(vec!["a".to_owned(), "b".to_owned()]);
+            store.update_all(&["a", "b"], increment, move |update: Update<Infallible, Changes>| {
+                let _ = send.send(matches!(update, Update::Committed(_)));
+            });
+            assert_eq!(outcome.recv_timeout(DEADLINE), Ok(true));
+        }
+        stop.store(true, SeqCst);
+        assert_eq!(reader.join().expect("it passes"), 0, "reads of one part of a step");
+    });
+}
+
 /// Adds one to the number under each key.
 struct Increment(Vec<String>);
 
@@ -132,18 +191,7 @@ fn threads_that_share_keys_crosswise_neither_wait_for_each_other_nor_lose_an_upd
     let stop = AtomicBool::new(false);
     let expected: HashMap<&str, AtomicU64> = KEYS.map(|key| (key, AtomicU64::new(0))).into();
     thread::scope(|scope| {
-        for (at, host) in hosts.iter().enumerate() {
-            let stop = &stop;
-            scope.spawn(move || {
-                let mut random = Random::new(at as u64);
-                while !stop.load(SeqCst) {
-                    host.link.execute(&mut random, 0, 0);
-                    host.link.respond(&mut random);
-                    host.link.pass(&mut random);
-                    thread::yield_now();
-                }
-            });
-        }
+        hosts.iter().for_each(|host| _ = scope.spawn(|| pump(host, &stop)));
         let clients: Vec<_> = (0..THREADS)
             .map(|client| {
                 let (store, expected) = (&hosts[client % 3].store, &expected);
