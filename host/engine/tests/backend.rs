@@ -307,6 +307,7 @@ fn writes_pass_the_backend_and_have_its_revisions() {
     assert_eq!(server.get("a", Reads::Linearizable), "2@20");
     let delete = server.begin(Verb::Delete, "a", "", Reads::Linearizable).recv_timeout(DEADLINE);
     assert_eq!(delete.as_deref(), Ok("removed@30"));
+    assert!(!server.state().entries.contains_key("a"));
     assert_eq!(server.get("a", Reads::Linearizable), "404 Not Found");
     assert_eq!(server.lines(), ["after a - 1@10", "after a 1@10 2@20"]);
 }
