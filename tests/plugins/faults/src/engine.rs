@@ -23,7 +23,7 @@ pub(crate) struct Engine {
     feed: Option<Feed>,
     revision: u64,
     entries: BTreeMap<String, (Vec<u8>, u64)>,
-    /// What was asked while it hung.
+    /// The requests that came while it hung.
     waiting: Vec<Request>,
 }
 
