@@ -1,6 +1,6 @@
 //! The store of a server: in files of this machine, or one that several servers share.
 //!
-//! What the two have in common is [`Store`]. The rest is behind [`AnyStore::local`] and [`AnyStore::shared`]: only files have
+//! [`Store`] is the part that the two have in common. The rest is behind [`AnyStore::local`] and [`AnyStore::shared`]: only files have
 //! a log, snapshots and timelines, and only a shared store has members, a lag, and requests that wait for other machines.
 
 use std::sync::Arc;

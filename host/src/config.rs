@@ -100,23 +100,23 @@ pub struct Options {
     #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true)]
     pub file: Option<PathBuf>,
 
-    /// Use a store that several servers share instead of a file, such as etcd://10.0.0.1:2379/vkog
+    /// Share the store at URL, such as etcd://10.0.0.1/vkog
     // The help has this text as it is.
     #[allow(rustdoc::bare_urls)]
     #[arg(long, value_name = "URL", env = "VKOG_STORE", hide_env = true)]
     #[serde(deserialize_with = "from_text")]
     pub store: Option<StoreUrl>,
 
-    /// How recent the data of reads from a shared store is: linearizable or local [default: linearizable]
+    /// Select linearizable or local reads [default: linearizable]
     #[arg(long, value_name = "MODE", env = "VKOG_READS", hide_env = true, hide_possible_values = true)]
     pub reads: Option<Reads>,
 
-    /// Limit the age of the data of local reads from a shared store [default: 5s]
+    /// Limit the age of the data of local reads [default: 5s]
     #[arg(long, value_name = "DURATION", env = "VKOG_MAX_LAG", hide_env = true, value_parser = timeout)]
     #[serde(deserialize_with = "timeout_from_text")]
     pub max_lag: Option<Duration>,
 
-    /// Limit the time until a request to a shared store gets its response [default: 2s]
+    /// Limit the time until a shared store responds [default: 2s]
     #[arg(long, value_name = "DURATION", env = "VKOG_STORE_TIMEOUT", hide_env = true, value_parser = timeout)]
     #[serde(deserialize_with = "timeout_from_text")]
     pub store_timeout: Option<Duration>,

@@ -33,11 +33,12 @@ use crate::settings::CreateError;
 /// The host calls each function from several threads, also at once; none may block, except [`open`](Self::open) and
 /// [`close`](Self::close). It catches panics. While the backend is in use, a reload does not replace it. Since 1.6.
 ///
-/// An engine in the memory of one host:
+/// A backend that keeps the store of one host in memory. It knows the revision of each key only, because the host has the entries:
 ///
 /// ```
-/// use std::collections::BTreeMap;
-/// use std::sync::Mutex;
+/// use std::collections::HashMap;
+/// use std::sync::{Mutex, MutexGuard, PoisonError};
+///
 /// use vkog_plugin_api::backend::{CommitOutcome, Feed, Status, Write};
 /// use vkog_plugin_api::*;
 ///
@@ -48,8 +49,14 @@ use crate::settings::CreateError;
 /// struct State {
 ///     feed: Option<Feed>,
 ///     revision: u64,
-///     /// The revision of each key.
-///     keys: BTreeMap<String, u64>,
+///     /// By key; a removed key has none.
+///     revisions: HashMap<String, u64>,
+/// }
+///
+/// impl Memory {
+///     fn state(&self) -> MutexGuard<'_, State> {
+///         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+///     }
 /// }
 ///
 /// impl Plugin for Memory {
@@ -64,41 +71,45 @@ use crate::settings::CreateError;
 ///     const SCHEME: &'static str = "memory";
 ///
 ///     fn open(&self, _url: &str, _about: &str, feed: Feed) -> Result<(), CreateError> {
-///         feed.connected(Ok(()));
 ///         feed.loaded(0);
-///         self.0.lock().map_err(|error| error.to_string())?.feed = Some(feed);
+///         feed.connected(Ok(()));
+///         self.state().feed = Some(feed);
 ///         Ok(())
 ///     }
 ///
 ///     fn commit(&self, write: &Write<'_>) {
-///         let Ok(mut state) = self.0.lock() else { return };
-///         let State { feed: Some(feed), revision, keys } = &mut *state else { return };
-///         let current = |key: &str| keys.get(key).copied().unwrap_or(0);
+///         let State { feed: Some(feed), revision, revisions } = &mut *self.state() else { return };
+///         let current = |key: &str| revisions.get(key).copied().unwrap_or(0);
 ///         if write.conditions().iter().any(|condition| current(condition.key()) != condition.revision()) {
 ///             return feed.outcome(write.id(), CommitOutcome::Conflict { revision: *revision });
 ///         }
 ///         *revision += 1;
 ///         for change in write.changes() {
 ///             match change.record() {
-///                 Some(_) => drop(keys.insert(change.key().to_owned(), *revision)),
-///                 None => drop(keys.remove(change.key())),
-///             }
+///                 Some(_) => revisions.insert(change.key().to_owned(), *revision),
+///                 None => revisions.remove(change.key()),
+///             };
 ///         }
-///         // Under the lock, so that the host gets the revisions in their order.
+///         // Under the lock, so that the revisions are in their order.
 ///         feed.apply(*revision, true, write.changes());
 ///         feed.outcome(write.id(), CommitOutcome::Committed { revision: *revision });
 ///     }
 ///
 ///     fn confirm(&self, id: u64) {
-///         let Ok(state) = self.0.lock() else { return };
-///         if let Some(feed) = &state.feed {
-///             feed.confirmed(id, Ok(state.revision));
+///         let (feed, revision) = {
+///             let state = self.state();
+///             (state.feed, state.revision)
+///         };
+///         if let Some(feed) = feed {
+///             feed.connected(Ok(()));
+///             feed.confirmed(id, Ok(revision));
 ///         }
 ///     }
 ///
 ///     fn status(&self) -> Status {
 ///         let mut status = Status::default();
 ///         (status.connected, status.leads) = (true, true);
+///         "memory".clone_into(&mut status.engine);
 ///         status
 ///     }
 ///

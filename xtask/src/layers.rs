@@ -47,14 +47,17 @@ const PLUGIN_API: &[&str] = &["abi_stable", "serde", "serde_json"];
 const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
     // Tokens are in the configuration.
-    ("api", &["config", "http", "schema"]),
+    ("api", &["any_store", "config", "http", "members", "schema"]),
     ("config", &["http"]),
     // The errors of commands determine the exit status.
     ("failure", &["commands"]),
+    ("any_store", &["config"]),
+    ("members", &["any_store", "schema"]),
+    ("shared_store", &["config"]),
     ("progress", &[]),
     ("schema", &[]),
-    ("serve", &["api", "config", "failure", "http", "progress"]),
-    ("commands", &["config", "failure", "progress", "schema"]),
+    ("serve", &["any_store", "api", "config", "failure", "http", "members", "progress", "shared_store"]),
+    ("commands", &["config", "failure", "progress", "schema", "shared_store"]),
     ("cli", &["commands", "config", "failure", "serve"]),
 ];
 

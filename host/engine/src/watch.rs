@@ -69,12 +69,6 @@ impl<S: Store> Watcher<S> {
         self.passed.front().map_or(self.filtered_to, |next| next.revision() - 1)
     }
 
-    /// Whether the changes that were delivered include all of this revision, as far as the client may see them. A store gives
-    /// all changes of one step the same revision if it has none of its own for each.
-    pub fn is_past(&self, revision: u64) -> bool {
-        self.passed.front().or(self.rest.first()).is_none_or(|next| next.revision() > revision)
-    }
-
     /// Returns the next change, or wakes the task when there may be one. Does not block: plugins are called on this thread,
     /// on the blocking pool if their hooks for get may block, or, during a reload, later on another thread.
     ///

@@ -509,6 +509,18 @@ fn a_failure_of_the_store_is_507_if_space_is_lacking_and_says_what_is_known() {
     assert_eq!((status, text.starts_with("Rolled back: ")), (503, true), "{text}");
     let (status, text) = failure(StoreError::Unknown { path: path(), source: source(), then: source() });
     assert_eq!((status, text.starts_with("Outcome unknown: ")), (503, true), "{text}");
+    let reason = || "no connection".to_owned();
+    for (error, status, begin) in [
+        (StoreError::Disconnected { reason: reason() }, 503, "Unavailable: "),
+        (StoreError::ConflictsTooOften { attempts: 9 }, 503, "Rolled back: "),
+        (StoreError::Dropped { reason: reason() }, 503, "Rolled back: "),
+        (StoreError::Refused { status: 413, message: reason() }, 413, "Refused: "),
+        (StoreError::Refused { status: 507, message: reason() }, 507, "Rolled back: "),
+        (StoreError::Unresolved { reason: reason() }, 504, "Outcome unknown: "),
+    ] {
+        let (found, text) = failure(error);
+        assert_eq!((found, text.starts_with(begin)), (status, true), "{text}");
+    }
 }
 
 #[test]

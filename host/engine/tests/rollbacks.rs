@@ -107,10 +107,6 @@ impl Store for Unsure {
         self.store.end_watches();
     }
 
-    fn leads(&self) -> bool {
-        true
-    }
-
     fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 

@@ -413,7 +413,10 @@ impl fmt::Display for Plugin {
             self.library.version(),
             self.library.api_version(),
             self.library.stage_name(),
-            self.library.hook_names().collect::<Vec<_>>().join(" ")
+            match self.library.hook_names().collect::<Vec<_>>().join(" ") {
+                hooks if hooks.is_empty() => "none".to_owned(),
+                hooks => hooks,
+            }
         )?;
         let mut before = ", routes ";
         for route in self.member.routes() {

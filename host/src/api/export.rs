@@ -157,7 +157,7 @@ pub(super) fn begin(
     reply
 }
 
-/// The problem of an incremental export of a shared store. Its revisions do not tell states apart whose engine was restored.
+/// The problem of an incremental export of a shared store. After its engine was restored, the same revision can be another state.
 fn only_in_files(shared: &SharedHost) -> Problem {
     let fact = format!("{} has no incremental exports, because only a store in files has timelines", shared.url());
     Problem::new(501, format!("{fact}; make a full one, without since"))

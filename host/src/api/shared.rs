@@ -23,7 +23,7 @@ const CONSISTENCY: &str = "Vkog-Consistency";
 /// The code of a write whose outcome the client has to find out.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 
-/// What a request with a late response has missed.
+/// The part of a request that a late response lacks.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Data. The request can be repeated.

@@ -1,7 +1,6 @@
 //! `/watch`: durable changes as server-sent events.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -39,29 +38,20 @@ const ENCODED_MAX: usize = 4 << 20;
 
 /// A cache of the last encoded events, so that each is encoded once for all watchers.
 #[derive(Default)]
-pub(super) struct Encoded {
-    cache: Mutex<Cache>,
-    hasher: RandomState,
-}
+pub(super) struct Encoded(Mutex<Cache>);
 
-/// An event in one of its forms.
-#[derive(Copy, Clone, PartialEq, Eq, Hash)]
-struct EventKey {
-    revision: u64,
-    /// The hash of the whole key: on a shared store, changes of several keys have the same revision.
-    key: u64,
-    form: EventForm,
-}
+/// The position of an event among all, and its form.
+type EventKey = ((u64, u32), EventForm);
 
-/// The form of an event, which depends on the watcher.
+/// How an event is encoded.
 #[derive(Copy, Clone, PartialEq, Eq, Hash)]
 struct EventForm {
-    /// The event is the last one of its revision, so its revision is the position of the watcher from now on.
-    has_id: bool,
-    /// The event has the value.
-    has_value: bool,
+    /// It has the value.
+    values: bool,
     /// The length of the prefix that its key lacks, in bytes.
     hidden: usize,
+    /// It has an id: the client has got all events up to its revision.
+    id: bool,
 }
 
 #[derive(Default)]
@@ -75,14 +65,14 @@ struct Cache {
 impl Encoded {
     /// Returns an encoded event.
     fn event(&self, event: &Event, form: EventForm) -> Bytes {
-        let key = EventKey { revision: event.revision(), key: self.hasher.hash_one(event.entry().key()), form };
-        if let Some(bytes) = self.cache.lock().events.get(&key) {
+        let key = (event.position(), form);
+        if let Some(bytes) = self.0.lock().events.get(&key) {
             return bytes.clone();
         }
         let mut encoded = Vec::new();
         put_event(&mut encoded, event, form);
         let encoded = Bytes::from(encoded);
-        let mut cache = self.cache.lock();
+        let mut cache = self.0.lock();
         if cache.events.insert(key, encoded.clone()).is_none() {
             cache.order.push_back(key);
             cache.bytes += encoded.len();
@@ -257,8 +247,9 @@ impl Stream for Events {
             };
             match next {
                 Ok(event) => {
-                    let has_id = self.watcher.is_past(event.revision());
-                    let form = EventForm { has_id, has_value: self.values, hidden: self.head.key_prefix().len() };
+                    // A client that resumes at an id has got all changes of that revision.
+                    let id = self.watcher.revision() >= event.revision();
+                    let form = EventForm { values: self.values, hidden: self.head.key_prefix().len(), id };
                     self.piece.push(self.encoded.event(&event, form));
                 }
                 Err(ended) => self.end(ended),
@@ -344,10 +335,10 @@ struct Data<'a> {
     value_base64: Option<String>,
 }
 
-fn put_event(into: &mut Vec<u8>, event: &Event, EventForm { has_id, has_value, hidden }: EventForm) {
+fn put_event(into: &mut Vec<u8>, event: &Event, form: EventForm) {
     let (entry, revision) = (event.entry(), event.revision());
-    let id = has_id.then_some(revision);
-    let key = entry.key().get(hidden..).unwrap_or_default();
+    let id = form.id.then_some(revision);
+    let key = entry.key().get(form.hidden..).unwrap_or_default();
     let mut data = Data { key, revision, ..Data::default() };
     if event.is_removal() {
         data.reason = event.is_expiry().then_some("expired");
@@ -356,7 +347,7 @@ fn put_event(into: &mut Vec<u8>, event: &Event, EventForm { has_id, has_value, h
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
     data.content_encoding = content_coding(entry);
-    if has_value && value.len() <= VALUE_MAX {
+    if form.values && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),
             Err(_) => data.value_base64 = Some(STANDARD.encode(value)),

@@ -30,7 +30,7 @@ const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 /// A shared store, and how to connect to it.
 #[derive(clap::Args)]
 pub struct SharedArgs {
-    /// Use a store that several servers share instead of a file
+    /// Use the shared store at URL instead of a file
     #[arg(
         id = "store",
         long = "store",

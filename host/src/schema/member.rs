@@ -1,4 +1,4 @@
-//! What a server on a shared store tells the others of itself, and what `/plugins` tells clients of all of them.
+//! The announcement of a server on a shared store, and the servers on it as `/plugins` lists them.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub struct MemberPlugin {
     pub sha256: String,
 }
 
-/// What a server announces to the others on its store. Other members are ignored, so that versions can differ.
+/// The announcement of a server to the others on its store. Other members are ignored, so that versions can differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
@@ -45,7 +45,7 @@ pub struct Member {
     pub own: bool,
     /// Whether its plugins differ from those of the server that responds: other libraries, or another order.
     pub differs: bool,
-    /// What it announced.
+    /// Its announcement.
     #[serde(flatten)]
     pub about: About,
 }

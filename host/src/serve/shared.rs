@@ -72,12 +72,13 @@ impl SharedWatch {
                 _ => {}
             }
             differed = differs;
-            match shared.store().closed() {
+            let closed = shared.store().closed();
+            match &closed {
                 Some(error) if !disconnected => tracing::warn!("no connection to {url}: {error}"),
                 None if disconnected => tracing::info!("the connection to {url} is back"),
                 _ => {}
             }
-            disconnected = shared.store().closed().is_some();
+            disconnected = closed.is_some();
         };
         Repeated::start("members", LOOK_INTERVAL, look).map(Some).map(Self)
     }

@@ -88,10 +88,13 @@ impl ChangeFeed {
     /// are appended in one call.
     pub(super) fn append<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
         let mut ring = self.ring.write();
+        let (mut last, mut place) = (0, 0);
         for change in changes {
             if let Some(entry) = change.after.as_ref().or(change.before.as_ref()) {
                 let Change { revision, expired, .. } = *change;
-                ring.push(Event { entry: entry.clone(), revision, expired }, self.bytes_max);
+                place = if revision == last { place + 1 } else { 0 };
+                last = revision;
+                ring.push(Event { entry: entry.clone(), revision, expired, place }, self.bytes_max);
             }
         }
         drop(ring);
@@ -395,6 +398,40 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_ends_with_the_last_change_of_a_revision() {
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        let mut watching = watch(&feed, "", 0).expect("it begins there");
+        let key = |index: usize| format!("key-{index}");
+        let changes = |revision: u64, count: usize| (0..count).map(move |at| write(&key(at), 1000, revision));
+        for (revision, count) in [(1, 40), (2, 40), (3, 2 * SCANNED_MAX), (4, 1)] {
+            feed.append(changes(revision, count).collect::<Vec<_>>().iter());
+        }
+        let context = Context::from_waker(Waker::noop());
+        let mut batches = Vec::new();
+        while let Poll::Ready(Ok(events)) = watching.poll(&context) {
+            let places: Vec<u32> = events.iter().map(|event| event.position().1).collect();
+            let last = events.last().map(Event::revision);
+            assert_eq!(last, Some(watching.revision()));
+            batches.push((events[0].revision(), last.unwrap_or_default(), places.len()));
+        }
+        assert_eq!(batches, [(1, 2, 80), (3, 3, 2 * SCANNED_MAX), (4, 4, 1)]);
+    }
+
+    #[test]
+    fn a_restart_ends_the_watches_that_began_before_it() {
+        let feed = Arc::new(ChangeFeed::new(0, 0, 1 << 20));
+        feed.append([write("k", 1, 1)].iter());
+        let mut has_seen_all = watch(&feed, "", 1).expect("it begins there");
+        assert_eq!(revisions(&mut has_seen_all), None);
+        feed.restart(7);
+        assert_eq!(revisions(&mut has_seen_all), Some(Err(Unwatchable::Forgotten(7))));
+        assert_eq!(watch(&feed, "", 6).err(), Some(Unwatchable::Forgotten(7)));
+        let mut later = watch(&feed, "", 7).expect("it begins there");
+        feed.append([write("k", 1, 8)].iter());
+        assert_eq!(revisions(&mut later), Some(Ok(vec![8])));
+    }
+
+    #[test]
     fn a_slow_watcher_learns_that_its_next_events_were_dropped() {
         let room = 4 * (OVERHEAD + "k".len() as u64 + "text/plain".len() as u64 + 100);
         let feed = Arc::new(ChangeFeed::new(10, 0, room));
@@ -509,7 +546,7 @@ mod tests {
         watches.iter_mut().for_each(|watch| assert_eq!(poll(watch), 1));
         // One that has more to see wakes no other.
         watches.iter_mut().skip(1).for_each(|watch| assert_eq!(poll(watch), 0));
-        feed.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5, expired: false }, 1 << 20);
+        feed.ring.write().push(Event { entry: entry("k", b"v", 5), revision: 5, expired: false, place: 0 }, 1 << 20);
         assert_eq!(poll(&mut watches[0]), 0);
         turn();
         assert_eq!(count(), 1);

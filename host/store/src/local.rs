@@ -395,10 +395,6 @@ impl Store for LocalStore {
         self.shared.feed.end();
     }
 
-    fn leads(&self) -> bool {
-        true
-    }
-
     fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 

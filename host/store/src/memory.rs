@@ -2,8 +2,8 @@
 //! tests of what uses a store.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
@@ -31,11 +31,11 @@ struct Inner {
     failures: AtomicU64,
     /// Whether this host leads.
     leads: AtomicBool,
-    observer: OnceLock<Observer>,
+    observer: Mutex<Option<Observer>>,
 }
 
 /// A function that gets the changes of other hosts.
-type Observer = Box<dyn Fn(&Change, &str) + Send + Sync>;
+type Observer = Arc<dyn Fn(&Change, &str) + Send + Sync>;
 
 impl Default for MemoryStore {
     /// A store whose first revision is 1, with a change feed of 64 MiB.
@@ -54,7 +54,7 @@ impl MemoryStore {
             last_assigned: Mutex::new(before),
             failures: AtomicU64::new(0),
             leads: AtomicBool::new(true),
-            observer: OnceLock::new(),
+            observer: Mutex::default(),
         }))
     }
 
@@ -84,7 +84,8 @@ impl MemoryStore {
         };
         self.update(key, decide, move |update| _ = send.send(update));
         let Ok(Update::Committed(change)) = done.recv() else { return None };
-        if let Some(observer) = self.0.observer.get() {
+        let observer = self.0.observer.lock().clone();
+        if let Some(observer) = observer {
             observer(&change, key);
         }
         Some(change.revision)
@@ -198,7 +199,6 @@ impl Store for MemoryStore {
     }
 
     fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
-        // Only the first one has an effect.
-        let _ = self.0.observer.set(Box::new(observer));
+        *self.0.observer.lock() = Some(Arc::new(observer));
     }
 }

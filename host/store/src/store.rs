@@ -47,6 +47,11 @@ pub trait Store: Send + Sync + 'static {
     /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
     fn full(&self) -> Option<Arc<StoreError>>;
 
+    /// Whether this host does what only one of the hosts on a store may do, such as removing expired entries.
+    fn leads(&self) -> bool {
+        true
+    }
+
     /// Reads an entry under the lock of its shard. `look` must not call the store.
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
 
@@ -119,11 +124,8 @@ pub trait Store: Send + Sync + 'static {
     /// Ends all watches, and those that are opened from now on.
     fn end_watches(&self);
 
-    /// Whether this host does what only one of the hosts that share the store may do. Without other hosts, it does.
-    fn leads(&self) -> bool;
-
     /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
-    /// thread at a time, without a lock, and after the change is in the map. It must not block. Only the first call has an
-    /// effect. A store without other hosts never calls it.
+    /// thread at a time, without a lock, and after the change is in the map. It must not block. Call this
+    /// once. A store without other hosts never calls it.
     fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static);
 }

@@ -97,7 +97,7 @@ impl ViewState {
     }
 }
 
-/// What no two entries have in common. In a shared store, entries of several keys have the same revision.
+/// Distinguishes an entry from all others. In a shared store, entries of several keys have the same revision.
 fn id(entry: &Entry) -> (u64, &[u8]) {
     (entry.revision(), entry.key_bytes())
 }
@@ -106,7 +106,7 @@ fn cost(entry: &Entry) -> u64 {
     entry.len() as u64 + OVERHEAD
 }
 
-/// What a view reads.
+/// A store that has views.
 pub(crate) trait Viewed: Send + Sync {
     /// The entries.
     fn map(&self) -> &Map;

@@ -11,8 +11,8 @@ use crate::abi::{RawChange, RawCommitOutcome, RawFeed, RawLoaded};
 /// used on any thread. After [`Backend::close`](crate::Backend::close) its functions do nothing.
 ///
 /// [`load`](Self::load), [`loaded`](Self::loaded) and [`apply`](Self::apply) take effect before they return, and call hooks of
-/// plugins. Call them from one thread at a time, in order. The other functions only wake what waits. None of them calls the
-/// backend, so a lock may be held. Since 1.6.
+/// plugins. Call them from one thread at a time, in order. They and [`outcome`](Self::outcome) wait while a reload starts plugins,
+/// up to 10 s, so use a thread that nothing else needs, such as the renewal of a lease. Since 1.6.
 #[derive(Copy, Clone)]
 pub struct Feed(RawFeed);
 
@@ -30,7 +30,8 @@ impl Feed {
 
     /// Passes a page of the state: records of any number of keys, in any order. Pages are passed when the backend has opened,
     /// and again whenever it cannot report single changes, such as after a long interruption. Until
-    /// [`loaded`](Self::loaded), the host serves what it had.
+    /// [`loaded`](Self::loaded), the host serves what it had. An empty page discards those passed before it: the load begins
+    /// again.
     pub fn load(&self, page: &[Loaded<'_>]) {
         // SAFETY: `Loaded` is transparent; `cx` belongs to this `api`: both came in one `RawFeed`.
         unsafe {
@@ -46,7 +47,8 @@ impl Feed {
     }
 
     /// Passes the changes of one revision, all in one call. Call it for every revision after the [loaded](Self::loaded) one
-    /// in which a key was changed, in ascending order. `own`: this host has made them.
+    /// in which a key was changed, or that the host learns otherwise, in ascending order; then there may be no changes.
+    /// `own`: this host has made them.
     pub fn apply(&self, revision: u64, own: bool, changes: &[Change<'_>]) {
         // SAFETY: `Change` is transparent; otherwise as in `load`.
         unsafe {
@@ -70,7 +72,8 @@ impl Feed {
         unsafe { self.0.api.outcome()(self.0.cx, id, &raw) }
     }
 
-    /// Answers [`Backend::confirm`](crate::Backend::confirm), once: the last committed revision, or why it is unknown.
+    /// Answers [`Backend::confirm`](crate::Backend::confirm), once: the last committed revision, or why it is unknown. The host
+    /// may call `confirm` again before this returns, so hold no lock that it takes.
     pub fn confirmed(&self, id: u64, revision: Result<u64, &str>) {
         // SAFETY: as in `load`.
         unsafe { self.0.api.confirmed()(self.0.cx, id, revision.unwrap_or(0), error_of(revision)) }

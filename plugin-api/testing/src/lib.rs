@@ -61,6 +61,7 @@
 //!
 //! | in a server | in a test |
 //! |---|---|
+//! | several hosts may share a store | [`TestHost::apply`] reports a change of another host, [`TestHost::set_leads`] sets whether this one leads |
 //! | entries are in memory and on disk | entries are in memory; [`TestHost::fail_writes`] simulates a failed disk |
 //! | hooks run on many threads; `Plugin::BLOCKS` selects the blocking pool | hooks run on the thread that sends the request; `BLOCKS` has no effect |
 //! | each `tick` has a thread | [`TestHost::advance`] calls `tick` on the thread of the test |

@@ -83,7 +83,8 @@ unsafe fn report(cx: *const (), run: impl FnOnce(&FeedSlot, &dyn BackendFeed)) {
 /// As for [`report`].
 unsafe fn change(cx: *const (), run: impl FnOnce(&dyn BackendFeed)) {
     let run = |slot: &FeedSlot, feed: &dyn BackendFeed| {
-        let _counted_once = slot.context.applying.read();
+        // Recursive, because the store may call the backend meanwhile, which may report at once.
+        let _counted_once = slot.context.applying.read_recursive();
         let _scope = Scope { depth: 0, lock: Lock::Applying, chain: std::ptr::null() }.enter();
         run(feed);
     };
@@ -107,8 +108,9 @@ unsafe extern "C" fn apply(cx: *const (), revision: u64, own: bool, changes: RSl
 }
 
 unsafe extern "C" fn outcome(cx: *const (), id: u64, outcome: &RawCommitOutcome<'_>) {
+    // An outcome may show that another host has made a change.
     // SAFETY: as in `load`.
-    unsafe { report(cx, |_, feed| feed.outcome(id, CommitOutcome::from_raw(outcome))) }
+    unsafe { change(cx, |feed| feed.outcome(id, CommitOutcome::from_raw(outcome))) }
 }
 
 unsafe extern "C" fn confirmed(cx: *const (), id: u64, revision: u64, error: ROption<RStr<'_>>) {

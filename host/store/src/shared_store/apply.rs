@@ -51,6 +51,7 @@ impl State {
 
     pub(super) fn load(&self, entries: &[Loaded<'_>]) {
         let mut applying = self.applying.lock();
+        self.is_loading.store(true, Ordering::Relaxed);
         let Applying { load, scratch, .. } = &mut *applying;
         let load = load.get_or_insert_default();
         if entries.is_empty() {
@@ -67,6 +68,7 @@ impl State {
     pub(super) fn loaded(self: &Arc<Self>, revision: u64) {
         let mut applying = self.applying.lock();
         let load = applying.load.take().unwrap_or_default();
+        self.is_loading.store(false, Ordering::Relaxed);
         let (before, is_first) = (self.applied(), !self.is_loaded());
         if is_first {
             for entry in load {
@@ -85,13 +87,13 @@ impl State {
             let mut own = self.defer(&mut applying, before, revision, &changes);
             for (key, change) in &changes {
                 match own.remove(key) {
-                    Some(own) => self.report_difference(key, own, change),
+                    Some(own) => own.report(self, key, change.before.clone(), change),
                     None => self.observe(&mut applying, key, change),
                 }
             }
             // This host has written entries that others have removed since.
             let gone = Change { before: None, after: None, revision, expired: false };
-            own.into_iter().for_each(|(key, own)| self.report_difference(&key, own, &gone));
+            own.into_iter().for_each(|(key, own)| own.report(self, &key, None, &gone));
         }
         drop(applying);
         self.set_loaded();
@@ -138,10 +140,10 @@ impl State {
             self.applied.store(revision, Ordering::Release);
         });
         for (key, change) in &applied {
-            if own {
-                applying.deferred.remove(key);
-            } else {
+            if !own {
                 self.observe(&mut applying, key, change);
+            } else if let Some(Deferred { before, now }) = applying.deferred.remove(key) {
+                self.report_difference(key, before, &now);
             }
         }
         drop(applying);
@@ -187,15 +189,15 @@ impl State {
         }
     }
 
-    /// Defers the reports for the keys of the writes whose outcome is open. Returns the entries that other writes of this host have
-    /// left, as far as only the load has brought them: changes since are to be reported as changes of these.
+    /// Defers the reports for the keys of the writes whose outcome is open. Returns what other writes of this host have done, as far
+    /// as only the load has brought it.
     fn defer(
         &self,
         applying: &mut Applying,
         before: u64,
         revision: u64,
         changes: &[(Box<str>, Change)],
-    ) -> HashMap<Box<str>, Option<Entry>> {
+    ) -> HashMap<Box<str>, Own> {
         let (mut own, mut in_flight) = (HashMap::new(), self.in_flight.lock());
         if in_flight.is_empty() {
             return own;
@@ -207,12 +209,12 @@ impl State {
                 (Some((_, last)), _) => *last = revision,
                 (None, Some(committed)) => {
                     if before < committed && committed <= revision {
-                        own.extend(flight.sent.changed().into_iter().map(|(key, own)| (key.into(), own.cloned())));
+                        own.extend(flight.own(committed));
                     }
                 }
                 (resynced @ None, None) => {
                     *resynced = Some((before, revision));
-                    for (key, _) in flight.sent.changed() {
+                    for (key, ..) in flight.sent.changed() {
                         let deferred = Deferred::new(changes.get(key).copied(), || self.entry(key), revision);
                         applying.deferred.insert(key.into(), deferred);
                     }
@@ -244,10 +246,31 @@ impl State {
         self.report_settled(reports);
     }
 
-    fn report_settled(&self, reports: Vec<(Box<str>, Deferred)>) {
-        for (key, Deferred { before, now }) in reports {
-            self.report_difference(&key, before, &now);
+    fn report_settled(&self, reports: Vec<(Box<str>, Deferred, Option<Own>)>) {
+        for (key, Deferred { before, now }, own) in reports {
+            match own {
+                Some(own) => own.report(self, &key, before, &now),
+                None => self.report_difference(&key, before, &now),
+            }
         }
+    }
+}
+
+/// What a write of this host has done to one key. Nobody but this host reports it.
+struct Own {
+    before: Option<Entry>,
+    after: Option<Entry>,
+    revision: u64,
+}
+
+impl Own {
+    /// Reports what others have changed before and after it. Before it they can only have removed an entry, because the write was
+    /// decided on what there was.
+    fn report(self, state: &State, key: &str, before: Option<Entry>, now: &Change) {
+        let revision = self.revision - 1;
+        let removed = Change { before: None, after: self.before, revision, expired: false };
+        state.report_difference(key, before, &removed);
+        state.report_difference(key, self.after, now);
     }
 }
 
@@ -265,16 +288,25 @@ impl Deferred {
 }
 
 impl InFlight {
-    /// Takes the reports that were deferred for this write. If the load contained it, they begin with what it has written.
-    fn settle(&mut self, applying: &mut Applying) -> Vec<(Box<str>, Deferred)> {
+    /// Takes the reports that were deferred for this write, with what it has done if the loads contained it.
+    fn settle(&mut self, applying: &mut Applying) -> Vec<(Box<str>, Deferred, Option<Own>)> {
         let Some((first, last)) = self.resynced.take() else { return Vec::new() };
-        let is_part = self.revision.is_some_and(|revision| first < revision && revision <= last);
-        let settle = |(key, own): (&str, Option<&Entry>)| {
+        let part = self.revision.filter(|revision| first < *revision && *revision <= last);
+        let mut own: HashMap<_, _> = part.map_or_else(HashMap::new, |revision| self.own(revision).collect());
+        let settle = |(key, ..): (&str, _, _)| {
             let (key, deferred) = applying.deferred.remove_entry(key)?;
-            let before = if is_part { own.cloned() } else { deferred.before };
-            Some((key, Deferred { before, ..deferred }))
+            let own = own.remove(&key);
+            Some((key, deferred, own))
         };
         self.sent.changed().into_iter().filter_map(settle).collect()
+    }
+
+    /// What the write has done to each key that it has changed.
+    fn own(&self, revision: u64) -> impl Iterator<Item = (Box<str>, Own)> {
+        let own = move |(key, before, after): (&str, Option<&Entry>, Option<&Entry>)| {
+            (key.into(), Own { before: before.cloned(), after: after.cloned(), revision })
+        };
+        self.sent.changed().into_iter().map(own)
     }
 }
 

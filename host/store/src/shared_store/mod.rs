@@ -143,6 +143,10 @@ impl Store for SharedStore {
         self.state.full()
     }
 
+    fn leads(&self) -> bool {
+        self.status().leads
+    }
+
     #[inline]
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, ()) {
         let map = &self.state.map;
@@ -208,10 +212,6 @@ impl Store for SharedStore {
 
     fn end_watches(&self) {
         self.state.changes.end();
-    }
-
-    fn leads(&self) -> bool {
-        self.status().leads
     }
 
     /// After a resync, the observer gets the difference. Changes before the call are not reported.

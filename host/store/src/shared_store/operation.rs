@@ -20,9 +20,9 @@ const CONFLICTS_MAX: u32 = 100;
 
 /// An update that has been sent to the backend.
 pub(super) trait Sent: Send {
-    /// The keys that it changes, each once, with the entries as it leaves them. Their revision is unknown until
-    /// [`commit_at`](Self::commit_at).
-    fn changed(&self) -> Vec<(&str, Option<&Entry>)>;
+    /// The keys that it changes, each once, with the entries that it found, and those that it leaves. The latter have no revision
+    /// until [`commit_at`](Self::commit_at).
+    fn changed(&self) -> Vec<(&str, Option<&Entry>, Option<&Entry>)>;
 
     /// The mailbox on which it continues, if any.
     fn mailbox(&self) -> Option<Arc<Mailbox>>;
@@ -43,13 +43,12 @@ pub(super) trait Sent: Send {
     fn fail(self: Box<Self>, error: Arc<StoreError>);
 }
 
-/// An update. It keeps its keys until it is complete.
+/// An update.
 pub(super) struct Operation<D, F> {
     state: Arc<State>,
-    /// Its number in the queues of its keys.
-    number: u64,
     /// As they were named: a key may be there several times.
     keys: Arc<[Box<str>]>,
+    place: Place,
     decide: D,
     finish: F,
     mailbox: Option<Arc<Mailbox>>,
@@ -60,6 +59,21 @@ pub(super) struct Operation<D, F> {
     decided: Changes,
 }
 
+/// The place of an update in the queues of its keys, which it leaves when this is dropped: also if a decision panics.
+struct Place {
+    state: Arc<State>,
+    number: u64,
+    keys: Arc<[Box<str>]>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let keys: SmallVec<[&str; 1]> = self.keys.iter().map(|key| &**key).collect();
+        let due = self.state.queues.leave(self.number, &distinct(&keys));
+        self.state.dispatcher.dispatch(due, &Ok(()));
+    }
+}
+
 impl<D, F> Operation<D, F>
 where
     D: Decide,
@@ -67,11 +81,12 @@ where
 {
     /// Begins an update: now, or when the writes that have its keys are complete.
     pub(super) fn begin(state: &Arc<State>, keys: &[&str], decide: D, finish: F) {
-        let number = state.next_number();
+        let (number, named) = (state.next_number(), keys);
+        let keys: Arc<[Box<str>]> = named.iter().map(|key| Box::from(*key)).collect();
         let operation = Box::new(Self {
             state: Arc::clone(state),
-            number,
-            keys: keys.iter().map(|key| Box::from(*key)).collect(),
+            place: Place { state: Arc::clone(state), number, keys: Arc::clone(&keys) },
+            keys,
             decide,
             finish,
             mailbox: Mailbox::current(),
@@ -83,7 +98,7 @@ where
             Ok(()) => operation.run(),
             Err(error) => operation.end(error),
         });
-        if let Some((waiter, begins)) = state.queues.enter(number, &distinct(keys), waiter, || state.closed()) {
+        if let Some((waiter, begins)) = state.queues.enter(number, &distinct(named), waiter, || state.closed()) {
             (waiter.then)(begins);
         }
     }
@@ -135,9 +150,9 @@ where
         let (state, keys) = (Arc::clone(&self.state), Arc::clone(&self.keys));
         let net = net(&keys, &self.decided);
         let conditions: SmallVec<[Condition<'_>; 1]> =
-            net.iter().map(|net| Condition { key: net.key, revision: net.seen }).collect();
+            net.iter().map(|net| Condition { key: net.key, revision: net.seen() }).collect();
         // To remove what is absent changes nothing.
-        let changed = net.iter().filter(|net| net.changes && (net.seen > 0 || net.after.is_some()));
+        let changed = net.iter().filter(|net| net.changes && (net.before.is_some() || net.after.is_some()));
         let records: SmallVec<[(&str, Option<Vec<u8>>, bool); 1]> =
             changed.map(|net| (net.key, net.after.map(record::encode), net.expired)).collect();
         let changes: SmallVec<[BackendChange<'_>; 1]> = records
@@ -156,10 +171,8 @@ where
 
     /// Leaves the keys to the next writes, and reports the outcome.
     fn complete(self: Box<Self>, update: Update<D::Rejection, Changes>) {
-        let Self { state, number, keys, finish, .. } = *self;
-        let keys: SmallVec<[&str; 1]> = keys.iter().map(|key| &**key).collect();
-        let due = state.queues.leave(number, &distinct(&keys));
-        state.dispatcher.dispatch(due, &Ok(()));
+        let Self { place, finish, .. } = *self;
+        drop(place);
         finish(update);
     }
 }
@@ -169,9 +182,9 @@ where
     D: Decide,
     F: FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
 {
-    fn changed(&self) -> Vec<(&str, Option<&Entry>)> {
+    fn changed(&self) -> Vec<(&str, Option<&Entry>, Option<&Entry>)> {
         let net = net(&self.keys, &self.decided);
-        net.into_iter().filter(|net| net.changes).map(|net| (net.key, net.after)).collect()
+        net.into_iter().filter(|net| net.changes).map(|net| (net.key, net.before, net.after)).collect()
     }
 
     fn mailbox(&self) -> Option<Arc<Mailbox>> {
@@ -210,12 +223,19 @@ where
 /// What an update does to one key, after all of its decisions about it.
 struct Net<'k, 'd> {
     key: &'k str,
-    /// The revision of the entry that the first decision saw; 0 if it saw none.
-    seen: u64,
+    /// The entry that the first decision saw.
+    before: Option<&'d Entry>,
     /// It is changed, and not only read.
     changes: bool,
     after: Option<&'d Entry>,
     expired: bool,
+}
+
+impl Net<'_, '_> {
+    /// The revision of the entry that the first decision saw; 0 if it saw none.
+    fn seen(&self) -> u64 {
+        self.before.map_or(0, Entry::revision)
+    }
 }
 
 /// What an update does to each of its keys.
@@ -229,8 +249,7 @@ fn net<'k, 'd>(keys: &'k [Box<str>], decided: &'d Changes) -> SmallVec<[Net<'k, 
         if place == at {
             // A read that shows nothing has seen the entry all the same.
             let seen = if change.is_read() { &change.after } else { &change.before };
-            let seen = seen.as_ref().map_or(0, Entry::revision);
-            all.push(Net { key, seen, changes: false, after: None, expired: false });
+            all.push(Net { key, before: seen.as_ref(), changes: false, after: None, expired: false });
         }
         if !change.is_read() {
             let net = &mut all[place];

@@ -1,7 +1,7 @@
 //! The state that the threads of a shared store have in common: the entries, the connection, and the writes in flight.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) applied: AtomicU64,
     /// Held while the feed changes the map.
     pub(super) applying: Mutex<Applying>,
+    /// Pages of a load have been passed on, and not its end.
+    pub(super) is_loading: AtomicBool,
     connection: Mutex<Connection>,
     load_ended: Condvar,
     /// What `connection` amounts to.
@@ -87,6 +89,7 @@ impl State {
             observer: OnceLock::new(),
             applied: AtomicU64::new(0),
             applying: Mutex::default(),
+            is_loading: AtomicBool::new(false),
             closed: RwLock::new(connection.error()),
             connection: Mutex::new(connection),
             load_ended: Condvar::new(),
@@ -180,14 +183,15 @@ impl State {
                 if state.lost.take().is_some() {
                     *self.closed.write() = state.error();
                 }
-                if state.is_loaded {
+                // While the entries are loaded again, those in the map are old.
+                if state.is_loaded && !self.is_loading.load(Ordering::Relaxed) {
                     self.sign_of_life();
                 }
             }
             Err(reason) => {
                 self.change_connection(|connection| connection.lost = Some(reason));
-                self.applying.lock().abandon_load();
                 self.refuse_waiting();
+                self.applying.lock().abandon_load();
             }
         }
     }
@@ -225,7 +229,7 @@ impl State {
         let (waiters, next) = self.rounds.end(question);
         self.ask(next);
         match revision {
-            Ok(revision) => waiters.into_iter().for_each(|waiter| self.when_applied(revision, true, waiter)),
+            Ok(revision) => self.when_applied(revision, true, waiters),
             Err(reason) => {
                 let error = Arc::new(StoreError::Disconnected { reason });
                 self.dispatcher.dispatch(waiters, &Err(error));
@@ -233,11 +237,10 @@ impl State {
         }
     }
 
-    /// Calls a waiter when the changes up to a revision are in the map. `ends` says that a loss of the connection ends the wait.
-    pub(super) fn when_applied(&self, revision: u64, ends: bool, waiter: Waiter) {
-        if let Some((waiter, outcome)) = self.waiting.add(revision, ends, waiter, || self.applied(), || self.closed()) {
-            self.dispatcher.dispatch([waiter], &outcome);
-        }
+    /// Calls waiters when the changes up to a revision are in the map. `ends` says that a loss of the connection ends the wait.
+    fn when_applied(&self, revision: u64, ends: bool, waiters: Vec<Waiter>) {
+        let (due, outcome) = self.waiting.add(revision, ends, waiters, || self.applied(), || self.closed());
+        self.dispatcher.dispatch(due, &outcome);
     }
 
     /// Calls the waiters of all revisions that are in the map.
@@ -295,7 +298,7 @@ impl State {
                 flight.sent.finish();
             }
         };
-        self.when_applied(revision, false, Waiter { mailbox, then: Box::new(finish) });
+        self.when_applied(revision, false, vec![Waiter { mailbox, then: Box::new(finish) }]);
     }
 
     /// Decides a write again, or fails it.
@@ -309,7 +312,7 @@ impl State {
                         Ok(()) => sent.decide_again(),
                         Err(error) => sent.fail(error),
                     };
-                    return self.when_applied(revision, true, Waiter { mailbox, then: Box::new(then) });
+                    return self.when_applied(revision, true, vec![Waiter { mailbox, then: Box::new(then) }]);
                 }
                 Err(error) => error,
             },

@@ -70,27 +70,29 @@ struct ByRevision {
 }
 
 impl WaitingForRevision {
-    /// Adds a callback. Returns it, with its outcome, if it need not wait: the revision is in the map, or, where `ends` says that
+    /// Adds callbacks. Returns them, with their outcome, if they need not wait: the revision is in the map, or, where `ends` says that
     /// this ends the wait, there is no connection.
     pub(super) fn add(
         &self,
         revision: u64,
         ends: bool,
-        waiter: Waiter,
+        waiters: Vec<Waiter>,
         applied: impl FnOnce() -> u64,
         closed: impl FnOnce() -> Option<Arc<StoreError>>,
-    ) -> Option<(Waiter, Outcome)> {
+    ) -> (Vec<Waiter>, Outcome) {
         let mut by_revision = self.0.lock();
         if revision <= applied() {
-            return Some((waiter, Ok(())));
+            return (waiters, Ok(()));
         }
         if ends && let Some(error) = closed() {
-            return Some((waiter, Err(error)));
+            return (waiters, Err(error));
         }
-        let number = by_revision.arrived;
-        by_revision.arrived += 1;
-        by_revision.waiters.insert((revision, number), (ends, waiter));
-        None
+        for waiter in waiters {
+            let number = by_revision.arrived;
+            by_revision.arrived += 1;
+            by_revision.waiters.insert((revision, number), (ends, waiter));
+        }
+        (Vec::new(), Ok(()))
     }
 
     /// Takes the callbacks that wait for revisions up to this one.

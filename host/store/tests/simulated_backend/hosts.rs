@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use vkog_runtime::Mailbox;
-use vkog_store::{Change, Entry, SharedOptions, SharedStore};
+use vkog_store::{Change, Entry, SharedOptions, SharedStore, Store};
 
 use crate::engine::{Connection, Engine, Link};
 
