@@ -84,15 +84,12 @@ pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut text = self.0.to_string();
-        f.write_str(&text)?;
+        write!(f, "{}", self.0)?;
         let mut source = self.0.source();
         while let Some(error) = source {
-            let next = error.to_string();
-            // Some crates repeat a source in their own text.
-            if !text.contains(&next) {
-                write!(f, ": {next}")?;
-                text = next;
+            // A status repeats its sources and itself.
+            if !error.is::<tonic::Status>() {
+                write!(f, ": {error}")?;
             }
             source = error.source();
         }

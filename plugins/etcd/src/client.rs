@@ -51,7 +51,7 @@ pub(crate) enum CallError {
         status: Box<Status>,
     },
     #[error("{}", .0.message())]
-    Etcd(#[source] Box<Status>),
+    Etcd(Box<Status>),
 }
 
 impl CallError {
@@ -80,6 +80,11 @@ impl CallError {
     pub(crate) fn is_large_response(&self) -> bool {
         matches!(self, Self::Transport { status, .. } | Self::Etcd(status) if status.code() == Code::OutOfRange)
             && !self.is_compacted()
+    }
+
+    /// Returns whether a lease that the request names does not exist. etcd refuses a write before it takes effect.
+    pub(crate) fn is_lease_gone(&self) -> bool {
+        self.says("etcdserver: requested lease not found")
     }
 
     /// Returns whether the token is not valid any more.

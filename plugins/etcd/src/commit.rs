@@ -33,6 +33,7 @@ struct Queue {
     waiting: VecDeque<Pending>,
     waiting_bytes: usize,
     in_flight: BTreeMap<u64, Group>,
+    writes_in_flight: usize,
     /// The slots that no group in flight has.
     free: Vec<usize>,
     /// Groups are sent while there is one.
@@ -78,7 +79,7 @@ impl Commits {
     fn next(&self, keys: &Keys) -> Option<(u64, Fence, TxnRequest)> {
         let mut queue = self.queue();
         let fence = queue.fence.clone()?;
-        if queue.waiting.is_empty() {
+        if queue.waiting.is_empty() || !queue.is_worth_a_group(&self.limits) {
             return None;
         }
         let slot = queue.free.pop()?;
@@ -92,6 +93,7 @@ impl Commits {
         let group = Group { number: queue.number, slot, writes };
         let request = group.request(keys, &fence);
         let number = group.number;
+        queue.writes_in_flight += group.writes.len();
         queue.in_flight.insert(number, group);
         Some((number, fence, request))
     }
@@ -124,6 +126,7 @@ impl Commits {
     fn take(&self, number: u64) -> Option<Group> {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
+        queue.writes_in_flight -= group.writes.len();
         queue.free.push(group.slot);
         Some(group)
     }
@@ -163,6 +166,7 @@ impl Commits {
             slots.iter().find(|slot| slot.key == key && slot.value == number.to_be_bytes()[..])
         };
         let mut lost = Vec::new();
+        queue.writes_in_flight = 0;
         for (number, group) in std::mem::take(&mut queue.in_flight) {
             let Some(slot) = noted(keys.slot(id, group.slot), number) else {
                 lost.extend(group.writes);
@@ -211,6 +215,12 @@ impl Commits {
 }
 
 impl Queue {
+    /// Returns whether the writes that wait should not wait for a group in flight: because there are as many as in flight, or
+    /// enough for a full group. Otherwise groups would get smaller and smaller, and each costs etcd a proposal.
+    fn is_worth_a_group(&self, limits: &Limits) -> bool {
+        self.waiting.len() >= self.writes_in_flight.min(limits.operations) || self.waiting_bytes >= limits.bytes / 2
+    }
+
     /// Puts writes before all others that wait, in their order.
     fn put_back(&mut self, writes: Vec<Pending>) {
         for write in writes.into_iter().rev() {

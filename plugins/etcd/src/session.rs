@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use crate::alive::Chain;
@@ -141,6 +142,7 @@ async fn maintain(node: &Node) {
         let pause = match attend(node, &mut next, &mut slots_next, interval).await {
             Ok(true) => next.saturating_duration_since(Instant::now()),
             Ok(false) => return,
+            Err(error) if error.is_lease_gone() => return,
             Err(error) => {
                 node.note(&Chain(&error));
                 RETRY_PAUSE
@@ -192,14 +194,15 @@ async fn attend(
     Ok(true)
 }
 
-/// Gives up leadership and membership.
-pub(crate) async fn end(node: &Node) {
+/// Gives up leadership and membership. `session` is the task that keeps them.
+pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     node.drop_waiting("this host is stopping");
     // Groups in flight get their outcome, unless etcd does not answer.
     let patience = Instant::now() + END_TIMEOUT;
     while node.commits.in_flight() > 0 && Instant::now() < patience {
         sleep(pause_after(0)).await;
     }
+    session.abort();
     let identity = node.identity().clone();
     let leases = [Some(identity.lease), (node.commits.in_flight() == 0).then_some(identity.slots_lease)];
     for lease in leases.into_iter().flatten().filter(|lease| *lease != 0) {
