@@ -20,7 +20,7 @@ use crate::{alive, feed, session, watch};
 use vkog_plugin_api::backend::{Status, Write};
 
 /// Steps that wait for the host. Each is a page or a response of the watch.
-const STEPS_AHEAD: usize = 8;
+const STEPS_AHEAD: usize = 2;
 /// How long the end of the session may take.
 const END_TIMEOUT: Duration = Duration::from_secs(4);
 

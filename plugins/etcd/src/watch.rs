@@ -14,8 +14,8 @@ use crate::node::{Node, pause_after};
 use crate::proto::{Event, RangeRequest, RangeResponse, WatchCreateRequest};
 
 /// etcd counts all remaining keys for each page, so pages are large.
-const PAGE_BYTES: usize = 8 << 20;
-const PAGE_KEYS_MAX: i64 = 100_000;
+const PAGE_BYTES: usize = 16 << 20;
+const PAGE_KEYS_MAX: i64 = 200_000;
 const FIRST_PAGE_KEYS: i64 = 1000;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn pages_have_as_many_keys_as_fit() {
         for (bytes, count, keys) in
-            [(1000, 0, 8380), (100_000, 1000, 83_055), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 8, 1)]
+            [(1000, 0, 16_760), (100_000, 1000, 166_111), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 2, 1)]
         {
             assert_eq!(page_keys(bytes, count), keys, "{bytes} bytes, {count} keys");
         }

@@ -164,7 +164,7 @@ fn a_write_that_took_effect_without_a_response_is_committed() {
     direct.put("new", replaced, b"4");
     cluster.compact();
     host.wait_for_disconnection();
-    assert!(host.recorder.lock().outcomes.get(&committed).is_none());
+    assert!(!host.recorder.lock().outcomes.contains_key(&committed));
     proxy.set(Mode::Pass);
     assert_eq!(host.committed(committed), revision);
     assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
@@ -183,7 +183,7 @@ fn a_write_that_never_arrived_is_sent_again_or_dropped() {
     host.wait_for_disconnection();
     let second = host.send(&[("second", 0, Some(b"1"))]);
     assert!(matches!(host.outcome(second), CommitOutcome::Dropped { .. }));
-    assert!(host.recorder.lock().outcomes.get(&first).is_none(), "it is not certain yet");
+    assert!(!host.recorder.lock().outcomes.contains_key(&first), "it is not certain yet");
     proxy.set(Mode::Pass);
     let outcome = host.outcome(first);
     host.wait_for_connection();

@@ -63,6 +63,26 @@ fn direct(cluster: &Cluster, path: &'static str, clients: usize) -> f64 {
 /// A host that passes outcomes to one thread, as an event loop gets them.
 struct Loop(Mutex<Sender<(u64, Option<u64>)>>);
 
+/// A host that counts the entries that it loads, and sends their number.
+struct Count(Mutex<(usize, Sender<usize>)>);
+
+impl Sink for Count {
+    fn load(&self, page: &[Loaded<'_>]) {
+        self.0.lock().expect("nothing panics with it").0 += page.len();
+    }
+    fn loaded(&self, _: u64) {
+        let counted = self.0.lock().expect("nothing panics with it");
+        let _ = counted.1.send(counted.0);
+    }
+    fn apply(&self, _: u64, _: bool, _: &[Change<'_>]) {}
+    fn outcome(&self, _: u64, _: CommitOutcome) {}
+    fn confirmed(&self, _: u64, _: Result<u64, &str>) {}
+    fn connected(&self, _: Result<(), &str>) {}
+    fn log(&self, text: &str) {
+        println!("log: {text}");
+    }
+}
+
 impl Loop {
     fn send(&self, id: u64, revision: Option<u64>) {
         let _ = self.0.lock().expect("nothing panics with it").send((id, revision));
@@ -138,5 +158,35 @@ fn group_commit_is_compared_with_single_puts() {
             let confirmed = through_the_plugin(&cluster, &Settings::default(), clients, false);
             println!("{confirmed:.0} confirmations/s, {:.1} × {read:.0} linearizable ranges/s", confirmed / read);
         }
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn a_million_entries_are_loaded() {
+    const ENTRIES: usize = 1_000_000;
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let (sender, receiver) = channel();
+    let settings = Settings::default();
+    let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Loop(Mutex::new(sender)))).expect("it opens");
+    let began = Instant::now();
+    for index in 0..ENTRIES {
+        if index >= 1000 {
+            receiver.recv().expect("the store is open");
+        }
+        let key = format!("key{index:09}");
+        let id = u64::try_from(index).expect("small");
+        store.commit(&Write::new(id, &[Condition::new(&key, 0)], &[Change::put(&key, &RECORD)]));
+    }
+    println!("{ENTRIES} entries written in {:.1} s", began.elapsed().as_secs_f64());
+    drop(store);
+    for _ in 0..2 {
+        let (sender, receiver) = channel();
+        let began = Instant::now();
+        let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Count(Mutex::new((0, sender)))));
+        let store = store.expect("it opens");
+        let count = receiver.recv().expect("it loads");
+        println!("{count} entries loaded in {:.1} s", began.elapsed().as_secs_f64());
+        drop(store);
     }
 }
