@@ -177,6 +177,11 @@ impl Client {
         Ok(Watch { responses, generation: self.generation.subscribe(), own: connection.generation })
     }
 
+    /// Returns whether there is an endpoint beside the current one.
+    pub(crate) fn has_others(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     /// Gives up the current endpoint: all calls that wait for it fail.
     pub(crate) fn fail_over(&self) {
         self.leave(self.connection().generation);
@@ -226,7 +231,8 @@ impl Client {
         match &result {
             Err(error) if error.is_token() => *self.token.lock().await = None,
             Err(error) if error.is_large_response() => {}
-            Err(CallError::Transport { .. } | CallError::TimedOut { .. }) => self.leave(connection.generation),
+            // Whether a member that is late is worth leaving, `alive` decides.
+            Err(CallError::Transport { .. }) => self.leave(connection.generation),
             _ => {}
         }
         result

@@ -46,6 +46,13 @@ struct Queue {
 /// An outcome that is to be reported when no lock is held.
 type Outcomes = Vec<(u64, CommitOutcome)>;
 
+/// What became of the groups in flight.
+pub(crate) struct Settled {
+    pub(crate) outcomes: Outcomes,
+    /// The writes of which it cannot be found out.
+    pub(crate) unknown: Vec<u64>,
+}
+
 impl Commits {
     pub(crate) fn new(limits: Limits, slots: usize) -> Self {
         Self { limits, slots, queue: Mutex::default() }
@@ -158,9 +165,10 @@ impl Commits {
         queue.fence = Some(fence);
     }
 
-    /// Settles all groups in flight by the slots of this host, which were read after the fence was gone.
-    pub(crate) fn settle(&self, slots: &[KeyValue], keys: &Keys, id: &str) -> Outcomes {
-        let mut outcomes = Vec::new();
+    /// Settles all groups in flight by the slots of this host, which were read after the fence was gone. Without `complete`,
+    /// some slots may have been lost.
+    pub(crate) fn settle(&self, slots: &[KeyValue], complete: bool, keys: &Keys, id: &str) -> Settled {
+        let (mut outcomes, mut unknown) = (Vec::new(), Vec::new());
         let mut queue = self.queue();
         let noted = |key: bytes::Bytes, number: u64| {
             slots.iter().find(|slot| slot.key == key && slot.value == number.to_be_bytes()[..])
@@ -169,7 +177,11 @@ impl Commits {
         queue.writes_in_flight = 0;
         for (number, group) in std::mem::take(&mut queue.in_flight) {
             let Some(slot) = noted(keys.slot(id, group.slot), number) else {
-                lost.extend(group.writes);
+                if complete {
+                    lost.extend(group.writes);
+                } else {
+                    unknown.extend(group.writes.iter().map(|write| write.id));
+                }
                 continue;
             };
             let revision = u64::try_from(slot.mod_revision).unwrap_or(0);
@@ -192,7 +204,7 @@ impl Commits {
             }
         }
         queue.put_back(again);
-        outcomes
+        Settled { outcomes, unknown }
     }
 
     /// Drops all writes that wait, and with `closed` those that come.

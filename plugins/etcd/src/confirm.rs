@@ -7,8 +7,6 @@ use crate::client::{CallError, RANGE};
 use crate::node::Node;
 use crate::proto::{RangeRequest, RangeResponse};
 
-/// How long one read may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a confirmation is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,8 +56,8 @@ impl Node {
             }
             let began = Instant::now();
             let revision = loop {
-                match self.last_revision(READ_TIMEOUT).await {
-                    Err(_) if began.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                match self.last_revision(PATIENCE.saturating_sub(began.elapsed())).await {
+                    Err(_) if began.elapsed() + PAUSE < PATIENCE => tokio::time::sleep(PAUSE).await,
                     result => break result.map_err(|error| error.to_string()),
                 }
             };

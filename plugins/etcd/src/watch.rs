@@ -63,7 +63,10 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
             Ok(None) => {}
             Err(Gap::Closed) => return,
             Err(gap) => {
-                node.note(&Chain(&gap));
+                // The first one in a row; `alive` reports an etcd that is gone.
+                if failures == 0 {
+                    node.note(&Chain(&gap));
+                }
                 let is_compacted =
                     matches!(&gap, Gap::Compacted { .. }) || matches!(&gap, Gap::Call(error) if error.is_compacted());
                 if is_compacted {

@@ -174,10 +174,34 @@ fn a_write_that_took_effect_without_a_response_is_committed() {
 }
 
 #[test]
+fn a_write_whose_traces_are_lost_is_unknown() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    host.put("old", 0, b"1");
+    let traces = format!("vkog/done/{}", host.store.status().id);
+    let lease = cluster.lease(&["--prefix", &traces]);
+    proxy.set(Mode::LoseResponses);
+    let id = host.send(&[("new", 0, Some(b"2"))]);
+    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
+    cluster.ctl(&["lease", "revoke", &lease]);
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    assert!(matches!(host.outcome(id), CommitOutcome::Unknown { .. }));
+    // The host has the change all the same.
+    assert!(host.recorder.lock().entries.contains_key("new"));
+    host.wait_for_connection();
+    host.put("later", 0, b"1");
+}
+
+#[test]
 fn a_write_that_never_arrived_is_sent_again_or_dropped() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let proxy = Proxy::start(cluster.endpoint(0));
     let host = Host::open(&proxy.url(), &Settings::default());
+    // It waits for the fence.
+    host.put("zero", 0, b"1");
     proxy.set(Mode::LoseAll);
     let first = host.send(&[("first", 0, Some(b"1"))]);
     host.wait_for_disconnection();
@@ -188,8 +212,8 @@ fn a_write_that_never_arrived_is_sent_again_or_dropped() {
     let outcome = host.outcome(first);
     host.wait_for_connection();
     match outcome {
-        CommitOutcome::Dropped { .. } => assert!(host.entries().is_empty()),
-        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 1),
+        CommitOutcome::Dropped { .. } => assert_eq!(host.entries().len(), 1),
+        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 2),
         other => panic!("{other:?}"),
     }
     host.put("third", 0, b"1");
@@ -226,10 +250,8 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
     let id = host.store.status().id;
     for _ in 0..3 {
         writers.wait_for(200);
-        let entry = cluster.ctl(&["get", &format!("vkog/hosts/{id}"), "--write-out=fields"]);
-        let lease = entry.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).expect("it has a lease");
-        let lease: i64 = lease.parse().expect("a number");
-        cluster.ctl(&["lease", "revoke", &format!("{lease:x}")]);
+        let lease = cluster.lease(&[&format!("vkog/hosts/{id}")]);
+        cluster.ctl(&["lease", "revoke", &lease]);
         writers.wait_for(200);
     }
     wait_until("it leads again", || host.store.status().leads);
