@@ -34,6 +34,9 @@ pub(crate) struct Node {
     identity: Mutex<Identity>,
     cluster: Mutex<Cluster>,
     connected: AtomicBool,
+    /// How often the loss of the connection was reported: the host then forgets the pages of a load. Held while that is
+    /// reported, and while a load ends.
+    losses: Mutex<u64>,
     session: Notify,
 }
 
@@ -85,6 +88,7 @@ impl Node {
             identity: Mutex::new(Identity { about: about.to_owned(), ..Identity::default() }),
             cluster: Mutex::default(),
             connected: AtomicBool::new(false),
+            losses: Mutex::new(0),
             session: Notify::new(),
         }
     }
@@ -95,6 +99,10 @@ impl Node {
 
     pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn losses(&self) -> MutexGuard<'_, u64> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn id(&self) -> String {
@@ -140,7 +148,11 @@ impl Node {
     /// Reports that etcd cannot be reached. Writes that were not sent are dropped.
     pub(crate) fn set_disconnected(&self, reason: &str) {
         self.connected.store(false, Ordering::Release);
-        self.sink.connected(Err(reason));
+        {
+            let mut losses = self.losses();
+            *losses += 1;
+            self.sink.connected(Err(reason));
+        }
         self.drop_waiting(reason);
     }
 

@@ -12,7 +12,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::cluster::{Cluster, wait_until};
 use crate::proxy::{Mode, Proxy};
-use crate::recorder::Host;
+use crate::recorder::{Host, Recorder};
 
 const WRITERS: usize = 24;
 
@@ -239,6 +239,28 @@ fn changes_that_etcd_has_compacted_are_loaded_again() {
     assert_eq!(host.entries(), direct.entries());
     let revision = direct.put("later", 0, b"1");
     host.wait_for(revision);
+    assert_eq!(host.entries(), direct.entries());
+}
+
+#[test]
+fn a_load_that_is_interrupted_begins_again() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let ids: Vec<u64> = (0..3000).map(|index| direct.send(&[(&format!("k{index}"), 0, Some(b"x"))])).collect();
+    for id in ids {
+        direct.committed(id);
+    }
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let recorder = Arc::new(Recorder::default());
+    recorder.lock().is_busy = true;
+    let host = Host::begin_with(Arc::clone(&recorder), &proxy.url(), &Settings::default());
+    recorder.wait("the first page is there", |reported| (!reported.loading.is_empty()).then_some(()));
+    proxy.set(Mode::LoseAll);
+    host.wait_for_disconnection();
+    recorder.report(|reported| reported.is_busy = false);
+    proxy.set(Mode::Pass);
+    recorder.wait("all is loaded", |reported| (reported.loads == 1).then_some(()));
+    host.wait_for_connection();
     assert_eq!(host.entries(), direct.entries());
 }
 
