@@ -249,6 +249,14 @@ impl Host {
         self.recorder.wait(&what, |reported| (reported.position >= revision).then_some(()));
     }
 
+    /// Checks that it has the same entries as another host.
+    #[track_caller]
+    pub(crate) fn agrees_with(&self, other: &Self) {
+        let (own, others) = (self.entries(), other.entries());
+        let differing = own.iter().find(|(key, entry)| others.get(*key) != Some(entry)).map(|(key, _)| key);
+        assert!(own == others, "{} entries differ from {}, such as {differing:?}", own.len(), others.len());
+    }
+
     /// Returns the entries as of the last revision.
     #[track_caller]
     pub(crate) fn entries(&self) -> BTreeMap<String, (Vec<u8>, u64)> {
