@@ -243,6 +243,29 @@ fn changes_that_etcd_has_compacted_are_loaded_again() {
 }
 
 #[test]
+fn changes_of_one_revision_arrive_together_after_a_gap() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    proxy.set(Mode::LoseAll);
+    // etcd sends them in fragments of two MiB.
+    let record = vec![b'x'; 450_000];
+    for round in 0..10 {
+        let keys: Vec<String> = (0..3).map(|index| format!("{round}/{index}")).collect();
+        let changes: Vec<_> = keys.iter().map(|key| (key.as_str(), 0, Some(&record[..]))).collect();
+        direct.committed(direct.send(&changes));
+    }
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+    let reported = host.recorder.lock();
+    assert_eq!((reported.loads, reported.applied.len()), (1, 10));
+    assert!(reported.applied.iter().all(|applied| applied.changes.len() == 3));
+}
+
+#[test]
 fn a_load_that_is_interrupted_begins_again() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let direct = Host::open(&cluster.url(), &Settings::default());
