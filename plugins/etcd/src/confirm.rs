@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::block_in_place;
+
 use crate::client::{CallError, RANGE};
 use crate::node::Node;
 use crate::proto::{RangeRequest, RangeResponse};
@@ -61,9 +63,8 @@ impl Node {
                     result => break result.map_err(|error| error.to_string()),
                 }
             };
-            for id in ids {
-                self.sink.confirmed(id, revision.as_ref().copied().map_err(String::as_str));
-            }
+            let revision = revision.as_ref().copied().map_err(String::as_str);
+            block_in_place(|| ids.into_iter().for_each(|id| self.sink.confirmed(id, revision)));
         }
     }
 

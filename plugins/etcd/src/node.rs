@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::block_in_place;
 
 use crate::client::Client;
 use crate::commit::{self, Commits};
@@ -20,7 +21,8 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
     Duration::from_millis((20 << failures.min(6)).min(1000))
 }
 
-/// A host.
+/// A host. Its sink may wait, such as for plugins that start. So the runtime's threads call it in `block_in_place`: other
+/// tasks, which keep leases alive, go on.
 pub(crate) struct Node {
     pub(crate) runtime: Handle,
     pub(crate) client: Client,
@@ -125,8 +127,8 @@ impl Node {
 
     /// Reports outcomes. No lock is held.
     pub(crate) fn report(&self, outcomes: Vec<(u64, CommitOutcome)>) {
-        for (id, outcome) in outcomes {
-            self.sink.outcome(id, outcome);
+        if !outcomes.is_empty() {
+            block_in_place(|| outcomes.into_iter().for_each(|(id, outcome)| self.sink.outcome(id, outcome)));
         }
     }
 
@@ -142,17 +144,17 @@ impl Node {
         if !self.connected.swap(true, Ordering::AcqRel) {
             self.commits.reopen();
         }
-        self.sink.connected(Ok(()));
+        block_in_place(|| self.sink.connected(Ok(())));
     }
 
     /// Reports that etcd cannot be reached. Writes that were not sent are dropped.
     pub(crate) fn set_disconnected(&self, reason: &str) {
         self.connected.store(false, Ordering::Release);
-        {
+        block_in_place(|| {
             let mut losses = self.losses();
             *losses += 1;
             self.sink.connected(Err(reason));
-        }
+        });
         self.drop_waiting(reason);
     }
 

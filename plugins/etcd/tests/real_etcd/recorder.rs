@@ -24,7 +24,7 @@ pub(crate) struct Applied {
 pub(crate) struct Reported {
     pub(crate) entries: BTreeMap<String, (Vec<u8>, u64)>,
     pub(crate) loading: BTreeMap<String, (Vec<u8>, u64)>,
-    /// Pages are received only when this is false.
+    /// Calls with pages and outcomes wait while this is true.
     pub(crate) is_busy: bool,
     pub(crate) position: u64,
     pub(crate) loads: usize,
@@ -124,6 +124,7 @@ impl Sink for Recorder {
                 reported.broken.push(format!("{id} has two outcomes"));
             }
         });
+        self.wait("the host is not busy any more", |reported| (!reported.is_busy).then_some(()));
     }
 
     fn confirmed(&self, id: u64, revision: Result<u64, &str>) {
