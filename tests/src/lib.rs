@@ -34,7 +34,7 @@ use std::time::Duration;
 pub use admin::{TOKEN, administered, put_in_place};
 pub use amounts::{amount, exclusive};
 pub use answering::{always_answering, answer, answering};
-pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, target_folder, workspace};
+pub use artefacts::{Artefacts, artefacts, build, built, built_by_cargo, etcd_plugin, target_folder, workspace};
 pub use background::with_background;
 pub use barrier::Barrier;
 pub use browser::{Browser, Tab};

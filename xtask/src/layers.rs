@@ -19,6 +19,7 @@ const PLUGINS: &[&str] = &[
     "vkog-bytes",
     "vkog-conflict",
     "vkog-ttl",
+    "vkog-etcd",
     "vkog-audit",
     "vkog-bearer",
     "vkog-compress",

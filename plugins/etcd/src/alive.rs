@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::{CallError, STATUS};
-use crate::node::Node;
+use crate::node::{Node, pause_after};
 use crate::proto::{StatusRequest, StatusResponse};
 
 const INTERVAL: Duration = Duration::from_millis(400);
@@ -20,10 +20,12 @@ const WATCH_SILENCE_MAX: Duration = Duration::from_secs(5);
 pub(crate) async fn run(node: &Node) {
     // At the start, and after a success, the time until a report begins.
     let mut last = Some(Instant::now());
+    let mut failures = 0;
     loop {
         match beat(node).await {
             Ok(true) => {
                 last = Some(Instant::now());
+                failures = 0;
                 node.set_connected();
             }
             // The sink is behind, and that is no sign of life, but the connection works.
@@ -36,7 +38,8 @@ pub(crate) async fn run(node: &Node) {
                     // Writes that came back from a group that was lost meanwhile.
                     node.drop_waiting(&format!("etcd cannot be reached: {}", Chain(&error)));
                 }
-                tokio::time::sleep(INTERVAL / 4).await;
+                tokio::time::sleep(pause_after(failures).min(INTERVAL)).await;
+                failures += 1;
                 continue;
             }
         }
@@ -49,7 +52,11 @@ async fn beat(node: &Node) -> Result<bool, CallError> {
     let status: StatusResponse = match node.client.call(STATUS, StatusRequest {}, STATUS_TIMEOUT).await {
         // Some versions let only administrators ask.
         Err(error) if error.is_denied() => StatusResponse::default(),
-        result => result?,
+        result => result.inspect_err(|error| {
+            if matches!(error, CallError::TimedOut { .. }) {
+                node.client.fail_over();
+            }
+        })?,
     };
     {
         let mut cluster = node.cluster();
@@ -58,8 +65,8 @@ async fn beat(node: &Node) -> Result<bool, CallError> {
         cluster.quota = u64::try_from(status.db_size_quota).unwrap_or(0);
     }
     let revision = node.last_revision(READ_TIMEOUT).await.inspect_err(|error| {
-        // The member answers, but is cut off from the others.
-        if matches!(error, CallError::Etcd(_)) {
+        // The member answers, but it may be cut off from the others.
+        if matches!(error, CallError::Etcd(_) | CallError::TimedOut { .. }) && node.client.has_others() {
             node.client.fail_over();
         }
     })?;
@@ -84,15 +91,12 @@ pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut text = self.0.to_string();
-        f.write_str(&text)?;
+        write!(f, "{}", self.0)?;
         let mut source = self.0.source();
         while let Some(error) = source {
-            let next = error.to_string();
-            // Some crates repeat a source in their own text.
-            if !text.contains(&next) {
-                write!(f, ": {next}")?;
-                text = next;
+            // A status repeats its sources and itself.
+            if !error.is::<tonic::Status>() {
+                write!(f, ": {error}")?;
             }
             source = error.source();
         }

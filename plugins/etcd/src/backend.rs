@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::client::Client;
 use crate::commit::Commits;
@@ -19,15 +20,22 @@ use crate::{alive, feed, session, watch};
 use vkog_plugin_api::backend::{Status, Write};
 
 /// Steps that wait for the host. Each is a page or a response of the watch.
-const STEPS_AHEAD: usize = 8;
+const STEPS_AHEAD: usize = 2;
 /// How long the end of the session may take.
 const END_TIMEOUT: Duration = Duration::from_secs(4);
+
+struct Running {
+    runtime: Runtime,
+    session: AbortHandle,
+    /// The thread of the feed.
+    thread: JoinHandle<()>,
+}
 
 /// A store on etcd, from its opening to its close.
 pub struct EtcdStore {
     node: Arc<Node>,
     /// Taken by the close.
-    running: Mutex<Option<(Runtime, JoinHandle<()>)>>,
+    running: Mutex<Option<Running>>,
 }
 
 impl EtcdStore {
@@ -63,10 +71,10 @@ impl EtcdStore {
         let following = Arc::clone(&node);
         runtime.spawn(async move { watch::run(&following, sender).await });
         let holding = Arc::clone(&node);
-        runtime.spawn(async move { session::run(&holding).await });
+        let session = runtime.spawn(async move { session::run(&holding).await }).abort_handle();
         let checking = Arc::clone(&node);
         runtime.spawn(async move { alive::run(&checking).await });
-        Ok(Self { node, running: Mutex::new(Some((runtime, thread))) })
+        Ok(Self { node, running: Mutex::new(Some(Running { runtime, session, thread })) })
     }
 
     /// Queues a write.
@@ -92,11 +100,11 @@ impl EtcdStore {
     /// Gives up leadership and membership, and stops. The sink is not called afterwards. May be called several times.
     pub fn close(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((runtime, thread)) = running else { return };
+        let Some(Running { runtime, session, thread }) = running else { return };
         let (sender, receiver) = sync_channel(1);
         let ending = Arc::clone(&self.node);
         runtime.spawn(async move {
-            session::end(&ending).await;
+            session::end(&ending, &session).await;
             let _ = sender.send(());
         });
         if let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(END_TIMEOUT) {

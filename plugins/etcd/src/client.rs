@@ -51,7 +51,7 @@ pub(crate) enum CallError {
         status: Box<Status>,
     },
     #[error("{}", .0.message())]
-    Etcd(#[source] Box<Status>),
+    Etcd(Box<Status>),
 }
 
 impl CallError {
@@ -80,6 +80,11 @@ impl CallError {
     pub(crate) fn is_large_response(&self) -> bool {
         matches!(self, Self::Transport { status, .. } | Self::Etcd(status) if status.code() == Code::OutOfRange)
             && !self.is_compacted()
+    }
+
+    /// Returns whether a lease that the request names does not exist. etcd refuses a write before it takes effect.
+    pub(crate) fn is_lease_gone(&self) -> bool {
+        self.says("etcdserver: requested lease not found")
     }
 
     /// Returns whether the token is not valid any more.
@@ -172,6 +177,11 @@ impl Client {
         Ok(Watch { responses, generation: self.generation.subscribe(), own: connection.generation })
     }
 
+    /// Returns whether there is an endpoint beside the current one.
+    pub(crate) fn has_others(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     /// Gives up the current endpoint: all calls that wait for it fail.
     pub(crate) fn fail_over(&self) {
         self.leave(self.connection().generation);
@@ -221,7 +231,8 @@ impl Client {
         match &result {
             Err(error) if error.is_token() => *self.token.lock().await = None,
             Err(error) if error.is_large_response() => {}
-            Err(CallError::Transport { .. } | CallError::TimedOut { .. }) => self.leave(connection.generation),
+            // Whether a member that is late is worth leaving, `alive` decides.
+            Err(CallError::Transport { .. }) => self.leave(connection.generation),
             _ => {}
         }
         result

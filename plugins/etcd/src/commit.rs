@@ -33,6 +33,7 @@ struct Queue {
     waiting: VecDeque<Pending>,
     waiting_bytes: usize,
     in_flight: BTreeMap<u64, Group>,
+    writes_in_flight: usize,
     /// The slots that no group in flight has.
     free: Vec<usize>,
     /// Groups are sent while there is one.
@@ -44,6 +45,13 @@ struct Queue {
 
 /// An outcome that is to be reported when no lock is held.
 type Outcomes = Vec<(u64, CommitOutcome)>;
+
+/// What became of the groups in flight.
+pub(crate) struct Settled {
+    pub(crate) outcomes: Outcomes,
+    /// The writes of which it cannot be found out.
+    pub(crate) unknown: Vec<u64>,
+}
 
 impl Commits {
     pub(crate) fn new(limits: Limits, slots: usize) -> Self {
@@ -78,7 +86,7 @@ impl Commits {
     fn next(&self, keys: &Keys) -> Option<(u64, Fence, TxnRequest)> {
         let mut queue = self.queue();
         let fence = queue.fence.clone()?;
-        if queue.waiting.is_empty() {
+        if queue.waiting.is_empty() || !queue.is_worth_a_group(&self.limits) {
             return None;
         }
         let slot = queue.free.pop()?;
@@ -92,6 +100,7 @@ impl Commits {
         let group = Group { number: queue.number, slot, writes };
         let request = group.request(keys, &fence);
         let number = group.number;
+        queue.writes_in_flight += group.writes.len();
         queue.in_flight.insert(number, group);
         Some((number, fence, request))
     }
@@ -124,6 +133,7 @@ impl Commits {
     fn take(&self, number: u64) -> Option<Group> {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
+        queue.writes_in_flight -= group.writes.len();
         queue.free.push(group.slot);
         Some(group)
     }
@@ -155,17 +165,23 @@ impl Commits {
         queue.fence = Some(fence);
     }
 
-    /// Settles all groups in flight by the slots of this host, which were read after the fence was gone.
-    pub(crate) fn settle(&self, slots: &[KeyValue], keys: &Keys, id: &str) -> Outcomes {
-        let mut outcomes = Vec::new();
+    /// Settles all groups in flight by the slots of this host, which were read after the fence was gone. Without `complete`,
+    /// some slots may have been lost.
+    pub(crate) fn settle(&self, slots: &[KeyValue], complete: bool, keys: &Keys, id: &str) -> Settled {
+        let (mut outcomes, mut unknown) = (Vec::new(), Vec::new());
         let mut queue = self.queue();
         let noted = |key: bytes::Bytes, number: u64| {
             slots.iter().find(|slot| slot.key == key && slot.value == number.to_be_bytes()[..])
         };
         let mut lost = Vec::new();
+        queue.writes_in_flight = 0;
         for (number, group) in std::mem::take(&mut queue.in_flight) {
             let Some(slot) = noted(keys.slot(id, group.slot), number) else {
-                lost.extend(group.writes);
+                if complete {
+                    lost.extend(group.writes);
+                } else {
+                    unknown.extend(group.writes.iter().map(|write| write.id));
+                }
                 continue;
             };
             let revision = u64::try_from(slot.mod_revision).unwrap_or(0);
@@ -188,7 +204,7 @@ impl Commits {
             }
         }
         queue.put_back(again);
-        outcomes
+        Settled { outcomes, unknown }
     }
 
     /// Drops all writes that wait, and with `closed` those that come.
@@ -211,6 +227,12 @@ impl Commits {
 }
 
 impl Queue {
+    /// Returns whether the writes that wait should not wait for a group in flight: because there are as many as in flight, or
+    /// enough for a full group. Otherwise groups would get smaller and smaller, and each costs etcd a proposal.
+    fn is_worth_a_group(&self, limits: &Limits) -> bool {
+        self.waiting.len() >= self.writes_in_flight.min(limits.operations) || self.waiting_bytes >= limits.bytes / 2
+    }
+
     /// Puts writes before all others that wait, in their order.
     fn put_back(&mut self, writes: Vec<Pending>) {
         for write in writes.into_iter().rev() {

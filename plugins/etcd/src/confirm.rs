@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::block_in_place;
+
 use crate::client::{CallError, RANGE};
 use crate::node::Node;
 use crate::proto::{RangeRequest, RangeResponse};
 
-/// How long one read may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a confirmation is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,14 +58,13 @@ impl Node {
             }
             let began = Instant::now();
             let revision = loop {
-                match self.last_revision(READ_TIMEOUT).await {
-                    Err(_) if began.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                match self.last_revision(PATIENCE.saturating_sub(began.elapsed())).await {
+                    Err(_) if began.elapsed() + PAUSE < PATIENCE => tokio::time::sleep(PAUSE).await,
                     result => break result.map_err(|error| error.to_string()),
                 }
             };
-            for id in ids {
-                self.sink.confirmed(id, revision.as_ref().copied().map_err(String::as_str));
-            }
+            let revision = revision.as_ref().copied().map_err(String::as_str);
+            block_in_place(|| ids.into_iter().for_each(|id| self.sink.confirmed(id, revision)));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::Kind;
 use crate::node::{Cluster, Node};
@@ -13,35 +13,37 @@ use vkog_plugin_api::backend::{Change, Loaded, Member};
 
 /// What the thread gets from `watch`.
 pub(crate) enum Step {
-    /// The load begins again; what was passed of it does not count.
+    /// The load begins; what was passed of another one does not count.
     Begin,
     Page(Vec<KeyValue>),
-    Loaded(i64),
+    /// The load ends. The thread answers whether it counts.
+    Loaded(i64, oneshot::Sender<bool>),
     /// All changes of some revisions, in their order.
     Events(Vec<Event>),
 }
 
+/// A load that has not ended.
+#[derive(Default)]
+struct Load {
+    /// [`Node::losses`] at its begin.
+    losses: u64,
+    /// The members and the leader that it has.
+    cluster: Cluster,
+}
+
 /// Passes on what comes, until the sender is gone.
 pub(crate) fn run(node: &Arc<Node>, mut steps: mpsc::Receiver<Step>) {
-    // The members of a load that has not ended.
-    let mut loading = Cluster::default();
+    let mut loading = Load::default();
     while let Some(step) = steps.blocking_recv() {
         match step {
             Step::Begin => {
-                loading = Cluster::default();
+                loading = Load { losses: *node.losses(), cluster: Cluster::default() };
                 node.sink.load(&[]);
             }
-            Step::Page(page) => load(node, &page, &mut loading),
-            Step::Loaded(revision) => {
-                let Cluster { members, leader, .. } = std::mem::take(&mut loading);
-                {
-                    let mut cluster = node.cluster();
-                    (cluster.members, cluster.leader) = (members, leader);
-                }
-                let revision = u64::try_from(revision).unwrap_or(0);
-                node.sink.loaded(revision);
-                node.applied.send_replace(revision);
-                node.wake_session();
+            Step::Page(page) => load(node, &page, &mut loading.cluster),
+            Step::Loaded(revision, answer) => {
+                // Fails only if the watch is gone.
+                let _ = answer.send(end_load(node, std::mem::take(&mut loading), revision));
             }
             Step::Events(events) => {
                 for changes in events.chunk_by(|left, right| revision_of(left) == revision_of(right)) {
@@ -50,6 +52,25 @@ pub(crate) fn run(node: &Arc<Node>, mut steps: mpsc::Receiver<Step>) {
             }
         }
     }
+}
+
+/// Ends a load. Returns whether it counts: not if the connection was lost meanwhile, because the host has then forgotten pages.
+fn end_load(node: &Node, load: Load, revision: i64) -> bool {
+    let revision = u64::try_from(revision).unwrap_or(0);
+    {
+        let losses = node.losses();
+        if *losses != load.losses {
+            return false;
+        }
+        node.sink.loaded(revision);
+    }
+    {
+        let mut cluster = node.cluster();
+        (cluster.members, cluster.leader) = (load.cluster.members, load.cluster.leader);
+    }
+    node.applied.send_replace(revision);
+    node.wake_session();
+    true
 }
 
 fn load(node: &Node, page: &[KeyValue], loading: &mut Cluster) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::block_in_place;
 
 use crate::client::Client;
 use crate::commit::{self, Commits};
@@ -20,7 +21,8 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
     Duration::from_millis((20 << failures.min(6)).min(1000))
 }
 
-/// A host.
+/// A host. Its sink may wait, such as for plugins that start. So the runtime's threads call it in `block_in_place`: other
+/// tasks, which keep leases alive, go on.
 pub(crate) struct Node {
     pub(crate) runtime: Handle,
     pub(crate) client: Client,
@@ -34,6 +36,9 @@ pub(crate) struct Node {
     identity: Mutex<Identity>,
     cluster: Mutex<Cluster>,
     connected: AtomicBool,
+    /// How often the loss of the connection was reported: the host then forgets the pages of a load. Held while that is
+    /// reported, and while a load ends.
+    losses: Mutex<u64>,
     session: Notify,
 }
 
@@ -85,6 +90,7 @@ impl Node {
             identity: Mutex::new(Identity { about: about.to_owned(), ..Identity::default() }),
             cluster: Mutex::default(),
             connected: AtomicBool::new(false),
+            losses: Mutex::new(0),
             session: Notify::new(),
         }
     }
@@ -95,6 +101,10 @@ impl Node {
 
     pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn losses(&self) -> MutexGuard<'_, u64> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn id(&self) -> String {
@@ -117,8 +127,8 @@ impl Node {
 
     /// Reports outcomes. No lock is held.
     pub(crate) fn report(&self, outcomes: Vec<(u64, CommitOutcome)>) {
-        for (id, outcome) in outcomes {
-            self.sink.outcome(id, outcome);
+        if !outcomes.is_empty() {
+            block_in_place(|| outcomes.into_iter().for_each(|(id, outcome)| self.sink.outcome(id, outcome)));
         }
     }
 
@@ -134,13 +144,17 @@ impl Node {
         if !self.connected.swap(true, Ordering::AcqRel) {
             self.commits.reopen();
         }
-        self.sink.connected(Ok(()));
+        block_in_place(|| self.sink.connected(Ok(())));
     }
 
     /// Reports that etcd cannot be reached. Writes that were not sent are dropped.
     pub(crate) fn set_disconnected(&self, reason: &str) {
         self.connected.store(false, Ordering::Release);
-        self.sink.connected(Err(reason));
+        block_in_place(|| {
+            let mut losses = self.losses();
+            *losses += 1;
+            self.sink.connected(Err(reason));
+        });
         self.drop_waiting(reason);
     }
 

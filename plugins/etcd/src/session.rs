@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
+use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::alive::Chain;
 use crate::client::{CallError, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN};
-use crate::commit::{self, no_space};
+use crate::commit::{self, Settled, no_space};
 use crate::node::{Node, pause_after};
 use crate::proto::{
     Compare, Compared, DeleteRangeRequest, Ignored, LeaseGrantRequest, LeaseRequest, LeaseResponse, RangeRequest,
@@ -21,7 +23,7 @@ use crate::proto::{
 use crate::write::Fence;
 
 /// How long one call may take. A member that does not answer at all is noticed earlier, by `alive`.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The lifetime of the slots after the host is gone, in seconds: a day.
 const SLOTS_TTL: i64 = 86_400;
 /// The pause after a failure that leaves the session valid.
@@ -52,7 +54,9 @@ pub(crate) async fn run(node: &Arc<Node>) {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
                     node.report(node.commits.drop_waiting(&no_space(), None));
                 }
-                node.note(&Chain(&error));
+                if failures == 0 {
+                    node.note(&Chain(&error));
+                }
                 sleep(pause_after(failures)).await;
                 failures += 1;
             }
@@ -70,7 +74,15 @@ async fn renew(node: &Arc<Node>) -> Result<(), SessionError> {
         let (key, range_end) = node.keys.slots(&id);
         let slots = RangeRequest { key, range_end, ..RangeRequest::default() };
         let slots: RangeResponse = node.client.call(RANGE, slots, TIMEOUT).await?;
-        node.report(node.commits.settle(&slots.kvs, &node.keys, &id));
+        // The slots were there to be read if their lease still is.
+        let lease = node.identity().slots_lease;
+        let complete = lease == 0 || node.client.keep_alive(lease, TIMEOUT).await? > 0;
+        let Settled { outcomes, unknown } = node.commits.settle(&slots.kvs, complete, &node.keys, &id);
+        node.report(outcomes);
+        if !unknown.is_empty() {
+            let giving_up = Arc::clone(node);
+            node.runtime.spawn(async move { give_up(&giving_up, unknown).await });
+        }
     }
     let lease = node.identity().lease;
     if !keep_alive(node, lease).await? {
@@ -92,6 +104,20 @@ async fn renew(node: &Arc<Node>) -> Result<(), SessionError> {
     node.commits.raise_fence(fence);
     commit::pump(node);
     Ok(())
+}
+
+/// Reports writes as unknown when all that they may have changed has been passed to the host.
+async fn give_up(node: &Node, writes: Vec<u64>) {
+    let revision = loop {
+        match node.last_revision(TIMEOUT).await {
+            Ok(revision) => break revision,
+            Err(_) => sleep(RETRY_PAUSE).await,
+        }
+    };
+    // Fails only when the sender is gone, which the node owns.
+    let _ = node.applied.subscribe().wait_for(|applied| *applied >= revision).await;
+    let message = "etcd has forgotten whether the write took effect; read the entry".to_owned();
+    node.report(writes.into_iter().map(|id| (id, CommitOutcome::Unknown { message: message.clone() })).collect());
 }
 
 /// Creates the fence, and the membership with it.
@@ -136,13 +162,20 @@ async fn maintain(node: &Node) {
     let interval = Duration::from_secs(node.settings.lease_ttl.into()) / 3;
     let mut next = Instant::now() + interval;
     let mut slots_next = Instant::now() + seconds(SLOTS_TTL) / 8;
+    let mut is_noted = false;
     while node.commits.has_fence() {
         // A failure is tried again after a short pause: the session stays valid as long as the lease does.
         let pause = match attend(node, &mut next, &mut slots_next, interval).await {
-            Ok(true) => next.saturating_duration_since(Instant::now()),
+            Ok(true) => {
+                is_noted = false;
+                next.saturating_duration_since(Instant::now())
+            }
             Ok(false) => return,
+            Err(error) if error.is_lease_gone() => return,
             Err(error) => {
-                node.note(&Chain(&error));
+                if !std::mem::replace(&mut is_noted, true) {
+                    node.note(&Chain(&error));
+                }
                 RETRY_PAUSE
             }
         };
@@ -192,14 +225,15 @@ async fn attend(
     Ok(true)
 }
 
-/// Gives up leadership and membership.
-pub(crate) async fn end(node: &Node) {
+/// Gives up leadership and membership. `session` is the task that keeps them.
+pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     node.drop_waiting("this host is stopping");
     // Groups in flight get their outcome, unless etcd does not answer.
     let patience = Instant::now() + END_TIMEOUT;
     while node.commits.in_flight() > 0 && Instant::now() < patience {
         sleep(pause_after(0)).await;
     }
+    session.abort();
     let identity = node.identity().clone();
     let leases = [Some(identity.lease), (node.commits.in_flight() == 0).then_some(identity.slots_lease)];
     for lease in leases.into_iter().flatten().filter(|lease| *lease != 0) {

@@ -1,10 +1,11 @@
 //! Follows the store: loads it at one revision, then watches from the next one, for ever.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use crate::alive::Chain;
@@ -14,8 +15,8 @@ use crate::node::{Node, pause_after};
 use crate::proto::{Event, RangeRequest, RangeResponse, WatchCreateRequest};
 
 /// etcd counts all remaining keys for each page, so pages are large.
-const PAGE_BYTES: usize = 8 << 20;
-const PAGE_KEYS_MAX: i64 = 100_000;
+const PAGE_BYTES: usize = 16 << 20;
+const PAGE_KEYS_MAX: i64 = 200_000;
 const FIRST_PAGE_KEYS: i64 = 1000;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,8 +38,20 @@ enum Gap {
     Closed,
 }
 
+impl Gap {
+    fn is_compaction(&self) -> bool {
+        match self {
+            Self::Compacted { .. } => true,
+            Self::Call(error) => error.is_compacted(),
+            _ => false,
+        }
+    }
+}
+
 /// Where this is.
 enum Position {
+    /// A load has to begin.
+    Start,
     /// All keys before `key` have been loaded, at a revision; 0: at the revision of the first page.
     Loading { key: Bytes, revision: i64, keys: i64 },
     /// All changes before this revision have been passed on.
@@ -47,30 +60,27 @@ enum Position {
 
 /// Passes on the state and all changes, in order. Ends when the receiver does.
 pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
-    let begin = || Position::Loading { key: node.keys.watched().0, revision: 0, keys: FIRST_PAGE_KEYS };
-    let mut position = begin();
+    let mut position = Position::Start;
     let mut failures = 0;
     loop {
         let result = match &mut position {
-            Position::Loading { key, revision, keys } => load(node, &steps, key, revision, keys).await.map(Some),
-            Position::Watching(next) => watch(node, &steps, next, &mut failures).await.map(|()| None),
+            Position::Start => begin(node, &steps).await,
+            Position::Loading { key, revision, keys } => load(node, &steps, key, revision, keys).await,
+            Position::Watching(next) => watch(node, &steps, next, &mut failures).await.map(|never| match never {}),
         };
         match result {
-            Ok(Some(loaded)) => {
-                position = Position::Watching(loaded + 1);
+            Ok(next) => {
+                position = next;
                 failures = 0;
             }
-            Ok(None) => {}
             Err(Gap::Closed) => return,
             Err(gap) => {
-                node.note(&Chain(&gap));
-                let is_compacted =
-                    matches!(&gap, Gap::Compacted { .. }) || matches!(&gap, Gap::Call(error) if error.is_compacted());
-                if is_compacted {
-                    position = begin();
-                    if steps.send(Step::Begin).await.is_err() {
-                        return;
-                    }
+                // The first one in a row; `alive` reports an etcd that is gone.
+                if failures == 0 {
+                    node.note(&Chain(&gap));
+                }
+                if gap.is_compaction() {
+                    position = Position::Start;
                 }
                 sleep(pause_after(failures)).await;
                 failures += 1;
@@ -79,14 +89,19 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
     }
 }
 
-/// Loads the rest of the state. Returns its revision. After a failure, it continues at the key.
+async fn begin(node: &Node, steps: &mpsc::Sender<Step>) -> Result<Position, Gap> {
+    steps.send(Step::Begin).await.map_err(|_| Gap::Closed)?;
+    Ok(Position::Loading { key: node.keys.watched().0, revision: 0, keys: FIRST_PAGE_KEYS })
+}
+
+/// Loads the rest of the state. Returns where to go on. After a failure, it continues at the key.
 async fn load(
     node: &Node,
     steps: &mpsc::Sender<Step>,
     key: &mut Bytes,
     revision: &mut i64,
     keys: &mut i64,
-) -> Result<i64, Gap> {
+) -> Result<Position, Gap> {
     loop {
         let (_, range_end) = node.keys.watched();
         let request = RangeRequest { key: key.clone(), range_end, limit: *keys, revision: *revision };
@@ -110,8 +125,10 @@ async fn load(
         let more = page.more;
         steps.send(Step::Page(page.kvs)).await.map_err(|_| Gap::Closed)?;
         if !more {
-            steps.send(Step::Loaded(*revision)).await.map_err(|_| Gap::Closed)?;
-            return Ok(*revision);
+            let (answer, counts) = oneshot::channel();
+            steps.send(Step::Loaded(*revision, answer)).await.map_err(|_| Gap::Closed)?;
+            let counts = counts.await.map_err(|_| Gap::Closed)?;
+            return Ok(if counts { Position::Watching(*revision + 1) } else { Position::Start });
         }
     }
 }
@@ -123,7 +140,7 @@ fn page_keys(bytes: usize, count: usize) -> i64 {
 }
 
 /// Passes on changes until the watch fails.
-async fn watch(node: &Node, steps: &mpsc::Sender<Step>, next: &mut i64, failures: &mut u32) -> Result<(), Gap> {
+async fn watch(node: &Node, steps: &mpsc::Sender<Step>, next: &mut i64, failures: &mut u32) -> Result<Infallible, Gap> {
     let (key, range_end) = node.keys.watched();
     let create = WatchCreateRequest { key, range_end, start_revision: *next, fragment: true };
     let mut watch: Watch = node.client.watch(create, WATCH_TIMEOUT).await?;
@@ -162,7 +179,7 @@ mod tests {
     #[test]
     fn pages_have_as_many_keys_as_fit() {
         for (bytes, count, keys) in
-            [(1000, 0, 8380), (100_000, 1000, 83_055), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 8, 1)]
+            [(1000, 0, 16_760), (100_000, 1000, 166_111), (0, 1000, PAGE_KEYS_MAX), (64 << 20, 2, 1)]
         {
             assert_eq!(page_keys(bytes, count), keys, "{bytes} bytes, {count} keys");
         }

@@ -172,6 +172,13 @@ impl Cluster {
         leader.expect("it was found")
     }
 
+    /// Returns the lease of the first key that `etcdctl get` finds with these arguments.
+    pub(crate) fn lease(&self, arguments: &[&str]) -> String {
+        let entries = self.ctl(&[&["get", "--write-out=fields"], arguments].concat());
+        let lease = entries.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).expect("it has a lease");
+        format!("{:x}", lease.parse::<i64>().expect("a number"))
+    }
+
     /// Compacts all revisions up to the current one.
     pub(crate) fn compact(&self) {
         let status = self.ctl(&["get", "vkog/none", "--write-out=json"]);

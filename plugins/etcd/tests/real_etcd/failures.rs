@@ -12,7 +12,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::cluster::{Cluster, wait_until};
 use crate::proxy::{Mode, Proxy};
-use crate::recorder::Host;
+use crate::recorder::{Host, Recorder};
 
 const WRITERS: usize = 24;
 
@@ -164,13 +164,35 @@ fn a_write_that_took_effect_without_a_response_is_committed() {
     direct.put("new", replaced, b"4");
     cluster.compact();
     host.wait_for_disconnection();
-    assert!(host.recorder.lock().outcomes.get(&committed).is_none());
+    assert!(!host.recorder.lock().outcomes.contains_key(&committed));
     proxy.set(Mode::Pass);
     assert_eq!(host.committed(committed), revision);
     assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
     host.wait_for_connection();
-    assert_eq!(host.entries(), direct.entries());
+    host.agrees_with(&direct);
     assert_eq!(host.entries().keys().collect::<Vec<_>>(), ["changed", "new"]);
+}
+
+#[test]
+fn a_write_whose_traces_are_lost_is_unknown() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    host.put("old", 0, b"1");
+    let traces = format!("vkog/done/{}", host.store.status().id);
+    let lease = cluster.lease(&["--prefix", &traces]);
+    proxy.set(Mode::LoseResponses);
+    let id = host.send(&[("new", 0, Some(b"2"))]);
+    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
+    cluster.ctl(&["lease", "revoke", &lease]);
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    assert!(matches!(host.outcome(id), CommitOutcome::Unknown { .. }));
+    // The host has the change all the same.
+    assert!(host.recorder.lock().entries.contains_key("new"));
+    host.wait_for_connection();
+    host.put("later", 0, b"1");
 }
 
 #[test]
@@ -178,18 +200,20 @@ fn a_write_that_never_arrived_is_sent_again_or_dropped() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let proxy = Proxy::start(cluster.endpoint(0));
     let host = Host::open(&proxy.url(), &Settings::default());
+    // It waits for the fence.
+    host.put("zero", 0, b"1");
     proxy.set(Mode::LoseAll);
     let first = host.send(&[("first", 0, Some(b"1"))]);
     host.wait_for_disconnection();
     let second = host.send(&[("second", 0, Some(b"1"))]);
     assert!(matches!(host.outcome(second), CommitOutcome::Dropped { .. }));
-    assert!(host.recorder.lock().outcomes.get(&first).is_none(), "it is not certain yet");
+    assert!(!host.recorder.lock().outcomes.contains_key(&first), "it is not certain yet");
     proxy.set(Mode::Pass);
     let outcome = host.outcome(first);
     host.wait_for_connection();
     match outcome {
-        CommitOutcome::Dropped { .. } => assert!(host.entries().is_empty()),
-        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 1),
+        CommitOutcome::Dropped { .. } => assert_eq!(host.entries().len(), 1),
+        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 2),
         other => panic!("{other:?}"),
     }
     host.put("third", 0, b"1");
@@ -212,10 +236,55 @@ fn changes_that_etcd_has_compacted_are_loaded_again() {
     proxy.set(Mode::Pass);
     host.recorder.wait("all is loaded again", |reported| (reported.loads == 2).then_some(()));
     host.wait_for_connection();
-    assert_eq!(host.entries(), direct.entries());
+    host.agrees_with(&direct);
     let revision = direct.put("later", 0, b"1");
     host.wait_for(revision);
-    assert_eq!(host.entries(), direct.entries());
+    host.agrees_with(&direct);
+}
+
+#[test]
+fn changes_of_one_revision_arrive_together_after_a_gap() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    proxy.set(Mode::LoseAll);
+    // etcd sends them in fragments of two MiB.
+    let record = vec![b'x'; 450_000];
+    for round in 0..10 {
+        let keys: Vec<String> = (0..3).map(|index| format!("{round}/{index}")).collect();
+        let changes: Vec<_> = keys.iter().map(|key| (key.as_str(), 0, Some(&record[..]))).collect();
+        direct.committed(direct.send(&changes));
+    }
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+    let reported = host.recorder.lock();
+    assert_eq!((reported.loads, reported.applied.len()), (1, 10));
+    assert!(reported.applied.iter().all(|applied| applied.changes.len() == 3));
+}
+
+#[test]
+fn a_load_that_is_interrupted_begins_again() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let ids: Vec<u64> = (0..3000).map(|index| direct.send(&[(&format!("k{index}"), 0, Some(b"x"))])).collect();
+    for id in ids {
+        direct.committed(id);
+    }
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let recorder = Arc::new(Recorder::default());
+    recorder.lock().is_busy = true;
+    let host = Host::begin_with(Arc::clone(&recorder), &proxy.url(), &Settings::default());
+    recorder.wait("the first page is there", |reported| (!reported.loading.is_empty()).then_some(()));
+    proxy.set(Mode::LoseAll);
+    host.wait_for_disconnection();
+    recorder.report(|reported| reported.is_busy = false);
+    proxy.set(Mode::Pass);
+    recorder.wait("all is loaded", |reported| (reported.loads == 1).then_some(()));
+    host.wait_for_connection();
+    host.agrees_with(&direct);
 }
 
 #[test]
@@ -226,10 +295,8 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
     let id = host.store.status().id;
     for _ in 0..3 {
         writers.wait_for(200);
-        let entry = cluster.ctl(&["get", &format!("vkog/hosts/{id}"), "--write-out=fields"]);
-        let lease = entry.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).expect("it has a lease");
-        let lease: i64 = lease.parse().expect("a number");
-        cluster.ctl(&["lease", "revoke", &format!("{lease:x}")]);
+        let lease = cluster.lease(&[&format!("vkog/hosts/{id}")]);
+        cluster.ctl(&["lease", "revoke", &lease]);
         writers.wait_for(200);
     }
     wait_until("it leads again", || host.store.status().leads);

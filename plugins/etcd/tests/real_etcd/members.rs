@@ -37,6 +37,41 @@ fn hosts_know_each_other_and_one_of_them_leads() {
 }
 
 #[test]
+fn a_busy_host_stays_a_member() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let settings = Settings { lease_ttl: 3, ..Settings::default() };
+    let host = Host::open(&cluster.url(), &settings);
+    let other = Host::open(&cluster.url(), &settings);
+    host.put("first", 0, b"x");
+    host.recorder.lock().is_busy = true;
+    // Each outcome is reported by another thread, and each of them waits.
+    let ids: Vec<u64> = (0..4)
+        .map(|index| {
+            let id = host.send(&[(&format!("k{index}"), 0, Some(b"x"))]);
+            host.outcome(id);
+            id
+        })
+        .collect();
+    let lease = cluster.lease(&[&format!("vkog/hosts/{}", host.store.status().id)]);
+    let granted = "granted with TTL(3s), remaining(";
+    // The lease is renewed twice meanwhile: what remains of it grows.
+    for _ in 0..2 {
+        let remaining = || {
+            let text = cluster.ctl(&["lease", "timetolive", &lease]);
+            text.split(granted).nth(1).and_then(|rest| rest.split('s').next()?.parse::<i64>().ok())
+        };
+        let mut last = remaining().expect("the lease is alive");
+        wait_until("the lease is renewed", || {
+            let now = remaining().expect("the lease is alive");
+            now > std::mem::replace(&mut last, now)
+        });
+    }
+    assert_eq!(other.store.status().members.len(), 2);
+    host.recorder.report(|reported| reported.is_busy = false);
+    ids.into_iter().for_each(|id| assert!(host.committed(id) > 0));
+}
+
+#[test]
 fn another_host_leads_when_the_leader_is_cut_off() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let settings = Settings { lease_ttl: 3, ..Settings::default() };

@@ -23,7 +23,9 @@ pub(crate) struct Applied {
 #[derive(Default)]
 pub(crate) struct Reported {
     pub(crate) entries: BTreeMap<String, (Vec<u8>, u64)>,
-    loading: BTreeMap<String, (Vec<u8>, u64)>,
+    pub(crate) loading: BTreeMap<String, (Vec<u8>, u64)>,
+    /// Calls with pages and outcomes wait while this is true.
+    pub(crate) is_busy: bool,
     pub(crate) position: u64,
     pub(crate) loads: usize,
     pub(crate) applied: Vec<Applied>,
@@ -46,7 +48,7 @@ impl Recorder {
         self.reported.lock().expect("no test panics with it")
     }
 
-    fn report(&self, change: impl FnOnce(&mut Reported)) {
+    pub(crate) fn report(&self, change: impl FnOnce(&mut Reported)) {
         change(&mut self.lock());
         self.changed.notify_all();
     }
@@ -86,6 +88,7 @@ impl Sink for Recorder {
                 }
             }
         });
+        self.wait("the host is not busy any more", |reported| (page.is_empty() || !reported.is_busy).then_some(()));
     }
 
     fn loaded(&self, revision: u64) {
@@ -121,6 +124,7 @@ impl Sink for Recorder {
                 reported.broken.push(format!("{id} has two outcomes"));
             }
         });
+        self.wait("the host is not busy any more", |reported| (!reported.is_busy).then_some(()));
     }
 
     fn confirmed(&self, id: u64, revision: Result<u64, &str>) {
@@ -132,7 +136,13 @@ impl Sink for Recorder {
     }
 
     fn connected(&self, state: Result<(), &str>) {
-        self.report(|reported| reported.connection = Some(state.map_err(str::to_owned)));
+        self.report(|reported| {
+            if state.is_err() {
+                // As the host does.
+                reported.loading.clear();
+            }
+            reported.connection = Some(state.map_err(str::to_owned));
+        });
     }
 
     fn log(&self, text: &str) {
@@ -160,7 +170,12 @@ impl Host {
     /// Opens a store.
     #[track_caller]
     pub(crate) fn begin(url: &str, settings: &Settings) -> Self {
-        let recorder = Arc::new(Recorder::default());
+        Self::begin_with(Arc::default(), url, settings)
+    }
+
+    /// Opens a store that reports to a recorder.
+    #[track_caller]
+    pub(crate) fn begin_with(recorder: Arc<Recorder>, url: &str, settings: &Settings) -> Self {
         let sink = Arc::clone(&recorder) as Arc<dyn Sink>;
         let store = EtcdStore::open(settings, url, "{}", sink).unwrap_or_else(|error| panic!("{url}: {error}"));
         Self { store, recorder, next: AtomicU64::new(1) }
@@ -233,6 +248,14 @@ impl Host {
     pub(crate) fn wait_for(&self, revision: u64) {
         let what = format!("revision {revision} is applied");
         self.recorder.wait(&what, |reported| (reported.position >= revision).then_some(()));
+    }
+
+    /// Checks that it has the same entries as another host.
+    #[track_caller]
+    pub(crate) fn agrees_with(&self, other: &Self) {
+        let (own, others) = (self.entries(), other.entries());
+        let differing = own.iter().find(|(key, entry)| others.get(*key) != Some(entry)).map(|(key, _)| key);
+        assert!(own == others, "{} entries differ from {}, such as {differing:?}", own.len(), others.len());
     }
 
     /// Returns the entries as of the last revision.

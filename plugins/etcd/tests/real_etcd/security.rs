@@ -70,13 +70,19 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     let settings = Settings { user: Some("host".into()), password: Some("word".into()), ..Settings::default() };
     let host = Host::open(&cluster.url(), &settings);
     let revision = host.put("a", 0, b"x");
-    // A member forgets all tokens when it ends.
+    wait_until("it leads", || host.store.status().leads);
+    // Its token ends with the user.
+    for command in
+        [&["user", "delete", "host"][..], &["user", "add", "host:word"], &["user", "grant-role", "host", "vkog"]]
+    {
+        cluster.ctl(&[&["--user", "root:secret"], command].concat());
+    }
+    let revision = host.put("a", revision, b"y");
     cluster.kill(0);
     host.wait_for_disconnection();
     cluster.run(0);
     host.wait_for_connection();
-    host.put("a", revision, b"y");
-    wait_until("it leads", || host.store.status().leads);
+    host.put("a", revision, b"z");
 
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), "word\n").expect("it can be written");
