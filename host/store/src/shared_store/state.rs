@@ -19,7 +19,7 @@ use super::SharedOptions;
 use super::apply::Applying;
 use super::key_queues::KeyQueues;
 use super::operation::Sent;
-use super::waiting::{Dispatcher, Rounds, Waiter, WaitingForRevision};
+use super::waiting::{Dispatcher, Question, Rounds, Waiter, WaitingForRevision};
 
 /// Gets every change of other hosts, and its key.
 pub(super) type Observer = Box<dyn Fn(&Change, &str) + Send + Sync>;
@@ -220,9 +220,9 @@ impl State {
 
     pub(super) fn confirmed(self: &Arc<Self>, question: u64, revision: Result<u64, String>) {
         let (waiters, next) = self.rounds.end(question);
-        if let Some((question, mailbox)) = next {
+        if let Some(Question { number, mailbox }) = next {
             let state = Arc::clone(self);
-            let then = Box::new(move |_: Result<(), Arc<StoreError>>| state.ask(question));
+            let then = Box::new(move |_: Result<(), Arc<StoreError>>| state.ask(number));
             self.dispatcher.dispatch([Waiter { mailbox, then }], &Ok(()));
         }
         match revision {
