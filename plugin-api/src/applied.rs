@@ -14,7 +14,7 @@ use crate::hooks::{Plugin, enter};
 /// One thread calls it for all changes, in the order of their revisions, after the change can be read on this host. Several
 /// changes may have the same revision, but not two of one key. No lock is held. Further changes wait until it returns, and
 /// so do reads and writes that need them: it must be short, must not block, and cannot call the store (508). The hooks of
-/// an operation run on the host that the client asked, and this hook on all others. After a host was cut off from the
+/// an operation run on the host that the client is connected to, and this hook on all others. After a host was cut off from the
 /// store for long, it may get one call for several changes of a key. A panic counts towards the quarantine of the plugin.
 ///
 /// Since 1.6.

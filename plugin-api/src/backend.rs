@@ -1,4 +1,4 @@
-//! The engine behind the store of several hosts: [`Backend`], and what passes between it and the host.
+//! The engine behind the store of several hosts: [`Backend`], and the types that pass between it and the host.
 //!
 //! A host with `--store SCHEME://…` keeps a copy of all entries in memory, and leaves it to a backend to make changes durable
 //! and to order them among all hosts. The host decides (preconditions, guards of plugins), answers, and waits. The
@@ -8,7 +8,7 @@
 //! | the host calls | the backend reports, later and on any thread |
 //! |---|---|
 //! | [`Backend::open`] | [`Feed::load`] with the pages of the state, then [`Feed::loaded`] |
-//! | | [`Feed::apply`] for each later revision, for ever |
+//! | | [`Feed::apply`] for each later revision |
 //! | [`Backend::commit`] | [`Feed::outcome`], once |
 //! | [`Backend::confirm`] | [`Feed::confirmed`], once |
 //! | | [`Feed::connected`], at each change of the connection and as a sign of life |
@@ -146,7 +146,7 @@ pub trait Backend: Plugin {
     fn commit(&self, write: &Write<'_>);
 
     /// Queues the question for the last committed revision, and returns at once. Answer it once with [`Feed::confirmed`].
-    /// The answer must include every write that any host was told to be committed before this call.
+    /// The answer must include every write whose outcome any host has before this call.
     fn confirm(&self, id: u64);
 
     /// Returns the status. The host calls it about once a second and for `/metrics`, `/readyz` and `/plugins`.
@@ -155,7 +155,7 @@ pub trait Backend: Plugin {
     /// Replaces what the other hosts learn of this one, as `about` of [`open`](Self::open).
     fn announce(&self, about: &str);
 
-    /// Disconnects, and gives up leadership and membership. The host calls it once, after the last write has its outcome or
+    /// Disconnects, and ends leadership and membership. The host calls it once, after the last write has its outcome or
     /// the time to stop is over; it waits up to 5 s. Later calls of the feed have no effect.
     fn close(&self);
 }

@@ -362,7 +362,10 @@ fn each_linearizable_read_waits_for_a_confirmation_and_sees_what_came_before_it(
             let reading = scope.spawn(|| read(&server));
             let deadline = Instant::now() + DEADLINE;
             while server.state().held.is_empty() {
-                assert!(Instant::now() < deadline && !reading.is_finished(), "it asks for no confirmation: {expected}");
+                assert!(
+                    Instant::now() < deadline && !reading.is_finished(),
+                    "it waits for no confirmation: {expected}"
+                );
                 std::thread::yield_now();
             }
             server.state().elsewhere("a1", Some("b"));
@@ -374,7 +377,7 @@ fn each_linearizable_read_waits_for_a_confirmation_and_sees_what_came_before_it(
 }
 
 #[test]
-fn local_reads_and_those_of_plugins_ask_for_no_confirmation() {
+fn local_reads_need_no_confirmation() {
     let server = Server::start();
     server.put("a", "1");
     let before = server.state().confirmations;

@@ -92,7 +92,7 @@ impl<const N: usize> vkog_plugin_api::Backend for Scripted<N> {
     }
 }
 
-/// What a feed has got, as text.
+/// Sends the reports that a feed gets, as text.
 struct Recorder(Mutex<Sender<String>>);
 
 impl Recorder {

@@ -70,7 +70,7 @@ impl MemoryStore {
     }
 
     /// Changes an entry as another host does that shares the store, and reports it to the [observer](Store::observe): writes a new
-    /// entry under the key, or removes what is there. Returns the revision; none if there was nothing to remove.
+    /// entry under the key, or removes the current one. Returns the revision; none if there was no entry to remove.
     pub fn change_elsewhere(&self, key: &str, entry: Option<Entry>, expired: bool) -> Option<u64> {
         let (send, done) = bounded(1);
         let mut decision = Some(match entry {

@@ -6,7 +6,7 @@ use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RString};
 
 use super::{RawFailure, RawInstance};
 
-/// What one write requires and changes. The backend applies all of it in one step, or nothing.
+/// A write. The backend applies all of it in one step, or nothing.
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct RawWrite<'a> {
@@ -103,7 +103,7 @@ impl RawCommitOutcome<'_> {
 pub struct RawMember<'a> {
     /// Its id.
     pub id: RStr<'a>,
-    /// What it announced of itself, as JSON.
+    /// Its announcement of itself, as JSON.
     pub about: RStr<'a>,
     /// Zero.
     pub reserved: u64,

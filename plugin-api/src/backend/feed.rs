@@ -1,4 +1,4 @@
-//! What a backend reports to the host.
+//! The reports of a backend to the host.
 
 #![allow(unsafe_code)]
 
@@ -40,7 +40,7 @@ impl Feed {
         }
     }
 
-    /// Ends the pages: they were the state at this revision. What they did not contain does not exist any more.
+    /// Ends the pages: they were the state at this revision. Keys that they did not contain do not exist any more.
     pub fn loaded(&self, revision: u64) {
         // SAFETY: as in `load`.
         unsafe { self.0.api.loaded()(self.0.cx, revision) }
@@ -157,7 +157,7 @@ pub enum CommitOutcome {
         message: String,
     },
     /// Whether it has taken effect cannot be found out any more, because others have replaced everything that it may have
-    /// changed, and the engine has forgotten those changes. What it may have done must have been passed to the feed before.
+    /// changed, and the engine has forgotten those changes. Pass the changes that it may have made to the feed before.
     Unknown {
         /// Why: one line.
         message: String,

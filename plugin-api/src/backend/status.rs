@@ -1,6 +1,6 @@
 //! The status of a backend.
 
-/// What [`Backend::status`](crate::Backend::status) returns. Fill in what you know:
+/// The result of [`Backend::status`](crate::Backend::status). Fill in what you know:
 ///
 /// ```
 /// # use vkog_plugin_api::backend::Status;
@@ -37,7 +37,7 @@ pub struct Status {
 pub struct Member {
     /// Its id: unique among all hosts, and another one after each start.
     pub id: String,
-    /// What it announced of itself: the `about` of [`Backend::open`](crate::Backend::open), a JSON object.
+    /// Its announcement of itself: the `about` of [`Backend::open`](crate::Backend::open), a JSON object.
     pub about: String,
 }
 

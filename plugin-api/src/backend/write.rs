@@ -4,7 +4,7 @@
 
 use crate::abi::{RawChange, RawCondition, RawWrite};
 
-/// What one write requires and changes: the argument of [`Backend::commit`](crate::Backend::commit). The backend applies all
+/// A write, with its conditions and changes: the argument of [`Backend::commit`](crate::Backend::commit). The backend applies all
 /// changes in one step if all conditions are fulfilled, otherwise none. Since 1.6.
 #[derive(Copy, Clone)]
 #[repr(transparent)]

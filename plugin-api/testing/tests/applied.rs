@@ -1,4 +1,4 @@
-//! A plugin learns every change of another host once, with the entries before and after it, and none of its own host's.
+//! A plugin learns every change of another host once, with the entries before and after it, and none of this host.
 //! Provoked with two test hosts, of which one reports what the other has written.
 
 use std::sync::Mutex;
@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use vkog_plugin_api::*;
 use vkog_plugin_testing::{Setup, TestHost, plugin};
 
-/// Records the changes of other hosts in an entry of its log, and does what the value asks for.
+/// Records the changes of other hosts in an entry of its log, and does what the value says.
 struct Follower {
     host: Host,
     last: Mutex<u64>,

@@ -314,6 +314,8 @@ fn check_json_is_one_document_with_the_same_facts() {
     assert_eq!(told, json!([{ "path": bad, "ok": false, "code": "not-a-library", "message": message }, good]));
     let quiet = check(&[&artefacts().library("fault-panics")], 0);
     assert_eq!(quiet[0]["required_hooks"], json!([]));
+    let backend = check(&[&artefacts().library("memory")], 0);
+    assert_eq!((&backend[0]["hooks"], &backend[0]["scheme"]), (&json!([]), &json!("memory")));
 }
 
 #[test]

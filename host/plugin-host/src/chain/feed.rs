@@ -12,7 +12,7 @@ use super::host_context::HostContext;
 use super::scope::{Lock, Scope};
 use super::text::one_line;
 
-/// What a backend reports to: the store. See [`vkog_plugin_api::backend::Feed`].
+/// The receiver of a backend's reports: the store. See [`vkog_plugin_api::backend::Feed`].
 pub trait BackendFeed: Send + Sync {
     /// Takes a page of the state.
     fn load(&self, page: &[Loaded<'_>]);
