@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use vkog_tests::{Etcd, Server, Setup, artefacts, conflict};
+use vkog_tests::{Etcd, Server, Setup, conflict, etcd_plugin};
 
 /// Hosts on one store, each with the plugins etcd and conflict.
 pub(crate) struct Cluster {
@@ -32,7 +32,7 @@ impl Cluster {
                 let cut = Arc::<AtomicBool>::default();
                 let links: Vec<_> = etcd.addresses().iter().map(|member| link(member, Arc::clone(&cut))).collect();
                 let store = format!("etcd://{}/vkog", links.join(","));
-                let setup = Setup::new().load(artefacts().library("vkog-etcd")).load(conflict()).shared_store(store);
+                let setup = Setup::new().load(etcd_plugin()).load(conflict()).shared_store(store);
                 Host { setup: set_up(setup), server: None, cut }
             })
             .collect();
