@@ -207,10 +207,14 @@ impl Commits {
         Settled { outcomes, unknown }
     }
 
-    /// Drops all writes that wait, and with `closed` those that come.
-    pub(crate) fn drop_waiting(&self, outcome: &CommitOutcome, closed: Option<&str>) -> Outcomes {
+    /// Drops the writes that come.
+    pub(crate) fn close(&self, reason: &str) {
+        self.queue().closed = Some(reason.to_owned());
+    }
+
+    /// Takes the writes that wait, which have no effect, with this outcome.
+    pub(crate) fn drop_waiting(&self, outcome: &CommitOutcome) -> Outcomes {
         let mut queue = self.queue();
-        queue.closed = closed.map(str::to_owned);
         queue.waiting_bytes = 0;
         queue.waiting.drain(..).map(|write| (write.id, outcome.clone())).collect()
     }

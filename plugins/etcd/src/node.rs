@@ -160,8 +160,8 @@ impl Node {
 
     /// Drops the writes that wait and those that come.
     pub(crate) fn drop_waiting(&self, reason: &str) {
-        let dropped = CommitOutcome::Dropped { message: reason.to_owned() };
-        self.report(self.commits.drop_waiting(&dropped, Some(reason)));
+        self.commits.close(reason);
+        self.report(self.commits.drop_waiting(&CommitOutcome::Dropped { message: reason.to_owned() }));
     }
 
     pub(crate) fn announce(&self, about: &str) {

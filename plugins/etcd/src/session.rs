@@ -24,6 +24,8 @@ use crate::write::Fence;
 
 /// How long one call may take. A member that does not answer at all is noticed earlier, by `alive`.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long writes wait for a valid session.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The lifetime of the slots after the host is gone, in seconds: a day.
 const SLOTS_TTL: i64 = 86_400;
 /// The pause after a failure that leaves the session valid.
@@ -44,15 +46,20 @@ enum SessionError {
 /// Keeps the session for ever.
 pub(crate) async fn run(node: &Arc<Node>) {
     let mut failures = 0;
+    let mut ended = Instant::now();
     loop {
         match renew(node).await {
             Ok(()) => {
                 failures = 0;
                 maintain(node).await;
+                ended = Instant::now();
             }
             Err(error) => {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
-                    node.report(node.commits.drop_waiting(&no_space(), None));
+                    node.report(node.commits.drop_waiting(&no_space()));
+                } else if ended.elapsed() > PATIENCE {
+                    let message = format!("etcd does not accept writes of this host: {}", Chain(&error));
+                    node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));
                 }
                 if failures == 0 {
                     node.note(&Chain(&error));

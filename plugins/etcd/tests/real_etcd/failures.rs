@@ -292,6 +292,7 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
     let writers = Writers::start(&host);
+    writers.wait_for(1);
     let id = host.store.status().id;
     for _ in 0..3 {
         writers.wait_for(200);

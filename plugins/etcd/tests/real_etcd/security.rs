@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use vkog_etcd::Settings;
+use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::cluster::{Cluster, Tls, wait_until};
 use crate::recorder::Host;
@@ -88,6 +89,21 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     fs::write(file.path(), "word\n").expect("it can be written");
     let from_file = Settings { password: None, password_file: Some(file.path().into()), ..settings.clone() };
     assert_eq!(Host::open(&cluster.url(), &from_file).entries().len(), 1);
+
+    for command in [
+        &["role", "add", "reader"][..],
+        &["role", "grant-permission", "reader", "--prefix=true", "read", "vkog/"],
+        &["user", "add", "reader:word"],
+        &["user", "grant-role", "reader", "reader"],
+    ] {
+        cluster.ctl(&[&["--user", "root:secret"], command].concat());
+    }
+    let reader = Host::open(&cluster.url(), &Settings { user: Some("reader".into()), ..settings.clone() });
+    reader.agrees_with(&host);
+    match reader.outcome(reader.send(&[("b", 0, Some(b"x"))])) {
+        CommitOutcome::Dropped { message } => assert!(message.contains("permission denied"), "{message}"),
+        other => panic!("{other:?}"),
+    }
 
     for (settings, part) in [
         (Settings { password: Some("other".into()), ..settings }, "invalid user ID or password"),
