@@ -16,7 +16,7 @@ const DISCONNECTED_AFTER: Duration = Duration::from_millis(1800);
 /// How long the changes may be on their way before the watch is opened again.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// Checks the connection for ever.
+/// Checks the connection until the runtime stops.
 pub(crate) async fn run(node: &Node) {
     let mut last = Instant::now();
     let mut failures = 0;

@@ -46,7 +46,7 @@ struct Queue {
 /// An outcome that is to be reported when no lock is held.
 type Outcomes = Vec<(u64, CommitOutcome)>;
 
-/// What became of the groups in flight.
+/// The outcomes of the groups in flight.
 pub(crate) struct Settled {
     pub(crate) outcomes: Outcomes,
     /// The writes of which it cannot be found out.

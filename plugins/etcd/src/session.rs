@@ -33,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// How long the close may wait for groups in flight, and for each call.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What keeps a session from being valid.
+/// An obstacle to a valid session.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error(transparent)]
@@ -43,7 +43,7 @@ enum SessionError {
     Fence,
 }
 
-/// Keeps the session for ever.
+/// Keeps the session valid until the task is aborted.
 pub(crate) async fn run(node: &Arc<Node>) {
     let mut failures = 0;
     let mut ended = Instant::now();
@@ -226,13 +226,13 @@ async fn attend(
         let absent = Compare::equal(leader.clone(), Compared::Version(0));
         let put = RequestOp::put(leader, identity.id.into(), identity.lease);
         let request = TxnRequest { compare: vec![absent], success: vec![put], failure: Vec::new() };
-        // Who has won is in the changes.
+        // The changes name the winner.
         node.client.call::<_, Ignored>(TXN, request, TIMEOUT).await?;
     }
     Ok(true)
 }
 
-/// Gives up leadership and membership. `session` is the task that keeps them.
+/// Ends leadership and membership. `session` is the task that keeps them.
 pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     node.drop_waiting("this host is stopping");
     // Groups in flight get their outcome, unless etcd does not answer.

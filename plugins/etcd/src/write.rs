@@ -1,4 +1,4 @@
-//! A write on its way to etcd: a transaction of its own, nested in that of its group.
+//! A write on its way to etcd: one transaction, nested in that of its group.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ const OWN_OPERATIONS: usize = 2;
 const GROUP_BYTES: usize = 1024;
 const WRITE_BYTES: usize = 96;
 
-/// What etcd accepts in one request.
+/// The limits of one request to etcd.
 #[derive(Copy, Clone)]
 pub(crate) struct Limits {
     pub(crate) bytes: usize,
@@ -50,7 +50,7 @@ pub(crate) struct Pending {
     operations: usize,
     /// How often it was sent without effect.
     pub(crate) attempts: u32,
-    /// It has to be sent in a group of its own, because etcd refused the group.
+    /// It has to be sent in a group without others, because etcd refused the group.
     pub(crate) alone: bool,
 }
 

@@ -101,7 +101,7 @@ fn a_full_database_refuses_writes_until_it_has_space_again() {
         }
     };
     assert_eq!(status, 507, "{message}");
-    // Reads go on, and a host can still be opened, which cannot write.
+    // Reads continue. A host can still be opened, but it cannot write.
     assert_eq!(host.entries()["k"], (record.clone(), revision));
     assert!(host.store.status().connected);
     let other = Host::open(&cluster.url(), &Settings::default());

@@ -10,7 +10,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 use crate::cluster::{Cluster, Tls, wait_until};
 use crate::recorder::Host;
 
-/// Makes a certificate for etcd and its clients, signed by one of its own.
+/// Makes a certificate for etcd and its clients, signed by a new authority.
 fn certificates(folder: &Path) -> Option<Tls> {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
