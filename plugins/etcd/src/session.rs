@@ -25,7 +25,7 @@ use crate::write::Fence;
 /// How long one call may take. A member that does not answer at all is noticed earlier, by `alive`.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long writes wait for a valid session.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The lifetime of the slots after the host is gone, in seconds: a day.
 const SLOTS_TTL: i64 = 86_400;
 /// The pause after a failure that leaves the session valid.
@@ -57,7 +57,7 @@ pub(crate) async fn run(node: &Arc<Node>) {
             Err(error) => {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
                     node.report(node.commits.drop_waiting(&no_space()));
-                } else if ended.elapsed() > PATIENCE {
+                } else if ended.elapsed() > WAIT_MAX {
                     let message = format!("etcd does not accept writes of this host: {}", Chain(&error));
                     node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));
                 }
@@ -236,8 +236,8 @@ async fn attend(
 pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     node.drop_waiting("this host is stopping");
     // Groups in flight get their outcome, unless etcd does not answer.
-    let patience = Instant::now() + END_TIMEOUT;
-    while node.commits.in_flight() > 0 && Instant::now() < patience {
+    let until = Instant::now() + END_TIMEOUT;
+    while node.commits.in_flight() > 0 && Instant::now() < until {
         sleep(pause_after(0)).await;
     }
     session.abort();
