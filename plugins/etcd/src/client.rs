@@ -62,7 +62,7 @@ impl CallError {
             || self.says("grpc: received message larger than max")
     }
 
-    /// Returns whether the database is full. etcd refuses a write before it takes effect.
+    /// Returns whether the database is full. A write has taken effect if it is the one with which etcd noticed it.
     pub(crate) fn is_no_space(&self) -> bool {
         self.says("etcdserver: mvcc: database space exceeded")
     }

@@ -14,7 +14,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::alive::Chain;
 use crate::client::{CallError, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN};
-use crate::commit::{self, Settled, no_space};
+use crate::commit::{self, Settled};
 use crate::node::{Node, pause_after};
 use crate::proto::{
     Compare, Compared, DeleteRangeRequest, Ignored, LeaseGrantRequest, LeaseRequest, LeaseResponse, RangeRequest,
@@ -56,7 +56,7 @@ pub(crate) async fn run(node: &Arc<Node>) {
             }
             Err(error) => {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
-                    node.report(node.commits.drop_waiting(&no_space()));
+                    node.report(node.commits.refuse_all());
                 } else if ended.elapsed() > WAIT_MAX {
                     let message = format!("etcd does not accept writes of this host: {}", Chain(&error));
                     node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));

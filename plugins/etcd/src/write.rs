@@ -132,6 +132,8 @@ pub(crate) struct Group {
     pub(crate) number: u64,
     pub(crate) slot: usize,
     pub(crate) writes: Vec<Pending>,
+    /// etcd has answered that its database is full. It may have applied the group all the same.
+    pub(crate) is_over_quota: bool,
 }
 
 /// Decides which writes fit into one group.
@@ -227,7 +229,7 @@ mod tests {
             writes.push(write);
         }
         assert!(writes.len() > 12, "{}", writes.len());
-        let group = Group { number: u64::MAX, slot: 63, writes };
+        let group = Group { number: u64::MAX, slot: 63, writes, is_over_quota: false };
         let request = group.request(&keys, &fence());
         assert!(request.encoded_len() + 100 <= LIMITS.bytes, "{}", request.encoded_len());
         assert!(room.bytes >= request.encoded_len());
