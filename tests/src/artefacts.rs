@@ -156,7 +156,7 @@ pub fn artefacts() -> &'static Artefacts {
     ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Returns the library of the plugin etcd. It is built by itself and only for tests that need it, because its dependencies
+/// Returns the library of the plugin etcd. It is built alone, and only for tests that need it, because its dependencies
 /// would change the features of the others.
 #[track_caller]
 pub fn etcd_plugin() -> PathBuf {

@@ -16,34 +16,35 @@ const DISCONNECTED_AFTER: Duration = Duration::from_millis(1800);
 /// How long the changes may be on their way before the watch is opened again.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// Checks the connection for ever.
+/// Checks the connection until the runtime stops.
 pub(crate) async fn run(node: &Node) {
-    // At the start, and after a success, the time until a report begins.
-    let mut last = Some(Instant::now());
+    let mut last = Instant::now();
     let mut failures = 0;
+    // Why there is no connection, once that is reported.
+    let mut reported = None;
     loop {
         match beat(node).await {
-            Ok(true) => {
-                last = Some(Instant::now());
-                failures = 0;
-                node.set_connected();
+            Ok(is_current) => {
+                // Otherwise the sink is behind, and that is no sign of life, but the connection works.
+                if is_current {
+                    (last, failures, reported) = (Instant::now(), 0, None);
+                    node.set_connected();
+                }
+                tokio::time::sleep(INTERVAL).await;
             }
-            // The sink is behind, and that is no sign of life, but the connection works.
-            Ok(false) => {}
             Err(error) => {
-                if last.is_some_and(|last| last.elapsed() >= DISCONNECTED_AFTER) {
-                    last = None;
-                    node.set_disconnected(&format!("etcd cannot be reached: {}", Chain(&error)));
-                } else if last.is_none() {
+                let reason = format!("etcd cannot be reached: {}", Chain(&error));
+                if reported.as_ref() == Some(&reason) {
                     // Writes that came back from a group that was lost meanwhile.
-                    node.drop_waiting(&format!("etcd cannot be reached: {}", Chain(&error)));
+                    node.drop_waiting(&reason);
+                } else if last.elapsed() >= DISCONNECTED_AFTER {
+                    node.set_disconnected(&reason);
+                    reported = Some(reason);
                 }
                 tokio::time::sleep(pause_after(failures).min(INTERVAL)).await;
                 failures += 1;
-                continue;
             }
         }
-        tokio::time::sleep(INTERVAL).await;
     }
 }
 

@@ -97,7 +97,7 @@ impl EtcdStore {
         self.node.announce(about);
     }
 
-    /// Gives up leadership and membership, and stops. The sink is not called afterwards. May be called several times.
+    /// Ends leadership and membership, and stops. The sink is not called afterwards. May be called several times.
     pub fn close(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { runtime, session, thread }) = running else { return };

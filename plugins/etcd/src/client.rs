@@ -62,7 +62,7 @@ impl CallError {
             || self.says("grpc: received message larger than max")
     }
 
-    /// Returns whether the database is full. etcd refuses a write before it takes effect.
+    /// Returns whether the database is full. A write has taken effect if it is the one with which etcd noticed it.
     pub(crate) fn is_no_space(&self) -> bool {
         self.says("etcdserver: mvcc: database space exceeded")
     }
@@ -182,7 +182,7 @@ impl Client {
         self.endpoints.len() > 1
     }
 
-    /// Gives up the current endpoint: all calls that wait for it fail.
+    /// Leaves the current endpoint for the next one. All calls that wait for it fail.
     pub(crate) fn fail_over(&self) {
         self.leave(self.connection().generation);
     }
@@ -206,7 +206,7 @@ impl Client {
         self.endpoints[connection.generation % self.endpoints.len()].uri().to_string()
     }
 
-    /// Ends a call after a time limit, or when its connection is given up; and gives that up if the call says so.
+    /// Ends a call after a time limit, or when its endpoint is left. Leaves the endpoint if it cannot be reached.
     async fn bounded<T>(
         &self,
         connection: &Connection,

@@ -41,12 +41,14 @@ struct Queue {
     number: u64,
     /// Why writes are dropped.
     closed: Option<String>,
+    /// The database is full, so there is no fence.
+    is_full: bool,
 }
 
 /// An outcome that is to be reported when no lock is held.
 type Outcomes = Vec<(u64, CommitOutcome)>;
 
-/// What became of the groups in flight.
+/// The outcomes of the groups in flight.
 pub(crate) struct Settled {
     pub(crate) outcomes: Outcomes,
     /// The writes of which it cannot be found out.
@@ -73,6 +75,9 @@ impl Commits {
         if let Some(message) = &queue.closed {
             return Err(CommitOutcome::Dropped { message: message.clone() });
         }
+        if queue.is_full {
+            return Err(no_space());
+        }
         if queue.waiting_bytes + pending.bytes > WAITING_BYTES_MAX {
             let message = format!("writes of {} bytes wait for etcd; try again", queue.waiting_bytes);
             return Err(CommitOutcome::Dropped { message });
@@ -97,7 +102,7 @@ impl Commits {
         }
         queue.waiting_bytes -= writes.iter().map(|write| write.bytes).sum::<usize>();
         queue.number += 1;
-        let group = Group { number: queue.number, slot, writes };
+        let group = Group { number: queue.number, slot, writes, is_over_quota: false };
         let request = group.request(keys, &fence);
         let number = group.number;
         queue.writes_in_flight += group.writes.len();
@@ -128,6 +133,19 @@ impl Commits {
         }
         let refusal = |write: Pending| (write.id, refusal(error, &write));
         group.writes.into_iter().map(refusal).collect()
+    }
+
+    /// Notes that a group failed because the database is full.
+    fn note_full(&self, number: u64) {
+        if let Some(group) = self.queue().in_flight.get_mut(&number) {
+            group.is_over_quota = true;
+        }
+    }
+
+    /// Refuses writes until there is a fence again, because the database is full. Returns the outcomes of those that wait.
+    pub(crate) fn refuse_all(&self) -> Outcomes {
+        self.queue().is_full = true;
+        self.drop_waiting(&no_space())
     }
 
     fn take(&self, number: u64) -> Option<Group> {
@@ -163,6 +181,7 @@ impl Commits {
         let mut queue = self.queue();
         queue.free = (0..self.slots).rev().collect();
         queue.fence = Some(fence);
+        queue.is_full = false;
     }
 
     /// Settles all groups in flight by the slots of this host, which were read after the fence was gone. Without `complete`,
@@ -177,7 +196,9 @@ impl Commits {
         queue.writes_in_flight = 0;
         for (number, group) in std::mem::take(&mut queue.in_flight) {
             let Some(slot) = noted(keys.slot(id, group.slot), number) else {
-                if complete {
+                if group.is_over_quota && complete {
+                    outcomes.extend(group.writes.iter().map(|write| (write.id, no_space())));
+                } else if complete {
                     lost.extend(group.writes);
                 } else {
                     unknown.extend(group.writes.iter().map(|write| write.id));
@@ -207,10 +228,14 @@ impl Commits {
         Settled { outcomes, unknown }
     }
 
-    /// Drops all writes that wait, and with `closed` those that come.
-    pub(crate) fn drop_waiting(&self, outcome: &CommitOutcome, closed: Option<&str>) -> Outcomes {
+    /// Drops the writes that come.
+    pub(crate) fn close(&self, reason: &str) {
+        self.queue().closed = Some(reason.to_owned());
+    }
+
+    /// Takes the writes that wait, which have no effect, with this outcome.
+    pub(crate) fn drop_waiting(&self, outcome: &CommitOutcome) -> Outcomes {
         let mut queue = self.queue();
-        queue.closed = closed.map(str::to_owned);
         queue.waiting_bytes = 0;
         queue.waiting.drain(..).map(|write| (write.id, outcome.clone())).collect()
     }
@@ -254,11 +279,12 @@ pub(crate) fn pump(node: &Arc<Node>) {
 async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) {
     let outcomes = match node.client.call::<_, TxnResponse>(TXN, request, GROUP_TIMEOUT).await {
         Ok(response) if response.succeeded => node.commits.finish(number, &response),
-        Err(error) if error.is_too_large() || error.is_no_space() || error.is_denied() => {
-            node.commits.refuse(number, &error)
-        }
+        Err(error) if error.is_too_large() || error.is_denied() => node.commits.refuse(number, &error),
         // The fence is gone, or it is not known whether the group has taken effect.
-        Ok(_) | Err(_) => {
+        unknown => {
+            if unknown.is_err_and(|error| error.is_no_space()) {
+                node.commits.note_full(number);
+            }
             if node.commits.stop(&fence) {
                 node.wake_session();
             }
@@ -273,15 +299,13 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
 fn refusal(error: &CallError, write: &Pending) -> CommitOutcome {
     if error.is_too_large() {
         too_large(write.bytes, write.bytes - 1)
-    } else if error.is_no_space() {
-        no_space()
     } else {
         CommitOutcome::Refused { status: 503, message: format!("etcd refuses the write: {error}") }
     }
 }
 
 /// Returns the outcome of a write while etcd's database is full.
-pub(crate) fn no_space() -> CommitOutcome {
+fn no_space() -> CommitOutcome {
     let message = "the database of etcd is full; compact and defragment it, then disarm its alarm".to_owned();
     CommitOutcome::Refused { status: 507, message }
 }

@@ -10,7 +10,7 @@ use crate::node::Node;
 use crate::proto::{RangeRequest, RangeResponse};
 
 /// How long a confirmation is tried.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The confirmations that wait.
@@ -58,8 +58,8 @@ impl Node {
             }
             let began = Instant::now();
             let revision = loop {
-                match self.last_revision(PATIENCE.saturating_sub(began.elapsed())).await {
-                    Err(_) if began.elapsed() + PAUSE < PATIENCE => tokio::time::sleep(PAUSE).await,
+                match self.last_revision(TIME_LIMIT.saturating_sub(began.elapsed())).await {
+                    Err(_) if began.elapsed() + PAUSE < TIME_LIMIT => tokio::time::sleep(PAUSE).await,
                     result => break result.map_err(|error| error.to_string()),
                 }
             };

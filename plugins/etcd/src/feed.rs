@@ -11,7 +11,7 @@ use crate::proto::{Event, KeyValue, Last};
 use crate::watch::revision_of;
 use vkog_plugin_api::backend::{Change, Loaded, Member};
 
-/// What the thread gets from `watch`.
+/// A step of `watch` for the thread.
 pub(crate) enum Step {
     /// The load begins; what was passed of another one does not count.
     Begin,

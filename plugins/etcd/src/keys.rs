@@ -19,7 +19,7 @@ pub(crate) struct Keys {
     prefix: String,
 }
 
-/// What a key below the prefix is.
+/// The kind of a key below the prefix.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kind<'a> {
     Entry(&'a str),

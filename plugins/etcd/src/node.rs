@@ -22,7 +22,7 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
 }
 
 /// A host. Its sink may wait, such as for plugins that start. So the runtime's threads call it in `block_in_place`: other
-/// tasks, which keep leases alive, go on.
+/// tasks, which keep leases alive, then continue.
 pub(crate) struct Node {
     pub(crate) runtime: Handle,
     pub(crate) client: Client,
@@ -42,7 +42,7 @@ pub(crate) struct Node {
     session: Notify,
 }
 
-/// Who this host is.
+/// The identity of this host.
 #[derive(Clone, Default)]
 pub(crate) struct Identity {
     /// Its id; empty until it has the first lease.
@@ -58,7 +58,7 @@ pub(crate) struct Identity {
     pub(crate) about_is_new: bool,
 }
 
-/// What is known of the cluster.
+/// The state of the cluster, as far as it is known.
 #[derive(Default)]
 pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
@@ -160,8 +160,8 @@ impl Node {
 
     /// Drops the writes that wait and those that come.
     pub(crate) fn drop_waiting(&self, reason: &str) {
-        let dropped = CommitOutcome::Dropped { message: reason.to_owned() };
-        self.report(self.commits.drop_waiting(&dropped, Some(reason)));
+        self.commits.close(reason);
+        self.report(self.commits.drop_waiting(&CommitOutcome::Dropped { message: reason.to_owned() }));
     }
 
     pub(crate) fn announce(&self, about: &str) {

@@ -14,7 +14,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::alive::Chain;
 use crate::client::{CallError, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN};
-use crate::commit::{self, Settled, no_space};
+use crate::commit::{self, Settled};
 use crate::node::{Node, pause_after};
 use crate::proto::{
     Compare, Compared, DeleteRangeRequest, Ignored, LeaseGrantRequest, LeaseRequest, LeaseResponse, RangeRequest,
@@ -24,6 +24,8 @@ use crate::write::Fence;
 
 /// How long one call may take. A member that does not answer at all is noticed earlier, by `alive`.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long writes wait for a valid session.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The lifetime of the slots after the host is gone, in seconds: a day.
 const SLOTS_TTL: i64 = 86_400;
 /// The pause after a failure that leaves the session valid.
@@ -31,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// How long the close may wait for groups in flight, and for each call.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What keeps a session from being valid.
+/// An obstacle to a valid session.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error(transparent)]
@@ -41,18 +43,23 @@ enum SessionError {
     Fence,
 }
 
-/// Keeps the session for ever.
+/// Keeps the session valid until the task is aborted.
 pub(crate) async fn run(node: &Arc<Node>) {
     let mut failures = 0;
+    let mut ended = Instant::now();
     loop {
         match renew(node).await {
             Ok(()) => {
                 failures = 0;
                 maintain(node).await;
+                ended = Instant::now();
             }
             Err(error) => {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
-                    node.report(node.commits.drop_waiting(&no_space(), None));
+                    node.report(node.commits.refuse_all());
+                } else if ended.elapsed() > WAIT_MAX {
+                    let message = format!("etcd does not accept writes of this host: {}", Chain(&error));
+                    node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));
                 }
                 if failures == 0 {
                     node.note(&Chain(&error));
@@ -219,18 +226,18 @@ async fn attend(
         let absent = Compare::equal(leader.clone(), Compared::Version(0));
         let put = RequestOp::put(leader, identity.id.into(), identity.lease);
         let request = TxnRequest { compare: vec![absent], success: vec![put], failure: Vec::new() };
-        // Who has won is in the changes.
+        // The changes name the winner.
         node.client.call::<_, Ignored>(TXN, request, TIMEOUT).await?;
     }
     Ok(true)
 }
 
-/// Gives up leadership and membership. `session` is the task that keeps them.
+/// Ends leadership and membership. `session` is the task that keeps them.
 pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     node.drop_waiting("this host is stopping");
     // Groups in flight get their outcome, unless etcd does not answer.
-    let patience = Instant::now() + END_TIMEOUT;
-    while node.commits.in_flight() > 0 && Instant::now() < patience {
+    let until = Instant::now() + END_TIMEOUT;
+    while node.commits.in_flight() > 0 && Instant::now() < until {
         sleep(pause_after(0)).await;
     }
     session.abort();

@@ -58,7 +58,7 @@ impl Default for Settings {
     }
 }
 
-/// What is wrong with the settings or the URL.
+/// A mistake in the settings or the URL.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {

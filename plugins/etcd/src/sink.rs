@@ -1,4 +1,4 @@
-//! What a store on etcd reports to: the host, or a test.
+//! The receiver of what a store on etcd reports: the host, or a test.
 
 use vkog_plugin_api::backend::{Change, CommitOutcome, Feed, Loaded};
 use vkog_plugin_api::{Host, Level};

@@ -1,4 +1,4 @@
-//! Follows the store: loads it at one revision, then watches from the next one, for ever.
+//! Follows the store: loads it at one revision, then watches from the next one.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -94,7 +94,7 @@ async fn begin(node: &Node, steps: &mpsc::Sender<Step>) -> Result<Position, Gap>
     Ok(Position::Loading { key: node.keys.watched().0, revision: 0, keys: FIRST_PAGE_KEYS })
 }
 
-/// Loads the rest of the state. Returns where to go on. After a failure, it continues at the key.
+/// Loads the rest of the state. Returns the next position. After a failure, it continues at the key.
 async fn load(
     node: &Node,
     steps: &mpsc::Sender<Step>,

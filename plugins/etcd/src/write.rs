@@ -1,4 +1,4 @@
-//! A write on its way to etcd: a transaction of its own, nested in that of its group.
+//! A write on its way to etcd: one transaction, nested in that of its group.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ const OWN_OPERATIONS: usize = 2;
 const GROUP_BYTES: usize = 1024;
 const WRITE_BYTES: usize = 96;
 
-/// What etcd accepts in one request.
+/// The limits of one request to etcd.
 #[derive(Copy, Clone)]
 pub(crate) struct Limits {
     pub(crate) bytes: usize,
@@ -50,7 +50,7 @@ pub(crate) struct Pending {
     operations: usize,
     /// How often it was sent without effect.
     pub(crate) attempts: u32,
-    /// It has to be sent in a group of its own, because etcd refused the group.
+    /// It has to be sent in a group without others, because etcd refused the group.
     pub(crate) alone: bool,
 }
 
@@ -132,6 +132,8 @@ pub(crate) struct Group {
     pub(crate) number: u64,
     pub(crate) slot: usize,
     pub(crate) writes: Vec<Pending>,
+    /// etcd has answered that its database is full. It may have applied the group all the same.
+    pub(crate) is_over_quota: bool,
 }
 
 /// Decides which writes fit into one group.
@@ -227,7 +229,7 @@ mod tests {
             writes.push(write);
         }
         assert!(writes.len() > 12, "{}", writes.len());
-        let group = Group { number: u64::MAX, slot: 63, writes };
+        let group = Group { number: u64::MAX, slot: 63, writes, is_over_quota: false };
         let request = group.request(&keys, &fence());
         assert!(request.encoded_len() + 100 <= LIMITS.bytes, "{}", request.encoded_len());
         assert!(room.bytes >= request.encoded_len());

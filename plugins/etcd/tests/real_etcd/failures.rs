@@ -1,4 +1,4 @@
-//! What happens to writes in flight when members are killed or stopped, when responses are lost, and when leases end.
+//! The fate of writes in flight when members are killed or stopped, when responses are lost, and when leases end.
 //!
 //! Each key has one writer, which states the revision that its last outcome implies. So a false outcome shows: as a conflict
 //! of the next write, or as an entry that differs at the end.
@@ -23,7 +23,7 @@ struct Writers {
     threads: Vec<JoinHandle<Written>>,
 }
 
-/// What a writer knows of its key.
+/// The state of a key as its writer knows it.
 struct Written {
     key: String,
     /// Of the last committed write.
@@ -138,7 +138,7 @@ fn outcomes_are_true_when_responses_are_lost() {
         writers.wait_for(200);
         let before = direct.confirm();
         proxy.set(Mode::LoseResponses);
-        // What takes effect now is answered to nobody.
+        // No response about it arrives.
         wait_until("a group takes effect", || direct.confirm() > before);
         proxy.set(Mode::Pass);
     }
@@ -225,11 +225,11 @@ fn changes_that_etcd_has_compacted_are_loaded_again() {
     let proxy = Proxy::start(cluster.endpoint(0));
     let host = Host::open(&proxy.url(), &Settings::default());
     let direct = Host::open(&cluster.url(), &Settings::default());
-    let kept = direct.put("kept", 0, b"1");
+    let stays = direct.put("stays", 0, b"1");
     let gone = direct.put("gone", 0, b"1");
     host.wait_for(gone);
     proxy.set(Mode::LoseAll);
-    direct.committed(direct.send(&[("kept", kept, Some(b"2")), ("gone", gone, None)]));
+    direct.committed(direct.send(&[("stays", stays, Some(b"2")), ("gone", gone, None)]));
     direct.put("new", 0, b"1");
     cluster.compact();
     host.wait_for_disconnection();
@@ -277,7 +277,7 @@ fn a_load_that_is_interrupted_begins_again() {
     let recorder = Arc::new(Recorder::default());
     recorder.lock().is_busy = true;
     let host = Host::begin_with(Arc::clone(&recorder), &proxy.url(), &Settings::default());
-    recorder.wait("the first page is there", |reported| (!reported.loading.is_empty()).then_some(()));
+    recorder.wait("the first page arrives", |reported| (!reported.loading.is_empty()).then_some(()));
     proxy.set(Mode::LoseAll);
     host.wait_for_disconnection();
     recorder.report(|reported| reported.is_busy = false);
@@ -292,6 +292,7 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
     let writers = Writers::start(&host);
+    writers.wait_for(1);
     let id = host.store.status().id;
     for _ in 0..3 {
         writers.wait_for(200);

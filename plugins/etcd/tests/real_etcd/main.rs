@@ -1,4 +1,4 @@
-//! The plugin against real etcd. Each test starts members of its own on free ports of loopback; without etcd, it is skipped.
+//! The plugin against real etcd. Each test starts its own members on free ports of loopback; without etcd, it is skipped.
 //! [`recorder::Recorder`] stands for the host.
 
 #![cfg(unix)]

@@ -1,4 +1,4 @@
-//! Members, the leader, and the connection to a cluster that is not there.
+//! Members, the leader, and the connection to a cluster that cannot be reached.
 
 use vkog_etcd::Settings;
 
@@ -29,7 +29,7 @@ fn hosts_know_each_other_and_one_of_them_leads() {
                 members.iter().any(|member| member.id == second && member.about == r#"{"name":"second"}"#)
             });
         }
-        // The close gives up the leadership at once.
+        // The close ends the leadership at once.
         let leader = hosts.iter().position(|host| host.store.status().leads).expect("one leads");
         hosts.remove(leader);
     }

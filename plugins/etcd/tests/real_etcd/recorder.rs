@@ -19,7 +19,7 @@ pub(crate) struct Applied {
     pub(crate) changes: Vec<(String, Option<Vec<u8>>, bool)>,
 }
 
-/// What was reported.
+/// All reports.
 #[derive(Default)]
 pub(crate) struct Reported {
     pub(crate) entries: BTreeMap<String, (Vec<u8>, u64)>,
@@ -32,7 +32,7 @@ pub(crate) struct Reported {
     pub(crate) outcomes: BTreeMap<u64, CommitOutcome>,
     pub(crate) confirmed: BTreeMap<u64, Result<u64, String>>,
     pub(crate) connection: Option<Result<(), String>>,
-    /// What must never happen.
+    /// Violations of the interface.
     pub(crate) broken: Vec<String>,
 }
 
@@ -231,7 +231,7 @@ impl Host {
         }
     }
 
-    /// Asks for the last revision, and waits until it is applied.
+    /// Confirms the last revision, and waits until it is applied.
     #[track_caller]
     pub(crate) fn confirm(&self) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);

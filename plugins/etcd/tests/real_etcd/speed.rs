@@ -1,4 +1,4 @@
-//! Measurements, which only run when they are asked for: `cargo test --release -p vkog-etcd -- --ignored --nocapture speed::`.
+//! Measurements, which run with `--ignored` only: `cargo test --release -p vkog-etcd -- --ignored --nocapture speed::`.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
