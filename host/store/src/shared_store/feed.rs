@@ -9,6 +9,9 @@ use super::state::State;
 /// Reports to the store of a backend. Any thread may call it, also from within [`Backend`](crate::Backend)'s functions. A clone
 /// reports to the same store.
 ///
+/// None of its functions calls the backend on the same thread, so a backend may hold a lock meanwhile: except
+/// [`apply`](Self::apply) and [`loaded`](Self::loaded), because the observer of changes may write.
+///
 /// [`load`](Self::load), [`loaded`](Self::loaded) and [`apply`](Self::apply) are called by one thread at a time.
 #[derive(Clone)]
 pub struct Feed(Arc<State>);

@@ -153,7 +153,7 @@ where
             net.iter().map(|net| Condition { key: net.key, revision: net.seen() }).collect();
         // To remove what is absent changes nothing.
         let changed = net.iter().filter(|net| net.changes && (net.before.is_some() || net.after.is_some()));
-        let records: SmallVec<[(&str, Option<Vec<u8>>, bool); 1]> =
+        let records: Vec<(&str, Option<Vec<u8>>, bool)> =
             changed.map(|net| (net.key, net.after.map(record::encode), net.expired)).collect();
         let changes: SmallVec<[BackendChange<'_>; 1]> = records
             .iter()
@@ -164,14 +164,14 @@ where
     }
 
     /// Completes the update without an effect, before anything was sent, or after that had no effect.
-    fn end(mut self: Box<Self>, error: Arc<StoreError>) {
+    fn end(mut self, error: Arc<StoreError>) {
         let change = std::mem::take(&mut self.decided);
         self.complete(if change.is_empty() { Update::ReadOnly(error) } else { Update::RolledBack { error, change } });
     }
 
     /// Leaves the keys to the next writes, and reports the outcome.
-    fn complete(self: Box<Self>, update: Update<D::Rejection, Changes>) {
-        let Self { place, finish, .. } = *self;
+    fn complete(self, update: Update<D::Rejection, Changes>) {
+        let Self { place, finish, .. } = self;
         drop(place);
         finish(update);
     }

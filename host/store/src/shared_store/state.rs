@@ -19,7 +19,7 @@ use super::SharedOptions;
 use super::apply::Applying;
 use super::key_queues::KeyQueues;
 use super::operation::Sent;
-use super::waiting::{Dispatcher, Rounds, Waiter, WaitingForRevision};
+use super::waiting::{Dispatcher, Question, Rounds, Waiter, WaitingForRevision};
 
 /// Gets every change of other hosts, and its key.
 pub(super) type Observer = Box<dyn Fn(&Change, &str) + Send + Sync>;
@@ -210,24 +210,28 @@ impl State {
     }
 
     /// Calls a waiter when the entries of this host are as current as the backend was after this call.
-    pub(super) fn confirm(&self, waiter: Waiter) {
+    pub(super) fn confirm(self: &Arc<Self>, waiter: Waiter) {
         match self.rounds.add(waiter, || self.closed()) {
-            Ok(question) => self.ask(question),
+            Ok(Some(question)) => self.ask(question),
+            Ok(None) => {}
             Err((waiter, error)) => self.dispatcher.dispatch([waiter], &Err(error)),
         }
     }
 
-    fn ask(&self, question: Option<u64>) {
-        let Some(question) = question else { return };
+    fn ask(self: &Arc<Self>, question: u64) {
         match self.backend() {
             Some(backend) => backend.confirm(question),
             None => self.confirmed(question, Err("the store was closed".to_owned())),
         }
     }
 
-    pub(super) fn confirmed(&self, question: u64, revision: Result<u64, String>) {
+    pub(super) fn confirmed(self: &Arc<Self>, question: u64, revision: Result<u64, String>) {
         let (waiters, next) = self.rounds.end(question);
-        self.ask(next);
+        if let Some(Question { number, mailbox }) = next {
+            let state = Arc::clone(self);
+            let then = Box::new(move |_: Result<(), Arc<StoreError>>| state.ask(number));
+            self.dispatcher.dispatch([Waiter { mailbox, then }], &Ok(()));
+        }
         match revision {
             Ok(revision) => self.when_applied(revision, true, waiters),
             Err(reason) => {

@@ -106,14 +106,27 @@ impl WaitingForRevision {
     /// Takes the callbacks whose wait a loss of the connection ends.
     pub(super) fn take_ended(&self) -> Vec<Waiter> {
         let mut by_revision = self.0.lock();
-        by_revision.waiters.extract_if(.., |_, (ends, _)| *ends).map(|(_, (_, waiter))| waiter).collect()
+        let all = std::mem::take(&mut by_revision.waiters);
+        let (ended, rest): (BTreeMap<_, _>, _) = all.into_iter().partition(|(_, (ends, _))| *ends);
+        by_revision.waiters = rest;
+        ended.into_values().map(|(_, waiter)| waiter).collect()
     }
 }
 
 /// The rounds of confirmations: all callbacks that wait are answered by one question to the backend. A callback never joins a
 /// round whose question was put before.
+///
+/// A question is put by the thread of one of those that it answers, and not by the one that reports the answer to the question
+/// before: the backend may report with a lock.
 #[derive(Default)]
 pub(super) struct Rounds(Mutex<Round>);
+
+/// A question that is to be put.
+pub(super) struct Question {
+    pub(super) number: u64,
+    /// The mailbox on which it is put, if any.
+    pub(super) mailbox: Option<Arc<Mailbox>>,
+}
 
 #[derive(Default)]
 struct Round {
@@ -125,8 +138,8 @@ struct Round {
 }
 
 impl Rounds {
-    /// Adds a callback. Returns the number of the question that the caller must put now, if no other is open. Returns the callback
-    /// if there is no connection.
+    /// Adds a callback of this thread. Returns the number of the question that the caller must put now, if no other is open. Returns
+    /// the callback if there is no connection.
     pub(super) fn add(
         &self,
         waiter: Waiter,
@@ -140,14 +153,15 @@ impl Rounds {
         Ok(if round.running.is_none() { round.begin() } else { None })
     }
 
-    /// Ends the round of a question. Returns its callbacks, and the number of the question that the caller must put now, if any.
-    pub(super) fn end(&self, question: u64) -> (Vec<Waiter>, Option<u64>) {
+    /// Ends the round of a question. Returns its callbacks, and the next question, if there is one.
+    pub(super) fn end(&self, question: u64) -> (Vec<Waiter>, Option<Question>) {
         let mut round = self.0.lock();
-        match round.running.take_if(|(number, _)| *number == question) {
-            Some((_, waiters)) => (waiters, round.begin()),
-            // It was given up.
-            None => (Vec::new(), None),
-        }
+        // Otherwise it was given up.
+        let Some((_, waiters)) = round.running.take_if(|(number, _)| *number == question) else {
+            return (Vec::new(), None);
+        };
+        let mailbox = round.next.first().and_then(|waiter| waiter.mailbox.clone());
+        (waiters, round.begin().map(|number| Question { number, mailbox }))
     }
 
     /// Gives all questions up. Returns all callbacks.

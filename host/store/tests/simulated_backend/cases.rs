@@ -233,6 +233,7 @@ struct Constant {
     feed: Feed,
     outcome: Mutex<CommitOutcome>,
     writes: AtomicU64,
+    confirming: Mutex<()>,
 }
 
 impl Backend for Constant {
@@ -243,6 +244,8 @@ impl Backend for Constant {
     }
 
     fn confirm(&self, id: u64) {
+        // Fails instead of waiting, if the feed calls the backend.
+        let _alone = self.confirming.try_lock_for(DEADLINE).expect("the feed does not call the backend");
         self.feed.confirmed(id, Ok(1));
     }
 
@@ -260,7 +263,8 @@ fn constant(options: SharedOptions, outcome: CommitOutcome) -> (SharedStore, Arc
     let opened = SharedStore::open(options, |feed| {
         feed.connected(Ok(()));
         feed.loaded(1);
-        let constant = Constant { feed, outcome: Mutex::new(outcome), writes: AtomicU64::new(0) };
+        let (outcome, writes, confirming) = (Mutex::new(outcome), AtomicU64::new(0), Mutex::new(()));
+        let constant = Constant { feed, outcome, writes, confirming };
         Ok::<_, Infallible>(Arc::clone(backend.insert(Arc::new(constant))) as _)
     });
     let Ok(store) = opened;
@@ -302,6 +306,25 @@ fn a_store_is_full_from_a_refusal_for_lack_of_space_to_the_next_commit() {
     *backend.outcome.lock() = CommitOutcome::Committed { revision: 1 };
     increment(&store).expect("it is committed");
     assert!(store.full().is_none());
+}
+
+#[test]
+fn rounds_of_reads_that_overlap_call_the_backend_outside_of_its_own_reports() {
+    const THREADS: usize = 8;
+    const READS: usize = 200;
+    let (store, _) = constant(SharedOptions::default(), CommitOutcome::Conflict { revision: 1 });
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..READS {
+                    let (send, current) = bounded(1);
+                    store
+                        .when_current(Reads::Linearizable, move |result| send.send(result.is_ok()).unwrap_or_default());
+                    assert_eq!(current.recv_timeout(DEADLINE), Ok(true));
+                }
+            });
+        }
+    });
 }
 
 #[test]

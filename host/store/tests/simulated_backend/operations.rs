@@ -121,11 +121,18 @@ impl Decide for Scripted {
     }
 }
 
+/// What a read has found.
+pub(crate) struct Found {
+    /// The keys, and the revisions of their entries.
+    pub(crate) entries: Vec<(String, u64)>,
+    /// The revision of the host.
+    pub(crate) applied: u64,
+}
+
 /// The outcome of an operation.
 pub(crate) enum Outcome {
     Updated(Update<(), Changes>),
-    /// The revisions of the entries, and that of the host.
-    Read(Result<(Vec<(String, u64)>, u64), Arc<StoreError>>),
+    Read(Result<Found, Arc<StoreError>>),
 }
 
 /// An operation that has begun.
@@ -159,7 +166,7 @@ impl Operation {
         assert_eq!(record.finished, 1, "{self:?}");
         let seen = || truth.was_seen(&record.seen, self.began, ended);
         match outcome {
-            Outcome::Read(Ok((found, applied))) => {
+            Outcome::Read(Ok(Found { entries: found, applied })) => {
                 let Script::Read(reads, _) = &self.script else { panic!("{self:?} has read") };
                 let is_state = found.iter().all(|(key, revision)| truth.entry_at(key, *applied) == *revision);
                 assert!(is_state, "{self:?}: {found:?} is not what there was at {applied}");

@@ -26,7 +26,7 @@ use vkog_store::{Entry, SharedOptions, SharedStore, Store as _, Update};
 
 use crate::engine::{Engine, Link};
 use crate::hosts::Host;
-use crate::operations::{KEYS, Operation, Outcome, Script};
+use crate::operations::{Found, KEYS, Operation, Outcome, Script};
 use crate::random::Random;
 use crate::watchers::Watcher;
 
@@ -417,13 +417,12 @@ impl Counts {
     }
 }
 
-/// The revisions of entries, and that of the host.
-fn read(store: &SharedStore, keys: &[&'static str]) -> (Vec<(String, u64)>, u64) {
+fn read(store: &SharedStore, keys: &[&'static str]) -> Found {
     let revisions = |entries: &[Option<&Entry>]| {
         let of = |(key, entry): (&&str, &Option<&Entry>)| ((*key).to_owned(), entry.map_or(0, Entry::revision));
         keys.iter().zip(entries).map(of).collect()
     };
-    (store.read_all(keys, revisions).0, store.revision())
+    Found { entries: store.read_all(keys, revisions).0, applied: store.revision() }
 }
 
 fn simulate(seed: u64, steps: u64) -> (u64, Counts) {
