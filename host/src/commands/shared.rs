@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError, File, Options, StoreUrl};
-use crate::failure::{Failure, Status};
+use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::schema::member::About;
 use crate::shared_store::{self, OpenSharedError, library_name};
@@ -116,8 +116,7 @@ fn load(store: &SharedStore, url: &StoreUrl) -> Result<(), Failure> {
         match (store.loading(), store.closed()) {
             (Some(entries), _) => bar.set(entries, 0),
             (None, Some(reason)) if began.elapsed() > CONNECT_TIMEOUT => {
-                let error = SharedError::Unreachable { url: url.clone(), reason };
-                return Err(Failure::with_status(Status::Unreachable, [error]));
+                return Err(SharedError::Unreachable { url: url.clone(), reason }.into());
             }
             (None, _) => {}
         }
