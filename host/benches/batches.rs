@@ -8,10 +8,10 @@ use std::sync::mpsc::channel;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use serde_json::json;
+use vkog::any_store::Engine;
 use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Service};
-use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
 
@@ -54,7 +54,7 @@ fn through_api(bencher: Bencher<'_, '_>, format: &str, body: &[u8], expected: u1
     // No automatic snapshot.
     let options = Options { fsync: Fsync::Never, log_min: u64::MAX, ..Options::default() };
     let store = LocalStore::open(LocalDisk, &folder.path().join("store"), options, &|_, _, _| {}).expect("it is new");
-    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
+    let engine = Engine::new(store.into(), Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     let api = Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())));
     bencher

@@ -12,6 +12,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::plugins::new::CrateName;
+use crate::commands::shared::SharedArgs;
 use crate::commands::{self, client, export, plugins, shell};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, File, LogFormat, Options};
 use crate::failure::Failure;
@@ -152,11 +153,13 @@ plugins stored with an entry are in details_base64, and an import restores them.
 shows the fields, from a server.
 
 Example:
-  vkog export -f notes.vkog notes.json";
+  vkog export -f notes.vkog notes.json
+  vkog export --store etcd://10.0.0.1:2379/vkog notes.json";
 
 const IMPORT: &str = "\
 Example:
-  vkog import -f copy.vkog notes.json";
+  vkog import -f copy.vkog notes.json
+  vkog import --store etcd://10.0.0.1:2379/vkog notes.json";
 
 const PLUGINS: &str = "\
 Example:
@@ -272,6 +275,9 @@ enum Command {
         #[command(flatten)]
         store: StoreArg,
 
+        #[command(flatten)]
+        shared: SharedArgs,
+
         /// Select JSON, one entry per line, or the MessagePack map of the Go program
         #[arg(long, value_name = "json|msgpack", default_value = "json", hide_possible_values = true)]
         format: export::Format,
@@ -280,11 +286,14 @@ enum Command {
         #[arg(value_name = "OUTPUT")]
         output: Option<PathBuf>,
     },
-    /// Add all entries of an export, or none; calls no plugins
+    /// Add all entries of an export, or none (a shared store: one by one); calls no plugins
     #[command(after_help = IMPORT)]
     Import {
         #[command(flatten)]
         store: StoreArg,
+
+        #[command(flatten)]
+        shared: SharedArgs,
 
         /// The export, in either format; - or nothing is standard input
         #[arg(value_name = "INPUT")]
@@ -434,11 +443,15 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Version) => Ok(shell::version(&command())),
         Some(Command::Check { file }) => commands::check::check(&file),
         Some(Command::Repair { file }) => commands::repair::repair(&file),
-        Some(Command::Export { store, format, output }) => export::export(&store.file, format, output.as_deref()),
-        Some(Command::Import { store, input }) => {
+        Some(Command::Export { store, shared, format, output }) => {
+            // The plugin of a shared store writes to the log.
+            logging::start(Some(LogFormat::Text));
+            export::export(&store.file, shared, format, output.as_deref())
+        }
+        Some(Command::Import { store, shared, input }) => {
             // Recovery reports to the log.
             logging::start(Some(LogFormat::Text));
-            commands::import::import(&store.file, input.as_deref())
+            commands::import::import(&store.file, shared, input.as_deref())
         }
     }
 }
@@ -485,6 +498,11 @@ mod tests {
             (
                 "vkog --max-sise 5",
                 "unexpected argument '--max-sise' found; a similar argument exists: '--max-size'; see vkog serve --help",
+            ),
+            (
+                "vkog check --store etcd://a/b",
+                "vkog check works on the files of a store, and a shared store has none; use the tools of its engine, such as \
+                 etcdctl; see vkog check --help",
             ),
             ("vkog gte k", "unknown command gte; a similar command exists: get; see vkog --help"),
             ("vkog fly", "unknown command fly; see vkog --help"),

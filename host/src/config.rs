@@ -8,6 +8,7 @@ mod file;
 mod listen;
 mod origin;
 mod pins;
+mod store;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use file::File;
 pub use listen::{Host, Listen, Scheme, SocketMode, TcpAddress};
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, forwarded_parameter, split_port};
 pub use pins::{PinChange, PinError};
+pub use store::{Reads, SharedStoreConfig, StoreUrl};
 
 /// The default file of the store.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -97,6 +99,27 @@ pub struct Options {
     /// Open the store in this file [default: local.vkog]
     #[arg(short, long, value_name = "FILE", env = "VKOG_FILE", hide_env = true)]
     pub file: Option<PathBuf>,
+
+    /// Share the store at URL, such as etcd://10.0.0.1/vkog
+    // The help has this text as it is.
+    #[allow(rustdoc::bare_urls)]
+    #[arg(long, value_name = "URL", env = "VKOG_STORE", hide_env = true)]
+    #[serde(deserialize_with = "from_text")]
+    pub store: Option<StoreUrl>,
+
+    /// Select linearizable or local reads [default: linearizable]
+    #[arg(long, value_name = "MODE", env = "VKOG_READS", hide_env = true, hide_possible_values = true)]
+    pub reads: Option<Reads>,
+
+    /// Limit the age of the data of local reads [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "VKOG_MAX_LAG", hide_env = true, value_parser = timeout)]
+    #[serde(deserialize_with = "timeout_from_text")]
+    pub max_lag: Option<Duration>,
+
+    /// Limit the time until a shared store responds [default: 2s]
+    #[arg(long, value_name = "DURATION", env = "VKOG_STORE_TIMEOUT", hide_env = true, value_parser = timeout)]
+    #[serde(deserialize_with = "timeout_from_text")]
+    pub store_timeout: Option<Duration>,
 
     /// Limit the size of the store (bytes plugin) [default: 128MiB]
     #[arg(short = 's', long, value_name = "SIZE", env = "VKOG_MAX_SIZE", hide_env = true)]
@@ -238,8 +261,10 @@ pub fn without_empty_variables(command: Command) -> Command {
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// The store's file.
+    /// The store's file, if it is not a shared one.
     pub file: PathBuf,
+    /// The store that several servers share, if it is one.
+    pub shared: Option<SharedStoreConfig>,
     /// The maximum total size of keys and values, in bytes.
     pub max_size: u64,
     /// The plugin folder and the settings of the plugins.
@@ -256,7 +281,7 @@ pub struct Config {
     pub http: Http,
     /// The certificate and the key of TLS, if it is on.
     pub tls: Option<TlsFiles>,
-    /// The options of the store.
+    /// The options of the store in a file.
     pub store: vkog_store::Options,
     /// The maximum size of a value, in bytes.
     pub max_value: u64,
@@ -283,6 +308,7 @@ impl Config {
     /// Options contradict each other, or a path or a size cannot be used.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
         let File { options: written, settings, order, auth, proxy } = file;
+        let shared = shared_store(&given, &written)?;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
         if max_size == 0 {
             return Err(conflict("--max-size", Conflict::Zero));
@@ -336,6 +362,7 @@ impl Config {
         let memory_budget = memory_budget(given.memory_budget.or(written.memory_budget), max_value)?;
         Ok(Self {
             file: given.file.or(written.file).unwrap_or_else(|| DEFAULT_FILE.into()),
+            shared,
             max_size,
             plugins: Source { folder, settings, order },
             no_plugins,
@@ -351,6 +378,40 @@ impl Config {
             log_requests: given.log_requests || written.log_requests,
             log_format: given.log_format.or(written.log_format),
         })
+    }
+}
+
+/// Returns the shared store, if the store is one. A file on the command line takes precedence over a shared store in the
+/// configuration file, and the other way round.
+fn shared_store(given: &Options, written: &Options) -> Result<Option<SharedStoreConfig>, ConfigError> {
+    let by_source = |options: &Options| match (&options.store, &options.file) {
+        (Some(_), Some(_)) => Err(conflict("--store", Conflict::TwoStores)),
+        (Some(url), None) => Ok(Some(Some(url.clone()))),
+        (None, Some(_)) => Ok(Some(None)),
+        (None, None) => Ok(None),
+    };
+    let (by_given, by_written) = (by_source(given)?, by_source(written)?);
+    let reads = given.reads.or(written.reads);
+    let max_lag = given.max_lag.or(written.max_lag);
+    let timeout = given.store_timeout.or(written.store_timeout);
+    if let Some(url) = by_given.or(by_written).flatten() {
+        if given.no_plugins || given.plugin_dir.is_none() && written.no_plugins {
+            return Err(conflict("--store", Conflict::StoreWithoutPlugins));
+        }
+        let only_files = [("--fsync", given.fsync.is_some()), ("--log-min", given.log_min.is_some())];
+        return match only_files.into_iter().find(|(_, is_set)| *is_set) {
+            Some((option, _)) => Err(conflict(option, Conflict::OnlyForFiles)),
+            None => Ok(Some(SharedStoreConfig::new(url, reads, max_lag, timeout))),
+        };
+    }
+    let only_shared = [
+        ("--reads", given.reads.is_some()),
+        ("--max-lag", given.max_lag.is_some()),
+        ("--store-timeout", given.store_timeout.is_some()),
+    ];
+    match only_shared.into_iter().find(|(_, is_set)| *is_set) {
+        Some((option, _)) => Err(conflict(option, Conflict::OnlyForSharedStores)),
+        None => Ok(None),
     }
 }
 
@@ -454,6 +515,48 @@ mod tests {
         assert_eq!((config.max_size, config.file, config.max_value), (5, PathBuf::from("a"), 7));
         let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
         assert_eq!((listen, config.http), (vec!["127.0.0.1:1".to_owned()], Http::Hyper));
+    }
+
+    #[test]
+    fn the_store_is_a_file_or_shared_and_each_has_its_own_options() {
+        let config = |given: &[&str], written: &str| {
+            let command = <Options as clap::Args>::augment_args(Command::new("vkog"));
+            let matches = command.try_get_matches_from([&["vkog"], given].concat()).expect("valid");
+            let given = <Options as clap::FromArgMatches>::from_arg_matches(&matches).expect("valid");
+            Config::new(given, File::parse(written).expect("valid"))
+        };
+        let in_file = "store = \"etcd://b\"\nreads = \"local\"\nmax-lag = \"1s\"";
+        for (given, written, url) in [
+            (&["--store", "etcd://a"][..], "", Some("etcd://a")),
+            (&[], in_file, Some("etcd://b")),
+            (&["--store", "etcd://a"], "file = \"f\"\nfsync = \"never\"", Some("etcd://a")),
+            (&["-f", "f"], in_file, None),
+            (&[], "", None),
+        ] {
+            let shared = config(given, written).expect(written).shared;
+            assert_eq!(shared.map(|shared| shared.url.to_string()).as_deref(), url, "{given:?} {written}");
+        }
+        let shared = config(&["--store", "etcd://a"], "").expect("consistent").shared.expect("it is one");
+        assert_eq!((shared.reads, shared.max_lag.as_secs(), shared.timeout.as_secs()), (Reads::Linearizable, 5, 2));
+        let shared = config(&["--store-timeout", "3s"], in_file).expect("consistent").shared.expect("it is one");
+        assert_eq!((shared.reads, shared.max_lag.as_secs(), shared.timeout.as_secs()), (Reads::Local, 1, 3));
+        for (given, written, words) in [
+            (&["--store", "etcd://a", "-f", "f"][..], "", "cannot use --store: --file names another store; give one"),
+            (&[], "store = \"etcd://a\"\nfile = \"f\"", "cannot use --store: --file names another store"),
+            (
+                &["--store", "etcd://a", "--fsync", "never"],
+                "",
+                "cannot use --fsync: --store has no log on this machine",
+            ),
+            (&["--store", "etcd://a", "--log-min", "1MiB"], "", "cannot use --log-min: --store has no log"),
+            (&["--store", "etcd://a", "--no-plugins"], "", "cannot use --store: a plugin connects to it"),
+            (&["--reads", "local"], "", "cannot use --reads: the store is a file"),
+            (&["--max-lag", "1s"], "", "cannot use --max-lag: the store is a file"),
+            (&["-f", "f", "--store-timeout", "1s"], in_file, "cannot use --store-timeout: the store is a file"),
+        ] {
+            let error = config(given, written).expect_err(words).to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
     }
 
     #[test]

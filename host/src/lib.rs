@@ -3,6 +3,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+pub mod any_store;
 pub mod api;
 pub mod cli;
 pub mod commands;
@@ -11,9 +12,11 @@ pub mod failure;
 pub mod http;
 pub mod listen;
 pub mod logging;
+pub mod members;
 pub mod progress;
 pub mod schema;
 pub mod sd_notify;
 pub mod serve;
+pub mod shared_store;
 pub mod signals;
 pub mod suggest;

@@ -1,6 +1,7 @@
 //! The documents of the HTTP interface that the server and the command-line client share.
 
 pub mod export;
+pub mod member;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -102,6 +103,9 @@ pub struct Problem<'a> {
     pub title: Cow<'a, str>,
     /// The status of the response.
     pub status: u16,
+    /// The code of the error, if programs have to distinguish it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<Cow<'a, str>>,
     /// The plugin that refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<Cow<'a, str>>,

@@ -4,6 +4,7 @@ mod error;
 mod notify;
 mod plugins;
 mod reload;
+mod shared;
 mod start;
 mod stop;
 
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased, tick};
 
+use crate::any_store::AnyStore;
 use crate::api::StartProgress;
 use crate::config::{Config, ConfigError, Http};
 use crate::failure::Failure;
@@ -25,7 +27,8 @@ use vkog_store::Store as _;
 
 use self::error::StartError;
 use self::notify::{NOTIFY_INTERVAL, Progress, StoppingNotice, Watchdog};
-use self::start::{Loaded, Site};
+use self::shared::SharedWatch;
+use self::start::{Loaded, Reach, Site};
 
 /// Serves until a signal stops the server. `configured` reads the configuration again, for a reload.
 ///
@@ -53,8 +56,9 @@ pub fn serve(
     start.socket_files = socket_files;
     start.addresses = addresses.join(", ");
     let (file, progress) = (config.file.clone(), Arc::clone(&start.progress));
+    let reach = Reach { is_local, addresses: addresses.clone() };
     let Loaded { engine, reload } =
-        start.run("load", move || start::load(config, configured, &front, auth, tls, is_local, &progress))?;
+        start.run("load", move || start::load(config, configured, &front, auth, tls, reach, &progress))?;
     let Start { signals, early, socket_files, .. } = start;
     let status = format!("serving {} with {}", addresses.join(", "), http.engine());
     tracing::info!("{status}");
@@ -62,6 +66,7 @@ pub fn serve(
     engine.plugins().serve();
     sd_notify::ready(&status);
     let watchdog = Watchdog::start(http.probe())?;
+    let _watch = SharedWatch::start(&engine)?;
     let reloads = Chore::new("reload", move || {
         sd_notify::reloading();
         if let Err(error) = reload() {
@@ -71,10 +76,15 @@ pub fn serve(
     })?;
     let snapshots = Chore::new("snapshots", {
         let engine = Arc::clone(&engine);
-        move || {
+        move || match engine.store() {
             // The store logs a failed snapshot and tries again.
-            if engine.store().snapshot().is_ok() {
-                tracing::info!("wrote {}", file.display());
+            AnyStore::Local(store) if store.snapshot().is_ok() => tracing::info!("wrote {}", file.display()),
+            AnyStore::Local(_) => {}
+            AnyStore::Shared(shared) => {
+                tracing::warn!(
+                    "no snapshot was written: {} is not in files of this machine; export it instead",
+                    shared.url()
+                );
             }
         }
     })?;

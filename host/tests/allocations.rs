@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::Duration;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use vkog::any_store::Engine;
 use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, HttpServer, Listener, Method, RequestHead, Responder, Service};
-use vkog_engine::Engine;
 use vkog_plugin_api::*;
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, system_clock};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options};
@@ -69,7 +69,7 @@ fn api(file: &std::path::Path) -> Api {
     // The committer of the others would count for the request that it happens to run beside.
     let options = Options { fsync: Fsync::Never, ..Options::default() };
     let store = LocalStore::open(LocalDisk, file, options, &|_, _, _| {}).expect("a new store opens");
-    let engine = Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("they start");
+    let engine = Engine::new(store.into(), Registry::linked(members, Vec::new(), port)).expect("they start");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     Api::new(engine, 1 << 20, Arc::new(Authorizer::new(auth)), Arc::new(|| Ok(Vec::new())))
 }

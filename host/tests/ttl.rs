@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 
-use vkog_engine::{Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Transforms};
+use vkog_engine::{Conditions, Engine, ExtraHeaders, Form, Outcome, Reads, Request, Transforms};
 use vkog_plugin_host::{HostContext, NoOrigin, Registry, Settings, Verb, load};
 use vkog_store::{Fsync, LocalDisk, LocalStore, Options, Store as _};
 
@@ -93,6 +93,7 @@ impl Host {
             states: Default::default(),
             origin: Arc::new(NoOrigin),
             form: Form::Sent,
+            reads: Reads::Linearizable,
             transforms: Transforms::default(),
             guarded: Default::default(),
         };

@@ -1,8 +1,8 @@
 //! The ABI: the types that cross the boundary between the host and a plugin. They are `repr(C)`; arguments are borrowed
 //! for the call. Plugin authors need only [`Verb`] and [`Stage`] of this module.
 //!
-//! In a minor version, the two prefix types ([`PluginModule`], [`HostApi`]) may grow at the end, and [`HOOK_NAMES`]
-//! too. All other types are frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` checks their sizes and offsets.
+//! In a minor version, the prefix types ([`PluginModule`], [`HostApi`], [`BackendModule`], [`FeedApi`]) may grow at the end,
+//! and [`HOOK_NAMES`] too. All other types are frozen until `vkog-plugin-api` 2.0.0. `tests/layout.rs` checks their sizes and offsets.
 
 #![allow(unsafe_code)]
 
@@ -11,6 +11,13 @@ use abi_stable::library::RootModule;
 use abi_stable::package_version_strings;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RString};
+
+mod backend;
+
+pub use backend::{
+    BackendModule, BackendModuleRef, FeedApi, FeedApiRef, RawChange, RawCommitOutcome, RawCondition, RawFeed,
+    RawLoaded, RawMember, RawStatus, RawWrite, StatusFn,
+};
 
 /// The symbol under which a plugin library exports its header. The loader of abi_stable looks it up by this name.
 pub const ROOT_SYMBOL: &str = "_1as_0lib_1header_0root_bmodule_bloader";
@@ -136,15 +143,16 @@ pub struct RawCall<'a> {
     pub query: RStr<'a>,
     /// The entry before the operation; `None` if the key is absent, and in `before_*`.
     pub before: Option<&'a RawEntry<'a>>,
-    /// The entry after the operation (`after_*`); `None` if it was removed.
+    /// The entry after the operation (`after_*`, `applied`); `None` if it was removed.
     pub after: Option<&'a RawEntry<'a>>,
     /// The last revision that the store had assigned when the request arrived.
     pub arrived: u64,
     /// The operation.
     pub verb: Verb,
-    /// Since 1.5: the origin of the operation, an [`Origin`] as a number. Before: zero.
+    /// Since 1.5: the origin of the operation, an [`Origin`] as a number. Before: zero. For `applied`: 1 if the entry has
+    /// expired, otherwise 0.
     pub flags: u32,
-    /// The revision of the operation (`after_*`), otherwise 0.
+    /// The revision of the operation (`after_*`, `applied`), otherwise 0.
     pub revision: u64,
     /// Since 1.4, in `guard_*`, `undo_*` and `after_*` of a write: the size of the details that the guards before this
     /// plugin's have set, in bytes, the names included. Otherwise zero.
@@ -214,7 +222,7 @@ impl HookEntry {
 }
 
 /// The names of the hooks, by id. New hooks are added at the end.
-pub const HOOK_NAMES: [&str; 23] = [
+pub const HOOK_NAMES: [&str; 24] = [
     "before_get",
     "before_post",
     "before_put",
@@ -238,6 +246,7 @@ pub const HOOK_NAMES: [&str; 23] = [
     "read_get",
     "before_request",
     "serve",
+    "applied",
 ];
 
 /// One header of a request.
@@ -452,6 +461,10 @@ pub struct HostApi {
     pub sample: unsafe extern "C" fn(*const (), u64, *mut (), EachFn) -> u32,
     /// Switches a hook of the plugin off, by its name, while the plugin is created.
     pub switch_off: for<'a> unsafe extern "C" fn(*const (), RStr<'a>),
+
+    // Since 1.6:
+    /// Returns whether this host leads among those that share the store.
+    pub leads: unsafe extern "C" fn(*const ()) -> bool,
 }
 
 /// The host as a plugin holds it.
@@ -522,6 +535,10 @@ pub struct PluginModule {
     /// The names of the hooks that the host must have. A host older than 1.5 does not read them: there,
     /// [`create`](Self::create) fails.
     pub required: RSlice<'static, RStr<'static>>,
+
+    // Since 1.6:
+    /// The functions of the backend, if the plugin is one.
+    pub backend: ROption<BackendModuleRef>,
 }
 
 impl RootModule for PluginModuleRef {

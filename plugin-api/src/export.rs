@@ -12,7 +12,10 @@ use abi_stable::library::RootModuleResult;
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, RStr, RString};
 
-use crate::abi::{HOOK_NAMES, HookEntry, HostApiRef, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
+use crate::abi::{
+    BackendModuleRef, HOOK_NAMES, HookEntry, HostApiRef, PluginModule, PluginModuleRef, RawFailure, RawHost,
+    RawInstance,
+};
 use crate::hooks::Plugin;
 use crate::host::{Host, Level};
 use crate::http::Route;
@@ -164,7 +167,7 @@ fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry
     RSlice::from_slice(table.leak())
 }
 
-/// Makes the root module of `P`, which requires no hook of its host.
+/// Makes the root module of `P`, which requires no hook of its host and is no backend.
 pub fn module<P: Plugin>(
     name: &'static str,
     version: &'static str,
@@ -172,7 +175,19 @@ pub fn module<P: Plugin>(
     hooks: &[Option<HookEntry>],
     routes: &[Route],
 ) -> PluginModuleRef {
-    root_module::<P>(name, version, unwinds, hooks, routes).leak_into_prefix()
+    module_with_backend::<P>(name, version, unwinds, hooks, routes, None)
+}
+
+/// Makes the root module of `P`, which requires no hook of its host.
+pub fn module_with_backend<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+    routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
+) -> PluginModuleRef {
+    root_module::<P>(name, version, unwinds, hooks, routes, backend).leak_into_prefix()
 }
 
 /// Makes the root module of a library.
@@ -182,12 +197,13 @@ pub fn exported<P: Exported>(
     unwinds: bool,
     hooks: &[Option<HookEntry>],
     routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
 ) -> PluginModuleRef {
     let required: Vec<RStr<'static>> = P::REQUIRED.iter().map(|name| (*name).into()).collect();
     PluginModule {
         create: create_exported::<P>,
         required: RSlice::from_slice(required.leak()),
-        ..root_module::<P>(name, version, unwinds, hooks, routes)
+        ..root_module::<P>(name, version, unwinds, hooks, routes, backend)
     }
     .leak_into_prefix()
 }
@@ -198,6 +214,7 @@ fn root_module<P: Plugin>(
     unwinds: bool,
     hooks: &[Option<HookEntry>],
     routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
 ) -> PluginModule {
     PluginModule {
         name: name.into(),
@@ -209,6 +226,7 @@ fn root_module<P: Plugin>(
         hooks: table(hooks, P::BLOCKS),
         routes: RSlice::from_slice(routes.iter().map(Route::raw).collect::<Vec<_>>().leak()),
         required: RSlice::EMPTY,
+        backend: backend.map(|make| make()).into(),
     }
 }
 
@@ -297,7 +315,8 @@ const fn same(left: &str, right: &str) -> bool {
 
 /// Exports a plugin from its library: `export_plugin!(Type);`, once in a crate with `crate-type = ["cdylib"]`.
 ///
-/// The macro finds the hooks by the traits that the type implements. A type without a hook does not compile.
+/// The macro finds the hooks, and a [backend](crate::Backend), by the traits that the type implements. A type without any of
+/// them does not compile.
 ///
 /// A host ignores hooks that it does not know. If the plugin is useless without a hook, name the hook as required. A
 /// host that does not know it then refuses to load the plugin, and names the hook:
@@ -333,8 +352,9 @@ macro_rules! export_plugin {
                          its trait, or correct the name (`required: [guard_put]`), or leave it out"
                     ),
                 )),+)?]);
+            const BACKEND: ::core::option::Option<fn() -> $crate::abi::BackendModuleRef> = $crate::__backend!($plugin);
             assert!(
-                !$crate::export::is_empty(&HOOKS),
+                !$crate::export::is_empty(&HOOKS) || BACKEND.is_some(),
                 "this plugin implements no hook: implement at least one of the hook traits, such as GuardPut"
             );
 
@@ -349,6 +369,7 @@ macro_rules! export_plugin {
                         cfg!(panic = "unwind"),
                         &HOOKS,
                         $crate::__routes!($plugin),
+                        BACKEND,
                     )
                 }
             }

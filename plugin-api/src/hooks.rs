@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::abi::{HookEntry, HookFn, Outcome, RawCall, Stage};
+use crate::abi::{BackendModuleRef, HookEntry, HookFn, Outcome, RawCall, Stage};
 use crate::call::{After, Before, Delete, Get, Guard, Post, Put, Refusal, Request, Undo, Verdict, View};
 use crate::export::{Instance, Probe, caught};
 use crate::host::Host;
@@ -183,6 +183,7 @@ macro_rules! hooks {
             $(const $constant: Option<HookEntry> = None;)*
             $(const $other: Option<HookEntry> = None;)*
             const ROUTES: &'static [Route] = &[];
+            const BACKEND: Option<fn() -> BackendModuleRef> = None;
         }
 
         /// Returns the hooks of a type; `None` if the trait is not implemented.
@@ -204,6 +205,17 @@ macro_rules! hooks {
                 #[allow(unused_imports)]
                 use $crate::export::{NoHooks as _, Probe};
                 Probe::<$plugin>::ROUTES
+            }};
+        }
+
+        /// Returns the function that makes the table of the backend that a type is; `None` if it is none.
+        #[doc(hidden)]
+        #[macro_export]
+        macro_rules! __backend {
+            ($plugin:ty) => {{
+                #[allow(unused_imports)]
+                use $crate::export::{NoHooks as _, Probe};
+                Probe::<$plugin>::BACKEND
             }};
         }
     };
@@ -444,7 +456,7 @@ hooks! {
     /// ```
     21 BEFORE_REQUEST BeforeRequest: Plugin, before_request(request: HttpRequest<'_>, mutable) -> Verdict;
 
-    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE
+    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED
 }
 
 /// Work in the background. The host calls it when it starts to serve, and again after the duration that each call

@@ -92,4 +92,28 @@ impl Host {
             unsafe { switch_off(self.raw.cx, hook.into()) }
         }
     }
+
+    /// Returns whether this host leads among the hosts that share the store. Only the leader should do what is to be done once
+    /// for all hosts, such as the removal of expired entries. Always `true` if the store is this host's alone. For a moment
+    /// after a failure, no host leads, or two hosts do; preconditions of the writes ([`Ask::if_revision`](crate::Ask::if_revision))
+    /// keep that harmless. May be called in every hook. A host older than 1.6 leads. Since 1.6.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::time::Duration;
+    /// # struct Mine { host: Host }
+    /// # impl Plugin for Mine { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> { Ok(Mine { host }) } }
+    /// impl Tick for Mine {
+    ///     fn tick(&self) -> Duration {
+    ///         if self.host.leads() {
+    ///             self.host.log(Level::Debug, "it is this host's turn");
+    ///         }
+    ///         Duration::from_secs(60)
+    ///     }
+    /// }
+    /// ```
+    pub fn leads(&self) -> bool {
+        // SAFETY: as in `log`.
+        self.raw.api.leads().is_none_or(|leads| unsafe { leads(self.raw.cx) })
+    }
 }

@@ -67,6 +67,8 @@
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
 //! | go through entries in byte order, or draw some at random | [`Host::for_each_in`], [`Host::sample`] |
 //! | serve your own requests under `/x/NAME/` | [`Serve`] |
+//! | learn what other hosts of a shared store change | [`Applied`], and [`Host::leads`] for what is to be done once |
+//! | be the engine behind the store of several hosts | [`Backend`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
 //!
 //! An operation passes four phases. `before` and `guard` hooks run from the first plugin to the last, `after` and
@@ -92,6 +94,7 @@
 //! | the same, with [`Plugin::BLOCKS`] | a thread of the blocking pool | yes |
 //! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
 //! | [`MakeRoom`] | a thread of the blocking pool | yes |
+//! | [`Applied`] | a thread of the backend, one change after the other | no |
 //! | [`Serve`] | a thread for each call, up to 32 of a plugin | yes; the client gets 504 after the server's time limit |
 //! | [`Plugin::create`], [`Start`] at the start | the thread that starts the server | yes |
 //! | the same at a reload, and [`SettingsChanged`] | a separate thread | yes, up to 10 s |
@@ -109,7 +112,8 @@
 //!
 //! # Where do I keep state?
 //!
-//! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries. A hot reload creates a
+//! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries, and [`Applied`] reports changes of
+//!   other hosts. A hot reload creates a
 //!   new instance; nothing in memory passes to it.
 //! - **For one operation:** with [`Request::set_state`], from one hook to the next; [`Request::state`] and
 //!   [`Request::take_state`] return it.
@@ -167,8 +171,10 @@
 //! the plugin started must end when the plugin is dropped.
 
 pub mod abi;
+mod applied;
 mod ask;
 mod atomic;
+pub mod backend;
 mod call;
 #[doc(hidden)]
 pub mod export;
@@ -184,8 +190,10 @@ mod state;
 mod stored;
 
 pub use abi::{Origin, Stage, Verb};
+pub use applied::{Applied, AppliedChange};
 pub use ask::{Answer, Ask, Found, KeyRange};
 pub use atomic::BatchFailure;
+pub use backend::Backend;
 pub use call::{
     After, Before, Change, Delete, Entry, Get, Guard, Operation, Post, Put, Refusal, Request, Undo, Verdict, Write,
 };

@@ -25,8 +25,8 @@ fn the_abi_types_have_fixed_sizes_and_offsets() {
     layout!(RawHost: 16, 8, api at 0, cx at 8);
     layout!(RawInstance: 8, 8);
     layout!(RawFailure: 40, 8, kind at 0, reserved at 4, message at 8);
-    layout!(PluginModule: 104, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
-        hooks at 56, routes at 72, required at 88);
+    layout!(PluginModule: 120, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
+        hooks at 56, routes at 72, required at 88, backend at 104);
     layout!(RawAsk<'static>: 112, 8, key at 0, value at 16, content_type at 32, query at 48, headers at 64, verb at 80,
         flags at 84, revision at 88, reserved at 96);
     layout!(RawAnswer<'static>: 72, 8, entry at 0, message at 8, plugin at 24, revision at 40, status at 48, flags at 52,
@@ -36,11 +36,36 @@ fn the_abi_types_have_fixed_sizes_and_offsets() {
     layout!(UpdateFn: 8, 8);
     layout!(RawState: 16, 8, ptr at 0, drop at 8);
     layout!(RawRoute: 72, 8, method at 0, path at 16, summary at 32, permission at 48, flags at 52, reserved at 56);
-    layout!(HostApi: 240, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+    layout!(HostApi: 248, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
         set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
         now at 96, metric at 104, asker at 112, ask_each at 120, replace_content_type at 128, state at 136, token at 144, method at 152,
         set_key_prefix at 160, add_write at 168, parameter at 176, respond at 184, send_part at 192, batch at 200,
-        update at 208, for_each_from at 216, sample at 224, switch_off at 232);
+        update at 208, for_each_from at 216, sample at 224, switch_off at 232, leads at 240);
+}
+
+#[test]
+fn the_abi_types_of_backends_have_fixed_sizes_and_offsets() {
+    layout!(RawWrite<'static>: 64, 8, id at 0, conditions at 8, changes at 24, reserved at 40);
+    layout!(RawCondition<'static>: 32, 8, key at 0, revision at 16, reserved at 24);
+    layout!(RawChange<'static>: 48, 8, key at 0, record at 16, flags at 32, reserved at 40);
+    layout!(RawLoaded<'static>: 48, 8, key at 0, record at 16, revision at 32, reserved at 40);
+    layout!(RawCommitOutcome<'static>: 48, 8, kind at 0, status at 4, revision at 8, message at 16, reserved at 32);
+    layout!(RawMember<'static>: 40, 8, id at 0, about at 16, reserved at 32);
+    layout!(RawStatus<'static>: 120, 8, engine at 0, engine_version at 16, id at 32, members at 48, size at 64,
+        quota at 72, flags at 80, reserved at 88);
+    layout!(StatusFn: 8, 8);
+    layout!(RawFeed: 16, 8, api at 0, cx at 8);
+    layout!(FeedApi: 48, 8, load at 0, loaded at 8, apply at 16, outcome at 24, confirmed at 32, connected at 40);
+    layout!(BackendModule: 64, 8, scheme at 0, open at 16, commit at 24, confirm at 32, status at 40, announce at 48,
+        close at 56);
+}
+
+#[test]
+fn the_flags_and_kinds_of_backends_keep_their_numbers() {
+    assert_eq!((RawChange::DELETE, RawChange::EXPIRED, RawStatus::CONNECTED, RawStatus::LEADS), (1, 2, 1, 2));
+    let kinds =
+        [RawCommitOutcome::COMMITTED, RawCommitOutcome::CONFLICT, RawCommitOutcome::REFUSED, RawCommitOutcome::DROPPED];
+    assert_eq!(kinds, [0, 1, 2, 3]);
 }
 
 #[test]
@@ -58,6 +83,6 @@ fn verbs_stages_and_hooks_keep_their_numbers() {
         HOOK_NAMES.join(" "),
         "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
          after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
-         settings_changed make_room read_get before_request serve"
+         settings_changed make_room read_get before_request serve applied"
     );
 }

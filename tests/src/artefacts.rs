@@ -133,15 +133,42 @@ pub fn built(folder: &Path) -> Command {
 pub fn artefacts() -> &'static Artefacts {
     static ARTEFACTS: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
         if windows::on_windows() {
-            let all = ["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask"];
+            let all = ["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask", "--exclude", "vkog-etcd"];
             return build(built(workspace()).args(all));
         }
         let (target, profile) = built_here();
         let mut cargo = built_by_cargo("build", workspace(), &target);
         // With a small test among it, cargo takes the features that the tests' own dependencies want, as `cargo test`
         // does. Otherwise it would build the server a second time, and what speaks HTTP.
-        cargo.args(["--workspace", "--lib", "--bins", "--test", "panic_log", "--profile", &profile]);
+        cargo.args([
+            "--workspace",
+            "--exclude",
+            "vkog-etcd",
+            "--lib",
+            "--bins",
+            "--test",
+            "panic_log",
+            "--profile",
+            &profile,
+        ]);
         build(&mut cargo)
     });
     ARTEFACTS.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Returns the library of the plugin etcd. It is built alone, and only for tests that need it, because its dependencies
+/// would change the features of the others.
+#[track_caller]
+pub fn etcd_plugin() -> PathBuf {
+    static PLUGIN: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
+        let (target, profile) = built_here();
+        build(built_by_cargo("build", workspace(), &target).args([
+            "--package",
+            "vkog-etcd",
+            "--lib",
+            "--profile",
+            &profile,
+        ]))
+    });
+    PLUGIN.as_ref().unwrap_or_else(|error| panic!("{error}")).library("vkog-etcd")
 }

@@ -36,7 +36,7 @@ HOOK
 export_plugin!(SmallEXPORT);
 "#;
 
-/// Implements the additional hook of version 1.6.0.
+/// Implements the additional hook of version 1.7.0.
 const SWEEP: &str = "
 impl Sweep for Small {
     fn sweep(&self) {}
@@ -44,7 +44,7 @@ impl Sweep for Small {
 ";
 
 /// That hook, inserted at the end of `hooks!`.
-const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE SWEEP
+const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED SWEEP
 }
 
 /// Tidies up.
@@ -60,7 +60,7 @@ impl<P: Sweep> Probe<P> {
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.sweep()) }
         }
-        Some(HookEntry { id: 23, flags: 0, hook: HookFn { call: sweep::<P> } })
+        Some(HookEntry { id: 24, flags: 0, hook: HookFn { call: sweep::<P> } })
     };
 }";
 
@@ -68,9 +68,9 @@ impl<P: Sweep> Probe<P> {
 pub struct Faults {
     /// Against 2.0.0.
     pub other_major: PathBuf,
-    /// Against 1.5.1, in which a type that crosses the boundary has changed.
+    /// Against 1.6.1, in which a type that crosses the boundary has changed.
     pub other_layout: PathBuf,
-    /// Against 1.6.0, which has one hook and one host function more, both at the end; the hook is required.
+    /// Against 1.7.0, which has one hook and one host function more, both at the end; the hook is required.
     pub new_hook_required: PathBuf,
     /// The same, but the hook is not required.
     pub new_hook_optional: PathBuf,
@@ -99,43 +99,43 @@ pub fn faults() -> &'static Faults {
 
 fn make() -> Result<Faults, String> {
     let folder = faults_folder();
-    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.5.0""#, r#"version = "2.0.0""#)]);
+    copy_api(&folder.join("api-2.0.0"), &[("Cargo.toml", r#"version = "1.6.0""#, r#"version = "2.0.0""#)]);
     copy_api(
-        &folder.join("api-1.5.1"),
+        &folder.join("api-1.6.1"),
         &[
-            ("Cargo.toml", r#"version = "1.5.0""#, r#"version = "1.5.1""#),
+            ("Cargo.toml", r#"version = "1.6.0""#, r#"version = "1.6.1""#),
             ("src/abi.rs", "pub flags: u32,\n    /// The revision", "pub flags: i32,\n    /// The revision"),
             ("src/call.rs", "from_number(self.call.flags)", "from_number(self.call.flags as u32)"),
         ],
     );
     copy_api(
-        &folder.join("api-1.6.0"),
+        &folder.join("api-1.7.0"),
         &[
-            ("Cargo.toml", r#"version = "1.5.0""#, r#"version = "1.6.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 23]", "pub const HOOK_NAMES: [&str; 24]"),
-            ("src/abi.rs", "    \"serve\",\n];", "    \"serve\",\n    \"sweep\",\n];"),
+            ("Cargo.toml", r#"version = "1.6.0""#, r#"version = "1.7.0""#),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 24]", "pub const HOOK_NAMES: [&str; 25]"),
+            ("src/abi.rs", "    \"applied\",\n];", "    \"applied\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
-                "    pub switch_off: for<'a> unsafe extern \"C\" fn(*const (), RStr<'a>),\n",
-                "    pub switch_off: for<'a> unsafe extern \"C\" fn(*const (), RStr<'a>),\n    /// The weather.\n    \
+                "    pub leads: unsafe extern \"C\" fn(*const ()) -> bool,\n",
+                "    pub leads: unsafe extern \"C\" fn(*const ()) -> bool,\n    /// The weather.\n    \
                  pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
-            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE\n}", SWEEP_HOOK),
+            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED\n}", SWEEP_HOOK),
             ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );
     let members = [
         ("fault-other-major", folder.join("api-2.0.0"), "", ""),
-        ("fault-other-layout", folder.join("api-1.5.1"), "", ""),
-        ("fault-new-hook-required", folder.join("api-1.6.0"), SWEEP, ", required: [sweep]"),
-        ("fault-new-hook-optional", folder.join("api-1.6.0"), SWEEP, ""),
+        ("fault-other-layout", folder.join("api-1.6.1"), "", ""),
+        ("fault-new-hook-required", folder.join("api-1.7.0"), SWEEP, ", required: [sweep]"),
+        ("fault-new-hook-optional", folder.join("api-1.7.0"), SWEEP, ""),
     ];
     for (name, api, hook, export) in &members {
         plugin_crate(&folder.join(name), name, api, hook, export, "");
     }
     let names: Vec<_> = members.iter().map(|(name, ..)| format!("\"{name}\"")).collect();
     let manifest = format!(
-        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.5.1\", \"api-1.6.0\"]\n",
+        "[workspace]\nresolver = \"3\"\nmembers = [{}]\nexclude = [\"api-2.0.0\", \"api-1.6.1\", \"api-1.7.0\"]\n",
         names.join(", ")
     );
     write(&folder.join("Cargo.toml"), &manifest);

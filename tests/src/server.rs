@@ -54,6 +54,7 @@ pub struct Setup {
     plugins: Vec<(PathBuf, OsString)>,
     config: Option<String>,
     store: Option<PathBuf>,
+    shared_store: Option<String>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     descriptors: Option<u32>,
@@ -77,6 +78,7 @@ impl Setup {
             plugins: Vec::new(),
             config: None,
             store: None,
+            shared_store: None,
             arguments: Vec::new(),
             environment: Vec::new(),
             descriptors: None,
@@ -114,6 +116,12 @@ impl Setup {
     /// Sets another store file than `store.vkog` in the folder.
     pub fn store(mut self, file: impl Into<PathBuf>) -> Self {
         self.store = Some(file.into());
+        self
+    }
+
+    /// Sets the URL of a store that several hosts share, instead of a file.
+    pub fn shared_store(mut self, url: impl Into<String>) -> Self {
+        self.shared_store = Some(url.into());
         self
     }
 
@@ -203,7 +211,11 @@ impl Setup {
     /// Returns the command that runs the server.
     fn serving(&self) -> Command {
         let mut command = self.vkog();
-        command.args(["--listen", "127.0.0.1:0", "--file"]).arg(self.store_file());
+        command.args(["--listen", "127.0.0.1:0"]);
+        match &self.shared_store {
+            Some(url) => command.args(["--store", url]),
+            None => command.arg("--file").arg(self.store_file()),
+        };
         if self.plugins.is_empty() {
             command.arg("--no-plugins");
         } else {
@@ -362,6 +374,16 @@ impl Server {
             wire
         };
         std::iter::repeat_with(served).take(count).collect()
+    }
+
+    /// Waits until it is ready for requests.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        let deadline = std::time::Instant::now() + crate::DEADLINE;
+        while self.path("GET", "/readyz").send().status != 200 {
+            assert!(std::time::Instant::now() < deadline, "it is not ready:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     /// Returns the log so far.

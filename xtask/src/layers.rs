@@ -19,6 +19,7 @@ const PLUGINS: &[&str] = &[
     "vkog-bytes",
     "vkog-conflict",
     "vkog-ttl",
+    "vkog-etcd",
     "vkog-audit",
     "vkog-bearer",
     "vkog-compress",
@@ -47,14 +48,17 @@ const PLUGIN_API: &[&str] = &["abi_stable", "serde", "serde_json"];
 const MODULES: &[(&str, &[&str])] = &[
     ("http", &[]),
     // Tokens are in the configuration.
-    ("api", &["config", "http", "schema"]),
+    ("api", &["any_store", "config", "http", "members", "schema"]),
     ("config", &["http"]),
     // The errors of commands determine the exit status.
     ("failure", &["commands"]),
+    ("any_store", &["config"]),
+    ("members", &["any_store", "schema"]),
+    ("shared_store", &["config"]),
     ("progress", &[]),
     ("schema", &[]),
-    ("serve", &["api", "config", "failure", "http", "progress"]),
-    ("commands", &["config", "failure", "progress", "schema"]),
+    ("serve", &["any_store", "api", "config", "failure", "http", "members", "progress", "shared_store"]),
+    ("commands", &["config", "failure", "progress", "schema", "shared_store"]),
     ("cli", &["commands", "config", "failure", "serve"]),
 ];
 

@@ -73,6 +73,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("caddy", "caddy"),
     ("chromium", "chromium"),
     ("curl", "curl"),
+    ("etcd", "etcd-server etcd-client"),
     ("go", "golang-go"),
     ("haproxy", "haproxy"),
     ("javac", "default-jdk-headless"),

@@ -130,7 +130,7 @@ pub(crate) fn test(quick: bool) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let unset = "VKOG_WINDOWS is not set; it names what builds and runs programs for Windows: \"ci/windows.sh DIR\"";
     let mut all = command("build").ok_or(unset)?;
-    all.args(["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask"]);
+    all.args(["--workspace", "--exclude", "vkog-tests", "--exclude", "xtask", "--exclude", "vkog-etcd"]);
     let output = all.arg("--message-format=json-render-diagnostics").output()?;
     let messages = String::from_utf8(output.stderr)?;
     eprint!("{messages}");

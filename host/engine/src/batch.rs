@@ -34,6 +34,8 @@ pub struct Batch {
     /// The maximum sum of the sizes of all values that are written and read, in bytes. Plugins may replace values by larger
     /// ones, and the response is built in memory.
     pub values_max: usize,
+    /// How current its gets are, if it only reads.
+    pub reads: crate::Reads,
     /// The headers, and the client's address.
     pub origin: Arc<dyn Origin>,
 }

@@ -9,10 +9,12 @@
 
 mod added;
 mod attempts;
+mod backend;
 mod batch;
 mod before_request;
 mod coding;
 mod conditions;
+mod current;
 mod delete_page;
 mod get;
 mod list;
@@ -27,10 +29,12 @@ mod watch;
 mod write;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::Guard;
 
+pub use backend::open_backend;
 pub use batch::{Batch, BatchFailure, BatchOutcome, Operation};
 pub use coding::{content_coding, is_coding, is_identity};
 pub use conditions::{Conditions, PreconditionFailed, Revisions};
@@ -42,16 +46,17 @@ pub use validation::{
     CONTENT_TYPE_MAX, InvalidRequest, KEY_MAX, check_key, check_memory, check_operation, check_value, media_type,
 };
 pub use vkog_plugin_host::Transforms;
+pub use vkog_store::Reads;
 pub use watch::{WatchEnd, Watcher};
 
 use plugin_request::UpdateLocks;
 
 use vkog_plugin_host::{
-    CallStates, Cause, Chain, ChainGuard, Each, EntryView, GuardOutput, LoadError, OpContext, Origin, Prepared,
-    Registry, ReloadReport, SharedScan, Source, StoreAccess, Verb,
+    AppliedChange, CallStates, Cause, Chain, ChainGuard, Each, EntryView, GuardOutput, LoadError, OpContext, Origin,
+    Prepared, Registry, ReloadReport, SharedScan, Source, StoreAccess, Verb,
 };
 use vkog_runtime::ThreadPool;
-use vkog_store::{Entry, LocalStore, Store, owned_content_type};
+use vkog_store::{Change, Entry, LocalStore, Store, owned_content_type};
 
 /// The maximum number of threads that run blocking hooks.
 const BLOCKING_THREADS_MAX: usize = 256;
@@ -63,6 +68,8 @@ pub struct Engine<S = LocalStore> {
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
     update_locks: UpdateLocks,
+    /// See [`limit_plugin_requests`](Self::limit_plugin_requests).
+    plugin_request_timeout: OnceLock<Duration>,
 }
 
 /// One operation, as a client or a plugin requests it.
@@ -89,6 +96,8 @@ pub struct Request {
     pub origin: Arc<dyn Origin>,
     /// The form in which a get returns the value.
     pub form: Form,
+    /// How current a get is.
+    pub reads: Reads,
     /// The plugins that have transformed the value to write. The engine sets it.
     pub transforms: Transforms,
     /// The states that plugins keep for it; none at first.
@@ -104,6 +113,8 @@ pub struct RequestContext {
     pub origin: Arc<dyn Origin>,
     /// The query, still percent-encoded.
     pub query: String,
+    /// How current the entries are that it sees. A watcher sees changes when this host has them.
+    pub reads: Reads,
 }
 
 impl<S: Store> Engine<S> {
@@ -127,11 +138,24 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
-        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks: UpdateLocks::default() });
+        let (update_locks, plugin_request_timeout) = (UpdateLocks::default(), OnceLock::new());
+        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks, plugin_request_timeout });
+        let observer = Arc::downgrade(&engine);
+        engine.store.observe(move |change, key| {
+            if let Some(engine) = observer.upgrade() {
+                engine.plugins.applied(&applied(change, key));
+            }
+        });
         engine.plugins.start(&engine.scan())?;
         let access: Arc<dyn StoreAccess> = Arc::<Self>::clone(&engine);
         engine.plugins.context().open(Arc::downgrade(&access));
         Ok(engine)
+    }
+
+    /// Limits the time that a plugin waits for the outcome of a request that it makes. For a store behind which other machines
+    /// are. The operation continues after that; the plugin gets a refusal with the status 504. Only the first call has an effect.
+    pub fn limit_plugin_requests(&self, timeout: Duration) {
+        let _ = self.plugin_request_timeout.set(timeout);
     }
 
     /// The last revision that was assigned.
@@ -172,6 +196,15 @@ impl<S: Store> Engine<S> {
         if let Err(refusal) = check_memory(request.value.len()) {
             return on_done(Outcome::Refused(refusal), Vec::new());
         }
+        if request.verb == Verb::Get && !self.store.is_current(request.reads) {
+            return self.run_when_current(request, on_done);
+        }
+        self.begin(request, on_done);
+    }
+
+    /// Runs a request in the chain, now or after a reload.
+    #[inline]
+    fn begin(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
         // Only a request that waits needs a reference of its own.
         match self.plugins.acquire() {
             Some(chain) => self.dispatch(chain, request, on_done),
@@ -216,6 +249,15 @@ impl<S: Store> Engine<S> {
 
     /// Runs a batch whose operations are gets and writes with values, on this thread, or on the blocking pool if its hooks may block.
     fn dispatch_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
+        let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
+        if only_reads && !self.store.is_current(batch.reads) {
+            return self.run_batch_when_current(batch, on_done);
+        }
+        self.begin_batch(batch, on_done);
+    }
+
+    /// Runs a batch in the chain, now or after a reload.
+    fn begin_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
         let engine = Arc::clone(self);
         self.plugins.when_available(move |chain| {
             let blocks = batch.operations.iter().any(|operation| chain.blocks(operation.verb));
@@ -295,6 +337,7 @@ impl RequestContext {
             cause,
             origin: Arc::clone(&self.origin),
             form: Form::Sent,
+            reads: self.reads,
             transforms: Transforms::default(),
             states: CallStates::default(),
             guarded: GuardOutput::default(),
@@ -308,6 +351,13 @@ fn offload(pool: Option<Arc<ThreadPool>>, job: impl FnOnce() + Send + 'static) {
         None => job(),
         Some(pool) => pool.run(job),
     }
+}
+
+/// A change of another host as plugins see it.
+fn applied<'a>(change: &'a Change, key: &'a str) -> AppliedChange<'a> {
+    let Change { before, after, revision, expired } = change;
+    let (before, after) = (before.as_ref().map(view), after.as_ref().map(view));
+    AppliedChange { key, before, after, revision: *revision, expired: *expired }
 }
 
 /// An entry as plugins see it.

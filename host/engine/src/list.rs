@@ -78,7 +78,8 @@ impl<S: Store> Engine<S> {
     /// # Errors
     ///
     /// A plugin refused a get because of the client, or failed, or cannot turn a value back. A page without the key would look
-    /// complete. Refusals with 403, 404 or 410 concern the key: the page leaves that key out.
+    /// complete. Refusals with 403, 404 or 410 concern the key: the page leaves that key out. Or a shared store cannot find out
+    /// whether its entries are current.
     pub fn list(self: &Arc<Self>, listing: &Listing, client: &RequestContext) -> Result<Page, Refusal> {
         self.list_for(listing, client, Cause::List)
     }
@@ -90,6 +91,7 @@ impl<S: Store> Engine<S> {
         client: &RequestContext,
         cause: Cause,
     ) -> Result<Page, Refusal> {
+        self.wait_until_current(client.reads)?;
         let Listing { prefix, after, limit, delimiter, form } = listing;
         let end = end_of(prefix);
         let mut from = prefix.as_bytes().to_vec();
@@ -141,6 +143,7 @@ impl<S: Store> Engine<S> {
     ///
     /// Those of [`list`](Self::list).
     pub fn count(self: &Arc<Self>, prefix: &str, client: &RequestContext) -> Result<u64, Refusal> {
+        self.wait_until_current(client.reads)?;
         if self.plugins.acquire_blocking().has_no_hooks(Verb::Get) {
             return Ok(self.store.count(prefix));
         }

@@ -38,7 +38,11 @@ impl Outcome {
             Self::Refused(refusal) => (refusal.status, refusal.message.clone().into()),
             Self::StoreFailed(error) => {
                 let (status, outcome) = match &**error {
+                    // Nothing was written that could be rolled back.
+                    StoreError::Refused { status, .. } => (*status, "Refused"),
+                    error if error.is_temporary() => (503, "Unavailable"),
                     error if error.is_full() => (507, "Rolled back"),
+                    StoreError::Unresolved { .. } => (504, "Outcome unknown"),
                     error if error.is_certain() => (503, "Rolled back"),
                     _ => (503, "Outcome unknown"),
                 };

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Revisions, batch, check_memory, check_operation,
@@ -17,7 +17,7 @@ use vkog_plugin_host::{
     StoreAccess, Transforms, Verb,
 };
 use vkog_runtime::Mailbox;
-use vkog_store::{DEFAULT_CONTENT_TYPE, Store, owned_content_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Reads, Store, owned_content_type};
 
 pub(super) use update::UpdateLocks;
 
@@ -79,7 +79,7 @@ impl<S: Store> StoreAccess for Engine<S> {
         self.run_in(Guard::from_inner(chain), checked, move |outcome, _: ExtraHeaders| {
             let _ = send.send(outcome);
         });
-        respond_with(outcome.recv().ok(), respond);
+        respond_with(self.received(&outcome).unwrap_or_else(Outcome::Refused), respond);
     }
 
     fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], respond: &mut dyn FnMut(PluginResponse<'_>)) {
@@ -102,10 +102,14 @@ impl<S: Store> StoreAccess for Engine<S> {
             });
         }
         drop(send);
-        for (index, outcome) in done {
-            outcomes[index] = Some(outcome);
-        }
-        outcomes.into_iter().for_each(|outcome| respond_with(outcome, respond));
+        let ended = loop {
+            match self.received(&done) {
+                Ok((index, outcome)) => outcomes[index] = Some(outcome),
+                Err(refusal) => break refusal,
+            }
+        };
+        let missing = || Outcome::Refused(ended.clone());
+        outcomes.into_iter().for_each(|outcome| respond_with(outcome.unwrap_or_else(missing), respond));
     }
 
     fn for_each(
@@ -149,18 +153,18 @@ impl<S: Store> StoreAccess for Engine<S> {
         let _detached = Mailbox::detach();
         let chain = requests.first()?.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         let (send, outcome) = bounded(1);
-        batch::run_requests(self, chain, checked_all, move |outcome| _ = send.send(outcome));
-        match outcome.recv().ok() {
-            Some(Ok(done)) => {
-                done.into_iter().for_each(|(outcome, _)| respond_with(Some(outcome), respond));
+        batch::run_requests(Arc::clone(&self), chain, checked_all, move |outcome| _ = send.send(outcome));
+        match self.received(&outcome) {
+            Ok(Ok(done)) => {
+                done.into_iter().for_each(|(outcome, _)| respond_with(outcome, respond));
                 None
             }
-            Some(Err(failure)) => {
-                respond_with(Some(failure.outcome), respond);
+            Ok(Err(failure)) => {
+                respond_with(failure.outcome, respond);
                 Some(failure.at.map_or(0, |(index, _)| index))
             }
-            None => {
-                respond_with(None, respond);
+            Err(refusal) => {
+                respond_with(Outcome::Refused(refusal), respond);
                 Some(0)
             }
         }
@@ -178,13 +182,36 @@ impl<S: Store> StoreAccess for Engine<S> {
     fn on_quarantine(&self) {
         self.plugins.quarantine();
     }
+
+    fn leads(&self) -> bool {
+        self.store.leads()
+    }
 }
 
-/// Passes an outcome to the plugin that made the request. There is none if the host panicked, which was logged.
-fn respond_with(outcome: Option<Outcome>, respond: &mut dyn FnMut(PluginResponse<'_>)) {
-    let Some(outcome) = outcome else {
-        return respond(PluginResponse::Refused(Cow::Owned(host_refusal(500, "the server failed; see its log"))));
-    };
+impl<S: Store> Engine<S> {
+    /// Waits for the next outcome, within the [time](Self::limit_plugin_requests) that a plugin waits.
+    ///
+    /// # Errors
+    ///
+    /// The time is over, or none will come: the host panicked, which was logged.
+    fn received<T>(&self, outcomes: &Receiver<T>) -> Result<T, Refusal> {
+        let received = match self.plugin_request_timeout.get() {
+            Some(timeout) => outcomes.recv_timeout(*timeout),
+            None => outcomes.recv().map_err(RecvTimeoutError::from),
+        };
+        received.map_err(|error| match error {
+            RecvTimeoutError::Timeout => host_refusal(504, LATE),
+            RecvTimeoutError::Disconnected => host_refusal(500, "the server failed; see its log"),
+        })
+    }
+}
+
+/// Why a plugin gets no outcome of its request.
+const LATE: &str = "Outcome unknown: the shared store did not respond in time (store-timeout); read the entry before you \
+                    repeat the write";
+
+/// Passes an outcome to the plugin that made the request.
+fn respond_with(outcome: Outcome, respond: &mut dyn FnMut(PluginResponse<'_>)) {
     match outcome {
         Outcome::Found(entry) => respond(PluginResponse::Found(view(&entry))),
         Outcome::Written(revision) | Outcome::Removed(revision) => respond(PluginResponse::Done(revision)),
@@ -227,6 +254,7 @@ pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>)
         cause: Cause::Plugin,
         origin: Arc::new(PluginOrigin::new(request)),
         form: Form::Sent,
+        reads: Reads::Local,
         transforms: Transforms::default(),
         states: CallStates::default(),
         guarded: GuardOutput::default(),

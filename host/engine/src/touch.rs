@@ -11,7 +11,7 @@ use super::{
     content_coding, host_refusal, offload, write,
 };
 use vkog_plugin_host::{CallStates, Cause, ChainGuard, GuardOutput, Origin, Transforms, Verb};
-use vkog_store::{Entry, Store, owned_content_type};
+use vkog_store::{Entry, Reads, Store, owned_content_type};
 
 /// The maximum number of attempts. Each fails only because another client has written the entry.
 pub(super) const ATTEMPTS_MAX: u32 = 64;
@@ -114,6 +114,8 @@ impl Touch {
             cause: Cause::Touch,
             origin,
             form: Form::Sent,
+            // The get decides about a write.
+            reads: Reads::Linearizable,
             transforms: Transforms::default(),
             states: CallStates::default(),
             guarded: GuardOutput::default(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use vkog_engine::{Conditions, Engine, Form, Listing, Outcome, Request, RequestContext, Revisions, Transforms};
+use vkog_engine::{Conditions, Engine, Form, Listing, Outcome, Reads, Request, RequestContext, Revisions, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, After, AfterDelete, AfterPut, Ask, Before, BeforeDelete, BeforePut, Change, CreateError, Delete, Guard,
@@ -211,6 +211,7 @@ fn request(engine: &TestEngine, verb: Verb, key: &str, value: &str, query: &str)
         origin: Arc::new(NoOrigin),
         cause: Cause::Request,
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
@@ -267,7 +268,7 @@ fn an_added_write_passes_the_chain_as_a_request_of_its_plugin() {
 #[test]
 fn watchers_see_the_operation_and_then_its_added_writes_with_consecutive_revisions() {
     let (engine, _) = engine();
-    let client = RequestContext { origin: Arc::new(NoOrigin), query: String::new() };
+    let client = RequestContext { origin: Arc::new(NoOrigin), query: String::new(), reads: Reads::Linearizable };
     let Ok(mut watcher) = engine.watch(String::new(), None, client) else { panic!("a watch from now on") };
     send(&engine, Verb::Put, "k", "v", "put b 1;put a 1;delete absent;delete b");
     let mut seen = Vec::new();
@@ -345,7 +346,8 @@ fn touches_deletions_by_prefix_and_store_calls_add_writes_as_well() {
     assert_eq!((outcome.recv().as_deref(), held(&engine)), (Ok("2"), vec!["old/p/1=1".into(), "p/1=1".into()]));
 
     let listing = Listing { prefix: "p/".to_owned(), after: None, limit: 10, delimiter: None, form: Form::Sent };
-    let client = RequestContext { origin: Arc::new(NoOrigin), query: "put log deleted".to_owned() };
+    let client =
+        RequestContext { origin: Arc::new(NoOrigin), query: "put log deleted".to_owned(), reads: Reads::Linearizable };
     let deleted = engine.delete_page(&listing, &client).ok().expect("nothing refuses");
     assert_eq!((deleted.deleted, held(&engine)), (1, vec!["log=deleted".to_owned(), "old/p/1=1".to_owned()]));
 

@@ -13,7 +13,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
-use vkog_engine::{Batch, Conditions, Engine, Form, Listing, Operation, Outcome, Request, RequestContext, Transforms};
+use vkog_engine::{
+    Batch, Conditions, Engine, Form, Listing, Operation, Outcome, Reads, Request, RequestContext, Transforms,
+};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, After, AfterDelete, AfterGet, AfterPost, AfterPut, Before, BeforeDelete, BeforeGet, BeforePost, BeforePut,
@@ -183,6 +185,7 @@ impl Test {
             states: CallStates::default(),
             guarded: Default::default(),
             form: Form::Sent,
+            reads: Reads::Linearizable,
             transforms: Transforms::default(),
         }
     }
@@ -224,6 +227,7 @@ impl Test {
             query: query.to_owned(),
             arrived: self.engine.revision(),
             values_max: 20,
+            reads: Reads::Linearizable,
             origin: Arc::new(NoOrigin),
         };
         let (send, done) = channel();
@@ -346,7 +350,7 @@ fn each_operation_of_a_batch_has_a_state_of_its_own() {
 #[test]
 fn listed_watched_touched_and_deleted_keys_have_states_of_their_own() {
     let test = Test::new();
-    let client = RequestContext { origin: Arc::new(NoOrigin), query: String::new() };
+    let client = RequestContext { origin: Arc::new(NoOrigin), query: String::new(), reads: Reads::Linearizable };
     let Ok(mut watch) = test.engine.watch(String::new(), None, client.clone()) else { panic!("it starts now") };
     for key in ["a", "b", "c"] {
         test.run(Verb::Put, key, "1", "");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use vkog_engine::{Conditions, Engine, Form, Outcome, Request, Transforms};
+use vkog_engine::{Conditions, Engine, Form, Outcome, Reads, Request, Transforms};
 use vkog_plugin_host::{CallScope, HostContext, NoOrigin, PluginRequest, PluginResponse, Registry, StoreAccess, Verb};
 use vkog_store::MemoryStore;
 
@@ -57,6 +57,7 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };

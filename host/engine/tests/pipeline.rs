@@ -14,8 +14,8 @@ use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use vkog_engine::{
-    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Form, InvalidRequest, Listing, Operation, Outcome, Request,
-    RequestContext, Transforms, WatchEnd, Watcher,
+    Batch, BatchFailure, Conditions, Engine, ExtraHeaders, Form, InvalidRequest, Listing, Operation, Outcome, Reads,
+    Request, RequestContext, Transforms, WatchEnd, Watcher,
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -191,6 +191,7 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &str) ->
         states: Default::default(),
         origin: Arc::new(Client(&[])),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -230,6 +231,7 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: Vec<Operation>) -> Resul
         query: String::new(),
         arrived: engine.revision(),
         values_max: 10,
+        reads: Reads::Linearizable,
         origin: Arc::new(Client(&[("Content-Type", "text/html"), ("X-A", "batch"), ("X-B", "batch")])),
     };
     let (send, done) = channel();
@@ -244,7 +246,7 @@ fn failed(outcome: Result<usize, BatchFailure>) -> (Option<usize>, u16) {
 }
 
 fn client() -> RequestContext {
-    RequestContext { origin: Arc::new(Client(&[])), query: String::new() }
+    RequestContext { origin: Arc::new(Client(&[])), query: String::new(), reads: Reads::Linearizable }
 }
 
 /// The keys and prefixes of a page, and its end.
@@ -507,6 +509,18 @@ fn a_failure_of_the_store_is_507_if_space_is_lacking_and_says_what_is_known() {
     assert_eq!((status, text.starts_with("Rolled back: ")), (503, true), "{text}");
     let (status, text) = failure(StoreError::Unknown { path: path(), source: source(), then: source() });
     assert_eq!((status, text.starts_with("Outcome unknown: ")), (503, true), "{text}");
+    let reason = || "no connection".to_owned();
+    for (error, status, begin) in [
+        (StoreError::Disconnected { reason: reason() }, 503, "Unavailable: "),
+        (StoreError::ConflictsTooOften { attempts: 9 }, 503, "Rolled back: "),
+        (StoreError::Dropped { reason: reason() }, 503, "Rolled back: "),
+        (StoreError::Refused { status: 413, message: reason() }, 413, "Refused: "),
+        (StoreError::Refused { status: 507, message: reason() }, 507, "Rolled back: "),
+        (StoreError::Unresolved { reason: reason() }, 504, "Outcome unknown: "),
+    ] {
+        let (found, text) = failure(error);
+        assert_eq!((found, text.starts_with(begin)), (status, true), "{text}");
+    }
 }
 
 #[test]

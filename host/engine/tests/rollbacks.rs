@@ -17,7 +17,7 @@ use vkog_plugin_api::{
 };
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, Registry};
 use vkog_store::{
-    Change, Changes, Decide, Decision, Entry, MemoryStore, NewEntry, RolledBack, Store, StoreError, Unwatchable,
+    Change, Changes, Decide, Decision, Entry, MemoryStore, NewEntry, Reads, RolledBack, Store, StoreError, Unwatchable,
     Update, Watch,
 };
 
@@ -64,6 +64,16 @@ impl Store for Unsure {
         then(if rolled_back { Err(RolledBack) } else { Ok(()) });
     }
 
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
+        then(Ok(()));
+    }
+
     fn update_all<D: Decide>(
         &self,
         keys: &[&str],
@@ -96,6 +106,8 @@ impl Store for Unsure {
     fn end_watches(&self) {
         self.store.end_watches();
     }
+
+    fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 
 /// Decides to write, undoes that, and decides again, as a store does that another server was faster than.
@@ -196,6 +208,7 @@ fn run(engine: &Arc<Engine<Unsure>>, verb: Verb, value: &[u8]) -> Outcome {
         states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -241,6 +254,7 @@ fn a_batch_of_gets_undoes_its_guards_before_it_reads_again_what_was_rolled_back(
         query: String::new(),
         arrived: engine.revision(),
         values_max: 1000,
+        reads: Reads::Linearizable,
         origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();

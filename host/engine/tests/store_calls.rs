@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use vkog_engine::{Conditions, Engine, Form, Outcome, Request, Transforms};
+use vkog_engine::{Conditions, Engine, Form, Outcome, Reads, Request, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, Answer, Ask, Before, BeforePut, CreateError, Delete, Guard, GuardDelete, GuardPost, GuardPut, Host,
@@ -298,6 +298,7 @@ fn put(engine: &Arc<Engine<MemoryStore>>, key: &str) {
         origin: Arc::new(NoOrigin),
         cause: Cause::Request,
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),

@@ -7,7 +7,7 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use vkog_engine::{Batch, Conditions, Engine, Form, Operation, Outcome, Request, Transforms};
+use vkog_engine::{Batch, Conditions, Engine, Form, Operation, Outcome, Reads, Request, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     __hooks, Ask, Before, BeforePut, CreateError, Guard, GuardPut, Host, NoSettings, Plugin, Put, Read, ReadGet, Verb,
@@ -89,6 +89,7 @@ fn request(engine: &TestEngine, verb: Verb, key: &str, value: &str, query: &str)
         cause: Cause::Request,
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
@@ -133,7 +134,7 @@ fn operation(verb: Verb, key: &str, value: &'static str, touches: bool) -> Opera
 fn batch(engine: &TestEngine, operations: Vec<Operation>, query: &str) -> Result<Vec<Outcome>, u16> {
     let (query, arrived, origin) = (query.to_owned(), engine.revision(), Arc::new(NoOrigin));
     let (send, done) = channel();
-    let batch = Batch { operations, query, arrived, values_max: 1000, origin };
+    let batch = Batch { operations, query, arrived, values_max: 1000, reads: Reads::Linearizable, origin };
     engine.run_batch(batch, move |outcome| _ = send.send(outcome));
     let done = done.recv().expect("an outcome").map_err(|failure| status(&failure.outcome))?;
     Ok(done.into_iter().map(|(outcome, _)| outcome).collect())

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
 use vkog_engine::{
-    Batch, BatchOutcome, Conditions, Engine, ExtraHeaders, Form, Operation, Outcome, Request, Transforms,
+    Batch, BatchOutcome, Conditions, Engine, ExtraHeaders, Form, Operation, Outcome, Reads, Request, Transforms,
 };
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
@@ -81,6 +81,7 @@ fn run(engine: &Arc<Engine<MemoryStore>>, verb: Verb, key: &str, value: &[u8]) -
         cause: Cause::Request,
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         states: Default::default(),
         guarded: Default::default(),
@@ -109,6 +110,7 @@ fn batch(engine: &Arc<Engine<MemoryStore>>, operations: &[(Verb, &str, &'static 
         query: String::new(),
         arrived: engine.revision(),
         values_max: 2 * LARGE,
+        reads: Reads::Linearizable,
         origin: Arc::new(NoOrigin),
     };
     let (send, done) = channel();

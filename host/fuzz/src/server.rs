@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::Engine;
+use vkog::any_store::Engine;
 use vkog_store::{Fsync, LocalDisk, Options, LocalStore};
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 
@@ -30,7 +30,7 @@ pub fn start() -> Arc<Api> {
     // The folder stays open without a name, like the server.
     std::fs::remove_file(path.with_extension("log")).expect("a store has a log");
     let port = Arc::new(HostContext::new(VALUE_MAX, system_clock));
-    let engine = Engine::new(store, Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
+    let engine = Engine::new(store.into(), Registry::linked(Vec::new(), Vec::new(), port)).expect("no plugin refuses to start");
     let auth = config::Auth { open: true, ..config::Auth::default() };
     let reload = Arc::new(|| Ok(Vec::new()));
     Arc::new(Api::new(engine, VALUE_MAX, Arc::new(Authorizer::new(auth)), reload))

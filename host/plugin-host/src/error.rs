@@ -336,6 +336,15 @@ pub enum LoadFault {
         #[source]
         error: PluginError,
     },
+    /// The plugin is the backend of the open store, which cannot change it.
+    #[error(
+        "plugin \"{name}\" is the backend of the open store and is not replaced; restart the server to use the new library \
+         or settings"
+    )]
+    BackendInUse {
+        /// The name of the plugin.
+        name: String,
+    },
     /// A function of the plugin did not return in time during a reload.
     #[error(
         "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its \
@@ -377,7 +386,8 @@ impl LoadFault {
             | Self::CreateFailed { name, .. }
             | Self::CreatePanicked { name, .. }
             | Self::StartFailed { name, .. }
-            | Self::StartPanicked { name, .. } => Some(name),
+            | Self::StartPanicked { name, .. }
+            | Self::BackendInUse { name } => Some(name),
             _ => None,
         }
     }
@@ -420,6 +430,7 @@ impl LoadFault {
             Self::CreatePanicked { .. } => "create-panicked",
             Self::StartFailed { .. } => "start-failed",
             Self::StartPanicked { .. } => "start-panicked",
+            Self::BackendInUse { .. } => "backend-in-use",
             Self::NoReturn { .. } => "no-return",
         }
     }

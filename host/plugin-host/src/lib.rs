@@ -29,4 +29,5 @@ pub use settings::{
 pub use sha256::{ParseSha256Error, Sha256};
 pub use trust::{LIBRARY_MAX, VerifiedLibrary, check_folder};
 pub use vkog_plugin_api::abi::Origin as Cause;
+pub use vkog_plugin_api::backend;
 pub use vkog_plugin_api::{Permission as RoutePermission, Verb};

@@ -211,6 +211,11 @@ impl Library {
         &self.api_version
     }
 
+    /// Returns the scheme of the URLs of stores that it opens; `None` if it is no backend.
+    pub fn scheme(&self) -> Option<&str> {
+        scheme(self.module)
+    }
+
     /// Returns the newest glibc whose symbols its library needs, or `None` if it needs none.
     pub fn glibc(&self) -> Option<GlibcVersion> {
         self.glibc
@@ -393,7 +398,15 @@ fn check_names(module: PluginModuleRef) -> Result<(), LoadFault> {
     if !fits(version, b".+-") {
         return Err(LoadFault::BadName { what: "version", value: version.to_owned() });
     }
-    Ok(())
+    match scheme(module) {
+        Some(scheme) if !fits(scheme, b".+-") => Err(LoadFault::BadName { what: "scheme", value: scheme.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the scheme of the stores that the plugin opens as a backend.
+fn scheme(module: PluginModuleRef) -> Option<&'static str> {
+    Some(module.backend()?.into_option()?.scheme().as_str())
 }
 
 /// Returns the first line of a report of abi_stable that states an error. A report may have hundreds of lines.
@@ -405,7 +418,7 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
 }
 
 impl fmt::Display for Plugin {
-    /// Writes the plugin's name, its versions, its stage, its hooks and its routes in one line.
+    /// Writes the plugin's name, its versions, its stage, its hooks, its routes and its scheme as a backend in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -414,14 +427,20 @@ impl fmt::Display for Plugin {
             self.library.version(),
             self.library.api_version(),
             self.library.stage_name(),
-            self.library.hook_names().collect::<Vec<_>>().join(" ")
+            match self.library.hook_names().collect::<Vec<_>>().join(" ") {
+                hooks if hooks.is_empty() => "none".to_owned(),
+                hooks => hooks,
+            }
         )?;
         let mut before = ", routes ";
         for route in self.member.routes() {
             write!(f, "{before}{} /x/{}{}", route.method, self.name(), route.path)?;
             before = ", ";
         }
-        Ok(())
+        match self.library.scheme() {
+            Some(scheme) => write!(f, ", backend of {scheme}:// stores"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -429,6 +448,11 @@ impl Plugin {
     /// Returns the name, which is also the name of its table in the configuration.
     pub fn name(&self) -> &str {
         self.library.name()
+    }
+
+    /// Returns the scheme of the URLs of stores that it opens; `None` if it is no backend.
+    pub fn scheme(&self) -> Option<&str> {
+        self.library.scheme()
     }
 
     /// Returns its library.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::chain::{Chain, Each, HostContext, Member};
+use crate::chain::{AppliedChange, Chain, Each, HostContext, Member};
 use crate::chain_swap::{ChainGuard, ChainSwap, wait_until};
 use crate::error::LoadError;
 use crate::load::{Plugin, destroy, libraries};
@@ -75,6 +75,8 @@ pub struct Registry {
     loaded: Mutex<Loaded>,
     /// A plugin went into quarantine, and the chain still calls it.
     stale: AtomicBool,
+    /// The plugins have started.
+    started: AtomicBool,
 }
 
 struct Loaded {
@@ -113,7 +115,7 @@ impl Registry {
         let tickers = Vec::new();
         let loaded = Loaded { plugins, linked, order, tickers, serving: false, reloading: false, stopped: false };
         let (chain, loaded, stale) = (ChainSwap::new(loaded.chain()), Mutex::new(loaded), AtomicBool::new(false));
-        Self { chain, context, reloading: Mutex::default(), loaded, stale }
+        Self { chain, context, reloading: Mutex::default(), loaded, stale, started: AtomicBool::new(false) }
     }
 
     /// Runs a short function, which calls no plugin, with the loaded plugins.
@@ -167,13 +169,24 @@ impl Registry {
     /// The first plugin that does not start.
     pub fn start(&self, scan: &SharedScan) -> Result<(), LoadError> {
         let plugins = self.with_loaded(|loaded| loaded.plugins.clone());
+        let _unchanging = self.context.applying.write();
         self.chain().members().iter().try_for_each(|member| {
             let plugin = plugins.iter().find(|plugin| Arc::ptr_eq(plugin.member(), member));
             member.start(&**scan).map_err(|error| match plugin {
                 Some(plugin) => plugin.start_error(error),
                 None => LoadError::start(member.name().into(), member.name().to_owned(), error),
             })
-        })
+        })?;
+        self.started.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Calls the `applied` hooks for a change that another host has made, after it is in the store. Plugins that have not started
+    /// count it when they do. The feed of a [`Backend`](crate::Backend) keeps plugins from starting meanwhile.
+    pub fn applied(&self, change: &AppliedChange<'_>) {
+        if self.started.load(SeqCst) {
+            self.chain.current().applied(change);
+        }
     }
 
     /// Starts the ticks of the plugins, because the server accepts requests from now on.
@@ -284,6 +297,7 @@ impl Registry {
         // Remove first what is gone: its name may now belong to another library, or its library may have moved.
         let is_gone = |plugin: &Plugin| !paths.iter().any(|path| path == plugin.path());
         let mut gone = extract(&mut reload.old, is_gone);
+        reload.keep_backends(&mut gone);
         for path in paths {
             reload.add(path, &source.settings, &self.context);
         }
@@ -291,7 +305,10 @@ impl Registry {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
             reload.reports.push(ReloadReport { path, name, outcome: ReloadOutcome::Removed });
         }
-        let drained = !reload.counts() || self.drain();
+        let counts = reload.counts();
+        let drained = !counts || self.drain();
+        // Not before: operations in flight may wait for changes of other hosts.
+        let unchanging = (counts && drained).then(|| self.context.applying.write());
         reload.start(scan, drained);
         let Reload { mut old, next, reports } = reload;
         let mut plugins = Vec::new();
@@ -319,6 +336,7 @@ impl Registry {
             let chain = self.chain.open(loaded.chain());
             (loaded.idle_tickers(), Some(chain))
         });
+        drop(unchanging);
         (reports, Replaced { tickers, chain, plugins: gone })
     }
 

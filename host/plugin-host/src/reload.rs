@@ -60,6 +60,17 @@ impl Reload {
         self.reports.push(ReloadReport { path: path.to_owned(), name, outcome });
     }
 
+    /// Keeps those of the removed plugins that are the backend of the store, and reports it.
+    pub(crate) fn keep_backends(&mut self, gone: &mut Vec<Plugin>) {
+        for plugin in gone.extract_if(.., |plugin| plugin.member().is_backend_in_use()) {
+            let (path, name) = (plugin.path().to_owned(), plugin.name().to_owned());
+            let fault = LoadFault::BackendInUse { name: name.clone() };
+            let outcome = ReloadOutcome::Failed(LoadError { path: path.clone(), fault });
+            self.reports.push(ReloadReport { path, name: Some(name), outcome });
+            self.next.push(Candidate { plugin, is_new: false, failed: false });
+        }
+    }
+
     fn decide(
         &mut self,
         path: &Path,
@@ -78,6 +89,9 @@ impl Reload {
             let reconfigured = if same_code { reconfigure(plugin, table)? } else { None };
             if let Some(outcome) = reconfigured {
                 return Ok(outcome);
+            }
+            if plugin.member().is_backend_in_use() {
+                return Err(LoadFault::BackendInUse { name: plugin.name().to_owned() });
             }
         }
         let plugin = self.create(path, verified, settings, context)?;

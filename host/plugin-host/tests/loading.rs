@@ -23,7 +23,13 @@ fn built(package: &str) -> &'static Path {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
         cargo.args(["build", "--message-format=json-render-diagnostics", "--package=drill", "--package=hangs"]);
         cargo
-            .args(["--package=fault-no-plugin", "--package=vkog-conflict", "--target-dir"])
+            .args([
+                "--package=fault-no-plugin",
+                "--package=memory",
+                "--package=vkog-bytes",
+                "--package=vkog-conflict",
+                "--target-dir",
+            ])
             .arg(target)
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         let output = cargo.output().expect("cargo runs");
@@ -106,7 +112,7 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
     assert_eq!(plugin.library().sha256(), Sha256::of(&std::fs::read(&path).expect("it exists")));
     assert_eq!((plugin.library().stage(), plugin.library().stage_name()), (Stage::Transform as u32, "transform"));
     assert_eq!(*plugin.table(), settings["drill"]);
-    let lacking = ["make_room", "read_get", "before_request", "serve"];
+    let lacking = ["make_room", "read_get", "before_request", "serve", "applied"];
     let hooks: Vec<_> = HOOK_NAMES.into_iter().filter(|hook| !lacking.contains(hook)).collect();
     assert_eq!(plugin.library().hook_names().collect::<Vec<_>>(), hooks);
     assert_eq!(plugin.library().required_hook_names(), [""; 0]);
@@ -255,6 +261,83 @@ fn a_reload_decides_for_each_library_what_becomes_of_its_plugin() {
     server.source.folder = Some(folder.0.path().join("missing"));
     server.registry.reload(&server.source, &scan()).expect_err("the folder cannot be read");
     assert_eq!(server.chain().len(), 2);
+}
+
+/// A feed that sends the revisions of changes.
+struct Revisions(std::sync::Mutex<std::sync::mpsc::Sender<u64>>);
+
+fn revisions() -> (Arc<Revisions>, std::sync::mpsc::Receiver<u64>) {
+    let (send, revisions) = std::sync::mpsc::channel();
+    (Arc::new(Revisions(std::sync::Mutex::new(send))), revisions)
+}
+
+impl BackendFeed for Revisions {
+    fn load(&self, _: &[backend::Loaded<'_>]) {}
+    fn loaded(&self, _: u64) {}
+    fn apply(&self, revision: u64, _: bool, _: &[backend::Change<'_>]) {
+        let _ = self.0.lock().expect("no test fails").send(revision);
+    }
+    fn outcome(&self, _: u64, _: backend::CommitOutcome) {}
+    fn confirmed(&self, _: u64, _: Result<u64, String>) {}
+    fn connected(&self, _: Result<(), String>) {}
+}
+
+#[test]
+fn a_backend_in_use_is_neither_replaced_nor_removed_until_it_is_closed() {
+    let folder = Folder::new();
+    let library = folder.add("memory");
+    let budget = |budget: &str| {
+        let table = serde_json::from_value(serde_json::json!({ "budget": budget })).expect("a table");
+        [("memory".to_owned(), Table::new(table).expect("a key of the host"))].into()
+    };
+    let mut server = Server::new(&folder, Settings::new());
+    assert_eq!(server.reload(), outcomes(&[("memory", "loaded")]));
+    let member = server.registry.chain().members()[0].clone();
+    let (scheme, line) =
+        server.registry.look(|plugins, _, _| (plugins[0].scheme().map(str::to_owned), plugins[0].to_string()));
+    assert_eq!(scheme.as_deref(), Some("memory"));
+    assert!(line.ends_with("hooks none, backend of memory:// stores"), "{line}");
+    let backend = Backend::open(&member, "memory:", "{}", revisions().0).expect("it opens");
+    assert!(backend.status().connected);
+    server.source.settings = budget("1m");
+    assert_eq!(server.reload(), outcomes(&[("memory", "backend-in-use")]));
+    std::fs::remove_file(&library).expect("it can be removed");
+    assert_eq!(server.reload(), outcomes(&[("memory", "backend-in-use")]));
+    assert!(Arc::ptr_eq(&member, &server.registry.chain().members()[0]), "it is the same instance");
+    folder.add("memory");
+    server.source.settings = Settings::new();
+    assert_eq!(server.reload(), outcomes(&[("memory", "unchanged")]));
+    backend.close();
+    drop((member, backend));
+    server.source.settings = budget("1m");
+    assert_eq!(server.reload(), outcomes(&[("memory", "reloaded")]));
+}
+
+#[test]
+fn a_reload_whose_plugin_counts_the_entries_lets_no_change_in_meanwhile() {
+    let folder = Folder::new();
+    folder.add("memory");
+    let server = Server::new(&folder, Settings::new());
+    server.reload();
+    let (feed, applied) = revisions();
+    let backend = Backend::open(&server.registry.chain().members()[0], "memory:", "{}", feed).expect("it opens");
+    let commit = move || {
+        let change = backend::Change::put("a", b"1");
+        backend.commit(&backend::Write::new(1, &[], &[change]));
+    };
+    folder.add("vkog-bytes");
+    let applied = Arc::new(std::sync::Mutex::new(applied));
+    let (counting, waiting) = (Arc::clone(&applied), std::sync::Mutex::new(Some(commit)));
+    let scan: SharedScan = Arc::new(move |_: &mut Each<'_>| {
+        let commit = waiting.lock().expect("no test fails").take().expect("one plugin starts");
+        std::thread::spawn(commit);
+        // It waits for the plugin. Otherwise it would be applied at once.
+        let waited = counting.lock().expect("no test fails").recv_timeout(Duration::from_millis(100));
+        assert!(waited.is_err(), "a change was applied while a plugin counts");
+    });
+    let reports = server.registry.reload(&server.source, &scan).expect("the folder can be read");
+    assert!(reports.iter().all(|report| !matches!(report.outcome, ReloadOutcome::Failed(_))), "{reports:?}");
+    assert_eq!(applied.lock().expect("no test fails").recv_timeout(DEADLINE), Ok(1));
 }
 
 #[test]

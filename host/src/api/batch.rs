@@ -6,15 +6,16 @@ mod response;
 
 use std::sync::Arc;
 
-use super::auth::{Authorizer, Scope};
+use super::Api;
+use super::auth::Scope;
 use super::entry;
 use super::prefix;
 use super::problem::Problem;
+use super::shared::{Access, Limited};
 use crate::config::{BATCH_MIN, Permission};
 use crate::http::{RequestHead, Response};
-use vkog_engine::{Batch, BatchFailure, BatchOutcome, Engine, ExtraHeaders, Operation, Outcome, check_memory};
+use vkog_engine::{Batch, BatchFailure, BatchOutcome, ExtraHeaders, Operation, Outcome, Reads, check_memory};
 use vkog_plugin_host::Verb;
-use vkog_runtime::ThreadPool;
 
 pub(super) use format::Format;
 
@@ -45,44 +46,38 @@ pub(super) struct BatchRoute {
     pub(super) arrived: u64,
 }
 
-/// The parts of the server that run batches.
-pub(super) struct Handler {
-    pub(super) engine: Arc<Engine>,
-    pub(super) auth: Arc<Authorizer>,
-    pub(super) value_max: u64,
-    pub(super) large: Arc<ThreadPool>,
-}
-
-impl Handler {
+impl Api {
     /// Decodes, authorizes and runs a batch. A large one is decoded, and its response encoded, on another thread, where a batch with
     /// touches also runs.
-    pub(super) fn serve(
-        self,
+    pub(super) fn serve_batch(
+        &self,
         head: Arc<RequestHead>,
         route: BatchRoute,
         body: Vec<u8>,
+        reads: Reads,
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
         if body.len() <= LARGE {
-            return self.run(head, route, body, respond);
+            return self.decode_batch(head, route, body, reads, respond);
         }
-        let large = Arc::clone(&self.large);
-        large.run(move || match check_memory(body.len()) {
-            Ok(()) => self.run(head, route, body, respond),
+        let api = self.clone();
+        self.large.run(move || match check_memory(body.len()) {
+            Ok(()) => api.decode_batch(head, route, body, reads, respond),
             Err(refusal) => respond(Problem::of(refusal).reply(route.response.error_format())),
         });
     }
 
-    fn run(
-        self,
+    fn decode_batch(
+        &self,
         head: Arc<RequestHead>,
         BatchRoute { request, response, query, arrived }: BatchRoute,
         body: Vec<u8>,
+        reads: Reads,
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
-        let Self { engine, auth, value_max, large } = self;
+        let body_len = body.len();
         let decoded = request::decode(&body.into(), request);
-        let decoded = decoded.and_then(|operations| checked(&head, operations, value_max));
+        let decoded = decoded.and_then(|operations| checked(&head, operations, self.value_max));
         let operations = match decoded {
             Ok(operations) => operations,
             Err(problem) => return respond(problem.reply(response.error_format())),
@@ -91,23 +86,41 @@ impl Handler {
             let permission = if operation.verb == Verb::Get { Permission::Read } else { Permission::Write };
             (permission, Scope::Key(&operation.key))
         });
-        if let Err((index, refusal)) = auth.rules().check_all(&head, permissions) {
+        if let Err((index, refusal)) = self.auth.rules().check_all(&head, permissions) {
             let key = operations.get(index).map(|operation| prefix::seen(&head, &operation.key).to_owned());
             return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }
-        let values_max = usize::try_from(body_max(value_max)).unwrap_or(usize::MAX);
-        let touches = operations.iter().any(|operation| operation.touches);
-        let batch = Batch { operations, query, arrived, values_max, origin: Arc::clone(&head) as _ };
-        let encoding = Arc::clone(&large);
+        let values_max = usize::try_from(body_max(self.value_max)).unwrap_or(usize::MAX);
+        let batch = Batch { operations, query, arrived, values_max, reads, origin: Arc::clone(&head) as _ };
+        let Some(shared) = self.engine.store().shared() else {
+            return self.run_batch(head, batch, response, respond);
+        };
+        let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
+        let access = if only_reads { Access::Read } else { Access::Write };
+        let (format, held) = (response.error_format(), (self.budget, body_len));
+        let limited = Limited::new(&self.deadlines, shared, access, format, held, respond);
+        self.run_batch(head, batch, response, move |reply| limited.respond(reply));
+    }
+
+    fn run_batch(
+        &self,
+        head: Arc<RequestHead>,
+        batch: Batch,
+        response: Format,
+        respond: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let encoding = Arc::clone(&self.large);
+        let touches = batch.operations.iter().any(|operation| operation.touches);
         let finish = move |outcome: BatchOutcome| match seen(&head, outcome) {
             Ok(done) if values_len(&done) > LARGE => encoding.run(move || respond(response::streamed(done, response))),
             Ok(done) => respond(response::whole(&done, response)),
             Err(failure) => respond(refused(failure, response)),
         };
         if touches {
-            large.run(move || engine.run_batch(batch, finish));
+            let engine = Arc::clone(&self.engine);
+            self.large.run(move || engine.run_batch(batch, finish));
         } else {
-            engine.run_batch(batch, finish);
+            self.engine.run_batch(batch, finish);
         }
     }
 }

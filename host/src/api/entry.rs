@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::problem::{ErrorFormat, Problem};
 use super::range::{Range, Unsatisfiable};
+use super::shared::OUTCOME_UNKNOWN;
 use crate::http::{Body, RequestHead, Response};
 use vkog_engine::{ExtraHeaders, Outcome, PreconditionFailed, is_coding, is_identity, media_type};
 use vkog_store::{DEFAULT_CONTENT_TYPE, owned_content_type};
@@ -148,7 +149,12 @@ pub(super) fn problem(outcome: Outcome) -> Problem {
         return Problem::of(refusal);
     }
     let (status, text) = outcome.failure().unwrap_or((500, "Internal error".into()));
-    Problem::new(status, text)
+    let Outcome::StoreFailed(error) = outcome else { return Problem::new(status, text) };
+    match &*error {
+        error if !error.is_certain() => Problem::new(status, text).with_code(OUTCOME_UNKNOWN),
+        error if error.is_temporary() => Problem::busy(text),
+        _ => Problem::new(status, text),
+    }
 }
 
 /// The problem of a value that is longer than the maximum, in bytes.

@@ -16,9 +16,9 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
 use super::watch;
+use crate::any_store::{AnyStore, Engine, SharedHost};
 use crate::http::{Body, Response, Stream};
 use crate::schema::export::{EntryLine, FORMAT, RemovalLine, Start, Writer};
-use vkog_engine::Engine;
 use vkog_runtime::lower_priority;
 use vkog_store::{LocalStore, Store, Unviewable, Unwatchable, View, Watch};
 
@@ -117,19 +117,29 @@ pub(super) fn begin(
 ) -> Response {
     let Some(running) = exports.begin() else { return busy().reply(format) };
     let store = engine.store();
-    let source = match since {
-        None => store.view().map(Source::View).map_err(|_| busy()),
-        Some(since) => changes(store, since).map_err(|unwatchable| watch::gone(unwatchable, "make a full one")),
+    let source = match (since, store) {
+        (None, _) => store.view().map(Source::View).map_err(|_| busy()),
+        (Some(since), AnyStore::Local(store)) => {
+            changes(store, since).map_err(|unwatchable| watch::gone(unwatchable, "make a full one"))
+        }
+        (Some(_), AnyStore::Shared(shared)) => Err(only_in_files(shared)),
     };
     let source = match source {
         Ok(source) => source,
         Err(problem) => return problem.reply(format),
     };
     let revision = source.revision();
-    let timeline = |revision| format!("{:016x}", store.timeline(revision));
+    let timeline = |revision| match store {
+        AnyStore::Local(store) => format!("{:016x}", store.timeline(revision)),
+        // Whoever restored the state of its engine has begun another one, which this server cannot notice.
+        AnyStore::Shared(_) => "shared".to_owned(),
+    };
     let start = Start {
         format: FORMAT,
-        store: format!("{:016x}", store.id()),
+        store: match store {
+            AnyStore::Local(store) => format!("{:016x}", store.id()),
+            AnyStore::Shared(shared) => shared.url().id(),
+        },
         revision,
         timeline: timeline(revision),
         since,
@@ -145,6 +155,12 @@ pub(super) fn begin(
     let job = Box::new(Job { source, start, prefix, running });
     reply.body = Body::Stream(Box::new(Pieces::Waiting(Some(job))));
     reply
+}
+
+/// The problem of an incremental export of a shared store. After its engine was restored, the same revision can be another state.
+fn only_in_files(shared: &SharedHost) -> Problem {
+    let fact = format!("{} has no incremental exports, because only a store in files has timelines", shared.url());
+    Problem::new(501, format!("{fact}; make a full one, without since"))
 }
 
 fn busy() -> Problem {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::access_log::AccessLog;
 use super::problem::{ErrorFormat, Problem};
 use super::{Api, Authorizer, Ending, Reload, RoutedRequest, health};
+use crate::any_store::Engine;
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::Engine;
 
 /// The parts of the interface that exist before the store is loaded.
 #[derive(Clone)]
@@ -133,6 +133,8 @@ pub enum StartPhase {
     ReadingLog,
     /// The `start` hooks of the plugins run.
     StartingPlugins,
+    /// The entries of a shared store are loaded, or it cannot be reached.
+    LoadingShared,
 }
 
 /// How far the start of a server has got. Any thread may read and set it.
@@ -145,8 +147,8 @@ pub struct StartProgress {
 }
 
 impl StartProgress {
-    /// Sets the phase, and the bytes of its file that are read, of this total. In [`StartPhase::StartingPlugins`], `done` is the
-    /// number of entries in the store.
+    /// Sets the phase, and the bytes of its file that are read, of this total. In [`StartPhase::StartingPlugins`] and
+    /// [`StartPhase::LoadingShared`], `done` is the number of entries in the store.
     pub fn set(&self, phase: StartPhase, done: u64, total: u64) {
         self.phase.store(phase as u8, Relaxed);
         self.done.store(done, Relaxed);
@@ -168,6 +170,9 @@ impl Display for StartProgress {
             phase if phase == StartPhase::LoadingPlugins as u8 => return f.write_str("loading plugins"),
             phase if phase == StartPhase::StartingPlugins as u8 => {
                 return write!(f, "starting plugins, {done} entries loaded");
+            }
+            phase if phase == StartPhase::LoadingShared as u8 => {
+                return write!(f, "loading the shared store, {done} entries so far");
             }
             phase if phase == StartPhase::ReadingLog as u8 => "reading the write-ahead log",
             _ => "reading the snapshot",
@@ -192,6 +197,7 @@ mod tests {
             (StartPhase::ReadingSnapshot, 0, 0, "reading the snapshot"),
             (StartPhase::ReadingSnapshot, 430, 1048, "reading the snapshot, 41 % (430 of 1048 bytes)"),
             (StartPhase::ReadingLog, u64::MAX, u64::MAX, "reading the write-ahead log, 100 % ("),
+            (StartPhase::LoadingShared, 7, 0, "loading the shared store, 7 entries so far"),
             (StartPhase::StartingPlugins, 7, 0, "starting plugins, 7 entries loaded"),
         ] {
             let before = progress.mark();

@@ -12,9 +12,10 @@ use super::json::{json, json_reply};
 use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::{parameters, unknown};
+use crate::any_store::Engine;
 use crate::http::{Budget, Exhausted, RequestHead, Response};
 use crate::schema::{Count, Deletion, DryRun, Key, Page};
-use vkog_engine::{DeletedPage, Engine, ExtraHeaders, Form, Listed, Listing, RequestContext};
+use vkog_engine::{DeletedPage, ExtraHeaders, Form, Listed, Listing, Reads, RequestContext};
 
 /// The maximum and the default number of keys and prefixes of one page.
 const LIMIT_MAX: usize = 1000;
@@ -40,6 +41,11 @@ impl Query {
             Self::Page(listing) | Self::Delete(listing) | Self::DryRun(listing) => &listing.prefix,
             Self::Count { prefix } => prefix,
         }
+    }
+
+    /// Whether it deletes keys.
+    pub(super) fn deletes(&self) -> bool {
+        matches!(self, Self::Delete(_))
     }
 
     /// Puts the key prefix of its request before the prefix and the position.
@@ -148,11 +154,12 @@ pub(super) fn list(
     query: &Query,
     raw_query: String,
     head: Arc<RequestHead>,
+    reads: Reads,
     budget: &'static Budget,
     format: ErrorFormat,
 ) -> Response {
     let seen = |key: String| prefix::seen(&head, &key).to_owned();
-    let context = RequestContext { origin: Arc::clone(&head) as _, query: raw_query };
+    let context = RequestContext { origin: Arc::clone(&head) as _, query: raw_query, reads };
     let answered = match query {
         Query::Count { prefix } => engine.count(prefix, &context).map(|count| json(&Count { count })),
         Query::Page(listing) => engine.list(listing, &context).map(|page| {

@@ -1,5 +1,7 @@
 //! `/metrics`: the metrics of the store, of requests and of plugins.
 
+mod shared;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -15,11 +17,11 @@ use super::access_log::{AccessLog, CLASSES, METHODS};
 use super::buckets::{BOUNDS, Buckets};
 use super::export::{Exports, Outcome};
 use super::exposition::{Exposition, to_prometheus};
+use crate::any_store::{AnyStore, Engine};
 use crate::http::{ConnectionCounts, Response};
 use crate::logging;
-use vkog_engine::Engine;
 use vkog_plugin_host::{Chain, HookStats, Metric};
-use vkog_store::Store as _;
+use vkog_store::{LocalStore, Store as _};
 
 /// Encodes all metrics in one of the formats.
 pub(super) fn text(
@@ -67,7 +69,6 @@ impl Collector for Numbers {
         self.requests(&mut encoder)?;
         self.connections(&mut encoder)?;
         self.exports(&mut encoder)?;
-        self.syncs(&mut encoder)?;
         let help = "Log lines that were dropped, because standard error was not read, full or closed";
         counter(
             encoder.encode_descriptor("vkog_log_lines_dropped", help, None, MetricType::Counter)?,
@@ -88,14 +89,11 @@ impl Numbers {
     fn store(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (entries, size) = self.engine.store().totals();
         let writable = u64::from(self.engine.store().closed().is_none() && self.engine.store().full().is_none());
-        let failing = u64::from(self.engine.store().snapshot_failure().is_some());
         for (name, help, value) in [
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
-            ("vkog_log_bytes", "The length of the log", self.engine.store().log_len()),
             ("vkog_requests_under_way", "Requests in flight", self.log.in_flight()),
             ("vkog_writable", "Whether the store is writable: 0 after a failed write and on a full disk", writable),
-            ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
             ("vkog_watchers", "Active watchers", self.engine.store().watching()),
             (
                 "vkog_watch_history_bytes",
@@ -109,14 +107,10 @@ impl Numbers {
         encoder
             .encode_descriptor("vkog_revision", "The last assigned revision", None, MetricType::Gauge)?
             .encode_gauge(&revision)?;
-        let (written, failed) = self.engine.store().snapshots();
-        for (name, help, value) in [
-            ("vkog_snapshots", "Snapshots that were written", written),
-            ("vkog_snapshots_failed", "Snapshots that failed", failed),
-        ] {
-            counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
+        match self.engine.store() {
+            AnyStore::Local(store) => files(encoder, store),
+            AnyStore::Shared(shared) => shared::encode(encoder, shared),
         }
-        Ok(())
     }
 
     fn plugins(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -206,17 +200,32 @@ impl Numbers {
         let help = "The sum of the lengths of all exports";
         counter(encoder.encode_descriptor("vkog_export_bytes", help, None, MetricType::Counter)?, self.exports.bytes())
     }
+}
 
-    fn syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Time to sync the log to disk";
-        let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        histogram(descriptor, &Buckets::of(self.engine.store().syncs()))?;
-        let mode = self.engine.store().fsync().to_string();
-        encoder
-            .encode_descriptor("vkog_fsync_mode", "The value of --fsync", None, MetricType::Gauge)?
-            .encode_family(&[("mode", mode.as_str())])?
-            .encode_gauge(&1)
+/// Encodes the metrics of a store in files: of its log and of its snapshots.
+fn files(encoder: &mut DescriptorEncoder<'_>, store: &LocalStore) -> fmt::Result {
+    let failing = u64::from(store.snapshot_failure().is_some());
+    for (name, help, value) in [
+        ("vkog_log_bytes", "The length of the log", store.log_len()),
+        ("vkog_snapshot_failing", "Whether the last snapshot failed", failing),
+    ] {
+        encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
     }
+    let (written, failed) = store.snapshots();
+    for (name, help, value) in [
+        ("vkog_snapshots", "Snapshots that were written", written),
+        ("vkog_snapshots_failed", "Snapshots that failed", failed),
+    ] {
+        counter(encoder.encode_descriptor(name, help, None, MetricType::Counter)?, value)?;
+    }
+    let help = "Time to sync the log to disk";
+    let descriptor = encoder.encode_descriptor("vkog_fsync", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    histogram(descriptor, &Buckets::of(store.syncs()))?;
+    let mode = store.fsync().to_string();
+    encoder
+        .encode_descriptor("vkog_fsync_mode", "The value of --fsync", None, MetricType::Gauge)?
+        .encode_family(&[("mode", mode.as_str())])?
+        .encode_gauge(&1)
 }
 
 /// A function that is called with the labels of each hook, how often it was called, and how it behaved.

@@ -7,6 +7,7 @@ mod auth;
 mod batch;
 mod buckets;
 mod cors;
+mod deadlines;
 mod entry;
 mod etag;
 mod export;
@@ -26,6 +27,7 @@ mod problem;
 mod query;
 mod range;
 mod routes;
+mod shared;
 mod tickets;
 mod watch;
 
@@ -33,18 +35,20 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::any_store::Engine;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::{Conditions, Engine, Form, Request, Transforms, check_value};
+use vkog_engine::{Conditions, Form, Request, Transforms, check_value};
 use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, RoutePermission, Verb};
 use vkog_runtime::{ThreadPool, cores};
-use vkog_store::owned_content_type;
+use vkog_store::{Reads, owned_content_type};
 
 use access_log::{AccessLog, RequestSpan};
 pub use auth::Authorizer;
 use auth::{Credential, Rules, Scope};
 use batch::{BatchRoute, Format};
 use cors::Grant;
+use deadlines::Deadlines;
 use export::Exports;
 use exposition::Exposition;
 use front::Base;
@@ -90,6 +94,8 @@ pub struct Parts {
     tickets: Tickets,
     exports: Arc<Exports>,
     routes: Routes,
+    /// Those of requests to a shared store.
+    deadlines: Arc<Deadlines>,
 }
 
 /// Reloads the configuration and the plugins.
@@ -178,6 +184,7 @@ impl Api {
             tickets,
             exports,
             routes,
+            deadlines: Arc::default(),
         }))
     }
 
@@ -407,13 +414,26 @@ impl Service for Api {
 
 impl Api {
     fn serve_routed(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
-        let format = ErrorFormat::of(&head);
         let respond = move |reply| responder.respond(ending.complete(reply));
+        match self.engine.store().shared() {
+            None => self.run(head, route, body, Reads::Linearizable, respond),
+            Some(shared) => self.serve_shared(shared, head, route, body, respond),
+        }
+    }
+
+    fn run(
+        &self,
+        head: Arc<RequestHead>,
+        route: Route,
+        body: Vec<u8>,
+        reads: Reads,
+        respond: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let format = ErrorFormat::of(&head);
         match route {
-            Route::Entry(route) => self.serve_entry(head, route, body, format, respond),
+            Route::Entry(route) => self.serve_entry(head, route, body, reads, format, respond),
             Route::Batch(route) => {
-                let (engine, auth, large) = (Arc::clone(&self.engine), Arc::clone(&self.auth), Arc::clone(&self.large));
-                batch::Handler { engine, auth, value_max: self.value_max, large }.serve(head, route, body, respond);
+                self.serve_batch(head, route, body, reads, respond);
             }
             Route::Keys { listing, query } => {
                 if let Err(problem) = keys::check_no_body(&listing, &body) {
@@ -425,7 +445,7 @@ impl Api {
                 }
                 let budget = self.budget;
                 self.threads.run(move || {
-                    let reply = keys::list(&engine, &listing, query, head, budget, format);
+                    let reply = keys::list(&engine, &listing, query, head, reads, budget, format);
                     // Before the response is sent: a client that reads slowly must not count as a listing in flight.
                     drop(in_flight);
                     respond(reply);
@@ -466,6 +486,7 @@ impl Api {
         head: Arc<RequestHead>,
         EntryRoute { verb, touches, key, query, content_type, conditions, arrived, caching }: EntryRoute,
         value: Vec<u8>,
+        reads: Reads,
         format: ErrorFormat,
         respond: impl FnOnce(Response) + Send + 'static,
     ) {
@@ -491,6 +512,7 @@ impl Api {
             states,
             guarded: GuardOutput::default(),
             form,
+            reads,
             transforms,
         };
         let finish = move |done, added| {

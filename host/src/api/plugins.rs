@@ -10,13 +10,16 @@ use thiserror::Error;
 
 use super::json::json;
 use super::problem::{ErrorFormat, Problem};
+use crate::any_store::Engine;
 use crate::http::Response;
+use crate::members::members;
 use crate::schema::RouteDocument;
-use vkog_engine::Engine;
+use crate::schema::member::Member;
 use vkog_plugin_host::{Chain, HookStats, OnFailure, Plugin, ReloadOutcome, ReloadReport};
 
-/// Lists the loaded plugins in the order of the chain. Blocks while a reload replaces them.
+/// Lists the loaded plugins in the order of the chain, and the servers on a shared store. Blocks while a reload replaces plugins.
 pub(super) fn list(engine: &Engine) -> Response {
+    let hosts = engine.store().shared().map(|shared| members(engine, shared));
     json(&engine.plugins().look(|plugins, chain, order| {
         let port = engine.plugins().context();
         let listed = chain.members().iter().filter_map(|member| {
@@ -25,13 +28,16 @@ pub(super) fn list(engine: &Engine) -> Response {
             let metrics = metrics.map(|(name, metric)| (name, metric.value())).collect();
             Some(Listed::new(plugin, chain, order, metrics))
         });
-        Plugins { plugins: listed.collect() }
+        Plugins { plugins: listed.collect(), hosts }
     }))
 }
 
 #[derive(Serialize)]
 struct Plugins {
     plugins: Vec<Listed>,
+    /// The servers on a shared store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hosts: Option<Vec<Member>>,
 }
 
 #[derive(Serialize)]

@@ -59,6 +59,12 @@ impl Problem {
         problem
     }
 
+    /// Adds the code of the error, for programs.
+    pub(super) fn with_code(mut self, code: &'static str) -> Self {
+        self.document.code = Some(code.into());
+        self
+    }
+
     /// Adds a header field to the response.
     pub(super) fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

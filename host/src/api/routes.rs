@@ -1,6 +1,5 @@
 //! `/x/PLUGIN/…`: the routes of plugins. Each call takes a thread of a pool, and a plugin has a limited number of calls at a time.
 
-mod deadlines;
 mod exchange;
 
 use std::sync::Arc;
@@ -9,13 +8,14 @@ use std::time::Duration;
 use arc_swap::Guard;
 
 use super::auth::{Authorizer, Rules, Scope};
+use super::deadlines::Deadlines;
 use super::prefix::seen_refusal;
 use super::problem::{ErrorFormat, Problem};
+use crate::any_store::Engine;
 use crate::config::Permission;
 use crate::http::{Budget, Method, RequestHead, Response};
-use deadlines::Deadlines;
 use exchange::{Exchange, Respond};
-use vkog_engine::{Engine, media_type};
+use vkog_engine::media_type;
 use vkog_plugin_host::{
     Chain, PathRoutes, ROUTE_CALLS_MAX, Refusal, RouteCall, RouteClient, RoutePermission, RoutePermit, Verb,
 };

@@ -14,9 +14,10 @@ use super::auth::{Authorizer, Credential, Scope};
 use super::prefix;
 use super::problem::{ErrorFormat, Problem};
 use super::query::parameters;
+use crate::any_store::{AnyStore, Engine};
 use crate::config::Permission;
 use crate::http::{Body, RequestHead, Response, Stream};
-use vkog_engine::{Engine, RequestContext, WatchEnd, Watcher, content_coding};
+use vkog_engine::{Reads, RequestContext, WatchEnd, Watcher, content_coding};
 use vkog_plugin_host::Refusal;
 use vkog_store::{Event, Unwatchable};
 
@@ -39,8 +40,19 @@ const ENCODED_MAX: usize = 4 << 20;
 #[derive(Default)]
 pub(super) struct Encoded(Mutex<Cache>);
 
-/// The revision of an event, whether it has the value, and the length of the prefix that its key lacks.
-type EventKey = (u64, bool, usize);
+/// The position of an event among all, and its form.
+type EventKey = ((u64, u32), EventForm);
+
+/// How an event is encoded.
+#[derive(Copy, Clone, PartialEq, Eq, Hash)]
+struct EventForm {
+    /// It has the value.
+    values: bool,
+    /// The length of the prefix that its key lacks, in bytes.
+    hidden: usize,
+    /// It has an id: the client has got all events up to its revision.
+    id: bool,
+}
 
 #[derive(Default)]
 struct Cache {
@@ -51,14 +63,14 @@ struct Cache {
 }
 
 impl Encoded {
-    /// Returns an encoded event, whose key is without the first `hidden` bytes.
-    fn event(&self, event: &Event, values: bool, hidden: usize) -> Bytes {
-        let key = (event.revision(), values, hidden);
+    /// Returns an encoded event.
+    fn event(&self, event: &Event, form: EventForm) -> Bytes {
+        let key = (event.position(), form);
         if let Some(bytes) = self.0.lock().events.get(&key) {
             return bytes.clone();
         }
         let mut encoded = Vec::new();
-        put_event(&mut encoded, event, values, hidden);
+        put_event(&mut encoded, event, form);
         let encoded = Bytes::from(encoded);
         let mut cache = self.0.lock();
         if cache.events.insert(key, encoded.clone()).is_none() {
@@ -83,6 +95,11 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// Returns the revision after which it begins, if it names one.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.since
+    }
+
     /// Returns the prefix of all keys in the events.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
@@ -130,7 +147,7 @@ pub(super) fn stream(
 ) -> Response {
     let format = ErrorFormat::of(&head);
     let Subscription { prefix, since, values, ticket: _ } = subscription;
-    let client = RequestContext { origin: Arc::clone(&head) as _, query };
+    let client = RequestContext { origin: Arc::clone(&head) as _, query, reads: Reads::Local };
     let watcher = match engine.watch(prefix.clone(), since, client) {
         Ok(watcher) => watcher,
         Err(unwatchable) => return gone(unwatchable, LIST_AGAIN).reply(format),
@@ -159,7 +176,7 @@ pub(super) fn stream(
 
 /// The events of a watcher.
 struct Events {
-    watcher: Watcher,
+    watcher: Watcher<AnyStore>,
     values: bool,
     prefix: String,
     auth: Arc<Authorizer>,
@@ -230,8 +247,10 @@ impl Stream for Events {
             };
             match next {
                 Ok(event) => {
-                    let hidden = self.head.key_prefix().len();
-                    self.piece.push(self.encoded.event(&event, self.values, hidden));
+                    // A client that resumes at an id has got all changes of that revision.
+                    let id = self.watcher.revision() >= event.revision();
+                    let form = EventForm { values: self.values, hidden: self.head.key_prefix().len(), id };
+                    self.piece.push(self.encoded.event(&event, form));
                 }
                 Err(ended) => self.end(ended),
             }
@@ -316,24 +335,25 @@ struct Data<'a> {
     value_base64: Option<String>,
 }
 
-fn put_event(into: &mut Vec<u8>, event: &Event, values: bool, hidden: usize) {
+fn put_event(into: &mut Vec<u8>, event: &Event, form: EventForm) {
     let (entry, revision) = (event.entry(), event.revision());
-    let key = entry.key().get(hidden..).unwrap_or_default();
+    let id = form.id.then_some(revision);
+    let key = entry.key().get(form.hidden..).unwrap_or_default();
     let mut data = Data { key, revision, ..Data::default() };
     if event.is_removal() {
         data.reason = event.is_expiry().then_some("expired");
-        return put(into, Some(revision), "delete", &data);
+        return put(into, id, "delete", &data);
     }
     let value = entry.value();
     (data.size, data.content_type) = (Some(value.len()), Some(entry.content_type()));
     data.content_encoding = content_coding(entry);
-    if values && value.len() <= VALUE_MAX {
+    if form.values && value.len() <= VALUE_MAX {
         match str::from_utf8(value) {
             Ok(text) => data.value = Some(text),
             Err(_) => data.value_base64 = Some(STANDARD.encode(value)),
         }
     }
-    put(into, Some(revision), "put", &data);
+    put(into, id, "put", &data);
 }
 
 /// Writes an event. Compact JSON escapes line ends, so that every key fits into one line.

@@ -36,7 +36,9 @@ impl UsageError {
             }
             _ => match source.get(ContextKind::InvalidSubcommand) {
                 Some(ContextValue::String(word)) => unknown(word, current),
-                _ => hyphen_value(&source, current, arguments).unwrap_or_else(|| report(&source)),
+                _ => needs_files(&source, &command, current)
+                    .or_else(|| hyphen_value(&source, current, arguments))
+                    .unwrap_or_else(|| report(&source)),
             },
         };
         // Without a command, the options are those of the server.
@@ -53,6 +55,15 @@ fn unknown(word: &str, parent: &Command) -> String {
         Some(name) => format!("unknown command {word}; a similar command exists: {name}"),
         None => format!("unknown command {word}"),
     }
+}
+
+/// Reports a shared store that is given to a command on files.
+fn needs_files(error: &clap::Error, name: &str, command: &Command) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    let is_shared = error.kind() == ErrorKind::UnknownArgument && word == "--store";
+    (is_shared && ["check", "repair", "restore"].contains(&command.get_name())).then(|| {
+        format!("{name} works on the files of a store, and a shared store has none; use the tools of its engine, such as etcdctl")
+    })
 }
 
 /// Reports an option whose value begins with a hyphen, for which clap advises `--`.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use super::shared::SharedArgs;
 use super::{entries, read, say, to_read, write_way_out};
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -44,22 +45,29 @@ struct TooManyEntries;
 /// # Errors
 ///
 /// The store cannot be read, or the output cannot be written.
-pub fn export(path: &Path, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
+pub fn export(path: &Path, shared: SharedArgs, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
+    if let Some(shared) = shared.open()? {
+        return write_all(&shared.url.to_string(), &shared.entries()?, format, output);
+    }
     let _lock = to_read(path)?;
     let contents = read(path)?;
-    let bar = Bar::new(format!("exporting {}", path.display()));
-    let all = contents.entries();
+    write_all(&path.display().to_string(), &contents.entries(), format, output)
+}
+
+/// Writes the entries of a store with this name.
+fn write_all(name: &str, all: &[Entry], format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
+    let bar = Bar::new(format!("exporting {name}"));
     let Some(output) = output.filter(|output| *output != "-") else {
-        return match write(io::stdout().lock(), &all, format, &bar) {
+        return match write(io::stdout().lock(), all, format, &bar) {
             // The reader has closed standard output.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
             Err(error) => Err(ExportError::Stdout(error).into()),
             Ok(()) => Ok(ExitCode::SUCCESS),
         };
     };
-    write_file(output, &all, format, bar)?;
+    write_file(output, all, format, bar)?;
     let (count, shown) = (entries(all.len() as u64), output.display());
-    say(&format!("{}: exported {count} to {shown}", path.display()));
+    say(&format!("{name}: exported {count} to {shown}"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use super::entry::Line;
+use super::shared::{Imported, Shared, SharedArgs};
 use super::{count, entries, read_way_out, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -103,8 +104,12 @@ struct Input {
 ///
 /// # Errors
 ///
-/// The input has a mistake, the store cannot be read or written, or another process uses it. Then nothing is changed.
-pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
+/// The input has a mistake, the store cannot be read or written, or another process uses it. Then nothing is changed, except in
+/// a shared store, whose entries are written one by one.
+pub fn import(path: &Path, shared: SharedArgs, input: Option<&Path>) -> Result<ExitCode, Failure> {
+    if let Some(shared) = shared.open()? {
+        return import_shared(&shared, input);
+    }
     let lock = Lock::take(path)?;
     let input = Input::open(input)?;
     let name = input.name.clone();
@@ -126,6 +131,17 @@ pub fn import(path: &Path, input: Option<&Path>) -> Result<ExitCode, Failure> {
         entries(added.entries),
         added.revision
     ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Adds all entries to a shared store.
+fn import_shared(shared: &Shared, input: Option<&Path>) -> Result<ExitCode, Failure> {
+    let input = Input::open(input)?;
+    let name = input.name.clone();
+    let import = input.read().map_err(|source| ImportError::Malformed { name, source })?;
+    let Imported { new, written, entries: now, revision } = shared.import(import)?;
+    let (written, now) = (count(written as u64, "entry", "entries"), entries(now));
+    say(&format!("{}: imported {written}, {new} of them new; {now} now, revision {revision}", shared.url));
     Ok(ExitCode::SUCCESS)
 }
 

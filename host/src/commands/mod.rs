@@ -9,6 +9,7 @@ mod new_file;
 pub mod plugins;
 pub mod repair;
 pub mod restore;
+pub mod shared;
 pub mod shell;
 
 use std::io;

@@ -85,6 +85,18 @@ pub enum Conflict {
         /// The limit of the store, in bytes.
         max: u64,
     },
+    /// A shared store beside a file.
+    #[error("--file names another store; give one of them")]
+    TwoStores,
+    /// A shared store without the plugins.
+    #[error("a plugin connects to it; remove --no-plugins")]
+    StoreWithoutPlugins,
+    /// An option of the files of a store, with a shared store.
+    #[error("--store has no log on this machine; remove one of them")]
+    OnlyForFiles,
+    /// An option of a shared store, with a file.
+    #[error("the store is a file on this machine; remove it, or name a shared store with --store")]
+    OnlyForSharedStores,
     /// A memory budget that is smaller than one request body.
     #[error("a request body can have {least} bytes; set at least this size, or lower --max-value")]
     BudgetMin {
@@ -242,6 +254,9 @@ pub enum ValueError {
     /// Neither `always` nor `never` nor a duration.
     #[error("not an interval; write always, never, or a duration such as 100ms or 1s")]
     Fsync,
+    /// Not the URL of a shared store.
+    #[error("not the URL of a store; write SCHEME://ADDRESS such as etcd://10.0.0.1:2379,10.0.0.2:2379/vkog")]
+    StoreUrl,
     /// No duration, or none at all.
     #[error("not a time; write a duration such as 500ms or 30s")]
     Timeout,

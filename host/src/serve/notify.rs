@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::stop::STOP_TIMEOUT;
+use crate::any_store::Engine;
 use crate::http::Probe;
 use crate::sd_notify;
-use vkog_engine::Engine;
+use vkog_store::LocalStore;
 
 /// The interval of the notifications during a start and a stop.
 pub(super) const NOTIFY_INTERVAL: Duration = Duration::from_millis(500);
@@ -30,11 +31,11 @@ impl<T: PartialEq> Progress<T> {
 }
 
 /// A thread that runs at intervals until this is dropped.
-struct Repeated(#[expect(dead_code, reason = "dropping it ends the thread")] Sender<Infallible>);
+pub(super) struct Repeated(#[expect(dead_code, reason = "dropping it ends the thread")] Sender<Infallible>);
 
 impl Repeated {
     /// Calls `each` after every interval.
-    fn start(name: &str, interval: Duration, mut each: impl FnMut() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(name: &str, interval: Duration, mut each: impl FnMut() + Send + 'static) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
@@ -79,7 +80,7 @@ impl StoppingNotice {
         let (began, mut progress) = (Instant::now(), Progress::default());
         let each = move || {
             // The time of requests and plugins is limited. That of the snapshot is not.
-            let written = engine.store().unfinished_snapshot_len();
+            let written = engine.store().local().and_then(LocalStore::unfinished_snapshot_len);
             let is_limited = written.is_none() && began.elapsed() < STOP_TIMEOUT;
             let status = match written {
                 Some(bytes) => format!("stopping: writing the snapshot, {bytes} bytes written"),

@@ -6,10 +6,11 @@ use parking_lot::Mutex;
 
 use super::error::{PluginFolderError, TlsChanged};
 use super::plugins::warn_unknown;
+use crate::any_store::Engine;
 use crate::api::{Authorizer, ReloadError};
 use crate::config::{Config, ConfigError};
 use crate::http::{Certificate, Tls};
-use vkog_engine::Engine;
+use crate::members::announce;
 use vkog_plugin_host::{ReloadOutcome, ReloadReport, Source};
 
 /// The parts of the server that a reload reads and changes.
@@ -50,6 +51,9 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
             }
         }
         self.engine.plugins().look(|plugins, _, _| warn_unknown(&source, plugins));
+        if let Some(shared) = self.engine.store().shared() {
+            announce(&self.engine, shared);
+        }
         Ok(taken)
     }
 

@@ -8,13 +8,14 @@ use parking_lot::Mutex;
 use super::error::StartError;
 use super::plugins;
 use super::reload::Reloader;
+use super::shared;
+use crate::any_store::Engine;
 use crate::api::{Authorizer, Front, Reload, StartPhase, StartProgress};
 use crate::config::{Config, ConfigError, Http, Listen};
 use crate::failure::Failure;
 use crate::http::{Certificate, HttpServer, Tls};
 use crate::listen::{Endpoint, SocketFile, listen_at_all};
 use crate::progress::Bar;
-use vkog_engine::Engine;
 use vkog_plugin_host::{HostContext, Registry, system_clock};
 use vkog_store::{LoadPhase, LocalDisk, LocalStore, Lock, Options, Store as _, StoreError};
 
@@ -30,6 +31,13 @@ pub(super) struct Site {
     pub(super) addresses: Vec<String>,
     /// Remove the files of Unix sockets when they are dropped.
     pub(super) socket_files: Vec<SocketFile>,
+}
+
+/// From where a server can be reached.
+pub(super) struct Reach {
+    /// Only this machine reaches the server.
+    pub(super) is_local: bool,
+    pub(super) addresses: Vec<String>,
 }
 
 /// The rest of a server.
@@ -48,6 +56,7 @@ pub(super) fn listen(config: Config, progress: Arc<StartProgress>) -> Result<Sit
     let tls = tls.map(|certificate| Arc::new(Tls::new(certificate)));
     for listen in &config.listen {
         if let Listen::Unix(path) = listen
+            && config.shared.is_none()
             && vkog_store::has_file(&config.file, path)
         {
             return Err(StartError::SocketInStore { path: path.clone(), file: config.file }.into());
@@ -92,9 +101,10 @@ pub(super) fn load(
     front: &Front,
     auth: Arc<Authorizer>,
     tls: Option<Arc<Tls>>,
-    is_local: bool,
+    reach: Reach,
     progress: &StartProgress,
 ) -> Result<Loaded, Failure> {
+    let Reach { is_local, addresses } = reach;
     let source = config.served_plugins();
     if source.folder.is_none() && !config.no_plugins {
         tracing::warn!(
@@ -103,14 +113,23 @@ pub(super) fn load(
         );
     }
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
-    let plugins = Registry::new(plugins::load(&source, &port)?, source.order, port);
-    let store = open_store(&config.file, config.store, progress)?;
+    let plugins = Registry::new(plugins::load(&source, &port)?, source.order.clone(), port);
+    let timeout = config.shared.as_ref().map(|shared| shared.timeout);
+    let store = match config.shared {
+        None => open_store(&config.file, config.store, progress)?.into(),
+        Some(shared) => shared::open(shared, config.store.history_max, &source, &plugins, addresses, progress)?,
+    };
     progress.set(StartPhase::StartingPlugins, store.totals().0, 0);
     let engine = Engine::new(store, plugins)?;
+    if let Some(timeout) = timeout {
+        engine.limit_plugin_requests(timeout);
+    }
     let configured = Mutex::new(configured);
     let reloader = Reloader { engine: Arc::clone(&engine), auth, tls, is_local, configured };
     let reload: Arc<Reload> = Arc::new(move || reloader.reload());
-    engine.store().keep_files();
+    if let Some(store) = engine.store().local() {
+        store.keep_files();
+    }
     front.open(Arc::clone(&engine), config.max_value, Arc::clone(&reload));
     Ok(Loaded { engine, reload })
 }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::any_store::Engine;
 use crate::failure::{Failure, Status};
 use crate::http::HttpServer;
 use crate::{logging, sd_notify, signals};
-use vkog_engine::Engine;
 use vkog_runtime::run_with_timeout;
 
 /// The timeout of requests in flight, from the signal.
@@ -46,7 +46,11 @@ pub(super) fn close(engine: &Arc<Engine>, started: Instant) -> Result<(), Failur
         Some(Ok(())) => leave(Ok(())),
         Some(Err(error)) => leave(Err(error.into())),
         None => {
-            tracing::warn!("no snapshot was written, because a plugin may hold entries locked; the log has all writes");
+            if engine.store().local().is_some() {
+                tracing::warn!(
+                    "no snapshot was written, because a plugin may hold entries locked; the log has all writes"
+                );
+            }
             leave(Ok(()))
         }
     }

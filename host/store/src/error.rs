@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -148,17 +149,67 @@ pub enum StoreError {
         /// The path.
         path: PathBuf,
     },
+    /// A shared store has no connection to its backend, or has not loaded its entries yet. Nothing was written.
+    #[error("the shared store cannot be reached: {reason}; try again when the connection is back")]
+    Disconnected {
+        /// What the backend says.
+        reason: String,
+    },
+    /// A local read of a shared store would be too old. Nothing was read.
+    #[error(
+        "the entries of this host may be {lag:?} old, and local reads allow {lag_max:?}; read without `local`, or try again"
+    )]
+    Stale {
+        /// The time since the last sign of life of the backend.
+        lag: Duration,
+        /// The maximum that was configured.
+        lag_max: Duration,
+    },
+    /// Other hosts changed the entries of a write whenever it was decided. It had no effect.
+    #[error("other hosts changed the same entries {attempts} times while this was decided; try again")]
+    ConflictsTooOften {
+        /// How often it was decided.
+        attempts: u32,
+    },
+    /// The engine behind a shared store refuses a write for good. It had no effect.
+    #[error("{message}")]
+    Refused {
+        /// The status of the response.
+        status: u16,
+        /// The reason and the way out.
+        message: String,
+    },
+    /// A shared store could not commit a write, which had no effect.
+    #[error("the write was not committed: {reason}; try again")]
+    Dropped {
+        /// What the backend says.
+        reason: String,
+    },
+    /// It cannot be found out whether a write to a shared store took effect.
+    #[error("whether the write took effect is unknown: {reason}; read the entry")]
+    Unresolved {
+        /// What the backend says.
+        reason: String,
+    },
 }
 
 impl StoreError {
-    /// Whether the write would succeed with more space on the disk.
+    /// Whether the write would succeed with more space: on the disk, or in the engine behind a shared store.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Reserved { .. })
+        matches!(self, Self::Full { .. } | Self::Reserved { .. } | Self::Refused { status: 507, .. })
+    }
+
+    /// Whether the same operation may succeed soon, without any action: a shared store is busy or cannot be reached now.
+    pub fn is_temporary(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected { .. } | Self::Stale { .. } | Self::ConflictsTooOften { .. } | Self::Dropped { .. }
+        )
     }
 
     /// Whether the write is certainly not in the store, also after a restart.
     pub fn is_certain(&self) -> bool {
-        !matches!(self, Self::Unknown { .. })
+        !matches!(self, Self::Unknown { .. } | Self::Unresolved { .. })
     }
 }
 

@@ -9,6 +9,8 @@ pub struct Event {
     pub(super) entry: Entry,
     pub(super) revision: u64,
     pub(super) expired: bool,
+    /// The number of changes with this revision before it.
+    pub(super) place: u32,
 }
 
 impl Event {
@@ -26,6 +28,12 @@ impl Event {
     /// The revision of the change.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// The position of the change among all: its revision, and the number of changes with the same revision before it. A shared
+    /// store has one revision for all changes of a step.
+    pub fn position(&self) -> (u64, u32) {
+        (self.revision, self.place)
     }
 
     /// Whether the entry was removed.

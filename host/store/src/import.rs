@@ -55,6 +55,11 @@ impl Import {
         self.entries.is_empty()
     }
 
+    /// Returns the entries, without revisions. Where two have the same key, the later one counts.
+    pub fn into_entries(self) -> Vec<Entry> {
+        self.entries
+    }
+
     /// Writes the entries to a store that no server has open, each with a new revision, as a snapshot of all entries: a crash
     /// leaves the store as it was, or with all of them.
     ///

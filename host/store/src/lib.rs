@@ -1,8 +1,9 @@
 //! The store of VKOG: a map in memory and the files that make it durable. It knows neither HTTP nor plugins.
 //!
 //! [`Store`] is the interface. [`LocalStore`] implements it with a write-ahead log (FILE.log) and snapshots (FILE),
-//! [`MemoryStore`] without files.
+//! [`MemoryStore`] without files, and [`SharedStore`] with a [`Backend`] that several hosts share.
 
+mod backend;
 mod change_feed;
 mod checkpoint;
 mod commit;
@@ -31,6 +32,7 @@ mod repair;
 mod restore;
 mod schedule;
 mod shared;
+mod shared_store;
 mod snapshot;
 mod space;
 mod store;
@@ -40,6 +42,9 @@ mod view;
 mod wal;
 mod writer;
 
+pub use backend::{
+    Backend, BackendChange, BackendMember, BackendStatus, BackendWrite, CommitOutcome, Condition, Feed, Loaded,
+};
 pub use change_feed::{Unwatchable, Watch};
 pub use commit::{Fsync, ReadTicket};
 pub use damage::{Damage, Defect, Mismatch};
@@ -58,8 +63,9 @@ pub use paths::has_file;
 pub use recover::{LoadPhase, LoadProgress, LostLog};
 pub use repair::{Lost, Moved, Origin, Repair, Repaired, Salvaged, is_repairable, repair};
 pub use restore::{Restore, Restored};
+pub use shared_store::{SharedOptions, SharedStore};
 pub use snapshot::Progress;
-pub use store::{RolledBack, Store};
+pub use store::{Reads, RolledBack, Store};
 pub use update::{Change, Changes, Decide, Decision, Update};
 pub use view::{Unviewable, View};
 pub use wal::VALUE_MAX;

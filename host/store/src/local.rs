@@ -21,9 +21,9 @@ use crate::range;
 use crate::recover::{self, LoadProgress, Recovered};
 use crate::shared::Shared;
 use crate::space::SpaceBudget;
-use crate::store::{RolledBack, Store};
+use crate::store::{Reads, RolledBack, Store};
 use crate::timeline::{Timeline, Timelines};
-use crate::update::{Changes, Decide, Run, Update, assign};
+use crate::update::{Change, Changes, Decide, Run, Update, assign};
 use crate::view::{Unviewable, View};
 use vkog_runtime::Histogram;
 use vkog_runtime::Mailbox;
@@ -198,7 +198,7 @@ impl LocalStore {
     ///
     /// Another view is being read.
     pub fn view(&self) -> Result<View, Unviewable> {
-        View::new(&self.shared)
+        View::of_durable(&self.shared)
     }
 
     /// The random number that the files of this store share, as copies of them do.
@@ -284,6 +284,16 @@ impl Store for LocalStore {
 
     fn when_durable(&self, ticket: ReadTicket, then: impl FnOnce(Result<(), RolledBack>) + Send + 'static) {
         self.shared.commit.when_durable(ticket, then);
+    }
+
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
+        then(Ok(()));
     }
 
     fn update_all<D: Decide>(
@@ -384,6 +394,8 @@ impl Store for LocalStore {
     fn end_watches(&self) {
         self.shared.feed.end();
     }
+
+    fn observe(&self, _: impl Fn(&Change, &str) + Send + Sync + 'static) {}
 }
 
 impl Drop for LocalStore {

@@ -45,6 +45,12 @@ pub(super) struct Hashed<'a> {
     hash: u64,
 }
 
+impl Hashed<'_> {
+    pub(super) fn hash(self) -> u64 {
+        self.hash
+    }
+}
+
 /// The shards of some keys, locked.
 pub(super) struct Locked<G> {
     shards: SmallVec<[G; 1]>,

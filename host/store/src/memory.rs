@@ -3,8 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
+use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
 use crate::change_feed::{ChangeFeed, Unwatchable, Watch};
@@ -13,8 +14,8 @@ use crate::error::StoreError;
 use crate::map::Map;
 use crate::random::random;
 use crate::range;
-use crate::store::{RolledBack, Store};
-use crate::update::{Changes, Decide, Run, Update, assign, writes};
+use crate::store::{Reads, RolledBack, Store};
+use crate::update::{Change, Changes, Decide, Decision, Run, Update, assign, writes};
 
 /// Entries in memory. A clone is the same store. It starts no thread, except to wake watchers that wait on a thread without a
 /// mailbox.
@@ -28,7 +29,13 @@ struct Inner {
     last_assigned: Mutex<u64>,
     /// The number of updates that are still to be rolled back.
     failures: AtomicU64,
+    /// Whether this host leads.
+    leads: AtomicBool,
+    observer: Mutex<Option<Observer>>,
 }
+
+/// A function that gets the changes of other hosts.
+type Observer = Arc<dyn Fn(&Change, &str) + Send + Sync>;
 
 impl Default for MemoryStore {
     /// A store whose first revision is 1, with a change feed of 64 MiB.
@@ -46,6 +53,8 @@ impl MemoryStore {
             feed: Arc::new(ChangeFeed::new(0, before, feed_max)),
             last_assigned: Mutex::new(before),
             failures: AtomicU64::new(0),
+            leads: AtomicBool::new(true),
+            observer: Mutex::default(),
         }))
     }
 
@@ -53,6 +62,33 @@ impl MemoryStore {
     /// anyone sees them. `count` is the number of these updates.
     pub fn fail_updates(&self, count: u64) {
         self.0.failures.store(count, SeqCst);
+    }
+
+    /// Sets whether this host leads, as if it shared the store with others.
+    pub fn set_leads(&self, leads: bool) {
+        self.0.leads.store(leads, SeqCst);
+    }
+
+    /// Changes an entry as another host does that shares the store, and reports it to the [observer](Store::observe): writes a new
+    /// entry under the key, or removes the current one. Returns the revision; none if there was no entry to remove.
+    pub fn change_elsewhere(&self, key: &str, entry: Option<Entry>, expired: bool) -> Option<u64> {
+        let (send, done) = bounded(1);
+        let mut decision = Some(match entry {
+            Some(entry) => Decision::Write(entry),
+            None if expired => Decision::Expire,
+            None => Decision::Remove,
+        });
+        let decide = move |_: &[Change], current: Option<&Entry>| match decision.take() {
+            Some(Decision::Expire | Decision::Remove) if current.is_none() => Decision::Reject(()),
+            decision => decision.unwrap_or(Decision::Reject(())),
+        };
+        self.update(key, decide, move |update| _ = send.send(update));
+        let Ok(Update::Committed(change)) = done.recv() else { return None };
+        let observer = self.0.observer.lock().clone();
+        if let Some(observer) = observer {
+            observer(&change, key);
+        }
+        Some(change.revision)
     }
 }
 
@@ -92,13 +128,23 @@ impl Store for MemoryStore {
         then(Ok(()));
     }
 
+    #[inline]
+    fn is_current(&self, _: Reads) -> bool {
+        true
+    }
+
+    #[inline]
+    fn when_current(&self, _: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
+        then(Ok(()));
+    }
+
     fn update_all<D: Decide>(
         &self,
         keys: &[&str],
         mut decide: D,
         finish: impl FnOnce(Update<D::Rejection, Changes>) + Send + 'static,
     ) {
-        let Inner { map, feed, last_assigned, failures } = &*self.0;
+        let Inner { map, feed, last_assigned, failures, .. } = &*self.0;
         let mut run = Run::new(map, keys, &mut decide);
         if run.rejection.is_some() {
             if let (Some(reason), _) = run.unlock() {
@@ -146,5 +192,13 @@ impl Store for MemoryStore {
 
     fn end_watches(&self) {
         self.0.feed.end();
+    }
+
+    fn leads(&self) -> bool {
+        self.0.leads.load(SeqCst)
+    }
+
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static) {
+        *self.0.observer.lock() = Some(Arc::new(observer));
     }
 }

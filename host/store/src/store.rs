@@ -1,19 +1,31 @@
 //! The interface between the request pipeline and a store of any kind.
 //!
 //! Three kinds of store fit it. [`LocalStore`](crate::LocalStore) decides under the locks of its shards and commits to its own
-//! write-ahead log. [`MemoryStore`](crate::MemoryStore) does the same without a log. A store that several servers share decides
-//! on the copy that it has, commits by compare-and-swap on another machine, and decides again where another server was faster.
+//! write-ahead log. [`MemoryStore`](crate::MemoryStore) does the same without a log. [`SharedStore`](crate::SharedStore), which
+//! several hosts have in common, decides on the copy that it has, commits by compare-and-swap on another machine, and decides again
+//! where another host was faster.
 
 use std::sync::Arc;
 
 use crate::change_feed::{Unwatchable, Watch};
 use crate::entry::Entry;
 use crate::error::StoreError;
-use crate::update::{Changes, Decide, Update};
+use crate::update::{Change, Changes, Decide, Update};
 
 /// The entry that was read no longer exists: its change was rolled back.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack;
+
+/// How current a read is.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// It sees every write that any host has acknowledged before the read began.
+    #[default]
+    Linearizable,
+    /// It sees the entries that this host has, which are at most as old as the store allows, and every write that this host has
+    /// acknowledged.
+    Local,
+}
 
 /// Entries under their keys, each change of which has a revision.
 ///
@@ -35,6 +47,11 @@ pub trait Store: Send + Sync + 'static {
     /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
     fn full(&self) -> Option<Arc<StoreError>>;
 
+    /// Whether this host does what only one of the hosts on a store may do, such as removing expired entries.
+    fn leads(&self) -> bool {
+        true
+    }
+
     /// Reads an entry under the lock of its shard. `look` must not call the store.
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
 
@@ -48,8 +65,18 @@ pub trait Store: Send + Sync + 'static {
     /// this thread or on another one.
     fn when_durable(&self, ticket: Self::Ticket, then: impl FnOnce(Result<(), RolledBack>) + Send + 'static);
 
+    /// Whether a read that begins now is as current as it has to be. If not, [`when_current`](Self::when_current) says when.
+    fn is_current(&self, reads: Reads) -> bool;
+
+    /// Calls a function when a read that begins then is as current as it has to be: at once on this thread, or later on the
+    /// mailbox of this thread or on another one. *First this, then the read*: so no read has to be repeated.
+    ///
+    /// The function gets an error if that cannot be found out, and must not read then. Only a shared store, whose entries other
+    /// hosts change, calls it later or with an error.
+    fn when_current(&self, reads: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static);
+
     /// Updates several entries in one step: all of it becomes durable, or nothing. The revisions of the changes follow each
-    /// other. See [`Decide`] for how it is decided.
+    /// other; in a shared store, all changes of a step have one revision. See [`Decide`] for how it is decided.
     ///
     /// `finish` is called once, when the outcome is certain: on this thread without any lock, or later on the mailbox of this
     /// thread or on another one.
@@ -96,4 +123,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends all watches, and those that are opened from now on.
     fn end_watches(&self);
+
+    /// Sets the function that gets every change that another host has made, with its key: in the order of the revisions, on one
+    /// thread at a time, without a lock, and after the change is in the map. It must not block. Call this
+    /// once. A store without other hosts never calls it.
+    fn observe(&self, observer: impl Fn(&Change, &str) + Send + Sync + 'static);
 }

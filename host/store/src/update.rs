@@ -118,6 +118,14 @@ impl Change {
     pub fn is_read(&self) -> bool {
         self.revision == 0
     }
+
+    /// Assigns a change, and the entry that it writes, their revision.
+    pub(crate) fn assign(&mut self, revision: u64) {
+        self.revision = revision;
+        if let Some(entry) = &self.after {
+            entry.set_revision(revision);
+        }
+    }
 }
 
 /// The changes of one update, in the order in which its keys were named.
@@ -149,6 +157,16 @@ pub(crate) struct Run<'a, R> {
 impl<'a, R> Run<'a, R> {
     /// Locks the shards of the keys and decides on each entry.
     pub(crate) fn new<D: Decide<Rejection = R>>(map: &'a Map, keys: &'a [&'a str], decide: &mut D) -> Self {
+        Self::again(map, keys, decide, &[])
+    }
+
+    /// Locks the shards of the keys, takes back what an earlier run has decided, and decides on each entry.
+    pub(crate) fn again<D: Decide<Rejection = R>>(
+        map: &'a Map,
+        keys: &'a [&'a str],
+        decide: &mut D,
+        dropped: &[Change],
+    ) -> Self {
         let hashed: SmallVec<[Hashed<'_>; 1]> = keys.iter().map(|key| map.hash(key.as_bytes())).collect();
         let mut run = Self {
             locked: map.lock_all(&hashed, Map::write),
@@ -160,6 +178,9 @@ impl<'a, R> Run<'a, R> {
             rejection: None,
             is_withdrawn: false,
         };
+        if !dropped.is_empty() {
+            decide.undo(dropped);
+        }
         for (index, key) in keys.iter().enumerate() {
             let current = match run.locked.earlier(index) {
                 Some(earlier) => run.changes[earlier].after.as_ref(),
@@ -221,9 +242,7 @@ impl<'a, R> Run<'a, R> {
 /// Assigns the changes their revisions, which follow this one.
 pub(crate) fn assign(changes: &mut Changes, last_assigned: u64) {
     for change in changes.iter_mut().filter(|change| !change.is_read()) {
-        change.revision += last_assigned;
-        if let Some(entry) = &change.after {
-            entry.set_revision(change.revision);
-        }
+        let revision = change.revision + last_assigned;
+        change.assign(revision);
     }
 }

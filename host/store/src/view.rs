@@ -1,6 +1,7 @@
 //! Views: all entries as they are at one revision, read shard by shard while other threads write.
 //!
-//! A view begins with a revision, under the lock of the queue, so that every later change has a higher one. From then on a
+//! A view begins with a revision, under the lock in which changes get theirs (the queue; in a shared store, the lock in which they
+//! are applied), so that every later change has a higher one. From then on a
 //! writer that replaces or removes an entry of the view retains the old entry with its shard, until the view has read that shard.
 //! No writer waits: a reader that is too slow loses its view once the retained entries exceed their limit.
 
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::commit::ReadTicket;
 use crate::entry::Entry;
-use crate::map::{SHARDS, Shard};
+use crate::map::{Map, SHARDS, Shard};
 use crate::shared::Shared;
 use crate::store::RolledBack;
 
@@ -63,6 +64,11 @@ impl Default for ViewState {
 }
 
 impl ViewState {
+    /// Lets a view begin at a revision. The caller holds a lock without which no change gets a later one.
+    pub(crate) fn begin_at(&self, revision: u64) {
+        self.revision.store(revision, Ordering::Release);
+    }
+
     /// Retains an entry for the view, if it belongs to it. The change with this revision has replaced or removed the entry, whose
     /// shard the caller has locked for writing.
     #[inline]
@@ -91,13 +97,30 @@ impl ViewState {
     }
 }
 
+/// Distinguishes an entry from all others. In a shared store, entries of several keys have the same revision.
+fn id(entry: &Entry) -> (u64, &[u8]) {
+    (entry.revision(), entry.key_bytes())
+}
+
 fn cost(entry: &Entry) -> u64 {
     entry.len() as u64 + OVERHEAD
 }
 
+/// A store that has views.
+pub(crate) trait Viewed: Send + Sync {
+    /// The entries.
+    fn map(&self) -> &Map;
+}
+
+impl Viewed for Shared {
+    fn map(&self) -> &Map {
+        &self.map
+    }
+}
+
 /// All entries of a store as they are at one revision. Dropping it frees the entries that were retained for it.
 pub struct View {
-    shared: Arc<Shared>,
+    viewed: Arc<dyn Viewed>,
     revision: u64,
     number: u64,
     /// The next shard to read.
@@ -105,11 +128,13 @@ pub struct View {
 }
 
 impl View {
-    /// Begins a view of the durable state. Blocks until its revision is durable.
-    pub(crate) fn new(shared: &Arc<Shared>) -> Result<Self, Unviewable> {
+    /// Begins a view of the durable state of a local store. Blocks until its revision is durable.
+    pub(crate) fn of_durable(shared: &Arc<Shared>) -> Result<Self, Unviewable> {
         loop {
             let rollback_epoch = shared.commit.rollback_epoch();
-            let view = Self::begin(shared)?;
+            let view = Self::new(Arc::<Shared>::clone(shared), shared.options.history_max, |state| {
+                shared.commit.cut(|last_assigned| state.begin_at(last_assigned))
+            })?;
             let ticket = ReadTicket { revision: view.revision, rollback_epoch };
             // Changes up to the revision that are durable cannot be rolled back any more.
             if !matches!(shared.outcome(ticket), Ok(Err(RolledBack))) {
@@ -118,16 +143,22 @@ impl View {
         }
     }
 
-    fn begin(shared: &Arc<Shared>) -> Result<Self, Unviewable> {
-        let state = &shared.map.view;
+    /// Begins a view for which up to `retained_max` bytes are retained. `begin` calls [`ViewState::begin_at`], and returns that
+    /// revision.
+    pub(crate) fn new(
+        viewed: Arc<dyn Viewed>,
+        retained_max: u64,
+        begin: impl FnOnce(&ViewState) -> u64,
+    ) -> Result<Self, Unviewable> {
+        let state = &viewed.map().view;
         if state.taken.swap(true, Ordering::Acquire) {
             return Err(Unviewable::Busy);
         }
         let number = state.number.fetch_add(1, Ordering::AcqRel) + 1;
         state.retained_bytes.store(0, Ordering::Relaxed);
-        state.retained_max.store(shared.options.history_max, Ordering::Relaxed);
-        let revision = shared.commit.cut(|last_assigned| state.revision.store(last_assigned, Ordering::Release));
-        Ok(Self { shared: Arc::clone(shared), revision, number, next: 0 })
+        state.retained_max.store(retained_max, Ordering::Relaxed);
+        let revision = begin(state);
+        Ok(Self { viewed, revision, number, next: 0 })
     }
 
     /// The revision: the view has all changes up to it, and no later one.
@@ -144,9 +175,10 @@ impl View {
         if self.next == SHARDS {
             return Ok(None);
         }
-        let state = &self.shared.map.view;
+        let map = self.viewed.map();
+        let state = &map.view;
         // No writer changes the shard meanwhile.
-        let shard = self.shared.map.read(self.next);
+        let shard = map.read(self.next);
         let mut retained = shard.retained().lock();
         if state.revision.load(Ordering::Acquire) != self.revision {
             return Err(Unviewable::Lost(state.retained_max.load(Ordering::Relaxed)));
@@ -162,8 +194,8 @@ impl View {
         if !replaced.is_empty() {
             entries.extend(replaced);
             // A rollback puts a replaced entry back into the map.
-            entries.sort_unstable_by_key(Entry::revision);
-            entries.dedup_by_key(|entry| entry.revision());
+            entries.sort_unstable_by(|one, other| id(one).cmp(&id(other)));
+            entries.dedup_by(|one, other| id(one) == id(other));
         }
         Ok(Some(entries))
     }
@@ -171,11 +203,12 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        let state = &self.shared.map.view;
+        let map = self.viewed.map();
+        let state = &map.view;
         state.revision.store(NONE, Ordering::Release);
         // A writer that has not noticed yet has its shard locked, so nothing is retained there after this.
         for shard in 0..SHARDS {
-            let shard = self.shared.map.read(shard);
+            let shard = map.read(shard);
             let replaced = std::mem::take(&mut shard.retained().lock().entries);
             drop(shard);
             drop(replaced);

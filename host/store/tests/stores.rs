@@ -1,21 +1,89 @@
 //! Every store behaves the same: one table of cases runs over the local store, which commits to a log on a disk, and
-//! over the in-memory store.
+//! over the in-memory store; and over a shared store on a simulated backend, except the cases in which a step has one revision
+//! for each change, or is decided once.
 
+#[expect(dead_code, reason = "here the backend only passes on what it gets")]
+#[path = "simulated_backend/engine.rs"]
+mod engine;
+#[path = "simulated_disk/random.rs"]
+mod random;
+#[expect(dead_code, reason = "nothing is compared with it here")]
+#[path = "simulated_backend/truth.rs"]
+mod truth;
+
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{TryRecvError, bounded};
 use parking_lot::Mutex;
 use vkog_runtime::Mailbox;
 use vkog_store::{
     Change, Changes, Decide, Decision, Entry, Event, Fsync, LocalDisk, LocalStore, MemoryStore, NewEntry, Options,
-    Store, Unwatchable, Update, Watch,
+    SharedOptions, SharedStore, Store, Unwatchable, Update, Watch,
 };
+
+use engine::{Connection, Engine, Link};
+use random::Random;
 
 /// The timeout of every step.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs a case over a shared store.
+macro_rules! shared_cases {
+    ($($name:ident)*) => {
+        mod shared {
+            $(#[test]
+            fn $name() {
+                super::with_shared(|store| super::$name(store));
+            })*
+        }
+    };
+}
+
+shared_cases! {
+    a_write_is_read_back_with_its_revision
+    an_absent_key_reads_as_absent
+    an_update_that_only_reads_gets_no_revision
+    several_entries_are_read_in_one_step
+    a_range_has_its_keys_in_byte_order
+    keys_are_counted_and_iterated_by_prefix
+    a_sample_has_different_entries_and_each_entry_gets_its_turn
+    totals_count_keys_and_values
+    a_watch_of_unknown_revisions_is_refused
+    ended_watches_return_nothing_more
+}
+
+/// Calls a function with a shared store, whose backend passes everything on.
+fn with_shared(run: impl FnOnce(&SharedStore)) {
+    let engine = Arc::<Engine>::default();
+    engine.with(|engine| engine.step = 1);
+    let mut link = None;
+    let opened = SharedStore::open(SharedOptions::default(), |feed| {
+        let link = link.insert(Arc::new(Link::new(&engine, feed)));
+        Ok::<_, Infallible>(Arc::new(Connection(Arc::clone(link))) as _)
+    });
+    let (Ok(store), Some(link)) = (opened, link) else { panic!("it was opened") };
+    link.connect();
+    thread::scope(|scope| {
+        let (stop, stopped) = bounded::<()>(0);
+        scope.spawn(move || {
+            let mut random = Random::new(1);
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                link.execute(&mut random, 0, 0);
+                link.respond(&mut random);
+                link.pass(&mut random);
+                thread::yield_now();
+            }
+        });
+        assert!(store.wait_until_loaded(DEADLINE));
+        // Also if it panics, because its caller drops it.
+        let _stop = stop;
+        run(&store);
+    });
+}
 
 /// Runs a case over each store.
 macro_rules! cases {

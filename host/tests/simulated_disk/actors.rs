@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use vkog_engine::{Batch, BatchOutcome, Conditions, Engine, Form, Operation, Outcome, Request, Transforms};
+use vkog_engine::{Batch, BatchOutcome, Conditions, Engine, Form, Operation, Outcome, Reads, Request, Transforms};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{
     After, AfterDelete, AfterGet, AfterPost, AfterPut, Answer, Ask, Before, BeforeDelete, BeforeGet, BeforePost,
@@ -17,6 +17,7 @@ use vkog_plugin_api::{
     Undo, UndoDelete, UndoGet, UndoPost, UndoPut, Verdict, Write,
 };
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, NoOrigin, OnFailure, Registry, Verb, system_clock};
+use vkog_store::{LocalStore, Store};
 
 use crate::client::{ALWAYS, DEADLINE, open};
 use crate::disk::{Call, Image, SimulatedDisk, without_room};
@@ -333,6 +334,7 @@ pub(crate) fn ask(engine: &Arc<Engine>, verb: Verb, key: &str, value: &str) -> O
         states: Default::default(),
         origin: Arc::new(NoOrigin),
         form: Form::Sent,
+        reads: Reads::Linearizable,
         transforms: Transforms::default(),
         guarded: Default::default(),
     };
@@ -366,6 +368,7 @@ pub(crate) fn ask_all(engine: &Arc<Engine>, operations: &[(Verb, String)], value
         query: String::new(),
         arrived: engine.revision(),
         values_max: usize::MAX,
+        reads: Reads::Linearizable,
         origin: Arc::new(NoOrigin),
     };
     let (tell, told) = bounded(1);
@@ -385,7 +388,7 @@ pub(crate) fn files_of(disk: &SimulatedDisk) -> Image {
 }
 
 /// A store with five scripted plugins.
-pub(crate) fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
+pub(crate) fn stage<S: Store + From<LocalStore>>(disk: &SimulatedDisk) -> Arc<Engine<S>> {
     *DISK.lock() = Some(disk.clone());
     let store = open(disk, ALWAYS).expect("a store");
     let port = Arc::new(HostContext::new(1000, system_clock));
@@ -399,5 +402,5 @@ pub(crate) fn stage(disk: &SimulatedDisk) -> Arc<Engine> {
             print(info);
         }
     }));
-    Engine::new(store, Registry::linked(members, Vec::new(), port)).expect("every plugin starts")
+    Engine::new(store.into(), Registry::linked(members, Vec::new(), port)).expect("every plugin starts")
 }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use serde_json::{Value, json};
+use vkog::any_store::Engine;
 use vkog::api::{Api, Authorizer};
 use vkog::http::{Body, Headers, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::Engine;
 use vkog_plugin_host::Verb;
+use vkog_store::LocalStore;
 
 use crate::actors::{PLACE, PLAY, Play, STAGE, files_of, stage};
 use crate::client::{ALWAYS, DEADLINE, close, contents, open};
@@ -117,8 +118,12 @@ fn reply(script: &Script, response: &Response) -> Result<Reply, String> {
 }
 
 /// The content of the store, by key.
+fn local(engine: &Engine) -> &LocalStore {
+    engine.store().local().expect("it is in files")
+}
+
 fn values(engine: &Engine) -> Values {
-    let held = contents(engine.store()).into_iter().map(|(key, (_, held))| {
+    let held = contents(local(engine)).into_iter().map(|(key, (_, held))| {
         let value = String::from_utf8(held.value).expect("all values are text");
         // The seals at the end of the value are those that the host has recorded.
         let recorded = vkog_plugin_host::Transforms::of(&held.details);
@@ -142,7 +147,7 @@ fn run(
     held: Values,
     reached: &mut Reached,
 ) -> Values {
-    let (before, files, revision) = (contents(engine.store()), files_of(disk), engine.revision());
+    let (before, files, revision) = (contents(local(engine)), files_of(disk), engine.revision());
     let mut model = Model::new(&script, held);
     let expected = model.run();
     *PLAY.lock() = Play::of(script.clone());
@@ -158,7 +163,7 @@ fn run(
     let values = values(engine);
     assert_eq!(values, model.values, "{script:#?}");
     if model.revisions == 0 {
-        assert_eq!(contents(engine.store()), before, "the map after {script:#?}");
+        assert_eq!(contents(local(engine)), before, "the map after {script:#?}");
         assert_eq!(files_of(disk), files, "the files after {script:#?}");
     } else if !model.was_full() {
         assert_eq!(engine.revision(), revision + model.revisions, "{script:#?}");
@@ -173,7 +178,7 @@ fn run(
 fn a_request_that_fails_in_any_hook_leaves_what_the_model_says() {
     let _alone = STAGE.lock();
     let disk = SimulatedDisk::empty();
-    let engine = stage(&disk);
+    let engine: Arc<Engine> = stage(&disk);
     let access = Arc::new(Authorizer::new(vkog::config::Auth { open: true, ..Default::default() }));
     let api = Api::new(Arc::clone(&engine), 1000, access, Arc::new(|| Ok(Vec::new())));
     let mut random = Random::new(19);

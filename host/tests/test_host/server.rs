@@ -7,10 +7,10 @@ use std::sync::mpsc::channel;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use vkog::any_store::Engine;
 use vkog::api::{Api, Authorizer};
 use vkog::config;
 use vkog::http::{Headers, Method, RequestHead, Responder, Response, Service};
-use vkog_engine::Engine;
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{__hooks, Verb};
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, system_clock};
@@ -55,7 +55,7 @@ impl Server {
             &context, Quota "quota", Bookkeeper "bookkeeper", Transform "transform", Veil "veil", Clerk "clerk"
         );
         let registry = Registry::linked(members, Vec::new(), context);
-        let engine = Engine::new(store.expect("a new store opens"), registry).expect("all plugins start");
+        let engine = Engine::new(store.expect("a new store opens").into(), registry).expect("all plugins start");
         let auth = Arc::new(Authorizer::new(config::Auth { open: true, ..config::Auth::default() }));
         let api = Api::new(Arc::clone(&engine), 16 << 20, auth, Arc::new(|| Ok(Vec::new())));
         let mut server = Self { first: 0, api, engine, _folder: folder };

@@ -61,6 +61,7 @@
 //!
 //! | in a server | in a test |
 //! |---|---|
+//! | several hosts may share a store | [`TestHost::apply`] reports a change of another host, [`TestHost::set_leads`] sets whether this one leads |
 //! | entries are in memory and on disk | entries are in memory; [`TestHost::fail_writes`] simulates a failed disk |
 //! | hooks run on many threads; `Plugin::BLOCKS` selects the blocking pool | hooks run on the thread that sends the request; `BLOCKS` has no effect |
 //! | each `tick` has a thread | [`TestHost::advance`] calls `tick` on the thread of the test |
@@ -113,12 +114,13 @@ pub use test_host::TestHost;
 #[macro_export]
 macro_rules! plugin {
     ($plugin:ty, $name:literal $(,)?) => {
-        $crate::Candidate::new($crate::vkog_plugin_api::export::module::<$plugin>(
+        $crate::Candidate::new($crate::vkog_plugin_api::export::module_with_backend::<$plugin>(
             $name,
             "0.0.0",
             true,
             &$crate::vkog_plugin_api::__hooks!($plugin),
             $crate::vkog_plugin_api::__routes!($plugin),
+            $crate::vkog_plugin_api::__backend!($plugin),
         ))
     };
 }

@@ -10,8 +10,8 @@ use crate::log::logged;
 use crate::reply::{BatchReply, Reply};
 use crate::test_host::TestHost;
 use vkog_engine::{
-    Batch, Conditions, Form, Listing, Operation, Outcome, RequestContext, Revisions, Transforms, WatchEnd, Watcher,
-    check_operation, media_type,
+    Batch, Conditions, Form, Listing, Operation, Outcome, Reads, RequestContext, Revisions, Transforms, WatchEnd,
+    Watcher, check_operation, media_type,
 };
 use vkog_plugin_api::abi::Verb;
 use vkog_plugin_host::{CallStates, Cause, Origin, Refusal};
@@ -123,6 +123,7 @@ impl TestHost {
             query: query.to_owned(),
             arrived: self.engine().revision(),
             values_max: usize::MAX,
+            reads: Reads::Linearizable,
             origin,
         };
         let (send, done) = channel();
@@ -229,7 +230,11 @@ impl TestHost {
     }
 
     fn context(&self, method: &'static str) -> RequestContext {
-        RequestContext { origin: self.client(method, CLIENT, Vec::new()), query: String::new() }
+        RequestContext {
+            origin: self.client(method, CLIENT, Vec::new()),
+            query: String::new(),
+            reads: Reads::Linearizable,
+        }
     }
 
     fn client(&self, method: &'static str, address: &str, headers: Vec<(String, String)>) -> Arc<dyn Origin> {
@@ -329,6 +334,7 @@ impl<'a> Request<'a> {
             value: self.value,
             origin,
             form: Form::Sent,
+            reads: Reads::Linearizable,
             transforms: Transforms::default(),
             guarded: Default::default(),
         };

@@ -13,7 +13,7 @@ use crate::setup::{Candidate, Setup, StartError};
 use vkog_engine::Engine;
 use vkog_plugin_api::export;
 use vkog_plugin_host::{HostContext, Member, Registry};
-use vkog_store::{MemoryStore, Store};
+use vkog_store::{Entry, MemoryStore, NewEntry, Store};
 
 /// The timeout for hooks in flight when plugins are stopped or replaced.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -219,6 +219,51 @@ impl TestHost {
     pub fn stored(&self, key: &str) -> Option<Vec<u8>> {
         let (found, _) = self.engine().store().read(key, |entry| entry.map(|entry| entry.value().to_vec()));
         found
+    }
+
+    /// Makes the entry under a key the same as on another test host, as if both were hosts of one store and that one had just
+    /// changed it: calls the `applied` hooks of this host's plugins and no others. If the other host has no such entry, it is
+    /// removed.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use vkog_plugin_testing::{Setup, plugin};
+    /// # struct Sum { bytes: Gauge }
+    /// # impl Plugin for Sum { type Settings = NoSettings; fn create(host: Host, _: NoSettings) -> Result<Self, CreateError> {
+    /// #     Ok(Sum { bytes: host.gauge("bytes", "Bytes.") }) } }
+    /// impl Applied for Sum {
+    ///     fn applied(&self, change: &AppliedChange<'_>) {
+    ///         let size = |entry: Option<Entry<'_>>| entry.map_or(0, |entry| entry.value().len() as i64);
+    ///         self.bytes.add(size(change.entry_after()) - size(change.entry_before()));
+    ///     }
+    /// }
+    ///
+    /// let setup = Setup::new().load_other(plugin!(Sum, "sum"));
+    /// let (one, other) = (setup.clone().start(), setup.start());
+    /// other.put("a", "1234").expect(200);
+    /// one.apply(&other, "a");
+    /// one.get("a").expect(200).is("1234");
+    /// assert_eq!(one.metric("sum", "bytes"), 4);
+    /// ```
+    pub fn apply(&self, other: &TestHost, key: &str) {
+        let (entry, ()) = other.running.store.read(key, |entry| {
+            entry.map(|entry| {
+                let (value, content_type, details) = (entry.value(), entry.content_type(), entry.details().to_vec());
+                Entry::new(key, &NewEntry { value, content_type, details })
+            })
+        });
+        logged(&self.dispatch, || self.running.store.change_elsewhere(key, entry, false));
+    }
+
+    /// Removes an entry as another host of the same store does when it has expired: calls the `applied` hooks of the plugins and
+    /// no others.
+    pub fn apply_expiry(&self, key: &str) {
+        logged(&self.dispatch, || self.running.store.change_elsewhere(key, None, true));
+    }
+
+    /// Sets whether this host leads ([`Host::leads`](vkog_plugin_api::Host::leads)), as it does at first.
+    pub fn set_leads(&self, leads: bool) {
+        self.running.store.set_leads(leads);
     }
 
     /// Changes the settings of a plugin, as a reload of the configuration does: through `settings_changed` if the

@@ -5,6 +5,9 @@
 //! bytes by which it shrinks are released then, because if they were released earlier, another write could take the space
 //! of a value that is rolled back. Details that plugins after this one set, and those of the host, are counted then too.
 //!
+//! Writes of other hosts that share the store are counted when they are applied here. Until then this host does not know of
+//! them, so the limit can be exceeded by what others are writing.
+//!
 //! With `evict`, a refused write records in `evict` what it lacks. The host then calls `make_room`, which removes entries
 //! through the chain, and decides the write again.
 
@@ -186,6 +189,20 @@ impl AfterDelete for Bytes {
         self.ledger.release(size);
         if let Some(evictor) = &self.evictor {
             evictor.freed(size);
+        }
+    }
+}
+
+impl Applied for Bytes {
+    fn applied(&self, change: &AppliedChange<'_>) {
+        let (key, after) = (change.key(), change.entry_after());
+        let size = self.size(key, change.entry_before());
+        // Another host has checked its own count, so this may exceed the limit.
+        self.ledger.settle(size, self.size(key, after));
+        match &self.evictor {
+            Some(evictor) if after.is_some() => evictor.accessed(key),
+            Some(evictor) => evictor.freed(size),
+            None => {}
         }
     }
 }

@@ -382,3 +382,53 @@ fn a_restart_evicts_the_entries_that_were_written_first() {
     put(&host, "d").expect(200);
     assert_eq!(keys(&host), ["a", "b", "d"]);
 }
+
+#[test]
+fn the_count_follows_the_writes_of_other_hosts() {
+    let setup = Setup::new().load::<Bytes>().max_size(100);
+    let [one, other] = [setup.clone().start(), setup.start()];
+    let apply = |key: &str, counts: u64| {
+        one.apply(&other, key);
+        assert_eq!((counted(&one, 100), counted(&other, 100)), (counts, counts));
+    };
+    put(&other, "a").expect(200);
+    apply("a", 10);
+    other.put("a", [b'v'; 29]).expect(200);
+    apply("a", 30);
+    other.put("b", [b'v'; 4]).expect(200);
+    apply("b", 35);
+    put(&other, "a").expect(200);
+    apply("a", 15);
+    other.delete("a").expect(200);
+    apply("a", 5);
+    one.apply_expiry("b");
+    assert_eq!(counted(&one, 100), 0);
+}
+
+#[test]
+fn writes_of_other_hosts_may_exceed_the_limit_and_then_none_fits_here() {
+    let setup = Setup::new().load::<Bytes>().max_size(30);
+    let [one, other] = [setup.clone().start(), setup.start()];
+    ["a", "b"].iter().for_each(|key| _ = put(&one, key).expect(200));
+    ["c", "d"].iter().for_each(|key| _ = put(&other, key).expect(200));
+    ["c", "d"].iter().for_each(|key| one.apply(&other, key));
+    one.put("e", "1").refused(413, r#"Max size exceeded: "e" needs 2 bytes, 0 of 30 are free"#);
+    one.delete("a").expect(200);
+    one.put("e", "1").refused(413, r#"Max size exceeded: "e" needs 2 bytes, 0 of 30 are free"#);
+    one.delete("b").expect(200);
+    put(&one, "e").expect(200);
+}
+
+#[test]
+fn removals_and_writes_of_other_hosts_count_for_evictions() {
+    let setup = host("lru", 30);
+    let [one, other] = [setup.clone().start(), setup.start()];
+    ["a", "b", "c"].iter().for_each(|key| _ = put(&one, key).expect(200));
+    put(&other, "a").expect(200);
+    one.apply(&other, "a");
+    put(&one, "d").expect(200);
+    assert_eq!(keys(&one), ["a", "c", "d"], "a was written on another host");
+    one.apply(&other, "c");
+    put(&one, "e").expect(200);
+    assert_eq!((keys(&one), counted(&one, 30)), (["a", "d", "e"].map(str::to_owned).to_vec(), 30));
+}

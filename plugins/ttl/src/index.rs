@@ -73,6 +73,15 @@ impl Index {
         self.learn(key, revision, Some(expiry));
     }
 
+    /// Records that another host has written or removed the entry of a key. The caller reports the changes of other hosts in
+    /// their order, each before any later change of the key by this host.
+    pub(crate) fn applied(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
+        if expiry.is_some() {
+            self.slots.entry(key.into()).or_default();
+        }
+        self.learn(key, revision, expiry);
+    }
+
     /// Updates a known key with what the store holds. Ignores an unknown key, which may have been removed since it was
     /// read.
     pub(crate) fn learn(&mut self, key: &str, revision: u64, expiry: Option<u64>) {
@@ -223,6 +232,20 @@ mod tests {
         index.postpone(&old, 90);
         assert_eq!(due(&mut index, 20), [("a".to_owned(), 7)]);
         index.gone(&Due { key: "a".into(), revision: 7 });
+        assert!(index.slots.is_empty() && index.due.is_empty());
+    }
+
+    #[test]
+    fn a_late_after_hook_does_not_replace_a_later_change_of_another_host() {
+        let mut index = Index::default();
+        index.begun("a");
+        index.begun("b");
+        index.applied("a", 3, None);
+        index.applied("b", 4, Some(90));
+        index.done("a", 1, Some(20));
+        index.done("b", 2, Some(20));
+        assert_eq!((due(&mut index, 50), due(&mut index, 90)), (vec![], vec![("b".to_owned(), 4)]));
+        index.applied("b", 5, None);
         assert!(index.slots.is_empty() && index.due.is_empty());
     }
 }

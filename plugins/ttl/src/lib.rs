@@ -5,6 +5,9 @@
 //! or removal is judged in its before-hook: an entry that has expired is removed first, so that all plugins find the
 //! key absent. If the entry expires after that and before the write, the other plugins have already seen it, so the
 //! write is refused. When the client repeats it, the key is absent.
+//!
+//! Of several hosts that share the store, the one that leads removes entries when they are due. The others know of them, for
+//! the case that they lead next. Every removal requires the revision that has expired, so that an entry expires once.
 
 #![forbid(unsafe_code)]
 
@@ -227,6 +230,11 @@ impl Ttl {
         let until = after.entry_after().and_then(|entry| expiry(entry.details()));
         let mut index = self.index();
         index.done(after.key(), after.revision(), until);
+        self.show(&index);
+    }
+
+    /// Publishes the number of entries that expire.
+    fn show(&self, index: &Index) {
         self.entries.set(i64::try_from(index.len()).unwrap_or(i64::MAX));
     }
 }
@@ -239,7 +247,7 @@ impl Start for Ttl {
                 index.found(key, entry.revision(), until);
             }
         });
-        self.entries.set(i64::try_from(index.len()).unwrap_or(i64::MAX));
+        self.show(&index);
         Ok(())
     }
 }
@@ -356,6 +364,15 @@ impl AfterDelete for Ttl {
     }
 }
 
+impl Applied for Ttl {
+    fn applied(&self, change: &AppliedChange<'_>) {
+        let until = change.entry_after().and_then(|entry| expiry(entry.details()));
+        let mut index = self.index();
+        index.applied(change.key(), change.revision(), until);
+        self.show(&index);
+    }
+}
+
 impl Ttl {
     /// Removes the first due entries. If another thread is removing them, waits for it. Returns whether an entry was
     /// removed since the call.
@@ -389,6 +406,10 @@ impl Ttl {
 
 impl Tick for Ttl {
     fn tick(&self) -> Duration {
+        // One of the hosts that share the store removes what has expired. Here it is hidden until then.
+        if !self.host.leads() {
+            return LOOK;
+        }
         self.remove_due();
         let next = self.index().next();
         next.map_or(LOOK, |next| Duration::from_millis(next.saturating_sub(self.now())).min(LOOK))

@@ -509,3 +509,61 @@ fn a_read_returns_the_time_of_the_expiry() {
     write(&host, Verb::Post, "a", "1h").expect(200);
     host.get("a").expect(200).has("Vkog-Expires", "2026-01-01T01:00:00.123Z");
 }
+
+/// Returns two hosts of one store, of which the first leads.
+fn two_hosts() -> [TestHost; 2] {
+    let [leader, follower] = [host(), host()];
+    follower.set_leads(false);
+    [leader, follower]
+}
+
+#[test]
+fn an_entry_of_another_host_expires_here_and_is_removed_by_the_leader_only() {
+    let [leader, follower] = two_hosts();
+    write(&leader, Verb::Put, "a", "60").expect(200);
+    follower.apply(&leader, "a");
+    assert_eq!(follower.metric("ttl", "entries"), 1);
+    follower.get("a").expect(200).has("Vkog-TTL", "60");
+    follower.advance(seconds(60));
+    follower.get("a").refused(404, "Not Found");
+    assert!(follower.stored("a").is_some(), "the leader removes it");
+    leader.advance(seconds(60));
+    assert_eq!((leader.stored("a"), leader.metric("ttl", "expired_total")), (None, 1));
+    follower.apply_expiry("a");
+    assert_eq!((follower.metric("ttl", "entries"), follower.metric("ttl", "expired_total")), (0, 0));
+}
+
+#[test]
+fn a_host_that_leads_next_removes_what_has_expired_on_others() {
+    let [leader, follower] = two_hosts();
+    for key in ["a", "b"] {
+        write(&leader, Verb::Put, key, "60").expect(200);
+        follower.apply(&leader, key);
+    }
+    write(&leader, Verb::Put, "b", "none").expect(200);
+    follower.apply(&leader, "b");
+    follower.advance(seconds(100));
+    assert!(follower.stored("a").is_some());
+    follower.set_leads(true);
+    follower.advance(LOOK);
+    assert_eq!((follower.stored("a"), follower.metric("ttl", "expired_total")), (None, 1));
+    follower.get("b").expect(200);
+}
+
+#[test]
+fn a_host_that_does_not_lead_ticks_once_a_second_also_while_entries_are_due() {
+    let [_, follower] = two_hosts();
+    write(&follower, Verb::Put, "a", "1").expect(200);
+    pass(&follower, seconds(5));
+    assert_eq!(follower.tick("ttl"), LOOK);
+}
+
+#[test]
+fn a_write_of_what_has_expired_removes_it_on_any_host() {
+    let [leader, follower] = two_hosts();
+    write(&leader, Verb::Put, "a", "60").expect(200);
+    follower.apply(&leader, "a");
+    pass(&follower, seconds(60));
+    follower.delete("a").refused(404, "Not Found");
+    assert_eq!((follower.stored("a"), follower.metric("ttl", "expired_total")), (None, 1));
+}

@@ -131,7 +131,7 @@ fn a_library_without_a_plugin_is_skipped_unless_the_configuration_names_it() {
 
 #[test]
 fn the_error_for_another_major_version_names_both_versions() {
-    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.5.0"]);
+    refused(&faults().other_major, None, "other-major", &["2.0.0", "1.6.0"]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_plugin_that_requires_an_unknown_hook_is_refused_with_the_name_of_the_hook()
         &faults().new_hook_required,
         None,
         "missing-hook",
-        &["fault-new-hook-required", "the hook sweep of", "1.6.0"],
+        &["fault-new-hook-required", "the hook sweep of", "1.7.0"],
     );
 }
 
@@ -160,7 +160,7 @@ fn a_plugin_of_a_newer_version_loads_if_it_requires_nothing_new() {
     let check =
         setup.run(["plugins".into(), "check".into(), faults().new_hook_optional.as_os_str().to_owned()]).expect(0);
     assert!(check.stdout.ends_with("; this server loads it\n"), "{check}");
-    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.6.0"), "{check}");
+    assert!(check.stdout.contains("before_post") && check.stdout.contains("1.7.0"), "{check}");
     let server = setup.start();
     server.post("k", "small").expect(200);
     server.post("l", [b'x'; 17]).expect(413).has("Vkog-Plugin", "fault-new-hook-optional");
@@ -303,7 +303,7 @@ fn check_json_is_one_document_with_the_same_facts() {
         document["plugins"].clone()
     };
     let mut good = json!({
-        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.5.0",
+        "path": conflict(), "ok": true, "name": "conflict", "version": "0.1.0", "api_version": "1.6.0",
         "stage": "policy", "hooks": ["guard_post", "guard_put", "guard_delete"],
         "required_hooks": ["guard_post", "guard_put", "guard_delete"], "routes": [],
     });
@@ -319,6 +319,8 @@ fn check_json_is_one_document_with_the_same_facts() {
     assert_eq!(told, json!([{ "path": bad, "ok": false, "code": "not-a-library", "message": message }, good]));
     let quiet = check(&[&artefacts().library("fault-panics")], 0);
     assert_eq!(quiet[0]["required_hooks"], json!([]));
+    let backend = check(&[&artefacts().library("memory")], 0);
+    assert_eq!((&backend[0]["hooks"], &backend[0]["scheme"]), (&json!([]), &json!("memory")));
 }
 
 #[test]

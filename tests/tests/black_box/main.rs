@@ -104,6 +104,7 @@ mod hyper {
     mod refusals;
     mod route_attacks;
     mod routes;
+    mod shared_store;
     mod starting;
     mod table;
     mod tickets;
@@ -143,6 +144,7 @@ mod tiny {
     mod refusals;
     mod route_attacks;
     mod routes;
+    mod shared_store;
     mod starting;
     mod table;
     mod tickets;

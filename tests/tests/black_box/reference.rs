@@ -199,14 +199,20 @@ fn each_configuration_key_is_documented_with_its_default_and_variable() {
     }
 }
 
-/// The metrics of a server with the bundled plugins, by the names that samples have, with their types.
+/// The metrics of a server with the bundled plugins, and of one on a shared store, by the names that samples have, with their
+/// types.
 pub(crate) fn metrics() -> BTreeMap<String, String> {
-    let setup = [bytes(), conflict(), ttl()].iter().fold(Setup::new(), Setup::load);
-    let server = setup.config("[plugins.bytes]\nevict = \"lru\"\n").start();
-    server.post("k", "v").expect(200);
-    let text = server.path("GET", "/metrics").send().expect(200).text();
-    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
+    let in_files = [bytes(), conflict(), ttl()].iter().fold(Setup::new(), Setup::load);
+    let in_files = in_files.config("[plugins.bytes]\nevict = \"lru\"\n");
+    let shared = Setup::new().load(artefacts().library("vkog-faults")).shared_store("faults://entries");
+    let of = |setup: Setup| {
+        let server = setup.start();
+        server.post("k", "v").expect(200);
+        let text = server.path("GET", "/metrics").send().expect(200).text();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect::<Vec<_>>()
+    };
+    of(in_files).into_iter().chain(of(shared)).collect()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{Batch, BatchFailure, BatchOutcome, Operation};
 use crate::touch::{ATTEMPTS_MAX, CHANGED, CODING, TYPE, describes_a_value};
 use crate::{Conditions, Engine, Outcome, PreconditionFailed, Revisions, check_memory, content_coding, host_refusal};
 use vkog_plugin_host::{CallStates, GuardOutput, Transforms, Verb};
-use vkog_store::{Entry, Store, owned_content_type};
+use vkog_store::{Entry, Reads, Store, owned_content_type};
 
 /// Runs a batch that touches entries. Copies their values, so do not call it on an event loop.
 pub(crate) fn run<S: Store>(
@@ -87,7 +87,9 @@ impl Batch {
     fn with(&self, operations: Vec<Operation>) -> Self {
         let Self { query, arrived, values_max, origin, .. } = self;
         let (query, origin) = (query.clone(), Arc::clone(origin));
-        Self { operations, query, arrived: *arrived, values_max: *values_max, origin }
+        // The get of a touch decides about a write.
+        let reads = Reads::Linearizable;
+        Self { operations, query, arrived: *arrived, values_max: *values_max, reads, origin }
     }
 
     /// Returns the index of the first touch of an entry that an earlier operation writes. The value to write again would not be

@@ -109,7 +109,7 @@ impl<S: Store> Engine<S> {
             match self.attempt_update(&chain, request, value_of) {
                 Ok(Attempt::Conflict) => {}
                 Ok(Attempt::Ended(None)) => return,
-                Ok(Attempt::Ended(outcome)) => return respond_with(outcome, respond),
+                Ok(Attempt::Ended(Some(outcome))) => return respond_with(outcome, respond),
                 Err(refusal) => return respond(PluginResponse::Refused(Cow::Owned(refusal))),
             }
         }
@@ -132,11 +132,9 @@ impl<S: Store> Engine<S> {
             // What the plugin has seen must not be rolled back any more.
             Begun::Ended(ended, ticket) if self.waits_for(ticket) => Attempt::Ended(ended),
             Begun::Ended(..) => Attempt::Conflict,
-            Begun::Writes => match outcome.recv() {
-                Ok(Outcome::PreconditionFailed(_)) => Attempt::Conflict,
-                Ok(outcome) => Attempt::Ended(Some(outcome)),
-                // The host panicked, which was logged.
-                Err(_) => Attempt::Ended(Some(Outcome::Refused(host_refusal(500, "the server failed; see its log")))),
+            Begun::Writes => match self.received(&outcome)? {
+                Outcome::PreconditionFailed(_) => Attempt::Conflict,
+                outcome => Attempt::Ended(Some(outcome)),
             },
         })
     }

@@ -172,4 +172,8 @@ impl StoreAccess for ClientStore {
     fn on_quarantine(&self) {
         self.store.on_quarantine();
     }
+
+    fn leads(&self) -> bool {
+        self.store.leads()
+    }
 }

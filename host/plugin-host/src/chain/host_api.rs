@@ -51,6 +51,7 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         for_each_from,
         sample,
         switch_off,
+        leads,
     }
     .leak_into_prefix()
 });
@@ -321,6 +322,14 @@ unsafe extern "C" fn switch_off(cx: *const (), hook: RStr<'_>) {
             identity.switched_off[id].store(true, Relaxed);
         }
     });
+}
+
+unsafe extern "C" fn leads(cx: *const ()) -> bool {
+    contained(false, || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        identity.context.store().is_none_or(|store| store.leads())
+    })
 }
 
 unsafe extern "C" fn metric(cx: *const (), kind: u32, name: RStr<'_>, help: RStr<'_>) -> *const u64 {

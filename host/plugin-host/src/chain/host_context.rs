@@ -14,6 +14,9 @@ pub struct HostContext {
     pub(super) max_size: u64,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
     store: RwLock<Option<Weak<dyn StoreAccess>>>,
+    /// Locked for reading while changes of other hosts are applied, and for writing while plugins count what the store holds
+    /// and join the chain: so a plugin counts each change once.
+    pub(crate) applying: parking_lot::RwLock<()>,
     /// By plugin and name.
     metrics: Mutex<BTreeMap<(&'static str, String), Metric>>,
 }
@@ -45,7 +48,8 @@ impl HostContext {
     /// Creates the context without a store: requests of plugins are refused until [`open`](Self::open). `max_size` is the
     /// server's `--max-size` in bytes; the clock returns milliseconds since 1970 in UTC.
     pub fn new(max_size: u64, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { max_size, clock: Box::new(clock), store: RwLock::default(), metrics: Mutex::default() }
+        let (store, applying, metrics) = (RwLock::default(), parking_lot::RwLock::default(), Mutex::default());
+        Self { max_size, clock: Box::new(clock), store, applying, metrics }
     }
 
     /// Sets the store that requests of plugins go to.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use abi_stable::std_types::{RErr, ROk, RSome};
 use vkog_plugin_api::abi::{HOOK_NAMES, HookEntry, HookFn, Outcome, PluginModuleRef, RawFailure, RawHost, RawInstance};
 
+use super::backend::BackendPart;
 use super::call::{CallOutput, OpContext, Scan, call, raw_call};
 use super::host_api::HOST_API;
 use super::host_context::{HostContext, PluginIdentity};
@@ -91,6 +92,8 @@ pub struct Member {
     routes: RouteTable,
     /// The number of calls of its routes that are in flight.
     route_calls: AtomicUsize,
+    /// Its functions as a backend, if it is one.
+    backend: Option<Arc<BackendPart>>,
     panics: Mutex<VecDeque<Instant>>,
     quarantined: AtomicBool,
 }
@@ -147,8 +150,22 @@ impl Member {
             }
         }
         identity.may_send.store(hooks[START].is_none(), Relaxed);
+        let backend = module.backend().and_then(|backend| backend.into_option());
+        let backend = backend.map(|functions| Arc::new(BackendPart::new(functions)));
         let (route_calls, panics, quarantined) = (AtomicUsize::new(0), Mutex::default(), AtomicBool::new(false));
-        Ok(Self { module, instance, identity, failure_policy, hooks, blocks, routes, route_calls, panics, quarantined })
+        Ok(Self {
+            module,
+            instance,
+            identity,
+            failure_policy,
+            hooks,
+            blocks,
+            routes,
+            route_calls,
+            backend,
+            panics,
+            quarantined,
+        })
     }
 
     /// Returns the name, which is also the name of its table in the configuration.
@@ -201,6 +218,25 @@ impl Member {
 
     pub(super) fn blocks_in(&self, id: usize) -> bool {
         self.blocks[id]
+    }
+
+    /// Returns its functions as a backend, if it is one.
+    pub(super) fn backend_part(&self) -> Option<&Arc<BackendPart>> {
+        self.backend.as_ref()
+    }
+
+    /// Returns the statistics of its functions as a backend, if it is in use as one.
+    pub(super) fn backend_stats(&self) -> impl Iterator<Item = (&'static str, u64, &HookStats)> {
+        self.backend.iter().filter(|part| part.is_in_use()).flat_map(|part| part.stats())
+    }
+
+    /// Whether the store uses it as its backend, so that it cannot be replaced.
+    pub fn is_backend_in_use(&self) -> bool {
+        self.backend.as_ref().is_some_and(|part| part.is_in_use())
+    }
+
+    pub(super) fn context(&self) -> &Arc<HostContext> {
+        &self.identity.context
     }
 
     pub(super) fn instance(&self) -> RawInstance {

@@ -1,10 +1,13 @@
 //! The chain: plugins in their order, and the dispatch of hooks. For each hook the chain lists only the plugins that have it.
 //! Knows nothing of HTTP, of libraries or of the store.
 
+mod applied;
+mod backend;
 mod call;
 mod client_store;
 mod details;
 mod dispatch;
+mod feed;
 mod guard_output;
 mod host_api;
 mod host_context;
@@ -25,8 +28,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, RawCall, Verb};
 use vkog_runtime::Counts;
 
+pub use applied::AppliedChange;
+pub use backend::{Backend, BackendError};
 pub use call::{Each, EntryView, NoOrigin, OpContext, Origin, Scan};
 pub use client_store::RouteClient;
+pub use feed::BackendFeed;
 pub use guard_output::{ADDED_MAX, AddedWrite, GuardOutput, misused};
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
@@ -58,6 +64,7 @@ const MAKE_ROOM: usize = 19;
 const READ_GET: usize = 20;
 const BEFORE_REQUEST: usize = 21;
 const SERVE: usize = 22;
+const APPLIED: usize = 23;
 
 /// The maximum length of the key prefix of a request, in bytes.
 pub const KEY_PREFIX_MAX: usize = 512;
@@ -143,10 +150,10 @@ impl Chain {
         let (mut blocks, mut request_blocks, mut adds) = ([false; 4], false, [false; 4]);
         for (index, member) in members.iter().enumerate() {
             let quarantined = member.is_quarantined();
-            let is_listed = |id: usize| id < START || id == READ_GET || id == BEFORE_REQUEST;
+            let is_listed = |id: usize| id < START || [READ_GET, BEFORE_REQUEST, APPLIED].contains(&id);
             for (id, list) in lists.iter_mut().enumerate().filter(|(id, _)| is_listed(*id)) {
                 let Some((hook, stats)) = member.hook(id) else { continue };
-                let is_late = (AFTER..START).contains(&id);
+                let is_late = (AFTER..START).contains(&id) || id == APPLIED;
                 // No read passes without the plugin that has transformed its value.
                 let is_skipped = is_late || member.failure_policy().on_failure == OnFailure::Skip;
                 if quarantined && id != READ_GET && is_skipped {
@@ -159,12 +166,17 @@ impl Chain {
                     hook: (!quarantined).then_some(*hook),
                     stats: Arc::clone(stats),
                 };
-                // `read_get` belongs to the verb 0, get.
-                let blocking = if id == BEFORE_REQUEST { &mut request_blocks } else { &mut blocks[id % 4] };
-                *blocking |= !quarantined && member.blocks_in(id);
+                let may_block = !quarantined && member.blocks_in(id);
+                match id {
+                    BEFORE_REQUEST => request_blocks |= may_block,
+                    // It is never called for an operation.
+                    APPLIED => {}
+                    // `read_get` belongs to the verb 0, get.
+                    _ => blocks[id % 4] |= may_block,
+                }
                 adds[id % adds.len()] |= (GUARD..AFTER).contains(&id) && member.may_add();
                 list.always_timed |= member.failure_policy().budget.is_some();
-                // `after` and `undo` run from the last plugin to the first.
+                // `after`, `undo` and `applied` run from the last plugin to the first.
                 if is_late { list.slots.insert(0, slot) } else { list.slots.push(slot) }
             }
         }
@@ -176,14 +188,16 @@ impl Chain {
         &self.members
     }
 
-    /// Returns the hooks of a plugin of this chain: the name, the number of calls, and the statistics of each.
+    /// Returns the hooks of a plugin of this chain, and the functions of a backend that is in use: the name, the number of
+    /// calls, and the statistics of each.
     pub fn stats<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = (&'static str, u64, &'a HookStats)> + 'a {
-        (0..HOOK_NAMES.len()).filter_map(move |id| {
+        let hooks = (0..HOOK_NAMES.len()).filter_map(move |id| {
             let (_, stats) = member.hook(id)?;
             let listed = |slot: &HookSlot| Arc::ptr_eq(&slot.stats, stats) && slot.hook.is_some();
             let runs = if self.lists[id].slots.iter().any(listed) { self.runs.sum(id) } else { 0 };
             Some((HOOK_NAMES[id], stats.calls.load(Relaxed).wrapping_add(runs), &**stats))
-        })
+        });
+        hooks.chain(member.backend_stats())
     }
 
     /// Whether an operation with this verb calls a hook that may block.

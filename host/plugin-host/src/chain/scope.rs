@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry, runs the function of an update, or serves a route. As wide as `depth` in
+/// Whether the thread holds the lock of an entry, runs the function of an update, serves a route, or applies changes. As wide as `depth` in
 /// [`Scope`], so that the compiler copies both in one word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) enum Lock {
     Serving,
     /// Free, in the function of an update: it must not call the store.
     Updating,
+    /// Free, on the thread that applies changes of other hosts, which the store waits for.
+    Applying,
 }
 
 /// The state of a thread that runs hooks.

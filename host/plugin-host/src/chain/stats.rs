@@ -1,6 +1,7 @@
 //! Statistics of the hooks of a plugin.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use vkog_runtime::Histogram;
 
@@ -17,6 +18,21 @@ pub struct HookStats {
 }
 
 impl HookStats {
+    /// Records a call of a function that belongs to no list of a hook.
+    pub(super) fn record(&self, time: Duration) {
+        self.times.record(time);
+        self.calls.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn record_panic(&self) {
+        self.panics.fetch_add(1, Relaxed);
+    }
+
+    /// The number of calls of such a function.
+    pub(super) fn counted(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+
     /// Returns the number of refusals.
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Relaxed)

@@ -136,6 +136,11 @@ pub trait StoreAccess: Send + Sync {
     /// Is called when a plugin went into quarantine ([`Member::is_quarantined`](super::Member::is_quarantined)), so that the
     /// host builds a chain that does not call it.
     fn on_quarantine(&self);
+
+    /// Whether this host leads among those that share the store.
+    fn leads(&self) -> bool {
+        true
+    }
 }
 
 /// Returns the store and the scope for a request of a plugin from this thread, or the reason why it must not send one.
@@ -146,6 +151,9 @@ pub(super) fn access(identity: &'static PluginIdentity) -> Result<(Arc<dyn Store
     match scope.lock {
         Lock::Free | Lock::Serving => {}
         Lock::Held => return Err(refuse("guard and undo hooks cannot send requests to the store: an entry is locked")),
+        Lock::Applying => {
+            return Err(refuse("hooks for changes of other hosts, and backends, cannot send requests to the store"));
+        }
         Lock::Updating => return Err(refuse("the function of an update cannot send requests to the store")),
     }
     if scope.depth >= DEPTH_MAX {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use super::super::deadlines::Timed;
 use super::super::problem::{ErrorFormat, Problem};
 use crate::http::{Body, Budget, Response, Share, Stream, UNCOUNTED};
 use vkog_engine::host_refusal;
@@ -83,15 +84,6 @@ impl Exchange {
         self.deliver(response);
     }
 
-    /// Delivers the response of a plugin that has not returned in time, or a 504.
-    pub(super) fn time_out(&self) {
-        let message = format!("plugin \"{}\" did not respond in time (route-timeout)", self.plugin);
-        let refusal = Refusal { plugin: self.plugin.clone(), ..host_refusal(504, message) };
-        if self.deliver(Problem::of(refusal).reply(self.format)) {
-            self.hold_body();
-        }
-    }
-
     /// Whether the response is complete, or timed out.
     pub(super) fn has_ended(&self) -> bool {
         matches!(&*self.state.lock(), State::Ended)
@@ -153,6 +145,17 @@ impl Exchange {
         let mut share = self.budget.share();
         share.grow_to(body.len() as u64).ok()?;
         Some(share.body(body.to_vec()))
+    }
+}
+
+impl Timed for Exchange {
+    /// Delivers the response of a plugin that has not returned in time, or a 504.
+    fn time_out(&self) {
+        let message = format!("plugin \"{}\" did not respond in time (route-timeout)", self.plugin);
+        let refusal = Refusal { plugin: self.plugin.clone(), ..host_refusal(504, message) };
+        if self.deliver(Problem::of(refusal).reply(self.format)) {
+            self.hold_body();
+        }
     }
 }
 

@@ -31,6 +31,9 @@ enum Verdict<'a> {
         stage: &'static str,
         hooks: Vec<&'static str>,
         required_hooks: Vec<&'static str>,
+        /// Of the stores that it opens as a backend.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        scheme: Option<&'a str>,
         routes: Vec<RouteDocument>,
     },
     Fails {
@@ -65,6 +68,7 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     stage: plugin.library().stage_name(),
                     hooks: plugin.library().hook_names().collect(),
                     required_hooks: plugin.library().required_hook_names(),
+                    scheme: plugin.scheme(),
                     routes: plugin.member().routes().iter().map(RouteDocument::from).collect(),
                 },
                 Err(LoadError { fault, .. }) => {

@@ -79,6 +79,9 @@ enum About {
         stage: &'static str,
         hooks: Vec<&'static str>,
         required_hooks: Vec<&'static str>,
+        /// Of the stores that it opens as a backend.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        scheme: Option<String>,
     },
     Reason {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,6 +144,7 @@ impl Row {
                 stage: library.stage_name(),
                 hooks: library.hook_names().collect(),
                 required_hooks: library.required_hook_names(),
+                scheme: library.scheme().map(str::to_owned),
             },
         }
     }
@@ -173,8 +177,10 @@ impl Row {
     fn cells(&self) -> [String; 8] {
         let absent = || "-".to_owned();
         let (version, stage, api, last) = match &self.about {
-            About::Library { version, stage, api_version, hooks, .. } => {
-                (version.clone(), (*stage).to_owned(), api_version.clone(), hooks.join(" "))
+            About::Library { version, stage, api_version, hooks, scheme, .. } => {
+                let mut last = hooks.clone();
+                last.extend(scheme.as_ref().map(|_| "backend"));
+                (version.clone(), (*stage).to_owned(), api_version.clone(), last.join(" "))
             }
             About::Reason { code, message, .. } => {
                 let code = code.map(|code| format!(" [{code}]")).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! The deadlines of responses. A thread waits for the next one while there is any.
+//! The deadlines of responses: of the routes of plugins, and of requests to a shared store. A thread waits for the next one
+//! while there is any.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -7,12 +8,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::exchange::Exchange;
+/// A response that may still be missing at its deadline.
+pub(super) trait Timed: Send + Sync {
+    /// Sends another response, unless one was sent. Called once, on the thread of the deadlines.
+    fn time_out(&self);
+}
 
 /// The time that the thread waits for another call before it ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The calls that have not ended, and when each must have responded.
+/// The calls that have not ended, and when each must have its response. All have the same timeout.
 #[derive(Default)]
 pub(super) struct Deadlines(Arc<Shared>);
 
@@ -26,7 +31,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// In the order of their deadlines, because all calls have the same time.
-    calls: BTreeMap<u64, (Instant, Weak<Exchange>)>,
+    calls: BTreeMap<u64, (Instant, Weak<dyn Timed>)>,
     next: u64,
     thread: Thread,
 }
@@ -56,12 +61,13 @@ impl Drop for Deadline {
 
 impl Deadlines {
     /// Adds the deadline of a call, `timeout` from now.
-    pub(super) fn add(&self, timeout: Duration, exchange: &Arc<Exchange>) -> Deadline {
+    pub(super) fn add<T: Timed + 'static>(&self, timeout: Duration, response: &Arc<T>) -> Deadline {
+        let response: Weak<T> = Arc::downgrade(response);
         let shared = Arc::clone(&self.0);
         let mut state = shared.state.lock();
         let number = state.next;
         state.next += 1;
-        state.calls.insert(number, (Instant::now() + timeout, Arc::downgrade(exchange)));
+        state.calls.insert(number, (Instant::now() + timeout, response));
         let thread = std::mem::replace(&mut state.thread, Thread::Waiting);
         drop(state);
         match thread {
@@ -69,7 +75,7 @@ impl Deadlines {
                 let timed = Arc::clone(&shared);
                 let spawned = thread::Builder::new().name("deadlines".to_owned()).spawn(move || timed.watch());
                 if let Err(error) = spawned {
-                    tracing::warn!("a route may respond late, because no thread could be started: {error}");
+                    tracing::warn!("a request may get its response late, because no thread could be started: {error}");
                     shared.state.lock().thread = Thread::None;
                 }
             }
@@ -85,7 +91,7 @@ impl Shared {
     fn watch(&self) {
         let mut state = self.state.lock();
         loop {
-            let Some((&number, &(deadline, ref exchange))) = state.calls.first_key_value() else {
+            let Some((&number, &(deadline, ref response))) = state.calls.first_key_value() else {
                 state.thread = Thread::Idle;
                 if self.added.wait_for(&mut state, IDLE_TIMEOUT).timed_out() && state.calls.is_empty() {
                     state.thread = Thread::None;
@@ -98,11 +104,11 @@ impl Shared {
                 self.added.wait_until(&mut state, deadline);
                 continue;
             }
-            let exchange = exchange.upgrade();
+            let response = response.upgrade();
             state.calls.remove(&number);
             drop(state);
-            if let Some(exchange) = exchange {
-                exchange.time_out();
+            if let Some(response) = response {
+                response.time_out();
             }
             state = self.state.lock();
         }

@@ -1,0 +1,96 @@
+//! Opens a store that several servers share, through the plugin for its scheme.
+
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::config::StoreUrl;
+use vkog_engine::open_backend;
+use vkog_plugin_host::{BackendError, Member};
+use vkog_store::{SharedOptions, SharedStore, Store as _};
+
+/// The interval at which a load reports its progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// The interval at which the log has the progress of a load.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why a shared store cannot be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenSharedError {
+    /// No plugin opens the scheme of the URL.
+    #[error(
+        "cannot open {url}: it needs the plugin {}, {}; get {} from the release of this version, or build it with `cargo \
+         build --release -p vkog-{}`",
+        .url.scheme(),
+        place(.folder.as_ref()),
+        library_name(.url),
+        .url.scheme()
+    )]
+    NoPlugin {
+        /// The store.
+        url: StoreUrl,
+        /// The plugin folder.
+        folder: Option<PathBuf>,
+    },
+    /// The plugin cannot open it.
+    #[error("cannot open {url}: {source}")]
+    Refused {
+        /// The store.
+        url: StoreUrl,
+        /// The error of the plugin.
+        source: BackendError,
+    },
+}
+
+fn place(folder: Option<&PathBuf>) -> String {
+    match folder {
+        Some(folder) => format!("which is not in the plugin folder {}", folder.display()),
+        None => "and there is no plugin folder (--plugin-dir)".to_owned(),
+    }
+}
+
+/// Returns the file name of the library that connects to a store.
+pub fn library_name(url: &StoreUrl) -> String {
+    format!("{DLL_PREFIX}vkog_{}{DLL_SUFFIX}", url.scheme().replace('-', "_"))
+}
+
+/// Begins to load a shared store through a plugin. `about` is what the other servers learn of this one, as JSON.
+///
+/// # Errors
+///
+/// The plugin cannot open it. That its machines cannot be reached is no error.
+pub fn open(
+    url: &StoreUrl,
+    plugin: &Arc<Member>,
+    about: &str,
+    options: SharedOptions,
+) -> Result<SharedStore, OpenSharedError> {
+    let opened = open_backend(plugin, url.secret(), about, options);
+    opened.map_err(|source| OpenSharedError::Refused { url: url.clone(), source })
+}
+
+/// Waits until all entries are loaded, however long the store cannot be reached. Calls a function with the number of entries so far.
+pub fn wait_until_loaded(store: &SharedStore, url: &StoreUrl, progress: impl Fn(u64)) {
+    let began = Instant::now();
+    // The first line comes soon, because a wrong address is the usual reason.
+    let mut next_line = began + PROGRESS_INTERVAL;
+    while !store.wait_until_loaded(PROGRESS_INTERVAL) {
+        let loading = store.loading();
+        progress(loading.unwrap_or(0));
+        if Instant::now() < next_line {
+            continue;
+        }
+        next_line = Instant::now() + LOG_INTERVAL;
+        match (loading, store.closed()) {
+            (Some(entries), _) => tracing::info!("loading {url}: {entries} entries so far"),
+            (None, Some(error)) => tracing::warn!("waiting for {url}: {error}"),
+            (None, None) => tracing::info!("waiting for {url}"),
+        }
+    }
+    let (entries, bytes) = store.totals();
+    tracing::info!(entries, bytes, time = ?began.elapsed(), "loaded {url}");
+}

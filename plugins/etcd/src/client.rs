@@ -1,0 +1,335 @@
+//! The connection to the cluster: one endpoint at a time, and the next one when that does not answer.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::proto::{
+    AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, WatchCreateRequest, WatchRequest,
+    WatchResponse,
+};
+use crate::settings::{self, Credentials, Settings, SettingsError};
+
+pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
+pub(crate) const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
+pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
+pub(crate) const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+pub(crate) const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes that etcd may send ahead on one stream. The watch is read slowly if plugins are slow.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// Bytes that etcd may send ahead on all streams, so that a slow watch does not block other responses.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest response: a page of entries.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error("{endpoint} did not answer within {limit:?}")]
+    TimedOut { endpoint: String, limit: Duration },
+    /// Another call has found that the endpoint does not answer.
+    #[error("{endpoint} does not answer")]
+    Moved { endpoint: String },
+    #[error("cannot reach {endpoint}")]
+    Transport {
+        endpoint: String,
+        #[source]
+        status: Box<Status>,
+    },
+    #[error("{}", .0.message())]
+    Etcd(Box<Status>),
+}
+
+impl CallError {
+    /// Returns whether etcd answers that a message or a transaction is over its limits, which is before it takes effect.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.says("etcdserver: request is too large")
+            || self.says("etcdserver: too many operations in txn request")
+            || self.says("grpc: received message larger than max")
+    }
+
+    /// Returns whether the database is full. A write has taken effect if it is the one with which etcd noticed it.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.says("etcdserver: mvcc: database space exceeded")
+    }
+
+    /// Returns whether the user may not do this. etcd refuses a write before it takes effect.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.says("etcdserver: permission denied")
+    }
+
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.says("etcdserver: mvcc: required revision has been compacted")
+    }
+
+    /// Returns whether the response is larger than this client accepts.
+    pub(crate) fn is_large_response(&self) -> bool {
+        matches!(self, Self::Transport { status, .. } | Self::Etcd(status) if status.code() == Code::OutOfRange)
+            && !self.is_compacted()
+    }
+
+    /// Returns whether a lease that the request names does not exist. etcd refuses a write before it takes effect.
+    pub(crate) fn is_lease_gone(&self) -> bool {
+        self.says("etcdserver: requested lease not found")
+    }
+
+    /// Returns whether the token is not valid any more.
+    fn is_token(&self) -> bool {
+        self.says("etcdserver: invalid auth token") || self.says("etcdserver: revision of auth store is old")
+    }
+
+    fn says(&self, message: &str) -> bool {
+        matches!(self, Self::Etcd(status) if status.message().starts_with(message))
+    }
+}
+
+/// A connection to one endpoint.
+#[derive(Clone)]
+struct Connection {
+    /// How many came before it.
+    generation: usize,
+    channel: Channel,
+}
+
+/// The cluster.
+pub(crate) struct Client {
+    /// Not empty.
+    endpoints: Vec<Endpoint>,
+    current: Mutex<Connection>,
+    /// The generation of the current connection.
+    generation: watch::Sender<usize>,
+    credentials: Option<Credentials>,
+    token: tokio::sync::Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+/// An open watch.
+pub(crate) struct Watch {
+    responses: Streaming<WatchResponse>,
+    generation: watch::Receiver<usize>,
+    own: usize,
+}
+
+impl Client {
+    /// Connects when it is first used. Must be called within a runtime.
+    pub(crate) fn new(names: &[String], settings: &Settings) -> Result<Self, SettingsError> {
+        let tls = settings.uses_tls().then(|| tls(settings)).transpose()?;
+        let endpoints =
+            names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
+        let first = endpoints.first().ok_or_else(|| SettingsError::Url { url: String::new() })?;
+        Ok(Self {
+            current: Mutex::new(Connection { generation: 0, channel: first.connect_lazy() }),
+            generation: watch::Sender::new(0),
+            credentials: settings.credentials()?,
+            token: tokio::sync::Mutex::new(None),
+            endpoints,
+        })
+    }
+
+    /// Calls a function of the cluster. The error does not say whether the request took effect, unless it is one of those that
+    /// [`CallError`] can recognise.
+    pub(crate) async fn call<Q, R>(&self, path: &'static str, request: Q, limit: Duration) -> Result<R, CallError>
+    where
+        Q: Message + 'static,
+        R: Message + Default + 'static,
+    {
+        let connection = self.connection();
+        let call = async {
+            let request = self.authorized(&connection, request).await?;
+            let mut grpc = self.grpc(&connection).await?;
+            let codec = ProstCodec::<Q, R>::default();
+            Ok(grpc.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
+        };
+        self.bounded(&connection, limit, call).await
+    }
+
+    /// Keeps a lease alive. Returns its remaining seconds; 0 or less: there is no such lease.
+    pub(crate) async fn keep_alive(&self, lease: i64, limit: Duration) -> Result<i64, CallError> {
+        let connection = self.connection();
+        let call = async {
+            let requests = tokio_stream::once(LeaseRequest { id: lease });
+            let mut responses: Streaming<LeaseResponse> = self.stream(&connection, LEASE_KEEP_ALIVE, requests).await?;
+            let response = responses.message().await?;
+            response.map(|response| response.ttl).ok_or_else(|| Status::unavailable("the stream ended"))
+        };
+        self.bounded(&connection, limit, call).await
+    }
+
+    /// Opens a watch.
+    pub(crate) async fn watch(&self, create: WatchCreateRequest, limit: Duration) -> Result<Watch, CallError> {
+        let connection = self.connection();
+        // etcd closes the watch when the requests end.
+        let requests = tokio_stream::once(WatchRequest { create: Some(create) }).chain(tokio_stream::pending());
+        let responses = self.bounded(&connection, limit, self.stream(&connection, WATCH, requests)).await?;
+        Ok(Watch { responses, generation: self.generation.subscribe(), own: connection.generation })
+    }
+
+    /// Returns whether there is an endpoint beside the current one.
+    pub(crate) fn has_others(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
+    /// Leaves the current endpoint for the next one. All calls that wait for it fail.
+    pub(crate) fn fail_over(&self) {
+        self.leave(self.connection().generation);
+    }
+
+    fn leave(&self, generation: usize) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.generation != generation {
+            return;
+        }
+        let generation = generation + 1;
+        let endpoint = &self.endpoints[generation % self.endpoints.len()];
+        *current = Connection { generation, channel: endpoint.connect_lazy() };
+        self.generation.send_replace(generation);
+    }
+
+    fn connection(&self) -> Connection {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn name(&self, connection: &Connection) -> String {
+        self.endpoints[connection.generation % self.endpoints.len()].uri().to_string()
+    }
+
+    /// Ends a call after a time limit, or when its endpoint is left. Leaves the endpoint if it cannot be reached.
+    async fn bounded<T>(
+        &self,
+        connection: &Connection,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, CallError> {
+        let mut generation = self.generation.subscribe();
+        let result = tokio::select! {
+            result = call => result.map_err(|status| {
+                let status = Box::new(status);
+                if is_etcds(&status) {
+                    CallError::Etcd(status)
+                } else {
+                    CallError::Transport { endpoint: self.name(connection), status }
+                }
+            }),
+            () = tokio::time::sleep(limit) => Err(CallError::TimedOut { endpoint: self.name(connection), limit }),
+            _ = generation.wait_for(|generation| *generation != connection.generation) => {
+                Err(CallError::Moved { endpoint: self.name(connection) })
+            }
+        };
+        match &result {
+            Err(error) if error.is_token() => *self.token.lock().await = None,
+            Err(error) if error.is_large_response() => {}
+            // Whether a member that is late is worth leaving, `alive` decides.
+            Err(CallError::Transport { .. }) => self.leave(connection.generation),
+            _ => {}
+        }
+        result
+    }
+
+    async fn grpc(&self, connection: &Connection) -> Result<tonic::client::Grpc<Channel>, Status> {
+        let mut grpc = tonic::client::Grpc::new(connection.channel.clone())
+            .max_decoding_message_size(RESPONSE_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX);
+        grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+        Ok(grpc)
+    }
+
+    async fn stream<Q, R>(
+        &self,
+        connection: &Connection,
+        path: &'static str,
+        requests: impl Stream<Item = Q> + Send + 'static,
+    ) -> Result<Streaming<R>, Status>
+    where
+        Q: Message + 'static,
+        R: Message + Default + 'static,
+    {
+        let requests = self.authorized(connection, requests).await?;
+        let mut grpc = self.grpc(connection).await?;
+        let codec = ProstCodec::<Q, R>::default();
+        Ok(grpc.streaming(requests, PathAndQuery::from_static(path), codec).await?.into_inner())
+    }
+
+    /// Adds the token of the user to a request.
+    async fn authorized<Q>(&self, connection: &Connection, request: Q) -> Result<Request<Q>, Status> {
+        let mut request = Request::new(request);
+        if let Some(Credentials { user, password }) = &self.credentials {
+            let mut token = self.token.lock().await;
+            let token = match &*token {
+                Some(token) => token.clone(),
+                None => {
+                    let login = AuthenticateRequest { name: user.clone(), password: password.clone() };
+                    let codec = ProstCodec::<_, AuthenticateResponse>::default();
+                    let path = PathAndQuery::from_static(AUTHENTICATE);
+                    let response = self.grpc(connection).await?.unary(Request::new(login), path, codec).await?;
+                    let new = response.into_inner().token.parse::<MetadataValue<Ascii>>();
+                    let new = new.map_err(|error| Status::from_error(error.into()))?;
+                    token.insert(new).clone()
+                }
+            };
+            request.metadata_mut().insert("token", token);
+        }
+        Ok(request)
+    }
+}
+
+impl Watch {
+    /// Returns the next response.
+    pub(crate) async fn next(&mut self) -> Result<WatchResponse, Status> {
+        tokio::select! {
+            response = self.responses.message() => {
+                response.and_then(|response| response.ok_or_else(|| Status::unavailable("etcd ended the watch")))
+            }
+            _ = self.generation.wait_for(|generation| *generation != self.own) => {
+                Err(Status::unavailable("the endpoint does not answer"))
+            }
+        }
+    }
+}
+
+/// Returns whether etcd sent a status, and not something between it and this client.
+fn is_etcds(status: &Status) -> bool {
+    status.message().starts_with("etcdserver:") || status.message().starts_with("grpc:")
+}
+
+fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, SettingsError> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let refused = |error| SettingsError::Endpoint { endpoint: name.to_owned(), error };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{name}"))
+        .map_err(refused)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    match tls {
+        Some(tls) => endpoint.tls_config(tls.clone()).map_err(refused),
+        None => Ok(endpoint),
+    }
+}
+
+fn tls(settings: &Settings) -> Result<ClientTlsConfig, SettingsError> {
+    let mut tls = ClientTlsConfig::new();
+    tls = match &settings.ca {
+        Some(path) => tls.ca_certificate(Certificate::from_pem(settings::read(path)?)),
+        None => tls.with_native_roots(),
+    };
+    if let (Some(cert), Some(key)) = (&settings.cert, &settings.key) {
+        tls = tls.identity(Identity::from_pem(settings::read(cert)?, settings::read(key)?));
+    }
+    Ok(match &settings.server_name {
+        Some(name) => tls.domain_name(name),
+        None => tls,
+    })
+}

@@ -1,0 +1,220 @@
+//! The settings of the table `[plugins.etcd]`, and the URL of a store.
+
+use std::path::{Path, PathBuf};
+
+use vkog_plugin_api::serde::Deserialize;
+
+/// The largest request that etcd accepts by default (`--max-request-bytes`).
+const REQUEST_BYTES: usize = 3 << 19;
+/// The largest number of operations in a transaction by default (`--max-txn-ops`).
+const OPERATIONS: usize = 128;
+
+/// The settings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(crate = "vkog_plugin_api::serde", default, deny_unknown_fields)]
+pub struct Settings {
+    /// Connect with TLS. Any of the files below implies it.
+    pub tls: bool,
+    /// A PEM file with the certificates that sign those of etcd; default: the system's.
+    pub ca: Option<PathBuf>,
+    /// A PEM file with the certificate of this host.
+    pub cert: Option<PathBuf>,
+    /// A PEM file with the key of that certificate.
+    pub key: Option<PathBuf>,
+    /// The name in etcd's certificates, if it is not the host name of the URL.
+    pub server_name: Option<String>,
+    /// The user in etcd.
+    pub user: Option<String>,
+    /// The password of that user.
+    pub password: Option<String>,
+    /// A file with the password of that user; a line end at its end is ignored.
+    pub password_file: Option<PathBuf>,
+    /// The seconds without contact after which the other hosts consider this one gone.
+    pub lease_ttl: u32,
+    /// etcd's `--max-request-bytes`.
+    pub max_request_bytes: usize,
+    /// etcd's `--max-txn-ops`.
+    pub max_txn_ops: usize,
+    /// The maximum number of groups of writes in flight.
+    pub groups_in_flight: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tls: false,
+            ca: None,
+            cert: None,
+            key: None,
+            server_name: None,
+            user: None,
+            password: None,
+            password_file: None,
+            lease_ttl: 10,
+            max_request_bytes: REQUEST_BYTES,
+            max_txn_ops: OPERATIONS,
+            groups_in_flight: 4,
+        }
+    }
+}
+
+/// A mistake in the settings or the URL.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    #[error("{name} is {value}, expected {from} to {to}")]
+    OutOfRange { name: &'static str, value: usize, from: usize, to: usize },
+    #[error("{missing} is missing: it belongs to {name}")]
+    Missing { name: &'static str, missing: &'static str },
+    #[error("password and password_file are both set; remove one of them")]
+    TwoPasswords,
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        error: std::io::Error,
+    },
+    #[error("expected etcd://HOST:PORT,HOST:PORT/PREFIX, found {url:?}")]
+    Url { url: String },
+    #[error("{url:?}: the prefix must have no empty part")]
+    Prefix { url: String },
+    #[error("cannot use the endpoint {endpoint}")]
+    Endpoint {
+        endpoint: String,
+        #[source]
+        error: tonic::transport::Error,
+    },
+    #[error("cannot start threads")]
+    Threads(#[source] std::io::Error),
+}
+
+/// The user that etcd knows this host as.
+#[derive(Clone)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl Settings {
+    /// Checks what the types of the settings do not say.
+    pub(crate) fn check(&self) -> Result<(), SettingsError> {
+        for (name, value, from, to) in [
+            ("lease_ttl", self.lease_ttl as usize, 3, 3600),
+            ("max_request_bytes", self.max_request_bytes, 64 << 10, 1 << 30),
+            ("max_txn_ops", self.max_txn_ops, 16, 100_000),
+            ("groups_in_flight", self.groups_in_flight, 1, 64),
+        ] {
+            if !(from..=to).contains(&value) {
+                return Err(SettingsError::OutOfRange { name, value, from, to });
+            }
+        }
+        match (&self.cert, &self.key) {
+            (Some(_), None) => return Err(SettingsError::Missing { name: "cert", missing: "key" }),
+            (None, Some(_)) => return Err(SettingsError::Missing { name: "key", missing: "cert" }),
+            _ => {}
+        }
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        match &self.user {
+            Some(_) if !has_password => Err(SettingsError::Missing { name: "user", missing: "password" }),
+            None if has_password => Err(SettingsError::Missing { name: "password", missing: "user" }),
+            _ if self.password.is_some() && self.password_file.is_some() => Err(SettingsError::TwoPasswords),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn uses_tls(&self) -> bool {
+        self.tls || self.ca.is_some() || self.cert.is_some() || self.server_name.is_some()
+    }
+
+    /// Returns the user, after reading the password file.
+    pub(crate) fn credentials(&self) -> Result<Option<Credentials>, SettingsError> {
+        let Some(user) = self.user.clone() else { return Ok(None) };
+        let password = match (&self.password, &self.password_file) {
+            (Some(password), _) => password.clone(),
+            (None, Some(path)) => {
+                let text = String::from_utf8_lossy(&read(path)?).into_owned();
+                text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text).to_owned()
+            }
+            (None, None) => return Err(SettingsError::Missing { name: "user", missing: "password" }),
+        };
+        Ok(Some(Credentials { user, password }))
+    }
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SettingsError> {
+    std::fs::read(path).map_err(|error| SettingsError::Read { path: path.to_owned(), error })
+}
+
+/// The URL of a store: `etcd://HOST:PORT,HOST:PORT/PREFIX`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StoreUrl {
+    /// Each with a port.
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) prefix: String,
+}
+
+impl StoreUrl {
+    pub(crate) fn parse(url: &str) -> Result<Self, SettingsError> {
+        let malformed = || SettingsError::Url { url: url.to_owned() };
+        let rest = url.strip_prefix("etcd://").ok_or_else(malformed)?;
+        let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, "vkog"));
+        let mut endpoints = Vec::new();
+        for host in hosts.split(',') {
+            if host.is_empty() || host.contains(['@', '?', '#', ' ']) {
+                return Err(malformed());
+            }
+            let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            endpoints.push(if has_port { host.to_owned() } else { format!("{host}:2379") });
+        }
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        if prefix.split('/').any(str::is_empty) {
+            return Err(SettingsError::Prefix { url: url.to_owned() });
+        }
+        Ok(Self { endpoints, prefix: prefix.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_endpoints_and_a_prefix() {
+        for (url, endpoints, prefix) in [
+            ("etcd://a:1,b:2/vkog", &["a:1", "b:2"][..], "vkog"),
+            ("etcd://a", &["a:2379"], "vkog"),
+            ("etcd://[::1]:3,[::1]/x/y/", &["[::1]:3", "[::1]:2379"], "x/y"),
+        ] {
+            let parsed = StoreUrl::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!(
+                (parsed.endpoints, parsed.prefix),
+                (endpoints.iter().map(|e| (*e).to_owned()).collect(), prefix.to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn a_malformed_url_is_refused() {
+        for url in
+            ["etcd:a", "http://a", "etcd://", "etcd://a,,b", "etcd://u@a", "etcd://a/", "etcd://a//b", "etcd://a/b?c#"]
+        {
+            let parsed = StoreUrl::parse(url);
+            assert!(parsed.is_err() == (url != "etcd://a/b?c#"), "{url}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_together_are_refused() {
+        let base = Settings::default();
+        assert!(base.check().is_ok());
+        for (settings, part) in [
+            (Settings { lease_ttl: 1, ..base.clone() }, "lease_ttl is 1, expected 3 to 3600"),
+            (Settings { cert: Some("c".into()), ..base.clone() }, "key is missing"),
+            (Settings { user: Some("u".into()), ..base.clone() }, "password is missing"),
+            (Settings { password: Some("p".into()), ..base.clone() }, "user is missing"),
+        ] {
+            let error = settings.check().expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

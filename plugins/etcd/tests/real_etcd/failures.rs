@@ -1,0 +1,306 @@
+//! The fate of writes in flight when members are killed or stopped, when responses are lost, and when leases end.
+//!
+//! Each key has one writer, which states the revision that its last outcome implies. So a false outcome shows: as a conflict
+//! of the next write, or as an entry that differs at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use vkog_etcd::Settings;
+use vkog_plugin_api::backend::CommitOutcome;
+
+use crate::cluster::{Cluster, wait_until};
+use crate::proxy::{Mode, Proxy};
+use crate::recorder::{Host, Recorder};
+
+const WRITERS: usize = 24;
+
+/// Threads that write without pause, each its own key.
+struct Writers {
+    stopped: Arc<AtomicBool>,
+    committed: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<Written>>,
+}
+
+/// The state of a key as its writer knows it.
+struct Written {
+    key: String,
+    /// Of the last committed write.
+    record: Vec<u8>,
+    revision: u64,
+    committed: usize,
+    dropped: usize,
+}
+
+impl Writers {
+    fn start(host: &Arc<Host>) -> Self {
+        let (stopped, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = (0..WRITERS)
+            .map(|number| {
+                let (host, stopped, committed) = (Arc::clone(host), Arc::clone(&stopped), Arc::clone(&committed));
+                thread::spawn(move || write(&host, format!("key{number}"), &stopped, &committed))
+            })
+            .collect();
+        Self { stopped, committed, threads }
+    }
+
+    fn committed(&self) -> usize {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until this many more writes are committed.
+    #[track_caller]
+    fn wait_for(&self, more: usize) {
+        let before = self.committed();
+        wait_until("writes are committed", || self.committed() >= before + more);
+    }
+
+    /// Stops, and checks the outcomes against the data.
+    #[track_caller]
+    fn check(self, host: &Host, cluster: &Cluster) -> Vec<Written> {
+        self.stopped.store(true, Ordering::Relaxed);
+        let written: Vec<Written> =
+            self.threads.into_iter().map(|thread| thread.join().expect("no outcome is false")).collect();
+        let entries = host.entries();
+        for Written { key, record, revision, committed, .. } in &written {
+            assert_eq!(entries.get(key), Some(&(record.clone(), *revision)), "{key}");
+            let version = format!("\"version\":{committed},");
+            let found = cluster.ctl(&["get", &format!("vkog/k/{key}"), "--write-out=json"]);
+            assert!(found.contains(&version), "{key} was not written {committed} times: {found}");
+        }
+        written
+    }
+}
+
+fn write(host: &Host, key: String, stopped: &AtomicBool, total: &AtomicUsize) -> Written {
+    let mut written = Written { key, record: Vec::new(), revision: 0, committed: 0, dropped: 0 };
+    for number in 0_u64.. {
+        if stopped.load(Ordering::Relaxed) && written.committed > 0 {
+            break;
+        }
+        let record = number.to_be_bytes().to_vec();
+        match host.outcome(host.send(&[(&written.key, written.revision, Some(&record))])) {
+            CommitOutcome::Committed { revision } => {
+                assert!(revision > written.revision);
+                (written.record, written.revision) = (record, revision);
+                written.committed += 1;
+                total.fetch_add(1, Ordering::Relaxed);
+            }
+            CommitOutcome::Dropped { .. } => {
+                written.dropped += 1;
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => panic!("{}: the write {number} is {other:?} after revision {}", written.key, written.revision),
+        }
+    }
+    written
+}
+
+#[test]
+fn outcomes_are_true_when_the_leader_is_killed() {
+    let Some(mut cluster) = Cluster::start(3, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let leader = cluster.leader();
+        cluster.kill(leader);
+        writers.wait_for(200);
+        cluster.run(leader);
+    }
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn outcomes_are_true_when_the_leader_stands_still() {
+    let Some(cluster) = Cluster::start(3, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let leader = cluster.leader();
+        cluster.signal(leader, "-STOP");
+        writers.wait_for(200);
+        cluster.signal(leader, "-CONT");
+    }
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn outcomes_are_true_when_responses_are_lost() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Arc::new(Host::open(&proxy.url(), &Settings::default()));
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let writers = Writers::start(&host);
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let before = direct.confirm();
+        proxy.set(Mode::LoseResponses);
+        // No response about it arrives.
+        wait_until("a group takes effect", || direct.confirm() > before);
+        proxy.set(Mode::Pass);
+    }
+    writers.wait_for(200);
+    writers.check(&host, &cluster);
+}
+
+#[test]
+fn a_write_that_took_effect_without_a_response_is_committed() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let old = host.put("old", 0, b"1");
+    host.put("changed", 0, b"1");
+    proxy.set(Mode::LoseResponses);
+    let committed = host.send(&[("new", 0, Some(b"2")), ("old", old, None)]);
+    let conflict = host.send(&[("changed", 0, Some(b"2"))]);
+    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
+    // Others replace it, and etcd forgets it, before its host learns of it.
+    let revision = direct.entries()["new"].1;
+    let replaced = direct.put("new", revision, b"3");
+    direct.put("new", replaced, b"4");
+    cluster.compact();
+    host.wait_for_disconnection();
+    assert!(!host.recorder.lock().outcomes.contains_key(&committed));
+    proxy.set(Mode::Pass);
+    assert_eq!(host.committed(committed), revision);
+    assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+    assert_eq!(host.entries().keys().collect::<Vec<_>>(), ["changed", "new"]);
+}
+
+#[test]
+fn a_write_whose_traces_are_lost_is_unknown() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    host.put("old", 0, b"1");
+    let traces = format!("vkog/done/{}", host.store.status().id);
+    let lease = cluster.lease(&["--prefix", &traces]);
+    proxy.set(Mode::LoseResponses);
+    let id = host.send(&[("new", 0, Some(b"2"))]);
+    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
+    cluster.ctl(&["lease", "revoke", &lease]);
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    assert!(matches!(host.outcome(id), CommitOutcome::Unknown { .. }));
+    // The host has the change all the same.
+    assert!(host.recorder.lock().entries.contains_key("new"));
+    host.wait_for_connection();
+    host.put("later", 0, b"1");
+}
+
+#[test]
+fn a_write_that_never_arrived_is_sent_again_or_dropped() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    // It waits for the fence.
+    host.put("zero", 0, b"1");
+    proxy.set(Mode::LoseAll);
+    let first = host.send(&[("first", 0, Some(b"1"))]);
+    host.wait_for_disconnection();
+    let second = host.send(&[("second", 0, Some(b"1"))]);
+    assert!(matches!(host.outcome(second), CommitOutcome::Dropped { .. }));
+    assert!(!host.recorder.lock().outcomes.contains_key(&first), "it is not certain yet");
+    proxy.set(Mode::Pass);
+    let outcome = host.outcome(first);
+    host.wait_for_connection();
+    match outcome {
+        CommitOutcome::Dropped { .. } => assert_eq!(host.entries().len(), 1),
+        CommitOutcome::Committed { .. } => assert_eq!(host.entries().len(), 2),
+        other => panic!("{other:?}"),
+    }
+    host.put("third", 0, b"1");
+}
+
+#[test]
+fn changes_that_etcd_has_compacted_are_loaded_again() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let stays = direct.put("stays", 0, b"1");
+    let gone = direct.put("gone", 0, b"1");
+    host.wait_for(gone);
+    proxy.set(Mode::LoseAll);
+    direct.committed(direct.send(&[("stays", stays, Some(b"2")), ("gone", gone, None)]));
+    direct.put("new", 0, b"1");
+    cluster.compact();
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    host.recorder.wait("all is loaded again", |reported| (reported.loads == 2).then_some(()));
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+    let revision = direct.put("later", 0, b"1");
+    host.wait_for(revision);
+    host.agrees_with(&direct);
+}
+
+#[test]
+fn changes_of_one_revision_arrive_together_after_a_gap() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    proxy.set(Mode::LoseAll);
+    // etcd sends them in fragments of two MiB.
+    let record = vec![b'x'; 450_000];
+    for round in 0..10 {
+        let keys: Vec<String> = (0..3).map(|index| format!("{round}/{index}")).collect();
+        let changes: Vec<_> = keys.iter().map(|key| (key.as_str(), 0, Some(&record[..]))).collect();
+        direct.committed(direct.send(&changes));
+    }
+    host.wait_for_disconnection();
+    proxy.set(Mode::Pass);
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+    let reported = host.recorder.lock();
+    assert_eq!((reported.loads, reported.applied.len()), (1, 10));
+    assert!(reported.applied.iter().all(|applied| applied.changes.len() == 3));
+}
+
+#[test]
+fn a_load_that_is_interrupted_begins_again() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let direct = Host::open(&cluster.url(), &Settings::default());
+    let ids: Vec<u64> = (0..3000).map(|index| direct.send(&[(&format!("k{index}"), 0, Some(b"x"))])).collect();
+    for id in ids {
+        direct.committed(id);
+    }
+    let proxy = Proxy::start(cluster.endpoint(0));
+    let recorder = Arc::new(Recorder::default());
+    recorder.lock().is_busy = true;
+    let host = Host::begin_with(Arc::clone(&recorder), &proxy.url(), &Settings::default());
+    recorder.wait("the first page arrives", |reported| (!reported.loading.is_empty()).then_some(()));
+    proxy.set(Mode::LoseAll);
+    host.wait_for_disconnection();
+    recorder.report(|reported| reported.is_busy = false);
+    proxy.set(Mode::Pass);
+    recorder.wait("all is loaded", |reported| (reported.loads == 1).then_some(()));
+    host.wait_for_connection();
+    host.agrees_with(&direct);
+}
+
+#[test]
+fn a_lost_lease_is_replaced_and_writes_continue() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let writers = Writers::start(&host);
+    writers.wait_for(1);
+    let id = host.store.status().id;
+    for _ in 0..3 {
+        writers.wait_for(200);
+        let lease = cluster.lease(&[&format!("vkog/hosts/{id}")]);
+        cluster.ctl(&["lease", "revoke", &lease]);
+        writers.wait_for(200);
+    }
+    wait_until("it leads again", || host.store.status().leads);
+    assert_eq!(host.store.status().id, id);
+    writers.check(&host, &cluster);
+}

@@ -1,0 +1,160 @@
+//! Members of an etcd cluster on this machine, for the tests of hosts that share a store.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::DEADLINE;
+use crate::process::Running;
+
+/// A cluster of etcd members. They are killed when it is dropped.
+pub struct Etcd {
+    members: Vec<Member>,
+    folder: TempDir,
+}
+
+struct Member {
+    client: u16,
+    peer: u16,
+    process: Option<Running>,
+}
+
+impl Etcd {
+    /// Starts a cluster with this number of members, and waits until it has a leader. `None` if etcd is not installed: the test
+    /// is skipped then.
+    #[track_caller]
+    pub fn start(members: usize) -> Option<Self> {
+        if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+            println!("skipped: etcd is not installed (the Debian packages etcd-server and etcd-client)");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("vkog-etcd-").tempdir().expect("a temporary folder can be made");
+        let ports = free_ports(2 * members);
+        let members = ports.chunks(2).map(|ports| Member { client: ports[0], peer: ports[1], process: None }).collect();
+        let mut etcd = Self { members, folder };
+        (0..etcd.members.len()).for_each(|member| etcd.run(member));
+        etcd.wait_for_leader();
+        Some(etcd)
+    }
+
+    /// The number of members.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The URL of the store of hosts that use this cluster, with this prefix of its keys.
+    pub fn store(&self, prefix: &str) -> String {
+        format!("etcd://{}/{prefix}", self.addresses().join(","))
+    }
+
+    /// Starts a member again that was killed.
+    #[track_caller]
+    pub fn run(&mut self, member: usize) {
+        let name = |member: usize| format!("member-{member}");
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let cluster: Vec<_> =
+            self.members.iter().enumerate().map(|(at, one)| format!("{}={}", name(at), url(one.peer))).collect();
+        let Member { client, peer, .. } = self.members[member];
+        let data = self.folder.path().join(name(member));
+        let state = if data.exists() { "existing" } else { "new" };
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &name(member), "--initial-cluster-state", state, "--logger", "zap"])
+            .args(["--initial-cluster", &cluster.join(","), "--log-level", "error"])
+            .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+            .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+            // A test kills the leader often.
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .arg("--data-dir")
+            .arg(data)
+            .current_dir(self.folder.path());
+        self.members[member].process = Some(Running::start(&mut command));
+    }
+
+    /// Kills a member.
+    pub fn kill(&mut self, member: usize) {
+        self.members[member].process = None;
+    }
+
+    /// Sends a member a signal, by its name without `SIG`.
+    pub fn signal(&self, member: usize, name: &str) {
+        if let Some(process) = &self.members[member].process {
+            process.signal(name);
+        }
+    }
+
+    /// The member that leads, if one answers as leader.
+    pub fn leader(&self) -> Option<usize> {
+        (0..self.members.len()).find(|&member| {
+            let status = self.etcdctl_at(&[member], &["endpoint", "status", "-w", "fields"]);
+            let field = |name: &str| {
+                let line = status.lines().find(|line| line.starts_with(&format!("\"{name}\"")));
+                line.and_then(|line| line.split(" : ").nth(1)).map(str::to_owned)
+            };
+            matches!((field("MemberID"), field("Leader")), (Some(own), Some(leader)) if own == leader)
+        })
+    }
+
+    /// Waits until a member leads.
+    #[track_caller]
+    pub fn wait_for_leader(&self) -> usize {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(leader) = self.leader() {
+                return leader;
+            }
+            assert!(Instant::now() < deadline, "no member of etcd leads:\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs `etcdctl` against all members. Returns its standard output.
+    pub fn etcdctl(&self, arguments: &[&str]) -> String {
+        self.etcdctl_at(&(0..self.members.len()).collect::<Vec<_>>(), arguments)
+    }
+
+    /// Drops the history of all keys, and what it took on disk.
+    pub fn compact(&self) {
+        let status = self.etcdctl(&["endpoint", "status", "-w", "json"]);
+        let members: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+        let revision = members[0]["Status"]["header"]["revision"].as_u64().unwrap_or_default();
+        self.etcdctl(&["compaction", &revision.to_string()]);
+        self.etcdctl(&["defrag"]);
+    }
+
+    fn etcdctl_at(&self, members: &[usize], arguments: &[&str]) -> String {
+        let all = self.addresses();
+        let endpoints: Vec<_> = members.iter().map(|member| all[*member].as_str()).collect();
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--dial-timeout=1s", "--command-timeout=5s", "--endpoints", &endpoints.join(",")])
+            .args(arguments)
+            .output()
+            .expect("etcdctl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The addresses of the members for clients.
+    pub fn addresses(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("127.0.0.1:{}", member.client)).collect()
+    }
+
+    /// What the members have logged.
+    pub fn logs(&self) -> String {
+        self.members.iter().filter_map(|member| Some(member.process.as_ref()?.stderr.text())).collect()
+    }
+
+    /// The folder with the data of the members.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Ports that are free now. All listeners are open at the same time, so that the ports differ.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}

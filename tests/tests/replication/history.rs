@@ -1,0 +1,167 @@
+//! The history of what clients did and saw, and its check for linearizability by stateright.
+//!
+//! The check is exponential in the worst case. So each pair of keys is an object of its own, which only a few dozen operations use.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
+
+/// A value. Each write has another one.
+pub(crate) type Value = u64;
+
+/// An operation on a pair of keys, which are 0 and 1.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Read(usize),
+    Create(usize, Value),
+    Update(usize, Value),
+    Delete(usize),
+    /// Writes the second value if the first one is there.
+    CompareAndSet(usize, Value, Value),
+    /// Reads both keys in one batch.
+    ReadBoth,
+    /// Updates both keys in one batch, or none.
+    UpdateBoth([Value; 2]),
+}
+
+impl Op {
+    pub(crate) fn is_read(&self) -> bool {
+        matches!(self, Op::Read(_) | Op::ReadBoth)
+    }
+}
+
+/// What a client was told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Told {
+    Done,
+    /// It was refused because of the state: the key exists, is absent, or has another value.
+    Refused,
+    Saw(Option<Value>),
+    SawBoth([Option<Value>; 2]),
+}
+
+/// The pair of keys as one client after the other would see it.
+#[derive(Clone, Default)]
+struct Pair([Option<Value>; 2]);
+
+impl SequentialSpec for Pair {
+    type Op = Op;
+    type Ret = Told;
+
+    fn invoke(&mut self, op: &Op) -> Told {
+        let keys = &mut self.0;
+        match *op {
+            Op::Read(key) => Told::Saw(keys[key]),
+            Op::ReadBoth => Told::SawBoth(*keys),
+            Op::Create(key, value) => replace(&mut keys[key], |old| old.is_none(), Some(value)),
+            Op::Update(key, value) => replace(&mut keys[key], |old| old.is_some(), Some(value)),
+            Op::CompareAndSet(key, expected, value) => {
+                replace(&mut keys[key], |old| old == Some(expected), Some(value))
+            }
+            Op::Delete(key) => replace(&mut keys[key], |old| old.is_some(), None),
+            Op::UpdateBoth(values) if keys.iter().all(Option::is_some) => {
+                *keys = values.map(Some);
+                Told::Done
+            }
+            Op::UpdateBoth(_) => Told::Refused,
+        }
+    }
+}
+
+/// Replaces what is under a key if it fulfils a condition.
+fn replace(at: &mut Option<Value>, holds: impl Fn(Option<Value>) -> bool, new: Option<Value>) -> Told {
+    if !holds(*at) {
+        return Told::Refused;
+    }
+    *at = new;
+    Told::Done
+}
+
+struct Event {
+    at: Instant,
+    object: usize,
+    thread: usize,
+    /// The operation began, or it returned.
+    what: Result<Op, Told>,
+}
+
+/// What all clients did.
+#[derive(Default)]
+pub(crate) struct History(Mutex<Vec<Event>>);
+
+/// How an operation ended for its client.
+pub(crate) enum End {
+    Returned(Told),
+    /// It certainly had no effect, and told nothing about the state.
+    Nothing,
+    /// It may have an effect at any time from its begin on. The client goes on under another number.
+    Unknown,
+}
+
+impl History {
+    /// Runs an operation of a client, which has a number that no other client and no operation with an unknown outcome has.
+    pub(crate) fn record(&self, object: usize, thread: usize, op: Op, run: impl FnOnce() -> End) -> bool {
+        let began = Instant::now();
+        let end = run();
+        let ended = Instant::now();
+        let mut events = self.0.lock().expect("nothing panics while it is locked");
+        let mut push = |at, what| events.push(Event { at, object, thread, what });
+        match end {
+            End::Nothing => {}
+            End::Unknown => {
+                push(began, Ok(op));
+                return false;
+            }
+            End::Returned(told) => {
+                push(began, Ok(op));
+                push(ended, Err(told));
+            }
+        }
+        true
+    }
+
+    /// Asserts that the history of every object is linearizable. Returns the number of operations, and of those whose outcome is
+    /// unknown.
+    #[track_caller]
+    pub(crate) fn check(self) -> (usize, usize) {
+        let mut events = self.0.into_inner().expect("nothing panics while it is locked");
+        events.sort_by_key(|event| event.at);
+        let mut objects = BTreeMap::<usize, Vec<Event>>::new();
+        let (mut operations, mut returned) = (0, 0);
+        for event in events {
+            *(if event.what.is_ok() { &mut operations } else { &mut returned }) += 1;
+            objects.entry(event.object).or_default().push(event);
+        }
+        for (object, events) in objects {
+            let mut tester = LinearizabilityTester::new(Pair::default());
+            let mut shown = String::new();
+            for Event { thread, what, .. } in events {
+                shown += &format!("client {thread}: {what:?}\n");
+                let added = match what {
+                    Ok(op) => tester.on_invoke(thread, op).map(drop),
+                    Err(told) => tester.on_return(thread, told).map(drop),
+                };
+                added.unwrap_or_else(|error| panic!("the test itself is wrong: {error}"));
+            }
+            assert!(tester.is_consistent(), "the history of object {object} is not linearizable:\n{shown}");
+        }
+        (operations, operations - returned)
+    }
+}
+
+#[test]
+fn a_history_with_a_stale_read_is_not_linearizable() {
+    let history = |reads: Option<Value>| {
+        let history = History::default();
+        history.record(0, 1, Op::Create(0, 7), || End::Returned(Told::Done));
+        history.record(0, 2, Op::Create(1, 8), || End::Unknown);
+        history.record(0, 3, Op::Read(0), || End::Returned(Told::Saw(reads)));
+        history.record(0, 3, Op::ReadBoth, || End::Returned(Told::SawBoth([Some(7), Some(8)])));
+        std::panic::catch_unwind(AssertUnwindSafe(|| history.check()))
+    };
+    assert_eq!(history(Some(7)).ok(), Some((4, 1)));
+    assert!(history(None).is_err(), "the create had returned before the read began");
+}

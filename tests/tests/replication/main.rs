@@ -1,0 +1,9 @@
+//! Several hosts on one etcd cluster: what clients of all of them see together, while hosts and members fail.
+
+mod client;
+mod cluster;
+mod history;
+mod linearizability;
+mod plugins;
+mod random;
+mod watching;

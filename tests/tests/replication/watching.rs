@@ -1,0 +1,63 @@
+//! A watcher may go on at any host with the id of its last event: no change is missing, and none comes twice.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use vkog_tests::{Event, amount};
+
+use crate::client::{Client, Sent};
+use crate::cluster::Cluster;
+use crate::random::Random;
+
+const HOSTS: usize = 3;
+const WRITERS: usize = 8;
+const KEYS: usize = 100;
+
+#[test]
+fn a_watcher_that_moves_between_hosts_sees_each_change_once() {
+    let Some(cluster) = Cluster::start(3, HOSTS, |setup| setup) else { return };
+    let (changes, moves) = (amount(4_000, 100_000), amount(20, 100));
+    let first = cluster.host(0).watch("prefix=w/", "").last_id.expect("it begins with an id");
+    // The writers, each with keys of its own, know what they have written.
+    let write = |writer: usize| {
+        let (http, mut random) = (Client::new(), Random::new(writer));
+        let mut written = BTreeMap::<String, Vec<u64>>::new();
+        for _ in 0..changes / WRITERS {
+            let key = format!("w/{writer}/{}", random.below(KEYS));
+            let url = format!("http://{}/k/{key}", cluster.host(random.below(HOSTS)).address());
+            let last = written.entry(key).or_default();
+            let method = if last.is_empty() { "POST" } else { "PUT" };
+            match http.send(method, &url, &[], Some("value")) {
+                Sent::Answered(200, Some(tag), _) => {
+                    last.push(tag.trim_matches('"').parse().expect("an ETag is a revision"));
+                }
+                other => panic!("{method} {url}: {other:?}"),
+            }
+        }
+        written
+    };
+    let written: BTreeMap<String, Vec<u64>> = thread::scope(|scope| {
+        let write = &write;
+        let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(writer))).collect();
+        writers.into_iter().flat_map(|writer| writer.join().expect("it does not panic")).collect()
+    });
+    let mut seen = BTreeMap::<String, Vec<u64>>::new();
+    let (mut since, mut left, mut random) = (first, changes / WRITERS * WRITERS, Random::new(moves));
+    for turn in 0..=moves {
+        let share = if turn == moves { left } else { random.below(2 * changes / moves).min(left) };
+        let mut watch = cluster.host(random.below(HOSTS)).watch("prefix=w/", &format!("Last-Event-ID: {since}\r\n"));
+        let mut events = watch.events(share);
+        // All changes of a revision come together, and only the last of them has its id.
+        let revision = |event: &Event| event.data["revision"].as_u64();
+        while events.last().is_some_and(|last| last.id != revision(last)) {
+            events.extend(watch.event());
+        }
+        left -= events.len();
+        since = events.last().and_then(|last| last.id).unwrap_or(since);
+        for event in events {
+            let revision = revision(&event).expect("a change has a revision");
+            seen.entry(event.key().to_owned()).or_default().push(revision);
+        }
+    }
+    assert_eq!(seen, written);
+}
