@@ -122,7 +122,7 @@ fn an_update_whose_decision_panics_leaves_its_keys_to_the_next() {
     assert_eq!(*outcomes.lock(), ["1 committed"]);
 }
 
-/// Passes everything on until it is told to stop.
+/// Passes everything on until the flag is set.
 fn pump(host: &Host, stop: &AtomicBool) {
     let mut random = Random::new(1);
     while !stop.load(SeqCst) {
