@@ -13,13 +13,13 @@ pub use crate::shared_store::Feed;
 pub struct BackendWrite<'a> {
     /// The number that names it in its outcome. The store uses each number once.
     pub id: u64,
-    /// What must hold: one condition for each key that is changed or was read.
+    /// The conditions that must hold: one for each key that is changed or was read.
     pub conditions: &'a [Condition<'a>],
-    /// What changes if all conditions hold: at most one change for each key. Without any, the write has a revision all the same.
+    /// The changes if all conditions hold: at most one for each key. Without any, the write has a revision all the same.
     pub changes: &'a [BackendChange<'a>],
 }
 
-/// What a write requires of one key.
+/// A requirement of a write for one key.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Condition<'a> {
     /// The key.
@@ -112,7 +112,7 @@ pub struct BackendStatus {
 pub struct BackendMember {
     /// Its id.
     pub id: String,
-    /// What it has announced, as JSON.
+    /// Its last announcement, as JSON.
     pub about: String,
 }
 
@@ -121,7 +121,7 @@ pub struct BackendMember {
 /// The store calls it on any thread, never with a lock that [`Feed`] takes; so it may call the feed at once. None of its functions
 /// waits for the network.
 ///
-/// What it owes to the store:
+/// Its duties:
 ///
 /// - It reports the outcome of each write once, when the outcome is certain. A write whose response was lost stays open until
 ///   the backend has found out, however long that takes.

@@ -152,7 +152,7 @@ pub enum StoreError {
     /// A shared store has no connection to its backend, or has not loaded its entries yet. Nothing was written.
     #[error("the shared store cannot be reached: {reason}; try again when the connection is back")]
     Disconnected {
-        /// What the backend says.
+        /// The reason that the backend reports.
         reason: String,
     },
     /// A local read of a shared store would be too old. Nothing was read.
@@ -182,13 +182,13 @@ pub enum StoreError {
     /// A shared store could not commit a write, which had no effect.
     #[error("the write was not committed: {reason}; try again")]
     Dropped {
-        /// What the backend says.
+        /// The reason that the backend reports.
         reason: String,
     },
     /// It cannot be found out whether a write to a shared store took effect.
     #[error("whether the write took effect is unknown: {reason}; read the entry")]
     Unresolved {
-        /// What the backend says.
+        /// The reason that the backend reports.
         reason: String,
     },
 }

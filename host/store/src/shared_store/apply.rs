@@ -20,7 +20,7 @@ use crate::update::Change;
 use super::record;
 use super::state::{InFlight, State};
 
-/// What the feed is about to do. Locked while it changes the map.
+/// The state of the feed. Locked while it changes the map.
 #[derive(Default)]
 pub(super) struct Applying {
     /// The entries of a load that has not ended.
@@ -150,7 +150,7 @@ impl State {
         self.notify_applied();
     }
 
-    /// Makes changes in the map, in one step for whoever locks several shards. Calls a function with all of them locked.
+    /// Makes changes in the map, in one step for readers that lock several shards. Calls a function with all of them locked.
     fn put_all(&self, changes: &[(Box<str>, Change)], locked: impl FnOnce()) {
         let keys: SmallVec<[Hashed<'_>; 1]> = changes.iter().map(|(key, _)| self.map.hash(key.as_bytes())).collect();
         let mut shards = self.map.lock_all(&keys, Map::write);
@@ -256,7 +256,7 @@ impl State {
     }
 }
 
-/// What a write of this host has done to one key. Nobody but this host reports it.
+/// The effect of a write of this host on one key. Only this host reports it.
 struct Own {
     before: Option<Entry>,
     after: Option<Entry>,
@@ -301,7 +301,7 @@ impl InFlight {
         self.sent.changed().into_iter().filter_map(settle).collect()
     }
 
-    /// What the write has done to each key that it has changed.
+    /// The effect of the write on each key that it has changed.
     fn own(&self, revision: u64) -> impl Iterator<Item = (Box<str>, Own)> {
         let own = move |(key, before, after): (&str, Option<&Entry>, Option<&Entry>)| {
             (key.into(), Own { before: before.cloned(), after: after.cloned(), revision })
@@ -310,7 +310,7 @@ impl InFlight {
     }
 }
 
-/// Decodes the record of an entry. What no host could have written counts as absent.
+/// Decodes the record of an entry. A record that no host could have written counts as absent.
 fn decode(key: &str, record: &[u8], revision: u64, scratch: &mut Vec<u8>) -> Option<Entry> {
     let entry = record::decode(key, record, revision, scratch);
     if entry.is_none() {

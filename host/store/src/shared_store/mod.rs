@@ -1,6 +1,6 @@
 //! The shared store: the entries that several hosts have in common, behind a [`Backend`]. Each host has all of them in its map.
 //!
-//! The map holds committed entries only, and only the [`Feed`] changes it, also for writes of this host. So whatever is read is
+//! The map holds committed entries only, and only the [`Feed`] changes it, also for writes of this host. So every read is
 //! durable.
 
 mod apply;

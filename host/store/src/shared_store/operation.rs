@@ -39,14 +39,14 @@ pub(super) trait Sent: Send {
     /// Whether it may be decided again after another conflict.
     fn may_conflict(&mut self) -> Result<(), StoreError>;
 
-    /// Completes it, because it had no effect or nobody knows.
+    /// Completes it, because it had no effect, or its outcome is unknown.
     fn fail(self: Box<Self>, error: Arc<StoreError>);
 }
 
 /// An update.
 pub(super) struct Operation<D, F> {
     state: Arc<State>,
-    /// As they were named: a key may be there several times.
+    /// As they were named: a key may occur several times.
     keys: Arc<[Box<str>]>,
     place: Place,
     decide: D,
@@ -55,7 +55,7 @@ pub(super) struct Operation<D, F> {
     conflicts: u32,
     /// The entries were confirmed to be current after the update had begun: a rejection is certain.
     is_confirmed: bool,
-    /// What the last run has decided, unless that was undone.
+    /// The decisions of the last run, unless it has taken them back.
     decided: Changes,
 }
 
@@ -220,7 +220,7 @@ where
     }
 }
 
-/// What an update does to one key, after all of its decisions about it.
+/// The effect of an update on one key, after all of its decisions about it.
 struct Net<'k, 'd> {
     key: &'k str,
     /// The entry that the first decision saw.
@@ -238,7 +238,7 @@ impl Net<'_, '_> {
     }
 }
 
-/// What an update does to each of its keys.
+/// Returns the effect of an update on each of its keys.
 fn net<'k, 'd>(keys: &'k [Box<str>], decided: &'d Changes) -> SmallVec<[Net<'k, 'd>; 1]> {
     let mut all: SmallVec<[Net<'k, 'd>; 1]> = SmallVec::with_capacity(keys.len());
     // One key needs no table.

@@ -41,7 +41,7 @@ pub(super) struct State {
     pub(super) is_loading: AtomicBool,
     connection: Mutex<Connection>,
     load_ended: Condvar,
-    /// What `connection` amounts to.
+    /// The error that follows from `connection`, if any.
     closed: RwLock<Option<Arc<StoreError>>>,
     /// The last write that was refused for lack of space, while none has been committed since.
     full: RwLock<Option<Arc<StoreError>>>,

@@ -1,4 +1,4 @@
-//! What waits: for a revision to be in the map, or for a confirmation of the last committed one.
+//! Callbacks that wait: for a revision to be in the map, or for a confirmation of the last committed one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -113,7 +113,7 @@ impl WaitingForRevision {
     }
 }
 
-/// The rounds of confirmations: all callbacks that wait are answered by one question to the backend. A callback never joins a
+/// The rounds of confirmations: one question to the backend serves all callbacks that wait. A callback never joins a
 /// round whose question was put before.
 ///
 /// A question is put by the thread of one of those that it answers, and not by the one that reports the answer to the question

@@ -122,7 +122,7 @@ fn an_update_whose_decision_panics_leaves_its_keys_to_the_next() {
     assert_eq!(*outcomes.lock(), ["1 committed"]);
 }
 
-/// Passes everything on until it is told to stop.
+/// Passes everything on until the flag is set.
 fn pump(host: &Host, stop: &AtomicBool) {
     let mut random = Random::new(1);
     while !stop.load(SeqCst) {
@@ -142,6 +142,8 @@ fn readers_see_all_changes_of_a_step_or_none() {
     thread::scope(|scope| {
         hosts.iter().for_each(|host| _ = scope.spawn(|| pump(host, &stop)));
         let reader = scope.spawn(|| {
+            // The first load fills the map entry by entry.
+            assert!(hosts[1].store.wait_until_loaded(DEADLINE));
             let mut different = 0;
             while !stop.load(SeqCst) {
                 let number = |entry: &Option<&Entry>| entry.map_or(0, Entry::revision);

@@ -1,7 +1,7 @@
 //! The simulated engine, and the connections of the hosts to it: nothing moves unless the simulation says so.
 //!
 //! A write or a question lies in `requests` until the engine gets it, in any order; several writes of one host may be committed
-//! with one revision. Its response lies in `responses`, in any order. What is lost on the way is in `lost` until the connection
+//! with one revision. Its response lies in `responses`, in any order. Lost messages are in `lost` until the connection
 //! has found out what became of it; meanwhile, the engine may still get it. The changes reach each host in order.
 
 use std::collections::BTreeMap;
@@ -231,7 +231,7 @@ impl Link {
             _ => true,
         };
         drop(state);
-        let unknown = CommitOutcome::Unknown { message: "nobody knows".to_owned() };
+        let unknown = CommitOutcome::Unknown { message: "the outcome is lost".to_owned() };
         let outcome = match outcome {
             _ if is_hidden && random.percent(20) => unknown,
             Some(outcome) => outcome,

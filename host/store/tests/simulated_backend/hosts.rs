@@ -1,5 +1,5 @@
-//! A host of the simulation: its store, its connection, the mailbox on which its operations complete, and a plugin with a state
-//! of its own, which learns the changes of other hosts from the observer and those of this host from the completions.
+//! A host of the simulation: its store, its connection, the mailbox on which its operations complete, and a plugin with a
+//! state, which learns the changes of other hosts from the observer and those of this host from the completions.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -14,7 +14,7 @@ use vkog_store::{Change, Entry, SharedOptions, SharedStore, Store};
 use crate::engine::{Connection, Engine, Link};
 
 /// The sum of what the plugin has learned of each key: the revisions after the changes less those before them. They cancel each
-/// other out to the revision of the entry, if no change is missing, twice, or begins with an entry that was not there.
+/// other out to the revision of the entry, if no change is missing, twice, or begins with another entry.
 #[derive(Default)]
 pub(crate) struct Plugin {
     sums: HashMap<String, i128>,
@@ -37,7 +37,7 @@ impl Plugin {
         }
     }
 
-    /// Counts what is there when the plugin starts.
+    /// Counts an entry that exists when the plugin starts.
     fn start(&mut self, entry: &Entry) {
         self.sums.insert(entry.key().to_owned(), entry.revision().into());
     }

@@ -1,4 +1,4 @@
-//! Operations of clients: what they do, what they have seen, and whether what they were told is true.
+//! Operations of clients: what they do, what they have seen, and whether their outcomes are true.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::truth::Truth;
 /// The keys: few, so that hosts and clients are often in each other's way.
 pub(crate) const KEYS: [&str; 8] = ["a/1", "a/2", "a/3", "b/1", "b/2", "c/1", "c/2", "d"];
 
-/// What an update does to one key.
+/// The action of an update on one key.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Put,
@@ -59,12 +59,12 @@ impl Script {
     }
 }
 
-/// What one operation has done so far.
+/// The record of one operation.
 #[derive(Default)]
 pub(crate) struct Record {
     /// The entries that the last run of its decisions has seen.
     seen: Vec<(String, u64)>,
-    /// The number of guards that have passed and were not undone.
+    /// The number of guards that have passed and were not rolled back.
     guards: usize,
     pub(crate) finished: u32,
     faults: Vec<String>,
@@ -116,12 +116,12 @@ impl Decide for Scripted {
         let mut record = self.record.lock();
         match record.guards.checked_sub(decided.len()) {
             Some(guards) => record.guards = guards,
-            None => record.faults.push("a guard was undone twice".to_owned()),
+            None => record.faults.push("a guard was rolled back twice".to_owned()),
         }
     }
 }
 
-/// What a read has found.
+/// The result of a read.
 pub(crate) struct Found {
     /// The keys, and the revisions of their entries.
     pub(crate) entries: Vec<(String, u64)>,
@@ -159,7 +159,7 @@ impl Operation {
         Scripted { number: self.number, script, record: Arc::clone(&self.record) }
     }
 
-    /// Checks that what the client was told is true. Returns whether the update took effect; `None` if that is unknown.
+    /// Checks that the reported outcome is true. Returns whether the update took effect; `None` if that is unknown.
     pub(crate) fn check(&self, outcome: &Outcome, truth: &Truth, ended: u64, may_close: bool) -> Option<bool> {
         let record = self.record.lock();
         assert_eq!(record.faults, [""; 0], "{self:?}");

@@ -1,4 +1,4 @@
-//! Three hosts on one engine, on one thread: whatever is delayed, reordered and lost, each client is told the truth.
+//! Three hosts on one engine, on one thread: although messages are delayed, reordered and lost, every reported outcome is true.
 //!
 //! A random number generator chooses every step: a client begins an operation, the engine gets a request, a host gets a response
 //! or a change or completes what is due, a connection is lost, the engine forgets its past, a host is replaced. So a seed
@@ -8,10 +8,10 @@
 //!   revisions are a linear order, for updates of several keys too.
 //! - A linearizable read, a rejection and an update that only reads saw the state of a moment between call and outcome; a local
 //!   read saw one state, no older than what this host has acknowledged.
-//! - What was refused had no effect, and nothing that was acknowledged is missing.
-//! - Every operation has one outcome. Every guard is committed or undone, once.
+//! - A refused update had no effect, and nothing that was acknowledged is missing.
+//! - Every operation has one outcome. Every guard is committed or rolled back, once.
 //! - Each watcher gets every change once and in order, also if it moves between hosts.
-//! - A plugin with state of its own counts the entries of its host exactly. When all is quiet, all hosts have the same entries.
+//! - A plugin with state counts the entries of its host exactly. When all is quiet, all hosts have the same entries.
 //!
 //! With `VKOG_FULL` in the environment, as `cargo xtask test --full` sets it, there are ten million steps instead of 200,000.
 
@@ -40,7 +40,7 @@ struct Weather {
     /// In percent of the messages.
     lost: usize,
     refused: usize,
-    /// In one of so many steps.
+    /// The number of steps per event.
     disconnects: usize,
     compactions: usize,
     restarts: usize,
@@ -83,7 +83,7 @@ struct World {
     counts: Counts,
 }
 
-/// What has happened in a run.
+/// The counts of a run.
 #[derive(Default, Debug)]
 struct Counts {
     steps: u64,
@@ -374,7 +374,7 @@ impl World {
         }
     }
 
-    /// What took effect was acknowledged, or its outcome is unknown.
+    /// Every update that took effect was acknowledged, or its outcome is unknown.
     fn check_effects(&self) {
         let count = |effect| self.effects.values().filter(|other| **other == effect).count() as u64;
         self.engine.with(|engine| {

@@ -1,4 +1,4 @@
-//! What has really happened: every revision, and when it was committed.
+//! The true history: every revision, and when it was committed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ pub(crate) struct Changed {
     pub(crate) expired: bool,
 }
 
-/// What one revision has changed.
+/// The changes of one revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Committed {
     pub(crate) revision: u64,
@@ -52,7 +52,7 @@ impl Truth {
         count.checked_sub(1).map_or(0, |last| self.committed[last].revision)
     }
 
-    /// What was committed after a revision, up to another one.
+    /// The revisions after a revision, up to another one.
     pub(crate) fn between(&self, after: u64, to: u64) -> &[Committed] {
         let count = |revision: u64| self.committed.partition_point(|committed| committed.revision <= revision);
         &self.committed[count(after)..count(to).max(count(after))]

@@ -1,5 +1,5 @@
 //! Watchers that move between the hosts with the last revision that they have got: each gets every change once and in order,
-//! except between two revisions where it was told that the changes were forgotten.
+//! except between two revisions where the store reports that it dropped the changes.
 
 use std::task::{Context, Poll, Waker};
 
