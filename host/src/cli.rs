@@ -235,7 +235,7 @@ enum Command {
     /// Make a store from a backup and the incremental backups after it
     #[command(after_help = RESTORE)]
     Restore {
-        /// A full backup, and the incremental backups that follow it, in order
+        /// A full backup, and the incremental backups that follow it, in order; - is standard input
         #[arg(value_name = "BACKUP", required = true)]
         backups: Vec<PathBuf>,
 

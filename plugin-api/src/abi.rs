@@ -97,7 +97,8 @@ impl Origin {
 #[repr(u32)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// Authentication, authorization, rate limits.
+    /// Authentication, authorization, rate limits; also plugins that must see values before they are transformed, such as an
+    /// index.
     Access = 0,
     /// Changes of the value: compression, encryption, rewriting.
     Transform = 1,
@@ -203,7 +204,8 @@ pub struct HookFn {
 #[repr(C)]
 #[derive(StableAbi, Copy, Clone)]
 pub struct HookEntry {
-    /// The hook: an index into [`HOOK_NAMES`]. The host ignores an unknown id, unless [`HookEntry::REQUIRED`] is set.
+    /// The hook: an index into [`HOOK_NAMES`]. The host ignores an unknown id. [`PluginModule::required`](PluginModule) has
+    /// the names of required hooks; before 1.5, [`HookEntry::REQUIRED`] was set.
     pub id: u32,
     /// Bits: [`HookEntry::REQUIRED`], [`HookEntry::BLOCKS`].
     pub flags: u32,
@@ -212,7 +214,8 @@ pub struct HookEntry {
 }
 
 impl HookEntry {
-    /// Bit of [`flags`](Self::flags): a host that does not know this hook refuses to load the plugin.
+    /// Bit of [`flags`](Self::flags): a host before 1.5 that does not know this hook refuses to load the plugin. Plugins
+    /// built with 1.5 or newer do not set it, because such a host can report the number of the hook only.
     pub const REQUIRED: u32 = 1;
     /// Bit of [`flags`](Self::flags): the hook may block, so the host calls it on a blocking pool (since 1.2).
     pub const BLOCKS: u32 = 2;
@@ -536,6 +539,9 @@ pub struct PluginModule {
     // Since 1.5:
     /// The routes that the plugin serves.
     pub routes: RSlice<'static, RawRoute>,
+    /// The names of the hooks that the host must have. A host older than 1.5 does not read them: there,
+    /// [`create`](Self::create) fails.
+    pub required: RSlice<'static, RStr<'static>>,
 
     // Since 1.6:
     /// The functions of the backend, if the plugin is one.

@@ -44,12 +44,13 @@ impl<'a> Ask<'a> {
         Self::new(Verb::Get, key, &[])
     }
 
-    /// Creates an entry. Whether an existing entry is replaced depends on the plugins.
+    /// Creates an entry. Whether an existing entry is replaced depends on the plugins. The key has 1 to 1,024 bytes, and the value
+    /// at least one; otherwise the operation fails with 400 or 414.
     pub fn post(key: &'a str, value: &'a [u8]) -> Self {
         Self::new(Verb::Post, key, value)
     }
 
-    /// Updates an entry. Whether an absent entry is created depends on the plugins.
+    /// Updates an entry. Whether an absent entry is created depends on the plugins. Key and value as for [`post`](Self::post).
     pub fn put(key: &'a str, value: &'a [u8]) -> Self {
         Self::new(Verb::Put, key, value)
     }
@@ -71,8 +72,8 @@ impl<'a> Ask<'a> {
         self
     }
 
-    /// Adds a header that hooks see. The host itself ignores it: use [`if_revision`](Self::if_revision) instead of
-    /// `If-Match`.
+    /// Adds a header that hooks see. The host stores a `Content-Encoding` with the value, and ignores all others: use
+    /// [`if_revision`](Self::if_revision) instead of `If-Match`.
     pub fn header(mut self, name: &'a str, value: &'a str) -> Self {
         self.headers.push((name, value));
         self
@@ -138,7 +139,8 @@ impl<'a> KeyRange<'a> {
         Self { prefix, from: "", limit: u64::MAX }
     }
 
-    /// Selects only entries whose keys are at or behind this one, in byte order.
+    /// Selects only entries whose keys are at or behind this one, in byte order. The first key behind `key` is `key` with a zero
+    /// byte at its end, as in `format!("{key}\0")`.
     pub fn from(mut self, key: &'a str) -> Self {
         self.from = key;
         self

@@ -398,8 +398,9 @@ impl<O: Write> Guard<'_, O> {
     /// /// Appends to the entry instead of replacing it.
     /// fn append(put: &mut Guard<'_, Put>) -> Verdict {
     ///     match put.entry() {
-    ///         Some(entry) => put.replace_value(&[entry.value(), put.value()].concat()),
-    ///         None => Ok(()),
+    ///         // A PATCH puts the value that the entry has.
+    ///         Some(entry) if put.origin() != Origin::Touch => put.replace_value(&[entry.value(), put.value()].concat()),
+    ///         _ => Ok(()),
     ///     }
     /// }
     /// ```
@@ -439,10 +440,13 @@ impl<O: Change> Guard<'_, O> {
     /// Adds a put, a post or a delete to the step of this operation: either all become durable, or none. The added write
     /// passes the chain as a [store call](crate::Host::ask) of this plugin does; a refusal refuses the whole step, and a
     /// delete of an absent key does nothing. Its own guards cannot add writes. At most 64 for one operation; the key must be
-    /// another than that of this operation. Added writes come behind all operations of a batch, in their order.
+    /// another than that of this operation. Added writes come behind all operations of a batch, in their order. They need no
+    /// permission of the client's token. An invalid write, such as one with an empty value or a key over 1,024 bytes, refuses the
+    /// step with 500.
     ///
     /// The guards run a first time to learn which writes they add, and are rolled back. Then the host locks all keys of the step
-    /// and runs all its guards again. So the guard must add the same writes for the same request and the same entry. After
+    /// and runs all its guards again. So the guard must add the same writes for the same request and the same entry; read what an
+    /// earlier hook has found with [`state`](Request::state), which leaves it for the second run. After
     /// repeated changes by other clients the operation fails with 503. Use [`Ask::upsert`](crate::Ask::upsert) for an entry
     /// that may exist or not, as other plugins may keep creating and updating apart. Since 1.5.
     ///

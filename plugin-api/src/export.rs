@@ -12,7 +12,10 @@ use abi_stable::library::RootModuleResult;
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RErr, RNone, ROk, ROption, RResult, RSlice, RSome, RStr, RString};
 
-use crate::abi::{BackendModuleRef, HookEntry, PluginModule, PluginModuleRef, RawFailure, RawHost, RawInstance};
+use crate::abi::{
+    BackendModuleRef, HOOK_NAMES, HookEntry, HostApiRef, PluginModule, PluginModuleRef, RawFailure, RawHost,
+    RawInstance,
+};
 use crate::hooks::Plugin;
 use crate::host::{Host, Level};
 use crate::http::Route;
@@ -27,6 +30,9 @@ pub struct Probe<P>(PhantomData<P>);
 
 /// A plugin that [`export_plugin!`](crate::export_plugin) exports.
 pub trait Exported: Plugin {
+    /// The names of the hooks that the host must have.
+    const REQUIRED: &'static [&'static str];
+
     /// Returns the root module of the library.
     fn module() -> PluginModuleRef;
 }
@@ -103,6 +109,47 @@ unsafe extern "C" fn create<P: Plugin>(host: RawHost, settings: RStr<'_>) -> RRe
     }
 }
 
+/// Creates the plugin, unless the host is too old to check [`PluginModule::required`](PluginModule) and lacks one of the hooks.
+unsafe extern "C" fn create_exported<P: Exported>(
+    host: RawHost,
+    settings: RStr<'_>,
+) -> RResult<RawInstance, RawFailure> {
+    match missing_hook(host.api, P::REQUIRED) {
+        // SAFETY: the arguments of the host.
+        None => unsafe { create::<P>(host, settings) },
+        Some((hook, version)) => {
+            let message =
+                format!("it requires the hook {hook} of vkog-plugin-api 1.{version}, which only newer servers have");
+            RErr(RawFailure { kind: RawFailure::CREATE, reserved: 0, message: message.into() })
+        }
+    }
+}
+
+/// Returns a required hook that a host older than 1.5 lacks, and the minor version that it came with.
+fn missing_hook(host: HostApiRef, required: &[&'static str]) -> Option<(&'static str, u32)> {
+    if host.switch_off().is_some() {
+        return None;
+    }
+    let is_at_least = |version| match version {
+        0 => true,
+        1 => host.ask().is_some(),
+        3 => host.ask_each().is_some(),
+        _ => false,
+    };
+    let versions = required.iter().map(|name| (*name, version_of(name)));
+    versions.into_iter().find(|(_, version)| !is_at_least(*version))
+}
+
+/// Returns the minor version that a hook came with.
+fn version_of(hook: &str) -> u32 {
+    match HOOK_NAMES.iter().position(|name| *name == hook) {
+        Some(0..=16) => 0,
+        Some(17 | 18) => 1,
+        Some(19) => 3,
+        _ => 5,
+    }
+}
+
 unsafe extern "C" fn destroy<P: Plugin>(instance: RawInstance) -> ROption<RString> {
     // SAFETY: `create` above made the pointer with `Box::into_raw`, and the host destroys an instance once.
     let instance = unsafe { Box::from_raw(instance.ptr.cast_mut().cast::<Instance<P>>()) };
@@ -126,7 +173,7 @@ pub fn routes(served: &[Route], updating: &[Route]) -> &'static [Route] {
     served.iter().copied().chain(updating).collect::<Vec<_>>().leak()
 }
 
-/// Makes the root module of `P`, which is no backend.
+/// Makes the root module of `P`, which requires no hook of its host and is no backend.
 pub fn module<P: Plugin>(
     name: &'static str,
     version: &'static str,
@@ -137,7 +184,7 @@ pub fn module<P: Plugin>(
     module_with_backend::<P>(name, version, unwinds, hooks, routes, None)
 }
 
-/// Makes the root module of `P`.
+/// Makes the root module of `P`, which requires no hook of its host.
 pub fn module_with_backend<P: Plugin>(
     name: &'static str,
     version: &'static str,
@@ -146,6 +193,35 @@ pub fn module_with_backend<P: Plugin>(
     routes: &[Route],
     backend: Option<fn() -> BackendModuleRef>,
 ) -> PluginModuleRef {
+    root_module::<P>(name, version, unwinds, hooks, routes, backend).leak_into_prefix()
+}
+
+/// Makes the root module of a library.
+pub fn exported<P: Exported>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+    routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
+) -> PluginModuleRef {
+    let required: Vec<RStr<'static>> = P::REQUIRED.iter().map(|name| (*name).into()).collect();
+    PluginModule {
+        create: create_exported::<P>,
+        required: RSlice::from_slice(required.leak()),
+        ..root_module::<P>(name, version, unwinds, hooks, routes, backend)
+    }
+    .leak_into_prefix()
+}
+
+fn root_module<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    unwinds: bool,
+    hooks: &[Option<HookEntry>],
+    routes: &[Route],
+    backend: Option<fn() -> BackendModuleRef>,
+) -> PluginModule {
     PluginModule {
         name: name.into(),
         version: version.into(),
@@ -155,9 +231,9 @@ pub fn module_with_backend<P: Plugin>(
         destroy: destroy::<P>,
         hooks: table(hooks, P::BLOCKS),
         routes: RSlice::from_slice(routes.iter().map(Route::raw).collect::<Vec<_>>().leak()),
+        required: RSlice::EMPTY,
         backend: backend.map(|make| make()).into(),
     }
-    .leak_into_prefix()
 }
 
 /// The function that the header of the library calls.
@@ -207,25 +283,21 @@ pub const fn by_id<const N: usize>(hooks: [Option<HookEntry>; N]) -> [Option<Hoo
     ordered
 }
 
-/// Marks the named hooks as required. Each name comes with the error for a table without it, because constant code
-/// cannot concatenate texts.
+/// Checks that the required hooks are implemented, and returns the table. Each name comes with the error for a table without
+/// it, because constant code cannot concatenate texts.
 pub const fn require<const N: usize>(
-    mut hooks: [Option<HookEntry>; N],
+    hooks: [Option<HookEntry>; N],
     required: &[(&str, &str)],
 ) -> [Option<HookEntry>; N] {
     let mut index = 0;
     while index < required.len() {
         let (name, error) = required[index];
         let mut id = 0;
-        while id < N && !same(crate::abi::HOOK_NAMES[id], name) {
+        while id < N && !same(HOOK_NAMES[id], name) {
             id += 1;
         }
-        if id == N {
+        if id == N || hooks[id].is_none() {
             panic!("{}", error);
-        }
-        match &mut hooks[id] {
-            Some(entry) => entry.flags |= HookEntry::REQUIRED,
-            None => panic!("{}", error),
         }
         index += 1;
     }
@@ -253,7 +325,7 @@ const fn same(left: &str, right: &str) -> bool {
 /// them does not compile.
 ///
 /// A host ignores hooks that it does not know. If the plugin is useless without a hook, name the hook as required. A
-/// host that does not know it then refuses to load the plugin:
+/// host that does not know it then refuses to load the plugin, and names the hook:
 ///
 /// ```
 /// # use vkog_plugin_api::*;
@@ -293,9 +365,11 @@ macro_rules! export_plugin {
             );
 
             impl $crate::export::Exported for $plugin {
+                const REQUIRED: &'static [&'static str] = &[$($(stringify!($hook)),+)?];
+
                 fn module() -> $crate::abi::PluginModuleRef {
                     const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
-                    $crate::export::module_with_backend::<$plugin>(
+                    $crate::export::exported::<$plugin>(
                         NAME,
                         env!("CARGO_PKG_VERSION"),
                         cfg!(panic = "unwind"),
@@ -313,6 +387,26 @@ macro_rules! export_plugin {
             $crate::__root!(load);
         };
     };
+}
+
+/// Returns the name of the plugin that this crate exports, as a `&'static str`: the name of the crate without a leading `vkog-`.
+/// A plugin recognises its own store calls by it. Since 1.5.
+///
+/// ```
+/// # use vkog_plugin_api::*;
+/// fn check(put: &Before<'_, Put>) -> Verdict {
+///     if put.key().starts_with("mine/") && put.asker() != Some(plugin_name!()) {
+///         return Err(Refusal::new(403, "only the plugin writes these entries"));
+///     }
+///     Ok(())
+/// }
+/// ```
+#[macro_export]
+macro_rules! plugin_name {
+    () => {{
+        const NAME: &str = $crate::export::plugin_name(env!("CARGO_PKG_NAME"));
+        NAME
+    }};
 }
 
 /// Defines the static that abi_stable's loader looks up by name. A separate macro, so that the name is written once.

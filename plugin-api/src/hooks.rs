@@ -248,11 +248,12 @@ hooks! {
     0 BEFORE_GET BeforeGet: Plugin, before_get(get: Before<'_, Get>, mutable) -> Verdict;
 
     /// Called before a create (POST), when nothing is decided. May refuse it, or replace the value. Thread, lock and
-    /// blocking: as [`BeforeGet`].
+    /// blocking: as [`BeforeGet`]; with a value over 64 KiB, it runs on a thread that may compute for long.
     1 BEFORE_POST BeforePost: Plugin, before_post(post: Before<'_, Post>, mutable) -> Verdict;
 
     /// Called before an update (PUT), when nothing is decided. May refuse it, or replace the value. Thread, lock and
-    /// blocking: as [`BeforeGet`].
+    /// blocking: as [`BeforePost`]. A PATCH calls it with the value as it is stored, perhaps compressed, and ignores what it
+    /// replaces ([`Origin::Touch`](crate::Origin::Touch)).
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -276,7 +277,8 @@ hooks! {
 
     /// Called with a create, in one step with the write, under the entry's lock, whether the entry exists or not. May
     /// refuse the write, set details, and reserve. Must be short and must not block: other keys share the lock. Cannot
-    /// call the store (508).
+    /// call the store (508). It sees values as they are stored: what [`BeforePost`] has found in the value that the client sent
+    /// is in the [state](crate::Request::state).
     ///
     /// The host may call it several times for one write. After each call that passed, it calls either [`UndoPost`],
     /// because the write does not happen, or [`AfterPost`]. Release in [`UndoPost`] what the guard reserved.

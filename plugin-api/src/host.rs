@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::abi::RawHost;
+use crate::abi::{HOOK_NAMES, RawHost};
 
 /// The level of a log line.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -72,8 +72,8 @@ impl Host {
     }
 
     /// Switches a hook of this plugin off, by its name, because the settings do not need it: operations then cost what they
-    /// cost without it. Call it in [`Plugin::create`](crate::Plugin::create); later it has no effect. A host older than 1.5
-    /// ignores it and calls the hook. Since 1.5.
+    /// cost without it. Call it in [`Plugin::create`](crate::Plugin::create); later it has no effect. It
+    /// logs a warning if no hook has this name. A host older than 1.5 ignores it and calls the hook. Since 1.5.
     ///
     /// ```
     /// # use vkog_plugin_api::*;
@@ -84,6 +84,9 @@ impl Host {
     /// }
     /// ```
     pub fn switch_off(&self, hook: &str) {
+        if !HOOK_NAMES.contains(&hook) {
+            self.log(Level::Warn, &format!("cannot switch off {hook:?}: no hook has this name"));
+        }
         if let Some(switch_off) = self.raw.api.switch_off() {
             // SAFETY: as in `log`.
             unsafe { switch_off(self.raw.cx, hook.into()) }

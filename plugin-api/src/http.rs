@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::abi::RawRoute;
@@ -75,7 +76,7 @@ macro_rules! requests {
         }
 
         impl<'a> $name<'a> {
-            /// Returns the HTTP method, in capital letters.
+            /// Returns the HTTP method, in capital letters. A HEAD request has `HEAD`, also on a route of GET.
             pub fn method(&self) -> &'a str {
                 // SAFETY: `cx` belongs to the call, which has not returned: `self` borrows it. So does the result.
                 self.request.api.method().map_or("", |method| unsafe { method(self.request.call.cx) }.as_str())
@@ -84,6 +85,16 @@ macro_rules! requests {
             /// Returns the query, without the question mark and still percent-encoded; empty if there is none.
             pub fn query(&self) -> &'a str {
                 self.request.query()
+            }
+
+            /// Returns a parameter of the query, decoded as form data, as [`Request::query_parameter`] does: `None` if there is
+            /// none, and empty if it has no value.
+            ///
+            /// # Errors
+            ///
+            /// 400 if the parameter is repeated, or is not percent-encoded UTF-8.
+            pub fn query_parameter(&self, name: &str) -> Result<Option<Cow<'a, str>>, crate::Refusal> {
+                self.request.query_parameter(name)
             }
 
             /// Returns the value of the first header with this name. The case of the name does not matter.

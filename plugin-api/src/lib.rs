@@ -102,7 +102,8 @@
 //! | [`Tick`] | a separate thread for each plugin, never twice at a time | yes; a stop waits up to 12 s for it |
 //! | `Drop` | a separate thread | yes; a stop waits up to 12 s for it |
 //!
-//! An event loop serves many clients. A `before` hook that computes for 10 ms delays all of them by 10 ms.
+//! An event loop serves many clients. A `before` hook that computes for 10 ms delays all of them by 10 ms. Writes with a
+//! value over 64 KiB run on other threads, so their hooks may compute for long.
 //!
 //! # How do I reject a request?
 //!
@@ -115,7 +116,8 @@
 //! - **In memory:** in the fields of the plugin. [`Start`] rebuilds it from the stored entries, and [`Applied`] reports changes of
 //!   other hosts. A hot reload creates a
 //!   new instance; nothing in memory passes to it.
-//! - **For one operation:** with [`Request::set_state`], from one hook to the next.
+//! - **For one operation:** with [`Request::set_state`], from one hook to the next; [`Request::state`] and
+//!   [`Request::take_state`] return it.
 //! - **With an entry:** as [details](Guard::set_details), up to 4,096 bytes that only this plugin sees.
 //! - **As separate entries:** with [`Host::get`], [`Host::put`] and the other store calls; in one step with
 //!   [`Host::update`] and [`Host::batch`], or with the write of a client by [`Guard::add`].
@@ -181,6 +183,7 @@ mod hooks;
 mod host;
 mod http;
 mod metrics;
+mod query;
 mod read;
 mod serve;
 mod settings;

@@ -52,8 +52,28 @@ impl Request<'_> {
         }
     }
 
+    /// Returns a clone of the value that an earlier hook of this plugin has [kept](Self::set_state) for the operation; `None` if
+    /// there is none, or one of another type. The value stays for later hooks. Use it in a guard, which may run several times for
+    /// one write. Since 1.5.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// /// Stores with the entry what `before_put` has found in the value.
+    /// fn keep_title(put: &Guard<'_, Put>) {
+    ///     put.set_details(put.state::<String>().unwrap_or_default().as_bytes());
+    /// }
+    /// ```
+    pub fn state<T: Clone + Send + 'static>(&self) -> Option<T> {
+        let place = self.state_place()?;
+        // SAFETY: as in `set_state`; only `set_state` of this library sets the pointer. The clone may call this plugin, but no
+        // function that changes the place: it has no access to the request.
+        let boxed = unsafe { (*place).ptr.cast::<Boxed>().as_ref() }?;
+        boxed.downcast_ref::<T>().cloned()
+    }
+
     /// Takes the value that an earlier hook of this plugin has [kept](Self::set_state) for the operation; `None` if there is
-    /// none, or one of another type. A guard or an undo that may run again must keep it again. Since 1.5.
+    /// none, or one of another type. Later hooks, and a guard that runs again, do not find it any more: see
+    /// [`state`](Self::state). Since 1.5.
     pub fn take_state<T: Send + 'static>(&self) -> Option<T> {
         match self.take_boxed()?.downcast() {
             Ok(state) => Some(*state),

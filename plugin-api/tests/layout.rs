@@ -25,8 +25,8 @@ fn the_abi_types_have_fixed_sizes_and_offsets() {
     layout!(RawHost: 16, 8, api at 0, cx at 8);
     layout!(RawInstance: 8, 8);
     layout!(RawFailure: 40, 8, kind at 0, reserved at 4, message at 8);
-    layout!(PluginModule: 104, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
-        hooks at 56, routes at 72, backend at 88);
+    layout!(PluginModule: 120, 8, name at 0, version at 16, unwinds at 32, stage at 36, create at 40, destroy at 48,
+        hooks at 56, routes at 72, required at 88, backend at 104);
     layout!(RawAsk<'static>: 112, 8, key at 0, value at 16, content_type at 32, query at 48, headers at 64, verb at 80,
         flags at 84, revision at 88, reserved at 96);
     layout!(RawAnswer<'static>: 72, 8, entry at 0, message at 8, plugin at 24, revision at 40, status at 48, flags at 52,

@@ -121,6 +121,16 @@ impl Request<'_> {
     /// Sends it and reads the whole reply, whose status `/openapi.json` must describe.
     #[track_caller]
     pub fn send(self) -> Reply {
+        self.try_send().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same for a server that may be killed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// No reply came, or only a part of one.
+    #[track_caller]
+    pub fn try_send(self) -> Result<Reply, String> {
         let Self { client, method, path, headers, body } = self;
         let body_len = body.as_ref().map_or(0, Vec::len);
         let request = format!("{method} {path} {headers:?}, {body_len} bytes");
@@ -144,15 +154,15 @@ impl Request<'_> {
                 read.map_err(|error| error.to_string())
             }
         };
-        let (parts, body) = read
-            .unwrap_or_else(|error| panic!("{request} got no reply: {error}\n--- server log\n{}", client.log.text()));
+        let (parts, body) =
+            read.map_err(|error| format!("{request} got no reply: {error}\n--- server log\n{}", client.log.text()))?;
         let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
         let headers = parts.headers.iter().map(header).collect();
         let reply = Reply { request, status: parts.status.as_u16(), headers, body, log: client.log.clone() };
         described::check(&method, &path, &reply);
-        reply
+        Ok(reply)
     }
 }
 

@@ -19,6 +19,8 @@ mod faults;
 mod frozen;
 mod http2;
 mod links;
+#[cfg(target_os = "linux")]
+mod paused;
 mod process;
 mod proxy;
 mod server;
@@ -47,6 +49,8 @@ pub use http2::{
     Exchange, Frame, HTTP2_START, Http2, connect_raw, frame, get_frame, next_piece, put_frame, read_frame,
 };
 pub use links::{dead_links, dead_links_of_site, markdown, prose};
+#[cfg(target_os = "linux")]
+pub use paused::Paused;
 pub use process::{Exit, Running};
 pub use proxy::Proxy;
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};

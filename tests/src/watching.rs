@@ -104,16 +104,30 @@ impl Watching {
         events
     }
 
+    /// Returns the events that still arrive from a server that was killed: the stream may break off anywhere.
+    pub fn remaining(&mut self) -> Vec<Event> {
+        while let Ok(chunk) = self.wire.chunk()
+            && !chunk.is_empty()
+        {
+            self.take(&chunk);
+        }
+        self.waiting.drain(..).collect()
+    }
+
     /// Reads until data arrives. Returns whether the stream continues.
     #[track_caller]
     pub fn read(&mut self) -> bool {
         let chunk = self.wire.chunk().unwrap_or_else(|error| panic!("the stream broke off: {error}: {}", self.head));
-        self.text.extend(&chunk);
+        self.take(&chunk);
+        !chunk.is_empty()
+    }
+
+    fn take(&mut self, chunk: &[u8]) {
+        self.text.extend(chunk);
         while let Some(end) = self.text.windows(2).position(|two| two == b"\n\n") {
             let block = String::from_utf8(self.text.drain(..end + 2).collect()).expect("events are UTF-8");
             self.take_block(&block);
         }
-        !chunk.is_empty()
     }
 
     fn take_block(&mut self, block: &str) {

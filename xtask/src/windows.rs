@@ -85,6 +85,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("proxies", None, "needs the proxies of Linux, which do not depend on the system of the server"),
     ("plugin_commands", None, "is about libraries, links and disks as Linux has them"),
     ("plugin_files", None, "is about libraries as Linux loads them"),
+    ("plugin_model", None, "pauses servers and requests snapshots by signals of Unix"),
     ("reference", None, "checks documents, which do not depend on the system"),
     ("reload", Some("a_signal_reloads_as_the_request_does"), "needs SIGHUP"),
     ("service", None, "needs systemd's socket"),

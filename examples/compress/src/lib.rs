@@ -9,6 +9,16 @@ use vkog_plugin_api::*;
 /// The levels that need no more than a few megabytes of memory for each value that is compressed.
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
+/// The beginnings of the media types whose values are compressed already.
+#[rustfmt::skip]
+const COMPRESSED: [&str; 13] = [
+    "audio/", "image/", "video/", "font/woff", "application/gzip", "application/java-archive", "application/vnd.rar",
+    "application/x-7z-compressed", "application/x-bzip2", "application/x-gzip", "application/x-xz", "application/zip",
+    "application/zstd",
+];
+/// Those among them that are not compressed.
+const PLAIN: [&str; 4] = ["audio/wav", "audio/x-wav", "image/bmp", "image/svg+xml"];
+
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde", default)]
 struct Settings {
@@ -41,46 +51,44 @@ impl Plugin for Compress {
 }
 
 impl Compress {
-    /// Returns the compressed value, if compression is worth it.
-    fn compressed(&self, request: &Request<'_>, value: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    /// Replaces the value to write, if compression is worth it.
+    fn compress<O: Write>(&self, write: &Before<'_, O>) -> Verdict {
+        let value = write.value();
         // A touch does not change the value.
-        let is_kept = request.origin() == Origin::Touch || is_coded(request);
+        let is_kept = write.origin() == Origin::Touch || is_compressed(write);
         if value.len() < self.settings.minimum_size || is_kept {
-            return Ok(None);
+            return Ok(());
         }
         let compressed = zstd::bulk::compress(value, self.settings.level);
         let compressed =
             compressed.map_err(|error| Refusal::new(500, format!("cannot compress the value: {error}")))?;
-        Ok((compressed.len() < value.len()).then_some(compressed))
-    }
-
-    fn record(&self, value: &[u8], compressed: &[u8]) {
-        self.saved.add((value.len() - compressed.len()) as u64);
+        if let Some(saved) = value.len().checked_sub(compressed.len()).filter(|saved| *saved > 0) {
+            self.saved.add(saved as u64);
+            write.replace_value(&compressed);
+        }
+        Ok(())
     }
 }
 
-/// Whether the value has a content coding, such as gzip. Then it is compressed already.
-fn is_coded(request: &Request<'_>) -> bool {
-    request.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity"))
+/// Whether the value is compressed already: by its content coding, such as gzip, or by its media type, such as image/png.
+fn is_compressed(request: &Request<'_>) -> bool {
+    let has_coding = request.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity"));
+    let begins = |start: &&str| {
+        let begin = request.content_type().get(..start.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(start))
+    };
+    has_coding || COMPRESSED.iter().any(begins) && !PLAIN.iter().any(begins)
 }
 
 impl BeforePost for Compress {
     fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
-        if let Some(compressed) = self.compressed(post, post.value())? {
-            self.record(post.value(), &compressed);
-            post.replace_value(&compressed);
-        }
-        Ok(())
+        self.compress(post)
     }
 }
 
 impl BeforePut for Compress {
     fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
-        if let Some(compressed) = self.compressed(put, put.value())? {
-            self.record(put.value(), &compressed);
-            put.replace_value(&compressed);
-        }
-        Ok(())
+        self.compress(put)
     }
 }
 
@@ -161,6 +169,27 @@ mod tests {
             host.request(Verb::Put, "k").header("Content-Encoding", coding).body(&text).send().expect(200);
             assert_eq!(host.stored("k").expect("it was stored") != text.as_bytes(), is_compressed, "{coding}");
             host.get("k").is(&text);
+        }
+    }
+
+    #[test]
+    fn a_value_with_a_compressed_media_type_is_stored_as_it_is() {
+        let host = host("{}");
+        let text = text(1000);
+        for (media_type, is_compressed) in [
+            ("image/png", false),
+            ("Image/PNG", false),
+            ("font/woff2", false),
+            ("video/mp4; codecs=avc1", false),
+            ("application/zip", false),
+            ("image/svg+xml", true),
+            ("font/ttf", true),
+            ("application/json", true),
+            ("im", true),
+        ] {
+            host.request(Verb::Put, "k").content_type(media_type).body(&text).send().expect(200);
+            assert_eq!(host.stored("k").expect("it was stored") != text.as_bytes(), is_compressed, "{media_type}");
+            host.get("k").is(&text).has("Content-Type", media_type);
         }
     }
 

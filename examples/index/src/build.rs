@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use vkog_plugin_api::{Answer, Ask, Found, Refusal};
 
 use crate::Index;
-use crate::terms::{PREFIX, Terms, index_key, parse};
+use crate::areas::PREFIX;
+use crate::terms::Terms;
 
 /// The number of entries that are written together and share the wait for the disk.
 const TOGETHER: usize = 256;
@@ -22,15 +23,17 @@ impl Index {
     /// A plugin or the store refuses a write. The rest may be missing.
     pub(crate) fn build(&self) -> Result<(), Refusal> {
         let mut found: HashSet<String> = HashSet::new();
-        self.host.for_each(PREFIX, |key, _| {
-            found.insert(key.to_owned());
-            ControlFlow::Continue(())
-        })?;
+        for area in self.areas.iter() {
+            self.host.for_each(&format!("{area}{PREFIX}"), |key, _| {
+                found.insert(key.to_owned());
+                ControlFlow::Continue(())
+            })?;
+        }
         let mut missing = Vec::new();
         self.host.for_each("", |key, entry| {
-            if !key.starts_with(PREFIX) {
+            if !self.areas.is_index(key) {
                 let terms = Terms::of(&self.fields, entry.value());
-                let is_found = |term: &str| found.contains(&index_key(term, key));
+                let is_found = |term: &str| found.contains(&self.areas.index_key(term, key));
                 if terms.as_details() != entry.details() || !terms.iter().all(is_found) {
                     missing.push(key.to_owned());
                 }
@@ -77,9 +80,11 @@ impl Index {
 
     /// Removes an index entry whose entry does not have the term.
     fn remove_stray(&self, index_key: &str) -> Result<(), Refusal> {
-        let Some((term, key)) = parse(index_key) else { return Ok(()) };
+        let Some((term, key)) = self.areas.parse(index_key) else { return Ok(()) };
         let Some(index_entry) = self.host.get(index_key)? else { return Ok(()) };
-        if self.host.get(key)?.is_some_and(|found| Terms::stored(&found.details).has(term)) {
+        // With other prefixes it would be in another place.
+        let is_its_place = self.areas.index_key(term, &key) == index_key;
+        if is_its_place && self.host.get(&key)?.is_some_and(|found| Terms::stored(&found.details).has(term)) {
             return Ok(());
         }
         // A write that adds the term meanwhile writes the index entry again.

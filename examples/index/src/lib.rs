@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod areas;
 mod build;
 mod terms;
 #[cfg(test)]
@@ -16,7 +17,8 @@ use std::time::Duration;
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
-use terms::{PREFIX, Terms, index_key, parse, term};
+use areas::{Areas, PREFIX};
+use terms::{Terms, term};
 
 /// The plugin's name, by which it recognises its own writes.
 const NAME: &str = "index";
@@ -28,11 +30,15 @@ const RETRY: Duration = Duration::from_secs(10);
 struct Settings {
     /// The names of the fields.
     fields: Vec<String>,
+    /// The key prefixes that each have a separate index.
+    #[serde(default)]
+    prefixes: Vec<String>,
 }
 
 struct Index {
     host: Host,
     fields: Vec<String>,
+    areas: Areas,
     /// Every entry is indexed.
     is_complete: AtomicBool,
     complete: Gauge,
@@ -40,67 +46,67 @@ struct Index {
 
 impl Plugin for Index {
     type Settings = Settings;
+    // Before the transforms, because the fields are those of the value that the client sent.
+    const STAGE: Stage = Stage::Access;
 
-    fn create(host: Host, Settings { fields }: Settings) -> Result<Self, CreateError> {
+    fn create(host: Host, Settings { fields, prefixes }: Settings) -> Result<Self, CreateError> {
         let is_name = |field: &String| !field.is_empty() && !field.contains(['/', '%', '\n']);
         if fields.is_empty() || !fields.iter().all(is_name) {
             return Err("fields has no names, or one with a slash, a percent sign or a line break".into());
         }
         let complete = host.gauge("complete", "Whether every entry is indexed.");
-        Ok(Index { host, fields, is_complete: AtomicBool::new(false), complete })
+        let areas = Areas::new(prefixes)?;
+        Ok(Index { host, fields, areas, is_complete: AtomicBool::new(false), complete })
     }
-}
-
-/// Refuses requests for index entries: of clients, and writes of other plugins. The status keeps the entries out of listings
-/// and watches as well.
-fn protect(request: &Request<'_>) -> Verdict {
-    let may = |asker| request.verb() == Verb::Get || asker == NAME;
-    if request.key().starts_with(PREFIX) && !request.asker().is_some_and(may) {
-        return Err(Refusal::new(403, "Index entries belong to the plugin index: use GET /x/index/FIELD/VALUE"));
-    }
-    Ok(())
 }
 
 impl Index {
+    /// Refuses requests for index entries: of clients, and writes of other plugins. The status keeps the entries out of listings
+    /// and watches as well.
+    fn protect(&self, request: &Request<'_>) -> Verdict {
+        let may = |asker| request.verb() == Verb::Get || asker == NAME;
+        if self.areas.is_index(request.key()) && !request.asker().is_some_and(may) {
+            return Err(Refusal::new(403, "Index entries belong to the plugin index: use GET /x/index/FIELD/VALUE"));
+        }
+        Ok(())
+    }
+
     /// Finds the terms of the value that the client sent, before other plugins replace it.
     fn prepare<O: Write>(&self, write: &Before<'_, O>) -> Verdict {
-        protect(write)?;
-        if write.key().starts_with(PREFIX) || write.origin() == Origin::Touch {
+        self.protect(write)?;
+        if self.areas.is_index(write.key()) || write.origin() == Origin::Touch {
             return Ok(());
         }
         let terms = Terms::of(&self.fields, write.value());
-        terms.check(write.key())?;
+        self.areas.check(&terms, write.key())?;
         write.set_state(terms);
         Ok(())
     }
 
     fn write<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
-        if write.key().starts_with(PREFIX) {
+        if self.areas.is_index(write.key()) {
             return Ok(());
         }
         let before = Terms::stored(write.entry().map_or(&[], |entry| entry.details()));
-        let terms = match write.take_state::<Terms>() {
-            Some(terms) => terms,
+        let terms = match write.origin() {
             // A touch writes the value that the entry has.
-            None if write.origin() == Origin::Touch => before.clone(),
-            None => Terms::of(&self.fields, write.value()),
+            Origin::Touch => before.clone(),
+            _ => write.state::<Terms>().unwrap_or_default(),
         };
         write.set_details(terms.as_details());
-        self.replace(write, &before, &terms)?;
-        // The guard may run again.
-        write.set_state(terms);
-        Ok(())
+        self.replace(write, &before, &terms)
     }
 
     /// Adds the writes that replace the index entries of an entry.
     fn replace<O: vkog_plugin_api::Change>(&self, guard: &Guard<'_, O>, before: &Terms, after: &Terms) -> Verdict {
         let key = guard.key();
         for term in before.iter().filter(|term| !after.has(term)) {
-            guard.add(&Ask::delete(&index_key(term, key)))?;
+            guard.add(&Ask::delete(&self.areas.index_key(term, key)))?;
         }
         let is_complete = self.is_complete.load(SeqCst);
         for term in after.iter().filter(|term| !is_complete || !before.has(term)) {
-            guard.add(&Ask::put(&index_key(term, key), key.as_bytes()).content_type("text/plain").upsert())?;
+            let index_key = self.areas.index_key(term, key);
+            guard.add(&Ask::put(&index_key, key.as_bytes()).content_type("text/plain").upsert())?;
         }
         Ok(())
     }
@@ -108,7 +114,7 @@ impl Index {
 
 impl BeforeGet for Index {
     fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
-        protect(get)
+        self.protect(get)
     }
 }
 
@@ -126,7 +132,7 @@ impl BeforePut for Index {
 
 impl BeforeDelete for Index {
     fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
-        protect(delete)
+        self.protect(delete)
     }
 }
 
@@ -144,7 +150,7 @@ impl GuardPut for Index {
 
 impl GuardDelete for Index {
     fn guard_delete(&self, delete: &mut Guard<'_, Delete>) -> Verdict {
-        if delete.key().starts_with(PREFIX) {
+        if self.areas.is_index(delete.key()) {
             return Ok(());
         }
         let before = Terms::stored(delete.entry().map_or(&[], |entry| entry.details()));
@@ -173,7 +179,8 @@ impl Tick for Index {
 }
 
 impl Index {
-    /// Returns the keys of the entries with this value of the field, in byte order.
+    /// Returns the keys of the entries with this value of the field, in byte order. The store calls of a route have the key prefix of
+    /// its client, so these are the entries behind it.
     fn find(&self, field: &str, value: &str) -> Result<Vec<String>, Refusal> {
         if !self.fields.iter().any(|own| own == field) {
             return Err(Refusal::new(404, format!("No index of the field {field:?}")));
@@ -182,8 +189,9 @@ impl Index {
             return Err(Refusal::new(503, "The index is being built: try again later").with_header("Retry-After", "1"));
         }
         let mut keys = Vec::new();
-        self.host.for_each_in(&KeyRange::new(&index_key(&term(field, value), "")), |index_key, _| {
-            keys.extend(parse(index_key).map(|(_, key)| key.to_owned()));
+        let prefix = format!("{PREFIX}{}/", term(field, value));
+        self.host.for_each_in(&KeyRange::new(&prefix), |index_key, _| {
+            keys.extend(index_key.strip_prefix(&prefix).map(str::to_owned));
             ControlFlow::Continue(())
         })?;
         Ok(keys)
@@ -206,6 +214,6 @@ impl Serve for Index {
 export_plugin!(
     Index,
     required: [
-        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete
+        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete, serve
     ]
 );

@@ -1,14 +1,6 @@
 //! The terms of a value: what it is found by. A term is the name of a field and its value, such as `city/Rome`.
 
 use serde_json::{Map, Value};
-use vkog_plugin_api::Refusal;
-
-/// The prefix of the keys of index entries.
-pub(crate) const PREFIX: &str = "index/";
-/// The maximum length of a key, in bytes.
-const KEY_MAX: usize = 1024;
-/// The maximum size of the terms of an entry, which are its details, in bytes.
-const TERMS_MAX: usize = 4096;
 
 /// The terms of one value, in the order of the fields, each with a line break behind it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,20 +17,6 @@ pub(crate) fn term(field: &str, value: &str) -> String {
         }
     }
     term
-}
-
-/// Returns the key of the index entry of a term and a key.
-pub(crate) fn index_key(term: &str, key: &str) -> String {
-    format!("{PREFIX}{term}/{key}")
-}
-
-/// Returns the term and the key of an index entry.
-pub(crate) fn parse(index_key: &str) -> Option<(&str, &str)> {
-    let rest = index_key.strip_prefix(PREFIX)?;
-    let field = rest.find('/')?;
-    let value = rest[field + 1..].find('/')?;
-    let end = field + 1 + value;
-    Some((&rest[..end], &rest[end + 1..]))
 }
 
 impl Terms {
@@ -76,15 +54,8 @@ impl Terms {
         self.iter().any(|own| own == term)
     }
 
-    /// Checks that the terms can be stored for an entry with this key.
-    pub(crate) fn check(&self, key: &str) -> Result<(), Refusal> {
-        let long = |field: &str| Refusal::new(422, format!("The field {field:?} is too long for an index"));
-        if let Some(term) = self.iter().find(|term| PREFIX.len() + term.len() + 1 + key.len() > KEY_MAX) {
-            return Err(long(term.split('/').next().unwrap_or_default()));
-        }
-        if self.0.len() > TERMS_MAX {
-            return Err(Refusal::new(422, format!("The indexed fields are over {TERMS_MAX} bytes")));
-        }
-        Ok(())
+    /// The size of the terms, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.len()
     }
 }

@@ -38,9 +38,11 @@ fn start() -> TestHost {
 fn indexed() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let reader = READER.get().expect("the plugin was created");
-    let listed = reader.for_each(PREFIX, |key, entry| {
-        assert_eq!(parse(key).map(|(_, key)| key.as_bytes()), Some(entry.value()));
-        keys.insert(key.to_owned());
+    let listed = reader.for_each("", |key, entry| {
+        if key.starts_with(PREFIX) || key.starts_with("ann/index/") {
+            assert!(key.ends_with(str::from_utf8(entry.value()).expect("a key").trim_start_matches("ann/")), "{key}");
+            keys.insert(key.to_owned());
+        }
         ControlFlow::Continue(())
     });
     listed.expect("a plugin may list");
@@ -128,8 +130,11 @@ fn changed_fields_build_the_index_again() {
 #[test]
 fn the_plugin_finds_keys_by_the_value_of_a_field() {
     let host = start();
-    let index =
-        Index::create(READER.get().expect("a host"), Settings { fields: vec!["city".to_owned()] }).expect("a field");
+    let index = Index::create(
+        READER.get().expect("a host"),
+        Settings { fields: vec!["city".to_owned()], prefixes: Vec::new() },
+    )
+    .expect("a field");
     for key in ["b", "a/1", "c"] {
         host.post(key, r#"{"city": "a/b"}"#).expect(200);
     }
@@ -148,6 +153,76 @@ fn settings_without_a_usable_name_are_rejected() {
         let error = setup.try_start().err().expect("the settings are invalid").to_string();
         assert!(error.contains("fields has no names"), "{error}");
     }
+}
+
+#[test]
+fn keys_with_a_prefix_of_the_settings_have_their_index_behind_it() {
+    let mut host = start();
+    for key in ["k", "ann/k", "ann/ann/k", "bob/k"] {
+        host.post(key, r#"{"city": "Rome"}"#).expect(200);
+    }
+    is_indexed(&["index/city/Rome/ann/ann/k", "index/city/Rome/ann/k", "index/city/Rome/bob/k", "index/city/Rome/k"]);
+    let fields = r#""fields": ["city"]"#;
+    host.change_settings("index", &format!(r#"{{{fields}, "prefixes": ["ann/"]}}"#)).expect("the settings are valid");
+    host.tick("index");
+    is_indexed(&["ann/index/city/Rome/ann/k", "ann/index/city/Rome/k", "index/city/Rome/bob/k", "index/city/Rome/k"]);
+    for key in ["ann/index/city/Rome/k", "ann/index/x"] {
+        host.put(key, "1").refused(403, "Index entries belong to the plugin index");
+    }
+    host.put("bob/index/x", "1").expect(200);
+    host.delete("ann/k").expect(200);
+    host.put("ann/ann/k", r#"{"city": "Oslo"}"#).expect(200);
+    is_indexed(&["ann/index/city/Oslo/ann/k", "index/city/Rome/bob/k", "index/city/Rome/k"]);
+    for prefixes in [r#"[""]"#, r#"["a", "ab"]"#, r#"["a", "a"]"#] {
+        let error = host.change_settings("index", &format!(r#"{{{fields}, "prefixes": {prefixes}}}"#)).err();
+        assert!(error.is_some_and(|error| error.to_string().contains("is empty, or another one")), "{prefixes}");
+    }
+}
+
+/// Stores values backwards.
+struct Backwards;
+
+fn backwards(value: &[u8]) -> Vec<u8> {
+    value.iter().rev().copied().collect()
+}
+
+impl Plugin for Backwards {
+    type Settings = NoSettings;
+    const STAGE: Stage = Stage::Transform;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        Ok(Self)
+    }
+}
+
+impl BeforePut for Backwards {
+    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
+        put.replace_value(&backwards(put.value()));
+        Ok(())
+    }
+}
+
+impl ReadGet for Backwards {
+    fn read_get(&self, read: &mut Read<'_>) -> Verdict {
+        read.replace_value(&backwards(read.value()));
+        Ok(())
+    }
+}
+
+#[test]
+fn values_are_indexed_as_they_were_sent_before_a_transform() {
+    let setup = Setup::new().load::<Index>().settings(r#"{"fields": ["city"]}"#);
+    let setup = setup.load_other(plugin!(Reader, "reader")).load_other(plugin!(Backwards, "backwards"));
+    let mut host = setup.start();
+    host.put("a", r#"{"city": "Rome"}"#).expect(200);
+    is_indexed(&["index/city/Rome/a"]);
+    host.touch("a").send().expect(200);
+    host.batch([host.touch("a")]).succeeded();
+    is_indexed(&["index/city/Rome/a"]);
+    host.change_settings("index", r#"{"fields": ["age", "city"]}"#).expect("the settings are valid");
+    host.put("b", r#"{"city": "Rome", "age": 7}"#).expect(200);
+    host.tick("index");
+    is_indexed(&["index/age/7/b", "index/city/Rome/a", "index/city/Rome/b"]);
 }
 
 /// A generator of random numbers.
@@ -208,7 +283,7 @@ fn the_index_stays_exact_through_refusals_failures_batches_and_restarts() {
         let fields = ["city".to_owned(), "age".to_owned()];
         let keys = held.iter().flat_map(|(key, value)| {
             let terms = Terms::of(&fields, value.as_bytes());
-            terms.iter().map(|term| index_key(term, key)).collect::<Vec<_>>()
+            terms.iter().map(|term| format!("index/{term}/{key}")).collect::<Vec<_>>()
         });
         assert_eq!(indexed(), keys.collect(), "step {step}: {operations:?}");
         if step % 500 == 499 {

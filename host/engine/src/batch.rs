@@ -485,7 +485,7 @@ impl Batch {
             query: &self.query,
             arrived: self.arrived,
             depth: 0,
-            cause: Cause::Batch,
+            cause: if operation.touches { Cause::Touch } else { Cause::Batch },
             origin: &OperationOrigin { operation, batch: self },
             states: Some(&operation.states),
             guarded: &operation.guarded,

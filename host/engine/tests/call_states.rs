@@ -217,7 +217,7 @@ impl Test {
             conditions: Conditions::default(),
             headers: Vec::new(),
             hidden: false,
-            touches: false,
+            touches: *verb == Verb::Put && value.is_empty(),
             states: CallStates::default(),
             guarded: Default::default(),
             transforms: Transforms::default(),
@@ -379,6 +379,8 @@ fn listed_watched_touched_and_deleted_keys_have_states_of_their_own() {
     assert_eq!(done.recv(), Ok(true));
     assert_eq!(test.calls(), [expected("Touch", "get", 1), expected("Touch", "put", 1)].concat());
     test.check("a touch");
+    assert_eq!(test.batch(&[(Verb::Put, "a", "")], ""), 200);
+    assert_eq!(test.calls(), [expected("Touch", "get", 1), expected("Touch", "put", 1)].concat());
 
     assert_eq!(test.engine.delete_page(&listing, &client).ok().map(|page| page.deleted), Some(3));
     let calls = test.calls();

@@ -260,14 +260,14 @@ pub enum LoadFault {
     },
     /// The plugin requires a hook that this server does not have.
     #[error(
-        "plugin \"{name}\" requires hook {id} of vkog-plugin-api {theirs}, which this server does not have; use a newer \
+        "plugin \"{name}\" requires the hook {hook} of vkog-plugin-api {theirs}, which this server does not have; use a newer \
          server, or an older version of the plugin"
     )]
     MissingHook {
         /// The name of the plugin.
         name: String,
-        /// The id of the hook.
-        id: u32,
+        /// The name of the hook.
+        hook: String,
         /// The version of vkog-plugin-api that it was built with.
         theirs: String,
     },
@@ -292,7 +292,7 @@ pub enum LoadFault {
         first: PathBuf,
     },
     /// The plugin rejected its table in the configuration.
-    #[error("bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the configuration")]
+    #[error("bad settings for plugin \"{name}\": {error}; correct [plugins.{name}] in the file of --config")]
     BadSettings {
         /// The name of the plugin.
         name: String,

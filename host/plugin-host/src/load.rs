@@ -160,12 +160,11 @@ impl Library {
         if !module.unwinds() {
             return Err(LoadFault::PanicAbort { name: library.name().to_owned() });
         }
-        let unknown = |entry: &&HookEntry| entry.id as usize >= HOOK_NAMES.len();
-        for entry in module.hooks().iter().filter(unknown) {
-            if entry.flags & HookEntry::REQUIRED != 0 {
-                let (name, theirs) = (library.name().to_owned(), library.api_version.clone());
-                return Err(LoadFault::MissingHook { name, id: entry.id, theirs });
-            }
+        if let Some(hook) = missing_hook(module) {
+            let (name, theirs) = (library.name().to_owned(), library.api_version);
+            return Err(LoadFault::MissingHook { name, hook, theirs });
+        }
+        for entry in module.hooks().iter().filter(|entry| is_unknown(entry)) {
             tracing::warn!(
                 plugin = library.name(),
                 hook = entry.id,
@@ -250,16 +249,31 @@ impl Library {
     }
 
     /// Returns the names of the hooks that it requires the server to have.
-    pub fn required_hook_names(&self) -> impl Iterator<Item = &'static str> {
+    pub fn required_hook_names(&self) -> Vec<&'static str> {
+        if let Some(required) = self.module.required() {
+            return required.iter().map(|name| name.as_str()).collect();
+        }
+        // Built before 1.5.
         let required = self.known_hooks().filter(|entry| entry.flags & HookEntry::REQUIRED != 0);
-        required.map(|entry| HOOK_NAMES[entry.id as usize])
+        required.map(|entry| HOOK_NAMES[entry.id as usize]).collect()
     }
 
     /// Returns its hooks that this server has.
     fn known_hooks(&self) -> impl Iterator<Item = &HookEntry> {
-        let known = |entry: &&HookEntry| (entry.id as usize) < HOOK_NAMES.len();
-        self.module.hooks().as_slice().iter().filter(known)
+        self.module.hooks().as_slice().iter().filter(|entry| !is_unknown(entry))
     }
+}
+
+/// Returns the name of a hook that a plugin requires and this server does not have. A plugin that was built before 1.5 has no
+/// such names, and knows no hook that this server lacks.
+fn missing_hook(module: PluginModuleRef) -> Option<String> {
+    let required = module.required()?;
+    let unknown = required.iter().find(|name| !HOOK_NAMES.contains(&name.as_str()));
+    unknown.map(|name| name.escape_debug().to_string())
+}
+
+fn is_unknown(entry: &HookEntry) -> bool {
+    entry.id as usize >= HOOK_NAMES.len()
 }
 
 /// Opens a private copy with the dynamic linker, and finds the header of abi_stable in it.

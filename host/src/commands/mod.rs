@@ -5,6 +5,7 @@ pub mod client;
 mod entry;
 pub mod export;
 pub mod import;
+mod new_file;
 pub mod plugins;
 pub mod repair;
 pub mod restore;

@@ -1,7 +1,7 @@
 //! `vkog restore`: makes a store from a backup and the incremental backups that follow it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -87,12 +87,19 @@ pub fn restore(backups: &[PathBuf], file: &Path, force: bool) -> Result<ExitCode
 
 /// Applies one backup. Returns its start line.
 fn apply(path: &Path, restore: &mut Restore, before: Option<&Start>) -> Result<Start, RestoreError> {
+    let is_stdin = path.as_os_str() == "-";
+    let path = if is_stdin { Path::new("standard input") } else { path };
     let unreadable = |source| RestoreError::Unreadable { path: path.to_owned(), source };
     let malformed = |source| RestoreError::Malformed { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    let len = file.metadata().map_or(0, |it| it.len());
+    let (input, len): (Box<dyn Read>, u64) = if is_stdin {
+        (Box::new(io::stdin()), 0)
+    } else {
+        let file = File::open(path).map_err(unreadable)?;
+        let len = file.metadata().map_or(0, |it| it.len());
+        (Box::new(file), len)
+    };
     let bar = Bar::new(format!("reading {}", path.display()));
-    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut reader = BufReader::with_capacity(1 << 20, input);
     let (mut verifier, mut line, mut done) = (Verifier::default(), Vec::new(), 0);
     for number in 1_u64.. {
         line.clear();

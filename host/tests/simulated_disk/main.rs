@@ -1,7 +1,8 @@
 //! The host on the simulated disk of the store's tests: refused writes, and what the server reports when it cannot write.
 
+mod actors;
+mod chains;
 // The fixtures have functions that only the store's tests call.
-mod added;
 #[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/client.rs"]
 mod client;
@@ -11,6 +12,7 @@ mod disk;
 #[allow(dead_code)]
 #[path = "../../store/tests/simulated_disk/inode.rs"]
 mod inode;
+mod model;
 mod pipelining;
 mod power_cuts;
 #[allow(dead_code)]
@@ -18,3 +20,4 @@ mod power_cuts;
 mod random;
 mod readiness;
 mod refusals;
+mod script;

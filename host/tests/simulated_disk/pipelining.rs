@@ -16,9 +16,9 @@ use vkog_plugin_api::export::module;
 use vkog_plugin_api::{Ask, CreateError, Guard, GuardPut, Host, NoSettings, Plugin, Put, Refusal, Verdict};
 use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, NewValue, Registry, Verb, system_clock};
 
+use crate::actors::ask;
 use crate::client::{ALWAYS, DEADLINE, contents, open};
 use crate::disk::{Call, Fault, SimulatedDisk};
-use crate::refusals::ask;
 
 /// The host of the plugin that was created last. Locked while an engine starts.
 static HOST: Mutex<Option<Host>> = Mutex::new(None);

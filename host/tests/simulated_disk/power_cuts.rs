@@ -16,10 +16,10 @@ use vkog_plugin_api::{
 };
 use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, Verb, system_clock};
 
+use crate::actors::{ask, ask_all};
 use crate::client::{ALWAYS, Contents, contents, open};
 use crate::disk::{Image, SimulatedDisk};
 use crate::random::Random;
-use crate::refusals::{ask, ask_all};
 
 /// The number of power cuts, in the quick and in the full tier.
 const CUTS: [usize; 2] = [100, 2000];

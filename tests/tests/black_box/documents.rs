@@ -340,7 +340,7 @@ fn building<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 #[test]
 fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let sessions = sessions(&workspace().join(GUIDE));
-    let [making, asking, ..] = &sessions[..] else { panic!("{GUIDE} makes a plugin, then asks") };
+    let [making, asking, changing] = &sessions[..] else { panic!("{GUIDE} makes a plugin, asks, and changes it") };
     assert_eq!(making.steps.len(), 4, "four commands in {}", making.place);
     let setup = Setup::new().env("VKOG_LISTEN", "127.0.0.1:0");
     let mut folder = setup.folder().to_owned();
@@ -359,27 +359,19 @@ fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     }
     let source = std::fs::read_to_string(folder.join("src/lib.rs")).expect("a crate has a source");
     let shown = &blocks(GUIDE, "rust")[0];
-    assert_eq!(source.split("\n\n#[cfg(test)]").next(), Some(shown.as_str()), "the source that the guide shows");
+    let test = blocks(GUIDE, "rust").into_iter().find(|block| block.starts_with("#[cfg(test)]"));
+    let test = test.unwrap_or_else(|| panic!("{GUIDE} shows the test"));
+    assert_eq!(source, format!("{shown}\n\n{test}\n"), "the source that the guide shows");
     let own = shown.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//")).count();
     assert!(own <= 25, "{own} lines of a plugin's own");
 
-    // Add the tests of both guides.
-    let in_the_chain = blocks(GUIDE, "rust").into_iter().find(|block| block.contains("vkog_plugin_testing::Setup"));
-    let dependency = blocks(GUIDE, "toml").into_iter().find(|block| block.contains("[dev-dependencies]"));
-    let append = |file: &str, block: Option<String>| {
-        let path = folder.join(file);
-        let text = std::fs::read_to_string(&path).expect("it was made");
-        let block = block.unwrap_or_else(|| panic!("{GUIDE} says what to add to {file}"));
-        std::fs::write(path, format!("{text}\n{block}\n")).expect("it is ours");
-    };
-    append("src/lib.rs", in_the_chain);
+    let library = folder.join("src/lib.rs");
     let guide = blocks(TESTING_GUIDE, "rust").join("\n");
-    append("src/lib.rs", Some(format!("#[cfg(test)]\nmod guide {{\n{guide}\n}}")));
-    append("Cargo.toml", dependency);
+    std::fs::write(&library, format!("{source}\n#[cfg(test)]\nmod guide {{\n{guide}\n}}\n")).expect("it is ours");
     let mut testing = setup.shell("cargo test --lib");
     let tested = building(&mut testing, &folder).output().expect("cargo runs");
     let said = String::from_utf8_lossy(&tested.stdout);
-    let happened = tested.status.success() && said.contains("in_the_chain::a_put_over_the_limit_is_refused ... ok");
+    let happened = tested.status.success() && said.contains("test tests::a_put_over_the_limit_is_refused ... ok");
     assert!(happened, "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
     let examples = guide.matches("#[test]").count();
     assert!(
@@ -400,6 +392,18 @@ fn the_plugin_tutorial_leads_from_an_empty_folder_to_a_rejected_put() {
     let refusal = server.put("a", "much too long").expect(413).has("Vkog-Plugin", "short");
     assert!(asking.steps[0].expected.contains(&refusal.text().trim_end().to_owned()), "{refusal}");
     server.put("a", "short").expect(200);
+
+    // Change the message, build, and reload.
+    assert!(source.contains("at most"), "{source}");
+    std::fs::write(&library, source.replace("at most", "no more than")).expect("it is ours");
+    for Step { command, .. } in &changing.steps {
+        let mut shell = setup.shell(&format!("umask 022; {command}"));
+        let output = building(&mut shell, &folder).output().expect("a shell runs");
+        assert!(output.status.success(), "{}: {command}: {output:?}", changing.place);
+    }
+    server.logs(&["reloaded short"]);
+    server.put("a", "much too long").refused(413, "no more than 10 bytes");
+    server.get("a").expect(200).is("short");
 }
 
 #[test]

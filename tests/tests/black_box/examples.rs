@@ -88,7 +88,8 @@ fn bearer_accepts_store_calls_of_plugins_and_no_client_that_claims_to_be_one() {
 fn bearer_does_not_start_without_a_token() {
     let setup = Setup::new().load(artefacts().library("vkog-bearer"));
     let exit = setup.fail().expect(1);
-    assert!(exit.one_error().contains("token") && exit.one_error().ends_with("[bad-settings]"), "{exit}");
+    let way_out = "correct [plugins.bearer] in the file of --config [bad-settings]";
+    assert!(exit.one_error().contains("token") && exit.one_error().ends_with(way_out), "{exit}");
     let exit = setup.config("[plugins.bearer]\ntoken = \"\"\n").fail().expect(1);
     assert!(exit.one_error().contains("token is empty") && exit.one_error().ends_with("[create-failed]"), "{exit}");
 }

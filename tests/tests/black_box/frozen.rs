@@ -1,6 +1,8 @@
 //! `vkog-plugin-api` 1.x is compatible in both directions: plugins built against 1.0.0 and 1.2.0 work in this server, and a
 //! plugin built against this version works in a host of 1.0.0, except for what that host does not have.
 
+use std::ffi::OsString;
+
 use vkog_tests::{Setup, administered, frozen, frozen_1_2, program, written_plugin};
 
 #[test]
@@ -32,6 +34,12 @@ fn a_plugin_built_against_1_0_0_loads_and_all_its_hooks_work() {
 fn a_plugin_built_against_1_2_0_loads_and_its_additions_work() {
     let config = |suffix: &str| administered(&format!("[plugins.abi-1-2-frozen]\nsuffix = {suffix:?}\n"));
     let setup = Setup::new().load(frozen_1_2()).config(config("one"));
+    setup.write_config(&config("one"));
+    let check = ["plugins", "check", "--json", "--config", "vkog.toml"].map(OsString::from);
+    let exit = setup.run(check.into_iter().chain([frozen_1_2().into()])).expect(0);
+    let checked: serde_json::Value = serde_json::from_str(&exit.stdout).expect("it is JSON");
+    let required = serde_json::json!(["before_put", "tick", "settings_changed"]);
+    assert_eq!(checked["plugins"][0]["required_hooks"], required, "{checked}");
     let server = setup.start();
     server.logs(&["wrote the entry of its tick"]);
     server.get("ticked").expect(200).is("yes");
@@ -125,6 +133,51 @@ fn a_current_plugin_loads_in_a_host_of_1_0_0_without_newer_functions() {
         "destroyed",
     ] {
         assert!(said.lines().any(|said| said == line), "{line:?} is not among\n{told}");
+    }
+}
+
+/// Requires a hook of 1.0 and one that came later.
+const REQUIRING: &str = "
+use vkog_plugin_api::*;
+
+struct Requiring;
+
+impl Plugin for Requiring {
+    type Settings = NoSettings;
+
+    fn create(_: Host, _: NoSettings) -> Result<Self, CreateError> {
+        panic!(\"the host lacks a hook\")
+    }
+}
+
+impl BeforePut for Requiring {
+    fn before_put(&self, _: &mut Before<'_, Put>) -> Verdict {
+        Ok(())
+    }
+}
+
+HOOK
+
+export_plugin!(Requiring, required: [before_put, NAME]);
+";
+
+#[test]
+fn a_host_of_1_0_0_names_the_newer_hook_that_a_current_plugin_requires() {
+    for (name, version, hook) in [
+        ("tick", 1, "impl Tick for Requiring { fn tick(&self) -> std::time::Duration { std::time::Duration::MAX } }"),
+        ("make_room", 3, "impl MakeRoom for Requiring { fn make_room(&self) -> bool { false } }"),
+        ("read_get", 5, "impl ReadGet for Requiring { fn read_get(&self, _: &mut Read<'_>) -> Verdict { Ok(()) } }"),
+    ] {
+        let package = format!("abi-1-requiring-{}", name.replace('_', "-"));
+        let manifest = format!(
+            "[package]\nname = {package:?}\nversion = \"1.0.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = \
+             [\"cdylib\"]\n\n[dependencies]\nvkog-plugin-api = \"1\"\n"
+        );
+        let library = written_plugin(&package, &manifest, &REQUIRING.replace("HOOK", hook).replace("NAME", name));
+        let output = program(&frozen().host).arg(library).arg("{}").output().expect("the old host runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let fact = format!("not created: it requires the hook {name} of vkog-plugin-api 1.{version}, which only newer");
+        assert!(!output.status.success() && said.contains(&fact), "{said}");
     }
 }
 

@@ -379,7 +379,8 @@ fn an_add_that_is_killed_while_it_writes_leaves_nothing_that_loads() {
     };
     kill(&old, "");
     let left = place.files();
-    assert!(left.len() == 1 && left[0].starts_with(".vkog-"), "{left:?}");
+    // Only where the file system has files without a name, the end of the program removes what it has written.
+    assert!(left.is_empty() || !cfg!(target_os = "linux") && left[0].starts_with(".vkog-"), "{left:?}");
     assert_eq!(place.listed(), [] as [Value; 0]);
     assert!(place.setup.start_with(place.serving()).plugins().is_empty());
 

@@ -235,3 +235,24 @@ fn a_replaced_plugin_that_hangs_in_drop_or_tick_delays_no_later_reload() {
         all_is_there(&setup);
     });
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_was_suspended_continues_with_the_bodies_that_it_was_reading() {
+    for engine in ENGINES {
+        let server = Setup::on(engine).start();
+        for end in ["Content-Length: 8\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+            let mut wire = server.wire();
+            // The server sends `100 Continue` just before it reads the body.
+            wire.send("PUT /k/k HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n");
+            let (head, half) = end.split_at(end.len() - if end.starts_with('C') { 4 } else { 9 });
+            wire.send(head);
+            assert_eq!(wire.try_head().expect("it continues").status, 100, "{engine}");
+            wire.send(half);
+            (0..20).for_each(|_| drop(server.pause()));
+            wire.send(if end.starts_with('C') { "-way" } else { "4\r\n-way\r\n0\r\n\r\n" });
+            wire.reply().expect(200);
+            server.get("k").expect(200).is("half-way");
+        }
+    }
+}

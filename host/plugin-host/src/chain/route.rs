@@ -301,6 +301,13 @@ mod tests {
             let found = error(&[raw("GET", first, 0), raw("GET", second, 0)]);
             assert!(matches!(found, Some(RouteError::Duplicate { .. })), "{first} {second}: {found:?}");
         }
+        // OpenAPI has one path for both, whatever their methods are.
+        for [first, second] in [["/{a}", "/{*a}"], ["/{*a}", "/{b}"], ["/x/{a}/{b}", "/x/{a}/{*c}"]] {
+            for method in ["GET", "PUT"] {
+                let found = error(&[raw("GET", first, 0), raw(method, second, 0)]);
+                assert!(matches!(found, Some(RouteError::Duplicate { .. })), "{first} {method} {second}: {found:?}");
+            }
+        }
         assert_eq!(error(&[raw("GET", "/a", 0), raw("PUT", "/a", 0), raw("GET", "/{a}", 0), raw("GET", "/", 0)]), None);
     }
 

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use ureq::http::{Method, StatusCode};
 
 use super::error::ClientError;
-use super::new_file::NewFile;
 use super::{Conditions, Counted, Escaping, Remote, Server, behind_links, key, reader, revision, say};
+use crate::commands::new_file::NewFile;
 use crate::failure::Failure;
 
 /// The arguments of `vkog get`.
@@ -19,7 +19,7 @@ pub struct Get {
     #[arg(value_parser = key)]
     key: String,
 
-    /// Write the value to this file; a failed download leaves the file unchanged
+    /// Write the value to this file; a failed download leaves the file unchanged; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -61,7 +61,7 @@ pub fn get(Get { key, output, raw, revision: only_revision, conditions, remote }
     let total = body.content_length().unwrap_or(0);
     let mut value = Counted::new(reader(body), format!("getting {key}"), total);
     let lost = |source| server.interrupted(source).of(&*action);
-    match output {
+    match output.filter(|path| path.as_os_str() != "-") {
         None if raw || !io::stdout().is_terminal() => print(&mut value, io::stdout().lock(), &lost)?,
         None => print(&mut value, Escaping::new(io::stdout().lock()), &lost)?,
         Some(path) => write(&mut value, &path, &lost)?,

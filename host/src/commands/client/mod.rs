@@ -9,7 +9,6 @@ mod error;
 pub mod get;
 pub mod health;
 pub mod ls;
-mod new_file;
 pub mod put;
 mod terminal;
 pub mod top;

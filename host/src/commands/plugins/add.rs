@@ -18,11 +18,12 @@ use vkog_plugin_host::{
 
 use super::download::download;
 use super::folder::{FolderArgs, PluginFolder, RELOAD, contains, file_name};
-use crate::commands::client::backup::sync_folder;
 use crate::commands::client::duration;
+use crate::commands::new_file::NewFile;
 use crate::commands::{say, write_way_out};
 use crate::config::{PinChange, PinError};
 use crate::failure::Failure;
+use vkog_store::{Disk, LocalDisk};
 
 /// The arguments of `vkog plugins add`.
 #[derive(clap::Args)]
@@ -183,7 +184,7 @@ pub fn add(Add { library: source, sha256, pin, replace, folder, cacert, timeout 
     prepare_folder(&folder.path, is_pinned)?;
     if !matches!(slot, Slot::Same(_)) {
         let failed = |source| AddError::Write { path: slot.path().to_owned(), source };
-        write(&folder.path, slot.path(), verified.bytes(), replace).map_err(failed)?;
+        write(slot.path(), verified.bytes(), replace).map_err(failed)?;
     }
     if let Some(change) = change {
         let unpinned = |source| AddError::Unpinned { path: slot.path().to_owned(), source };
@@ -277,21 +278,20 @@ fn create_folder(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Writes a library to a temporary file, whose name is not that of a library, and renames it when it is on disk. So no server loads
-/// a part of it, and the file that a server has loaded is replaced and not changed.
-fn write(folder: &Path, path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
-    let mut temporary = tempfile::Builder::new().prefix(".vkog-").tempfile_in(folder)?;
-    temporary.write_all(bytes)?;
+/// Writes a library to a file that gets its name when it is on disk. So no server loads a part of it, and the file that a server
+/// has loaded is replaced and not changed.
+fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
+    let mut file = NewFile::create(path, 0o644)?;
+    file.write_all(bytes)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Another user may run the server; only the owner can write it.
-        temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        // With any umask: another user may run the server, and only the owner can write it.
+        file.file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
-    temporary.as_file().sync_all()?;
-    let persisted = if replace { temporary.persist(path) } else { temporary.persist_noclobber(path) };
-    persisted.map_err(|error| error.error)?;
-    sync_folder(folder)
+    file.file().sync_all()?;
+    file.persist(path, replace)?;
+    LocalDisk.sync_folder(path)
 }
 
 fn report(plugin: &Plugin, slot: &Slot, pinned_in: Option<&Path>) {

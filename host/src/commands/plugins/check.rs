@@ -67,7 +67,7 @@ pub fn check(libraries: &[PathBuf], config: &Config, json: bool) -> serde_json::
                     glibc: plugin.library().glibc(),
                     stage: plugin.library().stage_name(),
                     hooks: plugin.library().hook_names().collect(),
-                    required_hooks: plugin.library().required_hook_names().collect(),
+                    required_hooks: plugin.library().required_hook_names(),
                     scheme: plugin.scheme(),
                     routes: plugin.member().routes().iter().map(RouteDocument::from).collect(),
                 },

@@ -143,7 +143,7 @@ impl Row {
                 glibc: library.glibc(),
                 stage: library.stage_name(),
                 hooks: library.hook_names().collect(),
-                required_hooks: library.required_hook_names().collect(),
+                required_hooks: library.required_hook_names(),
                 scheme: library.scheme().map(str::to_owned),
             },
         }

@@ -205,6 +205,10 @@ fn own_api(path: &Path) -> Result<PathBuf, NewError> {
     if !manifest.lines().any(|line| line == "name = \"vkog-plugin-api\"") {
         return Err(NewError::OtherCrate(path.to_owned()));
     }
+    let testing = path.join("testing");
+    if let Err(source) = fs::metadata(testing.join("Cargo.toml")) {
+        return Err(NewError::NoManifest { path: testing, source });
+    }
     // Not `canonicalize`: cargo does not accept its results on Windows (`\\?\C:\...`).
     std::path::absolute(path).map_err(|source| NewError::Path { path: path.to_owned(), source })
 }
@@ -217,9 +221,11 @@ fn fill(folder: &Path, name: &CrateName, api: Option<&Path>) -> io::Result<()> {
             format!("{VENDORED}/plugin-api"),
         ),
     };
-    // A JSON string is a TOML string.
-    let path = serde_json::Value::from(path).to_string();
-    let manifest = MANIFEST.replace("CRATE", &name.0).replace("API_IS", &is).replace("API_PATH", &path);
+    // A JSON string is a TOML string. A slash also separates folders on Windows.
+    let quoted = |path: String| serde_json::Value::from(path).to_string();
+    let (testing, path) = (quoted(format!("{path}/testing")), quoted(path));
+    let manifest = MANIFEST.replace("CRATE", &name.0).replace("API_IS", &is);
+    let manifest = manifest.replace("API_PATH", &path).replace("TESTING_PATH", &testing);
     let named = |text: &str| text.replace("PLUGIN", name.plugin()).replace("LIBRARY", &name.library());
     fs::create_dir(folder.join("src"))?;
     fs::write(folder.join("Cargo.toml"), manifest)?;

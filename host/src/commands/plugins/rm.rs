@@ -9,10 +9,10 @@ use thiserror::Error;
 use vkog_plugin_host::{VerifiedLibrary, is_called_after};
 
 use super::folder::{FolderArgs, PluginFolder, RELOAD, contains, file_name};
-use crate::commands::client::backup::sync_folder;
 use crate::commands::say;
 use crate::config::{Config, File, Options, PinChange, PinError};
 use crate::failure::Failure;
+use vkog_store::{Disk, LocalDisk};
 
 /// The arguments of `vkog plugins rm`.
 #[derive(clap::Args)]
@@ -73,7 +73,7 @@ pub fn rm(Rm { plugin, folder }: Rm) -> Result<ExitCode, Failure> {
     // The library goes first: if it cannot be removed, its pin still protects the server.
     if let Some(path) = &path {
         let failed = |source| RmError::Remove { path: path.clone(), source };
-        fs::remove_file(path).and_then(|()| sync_folder(&folder.path)).map_err(failed)?;
+        fs::remove_file(path).and_then(|()| LocalDisk.sync_folder(path)).map_err(failed)?;
         say(&format!("removed {}", path.display()));
     }
     let (Some(config), Some(name)) = (&folder.config_file, &name) else {

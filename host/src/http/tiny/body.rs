@@ -30,10 +30,17 @@ impl<'a> BodyReader<'a> {
 
 impl Read for BodyReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Framed(reader) => reader.read(into),
-            Self::Known(reader) => reader.read(into),
-            Self::Chunked(reader) => reader.read(into),
+        loop {
+            let read = match self {
+                Self::Framed(reader) => reader.read(into),
+                Self::Known(reader) => reader.read(into),
+                Self::Chunked(reader) => reader.read(into),
+            };
+            // Linux interrupts a read with a timeout when the process continues after SIGSTOP.
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
         }
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn drain(request: &mut tiny_http::Request, length: BodyLength, port: 
         let mut is_over = false;
         while began.elapsed() < LINGER_MAX && is_sending(&stream, if is_over { PAUSE_MAX } else { LINGER }) {
             match request.as_reader().read(&mut piece) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => break,
                 Ok(length) => is_over = piece[..length].ends_with(b"0\r\n\r\n"),
             }

@@ -4,6 +4,7 @@
 //! cut, and ETags of the life that a restore ends.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,7 +14,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use vkog_tests::{
-    DEADLINE, Exit, Reply, Server, Setup, TOKEN, administered, amount, bytes, conflict, exclusive, ttl, with_background,
+    DEADLINE, Exit, Reply, Running, Server, Setup, TOKEN, administered, amount, bytes, conflict, exclusive, ttl,
+    with_background,
 };
 
 use super::ENGINE;
@@ -307,20 +309,22 @@ fn a_backup_that_was_cut_off_is_no_backup() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     for end in [0, 10, whole.len() / 2, whole.len() - 1] {
-        let exit = thread::scope(|scope| {
-            let part = &whole[..end];
-            scope.spawn(|| {
-                let (mut stream, _) = listener.accept().expect("the client connects");
-                let mut head = [0; 4096];
-                let _ = stream.read(&mut head);
-                // Without a length, as a proxy to an HTTP/1.0 client sends it: nothing but its end marks the cut.
-                stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").expect("the client reads");
-                stream.write_all(part).expect("the client reads");
+        for (output, fact) in [("-", "discard the output"), ("cut-off", "nothing was written")] {
+            let exit = thread::scope(|scope| {
+                let part = &whole[..end];
+                scope.spawn(|| {
+                    let (mut stream, _) = listener.accept().expect("the client connects");
+                    let mut head = [0; 4096];
+                    let _ = stream.read(&mut head);
+                    // Without a length, as a proxy to an HTTP/1.0 client sends it: nothing but its end marks the cut.
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").expect("the client reads");
+                    stream.write_all(part).expect("the client reads");
+                });
+                setup.run(["backup", "--url", &url, output])
             });
-            setup.run(["backup", "--url", &url, "cut-off"])
-        });
-        let exit = exit.expect(1);
-        assert!(exit.one_error().contains("nothing was written"), "{exit}");
+            let exit = exit.expect(1);
+            assert!(exit.one_error().contains(fact), "{exit}");
+        }
         std::fs::write(setup.folder().join("cut-off"), &whole[..end]).expect("it can be written");
         let exit = restore(&setup, ["cut-off"], "cut-off.vkog").expect(1);
         assert!(exit.one_error().contains("nothing was changed"), "{exit}");
@@ -332,6 +336,33 @@ fn a_backup_that_was_cut_off_is_no_backup() {
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".vkog-"));
     let folder = std::fs::read_dir(setup.folder()).expect("a folder");
     assert!(!folder.flatten().any(|file| hidden(&file.path())), "a temporary file is left");
+}
+
+#[test]
+fn a_backup_on_standard_output_is_restored_from_standard_input() {
+    let setup = setup();
+    let server = setup.start();
+    for number in 0..1000 {
+        server.put(&format!("key {number}"), "value").expect(200);
+    }
+    backup(&setup, &server, ["file"]).expect(0);
+    let piped = backup(&setup, &server, ["-"]).expect(0).stdout;
+    assert!(piped == std::fs::read_to_string(setup.folder().join("file")).expect("it was written"), "{piped}");
+    assert!(!setup.folder().join("-").exists(), "a file with this name");
+    for backups in [&["-"][..], &["file", "-"]] {
+        let input = File::open(setup.folder().join("file")).expect("it was written");
+        let mut command = setup.vkog();
+        command.args(["restore", "--force", "--file", "restored.vkog"]).args(backups);
+        let exit = Running::start_with_stdin(&mut command, input.into()).wait();
+        match backups {
+            ["-"] => drop(exit.expect(0)),
+            _ => assert!(exit.expect(1).one_error().starts_with("vkog: cannot restore standard input: it is a full")),
+        }
+        assert_eq!(entries(&setup, "restored.vkog").len(), 1000);
+    }
+    let url = format!("http://{}", server.address());
+    let exit = setup.run(["get", "--url", &url, "--token", TOKEN, "key 1", "-o", "-"]).expect(0);
+    assert_eq!(exit.stdout, "value");
 }
 
 #[test]

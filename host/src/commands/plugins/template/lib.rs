@@ -24,28 +24,26 @@ impl Plugin for Limit {
 
 impl BeforePut for Limit {
     fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
-        check(put.value(), self.0)
+        if put.value().len() > self.0 {
+            return Err(Refusal::new(413, format!("at most {} bytes", self.0)));
+        }
+        Ok(())
     }
 }
 
 export_plugin!(Limit);
 
-fn check(value: &[u8], limit: usize) -> Verdict {
-    if value.len() > limit {
-        return Err(Refusal::new(413, format!("at most {limit} bytes")));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use vkog_plugin_testing::Setup;
+
     use super::*;
 
     #[test]
-    fn a_value_over_the_limit_is_refused_with_413() {
-        assert_eq!(check(b"12345", 5), Ok(()));
-        let refusal = check(b"123456", 5).expect_err("it has 6 bytes");
-        assert_eq!(refusal.status(), 413);
-        assert_eq!(refusal.message(), "at most 5 bytes");
+    fn a_put_over_the_limit_is_refused() {
+        let host = Setup::new().load::<Limit>().settings(r#"{"limit": 5}"#).start();
+        host.put("a", "short").expect(200);
+        host.put("a", "much too long").refused(413, "at most 5 bytes");
+        host.get("a").expect(200).is("short");
     }
 }

@@ -1,4 +1,4 @@
-//! A file that gets its name when it is complete, so that no part of a response replaces a file.
+//! A file that gets its name when it is complete, so that no part of a response or of a library replaces a file.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -91,7 +91,7 @@ impl Write for NewFile {
 }
 
 /// The folder of a path.
-pub(super) fn folder(path: &Path) -> &Path {
+fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
