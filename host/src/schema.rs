@@ -81,7 +81,7 @@ pub struct RouteDocument {
 }
 
 impl From<&Route> for RouteDocument {
-    fn from(&Route { method, path, permission, summary }: &Route) -> Self {
+    fn from(&Route { method, path, permission, summary, .. }: &Route) -> Self {
         let permission = match permission {
             RoutePermission::None => "none",
             RoutePermission::Read => "read",

@@ -135,7 +135,7 @@ pub struct RawCall<'a> {
     /// behind the plugin's name.
     pub key: RStr<'a>,
     /// The value to write, as the plugins before this one left it. For `read_get`: the value that was read, as the
-    /// plugins before this one left it. For `serve`: the body. For `settings_changed`: the new settings, as a JSON object.
+    /// plugins before this one left it. For `serve` and `serve_update`: the body. For `settings_changed`: the new settings, as a JSON object.
     pub value: RSlice<'a, u8>,
     /// The media type of the value.
     pub content_type: RStr<'a>,
@@ -222,7 +222,7 @@ impl HookEntry {
 }
 
 /// The names of the hooks, by id. New hooks are added at the end.
-pub const HOOK_NAMES: [&str; 24] = [
+pub const HOOK_NAMES: [&str; 25] = [
     "before_get",
     "before_post",
     "before_put",
@@ -246,6 +246,7 @@ pub const HOOK_NAMES: [&str; 24] = [
     "read_get",
     "before_request",
     "serve",
+    "serve_update",
     "applied",
 ];
 
@@ -372,10 +373,15 @@ pub struct RawRoute {
     pub summary: RStr<'static>,
     /// The [`Permission`](crate::Permission) that the client needs, as a number.
     pub permission: u32,
-    /// Zero.
+    /// Bits: [`RawRoute::UPDATES`].
     pub flags: u32,
     /// Zero.
     pub reserved: [u64; 2],
+}
+
+impl RawRoute {
+    /// Bit of [`flags`](Self::flags): the host calls `serve_update` for the route, and not `serve`.
+    pub const UPDATES: u32 = 1;
 }
 
 /// The functions of the host that a plugin may call. New functions are added at the end.
@@ -394,7 +400,8 @@ pub struct HostApi {
     pub message: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
     /// Adds a header to a refusal; in `after_*` to the response (since 1.1).
     pub refusal_header: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, RStr<'a>),
-    /// Replaces the value to write (`before_post`, `before_put`).
+    /// Sets the value to write (`before_post`, `before_put`; since 1.5 also `guard_post`, `guard_put`, `serve_update`), or the
+    /// value that was read (`read_get`).
     pub replace_value: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>),
     /// Sets the plugin's details of the entry to write (`guard_post`, `guard_put`).
     pub set_details: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>),
@@ -427,7 +434,7 @@ pub struct HostApi {
     pub ask_each: for<'a> unsafe extern "C" fn(*const (), RSlice<'a, RawAsk<'a>>, *mut (), AnswerFn),
 
     // Since 1.5:
-    /// Replaces the media type of the value to write (`before_post`, `before_put`) or of the value that was read
+    /// Sets the media type of the value to write (`before_post`, `before_put`, `serve_update`) or of the value that was read
     /// (`read_get`).
     pub replace_content_type: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
     /// Returns the place for the plugin's state of the operation (`before_*`, `guard_*`, `undo_*`, `read_get`, `after_*`);
@@ -435,16 +442,16 @@ pub struct HostApi {
     pub state: unsafe extern "C" fn(*mut ()) -> *mut RawState,
     /// Returns the name of the access token with which the request came; empty if there is none.
     pub token: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
-    /// Returns the HTTP method (`before_request`, `serve`).
+    /// Returns the HTTP method (`before_request`, `serve`, `serve_update`).
     pub method: unsafe extern "C" fn(*mut ()) -> RStr<'static>,
     /// Sets the prefix of all keys of the request (`before_request`).
     pub set_key_prefix: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>),
     /// Adds a write to the step of this one (`guard_post`, `guard_put`, `guard_delete`).
     pub add_write: for<'a> unsafe extern "C" fn(*mut (), &'a RawAsk<'a>),
-    /// Returns a parameter of the path (`serve`), percent-decoded.
+    /// Returns a parameter of the path (`serve`, `serve_update`), percent-decoded.
     pub parameter: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>) -> ROption<RStr<'static>>,
-    /// Begins the response (`serve`): status, media type, the first part of the body, and whether more parts follow.
-    /// Returns whether the client still reads.
+    /// Begins the response (`serve`, `serve_update`): status, media type, the first part of the body, and whether more parts
+    /// follow, which only `serve` may send. Returns whether the client still reads.
     pub respond: for<'a> unsafe extern "C" fn(*mut (), u32, RStr<'a>, RSlice<'a, u8>, bool) -> bool,
     /// Sends a further part of the body (`serve`). Blocks while the client does not read. Returns whether it still reads.
     pub send_part: for<'a> unsafe extern "C" fn(*mut (), RSlice<'a, u8>) -> bool,

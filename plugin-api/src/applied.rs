@@ -81,6 +81,6 @@ impl<P: Applied> Probe<P> {
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, |plugin: &P, change: &mut AppliedChange<'_>| plugin.applied(change)) }
         }
-        Some(HookEntry { id: 23, flags: 0, hook: HookFn { call: applied::<P> } })
+        Some(HookEntry { id: 24, flags: 0, hook: HookFn { call: applied::<P> } })
     };
 }

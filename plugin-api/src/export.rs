@@ -167,6 +167,12 @@ fn table(hooks: &[Option<HookEntry>], blocks: bool) -> RSlice<'static, HookEntry
     RSlice::from_slice(table.leak())
 }
 
+/// Returns all routes of a plugin: those of `Serve`, and those of `ServeUpdate`. They are leaked.
+pub fn routes(served: &[Route], updating: &[Route]) -> &'static [Route] {
+    let updating = updating.iter().map(Route::updating);
+    served.iter().copied().chain(updating).collect::<Vec<_>>().leak()
+}
+
 /// Makes the root module of `P`, which requires no hook of its host and is no backend.
 pub fn module<P: Plugin>(
     name: &'static str,

@@ -183,6 +183,7 @@ macro_rules! hooks {
             $(const $constant: Option<HookEntry> = None;)*
             $(const $other: Option<HookEntry> = None;)*
             const ROUTES: &'static [Route] = &[];
+            const UPDATE_ROUTES: &'static [Route] = &[];
             const BACKEND: Option<fn() -> BackendModuleRef> = None;
         }
 
@@ -197,14 +198,14 @@ macro_rules! hooks {
             }};
         }
 
-        /// Returns the routes of a type; none if it serves none.
+        /// Returns the routes of a type, those of `Serve` and those of `ServeUpdate`; none if it serves none.
         #[doc(hidden)]
         #[macro_export]
         macro_rules! __routes {
             ($plugin:ty) => {{
                 #[allow(unused_imports)]
                 use $crate::export::{NoHooks as _, Probe};
-                Probe::<$plugin>::ROUTES
+                $crate::export::routes(Probe::<$plugin>::ROUTES, Probe::<$plugin>::UPDATE_ROUTES)
             }};
         }
 
@@ -456,7 +457,7 @@ hooks! {
     /// ```
     21 BEFORE_REQUEST BeforeRequest: Plugin, before_request(request: HttpRequest<'_>, mutable) -> Verdict;
 
-    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED
+    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE SERVE_UPDATE APPLIED
 }
 
 /// Work in the background. The host calls it when it starts to serve, and again after the duration that each call

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::abi::RawRoute;
-use crate::call::{Request, View};
+use crate::call::{Entry, Request, View};
 
 /// The permission of an access token that a route needs. Since 1.5.
 #[repr(u32)]
@@ -25,10 +25,12 @@ pub enum Permission {
 /// A route that a plugin serves. Since 1.5.
 #[derive(Copy, Clone, Debug)]
 pub struct Route {
-    pub(crate) method: &'static str,
-    pub(crate) path: &'static str,
-    pub(crate) permission: Permission,
-    pub(crate) summary: &'static str,
+    method: &'static str,
+    path: &'static str,
+    permission: Permission,
+    summary: &'static str,
+    /// [`RawRoute::flags`].
+    flags: u32,
 }
 
 impl Route {
@@ -40,7 +42,12 @@ impl Route {
     /// const ADD: Route = Route::new("POST", "/{*key}", Permission::Write, "Add to a counter.");
     /// ```
     pub const fn new(method: &'static str, path: &'static str, permission: Permission, summary: &'static str) -> Self {
-        Self { method, path, permission, summary }
+        Self { method, path, permission, summary, flags: 0 }
+    }
+
+    /// Returns the route as one that [`ServeUpdate`](crate::ServeUpdate) serves.
+    pub(crate) fn updating(&self) -> Self {
+        Self { flags: RawRoute::UPDATES, ..*self }
     }
 
     pub(crate) fn raw(&self) -> RawRoute {
@@ -49,7 +56,7 @@ impl Route {
             path: self.path.into(),
             summary: self.summary.into(),
             permission: self.permission as u32,
-            flags: 0,
+            flags: self.flags,
             reserved: [0; 2],
         }
     }
@@ -122,6 +129,9 @@ requests! {
     HttpRequest
     /// The argument of [`Serve`](crate::Serve): a request to a route of the plugin. Since 1.5.
     RouteRequest
+    /// The argument of [`ServeUpdate`](crate::ServeUpdate): a request to a route that updates an entry, and that entry. Since
+    /// 1.5.
+    UpdateRequest
 }
 
 impl<'a> HttpRequest<'a> {
@@ -152,36 +162,51 @@ impl<'a> HttpRequest<'a> {
     }
 }
 
-impl<'a> RouteRequest<'a> {
-    /// Returns the path behind `/x/NAME`, as the client sent it.
-    pub fn path(&self) -> &'a str {
-        self.request.key()
-    }
+macro_rules! route_requests {
+    ($($name:ident)*) => {$(
+        impl<'a> $name<'a> {
+            /// Returns the path behind `/x/NAME`, as the client sent it.
+            pub fn path(&self) -> &'a str {
+                self.request.key()
+            }
 
-    /// Returns a parameter of the route's path, percent-decoded.
-    pub fn parameter(&self, name: &str) -> Option<&'a str> {
-        // SAFETY: as in `method`.
-        let parameter = unsafe { self.request.api.parameter()?(self.request.call.cx, name.into()) };
-        parameter.into_option().map(|parameter| parameter.as_str())
-    }
+            /// Returns a parameter of the route's path, percent-decoded.
+            pub fn parameter(&self, name: &str) -> Option<&'a str> {
+                // SAFETY: as in `method`.
+                let parameter = unsafe { self.request.api.parameter()?(self.request.call.cx, name.into()) };
+                parameter.into_option().map(|parameter| parameter.as_str())
+            }
 
-    /// Returns the body: at most as long as the host allows values to be.
-    pub fn body(&self) -> &'a [u8] {
-        self.request.value()
-    }
+            /// Returns the body: at most as long as the host allows values to be.
+            pub fn body(&self) -> &'a [u8] {
+                self.request.value()
+            }
 
-    /// Returns the media type of the body; empty if the client sends none.
-    pub fn content_type(&self) -> &'a str {
-        self.request.content_type()
-    }
+            /// Returns the media type of the body; empty if the client sends none.
+            pub fn content_type(&self) -> &'a str {
+                self.request.content_type()
+            }
 
-    /// Adds a header to the response. Call it before [`respond`](Self::respond) or [`start`](Self::start). The host drops a
-    /// header that is malformed or that belongs to the host, and logs a warning.
-    pub fn add_header(&self, name: &str, value: &str) {
-        // SAFETY: as in `method`.
-        unsafe { self.request.api.refusal_header()(self.request.call.cx, name.into(), value.into()) }
-    }
+            /// Adds a header to the response. Call it before the response. The host drops a header that is malformed or that
+            /// belongs to the host, and logs a warning.
+            pub fn add_header(&self, name: &str, value: &str) {
+                // SAFETY: as in `method`.
+                unsafe { self.request.api.refusal_header()(self.request.call.cx, name.into(), value.into()) }
+            }
 
+            fn begin(&self, status: u16, content_type: &str, body: &[u8], more: bool) -> bool {
+                let respond = self.request.api.respond();
+                respond.is_some_and(|respond| {
+                    // SAFETY: as in `method`.
+                    unsafe { respond(self.request.call.cx, status.into(), content_type.into(), body.into(), more) }
+                })
+            }
+        }
+    )*};
+}
+route_requests!(RouteRequest UpdateRequest);
+
+impl RouteRequest<'_> {
     /// Sets the response: a status from 200 to 599, a media type and a body. The host sends it when the hook returns, or when the
     /// time for the response is over. Further responses are ignored.
     pub fn respond(&self, status: u16, content_type: &str, body: &[u8]) {
@@ -200,12 +225,38 @@ impl<'a> RouteRequest<'a> {
         // SAFETY: as in `method`.
         self.request.api.send_part().is_some_and(|send| unsafe { send(self.request.call.cx, part.into()) })
     }
+}
 
-    fn begin(&self, status: u16, content_type: &str, body: &[u8], more: bool) -> bool {
-        let respond = self.request.api.respond();
-        respond.is_some_and(|respond| {
+impl<'a> UpdateRequest<'a> {
+    /// Returns the key of the entry: the parameter `key`. The client does not see a [key prefix](HttpRequest::set_key_prefix),
+    /// and neither does this.
+    pub fn key(&self) -> &'a str {
+        self.parameter("key").unwrap_or_default()
+    }
+
+    /// Returns the current entry, or `None` if the key is absent. Its value is as it was sent, also if plugins have
+    /// [transformed](crate::ReadGet) it.
+    pub fn entry(&self) -> Option<Entry<'a>> {
+        self.request.call.before.map(|raw| Entry { raw })
+    }
+
+    /// Sets the media type of the value to write: a type and a subtype, with parameters or without. The default is
+    /// `application/octet-stream`. The host refuses the request with 500 if it is malformed.
+    pub fn set_value_type(&self, content_type: &str) {
+        if let Some(replace) = self.request.api.replace_content_type() {
             // SAFETY: as in `method`.
-            unsafe { respond(self.request.call.cx, status.into(), content_type.into(), body.into(), more) }
-        })
+            unsafe { replace(self.request.call.cx, content_type.into()) }
+        }
+    }
+
+    /// Sets the response: a status from 200 to 599, a media type and a body. The host sends it when the write is durable.
+    /// Further responses of the same call are ignored.
+    pub fn respond(&self, status: u16, content_type: &str, body: &[u8]) {
+        self.begin(status, content_type, body, false);
+    }
+
+    pub(crate) fn write(&self, value: &[u8]) {
+        // SAFETY: as in `method`.
+        unsafe { self.request.api.replace_value()(self.request.call.cx, value.into()) }
     }
 }

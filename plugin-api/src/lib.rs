@@ -67,6 +67,7 @@
 //! | remove entries when another plugin finds no room | [`MakeRoom`] |
 //! | go through entries in byte order, or draw some at random | [`Host::for_each_in`], [`Host::sample`] |
 //! | serve your own requests under `/x/NAME/` | [`Serve`] |
+//! | serve requests that change one entry, such as those of a counter | [`ServeUpdate`] |
 //! | learn what other hosts of a shared store change | [`Applied`], and [`Host::leads`] for what is to be done once |
 //! | be the engine behind the store of several hosts | [`Backend`] |
 //! | apply changed settings without a new instance | [`SettingsChanged`] |
@@ -90,7 +91,7 @@
 //!
 //! | hook | thread | may block |
 //! |---|---|---|
-//! | `before_*`, `read_get`, `after_*` | the event loop of the connection, a worker thread, or a completion thread of the store | no, unless the plugin sets [`Plugin::BLOCKS`] |
+//! | `before_*`, `read_get`, `after_*`, [`ServeUpdate`] | the event loop of the connection, a worker thread, or a completion thread of the store | no, unless the plugin sets [`Plugin::BLOCKS`] |
 //! | the same, with [`Plugin::BLOCKS`] | a thread of the blocking pool | yes |
 //! | `guard_*`, `undo_*` | as above | never: a lock is held that other keys share |
 //! | [`MakeRoom`] | a thread of the blocking pool | yes |
@@ -203,10 +204,10 @@ pub use hooks::{
     UndoGet, UndoPost, UndoPut,
 };
 pub use host::{Host, Level};
-pub use http::{HttpRequest, Permission, Route, RouteRequest};
+pub use http::{HttpRequest, Permission, Route, RouteRequest, UpdateRequest};
 pub use metrics::{Counter, Gauge};
 pub use read::Read;
-pub use serve::Serve;
+pub use serve::{Serve, ServeUpdate};
 pub use settings::{CreateError, NoSettings};
 pub use stored::Stored;
 

@@ -83,6 +83,6 @@ fn verbs_stages_and_hooks_keep_their_numbers() {
         HOOK_NAMES.join(" "),
         "before_get before_post before_put before_delete guard_get guard_post guard_put guard_delete after_get \
          after_post after_put after_delete undo_get undo_post undo_put undo_delete start tick \
-         settings_changed make_room read_get before_request serve applied"
+         settings_changed make_room read_get before_request serve serve_update applied"
     );
 }

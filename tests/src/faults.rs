@@ -44,7 +44,7 @@ impl Sweep for Small {
 ";
 
 /// That hook, inserted at the end of `hooks!`.
-const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED SWEEP
+const SWEEP_HOOK: &str = "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE SERVE_UPDATE APPLIED SWEEP
 }
 
 /// Tidies up.
@@ -60,7 +60,7 @@ impl<P: Sweep> Probe<P> {
             // SAFETY: as in `hooks!`.
             unsafe { enter(instance, call, |plugin: &P, _: &mut Request<'_>| plugin.sweep()) }
         }
-        Some(HookEntry { id: 24, flags: 0, hook: HookFn { call: sweep::<P> } })
+        Some(HookEntry { id: 25, flags: 0, hook: HookFn { call: sweep::<P> } })
     };
 }";
 
@@ -112,7 +112,7 @@ fn make() -> Result<Faults, String> {
         &folder.join("api-1.7.0"),
         &[
             ("Cargo.toml", r#"version = "1.6.0""#, r#"version = "1.7.0""#),
-            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 24]", "pub const HOOK_NAMES: [&str; 25]"),
+            ("src/abi.rs", "pub const HOOK_NAMES: [&str; 25]", "pub const HOOK_NAMES: [&str; 26]"),
             ("src/abi.rs", "    \"applied\",\n];", "    \"applied\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
@@ -120,7 +120,7 @@ fn make() -> Result<Faults, String> {
                 "    pub leads: unsafe extern \"C\" fn(*const ()) -> bool,\n    /// The weather.\n    \
                  pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
-            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE APPLIED\n}", SWEEP_HOOK),
+            ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE SERVE_UPDATE APPLIED\n}", SWEEP_HOOK),
             ("src/lib.rs", "Start, Tick, ", "Start, Sweep, Tick, "),
         ],
     );

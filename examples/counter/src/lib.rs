@@ -19,36 +19,30 @@ impl Plugin for Counter {
 }
 
 impl Serve for Counter {
-    const ROUTES: &'static [Route] = &[
-        Route::new("GET", "/{*key}", Permission::Read, "Return the number of a counter."),
-        Route::new("POST", "/{*key}", Permission::Write, "Add to a counter, by 1 or by the number in the query."),
-    ];
+    const ROUTES: &'static [Route] =
+        &[Route::new("GET", "/{*key}", Permission::Read, "Return the number of a counter.")];
 
     fn serve(&self, request: &RouteRequest<'_>) -> Verdict {
-        let key = request.parameter("key").unwrap_or_default();
-        let number = match request.method() {
-            "POST" => self.add(key, by(request.query())?)?,
-            _ => {
-                let found = self.host.get(key)?.ok_or_else(|| Refusal::new(404, "Counter not found"))?;
-                number(&found.value)?
-            }
-        };
-        request.respond(200, TEXT, number.to_string().as_bytes());
+        let found = self.host.get(request.parameter("key").unwrap_or_default())?;
+        let found = found.ok_or_else(|| Refusal::new(404, "Counter not found"))?;
+        request.respond(200, TEXT, number(&found.value)?.to_string().as_bytes());
         Ok(())
     }
 }
 
-impl Counter {
-    /// Adds to a counter, which begins at 0, and returns the sum.
-    fn add(&self, key: &str, by: i64) -> Result<i64, Refusal> {
-        let mut sum = 0;
-        self.host.update(&Ask::put(key, b"").content_type(TEXT), |entry| {
-            let before = entry.map_or(Ok(0), |entry| number(entry.value()))?;
-            let overflow = || Refusal::new(409, format!("The counter is {before}, and adding {by} would overflow it"));
-            sum = before.checked_add(by).ok_or_else(overflow)?;
-            Ok(sum.to_string().into_bytes())
-        })?;
-        Ok(sum)
+impl ServeUpdate for Counter {
+    const ROUTES: &'static [Route] =
+        &[Route::new("POST", "/{*key}", Permission::Write, "Add to a counter, by 1 or by the number in the query.")];
+
+    /// Adds to a counter, which begins at 0, and responds with the sum.
+    fn serve_update(&self, request: &UpdateRequest<'_>) -> Result<Vec<u8>, Refusal> {
+        let by = by(request.query())?;
+        let before = request.entry().map_or(Ok(0), |entry| number(entry.value()))?;
+        let overflow = || Refusal::new(409, format!("The counter is {before}, and adding {by} would overflow it"));
+        let sum = before.checked_add(by).ok_or_else(overflow)?.to_string();
+        request.set_value_type(TEXT);
+        request.respond(200, TEXT, sum.as_bytes());
+        Ok(sum.into_bytes())
     }
 }
 

@@ -10,8 +10,8 @@ use vkog_runtime::ThreadPool;
 
 /// The maximum number of times that plugins make room for an operation.
 const ROOM_MADE_MAX: usize = 256;
-/// The maximum number of times that an operation is decided with other added writes. Each time but the first, another client has
-/// written an entry meanwhile.
+/// The maximum number of times that an operation is decided again with other writes, because another client has written an entry
+/// meanwhile: the writes that guards add to it, or the new value of an update.
 const PLANS_MAX: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -1,5 +1,6 @@
 //! Requests that plugins make. They pass the pipeline like a client's, in the chain of the request whose hook makes them.
 
+mod route_update;
 mod update;
 
 use std::borrow::Cow;

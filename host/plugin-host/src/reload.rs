@@ -62,7 +62,10 @@ impl Reload {
 
     /// Keeps those of the removed plugins that are the backend of the store, and reports it.
     pub(crate) fn keep_backends(&mut self, gone: &mut Vec<Plugin>) {
-        for plugin in gone.extract_if(.., |plugin| plugin.member().is_backend_in_use()) {
+        let in_use = |plugin: &Plugin| plugin.member().is_backend_in_use();
+        let (kept, rest): (Vec<_>, Vec<_>) = std::mem::take(gone).into_iter().partition(in_use);
+        *gone = rest;
+        for plugin in kept {
             let (path, name) = (plugin.path().to_owned(), plugin.name().to_owned());
             let fault = LoadFault::BackendInUse { name: name.clone() };
             let outcome = ReloadOutcome::Failed(LoadError { path: path.clone(), fault });

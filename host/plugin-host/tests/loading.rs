@@ -112,7 +112,7 @@ fn a_library_is_loaded_with_the_facts_of_its_plugin() {
     assert_eq!(plugin.library().sha256(), Sha256::of(&std::fs::read(&path).expect("it exists")));
     assert_eq!((plugin.library().stage(), plugin.library().stage_name()), (Stage::Transform as u32, "transform"));
     assert_eq!(*plugin.table(), settings["drill"]);
-    let lacking = ["make_room", "read_get", "before_request", "serve", "applied"];
+    let lacking = ["make_room", "read_get", "before_request", "serve", "serve_update", "applied"];
     let hooks: Vec<_> = HOOK_NAMES.into_iter().filter(|hook| !lacking.contains(hook)).collect();
     assert_eq!(plugin.library().hook_names().collect::<Vec<_>>(), hooks);
     assert_eq!(plugin.library().required_hook_names(), [""; 0]);

@@ -35,11 +35,13 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use arc_swap::Guard;
+
 use crate::any_store::Engine;
 use crate::config::{Permission, ROUTE_TIMEOUT};
 use crate::http::{BodyFault, Budget, ConnectionCounts, Method, RequestHead, Responder, Response, Service};
 use vkog_engine::{Conditions, Form, Request, Transforms, check_value};
-use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, RoutePermission, Verb};
+use vkog_plugin_host::{CallStates, Cause, GuardOutput, Origin, ReloadReport, Route as PluginRoute, Verb};
 use vkog_runtime::{ThreadPool, cores};
 use vkog_store::{Reads, owned_content_type};
 
@@ -122,6 +124,14 @@ impl Ending {
     }
 }
 
+/// The target of a request, by its path and method.
+enum Target {
+    /// A path of the server, with its methods.
+    Server(&'static Methods),
+    /// A route of a plugin.
+    Plugin(PluginRoute),
+}
+
 /// The handler of a request, with the parsed parameters.
 enum Route {
     /// `/k/{key}`: an operation on one entry.
@@ -135,7 +145,7 @@ enum Route {
     /// `/export`: all entries as of one revision, or the changes after one.
     Export { since: Option<u64> },
     /// `/x/PLUGIN/…`: a route of a plugin.
-    Plugin(RoutePermission),
+    Plugin(PluginRoute),
     /// Found when plugins have decided about the request.
     Later,
     /// `/plugins`: the loaded plugins.
@@ -196,21 +206,20 @@ impl Api {
     /// Routes and authorizes a request, after plugins have decided about it. The error is the response of a request that needs no
     /// body.
     fn admitted(&self, head: &RequestHead, rules: &Rules) -> Result<Route, Response> {
-        let methods = self.methods(head)?;
+        let target = self.target(head)?;
         match self.let_pass(head, rules)? {
-            true => self.route(head, rules, methods),
+            true => self.route(head, rules, target),
             false => Ok(Route::Later),
         }
     }
 
-    /// Returns the methods of the path of a request; none for a route of a plugin. The error is the response of a request whose
-    /// path or method does not exist.
-    fn methods(&self, head: &RequestHead) -> Result<Option<&'static Methods>, Response> {
+    /// Finds what a request is for. The error is the response of a request whose path or method does not exist.
+    fn target(&self, head: &RequestHead) -> Result<Target, Response> {
         let (path, _) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         if path.starts_with(routes::PREFIX) {
-            return routes::find(&self.engine.plugins().chain(), head).map(|_| None);
+            return self.find_route(head).map(Target::Plugin);
         }
         // `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7). An entry has all its methods.
         let described = if (head.method, path) == (Method::Options, "*") { "/k/" } else { path };
@@ -222,16 +231,26 @@ impl Api {
         match head.method {
             method if !methods.include(method) => Err(not_allowed(methods, format())),
             Method::Options => Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
-            _ => Ok(Some(methods)),
+            _ => Ok(Target::Server(methods)),
         }
     }
 
+    /// Finds the route of a plugin for a request. Takes no lock, except during a reload.
+    fn find_route(&self, head: &RequestHead) -> Result<PluginRoute, Response> {
+        let plugins = self.engine.plugins();
+        let chain = plugins.acquire().unwrap_or_else(|| Guard::from_inner(plugins.chain()));
+        routes::find(&chain, head).map(|(_, route)| route)
+    }
+
     /// Routes and authorizes a request whose path has its method. The error is the response of a request that needs no body.
-    fn route(&self, head: &RequestHead, rules: &Rules, methods: Option<&Methods>) -> Result<Route, Response> {
+    fn route(&self, head: &RequestHead, rules: &Rules, target: Target) -> Result<Route, Response> {
         let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
-        let Some(methods) = methods else {
-            return routes::route(&self.engine.plugins().chain(), head, rules).map(Route::Plugin);
+        let methods = match target {
+            Target::Server(methods) => methods,
+            Target::Plugin(route) => {
+                return routes::check(route.permission, head, rules).map(|()| Route::Plugin(route));
+            }
         };
         if let Some(key) = path.strip_prefix("/k/") {
             return self.entry_route(head, rules, methods, key, query).map(Route::Entry);
@@ -403,7 +422,7 @@ impl Service for Api {
         };
         let api = self.clone();
         self.let_pass_later(&Arc::clone(&head), move |passed| {
-            let routed = passed.and_then(|()| api.route(&head, &api.auth.rules(), api.methods(&head)?));
+            let routed = passed.and_then(|()| api.route(&head, &api.auth.rules(), api.target(&head)?));
             match routed {
                 Ok(route) => api.serve_routed(RoutedRequest { head, route, ending }, body, responder),
                 Err(reply) => responder.respond(ending.complete(reply)),
@@ -461,10 +480,15 @@ impl Api {
                 let prefix = head.key_prefix().to_owned();
                 self.threads.run(move || respond(export::begin(&engine, &exports, since, prefix, format)));
             }
-            Route::Plugin(permission) => {
-                let (engine, auth) = (Arc::clone(&self.engine), Arc::clone(&self.auth));
-                let call = routes::Call { engine, auth, head, permission, body };
-                self.routes.call(call, self.budget, Box::new(respond));
+            Route::Plugin(route) => {
+                let (engine, auth, budget) = (Arc::clone(&self.engine), Arc::clone(&self.auth), self.budget);
+                let is_large = body.len() > batch::LARGE;
+                let call = routes::Call { engine, auth, head, route, body };
+                match route.updates {
+                    false => self.routes.call(call, budget, Box::new(respond)),
+                    true if is_large => self.large.run(move || call.update(budget, respond)),
+                    true => call.update(budget, respond),
+                }
             }
             // `serve` has found its route.
             Route::Later => respond(Response::internal_error()),

@@ -46,9 +46,7 @@ impl Api {
     /// Whether a request calls a route that needs no permission.
     fn is_public(&self, head: &RequestHead) -> bool {
         let is_route = head.path().starts_with(routes::PREFIX);
-        is_route
-            && routes::find(&self.engine.plugins().chain(), head)
-                .is_ok_and(|(_, permission)| permission == RoutePermission::None)
+        is_route && self.find_route(head).is_ok_and(|route| route.permission == RoutePermission::None)
     }
 
     /// Lets the `before_request` hooks decide, and then calls `then` on any thread. The client has authenticated itself.

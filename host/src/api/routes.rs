@@ -1,6 +1,8 @@
-//! `/x/PLUGIN/…`: the routes of plugins. Each call takes a thread of a pool, and a plugin has a limited number of calls at a time.
+//! `/x/PLUGIN/…`: the routes of plugins. A call of one takes a thread of a pool, and a plugin has a limited number of calls at a
+//! time. Routes that update an entry (update.rs) need no thread.
 
 mod exchange;
+mod update;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +17,22 @@ use crate::any_store::Engine;
 use crate::config::Permission;
 use crate::http::{Budget, Method, RequestHead, Response};
 use exchange::{Exchange, Respond};
-use vkog_engine::media_type;
+use vkog_engine::{InvalidRequest, host_refusal, media_type};
 use vkog_plugin_host::{
-    Chain, PathRoutes, ROUTE_CALLS_MAX, Refusal, RouteCall, RouteClient, RoutePermission, RoutePermit, Verb,
+    Chain, PathRoutes, ROUTE_CALLS_MAX, Refusal, Route, RouteCall, RouteClient, RouteExchange, RoutePermission,
+    RoutePermit, Verb,
 };
 use vkog_runtime::ThreadPool;
 
 /// The prefix of the paths.
 pub(super) const PREFIX: &str = "/x/";
 
-/// Finds the routes of the request's path, and the permission that the one for its method needs.
+/// Finds the routes of the request's path, and the one for its method.
 ///
 /// # Errors
 ///
 /// The response to a request that calls no route.
-pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathRoutes<'a>, RoutePermission), Response> {
+pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathRoutes<'a>, Route), Response> {
     let format = || ErrorFormat::of(head);
     let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
     let found = found.ok_or_else(|| {
@@ -41,22 +44,16 @@ pub(super) fn find<'a>(chain: &'a Chain, head: &'a RequestHead) -> Result<(PathR
     let Some(route) = found.route(head.method.name()) else {
         return Err(Problem::new(405, "Method not allowed").reply(format()).with_header("Allow", found.allow()));
     };
-    let permission = route.permission;
-    Ok((found, permission))
+    let route = *route;
+    Ok((found, route))
 }
 
-/// Routes a request and checks that the client may call its route. Returns the permission of the route.
+/// Checks that the client of a request has the permission of a route.
 ///
 /// # Errors
 ///
-/// The response to a request that calls no route.
-pub(super) fn route(chain: &Chain, head: &RequestHead, rules: &Rules) -> Result<RoutePermission, Response> {
-    let (_, permission) = find(chain, head)?;
-    check(permission, head, rules)?;
-    Ok(permission)
-}
-
-fn check(permission: RoutePermission, head: &RequestHead, rules: &Rules) -> Result<(), Response> {
+/// The response to a client that may not call the route.
+pub(super) fn check(permission: RoutePermission, head: &RequestHead, rules: &Rules) -> Result<(), Response> {
     // The entries of a prefix are checked when the plugin reads or writes them.
     match permission {
         RoutePermission::None => rules.check_site(head),
@@ -85,7 +82,7 @@ impl Routes {
         Self { pool: Arc::new(ThreadPool::new("routes")), deadlines: Deadlines::default(), timeout }
     }
 
-    /// Calls a route. Does not block.
+    /// Calls a route that does not update an entry. Does not block.
     pub(super) fn call(&self, call: Call, budget: &'static Budget, respond: Respond) {
         let plugin = call.head.path().strip_prefix(PREFIX).and_then(|path| path.split('/').next());
         let plugin = plugin.unwrap_or_default().to_owned();
@@ -118,22 +115,53 @@ pub(super) struct Call {
     pub(super) engine: Arc<Engine>,
     pub(super) auth: Arc<Authorizer>,
     pub(super) head: Arc<RequestHead>,
-    /// The permission that was checked before the body was received.
-    pub(super) permission: RoutePermission,
+    /// The route, whose permission was checked before the body was received.
+    pub(super) route: Route,
     pub(super) body: Vec<u8>,
 }
 
+/// The arguments of the hook that are computed from the request.
+struct Arguments {
+    /// The parameters of the path.
+    parameters: Vec<(String, String)>,
+    /// The position in the path of the request from which on the plugin sees it.
+    path_at: usize,
+}
+
+impl Arguments {
+    /// Decodes the parameters and checks the media type of the body.
+    fn of(call: &Call, found: &PathRoutes<'_>) -> Result<Self, Refusal> {
+        call.content_type()?;
+        let parameters = found.parameters().map_err(|error| host_refusal(400, error.to_string()))?;
+        Ok(Self { parameters, path_at: call.head.path().len() - found.path.len() })
+    }
+}
+
 impl Call {
-    /// Returns the permit to call the plugin. A reload may have replaced it since the request was routed.
+    /// Finds the routes of the plugin in this chain. A reload may have replaced it since the request was routed.
+    ///
+    /// # Errors
+    ///
+    /// The response to a request that no plugin of this chain serves.
+    fn found<'a>(&'a self, chain: &'a Chain) -> Result<PathRoutes<'a>, Response> {
+        let (found, route) = find(chain, &self.head)?;
+        if route.permission != self.route.permission {
+            check(route.permission, &self.head, &self.auth.rules())?;
+        }
+        if route.updates != self.route.updates {
+            let fact = "The plugin was replaced while the request arrived; send it again";
+            return Err(Problem::busy(fact).reply(ErrorFormat::of(&self.head)));
+        }
+        Ok(found)
+    }
+
+    /// Returns the permit to call the plugin.
     ///
     /// # Errors
     ///
     /// The response to a request that no plugin of this chain serves, or that would be one too many.
     fn permit(&self, chain: &Chain) -> Result<RoutePermit, Response> {
-        let (found, permission) = find(chain, &self.head)?;
-        if permission != self.permission {
-            check(permission, &self.head, &self.auth.rules())?;
-        }
+        let found = self.found(chain)?;
         RoutePermit::of(found.member).ok_or_else(|| {
             let name = found.member.name();
             let fact =
@@ -142,30 +170,34 @@ impl Call {
         })
     }
 
+    /// Returns the media type of the body; empty if the client sent none.
+    fn content_type(&self) -> Result<&str, InvalidRequest> {
+        self.head.headers.get("content-type").map_or(Ok(""), media_type)
+    }
+
+    /// Returns the call as the chain takes it.
+    fn route_call<'a>(&'a self, arguments: &'a Arguments, exchange: &'a dyn RouteExchange) -> RouteCall<'a> {
+        RouteCall {
+            path: &self.head.path()[arguments.path_at..],
+            parameters: &arguments.parameters,
+            query: self.head.path_and_query().1,
+            content_type: self.content_type().unwrap_or_default(),
+            body: &self.body,
+            arrived: self.engine.revision(),
+            origin: &*self.head,
+            exchange,
+        }
+    }
+
     /// Calls the plugin.
     fn run(&self, chain: &Arc<Chain>, permit: &RoutePermit, exchange: &Exchange) -> Result<(), Refusal> {
-        let Self { engine, auth, head, body, .. } = self;
-        let bad_request =
-            |message: String| Refusal { plugin: String::new(), status: 400, message, headers: Vec::new() };
-        let found = head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
+        let found = self.head.path().strip_prefix(PREFIX).and_then(|path| chain.routes_at(path));
         let Some(found) = found else { return Ok(()) };
-        let content_type = head.headers.get("content-type").map_or(Ok(""), media_type);
-        let content_type = content_type.map_err(|error| bad_request(error.to_string()))?;
-        let parameters = found.parameters().map_err(|error| bad_request(error.to_string()))?;
-        let client = Client { auth: Arc::clone(auth), head: Arc::clone(head) };
-        let call = RouteCall {
-            path: found.path,
-            parameters: &parameters,
-            query: head.path_and_query().1,
-            content_type,
-            body,
-            arrived: engine.revision(),
-            origin: &**head,
-            client: Arc::new(client),
-            exchange,
-        };
+        let arguments = Arguments::of(self, &found)?;
+        let client = Client { auth: Arc::clone(&self.auth), head: Arc::clone(&self.head) };
+        let served = chain.serve(permit.member(), Arc::new(client), &self.route_call(&arguments, exchange));
         // The plugin has seen whole keys in the answers of the store.
-        chain.serve(permit.member(), &call).map_err(|refusal| seen_refusal(head, refusal))
+        served.map_err(|refusal| seen_refusal(&self.head, refusal))
     }
 }
 

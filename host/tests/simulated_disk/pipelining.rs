@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, TryRecvError, unbounded};
 use parking_lot::Mutex;
-use vkog_engine::{Engine, Outcome};
+use vkog_engine::{Engine, Outcome, host_refusal};
 use vkog_plugin_api::export::module;
 use vkog_plugin_api::{Ask, CreateError, Guard, GuardPut, Host, NoSettings, Plugin, Put, Refusal, Verdict};
-use vkog_plugin_host::{FailurePolicy, HostContext, Member, Registry, Verb, system_clock};
+use vkog_plugin_host::{Chain, EntryView, FailurePolicy, HostContext, Member, NewValue, Registry, Verb, system_clock};
 
 use crate::actors::ask;
 use crate::client::{ALWAYS, DEADLINE, contents, open};
@@ -102,6 +102,65 @@ fn updates_of_one_key_are_decided_while_an_earlier_one_is_synced() {
         assert_eq!(update.recv_timeout(DEADLINE), Ok(Ok(first + number)));
     }
     assert_eq!(value(&engine, "k").as_deref(), Some("abcd"));
+}
+
+/// Appends a letter to an entry as a route does. Does not wait.
+fn append_by_route(engine: &Arc<Engine>, letter: &'static str) -> Receiver<Result<String, Outcome>> {
+    let (send, done) = unbounded();
+    let chain = engine.plugins().chain();
+    let member = Arc::clone(&chain.members()[0]);
+    let value_of = move |_: &Arc<Chain>, entry: Option<EntryView<'_>>| {
+        let before = entry.map_or(&b""[..], |entry| entry.value);
+        let value = [before, letter.as_bytes()].concat();
+        let text = String::from_utf8_lossy(&value).into_owned();
+        if letter == "refused" {
+            return Err(host_refusal(418, text));
+        }
+        Ok((NewValue { value, content_type: String::new() }, text))
+    };
+    engine.update_entry(chain, &member, "k".to_owned(), value_of, move |outcome| _ = send.send(outcome));
+    done
+}
+
+#[test]
+fn updates_by_routes_wait_on_no_thread_and_respond_when_they_are_durable() {
+    let disk = SimulatedDisk::empty();
+    let (engine, _) = start(&disk);
+    let held = disk.hold(Call::Sync, ".log");
+    // All of them on this thread.
+    let updates = ["a", "b", "c", "refused", "d"].map(|letter| append_by_route(&engine, letter));
+    for update in &updates {
+        assert!(matches!(update.try_recv(), Err(TryRecvError::Empty)), "an outcome before the sync");
+    }
+    held.release();
+    let outcomes = updates.map(|update| match update.recv_timeout(DEADLINE).expect("an outcome") {
+        Ok(text) => text,
+        Err(Outcome::Refused(refusal)) => format!("{}: {}", refusal.status, refusal.message),
+        Err(_) => "another failure".to_owned(),
+    });
+    assert_eq!(outcomes, ["a", "ab", "abc", "418: abcrefused", "abcd"]);
+    assert_eq!(value(&engine, "k").as_deref(), Some("abcd"));
+}
+
+#[test]
+fn an_update_by_a_route_of_a_rolled_back_entry_fails_or_is_refused_without_it() {
+    let disk = SimulatedDisk::empty();
+    let (engine, _) = start(&disk);
+    disk.fault(Call::Write, ".log", Fault::Fails(std::io::ErrorKind::StorageFull), 1);
+    let held = disk.hold(Call::Write, ".log");
+    let [first, second, refused] = ["a", "b", "refused"].map(|letter| append_by_route(&engine, letter));
+    disk.wait_held();
+    held.release();
+    for update in [first, second] {
+        let outcome = update.recv_timeout(DEADLINE).expect("an outcome").expect_err("the disk is full");
+        assert_eq!(outcome.failure().map(|(status, _)| status), Some(507));
+    }
+    let refused = refused.recv_timeout(DEADLINE).expect("an outcome");
+    assert!(
+        matches!(refused, Err(Outcome::Refused(refusal)) if refusal.message == "refused"),
+        "it saw a rolled-back entry"
+    );
+    assert_eq!(value(&engine, "k"), None);
 }
 
 #[test]

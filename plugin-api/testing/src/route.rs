@@ -1,5 +1,6 @@
 //! Requests to the routes of plugins.
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::log::logged;
@@ -8,7 +9,7 @@ use crate::request::{CLIENT, Client};
 use crate::test_host::TestHost;
 use vkog_engine::{Outcome, host_refusal};
 use vkog_plugin_api::abi::Verb;
-use vkog_plugin_host::{Origin, Refusal, RouteCall, RouteClient, RouteExchange, RouteHead};
+use vkog_plugin_host::{Chain, EntryView, Member, Origin, Refusal, RouteCall, RouteClient, RouteExchange, RouteHead};
 
 impl TestHost {
     /// Builds a request to a route of a plugin: `/x/PLUGIN/PATH?QUERY`. [`RouteRequest::send`] sends it.
@@ -83,8 +84,8 @@ impl<'a> RouteRequest<'a> {
         self
     }
 
-    /// Sends the request and waits for the reply. The hook runs on this thread. Its store calls may read and write all
-    /// entries.
+    /// Sends the request and waits for the reply. The hook runs on this thread, and so do those of the entry that it updates.
+    /// Its store calls may read and write all entries.
     pub fn send(self) -> Reply {
         let Self { host, method, path, content_type, body, client, parts_max } = self;
         let shown = format!("{method} {path} {:?}, {} bytes", client.headers, body.len());
@@ -102,38 +103,83 @@ impl<'a> RouteRequest<'a> {
         let Some(found) = path.strip_prefix("/x/").and_then(|path| chain.routes_at(path)) else {
             return fail(404, "No plugin serves this path");
         };
-        if found.route(method).is_none() {
+        let Some(&route) = found.route(method) else {
             let mut reply = fail(405, "Method not allowed");
             reply.headers.push(("Allow".to_owned(), found.allow()));
             return reply;
-        }
+        };
         let parameters = match found.parameters() {
             Ok(parameters) => parameters,
             Err(error) => return fail(400, &error.to_string()),
         };
-        let response = Response { parts_max, state: Mutex::default() };
-        let call = RouteCall {
-            path: found.path,
-            parameters: &parameters,
-            query,
-            content_type,
-            body: &body,
-            arrived: host.engine().revision(),
-            origin: &*origin,
-            client: Arc::new(Unrestricted { key_prefix }),
-            exchange: &response,
-        };
-        let served = logged(&host.dispatch, || chain.serve(found.member, &call));
-        let State { head, mut body, .. } = response.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match (head, served) {
-            (Some(RouteHead { status, headers }), _) => {
-                if method == "HEAD" {
-                    body.clear();
-                }
+        let path = found.path.to_owned();
+        let sent =
+            Sent { path, parameters, query: query.to_owned(), content_type: content_type.to_owned(), body, origin };
+        let (member, arrived) = (Arc::clone(found.member), host.engine().revision());
+        let served = logged(&host.dispatch, || match route.updates {
+            true => sent.update(host, &member, &key_prefix, arrived),
+            false => {
+                let response = Response::new(parts_max);
+                let client = Arc::new(Unrestricted { key_prefix });
+                let served = chain.serve(&member, client, &sent.call(arrived, &response));
+                // A response that has begun before the hook failed is sent.
+                response.sent().ok_or_else(|| served.map_or_else(Outcome::Refused, |()| Outcome::Absent))
+            }
+        });
+        match served {
+            Ok((RouteHead { status, headers }, body)) => {
+                let body = if method == "HEAD" { Vec::new() } else { body };
                 Reply::with_body(shown, status, headers, body, host.log())
             }
-            (None, Err(refusal)) => Reply::new(shown, Outcome::Refused(refusal), Vec::new(), host.log()),
-            (None, Ok(())) => unreachable!("a hook that returns has responded"),
+            Err(outcome) => Reply::new(shown, outcome, Vec::new(), host.log()),
+        }
+    }
+}
+
+/// A request to a route, as the plugin gets it.
+struct Sent {
+    path: String,
+    parameters: Vec<(String, String)>,
+    query: String,
+    content_type: String,
+    body: Vec<u8>,
+    origin: Arc<dyn Origin>,
+}
+
+impl Sent {
+    /// Lets the plugin update the entry that the path names.
+    fn update(
+        self,
+        host: &TestHost,
+        member: &Arc<Member>,
+        key_prefix: &str,
+        arrived: u64,
+    ) -> Result<(RouteHead, Vec<u8>), Outcome> {
+        let key = self.parameters.iter().find(|(name, _)| name == "key").map_or("", |(_, key)| key);
+        let key = format!("{key_prefix}{key}");
+        let (own, (send, done)) = (Arc::clone(member), channel());
+        let value_of = move |chain: &Arc<Chain>, entry: Option<EntryView<'_>>| {
+            let response = Response::new(0);
+            let value = chain.serve_update(&own, &self.call(arrived, &response), entry)?;
+            Ok((value, response.sent()))
+        };
+        let chain = host.engine().plugins().acquire_blocking();
+        host.engine().update_entry(chain, member, key, value_of, move |done| _ = send.send(done));
+        // The host has panicked if nothing comes.
+        let done = done.recv().unwrap_or(Ok(None))?;
+        done.ok_or_else(|| Outcome::Refused(host_refusal(500, "Internal error")))
+    }
+
+    fn call<'a>(&'a self, arrived: u64, exchange: &'a dyn RouteExchange) -> RouteCall<'a> {
+        RouteCall {
+            path: &self.path,
+            parameters: &self.parameters,
+            query: &self.query,
+            content_type: &self.content_type,
+            body: &self.body,
+            arrived,
+            origin: &*self.origin,
+            exchange,
         }
     }
 }
@@ -150,6 +196,18 @@ struct State {
     body: Vec<u8>,
     parts: usize,
     is_open: bool,
+}
+
+impl Response {
+    fn new(parts_max: usize) -> Self {
+        Self { parts_max, state: Mutex::default() }
+    }
+
+    /// Returns the head and the body, if the hook has responded.
+    fn sent(self) -> Option<(RouteHead, Vec<u8>)> {
+        let State { head, body, .. } = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        head.map(|head| (head, body))
+    }
 }
 
 impl RouteExchange for Response {

@@ -44,7 +44,7 @@ thread_local! {
 }
 
 /// A lock that is held.
-struct Turn<'a> {
+pub(super) struct Turn<'a> {
     _lock: MutexGuard<'a, ()>,
 }
 
@@ -62,7 +62,16 @@ impl Default for UpdateLocks {
 
 impl UpdateLocks {
     /// Waits for the turn of a key. Returns none if this thread has a turn already, or if the wait takes too long.
-    fn take(&self, key: &str) -> Option<Turn<'_>> {
+    pub(super) fn take(&self, key: &str) -> Option<Turn<'_>> {
+        self.take_within(key, WAIT_MAX)
+    }
+
+    /// As [`take`](Self::take), for an event loop: never sleeps.
+    pub(super) fn take_soon(&self, key: &str) -> Option<Turn<'_>> {
+        self.take_within(key, Duration::ZERO)
+    }
+
+    fn take_within(&self, key: &str, wait_max: Duration) -> Option<Turn<'_>> {
         if HOLDS.get() {
             return None;
         }
@@ -72,7 +81,11 @@ impl UpdateLocks {
             hint::spin_loop();
             lock.try_lock()
         });
-        let lock = soon.or_else(|| lock.try_lock_for(WAIT_MAX))?;
+        let lock = match soon {
+            None if wait_max.is_zero() => None,
+            None => lock.try_lock_for(wait_max),
+            lock => lock,
+        }?;
         HOLDS.set(true);
         Some(Turn { _lock: lock })
     }
@@ -174,7 +187,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// Returns the entry to update with its value as it was sent.
-    fn sent(&self, chain: &Arc<Chain>, request: &PluginRequest<'_>, entry: Entry) -> Result<Entry, Refusal> {
+    pub(super) fn sent(&self, chain: &Arc<Chain>, request: &PluginRequest<'_>, entry: Entry) -> Result<Entry, Refusal> {
         let get = checked(self, &PluginRequest { verb: Verb::Get, ..request.clone() })?;
         let sent = transforms::sent(chain, &get.op_context(), &entry)?;
         Ok(sent.map_or(entry, |(sent, _)| sent))

@@ -138,7 +138,7 @@ pub(super) struct CallOutput<'a> {
     pub(super) plugin: &'static str,
     pub(super) origin: &'a dyn Origin,
     pub(super) scan: Option<Scan<'a>>,
-    /// The request, in a `serve` hook.
+    /// The request, in a `serve` or `serve_update` hook.
     pub(super) route: Option<&'a RouteCall<'a>>,
     pub(super) states: Option<&'a CallStates>,
     /// Allocated on first use, because most calls return a verdict only. So there is less to build and to drop.

@@ -193,13 +193,7 @@ impl HookSlot {
     #[cold]
     fn record_time(&self, id: usize, member: &Member, begun: Instant) -> Instant {
         let ended = Instant::now();
-        let time = ended - begun;
-        self.stats.times.record(time);
-        if let Some(budget) = member.failure_policy().budget.filter(|budget| time > *budget) {
-            self.stats.overruns.fetch_add(1, Relaxed);
-            let (plugin, hook) = (member.name(), HOOK_NAMES[id]);
-            tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
-        }
+        member.record_time(id, &self.stats, ended - begun);
         ended
     }
 }

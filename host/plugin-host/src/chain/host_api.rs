@@ -92,7 +92,7 @@ unsafe fn origin(cx: *mut ()) -> &'static dyn Origin {
     unsafe { std::mem::transmute::<&dyn Origin, &'static dyn Origin>(output(cx).origin) }
 }
 
-/// Returns the request of the `serve` hook whose call `cx` points to, if it is one. It lives as long as the call, which `'static`
+/// Returns the request of the `serve` or `serve_update` hook whose call `cx` points to, if it is one. It lives as long as the call, which `'static`
 /// only stands for.
 ///
 /// # Safety

@@ -324,6 +324,16 @@ impl Member {
         }
     }
 
+    /// Records the time of a call, and checks it against the time budget.
+    pub(super) fn record_time(&self, id: usize, stats: &HookStats, time: Duration) {
+        stats.times.record(time);
+        if let Some(budget) = self.failure_policy.budget.filter(|budget| time > *budget) {
+            stats.overruns.fetch_add(1, Relaxed);
+            let (plugin, hook) = (self.name(), HOOK_NAMES[id]);
+            tracing::warn!(plugin, hook, "plugin \"{plugin}\" took {time:?} in {hook}; its budget is {budget:?}");
+        }
+    }
+
     /// Records a panic. Too many of them put the plugin into quarantine.
     pub(super) fn record_panic(&self, id: usize, stats: &HookStats, message: &str) {
         log_panic(self.name(), id, message);

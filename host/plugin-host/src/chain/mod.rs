@@ -37,7 +37,7 @@ pub use guard_output::{ADDED_MAX, AddedWrite, GuardOutput, misused};
 pub use host_context::{HostContext, Metric, system_clock};
 pub use member::{FailurePolicy, Member, OnFailure, PluginError, QUARANTINE_PANICS, QUARANTINE_WINDOW};
 pub use route::{BadParameter, PathRoutes, ROUTE_METHODS, Route, RouteError};
-pub use serve::{ROUTE_CALLS_MAX, RouteCall, RouteExchange, RouteHead, RoutePermit};
+pub use serve::{NewValue, ROUTE_CALLS_MAX, RouteCall, RouteExchange, RouteHead, RoutePermit};
 pub use states::CallStates;
 pub use stats::HookStats;
 pub use store_access::{CallScope, DEPTH_MAX, KeyRange, PluginRequest, PluginResponse, StoreAccess};
@@ -64,7 +64,8 @@ const MAKE_ROOM: usize = 19;
 const READ_GET: usize = 20;
 const BEFORE_REQUEST: usize = 21;
 const SERVE: usize = 22;
-const APPLIED: usize = 23;
+const SERVE_UPDATE: usize = 23;
+const APPLIED: usize = 24;
 
 /// The maximum length of the key prefix of a request, in bytes.
 pub const KEY_PREFIX_MAX: usize = 512;
@@ -203,6 +204,12 @@ impl Chain {
     /// Whether an operation with this verb calls a hook that may block.
     pub fn blocks(&self, verb: Verb) -> bool {
         self.blocks[verb as usize]
+    }
+
+    /// Whether a request to a route of the plugin that updates an entry calls a hook that may block.
+    pub fn blocks_update(&self, member: &Member) -> bool {
+        // It reads the entry, too, whose value hooks of get may turn back.
+        self.blocks(Verb::Get) || self.blocks(Verb::Put) || member.blocks_in(SERVE_UPDATE)
     }
 
     /// Whether a guard for this verb may add writes.

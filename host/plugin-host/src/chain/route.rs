@@ -25,6 +25,8 @@ pub struct Route {
     pub permission: Permission,
     /// A sentence about the route.
     pub summary: &'static str,
+    /// The `serve_update` hook serves it, and not `serve`.
+    pub updates: bool,
 }
 
 /// Why the routes of a plugin cannot be served.
@@ -59,6 +61,16 @@ pub enum RouteError {
         path: String,
         /// The permission as a number.
         number: u32,
+    },
+    /// The route updates an entry, and its path has no parameter for the key.
+    #[error(
+        "the path of {method} {path} has no parameter \"key\", which names the entry to update; add {{key}} or {{*key}}"
+    )]
+    Key {
+        /// The method.
+        method: String,
+        /// The path.
+        path: String,
     },
     /// Requests to this route would match another one as well.
     #[error("{method} {path} matches the same requests as {other}; remove one of them")]
@@ -123,11 +135,19 @@ fn parse(raw: &RawRoute) -> Result<Route, RouteError> {
             return Err(RouteError::Permission { method: method.to_owned(), path: path.to_owned(), number });
         }
     };
-    let route = Route { method, path, permission, summary };
+    let updates = raw.flags & RawRoute::UPDATES != 0;
+    let route = Route { method, path, permission, summary, updates };
     if !ROUTE_METHODS.contains(&method) {
         return Err(RouteError::Method { method: method.to_owned(), path: path.to_owned() });
     }
-    if is_well_formed(path) { Ok(route) } else { Err(malformed(&route)) }
+    if !is_well_formed(path) {
+        return Err(malformed(&route));
+    }
+    let names_key = || path.split('/').any(|segment| matches!(segment, "{key}" | "{*key}"));
+    if updates && !names_key() {
+        return Err(RouteError::Key { method: method.to_owned(), path: path.to_owned() });
+    }
+    Ok(route)
 }
 
 fn malformed(route: &Route) -> RouteError {
@@ -243,6 +263,18 @@ mod tests {
             permission,
             flags: 0,
             reserved: [0; 2],
+        }
+    }
+
+    #[test]
+    fn a_route_that_updates_an_entry_without_a_key_is_refused() {
+        let updating = |path| RawRoute { flags: RawRoute::UPDATES, ..raw("POST", path, 2) };
+        for path in ["/", "/{keys}", "/key", "/{a}/{*b}"] {
+            assert!(matches!(error(&[updating(path)]), Some(RouteError::Key { .. })), "{path}");
+        }
+        for path in ["/{key}", "/{*key}", "/{key}/a"] {
+            assert_eq!(error(&[updating(path)]), None, "{path}");
+            assert_eq!(error(&[raw("POST", path, 2)]), None, "{path}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Chain;
 
-/// Whether the thread holds the lock of an entry, runs the function of an update, serves a route, or applies changes. As wide as `depth` in
+/// Whether the thread holds the lock of an entry, updates an entry, serves a route, or applies changes. As wide as `depth` in
 /// [`Scope`], so that the compiler copies both in one word.
 #[repr(u32)]
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(super) enum Lock {
     Held,
     /// Free, in a `serve` hook: its store calls have the permissions of the client.
     Serving,
-    /// Free, in the function of an update: it must not call the store.
+    /// Free, in the function of an update or in a `serve_update` hook: it must not call the store.
     Updating,
     /// Free, on the thread that applies changes of other hosts, which the store waits for.
     Applying,

@@ -1,19 +1,20 @@
-//! The call of a `serve` hook: a request to a route of a plugin.
+//! The calls of `serve` and `serve_update` hooks: requests to the routes of a plugin.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, Verb};
+use vkog_plugin_api::abi::{HOOK_NAMES, Outcome, RawEntry, Verb};
 
-use super::call::{CallOutput, OpContext, Origin, call, raw_call};
+use super::call::{CallOutput, EntryView, OpContext, Origin, call, raw_call};
 use super::client_store::{self, RouteClient};
+use super::guard_output::misused;
 use super::member::Member;
 use super::scope::{Lock, Scope};
-use super::text::may_be_sent;
-use super::{Chain, Refusal, SERVE};
+use super::text::{is_media_type, may_be_sent};
+use super::{Chain, Refusal, SERVE, SERVE_UPDATE};
 
-/// The maximum number of calls of a plugin's routes at a time. Each takes a thread.
+/// The maximum number of calls of a plugin's `serve` hook at a time. Each takes a thread.
 pub const ROUTE_CALLS_MAX: usize = 32;
 
 /// The status and the header fields of a response, which were checked.
@@ -51,13 +52,11 @@ pub struct RouteCall<'a> {
     pub arrived: u64,
     /// The headers and the client of the request.
     pub origin: &'a dyn Origin,
-    /// The permissions of the client, for store calls.
-    pub client: Arc<dyn RouteClient>,
     /// The way of the response.
     pub exchange: &'a dyn RouteExchange,
 }
 
-/// The permit for a call of a plugin's routes. It counts against [`ROUTE_CALLS_MAX`] until it is dropped.
+/// The permit for a call of a plugin's `serve` hook. It counts against [`ROUTE_CALLS_MAX`] until it is dropped.
 pub struct RoutePermit(Arc<Member>);
 
 impl RoutePermit {
@@ -80,21 +79,74 @@ impl Drop for RoutePermit {
     }
 }
 
+/// The value that a plugin makes of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewValue {
+    /// The value.
+    pub value: Vec<u8>,
+    /// Its media type; empty for the default.
+    pub content_type: String,
+}
+
 impl Chain {
-    /// Calls the `serve` hook of a plugin of this chain. It may block, so call it on a thread that may. A hook that does not
-    /// respond gets a response with 204.
+    /// Calls the `serve` hook of a plugin of this chain for a client, whose permissions its store calls have. It may block, so
+    /// call it on a thread that may. A hook that does not respond gets a response with 204.
     ///
     /// # Errors
     ///
     /// The plugin refused the request, panicked, or is in quarantine. The response may have begun before.
-    pub fn serve(self: &Arc<Self>, member: &Member, route: &RouteCall<'_>) -> Result<(), Refusal> {
+    pub fn serve(
+        self: &Arc<Self>,
+        member: &Member,
+        client: Arc<dyn RouteClient>,
+        route: &RouteCall<'_>,
+    ) -> Result<(), Refusal> {
+        let _client = client_store::enter(client);
+        let call = HookCall { id: SERVE, lock: Lock::Serving, entry: None };
+        self.call_route(member, route, call).map(drop)
+    }
+
+    /// Calls the `serve_update` hook of a plugin of this chain with an entry. Returns the new value of the entry. A hook that does
+    /// not respond gets a response with 204.
+    ///
+    /// # Errors
+    ///
+    /// The plugin refused the request, panicked, broke a rule of the interface, or is in quarantine.
+    pub fn serve_update(
+        self: &Arc<Self>,
+        member: &Member,
+        route: &RouteCall<'_>,
+        entry: Option<EntryView<'_>>,
+    ) -> Result<NewValue, Refusal> {
+        let entry = entry.map(|entry| entry.raw(member.name()));
+        let call = HookCall { id: SERVE_UPDATE, lock: Lock::Updating, entry: entry.as_ref() };
+        let mut output = self.call_route(member, route, call)?;
+        let value = output.take(|output| &mut output.value).unwrap_or_default();
+        if value.is_empty() {
+            return Err(misused(member.name(), "made an empty value, which cannot be stored"));
+        }
+        let content_type = output.take(|output| &mut output.content_type);
+        if let Some(content_type) = content_type.as_ref().filter(|name| !is_media_type(name)) {
+            let fact = format!("set the media type {content_type:?}; it must be a type and a subtype in ASCII");
+            return Err(misused(member.name(), &fact));
+        }
+        Ok(NewValue { value, content_type: content_type.unwrap_or_default() })
+    }
+
+    /// Calls a hook for a request to a route. Returns what it has set beside the response.
+    fn call_route<'a>(
+        self: &Arc<Self>,
+        member: &Member,
+        route: &'a RouteCall<'a>,
+        HookCall { id, lock, entry }: HookCall<'_>,
+    ) -> Result<CallOutput<'a>, Refusal> {
         let plugin = member.name();
         let refuse = |status, message| Refusal { plugin: plugin.to_owned(), status, message, headers: Vec::new() };
         if member.is_quarantined() {
             let message = format!("plugin \"{plugin}\" is in quarantine after it failed again and again");
             return Err(refuse(503, message));
         }
-        let Some((hook, stats)) = member.hook(SERVE) else {
+        let Some((hook, stats)) = member.hook(id) else {
             return Err(refuse(404, format!("plugin \"{plugin}\" has no routes")));
         };
         let op = OpContext {
@@ -107,26 +159,29 @@ impl Chain {
             origin: route.origin,
             ..OpContext::none()
         };
-        let _client = client_store::enter(Arc::clone(&route.client));
-        let _scope = Scope { depth: 0, lock: Lock::Serving, chain: Arc::as_ptr(self) }.enter();
+        let _scope = Scope { depth: 0, lock, chain: Arc::as_ptr(self) }.enter();
         let mut output = CallOutput::new(&op);
         (output.plugin, output.route) = (plugin, Some(route));
-        let mut raw = raw_call(&op, [None, None], 0);
+        let mut raw = raw_call(&op, [entry, None], 0);
         let begun = Instant::now();
         // SAFETY: the caller of `Member::create` promised that the module is sound; the chain keeps the instance alive.
         let outcome = unsafe { call(*hook, member.instance(), &mut raw, &mut output) };
-        stats.times.record(begun.elapsed());
+        match id {
+            // It may wait for its client, so it has no time budget.
+            SERVE => stats.times.record(begun.elapsed()),
+            _ => member.record_time(id, stats, begun.elapsed()),
+        }
         stats.calls.fetch_add(1, Relaxed);
         let message = output.take(|output| &mut output.message).unwrap_or_default();
         let headers = sent_headers(output.take(|output| &mut output.headers), plugin);
         match outcome.kind {
             Outcome::GO_ON => {
                 route.exchange.respond(RouteHead { status: 204, headers }, &[], false);
-                Ok(())
+                Ok(output)
             }
             Outcome::PANICKED => {
-                member.record_panic(SERVE, stats, &message);
-                Err(refuse(500, format!("plugin \"{plugin}\" failed in {}", HOOK_NAMES[SERVE])))
+                member.record_panic(id, stats, &message);
+                Err(refuse(500, format!("plugin \"{plugin}\" failed in {}", HOOK_NAMES[id])))
             }
             _ => {
                 stats.refusals.fetch_add(1, Relaxed);
@@ -134,6 +189,13 @@ impl Chain {
             }
         }
     }
+}
+
+/// The hook to call for a request to a route.
+struct HookCall<'a> {
+    id: usize,
+    lock: Lock,
+    entry: Option<&'a RawEntry<'a>>,
 }
 
 /// Checks what a plugin responds with. `headers` are those that it has added before.

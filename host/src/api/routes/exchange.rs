@@ -136,15 +136,13 @@ impl Exchange {
             }
         }
     }
+}
 
-    /// Returns a body within the memory budget.
-    fn counted(&self, body: &[u8]) -> Option<Bytes> {
-        if body.len() <= UNCOUNTED {
-            return Some(Bytes::copy_from_slice(body));
-        }
-        let mut share = self.budget.share();
-        share.grow_to(body.len() as u64).ok()?;
-        Some(share.body(body.to_vec()))
+/// Makes a response with a whole body, or a 503 if that exceeds the memory budget.
+pub(super) fn whole(head: RouteHead, body: &[u8], budget: &'static Budget, format: ErrorFormat) -> Response {
+    match counted(body, budget) {
+        Some(body) => response(head, Body::Whole(body)),
+        None => Problem::busy("Not enough memory for the response; try again later").reply(format),
     }
 }
 
@@ -159,6 +157,16 @@ impl Timed for Exchange {
     }
 }
 
+/// Returns a body within the memory budget.
+fn counted(body: &[u8], budget: &'static Budget) -> Option<Bytes> {
+    if body.len() <= UNCOUNTED {
+        return Some(Bytes::copy_from_slice(body));
+    }
+    let mut share = budget.share();
+    share.grow_to(body.len() as u64).ok()?;
+    Some(share.body(body.to_vec()))
+}
+
 impl RouteExchange for Exchange {
     fn respond(&self, head: RouteHead, body: &[u8], more: bool) -> bool {
         if !matches!(&*self.state.lock(), State::Waiting(_)) {
@@ -167,10 +175,7 @@ impl RouteExchange for Exchange {
         if more {
             return self.start(head, body);
         }
-        let response = match self.counted(body) {
-            Some(body) => response(head, Body::Whole(body)),
-            None => Problem::busy("Not enough memory for the response; try again later").reply(self.format),
-        };
+        let response = whole(head, body, self.budget, self.format);
         let mut state = self.state.lock();
         match std::mem::replace(&mut *state, State::Ended) {
             State::Waiting(respond) => {

@@ -141,4 +141,18 @@ impl Serve for Serves {
     }
 }
 
+impl ServeUpdate for Serves {
+    const ROUTES: &'static [Route] =
+        &[Route::new("POST", "/append/{*key}", Permission::None, "Append to a value, and return its length.")];
+
+    fn serve_update(&self, request: &UpdateRequest<'_>) -> Result<Vec<u8>, Refusal> {
+        let before = request.entry().map_or(&[][..], |entry| entry.value());
+        let value = [before, request.body()].concat();
+        request.add_header("X-Key", request.key());
+        request.set_value_type(TEXT);
+        request.respond(201, TEXT, value.len().to_string().as_bytes());
+        Ok(value)
+    }
+}
+
 export_plugin!(Serves);

@@ -36,7 +36,8 @@ struct Ask {
 }
 
 fn setup(plugin: &str) -> Setup {
-    Setup::on(ENGINE).load(artefacts().library(plugin)).args(["--fsync", "never"]).config(administered(""))
+    let setup = Setup::on(ENGINE).load(artefacts().library(plugin)).load(artefacts().library("serves"));
+    setup.args(["--fsync", "never"]).config(administered(""))
 }
 
 /// Sends a request, with a prefix or without.
@@ -86,7 +87,7 @@ fn any(random: &mut Random) -> Ask {
     let path = format!("/k/{}", encode(key));
     let prefix = ["", "a", "a/", "t", "t/", "\u{e9}", "none"][random.below(7)];
     let query = format!("prefix={}", encode(prefix));
-    let mut ask = match random.below(16) {
+    let mut ask = match random.below(17) {
         0..=3 => Ask { body: format!("value {}", random.below(1000)), ..ask("PUT", path) },
         4 => Ask { body: "posted".to_owned(), ..ask("POST", path) },
         5 => ask("GET", path),
@@ -101,6 +102,7 @@ fn any(random: &mut Random) -> Ask {
         }
         11 => ask("DELETE", format!("/keys?dry_run&limit=2&prefix={}", ["a", "t", "t/"][random.below(3)])),
         12 => ask("DELETE", format!("/keys?limit={}&{}", 1 + random.below(3), ["prefix=a/", "all"][random.below(2)])),
+        16 => Ask { body: "+".to_owned(), ..ask("POST", format!("/x/serves/append/{}", encode(key))) },
         13 => Ask { body: "[{\"op\":\"get\",\"key\":\"\"}]".to_owned(), ..ask("POST", "/batch") },
         _ => {
             let operations: Vec<_> = (0..1 + random.below(4))
@@ -213,8 +215,8 @@ const TOKENS: &str = "[[access.tokens]]\nname = \"some\"\ntoken = \"some\"\nrigh
 
 #[test]
 fn the_permission_of_a_token_is_for_whole_keys() {
-    let setup = Setup::on(ENGINE).load(artefacts().library("requests")).config(TOKENS).args(["--fsync", "never"]);
-    let server = setup.start();
+    let setup = Setup::on(ENGINE).load(artefacts().library("requests")).load(artefacts().library("serves"));
+    let server = setup.config(TOKENS).args(["--fsync", "never"]).start();
     let some = |ask: Ask, prefix: &str| {
         let headers = [ask.headers, vec![("Authorization", "Bearer some".to_owned())]].concat();
         send(&server, &Ask { headers, ..ask }, prefix)
@@ -228,6 +230,9 @@ fn the_permission_of_a_token_is_for_whole_keys() {
     }
     some(put("b"), "t/").says("it may write keys that begin with \"a\"");
     some(put("b"), "").says("it may write keys that begin with \"t/a\"");
+    let append = |key: &str| Ask { body: "w".to_owned(), ..ask("POST", format!("/x/serves/append/{key}")) };
+    some(append("a2"), "t/").expect(201).has("X-Key", "a2");
+    some(append("b"), "t/").expect(403).says("it may write keys that begin with \"a\"");
     some(ask("GET", "/keys?prefix=a"), "t/").expect(200).says("\"key\": \"a1\"");
     some(ask("GET", "/keys"), "t/").expect(403);
     some(ask("DELETE", "/keys?all"), "t/").expect(403);

@@ -73,6 +73,22 @@ fn a_plugin_may_refuse_panic_or_respond_with_any_status() {
 }
 
 #[test]
+fn a_route_updates_an_entry_and_responds() {
+    let server = setup().start();
+    let append = |body: &[u8]| server.path("POST", "/x/serves/append/w%20r/ld").body(body).send().expect(201);
+    append(b"ab").is("2").has("X-Key", "w r/ld").has("Content-Security-Policy", "sandbox");
+    append(b"cd").is("4");
+    server.get("w r/ld").expect(200).is("abcd").has("Content-Type", "text/plain");
+    // Longer than what an event loop copies.
+    append(&pattern(100_000)).is("100004");
+    append(b"e").is("100005");
+    server.get("w r/ld").expect(200).is([b"abcd", &*pattern(100_000), b"e"].concat());
+    server.path("POST", "/x/serves/append/%ff").body("a").send().expect(400).says("percent-encoded");
+    let long = format!("/x/serves/append/{}", "k".repeat(1025));
+    server.path("POST", &long).body("a").send().refused(414, "Key too long");
+}
+
+#[test]
 fn a_body_over_the_maximum_is_413() {
     let server = setup().args(["--max-value", "1000"]).start();
     server.path("POST", "/x/serves/length").body(pattern(1000)).send().expect(200);
@@ -109,6 +125,15 @@ fn the_store_calls_of_a_route_have_the_permissions_of_the_client() {
     ask("w", "PUT", "/x/serves/k/b/2").expect(403).has("Vkog-Plugin", "serves");
     ask("r", "GET", "/x/serves/keys").expect(200).is("a/1\na/2\n");
     ask(TOKEN, "GET", "/x/serves/keys").expect(200).is("a/1\na/2\nb/1\n");
+    // An update shows the plugin the value, so it needs both permissions, also on a route that needs none itself.
+    let append = |token: &str, key: &str| {
+        let request = server.path("POST", &format!("/x/serves/append/{key}"));
+        request.header("Authorization", format!("Bearer {token}")).body("w").send()
+    };
+    append("w", "a/1").expect(201).is("2");
+    append("w", "b/1").expect(403).says("may write keys that begin with");
+    append("r", "a/1").expect(403);
+    server.path("POST", "/x/serves/append/a/1").body("w").send().expect(401);
     ask("r", "GET", "/x/serves/admin").expect(403);
     ask(TOKEN, "GET", "/x/serves/admin").expect(200);
     server.path("GET", "/x/serves/hello/all").send().expect(200);
@@ -124,7 +149,7 @@ fn plugins_and_the_openapi_document_list_the_routes() {
     let expected = serde_json::json!({
         "method": "GET", "path": "/k/{*key}", "permission": "read", "summary": "Return a value.",
     });
-    assert!(routes.as_array().is_some_and(|routes| routes.len() == 9 && routes.contains(&expected)), "{routes}");
+    assert!(routes.as_array().is_some_and(|routes| routes.len() == 10 && routes.contains(&expected)), "{routes}");
     let document = json("/openapi.json");
     let item = &document["paths"]["/x/serves/k/{key}"];
     assert_eq!(item["put"]["summary"], "Set a value.");
