@@ -7,7 +7,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What became of a request.
 #[derive(Debug)]
-pub(crate) enum Sent {
+pub(crate) enum Reply {
     /// A response: status, `ETag`, body.
     Answered(u16, Option<String>, Vec<u8>),
     /// It did not reach a host.
@@ -31,7 +31,7 @@ impl Client {
     }
 
     /// Sends a request to a host.
-    pub(crate) fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: Option<&str>) -> Sent {
+    pub(crate) fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: Option<&str>) -> Reply {
         let mut request = ureq::http::Request::builder().method(method).uri(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -45,13 +45,13 @@ impl Client {
                 let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
                 let status = response.status().as_u16();
                 match response.body_mut().read_to_vec() {
-                    Ok(body) => Sent::Answered(status, tag, body),
-                    Err(_) => Sent::Unknown,
+                    Ok(body) => Reply::Answered(status, tag, body),
+                    Err(_) => Reply::Unknown,
                 }
             }
-            Err(ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Sent::NotSent,
-            Err(ureq::Error::ConnectionFailed) => Sent::NotSent,
-            Err(_) => Sent::Unknown,
+            Err(ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Reply::NotSent,
+            Err(ureq::Error::ConnectionFailed) => Reply::NotSent,
+            Err(_) => Reply::Unknown,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use vkog_tests::{amount, exclusive};
 
-use crate::client::{Client, Sent};
+use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
 use crate::history::{End, History, Op, Told, Value};
 use crate::random::Random;
@@ -128,11 +128,11 @@ impl Run {
     }
 
     /// What a response says about the state.
-    fn understand(&self, op: &Op, sent: Sent) -> End {
+    fn understand(&self, op: &Op, sent: Reply) -> End {
         let (status, tag, body) = match sent {
-            Sent::NotSent => return End::Nothing,
-            Sent::Unknown => return if op.is_read() { End::Nothing } else { End::Unknown },
-            Sent::Answered(status, tag, body) => (status, tag, body),
+            Reply::NotSent => return End::Nothing,
+            Reply::Unknown => return if op.is_read() { End::Nothing } else { End::Unknown },
+            Reply::Answered(status, tag, body) => (status, tag, body),
         };
         let value = |body: &[u8]| String::from_utf8_lossy(body).parse::<Value>().expect("a value is a number");
         match (op, status) {

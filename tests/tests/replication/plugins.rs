@@ -5,15 +5,15 @@ use std::thread;
 
 use vkog_tests::{amount, bytes, ttl};
 
-use crate::client::{Client, Sent};
+use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
 use crate::random::Random;
 
 const HOSTS: usize = 3;
 
-fn status(sent: Sent) -> u16 {
+fn status(sent: Reply) -> u16 {
     match sent {
-        Sent::Answered(status, ..) => status,
+        Reply::Answered(status, ..) => status,
         other => panic!("no response: {other:?}"),
     }
 }

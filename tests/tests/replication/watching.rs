@@ -5,7 +5,7 @@ use std::thread;
 
 use vkog_tests::{Event, amount};
 
-use crate::client::{Client, Sent};
+use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
 use crate::random::Random;
 
@@ -28,7 +28,7 @@ fn a_watcher_that_moves_between_hosts_sees_each_change_once() {
             let last = written.entry(key).or_default();
             let method = if last.is_empty() { "POST" } else { "PUT" };
             match http.send(method, &url, &[], Some("value")) {
-                Sent::Answered(200, Some(tag), _) => {
+                Reply::Answered(200, Some(tag), _) => {
                     last.push(tag.trim_matches('"').parse().expect("an ETag is a revision"));
                 }
                 other => panic!("{method} {url}: {other:?}"),
