@@ -142,7 +142,7 @@ impl Etcd {
         self.members.iter().map(|member| format!("127.0.0.1:{}", member.client)).collect()
     }
 
-    /// What the members have logged.
+    /// Returns the logs of the members.
     pub fn logs(&self) -> String {
         self.members.iter().filter_map(|member| Some(member.process.as_ref()?.stderr.text())).collect()
     }

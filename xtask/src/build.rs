@@ -11,6 +11,8 @@ use crate::{Result, windows};
 
 /// The plugins that come with the program.
 pub(crate) const PLUGINS: [&str; 3] = ["vkog-bytes", "vkog-conflict", "vkog-ttl"];
+/// The plugins that connect to shared stores. They are in a release, but no server loads them unless an operator copies them.
+pub(crate) const BACKENDS: [&str; 1] = ["vkog-etcd"];
 
 /// The longest time without a line about a build's progress.
 const SILENCE_MAX: Duration = Duration::from_secs(4);

@@ -32,7 +32,9 @@ fn dist() -> Vec<PathBuf> {
         cargo
     } else {
         let mut xtask = Command::new(artefacts().program("xtask"));
-        xtask.args(["dist", "--profile=dev"]).env("CARGO_TARGET_DIR", target_folder().join("dist-build"));
+        xtask
+            .args(["dist", "--profile=dev", "--no-backends"])
+            .env("CARGO_TARGET_DIR", target_folder().join("dist-build"));
         xtask.env("CARGO_BUILD_BUILD_DIR", target_folder());
         xtask
     };

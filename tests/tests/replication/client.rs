@@ -5,7 +5,7 @@ use std::time::Duration;
 /// After this time a client gives a request up.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// A response: status, `ETag`, body.

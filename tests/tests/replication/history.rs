@@ -1,6 +1,6 @@
 //! The history of what clients did and saw, and its check for linearizability by stateright.
 //!
-//! The check is exponential in the worst case. So each pair of keys is an object of its own, which only a few dozen operations use.
+//! The check is exponential in the worst case. So each pair of keys is a separate object, which only a few dozen operations use.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -19,7 +19,7 @@ pub(crate) enum Op {
     Create(usize, Value),
     Update(usize, Value),
     Delete(usize),
-    /// Writes the second value if the first one is there.
+    /// Replaces the first value by the second one; refused if the key has another value.
     CompareAndSet(usize, Value, Value),
     /// Reads both keys in one batch.
     ReadBoth,
@@ -33,7 +33,7 @@ impl Op {
     }
 }
 
-/// What a client was told.
+/// The result of an operation, as its client received it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
     Done,
@@ -88,16 +88,16 @@ struct Event {
     what: Result<Op, Told>,
 }
 
-/// What all clients did.
+/// The operations of all clients.
 #[derive(Default)]
 pub(crate) struct History(Mutex<Vec<Event>>);
 
 /// How an operation ended for its client.
 pub(crate) enum End {
     Returned(Told),
-    /// It certainly had no effect, and told nothing about the state.
+    /// It certainly had no effect, and its response does not depend on the state.
     Nothing,
-    /// It may have an effect at any time from its begin on. The client goes on under another number.
+    /// It may have an effect at any time after its start. The client continues under another number.
     Unknown,
 }
 

@@ -20,7 +20,7 @@ const HOSTS: usize = 3;
 /// The number of objects that clients use at the same time, and the number of operations on each.
 const OBJECTS: (usize, usize) = (16, 24);
 
-/// What the clients share.
+/// The state that the clients share.
 struct Run {
     addresses: RwLock<Vec<Option<String>>>,
     history: History,
@@ -127,7 +127,7 @@ impl Run {
         self.understand(op, sent)
     }
 
-    /// What a response says about the state.
+    /// Interprets a response.
     fn understand(&self, op: &Op, sent: Reply) -> End {
         let (status, tag, body) = match sent {
             Reply::NotSent => return End::Nothing,

@@ -1,4 +1,4 @@
-//! A watcher may go on at any host with the id of its last event: no change is missing, and none comes twice.
+//! A watcher may continue at any host with the id of its last event: no change is missing, and none comes twice.
 
 use std::collections::BTreeMap;
 use std::thread;

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use crate::Result;
-use crate::build::{self, PLUGINS};
+use crate::build::{self, BACKENDS, PLUGINS};
 use archive::Packed;
 
 /// The version of the release.
@@ -24,7 +24,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const BILL: &str = "vkog.cdx.json";
 
 /// The folders in `dist` that operators deploy with. They have the same path in the release, so that links to them work.
-const DEPLOYED: [&str; 3] = ["dist/grafana", "dist/kubernetes", "dist/prometheus"];
+const DEPLOYED: [&str; 4] = ["dist/compose", "dist/grafana", "dist/kubernetes", "dist/prometheus"];
 
 /// The shells, and the name of the file that completes `vkog` in each.
 const SHELLS: [(&str, &str); 5] = [
@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// Build with this profile
     #[arg(long, value_name = "NAME", default_value = "release")]
     profile: String,
+    /// Leave out the plugins that connect to shared stores, which take as long to build as everything else
+    #[arg(long)]
+    no_backends: bool,
 }
 
 /// The crates of the interface for plugins, whose documentation is part of a release.
@@ -69,7 +72,7 @@ const FRONT_PAGE: &str = r#"<!DOCTYPE html>
 /// # Errors
 ///
 /// The build fails, or a file cannot be written.
-pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
+pub(crate) fn dist(Options { target, profile, no_backends }: &Options) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let native = native()?;
     let triple = target.as_deref().unwrap_or(&native);
@@ -77,9 +80,15 @@ pub(crate) fn dist(Options { target, profile }: &Options) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
-    let packages: Vec<&str> = PLUGINS.into_iter().chain(["vkog"]).collect();
+    // They have not been built for other systems yet.
+    let backends = if *no_backends || triple != native { &[][..] } else { &BACKENDS };
+    let packages: Vec<&str> = PLUGINS.iter().chain(backends).copied().chain(["vkog"]).collect();
     for artifact in build::build(&packages, profile, target.as_deref())? {
-        let below = if artifact.package == "vkog" { "" } else { "plugins" };
+        let below = match artifact.package.as_str() {
+            "vkog" => "",
+            package if BACKENDS.contains(&package) => "backends",
+            _ => "plugins",
+        };
         copy(&artifact.file, &folder.join(below))?;
     }
     copy_documents(&folder)?;
