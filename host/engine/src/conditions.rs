@@ -39,8 +39,12 @@ pub enum PreconditionFailed {
 
 impl Conditions {
     /// Checks the conditions for an entry with this revision, or for an absent one.
+    ///
+    /// # Errors
+    ///
+    /// The first condition that does not hold.
     #[inline]
-    pub(super) fn check(&self, current: Option<u64>) -> Result<(), PreconditionFailed> {
+    pub fn check(&self, current: Option<u64>) -> Result<(), PreconditionFailed> {
         if self.if_match.as_ref().is_some_and(|revisions| !revisions.include(current)) {
             return Err(PreconditionFailed::IfMatch);
         }

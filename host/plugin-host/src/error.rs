@@ -345,6 +345,12 @@ pub enum LoadFault {
         /// The name of the plugin.
         name: String,
     },
+    /// The configuration requires the plugin, and its library is gone at a reload.
+    #[error("[plugins.{name}] requires it, and its library is gone; add the library again, or set required = false")]
+    Required {
+        /// The name of the plugin.
+        name: String,
+    },
     /// A function of the plugin did not return in time during a reload.
     #[error(
         "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its \
@@ -387,7 +393,8 @@ impl LoadFault {
             | Self::CreatePanicked { name, .. }
             | Self::StartFailed { name, .. }
             | Self::StartPanicked { name, .. }
-            | Self::BackendInUse { name } => Some(name),
+            | Self::BackendInUse { name }
+            | Self::Required { name } => Some(name),
             _ => None,
         }
     }
@@ -431,6 +438,7 @@ impl LoadFault {
             Self::StartFailed { .. } => "start-failed",
             Self::StartPanicked { .. } => "start-panicked",
             Self::BackendInUse { .. } => "backend-in-use",
+            Self::Required { .. } => "required",
             Self::NoReturn { .. } => "no-return",
         }
     }

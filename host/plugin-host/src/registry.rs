@@ -301,6 +301,7 @@ impl Registry {
         for path in paths {
             reload.add(path, &source.settings, &self.context);
         }
+        reload.keep_required(&mut gone, &source.settings);
         for plugin in &gone {
             let (path, name) = (plugin.path().to_owned(), Some(plugin.name().to_owned()));
             reload.reports.push(ReloadReport { path, name, outcome: ReloadOutcome::Removed });
@@ -362,7 +363,7 @@ impl Registry {
 }
 
 /// Removes and returns the elements for which a condition holds.
-fn extract<T>(from: &mut Vec<T>, holds: impl Fn(&T) -> bool) -> Vec<T> {
+pub(crate) fn extract<T>(from: &mut Vec<T>, holds: impl Fn(&T) -> bool) -> Vec<T> {
     let (extracted, rest) = std::mem::take(from).into_iter().partition(holds);
     *from = rest;
     extracted

@@ -8,7 +8,7 @@ use vkog_runtime::run_with_timeout;
 use crate::chain::{HostContext, PluginError};
 use crate::error::{LoadError, LoadFault, SKIPPED};
 use crate::load::{Library, Plugin};
-use crate::registry::{RELOAD_TIMEOUT, ReloadOutcome, ReloadReport, SharedScan};
+use crate::registry::{RELOAD_TIMEOUT, ReloadOutcome, ReloadReport, SharedScan, extract};
 use crate::settings::{Settings, Table, is_no_plugin, is_pinned};
 use crate::trust::VerifiedLibrary;
 
@@ -62,12 +62,23 @@ impl Reload {
 
     /// Keeps those of the removed plugins that are the backend of the store, and reports it.
     pub(crate) fn keep_backends(&mut self, gone: &mut Vec<Plugin>) {
-        let in_use = |plugin: &Plugin| plugin.member().is_backend_in_use();
-        let (kept, rest): (Vec<_>, Vec<_>) = std::mem::take(gone).into_iter().partition(in_use);
-        *gone = rest;
+        let kept = extract(gone, |plugin| plugin.member().is_backend_in_use());
+        self.keep(kept, |name| LoadFault::BackendInUse { name });
+    }
+
+    /// Keeps those of the removed plugins that the configuration requires, unless another library contains them now, and reports
+    /// it. Without `encrypt`, for example, values would be stored as they are.
+    pub(crate) fn keep_required(&mut self, gone: &mut Vec<Plugin>, settings: &Settings) {
+        let is_expected = |name: &str| settings.get(name).is_some_and(|table| table.host.is_expected);
+        let has_moved = |name: &str| self.next.iter().any(|candidate| candidate.plugin.name() == name);
+        let kept = extract(gone, |plugin| is_expected(plugin.name()) && !has_moved(plugin.name()));
+        self.keep(kept, |name| LoadFault::Required { name });
+    }
+
+    fn keep(&mut self, kept: Vec<Plugin>, fault: impl Fn(String) -> LoadFault) {
         for plugin in kept {
             let (path, name) = (plugin.path().to_owned(), plugin.name().to_owned());
-            let fault = LoadFault::BackendInUse { name: name.clone() };
+            let fault = fault(name.clone());
             let outcome = ReloadOutcome::Failed(LoadError { path: path.clone(), fault });
             self.reports.push(ReloadReport { path, name: Some(name), outcome });
             self.next.push(Candidate { plugin, is_new: false, failed: false });

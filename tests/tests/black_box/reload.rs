@@ -196,6 +196,20 @@ fn a_client_that_does_not_read_its_response_delays_no_reload() {
 }
 
 #[test]
+fn a_reload_keeps_a_required_plugin_whose_library_is_gone() {
+    let demand = "[plugins.conflict]\nrequired = true\n";
+    let server = Setup::new().load(conflict()).config(administered(demand)).start();
+    let place = server.library_of("conflict");
+    let moved = place.with_file_name(as_library("libmoved"));
+    std::fs::rename(&place, &moved).expect("a library can be renamed");
+    assert_eq!(server.reloaded(&as_library("libmoved")), "loaded");
+    std::fs::remove_file(&moved).expect("a library can be removed");
+    assert_eq!(server.reloaded("conflict"), "required");
+    server.put("k", "v").expect(404).has("Vkog-Plugin", "conflict");
+    server.logs(&["ERROR", "[plugins.conflict] requires it", "the loaded version continues"]);
+}
+
+#[test]
 fn a_hook_that_outlasts_a_reload_fails_it_and_the_old_counting_plugin_continues() {
     let setup = Setup::new().load(bytes()).load(artefacts().library("waits")).config(administered(""));
     let server = setup.args(["--max-size", "100"]).start();

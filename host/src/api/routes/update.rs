@@ -11,10 +11,10 @@ use super::super::prefix::{seen_outcome, whole_key};
 use super::super::problem::{ErrorFormat, Problem};
 use super::exchange::whole;
 use super::{Arguments, Call};
-use crate::api::entry;
+use crate::api::{entry, etag};
 use crate::config::Permission;
 use crate::http::{Budget, Response};
-use vkog_engine::Outcome;
+use vkog_engine::{Conditions, Outcome, host_refusal};
 use vkog_plugin_host::{Chain, EntryView, Member, NewValue, Refusal, RouteExchange, RouteHead};
 
 impl Call {
@@ -24,11 +24,17 @@ impl Call {
         engine.plugins().when_available(move |chain| {
             let chain = Guard::into_inner(chain);
             match self.prepared(&chain) {
-                Ok((member, key, arguments)) => {
+                Ok(Prepared { member, key, arguments, conditions }) => {
                     let (engine, head) = (Arc::clone(&self.engine), Arc::clone(&self.head));
                     let own = Arc::clone(&member);
                     let value_of = move |chain: &Arc<Chain>, entry: Option<EntryView<'_>>| {
-                        self.new_value(chain, &own, &arguments, entry, budget)
+                        let (value, response) = self.new_value(chain, &own, &arguments, entry, budget)?;
+                        // The write names the revision of this entry, so the conditions hold for the entry that it replaces.
+                        let failed = conditions.check(entry.map(|entry| entry.revision)).err();
+                        match failed.and_then(|failed| Outcome::PreconditionFailed(failed).failure()) {
+                            Some((status, text)) => Err(host_refusal(status, text)),
+                            None => Ok((value, response)),
+                        }
                     };
                     let on_done = move |done: Result<Response, Outcome>| {
                         let problem = |outcome| entry::problem(seen_outcome(&head, outcome));
@@ -41,8 +47,8 @@ impl Call {
         });
     }
 
-    /// Returns the plugin, the key of the entry, which the client may read and write, and the arguments of the hook.
-    fn prepared(&self, chain: &Chain) -> Result<(Arc<Member>, String, Arguments), Response> {
+    /// Checks the request, and that the client may read and write the entry.
+    fn prepared(&self, chain: &Chain) -> Result<Prepared, Response> {
         let format = || ErrorFormat::of(&self.head);
         let found = self.found(chain)?;
         let refuse = |refusal| Problem::of(refusal).reply(format());
@@ -53,7 +59,8 @@ impl Call {
         let checks = [Permission::Read, Permission::Write].map(|permission| (permission, Scope::Key(&key)));
         let checked = self.auth.rules().check_all(&self.head, checks);
         checked.map_err(|(_, refusal)| refuse(refusal))?;
-        Ok((Arc::clone(found.member), key, arguments))
+        let conditions = etag::conditions(&self.head).map_err(|problem| problem.reply(format()))?;
+        Ok(Prepared { member: Arc::clone(found.member), key, arguments, conditions })
     }
 
     /// Calls the plugin with the current entry. Returns the new value and the response.
@@ -69,6 +76,16 @@ impl Call {
         let value = chain.serve_update(member, &self.route_call(arguments, &held), entry)?;
         Ok((value, held.response.into_inner().unwrap_or_else(Response::internal_error)))
     }
+}
+
+/// A request that can be run.
+struct Prepared {
+    member: Arc<Member>,
+    /// The key of the entry.
+    key: String,
+    /// The arguments of the hook.
+    arguments: Arguments,
+    conditions: Conditions,
 }
 
 /// Takes the response of a hook.

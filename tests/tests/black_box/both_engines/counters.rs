@@ -40,3 +40,21 @@ fn increments_of_many_clients_add_up_exactly() {
         server.get(&format!("key-{key}")).expect(200).is(&sum);
     }
 }
+
+#[test]
+fn an_update_whose_precondition_fails_changes_nothing() {
+    let server = Setup::on(ENGINE).load(artefacts().library("vkog-counter")).start();
+    let update = |condition: &str, tag: &str| server.path("POST", "/x/counter/k").header(condition, tag).send();
+    update("If-Match", "*").refused(412, "Precondition failed");
+    server.get("k").expect(404);
+    update("If-None-Match", "*").expect(200).is("1");
+    update("If-None-Match", "*").refused(412, "Precondition failed");
+    update("If-Match", "\"1\"").refused(412, "Precondition failed");
+    update("If-Match", "1").refused(400, "If-Match is not");
+    server.get("k").is("1");
+    let tag = server.get("k").header("ETag").expect("an entry has one").to_owned();
+    update("If-Match", &tag).expect(200).is("2");
+    update("If-Match", &tag).refused(412, "Precondition failed");
+    update("If-None-Match", &tag).expect(200).is("3");
+    server.get("k").is("3");
+}
