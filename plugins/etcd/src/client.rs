@@ -1,11 +1,11 @@
 //! The connection to the cluster: one endpoint at a time, and the next one when that does not answer.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -13,8 +13,8 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::proto::{
-    AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, WatchCreateRequest, WatchRequest,
-    WatchResponse,
+    AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, StatusRequest, StatusResponse,
+    WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use crate::settings::{self, Credentials, Settings, SettingsError};
 
@@ -103,6 +103,21 @@ struct Connection {
     /// How many came before it.
     generation: usize,
     channel: Channel,
+    /// Set when the endpoint has said that it is a member of the cluster.
+    is_member: Arc<OnceCell<()>>,
+}
+
+impl Connection {
+    /// Connects when it is first used.
+    fn new(generation: usize, endpoint: &Endpoint) -> Self {
+        Self { generation, channel: endpoint.connect_lazy(), is_member: Arc::default() }
+    }
+
+    fn grpc(&self) -> tonic::client::Grpc<Channel> {
+        tonic::client::Grpc::new(self.channel.clone())
+            .max_decoding_message_size(RESPONSE_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX)
+    }
 }
 
 /// The cluster.
@@ -112,6 +127,8 @@ pub(crate) struct Client {
     current: Mutex<Connection>,
     /// The generation of the current connection.
     generation: watch::Sender<usize>,
+    /// The id of the cluster of the first endpoint that answered.
+    cluster: OnceLock<u64>,
     credentials: Option<Credentials>,
     token: tokio::sync::Mutex<Option<MetadataValue<Ascii>>>,
 }
@@ -131,8 +148,9 @@ impl Client {
             names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
         let first = endpoints.first().ok_or_else(|| SettingsError::Url { url: String::new() })?;
         Ok(Self {
-            current: Mutex::new(Connection { generation: 0, channel: first.connect_lazy() }),
+            current: Mutex::new(Connection::new(0, first)),
             generation: watch::Sender::new(0),
+            cluster: OnceLock::new(),
             credentials: settings.credentials()?,
             token: tokio::sync::Mutex::new(None),
             endpoints,
@@ -194,7 +212,7 @@ impl Client {
         }
         let generation = generation + 1;
         let endpoint = &self.endpoints[generation % self.endpoints.len()];
-        *current = Connection { generation, channel: endpoint.connect_lazy() };
+        *current = Connection::new(generation, endpoint);
         self.generation.send_replace(generation);
     }
 
@@ -239,11 +257,27 @@ impl Client {
     }
 
     async fn grpc(&self, connection: &Connection) -> Result<tonic::client::Grpc<Channel>, Status> {
-        let mut grpc = tonic::client::Grpc::new(connection.channel.clone())
-            .max_decoding_message_size(RESPONSE_BYTES_MAX)
-            .max_encoding_message_size(usize::MAX);
+        connection.is_member.get_or_try_init(|| self.check_cluster(connection)).await?;
+        let mut grpc = connection.grpc();
         grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
         Ok(grpc)
+    }
+
+    /// Fails if the endpoint is a member of another cluster than those before: that has other entries and revisions.
+    async fn check_cluster(&self, connection: &Connection) -> Result<(), Status> {
+        let mut grpc = connection.grpc();
+        grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+        let codec = ProstCodec::<StatusRequest, StatusResponse>::default();
+        let response = grpc.unary(Request::new(StatusRequest {}), PathAndQuery::from_static(STATUS), codec).await?;
+        let found = response.into_inner().header.map_or(0, |header| header.cluster_id);
+        let cluster = *self.cluster.get_or_init(|| found);
+        if found == cluster {
+            return Ok(());
+        }
+        let name = self.name(connection);
+        Err(Status::failed_precondition(format!(
+            "{name} is a member of cluster {found:x}, not of {cluster:x}; name members of one cluster"
+        )))
     }
 
     async fn stream<Q, R>(

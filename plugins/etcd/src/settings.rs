@@ -163,8 +163,12 @@ impl StoreUrl {
             if host.is_empty() || host.contains(['@', '?', '#', ' ']) {
                 return Err(malformed());
             }
-            let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            endpoints.push(if has_port { host.to_owned() } else { format!("{host}:2379") });
+            // The colons of an IPv6 address are in brackets.
+            match host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+                Some((_, port)) if port.parse::<u16>().is_ok() => endpoints.push(host.to_owned()),
+                Some(_) => return Err(malformed()),
+                None => endpoints.push(format!("{host}:2379")),
+            }
         }
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         if prefix.split('/').any(str::is_empty) {
@@ -195,9 +199,18 @@ mod tests {
 
     #[test]
     fn a_malformed_url_is_refused() {
-        for url in
-            ["etcd:a", "http://a", "etcd://", "etcd://a,,b", "etcd://u@a", "etcd://a/", "etcd://a//b", "etcd://a/b?c#"]
-        {
+        for url in [
+            "etcd:a",
+            "http://a",
+            "etcd://",
+            "etcd://a,,b",
+            "etcd://u@a",
+            "etcd://a:99999",
+            "etcd://a:b",
+            "etcd://a/",
+            "etcd://a//b",
+            "etcd://a/b?c#",
+        ] {
             let parsed = StoreUrl::parse(url);
             assert!(parsed.is_err() == (url != "etcd://a/b?c#"), "{url}: {parsed:?}");
         }

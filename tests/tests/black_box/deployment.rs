@@ -13,6 +13,7 @@ const ALERTS: &str = "dist/prometheus/alerts.yml";
 const ALERTS_TEST: &str = "dist/prometheus/alerts.test.yml";
 const DASHBOARD: &str = "dist/grafana/vkog.json";
 const MANIFEST: &str = "dist/kubernetes/vkog.yaml";
+const ETCD_MANIFEST: &str = "dist/kubernetes/vkog-etcd.yaml";
 
 fn has_promtool() -> bool {
     let has = Command::new("promtool").arg("--version").output().is_ok();
@@ -114,8 +115,8 @@ fn the_dashboard_has_only_fields_and_values_of_grafana() {
     assert!(check.status.success() && found.is_empty(), "{found}{}", String::from_utf8_lossy(&check.stderr));
 }
 
-#[test]
-fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
+/// Returns the documents of a manifest that follow the schema of Kubernetes. `None` if nothing can check it.
+fn documents(manifest: &str) -> Option<Vec<Value>> {
     let check = "import json, sys, yaml, kubernetes_validate\n\
         documents = list(yaml.safe_load_all(open(sys.argv[1])))\n\
         for document in documents:\n\
@@ -124,21 +125,60 @@ fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
         print(json.dumps(documents))";
     let has = Command::new("python3").args(["-c", "import yaml, kubernetes_validate"]).output();
     if !has.is_ok_and(|output| output.status.success()) {
-        return println!("skipped: pip install kubernetes-validate");
+        println!("skipped: pip install kubernetes-validate");
+        return None;
     }
-    let said = said(Command::new("python3").args(["-c", check]).arg(workspace().join(MANIFEST)));
-    let documents: Value = serde_json::from_str(&said).expect("it is JSON");
-    let set = documents.as_array().and_then(|all| all.iter().find(|one| one["kind"] == "StatefulSet"));
-    let pod = &set.expect("a StatefulSet")["spec"]["template"]["spec"];
+    let said = said(Command::new("python3").args(["-c", check]).arg(workspace().join(manifest)));
+    Some(serde_json::from_str(&said).expect("a list"))
+}
+
+/// Returns the specification of the pods of the document of this kind. Each container of them is restricted.
+fn restricted_pod<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    let document = documents.iter().find(|document| document["kind"] == kind);
+    let pod = &document.unwrap_or_else(|| panic!("no {kind}"))["spec"]["template"]["spec"];
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-    let server = &pod["containers"][0];
-    for container in [server, &pod["initContainers"][0]] {
+    let containers = [&pod["containers"], &pod["initContainers"]];
+    for container in containers.into_iter().filter_map(Value::as_array).flatten() {
         let context = &container["securityContext"];
         assert_eq!(context["readOnlyRootFilesystem"], true, "{container}");
         assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
         assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
         assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
     }
+    pod
+}
+
+#[test]
+fn the_manifest_with_etcd_follows_the_schema_and_names_each_member() {
+    let Some(documents) = documents(ETCD_MANIFEST) else { return };
+    let members = documents.iter().find(|document| document["kind"] == "StatefulSet").expect("etcd");
+    let etcd = &restricted_pod(&documents, "StatefulSet")["containers"][0];
+    let server = &restricted_pod(&documents, "Deployment")["containers"][0];
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+        assert_eq!(server[probe]["httpGet"]["path"], path);
+    }
+    let (name, service) = (&members["metadata"]["name"], &members["spec"]["serviceName"]);
+    let (name, service) = (name.as_str().expect("a name"), service.as_str().expect("a name"));
+    let count = members["spec"]["replicas"].as_u64().expect("a number");
+    let members = |each: &dyn Fn(u64) -> String| (0..count).map(each).collect::<Vec<_>>().join(",");
+    let variable = |container: &Value, name: &str| {
+        let all = container["env"].as_array().expect("a list");
+        all.iter().find(|variable| variable["name"] == *name).map(|variable| variable["value"].clone())
+    };
+    let peers = members(&|member| format!("{name}-{member}=http://{name}-{member}.{service}:2380"));
+    assert_eq!(variable(etcd, "ETCD_INITIAL_CLUSTER"), Some(peers.into()));
+    let store = format!("etcd://{}/vkog", members(&|member| format!("{name}-{member}.{service}:2379")));
+    assert_eq!(variable(server, "VKOG_STORE"), Some(store.into()));
+    // The image names a file.
+    assert_eq!(variable(server, "VKOG_FILE"), Some("".into()));
+}
+
+#[test]
+fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
+    let Some(documents) = documents(MANIFEST) else { return };
+    let set = documents.iter().find(|document| document["kind"] == "StatefulSet");
+    let pod = restricted_pod(&documents, "StatefulSet");
+    let server = &pod["containers"][0];
     // The root is read-only: each folder that the server writes is mounted, and the init container makes those that hold no data.
     let mounts = server["volumeMounts"].as_array().expect("a list");
     let script = pod["initContainers"][0]["args"][0].as_str().expect("a script");

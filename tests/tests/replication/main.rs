@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod history;
 mod linearizability;
+mod members;
 mod plugins;
 mod random;
 mod watching;

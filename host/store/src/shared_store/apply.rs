@@ -314,7 +314,10 @@ impl InFlight {
 fn decode(key: &str, record: &[u8], revision: u64, scratch: &mut Vec<u8>) -> Option<Entry> {
     let entry = record::decode(key, record, revision, scratch);
     if entry.is_none() {
-        tracing::warn!("ignored the record of {key:?} in the shared store: no VKOG server of this version wrote it");
+        tracing::warn!(
+            "ignored the record of {key:?} in the shared store: no VKOG server of this version wrote it; writes of the key \
+             fail until you delete the record with the tools of the store"
+        );
     }
     entry
 }
