@@ -512,10 +512,10 @@ fn a_failure_of_the_store_is_507_if_space_is_lacking_and_says_what_is_known() {
     let reason = || "no connection".to_owned();
     for (error, status, begin) in [
         (StoreError::Disconnected { reason: reason() }, 503, "Unavailable: "),
-        (StoreError::ConflictsTooOften { attempts: 9 }, 503, "Rolled back: "),
-        (StoreError::Dropped { reason: reason() }, 503, "Rolled back: "),
+        (StoreError::ConflictsTooOften { attempts: 9 }, 503, "Unavailable: "),
+        (StoreError::Dropped { reason: reason() }, 503, "Unavailable: "),
         (StoreError::Refused { status: 413, message: reason() }, 413, "Refused: "),
-        (StoreError::Refused { status: 507, message: reason() }, 507, "Rolled back: "),
+        (StoreError::Refused { status: 507, message: reason() }, 507, "Refused: "),
         (StoreError::Unresolved { reason: reason() }, 504, "Outcome unknown: "),
     ] {
         let (found, text) = failure(error);
