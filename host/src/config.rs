@@ -133,7 +133,7 @@ pub struct Options {
     #[arg(long, env = "VKOG_NO_PLUGINS", hide_env = true)]
     pub no_plugins: bool,
 
-    /// Listen on host:port (port 0 selects a free port), :port for all interfaces, or unix:PATH [default: 127.0.0.1:3110]
+    /// Listen on host:port or unix:PATH [default: 127.0.0.1:3110]
     #[arg(long, value_name = "ADDR,...", env = "VKOG_LISTEN", hide_env = true, value_delimiter = ',')]
     #[serde(deserialize_with = "listen::one_or_more")]
     pub listen: Option<Vec<Listen>>,
@@ -147,7 +147,7 @@ pub struct Options {
     #[arg(long, env = "VKOG_OPEN", hide_env = true)]
     pub open: bool,
 
-    /// Accept these names in the Host header of requests without a token [default: localhost]
+    /// Accept these host names without a token [default: localhost]
     #[arg(long, value_name = "NAME,...", env = "VKOG_ALLOWED_HOSTS", hide_env = true, value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<AllowedHost>>,
 
@@ -179,11 +179,11 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "VKOG_TLS_CLIENT_CRL", hide_env = true)]
     pub tls_client_crl: Option<PathBuf>,
 
-    /// Whether each TLS connection needs a client certificate: required or optional [default: required]
+    /// Client certificates: required or optional [default: required]
     #[arg(long, value_name = "MODE", env = "VKOG_TLS_CLIENT_AUTH", hide_env = true, hide_possible_values = true)]
     pub tls_client_auth: Option<ClientAuth>,
 
-    /// Sync the log to disk before every response, at this interval, or never [default: always]
+    /// Sync the log always, each DURATION or never [default: always]
     #[arg(long, value_name = "always|DURATION|never", env = "VKOG_FSYNC", hide_env = true, value_parser = fsync)]
     #[serde(deserialize_with = "fsync_from_text")]
     pub fsync: Option<Fsync>,
