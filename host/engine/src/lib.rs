@@ -249,8 +249,8 @@ impl<S: Store> Engine<S> {
 
     /// Runs a batch whose operations are gets and writes with values, on this thread, or on the blocking pool if its hooks may block.
     fn dispatch_batch(self: &Arc<Self>, batch: Batch, on_done: impl FnOnce(BatchOutcome) + Send + 'static) {
-        let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
-        if only_reads && !self.store.is_current(batch.reads) {
+        let only_reads = || batch.operations.iter().all(|operation| operation.verb == Verb::Get);
+        if !self.store.is_current(batch.reads) && only_reads() {
             return self.run_batch_when_current(batch, on_done);
         }
         self.begin_batch(batch, on_done);
