@@ -131,7 +131,7 @@ pub(super) fn begin(
     let revision = source.revision();
     let timeline = |revision| match store {
         AnyStore::Local(store) => format!("{:016x}", store.timeline(revision)),
-        // Whoever restored the state of its engine has begun another one, which this server cannot notice.
+        // An engine whose state was restored has begun another one, which this server cannot notice.
         AnyStore::Shared(_) => "shared".to_owned(),
     };
     let start = Start {

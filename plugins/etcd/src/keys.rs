@@ -7,7 +7,7 @@
 //! | `fence/ID` | nothing. Groups take effect only while it exists as it was created | yes |
 //! | `hosts/ID` | what the host announces, as JSON | yes |
 //! | `k/KEY` | the record of an entry | no |
-//! | `last` | who has written the last group: [`Last`](crate::proto::Last) | no |
+//! | `last` | the host that wrote the last group: [`Last`](crate::proto::Last) | no |
 //! | `leader` | the id of the host that leads | yes |
 //!
 //! One range from `hosts/` to `leader` has all that other hosts watch.

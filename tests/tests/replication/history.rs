@@ -35,7 +35,7 @@ impl Op {
 
 /// The result of an operation, as its client received it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Told {
+pub(crate) enum Answer {
     Done,
     /// It was refused because of the state: the key exists, is absent, or has another value.
     Refused,
@@ -49,13 +49,13 @@ struct Pair([Option<Value>; 2]);
 
 impl SequentialSpec for Pair {
     type Op = Op;
-    type Ret = Told;
+    type Ret = Answer;
 
-    fn invoke(&mut self, op: &Op) -> Told {
+    fn invoke(&mut self, op: &Op) -> Answer {
         let keys = &mut self.0;
         match *op {
-            Op::Read(key) => Told::Saw(keys[key]),
-            Op::ReadBoth => Told::SawBoth(*keys),
+            Op::Read(key) => Answer::Saw(keys[key]),
+            Op::ReadBoth => Answer::SawBoth(*keys),
             Op::Create(key, value) => replace(&mut keys[key], |old| old.is_none(), Some(value)),
             Op::Update(key, value) => replace(&mut keys[key], |old| old.is_some(), Some(value)),
             Op::CompareAndSet(key, expected, value) => {
@@ -64,20 +64,20 @@ impl SequentialSpec for Pair {
             Op::Delete(key) => replace(&mut keys[key], |old| old.is_some(), None),
             Op::UpdateBoth(values) if keys.iter().all(Option::is_some) => {
                 *keys = values.map(Some);
-                Told::Done
+                Answer::Done
             }
-            Op::UpdateBoth(_) => Told::Refused,
+            Op::UpdateBoth(_) => Answer::Refused,
         }
     }
 }
 
 /// Replaces what is under a key if it fulfils a condition.
-fn replace(at: &mut Option<Value>, holds: impl Fn(Option<Value>) -> bool, new: Option<Value>) -> Told {
+fn replace(at: &mut Option<Value>, holds: impl Fn(Option<Value>) -> bool, new: Option<Value>) -> Answer {
     if !holds(*at) {
-        return Told::Refused;
+        return Answer::Refused;
     }
     *at = new;
-    Told::Done
+    Answer::Done
 }
 
 struct Event {
@@ -85,7 +85,7 @@ struct Event {
     object: usize,
     thread: usize,
     /// The operation began, or it returned.
-    what: Result<Op, Told>,
+    what: Result<Op, Answer>,
 }
 
 /// The operations of all clients.
@@ -94,7 +94,7 @@ pub(crate) struct History(Mutex<Vec<Event>>);
 
 /// How an operation ended for its client.
 pub(crate) enum End {
-    Returned(Told),
+    Returned(Answer),
     /// It certainly had no effect, and its response does not depend on the state.
     Nothing,
     /// It may have an effect at any time after its start. The client continues under another number.
@@ -115,9 +115,9 @@ impl History {
                 push(began, Ok(op));
                 return false;
             }
-            End::Returned(told) => {
+            End::Returned(answer) => {
                 push(began, Ok(op));
-                push(ended, Err(told));
+                push(ended, Err(answer));
             }
         }
         true
@@ -142,7 +142,7 @@ impl History {
                 shown += &format!("client {thread}: {what:?}\n");
                 let added = match what {
                     Ok(op) => tester.on_invoke(thread, op).map(drop),
-                    Err(told) => tester.on_return(thread, told).map(drop),
+                    Err(answer) => tester.on_return(thread, answer).map(drop),
                 };
                 added.unwrap_or_else(|error| panic!("the test itself is wrong: {error}"));
             }
@@ -156,10 +156,10 @@ impl History {
 fn a_history_with_a_stale_read_is_not_linearizable() {
     let history = |reads: Option<Value>| {
         let history = History::default();
-        history.record(0, 1, Op::Create(0, 7), || End::Returned(Told::Done));
+        history.record(0, 1, Op::Create(0, 7), || End::Returned(Answer::Done));
         history.record(0, 2, Op::Create(1, 8), || End::Unknown);
-        history.record(0, 3, Op::Read(0), || End::Returned(Told::Saw(reads)));
-        history.record(0, 3, Op::ReadBoth, || End::Returned(Told::SawBoth([Some(7), Some(8)])));
+        history.record(0, 3, Op::Read(0), || End::Returned(Answer::Saw(reads)));
+        history.record(0, 3, Op::ReadBoth, || End::Returned(Answer::SawBoth([Some(7), Some(8)])));
         std::panic::catch_unwind(AssertUnwindSafe(|| history.check()))
     };
     assert_eq!(history(Some(7)).ok(), Some((4, 1)));

@@ -12,7 +12,7 @@ use vkog_tests::{amount, exclusive};
 
 use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
-use crate::history::{End, History, Op, Told, Value};
+use crate::history::{Answer, End, History, Op, Value};
 use crate::random::Random;
 
 const CLIENTS: usize = 16;
@@ -85,7 +85,7 @@ impl Run {
             12..=13 => Op::UpdateBoth([value, value]),
             // What is there is looked up first, by an operation that is not part of the history.
             _ => match self.send(http, random.below(HOSTS), object, &Op::Read(at)) {
-                End::Returned(Told::Saw(Some(seen))) => Op::CompareAndSet(at, seen, value),
+                End::Returned(Answer::Saw(Some(seen))) => Op::CompareAndSet(at, seen, value),
                 _ => Op::Read(at),
             },
         }
@@ -144,23 +144,23 @@ impl Run {
                     End::Unknown
                 }
             }
-            (Op::Read(_), 404) => End::Returned(Told::Saw(None)),
+            (Op::Read(_), 404) => End::Returned(Answer::Saw(None)),
             (Op::Read(_), 200) => {
                 let seen = value(&body);
                 let tag = tag.expect("an entry has an ETag");
                 self.tags.lock().expect("nothing panics while it is locked").insert(seen, tag);
-                End::Returned(Told::Saw(Some(seen)))
+                End::Returned(Answer::Saw(Some(seen)))
             }
             (Op::ReadBoth, 200) => {
                 let body: Json = serde_json::from_slice(&body).expect("a batch returns JSON");
-                End::Returned(Told::SawBoth(
+                End::Returned(Answer::SawBoth(
                     [0, 1].map(|at| body[at]["value"].as_str().map(|text| value(text.as_bytes()))),
                 ))
             }
-            (_, 200) => End::Returned(Told::Done),
+            (_, 200) => End::Returned(Answer::Done),
             (Op::Create(..), 409)
             | (Op::Update(..) | Op::UpdateBoth(_) | Op::Delete(_), 404)
-            | (Op::CompareAndSet(..), 404 | 412) => End::Returned(Told::Refused),
+            | (Op::CompareAndSet(..), 404 | 412) => End::Returned(Answer::Refused),
             _ => panic!("{op:?} got {status}: {}", String::from_utf8_lossy(&body)),
         }
     }

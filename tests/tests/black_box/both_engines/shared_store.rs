@@ -125,7 +125,7 @@ fn requests_to_a_store_that_hangs_get_a_response_in_time() {
     let route = server.path("PUT", "/x/serves/k/k4").header(LOCAL.0, LOCAL.1).body("after");
     route.send().refused(504, "Outcome unknown");
     ready(&server).expect(200);
-    // The operations go on.
+    // The operations continue.
     set(&server, "answer");
     for key in ["k", "k2", "k3", "k4"] {
         wait_for(200, || server.get(key)).is("after");
