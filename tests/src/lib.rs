@@ -24,6 +24,7 @@ mod links;
 mod paused;
 mod process;
 mod proxy;
+mod random;
 mod server;
 #[cfg(unix)]
 mod terminal;
@@ -55,6 +56,7 @@ pub use links::{dead_links, dead_links_of_site, markdown, prose};
 pub use paused::Paused;
 pub use process::{Exit, Running};
 pub use proxy::Proxy;
+pub use random::Random;
 pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
 #[cfg(unix)]
 pub use terminal::on_terminal;

@@ -8,12 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use vkog_tests::{amount, exclusive};
+use vkog_tests::{Random, amount, exclusive};
 
 use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
 use crate::history::{Answer, End, History, Op, Value};
-use crate::random::Random;
 
 const CLIENTS: usize = 16;
 const HOSTS: usize = 3;
@@ -57,7 +56,7 @@ impl Run {
 
     /// Runs operations on random hosts until there were enough.
     fn work(&self, client: usize, count: usize) {
-        let (http, mut random, mut thread) = (Client::new(), Random::new(client), client);
+        let (http, mut random, mut thread) = (Client::new(), Random::new(client as u64), client);
         loop {
             let at = self.begun.fetch_add(1, SeqCst);
             if at >= count {
@@ -224,7 +223,7 @@ fn no_client_sees_anything_but_one_store_while_hosts_and_members_fail() {
                 })
             })
             .collect();
-        let mut random = Random::new(count);
+        let mut random = Random::new(count as u64);
         while clients.iter().any(|client| !client.is_finished()) {
             fail(&mut cluster, &run, &mut random);
             thread::sleep(Duration::from_millis(200));

@@ -6,5 +6,4 @@ mod history;
 mod linearizability;
 mod members;
 mod plugins;
-mod random;
 mod watching;

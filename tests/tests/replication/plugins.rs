@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use vkog_tests::{amount, bytes, ttl};
+use vkog_tests::{Random, amount, bytes, ttl};
 
 use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
-use crate::random::Random;
 
 const HOSTS: usize = 3;
 
@@ -79,7 +78,7 @@ fn the_limit_of_bytes_holds_over_all_hosts() {
         for writer in 0..WRITERS {
             let (cluster, value) = (&cluster, &value);
             scope.spawn(move || {
-                let (http, mut random) = (Client::new(), Random::new(writer as usize));
+                let (http, mut random) = (Client::new(), Random::new(writer));
                 for turn in 0..amount(60, 2_000) {
                     let host = cluster.host(random.below(HOSTS));
                     let url = format!("http://{}/k/b/{writer}/{}", host.address(), turn % 40);

@@ -13,12 +13,15 @@ pub(super) const AGES: usize = 3;
 /// The number of keys of a folder: few, so that most operations find an entry.
 const KEYS: usize = 9;
 
-pub(super) struct Random(pub u64);
+pub(super) struct Random(vkog_tests::Random);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(vkog_tests::Random::new(seed))
+    }
+
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
+        self.0.below(limit)
     }
 
     pub(super) fn percent(&mut self, chance: usize) -> bool {

@@ -75,7 +75,7 @@ impl World {
             round: Round { number: 0, fields: 0 },
             tenants,
             watches: Vec::new(),
-            random: Random(seed),
+            random: Random::new(seed),
             images: 0,
             builds: 0,
             starts: 0,
@@ -159,7 +159,7 @@ impl World {
             let (send, progress) = channel();
             let threads = tenants.iter_mut().map(|tenant| {
                 let (client, send) = (self.server().client(), send.clone());
-                let mut random = Random(self.random.below(1 << 30) as u64);
+                let mut random = Random::new(self.random.below(1 << 30) as u64);
                 scope.spawn(move || {
                     (0..steps).find_map(|_| {
                         let (client, tenant, random) = (&client, &mut *tenant, &mut random);
@@ -294,7 +294,7 @@ impl World {
 
     /// Compares the number of bytes that `bytes` reports when it refuses a value with the sum of what is stored.
     fn check_account(&self, server: &Server) {
-        let noise = Random(7).bytes(60_000);
+        let noise = Random::new(7).bytes(60_000);
         let reply = self.tenants[2].request(server, "PUT", "/k/own/never").body(&noise).send();
         let reply = reply.refused(413, "Max size exceeded").has("Vkog-Plugin", "bytes");
         let held: u64 = self.tenants.iter().map(Tenant::held).sum();
