@@ -10,6 +10,7 @@ use super::{Engine, ExtraHeaders, Outcome, Request, offload, view};
 use vkog_plugin_host::{Chain, ChainGuard, OpContext};
 use vkog_store::{Entry, Store};
 
+#[inline(always)]
 pub(super) fn get<S: Store>(
     engine: &Arc<Engine<S>>,
     chain: ChainGuard,
@@ -65,7 +66,7 @@ fn read<S: Store>(
     });
 }
 
-#[inline]
+#[inline(always)]
 fn complete_durable<S: Store>(
     engine: &Engine<S>,
     chain: ChainGuard,
@@ -98,6 +99,7 @@ fn complete_large<S: Store>(
 }
 
 /// Turns the value back, runs the after-hooks, and reports the outcome of a durable read.
+#[inline(always)]
 fn complete(chain: ChainGuard, request: &Request, outcome: Outcome, on_done: impl FnOnce(Outcome, ExtraHeaders)) {
     let (outcome, headers) = match outcome {
         Outcome::Found(entry) => found(&chain, request, entry),

@@ -203,7 +203,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// Runs a request in the chain, now or after a reload.
-    #[inline]
+    #[inline(always)]
     fn begin(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
         // Only a request that waits needs a reference of its own.
         match self.plugins.acquire() {
@@ -216,6 +216,8 @@ impl<S: Store> Engine<S> {
     }
 
     /// Runs a request on this thread, or on the blocking pool if its hooks may block.
+    // Inlined, as the steps after it: each call would copy the request.
+    #[inline(always)]
     fn dispatch(
         self: &Arc<Self>,
         chain: ChainGuard,
@@ -266,6 +268,7 @@ impl<S: Store> Engine<S> {
         });
     }
 
+    #[inline(always)]
     fn run_in(
         self: &Arc<Self>,
         chain: ChainGuard,

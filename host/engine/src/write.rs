@@ -11,6 +11,7 @@ use super::{Conditions, Engine, ExtraHeaders, Outcome, Request, host_refusal, of
 use vkog_plugin_host::{Chain, OpContext, Transforms, Verb, misused};
 use vkog_store::{Change, Decide, Decision, Entry, NewEntry, Store, Update};
 
+#[inline(always)]
 pub(super) fn write<S: Store>(
     engine: &Arc<Engine<S>>,
     chain: Arc<Chain>,

@@ -162,14 +162,10 @@ impl RequestSpan {
     }
 
     /// Ends the span with the response, to which it adds the id of a request that has one.
-    pub(super) fn end(mut self, reply: Response) -> Response {
-        self.record(reply.status, &reply);
-        match self.head.known_id() {
-            None => reply,
-            Some(id) => {
-                let id = id.to_owned();
-                reply.with_header("X-Request-Id", id)
-            }
+    pub(super) fn end(mut self, reply: &mut Response) {
+        self.record(reply.status, reply);
+        if let Some(id) = self.head.known_id() {
+            reply.add_header("X-Request-Id", id.to_owned());
         }
     }
 
@@ -223,7 +219,8 @@ mod tests {
         let head = Arc::new(RequestHead::new(Method::Put, "/k/a".to_owned(), Headers::default(), None));
         let (first, second) = (requests.start(&head), requests.start(&head));
         assert_eq!(requests.in_flight(), 2);
-        let reply = first.end(Response::new(204, &b""[..]));
+        let mut reply = Response::new(204, &b""[..]);
+        first.end(&mut reply);
         assert!(reply.headers.is_empty(), "no id was sent, and none is needed");
         drop(second);
         let put = Method::Put as usize;
@@ -254,7 +251,7 @@ mod tests {
         let requests = AccessLog::leaked();
         let head = Arc::new(RequestHead::new(Method::Get, "/k/a".to_owned(), Headers::default(), None));
         for count in 1..=1000 {
-            requests.start(&head).end(Response::new(200, &b""[..]));
+            requests.start(&head).end(&mut Response::new(200, &b""[..]));
             assert_eq!(requests.times(Method::Get as usize).count, count);
         }
         let sampled = requests.times[Method::Get as usize].count();

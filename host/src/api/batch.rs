@@ -6,12 +6,12 @@ mod response;
 
 use std::sync::Arc;
 
-use super::Api;
 use super::auth::Scope;
 use super::entry;
 use super::prefix;
 use super::problem::Problem;
 use super::shared::{Access, Limited};
+use super::{Api, Sender};
 use crate::config::{BATCH_MIN, Permission};
 use crate::http::{RequestHead, Response};
 use vkog_engine::{Batch, BatchFailure, BatchOutcome, ExtraHeaders, Operation, Outcome, Reads, check_memory};
@@ -55,15 +55,15 @@ impl Api {
         route: BatchRoute,
         body: Vec<u8>,
         reads: Reads,
-        respond: impl FnOnce(Response) + Send + 'static,
+        sender: Sender,
     ) {
         if body.len() <= LARGE {
-            return self.decode_batch(head, route, body, reads, respond);
+            return self.decode_batch(head, route, body, reads, sender);
         }
         let api = self.clone();
         self.large.run(move || match check_memory(body.len()) {
-            Ok(()) => api.decode_batch(head, route, body, reads, respond),
-            Err(refusal) => respond(Problem::of(refusal).reply(route.response.error_format())),
+            Ok(()) => api.decode_batch(head, route, body, reads, sender),
+            Err(refusal) => sender.send(Problem::of(refusal).reply(route.response.error_format())),
         });
     }
 
@@ -73,14 +73,14 @@ impl Api {
         BatchRoute { request, response, query, arrived }: BatchRoute,
         body: Vec<u8>,
         reads: Reads,
-        respond: impl FnOnce(Response) + Send + 'static,
+        sender: Sender,
     ) {
         let body_len = body.len();
         let decoded = request::decode(&body.into(), request);
         let decoded = decoded.and_then(|operations| checked(&head, operations, self.value_max));
         let operations = match decoded {
             Ok(operations) => operations,
-            Err(problem) => return respond(problem.reply(response.error_format())),
+            Err(problem) => return sender.send(problem.reply(response.error_format())),
         };
         let permissions = operations.iter().map(|operation| {
             let permission = if operation.verb == Verb::Get { Permission::Read } else { Permission::Write };
@@ -88,33 +88,29 @@ impl Api {
         });
         if let Err((index, refusal)) = self.auth.rules().check_all(&head, permissions) {
             let key = operations.get(index).map(|operation| prefix::seen(&head, &operation.key).to_owned());
-            return respond(Problem::of(refusal).at(index, key).reply(response.error_format()));
+            return sender.send(Problem::of(refusal).at(index, key).reply(response.error_format()));
         }
         let values_max = usize::try_from(body_max(self.value_max)).unwrap_or(usize::MAX);
         let batch = Batch { operations, query, arrived, values_max, reads, origin: Arc::clone(&head) as _ };
         let Some(shared) = self.engine.store().shared() else {
-            return self.run_batch(head, batch, response, respond);
+            return self.run_batch(head, batch, response, sender);
         };
         let only_reads = batch.operations.iter().all(|operation| operation.verb == Verb::Get);
         let access = if only_reads { Access::Read } else { Access::Write };
         let (format, held) = (response.error_format(), (self.budget, body_len));
-        let limited = Limited::new(&self.deadlines, shared, access, format, held, respond);
-        self.run_batch(head, batch, response, move |reply| limited.respond(reply));
+        let limited = Limited::new(&self.deadlines, shared, access, format, held, sender);
+        self.run_batch(head, batch, response, Sender::Limited(limited));
     }
 
-    fn run_batch(
-        &self,
-        head: Arc<RequestHead>,
-        batch: Batch,
-        response: Format,
-        respond: impl FnOnce(Response) + Send + 'static,
-    ) {
+    fn run_batch(&self, head: Arc<RequestHead>, batch: Batch, response: Format, sender: Sender) {
         let encoding = Arc::clone(&self.large);
         let touches = batch.operations.iter().any(|operation| operation.touches);
         let finish = move |outcome: BatchOutcome| match seen(&head, outcome) {
-            Ok(done) if values_len(&done) > LARGE => encoding.run(move || respond(response::streamed(done, response))),
-            Ok(done) => respond(response::whole(&done, response)),
-            Err(failure) => respond(refused(failure, response)),
+            Ok(done) if values_len(&done) > LARGE => {
+                encoding.run(move || sender.send(response::streamed(done, response)))
+            }
+            Ok(done) => sender.send(response::whole(&done, response)),
+            Err(failure) => sender.send(refused(failure, response)),
         };
         if touches {
             let engine = Arc::clone(&self.engine);

@@ -43,34 +43,34 @@ impl Grant {
     }
 
     /// Adds the header fields that browsers check.
-    pub(super) fn add_to(self, reply: Response, head: &RequestHead) -> Response {
+    #[inline]
+    pub(super) fn add_to(self, reply: &mut Response, head: &RequestHead) {
         let allowed = match self {
-            Self::Off => return reply,
-            Self::None => return varying(reply),
+            Self::Off => return,
+            Self::None => return vary(reply),
             Self::Origin => head.headers.get("origin").and_then(|origin| str::from_utf8(origin).ok()),
             Self::All => Some("*"),
         };
-        let reply = varying(reply).with_header("Access-Control-Expose-Headers", EXPOSED_FIELDS);
-        let reply = reply.with_header("Access-Control-Allow-Origin", allowed.unwrap_or_default().to_owned());
+        vary(reply);
+        reply.add_header("Access-Control-Expose-Headers", EXPOSED_FIELDS);
+        reply.add_header("Access-Control-Allow-Origin", allowed.unwrap_or_default().to_owned());
         let is_preflight =
             head.method == Method::Options && head.headers.get("access-control-request-method").is_some();
-        match reply.headers.iter().find(|(name, _)| name == "Allow").map(|(_, methods)| methods.clone()) {
-            Some(methods) if is_preflight => reply
-                .with_header("Access-Control-Allow-Methods", methods)
-                .with_header("Access-Control-Allow-Headers", ALLOWED_FIELDS)
-                .with_header("Access-Control-Max-Age", MAX_AGE),
-            _ => reply,
+        let methods = reply.headers.iter().find(|(name, _)| name == "Allow").map(|(_, methods)| methods.clone());
+        if let Some(methods) = methods.filter(|_| is_preflight) {
+            reply.add_header("Access-Control-Allow-Methods", methods);
+            reply.add_header("Access-Control-Allow-Headers", ALLOWED_FIELDS);
+            reply.add_header("Access-Control-Max-Age", MAX_AGE);
         }
     }
 }
 
 /// Adds that the response depends on the origin.
-fn varying(mut reply: Response) -> Response {
+fn vary(reply: &mut Response) {
     match reply.headers.iter_mut().find(|(name, _)| name == "Vary") {
         Some((_, fields)) => fields.to_mut().push_str(", Origin"),
-        None => return reply.with_header("Vary", "Origin"),
+        None => reply.add_header("Vary", "Origin"),
     }
-    reply
 }
 
 /// Whether an origin is one of the configured ones. `*` lists none.

@@ -100,8 +100,14 @@ pub(super) fn caching(is_open: bool) -> &'static str {
     if is_open { "no-cache, no-transform" } else { "private, no-cache, no-transform" }
 }
 
+#[inline]
 fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat) -> Response {
-    let ok = || Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8");
+    let ok = |revision| {
+        let mut reply = Response::new(200, &b"Ok"[..]);
+        reply.revision = revision;
+        reply.add_header("Content-Type", "text/plain; charset=utf-8");
+        reply
+    };
     match outcome {
         Outcome::Found(entry) => {
             let len = entry.value().len();
@@ -116,24 +122,23 @@ fn bare(outcome: Outcome, reads: bool, range: Option<Range>, format: ErrorFormat
                     .with_header("Content-Range", format!("bytes */{len}"));
                 }
             };
-            let mut reply = Response::new(200, &b""[..])
-                .with_revision(entry.revision())
-                .with_header("Content-Type", owned_content_type(entry.content_type()))
-                .with_header("Accept-Ranges", "bytes")
-                .inert();
+            let mut reply = Response::new(200, &b""[..]);
+            reply.revision = Some(entry.revision());
+            reply.add_header("Content-Type", owned_content_type(entry.content_type()));
+            reply.add_header("Accept-Ranges", "bytes");
+            reply.make_inert();
             reply.body = match part {
                 None => Body::Whole(Bytes::from_owner(entry)),
                 Some(range) => {
                     reply.status = 206;
-                    let shown = format!("bytes {}-{}/{len}", range.start, range.end - 1);
-                    reply = reply.with_header("Content-Range", shown);
+                    reply.add_header("Content-Range", format!("bytes {}-{}/{len}", range.start, range.end - 1));
                     Body::Whole(Bytes::from_owner(entry).slice(range))
                 }
             };
             reply
         }
-        Outcome::Written(revision) => ok().with_revision(revision),
-        Outcome::Removed(_) => ok(),
+        Outcome::Written(revision) => ok(Some(revision)),
+        Outcome::Removed(_) => ok(None),
         Outcome::PreconditionFailed(PreconditionFailed::IfNoneMatch(revision)) if reads => {
             Response::new(304, &b""[..]).with_revision(revision)
         }

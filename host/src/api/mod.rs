@@ -61,6 +61,7 @@ pub use plugins::ReloadError;
 use problem::{ErrorFormat, Problem};
 use range::Range;
 use routes::Routes;
+use shared::Limited;
 use tickets::Tickets;
 
 /// The HTTP interface of a store. A clone is the same one.
@@ -118,16 +119,39 @@ struct Ending {
 
 impl Ending {
     /// Completes the response.
-    fn complete(self, reply: Response) -> Response {
-        let reply = self.grant.add_to(reply, self.span.head());
-        self.span.end(reply)
+    #[inline]
+    fn complete(self, mut reply: Response) -> Response {
+        self.grant.add_to(&mut reply, self.span.head());
+        self.span.end(&mut reply);
+        reply
+    }
+}
+
+/// Sends the response to a request.
+///
+/// One type for all stores, so that the functions that a request passes exist once, and are inlined.
+enum Sender {
+    /// Whenever it is there.
+    Untimed(Responder, Ending),
+    /// Unless its deadline has passed.
+    Limited(Limited),
+}
+
+impl Sender {
+    /// Completes and sends the response.
+    #[inline]
+    fn send(self, reply: Response) {
+        match self {
+            Self::Untimed(responder, ending) => responder.respond(ending.complete(reply)),
+            Self::Limited(limited) => limited.send(reply),
+        }
     }
 }
 
 /// The target of a request, by its path and method.
-enum Target {
-    /// A path of the server, with its methods.
-    Server(&'static Methods),
+enum Target<'a> {
+    /// A path of the server with its methods, and the query.
+    Server { methods: &'static Methods, path: &'a str, query: &'a str },
     /// A route of a plugin.
     Plugin(PluginRoute),
 }
@@ -214,8 +238,8 @@ impl Api {
     }
 
     /// Finds what a request is for. The error is the response of a request whose path or method does not exist.
-    fn target(&self, head: &RequestHead) -> Result<Target, Response> {
-        let (path, _) = head.path_and_query();
+    fn target<'a>(&self, head: &'a RequestHead) -> Result<Target<'a>, Response> {
+        let (path, query) = head.path_and_query();
         let format = || ErrorFormat::of(head);
         origin::check_head(head).map_err(|problem| problem.reply(format()))?;
         if path.starts_with(routes::PREFIX) {
@@ -231,7 +255,7 @@ impl Api {
         match head.method {
             method if !methods.include(method) => Err(not_allowed(methods, format())),
             Method::Options => Err(Response::new(204, &b""[..]).with_header("Allow", methods.allow.clone())),
-            _ => Ok(Target::Server(methods)),
+            _ => Ok(Target::Server { methods, path, query }),
         }
     }
 
@@ -243,11 +267,10 @@ impl Api {
     }
 
     /// Routes and authorizes a request whose path has its method. The error is the response of a request that needs no body.
-    fn route(&self, head: &RequestHead, rules: &Rules, target: Target) -> Result<Route, Response> {
-        let (path, query) = head.path_and_query();
+    fn route(&self, head: &RequestHead, rules: &Rules, target: Target<'_>) -> Result<Route, Response> {
         let format = || ErrorFormat::of(head);
-        let methods = match target {
-            Target::Server(methods) => methods,
+        let (methods, path, query) = match target {
+            Target::Server { methods, path, query } => (methods, path, query),
             Target::Plugin(route) => {
                 return routes::check(route.permission, head, rules).map(|()| Route::Plugin(route));
             }
@@ -433,57 +456,49 @@ impl Service for Api {
 
 impl Api {
     fn serve_routed(&self, RoutedRequest { head, route, ending }: RoutedRequest, body: Vec<u8>, responder: Responder) {
-        let respond = move |reply| responder.respond(ending.complete(reply));
+        let sender = Sender::Untimed(responder, ending);
         match self.engine.store().shared() {
-            None => self.run(head, route, body, Reads::Linearizable, respond),
-            Some(shared) => self.serve_shared(shared, head, route, body, respond),
+            None => self.run(head, route, body, Reads::Linearizable, sender),
+            Some(shared) => self.serve_shared(shared, head, route, body, sender),
         }
     }
 
-    fn run(
-        &self,
-        head: Arc<RequestHead>,
-        route: Route,
-        body: Vec<u8>,
-        reads: Reads,
-        respond: impl FnOnce(Response) + Send + 'static,
-    ) {
+    fn run(&self, head: Arc<RequestHead>, route: Route, body: Vec<u8>, reads: Reads, sender: Sender) {
         let format = ErrorFormat::of(&head);
         match route {
-            Route::Entry(route) => self.serve_entry(head, route, body, reads, format, respond),
-            Route::Batch(route) => {
-                self.serve_batch(head, route, body, reads, respond);
-            }
+            Route::Entry(route) => self.serve_entry(head, route, body, reads, format, sender),
+            Route::Batch(route) => self.serve_batch(head, route, body, reads, sender),
             Route::Keys { listing, query } => {
                 if let Err(problem) = keys::check_no_body(&listing, &body) {
-                    return respond(problem.reply(format));
+                    return sender.send(problem.reply(format));
                 }
                 let (engine, in_flight) = (Arc::clone(&self.engine), Arc::clone(&self.listings));
                 if Arc::strong_count(&in_flight) > keys::CONCURRENT_MAX + 1 {
-                    return respond(keys::too_many(format));
+                    return sender.send(keys::too_many(format));
                 }
                 let budget = self.budget;
                 self.threads.run(move || {
                     let reply = keys::list(&engine, &listing, query, head, reads, budget, format);
                     // Before the response is sent: a client that reads slowly must not count as a listing in flight.
                     drop(in_flight);
-                    respond(reply);
+                    sender.send(reply);
                 });
             }
             Route::Watch { subscription, credential, query } => {
                 let (engine, auth, encoded) = (&self.engine, &self.auth, &self.encoded);
-                respond(watch::stream(engine, auth, encoded, subscription, credential, query, head));
+                sender.send(watch::stream(engine, auth, encoded, subscription, credential, query, head));
             }
             // Waits until the revision is durable.
             Route::Export { since } => {
                 let (engine, exports) = (Arc::clone(&self.engine), Arc::clone(&self.exports));
                 let prefix = head.key_prefix().to_owned();
-                self.threads.run(move || respond(export::begin(&engine, &exports, since, prefix, format)));
+                self.threads.run(move || sender.send(export::begin(&engine, &exports, since, prefix, format)));
             }
             Route::Plugin(route) => {
                 let (engine, auth, budget) = (Arc::clone(&self.engine), Arc::clone(&self.auth), self.budget);
                 let is_large = body.len() > batch::LARGE;
                 let call = routes::Call { engine, auth, head, route, body };
+                let respond = move |reply| sender.send(reply);
                 match route.updates {
                     false => self.routes.call(call, budget, Box::new(respond)),
                     true if is_large => self.large.run(move || call.update(budget, respond)),
@@ -491,15 +506,15 @@ impl Api {
                 }
             }
             // `serve` has found its route.
-            Route::Later => respond(Response::internal_error()),
+            Route::Later => sender.send(Response::internal_error()),
             // Waits while a reload replaces plugins, which the thread of an engine must not do.
             Route::Plugins => {
                 let engine = Arc::clone(&self.engine);
-                self.threads.run(move || respond(plugins::list(&engine)));
+                self.threads.run(move || sender.send(plugins::list(&engine)));
             }
             Route::Reload => {
                 let reload = Arc::clone(&self.reload);
-                self.threads.run(move || respond(plugins::reloaded(reload(), format)));
+                self.threads.run(move || sender.send(plugins::reloaded(reload(), format)));
             }
         }
     }
@@ -512,12 +527,12 @@ impl Api {
         value: Vec<u8>,
         reads: Reads,
         format: ErrorFormat,
-        respond: impl FnOnce(Response) + Send + 'static,
+        sender: Sender,
     ) {
         let checked =
             if touches { entry::check_no_value(&value) } else { check_value(verb, &value).map_err(Problem::from) };
         if let Err(problem) = checked {
-            return respond(problem.reply(format));
+            return sender.send(problem.reply(format));
         }
         let range = Range::of(&head);
         let (form, transforms) = (Form::Sent, Transforms::default());
@@ -541,7 +556,7 @@ impl Api {
         };
         let finish = move |done, added| {
             let (done, added) = (prefix::seen_outcome(&client, done), prefix::seen_headers(&client, added));
-            respond(entry::reply(done, added, verb == Verb::Get, range, caching, format));
+            sender.send(entry::reply(done, added, verb == Verb::Get, range, caching, format));
         };
         if touches {
             let engine = Arc::clone(&self.engine);

@@ -28,8 +28,11 @@ impl Api {
     ///
     /// The response: 401 for an unknown client, or the refusal of a plugin.
     pub(super) fn let_pass(&self, head: &RequestHead, rules: &Rules) -> Result<bool, Response> {
+        if !self.engine.plugins().sees_requests() {
+            return Ok(true);
+        }
         let (path, query) = head.path_and_query();
-        if !self.engine.plugins().sees_requests() || !is_for_plugins(path) {
+        if !is_for_plugins(path) {
             return Ok(true);
         }
         if !self.is_public(head) {

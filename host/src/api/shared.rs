@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::deadlines::{Deadline, Deadlines, Timed};
 use super::entry;
 use super::problem::{ErrorFormat, Problem};
-use super::{Api, Route};
+use super::{Api, Route, Sender};
 use crate::any_store::{AnyStore, SharedHost};
 use crate::http::{Budget, RequestHead, Response, Share, UNCOUNTED};
 use vkog_engine::Outcome;
@@ -64,12 +64,12 @@ impl Api {
         head: Arc<RequestHead>,
         route: Route,
         body: Vec<u8>,
-        respond: impl FnOnce(Response) + Send + 'static,
+        sender: Sender,
     ) {
         let format = ErrorFormat::of(&head);
         let reads = match reads(shared, &head) {
             Ok(reads) => reads,
-            Err(problem) => return respond(problem.reply(format)),
+            Err(problem) => return sender.send(problem.reply(format)),
         };
         // What the engine does not read itself waits here.
         let (access, waits_for) = match &route {
@@ -85,32 +85,32 @@ impl Api {
             Route::Export { .. } | Route::Plugin(_) => (Access::Read, Some(reads)),
             // A batch is still to be decoded, and has a deadline then.
             Route::Batch(_) | Route::Later | Route::Plugins | Route::Reload => {
-                return self.run(head, route, body, reads, respond);
+                return self.run(head, route, body, reads, sender);
             }
         };
         let held = (self.budget, body.len());
-        let limited = Limited::new(&self.deadlines, shared, access, format, held, respond);
+        let limited = Limited::new(&self.deadlines, shared, access, format, held, sender);
         let api = self.clone();
         limited.when_current(self.engine.store(), waits_for, move |limited, current| match (current, route) {
-            (Err(error), _) => limited.respond(unavailable(error).reply(format)),
+            (Err(error), _) => limited.send(unavailable(error).reply(format)),
             // From here on, it has the deadline of routes, and its requests to the store have theirs.
             (Ok(()), route @ Route::Plugin(_)) => {
-                if let Some(respond) = limited.release() {
-                    api.run(head, route, body, reads, respond);
+                if let Some(sender) = limited.release() {
+                    api.run(head, route, body, reads, sender);
                 }
             }
-            (Ok(()), route) => api.run(head, route, body, reads, move |response| limited.respond(response)),
+            (Ok(()), route) => api.run(head, route, body, reads, Sender::Limited(limited)),
         });
     }
 }
 
 /// Sends the response to a request before its deadline.
-pub(super) struct Limited<F> {
-    pending: Arc<Pending<F>>,
+pub(super) struct Limited {
+    pending: Arc<Pending>,
     deadline: Deadline,
 }
 
-impl<F: FnOnce(Response) + Send + 'static> Limited<F> {
+impl Limited {
     /// Limits the time until the response of a request is sent, from now on. `held` is the memory budget, and the length of the
     /// body of the request in bytes, which the operation holds as long as this exists.
     pub(super) fn new(
@@ -119,28 +119,28 @@ impl<F: FnOnce(Response) + Send + 'static> Limited<F> {
         access: Access,
         format: ErrorFormat,
         held: (&'static Budget, usize),
-        respond: F,
+        sender: Sender,
     ) -> Self {
         let (timeout, (budget, body_len)) = (shared.timeout(), held);
         let share = Mutex::new(budget.share());
-        let pending = Pending { respond: Mutex::new(Some(respond)), access, format, timeout, body_len, share };
+        let pending = Pending { sender: Mutex::new(Some(sender)), access, format, timeout, body_len, share };
         let pending = Arc::new(pending);
         let deadline = deadlines.add(timeout, &pending);
         Self { pending, deadline }
     }
 
     /// Sends the response, unless the client got another one at the deadline.
-    pub(super) fn respond(self, response: Response) {
-        if let Some(respond) = self.release() {
-            respond(response);
+    pub(super) fn send(self, response: Response) {
+        if let Some(sender) = self.release() {
+            sender.send(response);
         }
     }
 
-    /// Ends the deadline. Returns the function that sends the response; none if the client got one at the deadline.
-    fn release(self) -> Option<F> {
+    /// Ends the deadline. Returns the sender of the response; none if the client got one at the deadline.
+    fn release(self) -> Option<Sender> {
         let Self { pending, deadline } = self;
         drop(deadline);
-        pending.respond.lock().take()
+        pending.sender.lock().take()
     }
 
     /// Calls a function once reads are recent enough: at once if there are none. Does not call it after the deadline.
@@ -152,7 +152,7 @@ impl<F: FnOnce(Response) + Send + 'static> Limited<F> {
     ) {
         match reads {
             Some(reads) if !store.is_current(reads) => store.when_current(reads, move |current| {
-                let has_ended = self.pending.respond.lock().is_none();
+                let has_ended = self.pending.sender.lock().is_none();
                 if !has_ended {
                     then(self, current);
                 }
@@ -163,8 +163,8 @@ impl<F: FnOnce(Response) + Send + 'static> Limited<F> {
 }
 
 /// A response that has not been sent yet.
-struct Pending<F> {
-    respond: Mutex<Option<F>>,
+struct Pending {
+    sender: Mutex<Option<Sender>>,
     access: Access,
     format: ErrorFormat,
     timeout: Duration,
@@ -173,9 +173,9 @@ struct Pending<F> {
     share: Mutex<Share>,
 }
 
-impl<F: FnOnce(Response) + Send> Timed for Pending<F> {
+impl Timed for Pending {
     fn time_out(&self) {
-        let Some(respond) = self.respond.lock().take() else { return };
+        let Some(sender) = self.sender.lock().take() else { return };
         if self.body_len > UNCOUNTED {
             self.share.lock().overdraw_to(self.body_len as u64);
         }
@@ -193,6 +193,6 @@ impl<F: FnOnce(Response) + Send> Timed for Pending<F> {
             )
             .with_code(OUTCOME_UNKNOWN),
         };
-        respond(problem.reply(self.format));
+        sender.send(problem.reply(self.format));
     }
 }

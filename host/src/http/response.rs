@@ -68,6 +68,7 @@ pub struct Response {
 
 impl Response {
     /// Creates a response that caches do not store, without other header fields.
+    #[inline]
     pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
         let (revision, cache_control, headers) = (None, Some("no-store"), SmallVec::new());
         Self { status, revision, cache_control, headers, body: Body::Whole(body.into()) }
@@ -103,8 +104,15 @@ impl Response {
 
     /// Adds the fields that keep a browser from running the body: it becomes a document without an origin, and its type is
     /// not guessed.
-    pub fn inert(self) -> Self {
-        self.with_header("X-Content-Type-Options", "nosniff").with_header("Content-Security-Policy", "sandbox")
+    pub fn inert(mut self) -> Self {
+        self.make_inert();
+        self
+    }
+
+    /// Adds the fields of [`inert`](Self::inert).
+    pub fn make_inert(&mut self) {
+        self.add_header("X-Content-Type-Options", "nosniff");
+        self.add_header("Content-Security-Policy", "sandbox");
     }
 
     /// Adds the header fields of plugins. A `Cache-Control` among them replaces that of the server.
@@ -117,9 +125,15 @@ impl Response {
         }
     }
 
+    /// Adds a header field, without the copies of the response that [`with_header`](Self::with_header) makes.
+    #[inline]
+    pub fn add_header(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) {
+        self.headers.push((name.into(), value.into()));
+    }
+
     /// Adds a header field.
     pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
-        self.headers.push((name.into(), value.into()));
+        self.add_header(name, value);
         self
     }
 }
