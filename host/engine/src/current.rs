@@ -49,9 +49,10 @@ impl<S: Store> Engine<S> {
             return Ok(());
         }
         // This thread blocks until the answer comes, so it must not come to its mailbox.
-        let _detached = Mailbox::detach();
+        let detached = Mailbox::detach();
         let (send, current) = bounded(1);
         self.store.when_current(reads, move |current| _ = send.send(current));
+        detached.hand_over();
         match current.recv() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {

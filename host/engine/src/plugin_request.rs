@@ -17,7 +17,7 @@ use vkog_plugin_host::{
     CallScope, CallStates, Cause, EntryView, GuardOutput, KeyRange, Origin, PluginRequest, PluginResponse, Refusal,
     StoreAccess, Transforms, Verb,
 };
-use vkog_runtime::Mailbox;
+use vkog_runtime::{Detached, Mailbox};
 use vkog_store::{DEFAULT_CONTENT_TYPE, Reads, Store, owned_content_type};
 
 pub(super) use update::UpdateLocks;
@@ -74,18 +74,18 @@ impl<S: Store> StoreAccess for Engine<S> {
             Err(refusal) => return respond(PluginResponse::Refused(Cow::Owned(refusal))),
         };
         // This thread blocks until the outcome comes, so it must not come to its mailbox.
-        let _detached = Mailbox::detach();
+        let detached = Mailbox::detach();
         let (send, outcome) = bounded(1);
         let chain = request.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         self.run_in(Guard::from_inner(chain), checked, move |outcome, _: ExtraHeaders| {
             let _ = send.send(outcome);
         });
-        respond_with(self.received(&outcome).unwrap_or_else(Outcome::Refused), respond);
+        respond_with(self.received(&outcome, &detached).unwrap_or_else(Outcome::Refused), respond);
     }
 
     fn request_each(self: Arc<Self>, requests: &[PluginRequest<'_>], respond: &mut dyn FnMut(PluginResponse<'_>)) {
         let Some(first) = requests.first() else { return };
-        let _detached = Mailbox::detach();
+        let detached = Mailbox::detach();
         let chain = first.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         let (send, done) = bounded(requests.len());
         let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(requests.len());
@@ -104,7 +104,7 @@ impl<S: Store> StoreAccess for Engine<S> {
         }
         drop(send);
         let ended = loop {
-            match self.received(&done) {
+            match self.received(&done, &detached) {
                 Ok((index, outcome)) => outcomes[index] = Some(outcome),
                 Err(refusal) => break refusal,
             }
@@ -151,11 +151,11 @@ impl<S: Store> StoreAccess for Engine<S> {
                 return Some(index);
             }
         };
-        let _detached = Mailbox::detach();
+        let detached = Mailbox::detach();
         let chain = requests.first()?.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         let (send, outcome) = bounded(1);
         batch::run_requests(Arc::clone(&self), chain, checked_all, move |outcome| _ = send.send(outcome));
-        match self.received(&outcome) {
+        match self.received(&outcome, &detached) {
             Ok(Ok(done)) => {
                 done.into_iter().for_each(|(outcome, _)| respond_with(outcome, respond));
                 None
@@ -195,7 +195,12 @@ impl<S: Store> Engine<S> {
     /// # Errors
     ///
     /// The time is over, or none will come: the host panicked, which was logged.
-    fn received<T>(&self, outcomes: &Receiver<T>) -> Result<T, Refusal> {
+    fn received<T>(&self, outcomes: &Receiver<T>, detached: &Detached) -> Result<T, Refusal> {
+        if let Ok(outcome) = outcomes.try_recv() {
+            return Ok(outcome);
+        }
+        // On a shared store, the outcome may depend on what this thread has to do for other operations.
+        detached.hand_over();
         let received = match self.plugin_request_timeout.get() {
             Some(timeout) => outcomes.recv_timeout(*timeout),
             None => outcomes.recv().map_err(RecvTimeoutError::from),

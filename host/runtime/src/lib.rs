@@ -12,7 +12,7 @@ mod threads;
 pub use allocator::configure_allocator;
 pub use counts::Counts;
 pub use histogram::Histogram;
-pub use mailbox::{Detached, Job, Mailbox, Steps};
+pub use mailbox::{Detached, Job, Mailbox, Steps, run_jobs};
 pub use oneshot::Oneshot;
 pub use thread_pool::ThreadPool;
 pub use threads::{can_allocate, cores, lower_priority, run_with_timeout, set_sched_batch};

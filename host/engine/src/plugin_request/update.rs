@@ -19,7 +19,7 @@ use super::{checked, conditions, respond_with};
 use crate::transforms::{self, is_transformed};
 use crate::{Engine, ExtraHeaders, Outcome, check_key, host_refusal, view};
 use vkog_plugin_host::{Chain, EntryView, PluginRequest, PluginResponse, Refusal, Verb};
-use vkog_runtime::Mailbox;
+use vkog_runtime::{Detached, Mailbox};
 use vkog_store::{Entry, Store};
 
 /// The maximum number of attempts. Each fails only because the entry was written meanwhile, by another write than an update.
@@ -116,10 +116,10 @@ impl<S: Store> Engine<S> {
         respond: &mut dyn FnMut(PluginResponse<'_>),
     ) {
         // This thread blocks until the outcome comes, so it must not come to its mailbox.
-        let _detached = Mailbox::detach();
+        let detached = Mailbox::detach();
         let chain = request.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
         for _ in 0..ATTEMPTS_MAX {
-            match self.attempt_update(&chain, request, value_of) {
+            match self.attempt_update(&chain, request, value_of, &detached) {
                 Ok(Attempt::Conflict) => {}
                 Ok(Attempt::Ended(None)) => return,
                 Ok(Attempt::Ended(Some(outcome))) => return respond_with(outcome, respond),
@@ -135,6 +135,7 @@ impl<S: Store> Engine<S> {
         chain: &Arc<Chain>,
         request: &PluginRequest<'_>,
         value_of: &mut dyn FnMut(Option<EntryView<'_>>) -> Option<Vec<u8>>,
+        detached: &Detached,
     ) -> Result<Attempt, Refusal> {
         let (send, outcome) = bounded(1);
         let begun = {
@@ -145,7 +146,7 @@ impl<S: Store> Engine<S> {
             // What the plugin has seen must not be rolled back any more.
             Begun::Ended(ended, ticket) if self.waits_for(ticket) => Attempt::Ended(ended),
             Begun::Ended(..) => Attempt::Conflict,
-            Begun::Writes => match self.received(&outcome)? {
+            Begun::Writes => match self.received(&outcome, detached)? {
                 Outcome::PreconditionFailed(_) => Attempt::Conflict,
                 outcome => Attempt::Ended(Some(outcome)),
             },

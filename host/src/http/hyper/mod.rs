@@ -168,7 +168,11 @@ impl HyperServer {
             let (send, responses) = bounded(mailboxes.len());
             for mailbox in &mailboxes {
                 let send = send.clone();
-                let _ = mailbox.send(Box::new(move || send.send(()).unwrap_or_default()));
+                // Jobs would run on another thread while the loop blocks.
+                let _ = mailbox.send_steps(Box::new(move || {
+                    let _ = send.send(());
+                    Poll::Ready(())
+                }));
             }
             let deadline = Instant::now() + timeout;
             mailboxes.iter().all(|_| responses.recv_deadline(deadline).is_ok())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use vkog_runtime::{Job, Mailbox, ThreadPool};
+use vkog_runtime::{Job, Mailbox, ThreadPool, run_jobs};
 
 use crate::error::StoreError;
 
@@ -39,7 +39,7 @@ impl Dispatcher {
         for Waiter { mailbox, then } in waiters {
             let outcome = outcome.clone();
             let job: Job = Box::new(move || then(outcome));
-            // A closed mailbox returns the job.
+            // The mailbox of a thread that has ended, or blocks, returns the job.
             match mailbox {
                 Some(mailbox) => share.extend(mailbox.send(job)),
                 None => share.push(job),
@@ -53,7 +53,7 @@ impl Dispatcher {
 
     fn run(&self, jobs: Vec<Job>) {
         if !jobs.is_empty() {
-            self.0.run(move || jobs.into_iter().for_each(|job| job()));
+            self.0.run(move || run_jobs(jobs));
         }
     }
 }
