@@ -2,6 +2,7 @@
 
 mod client;
 mod cluster;
+mod counters;
 mod history;
 mod linearizability;
 mod members;
