@@ -149,7 +149,7 @@ impl Start {
                 },
                 recv(receive) -> result => break result.unwrap_or_else(|_| Err(StartError::Panicked.into())),
                 recv(ticks) -> _ => {
-                    let extends = progress.has_changed(self.progress.mark());
+                    let extends = progress.has_changed(self.progress.mark()) || self.progress.is_waiting();
                     sd_notify::busy(&format!("starting: {}", self.progress), extends);
                     if !self.addresses.is_empty() {
                         tracing::info!("listening on {}; {}", mem::take(&mut self.addresses), self.progress);

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::access_log::AccessLog;
 use super::problem::{ErrorFormat, Problem};
 use super::{Api, Authorizer, Ending, Reload, RoutedRequest, health};
@@ -151,6 +153,8 @@ impl StartProgress {
     /// [`StartPhase::LoadingShared`], `done` is the number of entries in the store.
     pub fn set(&self, phase: StartPhase, done: u64, total: u64) {
         self.phase.store(phase as u8, Relaxed);
+    /// What it waits for, which may take any time.
+    waiting: Mutex<Option<String>>,
         self.done.store(done, Relaxed);
         self.total.store(total, Relaxed);
     }
@@ -162,6 +166,16 @@ impl StartProgress {
 }
 
 impl Display for StartProgress {
+    /// Sets what the start waits for, or that it waits for nothing.
+    pub fn set_waiting(&self, waiting: Option<String>) {
+        *self.waiting.lock() = waiting;
+    }
+
+    /// Returns whether the start waits for something that may take any time.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.lock().is_some()
+    }
+
     /// Writes the phase with its progress: `reading the snapshot, 41 % (430 of 1048 bytes)`.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (phase, done) = self.mark();
@@ -171,6 +185,9 @@ impl Display for StartProgress {
             phase if phase == StartPhase::StartingPlugins as u8 => {
                 return write!(f, "starting plugins, {done} entries loaded");
             }
+        if let Some(waiting) = &*self.waiting.lock() {
+            return f.write_str(waiting);
+        }
             phase if phase == StartPhase::LoadingShared as u8 => {
                 return write!(f, "loading the shared store, {done} entries so far");
             }
@@ -207,3 +224,7 @@ mod tests {
         }
     }
 }
+        progress.set_waiting(Some("waiting for etcd://a/vkog: it is gone".to_owned()));
+        assert!(progress.is_waiting() && progress.to_string() == "waiting for etcd://a/vkog: it is gone");
+        progress.set_waiting(None);
+        assert!(!progress.is_waiting() && progress.to_string().starts_with("starting plugins"));

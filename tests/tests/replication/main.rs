@@ -6,5 +6,6 @@ mod counters;
 mod history;
 mod linearizability;
 mod members;
+mod obstacles;
 mod plugins;
 mod watching;
