@@ -57,6 +57,7 @@ pub fn serve(
     start.addresses = addresses.join(", ");
     let (file, progress) = (config.file.clone(), Arc::clone(&start.progress));
     let reach = Reach { is_local, addresses: addresses.clone() };
+    let (drain_time, draining) = (config.drain_time, Arc::clone(&front));
     let Loaded { engine, reload } =
         start.run("load", move || start::load(config, configured, &front, auth, tls, reach, &progress))?;
     let Start { signals, early, socket_files, .. } = start;
@@ -94,6 +95,10 @@ pub fn serve(
             Signal::Reload => reloads.ask(),
             Signal::Snapshot => snapshots.ask(),
         }
+    }
+    if !drain_time.is_zero() {
+        draining.drain();
+        stop::wait_for_load_balancers(drain_time);
     }
     let started = Instant::now();
     tracing::info!("stopping");

@@ -2,7 +2,7 @@
 //! request gets 503 with the progress. Afterwards requests go to the [`Api`].
 
 use std::fmt::{self, Display, Formatter};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -23,13 +23,15 @@ pub(super) struct Base {
     pub(super) budget: &'static Budget,
     /// The time within which a route of a plugin must respond.
     pub(super) route_timeout: Duration,
+    /// The server is about to stop, and load balancers should send no more requests to it.
+    pub(super) is_draining: Arc<AtomicBool>,
 }
 
 impl Base {
     /// Requests in flight may hold `memory_budget` bytes.
     pub(super) fn new(auth: Arc<Authorizer>, memory_budget: u64, route_timeout: Duration) -> Self {
         let (log, budget) = (AccessLog::leaked(), Budget::new(memory_budget));
-        Self { auth, log, connections: Arc::default(), budget, route_timeout }
+        Self { auth, log, connections: Arc::default(), budget, route_timeout, is_draining: Arc::default() }
     }
 }
 
@@ -61,6 +63,11 @@ impl Front {
     /// nothing.
     pub fn open(&self, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) {
         self.api.get_or_init(|| Api::on(self.base.clone(), engine, value_max, reload));
+    }
+
+    /// Responds 503 to `/readyz` from now on, and to nothing else.
+    pub fn drain(&self) {
+        self.base.is_draining.store(true, Relaxed);
     }
 
     /// Returns the connection counters, for an HTTP engine to count in.
@@ -146,6 +153,8 @@ pub struct StartProgress {
     phase: AtomicU8,
     done: AtomicU64,
     total: AtomicU64,
+    /// What it waits for, which may take any time.
+    waiting: Mutex<Option<String>>,
 }
 
 impl StartProgress {
@@ -153,19 +162,10 @@ impl StartProgress {
     /// [`StartPhase::LoadingShared`], `done` is the number of entries in the store.
     pub fn set(&self, phase: StartPhase, done: u64, total: u64) {
         self.phase.store(phase as u8, Relaxed);
-    /// What it waits for, which may take any time.
-    waiting: Mutex<Option<String>>,
         self.done.store(done, Relaxed);
         self.total.store(total, Relaxed);
     }
 
-    /// Returns a number that changes whenever the start has made progress.
-    pub fn mark(&self) -> (u8, u64) {
-        (self.phase.load(Relaxed), self.done.load(Relaxed))
-    }
-}
-
-impl Display for StartProgress {
     /// Sets what the start waits for, or that it waits for nothing.
     pub fn set_waiting(&self, waiting: Option<String>) {
         *self.waiting.lock() = waiting;
@@ -176,8 +176,18 @@ impl Display for StartProgress {
         self.waiting.lock().is_some()
     }
 
-    /// Writes the phase with its progress: `reading the snapshot, 41 % (430 of 1048 bytes)`.
+    /// Returns a number that changes whenever the start has made progress.
+    pub fn mark(&self) -> (u8, u64) {
+        (self.phase.load(Relaxed), self.done.load(Relaxed))
+    }
+}
+
+impl Display for StartProgress {
+    /// Writes what it waits for, or the phase with its progress: `reading the snapshot, 41 % (430 of 1048 bytes)`.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(waiting) = &*self.waiting.lock() {
+            return f.write_str(waiting);
+        }
         let (phase, done) = self.mark();
         let total = self.total.load(Relaxed);
         let what = match phase {
@@ -185,9 +195,6 @@ impl Display for StartProgress {
             phase if phase == StartPhase::StartingPlugins as u8 => {
                 return write!(f, "starting plugins, {done} entries loaded");
             }
-        if let Some(waiting) = &*self.waiting.lock() {
-            return f.write_str(waiting);
-        }
             phase if phase == StartPhase::LoadingShared as u8 => {
                 return write!(f, "loading the shared store, {done} entries so far");
             }
@@ -222,9 +229,9 @@ mod tests {
             assert!(progress.to_string().starts_with(expected), "{progress}");
             assert_ne!(progress.mark(), before, "{phase:?}");
         }
-    }
-}
         progress.set_waiting(Some("waiting for etcd://a/vkog: it is gone".to_owned()));
         assert!(progress.is_waiting() && progress.to_string() == "waiting for etcd://a/vkog: it is gone");
         progress.set_waiting(None);
         assert!(!progress.is_waiting() && progress.to_string().starts_with("starting plugins"));
+    }
+}
