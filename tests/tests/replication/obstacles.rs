@@ -70,7 +70,7 @@ fn a_record_of_another_program_blocks_its_key_alone_and_names_the_way_out() {
     for key in ["early", "entry"] {
         let fact =
             format!("\"vkog/k/{key}\" in etcd has a record that no VKOG server of this version wrote; delete it");
-        server.logs(&["ignored a record: ", &fact.replace('"', "\\\"")]);
+        server.logs(&["unusable key: ", &fact.replace('"', "\\\"")]);
         let message = format!("Unusable key: {fact}");
         server.get(key).refused(500, &message);
         server.key("HEAD", key).send().expect(500);

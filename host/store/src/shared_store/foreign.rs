@@ -77,10 +77,12 @@ impl State {
         let state = Arc::clone(self);
         let log = move |_: Result<(), Arc<StoreError>>| {
             for key in keys.iter().take(LOGGED_MAX) {
-                tracing::warn!("ignored a record: {}", state.foreign_error(key));
+                tracing::warn!("unusable key: {}", state.foreign_error(key));
             }
             if let Some(more) = keys.len().checked_sub(LOGGED_MAX).filter(|more| *more > 0) {
-                tracing::warn!("ignored {more} more records that no VKOG server of this version wrote");
+                tracing::warn!(
+                    "{more} more keys are unusable, because they have records that no VKOG server of this version wrote"
+                );
             }
         };
         self.dispatcher.dispatch([Waiter { mailbox: None, then: Box::new(log) }], &Ok(()));

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vkog_tests::{DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, ttl};
+use vkog_tests::{DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, conflict, ttl};
 
 use super::ENGINE;
 
@@ -152,6 +152,51 @@ fn a_store_without_connection_refuses_at_once_and_heals() {
     server.get("k").expect(200).is("before");
     server.put("k", "after").expect(200);
     server.logs(&["the connection to faults://entries is back"]);
+}
+
+#[test]
+fn a_rejection_on_an_old_copy_is_decided_again() {
+    let server = setup().load(conflict()).load(artefacts().library("vkog-counter")).start();
+    let late = |key: &str| {
+        let put = server.path("POST", &format!("/x/faults/late/{key}")).header(LOCAL.0, LOCAL.1);
+        put.body("7").send().expect(204);
+        server.key("GET", key).header(LOCAL.0, LOCAL.1).send().expect(404);
+    };
+    late("get");
+    server.get("get").expect(200).is("7");
+    // Without the entry, plugins and conditions reject these.
+    for (verb, header) in [
+        ("PUT", ("Accept", "*/*")),
+        ("PUT", ("If-Match", "*")),
+        ("PATCH", ("Accept", "*/*")),
+        ("DELETE", ("Accept", "*/*")),
+        ("DELETE", ("If-Match", "*")),
+    ] {
+        let key = format!("{verb}-{}", header.0);
+        late(&key);
+        let request = server.key(verb, &key).header(header.0, header.1);
+        if verb == "PUT" { request.body("8") } else { request }.send().expect(200);
+    }
+    for verb in ["put", "delete", "patch"] {
+        let key = format!("batch-{verb}");
+        late(&key);
+        let mut operation = json!({ "op": verb, "key": key });
+        if verb == "put" {
+            operation["value"] = "8".into();
+        }
+        batch(&server, &json!([{ "op": "post", "key": format!("other-{verb}"), "value": "1" }, operation])).expect(200);
+    }
+    // With the entry, these are rejected.
+    late("post");
+    server.post("post", "8").refused(409, "Key already exists");
+    late("none-match");
+    server.key("PUT", "none-match").header("If-None-Match", "*").body("8").send().expect(412);
+    late("counter");
+    let add = |key: &str| server.path("POST", &format!("/x/counter/{key}")).header(LOCAL.0, LOCAL.1).send();
+    add("counter").expect(200).is("8");
+    server.post("text", "seven").expect(200);
+    server.path("POST", "/x/faults/late/text").header(LOCAL.0, LOCAL.1).body("7").send().expect(204);
+    add("text").expect(200).is("8");
 }
 
 #[test]
