@@ -165,6 +165,10 @@ impl Store for AnyStore {
         }
     }
 
+    fn unusable(&self, key: &str) -> Option<Arc<StoreError>> {
+        self.shared()?.store.unusable(key)
+    }
+
     #[inline]
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket) {
         match self {

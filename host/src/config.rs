@@ -196,7 +196,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", env = "VKOG_MAX_VALUE", hide_env = true)]
     pub max_value: Option<Size>,
 
-    /// Limit the memory for request bodies in flight [default: an eighth of the available memory]
+    /// Limit the memory of bodies [default: 1/8 of available memory]
     #[arg(long, value_name = "SIZE", env = "VKOG_MEMORY_BUDGET", hide_env = true)]
     pub memory_budget: Option<Size>,
 
@@ -204,6 +204,11 @@ pub struct Options {
     #[arg(long, value_name = "DURATION", env = "VKOG_ROUTE_TIMEOUT", hide_env = true, value_parser = timeout)]
     #[serde(deserialize_with = "timeout_from_text")]
     pub route_timeout: Option<Duration>,
+
+    /// Keep serving, but not ready, before a stop [default: 0s]
+    #[arg(long, value_name = "DURATION", env = "VKOG_DRAIN_TIME", hide_env = true, value_parser = duration)]
+    #[serde(deserialize_with = "duration_from_text")]
+    pub drain_time: Option<Duration>,
 
     /// Log every request
     #[arg(long, env = "VKOG_LOG_REQUESTS", hide_env = true)]
@@ -238,6 +243,15 @@ fn timeout(text: &str) -> Result<Duration, ValueError> {
         Ok(timeout) if !timeout.is_zero() => Ok(timeout),
         _ => Err(ValueError::Timeout),
     }
+}
+
+/// A duration that may be zero.
+fn duration(text: &str) -> Result<Duration, ValueError> {
+    humantime::parse_duration(text).map_err(|_| ValueError::Timeout)
+}
+
+fn duration_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn timeout_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -289,6 +303,8 @@ pub struct Config {
     pub memory_budget: u64,
     /// The time within which a route of a plugin must respond.
     pub route_timeout: Duration,
+    /// The time for which the server serves after the signal to stop, while it is not ready.
+    pub drain_time: Duration,
     /// Whether each request is logged.
     pub log_requests: bool,
     /// The format of log lines; `None` is text on a terminal, else JSON.
@@ -375,6 +391,7 @@ impl Config {
             max_value,
             memory_budget,
             route_timeout: given.route_timeout.or(written.route_timeout).unwrap_or(ROUTE_TIMEOUT),
+            drain_time: given.drain_time.or(written.drain_time).unwrap_or_default(),
             log_requests: given.log_requests || written.log_requests,
             log_format: given.log_format.or(written.log_format),
         })

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::commands::OpenError;
 use crate::commands::client::{ClientError, RequestError};
 use crate::commands::plugins::DownloadError;
+use crate::commands::shared::SharedError;
 use crate::logging;
 use vkog_plugin_host::LoadError;
 use vkog_store::StoreError;
@@ -71,6 +72,9 @@ impl Status {
     /// Returns the status that an error determines without its sources.
     fn own(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<RequestError>() {
+            return Some(error.status());
+        }
+        if let Some(error) = error.downcast_ref::<SharedError>() {
             return Some(error.status());
         }
         if let Some(error) = error.downcast_ref::<DownloadError>() {

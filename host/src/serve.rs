@@ -57,6 +57,7 @@ pub fn serve(
     start.addresses = addresses.join(", ");
     let (file, progress) = (config.file.clone(), Arc::clone(&start.progress));
     let reach = Reach { is_local, addresses: addresses.clone() };
+    let (drain_time, draining) = (config.drain_time, Arc::clone(&front));
     let Loaded { engine, reload } =
         start.run("load", move || start::load(config, configured, &front, auth, tls, reach, &progress))?;
     let Start { signals, early, socket_files, .. } = start;
@@ -94,6 +95,10 @@ pub fn serve(
             Signal::Reload => reloads.ask(),
             Signal::Snapshot => snapshots.ask(),
         }
+    }
+    if !drain_time.is_zero() {
+        draining.drain();
+        stop::wait_for_load_balancers(drain_time);
     }
     let started = Instant::now();
     tracing::info!("stopping");
@@ -149,7 +154,7 @@ impl Start {
                 },
                 recv(receive) -> result => break result.unwrap_or_else(|_| Err(StartError::Panicked.into())),
                 recv(ticks) -> _ => {
-                    let extends = progress.has_changed(self.progress.mark());
+                    let extends = progress.has_changed(self.progress.mark()) || self.progress.is_waiting();
                     sd_notify::busy(&format!("starting: {}", self.progress), extends);
                     if !self.addresses.is_empty() {
                         tracing::info!("listening on {}; {}", mem::take(&mut self.addresses), self.progress);

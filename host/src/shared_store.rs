@@ -73,23 +73,26 @@ pub fn open(
     opened.map_err(|source| OpenSharedError::Refused { url: url.clone(), source })
 }
 
-/// Waits until all entries are loaded, however long the store cannot be reached. Calls a function with the number of entries so far.
-pub fn wait_until_loaded(store: &SharedStore, url: &StoreUrl, progress: impl Fn(u64)) {
+/// Waits until all entries are loaded, however long the store cannot be reached. Calls a function with the number of entries so far,
+/// and with the reason if the store cannot be reached.
+pub fn wait_until_loaded(store: &SharedStore, url: &StoreUrl, progress: impl Fn(u64, Option<String>)) {
     let began = Instant::now();
-    // The first line comes soon, because a wrong address is the usual reason.
-    let mut next_line = began + PROGRESS_INTERVAL;
+    // A reason comes at once, because a wrong address is the usual one.
+    let (mut next_line, mut next_reason) = (began + LOG_INTERVAL, began);
     while !store.wait_until_loaded(PROGRESS_INTERVAL) {
-        let loading = store.loading();
-        progress(loading.unwrap_or(0));
-        if Instant::now() < next_line {
-            continue;
+        let (entries, reason) = (store.loading().unwrap_or(0), store.disconnected());
+        match &reason {
+            Some(reason) if Instant::now() >= next_reason => {
+                next_reason = Instant::now() + LOG_INTERVAL;
+                tracing::warn!("waiting for {url}: {reason}");
+            }
+            None if Instant::now() >= next_line => {
+                next_line = Instant::now() + LOG_INTERVAL;
+                tracing::info!("loading {url}: {entries} entries so far");
+            }
+            _ => {}
         }
-        next_line = Instant::now() + LOG_INTERVAL;
-        match (loading, store.closed()) {
-            (Some(entries), _) => tracing::info!("loading {url}: {entries} entries so far"),
-            (None, Some(error)) => tracing::warn!("waiting for {url}: {error}"),
-            (None, None) => tracing::info!("waiting for {url}"),
-        }
+        progress(entries, reason);
     }
     let (entries, bytes) = store.totals();
     tracing::info!(entries, bytes, time = ?began.elapsed(), "loaded {url}");

@@ -130,7 +130,7 @@ pub trait Backend: Plugin {
     /// host calls it once, before anything else of this trait, on the thread that starts the server.
     ///
     /// `url` is the whole value of `--store`. `about` is what the other hosts learn of this one ([`Member::about`]), a JSON
-    /// object.
+    /// object. It is empty if the host is a command that serves no clients: such a host is no member, and never leads.
     ///
     /// # Errors
     ///

@@ -13,6 +13,8 @@ use crate::process::Running;
 /// A cluster of etcd members. They are killed when it is dropped.
 pub struct Etcd {
     members: Vec<Member>,
+    /// Further arguments of each member.
+    arguments: Vec<String>,
     folder: TempDir,
 }
 
@@ -27,6 +29,12 @@ impl Etcd {
     /// is skipped then.
     #[track_caller]
     pub fn start(members: usize) -> Option<Self> {
+        Self::start_with(members, &[])
+    }
+
+    /// The same with further arguments of each member.
+    #[track_caller]
+    pub fn start_with(members: usize, arguments: &[&str]) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("skipped: etcd is not installed (the Debian packages etcd-server and etcd-client)");
             return None;
@@ -34,7 +42,8 @@ impl Etcd {
         let folder = tempfile::Builder::new().prefix("vkog-etcd-").tempdir().expect("a temporary folder can be made");
         let ports = free_ports(2 * members);
         let members = ports.chunks(2).map(|ports| Member { client: ports[0], peer: ports[1], process: None }).collect();
-        let mut etcd = Self { members, folder };
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut etcd = Self { members, arguments, folder };
         (0..etcd.members.len()).for_each(|member| etcd.run(member));
         etcd.wait_for_leader();
         Some(etcd)
@@ -70,6 +79,7 @@ impl Etcd {
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .arg("--data-dir")
             .arg(data)
+            .args(&self.arguments)
             .current_dir(self.folder.path());
         self.members[member].process = Some(Running::start(&mut command));
     }

@@ -7,7 +7,7 @@ use super::batch::{BatchFailure, BatchOutcome, Reads, Run};
 use super::plugin_request::checked;
 use super::step::{Added, Operations, Step};
 use super::{Engine, ExtraHeaders, Outcome, Request, host_refusal};
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, attempts_max};
 use vkog_plugin_host::{AddedWrite, Chain, DEPTH_MAX, Refusal, Verb, misused};
 use vkog_store::{Entry, Store};
 
@@ -60,7 +60,7 @@ impl<S: Store> Run<S> {
             self.pool = self.engine.blocking_pool.clone();
         }
         let pool = self.pool.clone();
-        attempts.plan(pool.as_deref(), move |further| {
+        attempts.plan(attempts_max(&self.engine.store), pool.as_deref(), move |further| {
             let Some(attempts) = further else {
                 let fact = "Entries changed again and again while plugins added writes: send the request again";
                 let outcome = Outcome::Refused(host_refusal(503, fact));

@@ -7,12 +7,21 @@ use parking_lot::Mutex;
 use super::Outcome;
 use vkog_plugin_host::Chain;
 use vkog_runtime::ThreadPool;
+use vkog_store::{Reads, Store};
 
 /// The maximum number of times that plugins make room for an operation.
 const ROOM_MADE_MAX: usize = 256;
-/// The maximum number of times that an operation is decided again with other writes, because another client has written an entry
-/// meanwhile: the writes that guards add to it, or the new value of an update.
-const PLANS_MAX: usize = 64;
+/// Returns the maximum number of attempts of an operation that is decided again with other writes, because another client has written
+/// an entry meanwhile: the writes that guards add to it, or the new value of an update. On a shared store, other hosts are faster more
+/// often.
+pub(super) fn attempts_max<S: Store>(store: &S) -> usize {
+    if is_alone(store) { 64 } else { 1024 }
+}
+
+/// Whether no other host writes to a store, so that its entries are always current.
+pub(super) fn is_alone<S: Store>(store: &S) -> bool {
+    store.is_current(Reads::Linearizable)
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -60,12 +69,17 @@ impl Attempts {
         self.continue_on(pool, move |this| then(chain.make_room(depth).then_some(this)));
     }
 
-    /// Calls `then`, as [`make_room`](Self::make_room) does: with the attempts to continue with, or with none if there were too
-    /// many.
+    /// Calls `then`, as [`make_room`](Self::make_room) does: with the attempts to continue with, or with none if there were more than
+    /// [`attempts_max`].
     #[cold]
-    pub(super) fn plan(mut self, pool: Option<&ThreadPool>, then: impl FnOnce(Option<Self>) + Send + 'static) {
+    pub(super) fn plan(
+        mut self,
+        max: usize,
+        pool: Option<&ThreadPool>,
+        then: impl FnOnce(Option<Self>) + Send + 'static,
+    ) {
         self.plans += 1;
-        self.continue_on(pool, move |this| then((this.plans <= PLANS_MAX).then_some(this)));
+        self.continue_on(pool, move |this| then((this.plans <= max).then_some(this)));
     }
 
     fn continue_on(mut self, pool: Option<&ThreadPool>, then: impl FnOnce(Self) + Send + 'static) {

@@ -48,6 +48,8 @@ impl vkog_store::Backend for PluginBackend {
             leads: status.leads,
             engine: status.engine,
             version: status.engine_version,
+            full: Some(status.full).filter(|full| !full.is_empty()),
+            entry_prefix: status.entry_prefix,
             id: status.id,
             database_bytes: known(status.size),
             database_bytes_max: known(status.quota),

@@ -303,7 +303,13 @@ impl<S: Store> Run<S> {
         let (engine, pool) = (Arc::clone(engine), pool.clone().or_else(|| self.pool_for(transformed)));
         let on_durable = move |durable| match (durable, found) {
             (Ok(()), Ok(found)) => {
-                let done = self.found(found);
+                let done = match self.unusable(&found) {
+                    None => self.found(found),
+                    Some(failure) => {
+                        self.step.undo(&self.chain, found.iter().map(read));
+                        Err(failure)
+                    }
+                };
                 self.end(done, on_done);
             }
             (Ok(()), Err(failure)) => self.end(Err(failure), on_done),
@@ -316,6 +322,15 @@ impl<S: Store> Run<S> {
             }
         };
         engine.store.when_durable(ticket, move |durable| offload(pool, move || on_durable(durable)));
+    }
+
+    /// Returns the failure of the first operation that has found no entry because its key cannot be used, if there is one.
+    fn unusable(&self, found: &[Option<Entry>]) -> Option<BatchFailure> {
+        let absent = found.iter().enumerate().filter(|(_, entry)| entry.is_none());
+        absent.map(|(index, _)| index).find_map(|index| {
+            let error = self.engine.store.unusable(self.step.member(index).key())?;
+            Some(self.step.failure(index, Outcome::StoreFailed(error)))
+        })
     }
 
     /// The outcome of a step that has read these entries, whose guards passed.

@@ -45,6 +45,8 @@ fn read<S: Store>(
         }
         Outcome::Found(entry.clone())
     });
+    let unusable = if matches!(outcome, Outcome::Absent) { engine.store.unusable(&request.key) } else { None };
+    let outcome = unusable.map_or(outcome, Outcome::StoreFailed);
     // Nearly every read is durable already, and then needs no completion.
     if engine.store.is_durable(ticket) {
         return complete_durable(engine, chain, request, outcome, on_done);

@@ -24,6 +24,7 @@ mod plugin_request;
 mod step;
 mod touch;
 mod transforms;
+mod update_turns;
 mod validation;
 mod watch;
 mod write;
@@ -50,6 +51,7 @@ pub use vkog_store::Reads;
 pub use watch::{WatchEnd, Watcher};
 
 use plugin_request::UpdateLocks;
+use update_turns::UpdateTurns;
 
 use vkog_plugin_host::{
     AppliedChange, CallStates, Cause, Chain, ChainGuard, Each, EntryView, GuardOutput, LoadError, OpContext, Origin,
@@ -68,6 +70,7 @@ pub struct Engine<S = LocalStore> {
     /// Runs operations whose hooks may block. Without it they run on the thread of the caller.
     blocking_pool: Option<Arc<ThreadPool>>,
     update_locks: UpdateLocks,
+    update_turns: Arc<UpdateTurns>,
     /// See [`limit_plugin_requests`](Self::limit_plugin_requests).
     plugin_request_timeout: OnceLock<Duration>,
 }
@@ -138,8 +141,10 @@ impl<S: Store> Engine<S> {
     }
 
     fn start(store: S, plugins: Registry, blocking_pool: Option<Arc<ThreadPool>>) -> Result<Arc<Self>, LoadError> {
+        let update_turns = Arc::new(UpdateTurns::new(blocking_pool.clone()));
         let (update_locks, plugin_request_timeout) = (UpdateLocks::default(), OnceLock::new());
-        let engine = Arc::new(Self { store, plugins, blocking_pool, update_locks, plugin_request_timeout });
+        let engine =
+            Arc::new(Self { store, plugins, blocking_pool, update_locks, update_turns, plugin_request_timeout });
         let observer = Arc::downgrade(&engine);
         engine.store.observe(move |change, key| {
             if let Some(engine) = observer.upgrade() {

@@ -40,6 +40,7 @@ impl Outcome {
                 let (status, outcome) = match &**error {
                     // Nothing was written that could be rolled back.
                     StoreError::Refused { status, .. } => (*status, "Refused"),
+                    StoreError::Foreign { .. } => (500, "Unusable key"),
                     error if error.is_temporary() => (503, "Unavailable"),
                     error if error.is_full() => (507, "Rolled back"),
                     StoreError::Unresolved { .. } => (504, "Outcome unknown"),

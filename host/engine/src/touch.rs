@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::attempts::Attempts;
+use super::attempts::{Attempts, attempts_max};
 use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, PreconditionFailed, Request, Revisions, check_memory,
     content_coding, host_refusal, offload, write,
@@ -13,8 +13,6 @@ use super::{
 use vkog_plugin_host::{CallStates, Cause, ChainGuard, GuardOutput, Origin, Transforms, Verb};
 use vkog_store::{Entry, Reads, Store, owned_content_type};
 
-/// The maximum number of attempts. Each fails only because another client has written the entry.
-pub(super) const ATTEMPTS_MAX: u32 = 64;
 /// Why a touch fails after all attempts.
 pub(super) const CHANGED: &str = "Entry changed again and again while the request was in flight: send it again";
 
@@ -40,7 +38,7 @@ impl<S: Store> Engine<S> {
 fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     touch: Touch,
-    number: u32,
+    number: usize,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     let get = Request { form: Form::Stored, ..touch.request(Verb::Get, Arc::clone(&touch.origin)) };
@@ -59,7 +57,7 @@ fn write_again<S: Store>(
     engine: &Arc<Engine<S>>,
     touch: Touch,
     entry: &Entry,
-    number: u32,
+    number: usize,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     let origin = TouchOrigin::new(Arc::clone(&touch.origin), entry);
@@ -72,7 +70,7 @@ fn write_again<S: Store>(
     };
     let retrying = Arc::clone(engine);
     let on_put = move |outcome, headers| match outcome {
-        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) if number < ATTEMPTS_MAX => {
+        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) if number < attempts_max(&retrying.store) => {
             attempt(&retrying, touch, number + 1, on_done);
         }
         Outcome::PreconditionFailed(PreconditionFailed::IfMatch) => {

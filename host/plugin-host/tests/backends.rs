@@ -78,6 +78,7 @@ impl<const N: usize> vkog_plugin_api::Backend for Scripted<N> {
         let mut status = Status::default();
         (status.connected, status.leads, status.size, status.quota) = (N != 3, N == 1, 7, 9);
         (status.engine, status.engine_version, status.id) = ("script".into(), "1.2".into(), "me".into());
+        (status.full, status.entry_prefix) = ("full".into(), "vkog/k/".into());
         status.members = vec![StoreMember::new("me", "{}"), StoreMember::new("other", "{\"a\":1}")];
         assert!(N != 2, "secret");
         status
@@ -231,6 +232,7 @@ fn a_panic_drops_the_write_and_answers_the_question_and_is_counted() {
     let status = backend.status();
     assert_eq!((status.connected, status.leads, status.size, status.quota), (true, true, 7, 9));
     assert_eq!([&*status.engine, &*status.engine_version, &*status.id], ["script", "1.2", "me"]);
+    assert_eq!([&*status.full, &*status.entry_prefix], ["full", "vkog/k/"]);
     assert_eq!(status.members, [StoreMember::new("me", "{}"), StoreMember::new("other", "{\"a\":1}")]);
     assert!(!member.is_quarantined(), "the store cannot do without it");
     let registry = Registry::linked(vec![member], Vec::new(), Arc::new(HostContext::new(0, || 0)));

@@ -2,9 +2,11 @@
 //! request gets 503 with the progress. Afterwards requests go to the [`Api`].
 
 use std::fmt::{self, Display, Formatter};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::access_log::AccessLog;
 use super::problem::{ErrorFormat, Problem};
@@ -21,13 +23,15 @@ pub(super) struct Base {
     pub(super) budget: &'static Budget,
     /// The time within which a route of a plugin must respond.
     pub(super) route_timeout: Duration,
+    /// The server is about to stop, and load balancers should send no more requests to it.
+    pub(super) is_draining: Arc<AtomicBool>,
 }
 
 impl Base {
     /// Requests in flight may hold `memory_budget` bytes.
     pub(super) fn new(auth: Arc<Authorizer>, memory_budget: u64, route_timeout: Duration) -> Self {
         let (log, budget) = (AccessLog::leaked(), Budget::new(memory_budget));
-        Self { auth, log, connections: Arc::default(), budget, route_timeout }
+        Self { auth, log, connections: Arc::default(), budget, route_timeout, is_draining: Arc::default() }
     }
 }
 
@@ -59,6 +63,11 @@ impl Front {
     /// nothing.
     pub fn open(&self, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) {
         self.api.get_or_init(|| Api::on(self.base.clone(), engine, value_max, reload));
+    }
+
+    /// Responds 503 to `/readyz` from now on, and to nothing else.
+    pub fn drain(&self) {
+        self.base.is_draining.store(true, Relaxed);
     }
 
     /// Returns the connection counters, for an HTTP engine to count in.
@@ -144,6 +153,8 @@ pub struct StartProgress {
     phase: AtomicU8,
     done: AtomicU64,
     total: AtomicU64,
+    /// What it waits for, which may take any time.
+    waiting: Mutex<Option<String>>,
 }
 
 impl StartProgress {
@@ -155,6 +166,16 @@ impl StartProgress {
         self.total.store(total, Relaxed);
     }
 
+    /// Sets what the start waits for, or that it waits for nothing.
+    pub fn set_waiting(&self, waiting: Option<String>) {
+        *self.waiting.lock() = waiting;
+    }
+
+    /// Returns whether the start waits for something that may take any time.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.lock().is_some()
+    }
+
     /// Returns a number that changes whenever the start has made progress.
     pub fn mark(&self) -> (u8, u64) {
         (self.phase.load(Relaxed), self.done.load(Relaxed))
@@ -162,8 +183,11 @@ impl StartProgress {
 }
 
 impl Display for StartProgress {
-    /// Writes the phase with its progress: `reading the snapshot, 41 % (430 of 1048 bytes)`.
+    /// Writes what it waits for, or the phase with its progress: `reading the snapshot, 41 % (430 of 1048 bytes)`.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(waiting) = &*self.waiting.lock() {
+            return f.write_str(waiting);
+        }
         let (phase, done) = self.mark();
         let total = self.total.load(Relaxed);
         let what = match phase {
@@ -205,5 +229,9 @@ mod tests {
             assert!(progress.to_string().starts_with(expected), "{progress}");
             assert_ne!(progress.mark(), before, "{phase:?}");
         }
+        progress.set_waiting(Some("waiting for etcd://a/vkog: it is gone".to_owned()));
+        assert!(progress.is_waiting() && progress.to_string() == "waiting for etcd://a/vkog: it is gone");
+        progress.set_waiting(None);
+        assert!(!progress.is_waiting() && progress.to_string().starts_with("starting plugins"));
     }
 }

@@ -31,6 +31,11 @@ pub(super) fn ready(engine: &Engine, format: ErrorFormat) -> Response {
     }
 }
 
+/// The response of `/readyz` of a server that is about to stop.
+pub(super) fn draining(format: ErrorFormat) -> Response {
+    Problem::new(503, "Not ready: the server is about to stop (drain-time)").reply(format)
+}
+
 /// The response of `/livez`.
 pub(super) fn ok() -> Response {
     Response::new(200, &b"Ok"[..]).with_header("Content-Type", "text/plain; charset=utf-8")

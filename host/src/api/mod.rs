@@ -34,6 +34,7 @@ mod watch;
 use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::Guard;
 
@@ -99,6 +100,7 @@ pub struct Parts {
     routes: Routes,
     /// Those of requests to a shared store.
     deadlines: Arc<Deadlines>,
+    is_draining: Arc<AtomicBool>,
 }
 
 /// Reloads the configuration and the plugins.
@@ -199,7 +201,7 @@ impl Api {
     }
 
     fn on(base: Base, engine: Arc<Engine>, value_max: u64, reload: Arc<Reload>) -> Self {
-        let Base { auth, log, connections, budget, route_timeout } = base;
+        let Base { auth, log, connections, budget, route_timeout, is_draining } = base;
         let (encoded, listings, threads) = (Arc::default(), Arc::default(), ThreadPool::new("admin"));
         let large = Arc::new(ThreadPool::bounded("large", cores()));
         let (tickets, exports, routes) = (Tickets::default(), Arc::default(), Routes::new(route_timeout));
@@ -219,6 +221,7 @@ impl Api {
             exports,
             routes,
             deadlines: Arc::default(),
+            is_draining,
         }))
     }
 
@@ -318,6 +321,7 @@ impl Api {
             }
             // These two need no token: they return no data, and health checks have no secrets.
             "/livez" => Err(health::ok()),
+            "/readyz" if self.is_draining.load(Relaxed) => Err(health::draining(format())),
             "/readyz" => Err(health::ready(&self.engine, format())),
             // These two need no token either: they describe the interface.
             "/openapi.json" => Err(openapi::document(&self.engine.plugins().chain())),

@@ -17,7 +17,8 @@ pub(super) fn complete(root: Command) -> Command {
             _ => with_statuses(command, &Status::ALL[..=4]),
         }),
         "check" => with_statuses(command, &Status::ALL[..=3]),
-        "serve" | "repair" | "restore" | "export" | "import" => with_statuses(command, &Status::ALL[..=4]),
+        "serve" | "repair" | "restore" => with_statuses(command, &Status::ALL[..=4]),
+        "export" | "import" => with_statuses(command, &[&Status::ALL[..=4], &[Status::Unreachable]].concat()),
         // Its help has them, in its own words.
         "health" => command,
         "completions" | "man" | "version" => with_statuses(command, &[Status::Success, Status::Usage]),

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError, File, Options, StoreUrl};
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 use crate::schema::member::About;
 use crate::shared_store::{self, OpenSharedError, library_name};
@@ -53,15 +53,27 @@ pub struct SharedArgs {
 /// Why a command cannot use a shared store.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-enum SharedError {
-    #[error("cannot open {url}: {reason}")]
-    Unreachable { url: StoreUrl, reason: Arc<StoreError> },
+pub enum SharedError {
+    #[error("cannot reach {url}: {reason}")]
+    Unreachable { url: StoreUrl, reason: String },
     #[error("cannot read {url}: other servers changed it faster than it was read; try again when they write less")]
     Lost { url: StoreUrl },
     #[error(
         "imported {done} of {all} entries, then {key:?} failed: {source}; the import can be repeated, which writes all entries again"
     )]
     Incomplete { done: usize, all: usize, key: String, source: Arc<StoreError> },
+}
+
+impl SharedError {
+    /// Returns the exit status of a command that fails with it.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Unreachable { .. } => Status::Unreachable,
+            Self::Incomplete { source, .. } if source.is_temporary() => Status::Unreachable,
+            Self::Incomplete { source, .. } if matches!(**source, StoreError::Refused { .. }) => Status::Refused,
+            Self::Incomplete { .. } | Self::Lost { .. } => Status::Failure,
+        }
+    }
 }
 
 /// The outcome of an import.
@@ -113,12 +125,13 @@ impl SharedArgs {
 fn load(store: &SharedStore, url: &StoreUrl) -> Result<(), Failure> {
     let (bar, began) = (Bar::new(format!("loading {url}")), Instant::now());
     while !store.wait_until_loaded(REPEAT_PAUSE) {
-        match (store.loading(), store.closed()) {
-            (Some(entries), _) => bar.set(entries, 0),
-            (None, Some(reason)) if began.elapsed() > CONNECT_TIMEOUT => {
+        match store.loading() {
+            Some(entries) => bar.set(entries, 0),
+            None if began.elapsed() > CONNECT_TIMEOUT => {
+                let reason = store.disconnected().unwrap_or_else(|| "it has sent no entries".to_owned());
                 return Err(SharedError::Unreachable { url: url.clone(), reason }.into());
             }
-            (None, _) => {}
+            None => {}
         }
     }
     Ok(())

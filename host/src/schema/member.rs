@@ -26,8 +26,8 @@ pub struct About {
 }
 
 impl About {
-    /// The announcement of a command that serves no clients.
-    pub const NOTHING: &'static str = "{}";
+    /// What a command announces, which serves no clients: nothing, so that it becomes no member.
+    pub const NOTHING: &'static str = "";
 
     /// Writes the announcement as JSON.
     pub fn to_json(&self) -> String {
@@ -51,8 +51,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Reads what a server has announced. `here` is what the server that reads it announces. None for a command, such as `vkog
-    /// export`, which announces [`About::NOTHING`].
+    /// Reads what a server has announced. `here` is what the server that reads it announces. None for what announces no version.
     pub fn new(id: String, about: &str, own_id: &str, here: &About) -> Option<Self> {
         let about: About = serde_json::from_str(about).unwrap_or_default();
         let own = id == own_id;

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::members::{about, differing, members};
 use crate::shared_store::{self, OpenSharedError};
 use vkog_plugin_host::{Registry, Source};
-use vkog_store::{SharedOptions, Store as _};
+use vkog_store::SharedOptions;
 
 /// The interval at which the server looks at the other servers and at its connection.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,8 +30,8 @@ pub(super) fn open(
     addresses: Vec<String>,
     progress: &StartProgress,
 ) -> Result<AnyStore, Failure> {
-    progress.set(StartPhase::LoadingShared, 0, 0);
     let url = &config.url;
+    progress.set(StartPhase::LoadingShared, 0, 0);
     let found = plugins.look(|plugins, chain, _| {
         let plugin = plugins.iter().find(|plugin| plugin.scheme() == Some(url.scheme()))?;
         Some((Arc::clone(plugin.member()), about(addresses.clone(), plugins, chain).to_json()))
@@ -41,7 +41,11 @@ pub(super) fn open(
     };
     let options = SharedOptions { history_max, lag_max: config.max_lag };
     let store = shared_store::open(url, &plugin, &about, options)?;
-    shared_store::wait_until_loaded(&store, url, |entries| progress.set(StartPhase::LoadingShared, entries, 0));
+    shared_store::wait_until_loaded(&store, url, |entries, reason| {
+        progress.set(StartPhase::LoadingShared, entries, 0);
+        progress.set_waiting(reason.map(|reason| format!("waiting for {url}: {reason}")));
+    });
+    progress.set_waiting(None);
     Ok(AnyStore::Shared(Box::new(SharedHost::new(store, config, addresses))))
 }
 
@@ -72,13 +76,13 @@ impl SharedWatch {
                 _ => {}
             }
             differed = differs;
-            let closed = shared.store().closed();
-            match &closed {
-                Some(error) if !disconnected => tracing::warn!("no connection to {url}: {error}"),
+            let reason = shared.store().disconnected();
+            match &reason {
+                Some(reason) if !disconnected => tracing::warn!("{url} cannot be reached: {reason}"),
                 None if disconnected => tracing::info!("the connection to {url} is back"),
                 _ => {}
             }
-            disconnected = closed.is_some();
+            disconnected = reason.is_some();
         };
         Repeated::start("members", LOOK_INTERVAL, look).map(Some).map(Self)
     }

@@ -19,6 +19,15 @@ const PLUGINS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The timeout of the whole stop if a plugin does not return, from the signal.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(14);
 
+/// Waits until load balancers have noticed that the server is not ready. A second signal to stop ends the process meanwhile.
+pub(super) fn wait_for_load_balancers(drain_time: Duration) {
+    let time = humantime::format_duration(drain_time);
+    let status = format!("draining for {time}: /readyz is 503, other requests are served");
+    tracing::info!("{status}");
+    sd_notify::busy(&status, false);
+    std::thread::sleep(drain_time);
+}
+
 /// Stops accepting requests and waits for those in flight.
 pub(super) fn drain(http: HttpServer) {
     // On another thread, and a little longer: the HTTP engine may itself wait for a thread that is in a hook.

@@ -97,6 +97,10 @@ pub struct BackendStatus {
     pub engine: String,
     /// The version of the engine; empty while it is unknown.
     pub version: String,
+    /// Why the engine has no space for writes, with the way out; `None` if it has.
+    pub full: Option<String>,
+    /// What the names of entries in the engine begin with, before the key; empty if they have none.
+    pub entry_prefix: String,
     /// The id of this host among the members.
     pub id: String,
     /// The size of the engine's database, in bytes; `None` if it is unknown.

@@ -149,11 +149,25 @@ pub enum StoreError {
         /// The path.
         path: PathBuf,
     },
-    /// A shared store has no connection to its backend, or has not loaded its entries yet. Nothing was written.
+    /// A shared store has not loaded its entries yet. Nothing was written.
+    #[error("the entries of the shared store are being loaded; try again later")]
+    Loading,
+    /// A shared store has no connection to its backend. Nothing was written.
     #[error("the shared store cannot be reached: {reason}; try again when the connection is back")]
     Disconnected {
         /// The reason that the backend reports.
         reason: String,
+    },
+    /// A shared store has a record under this key that no host of this version can have written. Nothing was read or written.
+    #[error(
+        "{name} has a record that no VKOG server of this version wrote; delete it with the tools of {engine}, or use the version \
+         that wrote it"
+    )]
+    Foreign {
+        /// The name of the record in the engine, such as `"vkog/k/a" in etcd`.
+        name: String,
+        /// The engine.
+        engine: String,
     },
     /// A local read of a shared store would be too old. Nothing was read.
     #[error(
@@ -203,7 +217,11 @@ impl StoreError {
     pub fn is_temporary(&self) -> bool {
         matches!(
             self,
-            Self::Disconnected { .. } | Self::Stale { .. } | Self::ConflictsTooOften { .. } | Self::Dropped { .. }
+            Self::Loading
+                | Self::Disconnected { .. }
+                | Self::Stale { .. }
+                | Self::ConflictsTooOften { .. }
+                | Self::Dropped { .. }
         )
     }
 

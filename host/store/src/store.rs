@@ -55,6 +55,11 @@ pub trait Store: Send + Sync + 'static {
     /// Reads an entry under the lock of its shard. `look` must not call the store.
     fn read<R>(&self, key: &str, look: impl FnOnce(Option<&Entry>) -> R) -> (R, Self::Ticket);
 
+    /// Why a key that has no entry cannot be used, if so: a shared store has a record under it that no host wrote.
+    fn unusable(&self, _key: &str) -> Option<Arc<StoreError>> {
+        None
+    }
+
     /// Reads several entries as they are at one moment. `look` must not call the store.
     fn read_all<R>(&self, keys: &[&str], look: impl FnOnce(&[Option<&Entry>]) -> R) -> (R, Self::Ticket);
 

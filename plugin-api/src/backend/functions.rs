@@ -85,6 +85,8 @@ unsafe extern "C" fn status<P: Backend>(instance: RawInstance, state: *mut (), r
         let raw = RawStatus {
             engine: status.engine.as_str().into(),
             engine_version: status.engine_version.as_str().into(),
+            full: status.full.as_str().into(),
+            entry_prefix: status.entry_prefix.as_str().into(),
             id: status.id.as_str().into(),
             members: members.as_slice().into(),
             size: status.size,

@@ -21,6 +21,13 @@ pub struct Status {
     pub engine: String,
     /// The version of the engine; empty if it is unknown.
     pub engine_version: String,
+    /// Why the engine has no space for writes, with the way out, as one lower-case clause; empty if it has space. `/readyz` of this
+    /// host is 503 with it. Set it no later than the outcome of a write that is refused with 507, and clear it when writes would
+    /// succeed again, without waiting for one.
+    pub full: String,
+    /// What the names of entries in the engine begin with, before the key, such as `vkog/k/`. Messages to operators have them. Empty
+    /// if entries have no names of their own.
+    pub entry_prefix: String,
     /// The id of this host among the [`members`](Self::members).
     pub id: String,
     /// The size of the engine's database in bytes; 0 if it is unknown.

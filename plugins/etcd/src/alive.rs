@@ -18,7 +18,8 @@ const WATCH_SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Checks the connection until the runtime stops.
 pub(crate) async fn run(node: &Node) {
-    let mut last = Instant::now();
+    // The last sign of life, if there was any.
+    let mut last: Option<Instant> = None;
     let mut failures = 0;
     // Why there is no connection, once that is reported.
     let mut reported = None;
@@ -27,17 +28,19 @@ pub(crate) async fn run(node: &Node) {
             Ok(is_current) => {
                 // Otherwise the sink is behind, and that is no sign of life, but the connection works.
                 if is_current {
-                    (last, failures, reported) = (Instant::now(), 0, None);
+                    (last, failures, reported) = (Some(Instant::now()), 0, None);
                     node.set_connected();
                 }
                 tokio::time::sleep(INTERVAL).await;
             }
             Err(error) => {
-                let reason = format!("etcd cannot be reached: {}", Chain(&error));
+                let reason = error.reason();
                 if reported.as_ref() == Some(&reason) {
                     // Writes that came back from a group that was lost meanwhile.
                     node.drop_waiting(&reason);
-                } else if last.elapsed() >= DISCONNECTED_AFTER {
+                } else if last
+                    .map_or(failures + 1 >= node.client.endpoints(), |last| last.elapsed() >= DISCONNECTED_AFTER)
+                {
                     node.set_disconnected(&reason);
                     reported = Some(reason);
                 }
@@ -64,10 +67,11 @@ async fn beat(node: &Node) -> Result<bool, CallError> {
         cluster.engine_version = status.version;
         cluster.size = u64::try_from(status.db_size).unwrap_or(0);
         cluster.quota = u64::try_from(status.db_size_quota).unwrap_or(0);
+        cluster.has_no_space = status.errors.iter().any(|error| error.contains("alarm:NOSPACE"));
     }
     let revision = node.last_revision(READ_TIMEOUT).await.inspect_err(|error| {
         // The member answers, but it may be cut off from the others.
-        if matches!(error, CallError::Etcd(_) | CallError::TimedOut { .. }) && node.client.has_others() {
+        if matches!(error, CallError::Etcd(_) | CallError::TimedOut { .. }) && node.client.endpoints() > 1 {
             node.client.fail_over();
         }
     })?;
@@ -84,23 +88,5 @@ async fn beat(node: &Node) -> Result<bool, CallError> {
             node.client.fail_over();
             return Ok(false);
         }
-    }
-}
-
-/// An error with its sources.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            // A status repeats its sources and itself.
-            if !error.is::<tonic::Status>() {
-                write!(f, ": {error}")?;
-            }
-            source = error.source();
-        }
-        Ok(())
     }
 }

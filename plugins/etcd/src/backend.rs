@@ -108,7 +108,7 @@ impl EtcdStore {
             let _ = sender.send(());
         });
         if let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(END_TIMEOUT) {
-            self.node.note(&"the session could not be ended in time; its lease expires");
+            self.node.note(&"cannot end the membership of this server in etcd in time, so its lease expires");
         }
         // Ends all tasks, and with them the sender to the thread.
         runtime.shutdown_timeout(Duration::from_millis(500));

@@ -1,5 +1,6 @@
 //! The connection to the cluster: one endpoint at a time, and the next one when that does not answer.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,22 +40,30 @@ const RESPONSE_BYTES_MAX: usize = 64 << 20;
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    #[error("{endpoint} did not answer within {limit:?}")]
+    #[error("{endpoint} did not answer within {limit:.1?}")]
     TimedOut { endpoint: String, limit: Duration },
     /// Another call has found that the endpoint does not answer.
     #[error("{endpoint} does not answer")]
     Moved { endpoint: String },
-    #[error("cannot reach {endpoint}")]
-    Transport {
-        endpoint: String,
-        #[source]
-        status: Box<Status>,
-    },
+    /// Something between etcd and this client has failed.
+    #[error("no connection to {endpoint}: {}", cause(.status))]
+    Transport { endpoint: String, status: Box<Status> },
     #[error("{}", .0.message())]
     Etcd(Box<Status>),
 }
 
 impl CallError {
+    /// Returns why there is no connection to the cluster.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Etcd(status) if status.code() == Code::Unavailable => {
+                format!("etcd cannot answer: {}", status.message())
+            }
+            Self::Etcd(status) => format!("etcd refuses this server: {}", status.message()),
+            other => other.to_string(),
+        }
+    }
+
     /// Returns whether etcd answers that a message or a transaction is over its limits, which is before it takes effect.
     pub(crate) fn is_too_large(&self) -> bool {
         self.says("etcdserver: request is too large")
@@ -195,9 +204,9 @@ impl Client {
         Ok(Watch { responses, generation: self.generation.subscribe(), own: connection.generation })
     }
 
-    /// Returns whether there is an endpoint beside the current one.
-    pub(crate) fn has_others(&self) -> bool {
-        self.endpoints.len() > 1
+    /// Returns the number of endpoints.
+    pub(crate) fn endpoints(&self) -> u32 {
+        u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX)
     }
 
     /// Leaves the current endpoint for the next one. All calls that wait for it fail.
@@ -221,7 +230,7 @@ impl Client {
     }
 
     fn name(&self, connection: &Connection) -> String {
-        self.endpoints[connection.generation % self.endpoints.len()].uri().to_string()
+        self.endpoints[connection.generation % self.endpoints.len()].uri().to_string().trim_end_matches('/').to_owned()
     }
 
     /// Ends a call after a time limit, or when its endpoint is left. Leaves the endpoint if it cannot be reached.
@@ -274,9 +283,8 @@ impl Client {
         if found == cluster {
             return Ok(());
         }
-        let name = self.name(connection);
         Err(Status::failed_precondition(format!(
-            "{name} is a member of cluster {found:x}, not of {cluster:x}; name members of one cluster"
+            "it is a member of cluster {found:x}, not of {cluster:x}; name members of one cluster"
         )))
     }
 
@@ -331,6 +339,15 @@ impl Watch {
             }
         }
     }
+}
+
+/// Returns the first cause of a status: the error of the system or of TLS, without the layers above it.
+pub(crate) fn cause(status: &Status) -> String {
+    let mut cause = status.source();
+    while let Some(source) = cause.and_then(Error::source) {
+        cause = Some(source);
+    }
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// Returns whether etcd sent a status, and not something between it and this client.

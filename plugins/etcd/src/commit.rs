@@ -18,6 +18,8 @@ use vkog_plugin_api::backend::{CommitOutcome, Write};
 const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a write is sent again after it was lost.
 const ATTEMPTS_MAX: u32 = 5;
+/// The message while etcd's database is full.
+pub(crate) const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -79,7 +81,7 @@ impl Commits {
             return Err(no_space());
         }
         if queue.waiting_bytes + pending.bytes > WAITING_BYTES_MAX {
-            let message = format!("writes of {} bytes wait for etcd; try again", queue.waiting_bytes);
+            let message = format!("writes of {} bytes wait for etcd already", queue.waiting_bytes);
             return Err(CommitOutcome::Dropped { message });
         }
         queue.waiting_bytes += pending.bytes;
@@ -137,7 +139,9 @@ impl Commits {
 
     /// Notes that a group failed because the database is full.
     fn note_full(&self, number: u64) {
-        if let Some(group) = self.queue().in_flight.get_mut(&number) {
+        let mut queue = self.queue();
+        queue.is_full = true;
+        if let Some(group) = queue.in_flight.get_mut(&number) {
             group.is_over_quota = true;
         }
     }
@@ -146,6 +150,11 @@ impl Commits {
     pub(crate) fn refuse_all(&self) -> Outcomes {
         self.queue().is_full = true;
         self.drop_waiting(&no_space())
+    }
+
+    /// Returns whether writes are refused because the database is full.
+    pub(crate) fn is_full(&self) -> bool {
+        self.queue().is_full
     }
 
     fn take(&self, number: u64) -> Option<Group> {
@@ -220,7 +229,8 @@ impl Commits {
             if write.attempts < ATTEMPTS_MAX && queue.closed.is_none() {
                 again.push(write);
             } else {
-                let message = "etcd lost the write, which has no effect; try again".to_owned();
+                let message =
+                    format!("the connection to etcd broke each of the {} times that it was sent", write.attempts);
                 outcomes.push((write.id, CommitOutcome::Dropped { message }));
             }
         }
@@ -300,14 +310,15 @@ fn refusal(error: &CallError, write: &Pending) -> CommitOutcome {
     if error.is_too_large() {
         too_large(write.bytes, write.bytes - 1)
     } else {
-        CommitOutcome::Refused { status: 503, message: format!("etcd refuses the write: {error}") }
+        let message =
+            format!("the user of this server may not write in etcd ({error}); grant it readwrite on the prefix");
+        CommitOutcome::Refused { status: 503, message }
     }
 }
 
 /// Returns the outcome of a write while etcd's database is full.
 fn no_space() -> CommitOutcome {
-    let message = "the database of etcd is full; compact and defragment it, then disarm its alarm".to_owned();
-    CommitOutcome::Refused { status: 507, message }
+    CommitOutcome::Refused { status: 507, message: FULL.to_owned() }
 }
 
 /// Returns the revision of a response.

@@ -60,7 +60,7 @@ impl Node {
             let revision = loop {
                 match self.last_revision(TIME_LIMIT.saturating_sub(began.elapsed())).await {
                     Err(_) if began.elapsed() + PAUSE < TIME_LIMIT => tokio::time::sleep(PAUSE).await,
-                    result => break result.map_err(|error| error.to_string()),
+                    result => break result.map_err(|error| error.reason()),
                 }
             };
             let revision = revision.as_ref().copied().map_err(String::as_str);

@@ -17,6 +17,7 @@ use bytes::Bytes;
 /// The names below one prefix.
 pub(crate) struct Keys {
     prefix: String,
+    entry_prefix: String,
 }
 
 /// The kind of a key below the prefix.
@@ -33,7 +34,12 @@ pub(crate) enum Kind<'a> {
 impl Keys {
     /// `prefix` has no slash at its ends.
     pub(crate) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+        Self { prefix: prefix.to_owned(), entry_prefix: format!("{prefix}/k/") }
+    }
+
+    /// Returns what the keys of entries begin with.
+    pub(crate) fn entry_prefix(&self) -> &str {
+        &self.entry_prefix
     }
 
     pub(crate) fn entry(&self, key: &str) -> Bytes {

@@ -59,7 +59,7 @@ impl Backend for Etcd {
     fn open(&self, url: &str, about: &str, feed: Feed) -> Result<(), CreateError> {
         let sink = Arc::new(sink::HostSink { host: self.host, feed });
         let store =
-            EtcdStore::open(&self.settings, url, about, sink).map_err(|error| alive::Chain(&error).to_string())?;
+            EtcdStore::open(&self.settings, url, about, sink).map_err(|error| settings::Chain(&error).to_string())?;
         self.store.set(store).map_err(|_| "the store is open already".into())
     }
 

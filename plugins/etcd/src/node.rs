@@ -58,6 +58,13 @@ pub(crate) struct Identity {
     pub(crate) about_is_new: bool,
 }
 
+impl Identity {
+    /// Whether the host serves clients, and is no command.
+    pub(crate) fn serves(&self) -> bool {
+        !self.about.is_empty()
+    }
+}
+
 /// The state of the cluster, as far as it is known.
 #[derive(Default)]
 pub(crate) struct Cluster {
@@ -67,6 +74,8 @@ pub(crate) struct Cluster {
     pub(crate) engine_version: String,
     pub(crate) size: u64,
     pub(crate) quota: u64,
+    /// A member has raised the alarm that its database is full.
+    pub(crate) has_no_space: bool,
 }
 
 impl Node {
@@ -190,6 +199,10 @@ impl Node {
         status.engine_version.clone_from(&cluster.engine_version);
         (status.size, status.quota) = (cluster.size, cluster.quota);
         status.members.clone_from(&cluster.members);
+        if cluster.has_no_space || self.commits.is_full() {
+            commit::FULL.clone_into(&mut status.full);
+        }
+        self.keys.entry_prefix().clone_into(&mut status.entry_prefix);
         status
     }
 }

@@ -238,6 +238,9 @@ pub(crate) struct StatusResponse {
     /// The id of the member that leads; 0: there is none.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
+    /// Such as `memberID:7 alarm:NOSPACE `.
+    #[prost(string, repeated, tag = "8")]
+    pub(crate) errors: Vec<String>,
     /// Since etcd 3.6.
     #[prost(int64, tag = "12")]
     pub(crate) db_size_quota: i64,

@@ -12,7 +12,6 @@ use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use vkog_plugin_api::backend::CommitOutcome;
 
-use crate::alive::Chain;
 use crate::client::{CallError, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN};
 use crate::commit::{self, Settled};
 use crate::node::{Node, pause_after};
@@ -58,11 +57,11 @@ pub(crate) async fn run(node: &Arc<Node>) {
                 if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
                     node.report(node.commits.refuse_all());
                 } else if ended.elapsed() > WAIT_MAX {
-                    let message = format!("etcd does not accept writes of this host: {}", Chain(&error));
+                    let message = format!("etcd does not accept writes of this server: {error}");
                     node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));
                 }
                 if failures == 0 {
-                    node.note(&Chain(&error));
+                    node.note(&format!("cannot prepare etcd for writes of this server: {error}"));
                 }
                 sleep(pause_after(failures)).await;
                 failures += 1;
@@ -123,19 +122,19 @@ async fn give_up(node: &Node, writes: Vec<u64>) {
     };
     // Fails only when the sender is gone, which the node owns.
     let _ = node.applied.subscribe().wait_for(|applied| *applied >= revision).await;
-    let message = "etcd has forgotten whether the write took effect; read the entry".to_owned();
+    let message = "etcd has forgotten it".to_owned();
     node.report(writes.into_iter().map(|id| (id, CommitOutcome::Unknown { message: message.clone() })).collect());
 }
 
-/// Creates the fence, and the membership with it.
+/// Creates the fence, and with it the membership of a host that serves.
 async fn raise(node: &Node) -> Result<Fence, SessionError> {
     let identity = node.identity().clone();
     let fence = node.keys.fence(&identity.id);
     let absent = Compare::equal(fence.clone(), Compared::Version(0));
-    let success = vec![
-        RequestOp::put(fence, Bytes::new(), identity.lease),
-        RequestOp::put(node.keys.host(&identity.id), identity.about.clone().into(), identity.lease),
-    ];
+    let mut success = vec![RequestOp::put(fence, Bytes::new(), identity.lease)];
+    if identity.serves() {
+        success.push(RequestOp::put(node.keys.host(&identity.id), identity.about.clone().into(), identity.lease));
+    }
     let request = TxnRequest { compare: vec![absent], success, failure: Vec::new() };
     let response: TxnResponse = node.client.call(TXN, request, TIMEOUT).await?;
     if !response.succeeded {
@@ -181,7 +180,7 @@ async fn maintain(node: &Node) {
             Err(error) if error.is_lease_gone() => return,
             Err(error) => {
                 if !std::mem::replace(&mut is_noted, true) {
-                    node.note(&Chain(&error));
+                    node.note(&format!("cannot renew the membership of this server in etcd: {error}"));
                 }
                 RETRY_PAUSE
             }
@@ -216,12 +215,12 @@ async fn attend(
     if identity.about_is_new {
         // Before the call, because a newer one may come meanwhile.
         node.identity().about_is_new = false;
-        let put = RequestOp::put(node.keys.host(&identity.id), identity.about.into(), identity.lease);
+        let put = RequestOp::put(node.keys.host(&identity.id), identity.about.clone().into(), identity.lease);
         let request = TxnRequest { success: vec![put], ..TxnRequest::default() };
         let result = node.client.call::<_, Ignored>(TXN, request, TIMEOUT).await;
         result.inspect_err(|_| node.identity().about_is_new = true)?;
     }
-    if node.cluster().leader.is_none() {
+    if identity.serves() && node.cluster().leader.is_none() {
         let leader = node.keys.leader();
         let absent = Compare::equal(leader.clone(), Compared::Version(0));
         let put = RequestOp::put(leader, identity.id.into(), identity.lease);
@@ -234,7 +233,7 @@ async fn attend(
 
 /// Ends leadership and membership. `session` is the task that keeps them.
 pub(crate) async fn end(node: &Node, session: &AbortHandle) {
-    node.drop_waiting("this host is stopping");
+    node.drop_waiting("this server stops");
     // Groups in flight get their outcome, unless etcd does not answer.
     let until = Instant::now() + END_TIMEOUT;
     while node.commits.in_flight() > 0 && Instant::now() < until {
@@ -246,7 +245,7 @@ pub(crate) async fn end(node: &Node, session: &AbortHandle) {
     for lease in leases.into_iter().flatten().filter(|lease| *lease != 0) {
         let revoke = LeaseRequest { id: lease };
         if let Err(error) = node.client.call::<_, Ignored>(LEASE_REVOKE, revoke, END_TIMEOUT).await {
-            node.note(&Chain(&error));
+            node.note(&format!("cannot end the membership of this server in etcd, so its lease expires: {error}"));
         }
     }
 }

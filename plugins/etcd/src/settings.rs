@@ -88,6 +88,21 @@ pub enum SettingsError {
     Threads(#[source] std::io::Error),
 }
 
+/// An error with its sources.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
 /// The user that etcd knows this host as.
 #[derive(Clone)]
 pub(crate) struct Credentials {

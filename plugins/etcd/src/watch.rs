@@ -8,8 +8,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
-use crate::alive::Chain;
-use crate::client::{CallError, RANGE, Watch};
+use crate::client::{CallError, RANGE, Watch, cause};
 use crate::feed::Step;
 use crate::node::{Node, pause_after};
 use crate::proto::{Event, RangeRequest, RangeResponse, WatchCreateRequest};
@@ -26,8 +25,8 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
 enum Gap {
     #[error(transparent)]
     Call(#[from] CallError),
-    #[error("the watch ended")]
-    Watch(#[source] Box<tonic::Status>),
+    #[error("the watch ended: {}", cause(.0))]
+    Watch(Box<tonic::Status>),
     #[error("etcd ended the watch: {reason}")]
     Canceled { reason: String },
     /// etcd has compacted the changes that come next.
@@ -77,7 +76,7 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
             Err(gap) => {
                 // The first one in a row; `alive` reports an etcd that is gone.
                 if failures == 0 {
-                    node.note(&Chain(&gap));
+                    node.note(&format!("cannot follow the entries in etcd: {gap}"));
                 }
                 if gap.is_compaction() {
                     position = Position::Start;

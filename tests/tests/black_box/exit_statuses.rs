@@ -125,6 +125,11 @@ fn each_client_command_ends_with_each_of_its_statuses() {
 #[test]
 fn each_store_command_ends_with_each_of_its_statuses() {
     let setup = Setup::new();
+    std::fs::write(setup.folder().join("gate.toml"), "[plugins.faults]\ngate = \"gate\"\n").expect("it is ours");
+    // Its backend waits for a file that never exists.
+    let backend = Setup::new().load(artefacts().library("vkog-faults"));
+    let plugins = backend.plugin_folder();
+    let unreachable = format!("--store faults://x --plugin-dir '{}' --config gate.toml", plugins.display());
     let server = setup.start();
     server.put("k", "v").expect(200);
     server.stop().expect(0);
@@ -159,6 +164,8 @@ fn each_store_command_ends_with_each_of_its_statuses() {
         ("import", "vkog import a b", 2),
         ("import", "vkog import -f new.vkog absent.json", 3),
         ("import", "vkog import -f store.vkog entry.json", 4),
+        ("export", &format!("vkog export {unreachable}"), 6),
+        ("import", &format!("vkog import {unreachable} entry.json"), 6),
     ];
     let documented = documented();
     for (command, statuses) in run(&setup, "", &lines) {

@@ -76,6 +76,22 @@ fn hanging(place: &str) -> Setup {
 }
 
 #[test]
+fn systemd_learns_what_a_start_waits_for_and_lets_it_wait() {
+    let setup = Setup::new().load(artefacts().library("vkog-faults")).shared_store("faults://entries");
+    let (manager, setup) = Manager::of(setup.config("[plugins.faults]\ngate = \"gate\"\n"));
+    let starting = std::thread::spawn({
+        let setup = setup.clone();
+        move || setup.start()
+    });
+    for _ in 0..2 {
+        let status = "STATUS=starting: waiting for faults://entries: the gate is closed";
+        manager.until(&[status, "EXTEND_TIMEOUT_USEC="]);
+    }
+    std::fs::write(setup.folder().join("gate"), "").expect("the folder is ours");
+    starting.join().expect("it starts").stop().expect(0);
+}
+
+#[test]
 fn a_start_extends_its_timeout_only_when_it_makes_progress() {
     let (manager, setup) = Manager::of(hanging("start"));
     setup.write_config("[plugins.hangs]\nwhere = \"start\"\n");

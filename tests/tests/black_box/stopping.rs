@@ -18,6 +18,28 @@ const DAY: f64 = 86_400.0;
 /// The maximum duration of an immediate end, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
+#[test]
+fn a_server_that_drains_is_not_ready_and_serves_until_its_time_is_over() {
+    for engine in ENGINES {
+        let server = Setup::on(engine).args(["--drain-time", "1h"]).start();
+        let mut watch = server.watch("", "");
+        server.path("GET", "/readyz").send().expect(200);
+        server.signal("TERM");
+        server.logs(&["draining for 1h: /readyz is 503, other requests are served"]);
+        server.path("GET", "/readyz").send().refused(503, "Not ready: the server is about to stop (drain-time)");
+        server.path("GET", "/livez").send().expect(200);
+        server.put("k", "v").expect(200);
+        assert_eq!(watch.events(1)[0].key(), "k");
+        // A second signal ends it.
+        server.stop().expect(1);
+        let server = Setup::on(engine).args(["--drain-time", "100ms"]).start();
+        server.put("k", "v").expect(200);
+        let exit = server.stop().expect(0);
+        let log = ["draining for 100ms", "stopping", "stopped"].map(|words| exit.stderr.find(words));
+        assert!(log.is_sorted() && log[0].is_some(), "{exit}");
+    }
+}
+
 fn hanging(place: &str) -> Setup {
     Setup::new().load(artefacts().library("hangs")).config(administered(&table(place)))
 }

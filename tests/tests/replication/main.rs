@@ -2,9 +2,11 @@
 
 mod client;
 mod cluster;
+mod counters;
 mod history;
 mod limits;
 mod linearizability;
 mod members;
+mod obstacles;
 mod plugins;
 mod watching;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Batch, BatchFailure, BatchOutcome, Operation};
-use crate::touch::{ATTEMPTS_MAX, CHANGED, CODING, TYPE, describes_a_value};
+use crate::attempts::attempts_max;
+use crate::touch::{CHANGED, CODING, TYPE, describes_a_value};
 use crate::{Conditions, Engine, Outcome, PreconditionFailed, Revisions, check_memory, content_coding, host_refusal};
 use vkog_plugin_host::{CallStates, GuardOutput, Transforms, Verb};
 use vkog_store::{Entry, Reads, Store, owned_content_type};
@@ -31,7 +32,7 @@ pub(crate) fn run<S: Store>(
 fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     batch: Batch,
-    number: u32,
+    number: usize,
     on_done: impl FnOnce(BatchOutcome) + Send + 'static,
 ) {
     let touched: Vec<usize> = (0..batch.operations.len()).filter(|index| batch.operations[*index].touches).collect();
@@ -54,7 +55,7 @@ fn write_again<S: Store>(
     engine: &Arc<Engine<S>>,
     batch: Batch,
     found: impl Iterator<Item = (usize, Outcome)>,
-    number: u32,
+    number: usize,
     on_done: impl FnOnce(BatchOutcome) + Send + 'static,
 ) {
     let (mut operations, mut len) = (batch.operations.iter().map(Operation::again).collect::<Vec<_>>(), 0);
@@ -72,7 +73,7 @@ fn write_again<S: Store>(
             at: Some((index, _)),
             outcome: Outcome::PreconditionFailed(PreconditionFailed::IfMatch),
         }) if batch.operations[index].touches => {
-            if number < ATTEMPTS_MAX {
+            if number < attempts_max(&retrying.store) {
                 attempt(&retrying, batch, number + 1, on_done);
             } else {
                 on_done(Err(batch.failure(index, Outcome::Refused(host_refusal(409, CHANGED)))));

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::checked;
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, attempts_max, is_alone};
 use crate::transforms::{LARGE, is_transformed};
+use crate::update_turns::Turn;
 use crate::{Engine, ExtraHeaders, Outcome, Request, check_key, host_refusal, view};
 use vkog_plugin_host::{CallScope, Chain, EntryView, Member, NewValue, PluginRequest, Refusal, Verb};
 use vkog_runtime::ThreadPool;
-use vkog_store::{Entry, Store};
+use vkog_store::{Entry, Reads, Store};
 
 /// An update that has not ended.
 struct RouteUpdate<V, D> {
@@ -21,6 +22,10 @@ struct RouteUpdate<V, D> {
     on_done: D,
     /// The pool on which it runs: hooks may block, or the value is large.
     pool: Option<Arc<ThreadPool>>,
+    /// The entries were confirmed to be current after it had begun: a refusal is certain.
+    is_confirmed: bool,
+    /// Its turn, on a shared store.
+    turn: Option<Turn>,
 }
 
 impl<S: Store> Engine<S> {
@@ -40,11 +45,19 @@ impl<S: Store> Engine<S> {
         if let Err(error) = check_key(&key) {
             return on_done(Err(Outcome::Refused(error.into())));
         }
-        let update = RouteUpdate { plugin: member.name(), key, value_of, on_done, pool: None };
-        match self.blocking_pool.as_ref().filter(|_| chain.blocks_update(member)) {
-            Some(pool) => update.attempt_on(pool, self, chain, Attempts::default()),
-            None => update.attempt(self, chain, Attempts::default()),
+        let pool = self.blocking_pool.as_ref().filter(|_| chain.blocks_update(member)).cloned();
+        let is_alone = is_alone(&self.store);
+        let mut update =
+            RouteUpdate { plugin: member.name(), key, value_of, on_done, pool, is_confirmed: is_alone, turn: None };
+        if is_alone {
+            return update.begin(self, chain, Attempts::default());
         }
+        let engine = Arc::clone(self);
+        let key = update.key.clone();
+        self.update_turns.enter(&key, move |turn| {
+            update.turn = Some(turn);
+            update.begin(&engine, chain, Attempts::default());
+        });
     }
 }
 
@@ -54,6 +67,14 @@ where
     D: FnOnce(Result<R, Outcome>) + Send + 'static,
     R: Send + 'static,
 {
+    /// Attempts the update on the thread on which it has to run.
+    fn begin<S: Store>(self, engine: &Arc<Engine<S>>, chain: Arc<Chain>, attempts: Attempts) {
+        match self.pool.clone() {
+            Some(pool) => self.attempt_on(&pool, engine, chain, attempts),
+            None => self.attempt(engine, chain, attempts),
+        }
+    }
+
     fn attempt<S: Store>(mut self, engine: &Arc<Engine<S>>, chain: Arc<Chain>, attempts: Attempts) {
         let locks = &engine.update_locks;
         let _turn = if self.pool.is_some() { locks.take(&self.key) } else { locks.take_soon(&self.key) };
@@ -67,17 +88,31 @@ where
             Ok((put, result)) => {
                 let guard = Guard::from_inner(Arc::clone(&chain));
                 engine.run_in(guard, put, move |outcome, _: ExtraHeaders| match outcome {
-                    Outcome::Written(_) => (self.on_done)(Ok(result)),
+                    Outcome::Written(_) => self.end(Ok(result)),
                     Outcome::PreconditionFailed(_) => self.attempt_again(again, chain, attempts),
-                    outcome => (self.on_done)(Err(outcome)),
+                    outcome => self.end(Err(outcome)),
                 });
             }
-            // What the plugin has seen must not be rolled back any more.
+            // Another host may have changed what the plugin has seen.
+            Err(_) if !self.is_confirmed => engine.store.when_current(Reads::Linearizable, move |current| {
+                self.is_confirmed = true;
+                match current {
+                    Ok(()) => self.begin(&again, chain, attempts),
+                    Err(error) => self.end(Err(Outcome::StoreFailed(error))),
+                }
+            }),
+            // It must not be rolled back any more.
             Err(refusal) => engine.store.when_durable(ticket, move |durable| match durable {
-                Ok(()) => (self.on_done)(Err(Outcome::Refused(refusal))),
+                Ok(()) => self.end(Err(Outcome::Refused(refusal))),
                 Err(_) => self.attempt_again(again, chain, attempts),
             }),
         }
+    }
+
+    /// Leaves the turn to the next update, and reports the outcome.
+    fn end(self, outcome: Result<R, Outcome>) {
+        drop(self.turn);
+        (self.on_done)(outcome);
     }
 
     /// Continues on a pool.
@@ -97,11 +132,11 @@ where
     #[cold]
     fn attempt_again<S: Store>(self, engine: Arc<Engine<S>>, chain: Arc<Chain>, attempts: Attempts) {
         let pool = self.pool.clone();
-        attempts.plan(pool.as_deref(), move |further| match further {
+        attempts.plan(attempts_max(&engine.store), pool.as_deref(), move |further| match further {
             Some(attempts) => self.attempt(&engine, chain, attempts),
             None => {
                 let fact = "Entry changed again and again while it was updated: send the request again";
-                (self.on_done)(Err(Outcome::Refused(host_refusal(409, fact))));
+                self.end(Err(Outcome::Refused(host_refusal(409, fact))));
             }
         });
     }

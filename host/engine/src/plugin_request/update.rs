@@ -16,14 +16,13 @@ use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{checked, conditions, respond_with};
+use crate::attempts::{attempts_max, is_alone};
 use crate::transforms::{self, is_transformed};
 use crate::{Engine, ExtraHeaders, Outcome, check_key, host_refusal, view};
 use vkog_plugin_host::{Chain, EntryView, PluginRequest, PluginResponse, Refusal, Verb};
 use vkog_runtime::{Detached, Mailbox};
-use vkog_store::{Entry, Store};
+use vkog_store::{Entry, Reads, Store};
 
-/// The maximum number of attempts. Each fails only because the entry was written meanwhile, by another write than an update.
-const ATTEMPTS_MAX: usize = 64;
 /// The number of locks, over which the keys are spread.
 const LOCKS: usize = 256;
 /// The maximum time to wait for another update of the key. A hook may hold a lock for long, or wait for this thread.
@@ -118,8 +117,19 @@ impl<S: Store> Engine<S> {
         // This thread blocks until the outcome comes, so it must not come to its mailbox.
         let detached = Mailbox::detach();
         let chain = request.scope.chain.clone().unwrap_or_else(|| self.plugins.acquire_blocking());
-        for _ in 0..ATTEMPTS_MAX {
+        let is_alone = is_alone(&self.store);
+        let _turn = if is_alone { None } else { self.update_turns.wait(request.key, &detached) };
+        let mut is_confirmed = is_alone;
+        for _ in 0..attempts_max(&self.store) {
             match self.attempt_update(&chain, request, value_of, &detached) {
+                // Another host may have changed what the plugin has seen.
+                Ok(Attempt::Ended(None | Some(Outcome::PreconditionFailed(_)))) if !is_confirmed => {
+                    is_confirmed = true;
+                    detached.hand_over();
+                    if let Err(refusal) = self.wait_until_current(Reads::Linearizable) {
+                        return respond(PluginResponse::Refused(Cow::Owned(refusal)));
+                    }
+                }
                 Ok(Attempt::Conflict) => {}
                 Ok(Attempt::Ended(None)) => return,
                 Ok(Attempt::Ended(Some(outcome))) => return respond_with(outcome, respond),

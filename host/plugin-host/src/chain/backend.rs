@@ -243,6 +243,7 @@ fn read_status(raw: &RawStatus<'_>) -> Status {
     status.leads = raw.flags & RawStatus::LEADS != 0;
     status.engine = raw.engine.to_string();
     status.engine_version = raw.engine_version.to_string();
+    (status.full, status.entry_prefix) = (raw.full.to_string(), raw.entry_prefix.to_string());
     status.id = raw.id.to_string();
     (status.size, status.quota) = (raw.size, raw.quota);
     let members = raw.members.iter().map(|member| StoreMember::new(member.id.as_str(), member.about.as_str()));

@@ -25,6 +25,8 @@ use super::state::{InFlight, State};
 pub(super) struct Applying {
     /// The entries of a load that has not ended.
     load: Option<HashTable<Entry>>,
+    /// The keys of foreign records of that load, with their revisions.
+    load_foreign: HashMap<Box<str>, u64>,
     /// The keys of which a load brought a state while a write of this host was in flight, whose outcome is open.
     deferred: HashMap<Box<str>, Deferred>,
     scratch: Vec<u8>,
@@ -40,6 +42,7 @@ impl Applying {
     /// Drops a load that will not end.
     pub(super) fn abandon_load(&mut self) {
         self.load = None;
+        self.load_foreign.clear();
     }
 }
 
@@ -52,13 +55,17 @@ impl State {
     pub(super) fn load(&self, entries: &[Loaded<'_>]) {
         let mut applying = self.applying.lock();
         self.is_loading.store(true, Ordering::Relaxed);
-        let Applying { load, scratch, .. } = &mut *applying;
+        let Applying { load, load_foreign, scratch, .. } = &mut *applying;
         let load = load.get_or_insert_default();
         if entries.is_empty() {
             load.clear();
+            load_foreign.clear();
         }
         for Loaded { key, record, revision } in entries {
-            let Some(entry) = decode(key, record, *revision, scratch) else { continue };
+            let Some(entry) = record::decode(key, record, *revision, scratch) else {
+                load_foreign.insert((*key).into(), *revision);
+                continue;
+            };
             // The map has it, unless it was changed: then the memory is shared.
             let known = self.entry(key).filter(|known| known.revision() == *revision);
             put(&self.map, load, known.unwrap_or(entry));
@@ -68,6 +75,9 @@ impl State {
     pub(super) fn loaded(self: &Arc<Self>, revision: u64) {
         let mut applying = self.applying.lock();
         let load = applying.load.take().unwrap_or_default();
+        let foreign = std::mem::take(&mut applying.load_foreign);
+        self.log_foreign(foreign.keys().cloned().collect());
+        self.foreign.replace(foreign);
         self.is_loading.store(false, Ordering::Relaxed);
         let (before, is_first) = (self.applied(), !self.is_loaded());
         if is_first {
@@ -120,20 +130,26 @@ impl State {
         changes
     }
 
-    pub(super) fn apply(&self, revision: u64, own: bool, changes: &[BackendChange<'_>]) {
+    pub(super) fn apply(self: &Arc<Self>, revision: u64, own: bool, changes: &[BackendChange<'_>]) {
         let mut applying = self.applying.lock();
         if revision <= self.applied() {
             return;
         }
-        let scratch = &mut applying.scratch;
+        let (scratch, mut foreign) = (&mut applying.scratch, Vec::new());
         let mut applied: SmallVec<[(Box<str>, Change); 1]> = SmallVec::with_capacity(changes.len());
         for BackendChange { key, record, expired } in changes {
             let before = self.entry(key);
-            let after = record.and_then(|record| decode(key, record, revision, scratch));
+            let after = record.and_then(|record| record::decode(key, record, revision, scratch));
+            let is_foreign = record.is_some() && after.is_none();
+            self.foreign.change(key, is_foreign.then_some(revision));
+            if is_foreign {
+                foreign.push(Box::from(*key));
+            }
             if before.is_some() || after.is_some() {
                 applied.push(((*key).into(), Change { before, after, revision, expired: *expired }));
             }
         }
+        self.log_foreign(foreign);
         // A client that reads one of the entries knows its revision, and may watch from there.
         self.put_all(&applied, || {
             self.changes.append(applied.iter().map(|(_, change)| change));
@@ -308,18 +324,6 @@ impl InFlight {
         };
         self.sent.changed().into_iter().map(own)
     }
-}
-
-/// Decodes the record of an entry. A record that no host could have written counts as absent.
-fn decode(key: &str, record: &[u8], revision: u64, scratch: &mut Vec<u8>) -> Option<Entry> {
-    let entry = record::decode(key, record, revision, scratch);
-    if entry.is_none() {
-        tracing::warn!(
-            "ignored the record of {key:?} in the shared store: no VKOG server of this version wrote it; writes of the key \
-             fail until you delete the record with the tools of the store"
-        );
-    }
-    entry
 }
 
 /// Puts an entry into a load.

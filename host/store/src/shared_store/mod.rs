@@ -5,6 +5,7 @@
 
 mod apply;
 mod feed;
+mod foreign;
 mod key_queues;
 mod operation;
 mod record;
@@ -68,6 +69,11 @@ impl SharedStore {
     /// Waits until the entries have been loaded for the first time. Returns false if they have not been within this time.
     pub fn wait_until_loaded(&self, timeout: Duration) -> bool {
         self.state.wait_until_loaded(timeout)
+    }
+
+    /// Why there is no connection, as the backend has reported it; `None` if it has reported none.
+    pub fn disconnected(&self) -> Option<String> {
+        self.state.disconnected()
     }
 
     /// The number of entries that the current load has passed on so far; `None` while there is none.
@@ -145,6 +151,10 @@ impl Store for SharedStore {
 
     fn leads(&self) -> bool {
         self.status().leads
+    }
+
+    fn unusable(&self, key: &str) -> Option<Arc<StoreError>> {
+        self.state.foreign([key])
     }
 
     #[inline]

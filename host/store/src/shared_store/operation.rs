@@ -108,6 +108,9 @@ where
         if let Some(error) = self.state.closed() {
             return self.end(error);
         }
+        if let Some(error) = self.state.foreign(self.keys.iter().map(|key| &**key)) {
+            return if self.is_confirmed { self.end(error) } else { self.confirm() };
+        }
         let (rejection, changes, is_withdrawn, count) = {
             let dropped = std::mem::take(&mut self.decided);
             let Self { state, keys, decide, .. } = &mut *self;

@@ -17,9 +17,13 @@ use crate::update::Change;
 
 use super::SharedOptions;
 use super::apply::Applying;
+use super::foreign::Foreign;
 use super::key_queues::KeyQueues;
 use super::operation::Sent;
 use super::waiting::{Dispatcher, Question, Rounds, Waiter, WaitingForRevision};
+
+/// Why a store that was closed does nothing.
+const STOPS: &str = "this server stops";
 
 /// Gets every change of other hosts, and its key.
 pub(super) type Observer = Box<dyn Fn(&Change, &str) + Send + Sync>;
@@ -43,11 +47,10 @@ pub(super) struct State {
     load_ended: Condvar,
     /// The error that follows from `connection`, if any.
     closed: RwLock<Option<Arc<StoreError>>>,
-    /// The last write that was refused for lack of space, while none has been committed since.
-    full: RwLock<Option<Arc<StoreError>>>,
     begun: Instant,
     /// When the backend last gave a sign of life, in microseconds after `begun`; 0 before the first.
     alive: AtomicU64,
+    pub(super) foreign: Foreign,
     pub(super) queues: KeyQueues,
     pub(super) in_flight: Mutex<HashMap<u64, InFlight>>,
     waiting: WaitingForRevision,
@@ -93,9 +96,9 @@ impl State {
             closed: RwLock::new(connection.error()),
             connection: Mutex::new(connection),
             load_ended: Condvar::new(),
-            full: RwLock::new(None),
             begun: Instant::now(),
             alive: AtomicU64::new(0),
+            foreign: Foreign::default(),
             queues: KeyQueues::default(),
             in_flight: Mutex::default(),
             waiting: WaitingForRevision::default(),
@@ -131,8 +134,15 @@ impl State {
         self.closed.read().clone()
     }
 
+    /// Why the engine has no space for writes, if so.
     pub(super) fn full(&self) -> Option<Arc<StoreError>> {
-        self.full.read().clone()
+        let message = self.backend()?.status().full?;
+        Some(Arc::new(StoreError::Refused { status: 507, message }))
+    }
+
+    /// Why there is no connection, as the backend has reported it.
+    pub(super) fn disconnected(&self) -> Option<String> {
+        self.connection.lock().lost.clone()
     }
 
     pub(super) fn wait_until_loaded(&self, timeout: Duration) -> bool {
@@ -221,7 +231,7 @@ impl State {
     fn ask(self: &Arc<Self>, question: u64) {
         match self.backend() {
             Some(backend) => backend.confirm(question),
-            None => self.confirmed(question, Err("the store was closed".to_owned())),
+            None => self.confirmed(question, Err(STOPS.to_owned())),
         }
     }
 
@@ -263,7 +273,7 @@ impl State {
         self.in_flight.lock().insert(id, InFlight { sent, sent_at: Instant::now(), revision: None, resynced: None });
         match self.backend() {
             Some(backend) => backend.commit(BackendWrite { id, conditions, changes }),
-            None => self.outcome(id, CommitOutcome::Dropped { message: "the store was closed".to_owned() }),
+            None => self.outcome(id, CommitOutcome::Dropped { message: STOPS.to_owned() }),
         }
     }
 
@@ -292,9 +302,6 @@ impl State {
 
     /// Completes a write when its changes are in the map.
     fn committed(self: &Arc<Self>, id: u64, revision: u64, mailbox: Option<Arc<Mailbox>>) {
-        if self.full.read().is_some() {
-            *self.full.write() = None;
-        }
         let state = Arc::clone(self);
         let finish = move |_: Result<(), Arc<StoreError>>| {
             let flight = state.in_flight.lock().remove(&id);
@@ -326,9 +333,6 @@ impl State {
             CommitOutcome::Committed { .. } => return,
         };
         let error = Arc::new(error);
-        if error.is_full() {
-            *self.full.write() = Some(Arc::clone(&error));
-        }
         let fail = move |_: Result<(), Arc<StoreError>>| sent.fail(error);
         self.dispatcher.dispatch([Waiter { mailbox, then: Box::new(fail) }], &Ok(()));
     }
@@ -342,7 +346,7 @@ impl State {
         let open: Vec<_> =
             self.in_flight.lock().iter().filter(|(_, it)| it.revision.is_none()).map(|it| *it.0).collect();
         for id in open {
-            self.outcome(id, CommitOutcome::Unknown { message: "the server stops".to_owned() });
+            self.outcome(id, CommitOutcome::Unknown { message: STOPS.to_owned() });
         }
         // They were committed; this host will not see it any more.
         self.dispatcher.dispatch(self.waiting.take_up_to(u64::MAX), &Ok(()));
@@ -353,10 +357,10 @@ impl Connection {
     /// Why nothing can be written, if so.
     fn error(&self) -> Option<Arc<StoreError>> {
         let reason = match &self.lost {
-            _ if self.is_ended => "it was closed",
+            _ if self.is_ended => STOPS,
             Some(reason) => reason,
             None if self.is_loaded => return None,
-            None => "its entries are being loaded",
+            None => return Some(Arc::new(StoreError::Loading)),
         };
         Some(Arc::new(StoreError::Disconnected { reason: reason.to_owned() }))
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use vkog_store::{
-    Backend, BackendStatus, BackendWrite, Change, Changes, CommitOutcome, Decide, Decision, Entry, Feed, NewEntry,
-    Reads, SharedOptions, SharedStore, Store, StoreError, Update,
+    Backend, BackendChange, BackendStatus, BackendWrite, Change, Changes, CommitOutcome, Decide, Decision, Entry, Feed,
+    Loaded, NewEntry, Reads, SharedOptions, SharedStore, Store, StoreError, Update,
 };
 
 use crate::engine::Engine;
@@ -252,7 +252,11 @@ impl Backend for Constant {
     }
 
     fn status(&self) -> BackendStatus {
-        BackendStatus { leads: true, ..BackendStatus::default() }
+        let full = match &*self.outcome.lock() {
+            CommitOutcome::Refused { status: 507, message } => Some(message.clone()),
+            _ => None,
+        };
+        BackendStatus { leads: true, full, ..BackendStatus::default() }
     }
 
     fn announce(&self, _: &str) {}
@@ -299,15 +303,38 @@ fn a_write_that_always_conflicts_fails_in_the_end() {
 }
 
 #[test]
-fn a_store_is_full_from_a_refusal_for_lack_of_space_to_the_next_commit() {
+fn a_store_is_full_as_long_as_its_backend_says_so() {
     let refused = CommitOutcome::Refused { status: 507, message: "there is no space".to_owned() };
     let (store, backend) = constant(SharedOptions::default(), refused);
-    assert!(store.full().is_none());
     let error = increment(&store).expect_err("it is refused");
-    assert!(error.is_full() && store.full().is_some() && store.closed().is_none(), "{error}");
+    let full = store.full().expect("it is full");
+    assert!(error.is_full() && full.is_full() && store.closed().is_none(), "{error}");
+    assert_eq!(full.to_string(), "there is no space");
+    // No write has to be tried.
     *backend.outcome.lock() = CommitOutcome::Committed { revision: 1 };
-    increment(&store).expect("it is committed");
     assert!(store.full().is_none());
+    increment(&store).expect("it is committed");
+}
+
+#[test]
+fn a_record_that_no_host_wrote_makes_its_key_alone_unusable() {
+    let (store, backend) = constant(SharedOptions::default(), CommitOutcome::Committed { revision: 1 });
+    let change = |revision, record: Option<&[u8]>| {
+        backend.feed.apply(revision, false, &[BackendChange { key: "k", record, expired: false }]);
+    };
+    change(2, Some(b"text"));
+    let error = increment(&store).expect_err("its key is unusable");
+    assert!(matches!(*error, StoreError::Foreign { .. }) && !error.is_temporary(), "{error}");
+    assert!(error.to_string().starts_with("\"k\" in the shared store has a record"), "{error}");
+    assert!(store.unusable("k").is_some() && store.unusable("other").is_none() && store.closed().is_none());
+    assert_eq!(backend.writes.load(SeqCst), 0);
+    change(3, None);
+    assert!(store.unusable("k").is_none());
+    increment(&store).expect("it is committed");
+    // A load replaces what is known.
+    backend.feed.load(&[Loaded { key: "other", record: b"text", revision: 4 }]);
+    backend.feed.loaded(4);
+    assert!(store.unusable("k").is_none() && store.unusable("other").is_some());
 }
 
 #[test]

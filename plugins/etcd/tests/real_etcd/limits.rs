@@ -100,16 +100,21 @@ fn a_full_database_refuses_writes_until_it_has_space_again() {
             }
         }
     };
-    assert_eq!(status, 507, "{message}");
+    assert_eq!((status, message), (507, host.store.status().full));
     // Reads continue. A host can still be opened, but it cannot write.
     let (found, last) = host.entries()["k"].clone();
     assert!(found == record && last == revision, "{last} is not {revision}");
     assert!(host.store.status().connected);
     let other = Host::open(&cluster.url(), &Settings::default());
+    wait_until("a host that has not written knows that it cannot", || !other.store.status().full.is_empty());
     assert_eq!(refused(&other, other.send(&[("a", 0, Some(b"x"))])).0, 507);
     cluster.compact();
     cluster.ctl(&["defrag"]);
+    assert!(!host.store.status().full.is_empty());
     cluster.ctl(&["alarm", "disarm"]);
+    wait_until("the hosts know that there is space", || {
+        [&host, &other].iter().all(|host| host.store.status().full.is_empty())
+    });
     wait_until("writes succeed again", || {
         let outcomes = [&host, &other].map(|host| host.outcome(host.send(&[("none", 7, None)])));
         outcomes.iter().all(|outcome| matches!(outcome, CommitOutcome::Conflict { .. }))

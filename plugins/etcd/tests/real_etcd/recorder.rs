@@ -176,8 +176,17 @@ impl Host {
     /// Opens a store that reports to a recorder.
     #[track_caller]
     pub(crate) fn begin_with(recorder: Arc<Recorder>, url: &str, settings: &Settings) -> Self {
+        Self::begin_as("{}", recorder, url, settings)
+    }
+
+    /// Opens a store as a command that serves no clients.
+    pub(crate) fn command(url: &str) -> Self {
+        Self::begin_as("", Arc::default(), url, &Settings::default())
+    }
+
+    fn begin_as(about: &str, recorder: Arc<Recorder>, url: &str, settings: &Settings) -> Self {
         let sink = Arc::clone(&recorder) as Arc<dyn Sink>;
-        let store = EtcdStore::open(settings, url, "{}", sink).unwrap_or_else(|error| panic!("{url}: {error}"));
+        let store = EtcdStore::open(settings, url, about, sink).unwrap_or_else(|error| panic!("{url}: {error}"));
         Self { store, recorder, next: AtomicU64::new(1) }
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Engine {
     entries: BTreeMap<String, (Vec<u8>, u64)>,
     /// The requests that came while it hung.
     waiting: Vec<Request>,
+    /// Changes that the host does not know yet, with their revisions.
+    late: Vec<(u64, Vec<OwnedChange>)>,
 }
 
 /// The answer to a question. It is sent without the lock of the engine, because the host may ask the next question at once.
@@ -131,6 +133,7 @@ impl Engine {
             }
             Mode::Answering => {}
         }
+        self.pass_on_late();
         let current = |key: &str| self.entries.get(key).map_or(0, |(_, revision)| *revision);
         if write.conditions.iter().any(|(key, revision)| current(key) != *revision) {
             return feed.outcome(write.id, CommitOutcome::Conflict { revision: self.revision });
@@ -151,16 +154,36 @@ impl Engine {
             Mode::Disconnected | Mode::Closed => None,
             Mode::Answering => Some(self.revision),
         };
+        self.pass_on_late();
         Some(Answer { feed, id, revision })
     }
 
     /// Puts a value as another host does.
     pub(crate) fn change(&mut self, key: &str, value: &[u8]) {
-        let record = record(value);
-        self.apply(&[(key.to_owned(), Some(record), false)], false);
+        self.pass_on_late();
+        self.apply(&[(key.to_owned(), Some(record(value)), false)], false);
+    }
+
+    /// The same, and the host learns it only when it writes or asks for the last revision.
+    pub(crate) fn change_late(&mut self, key: &str, value: &[u8]) {
+        let changes = vec![(key.to_owned(), Some(record(value)), false)];
+        self.note(&changes);
+        self.late.push((self.revision, changes));
+    }
+
+    fn pass_on_late(&mut self) {
+        for (revision, changes) in std::mem::take(&mut self.late) {
+            self.pass_on(revision, &changes, false);
+        }
     }
 
     fn apply(&mut self, changes: &[OwnedChange], own: bool) -> u64 {
+        self.note(changes);
+        self.pass_on(self.revision, changes, own);
+        self.revision
+    }
+
+    fn note(&mut self, changes: &[OwnedChange]) {
         self.revision += 1;
         for (key, record, _) in changes {
             match record {
@@ -168,6 +191,9 @@ impl Engine {
                 None => _ = self.entries.remove(key),
             }
         }
+    }
+
+    fn pass_on(&self, revision: u64, changes: &[OwnedChange], own: bool) {
         let applied: Vec<_> = changes
             .iter()
             .map(|(key, record, expired)| match record {
@@ -176,9 +202,8 @@ impl Engine {
             })
             .collect();
         if let Some(feed) = self.feed {
-            feed.apply(self.revision, own, &applied);
+            feed.apply(revision, own, &applied);
         }
-        self.revision
     }
 }
 

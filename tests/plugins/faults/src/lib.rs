@@ -7,6 +7,7 @@
 //! | `hang` | it stays connected, but answers no write and no question; `answer` makes up for that |
 //! | `disconnect` | it reports that it has no connection, and drops writes; `connect` ends that |
 //! | `change/KEY` | nothing: another host puts the body under the key, once |
+//! | `late/KEY` | the same, and this host learns it only when it writes or asks for the last revision |
 //!
 //! With `gate = FILE` it begins to load when that file exists. With `hosts = […]` it reports other hosts with these announcements.
 
@@ -120,11 +121,16 @@ impl Serve for Faults {
     const ROUTES: &'static [Route] = &[
         Route::new("POST", "/{mode}", Permission::None, "Change how the backend behaves."),
         Route::new("POST", "/change/{*key}", Permission::None, "Put a value as another host does."),
+        Route::new("POST", "/late/{*key}", Permission::None, "Put a value as another host does, and report it late."),
     ];
 
     fn serve(&self, request: &RouteRequest<'_>) -> Verdict {
         if let Some(key) = request.parameter("key") {
-            self.with_engine(|engine| engine.change(key, request.body()));
+            let is_late = request.path().starts_with("/late/");
+            self.with_engine(|engine| match is_late {
+                true => engine.change_late(key, request.body()),
+                false => engine.change(key, request.body()),
+            });
             return Ok(());
         }
         let mode = match request.parameter("mode").unwrap_or_default() {

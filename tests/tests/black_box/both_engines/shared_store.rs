@@ -157,12 +157,57 @@ fn a_store_without_connection_refuses_at_once_and_heals() {
     batch(&server, &json!([{ "op": "put", "key": "k", "value": "after" }])).expect(503).has("Retry-After", "1");
     server.key("GET", "k").header(LOCAL.0, LOCAL.1).send().expect(200).is("before");
     server.path("GET", "/livez").send().expect(200);
-    server.logs(&["no connection to faults://entries", "a test has disconnected it"]);
+    server.logs(&["faults://entries cannot be reached: a test has disconnected it"]);
     set(&server, "connect");
     wait_for(200, || ready(&server));
     server.get("k").expect(200).is("before");
     server.put("k", "after").expect(200);
     server.logs(&["the connection to faults://entries is back"]);
+}
+
+#[test]
+fn a_rejection_on_an_old_copy_is_decided_again() {
+    let server = setup().load(conflict()).load(artefacts().library("vkog-counter")).start();
+    let late = |key: &str| {
+        let put = server.path("POST", &format!("/x/faults/late/{key}")).header(LOCAL.0, LOCAL.1);
+        put.body("7").send().expect(204);
+        server.key("GET", key).header(LOCAL.0, LOCAL.1).send().expect(404);
+    };
+    late("get");
+    server.get("get").expect(200).is("7");
+    // Without the entry, plugins and conditions reject these.
+    for (verb, header) in [
+        ("PUT", ("Accept", "*/*")),
+        ("PUT", ("If-Match", "*")),
+        ("PATCH", ("Accept", "*/*")),
+        ("DELETE", ("Accept", "*/*")),
+        ("DELETE", ("If-Match", "*")),
+    ] {
+        let key = format!("{verb}-{}", header.0);
+        late(&key);
+        let request = server.key(verb, &key).header(header.0, header.1);
+        if verb == "PUT" { request.body("8") } else { request }.send().expect(200);
+    }
+    for verb in ["put", "delete", "patch"] {
+        let key = format!("batch-{verb}");
+        late(&key);
+        let mut operation = json!({ "op": verb, "key": key });
+        if verb == "put" {
+            operation["value"] = "8".into();
+        }
+        batch(&server, &json!([{ "op": "post", "key": format!("other-{verb}"), "value": "1" }, operation])).expect(200);
+    }
+    // With the entry, these are rejected.
+    late("post");
+    server.post("post", "8").refused(409, "Key already exists");
+    late("none-match");
+    server.key("PUT", "none-match").header("If-None-Match", "*").body("8").send().expect(412);
+    late("counter");
+    let add = |key: &str| server.path("POST", &format!("/x/counter/{key}")).header(LOCAL.0, LOCAL.1).send();
+    add("counter").expect(200).is("8");
+    server.post("text", "seven").expect(200);
+    server.path("POST", "/x/faults/late/text").header(LOCAL.0, LOCAL.1).body("7").send().expect(204);
+    add("text").expect(200).is("8");
 }
 
 #[test]
@@ -186,14 +231,14 @@ fn a_server_that_loads_a_shared_store_is_alive_and_not_ready() {
     let mut command: Command = setup.vkog();
     command.args(["--config", "vkog.toml", "--store", "faults://entries", "--listen", &address.to_string()]);
     let process = Running::start(command.arg("--plugin-dir").arg(setup.plugin_folder()));
-    let waits = |log: &str| log.contains("waiting for faults://entries: ") && log.contains("the gate is closed");
+    let waits = |log: &str| log.contains("waiting for faults://entries: the gate is closed");
     assert!(process.stderr.wait_for(waits), "{}", process.stderr.text());
     let health = |expected| {
         let url = format!("http://{address}");
         setup.run(["health", "--url", url.as_str()]).expect(expected)
     };
     let exit = health(4);
-    assert!(exit.to_string().contains("loading the shared store, 0 entries so far"), "{exit}");
+    assert!(exit.to_string().contains("Not ready: waiting for faults://entries: the gate is closed"), "{exit}");
     fs::write(setup.folder().join("gate"), "").expect("the folder is ours");
     assert!(process.stdout.wait_for(|text| text.contains("listening on")), "{}", process.stderr.text());
     health(0);
