@@ -96,7 +96,9 @@ impl Reload {
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();
-            let same_code = plugin.library().sha256() == verified.sha256() && !plugin.member().is_quarantined();
+            let same_code = plugin.library().sha256() == verified.sha256()
+                && !plugin.member().is_quarantined()
+                && !plugin.member().files_have_changed();
             if same_code && *plugin.table() == table {
                 return Ok(ReloadOutcome::Unchanged);
             }
