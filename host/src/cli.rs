@@ -248,6 +248,10 @@ enum Command {
         /// Rename a store that exists, and put the restored one in its place
         #[arg(long)]
         force: bool,
+
+        /// Put PREFIX before each key, instead of the key prefix with which a plugin limited the client
+        #[arg(long, value_name = "PREFIX")]
+        key_prefix: Option<String>,
     },
     /// Check whether a server is ready
     #[command(after_help = HEALTH)]
@@ -436,7 +440,9 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Top(top)) => client::top::top(top),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Backup(backup)) => client::backup::backup(backup),
-        Some(Command::Restore { backups, store, force }) => commands::restore::restore(&backups, &store.file, force),
+        Some(Command::Restore { backups, store, force, key_prefix }) => {
+            commands::restore::restore(&backups, &store.file, force, key_prefix.as_deref())
+        }
         Some(Command::Plugins(command)) => run_plugins(command),
         Some(Command::Completions { shell }) => Ok(shell::completions(command(), shell)),
         Some(Command::Man) => Ok(shell::man(command())?),
