@@ -550,6 +550,17 @@ mod tests {
                 "invalid value '' for '[KEY]': a key cannot be empty; give its name; see vkog delete --help",
             ),
             (
+                "vkog get k --url http://user:secret@a",
+                "invalid value 'http://a' for '--url <URL>': not the address of a server; write http://host:port, \
+                 https://host or unix:PATH, and send other credentials than a token with --header; see vkog get --help",
+            ),
+            (
+                "vkog serve --store etcd://user:se'cret@a\tb",
+                "invalid value 'etcd://a\tb' for '--store <URL>': not the URL of a store; write SCHEME://ADDRESS such as \
+                 etcd://10.0.0.1:2379,10.0.0.2:2379/vkog; see vkog serve --help",
+            ),
+            ("vkog http://user:secret@a", "unknown command http://a; see vkog --help"),
+            (
                 "vkog ls --limit 0",
                 "invalid value '0' for '--limit <NUMBER>': 0 is not in 1..18446744073709551615; see vkog ls --help",
             ),
