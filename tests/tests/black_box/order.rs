@@ -72,7 +72,7 @@ fn an_order_that_hides_values_from_a_plugin_of_the_stage_access_is_a_warning() {
     server.logs(&["WARN", warning]);
     server.logs_no(&["before tenant"]);
     server.stop().expect(0);
-    let server = setup.start();
+    let server = setup.config(config("\"compress\"")).start();
     server.logs(&["WARN", warning]);
 }
 
