@@ -248,6 +248,10 @@ enum Command {
         /// Rename a store that exists, and put the restored one in its place
         #[arg(long)]
         force: bool,
+
+        /// Put PREFIX before each key, instead of the key prefix with which a plugin limited the client
+        #[arg(long, value_name = "PREFIX")]
+        key_prefix: Option<String>,
     },
     /// Check whether a server is ready
     #[command(after_help = HEALTH)]
@@ -436,7 +440,9 @@ pub fn run(Invocation(cli): Invocation) -> Result<ExitCode, Failure> {
         Some(Command::Top(top)) => client::top::top(top),
         Some(Command::Batch(batch)) => client::batch::batch(batch),
         Some(Command::Backup(backup)) => client::backup::backup(backup),
-        Some(Command::Restore { backups, store, force }) => commands::restore::restore(&backups, &store.file, force),
+        Some(Command::Restore { backups, store, force, key_prefix }) => {
+            commands::restore::restore(&backups, &store.file, force, key_prefix.as_deref())
+        }
         Some(Command::Plugins(command)) => run_plugins(command),
         Some(Command::Completions { shell }) => Ok(shell::completions(command(), shell)),
         Some(Command::Man) => Ok(shell::man(command())?),
@@ -543,6 +549,17 @@ mod tests {
                 "vkog delete ",
                 "invalid value '' for '[KEY]': a key cannot be empty; give its name; see vkog delete --help",
             ),
+            (
+                "vkog get k --url http://user:secret@a",
+                "invalid value 'http://a' for '--url <URL>': not the address of a server; write http://host:port, \
+                 https://host or unix:PATH, and send other credentials than a token with --header; see vkog get --help",
+            ),
+            (
+                "vkog serve --store etcd://user:se'cret@a\tb",
+                "invalid value 'etcd://a\tb' for '--store <URL>': not the URL of a store; write SCHEME://ADDRESS such as \
+                 etcd://10.0.0.1:2379,10.0.0.2:2379/vkog; see vkog serve --help",
+            ),
+            ("vkog http://user:secret@a", "unknown command http://a; see vkog --help"),
             (
                 "vkog ls --limit 0",
                 "invalid value '0' for '--limit <NUMBER>': 0 is not in 1..18446744073709551615; see vkog ls --help",

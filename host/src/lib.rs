@@ -20,3 +20,4 @@ pub mod serve;
 pub mod shared_store;
 pub mod signals;
 pub mod suggest;
+pub mod urls;

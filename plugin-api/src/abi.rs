@@ -285,7 +285,7 @@ pub struct RawAsk<'a> {
     pub headers: RSlice<'a, RawHeader<'a>>,
     /// The operation.
     pub verb: Verb,
-    /// Bits: [`RawAsk::IF_REVISION`], [`RawAsk::IF_ABSENT`], [`RawAsk::UPSERT`].
+    /// Bits: [`RawAsk::IF_REVISION`], [`RawAsk::IF_ABSENT`], [`RawAsk::UPSERT`], [`RawAsk::KEEP_CODING`].
     pub flags: u32,
     /// The required revision of the entry, with [`RawAsk::IF_REVISION`].
     pub revision: u64,
@@ -301,6 +301,8 @@ impl RawAsk<'_> {
     /// Bit of [`flags`](Self::flags): a put creates the entry or replaces it, even if a plugin treats a put without
     /// preconditions otherwise (since 1.5).
     pub const UPSERT: u32 = 4;
+    /// Bit of [`flags`](Self::flags): a put keeps the content coding of the entry that it replaces (since 1.6).
+    pub const KEEP_CODING: u32 = 8;
 }
 
 /// The result of a [`RawAsk`] (since 1.1).
@@ -339,6 +341,15 @@ pub struct AnswerFn {
 pub struct EachFn {
     /// The function; it never unwinds.
     pub each: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, &'a RawEntry<'a>) -> bool,
+}
+
+/// A function that the host calls with the key of an entry that cannot be read, the HTTP status that a client would get, and the
+/// reason (since 1.6). Its first argument is the state that was passed to [`HostApi::for_each_readable`](HostApi).
+#[repr(transparent)]
+#[derive(StableAbi, Copy, Clone)]
+pub struct UnreadableFn {
+    /// The function; it never unwinds. The listing continues if it returns `true`.
+    pub unreadable: for<'a> unsafe extern "C" fn(*mut (), RStr<'a>, u32, RStr<'a>) -> bool,
 }
 
 /// A function that the host calls with the current entry of an update, possibly several times (since 1.5). It returns the
@@ -472,6 +483,11 @@ pub struct HostApi {
     // Since 1.6:
     /// Returns whether this host leads among those that share the store.
     pub leads: unsafe extern "C" fn(*const ()) -> bool,
+    /// As `for_each_from`, but entries that cannot be read do not end the listing: calls the second function with them.
+    pub for_each_readable:
+        for<'a> unsafe extern "C" fn(*const (), RStr<'a>, RStr<'a>, u64, *mut (), EachFn, UnreadableFn) -> u32,
+    /// Records that the plugin depends on the content of a file, and that content's hash.
+    pub depend_on: for<'a> unsafe extern "C" fn(*const (), RStr<'a>),
 }
 
 /// The host as a plugin holds it.

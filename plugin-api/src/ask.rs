@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use abi_stable::std_types::RStr;
 
-use crate::abi::{AnswerFn, EachFn, RawAnswer, RawAsk, RawEntry, RawHeader, Verb};
+use crate::abi::{AnswerFn, EachFn, RawAnswer, RawAsk, RawEntry, RawHeader, UnreadableFn, Verb};
 use crate::call::{Entry, Refusal};
 use crate::host::Host;
 use crate::stored::Visit;
@@ -97,6 +97,27 @@ impl<'a> Ask<'a> {
     /// ([`Request::arrived`](crate::Request::arrived)). A host older than 1.5 ignores it. Since 1.5.
     pub fn upsert(mut self) -> Self {
         self.flags |= RawAsk::UPSERT;
+        self
+    }
+
+    /// Makes a put keep the `Content-Encoding` of the entry that it replaces. Without it, the entry has the one of
+    /// [`header`](Self::header), or none. Use it if the value is the one that was read, or has the same coding: the host never
+    /// decodes a value. Hooks see the header.
+    ///
+    /// It needs [`if_revision`](Self::if_revision), so that the coding is that of the entry that was read; otherwise the put fails
+    /// with 400. In [`Host::update`] it needs nothing. A host older than 1.6 ignores it. Since 1.6.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// /// Writes an entry again as it is, so that plugins store their details anew.
+    /// fn write_again(host: Host, key: &str) -> Result<(), Refusal> {
+    ///     let Some(found) = host.get(key)? else { return Ok(()) };
+    ///     let put = Ask::put(key, &found.value).content_type(&found.content_type);
+    ///     host.ask(&put.if_revision(found.revision).keep_content_encoding()).map(drop)
+    /// }
+    /// ```
+    pub fn keep_content_encoding(mut self) -> Self {
+        self.flags |= RawAsk::KEEP_CODING;
         self
     }
 
@@ -211,6 +232,31 @@ where
     // SAFETY: the listings of `Host` pass this pointer together with this function, and wait until the listing ends.
     let visit = unsafe { &mut *visit.cast::<Visit<'_, F>>() };
     visit.run(|each| each(key.as_str(), Entry { raw })) == Some(ControlFlow::Continue(()))
+}
+
+/// The functions of a plugin for the entries of a listing: those that can be read, and the others.
+struct Readable<'f, F, U> {
+    each: Visit<'f, F>,
+    unreadable: Visit<'f, U>,
+}
+
+unsafe extern "C" fn readable<F, U>(state: *mut (), key: RStr<'_>, raw: &RawEntry<'_>) -> bool
+where
+    F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
+{
+    // SAFETY: `for_each_readable` passes this pointer together with this function, and waits until the listing ends.
+    let state = unsafe { &mut *state.cast::<Readable<'_, F, U>>() };
+    state.each.run(|each| each(key.as_str(), Entry { raw })) == Some(ControlFlow::Continue(()))
+}
+
+unsafe extern "C" fn unreadable<F, U>(state: *mut (), key: RStr<'_>, status: u32, message: RStr<'_>) -> bool
+where
+    U: FnMut(&str, &Refusal),
+{
+    // SAFETY: as in `readable`.
+    let state = unsafe { &mut *state.cast::<Readable<'_, F, U>>() };
+    let refusal = Refusal::new(u16::try_from(status).unwrap_or(500), message.to_string());
+    state.unreadable.run(|unreadable| unreadable(key.as_str(), &refusal)).is_some()
 }
 
 pub(crate) fn unanswered() -> Refusal {
@@ -412,6 +458,55 @@ impl Host {
         // SAFETY: as in `ask`.
         let status = unsafe { function(self.cx(), prefix.into(), from.into(), limit, (&raw mut visit).cast(), each) };
         visit.finish();
+        listed(status)
+    }
+
+    /// Calls a function with entries in the byte order of their keys, until the function returns `Break`. Entries that cannot be
+    /// read, for example because a plugin that has [transformed](crate::ReadGet) their values is not loaded or has lost its key, do
+    /// not end the call: the other function gets their keys, and the reasons. They do not count for the limit. Otherwise as
+    /// [`for_each_in`](Self::for_each_in). Since 1.6.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::ops::ControlFlow;
+    /// /// Returns the size of all values, and the keys of the entries that it does not include.
+    /// fn size(host: Host) -> Result<(usize, Vec<String>), Refusal> {
+    ///     let (mut size, mut left_out) = (0, Vec::new());
+    ///     host.for_each_readable(
+    ///         &KeyRange::new(""),
+    ///         |_, entry| {
+    ///             size += entry.value().len();
+    ///             ControlFlow::Continue(())
+    ///         },
+    ///         |key, _reason| left_out.push(key.to_owned()),
+    ///     )?;
+    ///     Ok((size, left_out))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`for_each`](Self::for_each), for another reason than one entry; 501 if the host is older than 1.6.
+    pub fn for_each_readable<F, U>(
+        &self,
+        range: &KeyRange<'_>,
+        mut each: F,
+        mut when_unreadable: U,
+    ) -> Result<(), Refusal>
+    where
+        F: FnMut(&str, Entry<'_>) -> ControlFlow<()>,
+        U: FnMut(&str, &Refusal),
+    {
+        let Some(function) = self.api().for_each_readable() else { return Err(too_old("1.6")) };
+        let KeyRange { prefix, from, limit } = *range;
+        let mut state = Readable { each: Visit::new(&mut each), unreadable: Visit::new(&mut when_unreadable) };
+        let functions = (EachFn { each: readable::<F, U> }, UnreadableFn { unreadable: unreadable::<F, U> });
+        // SAFETY: as in `ask`.
+        let status = unsafe {
+            function(self.cx(), prefix.into(), from.into(), limit, (&raw mut state).cast(), functions.0, functions.1)
+        };
+        state.each.finish();
+        state.unreadable.finish();
         listed(status)
     }
 

@@ -103,7 +103,8 @@ impl Host {
     /// the store. Since 1.5.
     ///
     /// The write is a put, which creates or replaces the entry ([`Ask::upsert`]); the media type, the query, the headers and
-    /// the preconditions are those of the `ask`, and its value does not count. The hooks of get are not called. Updates of one
+    /// the preconditions are those of the `ask`, and its value does not count. The entry loses its `Content-Encoding`, unless the
+    /// `ask` [keeps it](Ask::keep_content_encoding). The hooks of get are not called. Updates of one
     /// key by several threads share the wait for the disk.
     ///
     /// ```

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+use std::path::Path;
+
 use crate::abi::{HOOK_NAMES, RawHost};
 
 /// The level of a log line.
@@ -90,6 +92,29 @@ impl Host {
         if let Some(switch_off) = self.raw.api.switch_off() {
             // SAFETY: as in `log`.
             unsafe { switch_off(self.raw.cx, hook.into()) }
+        }
+    }
+
+    /// Names a file whose content the plugin reads when it is created, such as a list of keys. A reload compares the content, and
+    /// creates the plugin again if it has changed. If that fails, for example because the file is malformed, the old instance
+    /// continues and the reload reports the error. Otherwise a reload compares only the library and the settings of a plugin.
+    ///
+    /// Call it in [`Plugin::create`](crate::Plugin::create) before you read the file, so that a change in between is noticed; later
+    /// it has no effect. A path that is not Unicode and a file that is always unreadable are ignored. A host older than 1.6 ignores
+    /// the call. Since 1.6.
+    ///
+    /// ```
+    /// # use vkog_plugin_api::*;
+    /// # use std::path::Path;
+    /// fn read_keys(host: Host, path: &Path) -> Result<String, CreateError> {
+    ///     host.depend_on(path);
+    ///     Ok(std::fs::read_to_string(path)?)
+    /// }
+    /// ```
+    pub fn depend_on(&self, path: &Path) {
+        if let (Some(depend_on), Some(path)) = (self.raw.api.depend_on(), path.to_str()) {
+            // SAFETY: as in `log`.
+            unsafe { depend_on(self.raw.cx, path.into()) }
         }
     }
 

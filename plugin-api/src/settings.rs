@@ -1,6 +1,6 @@
 //! Settings: reads a plugin's table of the configuration into the plugin's own type.
 
-use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_json::Value;
 
@@ -55,6 +55,28 @@ fn read<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
     T::deserialize(Strict(serde_json::from_str(json)?))
 }
 
+/// The keys of a table, with their values. The error of a value begins with its key.
+struct Keys {
+    entries: serde_json::map::IntoIter,
+    /// The key that was read last, and its value.
+    current: Option<(String, Value)>,
+}
+
+impl<'de> MapAccess<'de> for Keys {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
+        let Some((key, value)) = self.entries.next() else { return Ok(None) };
+        self.current = Some((key.clone(), value));
+        seed.deserialize(key.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {
+        let Some((key, value)) = self.current.take() else { return Err(de::Error::custom("a value without a key")) };
+        seed.deserialize(Strict(value)).map_err(|error| de::Error::custom(format_args!("{key}: {error}")))
+    }
+}
+
 /// A JSON value that refuses unknown keys when a struct is read from it. It compares them with the field names that
 /// serde passes to the deserializer.
 struct Strict(Value);
@@ -79,7 +101,7 @@ impl<'de> Deserializer<'de> for Strict {
             let known = if fields.is_empty() { "none".to_owned() } else { fields.join(", ") };
             return Err(de::Error::custom(format_args!("unknown key \"{unknown}\"; known keys: {known}")));
         }
-        visitor.visit_map(de::value::MapDeserializer::new(map.into_iter().map(|(key, value)| (key, Strict(value)))))
+        visitor.visit_map(Keys { entries: map.into_iter(), current: None })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
@@ -163,14 +185,21 @@ mod tests {
         let error = error_of::<Quota>(r#"{"limit": 5, "limt": 6}"#);
         assert_eq!(error, "unknown key \"limt\"; known keys: limit, prefix, mode");
         let error = error_of::<Quota>(r#"{"limit": 5, "prefix": {"txt": "a/"}}"#);
-        assert_eq!(error, "unknown key \"txt\"; known keys: text");
+        assert_eq!(error, "prefix: unknown key \"txt\"; known keys: text");
         let error = error_of::<NoSettings>(r#"{"limit": 5}"#);
         assert_eq!(error, "unknown key \"limit\"; known keys: none");
     }
 
     #[test]
-    fn a_value_of_a_wrong_type_names_the_expected_type() {
-        let error = error_of::<Quota>(r#"{"limit": "five"}"#);
-        assert!(error.contains("expected u64"), "{error}");
+    fn a_wrong_value_is_named_with_its_key_and_the_expected_type() {
+        for (json, expected) in [
+            (r#"{"limit": "five"}"#, "limit: invalid type: string \"five\", expected u64"),
+            (r#"{"limit": -1}"#, "limit: invalid value: integer `-1`, expected u64"),
+            (r#"{"limit": 5, "mode": "shut"}"#, "mode: unknown variant `shut`, expected `open` or `closed`"),
+            (r#"{"limit": 5, "prefix": {"text": 7}}"#, "prefix: text: invalid type: integer `7`, expected a string"),
+            ("{}", "missing field `limit`"),
+        ] {
+            assert_eq!(error_of::<Quota>(json), expected);
+        }
     }
 }

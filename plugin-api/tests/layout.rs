@@ -33,14 +33,16 @@ fn the_abi_types_have_fixed_sizes_and_offsets() {
         reserved at 56);
     layout!(AnswerFn: 8, 8);
     layout!(EachFn: 8, 8);
+    layout!(UnreadableFn: 8, 8);
     layout!(UpdateFn: 8, 8);
     layout!(RawState: 16, 8, ptr at 0, drop at 8);
     layout!(RawRoute: 72, 8, method at 0, path at 16, summary at 32, permission at 48, flags at 52, reserved at 56);
-    layout!(HostApi: 248, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
+    layout!(HostApi: 264, 8, log at 0, max_size at 8, message at 16, refusal_header at 24, replace_value at 32,
         set_details at 40, header at 48, header_at at 56, client at 64, scan at 72, ask at 80, for_each at 88,
         now at 96, metric at 104, asker at 112, ask_each at 120, replace_content_type at 128, state at 136, token at 144, method at 152,
         set_key_prefix at 160, add_write at 168, parameter at 176, respond at 184, send_part at 192, batch at 200,
-        update at 208, for_each_from at 216, sample at 224, switch_off at 232, leads at 240);
+        update at 208, for_each_from at 216, sample at 224, switch_off at 232, leads at 240,
+        for_each_readable at 248, depend_on at 256);
 }
 
 #[test]

@@ -48,7 +48,9 @@ impl Plugin for Audit {
 
     fn create(host: Host, Settings { file }: Settings) -> Result<Self, CreateError> {
         let opened = OpenOptions::new().create(true).append(true).open(&file);
-        let sink = opened.map_err(|error| format!("cannot open {}: {error}", file.display()))?;
+        let sink = opened.map_err(|error| {
+            format!("file: cannot open {file:?}: {error}; correct the path, or let this user write there")
+        })?;
         let report = move |line: &str| host.log(Level::Error, &format!("{}: {line}", file.display()));
         Ok(Audit { journal: Journal::start(sink, report)? })
     }

@@ -19,7 +19,7 @@ pub(crate) struct Keys(Vec<(String, LessSafeKey)>);
 /// Why the keys cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyFileError {
-    #[error("cannot read the key file {}: {source}", path.display())]
+    #[error("key_file: cannot read {path:?}: {source}; create the file, or correct the path")]
     Unreadable { path: PathBuf, source: io::Error },
     #[cfg(unix)]
     #[error("the key file {} is accessible to other users (mode {mode:03o}); run chmod 600 on it", path.display())]

@@ -33,7 +33,9 @@ impl Plugin for Encrypt {
     type Settings = Settings;
     const STAGE: Stage = Stage::Transform;
 
-    fn create(_host: Host, settings: Settings) -> Result<Self, CreateError> {
+    fn create(host: Host, settings: Settings) -> Result<Self, CreateError> {
+        // A reload creates the plugin again if the keys have changed.
+        host.depend_on(&settings.key_file);
         Ok(Encrypt { keys: Keys::read(&settings.key_file)?, random: SystemRandom::new() })
     }
 }

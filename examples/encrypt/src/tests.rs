@@ -187,7 +187,7 @@ fn a_missing_or_malformed_key_file_stops_the_start() {
         started.err().expect("the file is refused").to_string()
     };
     let missing = error("{\"key_file\": \"missing\"}");
-    assert!(missing.contains("does not start: cannot read the key file missing: "), "{missing}");
+    assert!(missing.contains("does not start: key_file: cannot read \"missing\": "), "{missing}");
     let malformed = error(&folder.write("bad", "# no key\n", 0o600));
     assert!(malformed.ends_with("bad: no key; add a line with a name and 64 hexadecimal digits"), "{malformed}");
     let binary = folder.0.path().join("binary");

@@ -23,7 +23,8 @@ impl Areas {
         for (at, prefix) in prefixes.iter().enumerate() {
             let mut others = prefixes.iter().enumerate().filter(|(other, _)| *other != at);
             if prefix.is_empty() || others.any(|(_, other)| other.starts_with(prefix)) {
-                return Err(format!("the prefix {prefix:?} is empty, or another one begins with it").into());
+                let fact = "is empty, or another one begins with it";
+                return Err(format!("prefixes has {prefix:?}, which {fact}; remove it, or end it with a slash").into());
             }
         }
         prefixes.push(String::new());

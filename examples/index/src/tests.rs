@@ -7,6 +7,8 @@ use super::*;
 
 thread_local! {
     static READER: Cell<Option<Host>> = const { Cell::new(None) };
+    /// Values that contain this cannot be read, with the plugin that stores values backwards.
+    static LOST: Cell<&'static [u8]> = const { Cell::new(b"") };
 }
 
 /// Reads index entries, and refuses the values and the keys that contain `refused`.
@@ -36,6 +38,7 @@ fn start() -> TestHost {
 
 /// Returns the keys of all index entries.
 fn indexed() -> BTreeSet<String> {
+    let lost = LOST.replace(b"");
     let mut keys = BTreeSet::new();
     let reader = READER.get().expect("the plugin was created");
     let listed = reader.for_each("", |key, entry| {
@@ -46,6 +49,7 @@ fn indexed() -> BTreeSet<String> {
         ControlFlow::Continue(())
     });
     listed.expect("a plugin may list");
+    LOST.set(lost);
     keys
 }
 
@@ -140,7 +144,7 @@ fn the_plugin_finds_keys_by_the_value_of_a_field() {
     }
     host.put("c", r#"{"city": "a"}"#).expect(200);
     assert_eq!(index.find("city", "a/b").expect_err("it is not complete").status(), 503);
-    index.is_complete.store(true, SeqCst);
+    index.is_built.store(true, SeqCst);
     assert_eq!(index.find("city", "a/b").expect("it is complete"), ["a/1", "b"]);
     assert_eq!(index.find("city", "none").expect("it is complete"), [""; 0]);
     assert_eq!(index.find("age", "1").expect_err("no such field").status(), 404);
@@ -148,10 +152,15 @@ fn the_plugin_finds_keys_by_the_value_of_a_field() {
 
 #[test]
 fn settings_without_a_usable_name_are_rejected() {
-    for fields in ["[]", r#"[""]"#, r#"["a/b"]"#] {
+    for (fields, words) in [
+        ("[]", "fields has no names"),
+        (r#"[""]"#, "fields has \"\""),
+        (r#"["a", "a/b"]"#, "fields has \"a/b\"; give names without slashes"),
+        ("[1]", "fields: invalid type: integer `1`, expected a string"),
+    ] {
         let setup = Setup::new().load::<Index>().settings(&format!(r#"{{"fields": {fields}}}"#));
         let error = setup.try_start().err().expect("the settings are invalid").to_string();
-        assert!(error.contains("fields has no names"), "{error}");
+        assert!(error.contains(words), "{error}");
     }
 }
 
@@ -204,6 +213,10 @@ impl BeforePut for Backwards {
 
 impl ReadGet for Backwards {
     fn read_get(&self, read: &mut Read<'_>) -> Verdict {
+        let lost = backwards(LOST.get());
+        if !lost.is_empty() && read.value().windows(lost.len()).any(|part| part == lost) {
+            return Err(Refusal::new(500, "the key is lost"));
+        }
         read.replace_value(&backwards(read.value()));
         Ok(())
     }
@@ -223,6 +236,88 @@ fn values_are_indexed_as_they_were_sent_before_a_transform() {
     host.put("b", r#"{"city": "Rome", "age": 7}"#).expect(200);
     host.tick("index");
     is_indexed(&["index/age/7/b", "index/city/Rome/a", "index/city/Rome/b"]);
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_or_written_is_left_out_until_it_can() {
+    let setup = Setup::new().load::<Index>().settings(r#"{"fields": ["age"]}"#);
+    let mut host = setup.load_other(plugin!(Reader, "reader")).load_other(plugin!(Backwards, "backwards")).start();
+    for (key, city) in [("a", "Rome"), ("b", "Oslo"), ("c", "Oslo"), ("d", "Rome")] {
+        host.put(key, format!(r#"{{"city": "{city}", "age": 7}}"#)).expect(200);
+    }
+    LOST.set(b"Oslo");
+    host.change_settings("index", r#"{"fields": ["city", "age"]}"#).expect("the settings are valid");
+    host.tick("index");
+    assert_eq!((host.metric("index", "complete"), host.metric("index", "left_out")), (0, 2));
+    let line =
+        r#"entries that cannot be read or written are left out of the index: 2, the first is "b": the key is lost"#;
+    assert_eq!(host.log().matches(line).count(), 1, "{}", host.log());
+    let age = ["index/age/7/a", "index/age/7/b", "index/age/7/c", "index/age/7/d"];
+    is_indexed(&[&age[..], &["index/city/Rome/a", "index/city/Rome/d"]].concat());
+    let reply = host.route("GET", "/x/index/city/Rome").send().expect(200).has("Index-Left-Out", "2");
+    assert_eq!(reply.text(), r#"["a","d"]"#);
+
+    // A client replaces one of them, and the other one can be read again.
+    host.put("c", r#"{"city": "Rome", "age": 7}"#).expect(200);
+    let revision = host.get("c").expect(200).revision();
+    host.tick("index");
+    assert_eq!(host.metric("index", "left_out"), 1);
+    assert_eq!(host.get("c").revision(), revision, "it is not written again");
+    LOST.set(b"");
+    host.tick("index");
+    assert_eq!((host.metric("index", "complete"), host.metric("index", "left_out")), (1, 0));
+    let city = ["index/city/Oslo/b", "index/city/Rome/a", "index/city/Rome/c", "index/city/Rome/d"];
+    is_indexed(&[&age[..], &city].concat());
+    assert_eq!(host.route("GET", "/x/index/city/Rome").send().expect(200).header("Index-Left-Out"), None);
+    assert_eq!(host.log().matches("left out of the index").count(), 1, "{}", host.log());
+}
+
+#[test]
+fn an_entry_whose_write_is_refused_is_left_out() {
+    let mut host = Setup::new().start();
+    for (key, city) in [("a", "Rome"), ("b", "refused"), ("c", "Oslo")] {
+        host.put(key, format!(r#"{{"city": "{city}"}}"#)).expect(200);
+    }
+    let setup = Setup::new().load::<Index>().settings(r#"{"fields": ["city"]}"#);
+    host.restart_with(setup.load_other(plugin!(Reader, "reader")));
+    host.tick("index");
+    is_indexed(&["index/city/Oslo/c", "index/city/Rome/a"]);
+    assert_eq!(host.metric("index", "left_out"), 1);
+    assert!(host.log().contains(r#"are left out of the index: 1, the first is "b": refused"#));
+}
+
+#[test]
+fn index_entries_that_cannot_be_read_are_found_and_removed() {
+    let setup = Setup::new().load::<Index>().settings(r#"{"fields": ["city"]}"#);
+    let setup = setup.load_other(plugin!(Reader, "reader")).load_other(plugin!(Backwards, "backwards"));
+    let mut host = setup.clone().start();
+    host.put("stray-x", r#"{"city": "Rome"}"#).expect(200);
+    host.put("kept-x", r#"{"city": "Rome"}"#).expect(200);
+    // Without the plugin, nothing keeps the index up to date.
+    host.restart_with(Setup::new().load_other(plugin!(Backwards, "backwards")));
+    host.put("stray-x", r#"{"city": "Oslo"}"#).expect(200);
+    host.restart_with(setup);
+    // The values of index entries are keys.
+    LOST.set(b"-x");
+    host.tick("index");
+    LOST.set(b"");
+    is_indexed(&["index/city/Oslo/stray-x", "index/city/Rome/kept-x"]);
+    LOST.set(b"-x");
+    assert_eq!(host.route("GET", "/x/index/city/Oslo").send().expect(200).text(), r#"["stray-x"]"#);
+    LOST.set(b"");
+}
+
+#[test]
+fn a_build_keeps_the_content_coding_of_an_entry() {
+    let mut host = Setup::new().start();
+    let gzip = host.request(Verb::Put, "a").header("Content-Encoding", "gzip").body(r#"{"city": "Rome"}"#);
+    gzip.send().expect(200);
+    host.restart_with(
+        Setup::new().load::<Index>().settings(r#"{"fields": ["city"]}"#).load_other(plugin!(Reader, "reader")),
+    );
+    host.tick("index");
+    is_indexed(&["index/city/Rome/a"]);
+    host.get("a").expect(200).has("Content-Encoding", "gzip");
 }
 
 /// A generator of random numbers.

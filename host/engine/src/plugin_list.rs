@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::list::{at_key, behind, end_of};
+use super::transforms::is_transformed;
 use vkog_plugin_host::{CallScope, EntryView, KeyRange, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
 use vkog_runtime::Mailbox;
 use vkog_store::Store;
@@ -14,6 +15,8 @@ const PAGE: usize = 256;
 
 /// A function that gets entries until it returns `false`.
 type Each<'a> = dyn FnMut(&str, EntryView<'_>) -> bool + 'a;
+/// A function that gets entries, or why they cannot be read, until it returns `false`.
+type EachResult<'a> = dyn FnMut(&str, Result<EntryView<'_>, Refusal>) -> bool + 'a;
 
 impl<S: Store> Engine<S> {
     /// Passes on the entries whose keys begin with a prefix, in no order.
@@ -28,7 +31,7 @@ impl<S: Store> Engine<S> {
         each: &mut Each<'_>,
     ) -> Result<(), Refusal> {
         for entry in self.store.with_prefix(prefix) {
-            if !self.pass(entry.key(), scope, each)? {
+            if !self.pass(entry.key(), scope, each).map_err(|refusal| at_key(refusal, entry.key()))? {
                 break;
             }
         }
@@ -36,16 +39,16 @@ impl<S: Store> Engine<S> {
     }
 
     /// Passes on the entries of a range in byte order. A key that is present throughout the call is passed on, during any
-    /// concurrent writes.
+    /// concurrent writes. A transformed value that cannot be turned back is passed on as that refusal.
     ///
     /// # Errors
     ///
-    /// An entry cannot be read.
+    /// An entry cannot be read for another reason.
     pub(super) fn pass_range(
         self: &Arc<Self>,
         range: KeyRange<'_>,
         scope: &CallScope,
-        each: &mut Each<'_>,
+        each: &mut EachResult<'_>,
     ) -> Result<(), Refusal> {
         let KeyRange { prefix, from, limit } = range;
         let end = end_of(prefix);
@@ -62,10 +65,15 @@ impl<S: Store> Engine<S> {
             for entry in entries {
                 from = behind(entry.key());
                 let mut passed = false;
-                let continues = self.pass(entry.key(), scope, &mut |key, found| {
+                let found = self.pass(entry.key(), scope, &mut |key, found| {
                     passed = true;
-                    each(key, found)
-                })?;
+                    each(key, Ok(found))
+                });
+                let continues = match found {
+                    // After a timeout, the store is the reason.
+                    Err(refusal) if is_transformed(&entry) && refusal.status != 504 => each(entry.key(), Err(refusal)),
+                    found => found.map_err(|refusal| at_key(refusal, entry.key()))?,
+                };
                 left -= u64::from(passed);
                 if !continues {
                     return Ok(());
@@ -99,13 +107,14 @@ impl<S: Store> Engine<S> {
             if_revision: None,
             if_absent: false,
             upserts: false,
+            keeps_coding: false,
             scope: scope.clone(),
         };
         let mut result = Ok(true);
         Arc::clone(self).request(&request, &mut |response| match response {
             PluginResponse::Found(found) => result = Ok(each(key, found)),
             PluginResponse::Refused(refusal) if refusal.status >= 500 => {
-                result = Err(at_key(refusal.into_owned(), key));
+                result = Err(refusal.into_owned());
             }
             _ => {}
         });

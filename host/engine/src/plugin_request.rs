@@ -9,16 +9,17 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
+use super::touch::CODING;
 use super::{
     Conditions, Engine, ExtraHeaders, Form, Outcome, Request, Revisions, batch, check_memory, check_operation,
-    host_refusal, view,
+    content_coding, host_refusal, view,
 };
 use vkog_plugin_host::{
     CallScope, CallStates, Cause, EntryView, GuardOutput, KeyRange, Origin, PluginRequest, PluginResponse, Refusal,
     StoreAccess, Transforms, Verb,
 };
 use vkog_runtime::{Detached, Mailbox};
-use vkog_store::{DEFAULT_CONTENT_TYPE, Reads, Store, owned_content_type};
+use vkog_store::{DEFAULT_CONTENT_TYPE, Entry, Reads, Store, owned_content_type};
 
 pub(super) use update::UpdateLocks;
 
@@ -48,10 +49,15 @@ impl Origin for PluginOrigin {
 }
 
 impl PluginOrigin {
-    fn new(request: &PluginRequest<'_>) -> Self {
+    /// `coding` is the content coding that the entry keeps.
+    fn new(request: &PluginRequest<'_>, coding: Option<String>) -> Self {
         let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec()));
         let mut origin = Self { plugin: request.scope.plugin, headers: headers.collect() };
         // Plugins see the precondition as a client would send it. With it, they let a put create the entry.
+        if let Some(coding) = coding {
+            origin.headers.retain(|(name, _)| !name.eq_ignore_ascii_case(CODING));
+            origin.headers.push((CODING.to_owned(), coding.into_bytes()));
+        }
         let creates = request.if_absent || request.upserts && request.verb == Verb::Put;
         if creates && origin.header("if-none-match").is_none() {
             origin.headers.push(("If-None-Match".to_owned(), b"*".to_vec()));
@@ -126,7 +132,7 @@ impl<S: Store> StoreAccess for Engine<S> {
         self: Arc<Self>,
         range: KeyRange<'_>,
         scope: &CallScope,
-        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+        each: &mut dyn FnMut(&str, Result<EntryView<'_>, Refusal>) -> bool,
     ) -> Result<(), Refusal> {
         self.pass_range(range, scope, each)
     }
@@ -237,11 +243,26 @@ fn conditions(request: &PluginRequest<'_>) -> Conditions {
     }
 }
 
+/// Returns the content coding of the entry that a request replaces and keeps the coding of. If the entry has another revision than
+/// the required one, the request fails anyway.
+fn kept_coding<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Option<String>, Refusal> {
+    if !request.keeps_coding || request.verb != Verb::Put {
+        return Ok(None);
+    }
+    let Some(revision) = request.if_revision else {
+        let fact = "a put keeps the content coding of the entry with a required revision only: use if_revision";
+        return Err(host_refusal(400, fact));
+    };
+    let coding = |entry: &Entry| content_coding(entry).filter(|_| entry.revision() == revision).map(str::to_owned);
+    Ok(engine.store.read(request.key, |entry| entry.and_then(coding)).0)
+}
+
 /// A plugin's request as one for the pipeline.
 pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>) -> Result<Request, Refusal> {
     let PluginRequest { verb, key, value, content_type, .. } = *request;
     check_operation(verb, key, content_type, value)?;
     check_memory(value.len())?;
+    let coding = kept_coding(engine, request)?;
     let content_type = match verb {
         Verb::Get | Verb::Delete => "",
         Verb::Post | Verb::Put if content_type.is_empty() => DEFAULT_CONTENT_TYPE,
@@ -258,7 +279,7 @@ pub(super) fn checked<S: Store>(engine: &Engine<S>, request: &PluginRequest<'_>)
         arrived: if request.upserts { u64::MAX } else { engine.revision() },
         depth: request.scope.depth,
         cause: Cause::Plugin,
-        origin: Arc::new(PluginOrigin::new(request)),
+        origin: Arc::new(PluginOrigin::new(request, coding)),
         form: Form::Sent,
         reads: Reads::Local,
         transforms: Transforms::default(),

@@ -37,6 +37,7 @@ fn a_large_value_is_refused_without_memory_for_its_copies() {
         if_revision: None,
         if_absent: false,
         upserts: false,
+        keeps_coding: false,
         scope: CallScope { plugin: "writer", depth: 1, chain: None },
     };
     let access: Arc<dyn StoreAccess> = Arc::<Engine<MemoryStore>>::clone(&engine);

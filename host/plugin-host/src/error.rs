@@ -351,6 +351,17 @@ pub enum LoadFault {
         /// The name of the plugin.
         name: String,
     },
+    /// The configuration requires the plugin, and its library contains another one at a reload.
+    #[error(
+        "[plugins.{name}] requires \"{name}\", and this library now contains the plugin \"{other}\"; put the library of \"{name}\" \
+         back, or set required = false; give that of \"{other}\" another file name"
+    )]
+    OtherPlugin {
+        /// The name of the plugin.
+        name: String,
+        /// The name of the plugin that the library contains.
+        other: String,
+    },
     /// A function of the plugin did not return in time during a reload.
     #[error(
         "its {function} did not return within {timeout:?} and was abandoned; reload again later, or report it to its \
@@ -394,7 +405,8 @@ impl LoadFault {
             | Self::StartFailed { name, .. }
             | Self::StartPanicked { name, .. }
             | Self::BackendInUse { name }
-            | Self::Required { name } => Some(name),
+            | Self::Required { name }
+            | Self::OtherPlugin { name, .. } => Some(name),
             _ => None,
         }
     }
@@ -438,7 +450,7 @@ impl LoadFault {
             Self::StartFailed { .. } => "start-failed",
             Self::StartPanicked { .. } => "start-panicked",
             Self::BackendInUse { .. } => "backend-in-use",
-            Self::Required { .. } => "required",
+            Self::Required { .. } | Self::OtherPlugin { .. } => "required",
             Self::NoReturn { .. } => "no-return",
         }
     }

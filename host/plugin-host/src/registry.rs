@@ -51,7 +51,7 @@ pub struct ReloadReport {
 /// The outcome of a reload for one plugin.
 #[derive(Debug)]
 pub enum ReloadOutcome {
-    /// Neither its library nor its settings have changed.
+    /// Neither its library, nor its settings, nor a file that it depends on have changed.
     Unchanged,
     /// It is new.
     Loaded,
@@ -255,7 +255,7 @@ impl Registry {
         }
     }
 
-    /// Reloads the plugins whose libraries or settings have changed, loads new libraries, removes plugins whose libraries are
+    /// Reloads the plugins whose libraries, settings or files have changed, loads new libraries, removes plugins whose libraries are
     /// gone, and creates plugins in quarantine again. Each succeeds or fails on its own: if a plugin cannot be loaded or does
     /// not return in time, its old instance continues.
     ///

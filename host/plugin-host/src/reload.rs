@@ -26,7 +26,7 @@ pub(crate) struct Candidate {
     pub(crate) plugin: Plugin,
     /// This reload created it.
     is_new: bool,
-    /// It did not start.
+    /// It did not start, or takes the place of a plugin that stays.
     pub(crate) failed: bool,
 }
 
@@ -66,12 +66,29 @@ impl Reload {
         self.keep(kept, |name| LoadFault::BackendInUse { name });
     }
 
-    /// Keeps those of the removed plugins that the configuration requires, unless another library contains them now, and reports
-    /// it. Without `encrypt`, for example, values would be stored as they are.
+    /// Keeps those of the removed plugins, and of those whose libraries contain another plugin now, that the configuration requires,
+    /// unless another library contains them now, and reports it. Without `encrypt`, for example, values would be stored as they are.
     pub(crate) fn keep_required(&mut self, gone: &mut Vec<Plugin>, settings: &Settings) {
         let is_expected = |name: &str| settings.get(name).is_some_and(|table| table.host.is_expected);
         let has_moved = |name: &str| self.next.iter().any(|candidate| candidate.plugin.name() == name);
-        let kept = extract(gone, |plugin| is_expected(plugin.name()) && !has_moved(plugin.name()));
+        let is_kept = |plugin: &Plugin| is_expected(plugin.name()) && !has_moved(plugin.name());
+        let kept = extract(gone, is_kept);
+        let kept_in_place: Vec<_> = self.old.iter().filter(|plugin| is_kept(plugin)).cloned().collect();
+        for plugin in kept_in_place {
+            let (path, name) = (plugin.path(), plugin.name().to_owned());
+            let Some(candidate) = self.next.iter_mut().find(|candidate| candidate.plugin.path() == path) else {
+                continue;
+            };
+            candidate.failed = true;
+            let fault = LoadFault::OtherPlugin { name: name.clone(), other: candidate.plugin.name().to_owned() };
+            let report = ReloadReport {
+                path: path.to_owned(),
+                name: Some(name),
+                outcome: ReloadOutcome::Failed(LoadError { path: path.to_owned(), fault }),
+            };
+            self.reports.retain(|report| report.path != path);
+            self.reports.push(report);
+        }
         self.keep(kept, |name| LoadFault::Required { name });
     }
 
@@ -96,7 +113,9 @@ impl Reload {
         if let Some(position) = position {
             let plugin = &mut self.old[position];
             let table = settings.get(plugin.name()).cloned().unwrap_or_default();
-            let same_code = plugin.library().sha256() == verified.sha256() && !plugin.member().is_quarantined();
+            let same_code = plugin.library().sha256() == verified.sha256()
+                && !plugin.member().is_quarantined()
+                && !plugin.member().files_have_changed();
             if same_code && *plugin.table() == table {
                 return Ok(ReloadOutcome::Unchanged);
             }
@@ -138,13 +157,14 @@ impl Reload {
 
     /// Whether a plugin that this reload created has a `start` hook, and so counts what the store holds.
     pub(crate) fn counts(&self) -> bool {
-        self.next.iter().any(|candidate| candidate.is_new && candidate.plugin.member().has("start"))
+        let starts = |candidate: &Candidate| candidate.is_new && !candidate.failed;
+        self.next.iter().any(|candidate| starts(candidate) && candidate.plugin.member().has("start"))
     }
 
     /// Starts the plugins that this reload created. Without `drained`, operations are in flight in the old chain, and a plugin
     /// that counts what the store holds does not start.
     pub(crate) fn start(&mut self, scan: &SharedScan, drained: bool) {
-        for Candidate { plugin, failed, .. } in self.next.iter_mut().filter(|candidate| candidate.is_new) {
+        for Candidate { plugin, failed, .. } in self.next.iter_mut().filter(|new| new.is_new && !new.failed) {
             let (member, scan) = (Arc::clone(plugin.member()), Arc::clone(scan));
             let started = if !member.has("start") {
                 // There is no hook to call, and so nothing to wait for.

@@ -1,6 +1,9 @@
 //! SHA-256 hashes of libraries and secrets.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
@@ -14,6 +17,22 @@ impl Sha256 {
     /// Returns the hash of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// Returns the hash of the content of a file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub(crate) fn of_file(path: &Path) -> io::Result<Self> {
+        let (mut file, mut hasher) = (File::open(path)?, sha2::Sha256::new());
+        let mut part = [0; 64 << 10];
+        loop {
+            match file.read(&mut part)? {
+                0 => return Ok(Self(hasher.finalize().into())),
+                len => hasher.update(&part[..len]),
+            }
+        }
     }
 }
 

@@ -144,6 +144,7 @@ pub(super) fn begin(
         timeline: timeline(revision),
         since,
         since_timeline: since.map(timeline),
+        key_prefix: prefix.clone(),
     };
     let mut reply = Response::new(200, &b""[..])
         .with_header("Content-Type", "application/x-ndjson")

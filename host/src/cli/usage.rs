@@ -8,6 +8,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::suggest::similar;
+use crate::urls::{without_credentials, without_credentials_in};
 
 /// A command line that cannot be parsed.
 #[derive(Debug)]
@@ -41,12 +42,23 @@ impl UsageError {
                     .unwrap_or_else(|| report(&source)),
             },
         };
+        let fact = shown(fact, &source);
         // Without a command, the options are those of the server.
         if names.len() == 1 && arguments.get(1).is_some_and(|word| word.to_string_lossy().starts_with('-')) {
             command += " serve";
         }
         Self { command, fact, source }
     }
+}
+
+/// Removes the credentials of URLs from the report of an error.
+fn shown(fact: String, error: &clap::Error) -> String {
+    let fact = match error.get(ContextKind::InvalidValue) {
+        // It may have characters at which a URL in a text ends.
+        Some(ContextValue::String(value)) if value.contains("://") => fact.replace(value, &without_credentials(value)),
+        _ => fact,
+    };
+    without_credentials_in(&fact)
 }
 
 /// Reports a command that does not exist, with the most similar one that does.

@@ -213,7 +213,9 @@ fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, I
         // Some editors write a byte order mark.
         let text = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         if !text.trim_ascii().is_empty() {
-            add_line(&mut import, text).map_err(|source| match source {
+            let start = verifier.as_ref().and_then(Verifier::start);
+            let key_prefix = start.map_or("", |start| &*start.key_prefix);
+            add_line(&mut import, text, key_prefix).map_err(|source| match source {
                 Fault::Json(_) if number == 1 => InputError::NotAnExport(source),
                 _ => fault(source),
             })?;
@@ -225,8 +227,8 @@ fn from_lines(mut reader: impl BufRead, len: u64, bar: &Bar) -> Result<Import, I
     Ok(import)
 }
 
-fn add_line(import: &mut Import, text: &[u8]) -> Result<(), Fault> {
-    match Record::parse(text)? {
+fn add_line(import: &mut Import, text: &[u8], key_prefix: &str) -> Result<(), Fault> {
+    match Record::parse(text)?.behind(key_prefix)? {
         Record::Entry { key, value, content_type, details, revision } => {
             import.begin_after(revision.unwrap_or(0));
             import.push(&key, &NewEntry { value: &value, content_type: &content_type, details });
@@ -277,6 +279,17 @@ impl<'a> Record<'a> {
         check_entry(line.key.as_bytes(), &value).map_err(Fault::Invalid)?;
         let details = line.details_base64.map_or(Ok(Vec::new()), |text| decode("details_base64", &text))?;
         Ok(Self::Entry { key: line.key, value, content_type, details, revision: line.revision })
+    }
+
+    /// Returns the record with a prefix before its key.
+    pub(super) fn behind(mut self, prefix: &str) -> Result<Self, Fault> {
+        let (Self::Entry { key, .. } | Self::Removal { key }) = &mut self;
+        if !prefix.is_empty() {
+            *key = format!("{prefix}{key}").into();
+            // The rest was checked.
+            check_entry(key.as_bytes(), b"1").map_err(Fault::Invalid)?;
+        }
+        Ok(self)
     }
 }
 

@@ -47,18 +47,24 @@ enum RestoreError {
     Exists { path: PathBuf, source: io::Error },
     #[error("cannot check {}: {source}; choose another file", .path.display())]
     Unknown { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot restore {}: it is a backup of the keys behind {found:?}, and the backup before it of those behind {expected:?}; give \
+         the backups of one client",
+        .path.display()
+    )]
+    OtherPrefix { path: PathBuf, found: String, expected: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 /// Makes a store from a full backup and the incremental backups that follow it, in order. With `force`, a store that exists is
-/// renamed.
+/// renamed. A backup that a client with a key prefix has made lacks that prefix: it comes before each key again, or `key_prefix` does.
 ///
 /// # Errors
 ///
 /// A backup is not complete or does not follow the one before it, or the store exists or cannot be written. Nothing is changed
 /// then.
-pub fn restore(backups: &[PathBuf], file: &Path, force: bool) -> Result<ExitCode, Failure> {
+pub fn restore(backups: &[PathBuf], file: &Path, force: bool, key_prefix: Option<&str>) -> Result<ExitCode, Failure> {
     let lock = Lock::take(file)?;
     let existing = store::exists(file);
     let exists = existing.map_err(|source| RestoreError::Unknown { path: file.to_owned(), source })?;
@@ -68,7 +74,7 @@ pub fn restore(backups: &[PathBuf], file: &Path, force: bool) -> Result<ExitCode
     let mut restore = Restore::default();
     let mut last = None;
     for path in backups {
-        last = Some(apply(path, &mut restore, last.as_ref())?);
+        last = Some(apply(path, &mut restore, last.as_ref(), key_prefix)?);
     }
     let backup = last.map_or(0, |start| start.revision);
     // A store that is damaged does not say which revisions it has assigned.
@@ -86,7 +92,12 @@ pub fn restore(backups: &[PathBuf], file: &Path, force: bool) -> Result<ExitCode
 }
 
 /// Applies one backup. Returns its start line.
-fn apply(path: &Path, restore: &mut Restore, before: Option<&Start>) -> Result<Start, RestoreError> {
+fn apply(
+    path: &Path,
+    restore: &mut Restore,
+    before: Option<&Start>,
+    key_prefix: Option<&str>,
+) -> Result<Start, RestoreError> {
     let is_stdin = path.as_os_str() == "-";
     let path = if is_stdin { Path::new("standard input") } else { path };
     let unreadable = |source| RestoreError::Unreadable { path: path.to_owned(), source };
@@ -118,13 +129,15 @@ fn apply(path: &Path, restore: &mut Restore, before: Option<&Start>) -> Result<S
         if is_frame(&line) || line.trim_ascii().is_empty() || line.last() != Some(&b'\n') {
             continue;
         }
-        add(restore, &line).map_err(|source| malformed(InputError::Line { number, source }))?;
+        let own = verifier.start().map_or("", |start| &*start.key_prefix);
+        add(restore, &line, key_prefix.unwrap_or(own))
+            .map_err(|source| malformed(InputError::Line { number, source }))?;
     }
     verifier.finish().map_err(|source: Incomplete| malformed(source.into()))
 }
 
-fn add(restore: &mut Restore, line: &[u8]) -> Result<(), Fault> {
-    match Record::parse(line)? {
+fn add(restore: &mut Restore, line: &[u8], key_prefix: &str) -> Result<(), Fault> {
+    match Record::parse(line)?.behind(key_prefix)? {
         Record::Entry { key, value, content_type, details, revision } => {
             let revision = revision.ok_or(Fault::NoRevision)?;
             restore.put(&key, &NewEntry { value: &value, content_type: &content_type, details }, revision);
@@ -146,6 +159,10 @@ fn check_start(path: &Path, start: &Start, before: Option<&Start>) -> Result<(),
             Err(RestoreError::Gap { path, since, revision: before.revision })
         }
         (Some(_), Some(before)) if !start.continues(before) => Err(RestoreError::OtherTimeline { path }),
+        (Some(_), Some(before)) if start.key_prefix != before.key_prefix => {
+            let (found, expected) = (start.key_prefix.clone(), before.key_prefix.clone());
+            Err(RestoreError::OtherPrefix { path, found, expected })
+        }
         (Some(_), Some(_)) => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use crate::urls::without_credentials_in;
 use thiserror::Error;
 use vkog_plugin_host::SettingError;
 
@@ -167,9 +168,9 @@ fn way_out(similar: Option<&str>, known: &[String]) -> String {
     }
 }
 
-/// Returns the message of a deserializer in one line, what it expected before what it found.
+/// Returns the message of a deserializer in one line, what it expected before what it found. It has no credentials.
 fn expectation(message: &str) -> String {
-    let message = message.replace('\n', " ");
+    let message = without_credentials_in(&message.replace('\n', " "));
     let found =
         ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|kind| message.strip_prefix(kind));
     match found.and_then(|rest| rest.split_once(", expected ")) {

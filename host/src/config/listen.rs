@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use super::error::ValueError;
+use crate::urls::strip_scheme;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl FromStr for Listen {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        if let Some(path) = text.strip_prefix("unix:") {
+        if let Some(path) = strip_scheme(text, "unix:") {
             return match path.strip_prefix('@') {
                 Some("") => Err(ValueError::NoPath),
                 Some(_) if !cfg!(target_os = "linux") => Err(ValueError::AbstractSocket),
@@ -87,7 +88,7 @@ impl FromStr for Listen {
                 None => Ok(Self::Unix(path.into())),
             };
         }
-        let (scheme, address) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+        let (scheme, address) = match (strip_scheme(text, "http://"), strip_scheme(text, "https://")) {
             (Some(address), _) => (Some(Scheme::Http), address),
             (_, Some(address)) => (Some(Scheme::Https), address),
             (None, None) => (None, text),
@@ -167,6 +168,8 @@ mod tests {
         }
         assert_eq!(tcp("http://a:1").scheme, Some(Scheme::Http));
         assert_eq!(tcp("https://a:1").scheme, Some(Scheme::Https));
+        assert_eq!(tcp("HTTPS://a:1").scheme, Some(Scheme::Https));
+        assert_eq!("UNIX:/Run".parse(), Ok(Listen::Unix("/Run".into())));
         assert_eq!("unix:/run/vkog".parse(), Ok(Listen::Unix("/run/vkog".into())));
         assert_eq!("unix:./@vkog".parse(), Ok(Listen::Unix("./@vkog".into())));
         for text in ["3110", "localhost", "localhost:port", "unix:", "unix:@", "127.0.0.1:99999", "http://a/:1", "[a:1"]

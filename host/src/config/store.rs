@@ -8,6 +8,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::error::ValueError;
+use crate::urls::without_credentials;
 
 /// The default of `--max-lag`.
 const MAX_LAG: Duration = Duration::from_secs(5);
@@ -22,7 +23,7 @@ pub struct StoreUrl {
 }
 
 impl StoreUrl {
-    /// Returns the scheme, which is also the name of the plugin: a letter, then letters, digits and hyphens.
+    /// Returns the scheme in lower case, which is also the name of the plugin: a letter, then letters, digits and hyphens.
     pub fn scheme(&self) -> &str {
         &self.text[..self.scheme_len]
     }
@@ -43,22 +44,20 @@ impl FromStr for StoreUrl {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let (scheme, rest) = text.split_once("://").ok_or(ValueError::StoreUrl)?;
+        let scheme = scheme.to_ascii_lowercase();
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let is_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase()) && scheme.bytes().all(is_name);
         if !is_scheme || rest.is_empty() || rest.contains(|char: char| char.is_whitespace() || char.is_control()) {
             return Err(ValueError::StoreUrl);
         }
-        Ok(Self { text: text.to_owned(), scheme_len: scheme.len() })
+        Ok(Self { text: format!("{scheme}://{rest}"), scheme_len: scheme.len() })
     }
 }
 
 impl Display for StoreUrl {
     /// Writes the URL without the user and the password that it may have.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let rest = &self.text[self.scheme_len + 3..];
-        let authority = rest.find('/').unwrap_or(rest.len());
-        let shown = rest[..authority].rfind('@').map_or(rest, |at| &rest[at + 1..]);
-        write!(f, "{}://{shown}", self.scheme())
+        f.write_str(&without_credentials(&self.text))
     }
 }
 
@@ -121,9 +120,11 @@ mod tests {
         ] {
             let url: StoreUrl = text.parse().expect(text);
             assert_eq!((url.scheme(), &*url.to_string(), url.secret()), (scheme, shown, text));
+            let shouted: StoreUrl = text.replacen(scheme, &scheme.to_uppercase(), 1).parse().expect(text);
+            assert_eq!(shouted, url, "the scheme is case-insensitive");
         }
         for text in
-            ["", "etcd", "etcd:a", "://a", "etcd://", "Etcd://a", "2a://a", "../x://a", "etcd://a b", "etcd://a\n"]
+            ["", "etcd", "etcd:a", "://a", "etcd://", "Etc\u{e9}://a", "2a://a", "../x://a", "etcd://a b", "etcd://a\n"]
         {
             assert_eq!(text.parse::<StoreUrl>(), Err(ValueError::StoreUrl), "{text}");
         }

@@ -15,7 +15,7 @@ use vkog_store::{DEFAULT_CONTENT_TYPE, Entry};
 /// The version of the format.
 pub const FORMAT: u32 = 1;
 /// The maximum length of a start line or an end line, in bytes.
-const FRAME_MAX: usize = 1024;
+const FRAME_MAX: usize = 4096;
 
 /// A line that is no record.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Start {
     /// The timeline that assigned the revision `since`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_timeline: Option<String>,
+    /// The key prefix of the client, which the keys of the lines do not have; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key_prefix: String,
 }
 
 impl Start {
@@ -360,6 +363,7 @@ mod tests {
             timeline: "2e".to_owned(),
             since: Some(5),
             since_timeline: None,
+            key_prefix: String::new(),
         };
         let mut out = Vec::new();
         let mut writer = Writer::new(&mut out, start).expect("memory");
@@ -409,6 +413,7 @@ mod tests {
             timeline: timeline.to_owned(),
             since: since.map(|(_, revision)| revision),
             since_timeline: since.map(|(timeline, _)| timeline.to_owned()),
+            key_prefix: String::new(),
         };
         for (timeline, revision, since, expected) in [
             ("a", 10, ("a", 10), true),
@@ -436,6 +441,7 @@ mod tests {
             timeline: "2e".to_owned(),
             since: None,
             since_timeline: None,
+            key_prefix: String::new(),
         };
         let mut out = Vec::new();
         Writer::new(&mut out, start).and_then(|writer| writer.fail("too slow")).expect("memory");

@@ -4,7 +4,23 @@ use std::sync::Arc;
 
 use super::error::{MissingPlugin, PluginFolderError, place};
 use crate::failure::Failure;
-use vkog_plugin_host::{HostContext, Plugin, SKIPPED, Source, is_no_plugin, is_required, libraries, unknown_in_order};
+use vkog_plugin_api::Stage;
+use vkog_plugin_host::{
+    Chain, HostContext, Plugin, SKIPPED, Source, is_no_plugin, is_required, libraries, unknown_in_order,
+};
+
+/// The hooks that see the value of a write or of an entry.
+const SEES_VALUES: [&str; 9] = [
+    "before_post",
+    "before_put",
+    "guard_post",
+    "guard_put",
+    "guard_delete",
+    "after_get",
+    "after_post",
+    "after_put",
+    "after_delete",
+];
 
 /// Loads every library of the plugin folder.
 ///
@@ -46,6 +62,24 @@ pub(super) fn load(source: &Source, port: &Arc<HostContext>) -> Result<Vec<Plugi
 fn not_loaded<'a>(source: &'a Source, loaded: &'a [Plugin]) -> impl Iterator<Item = &'a str> {
     let is_loaded = |name: &str| loaded.iter().any(|plugin| plugin.name() == name);
     source.settings.keys().map(String::as_str).filter(move |name| !is_loaded(name))
+}
+
+/// Logs a warning for each plugin of the stage access that sees transformed values, because the configuration orders it behind a plugin
+/// that transforms them.
+pub(super) fn warn_order(chain: &Chain) {
+    for (at, plugin) in chain.members().iter().enumerate() {
+        let sees_values = || SEES_VALUES.iter().any(|hook| plugin.has(hook));
+        if plugin.stage() != Stage::Access as u32 || !sees_values() {
+            continue;
+        }
+        if let Some(before) = chain.members()[..at].iter().find(|before| before.has("read_get")) {
+            let (name, before) = (plugin.name(), before.name());
+            tracing::warn!(
+                "plugins.order puts {before}, which transforms values, before {name}, which then sees them as they are stored; name \
+                 {name} before {before} in order"
+            );
+        }
+    }
 }
 
 /// Logs a warning for each plugin that the configuration names and that is not loaded.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::error::{PluginFolderError, TlsChanged};
-use super::plugins::warn_unknown;
+use super::plugins::{warn_order, warn_unknown};
 use crate::any_store::Engine;
 use crate::api::{Authorizer, ReloadError};
 use crate::config::{Config, ConfigError};
@@ -50,7 +50,10 @@ impl<C: Fn() -> Result<Config, ConfigError>> Reloader<C> {
                 ReloadOutcome::Failed(error) => tracing::error!("{error}; the loaded version continues"),
             }
         }
-        self.engine.plugins().look(|plugins, _, _| warn_unknown(&source, plugins));
+        self.engine.plugins().look(|plugins, chain, _| {
+            warn_unknown(&source, plugins);
+            warn_order(chain);
+        });
         if let Some(shared) = self.engine.store().shared() {
             announce(&self.engine, shared);
         }

@@ -114,6 +114,7 @@ pub(super) fn load(
     }
     let port = Arc::new(HostContext::new(config.max_size, system_clock));
     let plugins = Registry::new(plugins::load(&source, &port)?, source.order.clone(), port);
+    plugins::warn_order(&plugins.chain());
     let timeout = config.shared.as_ref().map(|shared| shared.timeout);
     let store = match config.shared {
         None => open_store(&config.file, config.store, progress)?.into(),

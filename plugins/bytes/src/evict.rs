@@ -2,6 +2,7 @@
 //! in a pool between calls. Knows neither the ledger nor how entries are counted.
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -21,9 +22,13 @@ const BATCH: usize = 64;
 const FRUITLESS_MAX: usize = 64;
 /// The maximum number of refused writes of which the shortfall is known.
 const WANTED_MAX: usize = 1024;
-/// The bytes that are removed beyond what a write needs: a part of the limit, and their maximum. 256 times this is what a
-/// batch can get, because it is decided again 256 times.
+/// The bytes that are removed beyond what a write needs: a part of the limit, and their maximum.
 const AHEAD: (u64, u64) = (256, 256 << 10);
+/// The number of refusals of one operation after which these bytes double. A large batch is refused once for each of its writes that
+/// lacks room, other writes take what it has removed, and it is decided again 256 times only.
+const DOUBLE_AFTER: u32 = 16;
+/// The number of operations whose refusals are counted.
+const COUNTED_MAX: usize = 64;
 
 /// The maximum time for which a write that finds nothing to remove waits for removals of other threads.
 const WAIT: Duration = Duration::from_secs(10);
@@ -36,6 +41,35 @@ struct Wanted {
     lacks: u64,
     /// [`Evictor::freed`] at that time.
     freed: u64,
+    /// How often its operation was refused before.
+    refusals: u32,
+}
+
+/// The refused writes for which no room was made yet, and how often operations were refused.
+#[derive(Default)]
+struct Refused {
+    wanted: Vec<Wanted>,
+    /// By [`Request::arrived`], which all attempts of an operation have in common, and few other operations.
+    counts: VecDeque<(u64, u32)>,
+}
+
+impl Refused {
+    /// Counts a refusal. Returns how often the operation was refused before.
+    fn count(&mut self, arrived: u64) -> u32 {
+        // Such a write has no time of its own.
+        if arrived == u64::MAX {
+            return 0;
+        }
+        if let Some((_, count)) = self.counts.iter_mut().find(|(other, _)| *other == arrived) {
+            *count += 1;
+            return *count;
+        }
+        if self.counts.len() == COUNTED_MAX {
+            self.counts.pop_front();
+        }
+        self.counts.push_back((arrived, 0));
+        0
+    }
 }
 
 /// An entry that may be evicted.
@@ -51,8 +85,9 @@ struct Candidate {
 pub(crate) struct Evictor {
     host: Host,
     accesses: AccessTable,
+    limit: u64,
     ahead: u64,
-    wanted: Mutex<Vec<Wanted>>,
+    refused_writes: Mutex<Refused>,
     /// The candidates of which others were better, those with the lowest rank last.
     pool: Mutex<Vec<Candidate>>,
     /// The bytes of all removed entries.
@@ -72,8 +107,9 @@ impl Evictor {
         Self {
             host,
             accesses: AccessTable::new(policy, limit),
+            limit,
             ahead: (limit / AHEAD.0).min(AHEAD.1),
-            wanted: Mutex::default(),
+            refused_writes: Mutex::default(),
             pool: Mutex::default(),
             freed: AtomicU64::new(0),
             removing: Default::default(),
@@ -93,11 +129,13 @@ impl Evictor {
         self.freed.fetch_add(bytes, SeqCst);
     }
 
-    /// Records that a write was refused: what it needs, and what it lacks. The host calls [`make_room`](Self::make_room) next.
-    pub(crate) fn want(&self, needs: u64, lacks: u64) {
-        let mut wanted = lock(&self.wanted);
-        if wanted.len() < WANTED_MAX {
-            wanted.push(Wanted { needs, lacks, freed: self.freed.load(SeqCst) });
+    /// Records that a write was refused: when its request arrived, what it needs, and what it lacks. The host calls
+    /// [`make_room`](Self::make_room) next.
+    pub(crate) fn want(&self, arrived: u64, needs: u64, lacks: u64) {
+        let mut refused = lock(&self.refused_writes);
+        let refusals = refused.count(arrived);
+        if refused.wanted.len() < WANTED_MAX {
+            refused.wanted.push(Wanted { needs, lacks, freed: self.freed.load(SeqCst), refusals });
         }
     }
 
@@ -105,9 +143,15 @@ impl Evictor {
     /// entries were removed since the refusal, by this call or others.
     pub(crate) fn make_room(&self, free: impl Fn() -> u64, cost: impl Fn(&str, Entry<'_>) -> u64) -> bool {
         // Without a refusal of this plugin, it is another one that lacks room.
-        let Some(Wanted { needs, lacks, freed }) = lock(&self.wanted).pop() else { return false };
+        let Some(Wanted { needs, lacks, freed, refusals }) = lock(&self.refused_writes).wanted.pop() else {
+            return false;
+        };
         let gained = || self.freed.load(SeqCst).wrapping_sub(freed);
-        if gained() >= lacks && free() >= needs {
+        let doubled = (refusals / DOUBLE_AFTER).min(u64::BITS / 2);
+        let ahead = (self.ahead << doubled).min(self.limit);
+        // Other writes took what was removed before, so what others remove now is not enough.
+        let spare = if doubled > 0 { ahead } else { 0 };
+        if gained() >= lacks && free() >= needs.saturating_add(spare) {
             return true;
         }
         // Do not wait for the pool: the thread that has it may wait for this one, if hooks of a removal write to the store.
@@ -118,7 +162,7 @@ impl Evictor {
             Err(TryLockError::WouldBlock) => {}
         }
         // One thread at a time makes room for others as well.
-        let goal = if pooled.is_some() { lacks.saturating_add(self.ahead) } else { lacks };
+        let goal = lacks.saturating_add(if pooled.is_some() { ahead } else { spare });
         let pool = pooled.as_deref_mut().unwrap_or(&mut own);
         pool.iter_mut().for_each(|candidate| candidate.rank.0 = self.accesses.rank(candidate.hash));
         pool.sort_unstable_by_key(|candidate| Reverse(candidate.rank));

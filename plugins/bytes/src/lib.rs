@@ -114,7 +114,7 @@ impl Bytes {
                     // Otherwise the entry that is written may be removed for its own write.
                     evictor.accessed(key);
                 }
-                evictor.want(needs, lacks);
+                evictor.want(write.arrived(), needs, lacks);
             }
             // Escape the key: it may contain a line break, and a message is one line.
             Refusal::new(413, format!("Max size exceeded: {key:?} needs {needs} bytes, {free} of {limit} are free"))

@@ -348,6 +348,28 @@ fn racing_writers_never_exceed_the_limit_and_the_count_stays_exact() {
 }
 
 #[test]
+fn racing_batches_that_each_need_most_of_the_limit_all_succeed() {
+    const LIMIT: u64 = 100_000;
+    for evict in ["lru", "lfu"] {
+        let host = &host(evict, LIMIT).start();
+        thread::scope(|scope| {
+            for writer in 0..4 {
+                scope.spawn(move || {
+                    for round in 0..4 {
+                        let keys: Vec<String> =
+                            (0..350).map(|index| format!("{writer}-{}", round * 97 + index)).collect();
+                        let puts = keys.iter().map(|key| host.request(Verb::Put, key).body([b'v'; 250]));
+                        host.batch(puts).succeeded();
+                    }
+                });
+            }
+        });
+        let stored = keys(host).iter().map(|key| key.len() as u64 + 250).sum::<u64>();
+        assert_eq!(counted(host, LIMIT), stored, "{evict}");
+    }
+}
+
+#[test]
 fn with_the_memory_count_each_entry_evicts_one_of_its_size() {
     let settings = r#"{"max_size": 1000, "evict": "lru", "count": "memory"}"#;
     let host = Setup::new().load::<Bytes>().settings(settings).start();

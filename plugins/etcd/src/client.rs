@@ -155,7 +155,7 @@ impl Client {
         let tls = settings.uses_tls().then(|| tls(settings)).transpose()?;
         let endpoints =
             names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
-        let first = endpoints.first().ok_or_else(|| SettingsError::Url { url: String::new() })?;
+        let first = endpoints.first().ok_or(SettingsError::Url)?;
         Ok(Self {
             current: Mutex::new(Connection::new(0, first)),
             generation: watch::Sender::new(0),

@@ -74,10 +74,13 @@ pub enum SettingsError {
         #[source]
         error: std::io::Error,
     },
-    #[error("expected etcd://HOST:PORT,HOST:PORT/PREFIX, found {url:?}")]
-    Url { url: String },
-    #[error("{url:?}: the prefix must have no empty part")]
-    Prefix { url: String },
+    // The URL is left out, because it may have a password. The host names it.
+    #[error(
+        "its URL is not etcd://HOST:PORT,HOST:PORT/PREFIX; correct it, and set a user in user and password_file of [plugins.etcd]"
+    )]
+    Url,
+    #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
+    Prefix,
     #[error("cannot use the endpoint {endpoint}")]
     Endpoint {
         endpoint: String,
@@ -170,24 +173,23 @@ pub(crate) struct StoreUrl {
 
 impl StoreUrl {
     pub(crate) fn parse(url: &str) -> Result<Self, SettingsError> {
-        let malformed = || SettingsError::Url { url: url.to_owned() };
-        let rest = url.strip_prefix("etcd://").ok_or_else(malformed)?;
+        let rest = url.strip_prefix("etcd://").ok_or(SettingsError::Url)?;
         let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, "vkog"));
         let mut endpoints = Vec::new();
         for host in hosts.split(',') {
             if host.is_empty() || host.contains(['@', '?', '#', ' ']) {
-                return Err(malformed());
+                return Err(SettingsError::Url);
             }
             // The colons of an IPv6 address are in brackets.
             match host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
                 Some((_, port)) if port.parse::<u16>().is_ok() => endpoints.push(host.to_owned()),
-                Some(_) => return Err(malformed()),
+                Some(_) => return Err(SettingsError::Url),
                 None => endpoints.push(format!("{host}:2379")),
             }
         }
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         if prefix.split('/').any(str::is_empty) {
-            return Err(SettingsError::Prefix { url: url.to_owned() });
+            return Err(SettingsError::Prefix);
         }
         Ok(Self { endpoints, prefix: prefix.to_owned() })
     }

@@ -53,6 +53,30 @@ fn the_configured_order_comes_first_and_a_reload_changes_it() {
 }
 
 #[test]
+fn an_order_that_hides_values_from_a_plugin_of_the_stage_access_is_a_warning() {
+    let plugins = artefacts();
+    let libraries = ["vkog-compress", "vkog-index", "vkog-tenant"].map(|package| plugins.library(package));
+    let setup = libraries.iter().fold(Setup::new(), Setup::load);
+    let config = |order: &str| {
+        administered(&format!(
+            "[plugins]\norder = [{order}]\nindex.fields = [\"city\"]\ntenant.tokens = {{}}\ntenant.others = \"whole\"\n"
+        ))
+    };
+    let setup = setup.config(config("\"index\", \"compress\""));
+    let server = setup.start();
+    let warning = "plugins.order puts compress, which transforms values, before index, which then sees them as they are stored; \
+                   name index before compress in order";
+    server.logs_no(&["which transforms values"]);
+    setup.write_config(&config("\"compress\""));
+    server.reload().expect(200);
+    server.logs(&["WARN", warning]);
+    server.logs_no(&["before tenant"]);
+    server.stop().expect(0);
+    let server = setup.config(config("\"compress\"")).start();
+    server.logs(&["WARN", warning]);
+}
+
+#[test]
 fn an_invalid_order_stops_the_start() {
     for wrong in ["5", "\"bytes\"", "[1, 2]", "{ bytes = 1 }"] {
         let exit = setup().config(format!("[plugins]\norder = {wrong}\n")).fail();

@@ -318,6 +318,45 @@ fn a_download_is_complete_and_has_the_expected_hash_or_nothing_changes() {
 }
 
 #[test]
+fn no_message_shows_the_credentials_of_an_address() {
+    let place = Place::new();
+    let expected = hash(&conflict());
+    let secret = |url: &str| url.replacen("://", "://ann:s3cret@", 1) + "/x.so?key=s3cret#s3cret";
+    let refused = |url: &str, status: i32, words: &[&str]| {
+        let exit = place.run(&["add", &secret(url), "--sha256", &expected]);
+        let printed = format!("{}{}", exit.stdout, exit.stderr);
+        assert!(!printed.contains("s3cret") && !printed.contains("ann:"), "{printed}");
+        place.refused(&["add", &secret(url), "--sha256", &expected], status, words);
+    };
+    let whole = response("200 OK", "", 9, b"");
+    refused(&sending(whole), 6, &["response ended after 0 bytes", "/x.so?\u{2026}"]);
+    refused(&sending(response("401 Unauthorized", "", 0, b"")), 5, &["401 Unauthorized"]);
+    refused(&sending(response("200 OK", "", 1 << 40, b"")), 1, &["268435456 bytes"]);
+    refused(&sending(response("200 OK", "", 9, b"no librar")), 1, &["its sha256 is"]);
+    let away = response("302 Found", "Location: https://ann:s3cret@[/x.so?s3cret\r\n", 0, b"");
+    refused(&sending(away), 6, &["cannot download http://127.0.0.1"]);
+    refused("http://127.0.0.1:1", 6, &["cannot download http://127.0.0.1:1/x.so"]);
+    refused("http://[", 6, &["cannot download http://[/x.so"]);
+    refused("ftp://127.0.0.1:1", 2, &["cannot download over ftp://;", "https://"]);
+    place.refused(&["add", &secret("http://127.0.0.1:1")], 2, &["cannot download http://127.0.0.1:1/x.so", "--sha256"]);
+
+    let good = sending_library(&conflict());
+    let exit = place.run(&["add", &secret(&good), "--sha256", &expected, "--pin"]).expect(0);
+    assert!(!format!("{}{}", exit.stdout, exit.stderr).contains("s3cret"), "{exit}");
+    assert!(!place.config().contains("s3cret"), "{}", place.config());
+}
+
+#[test]
+fn the_scheme_of_an_address_is_case_insensitive() {
+    let place = Place::new();
+    let good = sending_library(&conflict()).replacen("http", "HTTP", 1);
+    place.refused(&["add", &format!("{good}/x.so")], 2, &["without TLS", "--sha256"]);
+    place.run(&["add", &format!("{good}/x.so"), "--sha256", &hash(&conflict())]).expect(0);
+    let server = Setup::new().start();
+    place.setup.run(["put", "a", "b", "--url", &format!("HTTP://{}", server.address())]).expect(0);
+}
+
+#[test]
 fn a_download_over_tls_needs_no_hash_if_it_stays_there() {
     let place = Place::new();
     let certificate = Certificate::signed();

@@ -210,6 +210,41 @@ fn a_reload_keeps_a_required_plugin_whose_library_is_gone() {
 }
 
 #[test]
+fn a_reload_keeps_a_required_plugin_whose_library_contains_another_one() {
+    let hash = {
+        use sha2::{Digest, Sha256};
+        let library = std::fs::read(conflict()).expect("a library can be read");
+        Sha256::digest(library).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let (required, pin) = ("required = true".to_owned(), format!("sha256 = \"{hash}\""));
+    for (demand, file, code) in [
+        (&required, "libvkog_conflict", "required"),
+        // The file name does not stand for the plugin.
+        (&required, "libx", "required"),
+        (&pin, "libx", "required"),
+        (&pin, "libvkog_conflict", "wrong-sha256"),
+    ] {
+        let setup = Setup::new().load_as(conflict(), as_library(file));
+        let server = setup.config(administered(&format!("[plugins.conflict]\n{demand}\n"))).start();
+        put_in_place(&bytes(), &server.library_of("conflict"));
+        assert_eq!(server.reloaded(&as_library(file)), code, "{demand} {file}");
+        server.put("k", "v").expect(404).has("Vkog-Plugin", "conflict");
+        assert_eq!(server.plugins().len(), 1, "bytes is not loaded");
+        if code == "required" {
+            server.logs(&["ERROR", "[plugins.conflict] requires", "this library now contains the plugin"]);
+        }
+        put_in_place(&conflict(), &server.library_of("conflict"));
+        assert_eq!(server.reloaded("conflict"), "kept");
+    }
+    // Without a demand, the other plugin replaces it.
+    let setup = Setup::new().load_as(conflict(), as_library("libx")).config(administered(""));
+    let server = setup.start();
+    put_in_place(&bytes(), &server.library_of("conflict"));
+    assert_eq!(server.reloaded("bytes"), "reloaded");
+    server.put("k", "v").expect(200);
+}
+
+#[test]
 fn a_hook_that_outlasts_a_reload_fails_it_and_the_old_counting_plugin_continues() {
     let setup = Setup::new().load(bytes()).load(artefacts().library("waits")).config(administered(""));
     let server = setup.args(["--max-size", "100"]).start();

@@ -159,6 +159,7 @@ where
             if_revision: revision,
             if_absent: revision.is_none(),
             upserts: false,
+            keeps_coding: false,
             // No hook waits for it.
             scope: CallScope { plugin: self.plugin, depth: 0, chain: None },
         };

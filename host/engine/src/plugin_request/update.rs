@@ -188,6 +188,7 @@ impl<S: Store> Engine<S> {
             if_revision: revision,
             if_absent: revision.is_none(),
             upserts: false,
+            keeps_coding: request.keeps_coding && revision.is_some(),
             ..request.clone()
         };
         let put = checked(self, &put)?;

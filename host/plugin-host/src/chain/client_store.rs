@@ -141,7 +141,7 @@ impl StoreAccess for ClientStore {
         self: Arc<Self>,
         range: KeyRange<'_>,
         scope: &CallScope,
-        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+        each: &mut dyn FnMut(&str, Result<EntryView<'_>, Refusal>) -> bool,
     ) -> Result<(), Refusal> {
         let KeyRange { prefix, from, limit: mut left } = range;
         if left == 0 {
@@ -155,7 +155,7 @@ impl StoreAccess for ClientStore {
             if !client.may_read(key) {
                 return true;
             }
-            left -= 1;
+            left -= u64::from(entry.is_ok());
             each(key.strip_prefix(own).unwrap_or(key), entry) && left > 0
         })
     }

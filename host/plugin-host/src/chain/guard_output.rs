@@ -55,6 +55,7 @@ pub struct AddedWrite {
     if_revision: Option<u64>,
     if_absent: bool,
     upserts: bool,
+    keeps_coding: bool,
 }
 
 impl AddedWrite {
@@ -71,6 +72,7 @@ impl AddedWrite {
             if_revision: request.if_revision,
             if_absent: request.if_absent,
             upserts: request.upserts,
+            keeps_coding: request.keeps_coding,
         }
     }
 
@@ -86,6 +88,7 @@ impl AddedWrite {
             if_revision: self.if_revision,
             if_absent: self.if_absent,
             upserts: self.upserts,
+            keeps_coding: self.keeps_coding,
             scope: CallScope { plugin: self.plugin, depth, chain: None },
         }
     }

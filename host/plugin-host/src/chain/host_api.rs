@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr};
-use vkog_plugin_api::abi::{EachFn, HOOK_NAMES, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn};
+use vkog_plugin_api::abi::{
+    EachFn, HOOK_NAMES, HostApi, HostApiRef, RawAsk, RawHeader, RawState, ScanFn, UnreadableFn,
+};
 
 use super::Refusal;
 use super::call::{CallOutput, EntryView, Origin};
@@ -52,6 +54,8 @@ pub(super) static HOST_API: LazyLock<HostApiRef> = LazyLock::new(|| {
         sample,
         switch_off,
         leads,
+        for_each_readable,
+        depend_on,
     }
     .leak_into_prefix()
 });
@@ -270,7 +274,44 @@ unsafe extern "C" fn for_each_from(
 ) -> u32 {
     let range = KeyRange { prefix: prefix.as_str(), from: from.as_str(), limit };
     // SAFETY: as in `ask`.
-    unsafe { list(cx, state, each, |store, scope, pass| store.for_each_from(range, scope, pass)) }
+    unsafe {
+        list(cx, state, each, |store, scope, pass| {
+            let mut unreadable = None;
+            store.for_each_from(range, scope, &mut |key, found| match found {
+                Ok(entry) => pass(key, entry),
+                Err(refusal) => {
+                    let message = format!("Key \"{key}\": {}", refusal.message);
+                    unreadable = Some(Refusal { message, ..refusal });
+                    false
+                }
+            })?;
+            unreadable.map_or(Ok(()), Err)
+        })
+    }
+}
+
+unsafe extern "C" fn for_each_readable(
+    cx: *const (),
+    prefix: RStr<'_>,
+    from: RStr<'_>,
+    limit: u64,
+    state: *mut (),
+    each: EachFn,
+    unreadable: UnreadableFn,
+) -> u32 {
+    let range = KeyRange { prefix: prefix.as_str(), from: from.as_str(), limit };
+    // SAFETY: as in `ask`; the state belongs to both functions.
+    unsafe {
+        list(cx, state, each, |store, scope, pass| {
+            store.for_each_from(range, scope, &mut |key, found| match found {
+                Ok(entry) => pass(key, entry),
+                Err(refusal) => {
+                    let message = one_line(&refusal.message);
+                    (unreadable.unreadable)(state, key.into(), refusal.status.into(), (&*message).into())
+                }
+            })
+        })
+    }
 }
 
 unsafe extern "C" fn sample(cx: *const (), count: u64, state: *mut (), each: EachFn) -> u32 {
@@ -320,6 +361,17 @@ unsafe extern "C" fn switch_off(cx: *const (), hook: RStr<'_>) {
         let identity = unsafe { identity(cx) };
         if let Some(id) = HOOK_NAMES.iter().position(|name| *name == hook.as_str()) {
             identity.switched_off[id].store(true, Relaxed);
+        }
+    });
+}
+
+unsafe extern "C" fn depend_on(cx: *const (), path: RStr<'_>) {
+    contained((), || {
+        // SAFETY: see `identity`.
+        let identity = unsafe { identity(cx) };
+        // Once it has started, it holds what it has read.
+        if !identity.may_send.load(Relaxed) {
+            identity.depend_on(path.as_str().into());
         }
     });
 }

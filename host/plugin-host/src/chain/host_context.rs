@@ -1,6 +1,7 @@
 //! The shared context of the plugins of one server: its clock, its limits, its store, and their metrics.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
@@ -8,6 +9,7 @@ use std::time::SystemTime;
 use vkog_plugin_api::abi::HOOK_NAMES;
 
 use super::store_access::StoreAccess;
+use crate::sha256::Sha256;
 
 /// The shared context of the plugins of one server.
 pub struct HostContext {
@@ -101,6 +103,45 @@ pub(super) struct PluginIdentity {
     pub(super) may_send: AtomicBool,
     /// The hooks that the plugin has switched off, by id.
     pub(super) switched_off: [AtomicBool; HOOK_NAMES.len()],
+    /// The files on whose content the plugin depends.
+    pub(super) files: Mutex<Vec<DependedFile>>,
+}
+
+impl PluginIdentity {
+    /// Records a file on whose content the plugin depends.
+    pub(super) fn depend_on(&self, path: PathBuf) {
+        let file = DependedFile::new(path);
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    }
+
+    /// Whether the content of a file has changed on which the plugin depends.
+    pub(super) fn files_have_changed(&self) -> bool {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).iter().any(DependedFile::has_changed)
+    }
+}
+
+/// A file on whose content a plugin depends.
+pub(super) struct DependedFile {
+    path: PathBuf,
+    /// The hash of its content when the plugin named it; none if it could not be read.
+    sha256: Option<Sha256>,
+}
+
+impl DependedFile {
+    /// Reads the file.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let sha256 = Self::hash(&path);
+        Self { path, sha256 }
+    }
+
+    /// Whether its content has changed, or whether it can be read.
+    pub(super) fn has_changed(&self) -> bool {
+        Self::hash(&self.path) != self.sha256
+    }
+
+    fn hash(path: &Path) -> Option<Sha256> {
+        Sha256::of_file(path).ok()
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +183,7 @@ mod tests {
             self: Arc<Self>,
             _: KeyRange<'_>,
             _: &CallScope,
-            _: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+            _: &mut dyn FnMut(&str, Result<EntryView<'_>, Refusal>) -> bool,
         ) -> Result<(), Refusal> {
             Ok(())
         }

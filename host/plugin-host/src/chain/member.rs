@@ -123,7 +123,8 @@ impl Member {
         let routes = RouteTable::parse(raw_routes).map_err(PluginError::Route)?;
         let name = module.name().to_string();
         let (context, switched_off) = (Arc::clone(context), [const { AtomicBool::new(false) }; HOOK_NAMES.len()]);
-        let identity = PluginIdentity { name, context, may_send: AtomicBool::new(false), switched_off };
+        let (may_send, files) = (AtomicBool::new(false), Mutex::default());
+        let identity = PluginIdentity { name, context, may_send, switched_off, files };
         let identity: &'static PluginIdentity = Box::leak(Box::new(identity));
         let host = RawHost { api: *HOST_API, cx: std::ptr::from_ref(identity).cast() };
         // SAFETY: the caller's promise.
@@ -181,6 +182,11 @@ impl Member {
     /// Returns its failure policy.
     pub fn failure_policy(&self) -> FailurePolicy {
         self.failure_policy
+    }
+
+    /// Whether the content of a file has changed since the plugin [depends on it](vkog_plugin_api::Host::depend_on). Reads the file.
+    pub fn files_have_changed(&self) -> bool {
+        self.identity.files_have_changed()
     }
 
     /// Whether it is in quarantine: it panicked too often and is not called any more.

@@ -36,6 +36,8 @@ pub struct PluginRequest<'a> {
     pub if_absent: bool,
     /// A put creates the entry or replaces it, even where plugins keep creating and updating apart.
     pub upserts: bool,
+    /// A put keeps the content coding of the entry that has the required revision.
+    pub keeps_coding: bool,
     /// The hook that sent the request.
     pub scope: CallScope,
 }
@@ -117,16 +119,17 @@ pub trait StoreAccess: Send + Sync {
     ) -> Result<(), Refusal>;
 
     /// Calls `each` with the entries of a range that a get in this scope would find, in byte order, until `each` returns
-    /// `false`.
+    /// `false`. An entry that cannot be read because plugins have transformed its value is passed as that refusal, and does not
+    /// count for the limit.
     ///
     /// # Errors
     ///
-    /// As for [`for_each`](Self::for_each).
+    /// An entry cannot be read for another reason (a status from 500 on).
     fn for_each_from(
         self: Arc<Self>,
         range: KeyRange<'_>,
         scope: &CallScope,
-        each: &mut dyn FnMut(&str, EntryView<'_>) -> bool,
+        each: &mut dyn FnMut(&str, Result<EntryView<'_>, Refusal>) -> bool,
     ) -> Result<(), Refusal>;
 
     /// Calls `each` with entries that are chosen at random and that a get in this scope would find, until `each` returns

@@ -21,6 +21,7 @@ pub(super) fn request<'a>(raw: &'a RawAsk<'a>, scope: &CallScope) -> PluginReque
         if_revision: (raw.flags & RawAsk::IF_REVISION != 0).then_some(raw.revision),
         if_absent: raw.flags & RawAsk::IF_ABSENT != 0,
         upserts: raw.flags & RawAsk::UPSERT != 0,
+        keeps_coding: raw.flags & RawAsk::KEEP_CODING != 0,
         scope: scope.clone(),
     }
 }

@@ -57,6 +57,12 @@ enum BackupError {
         .0.display()
     )]
     OtherTimeline(PathBuf),
+    #[error(
+        "cannot back up the changes after {}: it is a backup of a client with another key prefix; use the token of that backup, or make \
+         a full backup",
+        .0.display()
+    )]
+    OtherPrefix(PathBuf),
 }
 
 /// Where a backup goes.
@@ -185,6 +191,8 @@ fn check_start(start: &Start, before: &Start, path: &Path) -> Result<(), Failure
         BackupError::OtherStore(path.to_owned())
     } else if !start.continues(before) {
         BackupError::OtherTimeline(path.to_owned())
+    } else if start.key_prefix != before.key_prefix {
+        BackupError::OtherPrefix(path.to_owned())
     } else {
         return Ok(());
     };

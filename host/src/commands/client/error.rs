@@ -11,6 +11,7 @@ use ureq::http::header::InvalidHeaderValue;
 
 use crate::commands::{read_way_out, write_way_out};
 use crate::failure::Status;
+use crate::urls::without_credentials_in;
 
 /// Why a command of the client fails.
 #[derive(Debug, Error)]
@@ -166,11 +167,12 @@ fn tls_way_out(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Returns the message of an error without the kind that ureq puts before errors of the system.
+/// Returns the message of an error without the kind that ureq puts before errors of the system, and without credentials: the address
+/// of a redirect may have some.
 pub(crate) fn without_kind(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
+        other => without_credentials_in(&other.to_string()),
     }
 }
 
@@ -189,6 +191,8 @@ pub(crate) enum ValueError {
     HeaderValue,
     #[error("not a duration; write a number with ms, s or m, such as 30s")]
     Duration,
-    #[error("not the address of a server; write http://host:port, https://host or unix:PATH")]
+    #[error(
+        "not the address of a server; write http://host:port, https://host or unix:PATH, and send other credentials than a token with --header"
+    )]
     Url,
 }

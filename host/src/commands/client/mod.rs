@@ -43,6 +43,7 @@ pub(crate) use self::error::{ClientError, RequestError, ValueError};
 pub(super) use self::terminal::escaped;
 use self::terminal::{Escaping, shown};
 use crate::progress::Bar;
+use crate::urls::strip_scheme;
 
 /// The characters that a path and a query need not encode.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -163,11 +164,12 @@ impl FromStr for Url {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        if let Some(path) = strip_scheme(text, "unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
         let url = text.trim_end_matches('/');
-        let is_web = (url.starts_with("http://") || url.starts_with("https://")) && !url.contains(['?', '#', '@']);
+        let is_of = |scheme: &&str| strip_scheme(url, scheme).is_some();
+        let is_web = ["http://", "https://"].iter().any(is_of) && !url.contains(['?', '#', '@']);
         match url.parse::<ureq::http::Uri>() {
             Ok(uri) if is_web && uri.host().is_some_and(|host| !host.is_empty()) => Ok(Self::Web(url.to_owned())),
             _ => Err(ValueError::Url),

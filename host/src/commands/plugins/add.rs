@@ -23,6 +23,7 @@ use crate::commands::new_file::NewFile;
 use crate::commands::{say, write_way_out};
 use crate::config::{PinChange, PinError};
 use crate::failure::Failure;
+use crate::urls::{strip_scheme, without_credentials};
 use vkog_store::{Disk, LocalDisk};
 
 /// The arguments of `vkog plugins add`.
@@ -60,7 +61,13 @@ pub struct Add {
     timeout: Duration,
 }
 
-/// Where the library is.
+/// Whether a text is a URL: a scheme, and what follows it.
+fn has_scheme(text: &str) -> bool {
+    let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    text.split_once("://").is_some_and(|(scheme, _)| !scheme.is_empty() && scheme.bytes().all(is_of_scheme))
+}
+
+/// Where the library is. It is shown without credentials.
 #[derive(Clone)]
 enum Source {
     File(PathBuf),
@@ -70,7 +77,7 @@ enum Source {
 impl From<OsString> for Source {
     fn from(given: OsString) -> Self {
         match given.to_str() {
-            Some(url) if url.starts_with("http://") || url.starts_with("https://") => Self::Web(url.to_owned()),
+            Some(url) if has_scheme(url) => Self::Web(url.to_owned()),
             _ => Self::File(given.into()),
         }
     }
@@ -80,7 +87,7 @@ impl Display for Source {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            Self::Web(url) => f.write_str(url),
+            Self::Web(url) => f.write_str(&without_credentials(url)),
         }
     }
 }
@@ -89,6 +96,8 @@ impl Display for Source {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 enum AddError {
+    #[error("cannot download over {0}://; use https:// or http://, or give the path of a file")]
+    OtherScheme(String),
     #[error(
         "cannot download {0}: without TLS, others can replace the library; give its SHA-256 with --sha256, or use https://"
     )]
@@ -161,11 +170,15 @@ pub fn add(Add { library: source, sha256, pin, replace, folder, cacert, timeout 
             let is_known = sha256.is_some() || is_pinned(pins, path);
             (path.clone(), VerifiedLibrary::read(path, is_known).map_err(unloadable)?)
         }
-        Source::Web(url) if url.starts_with("http://") && sha256.is_none() => {
-            return Err(Failure::usage(AddError::Insecure(url.clone())));
+        Source::Web(url) if strip_scheme(url, "http://").is_some() && sha256.is_none() => {
+            return Err(Failure::usage(AddError::Insecure(source.to_string())));
+        }
+        Source::Web(url) if ["http://", "https://"].iter().all(|scheme| strip_scheme(url, scheme).is_none()) => {
+            let scheme = url.split("://").next().unwrap_or_default();
+            return Err(Failure::usage(AddError::OtherScheme(scheme.to_owned())));
         }
         Source::Web(url) => {
-            let origin = origin(url);
+            let origin = origin(&source.to_string());
             let bytes = download(url, cacert.as_ref(), timeout, sha256.is_some())?;
             (origin.clone(), VerifiedLibrary::from_memory(&origin, bytes))
         }
@@ -207,9 +220,9 @@ fn create(
     library.create(table, &context)
 }
 
-/// Returns a file name for what is downloaded: it stands for the plugin until the library is open, and no file gets it.
+/// Returns a file name for what is downloaded from a URL as it is shown: it stands for the plugin until the library is open, and no file gets it.
 fn origin(url: &str) -> PathBuf {
-    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let path = url.split('?').next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
     let plain = |char: char| if char.is_ascii_alphanumeric() || "-_.".contains(char) { char } else { '_' };
     name.chars().map(plain).collect::<String>().into()

@@ -12,6 +12,7 @@ use vkog_plugin_host::LIBRARY_MAX;
 
 use crate::commands::client::{ClientError, Counted, agent_config, trusting, without_kind};
 use crate::failure::Status;
+use crate::urls::without_credentials;
 
 /// The maximum number of redirects.
 const REDIRECTS_MAX: u32 = 5;
@@ -80,26 +81,27 @@ pub(super) fn download(
         config = config.tls_config(trusting(path)?);
     }
     let agent = Agent::new_with_config(config.build());
+    let shown = without_credentials(url);
     let response = agent.get(url).call().map_err(|error| match error {
-        ureq::Error::RequireHttpsOnly(_) => DownloadError::Downgraded(url.to_owned()),
-        error => DownloadError::NoResponse { url: url.to_owned(), source: Box::new(error) },
+        ureq::Error::RequireHttpsOnly(_) => DownloadError::Downgraded(shown.clone()),
+        error => DownloadError::NoResponse { url: shown.clone(), source: Box::new(error) },
     })?;
     if response.status() != StatusCode::OK {
-        return Err(DownloadError::Refused { url: url.to_owned(), status: response.status() });
+        return Err(DownloadError::Refused { url: shown.clone(), status: response.status() });
     }
     let length = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > LIBRARY_MAX) {
-        return Err(DownloadError::TooLarge(url.to_owned()));
+        return Err(DownloadError::TooLarge(shown.clone()));
     }
     // One byte more than the maximum: a response without a length may have no end.
     let body = response.into_body().into_with_config().limit(u64::MAX).reader().take(LIBRARY_MAX + 1);
     let mut bytes = Vec::with_capacity(length.unwrap_or(0) as usize);
-    let read = Counted::new(body, format!("downloading {url}"), length.unwrap_or(0)).read_to_end(&mut bytes);
+    let read = Counted::new(body, format!("downloading {shown}"), length.unwrap_or(0)).read_to_end(&mut bytes);
     if let Err(source) = read {
-        return Err(DownloadError::Interrupted { url: url.to_owned(), received: bytes.len(), source });
+        return Err(DownloadError::Interrupted { url: shown.clone(), received: bytes.len(), source });
     }
     if bytes.len() as u64 > LIBRARY_MAX {
-        return Err(DownloadError::TooLarge(url.to_owned()));
+        return Err(DownloadError::TooLarge(shown.clone()));
     }
     Ok(bytes)
 }

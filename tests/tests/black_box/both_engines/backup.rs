@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use vkog_tests::{
-    DEADLINE, Exit, Reply, Running, Server, Setup, TOKEN, administered, amount, bytes, conflict, exclusive, ttl,
-    with_background,
+    DEADLINE, Exit, Reply, Running, Server, Setup, TOKEN, administered, amount, artefacts, bytes, conflict, exclusive,
+    ttl, with_background,
 };
 
 use super::ENGINE;
@@ -475,4 +475,56 @@ fn check_and_export_read_a_prefix_of_the_history_beside_a_server() {
     let folder = std::fs::read_dir(setup.folder()).expect("a folder");
     let names: Vec<_> = folder.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
     assert!(names.iter().all(|name| name.starts_with("store.vkog") || name == "vkog.toml"), "{names:?}");
+}
+
+#[test]
+fn a_backup_of_a_client_with_a_key_prefix_is_restored_behind_that_prefix() {
+    let plugins = artefacts();
+    let config = "[[access.tokens]]\nname = \"ann\"\ntoken = \"s3cret\"\nright = \"admin\"\n\
+        [[access.tokens]]\nname = \"whole\"\ntoken = \"whole\"\nright = \"admin\"\n\
+        [plugins.tenant]\nothers = \"whole\"\ntokens = { ann = \"ann/\" }\n\
+        [plugins.encrypt]\nkey_file = \"keys\"\n";
+    let libraries = ["vkog-tenant", "vkog-encrypt"].map(|package| plugins.library(package));
+    let setup = libraries.iter().fold(Setup::on(ENGINE), Setup::load).config(config);
+    let keys = setup.folder().join("keys");
+    std::fs::write(&keys, format!("a {}\n", "1a".repeat(32))).expect("it can be written");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+    }
+    let server = setup.start();
+    fn with<'a>(token: &str, server: &'a Server, method: &'a str, key: &str) -> vkog_tests::Request<'a> {
+        server.key(method, key).header("Authorization", format!("Bearer {token}"))
+    }
+    with(TOKEN, &server, "PUT", "a").body("the value").send().expect(200);
+    with(TOKEN, &server, "PUT", "gone").body("1").send().expect(200);
+    with("whole", &server, "PUT", "b").body("of others").send().expect(200);
+    backup(&setup, &server, ["full"]).expect(0);
+    with(TOKEN, &server, "PUT", "later").body("2").send().expect(200);
+    with(TOKEN, &server, "DELETE", "gone").send().expect(200);
+    backup(&setup, &server, ["--since", "full", "more"]).expect(0);
+    let url = format!("http://{}", server.address());
+    let of_others = ["backup", "--url", &url, "--token", "whole", "--since", "full", "others"];
+    let exit = setup.run(of_others).expect(4);
+    assert!(exit.one_error().contains("a client with another key prefix"), "{exit}");
+    server.stop().expect(0);
+
+    restore(&setup, ["full", "more"], "restored.vkog").expect(0);
+    let restored = setup.clone().store("restored.vkog");
+    let server = restored.start();
+    with(TOKEN, &server, "GET", "a").send().expect(200).is("the value");
+    with(TOKEN, &server, "GET", "later").send().expect(200).is("2");
+    with(TOKEN, &server, "GET", "gone").send().expect(404);
+    with("whole", &server, "GET", "ann/a").send().expect(200).is("the value");
+    with("whole", &server, "GET", "b").send().expect(404);
+    server.stop().expect(0);
+    setup.run(["import", "--file", "imported.vkog", "full"]).expect(0);
+    let keys = |store: &str| entries(&setup, store).into_keys().collect::<Vec<_>>();
+    assert_eq!(keys("imported.vkog"), ["ann/a", "ann/gone"]);
+    for (prefix, expected) in [("", ["a", "later"]), ("bob/", ["bob/a", "bob/later"])] {
+        let arguments = ["restore", "--file", "other.vkog", "--force", "--key-prefix", prefix, "full", "more"];
+        setup.run(arguments).expect(0);
+        assert_eq!(keys("other.vkog"), expected);
+    }
 }

@@ -217,3 +217,41 @@ fn the_index_of_a_store_that_was_written_without_the_plugin_is_built_while_clien
     let exit = setup.run(["export", "--file", &setup.store_file().to_string_lossy()]).expect(0);
     assert!(is_exact(&lines(&exit.stdout)) > 100);
 }
+
+#[test]
+fn a_build_keeps_content_codings_and_leaves_out_what_nobody_can_decrypt() {
+    let plugins = artefacts();
+    let keys = |setup: &Setup, name: char| {
+        let path = setup.folder().join("keys");
+        std::fs::write(&path, format!("{name} {}\n", "1a".repeat(32))).expect("it can be written");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+        }
+    };
+    let config = administered("[plugins.encrypt]\nkey_file = \"keys\"\n[plugins.index]\nfields = [\"city\"]\n");
+    let plain = Setup::on(ENGINE).load(plugins.library("vkog-encrypt")).config(config.clone());
+    keys(&plain, 'a');
+    let server = plain.start();
+    server.put("lost", city("Rome")).expect(200);
+    keys(&plain, 'b');
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
+    let coded = server.key("PUT", "coded").header("Content-Encoding", "gzip").header("Content-Type", "text/x");
+    coded.body(city("Rome")).send().expect(200);
+    server.put("plain", city("Rome")).expect(200);
+    server.stop().expect(0);
+
+    let setup = setup().load(plugins.library("vkog-encrypt")).config(config).store(plain.store_file());
+    keys(&setup, 'b');
+    let server = setup.start();
+    let fact = "entries that cannot be read or written are left out of the index: 1, the first is";
+    server.logs(&["WARN", fact, "lost", "The value was encrypted with the key"]);
+    let found = server.path("GET", "/x/index/city/Rome").send().expect(200).has("Index-Left-Out", "1");
+    assert_eq!(found.text(), r#"["coded","plain"]"#);
+    server.get("coded").expect(200).has("Content-Encoding", "gzip").has("Content-Type", "text/x");
+    assert_eq!(server.get("plain").expect(200).header("Content-Encoding"), None);
+    let metrics = &server.plugin("index")["metrics"];
+    assert_eq!((&metrics["complete"], &metrics["left_out"]), (&json!(0), &json!(1)));
+    server.get("lost").expect(500);
+}

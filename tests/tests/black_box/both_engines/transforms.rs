@@ -207,6 +207,35 @@ fn after_a_rotation_by_reload_old_values_are_read_and_new_ones_use_the_new_key()
 }
 
 #[test]
+fn a_reload_reads_a_key_file_again_whose_content_has_changed() {
+    let setup = setup();
+    let server = setup.start();
+    server.put("old", SECRET).expect(200);
+    assert_eq!(server.reloaded("encrypt"), "kept");
+    write_keys(&setup, "keys", &['b', 'a']);
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
+    assert_eq!(server.reloaded("encrypt"), "kept");
+    server.put("new", SECRET).expect(200);
+    write_keys(&setup, "keys", &['b']);
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
+    server.get("new").expect(200).is(SECRET);
+    server.get("old").refused(500, "The value was encrypted with the key \"a\"");
+    // A file that is refused leaves the keys as they are, and each reload tries it again.
+    for content in [Some("b 12\n"), None, None] {
+        let path = setup.folder().join("keys");
+        match content {
+            Some(content) => fs::write(&path, content).expect("it can be written"),
+            None => drop(fs::remove_file(&path)),
+        }
+        assert_eq!(server.reloaded("encrypt"), "create-failed");
+        server.get("new").expect(200).is(SECRET);
+    }
+    write_keys(&setup, "keys", &['a', 'b']);
+    assert_eq!(server.reloaded("encrypt"), "reloaded");
+    server.get("old").expect(200).is(SECRET);
+}
+
+#[test]
 fn the_order_of_the_chain_decides_about_writes_and_the_record_about_reads() {
     let setup = setup();
     let server = setup.start();
