@@ -93,7 +93,9 @@ fn each_entry_expires_once_also_when_the_leader_is_killed() {
     assert!(expired.iter().all(|event| event.data["reason"] == "expired"), "{expired:?}");
     assert_eq!((expired.len(), expired.iter().map(|event| event.key()).collect::<BTreeSet<_>>().len()), (count, count));
     assert!(killed_leaders > 0, "a leader was killed");
-    println!("{count} entries expired once each, while {killed_hosts} hosts were killed, {killed_leaders} of them as leaders");
+    println!(
+        "{count} entries expired once each, while {killed_hosts} hosts were killed, {killed_leaders} of them as leaders"
+    );
 }
 
 #[test]
@@ -132,7 +134,9 @@ fn the_limit_of_bytes_holds_over_all_hosts() {
     });
     let total = metric(&cluster, 0, "vkog_entry_bytes");
     let (highest, full) = (highest.into_inner(), full.into_inner());
-    println!("limit {LIMIT}, allowed {allowed}: at most {highest}, in the end {total}; {full} writes were refused for lack of space");
+    println!(
+        "limit {LIMIT}, allowed {allowed}: at most {highest}, in the end {total}; {full} writes were refused for lack of space"
+    );
     assert!(total <= allowed, "{total} is more than the writes in flight too much");
     assert!(total > LIMIT / 2, "{total}: it was nearly full");
     for host in 0..HOSTS {
