@@ -31,11 +31,18 @@ impl Cluster {
 
     /// Runs a test with a cluster, whose members are the nodes of a network if the system has one. The test does not run if etcd
     /// is not installed.
-    pub(crate) fn run(members: usize, hosts: usize, set_up: impl Fn(Setup) -> Setup + Send, test: impl FnOnce(Self) + Send) {
+    pub(crate) fn run(
+        members: usize,
+        hosts: usize,
+        set_up: impl Fn(Setup) -> Setup + Send,
+        test: impl FnOnce(Self) + Send,
+    ) {
         // Cargo may need another network to build them.
         let _ = (etcd_plugin(), conflict());
         Network::run(members, hosts + 1, |network| {
-            Etcd::start_in(network, members).map(|etcd| test(Self::start_on(etcd, hosts, set_up)));
+            if let Some(etcd) = Etcd::start_in(network, members) {
+                test(Self::start_on(etcd, hosts, set_up));
+            }
         });
     }
 

@@ -60,7 +60,8 @@ impl Run {
 
     /// Runs operations on random hosts until there were enough.
     fn work(&self, client: usize, count: usize) {
-        let (http, mut random, mut thread) = (Client::new(), Random::new((self.number * CLIENTS + client) as u64), client);
+        let (http, mut random, mut thread) =
+            (Client::new(), Random::new((self.number * CLIENTS + client) as u64), client);
         loop {
             let at = self.begun.fetch_add(1, SeqCst);
             if at >= count {
@@ -122,8 +123,7 @@ impl Run {
             }
             Op::ReadBoth => batch((0..2).map(|at| json!({ "op": "get", "key": self.key(object, at) })).collect()),
             Op::UpdateBoth(values) => {
-                let write =
-                    |(at, value): (usize, &Value)| json!({ "op": "put", "key": self.key(object, at), "value": text(value) });
+                let write = |(at, value): (usize, &Value)| json!({ "op": "put", "key": self.key(object, at), "value": text(value) });
                 batch(values.iter().enumerate().map(write).collect())
             }
         };
