@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::{CallError, TXN};
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::proto::{KeyValue, TxnRequest, TxnResponse};
-use crate::write::{Fence, Group, Limits, Pending, Room, too_large};
+use crate::write::{Fence, Form, Group, Limits, Pending, Room, too_large};
 use vkog_plugin_api::backend::{CommitOutcome, Write};
 
 /// How long etcd may take for a group. A member that does not answer at all is noticed earlier, by `alive`.
@@ -20,6 +20,9 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = 5;
 /// The message while etcd's database is full.
 pub(crate) const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
+/// How long writes may wait for the next ones of clients whose writes have just ended, as a part of the time that those took.
+const LINGER_PART: u32 = 2;
+const LINGER_MAX: Duration = Duration::from_millis(2);
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -36,6 +39,12 @@ struct Queue {
     waiting_bytes: usize,
     in_flight: BTreeMap<u64, Group>,
     writes_in_flight: usize,
+    /// The last group that ended had conflicts, so the next ones may have some.
+    has_conflicts: bool,
+    /// What to expect of the clients.
+    returning: Returning,
+    /// A task calls [`pump`] when these are to be sent although others may return.
+    lingers: bool,
     /// The slots that no group in flight has.
     free: Vec<usize>,
     /// Groups are sent while there is one.
@@ -45,6 +54,23 @@ struct Queue {
     closed: Option<String>,
     /// The database is full, so there is no fence.
     is_full: bool,
+}
+
+/// The clients whose writes have ended send the next ones soon, which should share a group.
+#[derive(Default)]
+struct Returning {
+    /// The number of writes that waited or were in flight when the last group ended.
+    writes: usize,
+    /// When they are not expected any more.
+    until: Option<Instant>,
+}
+
+/// What [`Commits::next`] returns.
+enum Next {
+    Send(u64, Fence, TxnRequest),
+    /// Call it again then, because writes of clients are expected.
+    At(Instant),
+    Nothing,
 }
 
 /// An outcome that is to be reported when no lock is held.
@@ -89,14 +115,17 @@ impl Commits {
         Ok(())
     }
 
-    /// Forms the next group if one may be sent. Returns its number, its fence and its request.
-    fn next(&self, keys: &Keys) -> Option<(u64, Fence, TxnRequest)> {
+    /// Forms the next group if one may be sent.
+    fn next(&self, keys: &Keys) -> Next {
         let mut queue = self.queue();
-        let fence = queue.fence.clone()?;
-        if queue.waiting.is_empty() || !queue.is_worth_a_group(&self.limits) {
-            return None;
+        let Some(fence) = queue.fence.clone().filter(|_| !queue.waiting.is_empty()) else { return Next::Nothing };
+        if !queue.is_worth_a_group(&self.limits, self.slots) {
+            // Otherwise the end of a group in flight calls this again.
+            let until = queue.returning.until.filter(|_| queue.writes_in_flight == 0 && !queue.lingers);
+            queue.lingers |= until.is_some();
+            return until.map_or(Next::Nothing, Next::At);
         }
-        let slot = queue.free.pop()?;
+        let Some(slot) = queue.free.pop() else { return Next::Nothing };
         let mut room = Room::new(&self.limits);
         let mut writes = Vec::new();
         while queue.waiting.front().is_some_and(|write| room.add(write)) {
@@ -104,25 +133,50 @@ impl Commits {
         }
         queue.waiting_bytes -= writes.iter().map(|write| write.bytes).sum::<usize>();
         queue.number += 1;
-        let group = Group { number: queue.number, slot, writes, is_over_quota: false };
+        let (number, sent) = (queue.number, Instant::now());
+        let mut group = Group { number, slot, writes, form: Form::Nested, is_over_quota: false, sent };
+        if !queue.has_conflicts && group.fits_flat(&self.limits) {
+            group.form = Form::Flat;
+        }
         let request = group.request(keys, &fence);
-        let number = group.number;
         queue.writes_in_flight += group.writes.len();
         queue.in_flight.insert(number, group);
-        Some((number, fence, request))
+        Next::Send(number, fence, request)
+    }
+
+    /// Ends the wait for writes of clients.
+    fn stop_lingering(&self) {
+        self.queue().lingers = false;
     }
 
     /// Takes the outcomes of a group from the response to it. None if they are known already.
     fn finish(&self, number: u64, response: &TxnResponse) -> Outcomes {
         let Some(group) = self.take(number) else { return Vec::new() };
         let revision = revision_of(response);
-        // The first two responses are those of the slot and of `last`.
+        // In a flat group there are none: it has no conflicts.
         let mut nested = response.responses.iter().filter_map(|response| response.txn.as_ref());
+        let mut has_conflicts = false;
         let outcome = |write: Pending| match nested.next() {
-            Some(txn) if txn.succeeded => (write.id, CommitOutcome::Committed { revision }),
-            _ => (write.id, CommitOutcome::Conflict { revision }),
+            Some(txn) if !txn.succeeded => {
+                has_conflicts = true;
+                (write.id, CommitOutcome::Conflict { revision })
+            }
+            _ => (write.id, CommitOutcome::Committed { revision }),
         };
-        group.writes.into_iter().map(outcome).collect()
+        let outcomes = group.writes.into_iter().map(outcome).collect();
+        self.queue().has_conflicts = has_conflicts;
+        outcomes
+    }
+
+    /// Returns the nested transaction of a group whose flat one had no effect. None if it has another outcome already, or if there
+    /// is nothing else to try: then the fence is gone.
+    fn nest(&self, number: u64, keys: &Keys, fence: &Fence) -> Option<TxnRequest> {
+        let mut queue = self.queue();
+        let group = queue.in_flight.get_mut(&number).filter(|group| group.form == Form::Flat)?;
+        group.form = Form::Nested;
+        let request = group.request(keys, fence);
+        queue.has_conflicts = true;
+        Some(request)
     }
 
     /// Takes the outcomes of a group that etcd refused. If it was too large, its writes are sent one by one.
@@ -160,6 +214,10 @@ impl Commits {
     fn take(&self, number: u64) -> Option<Group> {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
+        let now = Instant::now();
+        let linger = (now.duration_since(group.sent) / LINGER_PART).min(LINGER_MAX);
+        queue.returning =
+            Returning { writes: queue.writes_in_flight + queue.waiting.len(), until: now.checked_add(linger) };
         queue.writes_in_flight -= group.writes.len();
         queue.free.push(group.slot);
         Some(group)
@@ -262,10 +320,21 @@ impl Commits {
 }
 
 impl Queue {
-    /// Returns whether the writes that wait should not wait for a group in flight: because there are as many as in flight, or
-    /// enough for a full group. Otherwise groups would get smaller and smaller, and each costs etcd a proposal.
-    fn is_worth_a_group(&self, limits: &Limits) -> bool {
-        self.waiting.len() >= self.writes_in_flight.min(limits.operations) || self.waiting_bytes >= limits.bytes / 2
+    /// Returns whether the writes that wait should be sent now, and not together with those that follow. Each group costs etcd a
+    /// proposal, so the best groups are as few as hold the writes of all clients.
+    fn is_worth_a_group(&mut self, limits: &Limits, slots: usize) -> bool {
+        let mut writes = self.writes_in_flight + self.waiting.len();
+        if self.returning.until.is_some_and(|until| Instant::now() < until) {
+            writes = writes.max(self.returning.writes);
+        } else {
+            self.returning.until = None;
+        }
+        let share = writes / writes.div_ceil(limits.writes()).max(1);
+        // A few writes need not wait for each other: they have a slot each.
+        writes <= slots
+            || self.waiting.len() >= share - share / 8
+            || self.waiting_bytes >= limits.bytes / 2
+            || self.waiting.front().is_some_and(|write| write.alone)
     }
 
     /// Puts writes before all others that wait, in their order.
@@ -279,15 +348,34 @@ impl Queue {
 
 /// Sends as many groups as may be in flight.
 pub(crate) fn pump(node: &Arc<Node>) {
-    while let Some((number, fence, request)) = node.commits.next(&node.keys) {
+    loop {
         let sender = Arc::clone(node);
-        node.runtime.spawn(async move { send(&sender, number, fence, request).await });
+        match node.commits.next(&node.keys) {
+            Next::Send(number, fence, request) => {
+                node.runtime.spawn(async move { send(&sender, number, fence, request).await });
+            }
+            Next::At(time) => {
+                node.runtime.spawn(async move {
+                    tokio::time::sleep_until(time.into()).await;
+                    sender.commits.stop_lingering();
+                    pump(&sender);
+                });
+                return;
+            }
+            Next::Nothing => return,
+        }
     }
 }
 
 /// Sends a group, and reports its outcomes if they are certain.
 async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) {
-    let outcomes = match node.client.call::<_, TxnResponse>(TXN, request, GROUP_TIMEOUT).await {
+    let mut response = node.client.call::<_, TxnResponse>(TXN, request, GROUP_TIMEOUT).await;
+    if response.as_ref().is_ok_and(|response| !response.succeeded)
+        && let Some(request) = node.commits.nest(number, &node.keys, &fence)
+    {
+        response = node.client.call(TXN, request, GROUP_TIMEOUT).await;
+    }
+    let outcomes = match response {
         Ok(response) if response.succeeded => node.commits.finish(number, &response),
         Err(error) if error.is_too_large() || error.is_denied() => node.commits.refuse(number, &error),
         // The fence is gone, or it is not known whether the group has taken effect.
@@ -324,4 +412,49 @@ fn no_space() -> CommitOutcome {
 /// Returns the revision of a response.
 pub(crate) fn revision_of(response: &TxnResponse) -> u64 {
     response.header.as_ref().and_then(|header| u64::try_from(header.revision).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vkog_plugin_api::backend::{Change, Condition};
+
+    const LIMITS: Limits = Limits { bytes: 1 << 20, operations: 128, prefix: 4 };
+    const SLOTS: usize = 4;
+
+    /// A queue in which writes wait and are in flight. The clients of others may return within this time.
+    fn queue(waiting: usize, in_flight: usize, returning: usize, within: Duration) -> Queue {
+        let waiting = (0..waiting).map(|number| {
+            let key = number.to_string();
+            let (conditions, changes) = ([Condition::new(&key, 0)], [Change::put(&key, b"1")]);
+            Pending::new(&Write::new(1, &conditions, &changes), &Keys::new("vkog"), &LIMITS)
+                .unwrap_or_else(|outcome| panic!("{outcome:?}"))
+        });
+        let returning = Returning { writes: returning, until: Instant::now().checked_add(within) };
+        Queue { waiting: waiting.collect(), writes_in_flight: in_flight, returning, ..Queue::default() }
+    }
+
+    #[test]
+    fn groups_are_as_few_as_hold_the_writes_of_all_clients() {
+        for (waiting, in_flight, returning, is_sent) in [
+            (1, 0, 0, true),
+            (1, 3, 4, true),
+            (1, 15, 16, false),
+            (1, 0, 16, false),
+            (8, 0, 16, false),
+            (15, 0, 16, true),
+            (110, 125, 250, true),
+            (60, 125, 250, false),
+            (90, 90, 180, true),
+        ] {
+            let mut queue = queue(waiting, in_flight, returning, Duration::from_secs(600));
+            let is_worth_it = queue.is_worth_a_group(&LIMITS, SLOTS);
+            assert_eq!(is_worth_it, is_sent, "{waiting} wait, {in_flight} are in flight, {returning} before");
+        }
+    }
+
+    #[test]
+    fn clients_that_do_not_return_are_not_waited_for() {
+        assert!(queue(1, 0, 16, Duration::ZERO).is_worth_a_group(&LIMITS, SLOTS));
+    }
 }

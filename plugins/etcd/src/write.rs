@@ -1,6 +1,7 @@
 //! A write on its way to etcd: one transaction, nested in that of its group.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use bytes::Bytes;
 use prost::Message;
@@ -29,6 +30,11 @@ pub(crate) struct Limits {
 impl Limits {
     pub(crate) fn new(settings: &Settings, prefix: &str) -> Self {
         Self { bytes: settings.max_request_bytes, operations: settings.max_txn_ops, prefix: prefix.len() }
+    }
+
+    /// The most writes of one key that a group holds.
+    pub(crate) fn writes(&self) -> usize {
+        self.operations - OWN_OPERATIONS - 1
     }
 
     /// The most keys that one write can name: etcd counts the operations of a group, then those of the nested transaction.
@@ -127,13 +133,25 @@ pub(crate) struct Fence {
     pub(crate) lease: i64,
 }
 
+/// The form of the transaction of a group.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// All writes take effect, or none. It costs etcd least.
+    Flat,
+    /// Each write is a transaction of its own in that of the group.
+    Nested,
+}
+
 /// Writes that become one transaction.
 pub(crate) struct Group {
     pub(crate) number: u64,
     pub(crate) slot: usize,
     pub(crate) writes: Vec<Pending>,
+    /// How their conditions are checked.
+    pub(crate) form: Form,
     /// etcd has answered that its database is full. It may have applied the group all the same.
     pub(crate) is_over_quota: bool,
+    pub(crate) sent: Instant,
 }
 
 /// Decides which writes fit into one group.
@@ -174,6 +192,12 @@ impl<'a> Room<'a> {
 }
 
 impl Group {
+    /// Returns whether it may be [`Form::Flat`].
+    pub(crate) fn fits_flat(&self, limits: &Limits) -> bool {
+        let operations: usize = self.writes.iter().map(|write| write.operations).sum();
+        operations + OWN_OPERATIONS <= limits.operations
+    }
+
     /// Returns the transaction. It takes effect only while the fence is the one it names. Then it notes its number in its
     /// slot, and that of each write that is a conflict, so that its outcome can be read as long as the slot is not used again.
     pub(crate) fn request(&self, keys: &Keys, fence: &Fence) -> TxnRequest {
@@ -182,19 +206,27 @@ impl Group {
             host: fence.id.clone(),
             expired: self.writes.iter().flat_map(|write| &write.expired).cloned().collect(),
         };
+        let mut compare = vec![Compare::equal(keys.fence(&fence.id), Compared::CreateRevision(fence.revision))];
         let mut success = Vec::with_capacity(self.writes.len() + OWN_OPERATIONS);
         success.push(RequestOp::put(keys.slot(&fence.id, self.slot), number.clone(), fence.lease));
         success.push(RequestOp::put(keys.last(), last.encode_to_vec().into(), 0));
-        success.extend(self.writes.iter().enumerate().map(|(index, write)| {
-            let conflict = RequestOp::put(keys.conflict(&fence.id, self.slot, index), number.clone(), fence.lease);
-            RequestOp::txn(TxnRequest {
-                compare: write.compare.clone(),
-                success: write.changes.clone(),
-                failure: vec![conflict],
-            })
-        }));
-        let unchanged = Compare::equal(keys.fence(&fence.id), Compared::CreateRevision(fence.revision));
-        TxnRequest { compare: vec![unchanged], success, failure: Vec::new() }
+        for (index, write) in self.writes.iter().enumerate() {
+            match self.form {
+                Form::Flat => {
+                    compare.extend(write.compare.iter().cloned());
+                    success.extend(write.changes.iter().cloned());
+                }
+                Form::Nested => {
+                    let conflict = keys.conflict(&fence.id, self.slot, index);
+                    success.push(RequestOp::txn(TxnRequest {
+                        compare: write.compare.clone(),
+                        success: write.changes.clone(),
+                        failure: vec![RequestOp::put(conflict, number.clone(), fence.lease)],
+                    }));
+                }
+            }
+        }
+        TxnRequest { compare, success, failure: Vec::new() }
     }
 }
 
@@ -229,10 +261,16 @@ mod tests {
             writes.push(write);
         }
         assert!(writes.len() > 12, "{}", writes.len());
-        let group = Group { number: u64::MAX, slot: 63, writes, is_over_quota: false };
-        let request = group.request(&keys, &fence());
-        assert!(request.encoded_len() + 100 <= LIMITS.bytes, "{}", request.encoded_len());
-        assert!(room.bytes >= request.encoded_len());
+        let (form, sent) = (Form::Nested, Instant::now());
+        let mut group = Group { number: u64::MAX, slot: 63, writes, form, is_over_quota: false, sent };
+        assert!(group.fits_flat(&LIMITS));
+        for form in [Form::Nested, Form::Flat] {
+            group.form = form;
+            let request = group.request(&keys, &fence());
+            assert!(request.encoded_len() + 100 <= LIMITS.bytes, "{form:?}: {}", request.encoded_len());
+            assert!(room.bytes >= request.encoded_len());
+            assert!(request.compare.len().max(request.success.len()) <= LIMITS.operations, "{form:?}");
+        }
     }
 
     #[test]

@@ -149,28 +149,43 @@ fn outcomes_are_true_when_responses_are_lost() {
 #[test]
 fn a_write_that_took_effect_without_a_response_is_committed() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
-    let host = Host::open(&proxy.url(), &Settings::default());
-    let direct = Host::open(&cluster.url(), &Settings::default());
-    let old = host.put("old", 0, b"1");
-    host.put("changed", 0, b"1");
-    proxy.set(Mode::LoseResponses);
-    let committed = host.send(&[("new", 0, Some(b"2")), ("old", old, None)]);
-    let conflict = host.send(&[("changed", 0, Some(b"2"))]);
-    direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
-    // Others replace it, and etcd forgets it, before its host learns of it.
-    let revision = direct.entries()["new"].1;
-    let replaced = direct.put("new", revision, b"3");
-    direct.put("new", replaced, b"4");
-    cluster.compact();
-    host.wait_for_disconnection();
-    assert!(!host.recorder.lock().outcomes.contains_key(&committed));
-    proxy.set(Mode::Pass);
-    assert_eq!(host.committed(committed), revision);
-    assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
-    host.wait_for_connection();
-    host.agrees_with(&direct);
-    assert_eq!(host.entries().keys().collect::<Vec<_>>(), ["changed", "new"]);
+    // After a conflict, each write of a group is a transaction of its own.
+    for nested in [false, true] {
+        println!("nested: {nested}");
+        let proxy = Proxy::start(cluster.endpoint(0));
+        let host = Host::open(&proxy.url(), &Settings::default());
+        let direct = Host::open(&cluster.url(), &Settings::default());
+        let [new, old, changed] = ["new", "old", "changed"].map(|name| format!("{name}/{nested}"));
+        let first = host.put(&old, 0, b"1");
+        host.put(&changed, 0, b"1");
+        if nested {
+            let conflict = host.send(&[(&changed, 0, Some(b"2"))]);
+            assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
+        }
+        proxy.set(Mode::LoseResponses);
+        let committed = host.send(&[(&new, 0, Some(b"2")), (&old, first, None)]);
+        let conflict = host.send(&[(&changed, 0, Some(b"2"))]);
+        direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key(&new).then_some(()));
+        // Others replace it, and etcd forgets it, before its host learns of it.
+        let revision = direct.entries()[&new].1;
+        let replaced = direct.put(&new, revision, b"3");
+        direct.put(&new, replaced, b"4");
+        cluster.compact();
+        host.wait_for_disconnection();
+        assert!(!host.recorder.lock().outcomes.contains_key(&committed));
+        proxy.set(Mode::Pass);
+        assert_eq!(host.committed(committed), revision);
+        match host.outcome(conflict) {
+            CommitOutcome::Conflict { .. } => {}
+            // Its group had no effect and left no traces.
+            CommitOutcome::Dropped { .. } if !nested => {}
+            other => panic!("expected a conflict, got {other:?}"),
+        }
+        host.wait_for_connection();
+        host.agrees_with(&direct);
+        let entries = host.entries();
+        assert!(entries.contains_key(&changed) && entries.contains_key(&new) && !entries.contains_key(&old));
+    }
 }
 
 #[test]
