@@ -243,6 +243,10 @@ impl Setup {
             }
             command.arg("--plugin-dir").arg(folder);
         }
+        if is_on_etcd {
+            // On a busy machine, a round of etcd may take longer than the default.
+            command.args(["--store-timeout", "30s"]);
+        }
         if let Some(text) = &self.config {
             self.write_config(text);
             command.arg("--config").arg(self.folder().join("vkog.toml"));

@@ -87,7 +87,7 @@ fn run_tests(program: &Path, names: &BTreeSet<String>, environment: &[(&str, &st
         }
     }
     let status = tests.wait()?;
-    if !status.success() && failed.is_empty() {
+    if status.code().is_none() || !status.success() && failed.is_empty() {
         return Err(format!("the tests ended early: {status}").into());
     }
     Ok(failed)
