@@ -12,8 +12,9 @@ pub fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let is_web = ["http", "https"].iter().any(|web| scheme.eq_ignore_ascii_case(web));
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let host = authority.rsplit('@').next().unwrap_or_default();
     // A slash or a question mark in a password must be encoded. If it is not, what is before it does not end with a port.
-    let is_whole = authority.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_whole = host.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
     let with_user = if is_whole { authority } else { rest };
     let shown = with_user.rfind('@').map_or(rest, |at| &rest[at + 1..]);
     let end = shown.find(['?', '#']).filter(|_| is_web).unwrap_or(shown.len());

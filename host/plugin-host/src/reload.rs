@@ -26,7 +26,7 @@ pub(crate) struct Candidate {
     pub(crate) plugin: Plugin,
     /// This reload created it.
     is_new: bool,
-    /// It did not start, or takes the place of a plugin that stays.
+    /// It did not start, or its library contained another plugin, which stays.
     pub(crate) failed: bool,
 }
 
