@@ -8,17 +8,23 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::DEADLINE;
+use crate::network::Network;
 use crate::process::Running;
+
+/// The link of a member over which the test itself reaches it, where the members are the nodes of a network.
+const OWN_LINK: usize = 0;
 
 /// A cluster of etcd members. They are killed when it is dropped.
 pub struct Etcd {
     members: Vec<Member>,
+    network: Option<Network>,
     folder: TempDir,
 }
 
 struct Member {
-    client: u16,
-    peer: u16,
+    /// Where it listens for clients and for the other members.
+    client: String,
+    peer: String,
     process: Option<Running>,
 }
 
@@ -27,17 +33,36 @@ impl Etcd {
     /// is skipped then.
     #[track_caller]
     pub fn start(members: usize) -> Option<Self> {
+        Self::start_in(None, members)
+    }
+
+    /// The same, with the members on the nodes of a network.
+    #[track_caller]
+    pub fn start_in(network: Option<Network>, members: usize) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("skipped: etcd is not installed (the Debian packages etcd-server and etcd-client)");
             return None;
         }
         let folder = tempfile::Builder::new().prefix("vkog-etcd-").tempdir().expect("a temporary folder can be made");
-        let ports = free_ports(2 * members);
-        let members = ports.chunks(2).map(|ports| Member { client: ports[0], peer: ports[1], process: None }).collect();
-        let mut etcd = Self { members, folder };
+        let addresses: Vec<_> = match &network {
+            Some(network) => (0..members)
+                .map(|member| ("0.0.0.0:2379".to_owned(), format!("{}:2380", network.peer_address(member))))
+                .collect(),
+            None => free_ports(2 * members)
+                .chunks(2)
+                .map(|ports| (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1])))
+                .collect(),
+        };
+        let members = addresses.into_iter().map(|(client, peer)| Member { client, peer, process: None }).collect();
+        let mut etcd = Self { members, network, folder };
         (0..etcd.members.len()).for_each(|member| etcd.run(member));
         etcd.wait_for_leader();
         Some(etcd)
+    }
+
+    /// The network of which the members are nodes.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// The number of members.
@@ -54,17 +79,20 @@ impl Etcd {
     #[track_caller]
     pub fn run(&mut self, member: usize) {
         let name = |member: usize| format!("member-{member}");
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let url = |address: &str| format!("http://{address}");
         let cluster: Vec<_> =
-            self.members.iter().enumerate().map(|(at, one)| format!("{}={}", name(at), url(one.peer))).collect();
-        let Member { client, peer, .. } = self.members[member];
+            self.members.iter().enumerate().map(|(at, one)| format!("{}={}", name(at), url(&one.peer))).collect();
+        let Member { client, peer, .. } = &self.members[member];
         let data = self.folder.path().join(name(member));
         let state = if data.exists() { "existing" } else { "new" };
-        let mut command = Command::new("etcd");
+        let mut command = match &self.network {
+            Some(network) => network.command(member, "etcd"),
+            None => Command::new("etcd"),
+        };
         command
             .args(["--name", &name(member), "--initial-cluster-state", state, "--logger", "zap"])
             .args(["--initial-cluster", &cluster.join(","), "--log-level", "error"])
-            .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+            .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(&self.addresses()[member])])
             .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
             // A test kills the leader often.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
@@ -139,7 +167,16 @@ impl Etcd {
 
     /// The addresses of the members for clients.
     pub fn addresses(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("127.0.0.1:{}", member.client)).collect()
+        self.addresses_by(OWN_LINK)
+    }
+
+    /// The addresses of the members on one of their links, where they are the nodes of a network.
+    pub fn addresses_by(&self, link: usize) -> Vec<String> {
+        let address = |(at, member): (usize, &Member)| match &self.network {
+            Some(network) => format!("{}:2379", network.address(at, link)),
+            None => member.client.clone(),
+        };
+        self.members.iter().enumerate().map(address).collect()
     }
 
     /// Returns the logs of the members.

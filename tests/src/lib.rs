@@ -20,6 +20,7 @@ mod faults;
 mod frozen;
 mod http2;
 mod links;
+mod network;
 #[cfg(target_os = "linux")]
 mod paused;
 mod process;
@@ -52,6 +53,7 @@ pub use http2::{
     Exchange, Frame, HTTP2_START, Http2, connect_raw, frame, get_frame, next_piece, put_frame, read_frame,
 };
 pub use links::{dead_links, dead_links_of_site, markdown, prose};
+pub use network::Network;
 #[cfg(target_os = "linux")]
 pub use paused::Paused;
 pub use process::{Exit, Running};

@@ -76,6 +76,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("etcd", "etcd-server etcd-client"),
     ("go", "golang-go"),
     ("haproxy", "haproxy"),
+    ("ip", "iproute2"),
     ("javac", "default-jdk-headless"),
     ("nginx", "nginx-light"),
     ("node", "nodejs"),

@@ -1,4 +1,4 @@
-//! Hosts that share a store, and the links between them and the members of etcd.
+//! Hosts that share a store, and the links between them and the members of etcd: those of a network, or proxies.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use vkog_tests::{Etcd, Server, Setup, conflict, etcd_plugin};
+use vkog_tests::{Etcd, Network, Server, Setup, conflict, etcd_plugin};
 
 /// Hosts on one store, each with the plugins etcd and conflict.
 pub(crate) struct Cluster {
@@ -18,7 +18,7 @@ pub(crate) struct Cluster {
 struct Host {
     setup: Setup,
     server: Option<Server>,
-    /// Whether its links to etcd are cut.
+    /// Whether its proxies pass nothing on.
     cut: Arc<AtomicBool>,
 }
 
@@ -26,19 +26,43 @@ impl Cluster {
     /// Starts etcd and hosts. `None` if etcd is not installed.
     #[track_caller]
     pub(crate) fn start(members: usize, hosts: usize, set_up: impl Fn(Setup) -> Setup) -> Option<Self> {
-        let etcd = Etcd::start(members)?;
+        Some(Self::start_on(Etcd::start(members)?, hosts, set_up))
+    }
+
+    /// Runs a test with a cluster, whose members are the nodes of a network if the system has one. The test does not run if etcd
+    /// is not installed.
+    pub(crate) fn run(
+        members: usize,
+        hosts: usize,
+        set_up: impl Fn(Setup) -> Setup + Send,
+        test: impl FnOnce(Self) + Send,
+    ) {
+        // Cargo may need another network to build them.
+        let _ = (etcd_plugin(), conflict());
+        Network::run(members, hosts + 1, |network| {
+            if let Some(etcd) = Etcd::start_in(network, members) {
+                test(Self::start_on(etcd, hosts, set_up));
+            }
+        });
+    }
+
+    #[track_caller]
+    fn start_on(etcd: Etcd, hosts: usize, set_up: impl Fn(Setup) -> Setup) -> Self {
         let hosts = (0..hosts)
-            .map(|_| {
+            .map(|host| {
                 let cut = Arc::<AtomicBool>::default();
-                let links: Vec<_> = etcd.addresses().iter().map(|member| link(member, Arc::clone(&cut))).collect();
+                let mut links = etcd.addresses_by(link_of(host));
+                if etcd.network().is_none() {
+                    links.iter_mut().for_each(|link| *link = proxy(link, Arc::clone(&cut)));
+                }
                 let store = format!("etcd://{}/vkog", links.join(","));
                 let setup = Setup::new().load(etcd_plugin()).load(conflict()).shared_store(store);
                 Host { setup: set_up(setup), server: None, cut }
             })
             .collect();
         let mut cluster = Self { etcd, hosts };
-        (0..cluster.hosts.len()).for_each(|host| cluster.run(host));
-        Some(cluster)
+        (0..cluster.hosts.len()).for_each(|host| cluster.start_host(host));
+        cluster
     }
 
     /// The number of hosts.
@@ -59,7 +83,7 @@ impl Cluster {
 
     /// Starts a host again that was killed, and waits until it is ready.
     #[track_caller]
-    pub(crate) fn run(&mut self, host: usize) {
+    pub(crate) fn start_host(&mut self, host: usize) {
         let server = self.hosts[host].setup.start();
         server.wait_until_ready();
         self.hosts[host].server = Some(server);
@@ -79,15 +103,23 @@ impl Cluster {
 
     /// Cuts the links between a host and etcd, or joins them: while they are cut, no byte gets through and no connection ends.
     pub(crate) fn cut(&self, host: usize, cut: bool) {
-        self.hosts[host].cut.store(cut, SeqCst);
+        match self.etcd.network() {
+            Some(network) => (0..self.etcd.members()).for_each(|member| network.cut(member, link_of(host), cut)),
+            None => self.hosts[host].cut.store(cut, SeqCst),
+        }
     }
 }
 
-/// How often a link looks whether it is cut.
+/// The link of each member to a host. The first one is that of the test.
+pub(crate) fn link_of(host: usize) -> usize {
+    host + 1
+}
+
+/// How often a proxy looks whether it is cut.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Begins to pass connections on to this address. Returns the address to connect to.
-fn link(to: &str, cut: Arc<AtomicBool>) -> String {
+fn proxy(to: &str, cut: Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound").to_string();
     let to = to.to_owned();

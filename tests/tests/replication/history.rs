@@ -3,8 +3,8 @@
 //! The check is exponential in the worst case. So each pair of keys is a separate object, which only a few dozen operations use.
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
@@ -28,6 +28,18 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Create(..) => "create",
+            Self::Update(..) => "update",
+            Self::Delete(_) => "delete",
+            Self::CompareAndSet(..) => "compare-and-set",
+            Self::ReadBoth => "batch of reads",
+            Self::UpdateBoth(_) => "batch of updates",
+        }
+    }
+
     pub(crate) fn is_read(&self) -> bool {
         matches!(self, Op::Read(_) | Op::ReadBoth)
     }
@@ -90,7 +102,35 @@ struct Event {
 
 /// The operations of all clients.
 #[derive(Default)]
-pub(crate) struct History(Mutex<Vec<Event>>);
+pub(crate) struct History {
+    events: Mutex<Vec<Event>>,
+    without_effect: AtomicUsize,
+}
+
+/// Numbers of operations.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Counts {
+    /// Those in the history.
+    pub(crate) by_kind: BTreeMap<&'static str, usize>,
+    /// Those of them whose outcome is unknown.
+    pub(crate) unknown: usize,
+    /// Those that are not in the history, because no host answered or accepted them.
+    pub(crate) without_effect: usize,
+}
+
+impl Counts {
+    pub(crate) fn operations(&self) -> usize {
+        self.by_kind.values().sum()
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (kind, count) in &other.by_kind {
+            *self.by_kind.entry(kind).or_default() += count;
+        }
+        self.unknown += other.unknown;
+        self.without_effect += other.without_effect;
+    }
+}
 
 /// How an operation ended for its client.
 pub(crate) enum End {
@@ -102,53 +142,67 @@ pub(crate) enum End {
 }
 
 impl History {
-    /// Runs an operation of a client, which has a number that no other client and no operation with an unknown outcome has.
-    pub(crate) fn record(&self, object: usize, thread: usize, op: Op, run: impl FnOnce() -> End) -> bool {
+    /// Runs an operation of a client, which has a number that no other client and no operation with an unknown outcome has. Returns
+    /// whether the outcome is known; `None`: the operation is not in the history.
+    pub(crate) fn record(&self, object: usize, thread: usize, op: Op, run: impl FnOnce() -> End) -> Option<bool> {
         let began = Instant::now();
         let end = run();
         let ended = Instant::now();
-        let mut events = self.0.lock().expect("nothing panics while it is locked");
+        let mut events = self.events.lock().expect("nothing panics while it is locked");
         let mut push = |at, what| events.push(Event { at, object, thread, what });
         match end {
-            End::Nothing => {}
+            End::Nothing => {
+                self.without_effect.fetch_add(1, Relaxed);
+                None
+            }
             End::Unknown => {
                 push(began, Ok(op));
-                return false;
+                Some(false)
             }
             End::Returned(answer) => {
                 push(began, Ok(op));
                 push(ended, Err(answer));
+                Some(true)
             }
         }
-        true
     }
 
-    /// Asserts that the history of every object is linearizable. Returns the number of operations, and of those whose outcome is
-    /// unknown.
-    #[track_caller]
-    pub(crate) fn check(self) -> (usize, usize) {
-        let mut events = self.0.into_inner().expect("nothing panics while it is locked");
+    /// Checks that the history of every object is linearizable.
+    ///
+    /// # Errors
+    ///
+    /// The history of an object that is not.
+    pub(crate) fn check(self) -> Result<Counts, String> {
+        let mut counts = Counts { without_effect: self.without_effect.into_inner(), ..Counts::default() };
+        let mut events = self.events.into_inner().expect("nothing panics while it is locked");
         events.sort_by_key(|event| event.at);
         let mut objects = BTreeMap::<usize, Vec<Event>>::new();
-        let (mut operations, mut returned) = (0, 0);
+        let mut returned = 0;
         for event in events {
-            *(if event.what.is_ok() { &mut operations } else { &mut returned }) += 1;
+            match &event.what {
+                Ok(op) => *counts.by_kind.entry(op.kind()).or_default() += 1,
+                Err(_) => returned += 1,
+            }
             objects.entry(event.object).or_default().push(event);
         }
+        counts.unknown = counts.operations() - returned;
         for (object, events) in objects {
             let mut tester = LinearizabilityTester::new(Pair::default());
             let mut shown = String::new();
-            for Event { thread, what, .. } in events {
-                shown += &format!("client {thread}: {what:?}\n");
+            let begun = events[0].at;
+            for Event { at, thread, what, .. } in events {
+                shown += &format!("{:?}, client {thread}: {what:?}\n", at - begun);
                 let added = match what {
                     Ok(op) => tester.on_invoke(thread, op).map(drop),
                     Err(answer) => tester.on_return(thread, answer).map(drop),
                 };
                 added.unwrap_or_else(|error| panic!("the test itself is wrong: {error}"));
             }
-            assert!(tester.is_consistent(), "the history of object {object} is not linearizable:\n{shown}");
+            if !tester.is_consistent() {
+                return Err(format!("the history of object {object} is not linearizable:\n{shown}"));
+            }
         }
-        (operations, operations - returned)
+        Ok(counts)
     }
 }
 
@@ -160,8 +214,9 @@ fn a_history_with_a_stale_read_is_not_linearizable() {
         history.record(0, 2, Op::Create(1, 8), || End::Unknown);
         history.record(0, 3, Op::Read(0), || End::Returned(Answer::Saw(reads)));
         history.record(0, 3, Op::ReadBoth, || End::Returned(Answer::SawBoth([Some(7), Some(8)])));
-        std::panic::catch_unwind(AssertUnwindSafe(|| history.check()))
+        history.check()
     };
-    assert_eq!(history(Some(7)).ok(), Some((4, 1)));
+    let by_kind = BTreeMap::from([("batch of reads", 1), ("create", 2), ("read", 1)]);
+    assert_eq!(history(Some(7)), Ok(Counts { by_kind, unknown: 1, without_effect: 0 }));
     assert!(history(None).is_err(), "the create had returned before the read began");
 }
