@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 
 const HOSTS: usize = 3;
 const WRITERS: usize = 8;
+const WATCHERS: usize = 4;
 const KEYS: usize = 100;
 
 #[test]
@@ -37,28 +38,40 @@ fn a_watcher_that_moves_between_hosts_sees_each_change_once() {
         }
         written
     };
-    let written: BTreeMap<String, Vec<u64>> = thread::scope(|scope| {
-        let write = &write;
+    // A watcher moves between hosts meanwhile.
+    let watch = |watcher: usize| {
+        let mut seen = BTreeMap::<String, Vec<u64>>::new();
+        let (mut since, mut left, mut random) = (first, changes / WRITERS * WRITERS, Random::new(watcher as u64));
+        for turn in 0..=moves {
+            let share = if turn == moves { left } else { random.below(2 * changes / moves).min(left) };
+            let mut watch =
+                cluster.host(random.below(HOSTS)).watch("prefix=w/", &format!("Last-Event-ID: {since}\r\n"));
+            let mut events = watch.events(share);
+            // All changes of a revision come together, and only the last of them has its id.
+            let revision = |event: &Event| event.data["revision"].as_u64();
+            while events.last().is_some_and(|last| last.id != revision(last)) {
+                events.extend(watch.event());
+            }
+            left -= events.len();
+            since = events.last().and_then(|last| last.id).unwrap_or(since);
+            for event in events {
+                let revision = revision(&event).expect("a change has a revision");
+                seen.entry(event.key().to_owned()).or_default().push(revision);
+            }
+        }
+        seen
+    };
+    let (written, seen) = thread::scope(|scope| {
+        let (write, watch) = (&write, &watch);
         let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(writer))).collect();
-        writers.into_iter().flat_map(|writer| writer.join().expect("it does not panic")).collect()
+        let watchers: Vec<_> = (0..WATCHERS).map(|watcher| scope.spawn(move || watch(watcher))).collect();
+        let written: BTreeMap<String, Vec<u64>> =
+            writers.into_iter().flat_map(|writer| writer.join().expect("it does not panic")).collect();
+        let seen: Vec<_> = watchers.into_iter().map(|watcher| watcher.join().expect("it does not panic")).collect();
+        (written, seen)
     });
-    let mut seen = BTreeMap::<String, Vec<u64>>::new();
-    let (mut since, mut left, mut random) = (first, changes / WRITERS * WRITERS, Random::new(moves as u64));
-    for turn in 0..=moves {
-        let share = if turn == moves { left } else { random.below(2 * changes / moves).min(left) };
-        let mut watch = cluster.host(random.below(HOSTS)).watch("prefix=w/", &format!("Last-Event-ID: {since}\r\n"));
-        let mut events = watch.events(share);
-        // All changes of a revision come together, and only the last of them has its id.
-        let revision = |event: &Event| event.data["revision"].as_u64();
-        while events.last().is_some_and(|last| last.id != revision(last)) {
-            events.extend(watch.event());
-        }
-        left -= events.len();
-        since = events.last().and_then(|last| last.id).unwrap_or(since);
-        for event in events {
-            let revision = revision(&event).expect("a change has a revision");
-            seen.entry(event.key().to_owned()).or_default().push(revision);
-        }
+    for seen in seen {
+        assert_eq!(seen, written);
     }
-    assert_eq!(seen, written);
+    println!("{WATCHERS} watchers, each of which moved {moves} times, saw each of {changes} changes once");
 }
