@@ -47,19 +47,62 @@ impl Peer {
             Some(folder) => command.arg("--plugin-dir").arg(folder),
             None => command.arg("--no-plugins"),
         };
-        let mut child = command
-            .args(["--listen", "127.0.0.1:0", "--max-size", "64GiB", "--file"])
-            .arg(store)
-            .args(options)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+        command.args(["--max-size", "64GiB", "--file"]).arg(store).args(options);
+        Ok((Self::listening(command)?, began.elapsed()))
+    }
+
+    /// Starts vkog on a shared store, with the plugins of a folder. Returns how long it took until it had loaded the entries.
+    pub(crate) fn vkog_on(program: &Path, url: &str, plugins: &Path) -> Result<(Self, Duration)> {
+        let began = Instant::now();
+        let mut command = Command::new(program);
+        command.args(["--store", url, "--plugin-dir"]).arg(plugins);
+        let vkog = Self::listening(command)?;
+        while began.elapsed() < Duration::from_secs(300) {
+            let mut stream = TcpStream::connect(("127.0.0.1", vkog.port))?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut response = Vec::new();
+            stream.read_to_end(&mut response)?;
+            if response.starts_with(b"HTTP/1.1 200 ") {
+                return Ok((vkog, began.elapsed()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err("vkog does not load its entries".into())
+    }
+
+    /// Starts vkog and waits until it listens.
+    fn listening(mut command: Command) -> Result<Self> {
+        command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         let mut peer = Self { child, port: 0 };
         peer.port = port.ok_or_else(|| format!("vkog did not start: {line:?}"))?;
-        Ok((peer, began.elapsed()))
+        Ok(peer)
+    }
+
+    /// Starts members of an etcd cluster with room for millions of entries, each with a folder in this one.
+    pub(crate) fn etcd(folder: &Path, members: usize) -> Result<Vec<Self>> {
+        let ports = (0..2 * members).map(|_| free_port()).collect::<Result<Vec<_>>>()?;
+        let url = |port: &u16| format!("http://127.0.0.1:{port}");
+        let cluster: Vec<_> =
+            ports.chunks(2).enumerate().map(|(at, pair)| format!("m{at}={}", url(&pair[1]))).collect();
+        let start = |(at, pair): (usize, &[u16])| {
+            let [client, peer] = [url(&pair[0]), url(&pair[1])];
+            let child = Command::new("etcd")
+                .args(["--name", &format!("m{at}"), "--initial-cluster", &cluster.join(",")])
+                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--quota-backend-bytes", "8589934592", "--data-dir"])
+                .arg(folder.join(format!("m{at}")))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .map_err(|error| format!("cannot start etcd: {error}; install Debian's etcd-server"))?;
+            Ok(Self { child, port: pair[0] })
+        };
+        ports.chunks(2).enumerate().map(start).collect()
     }
 
     /// Starts redis-server on a folder. Returns the time until it had loaded its data.

@@ -13,8 +13,8 @@ use super::race::{Kind, Pace, Racer};
 use super::{GOAL_AGAINST, Options, Table, median, with_program};
 use crate::Result;
 
-const ROUNDS: usize = 3;
-const MILLION: u64 = 1_000_000;
+pub(super) const ROUNDS: usize = 3;
+pub(super) const MILLION: u64 = 1_000_000;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.quick && options.against.is_none() {
@@ -192,10 +192,10 @@ fn growth(program: &Path, folder: &Path, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     format!("{value:.3} s")
 }
 
-fn megabytes(value: f64) -> String {
+pub(super) fn megabytes(value: f64) -> String {
     format!("{value:.0} MB")
 }
