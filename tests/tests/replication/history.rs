@@ -142,25 +142,29 @@ pub(crate) enum End {
 }
 
 impl History {
-    /// Runs an operation of a client, which has a number that no other client and no operation with an unknown outcome has.
-    pub(crate) fn record(&self, object: usize, thread: usize, op: Op, run: impl FnOnce() -> End) -> bool {
+    /// Runs an operation of a client, which has a number that no other client and no operation with an unknown outcome has. Returns
+    /// whether the outcome is known; `None`: the operation is not in the history.
+    pub(crate) fn record(&self, object: usize, thread: usize, op: Op, run: impl FnOnce() -> End) -> Option<bool> {
         let began = Instant::now();
         let end = run();
         let ended = Instant::now();
         let mut events = self.events.lock().expect("nothing panics while it is locked");
         let mut push = |at, what| events.push(Event { at, object, thread, what });
         match end {
-            End::Nothing => _ = self.without_effect.fetch_add(1, Relaxed),
+            End::Nothing => {
+                self.without_effect.fetch_add(1, Relaxed);
+                None
+            }
             End::Unknown => {
                 push(began, Ok(op));
-                return false;
+                Some(false)
             }
             End::Returned(answer) => {
                 push(began, Ok(op));
                 push(ended, Err(answer));
+                Some(true)
             }
         }
-        true
     }
 
     /// Checks that the history of every object is linearizable.

@@ -2,13 +2,13 @@
 //! compacted: no read is stale, no acknowledged write is lost, and no refused write has an effect.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
-use vkog_tests::{Random, Setup, amount, exclusive};
+use vkog_tests::{DEADLINE, Random, Setup, amount, exclusive};
 
 use crate::client::{Client, Reply};
 use crate::cluster::{Cluster, link_of};
@@ -17,6 +17,8 @@ use crate::history::{Answer, Counts, End, History, Op, Value};
 const CLIENTS: usize = 16;
 const HOSTS: usize = 3;
 const MEMBERS: usize = 3;
+/// How long a client waits before it tries another operation after one that no host has accepted.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
 /// The number of operations in each history.
 const HISTORY: usize = 20_000;
 /// The number of objects that clients use at the same time, and the number of operations on each.
@@ -32,6 +34,7 @@ struct Run {
     tags: Mutex<HashMap<Value, String>>,
     begun: AtomicUsize,
     threads: AtomicUsize,
+    values: AtomicU64,
 }
 
 impl Run {
@@ -43,6 +46,7 @@ impl Run {
             tags: Mutex::default(),
             begun: AtomicUsize::new(0),
             threads: AtomicUsize::new(CLIENTS),
+            values: AtomicU64::new(0),
         };
         run.look(cluster);
         run
@@ -69,9 +73,18 @@ impl Run {
             }
             let (width, length) = OBJECTS;
             let object = at / (width * length) * width + random.below(width);
-            let op = self.choose(at as Value, object, &http, &mut random);
-            let host = random.below(HOSTS);
-            let known = self.history.record(object, thread, op.clone(), || self.send(&http, host, object, &op));
+            let tried = Instant::now();
+            let known = loop {
+                assert!(tried.elapsed() < DEADLINE, "no host accepts an operation");
+                // Also what was refused has a value of its own, which nobody may see.
+                let value = self.values.fetch_add(1, SeqCst);
+                let op = self.choose(value, object, &http, &mut random);
+                let host = random.below(HOSTS);
+                match self.history.record(object, thread, op.clone(), || self.send(&http, host, object, &op)) {
+                    Some(known) => break known,
+                    None => thread::sleep(RETRY_PAUSE),
+                }
+            };
             if !known {
                 thread = self.threads.fetch_add(1, SeqCst);
             }
@@ -98,10 +111,7 @@ impl Run {
     /// Sends an operation to a host.
     fn send(&self, http: &Client, host: usize, object: usize, op: &Op) -> End {
         let address = self.addresses.read().expect("nothing panics while it is locked")[host].clone();
-        let Some(address) = address else {
-            thread::sleep(Duration::from_millis(1));
-            return End::Nothing;
-        };
+        let Some(address) = address else { return End::Nothing };
         let url = |at: usize| format!("http://{address}/k/{}", self.key(object, at));
         let batch = |operations: Json| {
             http.send(
@@ -335,6 +345,6 @@ fn no_client_sees_anything_but_one_store_while_hosts_and_members_fail() {
                 counts.without_effect,
             );
         }
-        assert!(counts.operations() > count / 2, "most operations got a response");
+        assert!(counts.unknown < counts.operations() / 10, "most operations got a response");
     });
 }
