@@ -27,7 +27,7 @@ fn a_watch_begins_when_the_server_has_started() {
     let Some(mut cluster) = Cluster::start(1, 1, |setup| setup) else { return };
     let revision = cluster.host(0).put("k", "v").expect(200).revision();
     cluster.kill(0);
-    cluster.run(0);
+    cluster.start_host(0);
     for since in [0, revision - 1] {
         cluster.host(0).path("GET", &format!("/watch?since={since}")).send().expect(410);
     }

@@ -82,6 +82,15 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Whether etcd is installed. If not, says so.
+    pub(crate) fn has_etcd() -> bool {
+        let found = Command::new("etcd").arg("--version").output();
+        if let Err(error) = &found {
+            eprintln!("etcd is left out: {error}; install Debian's etcd-server");
+        }
+        found.is_ok()
+    }
+
     /// Starts members of an etcd cluster with room for millions of entries, each with a folder in this one.
     pub(crate) fn etcd(folder: &Path, members: usize) -> Result<Vec<Self>> {
         let ports = (0..2 * members).map(|_| free_port()).collect::<Result<Vec<_>>>()?;
@@ -94,7 +103,7 @@ impl Peer {
                 .args(["--name", &format!("m{at}"), "--initial-cluster", &cluster.join(",")])
                 .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .args(["--quota-backend-bytes", "8589934592", "--data-dir"])
+                .args(["--logger", "zap", "--log-level", "error", "--quota-backend-bytes", "8589934592", "--data-dir"])
                 .arg(folder.join(format!("m{at}")))
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -173,20 +182,6 @@ impl Peer {
         let mut command = Command::new("webdis");
         command.arg(file);
         Self::http("webdis", command, port)
-    }
-
-    /// Starts one member of etcd on a folder. None where it is not installed.
-    pub(crate) fn etcd(folder: &Path) -> Result<Option<Self>> {
-        let port = free_port()?;
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
-        let mut command = Command::new("etcd");
-        command
-            .args(["--name", "a", "--initial-cluster", &format!("a={peer}"), "--logger", "zap", "--log-level", "error"])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .arg("--data-dir")
-            .arg(folder);
-        Self::http("etcd", command, port)
     }
 
     /// Starts a program and waits until it accepts connections.
