@@ -4,34 +4,31 @@
 
 #![forbid(unsafe_code)]
 
-mod areas;
 mod build;
-mod terms;
+mod keys;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use vkog_plugin_api::serde::Deserialize;
 use vkog_plugin_api::*;
 
-use areas::{Areas, PREFIX};
-use build::LeftOut;
-use terms::{Terms, term};
+use keys::{PREFIX, stored, term, terms_of};
 
-/// The plugin's name, by which it recognises its own writes.
-const NAME: &str = "index";
-/// The time until a build that failed is retried.
-const RETRY: Duration = Duration::from_secs(10);
-/// The time until entries that were left out are tried again.
-const RETRY_LEFT_OUT: Duration = Duration::from_secs(60);
+/// The maximum length of a key, in bytes.
+const KEY_MAX: usize = 1024;
+/// The maximum size of the terms of an entry, which are its details, in bytes.
+const TERMS_MAX: usize = 4096;
+/// The time until the next build, if that failed or left entries out.
+const RETRY: Duration = Duration::from_secs(60);
 /// The time between ticks of a complete index.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// The number of entries that are left out, until the index is built.
+const UNKNOWN: usize = usize::MAX;
 
 #[derive(Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde")]
@@ -46,13 +43,12 @@ struct Settings {
 struct Index {
     host: Host,
     fields: Vec<String>,
-    areas: Areas,
-    /// Every entry is indexed, except those that are left out.
-    is_built: AtomicBool,
-    /// The keys of the entries that cannot be indexed.
-    left_out: Mutex<BTreeSet<String>>,
+    /// The prefixes of the areas. One of them is empty.
+    areas: Vec<String>,
+    /// The number of entries that are not indexed. Until it is 0, each write adds all index entries of its entry.
+    left_out: AtomicUsize,
     complete: Gauge,
-    left_out_count: Gauge,
+    not_indexed: Gauge,
 }
 
 impl Plugin for Index {
@@ -60,21 +56,14 @@ impl Plugin for Index {
     // Before the transforms, because the fields are those of the value that the client sent.
     const STAGE: Stage = Stage::Access;
 
-    fn create(host: Host, Settings { fields, prefixes }: Settings) -> Result<Self, CreateError> {
-        let is_name = |field: &String| !field.is_empty() && !field.contains(['/', '%', '\n']);
-        if fields.is_empty() {
-            return Err("fields has no names; give the name of a field, such as fields = [\"city\"]".into());
+    fn create(host: Host, Settings { fields, prefixes: mut areas }: Settings) -> Result<Self, CreateError> {
+        if fields.is_empty() || fields.iter().any(|field| field.is_empty() || field.contains(['/', '%', '\n'])) {
+            return Err(format!("fields is {fields:?}; give names without slashes, percent signs or newlines").into());
         }
-        if let Some(field) = fields.iter().find(|field| !is_name(field)) {
-            return Err(
-                format!("fields has {field:?}; give names without slashes, percent signs and line breaks").into()
-            );
-        }
+        areas.push(String::new());
         let complete = host.gauge("complete", "Whether every entry is indexed.");
-        let left_out_count =
-            host.gauge("left_out", "Entries that are not indexed, because they cannot be read or written.");
-        let (areas, is_built, left_out) = (Areas::new(prefixes)?, AtomicBool::new(false), Mutex::default());
-        Ok(Index { host, fields, areas, is_built, left_out, complete, left_out_count })
+        let not_indexed = host.gauge("left_out", "Entries that are left out: they cannot be read or written.");
+        Ok(Index { host, fields, areas, left_out: AtomicUsize::new(UNKNOWN), complete, not_indexed })
     }
 }
 
@@ -82,8 +71,9 @@ impl Index {
     /// Refuses requests for index entries: of clients, and writes of other plugins. The status keeps the entries out of listings
     /// and watches as well.
     fn protect(&self, request: &Request<'_>) -> Verdict {
-        let may = |asker| request.verb() == Verb::Get || asker == NAME;
-        if self.areas.is_index(request.key()) && !request.asker().is_some_and(may) {
+        // The plugin recognises its own writes by its name.
+        let may = |asker| request.verb() == Verb::Get || asker == "index";
+        if self.is_index(request.key()) && !request.asker().is_some_and(may) {
             return Err(Refusal::new(403, "Index entries belong to the plugin index: use GET /x/index/FIELD/VALUE"));
         }
         Ok(())
@@ -92,139 +82,99 @@ impl Index {
     /// Finds the terms of the value that the client sent, before other plugins replace it.
     fn prepare<O: Write>(&self, write: &Before<'_, O>) -> Verdict {
         self.protect(write)?;
-        if self.areas.is_index(write.key()) || write.origin() == Origin::Touch {
+        if self.is_index(write.key()) || write.origin() == Origin::Touch {
             return Ok(());
         }
-        let terms = Terms::of(&self.fields, write.value());
-        self.areas.check(&terms, write.key())?;
+        let terms = terms_of(&self.fields, write.value());
+        if terms.len() > TERMS_MAX || terms.lines().any(|term| self.index_key(term, write.key()).len() > KEY_MAX) {
+            return Err(Refusal::new(422, "The fields are too long for an index"));
+        }
         write.set_state(terms);
         Ok(())
     }
 
     fn write<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
-        if self.areas.is_index(write.key()) {
-            return Ok(());
-        }
-        let before = Terms::stored(write.entry().map_or(&[], |entry| entry.details()));
-        let terms = match write.origin() {
-            // A touch writes the value that the entry has.
-            Origin::Touch => before.clone(),
-            _ => write.state::<Terms>().unwrap_or_default(),
-        };
-        write.set_details(terms.as_details());
-        self.replace(write, &before, &terms)
+        // A touch has no terms of its own: it writes the value that the entry has. An index entry has none at all.
+        let before = write.entry().map_or("", |entry| stored(entry.details()));
+        let after = write.state::<String>().unwrap_or_else(|| before.to_owned());
+        write.set_details(after.as_bytes());
+        self.replace(write, &after)
+    }
+
+    fn remove(&self, delete: &Guard<'_, Delete>) -> Verdict {
+        self.replace(delete, "")
     }
 
     /// Adds the writes that replace the index entries of an entry.
-    fn replace<O: vkog_plugin_api::Change>(&self, guard: &Guard<'_, O>, before: &Terms, after: &Terms) -> Verdict {
+    fn replace<O: Change>(&self, guard: &Guard<'_, O>, after: &str) -> Verdict {
         let key = guard.key();
-        for term in before.iter().filter(|term| !after.has(term)) {
-            guard.add(&Ask::delete(&self.areas.index_key(term, key)))?;
+        let before = guard.entry().map_or("", |entry| stored(entry.details()));
+        let has = |terms: &str, term: &str| terms.lines().any(|own| own == term);
+        for term in before.lines().filter(|term| !has(after, term)) {
+            guard.add(&Ask::delete(&self.index_key(term, key)))?;
         }
-        let is_indexed = self.is_built.load(SeqCst) && !self.is_left_out(key);
-        for term in after.iter().filter(|term| !is_indexed || !before.has(term)) {
-            let index_key = self.areas.index_key(term, key);
-            guard.add(&Ask::put(&index_key, key.as_bytes()).content_type("text/plain").upsert())?;
+        let is_complete = self.left_out.load(SeqCst) == 0;
+        for term in after.lines().filter(|term| !is_complete || !has(before, term)) {
+            guard.add(&Ask::put(&self.index_key(term, key), key.as_bytes()).content_type("text/plain").upsert())?;
         }
         Ok(())
     }
 }
 
-impl BeforeGet for Index {
-    fn before_get(&self, get: &mut Before<'_, Get>) -> Verdict {
-        self.protect(get)
-    }
-}
-
-impl BeforePost for Index {
-    fn before_post(&self, post: &mut Before<'_, Post>) -> Verdict {
-        self.prepare(post)
-    }
-}
-
-impl BeforePut for Index {
-    fn before_put(&self, put: &mut Before<'_, Put>) -> Verdict {
-        self.prepare(put)
-    }
-}
-
-impl BeforeDelete for Index {
-    fn before_delete(&self, delete: &mut Before<'_, Delete>) -> Verdict {
-        self.protect(delete)
-    }
-}
-
-impl GuardPost for Index {
-    fn guard_post(&self, post: &mut Guard<'_, Post>) -> Verdict {
-        self.write(post)
-    }
-}
-
-impl GuardPut for Index {
-    fn guard_put(&self, put: &mut Guard<'_, Put>) -> Verdict {
-        self.write(put)
-    }
-}
-
-impl GuardDelete for Index {
-    fn guard_delete(&self, delete: &mut Guard<'_, Delete>) -> Verdict {
-        if self.areas.is_index(delete.key()) {
-            return Ok(());
+/// Implements a hook by a method of the plugin.
+macro_rules! hook {
+    ($hook:ident, $method:ident, $call:ty => $own:ident) => {
+        impl $hook for Index {
+            fn $method(&self, call: &mut $call) -> Verdict {
+                self.$own(call)
+            }
         }
-        let before = Terms::stored(delete.entry().map_or(&[], |entry| entry.details()));
-        self.replace(delete, &before, &Terms::default())
-    }
+    };
 }
+
+hook!(BeforeGet, before_get, Before<'_, Get> => protect);
+hook!(BeforePost, before_post, Before<'_, Post> => prepare);
+hook!(BeforePut, before_put, Before<'_, Put> => prepare);
+hook!(BeforeDelete, before_delete, Before<'_, Delete> => protect);
+hook!(GuardPost, guard_post, Guard<'_, Post> => write);
+hook!(GuardPut, guard_put, Guard<'_, Put> => write);
+hook!(GuardDelete, guard_delete, Guard<'_, Delete> => remove);
 
 impl Tick for Index {
     fn tick(&self) -> Duration {
-        let before = self.left_out().len();
-        let built = match self.is_built.load(SeqCst) {
-            true if before == 0 => return NEVER,
-            true => {
-                let keys = self.left_out().clone();
-                self.build_left_out(&keys)
-            }
-            false => self.build(),
-        };
-        match built {
-            Ok(left_out) => self.complete(left_out, before),
-            Err(refusal) => {
-                self.host.log(Level::Warn, &format!("cannot build the index yet: {}", refusal.message()));
-                RETRY
-            }
+        if self.left_out.load(SeqCst) == 0 {
+            return NEVER;
         }
+        let warn = |fact, refusal: &Refusal| self.host.log(Level::Warn, &format!("{fact}: {}", refusal.message()));
+        let built = self.build().inspect_err(|refusal| warn("cannot build the index yet".to_owned(), refusal));
+        let Ok(left_out) = built else { return RETRY };
+        // From now on the index is served, without the entries that are left out.
+        let before = self.left_out.swap(left_out.len(), SeqCst);
+        self.not_indexed.set(left_out.len() as i64);
+        self.complete.set(left_out.is_empty().into());
+        let Some((key, refusal)) = left_out.first_key_value() else {
+            self.host.log(Level::Info, "the index is complete");
+            return NEVER;
+        };
+        if left_out.len() != before {
+            let fact = "entries that cannot be read or written are left out of the index";
+            warn(format!("{fact}: {}, the first is {key:?}", left_out.len()), refusal);
+        }
+        RETRY
     }
 }
 
 impl Index {
-    fn left_out(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_left_out(&self, key: &str) -> bool {
-        self.left_out().contains(key)
-    }
-
-    /// Serves the index from now on, without the entries that are left out. `before` is the number of those until now. Returns the
-    /// time until the next attempt.
-    fn complete(&self, LeftOut { keys, first }: LeftOut, before: usize) -> Duration {
-        let count = keys.len();
-        *self.left_out() = keys;
-        self.left_out_count.set(count as i64);
-        self.complete.set(i64::from(count == 0));
-        let is_first = !self.is_built.swap(true, SeqCst);
-        match first {
-            None => self.host.log(Level::Info, "the index is complete"),
-            // Once, and not in each attempt.
-            Some(first) if is_first || count > before => {
-                let fact = "entries that cannot be read or written are left out of the index";
-                let line = format!("{fact}: {count}, the first is {first}");
-                self.host.log(Level::Warn, &line);
-            }
-            Some(_) => {}
-        }
-        if count == 0 { NEVER } else { RETRY_LEFT_OUT }
+    /// Returns the keys behind a prefix in byte order, also of entries that cannot be read.
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Refusal> {
+        let keys = RefCell::new(Vec::new());
+        let add = |key: &str| keys.borrow_mut().push(key.to_owned());
+        let each = |key: &str, _: Entry<'_>| {
+            add(key);
+            ControlFlow::Continue(())
+        };
+        self.host.for_each_readable(&KeyRange::new(prefix), each, |key, _| add(key))?;
+        Ok(keys.into_inner())
     }
 
     /// Returns the keys of the entries with this value of the field, in byte order. The store calls of a route have the key prefix of
@@ -233,19 +183,12 @@ impl Index {
         if !self.fields.iter().any(|own| own == field) {
             return Err(Refusal::new(404, format!("No index of the field {field:?}")));
         }
-        if !self.is_built.load(SeqCst) {
+        if self.left_out.load(SeqCst) == UNKNOWN {
             return Err(Refusal::new(503, "The index is being built: try again later").with_header("Retry-After", "1"));
         }
-        let keys = RefCell::new(Vec::new());
         let prefix = format!("{PREFIX}{}/", term(field, value));
-        let add = |index_key: &str| keys.borrow_mut().extend(index_key.strip_prefix(&prefix).map(str::to_owned));
-        let each = |index_key: &str, _: Entry<'_>| {
-            add(index_key);
-            ControlFlow::Continue(())
-        };
-        // The key says it all.
-        self.host.for_each_readable(&KeyRange::new(&prefix), each, |index_key, _| add(index_key))?;
-        Ok(keys.into_inner())
+        let keys = self.keys(&prefix)?;
+        Ok(keys.iter().filter_map(|index_key| index_key.strip_prefix(&prefix)).map(str::to_owned).collect())
     }
 }
 
@@ -256,7 +199,7 @@ impl Serve for Index {
     fn serve(&self, request: &RouteRequest<'_>) -> Verdict {
         let parameter = |name| request.parameter(name).unwrap_or_default();
         let keys = self.find(parameter("field"), parameter("value"))?;
-        let left_out = self.left_out().len();
+        let left_out = self.left_out.load(SeqCst);
         if left_out > 0 {
             request.add_header("Index-Left-Out", &left_out.to_string());
         }
@@ -268,7 +211,5 @@ impl Serve for Index {
 // Without one of them the index would not be exact.
 export_plugin!(
     Index,
-    required: [
-        tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete, serve
-    ]
+    required: [tick, before_get, before_post, before_put, before_delete, guard_post, guard_put, guard_delete, serve]
 );
