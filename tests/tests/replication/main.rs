@@ -3,6 +3,7 @@
 mod client;
 mod cluster;
 mod history;
+mod limits;
 mod linearizability;
 mod members;
 mod plugins;

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vkog_tests::{DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, ttl};
+use vkog_tests::{DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, conflict, ttl};
 
 use super::ENGINE;
 
@@ -101,6 +101,17 @@ fn the_changes_of_a_step_have_one_id_on_the_last_event() {
     // A client that was interrupted after the first event gets both again.
     let mut again = server.watch("", &format!("Last-Event-ID: {}\r\n", revision - 1));
     assert_eq!(again.events(2).iter().map(|event| event.key().to_owned()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn the_guards_of_a_rejected_write_run_twice() {
+    let server = setup().load(conflict()).start();
+    server.post("k", "1").expect(200);
+    let guards = || server.count("conflict", "guard_post", "calls");
+    assert_eq!(guards(), 1);
+    server.post("k", "2").expect(409);
+    assert_eq!(guards(), 3);
+    server.get("k").expect(200).is("1");
 }
 
 #[test]
