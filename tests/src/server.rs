@@ -1,6 +1,6 @@
 //! A server for one test: a free port, a temporary folder, the plugins that the test names.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use crate::artefacts::artefacts;
+use crate::artefacts::{artefacts, etcd_plugin};
 use crate::certificate::Certificate;
 use crate::client::Client;
 use crate::process::{Exit, Running};
@@ -45,6 +45,18 @@ pub fn only_ours(path: &Path) {
     }
     #[cfg(not(unix))]
     let _ = path;
+}
+
+/// The address of the etcd that has the stores of all servers instead of files, as `cargo xtask etcd` sets it.
+fn etcd_with_all_stores() -> Option<String> {
+    std::env::var("VKOG_ETCD").ok()
+}
+
+/// Copies a library into a plugin folder.
+fn put_into(folder: &Path, library: &Path, name: &OsStr) {
+    let copy = folder.join(name);
+    std::fs::copy(library, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
+    only_ours(&copy);
 }
 
 /// The setup of a server. It can start several servers, one after the other, with the same store.
@@ -165,6 +177,12 @@ impl Setup {
         self.store.clone().unwrap_or_else(|| self.folder().join("store.vkog"))
     }
 
+    /// Returns the URL of the store, if it is shared. Each file that would be a store has another prefix in etcd.
+    fn store_url(&self) -> Option<String> {
+        let of_file = |etcd| format!("etcd://{etcd}/{}", self.store_file().display().to_string().trim_matches('/'));
+        self.shared_store.clone().or_else(|| etcd_with_all_stores().map(of_file))
+    }
+
     /// Prepares `vkog` without arguments: in the folder, without `VKOG_` variables of the environment.
     pub fn vkog(&self) -> Command {
         let Some(count) = self.descriptors else { return self.prepared(windows::program(artefacts().vkog())) };
@@ -200,9 +218,7 @@ impl Setup {
         let folder =
             tempfile::Builder::new().prefix("plugins-").tempdir_in(self.folder()).expect("a folder can be made");
         for (library, name) in &self.plugins {
-            let copy = folder.path().join(name);
-            std::fs::copy(library, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
-            only_ours(&copy);
+            put_into(folder.path(), library, name);
         }
         only_ours(folder.path());
         folder.keep()
@@ -212,20 +228,38 @@ impl Setup {
     fn serving(&self) -> Command {
         let mut command = self.vkog();
         command.args(["--listen", "127.0.0.1:0"]);
-        match &self.shared_store {
-            Some(url) => command.args(["--store", url]),
+        match self.store_url() {
+            Some(url) => command.args(["--store", &url]),
             None => command.arg("--file").arg(self.store_file()),
         };
-        if self.plugins.is_empty() {
+        let is_on_etcd = self.shared_store.is_none() && etcd_with_all_stores().is_some();
+        if self.plugins.is_empty() && !is_on_etcd {
             command.arg("--no-plugins");
         } else {
-            command.arg("--plugin-dir").arg(self.plugin_folder());
+            let folder = self.plugin_folder();
+            if is_on_etcd {
+                let library = etcd_plugin();
+                put_into(&folder, &library, library.file_name().expect("a library has a name"));
+            }
+            command.arg("--plugin-dir").arg(folder);
+        }
+        if is_on_etcd {
+            // On a busy machine, a round of etcd may take longer than the default.
+            command.args(["--store-timeout", "30s"]);
         }
         if let Some(text) = &self.config {
             self.write_config(text);
             command.arg("--config").arg(self.folder().join("vkog.toml"));
         }
-        command.args(&self.arguments);
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            if is_on_etcd && argument == "--fsync" {
+                // Only a store in files has it.
+                arguments.next();
+            } else {
+                command.arg(argument);
+            }
+        }
         command
     }
 

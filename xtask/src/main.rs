@@ -1,8 +1,10 @@
 //! Tasks that take more than one cargo command.
 
 mod bench;
+mod black_box;
 mod build;
 mod dist;
+mod etcd;
 mod layers;
 mod mutants;
 mod serve;
@@ -35,6 +37,12 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Run the black-box tests with the stores of all servers in etcd (needs etcd)
+    Etcd {
+        /// Only the tests whose outcome depends on the store most
+        #[arg(long)]
+        quick: bool,
+    },
     /// Run the black-box tests of the program for Windows, by Wine (needs VKOG_WINDOWS)
     Windows {
         /// Only the tests whose outcome depends on the system most
@@ -57,6 +65,7 @@ fn main() -> ExitCode {
         Task::Layers => layers::check(),
         Task::Semver => test::run_semver(),
         Task::Test { full } => test::run(full),
+        Task::Etcd { quick } => etcd::test(quick),
         Task::Windows { quick } => windows::test(quick),
         Task::Bench(bench) => bench.run(),
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, build, mutants, windows};
+use crate::{Result, build, etcd, mutants, windows};
 
 /// The duration for which each target is fuzzed, in seconds.
 const FUZZ_SECONDS: u64 = 300;
@@ -25,9 +25,10 @@ enum Outcome {
 const API_BASELINE: &str = "tests/frozen/abi-1.0.0/vkog-plugin-api";
 
 const STEPS: [(&str, Step); 2] = [("tests", tests), ("fuzz corpus", corpus)];
-const FURTHER: [(&str, Step); 6] = [
+const FURTHER: [(&str, Step); 7] = [
     ("dependencies", dependencies),
     ("semver", semver),
+    ("etcd", etcd_tests),
     ("windows", windows_tests),
     ("miri", miri),
     ("fuzzing", fuzzing),
@@ -147,6 +148,14 @@ fn semver(_: bool) -> Result<Outcome> {
         return Ok(Outcome::Skipped("it is not installed: cargo install --locked cargo-semver-checks"));
     }
     ran(cargo().args(["semver-checks", "--manifest-path", "plugin-api/Cargo.toml", "--baseline-root", API_BASELINE]))
+}
+
+fn etcd_tests(_: bool) -> Result<Outcome> {
+    if !is_installed(Command::new("etcd").arg("--version")) {
+        return Ok(Outcome::Skipped("etcd is not installed: apt-get install etcd-server etcd-client"));
+    }
+    etcd::test(false)?;
+    Ok(Outcome::Passed)
 }
 
 fn windows_tests(_: bool) -> Result<Outcome> {

@@ -1,13 +1,14 @@
 //! `cargo xtask windows`: runs the black-box tests of the program for Windows under Wine. With `--quick`, it runs the
 //! tests that depend on the system most, as CI does for each submission.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Result;
+use crate::black_box::Selection;
 use crate::build;
+
+const SELECTION: Selection = Selection { command: "windows", quick: QUICK, left_out: LEFT_OUT };
 
 /// The modules of the black-box tests, and single tests of further ones, that `--quick` runs: files, locks, libraries, the network
 /// and the end of a process are those that differ between systems.
@@ -146,93 +147,12 @@ pub(crate) fn test(quick: bool) -> Result<()> {
     let mut line = String::new();
     let listens = kept.stdout.take().map(|out| BufReader::new(out).read_line(&mut line));
     let tested = if listens.is_some() && line.starts_with("listening on ") {
-        test_all(quick)
+        // Wine loses a connection that comes at the very start of a server once in some hundred starts.
+        SELECTION.run(quick, 2, &[])
     } else {
         Err(format!("vkog.exe does not listen, it says {line:?}").into())
     };
     kept.kill()?;
     kept.wait()?;
     tested
-}
-
-fn test_all(quick: bool) -> Result<()> {
-    let program = black_box()?;
-    let names = listed(&program)?;
-    let quicks = QUICK.iter().map(|(module, test)| (*module, *test));
-    for (module, test) in LEFT_OUT.iter().map(|(module, test, _)| (*module, *test)).chain(quicks) {
-        if !names.iter().any(|name| is_of(name, module, test)) {
-            let gone = test.unwrap_or("test");
-            return Err(format!("there is no {gone} in {module} any more; correct xtask/src/windows.rs").into());
-        }
-    }
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut run = BTreeSet::new();
-    for name in names {
-        if let Some((.., reason)) = LEFT_OUT.iter().find(|(module, test, _)| is_of(&name, module, *test)) {
-            *reasons.entry(reason).or_default() += 1;
-        } else if !quick || QUICK.iter().any(|(module, test)| is_of(&name, module, *test)) {
-            run.insert(name);
-        } else {
-            *reasons.entry("is left to `cargo xtask windows` without --quick").or_default() += 1;
-        }
-    }
-    let count = run.len();
-    let failed = run_tests(&program, &run)?;
-    // Wine loses a connection that comes at the very start of a server once in some hundred starts.
-    let failed = if failed.is_empty() { failed } else { run_tests(&program, &failed)? };
-    println!("\n{count} tests were run for Windows, {} were left out:", reasons.values().sum::<usize>());
-    for (reason, count) in reasons {
-        println!("{count:5}  {reason}");
-    }
-    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", Vec::from_iter(failed).join(", ")).into()) }
-}
-
-/// Whether a test belongs to a module and, if one is given, is this one of it.
-fn is_of(name: &str, module: &str, test: Option<&str>) -> bool {
-    let of = |name: &str| match (name.strip_prefix(module).and_then(|rest| rest.strip_prefix("::")), test) {
-        (Some(rest), Some(test)) => rest.rsplit("::").next() == Some(test),
-        (rest, None) => rest.is_some(),
-        (None, Some(_)) => false,
-    };
-    let without_engine = name.strip_prefix("hyper::").or_else(|| name.strip_prefix("tiny::"));
-    of(name) || without_engine.is_some_and(of)
-}
-
-/// Runs these tests, shows what they say, and returns those that failed.
-fn run_tests(program: &Path, names: &BTreeSet<String>) -> Result<BTreeSet<String>> {
-    let mut command = Command::new(program);
-    let mut tests = command.current_dir("tests").arg("--exact").args(names).stdout(Stdio::piped()).spawn()?;
-    let mut failed = BTreeSet::new();
-    for line in BufReader::new(tests.stdout.take().ok_or("the tests have no output")?).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
-            failed.insert(name.to_owned());
-        }
-    }
-    let status = tests.wait()?;
-    if !status.success() && failed.is_empty() {
-        return Err(format!("the tests ended early: {status}").into());
-    }
-    Ok(failed)
-}
-
-/// The program that cargo makes of `tests/tests/black_box`.
-fn black_box() -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--no-run", "--package", "vkog-tests", "--test", "black_box"]);
-    let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err(format!("cargo test --no-run: {}", output.status).into());
-    }
-    let built = build::artifacts(&output.stdout, &["black-box"])?;
-    // From the folder that the tests run in.
-    let program = built.into_iter().next().ok_or("cargo built no test black_box")?.file;
-    Ok(std::path::absolute(program)?)
-}
-
-fn listed(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new(program).args(["--list", "--format", "terse"]).output()?;
-    let listed = String::from_utf8(output.stdout)?;
-    Ok(listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }

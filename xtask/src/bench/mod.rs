@@ -5,7 +5,7 @@ mod backup;
 mod connections;
 mod evict;
 mod http;
-mod peers;
+pub(crate) mod peers;
 mod plugins;
 mod race;
 mod store;

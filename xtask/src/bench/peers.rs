@@ -1,4 +1,4 @@
-//! The programs that are measured, each started on a port of 127.0.0.1 and ended by its starter.
+//! The programs that are measured or that tests need, each started on a port of 127.0.0.1 and ended by its starter.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -130,6 +130,20 @@ impl Peer {
         let mut command = Command::new("webdis");
         command.arg(file);
         Self::http("webdis", command, port)
+    }
+
+    /// Starts one member of etcd on a folder. None where it is not installed.
+    pub(crate) fn etcd(folder: &Path) -> Result<Option<Self>> {
+        let port = free_port()?;
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "a", "--initial-cluster", &format!("a={peer}"), "--logger", "zap", "--log-level", "error"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .arg("--data-dir")
+            .arg(folder);
+        Self::http("etcd", command, port)
     }
 
     /// Starts a program and waits until it accepts connections.
