@@ -10,22 +10,22 @@ fn a_batch_of_126_keys_is_422_and_a_value_of_2_mib_is_413() {
     let host = cluster.host(0);
     let batch = |keys: usize| {
         let operations: Vec<_> =
-            (0..keys).map(|key| json!({ "op": "put", "key": key.to_string(), "value": "v" })).collect();
+            (0..keys).map(|key| json!({ "op": "post", "key": key.to_string(), "value": "v" })).collect();
         let body = Value::from(operations).to_string();
         host.path("POST", "/batch").header("Content-Type", "application/json").body(body).send()
     };
     batch(126).expect(422).says("the batch names 126 keys, etcd accepts 125; send several");
     host.path("GET", "/keys?count").send().expect(200).says("0");
     batch(125).expect(200);
-    host.put("large", vec![0; 2 << 20]).refused(413, "the write needs ");
+    host.post("large", vec![0; 2 << 20]).refused(413, "Refused: the write needs ");
     host.get("large").expect(404);
-    host.put("large", vec![0; 3 << 18]).expect(200);
+    host.post("large", vec![0; 3 << 18]).expect(200);
 }
 
 #[test]
 fn a_watch_begins_when_the_server_has_started() {
     let Some(mut cluster) = Cluster::start(1, 1, |setup| setup) else { return };
-    let revision = cluster.host(0).put("k", "v").expect(200).revision();
+    let revision = cluster.host(0).post("k", "v").expect(200).revision();
     cluster.kill(0);
     cluster.start_host(0);
     for since in [0, revision - 1] {

@@ -184,6 +184,20 @@ impl Peer {
         Self::http("webdis", command, port)
     }
 
+    /// Starts one member of etcd on a folder. None where it is not installed.
+    pub(crate) fn etcd(folder: &Path) -> Result<Option<Self>> {
+        let port = free_port()?;
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "a", "--initial-cluster", &format!("a={peer}"), "--logger", "zap", "--log-level", "error"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .arg("--data-dir")
+            .arg(folder);
+        Self::http("etcd", command, port)
+    }
+
     /// Starts a program and waits until it accepts connections.
     fn http(name: &str, mut command: Command, port: u16) -> Result<Option<Self>> {
         let child = match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
