@@ -55,7 +55,7 @@ impl UpdateTurns {
     /// Waits for the turn of an update of this key, on a thread without a mailbox. Returns none if that takes too long.
     pub(crate) fn wait(self: &Arc<Self>, key: &str) -> Option<Turn> {
         let (send, turn) = bounded(1);
-        // If nobody waits any more, that ends the turn.
+        // Without a receiver, that ends the turn.
         self.enter(key, move |turn| _ = send.send(turn));
         turn.recv_timeout(WAIT_MAX).ok()
     }
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_thread_that_has_waited_too_long_takes_no_turn() {
         let turns = Arc::new(UpdateTurns::default());
-        let first = turns.wait("a").expect("no other has it");
+        let first = turns.wait("a").expect("no other update waits");
         assert!(turns.wait("a").is_none());
         drop(first);
         assert!(turns.wait("a").is_some(), "the turn of the one that has gone is over");
