@@ -55,7 +55,7 @@ impl UpdateTurns {
     /// Waits for the turn of an update of this key, on a thread that is detached from its mailbox. Returns none if that takes too long.
     pub(crate) fn wait(self: &Arc<Self>, key: &str, detached: &Detached) -> Option<Turn> {
         let (send, turn) = bounded(1);
-        // If nobody waits any more, that ends the turn.
+        // Without a receiver, that ends the turn.
         self.enter(key, move |turn| _ = send.send(turn));
         if let Ok(turn) = turn.try_recv() {
             return Some(turn);
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_thread_that_has_waited_too_long_takes_no_turn() {
         let (turns, detached) = (Arc::new(UpdateTurns::default()), Mailbox::detach());
-        let first = turns.wait("a", &detached).expect("no other has it");
+        let first = turns.wait("a", &detached).expect("no other update waits");
         assert!(turns.wait("a", &detached).is_none());
         drop(first);
         assert!(turns.wait("a", &detached).is_some(), "the turn of the one that has gone is over");

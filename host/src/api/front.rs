@@ -153,7 +153,7 @@ pub struct StartProgress {
     phase: AtomicU8,
     done: AtomicU64,
     total: AtomicU64,
-    /// What it waits for, which may take any time.
+    /// The thing that the start waits for, which may take any time.
     waiting: Mutex<Option<String>>,
 }
 

@@ -26,7 +26,7 @@ pub struct About {
 }
 
 impl About {
-    /// What a command announces, which serves no clients: nothing, so that it becomes no member.
+    /// The announcement of a command, which serves no clients: none, so that it becomes no member.
     pub const NOTHING: &'static str = "";
 
     /// Writes the announcement as JSON.

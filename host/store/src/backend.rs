@@ -99,7 +99,7 @@ pub struct BackendStatus {
     pub version: String,
     /// Why the engine has no space for writes, with the way out; `None` if it has.
     pub full: Option<String>,
-    /// What the names of entries in the engine begin with, before the key; empty if they have none.
+    /// The beginning of the names of entries in the engine, before the key; empty if they have none.
     pub entry_prefix: String,
     /// The id of this host among the members.
     pub id: String,

@@ -119,7 +119,7 @@ pub struct RawStatus<'a> {
     pub engine_version: RStr<'a>,
     /// Why it has no space for writes; empty if it has.
     pub full: RStr<'a>,
-    /// What the names of entries in the engine begin with, before the key; empty if they have none.
+    /// The beginning of the names of entries in the engine, before the key; empty if they have none.
     pub entry_prefix: RStr<'a>,
     /// The id of this host among the members.
     pub id: RStr<'a>,

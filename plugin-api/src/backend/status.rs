@@ -25,8 +25,8 @@ pub struct Status {
     /// host is 503 with it. Set it no later than the outcome of a write that is refused with 507, and clear it when writes would
     /// succeed again, without waiting for one.
     pub full: String,
-    /// What the names of entries in the engine begin with, before the key, such as `vkog/k/`. Messages to operators have them. Empty
-    /// if entries have no names of their own.
+    /// The beginning of the names of entries in the engine, before the key, such as `vkog/k/`. Messages to operators have them. Empty
+    /// if entries have none.
     pub entry_prefix: String,
     /// The id of this host among the [`members`](Self::members).
     pub id: String,

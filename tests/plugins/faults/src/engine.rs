@@ -164,7 +164,7 @@ impl Engine {
         self.apply(&[(key.to_owned(), Some(record(value)), false)], false);
     }
 
-    /// The same, and the host learns it only when it writes or asks for the last revision.
+    /// The same, and the host learns it only when it writes or requests the last revision.
     pub(crate) fn change_late(&mut self, key: &str, value: &[u8]) {
         let changes = vec![(key.to_owned(), Some(record(value)), false)];
         self.note(&changes);

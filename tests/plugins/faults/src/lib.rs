@@ -7,7 +7,7 @@
 //! | `hang` | it stays connected, but answers no write and no question; `answer` makes up for that |
 //! | `disconnect` | it reports that it has no connection, and drops writes; `connect` ends that |
 //! | `change/KEY` | nothing: another host puts the body under the key, once |
-//! | `late/KEY` | the same, and this host learns it only when it writes or asks for the last revision |
+//! | `late/KEY` | the same, and this host learns it only when it writes or requests the last revision |
 //!
 //! With `gate = FILE` it begins to load when that file exists. With `hosts = […]` it reports other hosts with these announcements.
 

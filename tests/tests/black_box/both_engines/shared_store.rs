@@ -238,7 +238,7 @@ fn a_server_that_loads_a_shared_store_is_alive_and_not_ready() {
         setup.run(["health", "--url", url.as_str()]).expect(expected)
     };
     let exit = health(4);
-    assert!(exit.to_string().contains("Not ready: waiting for faults://entries: the gate is closed"), "{exit}");
+    assert!(exit.to_string().contains("not ready: waiting for faults://entries: the gate is closed"), "{exit}");
     fs::write(setup.folder().join("gate"), "").expect("the folder is ours");
     assert!(process.stdout.wait_for(|text| text.contains("listening on")), "{}", process.stderr.text());
     health(0);
