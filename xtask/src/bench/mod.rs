@@ -8,6 +8,7 @@ mod http;
 mod peers;
 mod plugins;
 mod race;
+mod shared;
 mod store;
 
 use std::fs;
@@ -32,6 +33,8 @@ pub(crate) enum Bench {
     Backup(Options),
     /// Hit rates of the evictions of bytes beside Redis, and their cost (needs redis-server and wrk)
     Evict(Options),
+    /// Servers on an etcd cluster beside single requests to it, and beside a server with files (needs etcd and wrk)
+    Shared(Options),
     /// The store beside Redis: start, snapshot, memory (needs redis-server and wrk)
     Store(Options),
 }
@@ -60,6 +63,7 @@ impl Bench {
             Self::Http { options, parts } => http::run(&options, &parts),
             Self::Backup(options) => backup::run(&options),
             Self::Evict(options) => evict::run(&options),
+            Self::Shared(options) => shared::run(&options),
             Self::Store(options) => store::run(&options),
         }
     }

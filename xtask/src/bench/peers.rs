@@ -47,19 +47,37 @@ impl Peer {
             Some(folder) => command.arg("--plugin-dir").arg(folder),
             None => command.arg("--no-plugins"),
         };
-        let mut child = command
-            .args(["--listen", "127.0.0.1:0", "--max-size", "64GiB", "--file"])
-            .arg(store)
-            .args(options)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+        command.args(["--max-size", "64GiB", "--file"]).arg(store).args(options);
+        Ok((Self::started(command)?, began.elapsed()))
+    }
+
+    /// Starts vkog on a store that several servers share, with the plugins of a folder.
+    pub(crate) fn vkog_shared(program: &Path, url: &str, plugins: &Path, options: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("--plugin-dir").arg(plugins).args(["--max-size", "64GiB", "--store", url]).args(options);
+        let (peer, began) = (Self::started(command)?, Instant::now());
+        while began.elapsed() < Duration::from_secs(30) {
+            let mut stream = TcpStream::connect(("127.0.0.1", peer.port))?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut response = String::new();
+            stream.read_to_string(&mut response)?;
+            if response.starts_with("HTTP/1.1 200 ") {
+                return Ok(peer);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err("vkog does not load the shared store".into())
+    }
+
+    /// Starts vkog, and waits until it serves.
+    fn started(mut vkog: Command) -> Result<Self> {
+        let mut child = vkog.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         let mut peer = Self { child, port: 0 };
         peer.port = port.ok_or_else(|| format!("vkog did not start: {line:?}"))?;
-        Ok((peer, began.elapsed()))
+        Ok(peer)
     }
 
     /// Starts redis-server on a folder. Returns the time until it had loaded its data.
@@ -132,16 +150,21 @@ impl Peer {
         Self::http("webdis", command, port)
     }
 
+    /// Starts a program that will listen on this port.
+    pub(crate) fn silent(mut command: Command, port: u16) -> std::io::Result<Self> {
+        Ok(Self { child: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?, port })
+    }
+
     /// Starts a program and waits until it accepts connections.
-    fn http(name: &str, mut command: Command, port: u16) -> Result<Option<Self>> {
-        let child = match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
-            Ok(child) => child,
+    fn http(name: &str, command: Command, port: u16) -> Result<Option<Self>> {
+        let peer = match Self::silent(command, port) {
+            Ok(peer) => peer,
             Err(error) => {
                 eprintln!("{name} is left out: {error}; install Debian's {name}");
                 return Ok(None);
             }
         };
-        let (peer, began) = (Self { child, port }, Instant::now());
+        let began = Instant::now();
         while began.elapsed() < Duration::from_secs(10) {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Ok(Some(peer));
@@ -161,6 +184,11 @@ impl Peer {
         let mut answer = [0; 512];
         let read = stream.read(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+    }
+
+    /// Returns `HOST:PORT`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -184,7 +212,7 @@ impl Peer {
     }
 }
 
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
