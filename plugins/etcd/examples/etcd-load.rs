@@ -6,7 +6,7 @@ mod direct;
 
 use std::time::Duration;
 
-use direct::{Call, Rate, drive};
+use direct::{Call, drive};
 
 /// The length of the values that `cargo xtask bench` writes.
 const VALUE_LEN: usize = 64;
@@ -21,11 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "range" => Call::Range,
         other => return Err(format!("{other:?} is neither put nor range").into()),
     };
-    let Rate { per_second, latencies } = drive(member, call, clients.parse()?, Duration::from_secs(seconds.parse()?));
-    let percentile = |percent: usize| {
-        let at = latencies.len() * percent / 100;
-        latencies.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
-    };
-    println!("{per_second} {} {}", percentile(50), percentile(99));
+    let rate = drive(member, call, clients.parse()?, Duration::from_secs(seconds.parse()?));
+    println!("{} {} {}", rate.per_second, rate.percentile(50), rate.percentile(99));
     Ok(())
 }

@@ -18,9 +18,8 @@ use vkog_plugin_api::backend::{CommitOutcome, Write};
 const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a write is sent again after it was lost.
 const ATTEMPTS_MAX: u32 = 5;
-/// How long writes may wait for the next ones of clients whose writes have just ended, as a part of the time that those took.
-const LINGER_PART: u32 = 2;
-const LINGER_MAX: Duration = Duration::from_millis(2);
+/// How long writes may wait for the next ones of clients whose writes have just ended, if that is less than the time that those took.
+const LINGER_MAX: Duration = Duration::from_millis(5);
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -206,7 +205,7 @@ impl Commits {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
         let now = Instant::now();
-        let linger = (now.duration_since(group.sent) / LINGER_PART).min(LINGER_MAX);
+        let linger = now.duration_since(group.sent).min(LINGER_MAX);
         queue.returning =
             Returning { writes: queue.writes_in_flight + queue.waiting.len(), until: now.checked_add(linger) };
         queue.writes_in_flight -= group.writes.len();

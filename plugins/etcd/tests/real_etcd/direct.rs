@@ -20,7 +20,15 @@ pub(crate) enum Call {
 pub(crate) struct Rate {
     pub(crate) per_second: f64,
     /// The latency of each request, in ascending order.
-    pub(crate) latencies: Vec<Duration>,
+    latencies: Vec<Duration>,
+}
+
+impl Rate {
+    /// Returns the latency that a part of the requests does not exceed, in milliseconds.
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+        let latency = self.latencies.get(self.latencies.len() * percent / 100);
+        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

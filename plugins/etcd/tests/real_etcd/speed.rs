@@ -132,7 +132,11 @@ fn group_commit_is_compared_with_single_puts() {
     for members in [1, 3] {
         let Some(cluster) = Cluster::start(members, &[]) else { return };
         for clients in [16, 64, 256] {
-            let call = |call: Call| direct::drive(&cluster.endpoint(0), call, clients, DURATION).per_second;
+            let call = |call: Call| {
+                let rate = direct::drive(&cluster.endpoint(0), call, clients, DURATION);
+                println!("{clients} clients of etcd: p50 {:.2} ms", rate.percentile(50));
+                rate.per_second
+            };
             let (single, single_cpu) = with_cpu(&cluster, || call(put));
             let read = call(Call::Range);
             for groups_in_flight in [1, 2, 4, 8] {
