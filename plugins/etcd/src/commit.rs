@@ -20,9 +20,8 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = 5;
 /// The message while etcd's database is full.
 pub(crate) const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
-/// How long writes may wait for the next ones of clients whose writes have just ended, as a part of the time that those took.
-const LINGER_PART: u32 = 2;
-const LINGER_MAX: Duration = Duration::from_millis(2);
+/// How long writes may wait for the next ones of clients whose writes have just ended, if that is less than the time that those took.
+const LINGER_MAX: Duration = Duration::from_millis(5);
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -215,7 +214,7 @@ impl Commits {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
         let now = Instant::now();
-        let linger = (now.duration_since(group.sent) / LINGER_PART).min(LINGER_MAX);
+        let linger = now.duration_since(group.sent).min(LINGER_MAX);
         queue.returning =
             Returning { writes: queue.writes_in_flight + queue.waiting.len(), until: now.checked_add(linger) };
         queue.writes_in_flight -= group.writes.len();

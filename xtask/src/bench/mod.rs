@@ -9,6 +9,7 @@ pub(crate) mod peers;
 mod plugins;
 mod race;
 mod shared;
+mod shared_start;
 mod store;
 
 use std::fs;
@@ -33,8 +34,10 @@ pub(crate) enum Bench {
     Backup(Options),
     /// Hit rates of the evictions of bytes beside Redis, and their cost (needs redis-server and wrk)
     Evict(Options),
-    /// A server on three members of etcd beside one with a file: start, memory (needs etcd)
+    /// Servers on an etcd cluster beside single requests to it, and beside a server with files (needs etcd and wrk)
     Shared(Options),
+    /// A server on three members of etcd beside one with a file: start, memory (needs etcd)
+    SharedStart(Options),
     /// The store beside Redis: start, snapshot, memory (needs redis-server and wrk)
     Store(Options),
 }
@@ -64,6 +67,7 @@ impl Bench {
             Self::Backup(options) => backup::run(&options),
             Self::Evict(options) => evict::run(&options),
             Self::Shared(options) => shared::run(&options),
+            Self::SharedStart(options) => shared_start::run(&options),
             Self::Store(options) => store::run(&options),
         }
     }

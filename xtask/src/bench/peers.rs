@@ -1,4 +1,4 @@
-//! The programs that are measured or that tests need, each started on a port of 127.0.0.1 and ended by its starter.
+//! The programs that are measured, each started on a port of 127.0.0.1 and ended by its starter.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -48,32 +48,32 @@ impl Peer {
             None => command.arg("--no-plugins"),
         };
         command.args(["--max-size", "64GiB", "--file"]).arg(store).args(options);
-        Ok((Self::listening(command)?, began.elapsed()))
+        Ok((Self::started(command)?, began.elapsed()))
     }
 
-    /// Starts vkog on a shared store, with the plugins of a folder. Returns how long it took until it had loaded the entries.
-    pub(crate) fn vkog_on(program: &Path, url: &str, plugins: &Path) -> Result<(Self, Duration)> {
+    /// Starts vkog on a store that several servers share, with the plugins of a folder. Returns the time until it had loaded the
+    /// entries.
+    pub(crate) fn vkog_shared(program: &Path, url: &str, plugins: &Path, options: &[&str]) -> Result<(Self, Duration)> {
         let began = Instant::now();
         let mut command = Command::new(program);
-        command.args(["--store", url, "--plugin-dir"]).arg(plugins);
-        let vkog = Self::listening(command)?;
+        command.arg("--plugin-dir").arg(plugins).args(["--max-size", "64GiB", "--store", url]).args(options);
+        let peer = Self::started(command)?;
         while began.elapsed() < Duration::from_secs(300) {
-            let mut stream = TcpStream::connect(("127.0.0.1", vkog.port))?;
+            let mut stream = TcpStream::connect(("127.0.0.1", peer.port))?;
             stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            let mut response = Vec::new();
-            stream.read_to_end(&mut response)?;
-            if response.starts_with(b"HTTP/1.1 200 ") {
-                return Ok((vkog, began.elapsed()));
+            let mut response = String::new();
+            stream.read_to_string(&mut response)?;
+            if response.starts_with("HTTP/1.1 200 ") {
+                return Ok((peer, began.elapsed()));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Err("vkog does not load its entries".into())
+        Err("vkog does not load the shared store".into())
     }
 
-    /// Starts vkog and waits until it listens.
-    fn listening(mut command: Command) -> Result<Self> {
-        command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn()?;
+    /// Starts vkog, and waits until it serves.
+    fn started(mut vkog: Command) -> Result<Self> {
+        let mut child = vkog.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
@@ -99,17 +99,14 @@ impl Peer {
             ports.chunks(2).enumerate().map(|(at, pair)| format!("m{at}={}", url(&pair[1]))).collect();
         let start = |(at, pair): (usize, &[u16])| {
             let [client, peer] = [url(&pair[0]), url(&pair[1])];
-            let child = Command::new("etcd")
-                .args(["--name", &format!("m{at}"), "--initial-cluster", &cluster.join(",")])
+            let mut etcd = Command::new("etcd");
+            etcd.args(["--name", &format!("m{at}"), "--initial-cluster", &cluster.join(",")])
                 .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
                 .args(["--logger", "zap", "--log-level", "error", "--quota-backend-bytes", "8589934592", "--data-dir"])
-                .arg(folder.join(format!("m{at}")))
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .map_err(|error| format!("cannot start etcd: {error}; install Debian's etcd-server"))?;
-            Ok(Self { child, port: pair[0] })
+                .arg(folder.join(format!("m{at}")));
+            Self::silent(etcd, pair[0])
+                .map_err(|error| format!("cannot start etcd: {error}; install Debian's etcd-server").into())
         };
         ports.chunks(2).enumerate().map(start).collect()
     }
@@ -184,30 +181,21 @@ impl Peer {
         Self::http("webdis", command, port)
     }
 
-    /// Starts one member of etcd on a folder. None where it is not installed.
-    pub(crate) fn etcd(folder: &Path) -> Result<Option<Self>> {
-        let port = free_port()?;
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
-        let mut command = Command::new("etcd");
-        command
-            .args(["--name", "a", "--initial-cluster", &format!("a={peer}"), "--logger", "zap", "--log-level", "error"])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .arg("--data-dir")
-            .arg(folder);
-        Self::http("etcd", command, port)
+    /// Starts a program that will listen on this port.
+    fn silent(mut command: Command, port: u16) -> std::io::Result<Self> {
+        Ok(Self { child: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?, port })
     }
 
     /// Starts a program and waits until it accepts connections.
-    fn http(name: &str, mut command: Command, port: u16) -> Result<Option<Self>> {
-        let child = match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
-            Ok(child) => child,
+    fn http(name: &str, command: Command, port: u16) -> Result<Option<Self>> {
+        let peer = match Self::silent(command, port) {
+            Ok(peer) => peer,
             Err(error) => {
                 eprintln!("{name} is left out: {error}; install Debian's {name}");
                 return Ok(None);
             }
         };
-        let (peer, began) = (Self { child, port }, Instant::now());
+        let began = Instant::now();
         while began.elapsed() < Duration::from_secs(10) {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Ok(Some(peer));
@@ -227,6 +215,11 @@ impl Peer {
         let mut answer = [0; 512];
         let read = stream.read(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+    }
+
+    /// Returns `HOST:PORT`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     pub(crate) fn id(&self) -> u32 {

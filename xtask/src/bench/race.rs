@@ -33,7 +33,7 @@ pub(super) struct Racer {
 }
 
 impl Racer {
-    fn new(drive: impl Fn() -> Result<Load> + 'static) -> Self {
+    pub(super) fn new(drive: impl Fn() -> Result<Load> + 'static) -> Self {
         Self { drive: Box::new(drive), loads: Vec::new() }
     }
 
@@ -77,6 +77,15 @@ impl Racer {
         format!("{:.0}/s, {p50:.2} and {p99:.2} ms", self.median(|load| load.per_second))
     }
 
+    /// Adds a row: this server beside a peer, with the lowest and the highest ratio of a round.
+    pub(super) fn beside_with_range(&self, peer: &Self, what: &str, goal: &str, table: &mut Table) {
+        let ratio = self.over(peer, |load| load.per_second);
+        let ratios = self.loads.iter().zip(&peer.loads).map(|(ours, theirs)| ours.per_second / theirs.per_second);
+        let (least, most) = ratios.fold((f64::MAX, 0.0_f64), |(least, most), it| (least.min(it), most.max(it)));
+        let ratio = format!("{ratio:.2} ({least:.2} to {most:.2})");
+        table.row(what, self.shown(), peer.shown(), ratio, goal);
+    }
+
     /// Adds a row: this server beside a peer.
     pub(super) fn beside(&self, peer: &Self, what: &str, goal: &str, table: &mut Table) {
         let ratio = self.over(peer, |load| load.per_second);
@@ -96,7 +105,7 @@ pub(super) fn race(racers: &mut [Racer], rounds: usize) -> Result<()> {
 
 /// Writes what wrk sends, as Lua: keys of 16 bytes at random, values of 64. Each of its threads makes the requests before the
 /// clock starts, and sends them in turn: for more entries than fit into any cache.
-fn script(folder: &Path, kind: Kind, path: &str, keys: u64) -> Result<PathBuf> {
+pub(super) fn script(folder: &Path, kind: Kind, path: &str, keys: u64) -> Result<PathBuf> {
     let (name, made, request) = match kind {
         Kind::Get => ("get", 200_000, format!(r#"wrk.format("GET", "{path}" .. key())"#)),
         Kind::Put => ("put", 200_000, format!(r#"wrk.format("PUT", "{path}" .. key(), nil, string.rep("v", 64))"#)),

@@ -1,80 +1,264 @@
-//! `cargo xtask bench shared`: how long a server needs to load its entries from three members of etcd, and its memory beside that of a
-//! server with the same entries in a file.
+//! `cargo xtask bench shared`: servers on an etcd cluster of three members, beside a simple client of that cluster and beside a server
+//! with files. All of them run on this machine. So the requests of the servers cost the members CPU time, and the other way round; rates
+//! and CPU times of each are measured.
 
-use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::cell::RefCell;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::peers::Peer;
-use super::store::{MILLION, ROUNDS, make_store, megabytes, seconds};
+use super::peers::{Load, Peer, wrk};
+use super::plugins::plugin_folder;
+use super::race::{Kind, Racer, race, script};
+use super::store::{fill, make_store};
 use super::{Options, Table, median, with_program};
 use crate::Result;
 
 const MEMBERS: usize = 3;
-/// Resident memory that changes by less than this in a second has settled, in megabytes.
-const SETTLED: f64 = 0.5;
+const KEYS: u64 = 10_000;
+const CLIENTS: [u32; 3] = [16, 64, 256];
+/// The clients of the measurements that do not depend on their number.
+const SOME_CLIENTS: u32 = 64;
+/// Clock ticks in a second of `/proc/PID/stat`.
+const TICKS: f64 = 100.0;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.against.is_some() {
-        return Err("the peer of a server on etcd is one with a file; leave out --against".into());
+        return Err("a shared store is compared with etcd only; leave out --against".into());
     }
-    let entries = if options.quick { MILLION / 10 } else { MILLION };
     with_program(&options.profile, &["vkog-etcd"], |program, libraries, folder| {
-        let plugins = folder.join("plugins");
-        fs::create_dir(&plugins)?;
-        let library = &libraries.first().ok_or("cargo built no plugin etcd")?.file;
-        fs::copy(library, plugins.join(library.file_name().ok_or("no file name")?))?;
-        let members = Peer::etcd(folder, MEMBERS)?;
-        let addresses: Vec<_> = members.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
-        let url = format!("etcd://{}/vkog", addresses.join(","));
-        let file = folder.join("entries.vkog");
-        make_store(program, &file, entries)?;
-        move_store(program, &file, &url, &plugins)?;
-        let mut lives = [Vec::new(), Vec::new()];
-        for _ in 0..ROUNDS {
-            let (alone, start) = Peer::vkog(program, &file, &[])?;
-            lives[1].push((start.as_secs_f64(), settled(&alone)?));
-            alone.stop()?;
-            let (shared, start) = Peer::vkog_on(program, &url, &plugins)?;
-            lives[0].push((start.as_secs_f64(), settled(&shared)?));
-            shared.stop()?;
-        }
-        let median_of = |value: fn(&(f64, f64)) -> f64| lives.each_ref().map(|lives| median(lives.iter().map(value)));
+        let load = build_load(&options.profile, program)?;
+        let library = libraries.first().ok_or("cargo built no vkog-etcd")?.file.clone();
+        let plugins = plugin_folder(&folder.join("plugins"), &[library])?;
+        let (rounds, seconds) = if options.quick { (3, 1) } else { (5, 2) };
+        println!(
+            "medians of {rounds} rounds of {seconds} s, with the lowest and the highest ratio; latencies are p50 and p99\n"
+        );
+        let cluster = Cluster::start(folder)?;
+        let bench = Bench { program, folder, plugins, load, cluster, rounds, seconds };
         let mut table = Table::default();
-        let [ours, theirs] = median_of(|life| life.0);
-        table.row(&format!("start, {entries} entries"), seconds(ours), seconds(theirs), String::new(), "≤ 10 s");
-        let [ours, theirs] = median_of(|life| life.1);
-        let ratio = format!("{:.2}", ours / theirs);
-        table.row(&format!("resident memory, {entries} entries"), megabytes(ours), megabytes(theirs), ratio, "≤ 1.10");
-        table.print("vkog with a file");
+        bench.fill()?;
+        bench.beside_etcd(&mut table)?;
+        bench.beside_files(&mut table)?;
+        bench.two_servers(&mut table)?;
+        table.print("etcd, or a server with files");
         Ok(())
     })
 }
 
-/// Copies the entries of a file into a shared store.
-fn move_store(program: &Path, file: &Path, url: &str, plugins: &Path) -> Result<()> {
-    let export = Command::new(program).args(["export", "--file"]).arg(file).stderr(Stdio::null()).output()?;
-    let mut import = Command::new(program)
-        .args(["import", "--store", url, "--plugin-dir"])
-        .arg(plugins)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    import.stdin.take().ok_or("no standard input")?.write_all(&export.stdout)?;
-    if import.wait()?.success() { Ok(()) } else { Err("vkog import failed".into()) }
+/// Builds the client of etcd. Returns its path.
+fn build_load(profile: &str, program: &Path) -> Result<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--profile", profile, "--package", "vkog-etcd", "--example", "etcd-load"]);
+    let status = cargo.status()?;
+    let folder = program.parent().ok_or("no folder")?;
+    if status.success() { Ok(folder.join("examples/etcd-load")) } else { Err(format!("cargo build: {status}").into()) }
 }
 
-/// Waits until the resident memory of a server has settled. Returns it, in megabytes.
-fn settled(server: &Peer) -> Result<f64> {
-    let mut last = server.resident()?;
-    loop {
-        std::thread::sleep(Duration::from_secs(1));
-        let now = server.resident()?;
-        if (now - last).abs() < SETTLED {
-            return Ok(now);
+/// An etcd cluster on this machine.
+struct Cluster {
+    members: Vec<Peer>,
+}
+
+impl Cluster {
+    /// Starts the members, and waits until they have a leader.
+    fn start(folder: &Path) -> Result<Self> {
+        let mut cluster = Self { members: Peer::etcd(folder, MEMBERS)? };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(30) {
+            if let Some(leader) = cluster.leader()? {
+                // The clients use the first one.
+                cluster.members.swap(0, leader);
+                return Ok(cluster);
+            }
+            thread::sleep(Duration::from_millis(50));
         }
-        last = now;
+        Err("etcd elects no leader".into())
     }
+
+    /// Returns the member that leads.
+    fn leader(&self) -> Result<Option<usize>> {
+        for (at, member) in self.members.iter().enumerate() {
+            if TcpStream::connect(("127.0.0.1", member.port)).is_err() {
+                return Ok(None);
+            }
+            let mut ctl = Command::new("etcdctl");
+            ctl.env("ETCDCTL_API", "3").args(["--endpoints", &member.address(), "endpoint", "status"]);
+            let output = ctl.stderr(Stdio::null()).output();
+            let output =
+                output.map_err(|error| format!("cannot start etcdctl: {error}; install Debian's etcd-client"))?;
+            if String::from_utf8_lossy(&output.stdout).split(", ").nth(4) == Some("true") {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    fn url(&self) -> String {
+        let addresses: Vec<String> = self.members.iter().map(Peer::address).collect();
+        format!("etcd://{}/vkog", addresses.join(","))
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.members.iter().map(Peer::id).collect()
+    }
+}
+
+/// The CPU time of some processes for each request, in microseconds, in each round.
+type Costs = Rc<RefCell<Vec<f64>>>;
+
+struct Bench<'a> {
+    program: &'a Path,
+    folder: &'a Path,
+    /// The folder with the plugin.
+    plugins: PathBuf,
+    /// The client of etcd.
+    load: PathBuf,
+    cluster: Cluster,
+    rounds: usize,
+    seconds: u32,
+}
+
+impl Bench<'_> {
+    /// Writes and linearizable reads, beside the same number of clients of etcd.
+    fn beside_etcd(&self, table: &mut Table) -> Result<()> {
+        let server = self.server(&[])?;
+        for clients in CLIENTS {
+            for (kind, call, what, goal) in [
+                (Kind::Put, "put", "PUT; single puts", "≥ 3"),
+                (Kind::Get, "range", "linearizable GET; linearizable ranges", "≥ 5"),
+            ] {
+                let (ours, our_costs) = self.http(&[&server], kind, clients, self.cluster.processes())?;
+                let (theirs, their_costs) = self.etcd(call, clients);
+                let mut racers = [ours, theirs];
+                race(&mut racers, self.rounds)?;
+                let what = format!("{what}, {clients} clients");
+                racers[0].beside_with_range(&racers[1], &what, goal, table);
+                cost_row(&format!("{what}: CPU time of the members for each"), &our_costs, &their_costs, goal, table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Local reads, beside those of a server with files.
+    fn beside_files(&self, table: &mut Table) -> Result<()> {
+        let store = self.folder.join("files.vkog");
+        make_store(self.program, &store, KEYS)?;
+        let files = Peer::vkog(self.program, &store, &[])?.0;
+        let server = self.server(&["--reads", "local"])?;
+        let (ours, our_costs) = self.http(&[&server], Kind::Get, SOME_CLIENTS, vec![server.id()])?;
+        let (theirs, their_costs) = self.http(&[&files], Kind::Get, SOME_CLIENTS, vec![files.id()])?;
+        let mut racers = [ours, theirs];
+        race(&mut racers, self.rounds)?;
+        let what = format!("local GET; GET of a server with files, {SOME_CLIENTS} clients");
+        racers[0].beside_with_range(&racers[1], &what, "≥ 0.95", table);
+        cost_row(&format!("{what}: CPU time of the server for each"), &our_costs, &their_costs, "≥ 0.95", table);
+        Ok(())
+    }
+
+    /// Two servers that have the clients of one. On a machine with few cores, the ratio of what they can serve is twice that of their CPU
+    /// times.
+    fn two_servers(&self, table: &mut Table) -> Result<()> {
+        for (reads, what) in [("local", "local GET"), ("linearizable", "linearizable GET")] {
+            let [one, other] = [self.server(&["--reads", reads])?, self.server(&["--reads", reads])?];
+            let (both, both_costs) = self.http(&[&one, &other], Kind::Get, SOME_CLIENTS, vec![one.id(), other.id()])?;
+            let (alone, alone_costs) = self.http(&[&one], Kind::Get, SOME_CLIENTS, vec![one.id()])?;
+            let mut racers = [both, alone];
+            race(&mut racers, self.rounds)?;
+            let what = format!("{what}, {SOME_CLIENTS} clients: two servers; one");
+            racers[0].beside_with_range(&racers[1], &what, "≥ 1.8 with enough cores", table);
+            let [both, alone] = [&both_costs, &alone_costs].map(|costs| median(costs.borrow().iter().copied()));
+            let ratio = format!("{:.2}", 2.0 * alone / both);
+            let what = format!("{what}; twice the ratio of their CPU times for each request");
+            table.row(&what, format!("{both:.1} µs"), format!("{alone:.1} µs"), ratio, "≥ 1.8");
+        }
+        Ok(())
+    }
+
+    /// Makes the entries that are read.
+    fn fill(&self) -> Result<()> {
+        let mut import = Command::new(self.program);
+        import.args(["import", "--store", &self.cluster.url(), "--plugin-dir"]).arg(&self.plugins);
+        fill(import, KEYS)
+    }
+
+    /// Starts a server on the cluster.
+    fn server(&self, options: &[&str]) -> Result<Peer> {
+        Ok(Peer::vkog_shared(self.program, &self.cluster.url(), &self.plugins, options)?.0)
+    }
+
+    /// Servers of HTTP that share the clients.
+    fn http(&self, servers: &[&Peer], kind: Kind, clients: u32, processes: Vec<u32>) -> Result<(Racer, Costs)> {
+        let script = script(self.folder, kind, "/k/", KEYS)?;
+        let urls: Vec<String> = servers.iter().map(|server| format!("http://127.0.0.1:{}", server.port)).collect();
+        let (share, seconds) = (clients / u32::try_from(urls.len())?, self.seconds);
+        Ok(with_costs(processes, seconds, move || {
+            thread::scope(|scope| {
+                let script = &script;
+                let drive =
+                    |url| scope.spawn(move || wrk(url, share, seconds, script).map_err(|error| error.to_string()));
+                let threads: Vec<_> = urls.iter().map(String::as_str).map(drive).collect();
+                let mut sum = Load { per_second: 0.0, p50: 0.0, p99: 0.0 };
+                for thread in threads {
+                    let load = thread.join().map_err(|_| "a thread panicked")??;
+                    sum.per_second += load.per_second;
+                    (sum.p50, sum.p99) = (sum.p50.max(load.p50), sum.p99.max(load.p99));
+                }
+                Ok(sum)
+            })
+        }))
+    }
+
+    /// The cluster, with a client that sends single requests.
+    fn etcd(&self, call: &'static str, clients: u32) -> (Racer, Costs) {
+        let (load, address, seconds) = (self.load.clone(), self.cluster.members[0].address(), self.seconds);
+        with_costs(self.cluster.processes(), seconds, move || {
+            let mut client = Command::new(&load);
+            let output = client.args([&address, call, &clients.to_string(), &seconds.to_string()]).output()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let numbers: Vec<f64> = text.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
+            let [per_second, p50, p99] = numbers[..] else {
+                return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+            };
+            Ok(Load { per_second, p50, p99 })
+        })
+    }
+}
+
+/// Measures what processes spend in each round.
+fn with_costs(processes: Vec<u32>, seconds: u32, drive: impl Fn() -> Result<Load> + 'static) -> (Racer, Costs) {
+    let costs = Costs::default();
+    let spent = Rc::clone(&costs);
+    let racer = Racer::new(move || {
+        let before = cpu(&processes)?;
+        let load = drive()?;
+        spent.borrow_mut().push((cpu(&processes)? - before) * 1e6 / (load.per_second * f64::from(seconds)));
+        Ok(load)
+    });
+    (racer, costs)
+}
+
+/// Adds a row: how many times more the peer spends.
+fn cost_row(what: &str, ours: &Costs, theirs: &Costs, goal: &str, table: &mut Table) {
+    let ratio = median(ours.borrow().iter().zip(&*theirs.borrow()).map(|(ours, theirs)| theirs / ours));
+    let shown = |costs: &Costs| format!("{:.1} µs", median(costs.borrow().iter().copied()));
+    table.row(what, shown(ours), shown(theirs), format!("1 : {ratio:.2}"), goal);
+}
+
+/// Returns the CPU time of processes so far, in seconds.
+fn cpu(processes: &[u32]) -> Result<f64> {
+    let mut ticks = 0.0;
+    for process in processes {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+        // The fields follow the name of the program, in which a space may be.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        // `utime` and `stime`.
+        for field in fields.skip(11).take(2) {
+            ticks += field.parse::<f64>()?;
+        }
+    }
+    Ok(ticks / TICKS)
 }

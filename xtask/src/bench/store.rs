@@ -35,13 +35,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Makes a store file of this number of entries, without a server: 16-byte keys, 64-byte values.
 pub(super) fn make_store(program: &Path, file: &Path, entries: u64) -> Result<()> {
-    let mut import = Command::new(program)
-        .args(["import", "--file"])
-        .arg(file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
+    let mut import = Command::new(program);
+    import.args(["import", "--file"]).arg(file);
+    fill(import, entries)
+}
+
+/// Passes this number of entries to `vkog import`: 16-byte keys, 64-byte values.
+pub(super) fn fill(mut import: Command, entries: u64) -> Result<()> {
+    let mut import = import.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let mut input = BufWriter::new(import.stdin.take().ok_or("no standard input")?);
     let value = "v".repeat(64);
     for number in 0..entries {

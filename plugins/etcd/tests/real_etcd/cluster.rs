@@ -127,6 +127,11 @@ impl Cluster {
         assert!(status.success());
     }
 
+    /// Returns the processes of the members that run.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|member| Some(member.process.as_ref()?.id())).collect()
+    }
+
     /// Kills a member with SIGKILL, and waits for its end.
     pub(crate) fn kill(&mut self, index: usize) {
         let mut process = self.members[index].process.take().expect("it runs");

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod cluster;
+mod direct;
 mod failures;
 mod limits;
 mod members;

@@ -1,67 +1,25 @@
 //! Measurements, which run with `--ignored` only: `cargo test --release -p vkog-etcd -- --ignored --nocapture speed::`.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Runtime};
-use tonic::transport::{Channel, Endpoint};
 use vkog_etcd::{EtcdStore, Settings, Sink};
 use vkog_plugin_api::backend::{Change, CommitOutcome, Condition, Loaded, Write};
 
 use crate::cluster::Cluster;
+use crate::direct::{self, Call};
 
-const DURATION: Duration = Duration::from_secs(4);
+const DURATION: Duration = Duration::from_secs(3);
 const RECORD: [u8; 128] = [b'x'; 128];
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct Put {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Ignored {}
-
-/// Calls etcd directly with a number of clients. Returns the calls in a second.
-fn direct(cluster: &Cluster, path: &'static str, clients: usize) -> f64 {
-    let runtime: Runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("it starts");
-    let endpoint = Endpoint::from_shared(format!("http://{}", cluster.endpoint(0))).expect("a URL");
-    runtime.block_on(async {
-        let channel: Channel = endpoint.connect_lazy();
-        let began = Instant::now();
-        let tasks: Vec<_> = (0..clients)
-            .map(|number| {
-                let channel = channel.clone();
-                tokio::spawn(async move {
-                    // A range reads only the key of it.
-                    let request = Put { key: format!("other/{number}").into_bytes(), value: RECORD.to_vec() };
-                    let request = if path.ends_with("Range") { Put { value: Vec::new(), ..request } } else { request };
-                    let mut calls = 0_u32;
-                    while began.elapsed() < DURATION {
-                        let mut grpc = tonic::client::Grpc::new(channel.clone());
-                        grpc.ready().await.expect("it connects");
-                        let codec = tonic_prost::ProstCodec::<Put, Ignored>::default();
-                        let path = http::uri::PathAndQuery::from_static(path);
-                        grpc.unary(tonic::Request::new(request.clone()), path, codec).await.expect("etcd answers");
-                        calls += 1;
-                    }
-                    calls
-                })
-            })
-            .collect();
-        let mut calls = 0.0;
-        for task in tasks {
-            calls += f64::from(task.await.expect("no client fails"));
-        }
-        calls / began.elapsed().as_secs_f64()
-    })
-}
-
 /// A host that passes outcomes to one thread, as an event loop gets them.
-struct Loop(Mutex<Sender<(u64, Option<u64>)>>);
+struct Loop {
+    sender: Mutex<Sender<(u64, Option<u64>)>>,
+    /// The number of groups that it has applied.
+    groups: AtomicU32,
+}
 
 /// A host that counts the entries that it loads, and sends their number.
 struct Count(Mutex<(usize, Sender<usize>)>);
@@ -84,15 +42,21 @@ impl Sink for Count {
 }
 
 impl Loop {
+    fn new(sender: Sender<(u64, Option<u64>)>) -> Self {
+        Self { sender: Mutex::new(sender), groups: AtomicU32::new(0) }
+    }
+
     fn send(&self, id: u64, revision: Option<u64>) {
-        let _ = self.0.lock().expect("nothing panics with it").send((id, revision));
+        let _ = self.sender.lock().expect("nothing panics with it").send((id, revision));
     }
 }
 
 impl Sink for Loop {
     fn load(&self, _: &[Loaded<'_>]) {}
     fn loaded(&self, _: u64) {}
-    fn apply(&self, _: u64, _: bool, _: &[Change<'_>]) {}
+    fn apply(&self, _: u64, _: bool, _: &[Change<'_>]) {
+        self.groups.fetch_add(1, Ordering::Relaxed);
+    }
     fn outcome(&self, id: u64, outcome: CommitOutcome) {
         match outcome {
             CommitOutcome::Committed { revision } => self.send(id, Some(revision)),
@@ -116,7 +80,8 @@ impl Sink for Loop {
 /// Writes, or confirms, with a number of clients. Returns how many in a second.
 fn through_the_plugin(cluster: &Cluster, settings: &Settings, clients: usize, writes: bool) -> f64 {
     let (sender, receiver) = channel();
-    let store = EtcdStore::open(settings, &cluster.url(), "{}", Arc::new(Loop(Mutex::new(sender)))).expect("it opens");
+    let sink = Arc::new(Loop::new(sender));
+    let store = EtcdStore::open(settings, &cluster.url(), "{}", Arc::clone(&sink) as Arc<dyn Sink>).expect("it opens");
     let prefix = format!("{clients}/{}", settings.groups_in_flight);
     let send = |client: usize, revision: u64| {
         let id = u64::try_from(client).expect("small");
@@ -135,24 +100,53 @@ fn through_the_plugin(cluster: &Cluster, settings: &Settings, clients: usize, wr
         send(usize::try_from(id).expect("small"), revision.unwrap_or(0));
         count += 1.0;
     }
+    if writes {
+        println!("{:.1} writes in each group", count / f64::from(sink.groups.load(Ordering::Relaxed)));
+    }
     count / began.elapsed().as_secs_f64()
+}
+
+/// Returns the CPU time of processes so far, in seconds.
+fn cpu(processes: &[u32]) -> f64 {
+    let ticks = |process: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+        // The fields follow the name of the program, in which a space may be.
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("its fields").split_whitespace().collect();
+        fields[11..=12].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>()
+    };
+    processes.iter().map(ticks).sum::<f64>() / 100.0
+}
+
+/// Measures a rate. Returns it, and the CPU time of the members for each request, in microseconds.
+fn with_cpu(cluster: &Cluster, measure: impl FnOnce() -> f64) -> (f64, f64) {
+    let members = cluster.processes();
+    let before = cpu(&members);
+    let rate = measure();
+    (rate, (cpu(&members) - before) / (rate * DURATION.as_secs_f64()) * 1e6)
 }
 
 #[test]
 #[ignore = "a measurement"]
 fn group_commit_is_compared_with_single_puts() {
+    let put = Call::Put { value_len: RECORD.len() };
     for members in [1, 3] {
         let Some(cluster) = Cluster::start(members, &[]) else { return };
         for clients in [16, 64, 256] {
-            let single = direct(&cluster, "/etcdserverpb.KV/Put", clients);
-            let read = direct(&cluster, "/etcdserverpb.KV/Range", clients);
+            let call = |call: Call| {
+                let rate = direct::drive(&cluster.endpoint(0), call, clients, DURATION);
+                println!("{clients} clients of etcd: p50 {:.2} ms", rate.percentile(50));
+                rate.per_second
+            };
+            let (single, single_cpu) = with_cpu(&cluster, || call(put));
+            let read = call(Call::Range);
             for groups_in_flight in [1, 2, 4, 8] {
                 let settings = Settings { groups_in_flight, ..Settings::default() };
-                let grouped = through_the_plugin(&cluster, &settings, clients, true);
+                let (grouped, cpu) = with_cpu(&cluster, || through_the_plugin(&cluster, &settings, clients, true));
                 println!(
                     "{members} members, {clients} clients, {groups_in_flight} groups in flight: {grouped:.0} writes/s, \
-                     {:.1} × {single:.0} single puts/s",
-                    grouped / single
+                     {:.1} × {single:.0} single puts/s; CPU of etcd {cpu:.1} and {single_cpu:.1} µs, 1 : {:.1}",
+                    grouped / single,
+                    single_cpu / cpu
                 );
             }
             let confirmed = through_the_plugin(&cluster, &Settings::default(), clients, false);
@@ -168,7 +162,7 @@ fn a_million_entries_are_loaded() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let (sender, receiver) = channel();
     let settings = Settings::default();
-    let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Loop(Mutex::new(sender)))).expect("it opens");
+    let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Loop::new(sender))).expect("it opens");
     let began = Instant::now();
     for index in 0..ENTRIES {
         if index >= 1000 {
