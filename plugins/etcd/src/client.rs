@@ -42,9 +42,9 @@ const RESPONSE_BYTES_MAX: usize = 64 << 20;
 pub(crate) enum CallError {
     #[error("{endpoint} did not answer within {limit:.1?}")]
     TimedOut { endpoint: String, limit: Duration },
-    /// Another call has found that the endpoint does not answer.
-    #[error("{endpoint} does not answer")]
-    Moved { endpoint: String },
+    /// Another call has left the endpoint, for this reason.
+    #[error("{reason}")]
+    Moved { reason: String },
     /// Something between etcd and this client has failed.
     #[error("no connection to {endpoint}: {}", cause(.status))]
     Transport { endpoint: String, status: Box<Status> },
@@ -136,6 +136,8 @@ pub(crate) struct Client {
     current: Mutex<Connection>,
     /// The generation of the current connection.
     generation: watch::Sender<usize>,
+    /// Why the last endpoint was left.
+    left: Mutex<String>,
     /// The id of the cluster of the first endpoint that answered.
     cluster: OnceLock<u64>,
     credentials: Option<Credentials>,
@@ -159,6 +161,7 @@ impl Client {
         Ok(Self {
             current: Mutex::new(Connection::new(0, first)),
             generation: watch::Sender::new(0),
+            left: Mutex::default(),
             cluster: OnceLock::new(),
             credentials: settings.credentials()?,
             token: tokio::sync::Mutex::new(None),
@@ -211,10 +214,11 @@ impl Client {
 
     /// Leaves the current endpoint for the next one. All calls that wait for it fail.
     pub(crate) fn fail_over(&self) {
-        self.leave(self.connection().generation);
+        let connection = self.connection();
+        self.leave(connection.generation, format!("{} does not answer", self.name(&connection)));
     }
 
-    fn leave(&self, generation: usize) {
+    fn leave(&self, generation: usize, reason: String) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.generation != generation {
             return;
@@ -222,6 +226,7 @@ impl Client {
         let generation = generation + 1;
         let endpoint = &self.endpoints[generation % self.endpoints.len()];
         *current = Connection::new(generation, endpoint);
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         self.generation.send_replace(generation);
     }
 
@@ -252,14 +257,14 @@ impl Client {
             }),
             () = tokio::time::sleep(limit) => Err(CallError::TimedOut { endpoint: self.name(connection), limit }),
             _ = generation.wait_for(|generation| *generation != connection.generation) => {
-                Err(CallError::Moved { endpoint: self.name(connection) })
+                Err(CallError::Moved { reason: self.left.lock().unwrap_or_else(PoisonError::into_inner).clone() })
             }
         };
         match &result {
             Err(error) if error.is_token() => *self.token.lock().await = None,
             Err(error) if error.is_large_response() => {}
             // Whether a member that is late is worth leaving, `alive` decides.
-            Err(CallError::Transport { .. }) => self.leave(connection.generation),
+            Err(error @ CallError::Transport { .. }) => self.leave(connection.generation, error.to_string()),
             _ => {}
         }
         result
