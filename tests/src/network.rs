@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::process::Running;
 
-/// The nodes of a network. Each has links to the namespace of the test, with addresses of its own, and one to the other nodes.
+/// The nodes of a network. Each has one link to the other nodes, and several to the namespace of the test, each with another address.
 pub struct Network {
     /// For each node, a process that only holds its namespace.
     nodes: Vec<Running>,

@@ -179,7 +179,7 @@ impl Run {
     }
 }
 
-/// What fails for a moment.
+/// A failure that lasts for a moment.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     KillHost,
@@ -310,7 +310,7 @@ fn history(number: usize, count: usize, cluster: &mut Cluster, faults: &mut BTre
             }
         }
     });
-    // What is there in the end belongs to the history.
+    // The entries in the end belong to the history.
     (0..HOSTS).for_each(|host| cluster.host(host).wait_until_ready());
     let http = Client::new();
     for object in 0..count.div_ceil(OBJECTS.0 * OBJECTS.1) * OBJECTS.0 {
