@@ -51,7 +51,7 @@ impl Selection {
         let mut failed = run;
         for _ in 0..attempts {
             if !failed.is_empty() {
-                failed = run_tests(&program, &failed, environment)?;
+                failed = run_tests(&failed, environment)?;
             }
         }
         println!("\n{count} tests were run, {} were left out:", reasons.values().sum::<usize>());
@@ -74,9 +74,10 @@ fn is_of(name: &str, module: &str, test: Option<&str>) -> bool {
 }
 
 /// Runs these tests, shows what they say, and returns those that failed.
-fn run_tests(program: &Path, names: &BTreeSet<String>, environment: &[(&str, &str)]) -> Result<BTreeSet<String>> {
-    let mut command = Command::new(program);
-    command.current_dir("tests").arg("--exact").args(names).envs(environment.iter().copied());
+fn run_tests(names: &BTreeSet<String>, environment: &[(&str, &str)]) -> Result<BTreeSet<String>> {
+    // By cargo, whose variables are those of `cargo test`: with others, the tests would build the server again.
+    let mut command = cargo_test();
+    command.args(["--", "--exact"]).args(names).envs(environment.iter().copied());
     let mut tests = command.stdout(Stdio::piped()).spawn()?;
     let mut failed = BTreeSet::new();
     for line in BufReader::new(tests.stdout.take().ok_or("the tests have no output")?).lines() {
@@ -87,24 +88,28 @@ fn run_tests(program: &Path, names: &BTreeSet<String>, environment: &[(&str, &st
         }
     }
     let status = tests.wait()?;
-    if status.code().is_none() || !status.success() && failed.is_empty() {
+    if !status.success() && failed.is_empty() {
         return Err(format!("the tests ended early: {status}").into());
     }
     Ok(failed)
 }
 
+fn cargo_test() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["test", "--package", "vkog-tests", "--test", "black_box"]);
+    cargo
+}
+
 /// The program that cargo makes of `tests/tests/black_box`.
 fn black_box() -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--no-run", "--package", "vkog-tests", "--test", "black_box"]);
-    let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output()?;
+    let mut cargo = cargo_test();
+    let output =
+        cargo.args(["--no-run", "--message-format=json-render-diagnostics"]).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("cargo test --no-run: {}", output.status).into());
     }
     let built = build::artifacts(&output.stdout, &["black-box"])?;
-    // From the folder that the tests run in.
-    let program = built.into_iter().next().ok_or("cargo built no test black_box")?.file;
-    Ok(std::path::absolute(program)?)
+    Ok(built.into_iter().next().ok_or("cargo built no test black_box")?.file)
 }
 
 fn listed(program: &Path) -> Result<Vec<String>> {
