@@ -49,7 +49,7 @@ struct Wanted {
 #[derive(Default)]
 struct Refused {
     wanted: Vec<Wanted>,
-    /// By [`Request::arrived`], which all attempts of an operation have in common, and few other operations.
+    /// By the revision of the store when the request arrived, which all attempts of an operation have in common.
     counts: VecDeque<(u64, u32)>,
 }
 
