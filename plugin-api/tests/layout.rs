@@ -53,8 +53,8 @@ fn the_abi_types_of_backends_have_fixed_sizes_and_offsets() {
     layout!(RawLoaded<'static>: 48, 8, key at 0, record at 16, revision at 32, reserved at 40);
     layout!(RawCommitOutcome<'static>: 48, 8, kind at 0, status at 4, revision at 8, message at 16, reserved at 32);
     layout!(RawMember<'static>: 40, 8, id at 0, about at 16, reserved at 32);
-    layout!(RawStatus<'static>: 120, 8, engine at 0, engine_version at 16, id at 32, members at 48, size at 64,
-        quota at 72, flags at 80, reserved at 88);
+    layout!(RawStatus<'static>: 152, 8, engine at 0, engine_version at 16, full at 32, entry_prefix at 48, id at 64,
+        members at 80, size at 96, quota at 104, flags at 112, reserved at 120);
     layout!(StatusFn: 8, 8);
     layout!(RawFeed: 16, 8, api at 0, cx at 8);
     layout!(FeedApi: 48, 8, load at 0, loaded at 8, apply at 16, outcome at 24, confirmed at 32, connected at 40);
