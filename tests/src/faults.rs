@@ -116,8 +116,8 @@ fn make() -> Result<Faults, String> {
             ("src/abi.rs", "    \"applied\",\n];", "    \"applied\",\n    \"sweep\",\n];"),
             (
                 "src/abi.rs",
-                "    pub leads: unsafe extern \"C\" fn(*const ()) -> bool,\n",
-                "    pub leads: unsafe extern \"C\" fn(*const ()) -> bool,\n    /// The weather.\n    \
+                "    pub depend_on: for<'a> unsafe extern \"C\" fn(*const (), RStr<'a>),\n",
+                "    pub depend_on: for<'a> unsafe extern \"C\" fn(*const (), RStr<'a>),\n    /// The weather.\n    \
                  pub weather: unsafe extern \"C\" fn(*const ()) -> u64,\n",
             ),
             ("src/hooks.rs", "    and TICK SETTINGS_CHANGED MAKE_ROOM SERVE SERVE_UPDATE APPLIED\n}", SWEEP_HOOK),
