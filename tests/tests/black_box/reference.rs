@@ -256,7 +256,7 @@ pub(crate) fn statuses_and_headers() -> (BTreeSet<String>, BTreeSet<String>) {
     for path in ["host/src/api", "host/src/http"].iter().flat_map(|folder| sources(&workspace().join(folder))) {
         let code = read(path);
         let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-        for start in ["with_header(\"", "headers.get(\"", "headers.all(\"", "headers.push((\""] {
+        for start in ["with_header(\"", "add_header(\"", "headers.get(\"", "headers.all(\"", "headers.push((\""] {
             headers.extend(code.split(start).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
         }
     }
