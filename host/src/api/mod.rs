@@ -131,9 +131,9 @@ impl Ending {
 
 /// Sends the response to a request.
 ///
-/// One type for all stores, so that the functions that a request passes exist once, and are inlined.
+/// One type for all stores, so that the compiler makes the functions that a request passes once, and inlines them.
 enum Sender {
-    /// Whenever it is there.
+    /// At any time.
     Untimed(Responder, Ending),
     /// Unless its deadline has passed.
     Limited(Limited),

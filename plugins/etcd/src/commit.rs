@@ -64,7 +64,7 @@ struct Returning {
     until: Option<Instant>,
 }
 
-/// What [`Commits::next`] returns.
+/// The result of [`Commits::next`].
 enum Next {
     Send(u64, Fence, TxnRequest),
     /// Call it again then, because writes of clients are expected.

@@ -138,7 +138,7 @@ pub(crate) struct Fence {
 pub(crate) enum Form {
     /// All writes take effect, or none. It costs etcd least.
     Flat,
-    /// Each write is a transaction of its own in that of the group.
+    /// Each write is a nested transaction in that of the group.
     Nested,
 }
 

@@ -16,7 +16,7 @@ pub(crate) enum Call {
     Range,
 }
 
-/// What a client of etcd gets.
+/// The measured rate and latencies of a client of etcd.
 pub(crate) struct Rate {
     pub(crate) per_second: f64,
     /// The latency of each request, in ascending order.
