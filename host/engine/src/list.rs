@@ -64,14 +64,6 @@ pub(super) fn is_about_the_key(refusal: &Refusal) -> bool {
     matches!(refusal.status, 403 | 404 | 410)
 }
 
-/// Adds the key to the message of a failure: the client has sent no key. A refusal of the client itself concerns every key.
-pub(super) fn at_key(mut refusal: Refusal, key: &str) -> Refusal {
-    if refusal.status >= 500 {
-        refusal.message = format!("Key \"{key}\": {}", refusal.message);
-    }
-    refusal
-}
-
 impl<S: Store> Engine<S> {
     /// Lists a page of keys. Blocks for the disk and for plugins: do not call it from an event loop.
     ///
@@ -172,7 +164,7 @@ impl<S: Store> Engine<S> {
         });
         match outcome.recv() {
             Ok((Outcome::Found(entry), headers)) => Ok(Some(Listed::new(entry, headers, form))),
-            Ok((Outcome::Refused(refusal), _)) if !is_about_the_key(&refusal) => Err(at_key(refusal, entry.key())),
+            Ok((Outcome::Refused(refusal), _)) if !is_about_the_key(&refusal) => Err(refusal.at_key(entry.key())),
             Ok(_) => Ok(None),
             // The host panicked, which was logged.
             Err(_) => Err(host_refusal(500, "Internal error; see the log of the server")),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::list::{at_key, behind, end_of};
+use super::list::{behind, end_of};
 use super::transforms::is_transformed;
 use vkog_plugin_host::{CallScope, EntryView, KeyRange, PluginRequest, PluginResponse, Refusal, StoreAccess, Verb};
 use vkog_runtime::Mailbox;
@@ -31,7 +31,7 @@ impl<S: Store> Engine<S> {
         each: &mut Each<'_>,
     ) -> Result<(), Refusal> {
         for entry in self.store.with_prefix(prefix) {
-            if !self.pass(entry.key(), scope, each).map_err(|refusal| at_key(refusal, entry.key()))? {
+            if !self.pass(entry.key(), scope, each).map_err(|refusal| refusal.at_key(entry.key()))? {
                 break;
             }
         }
@@ -72,7 +72,7 @@ impl<S: Store> Engine<S> {
                 let continues = match found {
                     // After a timeout, the store is the reason.
                     Err(refusal) if is_transformed(&entry) && refusal.status != 504 => each(entry.key(), Err(refusal)),
-                    found => found.map_err(|refusal| at_key(refusal, entry.key()))?,
+                    found => found.map_err(|refusal| refusal.at_key(entry.key()))?,
                 };
                 left -= u64::from(passed);
                 if !continues {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::list::{at_key, is_about_the_key};
+use super::list::is_about_the_key;
 use super::transforms::{self, is_transformed};
 use super::{Engine, Form, RequestContext, host_refusal, offload, view};
 use vkog_plugin_host::{Cause, Chain, Refusal, Verb};
@@ -210,7 +210,7 @@ impl<S: Store> Engine<S> {
                     Ok(sent) => sent,
                     Err(refusal) => {
                         chain.undo(&context, seen, &[]);
-                        return if is_about_the_key(&refusal) { Ok(None) } else { Err(at_key(refusal, entry.key())) };
+                        return if is_about_the_key(&refusal) { Ok(None) } else { Err(refusal.at_key(entry.key())) };
                     }
                 };
                 // An event has no headers that plugins could add to.
@@ -224,7 +224,7 @@ impl<S: Store> Engine<S> {
             Err(refusal) if is_about_the_key(&refusal) => {
                 Ok(Some(event).filter(|event| event.is_removal() && refusal.status != 403))
             }
-            Err(refusal) => Err(at_key(refusal, entry.key())),
+            Err(refusal) => Err(refusal.at_key(entry.key())),
         }
     }
 }

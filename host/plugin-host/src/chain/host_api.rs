@@ -280,8 +280,7 @@ unsafe extern "C" fn for_each_from(
             store.for_each_from(range, scope, &mut |key, found| match found {
                 Ok(entry) => pass(key, entry),
                 Err(refusal) => {
-                    let message = format!("Key \"{key}\": {}", refusal.message);
-                    unreadable = Some(Refusal { message, ..refusal });
+                    unreadable = Some(refusal.at_key(key));
                     false
                 }
             })?;

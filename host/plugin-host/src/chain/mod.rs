@@ -83,6 +83,16 @@ pub struct Refusal {
     pub headers: Vec<(String, String)>,
 }
 
+impl Refusal {
+    /// Adds the key to the message of a failure: who lists entries has sent no key. A refusal of the client itself concerns every key.
+    pub fn at_key(mut self, key: &str) -> Self {
+        if self.status >= 500 {
+            self.message = format!("Key \"{key}\": {}", self.message);
+        }
+        self
+    }
+}
+
 /// The result of the `before` hooks.
 #[derive(Debug, Default)]
 pub struct Prepared {
