@@ -9,8 +9,8 @@ mod listen;
 mod origin;
 mod pins;
 mod store;
+mod text;
 
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -30,6 +30,7 @@ pub use listen::{Host, Listen, Scheme, SocketMode, TcpAddress};
 pub use origin::{AllowedHost, NotAHost, Proxy, ProxyHeader, forwarded_parameter, split_port};
 pub use pins::{PinChange, PinError};
 pub use store::{Reads, SharedStoreConfig, StoreUrl};
+use text::{duration, duration_from_text, from_text, fsync, fsync_from_text, timeout, timeout_from_text};
 
 /// The default file of the store.
 pub const DEFAULT_FILE: &str = "local.vkog";
@@ -221,45 +222,6 @@ pub struct Options {
     /// Log as text or json [default: text on a terminal, else json]
     #[arg(long, value_name = "text|json", env = "VKOG_LOG_FORMAT", hide_env = true, hide_possible_values = true)]
     pub log_format: Option<LogFormat>,
-}
-
-fn fsync(text: &str) -> Result<Fsync, ValueError> {
-    match text {
-        "always" => Ok(Fsync::Always),
-        "never" => Ok(Fsync::Never),
-        _ => match humantime::parse_duration(text) {
-            Ok(interval) if !interval.is_zero() => Ok(Fsync::Every(interval)),
-            _ => Err(ValueError::Fsync),
-        },
-    }
-}
-
-fn fsync_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fsync>, D::Error> {
-    fsync(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
-}
-
-fn timeout(text: &str) -> Result<Duration, ValueError> {
-    match humantime::parse_duration(text) {
-        Ok(timeout) if !timeout.is_zero() => Ok(timeout),
-        _ => Err(ValueError::Timeout),
-    }
-}
-
-/// A duration that may be zero.
-fn duration(text: &str) -> Result<Duration, ValueError> {
-    humantime::parse_duration(text).map_err(|_| ValueError::Timeout)
-}
-
-fn duration_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
-}
-
-fn timeout_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    timeout(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
-}
-
-fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// Ignores the variables that are set to the empty text, as if they were not set.
