@@ -2,11 +2,11 @@
 //! the tests whose outcome depends on the store most, as CI does for each submission.
 
 use std::fs;
+use std::process::Command;
 
-use crate::Result;
 use crate::bench::peers::Peer;
 use crate::black_box::Selection;
-use crate::build;
+use crate::{Result, build, test};
 
 const SELECTION: Selection = Selection { command: "etcd", quick: QUICK, left_out: LEFT_OUT };
 
@@ -153,13 +153,21 @@ const SLOW: &str = "makes store calls one after the other, as many as a disk syn
 const TWICE: &str =
     "counts guards; those of a write that is rejected run twice, because the entries are confirmed first";
 
+/// Why the tests are skipped where etcd is missing.
+pub(crate) const MISSING: &str = "etcd is not installed: apt-get install etcd-server etcd-client";
+
+pub(crate) fn is_installed() -> bool {
+    test::is_installed(Command::new("etcd").arg("--version"))
+}
+
 pub(crate) fn test(quick: bool) -> Result<()> {
     std::env::set_current_dir(build::root())?;
     let folder = build::root().join("target/etcd");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
-    if !Peer::has_etcd() {
+    if !is_installed() {
+        println!("skipped: {MISSING}");
         return Ok(());
     }
     let members = Peer::etcd(&folder, 1)?;

@@ -152,8 +152,8 @@ fn semver(_: bool) -> Result<Outcome> {
 }
 
 fn etcd_tests(_: bool) -> Result<Outcome> {
-    if !is_installed(Command::new("etcd").arg("--version")) {
-        return Ok(Outcome::Skipped("etcd is not installed: apt-get install etcd-server etcd-client"));
+    if !etcd::is_installed() {
+        return Ok(Outcome::Skipped(etcd::MISSING));
     }
     etcd::test(false)?;
     Ok(Outcome::Passed)
@@ -233,6 +233,7 @@ fn failed(status: ExitStatus) -> Outcome {
     Outcome::Failed(status.to_string())
 }
 
-fn is_installed(command: &mut Command) -> bool {
+/// Whether a command succeeds.
+pub(crate) fn is_installed(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }

@@ -82,15 +82,6 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Whether etcd is installed. If not, says so.
-    pub(crate) fn has_etcd() -> bool {
-        let found = Command::new("etcd").arg("--version").output();
-        if let Err(error) = &found {
-            eprintln!("etcd is left out: {error}; install Debian's etcd-server");
-        }
-        found.is_ok()
-    }
-
     /// Starts members of an etcd cluster with room for millions of entries, each with a folder in this one.
     pub(crate) fn etcd(folder: &Path, members: usize) -> Result<Vec<Self>> {
         let ports = (0..2 * members).map(|_| free_port()).collect::<Result<Vec<_>>>()?;

@@ -59,13 +59,13 @@ fn build_load(profile: &str, program: &Path) -> Result<PathBuf> {
 }
 
 /// An etcd cluster on this machine.
-struct Cluster {
+pub(super) struct Cluster {
     members: Vec<Peer>,
 }
 
 impl Cluster {
     /// Starts the members, and waits until they have a leader.
-    fn start(folder: &Path) -> Result<Self> {
+    pub(super) fn start(folder: &Path) -> Result<Self> {
         let mut cluster = Self { members: Peer::etcd(folder, MEMBERS)? };
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(30) {
@@ -97,7 +97,8 @@ impl Cluster {
         Ok(None)
     }
 
-    fn url(&self) -> String {
+    /// The URL of a store in the cluster.
+    pub(super) fn url(&self) -> String {
         let addresses: Vec<String> = self.members.iter().map(Peer::address).collect();
         format!("etcd://{}/vkog", addresses.join(","))
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::peers::Peer;
 use super::plugins::plugin_folder;
+use super::shared::Cluster;
 use super::store::{MILLION, ROUNDS, fill, make_store, megabytes, seconds};
 use super::{Options, Table, median, with_program};
 use crate::Result;
 
-const MEMBERS: usize = 3;
 /// Resident memory that changes by less than this in a second has settled, in megabytes.
 const SETTLED: f64 = 0.5;
 
@@ -22,9 +22,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     with_program(&options.profile, &["vkog-etcd"], |program, libraries, folder| {
         let library = libraries.first().ok_or("cargo built no vkog-etcd")?.file.clone();
         let plugins = plugin_folder(&folder.join("plugins"), &[library])?;
-        let members = Peer::etcd(folder, MEMBERS)?;
-        let addresses: Vec<_> = members.iter().map(Peer::address).collect();
-        let url = format!("etcd://{}/vkog", addresses.join(","));
+        let cluster = Cluster::start(folder)?;
+        let url = cluster.url();
         let file = folder.join("entries.vkog");
         make_store(program, &file, entries)?;
         let mut import = Command::new(program);
