@@ -94,7 +94,7 @@ impl Index {
     }
 
     fn write<O: Write>(&self, write: &Guard<'_, O>) -> Verdict {
-        // A touch has no terms of its own: it writes the value that the entry has. An index entry has none at all.
+        // A touch writes the value that the entry has. An index entry has no terms.
         let before = write.entry().map_or("", |entry| stored(entry.details()));
         let after = write.state::<String>().unwrap_or_else(|| before.to_owned());
         write.set_details(after.as_bytes());

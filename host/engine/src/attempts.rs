@@ -11,6 +11,7 @@ use vkog_store::{Reads, Store};
 
 /// The maximum number of times that plugins make room for an operation.
 const ROOM_MADE_MAX: usize = 256;
+
 /// Returns the maximum number of attempts of an operation that is decided again with other writes, because another client has written
 /// an entry meanwhile: the writes that guards add to it, or the new value of an update. On a shared store, other hosts are faster more
 /// often.

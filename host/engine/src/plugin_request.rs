@@ -53,11 +53,11 @@ impl PluginOrigin {
     fn new(request: &PluginRequest<'_>, coding: Option<String>) -> Self {
         let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec()));
         let mut origin = Self { plugin: request.scope.plugin, headers: headers.collect() };
-        // Plugins see the precondition as a client would send it. With it, they let a put create the entry.
         if let Some(coding) = coding {
             origin.headers.retain(|(name, _)| !name.eq_ignore_ascii_case(CODING));
             origin.headers.push((CODING.to_owned(), coding.into_bytes()));
         }
+        // Plugins see the precondition as a client would send it. With it, they let a put create the entry.
         let creates = request.if_absent || request.upserts && request.verb == Verb::Put;
         if creates && origin.header("if-none-match").is_none() {
             origin.headers.push(("If-None-Match".to_owned(), b"*".to_vec()));

@@ -30,8 +30,8 @@ pub(super) fn open(
     addresses: Vec<String>,
     progress: &StartProgress,
 ) -> Result<AnyStore, Failure> {
-    let url = &config.url;
     progress.set(StartPhase::LoadingShared, 0, 0);
+    let url = &config.url;
     let found = plugins.look(|plugins, chain, _| {
         let plugin = plugins.iter().find(|plugin| plugin.scheme() == Some(url.scheme()))?;
         Some((Arc::clone(plugin.member()), about(addresses.clone(), plugins, chain).to_json()))

@@ -145,7 +145,7 @@ fn a_listing_goes_on_after_a_value_that_cannot_be_turned_back() {
     // Only those that can be read count for the limit.
     host.post("*a/", "12").refused(418, "a/1=v a/3=v | a/2: 500 the value is lost");
     host.post("*a/3", "1").refused(418, "a/3=v | ");
-    // A plugin that fails for a value as it was sent is no reason to go on.
+    // The listing ends if a plugin fails for a value that is not transformed.
     host.put("b/broken", "v").expect(200);
     host.post("*b/", "1").expect(500);
 }

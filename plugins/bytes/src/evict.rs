@@ -56,7 +56,7 @@ struct Refused {
 impl Refused {
     /// Counts a refusal. Returns how often the operation was refused before.
     fn count(&mut self, arrived: u64) -> u32 {
-        // Such a write has no time of its own.
+        // An upsert of a plugin does not say when it arrived.
         if arrived == u64::MAX {
             return 0;
         }

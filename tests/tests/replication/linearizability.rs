@@ -76,7 +76,7 @@ impl Run {
             let tried = Instant::now();
             let known = loop {
                 assert!(tried.elapsed() < DEADLINE, "no host accepts an operation");
-                // Also what was refused has a value of its own, which nobody may see.
+                // A refused write has another value than the next attempt, and no read may return it.
                 let value = self.values.fetch_add(1, SeqCst);
                 let op = self.choose(value, object, &http, &mut random);
                 let host = random.below(HOSTS);

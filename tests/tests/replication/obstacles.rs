@@ -50,7 +50,7 @@ fn a_full_database_rejects_writes_alone_until_it_has_space() {
     reader.delete("small").refused(507, &format!("Refused: {FULL}"));
     etcd.compact();
     etcd.etcdctl(&["alarm", "disarm"]);
-    // Nobody writes meanwhile: a load balancer sends nothing to a host that is not ready.
+    // There are no writes meanwhile: a load balancer sends nothing to a host that is not ready.
     for server in [&writer, &reader, &newcomer] {
         server.wait_until_ready();
         server.put("small", "value").expect(200);

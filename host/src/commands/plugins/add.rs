@@ -220,7 +220,8 @@ fn create(
     library.create(table, &context)
 }
 
-/// Returns a file name for what is downloaded from a URL as it is shown: it stands for the plugin until the library is open, and no file gets it.
+/// Returns a file name for a download from a URL, given as it is shown. It stands for the plugin until the library is open, and no
+/// file gets it.
 fn origin(url: &str) -> PathBuf {
     let path = url.split('?').next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();

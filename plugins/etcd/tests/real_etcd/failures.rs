@@ -149,7 +149,7 @@ fn outcomes_are_true_when_responses_are_lost() {
 #[test]
 fn a_write_that_took_effect_without_a_response_is_committed() {
     let Some(cluster) = Cluster::start(1, &[]) else { return };
-    // After a conflict, each write of a group is a transaction of its own.
+    // After a conflict, each write of a group is a nested transaction.
     for nested in [false, true] {
         println!("nested: {nested}");
         let proxy = Proxy::start(cluster.endpoint(0));
