@@ -11,6 +11,7 @@ use crate::client::{CallError, TXN};
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::proto::{KeyValue, TxnRequest, TxnResponse};
+use crate::returning::{Returning, linger_after, most_of};
 use crate::write::{Fence, Form, Group, Limits, Pending, Room, too_large};
 use vkog_plugin_api::backend::{CommitOutcome, Write};
 
@@ -20,8 +21,6 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = 5;
 /// The message while etcd's database is full.
 pub(crate) const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
-/// How long writes may wait for the next ones of clients whose writes have just ended, if that is less than the time that those took.
-const LINGER_MAX: Duration = Duration::from_millis(5);
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -53,15 +52,6 @@ struct Queue {
     closed: Option<String>,
     /// The database is full, so there is no fence.
     is_full: bool,
-}
-
-/// The clients whose writes have ended send the next ones soon, which should share a group.
-#[derive(Default)]
-struct Returning {
-    /// The number of writes that waited or were in flight when the last group ended.
-    writes: usize,
-    /// When they are not expected any more.
-    until: Option<Instant>,
 }
 
 /// The result of [`Commits::next`].
@@ -120,7 +110,7 @@ impl Commits {
         let Some(fence) = queue.fence.clone().filter(|_| !queue.waiting.is_empty()) else { return Next::Nothing };
         if !queue.is_worth_a_group(&self.limits, self.slots) {
             // Otherwise the end of a group in flight calls this again.
-            let until = queue.returning.until.filter(|_| queue.writes_in_flight == 0 && !queue.lingers);
+            let until = queue.returning.until().filter(|_| queue.writes_in_flight == 0 && !queue.lingers);
             queue.lingers |= until.is_some();
             return until.map_or(Next::Nothing, Next::At);
         }
@@ -213,10 +203,8 @@ impl Commits {
     fn take(&self, number: u64) -> Option<Group> {
         let mut queue = self.queue();
         let group = queue.in_flight.remove(&number)?;
-        let now = Instant::now();
-        let linger = now.duration_since(group.sent).min(LINGER_MAX);
-        queue.returning =
-            Returning { writes: queue.writes_in_flight + queue.waiting.len(), until: now.checked_add(linger) };
+        let writes = queue.writes_in_flight + queue.waiting.len();
+        queue.returning.expect(writes, linger_after(group.sent));
         queue.writes_in_flight -= group.writes.len();
         queue.free.push(group.slot);
         Some(group)
@@ -322,16 +310,11 @@ impl Queue {
     /// Returns whether the writes that wait should be sent now, and not together with those that follow. Each group costs etcd a
     /// proposal, so the best groups are as few as hold the writes of all clients.
     fn is_worth_a_group(&mut self, limits: &Limits, slots: usize) -> bool {
-        let mut writes = self.writes_in_flight + self.waiting.len();
-        if self.returning.until.is_some_and(|until| Instant::now() < until) {
-            writes = writes.max(self.returning.writes);
-        } else {
-            self.returning.until = None;
-        }
+        let writes = self.returning.expected(self.writes_in_flight + self.waiting.len());
         let share = writes / writes.div_ceil(limits.writes()).max(1);
         // A few writes need not wait for each other: they have a slot each.
         writes <= slots
-            || self.waiting.len() >= share - share / 8
+            || self.waiting.len() >= most_of(share)
             || self.waiting_bytes >= limits.bytes / 2
             || self.waiting.front().is_some_and(|write| write.alone)
     }
@@ -429,8 +412,9 @@ mod tests {
             Pending::new(&Write::new(1, &conditions, &changes), &Keys::new("vkog"), &LIMITS)
                 .unwrap_or_else(|outcome| panic!("{outcome:?}"))
         });
-        let returning = Returning { writes: returning, until: Instant::now().checked_add(within) };
-        Queue { waiting: waiting.collect(), writes_in_flight: in_flight, returning, ..Queue::default() }
+        let mut expected = Returning::default();
+        expected.expect(returning, within);
+        Queue { waiting: waiting.collect(), writes_in_flight: in_flight, returning: expected, ..Queue::default() }
     }
 
     #[test]

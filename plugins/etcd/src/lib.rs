@@ -9,6 +9,7 @@
 //! | `session` | leases, the fence, membership, the election of a leader |
 //! | `watch`, `feed` | the state and the changes on their way to the host |
 //! | `confirm` | linearizable reads of the last revision |
+//! | `returning` | how many operations `commit` and `confirm` wait for, to send them together |
 //! | `alive` | signs of life |
 
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ mod feed;
 mod keys;
 mod node;
 mod proto;
+mod returning;
 mod session;
 mod settings;
 mod sink;

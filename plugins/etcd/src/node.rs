@@ -21,8 +21,8 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
     Duration::from_millis((20 << failures.min(6)).min(1000))
 }
 
-/// A host. Its sink may wait, such as for plugins that start. So the runtime's threads call it in `block_in_place`: other
-/// tasks, which keep leases alive, then continue.
+/// A host. Its sink may wait, such as for plugins that start, except in `confirmed`. So the runtime's threads call it in
+/// `block_in_place`: other tasks, which keep leases alive, then continue.
 pub(crate) struct Node {
     pub(crate) runtime: Handle,
     pub(crate) client: Client,

@@ -20,7 +20,7 @@ use super::apply::Applying;
 use super::foreign::Foreign;
 use super::key_queues::KeyQueues;
 use super::operation::Sent;
-use super::waiting::{Dispatcher, Question, Rounds, Waiter, WaitingForRevision};
+use super::waiting::{Dispatcher, Waiter, WaitingForConfirmation, WaitingForRevision};
 
 /// Why a store that was closed does nothing.
 const STOPS: &str = "this server stops";
@@ -54,7 +54,7 @@ pub(super) struct State {
     pub(super) queues: KeyQueues,
     pub(super) in_flight: Mutex<HashMap<u64, InFlight>>,
     waiting: WaitingForRevision,
-    rounds: Rounds,
+    confirming: WaitingForConfirmation,
     pub(super) dispatcher: Dispatcher,
     /// The number of updates and of sent writes.
     numbers: AtomicU64,
@@ -102,7 +102,7 @@ impl State {
             queues: KeyQueues::default(),
             in_flight: Mutex::default(),
             waiting: WaitingForRevision::default(),
-            rounds: Rounds::default(),
+            confirming: WaitingForConfirmation::default(),
             dispatcher: Dispatcher::new(),
             numbers: AtomicU64::new(0),
             conflicts: AtomicU64::new(0),
@@ -215,46 +215,38 @@ impl State {
     /// Answers everything that has had no effect and waits for the backend: at once, because there is no connection.
     fn refuse_waiting(&self) {
         let Some(error) = self.closed() else { return };
-        let waiters = self.rounds.give_up().into_iter().chain(self.waiting.take_ended());
+        let waiters = self.confirming.take_all().into_iter().chain(self.waiting.take_ended());
         self.dispatcher.dispatch(waiters.chain(self.queues.refuse_waiting()), &Err(error));
     }
 
     /// Calls a waiter when the entries of this host are as current as the backend was after this call.
-    pub(super) fn confirm(self: &Arc<Self>, waiter: Waiter) {
-        match self.rounds.add(waiter, || self.closed()) {
-            Ok(Some(question)) => self.ask(question),
-            Ok(None) => {}
-            Err((waiter, error)) => self.dispatcher.dispatch([waiter], &Err(error)),
+    pub(super) fn confirm(&self, waiter: Waiter) {
+        let question = self.next_number();
+        if let Err((waiter, error)) = self.confirming.add(question, waiter, || self.closed()) {
+            return self.dispatcher.dispatch([waiter], &Err(error));
         }
-    }
-
-    fn ask(self: &Arc<Self>, question: u64) {
         match self.backend() {
             Some(backend) => backend.confirm(question),
             None => self.confirmed(question, Err(STOPS.to_owned())),
         }
     }
 
-    pub(super) fn confirmed(self: &Arc<Self>, question: u64, revision: Result<u64, String>) {
-        let (waiters, next) = self.rounds.end(question);
-        if let Some(Question { number, mailbox }) = next {
-            let state = Arc::clone(self);
-            let then = Box::new(move |_: Result<(), Arc<StoreError>>| state.ask(number));
-            self.dispatcher.dispatch([Waiter { mailbox, then }], &Ok(()));
-        }
+    pub(super) fn confirmed(&self, question: u64, revision: Result<u64, String>) {
+        let Some(waiter) = self.confirming.take(question) else { return };
         match revision {
-            Ok(revision) => self.when_applied(revision, true, waiters),
+            Ok(revision) => self.when_applied(revision, true, waiter),
             Err(reason) => {
                 let error = Arc::new(StoreError::Disconnected { reason });
-                self.dispatcher.dispatch(waiters, &Err(error));
+                self.dispatcher.dispatch([waiter], &Err(error));
             }
         }
     }
 
-    /// Calls waiters when the changes up to a revision are in the map. `ends` says that a loss of the connection ends the wait.
-    fn when_applied(&self, revision: u64, ends: bool, waiters: Vec<Waiter>) {
-        let (due, outcome) = self.waiting.add(revision, ends, waiters, || self.applied(), || self.closed());
-        self.dispatcher.dispatch(due, &outcome);
+    /// Calls a waiter when the changes up to a revision are in the map. `ends` says that a loss of the connection ends the wait.
+    fn when_applied(&self, revision: u64, ends: bool, waiter: Waiter) {
+        if let Some((waiter, outcome)) = self.waiting.add(revision, ends, waiter, || self.applied(), || self.closed()) {
+            self.dispatcher.dispatch([waiter], &outcome);
+        }
     }
 
     /// Calls the waiters of all revisions that are in the map.
@@ -309,7 +301,7 @@ impl State {
                 flight.sent.finish();
             }
         };
-        self.when_applied(revision, false, vec![Waiter { mailbox, then: Box::new(finish) }]);
+        self.when_applied(revision, false, Waiter { mailbox, then: Box::new(finish) });
     }
 
     /// Decides a write again, or fails it.
@@ -323,7 +315,7 @@ impl State {
                         Ok(()) => sent.decide_again(),
                         Err(error) => sent.fail(error),
                     };
-                    return self.when_applied(revision, true, vec![Waiter { mailbox, then: Box::new(then) }]);
+                    return self.when_applied(revision, true, Waiter { mailbox, then: Box::new(then) });
                 }
                 Err(error) => error,
             },

@@ -1,6 +1,6 @@
 //! Callbacks that wait: for a revision to be in the map, or for a confirmation of the last committed one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -70,29 +70,27 @@ struct ByRevision {
 }
 
 impl WaitingForRevision {
-    /// Adds callbacks. Returns them, with their outcome, if they need not wait: the revision is in the map, or, where `ends` says that
-    /// this ends the wait, there is no connection.
+    /// Adds a callback. Returns it, with its outcome, if it need not wait: the revision is in the map, or, where `ends` says that this
+    /// ends the wait, there is no connection.
     pub(super) fn add(
         &self,
         revision: u64,
         ends: bool,
-        waiters: Vec<Waiter>,
+        waiter: Waiter,
         applied: impl FnOnce() -> u64,
         closed: impl FnOnce() -> Option<Arc<StoreError>>,
-    ) -> (Vec<Waiter>, Outcome) {
+    ) -> Option<(Waiter, Outcome)> {
         let mut by_revision = self.0.lock();
         if revision <= applied() {
-            return (waiters, Ok(()));
+            return Some((waiter, Ok(())));
         }
         if ends && let Some(error) = closed() {
-            return (waiters, Err(error));
+            return Some((waiter, Err(error)));
         }
-        for waiter in waiters {
-            let number = by_revision.arrived;
-            by_revision.arrived += 1;
-            by_revision.waiters.insert((revision, number), (ends, waiter));
-        }
-        (Vec::new(), Ok(()))
+        let number = by_revision.arrived;
+        by_revision.arrived += 1;
+        by_revision.waiters.insert((revision, number), (ends, waiter));
+        None
     }
 
     /// Takes the callbacks that wait for revisions up to this one.
@@ -113,73 +111,33 @@ impl WaitingForRevision {
     }
 }
 
-/// The rounds of confirmations: one question to the backend serves all callbacks that wait. A callback never joins a
-/// round whose question was put before.
-///
-/// A question is put by the thread of one of those that it answers, and not by the one that reports the answer to the question
-/// before: the backend may report with a lock.
+/// The callbacks that wait for a confirmation, by the number of their question.
 #[derive(Default)]
-pub(super) struct Rounds(Mutex<Round>);
+pub(super) struct WaitingForConfirmation(Mutex<HashMap<u64, Waiter>>);
 
-/// A question that is to be put.
-pub(super) struct Question {
-    pub(super) number: u64,
-    /// The mailbox on which it is put, if any.
-    pub(super) mailbox: Option<Arc<Mailbox>>,
-}
-
-#[derive(Default)]
-struct Round {
-    /// The number of the question that is open, and those that it answers.
-    running: Option<(u64, Vec<Waiter>)>,
-    next: Vec<Waiter>,
-    /// The number of questions that were put.
-    asked: u64,
-}
-
-impl Rounds {
-    /// Adds a callback of this thread. Returns the number of the question that the caller must put now, if no other is open. Returns
-    /// the callback if there is no connection.
+impl WaitingForConfirmation {
+    /// Adds a callback. Returns it if there is no connection.
     pub(super) fn add(
         &self,
+        question: u64,
         waiter: Waiter,
         closed: impl FnOnce() -> Option<Arc<StoreError>>,
-    ) -> Result<Option<u64>, (Waiter, Arc<StoreError>)> {
-        let mut round = self.0.lock();
+    ) -> Result<(), (Waiter, Arc<StoreError>)> {
+        let mut waiters = self.0.lock();
         if let Some(error) = closed() {
             return Err((waiter, error));
         }
-        round.next.push(waiter);
-        Ok(if round.running.is_none() { round.begin() } else { None })
+        waiters.insert(question, waiter);
+        Ok(())
     }
 
-    /// Ends the round of a question. Returns its callbacks, and the next question, if there is one.
-    pub(super) fn end(&self, question: u64) -> (Vec<Waiter>, Option<Question>) {
-        let mut round = self.0.lock();
-        // Otherwise it was given up.
-        let Some((_, waiters)) = round.running.take_if(|(number, _)| *number == question) else {
-            return (Vec::new(), None);
-        };
-        let mailbox = round.next.first().and_then(|waiter| waiter.mailbox.clone());
-        (waiters, round.begin().map(|number| Question { number, mailbox }))
+    /// Takes the callback of a question, unless all were taken meanwhile.
+    pub(super) fn take(&self, question: u64) -> Option<Waiter> {
+        self.0.lock().remove(&question)
     }
 
-    /// Gives all questions up. Returns all callbacks.
-    pub(super) fn give_up(&self) -> Vec<Waiter> {
-        let mut round = self.0.lock();
-        let (_, mut waiters) = round.running.take().unwrap_or_default();
-        waiters.append(&mut round.next);
-        waiters
-    }
-}
-
-impl Round {
-    fn begin(&mut self) -> Option<u64> {
-        if self.next.is_empty() {
-            return None;
-        }
-        self.asked += 1;
-        self.running = Some((self.asked, std::mem::take(&mut self.next)));
-        Some(self.asked)
+    /// Takes all callbacks.
+    pub(super) fn take_all(&self) -> Vec<Waiter> {
+        std::mem::take(&mut *self.0.lock()).into_values().collect()
     }
 }

@@ -338,7 +338,7 @@ fn a_record_that_no_host_wrote_makes_its_key_alone_unusable() {
 }
 
 #[test]
-fn rounds_of_reads_that_overlap_call_the_backend_outside_of_its_own_reports() {
+fn reads_that_overlap_call_the_backend_outside_of_its_own_reports() {
     const THREADS: usize = 8;
     const READS: usize = 200;
     let (store, _) = constant(SharedOptions::default(), CommitOutcome::Conflict { revision: 1 });
