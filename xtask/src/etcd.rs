@@ -37,6 +37,7 @@ const LEFT_OUT: &[(&str, Option<&str>, &str)] = &[
     ("backup", Some("a_stale_etag_of_a_life_that_a_restore_ended_matches_nothing"), FILES),
     ("backup", Some("an_incremental_backup_needs_the_history"), SINCE),
     ("backup", Some("check_and_export_read_a_prefix_of_the_history_beside_a_server"), FILES),
+    ("backup", Some("changes_of_a_client_with_a_key_prefix_are_restored_behind_that_prefix"), SINCE),
     ("backup", Some("every_backup_under_16_writers_is_the_state_at_its_revision"), SINCE),
     ("batch", Some("a_batch_has_at_most_1024_operations_and_none_of_them_is_too_large"), LARGE),
     ("batch", Some("a_batch_of_gets_sees_a_constant_sum_during_transfers"), REVISIONS),
