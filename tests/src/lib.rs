@@ -59,7 +59,7 @@ pub use paused::Paused;
 pub use process::{Exit, Running};
 pub use proxy::Proxy;
 pub use random::Random;
-pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
+pub use server::{ENGINES, Server, Setup, bytes, conflict, on_etcd, only_ours, ttl};
 #[cfg(unix)]
 pub use terminal::on_terminal;
 pub use watching::{Event, Watching};
