@@ -43,12 +43,6 @@ impl Event {
 }
 
 impl Server {
-    /// Returns the revision of the last change: the position of a watch that begins now.
-    #[track_caller]
-    pub fn revision(&self) -> u64 {
-        self.watch("", "").last_id.expect("the first line has it")
-    }
-
     /// Opens a watch; the fields are further header lines.
     #[track_caller]
     pub fn watch(&self, query: &str, fields: &str) -> Watching {
