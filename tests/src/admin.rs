@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::client::Reply;
-use crate::server::{Server, only_ours};
+use crate::server::{Server, on_etcd, only_ours};
 use crate::windows;
 
 /// The admin token in the configurations of the tests.
@@ -17,12 +17,14 @@ pub fn administered(config: &str) -> String {
 }
 
 impl Server {
-    /// Returns all plugins, in the order of the chain.
+    /// Returns all plugins, in the order of the chain, without the one that has the stores of all servers.
     #[track_caller]
     pub fn plugins(&self) -> Vec<Value> {
         let reply = self.path("GET", "/plugins").send().expect(200);
         let all: Value = serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply}"));
-        all["plugins"].as_array().unwrap_or_else(|| panic!("no plugins in {reply}")).clone()
+        let mut plugins = all["plugins"].as_array().unwrap_or_else(|| panic!("no plugins in {reply}")).clone();
+        plugins.retain(|plugin| !on_etcd() || plugin["name"] != "etcd");
+        plugins
     }
 
     /// Returns the plugin with this name.

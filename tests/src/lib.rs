@@ -26,6 +26,7 @@ mod paused;
 mod process;
 mod proxy;
 mod random;
+mod revisions;
 mod server;
 #[cfg(unix)]
 mod terminal;
@@ -59,7 +60,8 @@ pub use paused::Paused;
 pub use process::{Exit, Running};
 pub use proxy::Proxy;
 pub use random::Random;
-pub use server::{ENGINES, Server, Setup, bytes, conflict, only_ours, ttl};
+pub use revisions::{assert_one_step, assert_successive, guard_runs};
+pub use server::{ENGINES, Server, Setup, bytes, conflict, on_etcd, only_ours, ttl};
 #[cfg(unix)]
 pub use terminal::on_terminal;
 pub use watching::{Event, Watching};

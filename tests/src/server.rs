@@ -52,6 +52,11 @@ fn etcd_with_all_stores() -> Option<String> {
     std::env::var("VKOG_ETCD").ok()
 }
 
+/// Whether the stores of all servers are in etcd instead of files.
+pub fn on_etcd() -> bool {
+    etcd_with_all_stores().is_some()
+}
+
 /// Copies a library into a plugin folder.
 fn put_into(folder: &Path, library: &Path, name: &OsStr) {
     let copy = folder.join(name);
@@ -232,7 +237,7 @@ impl Setup {
             Some(url) => command.args(["--store", &url]),
             None => command.arg("--file").arg(self.store_file()),
         };
-        let is_on_etcd = self.shared_store.is_none() && etcd_with_all_stores().is_some();
+        let is_on_etcd = self.shared_store.is_none() && on_etcd();
         if self.plugins.is_empty() && !is_on_etcd {
             command.arg("--no-plugins");
         } else {

@@ -324,7 +324,9 @@ impl Api {
             "/readyz" if self.is_draining.load(Relaxed) => Err(health::draining(format())),
             "/readyz" => Err(health::ready(&self.engine, format())),
             // These two need no token either: they describe the interface.
-            "/openapi.json" => Err(openapi::document(&self.engine.plugins().chain())),
+            "/openapi.json" => {
+                Err(openapi::document(&self.engine.plugins().chain(), self.engine.store().shared().is_some()))
+            }
             "/" => Err(page::page()),
             _ => Err(no_path(format())),
         }

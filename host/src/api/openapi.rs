@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::routes;
+use super::shared::{CONSISTENCY, LINEARIZABLE, LOCAL};
 use crate::http::{Method, Response};
 use vkog_plugin_host::{Chain, Route};
 
@@ -82,12 +83,16 @@ impl Paths {
     }
 }
 
-/// The response with the document, to which it adds the routes of the plugins in a chain.
-pub(super) fn document(chain: &Chain) -> Response {
-    let body = match chain.members().iter().all(|member| member.routes().is_empty()) {
+/// The response with the document: as the store needs it, and with the routes of the plugins in a chain.
+pub(super) fn document(chain: &Chain, is_shared: bool) -> Response {
+    let is_unchanged = !is_shared && chain.members().iter().all(|member| member.routes().is_empty());
+    let body = match is_unchanged {
         true => Bytes::from_static(DOCUMENT.as_bytes()),
         false => match serde_json::from_str(DOCUMENT) {
-            Ok(document) => with_routes(document, chain).to_string().into(),
+            Ok(document) => {
+                let document = if is_shared { for_shared_store(document) } else { document };
+                with_routes(document, chain).to_string().into()
+            }
             Err(error) => {
                 tracing::error!("{}", DocumentError::from(error));
                 return Response::internal_error();
@@ -95,6 +100,21 @@ pub(super) fn document(chain: &Chain) -> Response {
         },
     };
     Response::new(200, body).with_header("Content-Type", "application/json").with_cache_control("no-cache")
+}
+
+/// Describes what differs on a shared store: it refuses other values of `Vkog-Consistency`, and has no exports since a revision.
+fn for_shared_store(mut document: Value) -> Value {
+    let parameters = &mut document["components"]["parameters"];
+    parameters[CONSISTENCY]["schema"]["enum"] = json!([LINEARIZABLE, LOCAL]);
+    if let Some(parameters) = parameters.as_object_mut() {
+        parameters.remove("since-revision");
+    }
+    for method in ["get", "head"] {
+        if let Some(parameters) = document["paths"]["/export"][method]["parameters"].as_array_mut() {
+            parameters.retain(|parameter| parameter["$ref"] != "#/components/parameters/since-revision");
+        }
+    }
+    document
 }
 
 fn with_routes(mut document: Value, chain: &Chain) -> Value {
@@ -168,6 +188,18 @@ mod tests {
         assert_eq!(allow("/k/{key}"), Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         assert_eq!(allow("/plugins/reload"), Some("POST, OPTIONS"));
         assert_eq!(allow("/plugins/"), None);
+    }
+
+    #[test]
+    fn the_document_of_a_shared_store_has_no_export_since_a_revision() {
+        let document = for_shared_store(serde_json::from_str(DOCUMENT).expect("it is JSON"));
+        assert!(!document.to_string().contains("since-revision"), "a use or the definition is left");
+        let consistency = json!([{ "$ref": "#/components/parameters/Vkog-Consistency" }]);
+        assert_eq!(document["paths"]["/export"]["get"]["parameters"], consistency);
+        assert_eq!(
+            document["components"]["parameters"]["Vkog-Consistency"]["schema"]["enum"].as_array().map(Vec::len),
+            Some(2)
+        );
     }
 
     #[test]

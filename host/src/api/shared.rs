@@ -19,7 +19,10 @@ use vkog_plugin_host::Verb;
 use vkog_store::{Reads, Store as _, StoreError};
 
 /// The header field that says how recent the data of a request is.
-const CONSISTENCY: &str = "Vkog-Consistency";
+pub(super) const CONSISTENCY: &str = "Vkog-Consistency";
+/// Its values.
+pub(super) const LINEARIZABLE: &str = "linearizable";
+pub(super) const LOCAL: &str = "local";
 /// The code of a write whose outcome the client has to find out.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 
@@ -41,11 +44,11 @@ fn reads(shared: &SharedHost, head: &RequestHead) -> Result<Reads, Problem> {
     let mut fields = head.headers.all(CONSISTENCY);
     match (fields.next(), fields.next()) {
         (None, _) => Ok(shared.reads().into()),
-        (Some(b"local"), None) => Ok(Reads::Local),
-        (Some(b"linearizable"), None) => Ok(Reads::Linearizable),
+        (Some(value), None) if value == LOCAL.as_bytes() => Ok(Reads::Local),
+        (Some(value), None) if value == LINEARIZABLE.as_bytes() => Ok(Reads::Linearizable),
         (Some(other), None) => {
             let other = String::from_utf8_lossy(other);
-            Err(Problem::new(400, format!("{CONSISTENCY} is \"{other}\"; use local or linearizable")))
+            Err(Problem::new(400, format!("{CONSISTENCY} is \"{other}\"; use {LOCAL} or {LINEARIZABLE}")))
         }
         (Some(_), Some(_)) => Err(Problem::new(400, format!("{CONSISTENCY} is repeated; send it once"))),
     }

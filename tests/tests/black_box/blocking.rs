@@ -50,9 +50,7 @@ fn a_blocking_hook_of_a_watch_event_delays_no_other_connection() {
 #[test]
 fn plugins_and_check_report_whether_a_plugin_blocks() {
     let server = Setup::new().load(artefacts().library("waits")).load(conflict()).start();
-    let listed: serde_json::Value =
-        serde_json::from_slice(&server.path("GET", "/plugins").send().expect(200).body).expect("it is JSON");
-    let plugins = listed["plugins"].as_array().expect("a list");
+    let plugins = server.plugins();
     let told: Vec<_> = plugins.iter().map(|plugin| (plugin["name"].as_str(), plugin["blocks"].as_bool())).collect();
     assert_eq!(told, [(Some("conflict"), Some(false)), (Some("waits"), Some(true))]);
 }

@@ -6,9 +6,19 @@
 
 use std::process::{Command, Stdio};
 
-use vkog_tests::{ENGINES, Server, Setup, TOKEN, administered, bytes, conflict, description, ttl, workspace};
+use serde_json::{Value, json};
+use vkog_tests::{ENGINES, Server, Setup, TOKEN, administered, bytes, conflict, description, on_etcd, ttl, workspace};
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+/// Hooks of schemathesis that drop requests with header fields that are not ASCII.
+const ASCII_ONLY: &str = "
+import schemathesis
+
+@schemathesis.hook
+def filter_headers(context, headers):
+    return all(str(value).isascii() for value in (headers or {}).values())
+";
 
 fn on_both_engines(check: impl Fn(&Server, &str)) {
     for engine in ENGINES {
@@ -44,8 +54,19 @@ fn the_openapi_document_is_public() {
     let server = Setup::new().config("[[access.tokens]]\nname = \"a\"\ntoken = \"s3cret\"\nright = \"read\"\n").start();
     server.get("k").expect(401);
     let reply = server.path("GET", "/openapi.json").send().expect(200).has("Content-Type", "application/json");
-    let served: serde_json::Value = serde_json::from_slice(&reply.body).expect("it is JSON");
-    assert!(served == *description(), "{reply}");
+    let served: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    let mut described = description().clone();
+    if on_etcd() {
+        // A shared store has no exports since a revision, and checks this field.
+        let parameters = &mut described["components"]["parameters"];
+        parameters["Vkog-Consistency"]["schema"]["enum"] = json!(["linearizable", "local"]);
+        parameters.as_object_mut().expect("parameters").remove("since-revision");
+        for method in ["get", "head"] {
+            described["paths"]["/export"][method]["parameters"] =
+                json!([{ "$ref": "#/components/parameters/Vkog-Consistency" }]);
+        }
+    }
+    assert!(served == described, "{reply}");
 }
 
 #[test]
@@ -58,20 +79,24 @@ fn schemathesis_finds_nothing_on_either_engine() {
         // It writes files into its current directory.
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         // For a header field that has only a pattern, it sends "0". These two alternatives mean the same.
-        let served = server.path("GET", "/openapi.json").send().expect(200).text().to_string();
-        let tags = r#"(?!\"\\*\"$)(W/)?\"[!#-~]*\"(, (W/)?\"[!#-~]*\")*"#;
-        let pattern = format!(r#""type": "string", "pattern": "^(\\*|{tags})$""#);
-        let alternatives = r#"{ "type": "string", "const": "*" }, { "type": "string", "pattern": "^TAGS$" }"#;
-        let alternatives = format!(r#""anyOf": [{}]"#, alternatives.replace("TAGS", tags));
-        assert!(served.contains(&pattern), "another pattern than {pattern}");
-        let document = served.replace(&pattern, &alternatives);
-        std::fs::write(folder.path().join("openapi.json"), document).expect("it can be written");
+        let served = server.path("GET", "/openapi.json").send().expect(200);
+        let mut document: Value = serde_json::from_slice(&served.body).expect("it is JSON");
+        let tags = r#"(?!"\*"$)(W/)?"[!#-~]*"(, (W/)?"[!#-~]*")*"#;
+        let schema = &mut document["components"]["schemas"]["EntityTags"];
+        assert_eq!(*schema, json!({ "type": "string", "pattern": format!(r"^(\*|{tags})$") }));
+        *schema = json!({ "anyOf": [
+            { "type": "string", "const": "*" },
+            { "type": "string", "pattern": format!("^{tags}$") },
+        ] });
+        std::fs::write(folder.path().join("openapi.json"), document.to_string()).expect("it can be written");
         let mut config = std::fs::read_to_string(workspace().join("tests/schemathesis.toml")).expect("it can be read");
         if engine == "tiny" {
             // tiny_http ends a connection without a response if a head is not ASCII. Line ends are left out by default.
             let excluded = String::from_iter('\u{80}'..='\u{ff}');
             let generation = format!("[generation]\nexclude-header-characters = \"\\r\\n{excluded}\"\n");
-            config = config.replace("[generation]\n", &generation);
+            config = format!("hooks = \"hooks.py\"\n{}", config.replace("[generation]\n", &generation));
+            // For some fields, it leaves that setting out of account.
+            std::fs::write(folder.path().join("hooks.py"), ASCII_ONLY).expect("it can be written");
         }
         std::fs::write(folder.path().join("schemathesis.toml"), config).expect("it can be written");
         let mut command = Command::new("schemathesis");

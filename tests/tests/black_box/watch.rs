@@ -4,13 +4,16 @@
 //! Provoked on both engines with clients that connect and disconnect while others write, with short change histories,
 //! and with clients that stop reading.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vkog_tests::{Client, DEADLINE, ENGINES, Event, Server, Setup, amount, artefacts, encode, ttl, with_background};
+use vkog_tests::{
+    Client, DEADLINE, ENGINES, Event, Server, Setup, amount, artefacts, assert_successive, encode, on_etcd, ttl,
+    with_background,
+};
 
 fn start(engine: &str, arguments: &[&str]) -> Server {
     Setup::new().args(["--http", engine]).args(arguments).start()
@@ -38,36 +41,34 @@ fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
 fn an_event_has_the_revision_and_describes_the_entry() {
     for engine in ENGINES {
         let server = start(engine, &[]);
+        let before = server.revision();
         let mut watching = server.watch("", "");
         assert_eq!(watching.head.header("Content-Type"), Some("text/event-stream"));
         assert_eq!(watching.head.header("Cache-Control"), Some("no-store, no-transform"));
-        assert_eq!(watching.last_id, Some(0));
+        let now = before..=server.revision();
+        assert!(watching.last_id.is_some_and(|id| now.contains(&id)), "{:?} is not in {now:?}", watching.last_id);
         let mut with_values = server.watch("values", "");
         let key = "\n\r\u{2028}\"\\\u{1d11e}";
         let first = server.key("POST", key).header("Content-Type", "text/plain").body("a\nb").send().revision();
-        server.put("b", b"\xff\xfe").expect(200);
+        let second = server.put("b", b"\xff\xfe").expect(200).revision();
         server.delete(key).expect(200);
         let large = vec![b'x'; (64 << 10) + 1];
-        server.put("b", &large).expect(200);
-        server.put("b", &large[1..]).expect(200);
+        let fourth = server.put("b", &large).expect(200).revision();
+        let fifth = server.put("b", &large[1..]).expect(200).revision();
+        let events = watching.events(5);
+        // The response to the removal does not have it.
+        let third = events[2].id.expect("every event has one");
+        assert_successive(first, &[second, third, fourth, fifth]);
         let event = |id: u64, name: &str, data| Event { id: Some(id), name: name.to_owned(), data };
         let bytes = "application/octet-stream";
         let told = [
             event(first, "put", json!({ "key": key, "revision": first, "size": 3, "content_type": "text/plain" })),
-            event(first + 1, "put", json!({ "key": "b", "revision": first + 1, "size": 2, "content_type": bytes })),
-            event(first + 2, "delete", json!({ "key": key, "revision": first + 2 })),
-            event(
-                first + 3,
-                "put",
-                json!({ "key": "b", "revision": first + 3, "size": 65_537, "content_type": bytes }),
-            ),
-            event(
-                first + 4,
-                "put",
-                json!({ "key": "b", "revision": first + 4, "size": 65_536, "content_type": bytes }),
-            ),
+            event(second, "put", json!({ "key": "b", "revision": second, "size": 2, "content_type": bytes })),
+            event(third, "delete", json!({ "key": key, "revision": third })),
+            event(fourth, "put", json!({ "key": "b", "revision": fourth, "size": 65_537, "content_type": bytes })),
+            event(fifth, "put", json!({ "key": "b", "revision": fifth, "size": 65_536, "content_type": bytes })),
         ];
-        assert_eq!(watching.events(5), told, "{engine}");
+        assert_eq!(events, told, "{engine}");
         let mut with = told;
         with[0].data["value"] = "a\nb".into();
         with[1].data["value_base64"] = "//4=".into();
@@ -81,22 +82,23 @@ fn an_event_has_the_revision_and_describes_the_entry() {
 fn a_reconnecting_client_resumes_after_its_last_event() {
     for engine in ENGINES {
         let server = start(engine, &[]);
+        let before = server.revision();
         let put = |key: &str| server.put(key, "v").expect(200).revision();
         let written = ["a/1", "b/2", "a/3", "b/4", "a/5"].map(put);
-        let before = written[0] - 1;
-        assert_eq!(written.map(|revision| revision - before), [1, 2, 3, 4, 5]);
+        assert_successive(written[0], &written[1..]);
+        let first = format!("since={before}");
         let ids = |query: &str, fields: &str, count| {
             let mut watching = server.watch(query, fields);
-            watching.events(count).iter().map(|event| event.id.expect("it has one") - before).collect::<Vec<_>>()
+            watching.events(count).iter().map(|event| event.id.expect("it has one")).collect::<Vec<_>>()
         };
-        assert_eq!(ids("since=0", "", 5), [1, 2, 3, 4, 5]);
-        assert_eq!(ids("since=0&prefix=a/", "", 3), [1, 3, 5]);
-        assert_eq!(ids(&format!("since={}", before + 3), "", 2), [4, 5]);
+        assert_eq!(ids(&first, "", 5), written);
+        assert_eq!(ids(&format!("{first}&prefix=a/"), "", 3), [written[0], written[2], written[4]]);
+        assert_eq!(ids(&format!("since={}", written[2]), "", 2), written[3..]);
         // A browser repeats its first query, too.
-        assert_eq!(ids("since=0", &format!("Last-Event-ID: {}\r\n", before + 4), 1), [5]);
-        assert_eq!(ids(&format!("since={}&prefix=%62%2f", before + 2), "Last-Event-ID:\r\n", 1), [4]);
+        assert_eq!(ids(&first, &format!("Last-Event-ID: {}\r\n", written[3]), 1), written[4..]);
+        assert_eq!(ids(&format!("since={}&prefix=%62%2f", written[1]), "Last-Event-ID:\r\n", 1), [written[3]]);
         let mut now = server.watch("", "");
-        let mut behind = server.watch(&format!("since={}", before + 5), "");
+        let mut behind = server.watch(&format!("since={}", written[4]), "");
         let sixth = Some(server.put("b/6", "v").expect(200).revision());
         assert_eq!((now.events(1)[0].id, behind.events(1)[0].id), (sixth, sixth));
     }
@@ -128,11 +130,13 @@ fn an_invalid_watch_query_is_refused() {
 
 #[test]
 fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
-    let changes = amount(20_000, 100_000);
+    // In etcd, each writer waits for a round of Raft.
+    let changes = if on_etcd() { amount(4_000, 20_000) } else { amount(20_000, 100_000) };
     const WRITERS: usize = 4;
     for engine in ENGINES {
         let server = start(engine, &["--fsync", "never"]);
-        let (written, left) = (Mutex::new(HashMap::new()), AtomicUsize::new(changes));
+        let before = server.revision();
+        let (written, left) = (Mutex::new(HashSet::new()), AtomicUsize::new(changes));
         let writers = (0..WRITERS).map(|writer| {
             let (client, written, left) = (server.client(), &written, &left);
             let mut step = 0;
@@ -146,7 +150,7 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
                 // Each removal is of an entry that the same client has just written.
                 if step % 2 == 0 {
                     let revision = client.put(&key, "v").expect(200).revision();
-                    written.lock().expect("no writer panics with it").insert(revision, key);
+                    written.lock().expect("no writer panics with it").insert((revision, key));
                 } else if client.delete(&key).status == 404 {
                     left.fetch_add(1, Relaxed);
                 }
@@ -156,8 +160,12 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
         let (told, reconnects) = with_background(writers, || {
             let (mut told, mut reconnects) = (Vec::<Event>::new(), 0);
             while told.len() < changes {
-                let since = told.last().map_or(0, |event| event.id.expect("it has one"));
-                let mut watching = server.watch("since=0", &format!("Last-Event-ID: {since}\r\n"));
+                // Only the last change of a revision has its id, so the client receives the others again.
+                while told.last().is_some_and(|event| event.data["revision"].as_u64() != event.id) {
+                    told.pop();
+                }
+                let since = told.last().map_or(before, |event| event.id.expect("it has one"));
+                let mut watching = server.watch(&format!("since={before}"), &format!("Last-Event-ID: {since}\r\n"));
                 // The connection ends in the middle of an event.
                 let share = if reconnects == 50 { changes } else { changes / 51 };
                 told.extend(watching.events(share.min(changes - told.len())));
@@ -167,60 +175,74 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
         });
         eprintln!("{engine}: {} changes, {reconnects} reconnects, in {:?}", told.len(), begun.elapsed());
         assert_eq!(reconnects, 50);
-        let first = told[0].id.expect("it has one");
-        assert!(told.iter().map(|event| event.id).eq((first..).take(changes).map(Some)), "each once and in order");
+        let changed: Vec<_> = told.iter().map(|event| (event.data["revision"].as_u64(), event.key())).collect();
+        let revisions: Vec<_> = changed.iter().map(|(revision, _)| revision.expect("it has one")).collect();
+        if on_etcd() {
+            assert!(revisions[0] > before && revisions.is_sorted(), "in order");
+            assert_eq!(HashSet::<_>::from_iter(&changed).len(), changes, "each once");
+        } else {
+            assert_successive(revisions[0], &revisions[1..]);
+            assert!(told.iter().map(|event| event.id).eq(revisions.iter().copied().map(Some)));
+        }
         let written = written.into_inner().expect("no writer panicked with it");
         let mut puts = 0;
-        for event in &told {
-            assert_eq!(event.data["revision"].as_u64(), event.id);
-            match written.get(&event.id.expect("it has one")) {
-                Some(key) => assert_eq!((event.name.as_str(), event.key()), ("put", key.as_str())),
-                None => assert_eq!(event.name, "delete", "{event:?}"),
-            }
-            puts += usize::from(event.name == "put");
+        for (event, revision) in told.iter().zip(revisions) {
+            let is_put = written.contains(&(revision, event.key().to_owned()));
+            assert_eq!(event.name, if is_put { "put" } else { "delete" }, "{event:?}");
+            puts += usize::from(is_put);
         }
         assert_eq!(puts, written.len());
     }
 }
 
 #[test]
-fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
+fn a_revision_before_the_change_history_is_410() {
     for engine in ENGINES {
-        let setup = Setup::new().args(["--http", engine, "--watch-history", "20KiB"]);
-        let server = setup.start();
+        let server = start(engine, &["--watch-history", "20KiB"]);
         let revisions: Vec<u64> = (0..30).map(|_| server.put("k", [b'x'; 1000]).expect(200).revision()).collect();
-        let before = revisions[0] - 1;
-        let since = |number: u64| format!("/watch?since={}", before + number);
         let held = number(&server, "vkog_watch_history_bytes");
         assert!((19 << 10..=20 << 10).contains(&held), "{held}");
-        let refused = server.path("GET", &since(1)).send().refused(410, "Too far back: changes up to revision ");
+        let first = format!("/watch?since={}", revisions[0]);
+        let refused = server.path("GET", &first).send().refused(410, "Too far back: changes up to revision ");
         let begins =
             refused.text().split_whitespace().find_map(|word| word.parse::<u64>().ok()).expect("it says which");
         server.path("GET", "/watch").header("Last-Event-ID", (begins - 1).to_string()).send().expect(410);
-        assert_eq!(
-            server.watch(&format!("since={begins}"), "").events((before + 30 - begins) as usize)[0].id,
-            Some(begins + 1)
-        );
+        let rest: Vec<_> = revisions.iter().copied().filter(|revision| *revision > begins).collect();
+        assert!((15..25).contains(&rest.len()), "{rest:?}");
+        let events = server.watch(&format!("since={begins}"), "").events(rest.len());
+        assert_eq!(events.iter().filter_map(|event| event.id).collect::<Vec<_>>(), rest);
         // An event larger than the history reaches a watcher that keeps up.
         let mut watching = server.watch("", "");
         server.put("k", [b'x'; 100_000]).expect(200);
         assert_eq!(watching.events(1)[0].data["size"], 100_000);
-        let last = before + 31;
+        let document = server.path("GET", &first).header("Accept", "application/json").send().expect(410);
+        assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
+    }
+}
+
+#[test]
+fn a_restart_ends_the_change_history() {
+    for engine in ENGINES {
+        let setup = Setup::new().args(["--http", engine]);
+        let server = setup.start();
+        let [first, last] = ["1", "2"].map(|value| server.put("k", value).expect(200).revision());
+        let since = |revision: u64| format!("/watch?since={revision}");
         let ahead = format!("Too far ahead: {last} is the last revision");
-        server.path("GET", &since(32)).send().refused(410, &ahead);
+        server.path("GET", &since(last + 1)).send().refused(410, &ahead);
         server.stop().expect(0);
 
         let server = setup.start();
         let back = format!("Too far back: changes up to revision {last} are no longer in the history");
-        server.path("GET", &since(30)).send().refused(410, &back);
+        server.path("GET", &since(first)).send().refused(410, &back);
         let mut watching = server.watch(&format!("since={last}"), "");
-        server.path("GET", &since(32)).send().refused(410, &ahead);
+        server.path("GET", &since(last + 1)).send().refused(410, &ahead);
         server.delete("k").expect(200);
         assert_eq!(watching.events(1)[0].name, "delete");
         // Between the last revision of the previous opening and the first of this one.
-        server.path("GET", &since(32)).send().refused(410, "Unknown revision: this server's revisions start after ");
-        let document = server.path("GET", &since(1)).header("Accept", "application/json").send().expect(410);
-        assert_eq!(document.header("Content-Type"), Some("application/problem+json"));
+        server
+            .path("GET", &since(last + 1))
+            .send()
+            .refused(410, "Unknown revision: this server's revisions start after ");
     }
 }
 
@@ -228,17 +250,17 @@ fn a_revision_before_the_change_history_is_410_also_after_a_restart() {
 fn a_watcher_that_stops_reading_delays_no_other_client() {
     for engine in ENGINES {
         let server = start(engine, &["--fsync", "never", "--watch-history", "1MiB"]);
+        let before = server.revision();
         let mut stopped = server.watch("values", "");
         let mut reads = server.watch("values", "");
         // More than any socket buffers.
         let value = "x".repeat(60 << 10);
-        let mut first = None;
+        let mut written = Vec::new();
         for _ in 0..400 {
             let revision = server.put("k", &value).expect(200).revision();
-            first.get_or_insert(revision);
+            written.push(revision);
             assert_eq!(reads.events(1)[0].id, Some(revision), "{engine}");
         }
-        let first = first.expect("something was written");
         let held = number(&server, "vkog_watch_history_bytes");
         assert!(held <= 1 << 20, "{held}");
         // Events in flight arrive complete and once; then the stream reports the reason.
@@ -250,11 +272,11 @@ fn a_watcher_that_stops_reading_delays_no_other_client() {
             }
             came.push(event.id.expect("it has one"));
         };
-        assert!(came.len() < 400 && came.iter().copied().eq((first..).take(came.len())), "{engine}: {came:?}");
+        assert!(came.len() < 400 && written.starts_with(&came), "{engine}: {came:?}");
         assert_eq!((&end.data["status"], end.id), (&json!(410), came.last().copied()), "{engine}");
         assert!(end.data["title"].as_str().is_some_and(|title| title.starts_with("Too far back")), "{end:?}");
         assert_eq!(stopped.event(), None);
-        server.path("GET", &format!("/watch?since={}", came.last().copied().unwrap_or(0))).send().expect(410);
+        server.path("GET", &format!("/watch?since={}", came.last().copied().unwrap_or(before))).send().expect(410);
     }
 }
 
@@ -356,6 +378,7 @@ fn a_plugin_that_refuses_the_client_ends_its_watch() {
         };
         // Without a change, no plugin is called.
         let mut unknown = server.watch("", "");
+        let begun = unknown.last_id;
         let mut known = server.watch("", "Authorization: Bearer s3cret\r\n");
         put("hidden");
         assert_eq!(known.events(1)[0].key(), "hidden");
@@ -364,9 +387,10 @@ fn a_plugin_that_refuses_the_client_ends_its_watch() {
             (end.name.as_str(), &end.data["status"], &end.data["plugin"]),
             ("end", &json!(401), &json!("bearer"))
         );
-        assert_eq!((unknown.last_id, unknown.event()), (Some(0), None));
+        assert_eq!((unknown.last_id, unknown.event()), (begun, None));
         // When it reconnects, the status says that it should stop.
-        let refused = server.path("GET", "/watch").header("Last-Event-ID", "0").send().refused(401, "Send the token");
+        let begun = begun.expect("the first line is an id").to_string();
+        let refused = server.path("GET", "/watch").header("Last-Event-ID", begun).send().refused(401, "Send the token");
         assert_eq!(refused.header("Vkog-Plugin"), Some("bearer"));
     }
 }
@@ -375,15 +399,18 @@ fn a_plugin_that_refuses_the_client_ends_its_watch() {
 fn a_watch_omits_expired_entries_and_delivers_their_removal() {
     for engine in ENGINES {
         let server = Setup::new().load(ttl()).args(["--http", engine]).start();
+        let before = server.revision();
         let mut watching = server.watch("", "");
-        let first = server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200).revision();
-        server.key("POST", "long").header("Vkog-TTL", "1h").body("v").send().expect(200);
-        let told: Vec<_> =
-            watching.events(3).iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
+        let short = server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200).revision();
+        let long = server.key("POST", "long").header("Vkog-TTL", "1h").body("v").send().expect(200).revision();
+        let events = watching.events(3);
+        let told: Vec<_> = events.iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
         let event = |name: &str, key: &str| (name.to_owned(), key.to_owned());
         assert_eq!(told, [event("put", "short"), event("put", "long"), event("delete", "short")], "{engine}");
-        let told: Vec<_> = server.watch("since=0", "").events(2).iter().map(|event| event.id).collect();
-        assert_eq!(told, [Some(first + 1), Some(first + 2)], "{engine}");
+        let removed = events[2].id.expect("every event has one");
+        assert_successive(short, &[long, removed]);
+        let resumed = server.watch(&format!("since={before}"), "").events(2);
+        assert_eq!(resumed.iter().map(|event| event.id).collect::<Vec<_>>(), [Some(long), Some(removed)], "{engine}");
     }
 }
 
@@ -445,14 +472,15 @@ fn tiny_http_serves_64_watchers_and_drops_those_that_do_not_read() {
 fn an_http_1_0_client_gets_a_stream_that_ends_with_its_connection() {
     for engine in ENGINES {
         let server = start(engine, &[]);
+        let before = server.revision();
         let first = server.put("k", "v").expect(200).revision();
         let mut wire = server.wire();
-        wire.send("GET /watch?since=0 HTTP/1.0\r\n\r\n");
+        wire.send(format!("GET /watch?since={before} HTTP/1.0\r\n\r\n"));
         let head = wire.try_head().expect("a reply");
         assert_eq!((head.status, head.header("Transfer-Encoding")), (200, None), "{head}");
         server.stop().expect(0);
         let rest = String::from_utf8(wire.rest().expect("it is closed")).expect("events are UTF-8");
-        let begin = format!("retry: 1000\nid: 0\n\nid: {first}\nevent: put\ndata: {{\"key\":\"k\"");
+        let begin = format!("retry: 1000\nid: {before}\n\nid: {first}\nevent: put\ndata: {{\"key\":\"k\"");
         assert!(rest.starts_with(&begin), "{engine}: {rest}");
     }
 }

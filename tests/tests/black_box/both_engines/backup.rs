@@ -4,6 +4,7 @@
 //! cut, and ETags of the life that a restore ends.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -477,8 +478,8 @@ fn check_and_export_read_a_prefix_of_the_history_beside_a_server() {
     assert!(names.iter().all(|name| name.starts_with("store.vkog") || name == "vkog.toml"), "{names:?}");
 }
 
-#[test]
-fn a_backup_of_a_client_with_a_key_prefix_is_restored_behind_that_prefix() {
+/// A setup with encrypted values, in which the client with the usual token sees only the keys behind `ann/`.
+fn tenants() -> Setup {
     let plugins = artefacts();
     let config = "[[access.tokens]]\nname = \"ann\"\ntoken = \"s3cret\"\nright = \"admin\"\n\
         [[access.tokens]]\nname = \"whole\"\ntoken = \"whole\"\nright = \"admin\"\n\
@@ -493,13 +494,53 @@ fn a_backup_of_a_client_with_a_key_prefix_is_restored_behind_that_prefix() {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
     }
+    setup
+}
+
+fn with<'a>(token: &str, server: &'a Server, method: &'a str, key: &str) -> vkog_tests::Request<'a> {
+    server.key(method, key).header("Authorization", format!("Bearer {token}"))
+}
+
+/// Writes entries of the client with a key prefix, and one of others.
+fn write_as_tenants(server: &Server) {
+    with(TOKEN, server, "PUT", "a").body("the value").send().expect(200);
+    with(TOKEN, server, "PUT", "gone").body("1").send().expect(200);
+    with("whole", server, "PUT", "b").body("of others").send().expect(200);
+}
+
+fn keys(setup: &Setup, store: &str) -> Vec<String> {
+    entries(setup, store).into_keys().collect()
+}
+
+#[test]
+fn a_backup_of_a_client_with_a_key_prefix_is_restored_behind_that_prefix() {
+    let setup = tenants();
     let server = setup.start();
-    fn with<'a>(token: &str, server: &'a Server, method: &'a str, key: &str) -> vkog_tests::Request<'a> {
-        server.key(method, key).header("Authorization", format!("Bearer {token}"))
+    write_as_tenants(&server);
+    backup(&setup, &server, ["full"]).expect(0);
+    server.stop().expect(0);
+
+    restore(&setup, ["full"], "restored.vkog").expect(0);
+    let plugins = setup.plugin_folder();
+    let arguments = ["--listen", "127.0.0.1:0", "--config", "vkog.toml", "--file", "restored.vkog", "--plugin-dir"];
+    let server = setup.start_with(arguments.map(OsString::from).into_iter().chain([plugins.into_os_string()]));
+    with(TOKEN, &server, "GET", "a").send().expect(200).is("the value");
+    with("whole", &server, "GET", "ann/a").send().expect(200).is("the value");
+    with("whole", &server, "GET", "b").send().expect(404);
+    server.stop().expect(0);
+    setup.run(["import", "--file", "imported.vkog", "full"]).expect(0);
+    assert_eq!(keys(&setup, "imported.vkog"), ["ann/a", "ann/gone"]);
+    for (prefix, expected) in [("", ["a", "gone"]), ("bob/", ["bob/a", "bob/gone"])] {
+        setup.run(["restore", "--file", "other.vkog", "--force", "--key-prefix", prefix, "full"]).expect(0);
+        assert_eq!(keys(&setup, "other.vkog"), expected);
     }
-    with(TOKEN, &server, "PUT", "a").body("the value").send().expect(200);
-    with(TOKEN, &server, "PUT", "gone").body("1").send().expect(200);
-    with("whole", &server, "PUT", "b").body("of others").send().expect(200);
+}
+
+#[test]
+fn changes_of_a_client_with_a_key_prefix_are_restored_behind_that_prefix() {
+    let setup = tenants();
+    let server = setup.start();
+    write_as_tenants(&server);
     backup(&setup, &server, ["full"]).expect(0);
     with(TOKEN, &server, "PUT", "later").body("2").send().expect(200);
     with(TOKEN, &server, "DELETE", "gone").send().expect(200);
@@ -511,20 +552,15 @@ fn a_backup_of_a_client_with_a_key_prefix_is_restored_behind_that_prefix() {
     server.stop().expect(0);
 
     restore(&setup, ["full", "more"], "restored.vkog").expect(0);
-    let restored = setup.clone().store("restored.vkog");
-    let server = restored.start();
+    let server = setup.clone().store("restored.vkog").start();
     with(TOKEN, &server, "GET", "a").send().expect(200).is("the value");
     with(TOKEN, &server, "GET", "later").send().expect(200).is("2");
     with(TOKEN, &server, "GET", "gone").send().expect(404);
-    with("whole", &server, "GET", "ann/a").send().expect(200).is("the value");
     with("whole", &server, "GET", "b").send().expect(404);
     server.stop().expect(0);
-    setup.run(["import", "--file", "imported.vkog", "full"]).expect(0);
-    let keys = |store: &str| entries(&setup, store).into_keys().collect::<Vec<_>>();
-    assert_eq!(keys("imported.vkog"), ["ann/a", "ann/gone"]);
     for (prefix, expected) in [("", ["a", "later"]), ("bob/", ["bob/a", "bob/later"])] {
         let arguments = ["restore", "--file", "other.vkog", "--force", "--key-prefix", prefix, "full", "more"];
         setup.run(arguments).expect(0);
-        assert_eq!(keys("other.vkog"), expected);
+        assert_eq!(keys(&setup, "other.vkog"), expected);
     }
 }

@@ -126,10 +126,7 @@ fn a_call_in_flight_ends_in_the_plugin_that_a_reload_removes() {
     let mut wire = server.wire();
     call(&mut wire, "POST", "behave/wait");
     server.logs(&["serve waits"]);
-    let plugins: serde_json::Value =
-        serde_json::from_slice(&server.path("GET", "/plugins").send().expect(200).body).expect("it is JSON");
-    let library = plugins["plugins"][0]["path"].as_str().expect("the path of the library");
-    std::fs::remove_file(library).expect("it was there");
+    std::fs::remove_file(server.library_of("serves")).expect("it was there");
     std::thread::scope(|scope| {
         let authorization = format!("Bearer {}", vkog_tests::TOKEN);
         let client = server.client();

@@ -142,15 +142,13 @@ fn the_store_calls_of_a_route_have_the_permissions_of_the_client() {
 #[test]
 fn plugins_and_the_openapi_document_list_the_routes() {
     let server = setup().start();
-    let json = |path: &str| -> Value {
-        serde_json::from_slice(&server.path("GET", path).send().expect(200).body).expect("it is JSON")
-    };
-    let routes = &json("/plugins")["plugins"][0]["routes"];
+    let routes = server.plugin("serves")["routes"].clone();
     let expected = serde_json::json!({
         "method": "GET", "path": "/k/{*key}", "permission": "read", "summary": "Return a value.",
     });
     assert!(routes.as_array().is_some_and(|routes| routes.len() == 10 && routes.contains(&expected)), "{routes}");
-    let document = json("/openapi.json");
+    let document = server.path("GET", "/openapi.json").send().expect(200);
+    let document: Value = serde_json::from_slice(&document.body).expect("it is JSON");
     let item = &document["paths"]["/x/serves/k/{key}"];
     assert_eq!(item["put"]["summary"], "Set a value.");
     assert_eq!(item["parameters"][0]["name"], "key");
