@@ -146,8 +146,8 @@ pub trait Backend: Plugin {
     fn commit(&self, write: &Write<'_>);
 
     /// Queues the question for the last committed revision, and returns at once. Answer it once with [`Feed::confirmed`].
-    /// The answer must include every write whose outcome any host has before this call. The host asks for each read that waits, so
-    /// answer all that are queued with one request to the engine.
+    /// The answer must include every write whose outcome any host has before this call. The host calls it for each read that waits,
+    /// so answer all that are queued with one request to the engine.
     fn confirm(&self, id: u64);
 
     /// Returns the status. The host calls it about once a second and for `/metrics`, `/readyz` and `/plugins`.

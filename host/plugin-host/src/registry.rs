@@ -216,7 +216,8 @@ impl Registry {
             self.chain.release();
         } else {
             let linked = linked.iter().map(|member| member.name());
-            let names: Vec<_> = plugins.iter().map(Plugin::name).chain(linked).collect();
+            let with_hooks = plugins.iter().filter(|plugin| plugin.library().hook_names().next().is_some());
+            let names: Vec<_> = with_hooks.map(Plugin::name).chain(linked).collect();
             abandoned.push(format!("a request in a hook of a plugin ({})", names.join(", ")));
         }
         let names = destroy(plugins, deadline).into_iter();

@@ -139,7 +139,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Queues the question for the last committed revision, and returns. The answer is no smaller than any revision that was
     /// committed on any host before the question. [`Feed::confirmed`] reports it once, on any thread, or why there is none. Each read
-    /// that waits has a question of its own: a backend answers many with one request to its engine.
+    /// that waits has its question: a backend answers many with one request to its engine.
     fn confirm(&self, id: u64);
 
     /// The state of the backend. Does not wait for the network.

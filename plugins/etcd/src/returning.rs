@@ -1,5 +1,5 @@
-//! How many operations of clients to expect: a client whose operation has just ended sends the next one soon. What waits for it shares
-//! its round trip to etcd.
+//! How many operations of clients to expect: a client whose operation has just ended sends the next one soon. Operations that wait
+//! for it share a round trip to etcd with it.
 
 use std::time::{Duration, Instant};
 
