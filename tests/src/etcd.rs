@@ -1,8 +1,10 @@
 //! Members of an etcd cluster on this machine, for the tests of hosts that share a store.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -205,8 +207,11 @@ impl Etcd {
     }
 }
 
-/// Ports that are free now. All listeners are open at the same time, so that the ports differ.
+/// Ports that were free a moment ago. No two calls return the same one: the other test may not listen on it yet, or its members may still
+/// be looking for each other there.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port is free");
+    std::iter::repeat_with(|| free().port()).filter(|port| given.insert(*port)).take(count).collect()
 }

@@ -1,9 +1,11 @@
 //! A cluster of real etcd members on loopback, in a temporary folder. It ends with the value.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -21,10 +23,17 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Returns a port that was free a moment ago.
+/// Returns a port that was free a moment ago. No two calls return the same one: the other test may not listen on it yet, or its members
+/// may still be looking for each other there.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it listens").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = listener.local_addr().expect("it listens").port();
+        if GIVEN.lock().expect("nothing panics with it").insert(port) {
+            return port;
+        }
+    }
 }
 
 /// The certificates of a cluster with TLS.
@@ -96,7 +105,18 @@ impl Cluster {
         wait_until("the members listen", || {
             cluster.members.iter().all(|member| TcpStream::connect(("127.0.0.1", member.client)).is_ok())
         });
+        cluster.assert_runs();
         Some(cluster)
+    }
+
+    /// Asserts that no member has ended by itself, such as for a port that another process has taken.
+    #[track_caller]
+    fn assert_runs(&mut self) {
+        for (index, member) in self.members.iter_mut().enumerate() {
+            let status = member.process.as_mut().and_then(|process| process.try_wait().expect("it can be waited for"));
+            let log = || std::fs::read_to_string(self.folder.path().join(format!("m{index}.log"))).unwrap_or_default();
+            assert!(status.is_none(), "m{index} has ended:\n{}", log());
+        }
     }
 
     /// Starts a member, again.
