@@ -109,7 +109,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Asserts that no member has ended by itself, such as for a port that another process has taken.
+    /// Asserts that all members still run: one ends if another process has taken its port.
     #[track_caller]
     fn assert_runs(&mut self) {
         for (index, member) in self.members.iter_mut().enumerate() {
