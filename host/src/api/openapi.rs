@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use clap::ValueEnum as _;
 use once_cell::sync::OnceCell;
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::routes;
-use super::shared::{CONSISTENCY, LINEARIZABLE, LOCAL};
+use super::shared::CONSISTENCY;
+use crate::config::Reads;
 use crate::http::{Method, Response};
 use vkog_plugin_host::{Chain, Route};
 
@@ -105,7 +107,8 @@ pub(super) fn document(chain: &Chain, is_shared: bool) -> Response {
 /// Describes what differs on a shared store: it refuses other values of `Vkog-Consistency`, and has no exports since a revision.
 fn for_shared_store(mut document: Value) -> Value {
     let parameters = &mut document["components"]["parameters"];
-    parameters[CONSISTENCY]["schema"]["enum"] = json!([LINEARIZABLE, LOCAL]);
+    let values = Reads::value_variants().iter().filter_map(Reads::to_possible_value);
+    parameters[CONSISTENCY]["schema"]["enum"] = values.map(|value| value.get_name().to_owned()).collect();
     if let Some(parameters) = parameters.as_object_mut() {
         parameters.remove("since-revision");
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use parking_lot::Mutex;
 
 use super::deadlines::{Deadline, Deadlines, Timed};
@@ -13,6 +14,7 @@ use super::entry;
 use super::problem::{ErrorFormat, Problem};
 use super::{Api, Route, Sender};
 use crate::any_store::{AnyStore, SharedHost};
+use crate::config;
 use crate::http::{Budget, RequestHead, Response, Share, UNCOUNTED};
 use vkog_engine::Outcome;
 use vkog_plugin_host::Verb;
@@ -20,9 +22,6 @@ use vkog_store::{Reads, Store as _, StoreError};
 
 /// The header field that says how recent the data of a request is.
 pub(super) const CONSISTENCY: &str = "Vkog-Consistency";
-/// Its values.
-pub(super) const LINEARIZABLE: &str = "linearizable";
-pub(super) const LOCAL: &str = "local";
 /// The code of a write whose outcome the client has to find out.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 
@@ -44,11 +43,10 @@ fn reads(shared: &SharedHost, head: &RequestHead) -> Result<Reads, Problem> {
     let mut fields = head.headers.all(CONSISTENCY);
     match (fields.next(), fields.next()) {
         (None, _) => Ok(shared.reads().into()),
-        (Some(value), None) if value == LOCAL.as_bytes() => Ok(Reads::Local),
-        (Some(value), None) if value == LINEARIZABLE.as_bytes() => Ok(Reads::Linearizable),
-        (Some(other), None) => {
-            let other = String::from_utf8_lossy(other);
-            Err(Problem::new(400, format!("{CONSISTENCY} is \"{other}\"; use {LOCAL} or {LINEARIZABLE}")))
+        (Some(value), None) => {
+            let value = String::from_utf8_lossy(value);
+            let reads = config::Reads::from_str(&value, false).map(Reads::from);
+            reads.map_err(|_| Problem::new(400, format!("{CONSISTENCY} is \"{value}\"; use local or linearizable")))
         }
         (Some(_), Some(_)) => Err(Problem::new(400, format!("{CONSISTENCY} is repeated; send it once"))),
     }
