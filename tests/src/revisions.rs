@@ -1,6 +1,18 @@
 //! Revisions, and the guards of rejected writes, where a store in etcd promises less than one in files.
 
+use serde_json::Value;
+
+use crate::client::Reply;
 use crate::server::{Server, on_etcd};
+
+impl Reply {
+    /// Returns the revision in the result of an operation of a batch. The response is JSON.
+    #[track_caller]
+    pub fn revision_at(&self, index: usize) -> u64 {
+        let results: Value = serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"));
+        results[index]["revision"].as_u64().unwrap_or_else(|| panic!("no revision at {index} in {self}"))
+    }
+}
 
 impl Server {
     /// Returns the revision of the last change in the store, or in its etcd. It is 0 if the store has never had one.

@@ -61,15 +61,15 @@ fn an_event_has_the_revision_and_describes_the_entry() {
         assert_successive(first, &[second, third, fourth, fifth]);
         let event = |id: u64, name: &str, data| Event { id: Some(id), name: name.to_owned(), data };
         let bytes = "application/octet-stream";
-        let told = [
+        let expected = [
             event(first, "put", json!({ "key": key, "revision": first, "size": 3, "content_type": "text/plain" })),
             event(second, "put", json!({ "key": "b", "revision": second, "size": 2, "content_type": bytes })),
             event(third, "delete", json!({ "key": key, "revision": third })),
             event(fourth, "put", json!({ "key": "b", "revision": fourth, "size": 65_537, "content_type": bytes })),
             event(fifth, "put", json!({ "key": "b", "revision": fifth, "size": 65_536, "content_type": bytes })),
         ];
-        assert_eq!(events, told, "{engine}");
-        let mut with = told;
+        assert_eq!(events, expected, "{engine}");
+        let mut with = expected;
         with[0].data["value"] = "a\nb".into();
         with[1].data["value_base64"] = "//4=".into();
         // A longer value must be read by its key.
@@ -157,36 +157,36 @@ fn a_client_with_fifty_reconnects_receives_each_change_once_in_order() {
             }
         });
         let begun = Instant::now();
-        let (told, reconnects) = with_background(writers, || {
-            let (mut told, mut reconnects) = (Vec::<Event>::new(), 0);
-            while told.len() < changes {
+        let (received, reconnects) = with_background(writers, || {
+            let (mut received, mut reconnects) = (Vec::<Event>::new(), 0);
+            while received.len() < changes {
                 // Only the last change of a revision has its id, so the client receives the others again.
-                while told.last().is_some_and(|event| event.data["revision"].as_u64() != event.id) {
-                    told.pop();
+                while received.last().is_some_and(|event| event.data["revision"].as_u64() != event.id) {
+                    received.pop();
                 }
-                let since = told.last().map_or(before, |event| event.id.expect("it has one"));
+                let since = received.last().map_or(before, |event| event.id.expect("it has one"));
                 let mut watching = server.watch(&format!("since={before}"), &format!("Last-Event-ID: {since}\r\n"));
                 // The connection ends in the middle of an event.
                 let share = if reconnects == 50 { changes } else { changes / 51 };
-                told.extend(watching.events(share.min(changes - told.len())));
+                received.extend(watching.events(share.min(changes - received.len())));
                 reconnects += 1;
             }
-            (told, reconnects - 1)
+            (received, reconnects - 1)
         });
-        eprintln!("{engine}: {} changes, {reconnects} reconnects, in {:?}", told.len(), begun.elapsed());
+        eprintln!("{engine}: {} changes, {reconnects} reconnects, in {:?}", received.len(), begun.elapsed());
         assert_eq!(reconnects, 50);
-        let changed: Vec<_> = told.iter().map(|event| (event.data["revision"].as_u64(), event.key())).collect();
+        let changed: Vec<_> = received.iter().map(|event| (event.data["revision"].as_u64(), event.key())).collect();
         let revisions: Vec<_> = changed.iter().map(|(revision, _)| revision.expect("it has one")).collect();
         if on_etcd() {
             assert!(revisions[0] > before && revisions.is_sorted(), "in order");
             assert_eq!(HashSet::<_>::from_iter(&changed).len(), changes, "each once");
         } else {
             assert_successive(revisions[0], &revisions[1..]);
-            assert!(told.iter().map(|event| event.id).eq(revisions.iter().copied().map(Some)));
+            assert!(received.iter().map(|event| event.id).eq(revisions.iter().copied().map(Some)));
         }
         let written = written.into_inner().expect("no writer panicked with it");
         let mut puts = 0;
-        for (event, revision) in told.iter().zip(revisions) {
+        for (event, revision) in received.iter().zip(revisions) {
             let is_put = written.contains(&(revision, event.key().to_owned()));
             assert_eq!(event.name, if is_put { "put" } else { "delete" }, "{event:?}");
             puts += usize::from(is_put);
@@ -404,9 +404,9 @@ fn a_watch_omits_expired_entries_and_delivers_their_removal() {
         let short = server.key("POST", "short").header("Vkog-TTL", "1s").body("v").send().expect(200).revision();
         let long = server.key("POST", "long").header("Vkog-TTL", "1h").body("v").send().expect(200).revision();
         let events = watching.events(3);
-        let told: Vec<_> = events.iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
+        let received: Vec<_> = events.iter().map(|event| (event.name.clone(), event.key().to_owned())).collect();
         let event = |name: &str, key: &str| (name.to_owned(), key.to_owned());
-        assert_eq!(told, [event("put", "short"), event("put", "long"), event("delete", "short")], "{engine}");
+        assert_eq!(received, [event("put", "short"), event("put", "long"), event("delete", "short")], "{engine}");
         let removed = events[2].id.expect("every event has one");
         assert_successive(short, &[long, removed]);
         let resumed = server.watch(&format!("since={before}"), "").events(2);

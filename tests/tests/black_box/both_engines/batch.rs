@@ -95,12 +95,6 @@ fn a_condition_may_be_the_text_of_an_etag_header() {
     server.get("a").expect(200).is("3");
 }
 
-/// Returns the revision in the result of an operation.
-#[track_caller]
-fn revision(reply: &Reply, index: usize) -> u64 {
-    answer(reply)[index]["revision"].as_u64().unwrap_or_else(|| panic!("no revision at {index} in {reply}"))
-}
-
 #[test]
 fn each_operation_has_its_result_in_order_and_in_the_format_of_the_request() {
     let server = Setup::on(ENGINE).load(bytes()).load(conflict()).start();
@@ -114,7 +108,7 @@ fn each_operation_has_its_result_in_order_and_in_the_format_of_the_request() {
         { "op": "delete", "key": "é/1" },
     ]);
     let reply = batch(&server, &operations).expect(200).has("Content-Type", JSON);
-    let revisions = [0, 1, 5].map(|index| revision(&reply, index));
+    let revisions = [0, 1, 5].map(|index| reply.revision_at(index));
     assert_one_step(first, &revisions);
     let [posted, put, deleted] = revisions;
     let expected = json!([
@@ -228,10 +222,10 @@ fn later_operations_see_the_results_of_earlier_ones() {
     let reply = batch(&server, &operations).expect(200);
     let found = |index: usize| answer(&reply)[index]["value"].clone();
     assert_eq!([2, 4, 6].map(found), [json!("2"), Value::Null, json!("3")], "{reply}");
-    let revisions = [0, 1, 3, 5].map(|index| revision(&reply, index));
+    let revisions = [0, 1, 3, 5].map(|index| reply.revision_at(index));
     assert_one_step(before, &revisions);
     let last = revisions[3];
-    assert_eq!(revision(&reply, 6), last, "{reply}");
+    assert_eq!(reply.revision_at(6), last, "{reply}");
     server.get("a").expect(200).is("3").has("ETag", &format!("\"{last}\""));
     let reply = batch(&server, &json!([{ "op": "delete", "key": "a" }, { "op": "put", "key": "a", "value": "4" }]));
     refused(reply, 404, 1, "a", "Key does not exist").has("Vkog-Plugin", "conflict");

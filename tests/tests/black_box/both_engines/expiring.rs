@@ -130,7 +130,7 @@ fn a_batch_changes_expiries_and_writes_in_one_step() {
     let reply = batch(&server, &operations).expect(200);
     let results: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
     assert_eq!((&results[1]["status"], &results[1]["value"]), (&json!(200), &Value::Null), "{reply}");
-    let [revision, touched] = [0, 1].map(|index| results[index]["revision"].as_u64().expect("a number"));
+    let [revision, touched] = [0, 1].map(|index| reply.revision_at(index));
     assert_one_step(before, &[revision, touched]);
     let read = (&results[3]["value"], &results[3]["headers"]["Vkog-TTL"], &results[3]["headers"]["Content-Encoding"]);
     assert_eq!(read, (&json!("packed"), &json!("3600"), &json!("gzip")), "{reply}");
