@@ -84,7 +84,7 @@ impl Peer {
 
     /// Starts members of an etcd cluster with room for millions of entries, each with a folder in this one.
     pub(crate) fn etcd(folder: &Path, members: usize) -> Result<Vec<Self>> {
-        let ports = (0..2 * members).map(|_| free_port()).collect::<Result<Vec<_>>>()?;
+        let ports = free_ports(2 * members)?;
         let url = |port: &u16| format!("http://127.0.0.1:{port}");
         let cluster: Vec<_> =
             ports.chunks(2).enumerate().map(|(at, pair)| format!("m{at}={}", url(&pair[1]))).collect();
@@ -235,7 +235,14 @@ impl Peer {
 }
 
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    Ok(free_ports(1)?[0])
+}
+
+/// Returns free ports, no two of them the same.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All are bound before the first one is released.
+    let bound = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+    bound.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 /// The results of wrk or redis-benchmark.
