@@ -34,7 +34,7 @@ mod watching;
 mod windows;
 mod wire;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use admin::{TOKEN, administered, put_in_place};
 pub use amounts::{amount, exclusive};
@@ -70,6 +70,16 @@ pub use wire::Wire;
 
 /// The timeout of every wait. It is long, because it only ends tests that hang.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// Returns the median of several times; of an even number the later of the two in the middle.
 pub fn median(mut times: Vec<Duration>) -> Duration {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vkog_tests::{
-    Client, DEADLINE, ENGINES, Event, Server, Setup, amount, artefacts, assert_successive, encode, on_etcd, ttl,
+    Client, ENGINES, Event, Server, Setup, amount, artefacts, assert_successive, encode, on_etcd, ttl, wait_until,
     with_background,
 };
 
@@ -25,16 +25,6 @@ fn number(server: &Client, name: &str) -> u64 {
     let text = server.path("GET", "/metrics").send().expect(200).text();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
-}
-
-/// Waits until a condition holds.
-#[track_caller]
-fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < deadline, "{what}: not within {deadline:?}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -124,7 +114,7 @@ fn an_invalid_watch_query_is_refused() {
         server.path("HEAD", "/watch?since=1").send().expect(410);
         server.path("OPTIONS", "/watch").send().expect(204).has("Allow", "GET, HEAD, OPTIONS");
         server.path("POST", "/watch").body("x").send().refused(405, "Method not allowed");
-        wait_until(DEADLINE, "no client watches", || number(&server, "vkog_watchers") == 0);
+        wait_until("no client watches", || number(&server, "vkog_watchers") == 0);
     }
 }
 
@@ -449,14 +439,14 @@ fn tiny_http_serves_64_watchers_and_drops_those_that_do_not_read() {
     watchers.iter_mut().for_each(|watching| drop(watching.events(50)));
     watchers.truncate(32);
     // A closed connection is detected when an event is sent.
-    wait_until(DEADLINE, "32 have left", || {
+    wait_until("32 have left", || {
         server.put("a", "v").expect(200);
         number(&server, "vkog_watchers") <= 32
     });
     let stopped: Vec<_> = (0..32).map(|_| server.watch("prefix=b&values", "")).collect();
     let value = "x".repeat(60 << 10);
     let mut place = server.try_watch("prefix=c", "");
-    wait_until(DEADLINE, "a place among those that do not read", || {
+    wait_until("a place among those that do not read", || {
         server.put(&encode("b"), &value).expect(200);
         if place.is_err() {
             place = server.try_watch("prefix=c", "");

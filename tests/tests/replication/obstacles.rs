@@ -3,11 +3,9 @@
 
 use std::net::TcpListener;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vkog_tests::{DEADLINE, Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin};
+use vkog_tests::{Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin, wait_until};
 
 const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
 
@@ -17,16 +15,6 @@ fn setup(etcd: &Etcd) -> Setup {
 
 fn ready(server: &Server) -> Reply {
     server.path("GET", "/readyz").send()
-}
-
-/// Waits until a condition holds.
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "timed out: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
