@@ -2,21 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::DEADLINE;
 use crate::network::Network;
-use crate::process::Running;
+use crate::process::{Output, Running};
+use crate::wait_until;
 
 /// The link of a member over which the test itself reaches it, where the members are the nodes of a network.
 const OWN_LINK: usize = 0;
+/// The number of lines of each member's log that a failed test prints.
+const LOG_LINES: usize = 15;
 
-/// A cluster of etcd members. They are killed when it is dropped.
+/// A cluster of etcd members. They are killed when it is dropped. A test that fails prints the end of their logs.
 pub struct Etcd {
     members: Vec<Member>,
     /// Further arguments of each member.
@@ -30,11 +31,13 @@ struct Member {
     client: String,
     peer: String,
     process: Option<Running>,
+    /// The log since its last start.
+    log: Output,
 }
 
 impl Etcd {
-    /// Starts a cluster with this number of members, and waits until it has a leader. `None` if etcd is not installed: the test
-    /// is skipped then.
+    /// Starts a cluster with this number of members, and waits until all serve clients and one leads. `None` if etcd is not
+    /// installed: the test is skipped then.
     #[track_caller]
     pub fn start(members: usize) -> Option<Self> {
         Self::start_as(None, members, &[])
@@ -59,19 +62,22 @@ impl Etcd {
             return None;
         }
         let folder = tempfile::Builder::new().prefix("vkog-etcd-").tempdir().expect("a temporary folder can be made");
-        let addresses: Vec<_> = match &network {
-            Some(network) => (0..members)
-                .map(|member| ("0.0.0.0:2379".to_owned(), format!("{}:2380", network.peer_address(member))))
-                .collect(),
-            None => free_ports(2 * members)
-                .chunks(2)
-                .map(|ports| (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1])))
-                .collect(),
+        let addresses = |member: usize| match &network {
+            Some(network) => ("0.0.0.0:2379".to_owned(), format!("{}:2380", network.peer_address(member))),
+            None => (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port())),
         };
-        let members = addresses.into_iter().map(|(client, peer)| Member { client, peer, process: None }).collect();
+        let stopped = |member: usize| {
+            let (client, peer) = addresses(member);
+            Member { client, peer, process: None, log: Output::default() }
+        };
+        let members = (0..members).map(stopped).collect();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut etcd = Self { members, arguments, network, folder };
         (0..etcd.members.len()).for_each(|member| etcd.run(member));
+        wait_until("all members of etcd serve clients", || {
+            etcd.assert_runs();
+            (0..etcd.members.len()).all(|member| etcd.ids(member).is_some())
+        });
         etcd.wait_for_leader();
         Some(etcd)
     }
@@ -94,7 +100,6 @@ impl Etcd {
     /// Starts a member again that was killed.
     #[track_caller]
     pub fn run(&mut self, member: usize) {
-        let name = |member: usize| format!("member-{member}");
         let url = |address: &str| format!("http://{address}");
         let cluster: Vec<_> =
             self.members.iter().enumerate().map(|(at, one)| format!("{}={}", name(at), url(&one.peer))).collect();
@@ -107,16 +112,21 @@ impl Etcd {
         };
         command
             .args(["--name", &name(member), "--initial-cluster-state", state, "--logger", "zap"])
-            .args(["--initial-cluster", &cluster.join(","), "--log-level", "error"])
+            .args(["--initial-cluster", &cluster.join(",")])
             .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(&self.addresses()[member])])
             .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
             // A test kills the leader often.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            // Members of two clusters refuse each other.
+            .arg("--initial-cluster-token")
+            .arg(self.folder.path())
             .arg("--data-dir")
             .arg(data)
             .args(&self.arguments)
             .current_dir(self.folder.path());
-        self.members[member].process = Some(Running::start(&mut command));
+        let process = Running::start(&mut command);
+        self.members[member].log = process.stderr.clone();
+        self.members[member].process = Some(process);
     }
 
     /// Kills a member.
@@ -124,62 +134,55 @@ impl Etcd {
         self.members[member].process = None;
     }
 
-    /// Sends a member a signal, by its name without `SIG`.
+    /// Sends a running member a signal, by its name without `SIG`.
+    #[track_caller]
     pub fn signal(&self, member: usize, name: &str) {
-        if let Some(process) = &self.members[member].process {
-            process.signal(name);
-        }
+        self.members[member].process.as_ref().expect("it runs").signal(name);
     }
 
     /// The member that leads, if one answers as leader.
     pub fn leader(&self) -> Option<usize> {
-        (0..self.members.len()).find(|&member| {
-            let status = self.etcdctl_at(&[member], &["endpoint", "status", "-w", "fields"]);
-            let field = |name: &str| {
-                let line = status.lines().find(|line| line.starts_with(&format!("\"{name}\"")));
-                line.and_then(|line| line.split(" : ").nth(1)).map(str::to_owned)
-            };
-            matches!((field("MemberID"), field("Leader")), (Some(own), Some(leader)) if own == leader)
-        })
+        (0..self.members.len()).find(|&member| self.ids(member).is_some_and(|(own, leader)| own == leader))
     }
 
     /// Waits until a member leads.
     #[track_caller]
     pub fn wait_for_leader(&self) -> usize {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(leader) = self.leader() {
-                return leader;
-            }
-            assert!(Instant::now() < deadline, "no member of etcd leads:\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let mut leader = None;
+        wait_until("a member of etcd leads", || {
+            self.assert_runs();
+            leader = self.leader();
+            leader.is_some()
+        });
+        leader.expect("it was found")
     }
 
-    /// Runs `etcdctl` against all members. Returns its standard output.
+    /// Runs `etcdctl` against all members, and asserts that it succeeds. Returns its standard output.
+    #[track_caller]
     pub fn etcdctl(&self, arguments: &[&str]) -> String {
-        self.etcdctl_at(&(0..self.members.len()).collect::<Vec<_>>(), arguments)
+        let output = self.try_etcdctl(&self.addresses(), arguments);
+        assert!(output.status.success(), "etcdctl {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
-    /// Drops the history of all keys, and what it took on disk.
+    /// Drops the history of all keys, and what it took on disk. All members must run, or return soon.
+    #[track_caller]
     pub fn compact(&self) {
-        let status = self.etcdctl(&["endpoint", "status", "-w", "json"]);
-        let members: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
-        let revision = members[0]["Status"]["header"]["revision"].as_u64().unwrap_or_default();
-        self.etcdctl(&["compaction", &revision.to_string()]);
-        self.etcdctl(&["defrag"]);
-    }
-
-    fn etcdctl_at(&self, members: &[usize], arguments: &[&str]) -> String {
-        let all = self.addresses();
-        let endpoints: Vec<_> = members.iter().map(|member| all[*member].as_str()).collect();
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--dial-timeout=1s", "--command-timeout=5s", "--endpoints", &endpoints.join(",")])
-            .args(arguments)
-            .output()
-            .expect("etcdctl runs");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let run = |arguments: &[&str]| {
+            let output = self.try_etcdctl(&self.addresses(), arguments);
+            if !output.status.success() {
+                println!("etcdctl {arguments:?}: {}", text(&output.stderr));
+            }
+            output
+        };
+        wait_until("etcd compacts its history", || {
+            let found = run(&["get", "any", "--write-out=json"]);
+            let found: Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
+            let Some(revision) = found["header"]["revision"].as_u64() else { return false };
+            let compacted = run(&["compaction", "--physical", &revision.to_string()]);
+            let is_compacted = compacted.status.success() || text(&compacted.stderr).contains("has been compacted");
+            is_compacted && run(&["defrag"]).status.success()
+        });
     }
 
     /// The addresses of the members for clients.
@@ -196,22 +199,69 @@ impl Etcd {
         self.members.iter().enumerate().map(address).collect()
     }
 
-    /// Returns the logs of the members.
-    pub fn logs(&self) -> String {
-        self.members.iter().filter_map(|member| Some(member.process.as_ref()?.stderr.text())).collect()
+    /// Asserts that no member has ended unless the test has killed it. One ends if another process has its port.
+    #[track_caller]
+    fn assert_runs(&self) {
+        for (at, member) in self.members.iter().enumerate() {
+            let has_ended = member.process.as_ref().is_some_and(Running::has_ended);
+            assert!(!has_ended, "{} has ended:\n{}", name(at), member.log.text());
+        }
     }
 
-    /// The folder with the data of the members.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The ids of a member and of the leader that it knows, if it answers.
+    fn ids(&self, member: usize) -> Option<(String, String)> {
+        let address = &self.addresses()[member..=member];
+        let soon = ["--dial-timeout=1s", "--command-timeout=5s", "endpoint", "status", "--write-out=fields"];
+        let status = text(&self.try_etcdctl(address, &soon).stdout);
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(&format!("\"{name}\"")))?;
+            Some(line.split_once(" : ")?.1.to_owned())
+        };
+        Some((field("MemberID")?, field("Leader")?))
+    }
+
+    /// Runs `etcdctl` against these members.
+    fn try_etcdctl(&self, addresses: &[String], arguments: &[&str]) -> process::Output {
+        Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--dial-timeout=20s", "--command-timeout=20s", "--endpoints", &addresses.join(",")])
+            .args(arguments)
+            .output()
+            .expect("etcdctl runs")
     }
 }
 
-/// Ports that were free a moment ago. No two calls return the same one: the other test may not listen on it yet, or its members may still
-/// be looking for each other there.
-fn free_ports(count: usize) -> Vec<u16> {
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (at, member) in self.members.iter().enumerate() {
+                let log = member.log.text();
+                let lines: Vec<&str> = log.lines().collect();
+                let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+                println!("--- the end of the log of {}\n{end}", name(at));
+            }
+        }
+    }
+}
+
+fn name(member: usize) -> String {
+    format!("member-{member}")
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// Returns a port that was free a moment ago. No two calls return the same one: the other test may not listen on it yet, or its members
+/// may still be looking for each other there.
+fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port is free");
-    std::iter::repeat_with(|| free().port()).filter(|port| given.insert(*port)).take(count).collect()
+    loop {
+        let bound = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = bound.expect("a port is free").port();
+        if given.insert(port) {
+            return port;
+        }
+    }
 }

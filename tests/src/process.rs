@@ -120,6 +120,12 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has ended, and with it its output.
+    pub fn has_ended(&self) -> bool {
+        let now = Instant::now();
+        self.stdout.wait_for_end(now) && self.stderr.wait_for_end(now)
+    }
+
     /// Sends a signal by its name. The shell has `kill` built in wherever there is one. Wine makes Ctrl-C of INT, which
     /// is how a program for Windows is stopped.
     #[track_caller]

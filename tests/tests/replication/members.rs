@@ -1,4 +1,6 @@
-//! Members of etcd that hosts must not use.
+//! Members of etcd that hosts must not use, and those that end at their start.
+
+use std::panic::catch_unwind;
 
 use vkog_tests::{Etcd, Setup, etcd_plugin};
 
@@ -17,4 +19,15 @@ fn a_host_does_not_use_a_member_of_another_cluster() {
     own.run(0);
     server.wait_until_ready();
     assert_eq!(server.get("a").expect(200).text(), "1");
+}
+
+#[test]
+fn a_member_that_ends_at_its_start_fails_the_test_with_its_log() {
+    match catch_unwind(|| Etcd::start_with(1, &["--unknown"])) {
+        Ok(etcd) => assert!(etcd.is_none(), "etcd does not know the argument"),
+        Err(panic) => {
+            let message = panic.downcast_ref::<String>().expect("it is formatted");
+            assert!(message.starts_with("member-0 has ended:") && message.contains("-unknown"), "{message}");
+        }
+    }
 }
