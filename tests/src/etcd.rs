@@ -40,23 +40,18 @@ impl Etcd {
     /// installed: the test is skipped then.
     #[track_caller]
     pub fn start(members: usize) -> Option<Self> {
-        Self::start_as(None, members, &[])
+        Self::start_with(members, &[])
     }
 
     /// The same with further arguments of each member.
     #[track_caller]
     pub fn start_with(members: usize, arguments: &[&str]) -> Option<Self> {
-        Self::start_as(None, members, arguments)
+        Self::start_in(None, members, arguments)
     }
 
     /// The same, with the members on the nodes of a network.
     #[track_caller]
-    pub fn start_in(network: Option<Network>, members: usize) -> Option<Self> {
-        Self::start_as(network, members, &[])
-    }
-
-    #[track_caller]
-    fn start_as(network: Option<Network>, members: usize, arguments: &[&str]) -> Option<Self> {
+    pub fn start_in(network: Option<Network>, members: usize, arguments: &[&str]) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("skipped: etcd is not installed (the Debian packages etcd-server and etcd-client)");
             return None;
@@ -115,8 +110,6 @@ impl Etcd {
             .args(["--initial-cluster", &cluster.join(",")])
             .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(&self.addresses()[member])])
             .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
-            // A test kills the leader often.
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             // Members of two clusters refuse each other.
             .arg("--initial-cluster-token")
             .arg(self.folder.path())

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use vkog_tests::{Etcd, Network, Server, Setup, conflict, etcd_plugin};
 
+/// Elections soon after a member has failed, which happens often in a test.
+const ELECTIONS: [&str; 2] = ["--heartbeat-interval=50", "--election-timeout=500"];
+
 /// Hosts on one store, each with the plugins etcd and conflict.
 pub(crate) struct Cluster {
     pub(crate) etcd: Etcd,
@@ -26,7 +29,7 @@ impl Cluster {
     /// Starts etcd and hosts. `None` if etcd is not installed.
     #[track_caller]
     pub(crate) fn start(members: usize, hosts: usize, set_up: impl Fn(Setup) -> Setup) -> Option<Self> {
-        Some(Self::start_on(Etcd::start(members)?, hosts, set_up))
+        Some(Self::start_on(Etcd::start_with(members, &ELECTIONS)?, hosts, set_up))
     }
 
     /// Runs a test with a cluster, whose members are the nodes of a network if the system has one. The test does not run if etcd
@@ -40,7 +43,7 @@ impl Cluster {
         // Cargo may need another network to build them.
         let _ = (etcd_plugin(), conflict());
         Network::run(members, hosts + 1, |network| {
-            if let Some(etcd) = Etcd::start_in(network, members) {
+            if let Some(etcd) = Etcd::start_in(network, members, &ELECTIONS) {
                 test(Self::start_on(etcd, hosts, set_up));
             }
         });
