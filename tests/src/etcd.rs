@@ -247,7 +247,7 @@ fn text(output: &[u8]) -> String {
 
 /// Returns a port that was free a moment ago. No two calls return the same one: the other test may not listen on it yet, or its members
 /// may still be looking for each other there.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {

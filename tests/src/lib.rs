@@ -47,7 +47,7 @@ pub use certificate::{Authority, Certificate, ClientCertificate};
 pub use client::{Client, Reply, Request, encode};
 pub use described::description;
 pub use descriptors::raise_descriptors;
-pub use etcd::Etcd;
+pub use etcd::{Etcd, free_port};
 pub use faults::{Faults, aborts, copy_out, damaged, faults, nowhere, rejected_plugin, small_plugin, written_plugin};
 pub use frozen::{Frozen, frozen, frozen_1_2};
 pub use http2::{

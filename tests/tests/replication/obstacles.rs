@@ -1,11 +1,10 @@
 //! Obstacles in etcd that no restart of a host removes: a full database, records of other programs, no etcd at the start. Hosts say what
 //! is wrong and what to do, serve what they can, and heal when the obstacle is gone.
 
-use std::net::TcpListener;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use vkog_tests::{Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin, wait_until};
+use vkog_tests::{Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin, free_port, wait_until};
 
 const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
 
@@ -91,8 +90,7 @@ fn a_record_of_another_program_blocks_its_key_alone_and_names_the_way_out() {
 /// Starts a server that finds no store, and waits until it says why. Returns it with its address.
 #[track_caller]
 fn waiting(setup: &Setup, store: &str, reason: &str) -> (Running, String) {
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    let address = address.to_string();
+    let address = format!("127.0.0.1:{}", free_port());
     let mut command: Command = setup.vkog();
     command.args(["--store", store, "--listen", &address, "--plugin-dir"]).arg(setup.plugin_folder());
     let process = Running::start(&mut command);
@@ -107,7 +105,7 @@ fn waiting(setup: &Setup, store: &str, reason: &str) -> (Running, String) {
 fn a_host_that_waits_for_etcd_at_its_start_says_why() {
     let Some(mut etcd) = Etcd::start(3) else { return };
     let setup = setup(&etcd);
-    let absent = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let absent = format!("127.0.0.1:{}", free_port());
     waiting(
         &setup,
         &format!("etcd://{absent}/vkog"),
