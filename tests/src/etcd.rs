@@ -1,19 +1,25 @@
 //! Members of an etcd cluster on this machine, for the tests of hosts that share a store.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::env::consts::ARCH;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use rcgen::SanType;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::certificate::Authority;
 use crate::network::Network;
 use crate::process::{Output, Running};
 use crate::wait_until;
 
 /// The link of a member over which the test itself reaches it, where the members are the nodes of a network.
 const OWN_LINK: usize = 0;
+/// The files in the folder of a cluster with TLS: the certificate of the authority; a certificate and its key.
+const TLS_FILES: [&str; 3] = ["ca.pem", "client.pem", "client-key.pem"];
 /// The number of lines of each member's log that a failed test prints.
 const LOG_LINES: usize = 15;
 
@@ -23,6 +29,7 @@ pub struct Etcd {
     /// Further arguments of each member.
     arguments: Vec<String>,
     network: Option<Network>,
+    has_tls: bool,
     folder: TempDir,
 }
 
@@ -52,6 +59,18 @@ impl Etcd {
     /// The same, with the members on the nodes of a network.
     #[track_caller]
     pub fn start_in(network: Option<Network>, members: usize, arguments: &[&str]) -> Option<Self> {
+        Self::start_as(network, members, arguments, false)
+    }
+
+    /// Starts a cluster whose members serve clients over TLS, and only those that show a certificate of its authority: the one in
+    /// [`tls_files`](Self::tls_files). The members show the same one. Its names are 127.0.0.1 and `etcd.test`.
+    #[track_caller]
+    pub fn start_with_tls(members: usize) -> Option<Self> {
+        Self::start_as(None, members, &[], true)
+    }
+
+    #[track_caller]
+    fn start_as(network: Option<Network>, members: usize, arguments: &[&str], has_tls: bool) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("skipped: etcd is not installed (the Debian packages etcd-server and etcd-client)");
             return None;
@@ -67,7 +86,10 @@ impl Etcd {
         };
         let members = (0..members).map(stopped).collect();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut etcd = Self { members, arguments, network, folder };
+        let mut etcd = Self { members, arguments, network, has_tls, folder };
+        if has_tls {
+            etcd.write_tls_files();
+        }
         (0..etcd.members.len()).for_each(|member| etcd.run(member));
         wait_until("all members of etcd serve clients", || {
             etcd.assert_runs();
@@ -96,6 +118,7 @@ impl Etcd {
     #[track_caller]
     pub fn run(&mut self, member: usize) {
         let url = |address: &str| format!("http://{address}");
+        let client_url = |address: &str| format!("{}://{address}", self.scheme());
         let cluster: Vec<_> =
             self.members.iter().enumerate().map(|(at, one)| format!("{}={}", name(at), url(&one.peer))).collect();
         let Member { client, peer, .. } = &self.members[member];
@@ -108,7 +131,8 @@ impl Etcd {
         command
             .args(["--name", &name(member), "--initial-cluster-state", state, "--logger", "zap"])
             .args(["--initial-cluster", &cluster.join(",")])
-            .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(&self.addresses()[member])])
+            .args(["--listen-client-urls", &client_url(client)])
+            .args(["--advertise-client-urls", &client_url(&self.addresses()[member])])
             .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
             // Members of two clusters refuse each other.
             .arg("--initial-cluster-token")
@@ -116,7 +140,13 @@ impl Etcd {
             .arg("--data-dir")
             .arg(data)
             .args(&self.arguments)
+            // On some architectures, etcd 3.4 starts only with this name of theirs.
+            .env("ETCD_UNSUPPORTED_ARCH", if ARCH == "aarch64" { "arm64" } else { ARCH })
             .current_dir(self.folder.path());
+        if self.has_tls {
+            let [ca, cert, key] = TLS_FILES;
+            command.args(["--trusted-ca-file", ca, "--cert-file", cert, "--key-file", key, "--client-cert-auth"]);
+        }
         let process = Running::start(&mut command);
         self.members[member].log = process.stderr.clone();
         self.members[member].process = Some(process);
@@ -131,6 +161,11 @@ impl Etcd {
     #[track_caller]
     pub fn signal(&self, member: usize, name: &str) {
         self.members[member].process.as_ref().expect("it runs").signal(name);
+    }
+
+    /// The process ids of the running members.
+    pub fn process_ids(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|member| Some(member.process.as_ref()?.id())).collect()
     }
 
     /// The member that leads, if one answers as leader.
@@ -156,6 +191,14 @@ impl Etcd {
         let output = self.try_etcdctl(&self.addresses(), arguments);
         assert!(output.status.success(), "etcdctl {arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
+    }
+
+    /// Returns the id of the lease of the first key that `etcdctl get` finds with these arguments.
+    #[track_caller]
+    pub fn lease(&self, arguments: &[&str]) -> String {
+        let entries = self.etcdctl(&[&["get", "--write-out=fields"], arguments].concat());
+        let lease = entries.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).expect("it has a lease");
+        format!("{:x}", lease.parse::<i64>().expect("a number"))
     }
 
     /// Drops the history of all keys, and what it took on disk. All members must run, or return soon.
@@ -192,6 +235,28 @@ impl Etcd {
         self.members.iter().enumerate().map(address).collect()
     }
 
+    /// The PEM files that clients need where the cluster has TLS: the certificate of the authority; the certificate of a client
+    /// and its key.
+    pub fn tls_files(&self) -> [PathBuf; 3] {
+        TLS_FILES.map(|file| self.folder.path().join(file))
+    }
+
+    fn write_tls_files(&self) {
+        let authority = Authority::new();
+        // It has no common name, which etcd would take for a user.
+        let certificate = authority.sign(1, |parameters| {
+            let name = "etcd.test".try_into().expect("it is ASCII");
+            parameters.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into()), SanType::DnsName(name)];
+        });
+        std::fs::write(&self.tls_files()[0], &authority.pem).expect("the certificate can be written");
+        certificate.write(self.folder.path());
+    }
+
+    /// The scheme of the URLs for clients.
+    fn scheme(&self) -> &'static str {
+        if self.has_tls { "https" } else { "http" }
+    }
+
     /// Asserts that no member has ended unless the test has killed it. One ends if another process has its port.
     #[track_caller]
     fn assert_runs(&self) {
@@ -215,12 +280,14 @@ impl Etcd {
 
     /// Runs `etcdctl` against these members.
     fn try_etcdctl(&self, addresses: &[String], arguments: &[&str]) -> process::Output {
-        Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--dial-timeout=20s", "--command-timeout=20s", "--endpoints", &addresses.join(",")])
-            .args(arguments)
-            .output()
-            .expect("etcdctl runs")
+        let urls: Vec<_> = addresses.iter().map(|address| format!("{}://{address}", self.scheme())).collect();
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--dial-timeout=20s", "--command-timeout=20s"]);
+        if self.has_tls {
+            let [ca, cert, key] = self.tls_files();
+            command.arg("--cacert").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        command.args(["--endpoints", &urls.join(",")]).args(arguments).output().expect("etcdctl runs")
     }
 }
 

@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 
 use vkog_etcd::Settings;
 use vkog_plugin_api::backend::CommitOutcome;
+use vkog_tests::{Etcd, wait_until};
 
-use crate::cluster::{Cluster, wait_until};
 use crate::proxy::{Mode, Proxy};
 use crate::recorder::{Host, Recorder};
 
@@ -58,7 +58,7 @@ impl Writers {
 
     /// Stops, and checks the outcomes against the data.
     #[track_caller]
-    fn check(self, host: &Host, cluster: &Cluster) -> Vec<Written> {
+    fn check(self, host: &Host, etcd: &Etcd) -> Vec<Written> {
         self.stopped.store(true, Ordering::Relaxed);
         let written: Vec<Written> =
             self.threads.into_iter().map(|thread| thread.join().expect("no outcome is false")).collect();
@@ -66,7 +66,7 @@ impl Writers {
         for Written { key, record, revision, committed, .. } in &written {
             assert_eq!(entries.get(key), Some(&(record.clone(), *revision)), "{key}");
             let version = format!("\"version\":{committed},");
-            let found = cluster.ctl(&["get", &format!("vkog/k/{key}"), "--write-out=json"]);
+            let found = etcd.etcdctl(&["get", &format!("vkog/k/{key}"), "--write-out=json"]);
             assert!(found.contains(&version), "{key} was not written {committed} times: {found}");
         }
         written
@@ -99,40 +99,40 @@ fn write(host: &Host, key: String, stopped: &AtomicBool, total: &AtomicUsize) ->
 
 #[test]
 fn outcomes_are_true_when_the_leader_is_killed() {
-    let Some(mut cluster) = Cluster::start(3, &[]) else { return };
-    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let Some(mut etcd) = Etcd::start(3) else { return };
+    let host = Arc::new(Host::open(&etcd.store("vkog"), &Settings::default()));
     let writers = Writers::start(&host);
     for _ in 0..3 {
         writers.wait_for(200);
-        let leader = cluster.leader();
-        cluster.kill(leader);
+        let leader = etcd.wait_for_leader();
+        etcd.kill(leader);
         writers.wait_for(200);
-        cluster.run(leader);
+        etcd.run(leader);
     }
-    writers.check(&host, &cluster);
+    writers.check(&host, &etcd);
 }
 
 #[test]
 fn outcomes_are_true_when_the_leader_stands_still() {
-    let Some(cluster) = Cluster::start(3, &[]) else { return };
-    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let Some(etcd) = Etcd::start(3) else { return };
+    let host = Arc::new(Host::open(&etcd.store("vkog"), &Settings::default()));
     let writers = Writers::start(&host);
     for _ in 0..3 {
         writers.wait_for(200);
-        let leader = cluster.leader();
-        cluster.signal(leader, "-STOP");
+        let leader = etcd.wait_for_leader();
+        etcd.signal(leader, "STOP");
         writers.wait_for(200);
-        cluster.signal(leader, "-CONT");
+        etcd.signal(leader, "CONT");
     }
-    writers.check(&host, &cluster);
+    writers.check(&host, &etcd);
 }
 
 #[test]
 fn outcomes_are_true_when_responses_are_lost() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
     let host = Arc::new(Host::open(&proxy.url(), &Settings::default()));
-    let direct = Host::open(&cluster.url(), &Settings::default());
+    let direct = Host::open(&etcd.store("vkog"), &Settings::default());
     let writers = Writers::start(&host);
     for _ in 0..3 {
         writers.wait_for(200);
@@ -143,18 +143,18 @@ fn outcomes_are_true_when_responses_are_lost() {
         proxy.set(Mode::Pass);
     }
     writers.wait_for(200);
-    writers.check(&host, &cluster);
+    writers.check(&host, &etcd);
 }
 
 #[test]
 fn a_write_that_took_effect_without_a_response_is_committed() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(etcd) = Etcd::start(1) else { return };
     // After a conflict, each write of a group is a nested transaction.
     for nested in [false, true] {
         println!("nested: {nested}");
-        let proxy = Proxy::start(cluster.endpoint(0));
+        let proxy = Proxy::start(&etcd);
         let host = Host::open(&proxy.url(), &Settings::default());
-        let direct = Host::open(&cluster.url(), &Settings::default());
+        let direct = Host::open(&etcd.store("vkog"), &Settings::default());
         let [new, old, changed] = ["new", "old", "changed"].map(|name| format!("{name}/{nested}"));
         let first = host.put(&old, 0, b"1");
         host.put(&changed, 0, b"1");
@@ -170,7 +170,7 @@ fn a_write_that_took_effect_without_a_response_is_committed() {
         let revision = direct.entries()[&new].1;
         let replaced = direct.put(&new, revision, b"3");
         direct.put(&new, replaced, b"4");
-        cluster.compact();
+        etcd.compact();
         host.wait_for_disconnection();
         assert!(!host.recorder.lock().outcomes.contains_key(&committed));
         proxy.set(Mode::Pass);
@@ -190,17 +190,17 @@ fn a_write_that_took_effect_without_a_response_is_committed() {
 
 #[test]
 fn a_write_whose_traces_are_lost_is_unknown() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
     let host = Host::open(&proxy.url(), &Settings::default());
-    let direct = Host::open(&cluster.url(), &Settings::default());
+    let direct = Host::open(&etcd.store("vkog"), &Settings::default());
     host.put("old", 0, b"1");
     let traces = format!("vkog/done/{}", host.store.status().id);
-    let lease = cluster.lease(&["--prefix", &traces]);
+    let lease = etcd.lease(&["--prefix", &traces]);
     proxy.set(Mode::LoseResponses);
     let id = host.send(&[("new", 0, Some(b"2"))]);
     direct.recorder.wait("the write takes effect", |reported| reported.entries.contains_key("new").then_some(()));
-    cluster.ctl(&["lease", "revoke", &lease]);
+    etcd.etcdctl(&["lease", "revoke", &lease]);
     host.wait_for_disconnection();
     proxy.set(Mode::Pass);
     assert!(matches!(host.outcome(id), CommitOutcome::Unknown { .. }));
@@ -212,8 +212,8 @@ fn a_write_whose_traces_are_lost_is_unknown() {
 
 #[test]
 fn a_write_that_never_arrived_is_sent_again_or_dropped() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
     let host = Host::open(&proxy.url(), &Settings::default());
     // It waits for the fence.
     host.put("zero", 0, b"1");
@@ -236,17 +236,17 @@ fn a_write_that_never_arrived_is_sent_again_or_dropped() {
 
 #[test]
 fn changes_that_etcd_has_compacted_are_loaded_again() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
     let host = Host::open(&proxy.url(), &Settings::default());
-    let direct = Host::open(&cluster.url(), &Settings::default());
+    let direct = Host::open(&etcd.store("vkog"), &Settings::default());
     let stays = direct.put("stays", 0, b"1");
     let gone = direct.put("gone", 0, b"1");
     host.wait_for(gone);
     proxy.set(Mode::LoseAll);
     direct.committed(direct.send(&[("stays", stays, Some(b"2")), ("gone", gone, None)]));
     direct.put("new", 0, b"1");
-    cluster.compact();
+    etcd.compact();
     host.wait_for_disconnection();
     proxy.set(Mode::Pass);
     host.recorder.wait("all is loaded again", |reported| (reported.loads == 2).then_some(()));
@@ -259,10 +259,10 @@ fn changes_that_etcd_has_compacted_are_loaded_again() {
 
 #[test]
 fn changes_of_one_revision_arrive_together_after_a_gap() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
     let host = Host::open(&proxy.url(), &Settings::default());
-    let direct = Host::open(&cluster.url(), &Settings::default());
+    let direct = Host::open(&etcd.store("vkog"), &Settings::default());
     proxy.set(Mode::LoseAll);
     // etcd sends them in fragments of two MiB.
     let record = vec![b'x'; 450_000];
@@ -283,13 +283,13 @@ fn changes_of_one_revision_arrive_together_after_a_gap() {
 
 #[test]
 fn a_load_that_is_interrupted_begins_again() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let direct = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let direct = Host::open(&etcd.store("vkog"), &Settings::default());
     let ids: Vec<u64> = (0..3000).map(|index| direct.send(&[(&format!("k{index}"), 0, Some(b"x"))])).collect();
     for id in ids {
         direct.committed(id);
     }
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let proxy = Proxy::start(&etcd);
     let recorder = Arc::new(Recorder::default());
     recorder.lock().is_busy = true;
     let host = Host::begin_with(Arc::clone(&recorder), &proxy.url(), &Settings::default());
@@ -305,18 +305,18 @@ fn a_load_that_is_interrupted_begins_again() {
 
 #[test]
 fn a_lost_lease_is_replaced_and_writes_continue() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Arc::new(Host::open(&cluster.url(), &Settings::default()));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Arc::new(Host::open(&etcd.store("vkog"), &Settings::default()));
     let writers = Writers::start(&host);
     writers.wait_for(1);
     let id = host.store.status().id;
     for _ in 0..3 {
         writers.wait_for(200);
-        let lease = cluster.lease(&[&format!("vkog/hosts/{id}")]);
-        cluster.ctl(&["lease", "revoke", &lease]);
+        let lease = etcd.lease(&[&format!("vkog/hosts/{id}")]);
+        etcd.etcdctl(&["lease", "revoke", &lease]);
         writers.wait_for(200);
     }
     wait_until("it leads again", || host.store.status().leads);
     assert_eq!(host.store.status().id, id);
-    writers.check(&host, &cluster);
+    writers.check(&host, &etcd);
 }

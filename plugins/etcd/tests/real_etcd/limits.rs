@@ -2,8 +2,8 @@
 
 use vkog_etcd::Settings;
 use vkog_plugin_api::backend::CommitOutcome;
+use vkog_tests::{Etcd, wait_until};
 
-use crate::cluster::{Cluster, wait_until};
 use crate::recorder::Host;
 
 fn refused(host: &Host, id: u64) -> (u16, String) {
@@ -21,8 +21,8 @@ fn batch(host: &Host, count: usize, prefix: &str) -> u64 {
 
 #[test]
 fn a_batch_of_125_keys_is_committed_and_one_of_126_is_refused() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     host.committed(batch(&host, 125, "a"));
     let (status, message) = refused(&host, batch(&host, 126, "b"));
     assert_eq!((status, message.as_str()), (422, "the batch names 126 keys, etcd accepts 125; send several"));
@@ -31,8 +31,8 @@ fn a_batch_of_125_keys_is_committed_and_one_of_126_is_refused() {
 
 #[test]
 fn a_record_up_to_the_limit_is_committed_and_a_larger_one_is_refused() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     let mut record = vec![b'x'; 1_572_864];
     let (status, message) = refused(&host, host.send(&[("a", 0, Some(&record))]));
     assert_eq!(status, 413, "{message}");
@@ -48,15 +48,15 @@ fn a_record_up_to_the_limit_is_committed_and_a_larger_one_is_refused() {
 
 #[test]
 fn large_records_are_loaded_and_watched() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     // More than one response may have.
     let record = vec![b'x'; 1_500_000];
     let ids: Vec<u64> = (0..50).map(|index| host.send(&[(&format!("k{index}"), 0, Some(&record))])).collect();
     for id in ids {
         host.committed(id);
     }
-    let later = Host::open(&cluster.url(), &Settings::default());
+    let later = Host::open(&etcd.store("vkog"), &Settings::default());
     assert_eq!(host.entries().len(), 50);
     host.agrees_with(&later);
 }
@@ -64,9 +64,9 @@ fn large_records_are_loaded_and_watched() {
 #[test]
 fn groups_that_etcd_refuses_are_sent_write_by_write() {
     let arguments = ["--max-txn-ops=20", "--max-request-bytes=20000"];
-    let Some(cluster) = Cluster::start(1, &arguments) else { return };
+    let Some(etcd) = Etcd::start_with(1, &arguments) else { return };
     // The settings are those of an etcd with larger limits.
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     let record = vec![b'x'; 2000];
     let ids: Vec<u64> = (0..200).map(|index| host.send(&[(&format!("k{index}"), 0, Some(&record))])).collect();
     let (few, many) = (batch(&host, 10, "few"), batch(&host, 50, "many"));
@@ -84,8 +84,8 @@ fn groups_that_etcd_refuses_are_sent_write_by_write() {
 #[test]
 fn a_full_database_refuses_writes_until_it_has_space_again() {
     let quota = 16 << 20;
-    let Some(cluster) = Cluster::start(1, &[&format!("--quota-backend-bytes={quota}")]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start_with(1, &[&format!("--quota-backend-bytes={quota}")]) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     let record = vec![b'x'; 1_000_000];
     let mut revision = 0;
     let (status, message) = loop {
@@ -105,13 +105,12 @@ fn a_full_database_refuses_writes_until_it_has_space_again() {
     let (found, last) = host.entries()["k"].clone();
     assert!(found == record && last == revision, "{last} is not {revision}");
     assert!(host.store.status().connected);
-    let other = Host::open(&cluster.url(), &Settings::default());
+    let other = Host::open(&etcd.store("vkog"), &Settings::default());
     wait_until("a host that has not written knows that it cannot", || !other.store.status().full.is_empty());
     assert_eq!(refused(&other, other.send(&[("a", 0, Some(b"x"))])).0, 507);
-    cluster.compact();
-    cluster.ctl(&["defrag"]);
+    etcd.compact();
     assert!(!host.store.status().full.is_empty());
-    cluster.ctl(&["alarm", "disarm"]);
+    etcd.etcdctl(&["alarm", "disarm"]);
     wait_until("the hosts know that there is space", || {
         [&host, &other].iter().all(|host| host.store.status().full.is_empty())
     });

@@ -3,7 +3,6 @@
 
 #![cfg(unix)]
 
-mod cluster;
 mod direct;
 mod failures;
 mod limits;

@@ -1,15 +1,15 @@
 //! Members, the leader, and the connection to a cluster that cannot be reached.
 
 use vkog_etcd::Settings;
+use vkog_tests::{Etcd, free_port, wait_until};
 
-use crate::cluster::{Cluster, free_port, wait_until};
 use crate::proxy::{Mode, Proxy};
 use crate::recorder::Host;
 
 #[test]
 fn hosts_know_each_other_and_one_of_them_leads() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let mut hosts: Vec<Host> = (0..3).map(|_| Host::open(&cluster.url(), &Settings::default())).collect();
+    let Some(etcd) = Etcd::start(1) else { return };
+    let mut hosts: Vec<Host> = (0..3).map(|_| Host::open(&etcd.store("vkog"), &Settings::default())).collect();
     let leaders = |hosts: &[Host]| hosts.iter().filter(|host| host.store.status().leads).count();
     hosts[1].store.announce(r#"{"name":"second"}"#);
     while !hosts.is_empty() {
@@ -33,31 +33,31 @@ fn hosts_know_each_other_and_one_of_them_leads() {
         let leader = hosts.iter().position(|host| host.store.status().leads).expect("one leads");
         hosts.remove(leader);
     }
-    assert_eq!(cluster.ctl(&["get", "--prefix", "vkog/", "--keys-only"]).trim(), "");
+    assert_eq!(etcd.etcdctl(&["get", "--prefix", "vkog/", "--keys-only"]).trim(), "");
 }
 
 #[test]
 fn a_command_writes_but_is_no_member_and_never_leads() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let command = Host::command(&cluster.url());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let command = Host::command(&etcd.store("vkog"));
     command.wait_for_connection();
     command.put("a", 0, b"x");
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     wait_until("the host leads", || host.store.status().leads);
     wait_until("the command knows the host", || command.store.status().members.len() == 1);
     assert_eq!(host.store.status().members.len(), 1);
     drop(host);
     command.put("b", 0, b"x");
     command.store.close();
-    assert_eq!(cluster.ctl(&["get", "--prefix", "vkog/", "--keys-only"]).split_whitespace().count(), 3);
+    assert_eq!(etcd.etcdctl(&["get", "--prefix", "vkog/", "--keys-only"]).split_whitespace().count(), 3);
 }
 
 #[test]
 fn a_busy_host_stays_a_member() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(etcd) = Etcd::start(1) else { return };
     let settings = Settings { lease_ttl: 3, ..Settings::default() };
-    let host = Host::open(&cluster.url(), &settings);
-    let other = Host::open(&cluster.url(), &settings);
+    let host = Host::open(&etcd.store("vkog"), &settings);
+    let other = Host::open(&etcd.store("vkog"), &settings);
     host.put("first", 0, b"x");
     host.recorder.lock().is_busy = true;
     // Each outcome is reported by another thread, and each of them waits.
@@ -68,12 +68,12 @@ fn a_busy_host_stays_a_member() {
             id
         })
         .collect();
-    let lease = cluster.lease(&[&format!("vkog/hosts/{}", host.store.status().id)]);
+    let lease = etcd.lease(&[&format!("vkog/hosts/{}", host.store.status().id)]);
     let granted = "granted with TTL(3s), remaining(";
     // The lease is renewed twice meanwhile: what remains of it grows.
     for _ in 0..2 {
         let remaining = || {
-            let text = cluster.ctl(&["lease", "timetolive", &lease]);
+            let text = etcd.etcdctl(&["lease", "timetolive", &lease]);
             text.split(granted).nth(1).and_then(|rest| rest.split('s').next()?.parse::<i64>().ok())
         };
         let mut last = remaining().expect("the lease is alive");
@@ -89,12 +89,12 @@ fn a_busy_host_stays_a_member() {
 
 #[test]
 fn another_host_leads_when_the_leader_is_cut_off() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(etcd) = Etcd::start(1) else { return };
     let settings = Settings { lease_ttl: 3, ..Settings::default() };
-    let proxy = Proxy::start(cluster.endpoint(0));
+    let proxy = Proxy::start(&etcd);
     let first = Host::open(&proxy.url(), &settings);
     wait_until("the first leads", || first.store.status().leads);
-    let second = Host::open(&cluster.url(), &settings);
+    let second = Host::open(&etcd.store("vkog"), &settings);
     assert!(!second.store.status().leads);
     proxy.set(Mode::LoseAll);
     wait_until("the second leads", || {
@@ -113,16 +113,16 @@ fn another_host_leads_when_the_leader_is_cut_off() {
 
 #[test]
 fn a_store_opens_before_etcd_is_there() {
-    let Some(mut cluster) = Cluster::start(1, &[]) else { return };
-    cluster.kill(0);
-    let host = Host::begin(&cluster.url(), &Settings::default());
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    etcd.kill(0);
+    let host = Host::begin(&etcd.store("vkog"), &Settings::default());
     let reason = host.wait_for_disconnection();
     assert!(
-        reason == format!("no connection to http://{}: Connection refused (os error 111)", cluster.endpoint(0)),
+        reason == format!("no connection to http://{}: Connection refused (os error 111)", etcd.addresses()[0]),
         "{reason}"
     );
     assert!(!host.store.status().connected);
-    cluster.run(0);
+    etcd.run(0);
     host.wait_for_connection();
     host.put("a", 0, b"x");
     let status = host.store.status();
@@ -131,17 +131,16 @@ fn a_store_opens_before_etcd_is_there() {
 
 #[test]
 fn an_endpoint_that_is_not_there_is_skipped() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let url = format!("etcd://127.0.0.1:{},{}/vkog", free_port(), cluster.endpoint(0));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let url = format!("etcd://127.0.0.1:{},{}/vkog", free_port(), etcd.addresses()[0]);
     let host = Host::open(&url, &Settings::default());
     host.put("a", 0, b"x");
 }
 
 #[test]
 fn stores_with_different_prefixes_share_nothing() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let hosts = ["vkog", "vkog/k", "vkog2"]
-        .map(|prefix| Host::open(&format!("etcd://{}/{prefix}", cluster.endpoint(0)), &Settings::default()));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let hosts = ["vkog", "vkog/k", "vkog2"].map(|prefix| Host::open(&etcd.store(prefix), &Settings::default()));
     for (index, host) in hosts.iter().enumerate() {
         host.put("a", 0, &[u8::try_from(index).expect("small")]);
     }

@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
+use vkog_tests::Etcd;
+
 /// The treatment of bytes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -30,11 +32,12 @@ struct Shared {
 }
 
 impl Proxy {
-    pub(crate) fn start(target: String) -> Self {
+    /// Starts a proxy in front of the first member.
+    pub(crate) fn start(etcd: &Etcd) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let endpoint = listener.local_addr().expect("it listens").to_string();
         let shared = Arc::new(Shared {
-            target,
+            target: etcd.addresses()[0].clone(),
             mode: AtomicU8::new(Mode::Pass as u8),
             stopped: AtomicBool::new(false),
             open: Mutex::default(),

@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use vkog_etcd::{EtcdStore, Settings, Sink};
 use vkog_plugin_api::backend::{Change, CommitOutcome, Condition, Loaded, Write};
-
-use crate::cluster::PATIENCE;
+use vkog_tests::DEADLINE;
 
 /// A revision that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +55,7 @@ impl Recorder {
     /// Waits until something was reported.
     #[track_caller]
     pub(crate) fn wait<T>(&self, what: &str, mut find: impl FnMut(&mut Reported) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let mut reported = self.lock();
         loop {
             if let Some(found) = find(&mut reported) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use vkog_etcd::{EtcdStore, Settings, Sink};
 use vkog_plugin_api::backend::{Change, CommitOutcome, Condition, Loaded, Write};
+use vkog_tests::Etcd;
 
-use crate::cluster::Cluster;
 use crate::direct::{self, Call};
 
 const DURATION: Duration = Duration::from_secs(3);
@@ -78,10 +78,11 @@ impl Sink for Loop {
 }
 
 /// Writes, or confirms, with a number of clients. Returns how many in a second.
-fn through_the_plugin(cluster: &Cluster, settings: &Settings, clients: usize, writes: bool) -> f64 {
+fn through_the_plugin(etcd: &Etcd, settings: &Settings, clients: usize, writes: bool) -> f64 {
     let (sender, receiver) = channel();
     let sink = Arc::new(Loop::new(sender));
-    let store = EtcdStore::open(settings, &cluster.url(), "{}", Arc::clone(&sink) as Arc<dyn Sink>).expect("it opens");
+    let store =
+        EtcdStore::open(settings, &etcd.store("vkog"), "{}", Arc::clone(&sink) as Arc<dyn Sink>).expect("it opens");
     let prefix = format!("{clients}/{}", settings.groups_in_flight);
     let send = |client: usize, revision: u64| {
         let id = u64::try_from(client).expect("small");
@@ -118,8 +119,8 @@ fn cpu(processes: &[u32]) -> f64 {
 }
 
 /// Measures a rate. Returns it, and the CPU time of the members for each request, in microseconds.
-fn with_cpu(cluster: &Cluster, measure: impl FnOnce() -> f64) -> (f64, f64) {
-    let members = cluster.processes();
+fn with_cpu(etcd: &Etcd, measure: impl FnOnce() -> f64) -> (f64, f64) {
+    let members = etcd.process_ids();
     let before = cpu(&members);
     let rate = measure();
     (rate, (cpu(&members) - before) / (rate * DURATION.as_secs_f64()) * 1e6)
@@ -130,18 +131,18 @@ fn with_cpu(cluster: &Cluster, measure: impl FnOnce() -> f64) -> (f64, f64) {
 fn group_commit_is_compared_with_single_puts() {
     let put = Call::Put { value_len: RECORD.len() };
     for members in [1, 3] {
-        let Some(cluster) = Cluster::start(members, &[]) else { return };
+        let Some(etcd) = Etcd::start(members) else { return };
         for clients in [16, 64, 256] {
             let call = |call: Call| {
-                let rate = direct::drive(&cluster.endpoint(0), call, clients, DURATION);
+                let rate = direct::drive(&etcd.addresses()[0], call, clients, DURATION);
                 println!("{clients} clients of etcd: p50 {:.2} ms", rate.percentile(50));
                 rate.per_second
             };
-            let (single, single_cpu) = with_cpu(&cluster, || call(put));
+            let (single, single_cpu) = with_cpu(&etcd, || call(put));
             let read = call(Call::Range);
             for groups_in_flight in [1, 2, 4, 8] {
                 let settings = Settings { groups_in_flight, ..Settings::default() };
-                let (grouped, cpu) = with_cpu(&cluster, || through_the_plugin(&cluster, &settings, clients, true));
+                let (grouped, cpu) = with_cpu(&etcd, || through_the_plugin(&etcd, &settings, clients, true));
                 println!(
                     "{members} members, {clients} clients, {groups_in_flight} groups in flight: {grouped:.0} writes/s, \
                      {:.1} × {single:.0} single puts/s; CPU of etcd {cpu:.1} and {single_cpu:.1} µs, 1 : {:.1}",
@@ -149,7 +150,7 @@ fn group_commit_is_compared_with_single_puts() {
                     single_cpu / cpu
                 );
             }
-            let confirmed = through_the_plugin(&cluster, &Settings::default(), clients, false);
+            let confirmed = through_the_plugin(&etcd, &Settings::default(), clients, false);
             println!("{confirmed:.0} confirmations/s, {:.1} × {read:.0} linearizable ranges/s", confirmed / read);
         }
     }
@@ -159,10 +160,10 @@ fn group_commit_is_compared_with_single_puts() {
 #[ignore = "a measurement"]
 fn a_million_entries_are_loaded() {
     const ENTRIES: usize = 1_000_000;
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(etcd) = Etcd::start(1) else { return };
     let (sender, receiver) = channel();
     let settings = Settings::default();
-    let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Loop::new(sender))).expect("it opens");
+    let store = EtcdStore::open(&settings, &etcd.store("vkog"), "{}", Arc::new(Loop::new(sender))).expect("it opens");
     let began = Instant::now();
     for index in 0..ENTRIES {
         if index >= 1000 {
@@ -177,7 +178,7 @@ fn a_million_entries_are_loaded() {
     for _ in 0..2 {
         let (sender, receiver) = channel();
         let began = Instant::now();
-        let store = EtcdStore::open(&settings, &cluster.url(), "{}", Arc::new(Count(Mutex::new((0, sender)))));
+        let store = EtcdStore::open(&settings, &etcd.store("vkog"), "{}", Arc::new(Count(Mutex::new((0, sender)))));
         let store = store.expect("it opens");
         let count = receiver.recv().expect("it loads");
         println!("{count} entries loaded in {:.1} s", began.elapsed().as_secs_f64());

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vkog_etcd::Settings;
 use vkog_plugin_api::backend::CommitOutcome;
+use vkog_tests::Etcd;
 
-use crate::cluster::Cluster;
 use crate::recorder::Host;
 
 #[test]
 fn outcomes_in_a_group_are_individual() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     let old: Vec<u64> = (0..100).map(|index| host.send(&[(&format!("old{index}"), 0, Some(b"old"))])).collect();
     let old: Vec<u64> = old.into_iter().map(|id| host.committed(id)).collect();
     let keys: Vec<String> = (0..300)
@@ -38,8 +38,8 @@ fn outcomes_in_a_group_are_individual() {
 
 #[test]
 fn two_writes_of_one_key_are_never_in_one_group() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     // The writes between them make sure that both wait at the same time.
     for round in 0..20 {
         let key = format!("twice{round}");
@@ -58,8 +58,8 @@ fn two_writes_of_one_key_are_never_in_one_group() {
 
 #[test]
 fn a_write_of_several_keys_is_atomic() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let host = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
     let a = host.put("a", 0, b"1");
     let conflict = host.send(&[("a", a, Some(b"2")), ("b", 7, Some(b"2"))]);
     assert!(matches!(host.outcome(conflict), CommitOutcome::Conflict { .. }));
@@ -72,8 +72,8 @@ fn a_write_of_several_keys_is_atomic() {
 
 #[test]
 fn two_hosts_get_the_changes_of_both_in_one_order() {
-    let Some(cluster) = Cluster::start(3, &[]) else { return };
-    let hosts = [0, 1].map(|_| Host::open(&cluster.url(), &Settings::default()));
+    let Some(etcd) = Etcd::start(3) else { return };
+    let hosts = [0, 1].map(|_| Host::open(&etcd.store("vkog"), &Settings::default()));
     let ids: Vec<Vec<u64>> = hosts
         .iter()
         .enumerate()
@@ -99,15 +99,15 @@ fn two_hosts_get_the_changes_of_both_in_one_order() {
 
 #[test]
 fn a_host_that_opens_later_loads_all_entries() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let first = Host::open(&cluster.url(), &Settings::default());
+    let Some(etcd) = Etcd::start(1) else { return };
+    let first = Host::open(&etcd.store("vkog"), &Settings::default());
     // More than one page.
     let record = vec![b'x'; 3000];
     let ids: Vec<u64> = (0..5000).map(|index| first.send(&[(&format!("k{index}"), 0, Some(&record))])).collect();
     for id in ids {
         first.committed(id);
     }
-    let second = Host::open(&cluster.url(), &Settings::default());
+    let second = Host::open(&etcd.store("vkog"), &Settings::default());
     second.agrees_with(&first);
     let revision = second.put("later", 0, b"y");
     first.wait_for(revision);
@@ -117,8 +117,8 @@ fn a_host_that_opens_later_loads_all_entries() {
 
 #[test]
 fn an_expired_entry_is_removed_as_expired_on_every_host() {
-    let Some(cluster) = Cluster::start(1, &[]) else { return };
-    let hosts = [0, 1].map(|_| Host::open(&cluster.url(), &Settings::default()));
+    let Some(etcd) = Etcd::start(1) else { return };
+    let hosts = [0, 1].map(|_| Host::open(&etcd.store("vkog"), &Settings::default()));
     let [a, b] = ["a", "b"].map(|key| hosts[0].put(key, 0, b"x"));
     let expired = hosts[0].committed(hosts[0].send_expired(&[("a", a, None)], true));
     let deleted = hosts[0].committed(hosts[0].send(&[("b", b, None)]));
@@ -133,8 +133,8 @@ fn an_expired_entry_is_removed_as_expired_on_every_host() {
 
 #[test]
 fn a_confirmation_is_no_older_than_a_write_of_another_host() {
-    let Some(cluster) = Cluster::start(3, &[]) else { return };
-    let hosts = [0, 1].map(|_| Host::open(&cluster.url(), &Settings::default()));
+    let Some(etcd) = Etcd::start(3) else { return };
+    let hosts = [0, 1].map(|_| Host::open(&etcd.store("vkog"), &Settings::default()));
     let mut revision = 0;
     for round in 0..100_u8 {
         revision = hosts[0].put("k", revision, &[round]);
