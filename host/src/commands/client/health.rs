@@ -18,6 +18,10 @@ use crate::failure::{Failure, Status};
 
 /// The body of `/readyz` of a server that is ready.
 const READY: &[u8] = b"Ok";
+/// What the body begins with if a note follows.
+const READY_WITH_NOTE: &[u8] = b"Ok; ";
+/// The maximum length of a note, in bytes.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// Checks whether a server is ready.
 #[derive(clap::Args)]
@@ -41,8 +45,8 @@ pub struct Health {
 
 /// The outcome of a check.
 enum Outcome {
-    /// The server is ready.
-    Ready,
+    /// The server is ready, perhaps with a note.
+    Ready(Option<String>),
     /// The server responds and is not ready, for this reason.
     NotReady(String),
     /// There is no response, for this reason.
@@ -56,7 +60,7 @@ enum Outcome {
 impl Outcome {
     fn status(&self) -> Status {
         match self {
-            Self::Ready => Status::Success,
+            Self::Ready(_) => Status::Success,
             Self::Unexpected(_) | Self::OtherService => Status::Failure,
             Self::NotReady(_) => Status::Refused,
             Self::Unreachable(_) => Status::Unreachable,
@@ -67,7 +71,8 @@ impl Outcome {
 impl Display for Outcome {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ready => f.write_str("ready"),
+            Self::Ready(None) => f.write_str("ready"),
+            Self::Ready(Some(note)) => write!(f, "ready; {note}"),
             Self::NotReady(reason) => write!(f, "not ready: {reason}"),
             Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
             Self::Unexpected(status) => write!(f, "unexpected status {}; check --url", status.as_str()),
@@ -114,13 +119,7 @@ pub fn health(health: Health) -> Result<ExitCode, Failure> {
 fn of(mut response: Response<ureq::Body>) -> Outcome {
     match response.status() {
         StatusCode::OK => {
-            let mut text = Vec::new();
-            // One byte more than expected: the body of another service may have no end.
-            match response.body_mut().as_reader().take(READY.len() as u64 + 1).read_to_end(&mut text) {
-                Ok(_) if text == READY => Outcome::Ready,
-                Ok(_) => Outcome::OtherService,
-                Err(error) => Outcome::Unreachable(error.to_string()),
-            }
+            ready(&mut response.body_mut().as_reader()).unwrap_or_else(|error| Outcome::Unreachable(error.to_string()))
         }
         StatusCode::SERVICE_UNAVAILABLE => {
             let text = response.body_mut().read_to_string().unwrap_or_default();
@@ -129,6 +128,17 @@ fn of(mut response: Response<ureq::Body>) -> Outcome {
         }
         status => Outcome::Unexpected(status),
     }
+}
+
+/// Returns the outcome for the body of a response with status 200. That of another service may have no end.
+fn ready(body: &mut impl io::Read) -> io::Result<Outcome> {
+    let (mut begin, mut note) = (Vec::new(), String::new());
+    body.take(READY_WITH_NOTE.len() as u64).read_to_end(&mut begin)?;
+    if begin == READY_WITH_NOTE {
+        body.take(NOTE_BYTES_MAX).read_to_string(&mut note)?;
+        return Ok(Outcome::Ready(Some(note.trim_end().to_owned())));
+    }
+    Ok(if begin == READY { Outcome::Ready(None) } else { Outcome::OtherService })
 }
 
 /// The options of a server that come from the environment.

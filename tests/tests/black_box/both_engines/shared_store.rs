@@ -287,6 +287,8 @@ fn servers_with_other_plugins_are_reported() {
         (&json!(false), &json!(true), &json!("9.9.9"))
     );
     ready(&server).expect(200).is("Ok; other plugins run on 2 (10.0.0.2:3110); see /plugins\n");
+    let exit = setup.run(["health", "--url", &format!("http://{}", server.address())]).expect(0);
+    assert!(exit.stdout.ends_with(": ready; other plugins run on 2 (10.0.0.2:3110); see /plugins\n"), "{exit}");
     server.logs(&["other plugins run on 2 (10.0.0.2:3110)", "give all servers of faults://entries the same plugins"]);
 }
 
