@@ -510,6 +510,11 @@ mod tests {
                 "vkog check works on the files of a store, and a shared store has none; use the tools of its engine, such as \
                  etcdctl; see vkog check --help",
             ),
+            (
+                "vkog restore --store etcd://a/b",
+                "vkog restore works on the files of a store, and a shared store has none; use vkog import --store; see vkog \
+                 restore --help",
+            ),
             ("vkog gte k", "unknown command gte; a similar command exists: get; see vkog --help"),
             ("vkog fly", "unknown command fly; see vkog --help"),
             (

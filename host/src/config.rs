@@ -520,8 +520,12 @@ mod tests {
         let shared = config(&["--store-timeout", "3s"], in_file).expect("consistent").shared.expect("it is one");
         assert_eq!((shared.reads, shared.max_lag.as_secs(), shared.timeout.as_secs()), (Reads::Local, 1, 3));
         for (given, written, words) in [
-            (&["--store", "etcd://a", "-f", "f"][..], "", "cannot use --store: --file names another store; give one"),
-            (&[], "store = \"etcd://a\"\nfile = \"f\"", "cannot use --store: --file names another store"),
+            (
+                &["--store", "etcd://a", "-f", "f"][..],
+                "",
+                "cannot use --store: --file or VKOG_FILE names another store",
+            ),
+            (&[], "store = \"etcd://a\"\nfile = \"f\"", "cannot use --store: --file or VKOG_FILE names another store"),
             (
                 &["--store", "etcd://a", "--fsync", "never"],
                 "",

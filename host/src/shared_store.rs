@@ -23,12 +23,10 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub enum OpenSharedError {
     /// No plugin opens the scheme of the URL.
     #[error(
-        "cannot open {url}: it needs the plugin {}, {}; get {} from the release of this version, or build it with `cargo \
-         build --release -p vkog-{}`",
+        "cannot open {url}: it needs the plugin {}, {}; {}",
         .url.scheme(),
         place(.folder.as_ref()),
-        library_name(.url),
-        .url.scheme()
+        way_out(.url)
     )]
     NoPlugin {
         /// The store.
@@ -50,6 +48,15 @@ fn place(folder: Option<&PathBuf>) -> String {
     match folder {
         Some(folder) => format!("which is not in the plugin folder {}", folder.display()),
         None => "and there is no plugin folder (--plugin-dir)".to_owned(),
+    }
+}
+
+fn way_out(url: &StoreUrl) -> String {
+    let library = library_name(url);
+    if url.scheme() == "etcd" {
+        format!("get {library} from the release of this version, or build it with `cargo build --release -p vkog-etcd`")
+    } else {
+        format!("install {library}, or correct the scheme: VKOG has a plugin for etcd")
     }
 }
 

@@ -73,9 +73,12 @@ fn unknown(word: &str, parent: &Command) -> String {
 fn needs_files(error: &clap::Error, name: &str, command: &Command) -> Option<String> {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
     let is_shared = error.kind() == ErrorKind::UnknownArgument && word == "--store";
-    (is_shared && ["check", "repair", "restore"].contains(&command.get_name())).then(|| {
-        format!("{name} works on the files of a store, and a shared store has none; use the tools of its engine, such as etcdctl")
-    })
+    let instead = match command.get_name() {
+        "check" | "repair" => "use the tools of its engine, such as etcdctl",
+        "restore" => "use vkog import --store",
+        _ => return None,
+    };
+    is_shared.then(|| format!("{name} works on the files of a store, and a shared store has none; {instead}"))
 }
 
 /// Reports an option whose value begins with a hyphen, for which clap advises `--`.

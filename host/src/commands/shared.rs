@@ -54,7 +54,9 @@ pub struct SharedArgs {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SharedError {
-    #[error("cannot reach {url}: {reason}")]
+    #[error(
+        "cannot reach {url}: {reason}; correct its addresses, or the settings of its plugin (--config), or try again when it runs"
+    )]
     Unreachable { url: StoreUrl, reason: String },
     #[error("cannot read {url}: other servers changed it faster than it was read; try again when they write less")]
     Lost { url: StoreUrl },
