@@ -18,6 +18,8 @@ target=x86_64-pc-windows-gnu
 version=1.95.0
 
 export WINEPREFIX=$dir/wine WINEDEBUG=-all
+# What a cargo that runs this says about its package makes build scripts of dependencies run again.
+unset "${!CARGO_PKG_@}" "${!CARGO_MANIFEST_@}"
 
 # Has $dir/rustc run this compiler. Cargo, if rustup runs it, has the libraries of its own compiler in LD_LIBRARY_PATH: with those
 # it would be that compiler, which knows no Windows.

@@ -69,6 +69,9 @@ pub fn target_folder() -> PathBuf {
 fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
     cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+    // What the cargo that runs the tests says about their package makes build scripts of dependencies run again.
+    let about_package = |name: &String| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars().map(|(name, _)| name).filter(about_package).for_each(|name| _ = cargo.env_remove(name));
     cargo
 }
 

@@ -95,7 +95,7 @@ fn run_tests(names: &BTreeSet<String>, environment: &[(&str, &str)]) -> Result<B
 }
 
 fn cargo_test() -> Command {
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = build::cargo();
     cargo.args(["test", "--package", "vkog-tests", "--test", "black_box"]);
     cargo
 }

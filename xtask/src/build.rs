@@ -23,6 +23,14 @@ pub(crate) struct Artifact {
     pub(crate) file: PathBuf,
 }
 
+/// Returns cargo, without what the cargo that runs this program says about its package: build scripts of dependencies would run again.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    let about_package = |name: &String| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars().map(|(name, _)| name).filter(about_package).for_each(|name| _ = cargo.env_remove(name));
+    cargo
+}
+
 /// Builds packages with a profile, for a target triple or for this machine. Returns their programs and shared libraries.
 pub(crate) fn build(packages: &[&str], profile: &str, target: Option<&str>) -> Result<Vec<Artifact>> {
     match target {
@@ -33,7 +41,7 @@ pub(crate) fn build(packages: &[&str], profile: &str, target: Option<&str>) -> R
             run(&mut windows::command("build").ok_or("VKOG_WINDOWS is empty")?, packages)
         }
         _ => {
-            let mut cargo = Command::new(env!("CARGO"));
+            let mut cargo = cargo();
             cargo.args(["build", "--profile", profile]);
             cargo.args(target.map(|target| format!("--target={target}")));
             run(&mut cargo, packages)

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::Result;
 use crate::build;
@@ -94,7 +93,7 @@ pub(crate) fn check() -> Result<()> {
 
 /// Returns what a package depends on, outside of tests, as `cargo tree` with one more option lists it.
 fn dependencies(package: &str, option: &str) -> Result<Vec<String>> {
-    let output = Command::new(env!("CARGO"))
+    let output = build::cargo()
         .args([
             "tree",
             "--offline",

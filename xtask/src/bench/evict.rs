@@ -1,7 +1,6 @@
 //! `cargo xtask bench evict`: the hit rates of the evictions of bytes beside those of Redis, and what they cost a GET.
 
 use std::fs;
-use std::process::Command;
 
 use super::peers::Peer;
 use super::plugins::plugin_folder;
@@ -9,6 +8,7 @@ use super::race::{Kind, Pace, Racer, race};
 use super::store::make_store;
 use super::{GOAL_AGAINST, Options, Table, with_program};
 use crate::Result;
+use crate::build;
 
 const KEYS: u64 = 100_000;
 /// The settings of bytes, and the goal of its rate compared with that without eviction.
@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!();
         drop(servers);
         let amounts: &[&str] = if options.quick { &["500000", "100000", "10000"] } else { &[] };
-        let status = Command::new(env!("CARGO"))
+        let status = build::cargo()
             .args(["bench", "-p", "vkog-bytes", "--bench", "evict", "--profile", &options.profile, "--"])
             .args(amounts)
             .status()?;

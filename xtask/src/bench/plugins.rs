@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::Result;
 use crate::build;
@@ -41,7 +40,7 @@ pub(super) fn idle_plugins(folder: &Path, count: usize) -> Result<Vec<PathBuf>> 
     fs::write(crates.join("Cargo.toml"), format!("[workspace]\nresolver = \"3\"\nmembers = {names:?}\n"))?;
     fs::copy(build::root().join("Cargo.lock"), crates.join("Cargo.lock"))?;
     let target = folder.parent().and_then(Path::parent).ok_or("no target folder")?;
-    let built = Command::new(env!("CARGO"))
+    let built = build::cargo()
         .current_dir(&crates)
         .args(["build", "--release", "--offline", "--target-dir"])
         .arg(target)

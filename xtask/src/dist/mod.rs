@@ -187,7 +187,7 @@ fn generate(folder: &Path, is_native: bool) -> Result<()> {
         let mut vkog = if is_native {
             Command::new(folder.join(format!("vkog{}", std::env::consts::EXE_SUFFIX)))
         } else {
-            let mut cargo = Command::new(env!("CARGO"));
+            let mut cargo = build::cargo();
             cargo.args(["run", "--quiet", "--package", "vkog", "--"]);
             cargo
         };
@@ -213,7 +213,7 @@ fn document(folder: &Path) -> Result<()> {
     if target.exists() {
         fs::remove_dir_all(target)?;
     }
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = build::cargo();
     cargo.args(["doc", "--no-deps", "--quiet", "--target-dir"]).arg(target);
     if std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
         // Reuse the dependencies that were compiled for other targets.

@@ -2,16 +2,16 @@
 //! plugins, with version, license and the hash in `Cargo.lock`. It names no path and no time, so that it is reproducible.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::VERSION;
 use crate::Result;
+use crate::build;
 
 /// Returns the document for these packages of the workspace, built for a target.
 pub(super) fn sbom(packages: &[&str], triple: &str) -> Result<Value> {
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = build::cargo();
     let output = cargo.args(["metadata", "--format-version=1", "--locked", "--filter-platform", triple]).output()?;
     if !output.status.success() {
         return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
