@@ -97,7 +97,7 @@ pub struct BackendStatus {
     pub engine: String,
     /// The version of the engine; empty while it is unknown.
     pub version: String,
-    /// Why the engine has no space for writes, with the way out; `None` if it has.
+    /// Why the engine accepts no writes, such as a full database, with the way out; `None` if it accepts them.
     pub full: Option<String>,
     /// The beginning of the names of entries in the engine, before the key; empty if they have none.
     pub entry_prefix: String,

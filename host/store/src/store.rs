@@ -44,7 +44,8 @@ pub trait Store: Send + Sync + 'static {
     /// Why nothing can be written, if so.
     fn closed(&self) -> Option<Arc<StoreError>>;
 
-    /// Why the last write was refused for lack of space, while there is still none for it. Removals may succeed.
+    /// Why writes are refused while the store is open: there is no space for the last one, and removals may succeed; or the engine behind
+    /// it accepts none.
     fn full(&self) -> Option<Arc<StoreError>>;
 
     /// Whether this host does what only one of the hosts on a store may do, such as removing expired entries.

@@ -117,7 +117,7 @@ pub struct RawStatus<'a> {
     pub engine: RStr<'a>,
     /// Its version.
     pub engine_version: RStr<'a>,
-    /// Why it has no space for writes; empty if it has.
+    /// Why it accepts no writes, such as a full database; empty if it accepts them.
     pub full: RStr<'a>,
     /// The beginning of the names of entries in the engine, before the key; empty if they have none.
     pub entry_prefix: RStr<'a>,

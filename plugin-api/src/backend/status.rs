@@ -21,9 +21,9 @@ pub struct Status {
     pub engine: String,
     /// The version of the engine; empty if it is unknown.
     pub engine_version: String,
-    /// Why the engine has no space for writes, with the way out, as one lower-case clause; empty if it has space. `/readyz` of this
-    /// host is 503 with it. Set it no later than the outcome of a write that is refused with 507, and clear it when writes would
-    /// succeed again, without waiting for one.
+    /// Why the engine accepts no writes of this host until an operator does something, with the way out, as one lower-case clause: its
+    /// database is full, or the user may not write. Empty if it accepts them. `/readyz` of this host is 503 with it. Set it no later than
+    /// the outcome of a write that is refused for this reason, and clear it when writes would succeed again, without waiting for one.
     pub full: String,
     /// The beginning of the names of entries in the engine, before the key, such as `vkog/k/`. Messages to operators have them. Empty
     /// if entries have none.

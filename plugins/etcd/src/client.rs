@@ -59,9 +59,21 @@ impl CallError {
             Self::Etcd(status) if status.code() == Code::Unavailable => {
                 format!("etcd cannot answer: {}", status.message())
             }
+            Self::Etcd(status) if self.is_denied() => {
+                format!("etcd refuses this server: {}; grant its user readwrite on the prefix", status.message())
+            }
+            Self::Etcd(status) if self.is_wrong_user() => {
+                let message = status.message();
+                format!("etcd refuses this server: {message}; correct user and password_file of [plugins.etcd]")
+            }
             Self::Etcd(status) => format!("etcd refuses this server: {}", status.message()),
             other => other.to_string(),
         }
+    }
+
+    /// Returns whether etcd requires a user, or the user or the password is wrong.
+    fn is_wrong_user(&self) -> bool {
+        self.says("etcdserver: user name is empty") || self.says("etcdserver: authentication")
     }
 
     /// Returns whether etcd answers that a message or a transaction is over its limits, which is before it takes effect.
@@ -147,6 +159,7 @@ pub(crate) struct Client {
 /// An open watch.
 pub(crate) struct Watch {
     responses: Streaming<WatchResponse>,
+    endpoint: String,
     generation: watch::Receiver<usize>,
     own: usize,
 }
@@ -204,7 +217,8 @@ impl Client {
         // etcd closes the watch when the requests end.
         let requests = tokio_stream::once(WatchRequest { create: Some(create) }).chain(tokio_stream::pending());
         let responses = self.bounded(&connection, limit, self.stream(&connection, WATCH, requests)).await?;
-        Ok(Watch { responses, generation: self.generation.subscribe(), own: connection.generation })
+        let endpoint = self.name(&connection);
+        Ok(Watch { responses, endpoint, generation: self.generation.subscribe(), own: connection.generation })
     }
 
     /// Returns the number of endpoints.
@@ -340,7 +354,7 @@ impl Watch {
                 response.and_then(|response| response.ok_or_else(|| Status::unavailable("etcd ended the watch")))
             }
             _ = self.generation.wait_for(|generation| *generation != self.own) => {
-                Err(Status::unavailable("the endpoint does not answer"))
+                Err(Status::unavailable(format!("{} does not answer", self.endpoint)))
             }
         }
     }

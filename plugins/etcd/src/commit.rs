@@ -20,7 +20,8 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a write is sent again after it was lost.
 const ATTEMPTS_MAX: u32 = 5;
 /// The message while etcd's database is full.
-pub(crate) const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
+pub(crate) const FULL: &str =
+    "the database of etcd is full; compact and defragment it or raise its quota, then disarm its alarm";
 /// The maximum size of the writes that wait.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -50,8 +51,8 @@ struct Queue {
     number: u64,
     /// Why writes are dropped.
     closed: Option<String>,
-    /// The database is full, so there is no fence.
-    is_full: bool,
+    /// The outcome of all writes while etcd accepts none, so that there is no fence: its database is full, or the user may not write.
+    refusal: Option<CommitOutcome>,
 }
 
 /// The result of [`Commits::next`].
@@ -92,8 +93,8 @@ impl Commits {
         if let Some(message) = &queue.closed {
             return Err(CommitOutcome::Dropped { message: message.clone() });
         }
-        if queue.is_full {
-            return Err(no_space());
+        if let Some(refusal) = &queue.refusal {
+            return Err(refusal.clone());
         }
         if queue.waiting_bytes + pending.bytes > WAITING_BYTES_MAX {
             let message = format!("writes of {} bytes wait for etcd already", queue.waiting_bytes);
@@ -183,21 +184,24 @@ impl Commits {
     /// Notes that a group failed because the database is full.
     fn note_full(&self, number: u64) {
         let mut queue = self.queue();
-        queue.is_full = true;
+        queue.refusal = Some(no_space());
         if let Some(group) = queue.in_flight.get_mut(&number) {
             group.is_over_quota = true;
         }
     }
 
-    /// Refuses writes until there is a fence again, because the database is full. Returns the outcomes of those that wait.
-    pub(crate) fn refuse_all(&self) -> Outcomes {
-        self.queue().is_full = true;
-        self.drop_waiting(&no_space())
+    /// Refuses writes until there is a fence again. Returns the outcomes of those that wait.
+    pub(crate) fn refuse_all(&self, refusal: CommitOutcome) -> Outcomes {
+        self.queue().refusal = Some(refusal.clone());
+        self.drop_waiting(&refusal)
     }
 
-    /// Returns whether writes are refused because the database is full.
-    pub(crate) fn is_full(&self) -> bool {
-        self.queue().is_full
+    /// Returns why all writes are refused, if they are.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match &self.queue().refusal {
+            Some(CommitOutcome::Refused { message, .. }) => Some(message.clone()),
+            _ => None,
+        }
     }
 
     fn take(&self, number: u64) -> Option<Group> {
@@ -235,7 +239,7 @@ impl Commits {
         let mut queue = self.queue();
         queue.free = (0..self.slots).rev().collect();
         queue.fence = Some(fence);
-        queue.is_full = false;
+        queue.refusal = None;
     }
 
     /// Settles all groups in flight by the slots of this host, which were read after the fence was gone. Without `complete`,
@@ -359,7 +363,14 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
     }
     let outcomes = match response {
         Ok(response) if response.succeeded => node.commits.finish(number, &response),
-        Err(error) if error.is_too_large() || error.is_denied() => node.commits.refuse(number, &error),
+        Err(error) if error.is_too_large() => node.commits.refuse(number, &error),
+        Err(error) if error.is_denied() => {
+            // The session finds out whether it may write anything, and when it may again.
+            if node.commits.stop(&fence) {
+                node.wake_session();
+            }
+            node.commits.refuse(number, &error)
+        }
         // The fence is gone, or it is not known whether the group has taken effect.
         unknown => {
             if unknown.is_err_and(|error| error.is_no_space()) {
@@ -377,17 +388,17 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
 
 /// Returns the outcome of a write that etcd refused alone.
 fn refusal(error: &CallError, write: &Pending) -> CommitOutcome {
-    if error.is_too_large() {
-        too_large(write.bytes, write.bytes - 1)
-    } else {
-        let message =
-            format!("the user of this server may not write in etcd ({error}); grant it readwrite on the prefix");
-        CommitOutcome::Refused { status: 503, message }
-    }
+    if error.is_too_large() { too_large(write.bytes, write.bytes - 1) } else { denied(error) }
+}
+
+/// Returns the outcome of a write while the user may not write.
+pub(crate) fn denied(error: &CallError) -> CommitOutcome {
+    let message = format!("the user of this server may not write in etcd ({error}); grant it readwrite on the prefix");
+    CommitOutcome::Refused { status: 503, message }
 }
 
 /// Returns the outcome of a write while etcd's database is full.
-fn no_space() -> CommitOutcome {
+pub(crate) fn no_space() -> CommitOutcome {
     CommitOutcome::Refused { status: 507, message: FULL.to_owned() }
 }
 

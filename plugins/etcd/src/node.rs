@@ -199,8 +199,10 @@ impl Node {
         status.engine_version.clone_from(&cluster.engine_version);
         (status.size, status.quota) = (cluster.size, cluster.quota);
         status.members.clone_from(&cluster.members);
-        if cluster.has_no_space || self.commits.is_full() {
+        if cluster.has_no_space {
             commit::FULL.clone_into(&mut status.full);
+        } else if let Some(refusal) = self.commits.refusal() {
+            status.full = refusal;
         }
         self.keys.entry_prefix().clone_into(&mut status.entry_prefix);
         status

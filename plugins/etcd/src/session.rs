@@ -42,6 +42,17 @@ enum SessionError {
     Fence,
 }
 
+impl SessionError {
+    /// Returns the outcome of all writes, if an operator has to do something before etcd accepts one.
+    fn refusal(&self) -> Option<CommitOutcome> {
+        match self {
+            Self::Call(error) if error.is_no_space() => Some(commit::no_space()),
+            Self::Call(error) if error.is_denied() => Some(commit::denied(error)),
+            _ => None,
+        }
+    }
+}
+
 /// Keeps the session valid until the task is aborted.
 pub(crate) async fn run(node: &Arc<Node>) {
     let mut failures = 0;
@@ -54,8 +65,8 @@ pub(crate) async fn run(node: &Arc<Node>) {
                 ended = Instant::now();
             }
             Err(error) => {
-                if matches!(&error, SessionError::Call(error) if error.is_no_space()) {
-                    node.report(node.commits.refuse_all());
+                if let Some(refusal) = error.refusal() {
+                    node.report(node.commits.refuse_all(refusal));
                 } else if ended.elapsed() > WAIT_MAX {
                     let message = format!("etcd does not accept writes of this server: {error}");
                     node.report(node.commits.drop_waiting(&CommitOutcome::Dropped { message }));

@@ -75,10 +75,10 @@ pub enum SettingsError {
         error: std::io::Error,
     },
     // The URL is left out, because it may have a password. The host names it.
-    #[error(
-        "its URL is not etcd://HOST:PORT,HOST:PORT/PREFIX; correct it, and set a user in user and password_file of [plugins.etcd]"
-    )]
+    #[error("its URL is not etcd://HOST:PORT,HOST:PORT/PREFIX; correct it")]
     Url,
+    #[error("its URL has a user; set user and password_file of [plugins.etcd] instead")]
+    UserInUrl,
     #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
     Prefix,
     #[error("cannot use the endpoint {endpoint}")]
@@ -177,7 +177,10 @@ impl StoreUrl {
         let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, "vkog"));
         let mut endpoints = Vec::new();
         for host in hosts.split(',') {
-            if host.is_empty() || host.contains(['@', '?', '#', ' ']) {
+            if host.contains('@') {
+                return Err(SettingsError::UserInUrl);
+            }
+            if host.is_empty() || host.contains(['?', '#', ' ']) {
                 return Err(SettingsError::Url);
             }
             // The colons of an IPv6 address are in brackets.
@@ -230,6 +233,13 @@ mod tests {
         ] {
             let parsed = StoreUrl::parse(url);
             assert!(parsed.is_err() == (url != "etcd://a/b?c#"), "{url}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_a_user_is_refused_with_the_settings_for_it() {
+        for url in ["etcd://u@a", "etcd://a,u:p@b:1/vkog"] {
+            assert!(matches!(StoreUrl::parse(url), Err(SettingsError::UserInUrl)), "{url}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use vkog_tests::{Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin, free_port, wait_until};
 
-const FULL: &str = "the database of etcd is full; compact and defragment it, then disarm its alarm";
+const FULL: &str = "the database of etcd is full; compact and defragment it or raise its quota, then disarm its alarm";
 
 fn setup(etcd: &Etcd) -> Setup {
     Setup::new().load(etcd_plugin()).shared_store(etcd.store("vkog"))
@@ -123,5 +123,7 @@ fn a_host_that_waits_for_etcd_at_its_start_says_why() {
     for command in [&["user", "add", "root:secret"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
         etcd.etcdctl(command);
     }
-    waiting(&setup, &etcd.store("vkog"), "etcd refuses this server: etcdserver: user name is empty");
+    let reason =
+        "etcd refuses this server: etcdserver: user name is empty; correct user and password_file of [plugins.etcd]";
+    waiting(&setup, &etcd.store("vkog"), reason);
 }

@@ -134,7 +134,7 @@ impl State {
         self.closed.read().clone()
     }
 
-    /// Why the engine has no space for writes, if so.
+    /// Why the engine accepts no writes, if so.
     pub(super) fn full(&self) -> Option<Arc<StoreError>> {
         let message = self.backend()?.status().full?;
         Some(Arc::new(StoreError::Refused { status: 507, message }))

@@ -85,10 +85,26 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     }
     let reader = Host::open(&etcd.store("vkog"), &Settings { user: Some("reader".into()), ..settings.clone() });
     reader.agrees_with(&host);
+    let refused = |message: &str| {
+        message.contains("may not write in etcd (etcdserver: permission denied); grant it readwrite on the prefix")
+    };
     match reader.outcome(reader.send(&[("b", 0, Some(b"x"))])) {
-        CommitOutcome::Dropped { message } => assert!(message.contains("permission denied"), "{message}"),
+        CommitOutcome::Refused { status: 503, message } => assert!(refused(&message), "{message}"),
         other => panic!("{other:?}"),
     }
+    assert!(refused(&reader.store.status().full), "{:?}", reader.store.status());
+    let grant = ["--user", "root:secret", "role", "grant-permission", "reader", "--prefix=true", "readwrite", "vkog/"];
+    etcd.etcdctl(&grant);
+    wait_until("it may write", || reader.store.status().full.is_empty());
+    reader.put("b", 0, b"x");
+    // While it runs, the first write that is refused says so.
+    etcd.etcdctl(&["--user", "root:secret", "role", "revoke-permission", "reader", "--prefix=true", "vkog/"]);
+    etcd.etcdctl(&grant.map(|word| if word == "readwrite" { "read" } else { word }));
+    assert!(matches!(reader.outcome(reader.send(&[("c", 0, Some(b"x"))])), CommitOutcome::Refused { status: 503, .. }));
+    wait_until("it may not write", || refused(&reader.store.status().full));
+    etcd.etcdctl(&grant);
+    wait_until("it may write", || reader.store.status().full.is_empty());
+    reader.put("c", 0, b"x");
 
     for (settings, part) in [
         (Settings { password: Some("other".into()), ..settings }, "invalid user ID or password"),
