@@ -3,6 +3,7 @@
 mod attack;
 mod backup;
 mod connections;
+mod etcd_client;
 mod evict;
 mod http;
 pub(crate) mod peers;
@@ -34,7 +35,8 @@ pub(crate) enum Bench {
     Backup(Options),
     /// Hit rates of the evictions of bytes beside Redis, and their cost (needs redis-server and wrk)
     Evict(Options),
-    /// Servers on an etcd cluster beside single requests to it, and beside a server with files (needs etcd and wrk)
+    /// Servers on an etcd cluster beside single requests to it, by --against=BENCHMARK those of etcd's tools/benchmark, and beside a
+    /// server with files (needs etcd and wrk)
     Shared(Options),
     /// A server on three members of etcd beside one with a file: start, memory (needs etcd)
     SharedStart(Options),
@@ -51,7 +53,7 @@ pub(crate) struct Options {
     /// Build with this profile
     #[arg(long, value_name = "NAME", default_value = "release")]
     profile: String,
-    /// Compare with another vkog, such as that of the commit before, instead of with the peers
+    /// Compare with another program instead of with the peers: with another vkog, such as that of the commit before
     #[arg(long, value_name = "PROGRAM", value_parser = |path: &str| fs::canonicalize(path))]
     against: Option<PathBuf>,
 }

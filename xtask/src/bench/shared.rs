@@ -1,6 +1,6 @@
-//! `cargo xtask bench shared`: servers on an etcd cluster of three members, beside a simple client of that cluster and beside a server
-//! with files. All of them run on this machine. So the requests of the servers cost the members CPU time, and the other way round; rates
-//! and CPU times of each are measured.
+//! `cargo xtask bench shared`: servers on an etcd cluster of three members, beside a client that sends single requests to that cluster and
+//! beside a server with files. All of them run on this machine. So the requests of the servers cost the members CPU time, and the other way
+//! round; rates and CPU times of each are measured.
 
 use std::cell::RefCell;
 use std::net::TcpStream;
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::etcd_client::{self, Client};
 use super::peers::{Load, Peer, wrk};
 use super::plugins::plugin_folder;
 use super::race::{Kind, Racer, race, script};
@@ -26,11 +27,9 @@ const SOME_CLIENTS: u32 = 64;
 const TICKS: f64 = 100.0;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if options.against.is_some() {
-        return Err("a shared store is compared with etcd only; leave out --against".into());
-    }
     with_program(&options.profile, &["vkog-etcd"], |program, libraries, folder| {
-        let load = build_load(&options.profile, program)?;
+        let target = program.parent().ok_or("no folder")?;
+        let client = etcd_client::Program::new(options.against.as_deref(), &options.profile, target)?;
         let library = libraries.first().ok_or("cargo built no vkog-etcd")?.file.clone();
         let plugins = plugin_folder(&folder.join("plugins"), &[library])?;
         let (rounds, seconds) = if options.quick { (3, 1) } else { (5, 2) };
@@ -38,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "medians of {rounds} rounds of {seconds} s, with the lowest and the highest ratio; latencies are p50 and p99\n"
         );
         let cluster = Cluster::start(folder)?;
-        let bench = Bench { program, folder, plugins, load, cluster, rounds, seconds };
+        let bench = Bench { program, folder, plugins, client, cluster, rounds, seconds };
         let mut table = Table::default();
         bench.fill()?;
         bench.beside_etcd(&mut table)?;
@@ -47,15 +46,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         table.print("etcd, or a server with files");
         Ok(())
     })
-}
-
-/// Builds the client of etcd. Returns its path.
-fn build_load(profile: &str, program: &Path) -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--profile", profile, "--package", "vkog-etcd", "--example", "etcd-load"]);
-    let status = cargo.status()?;
-    let folder = program.parent().ok_or("no folder")?;
-    if status.success() { Ok(folder.join("examples/etcd-load")) } else { Err(format!("cargo build: {status}").into()) }
 }
 
 /// An etcd cluster on this machine.
@@ -117,7 +107,7 @@ struct Bench<'a> {
     /// The folder with the plugin.
     plugins: PathBuf,
     /// The client of etcd.
-    load: PathBuf,
+    client: etcd_client::Program,
     cluster: Cluster,
     rounds: usize,
     seconds: u32,
@@ -196,7 +186,7 @@ impl Bench<'_> {
         let script = script(self.folder, kind, "/k/", KEYS)?;
         let urls: Vec<String> = servers.iter().map(|server| format!("http://127.0.0.1:{}", server.port)).collect();
         let (share, seconds) = (clients / u32::try_from(urls.len())?, self.seconds);
-        Ok(with_costs(processes, seconds, move || {
+        Ok(with_costs(processes, move || {
             thread::scope(|scope| {
                 let script = &script;
                 let drive =
@@ -208,35 +198,28 @@ impl Bench<'_> {
                     sum.per_second += load.per_second;
                     (sum.p50, sum.p99) = (sum.p50.max(load.p50), sum.p99.max(load.p99));
                 }
-                Ok(sum)
+                let requests = sum.per_second * f64::from(seconds);
+                Ok((sum, requests))
             })
         }))
     }
 
     /// The cluster, with a client that sends single requests.
     fn etcd(&self, call: &'static str, clients: u32) -> (Racer, Costs) {
-        let (load, address, seconds) = (self.load.clone(), self.cluster.members[0].address(), self.seconds);
-        with_costs(self.cluster.processes(), seconds, move || {
-            let mut client = Command::new(&load);
-            let output = client.args([&address, call, &clients.to_string(), &seconds.to_string()]).output()?;
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let numbers: Vec<f64> = text.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
-            let [per_second, p50, p99] = numbers[..] else {
-                return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
-            };
-            Ok(Load { per_second, p50, p99 })
-        })
+        let (member, seconds) = (self.cluster.members[0].address(), self.seconds);
+        let client = Client::new(&self.client, member, call, clients, KEYS);
+        with_costs(self.cluster.processes(), move || client.drive(seconds))
     }
 }
 
-/// Measures what processes spend in each round.
-fn with_costs(processes: Vec<u32>, seconds: u32, drive: impl Fn() -> Result<Load> + 'static) -> (Racer, Costs) {
+/// Measures what processes spend in each round. `drive` returns the number of requests as well.
+fn with_costs(processes: Vec<u32>, drive: impl Fn() -> Result<(Load, f64)> + 'static) -> (Racer, Costs) {
     let costs = Costs::default();
     let spent = Rc::clone(&costs);
     let racer = Racer::new(move || {
         let before = cpu(&processes)?;
-        let load = drive()?;
-        spent.borrow_mut().push((cpu(&processes)? - before) * 1e6 / (load.per_second * f64::from(seconds)));
+        let (load, requests) = drive()?;
+        spent.borrow_mut().push((cpu(&processes)? - before) * 1e6 / requests);
         Ok(load)
     });
     (racer, costs)
