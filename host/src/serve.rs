@@ -39,8 +39,9 @@ pub fn serve(
     config: Config,
     configured: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    // tiny_http has many threads, which would wait for each other.
-    vkog_runtime::configure_allocator(config.http != Http::Tiny);
+    // tiny_http has many threads, which would wait for each other, and so would the event loops and the plugin of a shared store,
+    // whose entries one thread allocates.
+    vkog_runtime::configure_allocator(config.http != Http::Tiny && config.shared.is_none());
     // Before anything is opened. This thread waits only for signals, so that a start, a reload or a snapshot cannot delay a
     // stop.
     let mut start = Start {
