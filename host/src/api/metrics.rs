@@ -93,7 +93,11 @@ impl Numbers {
             ("vkog_entries", "Entries in the store", entries),
             ("vkog_entry_bytes", "The sum of the lengths of all keys and values", size),
             ("vkog_requests_under_way", "Requests in flight", self.log.in_flight()),
-            ("vkog_writable", "Whether the store is writable: 0 after a failed write and on a full disk", writable),
+            (
+                "vkog_writable",
+                "Whether the store is writable: 0 after a failed write, on a full disk, and while a shared store accepts no writes",
+                writable,
+            ),
             ("vkog_watchers", "Active watchers", self.engine.store().watching()),
             (
                 "vkog_watch_history_bytes",
