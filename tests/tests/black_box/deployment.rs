@@ -174,6 +174,25 @@ fn the_manifest_with_etcd_follows_the_schema_and_names_each_member() {
 }
 
 #[test]
+fn the_service_of_each_manifest_selects_only_its_own_pods() {
+    let (Some(single), Some(shared)) = (documents(MANIFEST), documents(ETCD_MANIFEST)) else { return };
+    let names = |documents: &[Value]| -> BTreeSet<String> {
+        documents.iter().map(|document| format!("{}/{}", document["kind"], document["metadata"]["name"])).collect()
+    };
+    let (single_names, shared_names) = (names(&single), names(&shared));
+    assert!(single_names.is_disjoint(&shared_names), "{single_names:?} and {shared_names:?}");
+    let documents: Vec<&Value> = single.iter().chain(&shared).collect();
+    let services = documents.iter().filter(|document| document["kind"] == "Service");
+    let selectors: Vec<&Value> = services.map(|service| &service["spec"]["selector"]).collect();
+    assert_eq!(selectors.len(), 3, "{selectors:?}");
+    for selector in selectors {
+        let selected =
+            documents.iter().filter(|document| &document["spec"]["template"]["metadata"]["labels"] == selector);
+        assert_eq!(selected.count(), 1, "{selector}");
+    }
+}
+
+#[test]
 fn the_manifest_follows_the_schema_of_kubernetes_and_restricts_the_server() {
     let Some(documents) = documents(MANIFEST) else { return };
     let set = documents.iter().find(|document| document["kind"] == "StatefulSet");
