@@ -46,7 +46,8 @@ struct TooManyEntries;
 ///
 /// The store cannot be read, or the output cannot be written.
 pub fn export(path: &Path, shared: SharedArgs, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
-    if let Some(shared) = shared.open()? {
+    if let Some(target) = shared.target() {
+        let shared = target.open()?;
         return write_all(&shared.url.to_string(), &shared.entries()?, format, output);
     }
     let _lock = to_read(path)?;

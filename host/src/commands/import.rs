@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use super::entry::Line;
-use super::shared::{Imported, Shared, SharedArgs};
+use super::shared::{Imported, SharedArgs, Target};
 use super::{count, entries, read_way_out, say};
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -107,8 +107,8 @@ struct Input {
 /// The input has a mistake, the store cannot be read or written, or another process uses it. Then nothing is changed, except in
 /// a shared store, whose entries are written one by one.
 pub fn import(path: &Path, shared: SharedArgs, input: Option<&Path>) -> Result<ExitCode, Failure> {
-    if let Some(shared) = shared.open()? {
-        return import_shared(&shared, input);
+    if let Some(target) = shared.target() {
+        return import_shared(target, input);
     }
     let lock = Lock::take(path)?;
     let input = Input::open(input)?;
@@ -135,10 +135,11 @@ pub fn import(path: &Path, shared: SharedArgs, input: Option<&Path>) -> Result<E
 }
 
 /// Adds all entries to a shared store.
-fn import_shared(shared: &Shared, input: Option<&Path>) -> Result<ExitCode, Failure> {
+fn import_shared(target: Target, input: Option<&Path>) -> Result<ExitCode, Failure> {
     let input = Input::open(input)?;
     let name = input.name.clone();
     let import = input.read().map_err(|source| ImportError::Malformed { name, source })?;
+    let shared = target.open()?;
     let Imported { new, written, entries: now, revision } = shared.import(import)?;
     let (written, now) = (count(written as u64, "entry", "entries"), entries(now));
     say(&format!("{}: imported {written}, {new} of them new; {now} now, revision {revision}", shared.url));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError, File, Options, StoreUrl};
@@ -18,7 +18,7 @@ use vkog_store::{
     Change, Decision, Entry, Import, SharedOptions, SharedStore, Store as _, StoreError, Unviewable, Update,
 };
 
-/// The time within which a load must begin.
+/// The time for which a load may bring no entries.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of writes in flight.
 const WRITES_MAX: usize = 1024;
@@ -54,14 +54,12 @@ pub struct SharedArgs {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SharedError {
-    #[error(
-        "cannot reach {url}: {reason}; correct its addresses, or the settings of its plugin (--config), or try again when it runs"
-    )]
+    #[error("cannot reach {url} within {CONNECT_TIMEOUT:?}: {reason}; correct --store, or try again when it runs")]
     Unreachable { url: StoreUrl, reason: String },
     #[error("cannot read {url}: other servers changed it faster than it was read; try again when they write less")]
     Lost { url: StoreUrl },
     #[error(
-        "imported {done} of {all} entries, then {key:?} failed: {source}; the import can be repeated, which writes all entries again"
+        "imported {done} of {all} entries, then {key:?} failed: {source}; repeat the import when that has changed, it writes all entries again"
     )]
     Incomplete { done: usize, all: usize, key: String, source: Arc<StoreError> },
 }
@@ -96,14 +94,29 @@ pub(super) struct Shared {
     pub(super) url: StoreUrl,
 }
 
+/// A shared store that was named, and how to connect to it.
+pub(super) struct Target {
+    url: StoreUrl,
+    plugin_dir: Option<PathBuf>,
+    config: Option<PathBuf>,
+}
+
 impl SharedArgs {
-    /// Opens the store and loads its entries, with progress; none if no shared store is named.
+    /// Returns the shared store, if one was named.
+    pub(super) fn target(self) -> Option<Target> {
+        let Self { url, plugin_dir, config } = self;
+        url.map(|url| Target { url, plugin_dir, config })
+    }
+}
+
+impl Target {
+    /// Opens the store and loads its entries, with progress.
     ///
     /// # Errors
     ///
     /// The configuration or the plugin cannot be used, or the store cannot be reached.
-    pub(super) fn open(self) -> Result<Option<Shared>, Failure> {
-        let Some(url) = self.url else { return Ok(None) };
+    pub(super) fn open(self) -> Result<Shared, Failure> {
+        let url = self.url;
         let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let options = Options { store: Some(url.clone()), plugin_dir: self.plugin_dir, ..Options::default() };
         let config: Result<Config, ConfigError> = Config::new(options, file);
@@ -119,21 +132,22 @@ impl SharedArgs {
         }
         let store = shared_store::open(&url, plugin.member(), About::NOTHING, SharedOptions::default())?;
         load(&store, &url)?;
-        Ok(Some(Shared { store, url }))
+        Ok(Shared { store, url })
     }
 }
 
 /// Waits until the entries are loaded, with a progress bar.
 fn load(store: &SharedStore, url: &StoreUrl) -> Result<(), Failure> {
-    let (bar, began) = (Bar::new(format!("loading {url}")), Instant::now());
+    let bar = Bar::new(format!("loading {url}"));
+    let (mut loaded, mut last_progress) = (0, Instant::now());
     while !store.wait_until_loaded(REPEAT_PAUSE) {
-        match store.loading() {
-            Some(entries) => bar.set(entries, 0),
-            None if began.elapsed() > CONNECT_TIMEOUT => {
-                let reason = store.disconnected().unwrap_or_else(|| "it has sent no entries".to_owned());
-                return Err(SharedError::Unreachable { url: url.clone(), reason }.into());
-            }
-            None => {}
+        let entries = store.loading().unwrap_or(0);
+        bar.set(entries, 0);
+        if entries != loaded {
+            (loaded, last_progress) = (entries, Instant::now());
+        } else if last_progress.elapsed() > CONNECT_TIMEOUT {
+            let reason = store.disconnected().unwrap_or_else(|| "it has sent no more entries".to_owned());
+            return Err(SharedError::Unreachable { url: url.clone(), reason }.into());
         }
     }
     Ok(())
@@ -162,27 +176,12 @@ impl Shared {
     ///
     /// An entry is refused, or the store could not be reached for a minute. The entries before may be written.
     pub(super) fn import(&self, import: Import) -> Result<Imported, Failure> {
-        let entries = import.into_entries();
-        let (send, ended) = bounded(WRITES_MAX);
-        let bar = Bar::new(format!("importing into {}", self.url));
-        let mut writing = Writing { ended, in_flight: 0, done: 0, new: 0, last_success: Instant::now() };
-        let incomplete = |done, (entry, source): (Entry, Arc<StoreError>)| SharedError::Incomplete {
-            done,
-            all: entries.len(),
-            key: entry.key().to_owned(),
-            source,
-        };
-        for entry in &entries {
-            if writing.in_flight == WRITES_MAX {
-                writing.wait(&self.store, &send).map_err(|failed| incomplete(writing.done, failed))?;
-                bar.set(writing.done as u64, entries.len() as u64);
-            }
-            writing.in_flight += 1;
-            write(&self.store, entry.clone(), send.clone());
-        }
-        while writing.in_flight > 0 {
-            writing.wait(&self.store, &send).map_err(|failed| incomplete(writing.done, failed))?;
-            bar.set(writing.done as u64, entries.len() as u64);
+        let (entries, bar) = (import.into_entries(), Bar::new(format!("importing into {}", self.url)));
+        let mut writing = Writing::new(&self.store);
+        if let Err((entry, source)) = writing.write_all(&entries, &bar) {
+            writing.wait_for_all();
+            let key = entry.key().to_owned();
+            return Err(SharedError::Incomplete { done: writing.done, all: entries.len(), key, source }.into());
         }
         let (now, _) = self.store.totals();
         Ok(Imported { new: writing.new, written: writing.done, entries: now, revision: self.store.revision() })
@@ -214,32 +213,74 @@ fn write(store: &SharedStore, entry: Entry, ended: Sender<Written>) {
     });
 }
 
-/// The writes of an import that are in flight.
-struct Writing {
+/// The writes of an import.
+struct Writing<'a> {
+    store: &'a SharedStore,
+    send: Sender<Written>,
+    /// Has room for all: a thread that reports an outcome must not wait, as it may be the one that receives them.
     ended: Receiver<Written>,
     in_flight: usize,
+    /// Those that had no effect, and are to be repeated.
+    failed: Vec<Entry>,
     done: usize,
     new: usize,
     last_success: Instant,
 }
 
-impl Writing {
-    /// Waits for the outcome of a write, and repeats the write if it had no effect for now.
-    fn wait(&mut self, store: &SharedStore, send: &Sender<Written>) -> Result<(), (Entry, Arc<StoreError>)> {
+impl<'a> Writing<'a> {
+    fn new(store: &'a SharedStore) -> Self {
+        let (send, ended) = unbounded();
+        let (failed, last_success) = (Vec::new(), Instant::now());
+        Self { store, send, ended, in_flight: 0, failed, done: 0, new: 0, last_success }
+    }
+
+    /// Writes entries, and repeats those that had no effect for now. Shows the progress.
+    fn write_all(&mut self, entries: &[Entry], bar: &Bar) -> Result<(), (Entry, Arc<StoreError>)> {
+        let mut rest = entries.iter();
+        loop {
+            if self.failed.is_empty() {
+                let room = WRITES_MAX - self.in_flight;
+                rest.by_ref().take(room).for_each(|entry| self.write(entry.clone()));
+            } else if self.in_flight == 0 {
+                thread::sleep(REPEAT_PAUSE);
+                std::mem::take(&mut self.failed).into_iter().for_each(|entry| self.write(entry));
+            }
+            if self.in_flight == 0 {
+                return Ok(());
+            }
+            self.wait()?;
+            bar.set(self.done as u64, entries.len() as u64);
+        }
+    }
+
+    fn write(&mut self, entry: Entry) {
+        self.in_flight += 1;
+        write(self.store, entry, self.send.clone());
+    }
+
+    /// Waits for the outcome of a write.
+    fn wait(&mut self) -> Result<(), (Entry, Arc<StoreError>)> {
         // This end of the channel is open as long as the import runs.
         let Ok((entry, outcome)) = self.ended.recv() else { return Ok(()) };
+        self.in_flight -= 1;
         match outcome {
             Ok(is_new) => {
-                (self.in_flight, self.done) = (self.in_flight - 1, self.done + 1);
+                self.done += 1;
                 self.new += usize::from(is_new);
                 self.last_success = Instant::now();
             }
             Err(error) if error.is_temporary() && self.last_success.elapsed() < REPEAT_TIMEOUT => {
-                thread::sleep(REPEAT_PAUSE);
-                write(store, entry, send.clone());
+                self.failed.push(entry);
             }
             Err(error) => return Err((entry, error)),
         }
         Ok(())
+    }
+
+    /// Waits for the outcomes of all writes in flight, to count those that are done.
+    fn wait_for_all(&mut self) {
+        while self.in_flight > 0 {
+            let _ = self.wait();
+        }
     }
 }

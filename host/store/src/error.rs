@@ -171,7 +171,7 @@ pub enum StoreError {
     },
     /// A local read of a shared store would be too old. Nothing was read.
     #[error(
-        "the entries of this host may be {lag:?} old, and local reads allow {lag_max:?}; read without `local`, or try again"
+        "the entries of this host may be {lag:.1?} old, and local reads allow {lag_max:?}; read without `local`, or try again"
     )]
     Stale {
         /// The time since the last sign of life of the backend.

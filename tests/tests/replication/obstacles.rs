@@ -1,7 +1,9 @@
 //! Obstacles in etcd that no restart of a host removes: a full database, records of other programs, no etcd at the start. Hosts say what
 //! is wrong and what to do, serve what they can, and heal when the obstacle is gone.
 
+use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use vkog_tests::{Etcd, Reply, Running, Server, Setup, conflict, etcd_plugin, free_port, wait_until};
@@ -126,4 +128,25 @@ fn a_host_that_waits_for_etcd_at_its_start_says_why() {
     let reason =
         "etcd refuses this server: etcdserver: user name is empty; correct user and password_file of [plugins.etcd]";
     waiting(&setup, &etcd.store("vkog"), reason);
+}
+
+#[test]
+fn an_import_continues_after_an_outage_of_etcd() {
+    const ENTRIES: usize = 20_000;
+    let Some(etcd) = Etcd::start(1) else { return };
+    let setup = setup(&etcd);
+    let lines: String = (0..ENTRIES).map(|number| format!("{{\"key\":\"key{number}\",\"value\":\"v\"}}\n")).collect();
+    fs::write(setup.folder().join("entries"), lines).expect("the folder is ours");
+    let mut import: Command = setup.vkog();
+    import.args(["import", "entries", "--store", &etcd.store("vkog"), "--plugin-dir"]).arg(setup.plugin_folder());
+    let import = Running::start(&mut import);
+    let imported = || etcd.etcdctl(&["get", "vkog/k/", "--prefix", "--limit=1", "-w", "fields"]);
+    wait_until("some entries are imported", || !imported().contains("\"Count\" : 0"));
+    etcd.signal(0, "STOP");
+    // More than one timeout of the store, after which writes fail.
+    std::thread::sleep(Duration::from_secs(5));
+    etcd.signal(0, "CONT");
+    let exit = import.wait().expect(0);
+    assert!(exit.stdout.contains(&format!("imported {ENTRIES} entries")), "{exit}");
+    assert!(imported().contains(&format!("\"Count\" : {ENTRIES}")), "{}", imported());
 }

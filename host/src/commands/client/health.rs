@@ -18,7 +18,7 @@ use crate::failure::{Failure, Status};
 
 /// The body of `/readyz` of a server that is ready.
 const READY: &[u8] = b"Ok";
-/// What the body begins with if a note follows.
+/// The beginning of that body if a note follows.
 const READY_WITH_NOTE: &[u8] = b"Ok; ";
 /// The maximum length of a note, in bytes.
 const NOTE_BYTES_MAX: u64 = 64 << 10;

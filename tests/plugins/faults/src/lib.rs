@@ -66,6 +66,8 @@ impl Backend for Faults {
         thread::spawn(move || {
             while !gate.is_empty() && !std::path::Path::new(&gate).exists() {
                 feed.connected(Err("the gate is closed"));
+                // Its load had begun when the connection was lost.
+                feed.load(&[]);
                 thread::sleep(Duration::from_millis(10));
             }
             engine.lock().unwrap_or_else(PoisonError::into_inner).load();

@@ -245,6 +245,17 @@ fn a_server_that_loads_a_shared_store_is_alive_and_not_ready() {
 }
 
 #[test]
+fn a_command_gives_up_when_the_connection_is_lost_after_a_load_has_begun() {
+    let setup = setup();
+    setup.write_config("[plugins.faults]\ngate = \"gate\"\n");
+    let folder = setup.plugin_folder();
+    let folder = folder.to_str().expect("UTF-8");
+    let arguments = ["export", "--store", "faults://entries", "--config", "vkog.toml", "--plugin-dir", folder];
+    let exit = setup.run(arguments).expect(6);
+    assert!(exit.stderr.contains("cannot reach faults://entries within 10s: the gate is closed"), "{exit}");
+}
+
+#[test]
 fn a_missing_plugin_is_named_with_its_library_and_its_source() {
     let setup = Setup::on(ENGINE).load(bytes());
     let folder = setup.plugin_folder();
