@@ -157,6 +157,11 @@ impl Etcd {
         self.members[member].process = None;
     }
 
+    /// Removes the data of a member that was killed.
+    pub fn lose_data(&self, member: usize) {
+        std::fs::remove_dir_all(self.folder.path().join(name(member))).expect("the folder is ours");
+    }
+
     /// Sends a running member a signal, by its name without `SIG`.
     #[track_caller]
     pub fn signal(&self, member: usize, name: &str) {

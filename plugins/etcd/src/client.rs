@@ -50,6 +50,12 @@ pub(crate) enum CallError {
     Transport { endpoint: String, status: Box<Status> },
     #[error("{}", .0.message())]
     Etcd(Box<Status>),
+    /// The cluster has lost revisions that this host knows.
+    #[error(
+        "etcd is at revision {revision}, and this server was at {applied}: etcd has lost data or was restored from a backup; restart \
+         this server"
+    )]
+    WentBack { revision: u64, applied: u64 },
 }
 
 impl CallError {

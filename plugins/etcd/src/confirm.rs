@@ -118,7 +118,13 @@ impl Node {
     /// Reads the revision of the last group of any host; 0 if there was none.
     pub(crate) async fn last_revision(&self, limit: Duration) -> Result<u64, CallError> {
         let request = RangeRequest { key: self.keys.last(), ..RangeRequest::default() };
+        let applied = *self.applied.borrow();
         let response: RangeResponse = self.client.call(RANGE, request, limit).await?;
+        // The read is linearizable, so etcd is not behind what it has sent before.
+        let revision = response.header.as_ref().and_then(|header| u64::try_from(header.revision).ok()).unwrap_or(0);
+        if revision < applied {
+            return Err(CallError::WentBack { revision, applied });
+        }
         Ok(response.kvs.first().and_then(|last| u64::try_from(last.mod_revision).ok()).unwrap_or(0))
     }
 }

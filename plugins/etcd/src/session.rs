@@ -117,6 +117,8 @@ async fn renew(node: &Arc<Node>) -> Result<(), SessionError> {
         let granted = grant(node, SLOTS_TTL).await?;
         node.identity().slots_lease = granted.id;
     }
+    // Without data that this host knows, etcd must not accept its writes.
+    node.last_revision(TIMEOUT).await?;
     let fence = raise(node).await?;
     node.commits.raise_fence(fence);
     commit::pump(node);

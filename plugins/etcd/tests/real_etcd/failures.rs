@@ -12,7 +12,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 use vkog_tests::{Etcd, wait_until};
 
 use crate::proxy::{Mode, Proxy};
-use crate::recorder::{Host, Recorder};
+use crate::recorder::{Host, Recorder, Reported};
 
 const WRITERS: usize = 24;
 
@@ -319,4 +319,23 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
     wait_until("it leads again", || host.store.status().leads);
     assert_eq!(host.store.status().id, id);
     writers.check(&host, &etcd);
+}
+
+#[test]
+fn a_store_does_not_use_a_cluster_that_has_lost_its_data() {
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
+    let revision = host.put("a", 0, b"x");
+    etcd.kill(0);
+    etcd.lose_data(0);
+    etcd.run(0);
+    let reason = "etcd has lost data or was restored from a backup; restart this server";
+    let lost = |reported: &mut Reported| reported.connection.clone()?.err()?.contains(reason).then_some(());
+    host.recorder.wait("the host is not connected any more", lost);
+    match host.outcome(host.send(&[("a", revision, Some(b"y"))])) {
+        CommitOutcome::Dropped { message } => assert!(message.contains(reason), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    let restarted = Host::open(&etcd.store("vkog"), &Settings::default());
+    restarted.put("a", 0, b"z");
 }
