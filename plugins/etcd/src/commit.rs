@@ -312,13 +312,12 @@ impl Commits {
 
 impl Queue {
     /// Returns whether the writes that wait should be sent now, and not together with those that follow. Each group costs etcd a
-    /// proposal, so the best groups are as few as hold the writes of all clients.
+    /// proposal, so groups are best full, or hold the writes of all clients.
     fn is_worth_a_group(&mut self, limits: &Limits, slots: usize) -> bool {
         let writes = self.returning.expected(self.writes_in_flight + self.waiting.len());
-        let share = writes / writes.div_ceil(limits.writes()).max(1);
         // A few writes need not wait for each other: they have a slot each.
         writes <= slots
-            || self.waiting.len() >= most_of(share)
+            || self.waiting.len() >= most_of(writes.min(limits.writes()))
             || self.waiting_bytes >= limits.bytes / 2
             || self.waiting.front().is_some_and(|write| write.alone)
     }
@@ -429,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_as_few_as_hold_the_writes_of_all_clients() {
+    fn groups_are_full_or_hold_the_writes_of_all_clients() {
         for (waiting, in_flight, returning, is_sent) in [
             (1, 0, 0, true),
             (1, 3, 4, true),
@@ -439,7 +438,8 @@ mod tests {
             (15, 0, 16, true),
             (110, 125, 250, true),
             (60, 125, 250, false),
-            (90, 90, 180, true),
+            (90, 90, 180, false),
+            (110, 125, 600, true),
         ] {
             let mut queue = queue(waiting, in_flight, returning, Duration::from_secs(600));
             let is_worth_it = queue.is_worth_a_group(&LIMITS, SLOTS);
