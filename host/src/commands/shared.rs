@@ -197,22 +197,6 @@ impl Drop for Shared {
 /// An entry, and whether it did not exist before; or why it was not written.
 type Written = (Entry, Result<bool, Arc<StoreError>>);
 
-/// Writes an entry. Its outcome is sent later.
-fn write(store: &SharedStore, entry: Entry, ended: Sender<Written>) {
-    let (key, written) = (entry.key().to_owned(), entry.clone());
-    let decide = move |_: &[Change], _: Option<&Entry>| Decision::<()>::Write(entry.clone());
-    store.update(&key, decide, move |update| {
-        let outcome = match update {
-            Update::Committed(change) => Ok(change.before.is_none()),
-            // It is never rejected.
-            Update::Rejected(()) => Ok(false),
-            Update::ReadOnly(error) | Update::RolledBack { error, .. } => Err(error),
-        };
-        // The import has failed if nothing receives it.
-        let _ = ended.send((written, outcome));
-    });
-}
-
 /// The writes of an import.
 struct Writing<'a> {
     store: &'a SharedStore,
@@ -253,9 +237,21 @@ impl<'a> Writing<'a> {
         }
     }
 
+    /// Writes an entry. Its outcome is sent later.
     fn write(&mut self, entry: Entry) {
         self.in_flight += 1;
-        write(self.store, entry, self.send.clone());
+        let (key, written, ended) = (entry.key().to_owned(), entry.clone(), self.send.clone());
+        let decide = move |_: &[Change], _: Option<&Entry>| Decision::<()>::Write(entry.clone());
+        self.store.update(&key, decide, move |update| {
+            let outcome = match update {
+                Update::Committed(change) => Ok(change.before.is_none()),
+                // It is never rejected.
+                Update::Rejected(()) => Ok(false),
+                Update::ReadOnly(error) | Update::RolledBack { error, .. } => Err(error),
+            };
+            // The import has failed if nothing receives it.
+            let _ = ended.send((written, outcome));
+        });
     }
 
     /// Waits for the outcome of a write.

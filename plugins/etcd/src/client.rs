@@ -65,21 +65,20 @@ impl CallError {
             Self::Etcd(status) if status.code() == Code::Unavailable => {
                 format!("etcd cannot answer: {}", status.message())
             }
-            Self::Etcd(status) if self.is_denied() => {
-                format!("etcd refuses this server: {}; grant its user readwrite on the prefix", status.message())
-            }
-            Self::Etcd(status) if self.is_wrong_user() => {
-                let message = status.message();
-                format!("etcd refuses this server: {message}; correct user and password_file of [plugins.etcd]")
-            }
-            Self::Etcd(status) => format!("etcd refuses this server: {}", status.message()),
+            Self::Etcd(status) => format!("etcd refuses this server: {}{}", status.message(), self.way_out()),
             other => other.to_string(),
         }
     }
 
-    /// Returns whether etcd requires a user, or the user or the password is wrong.
-    fn is_wrong_user(&self) -> bool {
-        self.says("etcdserver: user name is empty") || self.says("etcdserver: authentication")
+    /// Returns what to do about a refusal, if it is about the user.
+    fn way_out(&self) -> &'static str {
+        if self.is_denied() {
+            "; grant its user readwrite on the prefix"
+        } else if self.says("etcdserver: user name is empty") || self.says("etcdserver: authentication") {
+            "; correct user and password_file of [plugins.etcd]"
+        } else {
+            ""
+        }
     }
 
     /// Returns whether etcd answers that a message or a transaction is over its limits, which is before it takes effect.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::client::{CallError, TXN};
 use crate::keys::Keys;
 use crate::node::Node;
-use crate::proto::{KeyValue, TxnRequest, TxnResponse};
+use crate::proto::{KeyValue, ResponseHeader, TxnRequest, TxnResponse};
 use crate::returning::{Returning, linger_after, most_of};
 use crate::write::{Fence, Form, Group, Limits, Pending, Room, too_large};
 use vkog_plugin_api::backend::{CommitOutcome, Write};
@@ -142,7 +142,7 @@ impl Commits {
     /// Takes the outcomes of a group from the response to it. None if they are known already.
     fn finish(&self, number: u64, response: &TxnResponse) -> Outcomes {
         let Some(group) = self.take(number) else { return Vec::new() };
-        let revision = revision_of(response);
+        let revision = revision_of(response.header.as_ref());
         // In a flat group there are none: it has no conflicts.
         let mut nested = response.responses.iter().filter_map(|response| response.txn.as_ref());
         let mut has_conflicts = false;
@@ -365,9 +365,7 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
         Err(error) if error.is_too_large() => node.commits.refuse(number, &error),
         Err(error) if error.is_denied() => {
             // The session finds out whether it may write anything, and when it may again.
-            if node.commits.stop(&fence) {
-                node.wake_session();
-            }
+            renew_session(node, &fence);
             node.commits.refuse(number, &error)
         }
         // The fence is gone, or it is not known whether the group has taken effect.
@@ -375,14 +373,19 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
             if unknown.is_err_and(|error| error.is_no_space()) {
                 node.commits.note_full(number);
             }
-            if node.commits.stop(&fence) {
-                node.wake_session();
-            }
+            renew_session(node, &fence);
             return;
         }
     };
     pump(node);
     node.report(outcomes);
+}
+
+/// Has the session raise another fence, unless it has done so since this one.
+fn renew_session(node: &Node, fence: &Fence) {
+    if node.commits.stop(fence) {
+        node.wake_session();
+    }
 }
 
 /// Returns the outcome of a write that etcd refused alone.
@@ -401,9 +404,9 @@ pub(crate) fn no_space() -> CommitOutcome {
     CommitOutcome::Refused { status: 507, message: FULL.to_owned() }
 }
 
-/// Returns the revision of a response.
-pub(crate) fn revision_of(response: &TxnResponse) -> u64 {
-    response.header.as_ref().and_then(|header| u64::try_from(header.revision).ok()).unwrap_or(0)
+/// Returns the revision in the header of a response.
+pub(crate) fn revision_of(header: Option<&ResponseHeader>) -> u64 {
+    header.and_then(|header| u64::try_from(header.revision).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout_at};
 
 use crate::client::{CallError, RANGE};
+use crate::commit::revision_of;
 use crate::node::Node;
 use crate::proto::{RangeRequest, RangeResponse};
 use crate::returning::{Returning, linger_after, most_of};
@@ -121,7 +122,7 @@ impl Node {
         let applied = *self.applied.borrow();
         let response: RangeResponse = self.client.call(RANGE, request, limit).await?;
         // The read is linearizable, so etcd is not behind what it has sent before.
-        let revision = response.header.as_ref().and_then(|header| u64::try_from(header.revision).ok()).unwrap_or(0);
+        let revision = revision_of(response.header.as_ref());
         if revision < applied {
             return Err(CallError::WentBack { revision, applied });
         }
