@@ -12,7 +12,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 use vkog_tests::{
-    Browser, Client, DEADLINE, ENGINES, Event, Proxy, Server, Setup, amount, bytes, conflict, pattern, workspace,
+    Browser, Client, DEADLINE, ENGINES, Event, Proxy, Server, Setup, amount, bytes, conflict, free_port, pattern,
+    workspace,
 };
 
 use crate::chromium;
@@ -364,8 +365,7 @@ fn the_web_page_watches_through_nginx_across_a_restart() {
     let Some(mut browser) = Browser::start("") else {
         return eprintln!("skipped: chromium is not installed (apt-get install chromium)");
     };
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = free.expect("a port is free").to_string();
+    let address = format!("127.0.0.1:{}", free_port());
     let Some(proxy) = Proxy::start("nginx", &documented("nginx"), &address) else { return };
     let setup = Setup::new();
     let serve = || setup.start_with(["--no-plugins", "--file", "store.vkog", "--listen", &address]);
@@ -409,8 +409,7 @@ fn a_page_of_a_listed_origin_watches_through_nginx_until_its_token_is_revoked() 
     let page = chromium::attacker();
     let cors = format!("[cors]\norigins = [\"http://127.0.0.1:{page}\"]\n[proxy]\ntrusted = [\"127.0.0.1\"]\n");
     for engine in ENGINES {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = free.expect("a port is free").to_string();
+        let address = format!("127.0.0.1:{}", free_port());
         let Some(proxy) = Proxy::start("nginx", &documented("nginx"), &address) else { return };
         let setup = Setup::new();
         setup.write_config(&format!("{TOKENS}{cors}"));

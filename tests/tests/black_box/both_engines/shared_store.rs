@@ -5,13 +5,14 @@
 //! what it reports.
 
 use std::fs;
-use std::net::TcpListener;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vkog_tests::{DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, conflict, ttl};
+use vkog_tests::{
+    DEADLINE, Reply, Running, Server, Setup, TOKEN, administered, artefacts, bytes, conflict, free_port, ttl,
+};
 
 use super::ENGINE;
 
@@ -227,9 +228,9 @@ fn a_local_read_of_old_data_is_refused() {
 fn a_server_that_loads_a_shared_store_is_alive_and_not_ready() {
     let setup = setup();
     setup.write_config("[plugins.faults]\ngate = \"gate\"\n");
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let address = format!("127.0.0.1:{}", free_port());
     let mut command: Command = setup.vkog();
-    command.args(["--config", "vkog.toml", "--store", "faults://entries", "--listen", &address.to_string()]);
+    command.args(["--config", "vkog.toml", "--store", "faults://entries", "--listen", &address]);
     let process = Running::start(command.arg("--plugin-dir").arg(setup.plugin_folder()));
     let waits = |log: &str| log.contains("waiting for faults://entries: the gate is closed");
     assert!(process.stderr.wait_for(waits), "{}", process.stderr.text());
