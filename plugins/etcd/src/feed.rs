@@ -97,9 +97,8 @@ fn apply(node: &Node, events: &[Event]) {
             Kind::Last => last = Last::decode(kv.value.clone()).ok(),
             Kind::Entry(_) => {}
             kind => {
-                let lost_leader = kind == Kind::Leader && !is_put(event);
                 node.cluster().note(&kind, is_put(event).then_some(kv));
-                if lost_leader {
+                if kind == Kind::Leader && node.cluster().leader.is_none() {
                     node.wake_session();
                 }
                 continue;
@@ -134,8 +133,9 @@ fn is_put(event: &Event) -> bool {
 }
 
 impl Cluster {
-    /// Notes a host or the leader; `None`: it is gone.
+    /// Notes a host or the leader; `None`: it is gone. A value without a lease is from somebody else, and never expires.
     fn note(&mut self, kind: &Kind<'_>, kv: Option<&KeyValue>) {
+        let kv = kv.filter(|kv| kv.lease != 0);
         match kind {
             Kind::Host(id) => {
                 self.members.retain(|member| member.id != *id);

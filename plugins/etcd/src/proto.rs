@@ -75,7 +75,7 @@ pub(crate) struct Compare {
     pub(crate) target: i32,
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) key: Bytes,
-    #[prost(oneof = "Compared", tags = "4, 5, 6")]
+    #[prost(oneof = "Compared", tags = "4, 5, 6, 8")]
     pub(crate) value: Option<Compared>,
 }
 
@@ -87,15 +87,18 @@ pub(crate) enum Compared {
     CreateRevision(i64),
     #[prost(int64, tag = "6")]
     ModRevision(i64),
+    #[prost(int64, tag = "8")]
+    Lease(i64),
 }
 
 impl Compare {
-    /// Requires that a property of a key is equal to a value.
+    /// Requires that a property of a key is equal to a value. All properties of a key that does not exist are 0.
     pub(crate) fn equal(key: Bytes, value: Compared) -> Self {
         let target = match value {
             Compared::Version(_) => 0,
             Compared::CreateRevision(_) => 1,
             Compared::ModRevision(_) => 2,
+            Compared::Lease(_) => 4,
         };
         Self { result: 0, target, key, value: Some(value) }
     }

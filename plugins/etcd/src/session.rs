@@ -235,9 +235,10 @@ async fn attend(
     }
     if identity.serves() && node.cluster().leader.is_none() {
         let leader = node.keys.leader();
-        let absent = Compare::equal(leader.clone(), Compared::Version(0));
+        // It does not exist, or is not from a host.
+        let vacant = Compare::equal(leader.clone(), Compared::Lease(0));
         let put = RequestOp::put(leader, identity.id.into(), identity.lease);
-        let request = TxnRequest { compare: vec![absent], success: vec![put], failure: Vec::new() };
+        let request = TxnRequest { compare: vec![vacant], success: vec![put], failure: Vec::new() };
         // The changes name the winner.
         node.client.call::<_, Ignored>(TXN, request, TIMEOUT).await?;
     }

@@ -53,6 +53,23 @@ fn a_command_writes_but_is_no_member_and_never_leads() {
 }
 
 #[test]
+fn values_of_somebody_else_are_neither_members_nor_the_leader() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    etcd.etcdctl(&["put", "vkog/leader", "somebody"]);
+    etcd.etcdctl(&["put", "vkog/hosts/somebody", "{}"]);
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
+    let leads = || host.store.status().leads;
+    wait_until("the host leads", leads);
+    etcd.etcdctl(&["put", "vkog/hosts/another", "{}"]);
+    etcd.etcdctl(&["put", "vkog/leader", "another"]);
+    let id = host.store.status().id;
+    wait_until("the host leads again", || etcd.etcdctl(&["get", "--print-value-only", "vkog/leader"]).trim() == id);
+    wait_until("the host knows that", leads);
+    let members: Vec<String> = host.store.status().members.into_iter().map(|member| member.id).collect();
+    assert_eq!(members, [id]);
+}
+
+#[test]
 fn a_busy_host_stays_a_member() {
     let Some(etcd) = Etcd::start(1) else { return };
     let settings = Settings { lease_ttl: 3, ..Settings::default() };
