@@ -29,7 +29,7 @@ pub enum ConfigError {
         source: FileError,
     },
     /// `--plugin-dir` cannot be examined, for example because it does not exist.
-    #[error("cannot use --plugin-dir {}: {source}; {}, or start with --no-plugins", .path.display(), way_out_of(.source))]
+    #[error("cannot use --plugin-dir {}: {source}; {}, or remove the option", .path.display(), way_out_of(.source))]
     NoPluginFolder {
         /// The path.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// `--plugin-dir` is a file.
-    #[error("cannot use --plugin-dir {}: it is not a folder; give the folder that has the libraries, or start with --no-plugins", .0.display())]
+    #[error("cannot use --plugin-dir {}: it is not a folder; give the folder that has the libraries, or remove the option", .0.display())]
     PluginFolderIsFile(PathBuf),
     /// An option contradicts another one.
     #[error("cannot use {option}: {conflict}")]
