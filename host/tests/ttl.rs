@@ -21,14 +21,14 @@ const LIMIT: u64 = 2 << 20;
 /// 1 January 2026, in milliseconds since 1970.
 const BEGIN: u64 = 1_767_225_600_000;
 
-/// The plugins' libraries, built as `cargo test` at the root builds them, in a folder that only we can write.
+/// The plugins' libraries, in a folder that only we can write.
 static LIBRARIES: LazyLock<(tempfile::TempDir, Vec<PathBuf>)> = LazyLock::new(|| {
     let test = std::env::current_exe().expect("a test knows where it is");
     let built = test.ancestors().nth(2).expect("a test is in TARGET/PROFILE/deps");
     let (target, profile) = (built.parent().expect("as above"), built.file_name().expect("as above"));
     let profile = if profile == "debug" { "dev".as_ref() } else { profile };
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--workspace", "--profile"]).arg(profile);
+    cargo.args(["build", "--quiet", "--package=vkog-bytes", "--package=vkog-ttl", "--profile"]).arg(profile);
     cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     assert!(cargo.status().expect("cargo runs").success(), "{cargo:?} failed");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");

@@ -160,7 +160,7 @@ pub fn artefacts() -> &'static Artefacts {
 }
 
 /// Returns the library of the plugin etcd. It is built alone, and only for tests that need it, because its dependencies
-/// would change the features of the others.
+/// would change the features of the others; with its own test, as `cargo test -p vkog-etcd` does.
 #[track_caller]
 pub fn etcd_plugin() -> PathBuf {
     static PLUGIN: LazyLock<Result<Artefacts, String>> = LazyLock::new(|| {
@@ -169,6 +169,8 @@ pub fn etcd_plugin() -> PathBuf {
             "--package",
             "vkog-etcd",
             "--lib",
+            "--test",
+            "real_etcd",
             "--profile",
             &profile,
         ]))
