@@ -468,7 +468,8 @@ fn run_plugins(command: PluginsCommand) -> Result<ExitCode, Failure> {
     match command {
         PluginsCommand::New { name, path, api } => Ok(plugins::new::new(&name, path.as_deref(), api.as_deref())?),
         PluginsCommand::Check { libraries, config, json } => {
-            let config = configured(Options { no_plugins: true, ..Options::default() }, config.as_deref())?;
+            let file = config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+            let config = Config::without_plugins(Options::default(), file)?;
             Ok(plugins::check::check(&libraries, &config, json)?)
         }
         PluginsCommand::Add(add) => plugins::add::add(add),

@@ -285,6 +285,19 @@ impl Config {
     ///
     /// Options contradict each other, or a path or a size cannot be used.
     pub fn new(given: Options, file: File) -> Result<Self, ConfigError> {
+        Self::merge(given, file, true)
+    }
+
+    /// Merges options for a command that neither loads plugins nor opens the store: the plugin folder need not exist.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::new`].
+    pub fn without_plugins(given: Options, file: File) -> Result<Self, ConfigError> {
+        Self::merge(given, file, false)
+    }
+
+    fn merge(given: Options, file: File, loads_plugins: bool) -> Result<Self, ConfigError> {
         let File { options: written, settings, order, auth, proxy } = file;
         let shared = shared_store(&given, &written)?;
         let max_size = given.max_size.or(written.max_size).map_or(128 << 20, |size| size.0);
@@ -292,8 +305,11 @@ impl Config {
             return Err(conflict("--max-size", Conflict::Zero));
         }
         let no_plugins = given.no_plugins || given.plugin_dir.is_none() && written.no_plugins;
+        if shared.is_some() && no_plugins && loads_plugins {
+            return Err(conflict("--store", Conflict::StoreWithoutPlugins));
+        }
         let folder = match given.plugin_dir.or(written.plugin_dir) {
-            _ if no_plugins => None,
+            _ if no_plugins || !loads_plugins => None,
             Some(path) => match path.metadata() {
                 Ok(found) if found.is_dir() => Some(path),
                 Ok(_) => return Err(ConfigError::PluginFolderIsFile(path)),
@@ -360,23 +376,18 @@ impl Config {
     }
 }
 
-/// Returns the shared store, if the store is one. A file on the command line takes precedence over a shared store in the
-/// configuration file, and the other way round.
+/// Returns the shared store, if the store is one. A shared store on the command line takes precedence over a file in the
+/// configuration file, but not the other way round: units and images set `VKOG_FILE`, and each server would open its own file.
 fn shared_store(given: &Options, written: &Options) -> Result<Option<SharedStoreConfig>, ConfigError> {
-    let by_source = |options: &Options| match (&options.store, &options.file) {
-        (Some(_), Some(_)) => Err(conflict("--store", Conflict::TwoStores)),
-        (Some(url), None) => Ok(Some(Some(url.clone()))),
-        (None, Some(_)) => Ok(Some(None)),
-        (None, None) => Ok(None),
-    };
-    let (by_given, by_written) = (by_source(given)?, by_source(written)?);
+    let url = given.store.as_ref().or(written.store.as_ref());
+    let names_file = given.file.is_some() || given.store.is_none() && written.file.is_some();
+    if url.is_some() && names_file {
+        return Err(conflict("--store", Conflict::TwoStores));
+    }
     let reads = given.reads.or(written.reads);
     let max_lag = given.max_lag.or(written.max_lag);
     let timeout = given.store_timeout.or(written.store_timeout);
-    if let Some(url) = by_given.or(by_written).flatten() {
-        if given.no_plugins || given.plugin_dir.is_none() && written.no_plugins {
-            return Err(conflict("--store", Conflict::StoreWithoutPlugins));
-        }
+    if let Some(url) = url.cloned() {
         let only_files = [("--fsync", given.fsync.is_some()), ("--log-min", given.log_min.is_some())];
         return match only_files.into_iter().find(|(_, is_set)| *is_set) {
             Some((option, _)) => Err(conflict(option, Conflict::OnlyForFiles)),
@@ -509,7 +520,6 @@ mod tests {
             (&["--store", "etcd://a"][..], "", Some("etcd://a")),
             (&[], in_file, Some("etcd://b")),
             (&["--store", "etcd://a"], "file = \"f\"\nfsync = \"never\"", Some("etcd://a")),
-            (&["-f", "f"], in_file, None),
             (&[], "", None),
         ] {
             let shared = config(given, written).expect(written).shared;
@@ -526,6 +536,7 @@ mod tests {
                 "cannot use --store: --file or VKOG_FILE names another store",
             ),
             (&[], "store = \"etcd://a\"\nfile = \"f\"", "cannot use --store: --file or VKOG_FILE names another store"),
+            (&["-f", "f"], in_file, "cannot use --store: --file or VKOG_FILE names another store"),
             (
                 &["--store", "etcd://a", "--fsync", "never"],
                 "",
@@ -535,7 +546,7 @@ mod tests {
             (&["--store", "etcd://a", "--no-plugins"], "", "cannot use --store: a plugin connects to it"),
             (&["--reads", "local"], "", "cannot use --reads: the store is a file"),
             (&["--max-lag", "1s"], "", "cannot use --max-lag: the store is a file"),
-            (&["-f", "f", "--store-timeout", "1s"], in_file, "cannot use --store-timeout: the store is a file"),
+            (&["-f", "f", "--store-timeout", "1s"], "", "cannot use --store-timeout: the store is a file"),
         ] {
             let error = config(given, written).expect_err(words).to_string();
             assert!(error.starts_with(words), "{error}");

@@ -87,7 +87,7 @@ pub enum Conflict {
         max: u64,
     },
     /// A shared store beside a file.
-    #[error("--file or VKOG_FILE names another store; remove one of them")]
+    #[error("--file or VKOG_FILE names another store; remove one of them, or set VKOG_FILE to nothing")]
     TwoStores,
     /// A shared store without the plugins.
     #[error("a plugin connects to it; remove --no-plugins")]

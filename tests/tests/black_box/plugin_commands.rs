@@ -515,6 +515,17 @@ fn ls_shows_what_a_server_would_load_and_why_not() {
 }
 
 #[test]
+fn the_configuration_of_a_server_with_a_shared_store_can_be_used() {
+    let place = Place::new();
+    place.setup.write_config("store = \"etcd://127.0.0.1/vkog\"\n");
+    let library = ttl().display().to_string();
+    place.run(&["add", &library, "--pin"]).expect(0);
+    place.run(&["ls"]).expect(0);
+    place.setup.run(["plugins", "check", &library, "--config", "vkog.toml"]).expect(0);
+    place.run(&["rm", "ttl"]).expect(0);
+}
+
+#[test]
 fn ls_runs_no_code_before_the_checks_and_creates_no_plugin() {
     let place = Place::new();
     let mark = place.setup.folder().join("mark");

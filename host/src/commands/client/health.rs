@@ -13,7 +13,7 @@ use ureq::tls::TlsConfig;
 
 use super::error::without_kind;
 use super::{ClientError, Url, agent_config, duration, say, trusting};
-use crate::config::{Config, ConfigError, File, Host, Listen, Options, Scheme, without_empty_variables};
+use crate::config::{Config, File, Host, Listen, Options, Scheme, without_empty_variables};
 use crate::failure::{Failure, Status};
 
 /// The body of `/readyz` of a server that is ready.
@@ -154,12 +154,7 @@ fn configured(file: Option<PathBuf>) -> Result<Url, Failure> {
     let parsed = matches.and_then(|matches| Environment::from_arg_matches(&matches));
     let Environment { options } = parsed.map_err(Failure::usage)?;
     let file = file.as_deref().map(File::read).transpose()?.unwrap_or_default();
-    Ok(address(&config_of(options, file)?))
-}
-
-fn config_of(options: Options, file: File) -> Result<Config, ConfigError> {
-    // Plugins do not change the address.
-    Config::new(Options { no_plugins: true, plugin_dir: None, ..options }, file)
+    Ok(address(&Config::without_plugins(options, file)?))
 }
 
 fn address(config: &Config) -> Url {
@@ -206,7 +201,7 @@ mod tests {
         ] {
             let listen: Vec<Listen> = listen.iter().map(|text| text.parse().expect("an address")).collect();
             let options = Options { listen: Some(listen), ..Options::default() };
-            let config = config_of(options, File::default()).expect("it is valid");
+            let config = Config::without_plugins(options, File::default()).expect("it is valid");
             assert_eq!(address(&config).to_string(), expected);
         }
     }
@@ -220,7 +215,7 @@ mod tests {
                 tls_key: Some("key.pem".into()),
                 ..Options::default()
             };
-            let config = config_of(options, File::default()).expect("it is valid");
+            let config = Config::without_plugins(options, File::default()).expect("it is valid");
             assert_eq!(address(&config).to_string(), expected);
         }
     }

@@ -57,7 +57,7 @@ impl FolderArgs {
         let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let path = plugin_folder(self.plugin_dir, &file).ok_or(FolderError::Unknown)?;
         // The folder is not that of the configuration, which a server requires to exist.
-        let config = Config::new(Options { no_plugins: true, ..Options::default() }, file)?;
+        let config = Config::without_plugins(Options::default(), file)?;
         Ok(PluginFolder { path, config, config_file: self.config })
     }
 }

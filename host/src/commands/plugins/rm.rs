@@ -143,7 +143,7 @@ fn absent(plugin: String, folder: &PluginFolder, others: Vec<String>) -> RmError
 
 /// Prints what the configuration still has for a plugin that was removed.
 fn say_what_remains(config: &Path, name: &str) -> Result<(), Failure> {
-    let read = Config::new(Options { no_plugins: true, ..Options::default() }, File::read(config)?)?;
+    let read = Config::without_plugins(Options::default(), File::read(config)?)?;
     match read.plugins.settings.get(name) {
         Some(table) if table.host.is_expected => say(&format!(
             "[plugins.{name}] in {} requires the plugin: a server does not start without it; remove the table",

@@ -234,10 +234,9 @@ fn a_server_that_loads_a_shared_store_is_alive_and_not_ready() {
     let process = Running::start(command.arg("--plugin-dir").arg(setup.plugin_folder()));
     let waits = |log: &str| log.contains("waiting for faults://entries: the gate is closed");
     assert!(process.stderr.wait_for(waits), "{}", process.stderr.text());
-    let health = |expected| {
-        let url = format!("http://{address}");
-        setup.run(["health", "--url", url.as_str()]).expect(expected)
-    };
+    // With the environment of the server, as in a container.
+    let of_server = setup.clone().env("VKOG_LISTEN", &address).env("VKOG_STORE", "faults://entries");
+    let health = |expected| of_server.run(["health"]).expect(expected);
     let exit = health(4);
     assert!(exit.to_string().contains("not ready: waiting for faults://entries: the gate is closed"), "{exit}");
     fs::write(setup.folder().join("gate"), "").expect("the folder is ours");
