@@ -12,7 +12,8 @@ pub fn about(addresses: Vec<String>, plugins: &[Plugin], chain: &Chain) -> About
         Some(MemberPlugin { name: name.to_owned(), version, sha256 })
     };
     let plugins = chain.members().iter().filter_map(|member| of_member(member.name())).collect();
-    About { addresses, version: env!("CARGO_PKG_VERSION").to_owned(), plugins }
+    let machine = gethostname::gethostname().to_string_lossy().into_owned();
+    About { machine, addresses, version: env!("CARGO_PKG_VERSION").to_owned(), plugins }
 }
 
 /// Returns the servers on the store of this one. Blocks while a reload replaces plugins.
@@ -36,5 +37,7 @@ pub fn differing(members: &[Member]) -> Option<String> {
 }
 
 fn named(Member { id, about, .. }: &Member) -> String {
-    if about.addresses.is_empty() { id.clone() } else { format!("{id} ({})", about.addresses.join(", ")) }
+    let addresses = about.addresses.join(", ");
+    let parts: Vec<&str> = [&*about.machine, &*addresses].into_iter().filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() { id.clone() } else { format!("{id} ({})", parts.join(", ")) }
 }

@@ -48,7 +48,12 @@ struct TooManyEntries;
 pub fn export(path: &Path, shared: SharedArgs, format: Format, output: Option<&Path>) -> Result<ExitCode, Failure> {
     if let Some(target) = shared.target() {
         let shared = target.open()?;
-        return write_all(&shared.url.to_string(), &shared.entries()?, format, output);
+        let entries = shared.entries()?;
+        if entries.is_empty() {
+            // As for a prefix that was mistyped.
+            tracing::warn!("{} has no entries; check its prefix", shared.url);
+        }
+        return write_all(&shared.url.to_string(), &entries, format, output);
     }
     let _lock = to_read(path)?;
     let contents = read(path)?;

@@ -17,6 +17,8 @@ pub struct MemberPlugin {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
+    /// The name of its machine: servers of containers listen on the same addresses.
+    pub machine: String,
     /// Where it listens.
     pub addresses: Vec<String>,
     /// Its version.

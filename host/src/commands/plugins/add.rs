@@ -322,5 +322,10 @@ fn report(plugin: &Plugin, slot: &Slot, pinned_in: Option<&Path>) {
     if let Some(config) = pinned_in {
         say(&format!("pinned in {}", config.display()));
     }
-    say(RELOAD);
+    match plugin.scheme() {
+        Some(scheme) => {
+            say(&format!("restart the servers whose store is {scheme}://; others apply this when they reload"))
+        }
+        None => say(RELOAD),
+    }
 }

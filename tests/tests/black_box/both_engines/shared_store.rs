@@ -284,7 +284,7 @@ fn a_store_that_refuses_the_server_stops_the_start() {
 
 #[test]
 fn servers_with_other_plugins_are_reported() {
-    let other = json!({ "version": "9.9.9", "addresses": ["10.0.0.2:3110"], "plugins": [{ "name": "bytes", "version": "1", "sha256": "00" }] });
+    let other = json!({ "version": "9.9.9", "machine": "vkog-2", "addresses": ["10.0.0.2:3110"], "plugins": [{ "name": "bytes", "version": "1", "sha256": "00" }] });
     let setup = setup().config(format!("[plugins.faults]\nhosts = ['{other}', '{{}}']\n"));
     let server = setup.start();
     let listed: Value = serde_json::from_str(&server.path("GET", "/plugins").send().expect(200).text()).expect("JSON");
@@ -292,15 +292,19 @@ fn servers_with_other_plugins_are_reported() {
     assert_eq!(hosts.len(), 2, "a command is no server: {listed}");
     assert_eq!((&hosts[0]["own"], &hosts[0]["differs"]), (&json!(true), &json!(false)));
     assert_eq!(hosts[0]["addresses"], json!([format!("http://{}", server.address())]));
+    assert!(hosts[0]["machine"].as_str().is_some_and(|machine| !machine.is_empty()), "{listed}");
     assert_eq!(hosts[0]["plugins"][0]["sha256"], listed["plugins"][0]["sha256"]);
     assert_eq!(
         (&hosts[1]["own"], &hosts[1]["differs"], &hosts[1]["version"]),
         (&json!(false), &json!(true), &json!("9.9.9"))
     );
-    ready(&server).expect(200).is("Ok; other plugins run on 2 (10.0.0.2:3110); see /plugins\n");
+    ready(&server).expect(200).is("Ok; other plugins run on 2 (vkog-2, 10.0.0.2:3110); see /plugins\n");
     let exit = setup.run(["health", "--url", &format!("http://{}", server.address())]).expect(0);
-    assert!(exit.stdout.ends_with(": ready; other plugins run on 2 (10.0.0.2:3110); see /plugins\n"), "{exit}");
-    server.logs(&["other plugins run on 2 (10.0.0.2:3110)", "give all servers of faults://entries the same plugins"]);
+    assert!(exit.stdout.ends_with(": ready; other plugins run on 2 (vkog-2, 10.0.0.2:3110); see /plugins\n"), "{exit}");
+    server.logs(&[
+        "other plugins run on 2 (vkog-2, 10.0.0.2:3110)",
+        "give all servers of faults://entries the same plugins",
+    ]);
 }
 
 #[test]
