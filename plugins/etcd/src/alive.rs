@@ -40,7 +40,7 @@ pub(crate) async fn run(node: &Node) {
                     node.drop_waiting(&reason);
                 } else if last
                     .map_or(failures + 1 >= node.client.endpoints(), |last| last.elapsed() >= DISCONNECTED_AFTER)
-                    || matches!(error, CallError::WentBack { .. })
+                    || error.is_loss()
                 {
                     node.set_disconnected(&reason);
                     reported = Some(reason);

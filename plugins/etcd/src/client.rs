@@ -56,9 +56,20 @@ pub(crate) enum CallError {
          this server"
     )]
     WentBack { revision: u64, applied: u64 },
+    /// The cluster has another group of writes at this revision, or none.
+    #[error(
+        "etcd does not have revision {revision} as this server has seen it: etcd has lost data or was restored from a backup; restart \
+         this server"
+    )]
+    OtherHistory { revision: u64 },
 }
 
 impl CallError {
+    /// Returns whether etcd has lost changes that this host has applied.
+    pub(crate) fn is_loss(&self) -> bool {
+        matches!(self, Self::WentBack { .. } | Self::OtherHistory { .. })
+    }
+
     /// Returns why there is no connection to the cluster.
     pub(crate) fn reason(&self) -> String {
         match self {

@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout_at};
 
-use crate::client::{CallError, RANGE};
-use crate::commit::revision_of;
 use crate::node::Node;
-use crate::proto::{RangeRequest, RangeResponse};
 use crate::returning::{Returning, linger_after, most_of};
 
 /// How long a confirmation is tried.
@@ -114,19 +111,6 @@ impl Node {
             }
             ids.into_iter().for_each(|id| self.sink.confirmed(id, revision));
         }
-    }
-
-    /// Reads the revision of the last group of any host; 0 if there was none.
-    pub(crate) async fn last_revision(&self, limit: Duration) -> Result<u64, CallError> {
-        let request = RangeRequest { key: self.keys.last(), ..RangeRequest::default() };
-        let applied = *self.applied.borrow();
-        let response: RangeResponse = self.client.call(RANGE, request, limit).await?;
-        // The read is linearizable, so etcd is not behind what it has sent before.
-        let revision = revision_of(response.header.as_ref());
-        if revision < applied {
-            return Err(CallError::WentBack { revision, applied });
-        }
-        Ok(response.kvs.first().and_then(|last| u64::try_from(last.mod_revision).ok()).unwrap_or(0))
     }
 }
 

@@ -101,6 +101,10 @@ fn apply(node: &Node, events: &[Event]) {
                 if kind == Kind::Leader && node.cluster().leader.is_none() {
                     node.wake_session();
                 }
+                if matches!(kind, Kind::Host(id) if !is_put(event) && id == node.id()) {
+                    // Somebody has deleted it.
+                    node.announce_again();
+                }
                 continue;
             }
         }

@@ -20,6 +20,7 @@ mod client;
 mod commit;
 mod confirm;
 mod feed;
+mod history;
 mod keys;
 mod node;
 mod proto;

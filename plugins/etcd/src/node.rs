@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 use crate::client::Client;
 use crate::commit::{self, Commits};
 use crate::confirm::Confirms;
+use crate::history::LastGroup;
 use crate::keys::Keys;
 use crate::settings::Settings;
 use crate::sink::Sink;
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) confirms: Confirms,
     /// The revision up to which the sink has all changes; 0 before the first load.
     pub(crate) applied: watch::Sender<u64>,
+    /// The last group of writes that was passed to the sink.
+    seen: Mutex<Option<LastGroup>>,
     identity: Mutex<Identity>,
     cluster: Mutex<Cluster>,
     connected: AtomicBool,
@@ -96,6 +99,7 @@ impl Node {
             commits,
             confirms: Confirms::default(),
             applied: watch::Sender::new(0),
+            seen: Mutex::default(),
             identity: Mutex::new(Identity { about: about.to_owned(), ..Identity::default() }),
             cluster: Mutex::default(),
             connected: AtomicBool::new(false),
@@ -106,6 +110,10 @@ impl Node {
 
     pub(crate) fn identity(&self) -> MutexGuard<'_, Identity> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Option<LastGroup>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
@@ -176,8 +184,12 @@ impl Node {
     pub(crate) fn announce(&self, about: &str) {
         let mut identity = self.identity();
         about.clone_into(&mut identity.about);
-        identity.about_is_new = true;
         drop(identity);
+        self.announce_again();
+    }
+
+    pub(crate) fn announce_again(&self) {
+        self.identity().about_is_new = true;
         self.wake_session();
     }
 

@@ -118,7 +118,7 @@ async fn renew(node: &Arc<Node>) -> Result<(), SessionError> {
         node.identity().slots_lease = granted.id;
     }
     // Without data that this host knows, etcd must not accept its writes.
-    node.last_revision(TIMEOUT).await?;
+    node.check_history(TIMEOUT).await?;
     let fence = raise(node).await?;
     node.commits.raise_fence(fence);
     commit::pump(node);
@@ -227,8 +227,12 @@ async fn attend(
     }
     if identity.about_is_new {
         // Before the call, because a newer one may come meanwhile.
-        node.identity().about_is_new = false;
-        let put = RequestOp::put(node.keys.host(&identity.id), identity.about.clone().into(), identity.lease);
+        let about = {
+            let mut identity = node.identity();
+            identity.about_is_new = false;
+            identity.about.clone()
+        };
+        let put = RequestOp::put(node.keys.host(&identity.id), about.into(), identity.lease);
         let request = TxnRequest { success: vec![put], ..TxnRequest::default() };
         let result = node.client.call::<_, Ignored>(TXN, request, TIMEOUT).await;
         result.inspect_err(|_| node.identity().about_is_new = true)?;

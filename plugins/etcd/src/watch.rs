@@ -81,6 +81,12 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
                 if gap.is_compaction() {
                     position = Position::Start;
                 }
+                if let Gap::Call(error) = &gap
+                    && error.is_loss()
+                {
+                    // To `alive`, the connection works.
+                    node.set_disconnected(&error.reason());
+                }
                 sleep(pause_after(failures)).await;
                 failures += 1;
             }
@@ -122,6 +128,7 @@ async fn load(
             *keys = page_keys(page.encoded_len(), page.kvs.len());
         }
         let more = page.more;
+        node.see_keys(page.kvs.iter());
         steps.send(Step::Page(page.kvs)).await.map_err(|_| Gap::Closed)?;
         if !more {
             let (answer, counts) = oneshot::channel();
@@ -142,6 +149,7 @@ fn page_keys(bytes: usize, count: usize) -> i64 {
 async fn watch(node: &Node, steps: &mpsc::Sender<Step>, next: &mut i64, failures: &mut u32) -> Result<Infallible, Gap> {
     let (key, range_end) = node.keys.watched();
     let create = WatchCreateRequest { key, range_end, start_revision: *next, fragment: true };
+    node.check_history(WATCH_TIMEOUT).await?;
     let mut watch: Watch = node.client.watch(create, WATCH_TIMEOUT).await?;
     let mut pending: Vec<Event> = Vec::new();
     loop {
@@ -161,6 +169,7 @@ async fn watch(node: &Node, steps: &mpsc::Sender<Step>, next: &mut i64, failures
         let events = std::mem::replace(&mut pending, rest);
         if let Some(last) = events.last() {
             let after = revision_of(last) + 1;
+            node.see_events(&events);
             steps.send(Step::Events(events)).await.map_err(|_| Gap::Closed)?;
             *next = after;
         }

@@ -339,3 +339,31 @@ fn a_store_does_not_use_a_cluster_that_has_lost_its_data() {
     let restarted = Host::open(&etcd.store("vkog"), &Settings::default());
     restarted.put("a", 0, b"z");
 }
+
+#[test]
+fn a_store_does_not_continue_with_another_history() {
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    let proxy = Proxy::start(&etcd);
+    let host = Host::open(&proxy.url(), &Settings::default());
+    let revision = host.put("a", 0, b"x");
+    proxy.set(Mode::LoseAll);
+    host.wait_for_disconnection();
+    etcd.kill(0);
+    etcd.lose_data(0);
+    etcd.run(0);
+    let restarted = Host::open(&etcd.store("vkog"), &Settings::default());
+    restarted.wait_for_connection();
+    let mut other = 0;
+    while other <= revision + 10 {
+        other = restarted.put("b", other, b"y");
+    }
+    proxy.set(Mode::Pass);
+    let reason = "etcd has lost data or was restored from a backup";
+    let lost = |reported: &mut Reported| reported.connection.clone()?.err()?.contains(reason).then_some(());
+    host.recorder.wait("the host knows", lost);
+    assert!(!host.recorder.lock().entries.contains_key("b"));
+    match host.outcome(host.send(&[("a", revision, Some(b"y"))])) {
+        CommitOutcome::Dropped { message } => assert!(message.contains(reason), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}

@@ -142,3 +142,16 @@ fn a_confirmation_is_no_older_than_a_write_of_another_host() {
         assert_eq!(hosts[1].recorder.lock().entries["k"], (vec![round], revision));
     }
 }
+
+#[test]
+fn a_confirmation_is_no_older_than_a_write_although_somebody_deletes_last() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let hosts = [0, 1].map(|_| Host::open(&etcd.store("vkog"), &Settings::default()));
+    let first = hosts[0].put("k", 0, b"1");
+    hosts[1].wait_for(first);
+    etcd.etcdctl(&["del", "vkog/last"]);
+    let deleted = hosts[1].confirm();
+    assert!(deleted > first, "{deleted}");
+    let second = hosts[0].put("k", first, b"2");
+    assert!(hosts[1].confirm() >= second);
+}
