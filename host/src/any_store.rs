@@ -215,6 +215,13 @@ impl Store for AnyStore {
         }
     }
 
+    fn retry_max(&self) -> Option<Duration> {
+        match self {
+            Self::Local(store) => store.retry_max(),
+            Self::Shared(shared) => shared.store.retry_max(),
+        }
+    }
+
     #[inline]
     fn when_current(&self, reads: vkog_store::Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         match self {

@@ -2,6 +2,7 @@
 //! expiry. It is a get, as this client would see the entry, and then a put of that value if the entry has not changed meanwhile.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::Guard;
 
@@ -15,6 +16,27 @@ use vkog_store::{Entry, Reads, Store, owned_content_type};
 
 /// Why a touch fails after all attempts.
 pub(super) const CHANGED: &str = "Entry changed again and again while the request was in flight: send it again";
+
+/// The attempts of a touch so far. The client of a shared store gets a response at its deadline, so the last attempt begins earlier.
+#[derive(Copy, Clone)]
+pub(super) struct Tries {
+    number: usize,
+    began: Instant,
+}
+
+impl Tries {
+    /// Returns the first attempt.
+    pub(super) fn begin() -> Self {
+        Self { number: 1, began: Instant::now() }
+    }
+
+    /// Returns the next attempt, if there may be one.
+    pub(super) fn next<S: Store>(self, store: &S) -> Option<Self> {
+        let is_allowed = self.number < attempts_max(store)
+            && store.retry_max().is_none_or(|retry_max| self.began.elapsed() < retry_max);
+        is_allowed.then_some(Self { number: self.number + 1, ..self })
+    }
+}
 
 /// The part of a touch that its attempts share.
 struct Touch {
@@ -31,21 +53,21 @@ impl<S: Store> Engine<S> {
     /// [`run`](Self::run) does. Copies the value, so do not call it on an event loop.
     pub fn touch(self: &Arc<Self>, request: Request, on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static) {
         let Request { key, query, conditions, arrived, origin, .. } = request;
-        attempt(self, Touch { key, query, conditions, arrived, origin }, 1, on_done);
+        attempt(self, Touch { key, query, conditions, arrived, origin }, Tries::begin(), on_done);
     }
 }
 
 fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     touch: Touch,
-    number: usize,
+    tries: Tries,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     let get = Request { form: Form::Stored, ..touch.request(Verb::Get, Arc::clone(&touch.origin)) };
     let writing = Arc::clone(engine);
     engine.run(get, move |outcome, headers| match outcome {
         Outcome::Found(entry) => match check_memory(entry.value().len()) {
-            Ok(()) => write_again(&writing, touch, &entry, number, on_done),
+            Ok(()) => write_again(&writing, touch, &entry, tries, on_done),
             Err(refusal) => on_done(Outcome::Refused(refusal), Vec::new()),
         },
         other => on_done(other, headers),
@@ -57,7 +79,7 @@ fn write_again<S: Store>(
     engine: &Arc<Engine<S>>,
     touch: Touch,
     entry: &Entry,
-    number: usize,
+    tries: Tries,
     on_done: impl FnOnce(Outcome, ExtraHeaders) + Send + 'static,
 ) {
     let origin = TouchOrigin::new(Arc::clone(&touch.origin), entry);
@@ -70,12 +92,10 @@ fn write_again<S: Store>(
     };
     let retrying = Arc::clone(engine);
     let on_put = move |outcome, headers| match outcome {
-        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) if number < attempts_max(&retrying.store) => {
-            attempt(&retrying, touch, number + 1, on_done);
-        }
-        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) => {
-            on_done(Outcome::Refused(host_refusal(409, CHANGED)), headers);
-        }
+        Outcome::PreconditionFailed(PreconditionFailed::IfMatch) => match tries.next(&retrying.store) {
+            Some(next) => attempt(&retrying, touch, next, on_done),
+            None => on_done(Outcome::Refused(host_refusal(409, CHANGED)), headers),
+        },
         other => on_done(other, headers),
     };
     let engine = Arc::clone(engine);

@@ -6,6 +6,7 @@
 //! where another host was faster.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::change_feed::{Unwatchable, Watch};
 use crate::entry::Entry;
@@ -80,6 +81,11 @@ pub trait Store: Send + Sync + 'static {
     /// The function gets an error if that cannot be found out, and must not read then. Only a shared store, whose entries other
     /// hosts change, calls it later or with an error.
     fn when_current(&self, reads: Reads, then: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static);
+
+    /// How long a touch may be tried again, because other clients have written the entry meanwhile. None: there is no limit.
+    fn retry_max(&self) -> Option<Duration> {
+        None
+    }
 
     /// Updates several entries in one step: all of it becomes durable, or nothing. The revisions of the changes follow each
     /// other; in a shared store, all changes of a step have one revision. See [`Decide`] for how it is decided.

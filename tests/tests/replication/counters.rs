@@ -1,6 +1,8 @@
-//! Routes that update entries over several hosts: no increment is lost, and none is rejected because of another host.
+//! Updates of busy entries: no increment by routes over several hosts is lost, and none is rejected because of another host. A PATCH
+//! beside many writers has a certain outcome.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use vkog_tests::{amount, artefacts};
@@ -42,5 +44,29 @@ fn increments_through_three_hosts_add_up_and_none_is_rejected() {
     assert!(statuses.iter().all(|of_client| *of_client == all), "{statuses:?}");
     for host in 0..HOSTS {
         cluster.host(host).get("hits").expect(200).is((CLIENTS * each).to_string());
+    }
+}
+
+#[test]
+fn a_patch_of_a_busy_entry_has_a_certain_outcome_before_its_deadline() {
+    let load = |setup: vkog_tests::Setup| setup.env("VKOG_STORE_TIMEOUT", "6s");
+    let Some(cluster) = Cluster::start(1, 1, load) else { return };
+    let host = cluster.host(0);
+    host.post("busy", "0").expect(200);
+    let is_over = AtomicBool::new(false);
+    let write = || {
+        let (http, url) = (Client::new(), format!("http://{}/k/busy", host.address()));
+        while !is_over.load(SeqCst) {
+            http.send("PUT", &url, &[], Some("value"));
+        }
+    };
+    let patched: Vec<_> = thread::scope(|scope| {
+        (0..6).for_each(|_| _ = scope.spawn(write));
+        let patched = (0..2).map(|_| host.key("PATCH", "busy").send()).collect();
+        is_over.store(true, SeqCst);
+        patched
+    });
+    for reply in patched {
+        assert!([200, 409].contains(&reply.status), "{} {}", reply.status, reply.text());
     }
 }

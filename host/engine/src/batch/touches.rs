@@ -1,5 +1,5 @@
 //! Touches in a batch. The engine reads all entries to touch in one step, and then runs the batch with puts of their values. It
-//! repeats both if another client has written one of these entries in between.
+//! tries both if another client has written one of these entries in between.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,8 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Batch, BatchFailure, BatchOutcome, Operation};
-use crate::attempts::attempts_max;
-use crate::touch::{CHANGED, CODING, TYPE, describes_a_value};
+use crate::touch::{CHANGED, CODING, TYPE, Tries, describes_a_value};
 use crate::{Conditions, Engine, Outcome, PreconditionFailed, Revisions, check_memory, content_coding, host_refusal};
 use vkog_plugin_host::{CallStates, GuardOutput, Transforms, Verb};
 use vkog_store::{Entry, Reads, Store, owned_content_type};
@@ -24,7 +23,7 @@ pub(crate) fn run<S: Store>(
             let fact = "A patch follows a write of its key in the same batch: send its headers with that write";
             on_done(Err(batch.failure(index, Outcome::Refused(host_refusal(400, fact)))));
         }
-        None => attempt(engine, batch, 1, on_done),
+        None => attempt(engine, batch, Tries::begin(), on_done),
     }
 }
 
@@ -32,7 +31,7 @@ pub(crate) fn run<S: Store>(
 fn attempt<S: Store>(
     engine: &Arc<Engine<S>>,
     batch: Batch,
-    number: usize,
+    tries: Tries,
     on_done: impl FnOnce(BatchOutcome) + Send + 'static,
 ) {
     let touched: Vec<usize> = (0..batch.operations.len()).filter(|index| batch.operations[*index].touches).collect();
@@ -41,7 +40,7 @@ fn attempt<S: Store>(
     engine.dispatch_batch(batch.with(gets), move |read| match read {
         Ok(found) => {
             let found = touched.into_iter().zip(found.into_iter().map(|(outcome, _)| outcome));
-            write_again(&writing, batch, found, number, on_done);
+            write_again(&writing, batch, found, tries, on_done);
         }
         Err(BatchFailure { at, outcome }) => {
             on_done(Err(BatchFailure { at: at.map(|(index, key)| (touched[index], key)), outcome }));
@@ -55,7 +54,7 @@ fn write_again<S: Store>(
     engine: &Arc<Engine<S>>,
     batch: Batch,
     found: impl Iterator<Item = (usize, Outcome)>,
-    number: usize,
+    tries: Tries,
     on_done: impl FnOnce(BatchOutcome) + Send + 'static,
 ) {
     let (mut operations, mut len) = (batch.operations.iter().map(Operation::again).collect::<Vec<_>>(), 0);
@@ -72,13 +71,10 @@ fn write_again<S: Store>(
         Err(BatchFailure {
             at: Some((index, _)),
             outcome: Outcome::PreconditionFailed(PreconditionFailed::IfMatch),
-        }) if batch.operations[index].touches => {
-            if number < attempts_max(&retrying.store) {
-                attempt(&retrying, batch, number + 1, on_done);
-            } else {
-                on_done(Err(batch.failure(index, Outcome::Refused(host_refusal(409, CHANGED)))));
-            }
-        }
+        }) if batch.operations[index].touches => match tries.next(&retrying.store) {
+            Some(next) => attempt(&retrying, batch, next, on_done),
+            None => on_done(Err(batch.failure(index, Outcome::Refused(host_refusal(409, CHANGED))))),
+        },
         other => on_done(other),
     });
 }
