@@ -102,7 +102,7 @@ Example:
   vkog watch photos/";
 
 const BATCH: &str = "\
-The client sends up to 1,024 lines as one batch. A batch succeeds or fails as a whole. Each get prints its line \
+The client sends up to --lines lines as one batch, and fewer if they are long. A batch succeeds or fails as a whole. Each get prints its line \
 number in the input, its key and its value, with escapes for control characters. With --json, each operation prints its result.
 
 Example:

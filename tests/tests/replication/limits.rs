@@ -1,6 +1,9 @@
 //! Clients see the limits of etcd, and a watch begins when its server has started: both differ from a store in files.
 
+use std::fs;
+
 use serde_json::{Value, json};
+use vkog_tests::Setup;
 
 use crate::cluster::Cluster;
 
@@ -16,6 +19,16 @@ fn a_batch_of_126_keys_is_422_and_a_value_of_2_mib_is_413() {
     };
     batch(126).expect(422).says("the batch names 126 keys, etcd accepts 125; send several");
     host.path("GET", "/keys?count").send().expect(200).says("0");
+    let lines: String =
+        (0..126).map(|key| json!({ "op": "post", "key": key.to_string(), "value": "v" }).to_string() + "\n").collect();
+    let setup = Setup::new();
+    fs::write(setup.folder().join("lines"), lines).expect("the folder is ours");
+    let url = format!("http://{}", host.address());
+    setup.run(["batch", "lines", "--url", &url]).expect(4);
+    host.path("GET", "/keys?count").send().expect(200).says("0");
+    setup.run(["batch", "lines", "--lines", "125", "--url", &url]).expect(0);
+    host.path("GET", "/keys?count").send().expect(200).says("126");
+    (0..126).for_each(|key| _ = host.delete(&key.to_string()).expect(200));
     batch(125).expect(200);
     host.post("large", vec![0; 2 << 20]).refused(413, "Refused: the write needs ");
     host.get("large").expect(404);

@@ -21,7 +21,7 @@ use crate::logging;
 use crate::schema::Problem;
 
 /// The maximum number of operations of a batch.
-const OPERATIONS_MAX: usize = 1024;
+const OPERATIONS_MAX: u32 = 1024;
 /// The length at which a batch is sent, in bytes. Every server accepts 16 MiB.
 const LEN_MAX: usize = 8 << 20;
 
@@ -34,6 +34,10 @@ pub struct Batch {
     /// Print the result of each operation as one JSON object per line, with its line in the input and its key
     #[arg(long)]
     json: bool,
+
+    /// Send at most N lines as one batch; etcd accepts 125 keys in each
+    #[arg(long, value_name = "N", default_value_t = OPERATIONS_MAX, value_parser = clap::value_parser!(u32).range(1..=i64::from(OPERATIONS_MAX)))]
+    lines: u32,
 
     #[command(flatten)]
     remote: Remote,
@@ -74,6 +78,8 @@ struct Job {
     server: Server,
     name: String,
     json: bool,
+    /// The maximum number of operations of a batch.
+    operations_max: usize,
 }
 
 /// Runs all operations in order, in batches of which each succeeds as a whole or has no effect.
@@ -81,7 +87,7 @@ struct Job {
 /// # Errors
 ///
 /// A line is not an object, or the server rejects a batch. Earlier batches have succeeded; later ones are not sent.
-pub fn batch(Batch { file, json, remote }: Batch) -> Result<ExitCode, Failure> {
+pub fn batch(Batch { file, json, lines, remote }: Batch) -> Result<ExitCode, Failure> {
     let server = Server::new(remote)?;
     let (name, input, len): (_, Box<dyn io::Read>, _) = match file.filter(|file| file.as_os_str() != "-") {
         None => ("standard input".to_owned(), Box::new(io::stdin()), 0),
@@ -92,7 +98,7 @@ pub fn batch(Batch { file, json, remote }: Batch) -> Result<ExitCode, Failure> {
             (name, Box::new(file), len)
         }
     };
-    let job = Job { server, name, json };
+    let job = Job { server, name, json, operations_max: lines as usize };
     let done = job.send_all(input, len)?;
     logging::say(&format!("{}: completed {}", job.name, count(done as u64, "operation", "operations")));
     Ok(Status::Success.into())
@@ -113,7 +119,7 @@ impl Job {
             // Each line must be valid alone, or lines could change the meaning of the array between them.
             let operation: Map<String, Value> = serde_json::from_str(line)
                 .map_err(|source| BatchError::NotAnObject { name: name(), line: number, source, done })?;
-            let is_full = chunk.operations.len() == OPERATIONS_MAX || chunk.body.len() + line.len() > LEN_MAX;
+            let is_full = chunk.operations.len() == self.operations_max || chunk.body.len() + line.len() > LEN_MAX;
             if is_full && !chunk.operations.is_empty() {
                 done = self.send(std::mem::take(&mut chunk), done)?;
             }
