@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::sync::{OnceCell, watch};
+use tokio::task::block_in_place;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -17,7 +18,7 @@ use crate::proto::{
     AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, StatusRequest, StatusResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
-use crate::settings::{self, Credentials, Settings, SettingsError};
+use crate::settings::{self, Chain, Credentials, Settings, SettingsError};
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(crate) const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
@@ -50,6 +51,9 @@ pub(crate) enum CallError {
     Transport { endpoint: String, status: Box<Status> },
     #[error("{}", .0.message())]
     Etcd(Box<Status>),
+    /// The password of the user cannot be read.
+    #[error("{}", Chain(.0))]
+    Password(Box<SettingsError>),
     /// The cluster has lost revisions that this host knows.
     #[error(
         "etcd is at revision {revision}, and this server was at {applied}: etcd has lost data or was restored from a backup; restart \
@@ -134,6 +138,18 @@ impl CallError {
     }
 }
 
+/// A failure of a call, before its connection is named.
+enum Failure {
+    Status(Box<Status>),
+    Password(Box<SettingsError>),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
 /// A connection to one endpoint.
 #[derive(Clone)]
 struct Connection {
@@ -187,12 +203,15 @@ impl Client {
         let endpoints =
             names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
         let first = endpoints.first().ok_or(SettingsError::Url)?;
+        let credentials = settings.credentials()?;
+        // A file that is missing is a mistake at the start, and may return later.
+        credentials.as_ref().map(Credentials::password).transpose()?;
         Ok(Self {
             current: Mutex::new(Connection::new(0, first)),
             generation: watch::Sender::new(0),
             left: Mutex::default(),
             cluster: OnceLock::new(),
-            credentials: settings.credentials()?,
+            credentials,
             token: tokio::sync::Mutex::new(None),
             endpoints,
         })
@@ -222,7 +241,7 @@ impl Client {
             let requests = tokio_stream::once(LeaseRequest { id: lease });
             let mut responses: Streaming<LeaseResponse> = self.stream(&connection, LEASE_KEEP_ALIVE, requests).await?;
             let response = responses.message().await?;
-            response.map(|response| response.ttl).ok_or_else(|| Status::unavailable("the stream ended"))
+            response.map(|response| response.ttl).ok_or_else(|| Status::unavailable("the stream ended").into())
         };
         self.bounded(&connection, limit, call).await
     }
@@ -273,17 +292,14 @@ impl Client {
         &self,
         connection: &Connection,
         limit: Duration,
-        call: impl Future<Output = Result<T, Status>>,
+        call: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, CallError> {
         let mut generation = self.generation.subscribe();
         let result = tokio::select! {
-            result = call => result.map_err(|status| {
-                let status = Box::new(status);
-                if is_etcds(&status) {
-                    CallError::Etcd(status)
-                } else {
-                    CallError::Transport { endpoint: self.name(connection), status }
-                }
+            result = call => result.map_err(|failure| match failure {
+                Failure::Status(status) if is_etcds(&status) => CallError::Etcd(status),
+                Failure::Status(status) => CallError::Transport { endpoint: self.name(connection), status },
+                Failure::Password(error) => CallError::Password(error),
             }),
             () = tokio::time::sleep(limit) => Err(CallError::TimedOut { endpoint: self.name(connection), limit }),
             _ = generation.wait_for(|generation| *generation != connection.generation) => {
@@ -328,7 +344,7 @@ impl Client {
         connection: &Connection,
         path: &'static str,
         requests: impl Stream<Item = Q> + Send + 'static,
-    ) -> Result<Streaming<R>, Status>
+    ) -> Result<Streaming<R>, Failure>
     where
         Q: Message + 'static,
         R: Message + Default + 'static,
@@ -340,14 +356,16 @@ impl Client {
     }
 
     /// Adds the token of the user to a request.
-    async fn authorized<Q>(&self, connection: &Connection, request: Q) -> Result<Request<Q>, Status> {
+    async fn authorized<Q>(&self, connection: &Connection, request: Q) -> Result<Request<Q>, Failure> {
         let mut request = Request::new(request);
-        if let Some(Credentials { user, password }) = &self.credentials {
+        if let Some(credentials) = &self.credentials {
             let mut token = self.token.lock().await;
             let token = match &*token {
                 Some(token) => token.clone(),
                 None => {
-                    let login = AuthenticateRequest { name: user.clone(), password: password.clone() };
+                    let password = block_in_place(|| credentials.password());
+                    let password = password.map_err(|error| Failure::Password(Box::new(error)))?;
+                    let login = AuthenticateRequest { name: credentials.user.clone(), password };
                     let codec = ProstCodec::<_, AuthenticateResponse>::default();
                     let path = PathAndQuery::from_static(AUTHENTICATE);
                     let response = self.grpc(connection).await?.unary(Request::new(login), path, codec).await?;

@@ -27,7 +27,7 @@ pub struct Settings {
     pub user: Option<String>,
     /// The password of that user.
     pub password: Option<String>,
-    /// A file with the password of that user; a line end at its end is ignored.
+    /// A file with the password of that user; a line end at its end is ignored. It is read whenever the user authenticates.
     pub password_file: Option<PathBuf>,
     /// The seconds without contact after which the other hosts consider this one gone.
     pub lease_ttl: u32,
@@ -107,10 +107,27 @@ impl std::fmt::Display for Chain<'_> {
 }
 
 /// The user that etcd knows this host as.
-#[derive(Clone)]
 pub(crate) struct Credentials {
     pub(crate) user: String,
-    pub(crate) password: String,
+    source: PasswordSource,
+}
+
+enum PasswordSource {
+    Text(String),
+    File(PathBuf),
+}
+
+impl Credentials {
+    /// Returns the password, which is read from its file in each call.
+    pub(crate) fn password(&self) -> Result<String, SettingsError> {
+        let path = match &self.source {
+            PasswordSource::Text(password) => return Ok(password.clone()),
+            PasswordSource::File(path) => path,
+        };
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        let line = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text));
+        Ok(line.unwrap_or(&text).to_owned())
+    }
 }
 
 impl Settings {
@@ -144,18 +161,15 @@ impl Settings {
         self.tls || self.ca.is_some() || self.cert.is_some() || self.server_name.is_some()
     }
 
-    /// Returns the user, after reading the password file.
+    /// Returns the user, if there is one.
     pub(crate) fn credentials(&self) -> Result<Option<Credentials>, SettingsError> {
         let Some(user) = self.user.clone() else { return Ok(None) };
-        let password = match (&self.password, &self.password_file) {
-            (Some(password), _) => password.clone(),
-            (None, Some(path)) => {
-                let text = String::from_utf8_lossy(&read(path)?).into_owned();
-                text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text).to_owned()
-            }
+        let source = match (&self.password, &self.password_file) {
+            (Some(password), _) => PasswordSource::Text(password.clone()),
+            (None, Some(path)) => PasswordSource::File(path.clone()),
             (None, None) => return Err(SettingsError::Missing { name: "user", missing: "password" }),
         };
-        Ok(Some(Credentials { user, password }))
+        Ok(Some(Credentials { user, source }))
     }
 }
 

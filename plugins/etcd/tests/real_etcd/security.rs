@@ -6,7 +6,7 @@ use vkog_etcd::Settings;
 use vkog_plugin_api::backend::CommitOutcome;
 use vkog_tests::{Etcd, wait_until};
 
-use crate::recorder::Host;
+use crate::recorder::{Host, Reported};
 
 #[test]
 fn a_store_uses_tls_with_a_client_certificate() {
@@ -31,9 +31,9 @@ fn a_store_uses_tls_with_a_client_certificate() {
     }
 }
 
-#[test]
-fn a_store_authenticates_with_a_user_and_a_password() {
-    let Some(mut etcd) = Etcd::start(1) else { return };
+/// Starts etcd with authentication: the user `host` with the password `word` may write below `vkog/`.
+fn start_with_users() -> Option<Etcd> {
+    let etcd = Etcd::start(1)?;
     for command in [
         &["user", "add", "root:secret"][..],
         &["role", "add", "vkog"],
@@ -45,16 +45,56 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     ] {
         etcd.etcdctl(command);
     }
+    Some(etcd)
+}
+
+/// Replaces the user `host` by one with this password. That ends its tokens, as a change of its password does.
+fn replace_user(etcd: &Etcd, password: &str) {
+    let add = format!("host:{password}");
+    for command in [&["user", "delete", "host"][..], &["user", "add", &add], &["user", "grant-role", "host", "vkog"]] {
+        etcd.etcdctl(&[&["--user", "root:secret"], command].concat());
+    }
+}
+
+#[test]
+fn a_password_that_is_corrected_in_its_file_needs_no_restart() {
+    let Some(etcd) = start_with_users() else { return };
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let write = |password: &str| fs::write(file.path(), password).expect("it can be written");
+    write("mistyped\n");
+    let password_file = Some(file.path().into());
+    let host =
+        Host::begin(&etcd.store("vkog"), &Settings { user: Some("host".into()), password_file, ..Settings::default() });
+    let wait_for = |part: &str| {
+        let is_found = |reported: &mut Reported| reported.connection.clone()?.err()?.contains(part).then_some(());
+        host.recorder.wait(part, is_found);
+    };
+    wait_for("invalid user ID or password");
+    write("word\n");
+    host.wait_for_connection();
+    host.put("a", 0, b"x");
+    for (number, password) in [(0, "second"), (1, "third")] {
+        replace_user(&etcd, password);
+        wait_for("invalid user ID or password");
+        if number == 1 {
+            fs::remove_file(file.path()).expect("it is there");
+            wait_for("No such file or directory");
+        }
+        write(password);
+        host.wait_for_connection();
+        host.put(password, 0, b"x");
+    }
+}
+
+#[test]
+fn a_store_authenticates_with_a_user_and_a_password() {
+    let Some(mut etcd) = start_with_users() else { return };
     let settings = Settings { user: Some("host".into()), password: Some("word".into()), ..Settings::default() };
     let host = Host::open(&etcd.store("vkog"), &settings);
     let revision = host.put("a", 0, b"x");
     wait_until("it leads", || host.store.status().leads);
     // Its token ends with the user.
-    for command in
-        [&["user", "delete", "host"][..], &["user", "add", "host:word"], &["user", "grant-role", "host", "vkog"]]
-    {
-        etcd.etcdctl(&[&["--user", "root:secret"], command].concat());
-    }
+    replace_user(&etcd, "word");
     // Without a role for a moment, it may have reported that it has no connection.
     let mut written = 0;
     wait_until("it can write again", || match host.outcome(host.send(&[("a", revision, Some(b"y"))])) {
