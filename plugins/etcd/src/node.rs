@@ -167,6 +167,8 @@ impl Node {
     /// Reports that etcd cannot be reached. Writes that were not sent are dropped.
     pub(crate) fn set_disconnected(&self, reason: &str) {
         self.connected.store(false, Ordering::Release);
+        // Before the report, so that no write is sent after it: in a cluster that went back, its outcome may remain unknown.
+        self.commits.close(reason);
         block_in_place(|| {
             let mut losses = self.losses();
             *losses += 1;
