@@ -56,8 +56,8 @@ pub(crate) enum CallError {
     Password(Box<SettingsError>),
     /// The cluster has lost revisions that this host knows.
     #[error(
-        "etcd is at revision {revision}, and this server was at {applied}: etcd has lost data or was restored from a backup; restart \
-         this server"
+        "etcd is at revision {revision}, and this server was at {applied}: etcd has lost data or was restored from a backup; stop all \
+         servers of the store, make sure that etcd has its data, and start them"
     )]
     WentBack { revision: u64, applied: u64 },
     /// The cluster has another group of writes at this revision, or none.

@@ -329,7 +329,8 @@ fn a_store_does_not_use_a_cluster_that_has_lost_its_data() {
     etcd.kill(0);
     etcd.lose_data(0);
     etcd.run(0);
-    let reason = "etcd has lost data or was restored from a backup; restart this server";
+    let reason = "etcd has lost data or was restored from a backup; stop all servers of the store, make sure that etcd has its data, and \
+                  start them";
     let lost = |reported: &mut Reported| reported.connection.clone()?.err()?.contains(reason).then_some(());
     host.recorder.wait("the host is not connected any more", lost);
     match host.outcome(host.send(&[("a", revision, Some(b"y"))])) {
