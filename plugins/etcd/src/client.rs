@@ -19,6 +19,7 @@ use crate::proto::{
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use crate::settings::{self, Chain, Credentials, Settings, SettingsError};
+use crate::write::EtcdLimit;
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(crate) const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
@@ -96,11 +97,15 @@ impl CallError {
         }
     }
 
-    /// Returns whether etcd answers that a message or a transaction is over its limits, which is before it takes effect.
-    pub(crate) fn is_too_large(&self) -> bool {
-        self.says("etcdserver: request is too large")
-            || self.says("etcdserver: too many operations in txn request")
-            || self.says("grpc: received message larger than max")
+    /// Returns the limit that a request exceeds, if etcd refuses it for that, which is before it takes effect.
+    pub(crate) fn limit(&self) -> Option<EtcdLimit> {
+        if self.says("etcdserver: too many operations in txn request") {
+            Some(EtcdLimit::Operations)
+        } else if self.says("etcdserver: request is too large") || self.says("grpc: received message larger than max") {
+            Some(EtcdLimit::Bytes)
+        } else {
+            None
+        }
     }
 
     /// Returns whether the database is full. A write has taken effect if it is the one with which etcd noticed it.

@@ -12,7 +12,7 @@ use crate::keys::Keys;
 use crate::node::Node;
 use crate::proto::{KeyValue, ResponseHeader, TxnRequest, TxnResponse};
 use crate::returning::{Returning, linger_after, most_of};
-use crate::write::{Fence, Form, Group, Limits, Pending, Room, too_large};
+use crate::write::{Fence, Form, Group, Limits, Pending, Room};
 use vkog_plugin_api::backend::{CommitOutcome, Write};
 
 /// How long etcd may take for a group. A member that does not answer at all is noticed earlier, by `alive`.
@@ -172,7 +172,7 @@ impl Commits {
     /// Takes the outcomes of a group that etcd refused. If it was too large, its writes are sent one by one.
     fn refuse(&self, number: u64, error: &CallError) -> Outcomes {
         let Some(mut group) = self.take(number) else { return Vec::new() };
-        if error.is_too_large() && group.writes.len() > 1 {
+        if error.limit().is_some() && group.writes.len() > 1 {
             group.writes.iter_mut().for_each(|write| write.alone = true);
             self.queue().put_back(group.writes);
             return Vec::new();
@@ -362,7 +362,7 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
     }
     let outcomes = match response {
         Ok(response) if response.succeeded => node.commits.finish(number, &response),
-        Err(error) if error.is_too_large() => node.commits.refuse(number, &error),
+        Err(error) if error.limit().is_some() => node.commits.refuse(number, &error),
         Err(error) if error.is_denied() => {
             // The session finds out whether it may write anything, and when it may again.
             renew_session(node, &fence);
@@ -390,7 +390,7 @@ fn renew_session(node: &Node, fence: &Fence) {
 
 /// Returns the outcome of a write that etcd refused alone.
 fn refusal(error: &CallError, write: &Pending) -> CommitOutcome {
-    if error.is_too_large() { too_large(write.bytes, write.bytes - 1) } else { denied(error) }
+    error.limit().map_or_else(|| denied(error), |limit| write.refusal(limit))
 }
 
 /// Returns the outcome of a write while the user may not write.

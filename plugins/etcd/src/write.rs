@@ -27,6 +27,15 @@ pub(crate) struct Limits {
     pub(crate) prefix: usize,
 }
 
+/// A limit of etcd that a request exceeds.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EtcdLimit {
+    /// `--max-request-bytes`.
+    Bytes,
+    /// `--max-txn-ops`.
+    Operations,
+}
+
 impl Limits {
     pub(crate) fn new(settings: &Settings, prefix: &str) -> Self {
         Self { bytes: settings.max_request_bytes, operations: settings.max_txn_ops, prefix: prefix.len() }
@@ -87,7 +96,11 @@ impl Pending {
             write.changes().iter().filter(|change| change.expired()).map(|change| change.key().to_owned()).collect();
         let names = compare.len().max(changes.len());
         if names > limits.keys() {
-            let message = format!("the batch names {names} keys, etcd accepts {}; send several", limits.keys());
+            let message = format!(
+                "the batch names {names} keys, {} are accepted; send several, or raise --max-txn-ops of etcd and max_txn_ops of \
+                 [plugins.etcd]",
+                limits.keys()
+            );
             return Err(CommitOutcome::Refused { status: 422, message });
         }
         let nested = TxnRequest { compare, success: changes, failure: Vec::new() };
@@ -95,7 +108,11 @@ impl Pending {
             nested.encoded_len() + expired.iter().map(|key| key.len() + 8).sum::<usize>() + WRITE_BYTES + limits.prefix;
         let most = limits.bytes - GROUP_BYTES - 4 * limits.prefix;
         if bytes > most {
-            return Err(too_large(bytes, most));
+            let message = format!(
+                "the write needs {bytes} bytes, {most} are accepted; raise --max-request-bytes of etcd and max_request_bytes of \
+                 [plugins.etcd]"
+            );
+            return Err(CommitOutcome::Refused { status: 413, message });
         }
         let TxnRequest { compare, success: changes, .. } = nested;
         Ok(Self {
@@ -110,16 +127,33 @@ impl Pending {
         })
     }
 
+    /// Returns its outcome if etcd, whose limits are lower than those of the settings, refuses it alone.
+    pub(crate) fn refusal(&self, limit: EtcdLimit) -> CommitOutcome {
+        let (status, message) = match limit {
+            EtcdLimit::Operations => (
+                422,
+                format!(
+                    "the batch names {} keys, more than etcd accepts; send several, or raise --max-txn-ops of etcd: it is lower than \
+                     max_txn_ops of [plugins.etcd]",
+                    self.operations
+                ),
+            ),
+            EtcdLimit::Bytes => (
+                413,
+                format!(
+                    "the write needs {} bytes, more than etcd accepts; raise --max-request-bytes of etcd: it is lower than \
+                     max_request_bytes of [plugins.etcd]",
+                    self.bytes
+                ),
+            ),
+        };
+        CommitOutcome::Refused { status, message }
+    }
+
     /// Returns its keys. The host names each key that it changes in a condition.
     fn keys(&self) -> impl Iterator<Item = &Bytes> {
         self.compare.iter().map(|compare| &compare.key)
     }
-}
-
-/// Returns the outcome of a write that is larger than what etcd accepts.
-pub(crate) fn too_large(bytes: usize, most: usize) -> CommitOutcome {
-    let message = format!("the write needs {bytes} bytes, etcd accepts {most}; see its option --max-request-bytes");
-    CommitOutcome::Refused { status: 413, message }
 }
 
 /// Where a group takes effect.

@@ -17,7 +17,9 @@ fn a_batch_of_126_keys_is_422_and_a_value_of_2_mib_is_413() {
         let body = Value::from(operations).to_string();
         host.path("POST", "/batch").header("Content-Type", "application/json").body(body).send()
     };
-    batch(126).expect(422).says("the batch names 126 keys, etcd accepts 125; send several");
+    batch(126).expect(422).says(
+        "the batch names 126 keys, 125 are accepted; send several, or raise --max-txn-ops of etcd and max_txn_ops of [plugins.etcd]",
+    );
     host.path("GET", "/keys?count").send().expect(200).says("0");
     let lines: String =
         (0..126).map(|key| json!({ "op": "post", "key": key.to_string(), "value": "v" }).to_string() + "\n").collect();
