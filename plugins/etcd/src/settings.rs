@@ -79,6 +79,8 @@ pub enum SettingsError {
     Url,
     #[error("its URL has a user; set user and password_file of [plugins.etcd] instead")]
     UserInUrl,
+    #[error("its URL has a {0:?}, but no options; set them in [plugins.etcd] instead")]
+    Options(char),
     #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
     Prefix,
     #[error("cannot use the endpoint {endpoint}")]
@@ -189,12 +191,15 @@ impl StoreUrl {
     pub(crate) fn parse(url: &str) -> Result<Self, SettingsError> {
         let rest = url.strip_prefix("etcd://").ok_or(SettingsError::Url)?;
         let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, "vkog"));
+        if hosts.contains('@') {
+            return Err(SettingsError::UserInUrl);
+        }
+        if let Some(mark) = rest.chars().find(|char| ['?', '#'].contains(char)) {
+            return Err(SettingsError::Options(mark));
+        }
         let mut endpoints = Vec::new();
         for host in hosts.split(',') {
-            if host.contains('@') {
-                return Err(SettingsError::UserInUrl);
-            }
-            if host.is_empty() || host.contains(['?', '#', ' ']) {
+            if host.is_empty() || host.contains(' ') {
                 return Err(SettingsError::Url);
             }
             // The colons of an IPv6 address are in brackets.
@@ -243,10 +248,17 @@ mod tests {
             "etcd://a:b",
             "etcd://a/",
             "etcd://a//b",
-            "etcd://a/b?c#",
         ] {
             let parsed = StoreUrl::parse(url);
-            assert!(parsed.is_err() == (url != "etcd://a/b?c#"), "{url}: {parsed:?}");
+            assert!(parsed.is_err(), "{url}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_options_is_refused_with_the_place_for_them() {
+        for (url, mark) in [("etcd://a/b?tls=true", '?'), ("etcd://a?tls=true", '?'), ("etcd://a:1/b#c?d", '#')] {
+            let error = StoreUrl::parse(url).expect_err(url).to_string();
+            assert_eq!(error, format!("its URL has a '{mark}', but no options; set them in [plugins.etcd] instead"));
         }
     }
 
