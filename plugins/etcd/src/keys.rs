@@ -14,6 +14,9 @@
 
 use bytes::Bytes;
 
+/// The first segments of the names below a prefix.
+pub(crate) const NAMES: [&str; 6] = ["done", "fence", "hosts", "k", "last", "leader"];
+
 /// The names below one prefix.
 pub(crate) struct Keys {
     prefix: String,
@@ -129,6 +132,26 @@ mod tests {
             assert_eq!(keys.kind(&key), Kind::Foreign);
         }
         assert_eq!(keys.kind(b"vkogs/k/a"), Kind::Foreign);
+    }
+
+    #[test]
+    fn the_first_segments_of_all_names_are_reserved() {
+        let keys = Keys::new("vkog");
+        let all = [
+            keys.slot("7", 1),
+            keys.conflict("7", 1, 2),
+            keys.fence("7"),
+            keys.host("7"),
+            keys.entry("a"),
+            keys.last(),
+            keys.leader(),
+        ];
+        let mut segments: Vec<_> = all
+            .iter()
+            .map(|key| str::from_utf8(key).expect("it is text").split('/').nth(1).expect("it is below the prefix"))
+            .collect();
+        segments.dedup();
+        assert_eq!(segments, NAMES);
     }
 
     #[test]

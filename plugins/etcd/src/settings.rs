@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::keys;
 use vkog_plugin_api::serde::Deserialize;
 
 /// The largest request that etcd accepts by default (`--max-request-bytes`).
@@ -83,6 +84,11 @@ pub enum SettingsError {
     Options(char),
     #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
     Prefix,
+    #[error(
+        "the prefix {prefix} in its URL is among the keys of a store with the prefix {store}, because {segment:?} is a name of its keys; \
+         use a prefix without {segment:?} after a slash"
+    )]
+    ReservedPrefix { prefix: String, store: String, segment: &'static str },
     #[error("cannot use the endpoint {endpoint}")]
     Endpoint {
         endpoint: String,
@@ -213,6 +219,14 @@ impl StoreUrl {
         if prefix.split('/').any(str::is_empty) {
             return Err(SettingsError::Prefix);
         }
+        for (at, _) in prefix.match_indices('/') {
+            let (store, below) = (&prefix[..at], &prefix[at + 1..]);
+            let first = below.split('/').next();
+            if let Some(segment) = keys::NAMES.into_iter().find(|name| first == Some(name)) {
+                let (prefix, store) = (prefix.to_owned(), store.to_owned());
+                return Err(SettingsError::ReservedPrefix { prefix, store, segment });
+            }
+        }
         Ok(Self { endpoints, prefix: prefix.to_owned() })
     }
 }
@@ -259,6 +273,27 @@ mod tests {
         for (url, mark) in [("etcd://a/b?tls=true", '?'), ("etcd://a?tls=true", '?'), ("etcd://a:1/b#c?d", '#')] {
             let error = StoreUrl::parse(url).expect_err(url).to_string();
             assert_eq!(error, format!("its URL has a '{mark}', but no options; set them in [plugins.etcd] instead"));
+        }
+    }
+
+    #[test]
+    fn a_prefix_among_the_keys_of_another_store_is_refused() {
+        for (prefix, store, segment) in [
+            ("vkog/k", "vkog", "k"),
+            ("vkog/hosts/x", "vkog", "hosts"),
+            ("a/b/leader/k", "a/b", "leader"),
+            ("k/k", "k", "k"),
+        ] {
+            let error = StoreUrl::parse(&format!("etcd://h/{prefix}/")).expect_err(prefix).to_string();
+            let expected = format!(
+                "the prefix {prefix} in its URL is among the keys of a store with the prefix {store}, because {segment:?} is a name of \
+                 its keys; use a prefix without {segment:?} after a slash"
+            );
+            assert_eq!(error, expected);
+        }
+        for prefix in ["k", "leader", "vkog/test", "vkog/keys", "hosts/vkog"] {
+            let parsed = StoreUrl::parse(&format!("etcd://h/{prefix}")).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(parsed.prefix, prefix);
         }
     }
 

@@ -160,13 +160,17 @@ fn an_endpoint_that_is_not_there_is_skipped() {
 #[test]
 fn stores_with_different_prefixes_share_nothing() {
     let Some(etcd) = Etcd::start(1) else { return };
-    let hosts = ["vkog", "vkog/k", "vkog2"].map(|prefix| Host::open(&etcd.store(prefix), &Settings::default()));
-    for (index, host) in hosts.iter().enumerate() {
-        host.put("a", 0, &[u8::try_from(index).expect("small")]);
+    // A prefix may be below another one, also if it is between the names of that one's keys.
+    let prefixes = ["vkog", "vkog/test", "vkog/i", "vkog2", "k"];
+    let hosts = prefixes.map(|prefix| Host::open(&etcd.store(prefix), &Settings::default()));
+    for (host, prefix) in hosts.iter().zip(prefixes) {
+        host.put(prefix, 0, b"x");
     }
-    for (index, host) in [(1, &hosts[1]), (2, &hosts[2])] {
+    // Those that load the entries, and not only follow the changes.
+    let later = prefixes.map(|prefix| Host::open(&etcd.store(prefix), &Settings::default()));
+    for (host, prefix) in hosts.iter().chain(&later).zip(prefixes.iter().cycle()) {
         let entries = host.entries();
-        assert_eq!(entries.len(), 1);
-        assert_eq!(entries["a"].0, [index]);
+        assert_eq!(entries.keys().collect::<Vec<_>>(), [prefix]);
+        wait_until("it has the two members of its store", || host.store.status().members.len() == 2);
     }
 }
