@@ -431,11 +431,11 @@ fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Setti
 fn tls(settings: &Settings) -> Result<ClientTlsConfig, SettingsError> {
     let mut tls = ClientTlsConfig::new();
     tls = match &settings.ca {
-        Some(path) => tls.ca_certificate(Certificate::from_pem(settings::read(path)?)),
+        Some(path) => tls.ca_certificate(Certificate::from_pem(settings::read("ca", path)?)),
         None => tls.with_native_roots(),
     };
     if let (Some(cert), Some(key)) = (&settings.cert, &settings.key) {
-        tls = tls.identity(Identity::from_pem(settings::read(cert)?, settings::read(key)?));
+        tls = tls.identity(Identity::from_pem(settings::read("cert", cert)?, settings::read("key", key)?));
     }
     Ok(match &settings.server_name {
         Some(name) => tls.domain_name(name),

@@ -69,8 +69,9 @@ pub enum SettingsError {
     Missing { name: &'static str, missing: &'static str },
     #[error("password and password_file are both set; remove one of them")]
     TwoPasswords,
-    #[error("cannot read {}", path.display())]
+    #[error("{setting} of [plugins.etcd]: cannot read {}", path.display())]
     Read {
+        setting: &'static str,
         path: PathBuf,
         #[source]
         error: std::io::Error,
@@ -132,7 +133,7 @@ impl Credentials {
             PasswordSource::Text(password) => return Ok(password.clone()),
             PasswordSource::File(path) => path,
         };
-        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        let text = String::from_utf8_lossy(&read("password_file", path)?).into_owned();
         let line = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text));
         Ok(line.unwrap_or(&text).to_owned())
     }
@@ -181,8 +182,9 @@ impl Settings {
     }
 }
 
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|error| SettingsError::Read { path: path.to_owned(), error })
+/// Reads the file that a setting names.
+pub(crate) fn read(setting: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
+    std::fs::read(path).map_err(|error| SettingsError::Read { setting, path: path.to_owned(), error })
 }
 
 /// The URL of a store: `etcd://HOST:PORT,HOST:PORT/PREFIX`.

@@ -1,12 +1,14 @@
 //! TLS, client certificates, users and passwords.
 
+use std::error::Error;
 use std::fs;
+use std::sync::Arc;
 
-use vkog_etcd::Settings;
+use vkog_etcd::{EtcdStore, Settings};
 use vkog_plugin_api::backend::CommitOutcome;
 use vkog_tests::{Etcd, wait_until};
 
-use crate::recorder::{Host, Reported};
+use crate::recorder::{Host, Recorder, Reported};
 
 #[test]
 fn a_store_uses_tls_with_a_client_certificate() {
@@ -28,6 +30,32 @@ fn a_store_uses_tls_with_a_client_certificate() {
         let refused = Host::begin(&etcd.store("vkog"), &settings);
         let reason = refused.wait_for_disconnection();
         assert!(reason.starts_with("no connection to https://"), "{reason}");
+    }
+}
+
+/// Returns why a store with these settings cannot be opened.
+fn refusal(settings: &Settings) -> String {
+    let opened = EtcdStore::open(settings, "etcd://127.0.0.1:1/vkog", "{}", Arc::<Recorder>::default());
+    let error = opened.err().expect("the settings are refused");
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_its_setting() {
+    let [missing, present] = ["/nonexistent", "/dev/null"].map(|path| Some(path.into()));
+    let base = Settings::default();
+    let user = Some("host".to_owned());
+    for (setting, settings) in [
+        ("ca", Settings { ca: missing.clone(), ..base.clone() }),
+        ("cert", Settings { cert: missing.clone(), key: present.clone(), ..base.clone() }),
+        ("password_file", Settings { user, password_file: missing, ..base }),
+    ] {
+        let expected =
+            format!("{setting} of [plugins.etcd]: cannot read /nonexistent: No such file or directory (os error 2)");
+        assert_eq!(refusal(&settings), expected);
     }
 }
 
@@ -77,8 +105,8 @@ fn a_password_that_is_corrected_in_its_file_needs_no_restart() {
         replace_user(&etcd, password);
         wait_for("invalid user ID or password");
         if number == 1 {
-            fs::remove_file(file.path()).expect("it is there");
-            wait_for("No such file or directory");
+            fs::remove_file(file.path()).expect("it exists");
+            wait_for("password_file of [plugins.etcd]: cannot read ");
         }
         write(password);
         host.wait_for_connection();
