@@ -10,7 +10,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::block_in_place;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -18,7 +18,8 @@ use crate::proto::{
     AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, StatusRequest, StatusResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
-use crate::settings::{self, Chain, Credentials, Settings, SettingsError};
+use crate::settings::{Chain, Credentials, Settings, SettingsError};
+use crate::tls;
 use crate::write::EtcdLimit;
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -48,8 +49,8 @@ pub(crate) enum CallError {
     #[error("{reason}")]
     Moved { reason: String },
     /// Something between etcd and this client has failed.
-    #[error("no connection to {endpoint}: {}", cause(.status))]
-    Transport { endpoint: String, status: Box<Status> },
+    #[error("no connection to {endpoint}: {}{hint}", cause(.status))]
+    Transport { endpoint: String, status: Box<Status>, hint: &'static str },
     #[error("{}", .0.message())]
     Etcd(Box<Status>),
     /// The password of the user cannot be read.
@@ -190,6 +191,7 @@ pub(crate) struct Client {
     /// The id of the cluster of the first endpoint that answered.
     cluster: OnceLock<u64>,
     credentials: Option<Credentials>,
+    tls: tls::Use,
     token: tokio::sync::Mutex<Option<MetadataValue<Ascii>>>,
 }
 
@@ -204,7 +206,7 @@ pub(crate) struct Watch {
 impl Client {
     /// Connects when it is first used. Must be called within a runtime.
     pub(crate) fn new(names: &[String], settings: &Settings) -> Result<Self, SettingsError> {
-        let tls = settings.uses_tls().then(|| tls(settings)).transpose()?;
+        let tls = settings.uses_tls().then(|| tls::config(settings)).transpose()?;
         let endpoints =
             names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
         let first = endpoints.first().ok_or(SettingsError::Url)?;
@@ -217,6 +219,7 @@ impl Client {
             left: Mutex::default(),
             cluster: OnceLock::new(),
             credentials,
+            tls: tls::Use { tls: tls.is_some(), certificate: settings.cert.is_some() },
             token: tokio::sync::Mutex::new(None),
             endpoints,
         })
@@ -303,7 +306,10 @@ impl Client {
         let result = tokio::select! {
             result = call => result.map_err(|failure| match failure {
                 Failure::Status(status) if is_etcds(&status) => CallError::Etcd(status),
-                Failure::Status(status) => CallError::Transport { endpoint: self.name(connection), status },
+                Failure::Status(status) => {
+                    let hint = self.tls.hint(&status, connection.is_member.initialized());
+                    CallError::Transport { endpoint: self.name(connection), status, hint }
+                }
                 Failure::Password(error) => CallError::Password(error),
             }),
             () = tokio::time::sleep(limit) => Err(CallError::TimedOut { endpoint: self.name(connection), limit }),
@@ -426,19 +432,4 @@ fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Setti
         Some(tls) => endpoint.tls_config(tls.clone()).map_err(refused),
         None => Ok(endpoint),
     }
-}
-
-fn tls(settings: &Settings) -> Result<ClientTlsConfig, SettingsError> {
-    let mut tls = ClientTlsConfig::new();
-    tls = match &settings.ca {
-        Some(path) => tls.ca_certificate(Certificate::from_pem(settings::read("ca", path)?)),
-        None => tls.with_native_roots(),
-    };
-    if let (Some(cert), Some(key)) = (&settings.cert, &settings.key) {
-        tls = tls.identity(Identity::from_pem(settings::read("cert", cert)?, settings::read("key", key)?));
-    }
-    Ok(match &settings.server_name {
-        Some(name) => tls.domain_name(name),
-        None => tls,
-    })
 }

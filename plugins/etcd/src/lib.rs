@@ -11,6 +11,7 @@
 //! | `confirm` | linearizable reads of the last revision |
 //! | `returning` | how many operations `commit` and `confirm` wait for, to send them together |
 //! | `alive` | signs of life |
+//! | `tls` | the files of the settings, and hints about them |
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ mod returning;
 mod session;
 mod settings;
 mod sink;
+mod tls;
 mod watch;
 mod write;
 
@@ -39,6 +41,7 @@ use vkog_plugin_api::{Backend, CreateError, Host, Plugin, export_plugin};
 pub use backend::EtcdStore;
 pub use settings::{Settings, SettingsError};
 pub use sink::Sink;
+pub use tls::TlsFileError;
 
 /// The plugin.
 pub struct Etcd {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::keys;
+use crate::tls::TlsFileError;
 use vkog_plugin_api::serde::Deserialize;
 
 /// The largest request that etcd accepts by default (`--max-request-bytes`).
@@ -96,6 +97,8 @@ pub enum SettingsError {
         #[source]
         error: tonic::transport::Error,
     },
+    #[error(transparent)]
+    TlsFile(#[from] TlsFileError),
     #[error("cannot start threads")]
     Threads(#[source] std::io::Error),
 }

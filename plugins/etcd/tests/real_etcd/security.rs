@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vkog_etcd::{EtcdStore, Settings};
 use vkog_plugin_api::backend::CommitOutcome;
-use vkog_tests::{Etcd, wait_until};
+use vkog_tests::{Authority, Etcd, wait_until};
 
 use crate::recorder::{Host, Recorder, Reported};
 
@@ -21,16 +21,91 @@ fn a_store_uses_tls_with_a_client_certificate() {
     let renamed =
         Host::open(&etcd.store("vkog"), &Settings { server_name: Some("etcd.test".into()), ..complete.clone() });
     assert_eq!(renamed.entries().len(), 1);
-    for settings in [
-        // No certificate of this host, no trust, another name.
-        with_ca,
-        Settings { ca: None, tls: true, ..complete.clone() },
-        Settings { server_name: Some("other.test".into()), ..complete },
+    for (settings, hint) in [
+        (with_ca, "if etcd requires a certificate, set cert and key of [plugins.etcd]"),
+        (
+            Settings { ca: None, tls: true, ..complete.clone() },
+            "set ca of [plugins.etcd] to a file with the certificates that sign those of etcd",
+        ),
+        (
+            Settings { server_name: Some("other.test".into()), ..complete },
+            "set server_name of [plugins.etcd] to a name in the certificates of etcd",
+        ),
     ] {
         let refused = Host::begin(&etcd.store("vkog"), &settings);
         let reason = refused.wait_for_disconnection();
-        assert!(reason.starts_with("no connection to https://"), "{reason}");
+        assert!(reason.starts_with("no connection to https://") && reason.ends_with(hint), "{reason}");
     }
+    let refused = Host::begin(&etcd.store("vkog"), &Settings::default());
+    let reason = refused.wait_for_disconnection();
+    assert!(reason.ends_with("; if etcd uses TLS, set ca of [plugins.etcd], or tls = true"), "{reason}");
+}
+
+#[test]
+fn a_connection_with_tls_to_an_etcd_without_it_names_the_settings() {
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    let settings = Settings { tls: true, ..Settings::default() };
+    let refused = Host::begin(&etcd.store("vkog"), &settings);
+    let reason = refused.wait_for_disconnection();
+    let hint = "if etcd does not use TLS, remove tls, ca, cert, key and server_name from [plugins.etcd]";
+    assert!(reason.ends_with(hint), "{reason}");
+    // TLS does not explain these.
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
+    etcd.kill(0);
+    let reason = host.wait_for_disconnection();
+    assert!(!reason.contains("TLS"), "{reason}");
+    let reason = Host::begin(&etcd.store("vkog"), &settings).wait_for_disconnection();
+    assert!(reason.ends_with("Connection refused (os error 111)"), "{reason}");
+}
+
+#[test]
+fn a_file_without_what_its_setting_needs_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let authority = Authority::new();
+    for name in ["one", "two"] {
+        let certificate = authority.sign(1, |_| {});
+        fs::write(path(name).with_extension("crt"), &certificate.pem).expect("it can be written");
+        fs::write(path(name).with_extension("key"), &certificate.key).expect("it can be written");
+    }
+    fs::write(path("text"), "localhost\n").expect("it can be written");
+    let block = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+    fs::write(path("not-base64"), block("?")).expect("it can be written");
+    fs::write(path("not-a-certificate"), block("AAAA")).expect("it can be written");
+
+    let ca = |name: &str| Settings { ca: Some(path(name)), ..Settings::default() };
+    let pair = |cert, key| Settings { cert: Some(path(cert)), key: Some(path(key)), ..Settings::default() };
+    for (settings, setting, name, fact) in [
+        (ca("text"), "ca", "text", "has no certificate; name a PEM file with one"),
+        (ca("one.key"), "ca", "one.key", "has no certificate; name a PEM file with one"),
+        (ca("not-base64"), "ca", "not-base64", "is not a PEM file; name one"),
+        (pair("one.key", "one.crt"), "cert", "one.key", "has no certificate; name a PEM file with one"),
+        (
+            pair("one.crt", "one.crt"),
+            "key",
+            "one.crt",
+            "has no private key without a password; name a PEM file with one",
+        ),
+        (pair("one.crt", "text"), "key", "text", "has no private key without a password; name a PEM file with one"),
+    ] {
+        let expected = format!("{setting} of [plugins.etcd]: {} {fact}", path(name).display());
+        let refusal = refusal(&settings);
+        assert!(refusal.starts_with(&expected), "{refusal}, not {expected}");
+    }
+    for (settings, setting) in [(ca("not-a-certificate"), "ca"), (pair("not-a-certificate", "one.key"), "cert")] {
+        let expected = format!("{setting} of [plugins.etcd]: cannot use {}: ", path("not-a-certificate").display());
+        let refusal = refusal(&settings);
+        assert!(refusal.starts_with(&expected), "{refusal}, not {expected}");
+    }
+    let expected = format!(
+        "cert and key of [plugins.etcd]: the key in {} is not that of the certificate in {}; name two files that belong together",
+        path("two.key").display(),
+        path("one.crt").display()
+    );
+    assert_eq!(refusal(&pair("one.crt", "two.key")), expected);
+    let settings = Settings { ca: Some(path("one.crt")), ..pair("one.crt", "one.key") };
+    let opened = EtcdStore::open(&settings, "etcd://127.0.0.1:1/vkog", "{}", Arc::<Recorder>::default());
+    assert!(opened.is_ok(), "{:?}", opened.err());
 }
 
 /// Returns why a store with these settings cannot be opened.
