@@ -91,6 +91,8 @@ impl CallError {
     fn way_out(&self) -> &'static str {
         if self.is_denied() {
             "; grant its user readwrite on the prefix"
+        } else if self.says("etcdserver: authentication is not enabled") {
+            "; enable authentication in etcd, or remove user and its password from [plugins.etcd]"
         } else if self.says("etcdserver: user name is empty") || self.says("etcdserver: authentication") {
             "; correct user and password_file of [plugins.etcd]"
         } else {

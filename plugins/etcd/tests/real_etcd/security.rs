@@ -190,6 +190,16 @@ fn a_password_that_is_corrected_in_its_file_needs_no_restart() {
 }
 
 #[test]
+fn a_user_is_refused_while_etcd_has_no_authentication() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let (user, password) = (Some("host".into()), Some("word".into()));
+    let refused = Host::begin(&etcd.store("vkog"), &Settings { user, password, ..Settings::default() });
+    let expected = "etcd refuses this server: etcdserver: authentication is not enabled; enable authentication in etcd, or remove user \
+                    and its password from [plugins.etcd]";
+    assert_eq!(refused.wait_for_disconnection(), expected);
+}
+
+#[test]
 fn a_store_authenticates_with_a_user_and_a_password() {
     let Some(mut etcd) = start_with_users() else { return };
     let settings = Settings { user: Some("host".into()), password: Some("word".into()), ..Settings::default() };
