@@ -34,7 +34,7 @@ pub(crate) async fn run(node: &Node) {
                 tokio::time::sleep(INTERVAL).await;
             }
             Err(error) => {
-                let reason = error.reason();
+                let reason = error.reason(&node.keys);
                 if reported.as_ref() == Some(&reason) {
                     // Writes that came back from a group that was lost meanwhile.
                     node.drop_waiting(&reason);

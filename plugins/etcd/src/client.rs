@@ -14,6 +14,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::keys::Keys;
 use crate::proto::{
     AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, StatusRequest, StatusResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
@@ -77,26 +78,26 @@ impl CallError {
     }
 
     /// Returns why there is no connection to the cluster.
-    pub(crate) fn reason(&self) -> String {
+    pub(crate) fn reason(&self, keys: &Keys) -> String {
         match self {
             Self::Etcd(status) if status.code() == Code::Unavailable => {
                 format!("etcd cannot answer: {}", status.message())
             }
-            Self::Etcd(status) => format!("etcd refuses this server: {}{}", status.message(), self.way_out()),
+            Self::Etcd(status) => format!("etcd refuses this server: {}{}", status.message(), self.way_out(keys)),
             other => other.to_string(),
         }
     }
 
     /// Returns what to do about a refusal, if it is about the user.
-    fn way_out(&self) -> &'static str {
+    fn way_out(&self, keys: &Keys) -> String {
         if self.is_denied() {
-            "; grant its user readwrite on the prefix"
+            format!("; grant its user readwrite on the prefix {}", keys.common_prefix())
         } else if self.says("etcdserver: authentication is not enabled") {
-            "; enable authentication in etcd, or remove user and its password from [plugins.etcd]"
+            "; enable authentication in etcd, or remove user and its password from [plugins.etcd]".to_owned()
         } else if self.says("etcdserver: user name is empty") || self.says("etcdserver: authentication") {
-            "; correct user and password_file of [plugins.etcd]"
+            "; correct user and password_file of [plugins.etcd]".to_owned()
         } else {
-            ""
+            String::new()
         }
     }
 

@@ -170,14 +170,14 @@ impl Commits {
     }
 
     /// Takes the outcomes of a group that etcd refused. If it was too large, its writes are sent one by one.
-    fn refuse(&self, number: u64, error: &CallError) -> Outcomes {
+    fn refuse(&self, number: u64, error: &CallError, keys: &Keys) -> Outcomes {
         let Some(mut group) = self.take(number) else { return Vec::new() };
         if error.limit().is_some() && group.writes.len() > 1 {
             group.writes.iter_mut().for_each(|write| write.alone = true);
             self.queue().put_back(group.writes);
             return Vec::new();
         }
-        let refusal = |write: Pending| (write.id, refusal(error, &write));
+        let refusal = |write: Pending| (write.id, refusal(error, &write, keys));
         group.writes.into_iter().map(refusal).collect()
     }
 
@@ -362,11 +362,11 @@ async fn send(node: &Arc<Node>, number: u64, fence: Fence, request: TxnRequest) 
     }
     let outcomes = match response {
         Ok(response) if response.succeeded => node.commits.finish(number, &response),
-        Err(error) if error.limit().is_some() => node.commits.refuse(number, &error),
+        Err(error) if error.limit().is_some() => node.commits.refuse(number, &error, &node.keys),
         Err(error) if error.is_denied() => {
             // The session finds out whether it may write anything, and when it may again.
             renew_session(node, &fence);
-            node.commits.refuse(number, &error)
+            node.commits.refuse(number, &error, &node.keys)
         }
         // The fence is gone, or it is not known whether the group has taken effect.
         unknown => {
@@ -389,13 +389,15 @@ fn renew_session(node: &Node, fence: &Fence) {
 }
 
 /// Returns the outcome of a write that etcd refused alone.
-fn refusal(error: &CallError, write: &Pending) -> CommitOutcome {
-    error.limit().map_or_else(|| denied(error), |limit| write.refusal(limit))
+fn refusal(error: &CallError, write: &Pending, keys: &Keys) -> CommitOutcome {
+    error.limit().map_or_else(|| denied(error, keys), |limit| write.refusal(limit))
 }
 
 /// Returns the outcome of a write while the user may not write.
-pub(crate) fn denied(error: &CallError) -> CommitOutcome {
-    let message = format!("the user of this server may not write in etcd ({error}); grant it readwrite on the prefix");
+pub(crate) fn denied(error: &CallError, keys: &Keys) -> CommitOutcome {
+    let prefix = keys.common_prefix();
+    let message =
+        format!("the user of this server may not write in etcd ({error}); grant it readwrite on the prefix {prefix}");
     CommitOutcome::Refused { status: 503, message }
 }
 

@@ -100,7 +100,7 @@ impl Node {
             let revision = loop {
                 match self.last_revision(TIME_LIMIT.saturating_sub(began.elapsed())).await {
                     Err(_) if began.elapsed() + PAUSE < TIME_LIMIT => sleep(PAUSE).await,
-                    result => break result.map_err(|error| error.reason()),
+                    result => break result.map_err(|error| error.reason(&self.keys)),
                 }
             };
             let revision = revision.as_ref().copied().map_err(String::as_str);

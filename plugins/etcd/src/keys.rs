@@ -40,6 +40,11 @@ impl Keys {
         Self { prefix: prefix.to_owned(), entry_prefix: format!("{prefix}/k/") }
     }
 
+    /// Returns what all keys begin with: the prefix of the permission that the user needs.
+    pub(crate) fn common_prefix(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
     /// Returns what the keys of entries begin with.
     pub(crate) fn entry_prefix(&self) -> &str {
         &self.entry_prefix

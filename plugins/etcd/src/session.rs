@@ -14,6 +14,7 @@ use vkog_plugin_api::backend::CommitOutcome;
 
 use crate::client::{CallError, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN};
 use crate::commit::{self, Settled};
+use crate::keys::Keys;
 use crate::node::{Node, pause_after};
 use crate::proto::{
     Compare, Compared, DeleteRangeRequest, Ignored, LeaseGrantRequest, LeaseRequest, LeaseResponse, RangeRequest,
@@ -44,10 +45,10 @@ enum SessionError {
 
 impl SessionError {
     /// Returns the outcome of all writes, if an operator has to do something before etcd accepts one.
-    fn refusal(&self) -> Option<CommitOutcome> {
+    fn refusal(&self, keys: &Keys) -> Option<CommitOutcome> {
         match self {
             Self::Call(error) if error.is_no_space() => Some(commit::no_space()),
-            Self::Call(error) if error.is_denied() => Some(commit::denied(error)),
+            Self::Call(error) if error.is_denied() => Some(commit::denied(error, keys)),
             _ => None,
         }
     }
@@ -65,7 +66,7 @@ pub(crate) async fn run(node: &Arc<Node>) {
                 ended = Instant::now();
             }
             Err(error) => {
-                if let Some(refusal) = error.refusal() {
+                if let Some(refusal) = error.refusal(&node.keys) {
                     node.report(node.commits.refuse_all(refusal));
                 } else if ended.elapsed() > WAIT_MAX {
                     let message = format!("etcd does not accept writes of this server: {error}");

@@ -85,7 +85,7 @@ pub(crate) async fn run(node: &Node, steps: mpsc::Sender<Step>) {
                     && error.is_loss()
                 {
                     // To `alive`, the connection works.
-                    node.set_disconnected(&error.reason());
+                    node.set_disconnected(&error.reason(&node.keys));
                 }
                 sleep(pause_after(failures)).await;
                 failures += 1;

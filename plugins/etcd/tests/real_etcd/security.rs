@@ -239,7 +239,8 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     let reader = Host::open(&etcd.store("vkog"), &Settings { user: Some("reader".into()), ..settings.clone() });
     reader.agrees_with(&host);
     let refused = |message: &str| {
-        message.contains("may not write in etcd (etcdserver: permission denied); grant it readwrite on the prefix")
+        message
+            .contains("may not write in etcd (etcdserver: permission denied); grant it readwrite on the prefix vkog/")
     };
     match reader.outcome(reader.send(&[("b", 0, Some(b"x"))])) {
         CommitOutcome::Refused { status: 503, message } => assert!(refused(&message), "{message}"),
@@ -259,11 +260,12 @@ fn a_store_authenticates_with_a_user_and_a_password() {
     wait_until("it may write", || reader.store.status().full.is_empty());
     reader.put("c", 0, b"x");
 
-    for (settings, part) in [
-        (Settings { password: Some("other".into()), ..settings }, "invalid user ID or password"),
-        (Settings::default(), "user name is empty"),
+    for (prefix, settings, part) in [
+        ("vkog", Settings { password: Some("other".into()), ..settings.clone() }, "invalid user ID or password"),
+        ("vkog", Settings::default(), "user name is empty"),
+        ("a/b", settings, "permission denied; grant its user readwrite on the prefix a/b/"),
     ] {
-        let refused = Host::begin(&etcd.store("vkog"), &settings);
+        let refused = Host::begin(&etcd.store(prefix), &settings);
         let what = format!("the store is refused with {part:?}");
         refused.recorder.wait(&what, |reported| reported.connection.clone()?.err()?.contains(part).then_some(()));
     }
