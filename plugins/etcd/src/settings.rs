@@ -1,5 +1,6 @@
 //! The settings of the table `[plugins.etcd]`, and the URL of a store.
 
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use crate::keys;
@@ -82,6 +83,8 @@ pub enum SettingsError {
     Url,
     #[error("its URL has a user; set user and password_file of [plugins.etcd] instead")]
     UserInUrl,
+    #[error("its URL has an IPv6 address without brackets, {0}; write it as [::1]:2379")]
+    Brackets(String),
     #[error("its URL has a {0:?}, but no options; set them in [plugins.etcd] instead")]
     Options(char),
     #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
@@ -213,6 +216,10 @@ impl StoreUrl {
             if host.is_empty() || host.contains(' ') {
                 return Err(SettingsError::Url);
             }
+            let address = [Some(host), host.rsplit_once(':').map(|(address, _)| address)];
+            if address.into_iter().flatten().any(|address| address.parse::<Ipv6Addr>().is_ok()) {
+                return Err(SettingsError::Brackets(host.to_owned()));
+            }
             // The colons of an IPv6 address are in brackets.
             match host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
                 Some((_, port)) if port.parse::<u16>().is_ok() => endpoints.push(host.to_owned()),
@@ -270,6 +277,14 @@ mod tests {
         ] {
             let parsed = StoreUrl::parse(url);
             assert!(parsed.is_err(), "{url}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_without_brackets_is_refused_with_the_way_to_write_it() {
+        for (url, host) in [("etcd://::1:41001/vkog", "::1:41001"), ("etcd://a:1,fe80::2", "fe80::2")] {
+            let error = StoreUrl::parse(url).expect_err(url).to_string();
+            assert_eq!(error, format!("its URL has an IPv6 address without brackets, {host}; write it as [::1]:2379"));
         }
     }
 
