@@ -54,7 +54,9 @@ pub(crate) async fn run(node: &Node) {
 
 /// Returns whether the sink has all changes that were committed when this was called.
 async fn beat(node: &Node) -> Result<bool, CallError> {
-    let status: StatusResponse = match node.client.call(STATUS, StatusRequest {}, STATUS_TIMEOUT).await {
+    let status: Result<StatusResponse, CallError> = node.client.call(STATUS, StatusRequest {}, STATUS_TIMEOUT).await;
+    let has_no_leader = status.as_ref().is_ok_and(|status| status.leader == 0);
+    let status = match status {
         // Some versions let only administrators ask.
         Err(error) if error.is_denied() => StatusResponse::default(),
         result => result.inspect_err(|error| {
@@ -70,10 +72,14 @@ async fn beat(node: &Node) -> Result<bool, CallError> {
         cluster.quota = u64::try_from(status.db_size_quota).unwrap_or(0);
         cluster.has_no_space = status.errors.iter().any(|error| error.contains("alarm:NOSPACE"));
     }
-    let revision = node.last_revision(READ_TIMEOUT).await.inspect_err(|error| {
+    let revision = node.last_revision(READ_TIMEOUT).await.map_err(|error| {
         // The member answers, but it may be cut off from the others.
         if matches!(error, CallError::Etcd(_) | CallError::TimedOut { .. }) && node.client.endpoints() > 1 {
             node.client.fail_over();
+        }
+        match error {
+            CallError::TimedOut { endpoint, .. } if has_no_leader => CallError::NoLeader { endpoint },
+            error => error,
         }
     })?;
     let mut applied = node.applied.subscribe();

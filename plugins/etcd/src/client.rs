@@ -46,6 +46,9 @@ const RESPONSE_BYTES_MAX: usize = 64 << 20;
 pub(crate) enum CallError {
     #[error("{endpoint} did not answer within {limit:.1?}")]
     TimedOut { endpoint: String, limit: Duration },
+    /// The endpoint answers for itself, but not for the cluster.
+    #[error("etcd cannot answer: {endpoint} has no leader; check that most members of etcd run and reach each other")]
+    NoLeader { endpoint: String },
     /// Another call has left the endpoint, for this reason.
     #[error("{reason}")]
     Moved { reason: String },

@@ -322,6 +322,25 @@ fn a_lost_lease_is_replaced_and_writes_continue() {
 }
 
 #[test]
+fn a_cluster_without_a_leader_is_reported_as_such() {
+    let Some(mut etcd) = Etcd::start(3) else { return };
+    let host = Host::open(&etcd.store("vkog"), &Settings::default());
+    let last = format!("http://{}", etcd.addresses()[2]);
+    etcd.kill(0);
+    etcd.kill(1);
+    let expected =
+        format!("etcd cannot answer: {last} has no leader; check that most members of etcd run and reach each other");
+    host.recorder.wait("the reason is reported", |reported| {
+        let reason = reported.connection.clone()?.err()?;
+        println!("{reason}");
+        (reason == expected).then_some(())
+    });
+    etcd.run(0);
+    host.wait_for_connection();
+    host.put("a", 0, b"x");
+}
+
+#[test]
 fn a_store_does_not_use_a_cluster_that_has_lost_its_data() {
     let Some(mut etcd) = Etcd::start(1) else { return };
     let host = Host::open(&etcd.store("vkog"), &Settings::default());
