@@ -10,7 +10,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::block_in_place;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -68,8 +68,8 @@ pub(crate) enum CallError {
     WentBack { revision: u64, applied: u64 },
     /// The cluster has another group of writes at this revision, or none.
     #[error(
-        "etcd does not have revision {revision} as this server has seen it: etcd has lost data or was restored from a backup; restart \
-         this server"
+        "etcd does not have revision {revision} as this server has seen it: etcd has lost data or was restored from a backup; stop all \
+         servers of the store, make sure that etcd has its data, and start them"
     )]
     OtherHistory { revision: u64 },
 }
@@ -187,8 +187,11 @@ impl Connection {
 
 /// The cluster.
 pub(crate) struct Client {
-    /// Not empty.
-    endpoints: Vec<Endpoint>,
+    /// `HOST:PORT` of each member; not empty.
+    names: Vec<String>,
+    settings: Settings,
+    /// One for each name, with the files of TLS as they were when they could be used last.
+    endpoints: Mutex<Vec<Endpoint>>,
     current: Mutex<Connection>,
     /// The generation of the current connection.
     generation: watch::Sender<usize>,
@@ -212,9 +215,7 @@ pub(crate) struct Watch {
 impl Client {
     /// Connects when it is first used. Must be called within a runtime.
     pub(crate) fn new(names: &[String], settings: &Settings) -> Result<Self, SettingsError> {
-        let tls = settings.uses_tls().then(|| tls::config(settings)).transpose()?;
-        let endpoints =
-            names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
+        let endpoints = names.iter().map(|name| endpoint(name, settings)).collect::<Result<Vec<_>, SettingsError>>()?;
         let first = endpoints.first().ok_or(SettingsError::Url)?;
         let credentials = settings.credentials()?;
         // A file that is missing is a mistake at the start, and may return later.
@@ -225,9 +226,11 @@ impl Client {
             left: Mutex::default(),
             cluster: OnceLock::new(),
             credentials,
-            tls: tls::Use { tls: tls.is_some(), certificate: settings.cert.is_some() },
+            tls: tls::Use { tls: settings.uses_tls(), certificate: settings.cert.is_some() },
             token: tokio::sync::Mutex::new(None),
-            endpoints,
+            names: names.to_vec(),
+            settings: settings.clone(),
+            endpoints: Mutex::new(endpoints),
         })
     }
 
@@ -272,7 +275,7 @@ impl Client {
 
     /// Returns the number of endpoints.
     pub(crate) fn endpoints(&self) -> u32 {
-        u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.names.len()).unwrap_or(u32::MAX)
     }
 
     /// Leaves the current endpoint for the next one. All calls that wait for it fail.
@@ -287,10 +290,21 @@ impl Client {
             return;
         }
         let generation = generation + 1;
-        let endpoint = &self.endpoints[generation % self.endpoints.len()];
-        *current = Connection::new(generation, endpoint);
+        *current = Connection::new(generation, &self.endpoint(generation % self.names.len()));
         *self.left.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         self.generation.send_replace(generation);
+    }
+
+    /// Returns an endpoint with the files of TLS as they are now, so that a certificate can be replaced.
+    fn endpoint(&self, index: usize) -> Endpoint {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.tls.tls {
+            // Somebody may be writing a file that cannot be used.
+            if let Ok(now) = block_in_place(|| endpoint(&self.names[index], &self.settings)) {
+                endpoints[index] = now;
+            }
+        }
+        endpoints[index].clone()
     }
 
     fn connection(&self) -> Connection {
@@ -298,7 +312,8 @@ impl Client {
     }
 
     fn name(&self, connection: &Connection) -> String {
-        self.endpoints[connection.generation % self.endpoints.len()].uri().to_string().trim_end_matches('/').to_owned()
+        let scheme = if self.tls.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.names[connection.generation % self.names.len()])
     }
 
     /// Ends a call after a time limit, or when its endpoint is left. Leaves the endpoint if it cannot be reached.
@@ -425,7 +440,8 @@ fn is_etcds(status: &Status) -> bool {
     status.message().starts_with("etcdserver:") || status.message().starts_with("grpc:")
 }
 
-fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, SettingsError> {
+fn endpoint(name: &str, settings: &Settings) -> Result<Endpoint, SettingsError> {
+    let tls = settings.uses_tls().then(|| tls::config(settings)).transpose()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let refused = |error| SettingsError::Endpoint { endpoint: name.to_owned(), error };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{name}"))
@@ -435,7 +451,7 @@ fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Setti
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     match tls {
-        Some(tls) => endpoint.tls_config(tls.clone()).map_err(refused),
+        Some(tls) => endpoint.tls_config(tls).map_err(refused),
         None => Ok(endpoint),
     }
 }

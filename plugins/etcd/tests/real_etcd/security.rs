@@ -42,6 +42,25 @@ fn a_store_uses_tls_with_a_client_certificate() {
 }
 
 #[test]
+fn a_certificate_that_is_replaced_needs_no_restart() {
+    let Some(etcd) = Etcd::start_with_tls(1) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let [ca, cert, key] = etcd.tls_files();
+    let (own_cert, own_key) = (folder.path().join("cert"), folder.path().join("key"));
+    let foreign = Authority::new().sign(1, |_| {});
+    fs::write(&own_cert, &foreign.pem).expect("it can be written");
+    fs::write(&own_key, &foreign.key).expect("it can be written");
+    let settings =
+        Settings { ca: Some(ca), cert: Some(own_cert.clone()), key: Some(own_key.clone()), ..Settings::default() };
+    let host = Host::begin(&etcd.store("vkog"), &settings);
+    host.wait_for_disconnection();
+    fs::copy(cert, own_cert).expect("it can be copied");
+    fs::copy(key, own_key).expect("it can be copied");
+    host.wait_for_connection();
+    host.put("a", 0, b"x");
+}
+
+#[test]
 fn a_connection_with_tls_to_an_etcd_without_it_names_the_settings() {
     let Some(mut etcd) = Etcd::start(1) else { return };
     let settings = Settings { tls: true, ..Settings::default() };
