@@ -153,7 +153,7 @@ pub enum StoreError {
     #[error("the entries of the shared store are being loaded; try again later")]
     Loading,
     /// A shared store has no connection to its backend. Nothing was written.
-    #[error("the shared store cannot be reached: {reason}; try again when the connection is back")]
+    #[error("the shared store cannot be reached: {reason}; try again when it can be reached")]
     Disconnected {
         /// The reason that the backend reports.
         reason: String,

@@ -94,7 +94,7 @@ fn writes_that_wait_for_a_key_are_refused_when_the_connection_is_lost() {
     host.poll();
     let refused = |value| {
         format!(
-            "{value} the shared store cannot be reached: a simulated loss of the connection; try again when the connection is back"
+            "{value} the shared store cannot be reached: a simulated loss of the connection; try again when it can be reached"
         )
     };
     // The first one was sent: its outcome is open.
