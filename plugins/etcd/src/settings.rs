@@ -12,6 +12,9 @@ const REQUEST_BYTES: usize = 3 << 19;
 /// The largest number of operations in a transaction by default (`--max-txn-ops`).
 const OPERATIONS: usize = 128;
 
+/// The longest prefix of the keys. Each request repeats it several times.
+const PREFIX_BYTES_MAX: usize = 1024;
+
 /// The settings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(crate = "vkog_plugin_api::serde", default, deny_unknown_fields)]
@@ -87,6 +90,8 @@ pub enum SettingsError {
     Brackets(String),
     #[error("its URL has a {0:?}, but no options; set them in [plugins.etcd] instead")]
     Options(char),
+    #[error("the prefix in its URL has {0} bytes; write one of at most {PREFIX_BYTES_MAX}")]
+    LongPrefix(usize),
     #[error("the prefix in its URL has an empty part; write etcd://HOST:PORT/PREFIX with single slashes")]
     Prefix,
     #[error(
@@ -228,6 +233,9 @@ impl StoreUrl {
             }
         }
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        if prefix.len() > PREFIX_BYTES_MAX {
+            return Err(SettingsError::LongPrefix(prefix.len()));
+        }
         if prefix.split('/').any(str::is_empty) {
             return Err(SettingsError::Prefix);
         }
@@ -315,6 +323,14 @@ mod tests {
             let parsed = StoreUrl::parse(&format!("etcd://h/{prefix}")).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(parsed.prefix, prefix);
         }
+    }
+
+    #[test]
+    fn a_prefix_that_leaves_no_room_for_writes_is_refused() {
+        let url = |len: usize| format!("etcd://h/{}", "p".repeat(len));
+        assert!(StoreUrl::parse(&url(PREFIX_BYTES_MAX)).is_ok());
+        let error = StoreUrl::parse(&url(PREFIX_BYTES_MAX + 1)).expect_err("it is too long").to_string();
+        assert_eq!(error, "the prefix in its URL has 1025 bytes; write one of at most 1024");
     }
 
     #[test]
