@@ -26,10 +26,15 @@ fn interrupted(setup: &Setup, arguments: &[&str], strace: bool, signal: &str) ->
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let vkog = setup.vkog();
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=?open,openat", "-P", "."]);
-    command.args(["-e", "inject=?open,openat:error=EOPNOTSUPP", "--"]).arg(vkog.get_program());
-    let mut command = if strace { setup.prepared(command) } else { vkog };
+    // A shell starts what it runs in the background with SIGINT ignored, and so would the client be.
+    let mut command = Command::new("env");
+    command.arg("--default-signal");
+    if strace {
+        command.args(["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=?open,openat", "-P", "."]);
+        command.args(["-e", "inject=?open,openat:error=EOPNOTSUPP", "--"]);
+    }
+    let mut command = setup.prepared(command);
+    command.arg(vkog.get_program());
     let running = Running::start(command.args(arguments).args(["--url", &url]));
     let (mut stream, _) = listener.accept().expect("the client connects");
     let _ = stream.read(&mut [0; 4096]);
