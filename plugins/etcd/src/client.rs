@@ -10,7 +10,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::block_in_place;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -19,7 +19,7 @@ use crate::proto::{
     AuthenticateRequest, AuthenticateResponse, LeaseRequest, LeaseResponse, StatusRequest, StatusResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
-use crate::settings::{Chain, Credentials, Settings, SettingsError};
+use crate::settings::{Chain, Settings, SettingsError};
 use crate::tls;
 use crate::write::EtcdLimit;
 
@@ -199,8 +199,6 @@ pub(crate) struct Client {
     left: Mutex<String>,
     /// The id of the cluster of the first endpoint that answered.
     cluster: OnceLock<u64>,
-    credentials: Option<Credentials>,
-    tls: tls::Use,
     token: tokio::sync::Mutex<Option<MetadataValue<Ascii>>>,
 }
 
@@ -215,18 +213,17 @@ pub(crate) struct Watch {
 impl Client {
     /// Connects when it is first used. Must be called within a runtime.
     pub(crate) fn new(names: &[String], settings: &Settings) -> Result<Self, SettingsError> {
-        let endpoints = names.iter().map(|name| endpoint(name, settings)).collect::<Result<Vec<_>, SettingsError>>()?;
+        let tls = tls::config(settings)?;
+        let endpoints =
+            names.iter().map(|name| endpoint(name, tls.as_ref())).collect::<Result<Vec<_>, SettingsError>>()?;
         let first = endpoints.first().ok_or(SettingsError::Url)?;
-        let credentials = settings.credentials()?;
         // A file that is missing is a mistake at the start, and may return later.
-        credentials.as_ref().map(Credentials::password).transpose()?;
+        settings.user.as_ref().map(|_| settings.password()).transpose()?;
         Ok(Self {
             current: Mutex::new(Connection::new(0, first)),
             generation: watch::Sender::new(0),
             left: Mutex::default(),
             cluster: OnceLock::new(),
-            credentials,
-            tls: tls::Use { tls: settings.uses_tls(), certificate: settings.cert.is_some() },
             token: tokio::sync::Mutex::new(None),
             names: names.to_vec(),
             settings: settings.clone(),
@@ -298,11 +295,11 @@ impl Client {
     /// Returns an endpoint with the files of TLS as they are now, so that a certificate can be replaced.
     fn endpoint(&self, index: usize) -> Endpoint {
         let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.tls.tls {
-            // Somebody may be writing a file that cannot be used.
-            if let Ok(now) = block_in_place(|| endpoint(&self.names[index], &self.settings)) {
-                endpoints[index] = now;
-            }
+        // Somebody may be writing a file that cannot be used.
+        if let Ok(tls @ Some(_)) = block_in_place(|| tls::config(&self.settings))
+            && let Ok(now) = endpoint(&self.names[index], tls.as_ref())
+        {
+            endpoints[index] = now;
         }
         endpoints[index].clone()
     }
@@ -312,8 +309,7 @@ impl Client {
     }
 
     fn name(&self, connection: &Connection) -> String {
-        let scheme = if self.tls.tls { "https" } else { "http" };
-        format!("{scheme}://{}", self.names[connection.generation % self.names.len()])
+        format!("{}://{}", self.settings.scheme(), self.names[connection.generation % self.names.len()])
     }
 
     /// Ends a call after a time limit, or when its endpoint is left. Leaves the endpoint if it cannot be reached.
@@ -328,7 +324,7 @@ impl Client {
             result = call => result.map_err(|failure| match failure {
                 Failure::Status(status) if is_etcds(&status) => CallError::Etcd(status),
                 Failure::Status(status) => {
-                    let hint = self.tls.hint(&status, connection.is_member.initialized());
+                    let hint = tls::hint(&self.settings, &status, connection.is_member.initialized());
                     CallError::Transport { endpoint: self.name(connection), status, hint }
                 }
                 Failure::Password(error) => CallError::Password(error),
@@ -390,14 +386,14 @@ impl Client {
     /// Adds the token of the user to a request.
     async fn authorized<Q>(&self, connection: &Connection, request: Q) -> Result<Request<Q>, Failure> {
         let mut request = Request::new(request);
-        if let Some(credentials) = &self.credentials {
+        if let Some(user) = &self.settings.user {
             let mut token = self.token.lock().await;
             let token = match &*token {
                 Some(token) => token.clone(),
                 None => {
-                    let password = block_in_place(|| credentials.password());
+                    let password = block_in_place(|| self.settings.password());
                     let password = password.map_err(|error| Failure::Password(Box::new(error)))?;
-                    let login = AuthenticateRequest { name: credentials.user.clone(), password };
+                    let login = AuthenticateRequest { name: user.clone(), password };
                     let codec = ProstCodec::<_, AuthenticateResponse>::default();
                     let path = PathAndQuery::from_static(AUTHENTICATE);
                     let response = self.grpc(connection).await?.unary(Request::new(login), path, codec).await?;
@@ -440,8 +436,7 @@ fn is_etcds(status: &Status) -> bool {
     status.message().starts_with("etcdserver:") || status.message().starts_with("grpc:")
 }
 
-fn endpoint(name: &str, settings: &Settings) -> Result<Endpoint, SettingsError> {
-    let tls = settings.uses_tls().then(|| tls::config(settings)).transpose()?;
+fn endpoint(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, SettingsError> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let refused = |error| SettingsError::Endpoint { endpoint: name.to_owned(), error };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{name}"))
@@ -451,7 +446,7 @@ fn endpoint(name: &str, settings: &Settings) -> Result<Endpoint, SettingsError> 
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     match tls {
-        Some(tls) => endpoint.tls_config(tls).map_err(refused),
+        Some(tls) => endpoint.tls_config(tls.clone()).map_err(refused),
         None => Ok(endpoint),
     }
 }

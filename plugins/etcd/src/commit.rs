@@ -263,7 +263,7 @@ impl Commits {
                 }
                 continue;
             };
-            let revision = u64::try_from(slot.mod_revision).unwrap_or(0);
+            let revision = slot.revision();
             for (index, write) in group.writes.into_iter().enumerate() {
                 let outcome = match noted(keys.conflict(id, group.slot, index), number) {
                     Some(_) => CommitOutcome::Conflict { revision },

@@ -77,7 +77,7 @@ fn load(node: &Node, page: &[KeyValue], loading: &mut Cluster) {
     let mut entries = Vec::with_capacity(page.len());
     for kv in page {
         match node.keys.kind(&kv.key) {
-            Kind::Entry(key) => entries.push(Loaded::new(key, &kv.value, u64::try_from(kv.mod_revision).unwrap_or(0))),
+            Kind::Entry(key) => entries.push(Loaded::new(key, &kv.value, kv.revision())),
             kind => loading.note(&kind, Some(kv)),
         }
     }
@@ -97,11 +97,11 @@ fn apply(node: &Node, events: &[Event]) {
             Kind::Last => last = Last::decode(kv.value.clone()).ok(),
             Kind::Entry(_) => {}
             kind => {
-                node.cluster().note(&kind, is_put(event).then_some(kv));
+                node.cluster().note(&kind, event.is_put().then_some(kv));
                 if kind == Kind::Leader && node.cluster().leader.is_none() {
                     node.wake_session();
                 }
-                if matches!(kind, Kind::Host(id) if !is_put(event) && id == node.id()) {
+                if matches!(kind, Kind::Host(id) if !event.is_put() && id == node.id()) {
                     // Somebody has deleted it.
                     node.announce_again();
                 }
@@ -120,7 +120,7 @@ fn apply(node: &Node, events: &[Event]) {
         .filter_map(|event| {
             let kv = event.kv.as_ref()?;
             let Kind::Entry(key) = node.keys.kind(&kv.key) else { return None };
-            Some(if is_put(event) {
+            Some(if event.is_put() {
                 Change::put(key, &kv.value)
             } else {
                 Change::delete(key, expired.iter().any(|expired| expired == key))
@@ -130,10 +130,6 @@ fn apply(node: &Node, events: &[Event]) {
     let own = !host.is_empty() && host == node.id();
     node.sink.apply(revision, own, &changes);
     node.applied.send_replace(revision);
-}
-
-fn is_put(event: &Event) -> bool {
-    event.kind == 0
 }
 
 impl Cluster {

@@ -21,7 +21,7 @@ pub(crate) struct LastGroup {
 
 impl From<&KeyValue> for LastGroup {
     fn from(last: &KeyValue) -> Self {
-        Self { revision: u64::try_from(last.mod_revision).unwrap_or(0), value: last.value.clone() }
+        Self { revision: last.revision(), value: last.value.clone() }
     }
 }
 
@@ -49,7 +49,7 @@ impl Node {
     /// Notes the last group among changes that are passed to the sink.
     pub(crate) fn see_events(&self, events: &[Event]) {
         // A deletion has no value to compare.
-        self.see_keys(events.iter().filter(|event| event.kind == 0).filter_map(|event| event.kv.as_ref()));
+        self.see_keys(events.iter().filter(|event| event.is_put()).filter_map(|event| event.kv.as_ref()));
     }
 
     /// Checks that the changes which come next follow those that this host has seen.

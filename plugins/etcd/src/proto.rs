@@ -24,6 +24,12 @@ pub(crate) struct KeyValue {
     pub(crate) lease: i64,
 }
 
+impl KeyValue {
+    pub(crate) fn revision(&self) -> u64 {
+        u64::try_from(self.mod_revision).unwrap_or(0)
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
@@ -202,6 +208,12 @@ pub(crate) struct Event {
     pub(crate) kind: i32,
     #[prost(message, optional, tag = "2")]
     pub(crate) kv: Option<KeyValue>,
+}
+
+impl Event {
+    pub(crate) fn is_put(&self) -> bool {
+        self.kind == 0
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -126,30 +126,6 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
-/// The user that etcd knows this host as.
-pub(crate) struct Credentials {
-    pub(crate) user: String,
-    source: PasswordSource,
-}
-
-enum PasswordSource {
-    Text(String),
-    File(PathBuf),
-}
-
-impl Credentials {
-    /// Returns the password, which is read from its file in each call.
-    pub(crate) fn password(&self) -> Result<String, SettingsError> {
-        let path = match &self.source {
-            PasswordSource::Text(password) => return Ok(password.clone()),
-            PasswordSource::File(path) => path,
-        };
-        let text = String::from_utf8_lossy(&read("password_file", path)?).into_owned();
-        let line = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text));
-        Ok(line.unwrap_or(&text).to_owned())
-    }
-}
-
 impl Settings {
     /// Checks what the types of the settings do not say.
     pub(crate) fn check(&self) -> Result<(), SettingsError> {
@@ -181,15 +157,20 @@ impl Settings {
         self.tls || self.ca.is_some() || self.cert.is_some() || self.server_name.is_some()
     }
 
-    /// Returns the user, if there is one.
-    pub(crate) fn credentials(&self) -> Result<Option<Credentials>, SettingsError> {
-        let Some(user) = self.user.clone() else { return Ok(None) };
-        let source = match (&self.password, &self.password_file) {
-            (Some(password), _) => PasswordSource::Text(password.clone()),
-            (None, Some(path)) => PasswordSource::File(path.clone()),
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.uses_tls() { "https" } else { "http" }
+    }
+
+    /// Returns the password of the user. A file is read in each call.
+    pub(crate) fn password(&self) -> Result<String, SettingsError> {
+        let path = match (&self.password, &self.password_file) {
+            (Some(password), _) => return Ok(password.clone()),
+            (None, Some(path)) => path,
             (None, None) => return Err(SettingsError::Missing { name: "user", missing: "password" }),
         };
-        Ok(Some(Credentials { user, source }))
+        let text = String::from_utf8_lossy(&read("password_file", path)?).into_owned();
+        let line = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text));
+        Ok(line.unwrap_or(&text).to_owned())
     }
 }
 

@@ -42,12 +42,15 @@ pub enum TlsFileError {
     Mismatch { cert: PathBuf, key: PathBuf },
 }
 
-/// Reads the files of the settings.
+/// Reads the files of the settings. None if they do not use TLS.
 ///
 /// # Errors
 ///
 /// A file cannot be read, or etcd or TLS cannot use it.
-pub(crate) fn config(settings: &Settings) -> Result<ClientTlsConfig, SettingsError> {
+pub(crate) fn config(settings: &Settings) -> Result<Option<ClientTlsConfig>, SettingsError> {
+    if !settings.uses_tls() {
+        return Ok(None);
+    }
     let mut tls = ClientTlsConfig::new();
     tls = match &settings.ca {
         Some(path) => {
@@ -63,10 +66,10 @@ pub(crate) fn config(settings: &Settings) -> Result<ClientTlsConfig, SettingsErr
     if let (Some(cert), Some(key)) = (&settings.cert, &settings.key) {
         tls = tls.identity(identity(cert, key)?);
     }
-    Ok(match &settings.server_name {
+    Ok(Some(match &settings.server_name {
         Some(name) => tls.domain_name(name),
         None => tls,
-    })
+    }))
 }
 
 fn identity(cert: &Path, key: &Path) -> Result<Identity, SettingsError> {
@@ -110,35 +113,25 @@ fn unusable(setting: &'static str, path: &Path) -> impl FnOnce(rustls::Error) ->
     move |error| TlsFileError::Unusable { setting, path, error }.into()
 }
 
-/// The settings that decide what a failure may be caused by.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct Use {
-    pub(crate) tls: bool,
-    /// The host has a certificate.
-    pub(crate) certificate: bool,
-}
-
-impl Use {
-    /// Returns what to check in the settings after a connection failed; empty if TLS does not explain it. A member that has
-    /// answered on the connection, `was_used`, agrees with the host about TLS.
-    pub(crate) fn hint(self, status: &Status, was_used: bool) -> &'static str {
-        match failure(status) {
-            Failure::Issuer => "; set ca of [plugins.etcd] to a file with the certificates that sign those of etcd",
-            Failure::Name => "; set server_name of [plugins.etcd] to a name in the certificates of etcd",
-            Failure::ClientCertificate if self.certificate => "; etcd does not accept cert of [plugins.etcd]",
-            Failure::ClientCertificate => "; if etcd requires a certificate, set cert and key of [plugins.etcd]",
-            Failure::Other => "",
-            _ if was_used => "",
-            Failure::Handshake | Failure::Closed if !self.tls => {
-                "; if etcd uses TLS, set ca of [plugins.etcd], or tls = true"
-            }
-            Failure::Closed if !self.certificate => {
-                "; if etcd requires a certificate, set cert and key of [plugins.etcd]"
-            }
-            Failure::Closed => "; if etcd does not accept cert of [plugins.etcd], name another one",
-            Failure::Handshake => {
-                "; if etcd does not use TLS, remove tls, ca, cert, key and server_name from [plugins.etcd]"
-            }
+/// Returns what to check in the settings after a connection failed; empty if TLS does not explain it. A member that has
+/// answered on the connection, `was_used`, agrees with the host about TLS.
+pub(crate) fn hint(settings: &Settings, status: &Status, was_used: bool) -> &'static str {
+    match failure(status) {
+        Failure::Issuer => "; set ca of [plugins.etcd] to a file with the certificates that sign those of etcd",
+        Failure::Name => "; set server_name of [plugins.etcd] to a name in the certificates of etcd",
+        Failure::ClientCertificate if settings.cert.is_some() => "; etcd does not accept cert of [plugins.etcd]",
+        Failure::ClientCertificate => "; if etcd requires a certificate, set cert and key of [plugins.etcd]",
+        Failure::Other => "",
+        _ if was_used => "",
+        Failure::Handshake | Failure::Closed if !settings.uses_tls() => {
+            "; if etcd uses TLS, set ca of [plugins.etcd], or tls = true"
+        }
+        Failure::Closed if settings.cert.is_none() => {
+            "; if etcd requires a certificate, set cert and key of [plugins.etcd]"
+        }
+        Failure::Closed => "; if etcd does not accept cert of [plugins.etcd], name another one",
+        Failure::Handshake => {
+            "; if etcd does not use TLS, remove tls, ca, cert, key and server_name from [plugins.etcd]"
         }
     }
 }

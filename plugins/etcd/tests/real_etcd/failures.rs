@@ -332,7 +332,6 @@ fn a_cluster_without_a_leader_is_reported_as_such() {
         format!("etcd cannot answer: {last} has no leader; check that most members of etcd run and reach each other");
     host.recorder.wait("the reason is reported", |reported| {
         let reason = reported.connection.clone()?.err()?;
-        println!("{reason}");
         (reason == expected).then_some(())
     });
     etcd.run(0);
