@@ -6,19 +6,23 @@ use vkog_plugin_host::{Chain, Plugin};
 
 /// Returns what this server announces.
 pub fn about(addresses: Vec<String>, plugins: &[Plugin], chain: &Chain) -> About {
+    let machine = gethostname::gethostname().to_string_lossy().into_owned();
+    About { machine, addresses, version: env!("CARGO_PKG_VERSION").to_owned(), plugins: loaded(plugins, chain) }
+}
+
+/// Returns the plugins of this server, in the order of the chain.
+fn loaded(plugins: &[Plugin], chain: &Chain) -> Vec<MemberPlugin> {
     let of_member = |name: &str| {
         let plugin = plugins.iter().find(|plugin| plugin.name() == name)?;
         let (version, sha256) = (plugin.library().version().to_owned(), plugin.library().sha256().to_string());
         Some(MemberPlugin { name: name.to_owned(), version, sha256 })
     };
-    let plugins = chain.members().iter().filter_map(|member| of_member(member.name())).collect();
-    let machine = gethostname::gethostname().to_string_lossy().into_owned();
-    About { machine, addresses, version: env!("CARGO_PKG_VERSION").to_owned(), plugins }
+    chain.members().iter().filter_map(|member| of_member(member.name())).collect()
 }
 
 /// Returns the servers on the store of this one. Blocks while a reload replaces plugins.
 pub fn members(engine: &Engine, shared: &SharedHost) -> Vec<Member> {
-    let here = engine.plugins().look(|plugins, chain, _| about(Vec::new(), plugins, chain));
+    let here = engine.plugins().look(|plugins, chain, _| loaded(plugins, chain));
     let status = shared.store().status();
     let member = |found: vkog_store::BackendMember| Member::new(found.id, &found.about, &status.id, &here);
     status.members.clone().into_iter().filter_map(member).collect()

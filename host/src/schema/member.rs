@@ -53,12 +53,12 @@ pub struct Member {
 }
 
 impl Member {
-    /// Reads what a server has announced. `here` is what the server that reads it announces. None for what announces no version.
-    pub fn new(id: String, about: &str, own_id: &str, here: &About) -> Option<Self> {
+    /// Reads what a server has announced. `here` has the plugins of the server that reads it. None for what announces no version.
+    pub fn new(id: String, about: &str, own_id: &str, here: &[MemberPlugin]) -> Option<Self> {
         let about: About = serde_json::from_str(about).unwrap_or_default();
         let own = id == own_id;
         let is_server = !about.version.is_empty();
-        is_server.then(|| Self { own, differs: !own && about.plugins != here.plugins, id, about })
+        is_server.then(|| Self { own, differs: !own && about.plugins != here, id, about })
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
         };
         let about =
             |plugins: &[MemberPlugin]| About { plugins: plugins.to_vec(), version: "1".to_owned(), ..About::default() };
-        let here = about(&[plugin("a", "1"), plugin("b", "2")]);
+        let here = [plugin("a", "1"), plugin("b", "2")];
         for (there, differs) in [
             (about(&[plugin("a", "1"), plugin("b", "2")]), false),
             (about(&[plugin("a", "1"), plugin("b", "3")]), true),
